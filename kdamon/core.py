@@ -1,0 +1,913 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The data access monitor's core (``mm/damon/core.c``): contexts, kdamond, regions adjustment, attributes, calls."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from attrs import evolve
+
+from kdamon import trace
+from kdamon.damon import (
+    damon_addr_range,
+    damon_attrs,
+    damon_call_control,
+    damon_ctx,
+    damon_nr_samples_per_aggr,
+    damon_operations,
+    damon_ops_id,
+    damon_region,
+    damon_region_sz_limit,
+    damon_target,
+    damos,
+)
+from kdamon.damos import (
+    damon_commit_schemes,
+    damos_set_next_apply_sis,
+    damos_walk,
+    damos_walk_cancel,
+    kdamond_apply_schemes,
+)
+from kdamon.kernel import (
+    ALIGN,
+    ALIGN_DOWN,
+    NSEC_PER_USEC,
+    UINT_MAX,
+    ULONG_MAX,
+    VirtualClock,
+    is_power_of_2,
+    kthread_run,
+    mult_frac,
+    rnd_state,
+    time_after_eq,
+    ulong,
+    virtual_kthread,
+)
+from kdamon.regions import Draw, damon_regions
+from kdamon.reports import (
+    damon_report_counters_of,
+    damon_report_queue,
+    damon_report_subscribe,
+    damon_report_unsubscribe,
+    kdamond_apply_zero_access_report,
+    kdamond_check_reported_accesses,
+)
+
+__all__ = [
+    "damon_add_region",
+    "damon_add_scheme",
+    "damon_add_target",
+    "damon_apply_min_nr_regions",
+    "damon_call",
+    "damon_commit_ctx",
+    "damon_commit_target_regions",
+    "damon_destroy_ctx",
+    "damon_destroy_target",
+    "damon_feed_loop_next_input",
+    "damon_is_registered_ops",
+    "damon_is_running",
+    "damon_kdamond_pid",
+    "damon_merge_regions_of",
+    "damon_new_ctx",
+    "damon_new_region",
+    "damon_new_target",
+    "damon_rand",
+    "damon_register_ops",
+    "damon_report_counters_of",
+    "damon_run",
+    "damon_select_ops",
+    "damon_set_attrs",
+    "damon_set_regions",
+    "damon_set_schemes",
+    "damon_start",
+    "damon_stop",
+    "damon_update_region_access_rate",
+    "damos_walk",
+    "kdamond_fn",
+    "kdamond_merge_regions",
+    "kdamond_reset_aggregated",
+    "kdamond_split_regions",
+    "validate_ctx",
+    "validate_regions",
+]
+
+log = logging.getLogger("kdamon")
+
+U64Array = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+damon_lock = threading.Lock()
+#: How many kdamonds run (nr_ctxs), and whether they want to be the only ones (exclusive).
+_running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
+
+damon_ops_lock = threading.Lock()
+damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
+
+
+# Operations sets.
+
+
+def damon_is_registered_ops(ops_id: damon_ops_id) -> bool:
+    """Tell whether the operations set ``ops_id`` can be selected."""
+    with damon_ops_lock:
+        return ops_id in damon_registered_ops
+
+
+def damon_register_ops(ops: damon_operations) -> None:
+    """Make ``ops`` selectable under its id.
+
+    :raises OSError: EINVAL the id is unknown or taken.
+    """
+    with damon_ops_lock:
+        if ops.id not in list(damon_ops_id) or ops.id in damon_registered_ops:
+            raise OSError(errno.EINVAL, f"operations set {ops.id!r} is unknown or registered already")
+        damon_registered_ops[ops.id] = ops
+
+
+def damon_select_ops(ctx: damon_ctx, ops_id: damon_ops_id) -> None:
+    """Let ``ctx`` be monitored by the operations set ``ops_id``.
+
+    :raises OSError: EINVAL there is no such set.
+    """
+    with damon_ops_lock:
+        ops = damon_registered_ops.get(ops_id)
+    if ops is None:
+        raise OSError(errno.EINVAL, f"operations set {ops_id!r} is not registered")
+    ctx.ops = ops
+
+
+# Random numbers.
+
+
+def damon_rand(ctx: damon_ctx, left: int | U64Array, right: int | U64Array, n: int = 1) -> U64Array:
+    """``n`` random numbers in [left, right), shape (n,); the bounds are numbers or columns of that shape.
+
+    The multiply-shift method of the kernel: 32 random bits for spans of up to 32 bits, 64 for wider ones.
+    """
+    low = np.asarray(left, np.uint64)
+    span = np.asarray(right, np.uint64) - low
+    raw = ctx.rnd.u64(n)
+    shift = np.uint64(32)
+    high_bits = raw >> shift
+    if int(span.max(initial=0)) <= UINT_MAX:
+        narrow: U64Array = low + (high_bits * span >> shift)
+        return narrow
+    # The upper half of a 64 by 64 bit product, from 32-bit halves.
+    mask = np.uint64(UINT_MAX)
+    low_bits, span_low, span_high = raw & mask, span & mask, span >> shift
+    middle = high_bits * span_low + (low_bits * span_low >> shift)
+    carry = (middle & mask) + low_bits * span_high
+    wide: U64Array = low + high_bits * span_high + (middle >> shift) + (carry >> shift)
+    return wide
+
+
+# Regions, targets, contexts.
+
+
+def damon_new_region(start: int, end: int) -> damon_region:
+    """A region [start, end) that nothing is known of."""
+    return damon_region(damon_addr_range(start, end))
+
+
+def damon_add_region(r: damon_region, t: damon_target) -> None:
+    """Add ``r`` behind the last region of ``t``."""
+    t.regions.append(r)
+
+
+def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_region_sz: int) -> None:
+    """Make ``t`` cover just ``ranges``; what is known of memory that stays is kept.
+
+    :param ranges: ascending, disjoint after rounding outwards to ``min_region_sz``.
+    :raises OSError: EINVAL a range is empty, or overlaps or precedes the one before; nothing is changed then.
+    """
+    aligned: list[tuple[int, int]] = []
+    for r in ranges:
+        start, end = ALIGN_DOWN(r.start, min_region_sz), ulong(ALIGN(r.end, min_region_sz))
+        if start >= end or (aligned and aligned[-1][1] > start):
+            raise OSError(errno.EINVAL, f"region {r.start}-{r.end} is empty, or overlaps or precedes the one before")
+        aligned.append((start, end))
+
+    regions = t.regions
+    if len(regions):
+        # Step 1: remove the regions that no range touches.
+        starts = np.array([r.start for r in ranges], np.uint64)
+        ends = np.array([r.end for r in ranges], np.uint64)
+        touched = np.searchsorted(ends, regions.start, "right") < np.searchsorted(starts, regions.end, "left")
+        regions.keep(touched)
+    if not len(regions):
+        t.regions = damon_regions([a for a, _ in aligned], [b for _, b in aligned])
+        return
+
+    # Step 2: fit the rest to the ranges, fill the holes.
+    rows: list[npt.NDArray[np.intp]] = []
+    new_start: list[U64Array] = []
+    new_end: list[U64Array] = []
+    at = 0
+    for r, (start, end) in zip(ranges, aligned, strict=True):
+        first = max(at, int(np.searchsorted(regions.end, np.uint64(r.start), "right")))
+        behind = max(first, int(np.searchsorted(regions.start, np.uint64(r.end), "left")))
+        at = behind
+        part_start, part_end = regions.start[first:behind].copy(), regions.end[first:behind].copy()
+        part = np.arange(first, behind, dtype=np.intp)
+        if first == behind:
+            part_start, part_end = np.array([start], np.uint64), np.array([end], np.uint64)
+            part = np.array([-1], np.intp)
+        else:
+            part_start[0], part_end[-1] = start, end
+            holes = np.nonzero(part_end[:-1] != part_start[1:])[0]
+            if len(holes):
+                hole_start, hole_end = part_end[holes], part_start[holes + 1]
+                part = np.insert(part, holes + 1, -1)
+                part_start = np.insert(part_start, holes + 1, hole_start)
+                part_end = np.insert(part_end, holes + 1, hole_end)
+        rows.append(part)
+        new_start.append(part_start)
+        new_end.append(part_end)
+    regions.rebuild(np.concatenate(rows), np.concatenate(new_start), np.concatenate(new_end))
+
+
+def damon_new_target() -> damon_target:
+    """A target of nothing."""
+    return damon_target()
+
+
+def damon_add_target(ctx: damon_ctx, t: damon_target) -> None:
+    """Add ``t`` behind the last target of ``ctx``."""
+    ctx.adaptive_targets.append(t)
+
+
+def damon_destroy_target(t: damon_target, ctx: damon_ctx | None) -> None:
+    """Remove ``t`` from ``ctx`` (None: it is in none) and give back what it holds."""
+    if ctx is not None:
+        ctx.adaptive_targets.remove(t)
+        if ctx.ops is not None and ctx.ops.cleanup_target is not None:
+            ctx.ops.cleanup_target(t)
+    _put_task(t)
+
+
+def _put_task(t: damon_target) -> None:
+    if t.task is not None:
+        t.task.put()
+        t.task = None
+
+
+def damon_new_ctx(seed: int | None = None) -> damon_ctx:
+    """A context with the default attributes: 5 ms, 100 ms, 60 s, 10 to 1000 regions.
+
+    :param seed: makes everything random in the context repeatable.
+    """
+    return damon_ctx(rnd=rnd_state(seed))
+
+
+def damon_destroy_ctx(ctx: damon_ctx) -> None:
+    """Give back what the targets and schemes of ``ctx`` hold; it must not run."""
+    for t in list(ctx.adaptive_targets):
+        damon_destroy_target(t, ctx)
+    ctx.schemes = []
+
+
+def damon_add_scheme(ctx: damon_ctx, s: damos) -> None:
+    """Add ``s`` behind the last scheme of ``ctx``."""
+    ctx.schemes.append(s)
+    damos_set_next_apply_sis(s, ctx)
+
+
+def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
+    """Replace the schemes of ``ctx``."""
+    ctx.schemes = []
+    for s in schemes:
+        damon_add_scheme(ctx, s)
+
+
+# Attributes.
+
+
+def _convert(counts: npt.NDArray[np.uint32], old: int, new: int) -> npt.NDArray[np.uint32]:
+    """Counts out of ``old`` samples as counts out of ``new``, through 1/10000 as in the kernel."""
+    whole, part = np.divmod(counts.astype(np.uint64), np.uint64(old))
+    bp = whole * np.uint64(10000) + part * np.uint64(10000) // np.uint64(old)
+    return (bp * np.uint64(new) // np.uint64(10000)).astype(np.uint32)
+
+
+def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregating: bool) -> None:
+    """Express the results that were found under ``ctx.attrs`` as if they had been found under ``new``.
+
+    :param aggregating: an aggregation interval is under way; what it counted so far is dropped.
+    """
+    old = ctx.attrs
+    if not (old.sample_interval and old.aggr_interval and new.sample_interval and new.aggr_interval):
+        return
+    old_max, new_max = damon_nr_samples_per_aggr(old), damon_nr_samples_per_aggr(new)
+    old_aggr, new_aggr = np.uint64(old.aggr_interval), np.uint64(new.aggr_interval)
+    for t in ctx.adaptive_targets:
+        regions = t.regions
+        regions.last_nr_accesses = _convert(regions.last_nr_accesses, old_max, new_max)
+        if aggregating:
+            regions.nr_accesses = np.zeros(len(regions), np.uint32)
+            regions.nr_unknown = np.zeros(len(regions), np.uint32)
+        else:
+            regions.nr_accesses = _convert(regions.nr_accesses, old_max, new_max)
+            regions.nr_unknown = _convert(regions.nr_unknown, old_max, new_max)
+        regions.age = (regions.age * old_aggr // new_aggr).astype(np.uint32)
+
+
+def _damon_valid_intervals_goal(attrs: damon_attrs) -> bool:
+    goal = attrs.intervals_goal
+    if not goal.aggrs:
+        return True
+    return goal.min_sample_us <= attrs.sample_interval <= goal.max_sample_us
+
+
+def damon_set_attrs(ctx: damon_ctx, attrs: damon_attrs) -> None:
+    """Set the monitoring attributes; results found so far are converted to the new intervals.
+
+    To be called while ``ctx`` does not run, or in its kdamond. ``attrs.aggr_samples`` is filled in if it is 0.
+
+    :raises OSError: EINVAL the sampling interval is outside of the intervals goal's bounds, fewer than 3 regions, more
+        regions at least than at most, or a sampling interval longer than the aggregation interval.
+    """
+    aggregating = not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis)
+    if not _damon_valid_intervals_goal(attrs):
+        raise OSError(errno.EINVAL, "the sampling interval must lie between the intervals goal's min and max")
+    if attrs.min_nr_regions < 3:
+        raise OSError(errno.EINVAL, "the minimum number of regions must be at least 3")
+    if attrs.min_nr_regions > attrs.max_nr_regions:
+        raise OSError(errno.EINVAL, "the minimum number of regions must not exceed the maximum")
+    if attrs.sample_interval > attrs.aggr_interval:
+        raise OSError(errno.EINVAL, "the sampling interval must not exceed the aggregation interval")
+    sample = attrs.sample_interval or 1
+    if not attrs.aggr_samples:
+        attrs.aggr_samples = attrs.aggr_interval // sample
+    ctx.next_aggregation_sis = ctx.passed_sample_intervals + attrs.aggr_interval // sample
+    ctx.next_ops_update_sis = ctx.passed_sample_intervals + attrs.ops_update_interval // sample
+    damon_update_monitoring_results(ctx, attrs, aggregating)
+    ctx.attrs = evolve(attrs, intervals_goal=evolve(attrs.intervals_goal))
+    for s in ctx.schemes:
+        damos_set_next_apply_sis(s, ctx)
+
+
+# Commit.
+
+
+def _damon_attrs_equals(a: damon_attrs, b: damon_attrs) -> bool:
+    return evolve(a, aggr_samples=0) == evolve(b, aggr_samples=0)
+
+
+def damon_commit_target_regions(dst: damon_target, src: damon_target, min_region_sz: int) -> None:
+    """Make ``dst`` cover what ``src`` covers; a source without regions changes nothing.
+
+    :raises OSError: EINVAL as :func:`damon_set_regions`.
+    """
+    regions = src.regions
+    if not len(regions):
+        return
+    apart = regions.end[:-1] != regions.start[1:]
+    starts = np.concatenate((regions.start[:1], regions.start[1:][apart]))
+    ends = np.concatenate((regions.end[:-1][apart], regions.end[-1:]))
+    ranges = [damon_addr_range(a, b) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+    damon_set_regions(dst, ranges, min_region_sz)
+
+
+def _damon_commit_target(dst: damon_target, src: damon_target, min_region_sz: int, dry_run: bool) -> None:
+    damon_commit_target_regions(dst, src, min_region_sz)
+    if not dry_run and src.task is not None:
+        # The source gives its reference away instead of both holding one: it is destroyed after the commit.
+        _put_task(dst)
+        dst.task, src.task = src.task, None
+    dst.pid = src.pid
+
+
+def _damon_commit_targets(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
+    before = list(dst.adaptive_targets)
+    for i, mine in enumerate(before):
+        theirs = src.adaptive_targets[i] if i < len(src.adaptive_targets) else None
+        if theirs is not None and not theirs.obsolete:
+            _damon_commit_target(mine, theirs, src.min_region_sz, dry_run)
+        else:
+            damon_destroy_target(mine, dst)
+    for theirs in src.adaptive_targets[len(before) :]:
+        if theirs.obsolete:
+            raise OSError(errno.EINVAL, "a target to remove has no counterpart among the monitored ones")
+        new = damon_new_target()
+        _damon_commit_target(new, theirs, src.min_region_sz, dry_run)
+        damon_add_target(dst, new)
+
+
+def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
+    dst.maybe_corrupted = True
+    if not is_power_of_2(src.min_region_sz):
+        raise OSError(errno.EINVAL, f"the smallest region, {src.min_region_sz}, is not a power of two")
+    damon_commit_schemes(dst, src)
+    # Targets before attributes: damon_set_attrs() converts the results of the targets.
+    _damon_commit_targets(dst, src, dry_run)
+    if not _damon_attrs_equals(dst.attrs, src.attrs):
+        damon_set_attrs(dst, src.attrs)
+    dst.pause = src.pause
+    dst.ops = src.ops
+    dst.addr_unit = src.addr_unit
+    dst.min_region_sz = src.min_region_sz
+    dst.report_counts = src.report_counts
+    dst.maybe_corrupted = False
+
+
+def _damon_new_test_ctx(dst: damon_ctx) -> damon_ctx:
+    test = damon_new_ctx()
+    _damon_commit_ctx(test, dst, dry_run=True)
+    return test
+
+
+def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
+    """Make the parameters of ``dst`` those of ``src`` and keep its results; ``src`` is to be destroyed afterwards.
+
+    Everything is tried on a copy first: when it fails, nothing was changed. To be called in the kdamond of a running
+    ``dst`` (:func:`damon_call`).
+
+    :raises OSError: EINVAL as :func:`damon_set_attrs` and :func:`damon_set_regions`; a removed target that is not
+        there; a smallest region that is not a power of two.
+    """
+    _damon_commit_ctx(_damon_new_test_ctx(dst), src, dry_run=True)
+    _damon_commit_ctx(dst, src, dry_run=False)
+
+
+# Minimum number of regions.
+
+
+def damon_apply_min_nr_regions(ctx: damon_ctx) -> int:
+    """Cut regions that are too large for ``min_nr_regions`` of them; returns the largest size, core address units."""
+    max_region_sz = ALIGN(damon_region_sz_limit(ctx), ctx.min_region_sz)
+    for t in ctx.adaptive_targets:
+        t.regions.split_max(max_region_sz)
+    return max_region_sz
+
+
+# Start and stop.
+
+
+def _damon_start(ctx: damon_ctx) -> None:
+    with ctx.kdamond_lock:
+        if ctx.kdamond is not None:
+            raise OSError(errno.EBUSY, "this context is monitored already")
+        ctx.kdamond_started.clear()
+        ctx.kdamond_error = None
+        ctx.kdamond = kthread_run(_kdamond_main, ctx, f"kdamond.{_running['nr_ctxs']}")
+        ctx.kdamond_started.wait()
+
+
+def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
+    """Start a kdamond for each of ``ctxs``.
+
+    :param exclusive: refuse if anything runs, and let nothing start beside them.
+    :raises OSError: EBUSY exclusive use forbids it, or one of them runs; EINVAL as :func:`damon_commit_ctx`.
+    """
+    for ctx in ctxs:
+        _damon_commit_ctx(damon_new_ctx(), ctx, dry_run=True)
+    started: list[damon_ctx] = []
+    try:
+        with damon_lock:
+            if (exclusive and _running["nr_ctxs"]) or (not exclusive and _running["exclusive"]):
+                raise OSError(errno.EBUSY, "another user of the monitor runs, and one of the two wants it exclusively")
+            for ctx in ctxs:
+                _damon_start(ctx)
+                started.append(ctx)
+                _running["nr_ctxs"] += 1
+            if exclusive and _running["nr_ctxs"]:
+                _running["exclusive"] = True
+    except OSError:
+        damon_stop(started)
+        raise
+
+
+def damon_run(ctx: damon_ctx, seconds: float) -> None:
+    """Monitor ``ctx`` in simulated time, in the calling thread, for ``seconds`` of it.
+
+    :raises OSError: EBUSY it is monitored already; EINVAL its clock is not virtual, or as :func:`damon_commit_ctx`.
+    """
+    clock = ctx.clock
+    if not isinstance(clock, VirtualClock):
+        raise OSError(errno.EINVAL, "only a context with a virtual clock can run in simulated time")
+    _damon_commit_ctx(damon_new_ctx(), ctx, dry_run=True)
+    clock.end = clock.now() + round(seconds * 1e9)
+    with ctx.kdamond_lock:
+        if ctx.kdamond is not None:
+            raise OSError(errno.EBUSY, "this context is monitored already")
+        ctx.kdamond = virtual_kthread(kdamond_fn, ctx, "kdamond", clock)
+    ctx.kdamond.start()
+
+
+def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
+    """Stop the kdamonds of ``ctxs`` and wait for their end."""
+    for ctx in ctxs:
+        with ctx.kdamond_lock:
+            kdamond = ctx.kdamond
+        if kdamond is not None:
+            kdamond.stop()
+
+
+def damon_is_running(ctx: damon_ctx) -> bool:
+    """Tell whether ``ctx`` has a kdamond."""
+    with ctx.kdamond_lock:
+        return ctx.kdamond is not None
+
+
+def damon_kdamond_pid(ctx: damon_ctx) -> int:
+    """Thread id of the kdamond of ``ctx``.
+
+    :raises OSError: EINVAL it has none.
+    """
+    with ctx.kdamond_lock:
+        if ctx.kdamond is None:
+            raise OSError(errno.EINVAL, "this context is not being monitored")
+        return ctx.kdamond.pid
+
+
+# Calls.
+
+
+def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
+    """Let the kdamond of ``ctx`` call ``control.fn(control.data)`` between two sampling intervals.
+
+    Waits for the call unless it is to be repeated.
+
+    :raises OSError: EINVAL no context; ECANCELED its kdamond does not run (any more); what ``fn`` raised.
+    """
+    if ctx is None:
+        raise OSError(errno.EINVAL, "there is no context to call a function for")
+    control.completion.clear()
+    control.canceled = False
+    control.error = None
+    with ctx.call_controls_lock:
+        obsolete = ctx.call_controls_obsolete
+        if not obsolete:
+            ctx.call_controls.append(control)
+    if not obsolete:
+        if control.repeat:
+            return
+        control.completion.wait()
+    if obsolete or control.canceled:
+        _wait_end(ctx)
+        raise OSError(errno.ECANCELED, "the kdamond does not run")
+    if control.error is not None:
+        raise control.error
+
+
+def _wait_end(ctx: damon_ctx) -> None:
+    """Return once ``ctx`` has no kdamond, as a failed call promises."""
+    with ctx.kdamond_lock:
+        kdamond = ctx.kdamond
+    if kdamond is not None:
+        kdamond.join()
+
+
+def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
+    """Make or cancel the calls that were asked for."""
+    if not ctx.call_controls:
+        return
+    with ctx.call_controls_lock:
+        controls, ctx.call_controls = ctx.call_controls, []
+    keep: list[damon_call_control] = []
+    for i, control in enumerate(controls):
+        if ctx.maybe_corrupted and not cancel:
+            keep += controls[i:]
+            break
+        if cancel:
+            control.canceled = True
+        else:
+            try:
+                control.fn(control.data)
+            except OSError as error:
+                control.error = error
+            except BaseException:
+                control.canceled = True
+                control.completion.set()
+                ctx.call_controls = controls[i + 1 :]
+                raise
+            if control.repeat:
+                keep.append(control)
+        if not control.repeat or cancel:
+            control.completion.set()
+    with ctx.call_controls_lock:
+        ctx.call_controls = keep + ctx.call_controls
+
+
+# Aggregation.
+
+
+def kdamond_reset_aggregated(ctx: damon_ctx) -> None:
+    """Show the complete counters to the tracepoint and start a new aggregation interval."""
+    for i, t in enumerate(ctx.adaptive_targets):
+        if trace.damon_aggregated.enabled():
+            trace.damon_aggregated(ctx, i, t.regions)
+        t.regions.reset_aggregated()
+
+
+def damon_get_intervals_score(ctx: damon_ctx) -> int:
+    """Observed access events against the wanted ones, in 1/10000."""
+    max_events = events = 0
+    for t in ctx.adaptive_targets:
+        sizes = t.regions.sizes()
+        max_events += int(sizes.sum()) * ctx.attrs.aggr_samples
+        events += int((sizes * t.regions.nr_accesses).sum())
+    target_events = ulong(max_events) * ctx.attrs.intervals_goal.access_bp // 10000 or 1
+    return mult_frac(ulong(events), 10000, target_events)
+
+
+def damon_feed_loop_next_input(last_input: int, score: int) -> int:
+    """The input that should bring ``score`` to 10000, given that ``last_input`` brought it where it is.
+
+    :returns: at least 10000, at most ULONG_MAX.
+    """
+    goal = min_input = 10000
+    if score == goal:
+        return last_input
+    if score >= 2 * goal:
+        return min_input
+    difference = abs(score - goal)
+    if last_input < ULONG_MAX // difference:
+        compensation = last_input * difference // goal
+    else:
+        compensation = last_input // goal * difference
+    if score > goal:
+        return max(last_input - compensation, min_input)
+    return min(last_input + compensation, ULONG_MAX)
+
+
+def damon_get_intervals_adaptation_bp(ctx: damon_ctx) -> int:
+    """By how much the intervals should change, 5000 to 20000 in 1/10000."""
+    adaptation = damon_feed_loop_next_input(100_000_000, damon_get_intervals_score(ctx)) // 10000
+    return 5000 + adaptation // 2 if adaptation <= 10000 else adaptation
+
+
+def kdamond_tune_intervals(ctx: damon_ctx) -> None:
+    """Lengthen the intervals if too few accesses were observed, shorten them if too many."""
+    adaptation = damon_get_intervals_adaptation_bp(ctx)
+    if adaptation == 10000:
+        return
+    goal = ctx.attrs.intervals_goal
+    sample = min(goal.max_sample_us, ctx.attrs.sample_interval * adaptation // 10000)
+    sample = max(goal.min_sample_us, sample)
+    trace.damon_monitor_intervals_tune(ctx, sample)
+    damon_set_attrs(ctx, evolve(ctx.attrs, sample_interval=sample, aggr_interval=sample * ctx.attrs.aggr_samples))
+
+
+# Merge and split.
+
+
+def damon_merge_regions_of(t: damon_target, threshold: int, sz_limit: int, count_age: bool) -> None:
+    """Merge neighbours of ``t`` with similar access frequencies, and let regions age.
+
+    :param threshold: largest difference of nr_accesses to merge.
+    :param sz_limit: largest region to make, core address units.
+    """
+    if count_age:
+        t.regions.count_age(threshold)
+    t.regions.merge_similar(threshold, sz_limit)
+
+
+def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
+    """Merge similar neighbours; with growing threshold if there are too many regions afterwards."""
+    max_threshold = damon_nr_samples_per_aggr(ctx.attrs)
+    count_age = True
+    while True:
+        for t in ctx.adaptive_targets:
+            damon_merge_regions_of(t, threshold, sz_limit, count_age)
+        count_age = False
+        nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
+        if nr_regions <= ctx.attrs.max_nr_regions or max_threshold <= threshold:
+            break
+        threshold = max(1, threshold * 2) if threshold < max_threshold // 2 else max_threshold
+
+
+def damon_split_some_regions(ctx: damon_ctx, step: int) -> None:
+    """Split one in every ``step`` regions, beginning one further each time."""
+    offset = ctx.split_rotation % step
+    ctx.split_rotation += 1
+    before = 0
+    for t in ctx.adaptive_targets:
+        n = len(t.regions)
+        among = np.arange(before, before + n) % step == offset
+        t.regions.split_random(2, ctx.min_region_sz, _draw(ctx), among)
+        before += n
+
+
+def _draw(ctx: damon_ctx) -> Draw:
+    return lambda left, right, n: damon_rand(ctx, left, right, n)
+
+
+def kdamond_split_regions(ctx: damon_ctx) -> None:
+    """Split regions, so that different halves can be told apart; never beyond the maximum number of regions."""
+    max_nr_regions = ctx.attrs.max_nr_regions
+    nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
+    if nr_regions < max_nr_regions:
+        if nr_regions > max_nr_regions // 2:
+            damon_split_some_regions(ctx, max_nr_regions // (max_nr_regions - nr_regions))
+        else:
+            # Maybe the middle of a region has another access frequency.
+            nr_subs = 3 if ctx.last_nr_regions == nr_regions and nr_regions < max_nr_regions // 3 else 2
+            for t in ctx.adaptive_targets:
+                t.regions.split_random(nr_subs, ctx.min_region_sz, _draw(ctx))
+    # Kernel: last_nr_regions and the rotation are static variables that all contexts share. Here: one per context,
+    # because the number of regions of another context says nothing about this one.
+    ctx.last_nr_regions = nr_regions
+
+
+# The kdamond.
+
+
+def kdamond_need_stop(ctx: damon_ctx) -> bool:
+    """Tell whether to end: it was asked to, or no target can be monitored any more."""
+    if ctx.kdamond is not None and ctx.kdamond.should_stop():
+        return True
+    if ctx.ops is None or ctx.ops.target_valid is None:
+        return False
+    return not any(ctx.ops.target_valid(t) for t in ctx.adaptive_targets)
+
+
+def kdamond_usleep(ctx: damon_ctx, usecs: int) -> None:
+    """Sleep to the end of the present interval.
+
+    Kernel: sleeps ``usecs`` from now, so that the work's time comes on top and every interval is late by it. Here:
+    sleeps to the next multiple of the interval. When less than half of an interval is left, the work took too long:
+    that interval is counted as missed, and the sample gets a whole one, since a sample of a moment would see no access.
+    """
+    interval = max(usecs, 1) * NSEC_PER_USEC
+    now = ctx.clock.now()
+    ctx.deadline += interval
+    if ctx.deadline - now < interval // 2:
+        missed = -(-(now + interval // 2 - ctx.deadline) // interval)
+        ctx.missed_intervals += missed
+        ctx.deadline += missed * interval
+    assert ctx.kdamond is not None
+    ctx.clock.sleep_until(ctx.deadline, ctx.kdamond.wake)
+
+
+def kdamond_init_ctx(ctx: damon_ctx) -> None:
+    """Set the counters of sampling intervals to the beginning."""
+    sample = ctx.attrs.sample_interval or 1
+    ctx.passed_sample_intervals = 0
+    ctx.next_aggregation_sis = ctx.attrs.aggr_interval // sample
+    ctx.next_ops_update_sis = ctx.attrs.ops_update_interval // sample
+    ctx.next_intervals_tune_sis = ctx.next_aggregation_sis * ctx.attrs.intervals_goal.aggrs
+    if not ctx.attrs.aggr_samples:
+        ctx.attrs.aggr_samples = ctx.attrs.aggr_interval // sample
+    for s in ctx.schemes:
+        damos_set_next_apply_sis(s, ctx)
+    ctx.missed_intervals = ctx.nr_samples = ctx.nr_unknown = 0
+    ctx.maybe_corrupted = False
+
+
+def kdamond_fn(ctx: damon_ctx) -> None:
+    """Monitor ``ctx`` until it is to be stopped: the kdamond."""
+    with ctx.call_controls_lock:
+        ctx.call_controls_obsolete = False
+    with ctx.walk_control_lock:
+        ctx.walk_control_obsolete = False
+    kdamond_init_ctx(ctx)
+    ctx.reports = damon_report_queue(ctx.clock)
+    damon_report_subscribe(ctx.reports)
+    ctx.kdamond_started.set()
+    try:
+        _kdamond_loop(ctx)
+    except BaseException as error:
+        ctx.kdamond_error = error
+        raise
+    finally:
+        _kdamond_done(ctx)
+
+
+def _kdamond_loop(ctx: damon_ctx) -> None:
+    ops = ctx.ops
+    if ops is None:
+        return
+    if ops.init is not None:
+        ops.init(ctx)
+    sz_limit = damon_apply_min_nr_regions(ctx)
+    ctx.deadline = ctx.clock.now()
+    while not kdamond_need_stop(ctx):
+        ops = ctx.ops
+        assert ops is not None
+        # A call may change the attributes: this iteration goes by the values that it began with.
+        next_aggregation_sis = ctx.next_aggregation_sis
+        next_ops_update_sis = ctx.next_ops_update_sis
+
+        if ops.prepare_access_checks is not None:
+            ops.prepare_access_checks(ctx)
+        kdamond_usleep(ctx, ctx.attrs.sample_interval)
+        if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
+            break  # woken before the interval was over: the samples are worth nothing
+        ctx.passed_sample_intervals += 1
+
+        reported = kdamond_check_reported_accesses(ctx)
+        max_nr_accesses = ops.check_accesses(ctx) if ops.check_accesses is not None else 0
+        if reported or ops.check_accesses is None:
+            max_nr_accesses = max(max_nr_accesses, kdamond_apply_zero_access_report(ctx))
+
+        aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)
+        if aggregated:
+            kdamond_merge_regions(ctx, max_nr_accesses // 10, sz_limit)
+            sz_limit = damon_apply_min_nr_regions(ctx)
+
+        kdamond_call(ctx, cancel=False)
+        if ctx.maybe_corrupted:
+            break
+        if ctx.pause and not _kdamond_paused(ctx):
+            break
+        if ctx.schemes:
+            kdamond_apply_schemes(ctx)
+        else:
+            damos_walk_cancel(ctx)
+
+        if aggregated:
+            _kdamond_aggregated(ctx, next_aggregation_sis)
+        if time_after_eq(ctx.passed_sample_intervals, next_ops_update_sis):
+            sample = ctx.attrs.sample_interval or 1
+            ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
+            if ops.update is not None:
+                ops.update(ctx)
+
+
+def _kdamond_paused(ctx: damon_ctx) -> bool:
+    """Do nothing but calls until the pause is over; returns False if the kdamond has to end."""
+    while ctx.pause:
+        damos_walk_cancel(ctx)
+        kdamond_usleep(ctx, ctx.attrs.sample_interval)
+        kdamond_call(ctx, cancel=False)
+        if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
+            return False
+    return True
+
+
+def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
+    """Finish an aggregation interval that began with ``next_aggregation_sis`` as its end."""
+    goal = ctx.attrs.intervals_goal
+    if goal.aggrs and time_after_eq(ctx.passed_sample_intervals, ctx.next_intervals_tune_sis):
+        # A call may have moved it; damon_set_attrs() would take this for the middle of an aggregation interval.
+        ctx.next_aggregation_sis = next_aggregation_sis
+        ctx.next_intervals_tune_sis += ctx.attrs.aggr_samples * goal.aggrs
+        kdamond_tune_intervals(ctx)
+    sample = ctx.attrs.sample_interval or 1
+    ctx.next_aggregation_sis = next_aggregation_sis + ctx.attrs.aggr_interval // sample
+    kdamond_reset_aggregated(ctx)
+    kdamond_split_regions(ctx)
+
+
+def _kdamond_done(ctx: damon_ctx) -> None:
+    """Leave nothing behind: targets, reports, calls and walks."""
+    damon_report_unsubscribe(ctx.reports)
+    for t in list(ctx.adaptive_targets):
+        damon_destroy_target(t, ctx)
+    with ctx.call_controls_lock:
+        ctx.call_controls_obsolete = True
+    kdamond_call(ctx, cancel=True)
+    with ctx.walk_control_lock:
+        ctx.walk_control_obsolete = True
+    damos_walk_cancel(ctx)
+    with ctx.kdamond_lock:
+        ctx.kdamond = None
+
+
+def _kdamond_main(ctx: damon_ctx) -> None:
+    """What a kdamond's thread does: monitor, and make room for exclusive users afterwards."""
+    try:
+        kdamond_fn(ctx)
+    finally:
+        with damon_lock:
+            _running["nr_ctxs"] -= 1
+            if not _running["nr_ctxs"]:
+                _running["exclusive"] = False
+
+
+def damon_update_region_access_rate(regions: damon_regions, accessed: Mask) -> None:
+    """Count the regions where ``accessed`` (shape (n,)) is true, but none that a report was counted for."""
+    regions.nr_accesses += accessed & ~regions.access_reported
+
+
+# Invariants.
+
+
+def validate_regions(regions: damon_regions) -> None:
+    """Check that regions are ascending, disjoint and not empty, and all columns as long (``damon_verify_ctx()``).
+
+    :raises AssertionError: they are not.
+    """
+    assert (regions.start < regions.end).all(), "a region is empty"
+    assert (regions.end[:-1] <= regions.start[1:]).all(), "regions overlap or are not in order"
+    for name in damon_regions.__slots__:
+        column = getattr(regions, name)
+        assert column is None or len(column) == len(regions), f"column {name} has another length"
+
+
+def validate_ctx(ctx: damon_ctx) -> None:
+    """Check the invariants of ``ctx``: those of its regions, and no more accesses than samples.
+
+    :raises AssertionError: they do not hold.
+    """
+    samples = damon_nr_samples_per_aggr(ctx.attrs)
+    for t in ctx.adaptive_targets:
+        validate_regions(t.regions)
+        for column in (t.regions.nr_accesses, t.regions.nr_unknown):
+            assert int(column.max(initial=0)) <= samples, "a region was counted more often than it was sampled"

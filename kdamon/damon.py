@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The structures of ``include/linux/damon.h`` under their own names.
+
+Differences that run through the port: regions are the columns of one table (:mod:`kdamon.regions`), a
+:class:`damon_region` is a value for callers; lists are Python lists; a function that returns an errno in C raises
+:class:`OSError` here. Times are microseconds and counters of sampling intervals (``*_sis``) as in the kernel.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from enum import Enum, IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+
+from kdamon.kernel import PAGE_SIZE, UINT_MAX, ULONG_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
+from kdamon.mm import AddressSpace, Machine, Task
+from kdamon.regions import DAMON_MAX_PROBES, damon_regions
+
+__all__ = [
+    "DAMON_MAX_PROBES",
+    "DAMON_MIN_REGION_SZ",
+    "DAMOS_MAX_SCORE",
+    "damon_access_report",
+    "damon_addr_range",
+    "damon_attrs",
+    "damon_call_control",
+    "damon_ctx",
+    "damon_intervals_goal",
+    "damon_mvsum",
+    "damon_nr_accesses_mvsum",
+    "damon_nr_regions",
+    "damon_nr_samples_per_aggr",
+    "damon_operations",
+    "damon_ops_id",
+    "damon_region",
+    "damon_region_sz_limit",
+    "damon_report_counters",
+    "damon_target",
+    "damon_target_has_pid",
+    "damos",
+    "damos_access_pattern",
+    "damos_action",
+    "damos_stat",
+    "damos_walk_control",
+]
+
+DAMON_MIN_REGION_SZ = PAGE_SIZE
+DAMOS_MAX_SCORE = 99
+
+U32Array = npt.NDArray[np.uint32]
+
+
+@define(slots=True)
+class damon_addr_range:
+    """The half open range of addresses [start, end), in core address units (bytes where addr_unit is 1)."""
+
+    start: int
+    end: int
+
+
+@define(slots=True)
+class damon_region:
+    """One region as a value: to give regions to a target, and as snapshots and walks hand them out.
+
+    Changing it changes no target.
+    """
+
+    ar: damon_addr_range
+    nr_accesses: int = 0
+    age: int = 0
+    last_nr_accesses: int = 0
+    sampling_addr: int = 0
+    probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
+    last_probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
+    #: Samples of the present aggregation interval that could not be taken (no kernel counterpart).
+    nr_unknown: int = 0
+
+    @property
+    def start(self) -> int:
+        """First address."""
+        return self.ar.start
+
+    @property
+    def end(self) -> int:
+        """The address behind the last one."""
+        return self.ar.end
+
+    @property
+    def size(self) -> int:
+        """Size in core address units."""
+        return self.ar.end - self.ar.start
+
+
+@define(slots=True, eq=False)
+class damon_target:
+    """A monitored address space.
+
+    :ivar pid: process number, 0 where the operations set needs none.
+    :ivar regions: the target's region table.
+    :ivar task: the process behind ``pid``, taken when monitoring starts (the kernel's ``pid`` is this reference).
+    :ivar obsolete: in a commit's source: remove the target at this place (kernel: same).
+    """
+
+    pid: int = 0
+    regions: damon_regions = field(factory=damon_regions)
+    task: Task | None = None
+    obsolete: bool = False
+    #: The address space that was sampled last, to notice an exec (no kernel counterpart).
+    mm: AddressSpace | None = None
+
+
+class damon_ops_id(IntEnum):
+    """Operations sets (``enum damon_ops_id``)."""
+
+    DAMON_OPS_VADDR = 0
+    DAMON_OPS_FVADDR = 1
+    DAMON_OPS_PADDR = 2
+
+
+@define(slots=True)
+class damon_intervals_goal:
+    """Target of the intervals auto-tuning.
+
+    :ivar access_bp: wanted share of observed accesses among the possible ones, in 1/10000.
+    :ivar aggrs: aggregations between adjustments; 0 turns the tuning off.
+    :ivar min_sample_us: lower bound of the tuned sampling interval.
+    :ivar max_sample_us: upper bound of it.
+    """
+
+    access_bp: int = 0
+    aggrs: int = 0
+    min_sample_us: int = 0
+    max_sample_us: int = 0
+
+
+@define(slots=True)
+class damon_attrs:
+    """Monitoring attributes; intervals in microseconds.
+
+    :ivar aggr_samples: aggregation over sampling interval, kept constant by the auto-tuning; 0 is filled in by
+        :func:`kdamon.core.damon_set_attrs`.
+    """
+
+    sample_interval: int = 5000
+    aggr_interval: int = 100_000
+    ops_update_interval: int = 60_000_000
+    intervals_goal: damon_intervals_goal = field(factory=damon_intervals_goal)
+    min_nr_regions: int = 10
+    max_nr_regions: int = 1000
+    aggr_samples: int = 0
+
+
+@define(slots=True)
+class damon_access_report:
+    """One access that a source saw (the series' ``struct damon_access_report``).
+
+    :ivar pid: process that owns the virtual address; 0 for a physical address. Only compared, never looked up.
+    :ivar addr: start of the reported range, bytes.
+    :ivar size: its size, bytes.
+    :ivar nr_accesses: how often it was accessed.
+    :ivar node_id: NUMA node of the CPU that made the access, not of the memory.
+    :ivar write: whether it was a write.
+    :ivar cpu: the CPU that made it, -1 unknown.
+    :ivar tid: the thread that made it, 0 unknown.
+    """
+
+    pid: int
+    addr: int
+    size: int
+    nr_accesses: int = 1
+    node_id: int = -1
+    write: bool = False
+    cpu: int = -1
+    tid: int = 0
+
+
+@define(slots=True)
+class damon_report_counters:
+    """What became of the reports that a context received.
+
+    ``accepted == applied + ineligible + straddling + outside + late + pending`` always; ``dropped`` reports were
+    sent too, but there was no room for them.
+    """
+
+    accepted: int = 0
+    applied: int = 0
+    ineligible: int = 0
+    straddling: int = 0
+    outside: int = 0
+    late: int = 0
+    dropped: int = 0
+    pending: int = 0
+
+
+class ReportLike(Protocol):
+    """One report or a batch of them: attributes are values or columns."""
+
+    @property
+    def pid(self) -> Any:
+        """Process number or numbers."""
+        ...
+
+
+@define(slots=True, kw_only=True)
+class damon_operations:
+    """An operations set: how one kind of address space is monitored. Every callback may be missing.
+
+    :ivar id: under which the set is registered.
+    :ivar init: called once when the kdamond starts.
+    :ivar update: called each ops update interval.
+    :ivar prepare_access_checks: called at the start of each sampling interval.
+    :ivar check_accesses: called at its end; counts accesses, returns the maximum nr_accesses.
+    :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
+    :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
+    :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
+        the bytes that passed the operations set's filters.
+    :ivar target_valid: tells whether a target can still be monitored.
+    :ivar cleanup_target: gives back what a target holds.
+    :ivar target_has_pid: whether targets of this set are processes (``damon_target_has_pid()``).
+    """
+
+    id: damon_ops_id
+    init: Callable[[damon_ctx], None] | None = None
+    update: Callable[[damon_ctx], None] | None = None
+    prepare_access_checks: Callable[[damon_ctx], None] | None = None
+    check_accesses: Callable[[damon_ctx], int] | None = None
+    eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
+    get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
+    apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
+    target_valid: Callable[[damon_target], bool] | None = None
+    cleanup_target: Callable[[damon_target], None] | None = None
+    target_has_pid: bool = False
+
+
+class damos_action(Enum):
+    """What a scheme does to matching regions; the value is the tree's keyword, the order the kernel's."""
+
+    DAMOS_WILLNEED = "willneed"
+    DAMOS_COLD = "cold"
+    DAMOS_PAGEOUT = "pageout"
+    DAMOS_HUGEPAGE = "hugepage"
+    DAMOS_NOHUGEPAGE = "nohugepage"
+    DAMOS_COLLAPSE = "collapse"
+    DAMOS_LRU_PRIO = "lru_prio"
+    DAMOS_LRU_DEPRIO = "lru_deprio"
+    DAMOS_MIGRATE_HOT = "migrate_hot"
+    DAMOS_MIGRATE_COLD = "migrate_cold"
+    DAMOS_STAT = "stat"
+
+
+@define(slots=True)
+class damos_access_pattern:
+    """Which regions a scheme wants; all bounds inclusive, sizes in core address units, ages in aggregations."""
+
+    min_sz_region: int = 0
+    max_sz_region: int = ULONG_MAX
+    min_nr_accesses: int = 0
+    max_nr_accesses: int = UINT_MAX
+    min_age_region: int = 0
+    max_age_region: int = UINT_MAX
+
+
+@define(slots=True)
+class damos_stat:
+    """Statistics of a scheme; sizes in core address units."""
+
+    nr_tried: int = 0
+    sz_tried: int = 0
+    nr_applied: int = 0
+    sz_applied: int = 0
+    sz_ops_filter_passed: int = 0
+    qt_exceeds: int = 0
+    nr_snapshots: int = 0
+
+
+@define(slots=True, eq=False)
+class damos:
+    """A DAMON-based operation scheme.
+
+    :ivar apply_interval_us: time between applications, 0 means the aggregation interval.
+    :ivar max_nr_snapshots: stop after so many snapshots; 0 never.
+    :ivar next_apply_sis: private, sampling intervals since start at which it is applied next.
+    :ivar walk_completed: private, whether the installed walk saw one application of it.
+    """
+
+    pattern: damos_access_pattern = field(factory=damos_access_pattern)
+    action: damos_action = damos_action.DAMOS_STAT
+    apply_interval_us: int = 0
+    max_nr_snapshots: int = 0
+    stat: damos_stat = field(factory=damos_stat)
+    next_apply_sis: int = 0
+    walk_completed: bool = False
+
+
+@define(slots=True, eq=False)
+class damon_call_control:
+    """A function for the kdamond to call between two sampling intervals (:func:`kdamon.core.damon_call`).
+
+    :ivar fn: called with ``data`` in the kdamond; an :class:`OSError` it raises is raised again for the caller.
+    :ivar repeat: call it every iteration instead of once, without waiting for it.
+    """
+
+    fn: Callable[[Any], None]
+    data: Any = None
+    repeat: bool = False
+    canceled: bool = False
+    error: OSError | None = None
+    completion: threading.Event = field(factory=threading.Event)
+
+
+@define(slots=True, eq=False)
+class damos_walk_control:
+    """A function to call for each region that a scheme tries (:func:`kdamon.core.damos_walk`).
+
+    :ivar walk_fn: called in the kdamond with data, context, target, region, scheme and the bytes of the region
+        that passed the operations set's filters.
+    """
+
+    walk_fn: Callable[[Any, damon_ctx, damon_target, damon_region, damos, int], None]
+    data: Any = None
+    canceled: bool = False
+    completion: threading.Event = field(factory=threading.Event)
+
+
+@define(slots=True, eq=False)
+class damon_ctx:
+    """A monitoring context: what is monitored, how, and the state of it.
+
+    Public, to be set before :func:`kdamon.core.damon_start` or through :func:`kdamon.core.damon_commit_ctx`:
+
+    :ivar attrs: set by :func:`kdamon.core.damon_set_attrs`.
+    :ivar ops: selected by :func:`kdamon.core.damon_select_ops`.
+    :ivar addr_unit: bytes of one core address unit.
+    :ivar min_region_sz: smallest region, core address units, a power of two.
+    :ivar pause: monitor nothing until a commit clears it.
+    :ivar adaptive_targets: the targets.
+    :ivar schemes: the schemes in their order.
+    :ivar machine: where processes are found; None serves operations sets without processes.
+    :ivar clock: the context's only source of time.
+    :ivar report_counts: add ``nr_accesses`` of reports (first version of the series) instead of at most one per
+        region and sampling interval.
+    """
+
+    attrs: damon_attrs = field(factory=damon_attrs)
+    ops: damon_operations | None = None
+    addr_unit: int = 1
+    min_region_sz: int = DAMON_MIN_REGION_SZ
+    pause: bool = False
+    adaptive_targets: list[damon_target] = field(factory=list)
+    schemes: list[damos] = field(factory=list)
+    machine: Machine | None = None
+    clock: Clock = field(factory=RealClock)
+    report_counts: bool = False
+
+    # Private, counted in sampling intervals since the kdamond started.
+    passed_sample_intervals: int = 0
+    next_aggregation_sis: int = 0
+    next_ops_update_sis: int = 0
+    next_intervals_tune_sis: int = 0
+    #: Sampling intervals that were over before the kdamond came to them.
+    missed_intervals: int = 0
+    #: Samples that could not be taken, and all samples.
+    nr_unknown: int = 0
+    nr_samples: int = 0
+
+    rnd: rnd_state = field(factory=rnd_state)
+    #: Number of regions after the last split (kernel: one variable for all contexts).
+    last_nr_regions: int = 0
+    #: Where :func:`kdamon.core.damon_split_some_regions` goes on (kernel: one variable for all contexts).
+    split_rotation: int = 0
+    maybe_corrupted: bool = False
+    #: When the present sampling interval ends, nanoseconds of the clock.
+    deadline: int = 0
+
+    kdamond: kthread | None = None
+    #: The exception that ended the last kdamond, None if it ended as meant.
+    kdamond_error: BaseException | None = None
+    kdamond_lock: threading.Lock = field(factory=threading.Lock)
+    kdamond_started: threading.Event = field(factory=threading.Event)
+    call_controls: list[damon_call_control] = field(factory=list)
+    call_controls_obsolete: bool = True
+    call_controls_lock: threading.Lock = field(factory=threading.Lock)
+    walk_control: damos_walk_control | None = None
+    walk_control_obsolete: bool = True
+    walk_control_lock: threading.Lock = field(factory=threading.Lock)
+    #: Reports on their way to this context (:mod:`kdamon.reports`), made when the kdamond starts.
+    reports: Any = None
+
+
+def damon_nr_regions(t: damon_target) -> int:
+    """Number of regions of ``t``."""
+    return len(t.regions)
+
+
+def damon_target_has_pid(ctx: damon_ctx) -> bool:
+    """Tell whether the targets of ``ctx`` are processes."""
+    return ctx.ops is not None and ctx.ops.target_has_pid
+
+
+def damon_nr_samples_per_aggr(attrs: damon_attrs) -> int:
+    """How often a region is sampled in an aggregation interval; at least 1, at most UINT_MAX."""
+    return min(attrs.aggr_interval // (attrs.sample_interval or 1), UINT_MAX) or 1
+
+
+def damon_region_sz_limit(ctx: damon_ctx) -> int:
+    """Largest size that leaves room for ``min_nr_regions`` regions, core address units."""
+    total = sum(t.regions.total() for t in ctx.adaptive_targets)
+    if ctx.attrs.min_nr_regions:
+        total //= ctx.attrs.min_nr_regions
+    return max(total, ctx.min_region_sz)
+
+
+def damon_mvsum(current: U32Array, last: U32Array, left_bp: int) -> U32Array:
+    """Estimate a full window's count from a started one: ``current + last * left_bp / 10000``, shape (n,).
+
+    :param left_bp: share of the window that is still to come, 1/10000; all of it gives ``last``.
+    """
+    if left_bp == 10000:
+        return last
+    if left_bp == 0:
+        return current
+    # mult_frac() on columns.
+    whole, part = np.divmod(last.astype(np.uint64), np.uint64(10000))
+    share = np.uint64(left_bp)
+    rest: U32Array = (whole * share + part * share // np.uint64(10000)).astype(np.uint32)
+    return current + rest
+
+
+def damon_nr_accesses_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
+    """Moving sum of nr_accesses over the last aggregation interval's time, shape (n,)."""
+    window = damon_nr_samples_per_aggr(ctx.attrs)
+    left = 0
+    if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):
+        left = ctx.next_aggregation_sis - ctx.passed_sample_intervals
+    return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, mult_frac(left, 10000, window))

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The region table: the port's replacement for the linked list of ``struct damon_region``.
+
+A target's regions are the columns of one table, in address order, with C's widths, so that unsigned arithmetic wraps
+as it does in C. What is a loop over regions in the kernel is one function over the table here. Only the greedy merge
+is sequential by nature; it walks plain lists where vectors would not pay (see :func:`_merge_chains`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.kernel import ULONG_MAX
+
+if TYPE_CHECKING:
+    from kdamon.damon import damon_region
+
+__all__ = ["DAMON_MAX_PROBES", "Draw", "damon_regions"]
+
+DAMON_MAX_PROBES = 4
+
+U64 = npt.NDArray[np.uint64]
+U32 = npt.NDArray[np.uint32]
+Rows = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+#: Draws uniform numbers in [left, right) for n rows: f(left, right, n) -> shape (n,), uint64.
+Draw = Callable[[int, int, int], U64]
+
+#: Columns that a split copies to both parts, besides the probe counters.
+_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown", "access_reported")
+#: Below this many rows, or chains of mergeable rows, plain lists are faster than vectors.
+_FEW = 48
+#: Chains longer than this are merged row by row instead of in step with the others.
+_LONG = 24
+
+
+class damon_regions:
+    """Regions of one target, sorted by address and disjoint, as columns of shape (n,).
+
+    :ivar start: first address, core address units.
+    :ivar end: the address behind the last one.
+    :ivar sampling_addr: address to sample in the present sampling interval.
+    :ivar nr_accesses: accesses seen in the present aggregation interval.
+    :ivar last_nr_accesses: the same of the aggregation interval before.
+    :ivar age: aggregation intervals for which the access pattern was stable.
+    :ivar nr_unknown: samples of the present aggregation interval that could not be taken (no kernel counterpart).
+    :ivar access_reported: a report was counted in the present sampling interval (the series' second version).
+    :ivar probe_hits: probe hits, shape (n, DAMON_MAX_PROBES); None in a context without probes.
+    :ivar last_probe_hits: the same of the aggregation interval before.
+    """
+
+    __slots__ = (
+        "access_reported",
+        "age",
+        "end",
+        "last_nr_accesses",
+        "last_probe_hits",
+        "nr_accesses",
+        "nr_unknown",
+        "probe_hits",
+        "sampling_addr",
+        "start",
+    )
+
+    start: U64
+    end: U64
+    sampling_addr: U64
+    nr_accesses: U32
+    last_nr_accesses: U32
+    age: U32
+    nr_unknown: U32
+    access_reported: Mask
+    probe_hits: npt.NDArray[np.uint8] | None
+    last_probe_hits: npt.NDArray[np.uint8] | None
+
+    def __init__(self, start: Sequence[int] | U64 = (), end: Sequence[int] | U64 = ()) -> None:
+        self.start = np.array(start, np.uint64)
+        self.end = np.array(end, np.uint64)
+        n = len(self.start)
+        self.sampling_addr = np.zeros(n, np.uint64)
+        self.nr_accesses = np.zeros(n, np.uint32)
+        self.last_nr_accesses = np.zeros(n, np.uint32)
+        self.age = np.zeros(n, np.uint32)
+        self.nr_unknown = np.zeros(n, np.uint32)
+        self.access_reported = np.zeros(n, np.bool_)
+        self.probe_hits = None
+        self.last_probe_hits = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def copy(self) -> damon_regions:
+        """A table with the same content that shares nothing with this one."""
+        other = damon_regions.__new__(damon_regions)
+        for name in self.__slots__:
+            column = getattr(self, name)
+            setattr(other, name, None if column is None else column.copy())
+        return other
+
+    def sizes(self) -> U64:
+        """Size of each region, core address units, shape (n,)."""
+        return self.end - self.start
+
+    def total(self) -> int:
+        """Sum of the sizes."""
+        return int((self.end - self.start).sum())
+
+    # Rows as values.
+
+    def region(self, row: int) -> damon_region:
+        """Row ``row`` as a value (``struct damon_region``)."""
+        from kdamon.damon import damon_addr_range, damon_region  # noqa: PLC0415 (damon.py holds tables)
+
+        hits = last_hits = (0,) * DAMON_MAX_PROBES
+        if self.probe_hits is not None and self.last_probe_hits is not None:
+            hits = tuple(self.probe_hits[row].tolist())
+            last_hits = tuple(self.last_probe_hits[row].tolist())
+        return damon_region(
+            damon_addr_range(int(self.start[row]), int(self.end[row])),
+            nr_accesses=int(self.nr_accesses[row]),
+            age=int(self.age[row]),
+            last_nr_accesses=int(self.last_nr_accesses[row]),
+            sampling_addr=int(self.sampling_addr[row]),
+            probe_hits=hits,
+            last_probe_hits=last_hits,
+            nr_unknown=int(self.nr_unknown[row]),
+        )
+
+    def insert(self, row: int, region: damon_region) -> None:
+        """Insert ``region`` before row ``row`` (``damon_insert_region()``); the caller keeps the order."""
+        rows = np.insert(np.arange(len(self), dtype=np.intp), row, -1)
+        self.rebuild(rows, np.insert(self.start, row, region.start), np.insert(self.end, row, region.end))
+        self.nr_accesses[row] = region.nr_accesses
+        self.last_nr_accesses[row] = region.last_nr_accesses
+        self.age[row] = region.age
+        self.nr_unknown[row] = region.nr_unknown
+        self.sampling_addr[row] = region.sampling_addr
+        if any(region.probe_hits) or any(region.last_probe_hits) or self.probe_hits is not None:
+            self.use_probes()
+            assert self.probe_hits is not None
+            assert self.last_probe_hits is not None
+            self.probe_hits[row] = region.probe_hits
+            self.last_probe_hits[row] = region.last_probe_hits
+
+    def append(self, region: damon_region) -> None:
+        """Add ``region`` behind the last one (``damon_add_region()``)."""
+        self.insert(len(self), region)
+
+    def use_probes(self) -> None:
+        """Make the probe columns if there are none."""
+        if self.probe_hits is None:
+            self.probe_hits = np.zeros((len(self), DAMON_MAX_PROBES), np.uint8)
+            self.last_probe_hits = np.zeros((len(self), DAMON_MAX_PROBES), np.uint8)
+
+    def keep(self, mask: Mask) -> None:
+        """Remove the rows where ``mask`` (shape (n,)) is false (``damon_destroy_region()``)."""
+        for name in self.__slots__:
+            column = getattr(self, name)
+            if column is not None:
+                setattr(self, name, column[mask])
+
+    def rebuild(self, rows: Rows, start: U64, end: U64) -> None:
+        """Make the table of [start, end) ranges; each takes its counters from row ``rows[i]``, from none if -1."""
+        fresh = rows < 0
+        any_fresh = bool(fresh.any())
+        names = _INHERITED if self.probe_hits is None else (*_INHERITED, "probe_hits", "last_probe_hits")
+        for name in names:
+            old = getattr(self, name)
+            if not len(old):
+                column = np.zeros((len(rows), *old.shape[1:]), old.dtype)
+            else:
+                column = old[rows]
+                if any_fresh:
+                    column[fresh] = 0
+            setattr(self, name, column)
+        self.start = start
+        self.end = end
+        self.sampling_addr = start.copy()
+
+    # Aggregation.
+
+    def reset_aggregated(self) -> None:
+        """Start a new aggregation interval: the counters become the last ones and zero."""
+        self.last_nr_accesses = self.nr_accesses
+        self.nr_accesses = np.zeros(len(self), np.uint32)
+        self.nr_unknown = np.zeros(len(self), np.uint32)
+        if self.probe_hits is not None:
+            self.last_probe_hits = self.probe_hits
+            self.probe_hits = np.zeros_like(self.probe_hits)
+
+    # Split.
+
+    def split_at(self, row: int, size: int) -> None:
+        """Cut row ``row`` so that its first part has ``size`` (``damon_split_region_at()``)."""
+        cut = self.start[row] + np.uint64(size)
+        rows = np.insert(np.arange(len(self), dtype=np.intp), row, row)
+        start = np.insert(self.start, row + 1, cut)
+        end = np.insert(self.end, row, cut)
+        self.rebuild(rows, start, end)
+
+    def split_max(self, size: int) -> None:
+        """Cut every region larger than ``size`` into parts of it; the last part takes the rest."""
+        sizes = self.end - self.start
+        piece = np.uint64(size)
+        if not (sizes > piece).any():
+            return
+        counts = ((sizes + (piece - np.uint64(1))) // piece).astype(np.intp)
+        rows = np.repeat(np.arange(len(self), dtype=np.intp), counts)
+        last = np.cumsum(counts) - 1
+        nth = np.arange(len(rows), dtype=np.intp) - np.repeat(last + 1 - counts, counts)
+        start = self.start[rows] + nth.astype(np.uint64) * piece
+        end = start + piece
+        end[last] = self.end
+        self.rebuild(rows, start, end)
+
+    def split_random(self, nr_subs: int, min_size: int, draw: Draw, among: Mask | None = None) -> None:
+        """Cut regions at random places between 10 and 90 percent of them (``damon_split_regions_of()``).
+
+        Each further cut is made in the leftmost part. The kernel draws the numbers of a region one after another;
+        here each round draws for all regions at once, from the same distribution.
+
+        :param nr_subs: parts to make of each region.
+        :param min_size: smallest part; every cut is a multiple of it from the region's start.
+        :param draw: source of random numbers.
+        :param among: rows to cut, shape (n,); a region of exactly twice ``min_size`` is cut then
+            (``damon_split_some_regions()``). Default is every region larger than that.
+        """
+        unit = np.uint64(min_size)
+        left = self.end - self.start
+        large = left > unit + unit if among is None else among & (left >= unit + unit)
+        if not large.any():
+            return
+        cuts = []
+        valid = []
+        ten = np.uint64(10)
+        for _ in range(nr_subs - 1):
+            share = draw(1, 10, len(left)) * left // ten
+            sub = share - share % unit if min_size > 1 else share
+            cut = large & (sub != 0) & (sub < left)
+            left = np.where(cut, sub, left)
+            cuts.append(self.start + left)
+            valid.append(cut)
+            if among is None:
+                large = left > unit + unit
+        present = np.column_stack((np.ones(len(self), np.bool_), *reversed(valid)))
+        start = np.column_stack((self.start, *reversed(cuts)))[present]
+        rows = np.nonzero(present)[0]
+        end = np.empty_like(start)
+        end[:-1] = start[1:]
+        end[np.cumsum(present.sum(axis=1)) - 1] = self.end
+        self.rebuild(rows, start, end)
+
+    # Merge.
+
+    def merge_two(self, row: int) -> None:
+        """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``)."""
+        pair = damon_regions()
+        for name in self.__slots__:
+            column = getattr(self, name)
+            setattr(pair, name, None if column is None else column[row : row + 2])
+        pair._merge_lists(np.ones(1, np.bool_), ULONG_MAX, ULONG_MAX)
+        for name in self.__slots__:
+            column = getattr(self, name)
+            if column is not None:
+                column[row] = getattr(pair, name)[0]
+        mask = np.ones(len(self), np.bool_)
+        mask[row + 1] = False
+        self.keep(mask)
+
+    def count_age(self, threshold: int) -> None:
+        """Make every region one aggregation older, or new where its access pattern changed."""
+        now = self.nr_accesses
+        last = self.last_nr_accesses
+        changed = (np.maximum(now, last) - np.minimum(now, last)) > threshold
+        changed |= (now == 0) != (last == 0)
+        self.age += np.uint32(1)
+        self.age[changed] = 0
+
+    def merge_similar(self, threshold: int, sz_limit: int) -> None:
+        """Merge neighbours whose nr_accesses differ by at most ``threshold`` (``damon_merge_regions_of()``).
+
+        :param sz_limit: largest region to make, core address units.
+        """
+        if len(self) < 2:
+            return
+        # A merged region's score lies within threshold of its last part's: so a pair that differs by more than
+        # twice the threshold is never merged, whatever was merged before it.
+        now = self.nr_accesses
+        apart = np.maximum(now[1:], now[:-1]) - np.minimum(now[1:], now[:-1])
+        close = apart <= min(2 * threshold, 0xFFFF_FFFF)
+        close &= self.start[1:] == self.end[:-1]
+        close &= self.end[1:] - self.start[:-1] <= np.uint64(sz_limit)
+        if not close.any():
+            return
+        if len(self) < _FEW:
+            self._merge_lists(close, threshold, sz_limit)
+        else:
+            self._merge_chains(close, threshold, sz_limit)
+
+    def merge_equal(self, sz_limit: int) -> None:
+        """Merge neighbours that hold the same information, as DAMOS does behind itself (``damos_apply_target()``)."""
+        if len(self) < 2:
+            return
+        same = self.start[1:] == self.end[:-1]
+        for column in (self.age, self.last_nr_accesses, self.nr_accesses, self.nr_unknown):
+            same &= column[1:] == column[:-1]
+        for hits in (self.probe_hits, self.last_probe_hits):
+            if hits is not None:
+                same &= (hits[1:] == hits[:-1]).all(axis=1)
+        rows = np.nonzero(same)[0]
+        if not len(rows):
+            return
+        mask = np.ones(len(self), np.bool_)
+        starts = self.start[rows].tolist()
+        ends = self.end[rows + 1].tolist()
+        head = -1
+        behind = -1
+        first = 0
+        for row, start, end in zip(rows.tolist(), starts, ends, strict=True):
+            if row != behind:
+                head, first = row, start
+            if end - first > sz_limit:
+                head, first = row + 1, int(self.start[row + 1])
+            else:
+                mask[row + 1] = False
+                self.end[head] = end
+            behind = row + 1
+        self.keep(mask)
+
+    def _merge_lists(self, close: Mask, threshold: int, sz_limit: int, mask: Mask | None = None) -> None:
+        """Merge greedily, row by row; with ``mask`` only mark the rows to remove, and leave removing to the caller."""
+        drop = mask is None
+        if mask is None:
+            mask = np.ones(len(self), np.bool_)
+        pairs = np.nonzero(close)[0].tolist()
+        start, end = self.start.tolist(), self.end.tolist()
+        now, age, unknown = self.nr_accesses.tolist(), self.age.tolist(), self.nr_unknown.tolist()
+        hits = None if self.probe_hits is None else self.probe_hits.astype(np.uint64)
+        behind = head = -1
+        for left in pairs:
+            right = left + 1
+            if left != behind:
+                head = left
+            behind = right
+            difference = now[right] - now[head]
+            if difference > threshold or -difference > threshold or end[right] - start[head] > sz_limit:
+                head = right
+                continue
+            sz_l, sz_r = end[head] - start[head], end[right] - start[right]
+            size = sz_l + sz_r
+            now[head] = ((now[head] * sz_l + now[right] * sz_r) & ULONG_MAX) // size
+            age[head] = ((age[head] * sz_l + age[right] * sz_r) & ULONG_MAX) // size
+            unknown[head] = ((unknown[head] * sz_l + unknown[right] * sz_r) & ULONG_MAX) // size
+            end[head] = end[right]
+            mask[right] = False
+            if hits is not None:
+                hits[head] = (hits[head] * np.uint64(sz_l) + hits[right] * np.uint64(sz_r)) // np.uint64(size)
+        self.end = np.array(end, np.uint64)
+        self.nr_accesses = np.array(now, np.uint32)
+        self.age = np.array(age, np.uint32)
+        self.nr_unknown = np.array(unknown, np.uint32)
+        if hits is not None:
+            self.probe_hits = hits.astype(np.uint8)
+        if drop:
+            self.keep(mask)
+
+    def _merge_chains(self, close: Mask, threshold: int, sz_limit: int) -> None:
+        """Merge greedily, many chains of mergeable rows in step.
+
+        Chains (rows joined by ``close``) do not influence each other. Step k decides on the k-th row of every chain at
+        once; chains longer than ``_LONG`` go row by row.
+        """
+        starts_chain = np.concatenate((close[:1], close[1:] & ~close[:-1]))
+        first = np.nonzero(starts_chain)[0]
+        ends_chain = np.concatenate((close[:-1] & ~close[1:], close[-1:]))
+        length = np.nonzero(ends_chain)[0] - first + 1  # in pairs
+        mask = np.ones(len(self), np.bool_)
+        short = length <= _LONG
+        if short.sum() < _FEW:
+            self._merge_lists(close, threshold, sz_limit, mask)
+        else:
+            if not short.all():
+                pair = np.zeros(len(close), np.bool_)
+                for begin, pairs in zip(first[~short].tolist(), length[~short].tolist(), strict=True):
+                    pair[begin : begin + pairs] = True
+                self._merge_lists(pair, threshold, sz_limit, mask)
+            self._merge_in_step(first[short], length[short], threshold, sz_limit, mask)
+        self.keep(mask)
+
+    def _merge_in_step(self, first: Rows, length: Rows, threshold: int, sz_limit: int, mask: Mask) -> None:
+        start, end = self.start, self.end
+        counters = [self.nr_accesses, self.age, self.nr_unknown]
+        now = self.nr_accesses.astype(np.int64)
+        limit, difference = np.uint64(sz_limit), min(threshold, 0xFFFF_FFFF)
+        head = first.copy()
+        order = np.argsort(-length, kind="stable")
+        first, length, head = first[order], length[order], head[order]
+        for step in range(1, int(length[0]) + 1):
+            live = int(np.searchsorted(-length, -step, side="right"))
+            right = first[:live] + step
+            left = head[:live]
+            similar = np.abs(now[right] - now[left]) <= difference
+            similar &= end[right] - start[left] <= limit
+            head[:live] = np.where(similar, left, right)
+            left, right = left[similar], right[similar]
+            if not len(right):
+                continue
+            sz_l, sz_r = end[left] - start[left], end[right] - start[right]
+            size = sz_l + sz_r
+            for column in counters:
+                column[left] = (column[left] * sz_l + column[right] * sz_r) // size
+            now[left] = self.nr_accesses[left]
+            if self.probe_hits is not None:
+                weighted = self.probe_hits[left] * sz_l[:, None] + self.probe_hits[right] * sz_r[:, None]
+                self.probe_hits[left] = weighted // size[:, None]
+            end[left] = end[right]
+            mask[right] = False

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Access reports: the seed series' part of ``mm/damon/core.c``.
+
+A source of access information pushes reports with :func:`damon_report_access`, one or a batch, from any thread and
+whenever it likes. Every context that is being monitored gets each report once, at its next sampling interval's end,
+and counts it for the region that contains it.
+
+No producer ever blocks or waits: each thread has a queue of its own to each context, which only it fills and only the
+kdamond empties.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
+from kdamon.kernel import NSEC_PER_USEC, Clock
+
+if TYPE_CHECKING:
+    from kdamon.damon import damon_ctx, damon_target
+
+__all__ = [
+    "DAMON_ACCESS_REPORTS_CAP",
+    "REPORT_DTYPE",
+    "damon_report_access",
+    "damon_report_accesses",
+    "damon_report_counters_of",
+    "damon_report_queue",
+    "damon_report_subscribe",
+    "damon_report_unsubscribe",
+    "kdamond_apply_zero_access_report",
+    "kdamond_check_reported_accesses",
+    "report_array",
+]
+
+#: Reports that one thread can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
+DAMON_ACCESS_REPORTS_CAP = 1 << 20
+
+#: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order.
+REPORT_DTYPE = np.dtype(
+    [
+        ("pid", np.int32),
+        ("addr", np.uint64),
+        ("size", np.uint64),
+        ("nr_accesses", np.int32),
+        ("node_id", np.int32),
+        ("write", np.bool_),
+        ("cpu", np.int32),
+        ("tid", np.int32),
+    ]
+)
+
+Batch = npt.NDArray[np.void]
+Mask = npt.NDArray[np.bool_]
+
+
+class _lane:
+    """Reports of one thread on their way to one context: filled by that thread, emptied by the kdamond.
+
+    Each counter has one writer, so that they need no lock and are never wrong.
+    """
+
+    __slots__ = ("dropped", "entries", "pushed", "taken", "thread")
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[int, damon_access_report | Batch]] = deque()
+        self.thread = threading.current_thread()
+        self.pushed = 0
+        self.dropped = 0
+        self.taken = 0
+
+    def push(self, time: int, entry: damon_access_report | Batch, n: int) -> None:
+        room = DAMON_ACCESS_REPORTS_CAP - (self.pushed - self.taken)
+        if n > room:
+            self.dropped += n - room
+            if isinstance(entry, damon_access_report) or room <= 0:
+                return
+            entry, n = entry[:room], room
+        self.pushed += n
+        self.entries.append((time, entry))
+
+
+class damon_report_queue:
+    """All reports on their way to one context.
+
+    :param clock: the context's; reports are stamped with its time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.counters = damon_report_counters()
+        self._local = threading.local()
+        self._lanes: tuple[_lane, ...] = ()
+        self._lanes_lock = threading.Lock()
+        self._gone = damon_report_counters()
+
+    def lane(self) -> _lane:
+        """The calling thread's lane."""
+        try:
+            lane: _lane = self._local.lane
+        except AttributeError:
+            lane = self._local.lane = _lane()
+            # Once in a thread's life; the kdamond never holds this lock while it works on reports.
+            with self._lanes_lock:
+                self._lanes = (*self._lanes, lane)
+        return lane
+
+    def take(self) -> list[tuple[int, damon_access_report | Batch]]:
+        """Everything that was pushed so far, each lane in order; only the kdamond may call this."""
+        taken: list[tuple[int, damon_access_report | Batch]] = []
+        for lane in self._lanes:
+            if not lane.entries:
+                if not lane.thread.is_alive():
+                    self._retire(lane)
+                continue
+            entries = [lane.entries.popleft() for _ in range(len(lane.entries))]
+            lane.taken += sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
+            taken += entries
+        return taken
+
+    def _retire(self, lane: _lane) -> None:
+        """Forget the empty lane of a thread that ended, but not its counters."""
+        if lane.entries:
+            return
+        with self._lanes_lock:
+            self._lanes = tuple(other for other in self._lanes if other is not lane)
+        self._gone.accepted += lane.pushed
+        self._gone.dropped += lane.dropped
+
+    def snapshot(self) -> damon_report_counters:
+        """The counters now; ``pending`` makes the sum right."""
+        lanes = self._lanes
+        now = self.counters
+        done = now.applied + now.ineligible + now.straddling + now.outside + now.late
+        accepted = self._gone.accepted + sum(lane.pushed for lane in lanes)
+        return damon_report_counters(
+            accepted=accepted,
+            applied=now.applied,
+            ineligible=now.ineligible,
+            straddling=now.straddling,
+            outside=now.outside,
+            late=now.late,
+            dropped=self._gone.dropped + sum(lane.dropped for lane in lanes),
+            pending=accepted - done,
+        )
+
+
+_subscribers: tuple[damon_report_queue, ...] = ()
+_subscribers_lock = threading.Lock()
+
+
+def damon_report_subscribe(queue: damon_report_queue) -> None:
+    """Let ``queue`` receive the reports from now on."""
+    global _subscribers  # noqa: PLW0603 (the kernel's static array of reports)
+    with _subscribers_lock:
+        _subscribers = (*_subscribers, queue)
+
+
+def damon_report_unsubscribe(queue: damon_report_queue) -> None:
+    """Let ``queue`` receive no further reports."""
+    global _subscribers  # noqa: PLW0603
+    with _subscribers_lock:
+        _subscribers = tuple(q for q in _subscribers if q is not queue)
+
+
+def damon_report_access(report: damon_access_report) -> None:
+    """Report one access to every context that is being monitored (the series' ``damon_report_access()``).
+
+    From any thread; never blocks. The report must not be changed afterwards.
+    """
+    for queue in _subscribers:
+        queue.lane().push(queue.clock.now(), report, 1)
+
+
+def damon_report_accesses(reports: Batch) -> None:
+    """Report a batch of accesses, a structured array of :data:`REPORT_DTYPE`, shape (n,).
+
+    From any thread; never blocks. The array must not be changed afterwards.
+
+    :raises TypeError: the array has another dtype or shape.
+    """
+    if reports.dtype != REPORT_DTYPE or reports.ndim != 1:
+        raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
+    if len(reports):
+        for queue in _subscribers:
+            queue.lane().push(queue.clock.now(), reports, len(reports))
+
+
+def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
+    """What became of the reports to ``ctx`` since its kdamond started; all zero if it never did."""
+    if ctx.reports is None:
+        return damon_report_counters()
+    counters: damon_report_counters = ctx.reports.snapshot()
+    return counters
+
+
+def _batch(entries: list[tuple[int, damon_access_report | Batch]]) -> Batch:
+    """One array of all entries."""
+    singles = [
+        (r.pid, r.addr, r.size, r.nr_accesses, r.node_id, r.write, r.cpu, r.tid)
+        for _, r in entries
+        if isinstance(r, damon_access_report)
+    ]
+    parts: list[Batch] = [e for _, e in entries if not isinstance(e, damon_access_report)]
+    if singles:
+        parts.append(np.array(singles, REPORT_DTYPE))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
+    """Count the reports that arrived in the sampling interval that just ended; returns whether there were any.
+
+    Late is what was reported more than two sampling intervals ago, because the kdamond did not come to read it: it
+    belongs to an interval that is over. Kernel: one sampling interval, re-read for up to two of them.
+    """
+    queue: damon_report_queue = ctx.reports
+    entries = queue.take()
+    if not entries:
+        return False
+    counters = queue.counters
+    oldest = ctx.clock.now() - 2 * ctx.attrs.sample_interval * NSEC_PER_USEC
+    fresh = [e for e in entries if e[0] >= oldest]
+    if len(fresh) != len(entries):
+        counters.late += sum(
+            1 if isinstance(e, damon_access_report) else len(e) for time, e in entries if time < oldest
+        )
+        if not fresh:
+            return False
+    reports = _batch(fresh)
+    wanted = np.ones(len(reports), np.bool_)
+    if not damon_target_has_pid(ctx):
+        wanted = reports["pid"] == 0
+    used = np.zeros(len(reports), np.bool_)
+    inside = np.zeros(len(reports), np.bool_)
+    straddling = np.zeros(len(reports), np.bool_)
+    for t in ctx.adaptive_targets:
+        eligible = wanted
+        if ctx.ops is not None and ctx.ops.eligible_report is not None:
+            eligible = wanted & ctx.ops.eligible_report(reports.view(np.recarray), t)
+        rows = np.nonzero(eligible)[0]
+        if not len(rows):
+            continue
+        used[rows] = True
+        within, across = kdamond_apply_access_reports(reports[rows], t, ctx)
+        inside[rows] |= within
+        straddling[rows] |= across
+    counters.ineligible += int((~used).sum())
+    counters.applied += int(inside.sum())
+    counters.straddling += int((straddling & ~inside).sum())
+    counters.outside += int((used & ~inside & ~straddling).sum())
+    return bool(inside.any())
+
+
+def kdamond_apply_access_reports(reports: Batch, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
+    """Count eligible ``reports``, shape (n,), for the regions of ``t`` that contain them wholly.
+
+    :returns: which reports lie in one region, and which only overlap some, both of shape (n,).
+    """
+    regions = t.regions
+    if not len(regions):
+        none = np.zeros(len(reports), np.bool_)
+        return none, none
+    addr, size = reports["addr"], reports["size"]
+    behind = addr + size
+    row = np.searchsorted(regions.start, addr, "right") - 1
+    known = row >= 0
+    row_or_0 = np.maximum(row, 0)
+    # A range that wraps around contains nothing: its end says nothing about where it lies.
+    within = known & (behind >= addr) & (addr < regions.end[row_or_0]) & (behind <= regions.end[row_or_0])
+    following = np.minimum(row + 1, len(regions) - 1)
+    across = known & (addr < regions.end[row_or_0])
+    across |= (row + 1 < len(regions)) & ((behind > regions.start[following]) | (behind < addr))
+    across &= ~within
+    hit = row[within]
+    if ctx.report_counts:
+        # The series' first version adds report.nr_accesses; more than the samples of an interval mean nothing.
+        extra = np.bincount(hit, np.maximum(reports["nr_accesses"][within], 0), len(regions))
+        room = damon_nr_samples_per_aggr(ctx.attrs) - regions.nr_accesses.astype(np.int64)
+        regions.nr_accesses += np.minimum(extra.astype(np.int64), np.maximum(room, 0)).astype(np.uint32)
+        regions.access_reported[hit] = True
+    else:
+        # At most one per region and sampling interval, as a sample of the region would give.
+        new = np.zeros(len(regions), np.bool_)
+        new[hit] = True
+        new &= ~regions.access_reported
+        regions.nr_accesses += new
+        regions.access_reported |= new
+    return within, across
+
+
+def kdamond_apply_zero_access_report(ctx: damon_ctx) -> int:
+    """End the sampling interval of every region, reported or not; returns the largest nr_accesses.
+
+    Kernel (second version): also updates the moving sum of the regions that nothing was reported for. Here: the moving
+    sum is computed where it is read, as in mainline.
+    """
+    largest = 0
+    for t in ctx.adaptive_targets:
+        t.regions.access_reported[:] = False
+        largest = max(largest, int(t.regions.nr_accesses.max(initial=0)))
+    return largest
+
+
+def report_array(n: int = 0, **columns: Any) -> Batch:
+    """A batch of ``n`` reports with the defaults of one, and ``columns`` (numbers or shape (n,)) set."""
+    reports = np.zeros(n, REPORT_DTYPE)
+    reports["nr_accesses"] = 1
+    reports["size"] = 1
+    reports["node_id"] = reports["cpu"] = -1
+    for name, column in columns.items():
+        reports[name] = column
+    return reports

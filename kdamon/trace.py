@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""DAMON's tracepoints (``include/trace/events/damon.h``).
+
+A kernel module attaches probes to a tracepoint; so does Python code here. Probes run in the kdamond: they must be
+quick, and they must copy what they keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, ParamSpec
+
+if TYPE_CHECKING:
+    from kdamon.damon import damon_ctx
+    from kdamon.regions import damon_regions
+
+__all__ = ["damon_aggregated", "damon_monitor_intervals_tune", "tracepoint"]
+
+P = ParamSpec("P")
+
+
+class tracepoint(Generic[P]):
+    """A place in the code that tells its probes what happens there; without probes it costs one test."""
+
+    __slots__ = ("_probes",)
+
+    def __init__(self) -> None:
+        self._probes: tuple[Callable[P, None], ...] = ()
+
+    def register(self, probe: Callable[P, None]) -> None:
+        """Call ``probe`` from now on."""
+        self._probes = (*self._probes, probe)
+
+    def unregister(self, probe: Callable[P, None]) -> None:
+        """Do not call ``probe`` any more; it may still be running when this returns."""
+        self._probes = tuple(p for p in self._probes if p is not probe)
+
+    def enabled(self) -> bool:
+        """Tell whether anything is attached."""
+        return bool(self._probes)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        for probe in self._probes:
+            probe(*args, **kwargs)
+
+
+#: (ctx, target index, regions) for each target at the end of each aggregation interval, counters complete. The
+#: kernel's event is one for each region.
+damon_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
+#: (ctx, new sampling interval in microseconds) when the intervals auto-tuning changed the intervals.
+damon_monitor_intervals_tune: tracepoint[[damon_ctx, int]] = tracepoint()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The operations sets for virtual address spaces (``mm/damon/vaddr.c``): vaddr, and fvaddr with fixed ranges.
+
+They know memory through :mod:`kdamon.mm` only, so they monitor simulated processes as well as real ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Any
+
+import numpy as np
+from attrs import evolve
+
+from kdamon.core import damon_register_ops, damon_set_regions
+from kdamon.damon import (
+    ReportLike,
+    damon_addr_range,
+    damon_ctx,
+    damon_operations,
+    damon_ops_id,
+    damon_target,
+)
+from kdamon.kernel import ALIGN, ULONG_MAX
+from kdamon.mm import AddressSpace, U64Array
+from kdamon.ops_common import damon_count_samples, damon_pick_samples
+
+__all__ = [
+    "damon_va_check_accesses",
+    "damon_va_eligible_report",
+    "damon_va_init",
+    "damon_va_prepare_access_checks",
+    "damon_va_target_valid",
+    "damon_va_three_regions",
+    "damon_va_update",
+]
+
+log = logging.getLogger("kdamon")
+
+
+def damon_va_three_regions(vmas: U64Array, min_region_sz: int) -> list[damon_addr_range]:
+    """The mapped address space without its two biggest gaps (``__damon_va_three_regions()``).
+
+    Usually the gaps between heap, mmap area and stack.
+
+    :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
+    :raises OSError: EINVAL there are fewer than two gaps.
+    """
+    if len(vmas) < 3:
+        raise OSError(errno.EINVAL, "the process has too few mappings to find the two gaps between them")
+    gaps = vmas[1:, 0] - vmas[:-1, 1]
+    # Of equal gaps the first counts as the bigger one, as in the kernel's strict comparison.
+    biggest = np.argsort(np.uint64(ULONG_MAX) - gaps, kind="stable")[:2]
+    if not gaps[biggest].all():
+        raise OSError(errno.EINVAL, "the process's mappings have fewer than two gaps between them")
+    low, high = sorted(biggest.tolist())
+    cuts = [
+        (vmas[0, 0], vmas[low, 1]),
+        (vmas[low + 1, 0], vmas[high, 1]),
+        (vmas[high + 1, 0], vmas[-1, 1]),
+    ]
+    return [damon_addr_range(ALIGN(int(a), min_region_sz), ALIGN(int(b), min_region_sz)) for a, b in cuts]
+
+
+def _damon_get_mm(t: damon_target) -> AddressSpace | None:
+    return None if t.task is None else t.task.get_mm()
+
+
+def _damon_va_set_three_regions(t: damon_target, ctx: damon_ctx) -> bool:
+    """Make ``t`` cover the process's address space; returns False where that cannot be known now."""
+    mm = _damon_get_mm(t)
+    if mm is None:
+        return False
+    try:
+        damon_set_regions(t, damon_va_three_regions(mm.vmas(), ctx.min_region_sz), ctx.min_region_sz)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        log.debug("process %d keeps its regions: %s", t.pid, error.strerror)
+        return False
+    return True
+
+
+def damon_va_init(ctx: damon_ctx) -> None:
+    """Find the processes, and give regions to the targets that have none.
+
+    A process in which no regions are found now is left without; the next update tries again.
+    """
+    for t in ctx.adaptive_targets:
+        _take_task(t, ctx)
+        if not len(t.regions):
+            _damon_va_set_three_regions(t, ctx)
+
+
+def damon_fva_init(ctx: damon_ctx) -> None:
+    """Find the processes; the regions stay what the user made them. Kernel: fvaddr has no init."""
+    for t in ctx.adaptive_targets:
+        _take_task(t, ctx)
+
+
+def _take_task(t: damon_target, ctx: damon_ctx) -> None:
+    if t.task is None and ctx.machine is not None:
+        try:
+            t.task = ctx.machine.get_task(t.pid)
+        except OSError as error:
+            log.warning("process %d cannot be monitored: %s", t.pid, error.strerror)
+
+
+def damon_va_update(ctx: damon_ctx) -> None:
+    """Follow the changes of the address spaces."""
+    for t in ctx.adaptive_targets:
+        _damon_va_set_three_regions(t, ctx)
+
+
+def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
+    """Choose an address in each region and forget that its page was accessed."""
+    for t in ctx.adaptive_targets:
+        mm = _damon_get_mm(t)
+        if mm is not t.mm:
+            # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
+            # they follow at once, because samples of the old ones would only show that nothing is there.
+            if t.mm is not None and ctx.ops is not None and ctx.ops.update is not None:
+                _damon_va_set_three_regions(t, ctx)
+            t.mm = mm
+        if mm is not None and len(t.regions):
+            mm.mkold(damon_pick_samples(ctx, t))
+
+
+def damon_va_check_accesses(ctx: damon_ctx) -> int:
+    """Count the regions whose chosen page was accessed; returns the largest nr_accesses of all regions."""
+    largest = 0
+    for t in ctx.adaptive_targets:
+        mm = _damon_get_mm(t)
+        answers = None if mm is None or not len(t.regions) else mm.young(t.regions.sampling_addr)
+        largest = max(largest, damon_count_samples(ctx, t, answers))
+    return largest
+
+
+def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
+    """Tell whether a report, or which reports of a batch, are about the process of ``t``."""
+    return report.pid == t.pid
+
+
+def damon_va_target_valid(t: damon_target) -> bool:
+    """Tell whether the process of ``t`` exists; one that ended but was not reaped does."""
+    return t.task is not None and t.task.valid()
+
+
+_vaddr_ops = damon_operations(
+    id=damon_ops_id.DAMON_OPS_VADDR,
+    init=damon_va_init,
+    update=damon_va_update,
+    prepare_access_checks=damon_va_prepare_access_checks,
+    check_accesses=damon_va_check_accesses,
+    eligible_report=damon_va_eligible_report,
+    target_valid=damon_va_target_valid,
+    target_has_pid=True,
+)
+damon_register_ops(_vaddr_ops)
+damon_register_ops(evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=None))
