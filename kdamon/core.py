@@ -48,7 +48,7 @@ from kdamon.kernel import (
     ulong,
     virtual_kthread,
 )
-from kdamon.regions import Draw, damon_regions
+from kdamon.regions import COLUMNS, damon_regions
 from kdamon.reports import (
     damon_report_counters_of,
     damon_report_queue,
@@ -144,26 +144,33 @@ def damon_select_ops(ctx: damon_ctx, ops_id: damon_ops_id) -> None:
 # Random numbers.
 
 
-def damon_rand(ctx: damon_ctx, left: int | U64Array, right: int | U64Array, n: int = 1) -> U64Array:
-    """``n`` random numbers in [left, right), shape (n,); the bounds are numbers or columns of that shape.
+_32 = np.uint64(32)
+_LOW_32 = np.uint64(UINT_MAX)
 
-    The multiply-shift method of the kernel: 32 random bits for spans of up to 32 bits, 64 for wider ones.
+
+def damon_rand(ctx: damon_ctx, left: U64Array, span: U64Array, wide: bool) -> U64Array:
+    """One random number in [left, left + span) for each row, shape (n,).
+
+    The multiply-shift method of the kernel: 32 random bits for spans of up to 32 bits, 64 for wider ones. The kernel
+    takes the upper bound; the table has the size at hand.
+
+    :param left: lower bounds, shape (n,) or one number.
+    :param span: how many numbers there are to choose from, shape (n,).
+    :param wide: whether any span exceeds 32 bits.
     """
-    low = np.asarray(left, np.uint64)
-    span = np.asarray(right, np.uint64) - low
-    raw = ctx.rnd.u64(n)
-    shift = np.uint64(32)
-    high_bits = raw >> shift
-    if int(span.max(initial=0)) <= UINT_MAX:
-        narrow: U64Array = low + (high_bits * span >> shift)
+    n = len(span)
+    if not wide:
+        narrow: U64Array = ctx.rnd.u32(n) * span
+        narrow >>= _32
+        narrow += left
         return narrow
     # The upper half of a 64 by 64 bit product, from 32-bit halves.
-    mask = np.uint64(UINT_MAX)
-    low_bits, span_low, span_high = raw & mask, span & mask, span >> shift
-    middle = high_bits * span_low + (low_bits * span_low >> shift)
-    carry = (middle & mask) + low_bits * span_high
-    wide: U64Array = low + high_bits * span_high + (middle >> shift) + (carry >> shift)
-    return wide
+    raw = ctx.rnd.u64(n)
+    high, low, span_high, span_low = raw >> _32, raw & _LOW_32, span >> _32, span & _LOW_32
+    middle = high * span_low + (low * span_low >> _32)
+    carry = (middle & _LOW_32) + low * span_high
+    product: U64Array = left + high * span_high + (middle >> _32) + (carry >> _32)
+    return product
 
 
 # Regions, targets, contexts.
@@ -690,12 +697,8 @@ def damon_split_some_regions(ctx: damon_ctx, step: int) -> None:
     for t in ctx.adaptive_targets:
         n = len(t.regions)
         among = np.arange(before, before + n) % step == offset
-        t.regions.split_random(2, ctx.min_region_sz, _draw(ctx), among)
+        t.regions.split_random(2, ctx.min_region_sz, ctx.rnd.u32, among)
         before += n
-
-
-def _draw(ctx: damon_ctx) -> Draw:
-    return lambda left, right, n: damon_rand(ctx, left, right, n)
 
 
 def kdamond_split_regions(ctx: damon_ctx) -> None:
@@ -709,7 +712,7 @@ def kdamond_split_regions(ctx: damon_ctx) -> None:
             # Maybe the middle of a region has another access frequency.
             nr_subs = 3 if ctx.last_nr_regions == nr_regions and nr_regions < max_nr_regions // 3 else 2
             for t in ctx.adaptive_targets:
-                t.regions.split_random(nr_subs, ctx.min_region_sz, _draw(ctx))
+                t.regions.split_random(nr_subs, ctx.min_region_sz, ctx.rnd.u32)
     # Kernel: last_nr_regions and the rotation are static variables that all contexts share. Here: one per context,
     # because the number of regions of another context says nothing about this one.
     ctx.last_nr_regions = nr_regions
@@ -802,13 +805,15 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         ctx.passed_sample_intervals += 1
 
         reported = kdamond_check_reported_accesses(ctx)
-        max_nr_accesses = ops.check_accesses(ctx) if ops.check_accesses is not None else 0
-        if reported or ops.check_accesses is None:
-            max_nr_accesses = max(max_nr_accesses, kdamond_apply_zero_access_report(ctx))
+        if ops.check_accesses is not None:
+            ops.check_accesses(ctx)
+        if reported:
+            kdamond_apply_zero_access_report(ctx)
 
         aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)
         if aggregated:
-            kdamond_merge_regions(ctx, max_nr_accesses // 10, sz_limit)
+            largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
+            kdamond_merge_regions(ctx, largest // 10, sz_limit)
             sz_limit = damon_apply_min_nr_regions(ctx)
 
         kdamond_call(ctx, cancel=False)
@@ -883,7 +888,9 @@ def _kdamond_main(ctx: damon_ctx) -> None:
 
 def damon_update_region_access_rate(regions: damon_regions, accessed: Mask) -> None:
     """Count the regions where ``accessed`` (shape (n,)) is true, but none that a report was counted for."""
-    regions.nr_accesses += accessed & ~regions.access_reported
+    if regions.access_reported is not None:
+        accessed = accessed & ~regions.access_reported
+    regions.nr_accesses += accessed
 
 
 # Invariants.
@@ -896,7 +903,7 @@ def validate_regions(regions: damon_regions) -> None:
     """
     assert (regions.start < regions.end).all(), "a region is empty"
     assert (regions.end[:-1] <= regions.start[1:]).all(), "regions overlap or are not in order"
-    for name in damon_regions.__slots__:
+    for name in COLUMNS:
         column = getattr(regions, name)
         assert column is None or len(column) == len(regions), f"column {name} has another length"
 

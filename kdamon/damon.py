@@ -214,7 +214,8 @@ class damon_operations:
     :ivar init: called once when the kdamond starts.
     :ivar update: called each ops update interval.
     :ivar prepare_access_checks: called at the start of each sampling interval.
-    :ivar check_accesses: called at its end; counts accesses, returns the maximum nr_accesses.
+    :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
+        looks for it when an aggregation interval ends, because it is needed only then.
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
     :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
@@ -228,7 +229,7 @@ class damon_operations:
     init: Callable[[damon_ctx], None] | None = None
     update: Callable[[damon_ctx], None] | None = None
     prepare_access_checks: Callable[[damon_ctx], None] | None = None
-    check_accesses: Callable[[damon_ctx], int] | None = None
+    check_accesses: Callable[[damon_ctx], None] | None = None
     eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None

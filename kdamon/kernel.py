@@ -97,10 +97,22 @@ class rnd_state:
     :param seed: an integer gives a repeatable stream; ``None`` seeds from the operating system.
     """
 
-    __slots__ = ("_bits",)
+    __slots__ = ("_at", "_bits", "_u32")
 
     def __init__(self, seed: int | None = None) -> None:
         self._bits = np.random.PCG64(seed)
+        self._u32: U64Array = np.empty(0, np.uint64)
+        self._at = 0
+
+    def u32(self, n: int) -> U64Array:
+        """``n`` uniform 32-bit numbers as uint64, shape (n,); the caller must not change them."""
+        at = self._at
+        if at + n > len(self._u32):
+            # A draw costs more than what it draws: draw for many sampling intervals at once.
+            self._u32 = self._bits.random_raw(max(n, 4096)) >> np.uint64(32)
+            at = 0
+        self._at = at + n
+        return self._u32[at : at + n]
 
     def u64(self, n: int) -> U64Array:
         """``n`` uniform 64-bit numbers, shape (n,)."""

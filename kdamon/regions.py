@@ -19,7 +19,7 @@ from kdamon.kernel import ULONG_MAX
 if TYPE_CHECKING:
     from kdamon.damon import damon_region
 
-__all__ = ["DAMON_MAX_PROBES", "Draw", "damon_regions"]
+__all__ = ["COLUMNS", "DAMON_MAX_PROBES", "Draw", "damon_regions"]
 
 DAMON_MAX_PROBES = 4
 
@@ -27,11 +27,15 @@ U64 = npt.NDArray[np.uint64]
 U32 = npt.NDArray[np.uint32]
 Rows = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
-#: Draws uniform numbers in [left, right) for n rows: f(left, right, n) -> shape (n,), uint64.
-Draw = Callable[[int, int, int], U64]
+_ONE = np.uint32(1)
+_1, _9, _10, _32 = (np.uint64(n) for n in (1, 9, 10, 32))
+#: Draws n uniform 32-bit numbers: f(n) -> shape (n,), uint64.
+Draw = Callable[[int], U64]
 
 #: Columns that a split copies to both parts, besides the probe counters.
-_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown", "access_reported")
+_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown")
+#: Every column; the optional ones are None while nobody needs them.
+COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, "access_reported", "probe_hits", "last_probe_hits")
 #: Below this many rows, or chains of mergeable rows, plain lists are faster than vectors.
 _FEW = 48
 #: Chains longer than this are merged row by row instead of in step with the others.
@@ -48,23 +52,13 @@ class damon_regions:
     :ivar last_nr_accesses: the same of the aggregation interval before.
     :ivar age: aggregation intervals for which the access pattern was stable.
     :ivar nr_unknown: samples of the present aggregation interval that could not be taken (no kernel counterpart).
-    :ivar access_reported: a report was counted in the present sampling interval (the series' second version).
+    :ivar access_reported: a report was counted in the present sampling interval (the series' second version); None
+        while none was.
     :ivar probe_hits: probe hits, shape (n, DAMON_MAX_PROBES); None in a context without probes.
     :ivar last_probe_hits: the same of the aggregation interval before.
     """
 
-    __slots__ = (
-        "access_reported",
-        "age",
-        "end",
-        "last_nr_accesses",
-        "last_probe_hits",
-        "nr_accesses",
-        "nr_unknown",
-        "probe_hits",
-        "sampling_addr",
-        "start",
-    )
+    __slots__ = (*COLUMNS, "_sizes", "_wide")
 
     start: U64
     end: U64
@@ -73,7 +67,7 @@ class damon_regions:
     last_nr_accesses: U32
     age: U32
     nr_unknown: U32
-    access_reported: Mask
+    access_reported: Mask | None
     probe_hits: npt.NDArray[np.uint8] | None
     last_probe_hits: npt.NDArray[np.uint8] | None
 
@@ -86,28 +80,38 @@ class damon_regions:
         self.last_nr_accesses = np.zeros(n, np.uint32)
         self.age = np.zeros(n, np.uint32)
         self.nr_unknown = np.zeros(n, np.uint32)
-        self.access_reported = np.zeros(n, np.bool_)
+        self.access_reported = None
         self.probe_hits = None
         self.last_probe_hits = None
+        self._sizes: U64 | None = None
+        self._wide: bool | None = None
 
     def __len__(self) -> int:
         return len(self.start)
 
     def copy(self) -> damon_regions:
         """A table with the same content that shares nothing with this one."""
-        other = damon_regions.__new__(damon_regions)
-        for name in self.__slots__:
+        other = damon_regions()
+        for name in COLUMNS:
             column = getattr(self, name)
             setattr(other, name, None if column is None else column.copy())
         return other
 
     def sizes(self) -> U64:
-        """Size of each region, core address units, shape (n,)."""
-        return self.end - self.start
+        """Size of each region, core address units, shape (n,); the caller must not change them."""
+        if self._sizes is None:
+            self._sizes = self.end - self.start
+        return self._sizes
+
+    def wide(self) -> bool:
+        """Tell whether the size of any region needs more than 32 bits."""
+        if self._wide is None:
+            self._wide = bool((self.sizes() >> np.uint64(32)).any())
+        return self._wide
 
     def total(self) -> int:
         """Sum of the sizes."""
-        return int((self.end - self.start).sum())
+        return int(self.sizes().sum())
 
     # Rows as values.
 
@@ -158,28 +162,39 @@ class damon_regions:
 
     def keep(self, mask: Mask) -> None:
         """Remove the rows where ``mask`` (shape (n,)) is false (``damon_destroy_region()``)."""
-        for name in self.__slots__:
+        for name in COLUMNS:
             column = getattr(self, name)
             if column is not None:
                 setattr(self, name, column[mask])
+        self._sizes = self._wide = None
 
     def rebuild(self, rows: Rows, start: U64, end: U64) -> None:
         """Make the table of [start, end) ranges; each takes its counters from row ``rows[i]``, from none if -1."""
-        fresh = rows < 0
-        any_fresh = bool(fresh.any())
-        names = _INHERITED if self.probe_hits is None else (*_INHERITED, "probe_hits", "last_probe_hits")
-        for name in names:
-            old = getattr(self, name)
-            if not len(old):
-                column = np.zeros((len(rows), *old.shape[1:]), old.dtype)
-            else:
-                column = old[rows]
-                if any_fresh:
-                    column[fresh] = 0
-            setattr(self, name, column)
+        if len(self):
+            for name in _INHERITED:
+                setattr(self, name, getattr(self, name).take(rows))
+            if self.probe_hits is not None and self.last_probe_hits is not None:
+                self.probe_hits = self.probe_hits.take(rows, axis=0)
+                self.last_probe_hits = self.last_probe_hits.take(rows, axis=0)
+            fresh = rows < 0
+            if fresh.any():
+                for name in (*_INHERITED, "probe_hits", "last_probe_hits"):
+                    column = getattr(self, name)
+                    if column is not None:
+                        column[fresh] = 0
+            self._set_ranges(start, end)
+        else:
+            probes = self.probe_hits is not None
+            self.__init__(start, end)  # type: ignore[misc]
+            if probes:
+                self.use_probes()
+
+    def _set_ranges(self, start: U64, end: U64) -> None:
         self.start = start
         self.end = end
-        self.sampling_addr = start.copy()
+        self.sampling_addr = start
+        self.access_reported = None
+        self._sizes = self._wide = None
 
     # Aggregation.
 
@@ -204,7 +219,7 @@ class damon_regions:
 
     def split_max(self, size: int) -> None:
         """Cut every region larger than ``size`` into parts of it; the last part takes the rest."""
-        sizes = self.end - self.start
+        sizes = self.sizes()
         piece = np.uint64(size)
         if not (sizes > piece).any():
             return
@@ -230,55 +245,52 @@ class damon_regions:
             (``damon_split_some_regions()``). Default is every region larger than that.
         """
         unit = np.uint64(min_size)
-        left = self.end - self.start
-        large = left > unit + unit if among is None else among & (left >= unit + unit)
-        if not large.any():
-            return
-        cuts = []
-        valid = []
-        ten = np.uint64(10)
-        for _ in range(nr_subs - 1):
-            share = draw(1, 10, len(left)) * left // ten
-            sub = share - share % unit if min_size > 1 else share
+        left = self.sizes()
+        large = left > 2 * min_size if among is None else among & (left >= 2 * min_size)
+        n = len(self)
+        # Of row i, parts[i] are the starts of the parts in address order, and present[i] which of them there are.
+        parts = np.empty((n, nr_subs), np.uint64)
+        present = np.ones((n, nr_subs), np.bool_)
+        parts[:, 0] = self.start
+        for part in range(nr_subs - 1, 0, -1):
+            # Uniform in [1, 10), as damon_rand() does it.
+            sub = draw(n) * _9
+            sub >>= _32
+            sub += _1
+            sub *= left
+            sub //= _10
+            sub -= sub % unit
             cut = large & (sub != 0) & (sub < left)
+            present[:, part] = cut
             left = np.where(cut, sub, left)
-            cuts.append(self.start + left)
-            valid.append(cut)
-            if among is None:
-                large = left > unit + unit
-        present = np.column_stack((np.ones(len(self), np.bool_), *reversed(valid)))
-        start = np.column_stack((self.start, *reversed(cuts)))[present]
-        rows = np.nonzero(present)[0]
+            parts[:, part] = self.start + left
+            if part > 1:
+                large = left > 2 * min_size
+        rows, column = present.nonzero()
+        if len(rows) == n:
+            return
+        start = parts[rows, column]
         end = np.empty_like(start)
         end[:-1] = start[1:]
-        end[np.cumsum(present.sum(axis=1)) - 1] = self.end
+        end[np.append((column == 0).nonzero()[0][1:] - 1, len(rows) - 1)] = self.end
         self.rebuild(rows, start, end)
 
     # Merge.
 
     def merge_two(self, row: int) -> None:
         """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``)."""
-        pair = damon_regions()
-        for name in self.__slots__:
-            column = getattr(self, name)
-            setattr(pair, name, None if column is None else column[row : row + 2])
-        pair._merge_lists(np.ones(1, np.bool_), ULONG_MAX, ULONG_MAX)
-        for name in self.__slots__:
-            column = getattr(self, name)
-            if column is not None:
-                column[row] = getattr(pair, name)[0]
-        mask = np.ones(len(self), np.bool_)
-        mask[row + 1] = False
-        self.keep(mask)
+        close = np.zeros(len(self) - 1, np.bool_)
+        close[row] = True
+        self._merge_lists(close, ULONG_MAX, ULONG_MAX)
 
     def count_age(self, threshold: int) -> None:
         """Make every region one aggregation older, or new where its access pattern changed."""
         now = self.nr_accesses
         last = self.last_nr_accesses
-        changed = (np.maximum(now, last) - np.minimum(now, last)) > threshold
-        changed |= (now == 0) != (last == 0)
-        self.age += np.uint32(1)
-        self.age[changed] = 0
+        stable = np.maximum(now, last) - np.minimum(now, last) <= threshold
+        stable &= (now == 0) == (last == 0)
+        self.age += _ONE
+        self.age *= stable
 
     def merge_similar(self, threshold: int, sz_limit: int) -> None:
         """Merge neighbours whose nr_accesses differ by at most ``threshold`` (``damon_merge_regions_of()``).
@@ -359,6 +371,8 @@ class damon_regions:
             mask[right] = False
             if hits is not None:
                 hits[head] = (hits[head] * np.uint64(sz_l) + hits[right] * np.uint64(sz_r)) // np.uint64(size)
+        if mask.all():
+            return
         self.end = np.array(end, np.uint64)
         self.nr_accesses = np.array(now, np.uint32)
         self.age = np.array(age, np.uint32)

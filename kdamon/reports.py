@@ -277,33 +277,28 @@ def kdamond_apply_access_reports(reports: Batch, t: damon_target, ctx: damon_ctx
     across |= (row + 1 < len(regions)) & ((behind > regions.start[following]) | (behind < addr))
     across &= ~within
     hit = row[within]
+    reported = np.zeros(len(regions), np.bool_)
+    reported[hit] = True
     if ctx.report_counts:
         # The series' first version adds report.nr_accesses; more than the samples of an interval mean nothing.
         extra = np.bincount(hit, np.maximum(reports["nr_accesses"][within], 0), len(regions))
         room = damon_nr_samples_per_aggr(ctx.attrs) - regions.nr_accesses.astype(np.int64)
         regions.nr_accesses += np.minimum(extra.astype(np.int64), np.maximum(room, 0)).astype(np.uint32)
-        regions.access_reported[hit] = True
     else:
         # At most one per region and sampling interval, as a sample of the region would give.
-        new = np.zeros(len(regions), np.bool_)
-        new[hit] = True
-        new &= ~regions.access_reported
-        regions.nr_accesses += new
-        regions.access_reported |= new
+        regions.nr_accesses += reported
+    regions.access_reported = reported
     return within, across
 
 
-def kdamond_apply_zero_access_report(ctx: damon_ctx) -> int:
-    """End the sampling interval of every region, reported or not; returns the largest nr_accesses.
+def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
+    """End the sampling interval of every region, reported or not.
 
-    Kernel (second version): also updates the moving sum of the regions that nothing was reported for. Here: the moving
-    sum is computed where it is read, as in mainline.
+    Kernel (second version): also updates the moving sum of the regions that nothing was reported for, and returns the
+    largest nr_accesses. Here: the moving sum is computed where it is read, as in mainline, and so is the largest.
     """
-    largest = 0
     for t in ctx.adaptive_targets:
-        t.regions.access_reported[:] = False
-        largest = max(largest, int(t.regions.nr_accesses.max(initial=0)))
-    return largest
+        t.regions.access_reported = None
 
 
 def report_array(n: int = 0, **columns: Any) -> Batch:

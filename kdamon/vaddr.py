@@ -127,14 +127,12 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
             mm.mkold(damon_pick_samples(ctx, t))
 
 
-def damon_va_check_accesses(ctx: damon_ctx) -> int:
-    """Count the regions whose chosen page was accessed; returns the largest nr_accesses of all regions."""
-    largest = 0
+def damon_va_check_accesses(ctx: damon_ctx) -> None:
+    """Count the regions whose chosen page was accessed."""
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
-        answers = None if mm is None or not len(t.regions) else mm.young(t.regions.sampling_addr)
-        largest = max(largest, damon_count_samples(ctx, t, answers))
-    return largest
+        if mm is not None and len(t.regions):
+            damon_count_samples(ctx, t, mm.young(t.regions.sampling_addr))
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
