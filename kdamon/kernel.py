@@ -7,6 +7,7 @@ longer than its computations and is repeatable bit for bit.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import threading
@@ -48,6 +49,9 @@ ULONG_MAX = 0xFFFF_FFFF_FFFF_FFFF
 NSEC_PER_USEC = 1000
 
 log = logging.getLogger("kdamon")
+
+_libc = ctypes.CDLL(None)
+_PR_SET_NAME = 15
 
 U64Array = npt.NDArray[np.uint64]
 
@@ -196,12 +200,8 @@ class kthread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def _run(self) -> None:
-        try:
-            # Threads of CPython have no name of their own in /proc before 3.14.
-            with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w", encoding="ascii") as comm:
-                comm.write(self.name[:15])
-        except OSError:
-            log.debug("thread %s keeps its parent's name", self.name)
+        # CPython tells the kernel the names of its threads from 3.14 on only.
+        _libc.prctl(_PR_SET_NAME, self.name.encode()[:15])
         try:
             self._fn(self._arg)
         except BaseException as error:
