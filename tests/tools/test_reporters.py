@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reporters render plain snapshots: tables, heatmaps, JSON and comparisons from literals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kdamon_tools.compare import Accuracy, PhaseResult
+from kdamon_tools.reporters.comparison import render_comparison
+from kdamon_tools.reporters.heatmap import render_heatmap, worthwhile_ranges
+from kdamon_tools.reporters.json_object import render_json
+from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, legend, level_of, paint
+from kdamon_tools.reporters.table import render_line, render_summary, render_table, summarize
+from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
+
+MIB = 1 << 20
+CONFIG = Config(pid=42)
+LOW, HIGH = 0x7F00_0000_0000, 0x7FFF_0000_0000
+
+
+def recording(snapshots: list[Snapshot], seconds: float, counters: Counters | None = None) -> Recording:
+    """A recording of ``snapshots`` that began at time 100."""
+    return Recording(CONFIG, snapshots, counters or Counters(), 100.0, 100.0 + seconds)
+
+
+def picture(of: Recording, **size: int) -> dict[str, str]:
+    """The lines of a heatmap by their address label; without heading, time axis and legend."""
+    lines = render_heatmap(of, show_legend=False, **size).splitlines()[1:-1]
+    return {line[:16].strip(): line[18:] for line in lines}
+
+
+class TestShades:
+    """Access frequency as a character."""
+
+    @pytest.mark.parametrize(
+        ("share", "character"),
+        [
+            (0, "."),
+            (0.009, "."),
+            (0.01, ":"),
+            (0.125, ":"),
+            (0.126, "-"),
+            (0.5, "+"),
+            (0.51, "*"),
+            (1, "@"),
+            (1.2, "@"),
+        ],
+    )
+    def test_each_level_is_an_eighth(self, share: float, character: str) -> None:
+        """Below 1 % counts as not accessed; more than always does not exist."""
+        assert character == level_of(share)
+
+    def test_painting_changes_no_character(self) -> None:
+        """Colours surround characters; without colours the text is what it was."""
+        text = f" .:{UNKNOWN}@@"
+        painted = paint(text, colour=True)
+        for code in {part.split("m")[0] for part in painted.split("\x1b")[1:]}:
+            painted = painted.replace(f"\x1b{code}m", "")
+        assert text == painted
+        assert text == paint(text, colour=False)
+
+    def test_the_legend_explains_every_character_within_80_columns(self) -> None:
+        """Whoever sees a picture for the first time can read it."""
+        lines = legend(colour=False)
+        assert all(f" {character} " in "\n".join(lines) for character in LEVELS + UNKNOWN)
+        assert max(map(len, lines)) <= 80
+
+
+class TestHeatmap:
+    """Address x time."""
+
+    def test_a_hot_and_an_idle_half(self) -> None:
+        """Lines are addresses, columns are time, characters are frequency."""
+        rows = [(0x1000, 0x3000, 20, 1, 0), (0x3000, 0x5000, 0, 1, 0)]
+        of = recording([Snapshot.of(100 + t / 10, rows) for t in range(1, 4)], 0.3)
+        assert {"1000": "@@@", "2000": "@@@", "3000": "...", "...": "4.0 KiB hardly accessed"} == picture(of)
+        assert "a line is 4.0 KiB, a column 0.1 s" in render_heatmap(of)
+
+    def test_time_goes_to_the_right(self) -> None:
+        """What was hot early is hot on the left."""
+        early = Snapshot.of(100.5, [(0x1000, 0x2000, 20, 0, 0), (0x2000, 0x3000, 0, 0, 0)])
+        late = Snapshot.of(101.0, [(0x1000, 0x2000, 0, 0, 0), (0x2000, 0x3000, 10, 0, 0)])
+        assert {"1000": "@.", "2000": ".+"} == picture(recording([early, late], 1.0))
+
+    def test_unknown_is_not_idle(self) -> None:
+        """A region whose samples could not be taken shows as a question mark; blank where nothing was monitored."""
+        first = Snapshot.of(100.5, [(0x1000, 0x2000, 0, 0, 20)])
+        second = Snapshot.of(101.0, [(0x1000, 0x2000, 0, 0, 11), (0x2000, 0x3000, 20, 0, 0)])
+        assert {"1000": "??", "2000": " @"} == picture(recording([first, second], 1.0))
+
+    def test_gaps_between_the_areas_are_cut(self) -> None:
+        """Unmonitored terabytes take one line; idle monitored bytes are counted in it."""
+        rows = [(LOW, LOW + MIB, 20, 0, 0), (LOW + MIB, LOW + 101 * MIB, 0, 0, 0), (HIGH, HIGH + MIB, 20, 0, 0)]
+        lines = picture(recording([Snapshot.of(101.0, rows)], 1.0), height=20)
+        assert lines["..."].endswith("MiB hardly accessed")
+        assert lines[f"{LOW:x}"] == lines[f"{HIGH:x}"] == "@"
+        assert len(lines) <= 21
+
+    @pytest.mark.parametrize("width", [40, 80, 133])
+    @pytest.mark.parametrize("height", [10, 24, 50])
+    def test_it_fits_the_terminal(self, width: int, height: int) -> None:
+        """No line is wider than asked for, and about as many lines are drawn."""
+        snapshots = [
+            Snapshot.of(100 + t / 10, [(LOW + n * MIB, LOW + (n + 1) * MIB, (n + t) % 21, 0, 0) for n in range(300)])
+            for t in range(1, 500)
+        ]
+        lines = render_heatmap(recording(snapshots, 50), width=width, height=height, show_legend=False).splitlines()
+        assert max(map(len, lines)) <= width
+        assert height // 2 <= len(lines) <= height + 3
+
+    def test_averages_where_many_snapshots_share_a_column(self) -> None:
+        """Half of the time hot is a level of one half."""
+        snapshots = [Snapshot.of(100 + t / 10, [(0x1000, 0x2000, 20 * (t % 2), 0, 0)]) for t in range(1, 101)]
+        assert set(picture(recording(snapshots, 10), width=43)["1000"]) <= {"=", "+", "*"}
+
+    def test_an_idle_process_is_shown_whole(self) -> None:
+        """Where nothing was accessed nothing is worth more than the rest."""
+        of = recording([Snapshot.of(101, [(0x1000, 0x3000, 0, 5, 0)])], 1.0)
+        assert {"1000": ".", "2000": "."} == picture(of)
+
+    def test_nothing_monitored_is_said(self) -> None:
+        """No snapshots, or only empty ones."""
+        assert render_heatmap(recording([], 1.0)) == render_heatmap(recording([Snapshot.of(101, [])], 1.0))
+        assert "nothing was monitored" in render_heatmap(recording([], 1.0))
+
+    def test_addresses_at_the_end_of_the_address_space(self) -> None:
+        """Doubles have no room for pages up there; the picture must not lose them."""
+        start = (1 << 64) - 0x4000
+        rows = [(start, start + 0x1000, 20, 0, 0), (start + 0x1000, start + 0x3000, 0, 0, 0)]
+        lines = picture(recording([Snapshot.of(101, rows)], 1.0))
+        assert ["@", "."] == list(lines.values())[:2]
+
+    def test_one_early_glimpse_makes_no_range_worthwhile(self) -> None:
+        """The large regions of a run's first moments must not spoil the zoom."""
+        coarse = Snapshot.of(100.1, [(LOW, LOW + 200 * MIB, 10, 0, 0)])
+        fine = [(LOW, LOW + 16 * MIB, 20, 0, 0), (LOW + 16 * MIB, LOW + 200 * MIB, 0, 0, 0)]
+        snapshots = [coarse] + [Snapshot.of(100.1 + t / 10, fine) for t in range(1, 100)]
+        ranges, monitored = worthwhile_ranges(snapshots, CONFIG)
+        assert [(LOW, LOW + 17 * MIB)] == ranges
+        assert [(LOW, LOW + 200 * MIB)] == monitored
+
+
+class TestTable:
+    """One snapshot as a table."""
+
+    ROWS = [(0x1000, 0x3000, 20, 3, 0), (0x3000, 0x10_3000, 0, 600, 0), (0x10_3000, 0x10_4000, 0, 0, 15)]
+
+    def test_regions_in_address_order(self) -> None:
+        """Start, size, bar and share, age as time, unknown share."""
+        text = render_table(Snapshot.of(102.5, self.ROWS), CONFIG, since=100.0)
+        assert [
+            "    2.5 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB",
+            "           start        size  accessed                 age  unknown",
+            "            1000     8.0 KiB  @@@@@@@@@@ 100%       0.3 s",
+            "            3000     1.0 MiB  .            0%        60 s",
+            "          103000     4.0 KiB  ?            0%       0.0 s      75%",
+        ] == text.splitlines()
+
+    def test_the_hottest_are_kept_where_there_is_no_room(self) -> None:
+        """A small terminal shows fewer regions, still in address order, and says how many it does not show."""
+        rows = [(n * 0x1000, (n + 1) * 0x1000, n % 10, 0, 0) for n in range(100)]
+        lines = render_table(Snapshot.of(101, rows), CONFIG, since=100, height=9).splitlines()
+        assert len(lines) <= 9
+        assert ["9000", "13000", "1d000", "27000", "31000"] == [line[:16].strip() for line in lines[2:-1]]
+        assert lines[-1].strip() == "and 95 smaller or colder regions"
+
+    @pytest.mark.parametrize("width", [40, 60, 80])
+    def test_no_line_is_wider_than_the_terminal(self, width: int) -> None:
+        """A line that wrapped would break redrawing in place."""
+        text = render_table(Snapshot.of(102.5, self.ROWS), CONFIG, since=100.0, width=width)
+        assert max(map(len, text.splitlines())) <= width
+
+    def test_a_line_for_those_who_have_no_terminal(self) -> None:
+        """Working set and hot bytes at one moment."""
+        line = render_line(Snapshot.of(103, self.ROWS), CONFIG, 100)
+        assert line == "    3.0 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB"
+
+
+class TestSummary:
+    """What a recording comes to."""
+
+    COUNTERS = Counters(missed_intervals=7, samples=200, unknown=5, cpu_s=0.25)
+
+    def snapshots(self) -> list[Snapshot]:
+        """Three snapshots whose median is not their mean."""
+        return [
+            Snapshot.of(100 + t, [(0, size, 20, 0, 0), (size, 2 * size, 1, 0, 0), (2 * size, 1 << 30, 0, 0, 0)])
+            for t, size in enumerate((MIB, 2 * MIB, 200 * MIB), 1)
+        ]
+
+    def test_figures(self) -> None:
+        """Medians of bytes, shares in percent."""
+        assert {
+            "working_set_bytes": 4 * MIB,
+            "hot_bytes": 2 * MIB,
+            "unknown_percent": 2.5,
+            "missed_intervals": 7,
+            "kdamond_cpu_percent": 2.5,
+        } == summarize(recording(self.snapshots(), 10, self.COUNTERS))
+
+    def test_an_empty_recording_has_figures_too(self) -> None:
+        """A process that was gone at once divides by nothing."""
+        assert {0} == set(summarize(recording([], 0)).values())
+
+    def test_text(self) -> None:
+        """Every figure has its line."""
+        text = render_summary(recording(self.snapshots(), 10, self.COUNTERS))
+        assert "monitored pid 42 for 10 s, 3 aggregations" in text
+        for figure in ("4.0 MiB", "2.0 MiB", "2.5%  of 200", "7", "2.5%  of one CPU"):
+            assert figure in text
+
+
+class TestJson:
+    """For programs."""
+
+    def test_everything_is_there(self) -> None:
+        """Config, snapshots with their regions, counters, summary."""
+        snapshot = Snapshot.of(100.25, [(0x1000, 0x2000, 20, 3, 1)])
+        text = render_json(recording([snapshot], 1.0, Counters(samples=10, reports={"accepted": 4})))
+        assert "\n" not in text
+        document = json.loads(text)
+        assert {"config", "started", "seconds", "note", "snapshots", "counters", "summary"} == set(document)
+        assert [
+            {
+                "time": 0.25,
+                "merged": 1,
+                "regions": [{"start": 0x1000, "end": 0x2000, "nr_accesses": 20, "age": 3, "nr_unknown": 1}],
+            }
+        ] == document["snapshots"]
+        assert {"pid": 42, "ops": "vaddr", "sample_us": 5000, "max_nr_accesses": 20}.items() <= document[
+            "config"
+        ].items()
+        assert document["counters"]["reports"] == {"accepted": 4}
+
+    def test_accuracy_where_the_truth_is_known(self) -> None:
+        """As much as the table for people says."""
+        document = json.loads(render_json(recording([], 1.0), Accuracy(0.5, 1.0, 3, (), 2, 1)))
+        assert {
+            "recall": 0.5,
+            "precision": 1.0,
+            "nr_judged": 3,
+            "phases": [],
+            "nr_moves": 2,
+            "nr_moves_missed": 1,
+        } == document["accuracy"]
+
+
+class TestComparison:
+    """Found next to what is true."""
+
+    def test_a_line_for_each_place(self) -> None:
+        """Truth, found bytes, recall and precision, delay where it was a move."""
+        phases = (
+            PhaseResult(101.0, (LOW, LOW + 20 * MIB), 20.5 * MIB, 0.99, 0.98, None),
+            PhaseResult(105.0, (LOW + 20 * MIB, LOW + 40 * MIB), 19 * MIB, 0.95, 1.0, 0.21),
+        )
+        lines = render_comparison(Accuracy(0.97, 0.99, 40, phases, 1, 0), 100.0).splitlines()
+        assert ["0.990", "0.980"] == lines[2].split()[-2:]
+        assert ["19.0", "MiB", "0.950", "1.000", "0.21", "s"] == lines[3].split()[-6:]
+        assert "mean of 40 snapshots: recall 0.970, precision 0.990" == lines[4]
+        assert "1 moves, 0 missed, seen after 0.21 s (median), 0.21 s at most" == lines[5]
+
+    def test_nothing_to_compare_is_said(self) -> None:
+        """A run that was too short has no figures."""
+        assert "too short" in render_comparison(Accuracy(None, None, 0, (), 0, 0), 100.0)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a monitor found next to what is true.
+
+A region counts as found hot where nr_accesses is at least half of its maximum. Recall is the share of the truly hot
+bytes that were found, precision the share of the found bytes that are truly hot; both are means over snapshots,
+leaving out the beginning of a run and the moments after a move, when no monitor can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+
+from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
+from kdamon_tools.workloads.truth import Event
+
+__all__ = ["Accuracy", "Phase", "PhaseResult", "compare", "phases"]
+
+#: A run's first seconds are not judged: regions are still being found.
+WARM_UP_S: Final = 3.0
+#: Neither are so many aggregation intervals after a move.
+_SETTLE_AGGRS: Final = 2.5
+#: Snapshots and moves closer than this are the same moment.
+_SAME_MOMENT_S: Final = 0.05
+
+
+@frozen
+class Phase:
+    """Where the hot window was, and from when to when (CLOCK_MONOTONIC seconds)."""
+
+    begin: float
+    end: float
+    hot: Range
+
+
+@frozen
+class PhaseResult:
+    """What was found while the hot window was in one place.
+
+    :ivar begin: CLOCK_MONOTONIC seconds.
+    :ivar hot: the truly hot range, bytes.
+    :ivar found_bytes: mean of the bytes found hot; None where no snapshot was judged, as the next two.
+    :ivar recall: mean recall.
+    :ivar precision: mean precision.
+    :ivar delay_s: from the move to the first snapshot in which half of the window was found; None for a phase that
+        was not a move, or not seen.
+    """
+
+    begin: float
+    hot: Range
+    found_bytes: float | None
+    recall: float | None
+    precision: float | None
+    delay_s: float | None
+
+
+@frozen
+class Accuracy:
+    """How right a recording is.
+
+    :ivar recall: mean over the judged snapshots, 0 to 1; None where none was judged, as precision.
+    :ivar precision: likewise.
+    :ivar nr_judged: how many snapshots were judged.
+    :ivar phases: each place of the hot window.
+    :ivar nr_moves: moves that were looked for.
+    :ivar nr_moves_missed: moves that no snapshot showed.
+    """
+
+    recall: float | None
+    precision: float | None
+    nr_judged: int
+    phases: tuple[PhaseResult, ...]
+    nr_moves: int
+    nr_moves_missed: int
+
+    @property
+    def delays_s(self) -> list[float]:
+        """Detection delay of each move that was seen, seconds."""
+        return [phase.delay_s for phase in self.phases if phase.delay_s is not None]
+
+
+def phases(events: Sequence[Event]) -> list[Phase]:
+    """Where the hot window was, from a workload's events."""
+    hot = [event for event in events if event.event == "hot"]
+    over = [event.time for event in events if event.event == "end"]
+    ends = [event.time for event in hot[1:]] + (over or [float("inf")])
+    return [Phase(event.time, end, (event.start, event.end)) for event, end in zip(hot, ends, strict=False)]
+
+
+def _found(snapshot: Snapshot, config: Config, hot: Range) -> tuple[float, float]:
+    """Bytes found hot, and how many of them are in ``hot``."""
+    regions = snapshot.regions[snapshot.regions["nr_accesses"] >= config.max_nr_accesses / 2]
+    starts, ends = regions["start"], regions["end"]
+    inside = np.minimum(ends, np.uint64(hot[1])).astype(np.float64) - np.maximum(starts, np.uint64(hot[0])).astype(
+        np.float64
+    )
+    return float((ends - starts).sum()), float(np.maximum(inside, 0).sum())
+
+
+def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM_UP_S) -> Accuracy:
+    """Judge ``recording`` by the ``events`` of the workload that was recorded.
+
+    :param warm_up: seconds at the start of the recording that are not judged.
+    """
+    config = recording.config
+    settle = _SETTLE_AGGRS * config.aggr_us / 1e6
+    results: list[PhaseResult] = []
+    judged: list[tuple[float, float]] = []
+    nr_moves = nr_missed = 0
+    for number, phase in enumerate(phases(events)):
+        size = phase.hot[1] - phase.hot[0]
+        found: list[float] = []
+        scores: list[tuple[float, float]] = []
+        delay = None
+        for snapshot in recording.snapshots:
+            if not phase.begin <= snapshot.time < phase.end:
+                continue
+            total, right = _found(snapshot, config, phase.hot)
+            if delay is None and right >= size / 2:
+                delay = snapshot.time - phase.begin
+            late_enough = snapshot.time >= phase.begin + max(settle, _SAME_MOMENT_S)
+            if late_enough and snapshot.time - recording.started >= warm_up:
+                found.append(total)
+                scores.append((right / size, right / total if total else 0.0))
+        # A move can be judged if it came after the warm-up and was watched for as long as moves may take.
+        watched = min(phase.end, recording.ended) - phase.begin
+        is_move = number > 0 and phase.begin - recording.started >= warm_up and watched >= 1.0
+        nr_moves += is_move
+        nr_missed += is_move and delay is None
+        judged += scores
+        if not scores and not is_move:
+            continue
+        results.append(
+            PhaseResult(
+                begin=phase.begin,
+                hot=phase.hot,
+                found_bytes=_mean(found),
+                recall=_mean([recall for recall, _ in scores]),
+                precision=_mean([precision for _, precision in scores]),
+                delay_s=delay if is_move else None,
+            )
+        )
+    return Accuracy(
+        recall=_mean([recall for recall, _ in judged]),
+        precision=_mean([precision for _, precision in judged]),
+        nr_judged=len(judged),
+        phases=tuple(results),
+        nr_moves=nr_moves,
+        nr_moves_missed=nr_missed,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Snapshots of a run of any length in bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdamon_tools.snapshot import REGION, RegionTable, Snapshot
+
+__all__ = ["History", "merge_snapshots"]
+
+
+def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
+    """The mean of two neighbouring snapshots, weighted by how many aggregations each stands for.
+
+    An address that only one of them knows keeps what that one says. The result has at most as many regions as the
+    larger of the two: neighbours that differ least are joined.
+    """
+    tables = (older.regions, newer.regions)
+    edges = np.unique(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
+    starts, ends = edges[:-1], edges[1:]
+    pieces = np.zeros(len(starts), dtype=REGION)
+    pieces["start"], pieces["end"] = starts, ends
+    weights = np.zeros(len(starts))
+    accesses, unknown = np.zeros(len(starts)), np.zeros(len(starts))
+    for snapshot in (older, newer):
+        table = snapshot.regions
+        if not len(table):
+            continue
+        at = np.maximum(np.searchsorted(table["start"], starts, side="right"), 1) - 1
+        inside = (table["start"][at] <= starts) & (ends <= table["end"][at])
+        weights += inside * snapshot.merged
+        accesses += inside * snapshot.merged * table["nr_accesses"][at]
+        unknown += inside * snapshot.merged * table["nr_unknown"][at]
+        pieces["age"] = np.where(inside, table["age"][at], pieces["age"])
+    known = weights > 0
+    pieces["nr_accesses"][known] = accesses[known] / weights[known]
+    pieces["nr_unknown"][known] = unknown[known] / weights[known]
+    merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
+    return Snapshot(newer.time, merged, older.merged + newer.merged)
+
+
+def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
+    """Join touching pieces of nearly equal counts, starting with equal ones, until at most ``limit`` are left."""
+    tolerance = 0.0
+    while len(pieces):
+        touching = pieces["end"][:-1] == pieces["start"][1:]
+        steps = np.abs(np.diff(pieces["nr_accesses"])) + np.abs(np.diff(pieces["nr_unknown"]))
+        joined = touching & (steps <= tolerance)
+        # Of a chain only every second seam is joined in a pass: a slow slope must not become one region.
+        if tolerance:
+            joined[1::2] = False
+        if not joined.any() and tolerance > 2 * float(pieces["nr_accesses"].max() + pieces["nr_unknown"].max()):
+            return pieces
+        first = np.flatnonzero(np.concatenate([[True], ~joined]))
+        sizes = (pieces["end"] - pieces["start"]).astype(np.float64)
+        total = np.add.reduceat(sizes, first)
+        result = pieces[first].copy()
+        result["end"] = pieces["end"][np.concatenate([first[1:] - 1, [len(pieces) - 1]])]
+        for name in ("nr_accesses", "nr_unknown"):
+            result[name] = np.add.reduceat(pieces[name] * sizes, first) / total
+        result["age"] = np.maximum.reduceat(pieces["age"], first)
+        pieces = result
+        if len(pieces) <= limit:
+            return pieces
+        tolerance = 2 * tolerance or 0.25
+    return pieces
+
+
+class History:
+    """Keeps the course of a run; when it grows too long, neighbouring snapshots are merged.
+
+    :param max_snapshots: how many to keep at most, at least 2.
+    :param max_rows: how many regions to keep at most over all snapshots.
+    """
+
+    def __init__(self, max_snapshots: int = 4096, max_rows: int = 1 << 20) -> None:
+        self.snapshots: list[Snapshot] = []
+        self._max_snapshots = max_snapshots
+        self._max_rows = max_rows
+        self._rows = 0
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Append ``snapshot``, which is newer than all others."""
+        self.snapshots.append(snapshot)
+        self._rows += len(snapshot.regions)
+        while len(self.snapshots) > 2 and (len(self.snapshots) > self._max_snapshots or self._rows > self._max_rows):
+            self._merge_one_pair()
+
+    def _merge_one_pair(self) -> None:
+        """Merge the two neighbours that together stand for the shortest time, the oldest of such pairs.
+
+        One pair at a time: the monitor shares its interpreter with this, and a long pass would delay its samples.
+        """
+        weights = np.array([snapshot.merged for snapshot in self.snapshots])
+        at = int(np.argmin(weights[:-1] + weights[1:]))
+        older, newer = self.snapshots[at : at + 2]
+        merged = merge_snapshots(older, newer)
+        self.snapshots[at : at + 2] = [merged]
+        self._rows += len(merged.regions) - len(older.regions) - len(newer.regions)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A recording as one JSON object, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+
+from kdamon_tools.compare import Accuracy
+from kdamon_tools.reporters.table import summarize
+from kdamon_tools.snapshot import Recording, Snapshot
+
+__all__ = ["render_json"]
+
+
+def render_json(recording: Recording, accuracy: Accuracy | None = None) -> str:
+    """One object on one line.
+
+    Keys: ``config``; ``started`` (CLOCK_MONOTONIC seconds) and ``seconds``; ``note``; ``snapshots``, each with
+    ``time`` (seconds since ``started``), ``merged`` (of how many aggregations it is the mean) and ``regions``;
+    ``counters``; ``summary``; and ``accuracy`` where the truth was known.
+    """
+    document: dict[str, Any] = {
+        "config": attrs.asdict(recording.config) | {"max_nr_accesses": recording.config.max_nr_accesses},
+        "started": recording.started,
+        "seconds": recording.seconds,
+        "note": recording.note,
+        "snapshots": [_snapshot(snapshot, recording.started) for snapshot in recording.snapshots],
+        "counters": attrs.asdict(recording.counters),
+        "summary": summarize(recording),
+    }
+    if accuracy is not None:
+        document["accuracy"] = attrs.asdict(accuracy)
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _snapshot(snapshot: Snapshot, since: float) -> dict[str, Any]:
+    names = snapshot.regions.dtype.names or ()
+    rows = snapshot.regions.tolist()
+    return {
+        "time": round(snapshot.time - since, 6),
+        "merged": snapshot.merged,
+        "regions": [{name: _number(value) for name, value in zip(names, row, strict=True)} for row in rows],
+    }
+
+
+def _number(value: float) -> float:
+    """Counts are integers unless snapshots were merged."""
+    return int(value) if value == int(value) else round(value, 3)

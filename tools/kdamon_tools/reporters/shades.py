@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Access frequency as a character and a colour, the same in every picture."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+__all__ = ["ABSENT", "LEVELS", "UNKNOWN", "legend", "level_of", "paint"]
+
+#: From not accessed to accessed in every sampling interval.
+LEVELS: Final = ".:-=+*#%@"
+UNKNOWN: Final = "?"
+ABSENT: Final = " "
+#: Background and foreground of the levels in the 256 colour palette, cold to hot.
+_COLOURS: Final = (
+    (234, 242),
+    (17, 250),
+    (19, 252),
+    (54, 254),
+    (90, 255),
+    (126, 255),
+    (161, 255),
+    (202, 16),
+    (220, 16),
+)
+_NEGLIGIBLE: Final = 0.01
+
+
+def level_of(share: float) -> str:
+    """The character for a region that was accessed in ``share`` (0 to 1) of the sampling intervals."""
+    if share < _NEGLIGIBLE:
+        return LEVELS[0]
+    return LEVELS[min(len(LEVELS) - 1, math.ceil(share * (len(LEVELS) - 1)))]
+
+
+def paint(text: str, colour: bool) -> str:
+    """``text`` of level characters, each on its colour where ``colour`` is true."""
+    if not colour:
+        return text
+    painted = []
+    previous = ""
+    for character in text:
+        code = ""
+        if character in LEVELS:
+            background, foreground = _COLOURS[LEVELS.index(character)]
+            code = f"\x1b[48;5;{background};38;5;{foreground}m"
+        if code != previous:
+            painted.append(code or "\x1b[0m")
+        painted.append(character)
+        previous = code
+    if previous:
+        painted.append("\x1b[0m")
+    return "".join(painted)
+
+
+def legend(colour: bool) -> list[str]:
+    """Lines that explain the characters."""
+    steps = len(LEVELS) - 1
+    shares = "  ".join(
+        f"{paint(character, colour)} {100 * level / steps:.0f}%" for level, character in enumerate(LEVELS) if level
+    )
+    return [
+        "accessed in at most this share of the sampling intervals:",
+        f"  {paint(LEVELS[0], colour)} below 1%  {shares}",
+        f"  {UNKNOWN} mostly not sampled, nothing is known   blank: not monitored then",
+    ]

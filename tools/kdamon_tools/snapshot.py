@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What monitoring saw, as plain values: the only thing that reporters and comparisons know.
+
+Nothing here refers to a running monitor, so a test writes a snapshot as a literal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import field, frozen
+
+__all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Snapshot"]
+
+#: One region: bytes, accesses and unknown samples per aggregation interval, age in aggregation intervals. The
+#: counters are fractions only where several aggregations were merged into one snapshot.
+REGION: Final = np.dtype(
+    [("start", "<u8"), ("end", "<u8"), ("nr_accesses", "<f4"), ("age", "<u4"), ("nr_unknown", "<f4")]
+)
+RegionTable = npt.NDArray[np.void]
+Range = tuple[int, int]
+
+
+@frozen
+class Config:
+    """How a recording was made; intervals in microseconds.
+
+    :ivar pid: the monitored process.
+    :ivar ops: the operations set's keyword.
+    :ivar command: what was started for it, empty if the process was there before.
+    :ivar ranges: monitored ranges in bytes where they were given, else empty.
+    """
+
+    pid: int
+    ops: str = "vaddr"
+    command: tuple[str, ...] = ()
+    sample_us: int = 5000
+    aggr_us: int = 100_000
+    update_us: int = 1_000_000
+    min_regions: int = 10
+    max_regions: int = 1000
+    ranges: tuple[Range, ...] = ()
+
+    @property
+    def max_nr_accesses(self) -> int:
+        """What a region that was accessed in each sampling interval of an aggregation interval counts."""
+        return max(1, self.aggr_us // max(1, self.sample_us))
+
+
+@frozen
+class Counters:
+    """How well the monitoring itself went.
+
+    :ivar missed_intervals: sampling intervals that were over before the monitor came to them.
+    :ivar samples: samples that should have been taken.
+    :ivar unknown: those of them that could not be taken.
+    :ivar cpu_s: CPU time of the monitoring thread, seconds.
+    :ivar reports: what became of pushed access reports, by name.
+    """
+
+    missed_intervals: int = 0
+    samples: int = 0
+    unknown: int = 0
+    cpu_s: float = 0.0
+    reports: dict[str, int] = field(factory=dict)
+
+
+@frozen(eq=False)
+class Snapshot:
+    """The regions at the end of an aggregation interval, or the mean of several neighbouring ones.
+
+    :ivar time: CLOCK_MONOTONIC seconds of the end.
+    :ivar regions: rows of :data:`REGION`, in address order and disjoint.
+    :ivar merged: of how many aggregations this is the mean.
+    """
+
+    time: float
+    regions: RegionTable
+    merged: int = 1
+
+    @classmethod
+    def of(cls, time: float, rows: Iterable[tuple[int, int, float, int, float]], merged: int = 1) -> Snapshot:
+        """Make a snapshot from rows (start, end, nr_accesses, age, nr_unknown)."""
+        return cls(time, np.array(list(rows), dtype=REGION), merged)
+
+    @property
+    def sizes(self) -> npt.NDArray[np.float64]:
+        """Size of each region in bytes, shape (n,)."""
+        sizes: npt.NDArray[np.float64] = (self.regions["end"] - self.regions["start"]).astype(np.float64)
+        return sizes
+
+    def bytes_at_least(self, nr_accesses: float) -> int:
+        """Bytes of the regions that count at least ``nr_accesses``."""
+        return int(self.sizes[self.regions["nr_accesses"] >= nr_accesses].sum())
+
+
+@frozen(eq=False)
+class Recording:
+    """Everything that one run gathered.
+
+    :ivar started: CLOCK_MONOTONIC seconds when monitoring began.
+    :ivar ended: the same for its end.
+    :ivar note: why it ended, as a sentence without capital and full stop.
+    """
+
+    config: Config
+    snapshots: list[Snapshot]
+    counters: Counters
+    started: float
+    ended: float
+    note: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How long was monitored."""
+        return max(0.0, self.ended - self.started)

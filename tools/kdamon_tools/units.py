@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Numbers as people write and read them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+__all__ = ["format_bytes", "format_seconds", "parse_positive", "parse_range", "parse_seconds", "parse_unsigned"]
+
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def format_bytes(size: float) -> str:
+    """``size`` bytes in the largest unit that leaves a number of at least 1."""
+    for unit in _UNITS:
+        if abs(size) < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A time as a table shows it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def parse_unsigned(text: str) -> int:
+    """A number from 0 on, decimal or 0x..., from a command line."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+    return value
+
+
+def parse_positive(text: str) -> int:
+    """A number from 1 on, from a command line."""
+    value = parse_unsigned(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 on")
+    return value
+
+
+def parse_seconds(text: str) -> float:
+    """A positive, finite time in seconds, from a command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
+    return value
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x."""
+    start_text, dash, end_text = text.partition("-")
+    try:
+        start, end = int(start_text, 16), int(end_text, 16)
+    except ValueError:
+        start, end = 0, 0
+    if not dash or not 0 <= start < end < 1 << 64:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"
+        )
+    return start, end
