@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# make run    monitor a bundled workload and show what was found next to what is true
+# make run PID=1234    monitor that process
+# make test   run all tests        make lint   ruff and mypy
+# make bench  print benchmarks     make clean  remove what this made
+# Each of them sets the machine up first, in .venv.
+
+VENV := .venv
+SECONDS_TO_RUN ?= 15
+BUILD := build
+PYTEST_ARGS ?=
+
+READY_RUN := $(VENV)/.ready-run
+READY_TEST := $(VENV)/.ready-test
+WHAT_THEY_NEED := pyproject.toml .ci/setup
+TRUTH := $(BUILD)/truth.jsonl
+
+.PHONY: run test lint bench clean
+.DELETE_ON_ERROR:
+
+ifdef PID
+run: $(READY_RUN)
+	@$(VENV)/bin/kdamon run --pid $(PID) $(RUN_ARGS)
+else
+run: $(READY_RUN)
+	@mkdir -p $(BUILD)
+	@$(VENV)/bin/kdamon run --truth $(TRUTH) $(RUN_ARGS) -- \
+		$(VENV)/bin/python -m kdamon_tools.workloads.stairs --step 2 --seconds $(SECONDS_TO_RUN) --truth $(TRUTH)
+endif
+
+test: $(READY_TEST)
+	$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+lint: $(READY_TEST)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+bench: $(READY_TEST)
+	@set -e; for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(VENV)/bin/python $$bench; done
+
+clean:
+	rm -rf $(VENV) $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Tests and linters come in one environment with what runs; what only runs needs less.
+$(READY_RUN): $(WHAT_THEY_NEED)
+	@.ci/setup $(VENV)
+	@touch $@
+
+$(READY_TEST): $(WHAT_THEY_NEED)
+	@.ci/setup $(VENV) test,lint
+	@touch $(READY_RUN) $@

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where nothing may be skipped, a skipped test is a failure.
+
+Under ``CI=true`` or ``KDAMON_REQUIRE=all`` a test may be skipped only because the running kernel lacks a feature, and
+its reason then starts with ``kernel lacks: ``; a missing package or permission is the run's mistake.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+KERNEL_LACKS = "kernel lacks: "
+
+
+def _everything_required() -> bool:
+    return os.environ.get("CI", "").lower() in ("true", "1") or os.environ.get("KDAMON_REQUIRE") == "all"
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Make a skip a failure, unless its reason is the kernel; an expected failure is no skip."""
+    if report.outcome != "skipped" or hasattr(report, "wasxfail") or not _everything_required():
+        return
+    longrepr = report.longrepr
+    reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if not reason.startswith(KERNEL_LACKS):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but nothing may be skipped in this run: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    """Look at the report of each test's set-up, call and tear-down."""
+    result = yield
+    _refuse_skip(result.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, None]:
+    """Look at modules that skip themselves as a whole."""
+    result = yield
+    _refuse_skip(result.get_result())

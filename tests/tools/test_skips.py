@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""tests/conftest.py: where everything is required, only the kernel excuses a skipped test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+CONFTEST = Path(__file__).parents[1] / "conftest.py"
+MODULE_SKIPS = "import pytest\npytest.skip({reason!r}, allow_module_level=True)\n"
+TEST_SKIPS = "import pytest\ndef test_it():\n    pytest.skip({reason!r})\n"
+FIXTURE_SKIPS = """import pytest
+@pytest.fixture
+def thing():
+    pytest.skip({reason!r})
+def test_it(thing):
+    pass
+"""
+MARK_SKIPS = "import pytest\n@pytest.mark.skipif(True, reason={reason!r})\ndef test_it():\n    pass\n"
+EXPECTED_FAILURE = "import pytest\n@pytest.mark.xfail\ndef test_it():\n    assert False, {reason!r}\n"
+FORMS = {"module": MODULE_SKIPS, "test": TEST_SKIPS, "fixture": FIXTURE_SKIPS, "mark": MARK_SKIPS}
+
+
+def run_tests(tmp_path: Path, sources: dict[str, str], reason: str, **environment: str) -> tuple[int, str]:
+    """Run test files beside the project's conftest.py: (exit status, what was said)."""
+    (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
+    for name, source in sources.items():
+        (tmp_path / f"test_{name}.py").write_text(source.format(reason=reason))
+    clean = {name: value for name, value in os.environ.items() if name not in ("CI", "KDAMON_REQUIRE")}
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors", "."],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    return result.returncode, result.stdout
+
+
+def test_a_skip_fails_under_ci_and_says_why(tmp_path: Path) -> None:
+    """A test that skips because of a missing package fails, whatever way it skips."""
+    status, said = run_tests(tmp_path, FORMS, "damo is not installed", CI="true")
+    assert 1 == status
+    failures = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR "))]
+    assert sorted(FORMS) == sorted(name for name in FORMS for line in failures if f"test_{name}.py" in line)
+    assert "nothing may be skipped in this run: damo is not installed" in said
+
+
+def test_a_kernel_without_the_feature_excuses_and_is_printed(tmp_path: Path) -> None:
+    """What the kernel lacks cannot be installed."""
+    status, said = run_tests(tmp_path, FORMS, "kernel lacks: page_idle", KDAMON_REQUIRE="all")
+    assert status in (0, 5)  # 5 is pytest's "no test was run"
+    assert "4 skipped" in said
+    assert "kernel lacks: page_idle" in said
+
+
+def test_elsewhere_a_skip_is_a_skip(tmp_path: Path) -> None:
+    """A developer's machine may lack things; and what is expected to fail is no skip, even under CI."""
+    status, said = run_tests(tmp_path, {"test": TEST_SKIPS}, "damo is not installed")
+    assert (0, True) == (status, "1 skipped" in said)
+    (tmp_path / "test_test.py").unlink()
+    status, said = run_tests(tmp_path, {"expected": EXPECTED_FAILURE}, "known", CI="true")
+    assert (0, True) == (status, "1 xfailed" in said)
