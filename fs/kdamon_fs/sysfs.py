@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The directory ``kdamonds`` and the commands of its ``state`` files (the second half of ``mm/damon/sysfs.c``).
+
+:func:`damon_sysfs_init` makes the whole tree. It works without being mounted::
+
+    tree = damon_sysfs_init()
+    tree.write("/admin/kdamonds/nr_kdamonds", b"1")
+    tree.read("/admin/kdamonds/0/state")    # b"off\\n"
+    tree.shutdown()
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import kdamon.vaddr  # noqa: F401 -- registers the operations sets
+from kdamon.core import (
+    damon_call,
+    damon_commit_ctx,
+    damon_destroy_ctx,
+    damon_is_running,
+    damon_kdamond_pid,
+    damon_start,
+    damon_stop,
+)
+from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
+from kdamon.damos import damos_walk
+from kdamon.kernel import Clock
+from kdamon.mm import Machine
+from kdamon_fs.kobject import ABI_VERSIONS, Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kstrtox import sysfs_streq
+from kdamon_fs.sysfs_common import uint_attribute
+from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
+from kdamon_fs.sysfs_schemes import (
+    damon_sysfs_refuse_goals,
+    damon_sysfs_schemes_clear_regions,
+    damon_sysfs_schemes_update_stats,
+    damos_sysfs_populate_region_dir,
+    damos_sysfs_walk_data,
+)
+
+__all__ = ["damon_sysfs_init", "damon_sysfs_kdamond", "damon_sysfs_kdamonds", "damon_sysfs_tree"]
+
+log = logging.getLogger("kdamon")
+
+_NSEC_PER_MSEC: Final = 1_000_000
+
+
+def _this_machine() -> Machine:
+    from kdamon.mm.linux import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
+
+    return linux_machine()
+
+
+class damon_sysfs_tree(Tree):
+    """The whole tree, and what its kdamonds need.
+
+    :param machine: where processes are found, or what finds that out when it is needed for the first time.
+    :param clock: the clock of all contexts, None the real one.
+    :ivar closing: no kdamond may be started any more.
+    """
+
+    def __init__(self, machine: Machine | Callable[[], Machine], abi: str, clock: Clock | None) -> None:
+        super().__init__(abi)
+        self.clock = clock
+        self.closing = False
+        self._machine = machine
+        self.kdamonds = damon_sysfs_kdamonds(self)
+        admin = kobject(self)
+        admin.add("kdamonds", self.kdamonds)
+        self.root.add("admin", admin)
+
+    def machine(self) -> Machine:
+        """Where processes are found.
+
+        :raises OSError: EOPNOTSUPP or EPERM, saying what this machine lacks.
+        """
+        if callable(self._machine):
+            self._machine = self._machine()
+        return self._machine
+
+    def shutdown(self) -> None:
+        """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""
+        self.closing = True
+        self._stop_kdamonds()
+        # A command that was under way may have started one since; it ends soon, as the others did.
+        with self.lock():
+            self._stop_kdamonds()
+
+    def _stop_kdamonds(self) -> None:
+        contexts = (kdamond.damon_ctx for kdamond in self.kdamonds.present())
+        damon_stop([ctx for ctx in contexts if ctx is not None])
+
+
+def _state_show(kdamond: damon_sysfs_kdamond) -> str:
+    with kdamond.tree.trylock():
+        return "on\n" if kdamond.running() else "off\n"
+
+
+def _state_store(kdamond: damon_sysfs_kdamond, text: str) -> None:
+    name = next((name for name in ("off", *_COMMANDS) if sysfs_streq(text, name)), None)
+    if name is None:
+        raise OSError(errno.EINVAL, f"{text[:40]!r} is no command; there are off, {', '.join(_COMMANDS)}")
+    with kdamond.tree.trylock():
+        try:
+            kdamond.command(name)
+        except OSError as error:
+            # Whoever wrote the command gets to see a number at most.
+            log.warning("%s: %s: %s", kdamond.location(), name, error.strerror)
+            raise
+
+
+def _pid_show(kdamond: damon_sysfs_kdamond) -> str:
+    with kdamond.tree.trylock():
+        try:
+            return f"{-1 if kdamond.damon_ctx is None else damon_kdamond_pid(kdamond.damon_ctx)}\n"
+        except OSError:
+            return "-1\n"
+
+
+class damon_sysfs_kdamond(kobject):
+    """A kdamond.
+
+    :ivar damon_ctx: the context it monitors or monitored last; None before the first start.
+    :ivar refresh_ms: how often results are updated without a command, 0 never.
+    """
+
+    __slots__ = ("_next_refresh", "contexts", "damon_ctx", "refresh_ms")
+
+    tree: damon_sysfs_tree
+
+    default_attributes = (
+        kobj_attribute("state", _state_show, _state_store),
+        kobj_attribute("pid", _pid_show),
+        uint_attribute("refresh_ms", since="6.17"),
+    )
+
+    def __init__(self, tree: damon_sysfs_tree) -> None:
+        super().__init__(tree)
+        self.contexts = damon_sysfs_contexts(tree)
+        self.damon_ctx: damon_ctx | None = None
+        self.refresh_ms = 0
+        self._next_refresh = 0
+        self.add("contexts", self.contexts)
+
+    def running(self) -> bool:
+        """Tell whether it monitors."""
+        return self.damon_ctx is not None and damon_is_running(self.damon_ctx)
+
+    def release(self) -> None:
+        """Give the last context back."""
+        ctx, self.damon_ctx = self.damon_ctx, None
+        if ctx is not None:
+            damon_destroy_ctx(ctx)
+
+    # The commands.
+
+    def command(self, name: str) -> None:
+        """Do what writing ``name`` to ``state`` asks for (``damon_sysfs_handle_cmd()``); the tree's lock is held.
+
+        :raises OSError: EINVAL it cannot be done with what the files say, or was never started; EBUSY it runs already;
+            ECANCELED it ran, but does not any more, or is paused; EPERM off, but it ended by itself.
+        """
+        if name == "off":
+            self.turn_off()
+            return
+        self.contexts.context()
+        _COMMANDS[name](self)
+
+    def turn_on(self) -> None:
+        """Start monitoring what the files describe (``damon_sysfs_turn_damon_on()``)."""
+        if self.running():
+            raise OSError(errno.EBUSY, f"{self.location()} is on already; commit applies changes")
+        if self.tree.closing:
+            raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
+        self.release()
+        ctx = self._build_ctx()
+        try:
+            damon_start([ctx], exclusive=False)
+        except BaseException:
+            damon_destroy_ctx(ctx)
+            raise
+        self.damon_ctx = ctx
+        try:
+            damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
+        except OSError as error:
+            log.debug("%s ended at once: %s", self.location(), error.strerror)
+
+    def turn_off(self) -> None:
+        """Stop monitoring (``damon_sysfs_turn_damon_off()``)."""
+        if self.damon_ctx is None:
+            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+        if not damon_is_running(self.damon_ctx):
+            raise OSError(errno.EPERM, f"{self.location()} is off already")
+        damon_stop([self.damon_ctx])
+
+    def commit(self) -> None:
+        """Apply the files to what is monitored; to be called in the kdamond (``damon_sysfs_commit_input()``)."""
+        ctx = self.damon_ctx
+        assert ctx is not None
+        wanted = self._build_ctx()
+        try:
+            wanted.machine = wanted.machine or ctx.machine
+            damon_commit_ctx(ctx, wanted)
+        finally:
+            damon_destroy_ctx(wanted)
+
+    def commit_schemes_quota_goals(self) -> None:
+        """Apply the goals alone; there are none with an effect yet."""
+        schemes = self.contexts.context().schemes
+        for i in range(schemes.nr):
+            damon_sysfs_refuse_goals(schemes.scheme(i).quotas.goals)
+
+    def update_schemes_stats(self) -> None:
+        """Show the schemes' statistics; to be called in the kdamond."""
+        ctx = self.damon_ctx
+        assert ctx is not None
+        damon_sysfs_schemes_update_stats(self.contexts.context().schemes, ctx)
+
+    def update_schemes_effective_quotas(self) -> None:
+        """Show the schemes' effective quotas: without quotas there is no limit, which reads as 0."""
+
+    def update_tuned_intervals(self) -> None:
+        """Show the intervals that the auto-tuning chose; to be called in the kdamond."""
+        ctx = self.damon_ctx
+        assert ctx is not None
+        intervals = self.contexts.context().attrs.intervals
+        intervals.sample_us = ctx.attrs.sample_interval
+        intervals.aggr_us = ctx.attrs.aggr_interval
+
+    def update_schemes_tried_regions(self, total_bytes_only: bool) -> None:
+        """Show the regions that each scheme tries in its next application, which this waits for."""
+        if self.damon_ctx is None:
+            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+        schemes = self.contexts.context().schemes
+        damon_sysfs_schemes_clear_regions(schemes)
+        data = damos_sysfs_walk_data(schemes, total_bytes_only)
+        try:
+            damos_walk(self.damon_ctx, damos_walk_control(walk_fn=damos_sysfs_populate_region_dir, data=data))
+        finally:
+            self.tree.forget_paths()
+
+    def clear_schemes_tried_regions(self) -> None:
+        """Remove the tried regions of all schemes."""
+        damon_sysfs_schemes_clear_regions(self.contexts.context().schemes)
+
+    def call(self, fn: Callable[[damon_sysfs_kdamond], None]) -> None:
+        """Call ``fn`` in the kdamond and wait for it (``damon_sysfs_damon_call()``)."""
+        if self.damon_ctx is None:
+            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+        damon_call(self.damon_ctx, damon_call_control(fn=fn, data=self))
+
+    def refresh(self) -> None:
+        """Update results if their time has come; called each iteration (``damon_sysfs_repeat_call_fn()``).
+
+        Kernel: one time of the next update for all kdamonds, so that they take turns. Here: each has its own.
+        """
+        ctx = self.damon_ctx
+        if not self.refresh_ms or ctx is None:
+            return
+        now = ctx.clock.now()
+        if now < self._next_refresh:
+            return
+        self._next_refresh = now + self.refresh_ms * _NSEC_PER_MSEC
+        if not self.tree.try_acquire():
+            return
+        try:
+            if self.contexts.nr:
+                self.update_tuned_intervals()
+                self.update_schemes_stats()
+                self.update_schemes_effective_quotas()
+        finally:
+            self.tree.release()
+
+    def _build_ctx(self) -> damon_ctx:
+        return damon_sysfs_build_ctx(self.contexts.context(), self.tree.machine, self.tree.clock)
+
+
+def _refresh(kdamond: damon_sysfs_kdamond) -> None:
+    kdamond.refresh()
+
+
+def _calling(fn: Callable[[damon_sysfs_kdamond], None]) -> Callable[[damon_sysfs_kdamond], None]:
+    return lambda kdamond: kdamond.call(fn)
+
+
+#: What may be written to ``state``, besides ``off``.
+_COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
+    "on": damon_sysfs_kdamond.turn_on,
+    "commit": _calling(damon_sysfs_kdamond.commit),
+    "commit_schemes_quota_goals": _calling(damon_sysfs_kdamond.commit_schemes_quota_goals),
+    "update_schemes_stats": _calling(damon_sysfs_kdamond.update_schemes_stats),
+    "update_schemes_tried_bytes": lambda kdamond: kdamond.update_schemes_tried_regions(total_bytes_only=True),
+    "update_schemes_tried_regions": lambda kdamond: kdamond.update_schemes_tried_regions(total_bytes_only=False),
+    "clear_schemes_tried_regions": damon_sysfs_kdamond.clear_schemes_tried_regions,
+    "update_schemes_effective_quotas": _calling(damon_sysfs_kdamond.update_schemes_effective_quotas),
+    "update_tuned_intervals": _calling(damon_sysfs_kdamond.update_tuned_intervals),
+}
+
+
+class damon_sysfs_kdamonds(numbered_dirs):
+    """All kdamonds."""
+
+    __slots__ = ()
+
+    tree: damon_sysfs_tree
+
+    default_attributes = (nr_attribute("nr_kdamonds"),)
+
+    def new_child(self) -> damon_sysfs_kdamond:
+        """A kdamond."""
+        return damon_sysfs_kdamond(self.tree)
+
+    def present(self) -> list[damon_sysfs_kdamond]:
+        """Those that somebody looked at yet; no other can be running."""
+        return [child for child in list(self.children.values()) if isinstance(child, damon_sysfs_kdamond)]
+
+    def rm_dirs(self) -> None:
+        """Remove all kdamonds.
+
+        :raises OSError: EBUSY one of them is running.
+        """
+        kdamonds = self.present()
+        if any(kdamond.running() for kdamond in kdamonds):
+            raise OSError(errno.EBUSY, "a kdamond is on; turn it off first")
+        super().rm_dirs()
+        for kdamond in kdamonds:
+            kdamond.release()
+
+
+def damon_sysfs_init(
+    machine: Machine | Callable[[], Machine] | None = None,
+    abi: str = ABI_VERSIONS[-1],
+    clock: Clock | None = None,
+) -> damon_sysfs_tree:
+    """Make the tree: its top is ``/sys/kernel/mm/damon``.
+
+    :param machine: where processes are found, or a function that tells, called when a kdamond with processes is turned
+        on: what it raises is the answer to that, so the tree can be used where nothing can be monitored. None is the
+        machine this runs on.
+    :param abi: kernel version whose files the tree has, one of :data:`kdamon_fs.kobject.ABI_VERSIONS`.
+    :param clock: the clock of all contexts, None the real one.
+    :raises OSError: EINVAL for an unknown ``abi``.
+    """
+    return damon_sysfs_tree(machine or _this_machine, abi, clock)

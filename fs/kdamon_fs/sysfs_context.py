@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The directory ``contexts`` of a kdamond (the first half of ``mm/damon/sysfs.c``): targets and how to monitor them.
+
+The files only keep what is written; :func:`damon_sysfs_build_ctx` makes a context of them when monitoring starts and at
+each commit.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from kdamon.core import (
+    damon_add_target,
+    damon_destroy_ctx,
+    damon_is_registered_ops,
+    damon_new_ctx,
+    damon_new_target,
+    damon_select_ops,
+    damon_set_attrs,
+    damon_set_regions,
+)
+from kdamon.damon import (
+    DAMON_MAX_PROBES,
+    damon_addr_range,
+    damon_attrs,
+    damon_ctx,
+    damon_intervals_goal,
+    damon_ops_id,
+    damon_target,
+)
+from kdamon.kernel import Clock
+from kdamon.mm import Machine
+from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kstrtox import kstrtoul
+from kdamon_fs.sysfs_common import (
+    bool_attribute,
+    damon_sysfs_ul_range,
+    int_attribute,
+    keyword_attribute,
+    not_supported,
+    text_attribute,
+    uint_attribute,
+    ulong_attribute,
+)
+from kdamon_fs.sysfs_schemes import damon_sysfs_add_schemes, damon_sysfs_schemes
+
+__all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
+
+_OPERATIONS: Final = {
+    "vaddr": damon_ops_id.DAMON_OPS_VADDR,
+    "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
+    "paddr": damon_ops_id.DAMON_OPS_PADDR,
+}
+
+
+# Targets.
+
+
+class damon_sysfs_region(kobject):
+    """A range of addresses to begin with."""
+
+    __slots__ = ("end", "start")
+
+    default_attributes = (ulong_attribute("start"), ulong_attribute("end"))
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.start = self.end = 0
+
+
+class damon_sysfs_regions(numbered_dirs):
+    """The ranges of a target to begin with; none lets the operations set choose."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_regions"),)
+
+    def new_child(self) -> damon_sysfs_region:
+        """A range."""
+        return damon_sysfs_region(self.tree)
+
+
+class damon_sysfs_target(kobject):
+    """A process to monitor."""
+
+    __slots__ = ("obsolete", "pid", "regions")
+
+    default_attributes = (
+        int_attribute("pid_target", squash=True, field="pid"),
+        bool_attribute("obsolete_target", since="6.19", field="obsolete"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.pid = 0
+        self.obsolete = False
+        self.regions = damon_sysfs_regions(tree)
+        self.add("regions", self.regions)
+
+
+class damon_sysfs_targets(numbered_dirs):
+    """The processes to monitor."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_targets"),)
+
+    def new_child(self) -> damon_sysfs_target:
+        """A target."""
+        return damon_sysfs_target(self.tree)
+
+
+# Attributes.
+
+
+class damon_sysfs_intervals_goal(kobject):
+    """What the auto-tuning of the intervals aims at."""
+
+    __slots__ = ("access_bp", "aggrs", "max_sample_us", "min_sample_us")
+
+    default_attributes = (
+        ulong_attribute("access_bp"),
+        ulong_attribute("aggrs"),
+        ulong_attribute("min_sample_us"),
+        ulong_attribute("max_sample_us"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.access_bp = self.aggrs = self.min_sample_us = self.max_sample_us = 0
+
+
+class damon_sysfs_intervals(kobject):
+    """How often to look, to count and to follow the target's mappings, microseconds."""
+
+    __slots__ = ("aggr_us", "goal", "sample_us", "update_us")
+
+    default_attributes = (
+        ulong_attribute("sample_us"),
+        ulong_attribute("aggr_us"),
+        ulong_attribute("update_us"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.sample_us = 5000
+        self.aggr_us = 100_000
+        self.update_us = 60_000_000
+        self.goal = damon_sysfs_intervals_goal(tree)
+        self.add("intervals_goal", self.goal, since="6.15")
+
+
+class damon_sysfs_filter(kobject):
+    """A condition of a probe on pages."""
+
+    __slots__ = ("allow", "matching", "path", "type")
+
+    default_attributes = (
+        keyword_attribute("type", ("anon", "memcg")),
+        bool_attribute("matching"),
+        bool_attribute("allow"),
+        text_attribute("path"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.type = "anon"
+        self.matching = self.allow = False
+        self.path = ""
+
+
+class damon_sysfs_filters(numbered_dirs):
+    """The conditions of a probe."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_filters"),)
+
+    def new_child(self) -> damon_sysfs_filter:
+        """A filter."""
+        return damon_sysfs_filter(self.tree)
+
+
+class damon_sysfs_probe(kobject):
+    """Something besides accesses to count for each region."""
+
+    __slots__ = ("weight",)
+
+    default_attributes = (uint_attribute("weight", since="7.3"),)
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.weight = 0
+        self.add("filters", damon_sysfs_filters(tree))
+
+
+class damon_sysfs_probes(numbered_dirs):
+    """The probes."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_probes"),)
+
+    def new_child(self) -> damon_sysfs_probe:
+        """A probe."""
+        return damon_sysfs_probe(self.tree)
+
+    def check(self, nr: int) -> None:
+        """Refuse more probes than a region has counters for.
+
+        :raises OSError: EINVAL.
+        """
+        if not 0 <= nr <= DAMON_MAX_PROBES:
+            raise OSError(errno.EINVAL, f"there can be 0 to {DAMON_MAX_PROBES} probes, not {nr}")
+
+
+class damon_sysfs_attrs(kobject):
+    """How to monitor."""
+
+    __slots__ = ("intervals", "nr_regions", "probes")
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.intervals = damon_sysfs_intervals(tree)
+        self.nr_regions = damon_sysfs_ul_range(tree, 10, 1000)
+        self.probes = damon_sysfs_probes(tree)
+        self.add("intervals", self.intervals)
+        self.add("nr_regions", self.nr_regions)
+        self.add("probes", self.probes, since="7.2")
+
+
+# Contexts.
+
+
+def _avail_operations_show(_context: kobject) -> str:
+    return "".join(f"{name}\n" for name, ops_id in _OPERATIONS.items() if damon_is_registered_ops(ops_id))
+
+
+def _addr_unit_show(context: damon_sysfs_context) -> str:
+    return f"{context.addr_unit}\n"
+
+
+def _addr_unit_store(context: damon_sysfs_context, text: str) -> None:
+    addr_unit = kstrtoul(text)
+    if not addr_unit:
+        raise OSError(errno.EINVAL, "an address unit has at least one byte")
+    context.addr_unit = addr_unit
+
+
+class damon_sysfs_context(kobject):
+    """What to monitor, and how."""
+
+    __slots__ = ("addr_unit", "attrs", "operations", "pause", "schemes", "targets")
+
+    default_attributes = (
+        kobj_attribute("avail_operations", _avail_operations_show),
+        keyword_attribute("operations", tuple(_OPERATIONS)),
+        kobj_attribute("addr_unit", _addr_unit_show, _addr_unit_store, since="6.18"),
+        bool_attribute("pause", since="7.2"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.operations = "vaddr"
+        self.addr_unit = 1
+        self.pause = False
+        self.attrs = damon_sysfs_attrs(tree)
+        self.targets = damon_sysfs_targets(tree)
+        self.schemes = damon_sysfs_schemes(tree)
+        self.add("monitoring_attrs", self.attrs)
+        self.add("targets", self.targets)
+        self.add("schemes", self.schemes)
+
+
+class damon_sysfs_contexts(numbered_dirs):
+    """The contexts of a kdamond: one, or none."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_contexts"),)
+
+    def new_child(self) -> damon_sysfs_context:
+        """A context."""
+        return damon_sysfs_context(self.tree)
+
+    def check(self, nr: int) -> None:
+        """Refuse more than one context.
+
+        :raises OSError: EINVAL.
+        """
+        if nr not in (0, 1):
+            raise OSError(errno.EINVAL, f"a kdamond can have 0 or 1 contexts, not {nr}")
+
+    def context(self) -> damon_sysfs_context:
+        """The one context.
+
+        :raises OSError: EINVAL there is none.
+        """
+        if self.nr != 1:
+            raise OSError(errno.EINVAL, f"{self.location()}/nr_contexts is {self.nr}; this needs 1")
+        context = self.at(0)
+        assert isinstance(context, damon_sysfs_context)
+        return context
+
+
+# From the files to a context.
+
+
+def _damon_sysfs_set_attrs(ctx: damon_ctx, attrs: damon_sysfs_attrs) -> None:
+    intervals, goal = attrs.intervals, attrs.intervals.goal
+    if attrs.probes.nr:
+        not_supported(attrs.probes, "nr_probes", "a probe")
+    damon_set_attrs(
+        ctx,
+        damon_attrs(
+            sample_interval=intervals.sample_us,
+            aggr_interval=intervals.aggr_us,
+            ops_update_interval=intervals.update_us,
+            intervals_goal=damon_intervals_goal(
+                access_bp=goal.access_bp,
+                aggrs=goal.aggrs,
+                min_sample_us=goal.min_sample_us,
+                max_sample_us=goal.max_sample_us,
+            ),
+            min_nr_regions=attrs.nr_regions.min,
+            max_nr_regions=attrs.nr_regions.max,
+        ),
+    )
+
+
+def _damon_sysfs_set_regions(t: damon_target, regions: damon_sysfs_regions, min_region_sz: int) -> None:
+    ranges: list[damon_addr_range] = []
+    for i in range(regions.nr):
+        region = regions.at(i)
+        assert isinstance(region, damon_sysfs_region)
+        if region.start > region.end:
+            raise OSError(errno.EINVAL, f"{region.location()}: start {region.start} is behind end {region.end}")
+        if ranges and ranges[-1].end > region.start:
+            raise OSError(errno.EINVAL, f"{region.location()}: begins before the end of the region before it")
+        ranges.append(damon_addr_range(region.start, region.end))
+    if ranges:
+        damon_set_regions(t, ranges, min_region_sz)
+
+
+def _damon_sysfs_add_target(ctx: damon_ctx, target: damon_sysfs_target, machine: Callable[[], Machine]) -> None:
+    t = damon_new_target()
+    t.obsolete = target.obsolete
+    damon_add_target(ctx, t)
+    if ctx.ops is not None and ctx.ops.target_has_pid:
+        no_process = OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {target.pid}")
+        if target.pid <= 0:
+            raise no_process
+        ctx.machine = machine()
+        try:
+            t.task = ctx.machine.get_task(target.pid)
+        except OSError as error:
+            raise no_process if error.errno == errno.ESRCH else error from None
+        t.pid = target.pid
+    _damon_sysfs_set_regions(t, target.regions, ctx.min_region_sz)
+
+
+def _damon_sysfs_apply_inputs(ctx: damon_ctx, context: damon_sysfs_context, machine: Callable[[], Machine]) -> None:
+    ops_id = _OPERATIONS[context.operations]
+    if not damon_is_registered_ops(ops_id):
+        not_supported(context, "operations", f"the operations set {context.operations}")
+    damon_select_ops(ctx, ops_id)
+    ctx.pause = context.pause
+    _damon_sysfs_set_attrs(ctx, context.attrs)
+    for i in range(context.targets.nr):
+        target = context.targets.at(i)
+        assert isinstance(target, damon_sysfs_target)
+        _damon_sysfs_add_target(ctx, target, machine)
+    damon_sysfs_add_schemes(ctx, context.schemes)
+
+
+def damon_sysfs_build_ctx(
+    context: damon_sysfs_context, machine: Callable[[], Machine], clock: Clock | None
+) -> damon_ctx:
+    """Make the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
+
+    :param machine: where processes are found, asked for when a target needs it.
+    :param clock: the context's clock, None the real one.
+    :raises OSError: EINVAL the values do not fit together, a process does not exist, or something is asked for that has
+        no effect here; what ``machine`` and its ``get_task()`` raise.
+    """
+    ctx = damon_new_ctx()
+    if clock is not None:
+        ctx.clock = clock
+    try:
+        _damon_sysfs_apply_inputs(ctx, context, machine)
+    except BaseException:
+        damon_destroy_ctx(ctx)
+        raise
+    return ctx

@@ -1,0 +1,545 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The directory ``schemes`` of a context (``mm/damon/sysfs-schemes.c``): what is asked for, and what came of it.
+
+Every file stores and reads back as the kernel's. What has no effect here makes starting or committing fail:
+see :func:`damon_sysfs_add_schemes`.
+"""
+
+from __future__ import annotations
+
+from attrs import define
+
+from kdamon.core import damon_add_scheme
+from kdamon.damon import (
+    damon_ctx,
+    damon_region,
+    damon_target,
+    damos,
+    damos_access_pattern,
+    damos_action,
+)
+from kdamon.kernel import uint
+from kdamon_fs.kobject import Tree, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.sysfs_common import (
+    bool_attribute,
+    damon_sysfs_ul_range,
+    int_attribute,
+    keyword_attribute,
+    not_supported,
+    read_only_attribute,
+    text_attribute,
+    uint_attribute,
+    ulong_attribute,
+)
+
+__all__ = [
+    "damon_sysfs_access_pattern",
+    "damon_sysfs_add_schemes",
+    "damon_sysfs_refuse_goals",
+    "damon_sysfs_scheme",
+    "damon_sysfs_schemes",
+    "damon_sysfs_schemes_clear_regions",
+    "damon_sysfs_schemes_update_stats",
+    "damos_sysfs_populate_region_dir",
+    "damos_sysfs_walk_data",
+]
+
+
+# Results: tried_regions and stats.
+
+
+class damon_sysfs_scheme_region(kobject):
+    """A region that the scheme tried."""
+
+    __slots__ = ("age", "end", "nr_accesses", "start", "sz_filter_passed")
+
+    default_attributes = (
+        read_only_attribute("start"),
+        read_only_attribute("end"),
+        read_only_attribute("nr_accesses"),
+        read_only_attribute("age"),
+        read_only_attribute("sz_filter_passed", since="6.14"),
+    )
+
+    def __init__(self, tree: Tree, region: damon_region, sz_filter_passed: int) -> None:
+        super().__init__(tree)
+        self.start = region.start
+        self.end = region.end
+        self.nr_accesses = region.nr_accesses
+        self.age = region.age
+        self.sz_filter_passed = sz_filter_passed
+
+
+class damon_sysfs_scheme_regions(kobject):
+    """The regions that the scheme tried, as of the last update command."""
+
+    __slots__ = ("total_bytes",)
+
+    default_attributes = (read_only_attribute("total_bytes"),)
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.total_bytes = 0
+
+    def add_region(self, region: damon_region, sz_filter_passed: int) -> None:
+        """Add a directory for ``region``, numbered on."""
+        self.add(str(len(self.children)), damon_sysfs_scheme_region(self.tree, region, sz_filter_passed))
+
+    def rm_regions(self) -> None:
+        """Remove all of them and forget their total (``damon_sysfs_scheme_regions_rm_dirs()``)."""
+        children, self.children, self.total_bytes = self.children, {}, 0
+        for child in children.values():
+            child.remove()
+        self.tree.forget_paths()
+
+
+class damon_sysfs_stats(kobject):
+    """What the scheme did so far, as of the last update; and the limit ``max_nr_snapshots``, an input."""
+
+    __slots__ = (
+        "max_nr_snapshots",
+        "nr_applied",
+        "nr_snapshots",
+        "nr_tried",
+        "qt_exceeds",
+        "sz_applied",
+        "sz_ops_filter_passed",
+        "sz_tried",
+    )
+
+    default_attributes = (
+        read_only_attribute("nr_tried"),
+        read_only_attribute("sz_tried"),
+        read_only_attribute("nr_applied"),
+        read_only_attribute("sz_applied"),
+        read_only_attribute("sz_ops_filter_passed", since="6.14"),
+        read_only_attribute("qt_exceeds"),
+        read_only_attribute("nr_snapshots", since="7.0"),
+        ulong_attribute("max_nr_snapshots", since="7.0"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.nr_tried = self.sz_tried = 0
+        self.nr_applied = self.sz_applied = 0
+        self.sz_ops_filter_passed = 0
+        self.qt_exceeds = 0
+        self.nr_snapshots = self.max_nr_snapshots = 0
+
+
+# Filters.
+
+_CORE_FILTER_TYPES = ("addr", "target")
+_OPS_FILTER_TYPES = ("anon", "active", "memcg", "young", "hugepage_size", "unmapped")
+
+
+def _filter_types(kobj: damon_sysfs_scheme_filter) -> tuple[str, ...]:
+    return kobj.types
+
+
+class damon_sysfs_scheme_filter(kobject):
+    """A condition on regions or pages; ``types`` are those that its directory takes."""
+
+    __slots__ = (
+        "addr_end",
+        "addr_start",
+        "allow",
+        "damon_target_idx",
+        "matching",
+        "max",
+        "memcg_path",
+        "min",
+        "type",
+        "types",
+    )
+
+    default_attributes = (
+        keyword_attribute("type", _filter_types),
+        bool_attribute("matching"),
+        bool_attribute("allow", since="6.14"),
+        text_attribute("memcg_path"),
+        ulong_attribute("addr_start"),
+        ulong_attribute("addr_end"),
+        ulong_attribute("min", since="6.15"),
+        ulong_attribute("max", since="6.15"),
+        int_attribute("damon_target_idx"),
+    )
+
+    def __init__(self, tree: Tree, types: tuple[str, ...]) -> None:
+        super().__init__(tree)
+        self.types = types
+        # Also where the directory takes other types only, as in the kernel.
+        self.type = "anon"
+        self.matching = self.allow = False
+        self.memcg_path = ""
+        self.addr_start = self.addr_end = 0
+        self.min = self.max = 0
+        self.damon_target_idx = 0
+
+
+class damon_sysfs_scheme_filters(numbered_dirs):
+    """``core_filters``, ``ops_filters`` or ``filters`` by the ``types`` that it takes."""
+
+    __slots__ = ("types",)
+
+    default_attributes = (nr_attribute("nr_filters"),)
+
+    def __init__(self, tree: Tree, types: tuple[str, ...]) -> None:
+        super().__init__(tree)
+        self.types = types
+
+    def new_child(self) -> damon_sysfs_scheme_filter:
+        """A filter."""
+        return damon_sysfs_scheme_filter(self.tree, self.types)
+
+
+# Watermarks, destinations.
+
+
+class damon_sysfs_watermarks(kobject):
+    """When the scheme is active, by the share of free memory."""
+
+    __slots__ = ("high", "interval_us", "low", "metric", "mid")
+
+    default_attributes = (
+        keyword_attribute("metric", ("none", "free_mem_rate")),
+        ulong_attribute("interval_us"),
+        ulong_attribute("high"),
+        ulong_attribute("mid"),
+        ulong_attribute("low"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.metric = "none"
+        self.interval_us = self.high = self.mid = self.low = 0
+
+
+class damos_sysfs_dest(kobject):
+    """A node to migrate to, and its share."""
+
+    __slots__ = ("id", "weight")
+
+    default_attributes = (uint_attribute("id"), uint_attribute("weight"))
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.id = self.weight = 0
+
+
+class damos_sysfs_dests(numbered_dirs):
+    """The nodes to migrate to."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_dests"),)
+
+    def new_child(self) -> damos_sysfs_dest:
+        """A destination."""
+        return damos_sysfs_dest(self.tree)
+
+
+# Quotas.
+
+_GOAL_METRICS = (
+    "user_input",
+    "some_mem_psi_us",
+    "node_mem_used_bp",
+    "node_mem_free_bp",
+    "node_memcg_used_bp",
+    "node_memcg_free_bp",
+    "active_mem_bp",
+    "inactive_mem_bp",
+    "node_eligible_mem_bp",
+)
+
+
+class damos_sysfs_quota_goal(kobject):
+    """A metric and the value it should have; a target value of 0 makes it no goal at all."""
+
+    __slots__ = ("current_value", "nid", "path", "target_metric", "target_value")
+
+    default_attributes = (
+        keyword_attribute("target_metric", _GOAL_METRICS),
+        ulong_attribute("target_value"),
+        ulong_attribute("current_value"),
+        int_attribute("nid", since="6.16"),
+        text_attribute("path", since="6.19"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.target_metric = "user_input"
+        self.target_value = self.current_value = 0
+        self.nid = 0
+        self.path = ""
+
+
+class damos_sysfs_quota_goals(numbered_dirs):
+    """The goals of a quota."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_goals"),)
+
+    def new_child(self) -> damos_sysfs_quota_goal:
+        """A goal."""
+        return damos_sysfs_quota_goal(self.tree)
+
+
+class damon_sysfs_weights(kobject):
+    """How much size, access frequency and age count when a quota has to choose."""
+
+    __slots__ = ("age_permil", "nr_accesses_permil", "sz_permil")
+
+    default_attributes = (
+        uint_attribute("sz_permil"),
+        uint_attribute("nr_accesses_permil"),
+        uint_attribute("age_permil"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.sz_permil = self.nr_accesses_permil = self.age_permil = 0
+
+
+class damon_sysfs_quotas(kobject):
+    """How much the scheme may do."""
+
+    __slots__ = (
+        "bytes",
+        "effective_bytes",
+        "fail_charge_denom",
+        "fail_charge_num",
+        "goal_tuner",
+        "goals",
+        "ms",
+        "reset_interval_ms",
+    )
+
+    default_attributes = (
+        ulong_attribute("ms", squash=True),
+        ulong_attribute("bytes", squash=True),
+        ulong_attribute("reset_interval_ms", squash=True),
+        read_only_attribute("effective_bytes"),
+        keyword_attribute("goal_tuner", ("consist", "temporal"), since="7.1"),
+        uint_attribute("fail_charge_num", since="7.2", squash=True),
+        uint_attribute("fail_charge_denom", since="7.2", squash=True),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.ms = self.bytes = self.reset_interval_ms = 0
+        self.effective_bytes = 0
+        self.goal_tuner = "consist"
+        self.fail_charge_num = self.fail_charge_denom = 0
+        self.goals = damos_sysfs_quota_goals(tree)
+        self.add("weights", damon_sysfs_weights(tree))
+        self.add("goals", self.goals)
+
+
+# Schemes.
+
+
+class damon_sysfs_access_pattern(kobject):
+    """Which regions the scheme is for. The maxima begin as 0, so a new scheme matches nothing."""
+
+    __slots__ = ("age", "nr_accesses", "sz")
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.sz = damon_sysfs_ul_range(tree, 0, 0)
+        self.nr_accesses = damon_sysfs_ul_range(tree, 0, 0)
+        self.age = damon_sysfs_ul_range(tree, 0, 0)
+        self.add("sz", self.sz)
+        self.add("nr_accesses", self.nr_accesses)
+        self.add("age", self.age)
+
+
+class damon_sysfs_scheme(kobject):
+    """A scheme: what to do with which regions, and what came of it."""
+
+    __slots__ = (
+        "access_pattern",
+        "action",
+        "apply_interval_us",
+        "core_filters",
+        "filters",
+        "ops_filters",
+        "quotas",
+        "stats",
+        "target_nid",
+        "tried_regions",
+        "watermarks",
+    )
+
+    default_attributes = (
+        keyword_attribute("action", tuple(action.value for action in damos_action)),
+        ulong_attribute("apply_interval_us"),
+        int_attribute("target_nid"),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.action = damos_action.DAMOS_STAT.value
+        self.apply_interval_us = 0
+        self.target_nid = -1
+        self.access_pattern = damon_sysfs_access_pattern(tree)
+        self.quotas = damon_sysfs_quotas(tree)
+        self.watermarks = damon_sysfs_watermarks(tree)
+        self.core_filters = damon_sysfs_scheme_filters(tree, _CORE_FILTER_TYPES)
+        self.ops_filters = damon_sysfs_scheme_filters(tree, _OPS_FILTER_TYPES)
+        self.filters = damon_sysfs_scheme_filters(tree, _OPS_FILTER_TYPES + _CORE_FILTER_TYPES)
+        self.stats = damon_sysfs_stats(tree)
+        self.tried_regions = damon_sysfs_scheme_regions(tree)
+        self.add("access_pattern", self.access_pattern)
+        self.add("dests", damos_sysfs_dests(tree), since="6.17")
+        self.add("quotas", self.quotas)
+        self.add("watermarks", self.watermarks)
+        self.add("core_filters", self.core_filters, since="6.15")
+        self.add("ops_filters", self.ops_filters, since="6.15")
+        self.add("filters", self.filters)
+        self.add("stats", self.stats)
+        self.add("tried_regions", self.tried_regions)
+
+
+class damon_sysfs_schemes(numbered_dirs):
+    """The schemes of a context."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_schemes"),)
+
+    def new_child(self) -> damon_sysfs_scheme:
+        """A scheme."""
+        return damon_sysfs_scheme(self.tree)
+
+    def scheme(self, index: int) -> damon_sysfs_scheme:
+        """The scheme ``index``, less than :attr:`nr`."""
+        scheme = self.at(index)
+        assert isinstance(scheme, damon_sysfs_scheme)
+        return scheme
+
+
+# Between the files and the schemes of a context.
+
+
+def damon_sysfs_refuse_goals(goals: damos_sysfs_quota_goals) -> None:
+    """Refuse goals that would have an effect; a goal with the target value 0 has none.
+
+    :raises OSError: EINVAL, naming the file.
+    """
+    for i in range(goals.nr):
+        goal = goals.at(i)
+        assert isinstance(goal, damos_sysfs_quota_goal)
+        if goal.target_value:
+            not_supported(goal, "target_value", f"a quota goal ({goal.target_metric} {goal.target_value})")
+
+
+def _refuse_what_has_no_effect(scheme: damon_sysfs_scheme) -> None:
+    if scheme.action != damos_action.DAMOS_STAT.value:
+        not_supported(scheme, "action", f"the action {scheme.action}")
+    quotas = scheme.quotas
+    if quotas.ms:
+        not_supported(quotas, "ms", "a time quota")
+    if quotas.bytes:
+        not_supported(quotas, "bytes", "a size quota")
+    damon_sysfs_refuse_goals(quotas.goals)
+    if scheme.watermarks.metric != "none":
+        not_supported(scheme.watermarks, "metric", f"the watermarks metric {scheme.watermarks.metric}")
+    for filters in (scheme.core_filters, scheme.ops_filters, scheme.filters):
+        if filters.nr:
+            not_supported(filters, "nr_filters", "a filter")
+
+
+def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme) -> damos:
+    """Make the scheme that the directory describes.
+
+    :raises OSError: EINVAL it asks for something that has no effect here.
+    """
+    _refuse_what_has_no_effect(scheme)
+    wanted = scheme.access_pattern
+    return damos(
+        pattern=damos_access_pattern(
+            min_sz_region=wanted.sz.min,
+            max_sz_region=wanted.sz.max,
+            min_nr_accesses=uint(wanted.nr_accesses.min),
+            max_nr_accesses=uint(wanted.nr_accesses.max),
+            min_age_region=uint(wanted.age.min),
+            max_age_region=uint(wanted.age.max),
+        ),
+        action=damos_action(scheme.action),
+        apply_interval_us=scheme.apply_interval_us,
+        max_nr_snapshots=scheme.stats.max_nr_snapshots,
+    )
+
+
+def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes) -> None:
+    """Add the schemes that the directories describe to ``ctx``.
+
+    :raises OSError: EINVAL one of them asks for something that has no effect here. (Kernel: ENOMEM whatever is wrong
+        in a scheme; the parts it can be wrong in have no effect here yet.)
+    """
+    for i in range(schemes.nr):
+        damon_add_scheme(ctx, damon_sysfs_mk_scheme(schemes.scheme(i)))
+
+
+def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
+    """Show the statistics of the schemes of ``ctx``; to be called in its kdamond.
+
+    The directories may be fewer or more than the schemes by now.
+    """
+    for i, s in enumerate(ctx.schemes[: schemes.nr]):
+        stats = schemes.scheme(i).stats
+        stats.nr_tried = s.stat.nr_tried
+        stats.sz_tried = s.stat.sz_tried
+        stats.nr_applied = s.stat.nr_applied
+        stats.sz_applied = s.stat.sz_applied
+        stats.sz_ops_filter_passed = s.stat.sz_ops_filter_passed
+        stats.qt_exceeds = s.stat.qt_exceeds
+        stats.nr_snapshots = s.stat.nr_snapshots
+
+
+def damon_sysfs_schemes_clear_regions(schemes: damon_sysfs_schemes) -> None:
+    """Remove the tried regions of all schemes."""
+    for i in range(schemes.nr):
+        schemes.scheme(i).tried_regions.rm_regions()
+
+
+@define(slots=True)
+class damos_sysfs_walk_data:
+    """What :func:`damos_sysfs_populate_region_dir` fills.
+
+    :ivar schemes: the directory of the schemes.
+    :ivar total_bytes_only: count the bytes, make no directories.
+    """
+
+    schemes: damon_sysfs_schemes
+    total_bytes_only: bool
+    _scheme: damos | None = None
+    _regions: damon_sysfs_scheme_regions | None = None
+
+    def regions_of(self, ctx: damon_ctx, s: damos) -> damon_sysfs_scheme_regions | None:
+        """The directory for tried regions of ``s``, None if it was removed meanwhile."""
+        if s is not self._scheme:
+            self._scheme = s
+            place = ctx.schemes.index(s)
+            self._regions = self.schemes.scheme(place).tried_regions if place < self.schemes.nr else None
+        return self._regions
+
+
+def damos_sysfs_populate_region_dir(  # noqa: PLR0917 -- the parameters of damos_walk_control.walk_fn
+    data: damos_sysfs_walk_data,
+    ctx: damon_ctx,
+    t: damon_target,
+    region: damon_region,
+    s: damos,
+    sz_filter_passed: int,
+) -> None:
+    """Show that scheme ``s`` tried ``region``: a walk function of :class:`damos_walk_control`."""
+    regions = data.regions_of(ctx, s)
+    if regions is None:
+        return
+    regions.total_bytes += region.size
+    if not data.total_bytes_only:
+        regions.add_region(region, sz_filter_passed)
