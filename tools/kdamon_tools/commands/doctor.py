@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon doctor``: what this machine can do, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from kdamon_tools.checks import monitor_checks, tool_checks
+from kdamon_tools.commands import add_verb
+from kdamon_tools.reporters.checks import render_checks, render_checks_json
+from kdamon_tools.terminal import terminal_size
+
+if TYPE_CHECKING:
+    from kdamon_tools.commands import Subparsers
+
+__all__ = ["register", "run"]
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(subparsers, "doctor", "say what this machine can do and what is missing", "[--json]")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Say it; returns 0 if processes can be monitored, else 1."""
+    primitives, possible = monitor_checks()
+    checks = primitives + tool_checks()
+    if arguments.json:
+        print(render_checks_json(checks, possible), flush=True)
+    else:
+        print(render_checks(checks, possible, terminal_size()[0]), flush=True)
+    return 0 if possible else 1

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon exec``: run a DAMON client that finds the tree where the kernel has its own."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.commands.mount import add_abi
+from kdamon_tools.errors import CommandError
+
+if TYPE_CHECKING:
+    from kdamon_tools.commands import Subparsers
+
+__all__ = ["register", "run"]
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "exec",
+        "run a command with the tree at /sys/kernel/mm/damon, visible to it alone",
+        "[--abi VERSION] -- COMMAND [ARGUMENT...]",
+    )
+    add_abi(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    if not arguments.command:
+        raise CommandError("say what to run: kdamon exec -- COMMAND", 2)
+    from kdamon_fs.namespace import run_in_namespace  # noqa: PLC0415 (needs more than the other verbs)
+
+    return run_in_namespace(arguments.command, arguments.abi, machine_when_needed)

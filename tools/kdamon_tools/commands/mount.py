@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon mount``: the tree of ``/sys/kernel/mm/damon`` in a directory of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from kdamon_fs.kobject import ABI_VERSIONS
+from kdamon_tools.commands import add_verb, machine_when_needed
+
+if TYPE_CHECKING:
+    from kdamon_tools.commands import Subparsers
+
+__all__ = ["add_abi", "register", "run"]
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers, "mount", "serve the tree in a directory until interrupted or unmounted", "[--abi VERSION] DIRECTORY"
+    )
+    parser.add_argument("directory", metavar="DIRECTORY", help="an existing directory; the tree is DIRECTORY/admin")
+    add_abi(parser)
+    parser.set_defaults(run=run)
+
+
+def add_abi(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the kernel version whose files the tree has."""
+    parser.add_argument(
+        "--abi",
+        choices=ABI_VERSIONS,
+        default=ABI_VERSIONS[-1],
+        metavar="VERSION",
+        help=f"hide files that came with kernels newer than this: {', '.join(ABI_VERSIONS)}",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes or somebody unmounts it."""
+    from kdamon_fs.mount import mount_tree  # noqa: PLC0415 (needs more than the other verbs)
+    from kdamon_fs.sysfs import damon_sysfs_init  # noqa: PLC0415
+
+    def ready() -> None:
+        print(f"kdamon: the tree is at {arguments.directory}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
+
+    mount_tree(damon_sysfs_init(machine_when_needed, arguments.abi), arguments.directory, ready)
+    return 0

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon run``: monitor a process or a command, and show what it accesses."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from attrs import evolve
+
+from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.compare import Accuracy, compare
+from kdamon_tools.errors import CommandError
+from kdamon_tools.history import History
+from kdamon_tools.reporters.comparison import render_comparison
+from kdamon_tools.reporters.heatmap import render_heatmap
+from kdamon_tools.reporters.json_object import render_json
+from kdamon_tools.reporters.table import render_line, render_summary, render_table
+from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.terminal import LiveView, terminal_size, use_colour
+from kdamon_tools.units import parse_positive, parse_range, parse_seconds, parse_unsigned
+from kdamon_tools.workloads.truth import load_truth
+
+if TYPE_CHECKING:
+    from kdamon_tools.commands import Subparsers
+    from kdamon_tools.monitor import Monitor
+
+__all__ = ["register", "run"]
+
+_USAGE: Final = "[options] (--pid PID | -- COMMAND [ARGUMENT...])"
+#: How long a look at the process may take to notice a signal or the end of the time.
+_TICK_S: Final = 0.1
+_REDRAW_S: Final = 0.5
+_LINE_S: Final = 1.0
+#: A command that was asked to end gets so long before it is killed.
+_GRACE_S: Final = 5.0
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(subparsers, "run", "monitor a process or a command and show what it accesses", _USAGE)
+    defaults = Config(pid=0)
+    what = parser.add_argument_group("what to monitor")
+    what.add_argument("--pid", type=parse_positive, help="a process that runs already")
+    what.add_argument(
+        "--ops", choices=("vaddr", "fvaddr"), default=defaults.ops, help="all of its memory, or --range only"
+    )
+    what.add_argument(
+        "--range",
+        type=parse_range,
+        action="append",
+        default=[],
+        dest="ranges",
+        metavar="START-END",
+        help="hexadecimal addresses to monitor with --ops fvaddr; may be repeated",
+    )
+    what.add_argument(
+        "--seconds", type=parse_seconds, help="end after this time, and with it the command; default: when it ends"
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--sample-us", type=parse_unsigned, default=defaults.sample_us, metavar="US", help="sampling interval"
+    )
+    how.add_argument(
+        "--aggr-us", type=parse_unsigned, default=defaults.aggr_us, metavar="US", help="aggregation interval"
+    )
+    how.add_argument(
+        "--update-us",
+        type=parse_unsigned,
+        default=defaults.update_us,
+        metavar="US",
+        help="time between looks at the mappings",
+    )
+    how.add_argument(
+        "--min-regions", type=parse_unsigned, default=defaults.min_regions, metavar="N", help="regions at least"
+    )
+    how.add_argument(
+        "--max-regions", type=parse_unsigned, default=defaults.max_regions, metavar="N", help="regions at most"
+    )
+    form = parser.add_argument_group("what to show")
+    form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
+    form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
+    form.add_argument("--quiet", action="store_true", help="only the result, nothing while monitoring")
+    form.add_argument("--truth", type=Path, metavar="FILE", help="compare with what a bundled workload wrote there")
+    form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Monitor, show, and return the exit status: that of the command if it ended by itself, else 0."""
+    _check(arguments)
+    # Only now: a mistake on the command line must not need what monitoring needs.
+    from kdamon_tools.monitor import Monitor  # noqa: PLC0415
+
+    machine = machine_when_needed()
+    with ExitStack() as stack:
+        output = stack.enter_context(_open_output(arguments.output))
+        stop = stack.enter_context(_stop_signals())
+        child = stack.enter_context(_child(arguments.command)) if arguments.command else None
+        config = _config(arguments, child.pid if child else arguments.pid)
+        pidfd = os.pidfd_open(config.pid)
+        stack.callback(os.close, pidfd)
+        history = History()
+        with Monitor(config, machine) as monitor:
+            note = _watch(monitor, history, pidfd, stop, arguments)
+        for snapshot in monitor.drain():
+            history.add(snapshot)
+        error = monitor.error()
+        if error is not None:
+            raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
+        recording = Recording(config, history.snapshots, monitor.counters(), monitor.started, monitor.ended, note)
+        accuracy = _compare(recording, arguments.truth)
+        _show(recording, accuracy, output, arguments)
+        if child is not None and not stop and child.poll() is not None:
+            return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse command lines that make no sense, before anything is started."""
+    if (arguments.pid is None) == (not arguments.command):
+        raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
+    if bool(arguments.ranges) != (arguments.ops == "fvaddr"):
+        raise CommandError("--ops fvaddr and --range START-END go together", 2)
+
+
+def _config(arguments: argparse.Namespace, pid: int) -> Config:
+    names = ("ops", "sample_us", "aggr_us", "update_us", "min_regions", "max_regions")
+    config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
+    return evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
+
+
+@contextmanager
+def _open_output(path: Path | None) -> Iterator[TextIO]:
+    """Where the result goes; opened before monitoring, so that a run is not lost to a mistyped name."""
+    if path is None:
+        yield sys.stdout
+    else:
+        with path.open("w", encoding="utf-8") as output:
+            yield output
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list; the second one of a kind has its usual effect."""
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start ``command`` with this process's standard streams; it does not outlive the monitoring."""
+    child = subprocess.Popen(command)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_GRACE_S)
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _watch(monitor: Monitor, history: History, pidfd: int, stop: list[int], arguments: argparse.Namespace) -> str:
+    """Gather snapshots until something ends the run; returns what did."""
+    # A command writes to the same terminal: nothing may be overwritten then.
+    in_place = sys.stderr.isatty() and not arguments.command and os.environ.get("TERM") != "dumb"
+    view = LiveView(sys.stderr, in_place)
+    colour = in_place and use_colour(arguments.color, sys.stderr)
+    deadline = monitor.started + arguments.seconds if arguments.seconds else float("inf")
+    shown_at = monitor.started
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    note = ""
+    while not note:
+        left = deadline - time.monotonic()
+        ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
+        for snapshot in monitor.drain():
+            history.add(snapshot)
+        if stop:
+            note = "stopped by a signal"
+        elif ended or not monitor.running():
+            note = "the process ended" if monitor.error() is None else "monitoring failed"
+        elif left <= 0:
+            note = "the time was over"
+        elif history.snapshots and not arguments.quiet:
+            now = time.monotonic()
+            if now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
+                shown_at = now
+                _show_live(view, history.snapshots[-1], monitor, colour)
+    view.clear()
+    return note
+
+
+def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: bool) -> None:
+    if not view.in_place:
+        view.show(render_line(snapshot, monitor.config, monitor.started))
+        return
+    width, height = terminal_size()
+    view.show(
+        render_table(snapshot, monitor.config, since=monitor.started, width=width, height=height - 2, colour=colour)
+    )
+
+
+def _compare(recording: Recording, truth: Path | None) -> Accuracy | None:
+    if truth is None:
+        return None
+    try:
+        return compare(recording, load_truth(truth))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _show(recording: Recording, accuracy: Accuracy | None, output: TextIO, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print(render_json(recording, accuracy), file=output, flush=True)
+        return
+    width, height = terminal_size()
+    heatmap = render_heatmap(
+        recording,
+        width=width,
+        height=max(16, height - 16),
+        colour=use_colour(arguments.color, output),
+    )
+    parts = [heatmap, render_summary(recording)]
+    if accuracy is not None:
+        parts.append(render_comparison(accuracy, recording.started))
+    print("\n\n".join(parts), file=output, flush=True)
