@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon doctor``: what a machine has, why not, and the remedy."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from kdamon_tools import checks, cli
+from kdamon_tools.checks import Check, tool_checks
+from kdamon_tools.commands import doctor
+from kdamon_tools.reporters.checks import render_checks, render_checks_json
+
+CHECKS = [
+    Check("page table walk", True, "the program loads"),
+    Check("page_idle", False, "this kernel was built without CONFIG_IDLE_PAGE_TRACKING"),
+    Check("mkold", False, "CAP_SYS_NICE is missing", "run as root"),
+]
+
+
+def by_name(found: Sequence[Check]) -> dict[str, Check]:
+    """Checks by the first word of their names."""
+    return {check.name.split()[0]: check for check in found}
+
+
+def test_a_table_for_people() -> None:
+    """Name, yes or no, why, and the remedy where there is one."""
+    assert [
+        "page table walk  yes the program loads",
+        "page_idle        no  this kernel was built without CONFIG_IDLE_PAGE_TRACKING",
+        "mkold            no  CAP_SYS_NICE is missing; remedy: run as root",
+        "this machine cannot monitor processes",
+    ] == render_checks(CHECKS, possible=False).splitlines()
+
+
+@pytest.mark.parametrize("width", [50, 60, 100])
+def test_long_reasons_are_wrapped_below_their_column(width: int) -> None:
+    """Nothing is cut off, and the columns stay."""
+    lines = render_checks(CHECKS, possible=True, width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert "CONFIG_IDLE_PAGE_TRACKING" in " ".join(line.strip() for line in lines)
+
+
+def test_json_for_programs() -> None:
+    """The same as the table."""
+    document = json.loads(render_checks_json(CHECKS[:1], possible=True))
+    expected = {"name": "page table walk", "available": True, "why": "the program loads", "remedy": ""}
+    assert {"possible": True, "checks": [expected]} == document
+
+
+@pytest.mark.parametrize(("possible", "expected"), [(True, 0), (False, 1)])
+def test_the_exit_status_says_whether_monitoring_is_possible(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], possible: bool, expected: int
+) -> None:
+    """For scripts."""
+    monkeypatch.setattr(doctor, "monitor_checks", lambda: (CHECKS, possible))
+    assert expected == cli.main(["doctor"])
+    assert "mkold" in capsys.readouterr().out
+    assert expected == cli.main(["doctor", "--json"])
+    assert possible == json.loads(capsys.readouterr().out)["possible"]
+
+
+def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without libfuse 2, the device, root and damo, each line says how to get it."""
+    real_import = builtins.__import__
+
+    def import_without_fuse(
+        name: str,
+        globals: Mapping[str, object] | None = None,  # noqa: A002 (the interpreter's own names)
+        locals: Mapping[str, object] | None = None,  # noqa: A002
+        fromlist: Sequence[str] = (),
+        level: int = 0,
+    ) -> object:
+        if name == "fuse":
+            raise OSError("Unable to find libfuse")
+        return real_import(name, globals, locals, fromlist, level)
+
+    def no_device(path: str, *_: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr(builtins, "__import__", import_without_fuse)
+    monkeypatch.setattr(checks.os, "open", no_device)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    found = by_name(tool_checks())
+    assert {"libfuse", "/dev/fuse", "mount", "damo"} == set(found)
+    assert [] == [check for check in found.values() if check.available or not check.remedy]
+    assert "libfuse2" in found["libfuse"].remedy
+    assert "modprobe fuse" == found["/dev/fuse"].remedy
