@@ -223,7 +223,7 @@ class damon_regions:
         piece = np.uint64(size)
         if not (sizes > piece).any():
             return
-        counts = ((sizes + (piece - np.uint64(1))) // piece).astype(np.intp)
+        counts = ((sizes - _1) // piece).astype(np.intp) + 1
         rows = np.repeat(np.arange(len(self), dtype=np.intp), counts)
         last = np.cumsum(counts) - 1
         nth = np.arange(len(rows), dtype=np.intp) - np.repeat(last + 1 - counts, counts)
