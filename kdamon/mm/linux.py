@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The running kernel's processes and memory, behind the protocols of :mod:`kdamon.mm`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from typing import Final, Protocol
+
+from kdamon.mm import AddressSpace
+from kdamon.mm.folios import Folios
+from kdamon.mm.madvise import Adviser, pidfd_open
+from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
+from kdamon.mm.page_table import PageTableSpace
+from kdamon.mm.process import ProcessFiles
+from kdamon.mm.walker import Walker, missing_capability, shared_walker
+
+__all__ = ["LinuxMachine", "LinuxTask", "linux_machine"]
+
+log = logging.getLogger("kdamon")
+
+#: Nanoseconds after which it is looked whether a process left a living address space (see LinuxTask.get_mm()).
+_RECHECK: Final = 100_000_000
+
+
+class _Space(AddressSpace, Protocol):
+    def alive(self) -> bool: ...
+
+    def same(self, files: ProcessFiles) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class _Primitive(Protocol):
+    """A way to tell accesses."""
+
+    @property
+    def name(self) -> str: ...
+
+    def check(self, pidfd: int) -> None: ...
+
+    def open(self, files: ProcessFiles, pidfd: int) -> _Space: ...
+
+    def close(self) -> None: ...
+
+
+class _PageTable:
+    """The page table walk and MADV_COLD."""
+
+    name = "page_table"
+
+    def __init__(self) -> None:
+        self._walker: Walker = shared_walker()
+        self._folios = Folios()
+
+    def check(self, pidfd: int) -> None:
+        try:
+            Adviser(pidfd).check()
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                lacking = " and ".join(missing_capability("CAP_SYS_NICE", "CAP_SYS_PTRACE")) or "more rights"
+                raise OSError(
+                    errno.EPERM,
+                    f"marking another process's pages as not accessed needs {lacking}; run as root or give that "
+                    "capability",
+                ) from error
+            if error.errno == errno.ENOSYS:
+                raise OSError(
+                    errno.EOPNOTSUPP, "the kernel has no process_madvise(); Linux 5.10 or later is needed"
+                ) from error
+
+    def open(self, files: ProcessFiles, pidfd: int) -> _Space:
+        return PageTableSpace(self._walker, self._folios, files, pidfd)
+
+    def close(self) -> None:
+        self._folios.close()
+
+
+class _PageIdle:
+    """The bitmap of idle pages."""
+
+    name = "page_idle"
+
+    def __init__(self) -> None:
+        self._folios = Folios()
+        try:
+            self._bitmap = Bitmap(BITMAP)
+        except BaseException:
+            self._folios.close()
+            raise
+
+    def check(self, pidfd: int) -> None:
+        if missing_capability("CAP_SYS_ADMIN"):
+            raise OSError(
+                errno.EPERM,
+                "the idle page bitmap is of use only with page frame numbers, which CAP_SYS_ADMIN shows; run as root",
+            )
+
+    def open(self, files: ProcessFiles, pidfd: int) -> _Space:
+        return PageIdleSpace(self._bitmap, self._folios, files, PagemapFrames(files.pagemap))
+
+    def close(self) -> None:
+        self._bitmap.close()
+        self._folios.close()
+
+
+class LinuxTask:
+    """A process of this machine.
+
+    ``pid`` may be the id of any thread, as find_get_pid() takes it in the kernel: the address space is the
+    process's, and the task ends with that thread. The address space of a process whose first thread ended while
+    others run is reached through the id of one of those.
+
+    :raises OSError: ESRCH no such process; EPERM, EOPNOTSUPP with a sentence.
+    """
+
+    def __init__(self, primitive: _Primitive, pid: int) -> None:
+        self._pid = pid
+        self._primitive = primitive
+        self._lock = threading.Lock()
+        self._space: _Space | None = None
+        self._recheck_at = 0
+        self._directory = self._pidfd = -1
+        try:
+            self._directory = _open_directory(pid)
+            self._pidfd = self._open_pidfd()
+            self._check()
+        except BaseException:
+            self.put()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The number that the task was asked for by."""
+        return self._pid
+
+    def valid(self) -> bool:
+        """Tell whether the process exists; one that ended but was not reaped still does."""
+        with self._lock:
+            return self._exists()
+
+    def get_mm(self) -> AddressSpace | None:
+        """The present address space; a new object after each exec(), None for a kernel thread or an ended process.
+
+        An exec() leaves an empty address space behind, which is seen at once. One after vfork() leaves the
+        parent's, which is seen within a tenth of a second.
+        """
+        with self._lock:
+            if self._directory < 0:
+                return None
+            now = time.monotonic_ns()
+            if self._space is not None and now < self._recheck_at and self._space.alive():
+                return self._space
+            self._recheck_at = now + _RECHECK
+            try:
+                files = ProcessFiles(self._directory)
+            except OSError as error:
+                if error.errno != errno.ESRCH and self._space is not None:
+                    log.warning("pid %d: its memory is out of reach now: %s", self._pid, os.strerror(error.errno or 0))
+                self._drop()
+                return None
+            if self._space is not None:
+                if self._space.alive() and self._space.same(files):
+                    files.close()
+                    return self._space
+                self._drop()
+            self._space = self._primitive.open(files, self._pidfd)
+            return self._space
+
+    def put(self) -> None:
+        """Give everything back."""
+        with self._lock:
+            self._drop()
+            for fd in (self._pidfd, self._directory):
+                if fd >= 0:
+                    os.close(fd)
+            self._pidfd = self._directory = -1
+
+    def _drop(self) -> None:
+        if self._space is not None:
+            self._space.close()
+            self._space = None
+
+    def _exists(self) -> bool:
+        if self._directory < 0:
+            return False
+        try:
+            os.stat("maps", dir_fd=self._directory)
+        except OSError:
+            return False
+        return True
+
+    def _open_pidfd(self) -> int:
+        """A pidfd of the process that ``pid`` is a thread of."""
+        fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        with open(fd, encoding="ascii", errors="replace") as status:
+            group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+        pidfd = pidfd_open(group)
+        if not self._exists():
+            # The number may be another process's by now.
+            os.close(pidfd)
+            raise _no_such(self._pid)
+        return pidfd
+
+    def _check(self) -> None:
+        try:
+            ProcessFiles(self._directory).close()
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")) or "more rights"
+            raise OSError(
+                errno.EPERM,
+                f"looking at the memory of process {self._pid} needs {lacking}; run as root or as the same user",
+            ) from error
+        self._primitive.check(self._pidfd)
+
+
+class LinuxMachine:
+    """This machine.
+
+    :param primitive: what tells accesses; becomes this object's.
+    """
+
+    def __init__(self, primitive: _Primitive) -> None:
+        self._primitive = primitive
+
+    @property
+    def primitive(self) -> str:
+        """The name of what tells accesses: page_table or page_idle."""
+        return self._primitive.name
+
+    def get_task(self, pid: int) -> LinuxTask:
+        """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
+        return LinuxTask(self._primitive, pid)
+
+    def close(self) -> None:
+        """Give back what all tasks shared; only after they were put."""
+        self._primitive.close()
+
+
+def linux_machine(primitive: str | None = None) -> LinuxMachine:
+    """The running kernel.
+
+    :param primitive: ``page_table`` or ``page_idle``; None takes the first that works. The page table walk comes
+        first because it is a batch: the idle bitmap costs several system calls for each address.
+    :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
+    """
+    if primitive == "page_idle":
+        return LinuxMachine(_PageIdle())
+    if primitive not in (None, "page_table"):
+        raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_idle")
+    try:
+        return LinuxMachine(_PageTable())
+    except OSError as error:
+        if primitive is None and os.access(BITMAP, os.R_OK | os.W_OK) and not missing_capability("CAP_SYS_ADMIN"):
+            log.info("using the idle page bitmap: %s", error.strerror)
+            return LinuxMachine(_PageIdle())
+        raise
+
+
+def _no_such(pid: int) -> OSError:
+    return OSError(errno.ESRCH, f"there is no process {pid}")
+
+
+def _open_directory(pid: int) -> int:
+    if pid <= 0:
+        raise _no_such(pid)
+    try:
+        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _no_such(pid) from None

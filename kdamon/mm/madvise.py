@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Advice about another process's memory: process_madvise(2) in batches (``mm/madvise.c``)."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from typing import Final
+
+import numpy as np
+
+from kdamon.mm import U64Array
+from kdamon.mm.bpf import syscall
+
+__all__ = ["MADV_COLD", "Adviser", "drain_lru", "pidfd_open"]
+
+MADV_COLD: Final = 20
+
+_NR_PIDFD_OPEN: Final = 434
+_NR_PROCESS_MADVISE: Final = 440
+#: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
+_BATCH: Final = 1023
+_MAX_RANGE: Final = 1 << 21
+
+
+def pidfd_open(pid: int) -> int:
+    """A file descriptor for process ``pid``; OSError as pidfd_open(2)."""
+    fd = int(syscall(_NR_PIDFD_OPEN, ctypes.c_long(pid), ctypes.c_long(0)))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"pidfd_open({pid}): {os.strerror(number)}")
+    return fd
+
+
+class Adviser:
+    """Gives advice to one process.
+
+    :param pidfd: the process; stays the caller's to close.
+    """
+
+    def __init__(self, pidfd: int) -> None:
+        self._pidfd = ctypes.c_long(pidfd)
+        self._ranges = np.empty((_BATCH, 2), dtype=np.uint64)
+        self._pointer = ctypes.c_void_p(self._ranges.ctypes.data)
+        self._flags = ctypes.c_long(0)
+
+    def _call(self, count: int, advice: int) -> int:
+        return int(
+            syscall(
+                _NR_PROCESS_MADVISE,
+                self._pidfd,
+                self._pointer,
+                ctypes.c_long(count),
+                ctypes.c_long(advice),
+                self._flags,
+            )
+        )
+
+    def check(self) -> None:
+        """Advise nothing, which still asks for the permissions.
+
+        :raises OSError: EPERM without CAP_SYS_NICE or ptrace access, EINVAL or ENOSYS when the kernel does not know
+            the call or the advice, ESRCH or EINVAL when the process has no memory.
+        """
+        if self._call(0, MADV_COLD) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"process_madvise(): {os.strerror(number)}")
+
+    def advise(self, starts: U64Array, sizes: U64Array, advice: int) -> tuple[int, int]:
+        """Advise range after range until one is refused.
+
+        :param starts: page-aligned addresses, bytes, shape (n,).
+        :param sizes: bytes, at most 2 MiB each, shape (n,).
+        :returns: how many ranges were taken, and the errno of the next one (0 when there is none).
+        """
+        total = len(starts)
+        done = 0
+        while done < total:
+            count = min(_BATCH, total - done)
+            self._ranges[:count, 0] = starts[done : done + count]
+            self._ranges[:count, 1] = sizes[done : done + count]
+            advised = self._call(count, advice)
+            if advised < 0:
+                return done, ctypes.get_errno()
+            if advised == int(self._ranges[:count, 1].sum()):
+                done += count
+            else:
+                # It stopped before the first range that it refused; the next round tells why.
+                done += int(np.searchsorted(np.cumsum(self._ranges[:count, 1]), advised, side="right"))
+        return done, 0
+
+
+_spare = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def drain_lru() -> None:
+    """Make this CPU put the pages that it holds back in batches onto their LRU lists.
+
+    MADV_COLD does that first of all, also for a mapping of ours that has no pages.
+    """
+    _spare.madvise(MADV_COLD)
