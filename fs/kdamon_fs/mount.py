@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The tree in the file system, through FUSE: the only module that imports fusepy.
 
-* :func:`mount_tree` ``(tree, mountpoint, ready=None)`` mounts a tree of :func:`kdamon_fs.sysfs.damon_sysfs_init` and serves until SIGINT, SIGTERM, SIGHUP or ``umount``:
-  what a command does in the foreground.
+* :func:`mount_tree` ``(tree, mountpoint, ready=None)`` mounts a tree that :func:`kdamon_fs.sysfs.damon_sysfs_init` made
+  and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``: what a command does in the foreground.
 * :class:`mounted_tree` ``(tree, mountpoint)`` is a context manager that serves in the background.
 
 Both stop all kdamonds when they end and leave no mount behind. What a predecessor that was killed left on the mount
