@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What this machine can do for monitoring, found out by doing it, and what to do about what it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+
+from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
+from kdamon.mm.bpf import syscall
+from kdamon.mm.btf import vmlinux
+from kdamon.mm.folios import Folios
+from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
+from kdamon.mm.page_idle import BITMAP
+from kdamon.mm.walker import PRESENT, missing_capability, shared_walker
+
+__all__ = ["Primitive", "can_monitor", "primitives"]
+
+_PAGE_SIZE: Final = mmap.PAGESIZE
+_PAGES: Final = 64
+
+_NR_PERF_EVENT_OPEN: Final = 298
+_NR_USERFAULTFD: Final = 323
+_UFFD_USER_MODE_ONLY: Final = 1
+_UFFD_API: Final = 0xAA
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
+_PERF_TYPE_TRACEPOINT: Final = 2
+_PERF_FLAG_FD_CLOEXEC: Final = 8
+_TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+
+_LATER: Final = "not used yet"
+
+
+@frozen
+class Primitive:
+    """One thing that monitoring can use.
+
+    :ivar name: what it is.
+    :ivar available: whether it works here.
+    :ivar why: what was tried, or what is wrong; a sentence without capital and full stop.
+    :ivar remedy: how to get it; empty where it works or cannot be had.
+    """
+
+    name: str
+    available: bool
+    why: str
+    remedy: str = ""
+
+
+class _Unavailable(Exception):
+    """A probe's bad news: why, and the remedy."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.why = why
+        self.remedy = remedy
+
+
+def can_monitor() -> bool:
+    """Tell whether real processes can be monitored here, by whatever primitive."""
+    try:
+        linux_machine().close()
+    except OSError:
+        return False
+    return True
+
+
+def primitives() -> list[Primitive]:
+    """Probe everything; takes some tenths of a second, and leaves nothing behind."""
+    return [_probed(name, probe) for name, probe in _PROBES.items()]
+
+
+def _probed(name: str, probe: Callable[[], str]) -> Primitive:
+    try:
+        return Primitive(name, True, probe())
+    except _Unavailable as bad:
+        return Primitive(name, False, bad.why, bad.remedy)
+    except OSError as error:
+        # Sentences of this package are "what is wrong; what to do".
+        why, _, remedy = (error.strerror or str(error)).partition("; ")
+        return Primitive(name, False, why, remedy)
+
+
+class _OwnMemory:
+    """Touched pages of this process."""
+
+    def __enter__(self) -> _OwnMemory:
+        self._memory = mmap.mmap(-1, _PAGES * _PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        anchor = ctypes.c_char.from_buffer(self._memory)
+        base = ctypes.addressof(anchor)
+        del anchor
+        self.addrs: U64Array = np.uint64(base) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(_PAGE_SIZE)
+        self.touch(1)
+        drain_lru()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.close()
+
+    def touch(self, stride: int) -> None:
+        """Write to each ``stride``-th page."""
+        for page in range(0, _PAGES, stride):
+            self._memory[page * _PAGE_SIZE] = 1
+
+
+def _btf() -> str:
+    vmlinux().offset("mm_struct", "pgd")
+    return "the kernel tells the layout of its structures"
+
+
+def _lockdown() -> str:
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return "this kernel has no lockdown, or securityfs is not mounted"
+    if "[confidentiality]" in text:
+        raise _Unavailable(
+            "lockdown=confidentiality forbids programs that read kernel memory", "boot with lockdown=integrity"
+        )
+    return f"not in the way: {text.strip()}"
+
+
+def _page_table_test() -> str:
+    walker = shared_walker()
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            flags, _ = walker.walk(fd, own.addrs)
+        finally:
+            os.close(fd)
+    if not (flags & PRESENT).all():
+        raise _Unavailable("the page table walk does not find this process's own pages", "")
+    return f"a BPF program walked the page tables of {_PAGES} own pages"
+
+
+def _samples_are_right(machine: LinuxMachine) -> str:
+    """Monitor own pages, of which every second one is touched."""
+    with closing(machine), _OwnMemory() as own:
+        task = machine.get_task(os.getpid())
+        try:
+            mm = task.get_mm()
+            if mm is None:
+                raise _Unavailable("this process's own memory was not found", "")
+            mm.mkold(own.addrs)
+            before = mm.young(own.addrs)
+            own.touch(2)
+            after = mm.young(own.addrs)
+        finally:
+            task.put()
+    known = after != UNKNOWN
+    if known.sum() < _PAGES // 2 or (before[known] != OLD).any():
+        raise _Unavailable("accessed bits of this process's own pages were not cleared", "")
+    seen = int((after[::2] == YOUNG).sum())
+    if seen < _PAGES // 4 or (after[1::2] == YOUNG).any():
+        raise _Unavailable("accesses to this process's own pages were told wrong", "")
+    return f"{seen} of {_PAGES // 2} accesses to own pages were seen, and no other"
+
+
+def _page_table_clear() -> str:
+    return _samples_are_right(linux_machine("page_table"))
+
+
+def _page_idle() -> str:
+    try:
+        return _samples_are_right(linux_machine("page_idle"))
+    except FileNotFoundError:
+        raise _Unavailable(
+            f"{BITMAP} is missing", "a kernel with CONFIG_IDLE_PAGE_TRACKING=y; page_table works without it"
+        ) from None
+    except PermissionError as error:
+        raise _Unavailable(f"{BITMAP}: {os.strerror(error.errno or 0)}".lower(), "run as root") from None
+
+
+def _process_madvise() -> str:
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            pidfd = pidfd_open(child.pid)
+            try:
+                Adviser(pidfd).check()
+            finally:
+                os.close(pidfd)
+        except OSError as error:
+            if error.errno == errno.ENOSYS:
+                raise _Unavailable("the kernel has no process_madvise()", "Linux 5.10 or later") from None
+            lacking = " and ".join(missing_capability("CAP_SYS_NICE", "CAP_SYS_PTRACE"))
+            raise _Unavailable(
+                f"refused for a child process: {os.strerror(error.errno or 0).lower()}",
+                f"run as root, or give {lacking or 'permission in the container'}",
+            ) from None
+        finally:
+            child.kill()
+    return "the kernel takes advice about a child process"
+
+
+def _frame_numbers() -> str:
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = os.pread(fd, 8, int(own.addrs[0]) // _PAGE_SIZE * 8)
+        finally:
+            os.close(fd)
+    if not int.from_bytes(raw, "little") & ((1 << 55) - 1):
+        raise _Unavailable("/proc/PID/pagemap hides page frame numbers", "run as root or give CAP_SYS_ADMIN")
+    return "/proc/PID/pagemap shows them"
+
+
+def _page_flags() -> str:
+    with closing(Folios()) as folios:
+        if folios.flags(1) is None:
+            raise _Unavailable(
+                "/proc/kpageflags cannot be read: accesses to large folios of files are not told",
+                "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR=y",
+            )
+    return "/proc/kpageflags tells which pages belong together"
+
+
+def _other_users() -> str:
+    lacking = missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+    if lacking:
+        raise _Unavailable(
+            f"without {' and '.join(lacking)} only processes of the same user can be monitored",
+            f"run as root or give {' and '.join(lacking)}",
+        )
+    return "the capabilities for them are there"
+
+
+def _page_fault() -> str:
+    _userfaultfd()
+    _page_fault_events()
+    return f"userfaultfd write protection and the page fault tracepoint work; {_LATER}"
+
+
+def _userfaultfd() -> None:
+    fd = int(syscall(_NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY))
+    if fd < 0:
+        raise _Unavailable(f"userfaultfd: {os.strerror(ctypes.get_errno()).lower()}; {_LATER}", "")
+    try:
+        fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _UFFD_FEATURE_WP_ASYNC, 0))
+    except OSError:
+        raise _Unavailable(
+            f"userfaultfd knows no asynchronous write protection; {_LATER}", "Linux 6.7 or later"
+        ) from None
+    finally:
+        os.close(fd)
+
+
+def _page_fault_events() -> None:
+    for root in _TRACEFS:
+        try:
+            number = int((root / "events/exceptions/page_fault_user/id").read_text(encoding="ascii"))
+            break
+        except OSError:
+            continue
+    else:
+        raise _Unavailable(
+            f"the tracepoint exceptions:page_fault_user is out of reach; {_LATER}",
+            "as root: mount -t tracefs nodev /sys/kernel/tracing",
+        )
+    attr = struct.pack("<IIQ", _PERF_TYPE_TRACEPOINT, 128, number).ljust(128, b"\0")
+    fd = int(
+        syscall(
+            _NR_PERF_EVENT_OPEN,
+            ctypes.c_char_p(attr),
+            ctypes.c_long(0),
+            ctypes.c_long(-1),
+            ctypes.c_long(-1),
+            ctypes.c_long(_PERF_FLAG_FD_CLOEXEC),
+        )
+    )
+    if fd < 0:
+        raise _Unavailable(
+            f"perf events: {os.strerror(ctypes.get_errno()).lower()}; {_LATER}", "run as root or give CAP_PERFMON"
+        )
+    os.close(fd)
+
+
+_PROBES: Final[dict[str, Callable[[], str]]] = {
+    "kernel type information (BTF)": _btf,
+    "lockdown": _lockdown,
+    "page_table: test": _page_table_test,
+    "page_table: clear": _page_table_clear,
+    "page_idle": _page_idle,
+    "process_madvise": _process_madvise,
+    "page frame numbers": _frame_numbers,
+    "page flags": _page_flags,
+    "other users' processes": _other_users,
+    "page_fault": _page_fault,
+}
