@@ -137,12 +137,13 @@ class damon_regions:
     def insert(self, row: int, region: damon_region) -> None:
         """Insert ``region`` before row ``row`` (``damon_insert_region()``); the caller keeps the order."""
         rows = np.insert(np.arange(len(self), dtype=np.intp), row, -1)
+        sampling_addr = np.insert(self.sampling_addr, row, region.sampling_addr)
         self.rebuild(rows, np.insert(self.start, row, region.start), np.insert(self.end, row, region.end))
+        self.sampling_addr = sampling_addr
         self.nr_accesses[row] = region.nr_accesses
         self.last_nr_accesses[row] = region.last_nr_accesses
         self.age[row] = region.age
         self.nr_unknown[row] = region.nr_unknown
-        self.sampling_addr[row] = region.sampling_addr
         if any(region.probe_hits) or any(region.last_probe_hits) or self.probe_hits is not None:
             self.use_probes()
             assert self.probe_hits is not None

@@ -106,6 +106,7 @@ def ctx_of(*tables: damon_regions, seed: int = 1, min_region_sz: int = 1) -> dam
 @st.composite
 def region_lists(
     draw: st.DrawFn,
+    *,
     max_regions: int = 300,
     min_regions: int = 0,
     unit: int = 1,
