@@ -107,10 +107,10 @@ def run(arguments: argparse.Namespace) -> int:
         stop = stack.enter_context(_stop_signals())
         child = stack.enter_context(_child(arguments.command)) if arguments.command else None
         config = _config(arguments, child.pid if child else arguments.pid)
-        pidfd = os.pidfd_open(config.pid)
-        stack.callback(os.close, pidfd)
         history = History()
-        with Monitor(config, machine) as monitor:
+        monitor = Monitor(config, machine)
+        pidfd = stack.enter_context(_pidfd(config.pid))
+        with monitor:
             note = _watch(monitor, history, pidfd, stop, arguments)
         for snapshot in monitor.drain():
             history.add(snapshot)
@@ -182,6 +182,24 @@ def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         if child.poll() is None:
             child.kill()
             child.wait()
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    """A file descriptor that tells when the process ends, also while its parent does not look.
+
+    :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        process = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid:"))
+        descriptor = os.pidfd_open(process)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise CommandError(f"process {pid} has just ended") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _watch(monitor: Monitor, history: History, pidfd: int, stop: list[int], arguments: argparse.Namespace) -> str:
