@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon run`` on a real process whose accesses are known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdamon_tools.workloads.truth import Event, load_truth
+
+ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
+MIB = 1 << 20
+NO_SUCH_PID = 2**22 + 1  # above the largest number that the kernel gives out
+
+Start = Callable[..., tuple[subprocess.Popen[bytes], Path]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def monitoring() -> None:
+    """Skip where this machine cannot monitor, with its own reason."""
+    from kdamon.mm.linux import linux_machine
+
+    try:
+        linux_machine().close()
+    except OSError as error:
+        pytest.skip(f"monitoring is not possible: {error.strerror}")
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start the bundled workload, wait until it is under way, and end it afterwards."""
+    started = []
+
+    def start_one(*options: str) -> tuple[subprocess.Popen[bytes], Path]:
+        truth = tmp_path / f"truth-{len(started)}.jsonl"
+        words = [sys.executable, "-m", "kdamon_tools.workloads.stairs", "--truth", str(truth), *options]
+        started.append(subprocess.Popen(words, env=ENVIRONMENT))
+        give_up = time.monotonic() + 30
+        while not (truth.exists() and '"hot"' in truth.read_text()) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        return started[-1], truth
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def kdamon(*words: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run kdamon as people do: a process of its own."""
+    command = [*prefix, sys.executable, "-m", "kdamon_tools", *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def monitored(pid: int, truth: Path, *options: str) -> dict[str, Any]:
+    """What ``kdamon run --pid --json`` says about a workload, compared with its truth."""
+    result = kdamon("run", "--pid", str(pid), "--json", "--quiet", "--truth", str(truth), *options)
+    assert (0, "") == (result.returncode, result.stderr)
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def event(events: list[Event], name: str) -> Event:
+    """The first event of a kind."""
+    return next(event for event in events if event.event == name)
+
+
+def test_finds_what_is_hot(start: Start) -> None:
+    """20 of 200 MiB hot, 60 warm, the rest idle: recall and precision at least 0.95 after 3 s of warm-up."""
+    workload, truth = start("--seconds", "60")
+    document = monitored(workload.pid, truth, "--seconds", "11")
+    accuracy = document["accuracy"]
+    assert accuracy["nr_judged"] >= 40
+    assert accuracy["recall"] >= 0.95, accuracy
+    assert accuracy["precision"] >= 0.95, accuracy
+    config = document["config"]
+    assert (5000, 100_000, 10, 1000) == tuple(
+        config[name] for name in ("sample_us", "aggr_us", "min_regions", "max_regions")
+    )
+    # What is warm is accessed, but seldom; what is idle is not.
+    warm, everything = event(load_truth(truth), "warm"), event(load_truth(truth), "map")
+    seen = [mean_accesses(document, warm.start, warm.end), mean_accesses(document, warm.end, everything.end)]
+    assert 10 > seen[0] > seen[1]
+    assert seen[1] < 1
+
+
+def mean_accesses(document: dict[str, Any], start: int, end: int) -> float:
+    """Mean nr_accesses of the bytes of [start, end) over the second half of the snapshots."""
+    snapshots = document["snapshots"]
+    total = weighted = 0.0
+    for snapshot in snapshots[len(snapshots) // 2 :]:
+        for region in snapshot["regions"]:
+            size = max(0, min(end, region["end"]) - max(start, region["start"]))
+            total += size
+            weighted += size * region["nr_accesses"]
+    return weighted / total
+
+
+def test_sees_the_hot_window_move(start: Start) -> None:
+    """A move is seen within 0.8 s: each is, and the median of them is."""
+    workload, truth = start("--seconds", "60", "--step", "1.6")
+    accuracy = monitored(workload.pid, truth, "--seconds", "12")["accuracy"]
+    delays = [phase["delay_s"] for phase in accuracy["phases"] if phase["delay_s"] is not None]
+    assert accuracy["nr_moves"] >= 4
+    assert 0 == accuracy["nr_moves_missed"], accuracy
+    assert statistics.median(delays) <= 0.8, delays
+
+
+def test_monitors_given_ranges_only(start: Start) -> None:
+    """fvaddr: the regions stay within the ranges, and what is hot in them is found."""
+    workload, truth = start("--seconds", "60", "--total", "64", "--hot", "16", "--warm", "0")
+    memory = event(load_truth(truth), "map")
+    wanted = [(memory.start, memory.start + 32 * MIB), (memory.start + 48 * MIB, memory.end)]
+    ranges = [word for begin, end in wanted for word in ("--range", f"{begin:x}-{end:x}")]
+    document = monitored(workload.pid, truth, "--ops", "fvaddr", "--seconds", "4.5", *ranges)
+    for snapshot in document["snapshots"]:
+        regions = snapshot["regions"]
+        assert sum(region["end"] - region["start"] for region in regions) == 48 * MIB
+        assert all(any(b <= r["start"] and r["end"] <= e for b, e in wanted) for r in regions)
+    assert document["accuracy"]["recall"] >= 0.9, document["accuracy"]
+
+
+def test_interrupting_shows_the_heatmap(start: Start) -> None:
+    """Ctrl-C: status 0, a heatmap in which the hot range is hot, a summary, no traceback; the target goes on."""
+    workload, truth = start("--seconds", "60", "--rest-us", "300")
+    hot = event(load_truth(truth), "hot")
+    words = [sys.executable, "-m", "kdamon_tools", "run", "--pid", str(workload.pid)]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        lines = [run.stderr.readline() for _ in range(3)]
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=30)
+    assert 0 == run.returncode, err
+    assert "Traceback" not in err
+    assert all("regions of" in line for line in lines)
+    assert "stopped by a signal" in out
+    drawn = [line for line in out.splitlines() if line[:16].strip() == f"{hot.start:x}"]
+    assert drawn, out
+    assert set("%@#") & set(drawn[0][18:])
+    assert workload.poll() is None
+
+
+def test_a_command_is_monitored_from_its_start_to_its_end(tmp_path: Path) -> None:
+    """The workload as the command: its status, and the comparison below the heatmap."""
+    truth = tmp_path / "truth.jsonl"
+    stairs = [sys.executable, "-m", "kdamon_tools.workloads.stairs", "--seconds", "5", "--truth", str(truth)]
+    result = kdamon("run", "--truth", str(truth), "--", *stairs)
+    assert 0 == result.returncode, result.stderr
+    assert "the process ended" in result.stdout
+    assert "found next to what is true" in result.stdout
+    assert "recall" in result.stdout
+
+
+def test_no_such_process() -> None:
+    """One sentence with the number."""
+    result = kdamon("run", "--pid", str(NO_SUCH_PID))
+    assert (1, "") == (result.returncode, result.stdout)
+    assert f"kdamon: there is no process {NO_SUCH_PID}\n" == result.stderr
+
+
+def test_without_the_capabilities() -> None:
+    """One sentence that says what is missing."""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("setpriv (util-linux) is not installed")
+    drop = (setpriv, "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+    result = kdamon("run", "--pid", "1", prefix=drop)
+    assert (1, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
+    assert result.stderr.startswith("kdamon: ")
+    assert "CAP_" in result.stderr
