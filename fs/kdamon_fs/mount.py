@@ -55,7 +55,7 @@ _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: How often to look whether somebody unmounted the tree, and how long its end may take, seconds.
 _POLL: Final = 0.5
-_END_TIMEOUT: Final = 5.0
+_END_TIMEOUT: Final = 2.0
 
 #: What a tree may answer. Any other error comes from a bug and becomes EIO.
 _ANSWERS: Final = frozenset(

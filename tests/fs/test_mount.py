@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The tree mounted, used by a shell and by system calls, and what becomes of the mount in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdamon_fs.mount import _operations, mounted_tree
+from kdamon_fs.mounts import MNT_DETACH, mount_at, umount
+
+HERE = Path(__file__).parent
+
+if not os.path.exists("/dev/fuse"):
+    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+try:
+    import fuse  # noqa: F401
+except OSError:
+    pytest.skip("libfuse2 is not installed", allow_module_level=True)
+if os.geteuid():
+    pytest.skip("mounting in these tests needs root", allow_module_level=True)
+
+
+class Server:
+    """A process that serves a tree on ``mountpoint``."""
+
+    def __init__(self, mountpoint: Path, abi: str = "7.2") -> None:
+        self.mountpoint = mountpoint
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "serve.py"), str(mountpoint), abi],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def ready(self) -> bool:
+        """Wait until it serves, or ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline() == "ready\n"
+
+    def end(self, number: signal.Signals) -> tuple[int, str, str]:
+        """Send a signal and return exit status, and what it said."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str, str]:
+        """Wait for its end; exit status and what it said."""
+        said, complained = self.process.communicate(timeout=30)
+        return self.process.returncode, said, complained
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """A starter of servers on directories of this test; none of them and no mount survives it."""
+    servers: list[Server] = []
+
+    def start(name: str = "damon", **options: str) -> Server:
+        mountpoint = tmp_path / name
+        if not os.path.lexists(mountpoint) and mount_at(str(mountpoint)) is None:
+            mountpoint.mkdir()
+        servers.append(Server(mountpoint, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+        while mount_at(str(server.mountpoint)) is not None:
+            umount(str(server.mountpoint), MNT_DETACH)
+
+
+@pytest.fixture
+def top(serve: Callable[..., Server]) -> Path:
+    """A mounted tree's kdamonds directory, with one kdamond and one context."""
+    server = serve()
+    assert server.ready()
+    kdamonds = server.mountpoint / "admin/kdamonds"
+    sh(kdamonds, "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
+    return kdamonds
+
+
+def sh(directory: Path, script: str) -> str:
+    """What a shell says to ``script``."""
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=directory, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout + done.stderr
+
+
+MONITOR = """
+cd 0/contexts/0
+echo 1 > targets/nr_targets
+echo 150 > targets/0/pid_target
+echo 1 > schemes/nr_schemes
+for i in sz nr_accesses age; do echo 9223372036854775807 > schemes/0/access_pattern/$i/max; done
+echo on > ../../state
+cat ../../state
+"""
+
+
+def test_a_shell_session(top: Path) -> None:
+    """echo and cat, as the kernel's documentation of the tree shows them."""
+    assert sh(top, MONITOR) == "on\n"
+    pid = sh(top, "cat 0/pid")
+    assert sh(top, f"cat /proc/*/task/{pid.strip()}/comm 2>&1 | sort -u") == "kdamond.0\n"
+    assert sh(top, "echo update_schemes_tried_regions > 0/state; cat 0/contexts/0/schemes/0/tried_regions/0/start") == (
+        "1048576\n"
+    )
+    assert "Device or resource busy" in sh(top, "echo on > 0/state")
+    assert "Device or resource busy" in sh(top, "echo 0 > nr_kdamonds")
+    assert sh(top, "echo off > 0/state; cat 0/state 0/pid") == "off\n-1\n"
+    assert "Invalid argument" in sh(top, "echo -1 > nr_kdamonds")
+    assert "Numerical result out of range" in sh(top, "echo 99999999999 > nr_kdamonds")
+    assert "Permission denied" in sh(top, "echo 1 > 0/pid")
+    assert "Permission denied" in sh(top, "touch new")
+    assert "Operation not permitted" in sh(top, "mkdir new; rm -r 0")
+    assert sh(top, "echo 0x20 > nr_kdamonds; cat nr_kdamonds; ls | wc -l") == "32\n33\n"
+
+
+def test_new_directories_take_the_place_of_removed_ones_at_once(top: Path) -> None:
+    """No name and no content of before is seen after a nr_* file was written."""
+    script = "echo {} > 0/contexts/0/schemes/nr_schemes; ls 0/contexts/0/schemes; cat 0/contexts/0/schemes/1/action"
+    assert sh(top, script.format(2)) == "0\n1\nnr_schemes\nstat\n"
+    assert sh(top, "echo cold > 0/contexts/0/schemes/1/action; cat 0/contexts/0/schemes/1/action") == "cold\n"
+    assert sh(top, script.format(2)) == "0\n1\nnr_schemes\nstat\n"
+    assert sh(top, script.format(1)).startswith("0\nnr_schemes\ncat: ")
+    assert not (top / "0/contexts/0/schemes/1").exists()
+
+
+def test_other_files_answer_while_a_command_waits(top: Path) -> None:
+    """The command holds the lock: state and pid are busy, everything else goes on."""
+    sh(top, "echo 500000 > 0/contexts/0/monitoring_attrs/intervals/aggr_us")
+    sh(top, MONITOR)
+    waiting = threading.Thread(target=sh, args=(top, "echo update_schemes_tried_regions > 0/state"))
+    waiting.start()
+    time.sleep(0.1)
+    assert sh(top, "cat 0/contexts/0/operations") == "vaddr\n"
+    assert "Device or resource busy" in sh(top, "cat 0/state")
+    assert "Device or resource busy" in sh(top, "cat 0/pid")
+    assert "Device or resource busy" in sh(top, "echo 2 > 0/contexts/0/schemes/nr_schemes")
+    waiting.join()
+    assert sh(top, "cat 0/state") == "on\n"
+
+
+# How it ends.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_unmounts_and_stops_everything(serve: Callable[..., Server], number: signal.Signals) -> None:
+    """Also while a kdamond runs and somebody waits for it."""
+    server = serve()
+    assert server.ready()
+    kdamonds = server.mountpoint / "admin/kdamonds"
+    sh(kdamonds, "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
+    sh(kdamonds, "echo 60000000 > 0/contexts/0/monitoring_attrs/intervals/aggr_us")
+    assert sh(kdamonds, MONITOR) == "on\n"
+    waiting = threading.Thread(target=sh, args=(kdamonds, "echo update_schemes_tried_regions > 0/state"))
+    waiting.start()
+    time.sleep(0.2)
+    status, said, complained = server.end(number)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert (status, said) == (0, "ended\n")
+    assert "Traceback" not in complained
+    assert mount_at(str(server.mountpoint)) is None
+    assert os.listdir(server.mountpoint) == []
+
+
+def test_unmounting_ends_the_server(serve: Callable[..., Server]) -> None:
+    """umount(8) is a proper way to end it."""
+    server = serve()
+    assert server.ready()
+    umount(str(server.mountpoint))
+    status, said, _ = server.wait()
+    assert (status, said) == (0, "ended\n")
+
+
+def test_a_file_that_is_kept_open_keeps_nothing_mounted(serve: Callable[..., Server]) -> None:
+    """The mount goes; who had the file open gets errors."""
+    server = serve()
+    assert server.ready()
+    file = os.open(server.mountpoint / "admin/kdamonds/nr_kdamonds", os.O_RDONLY)
+    try:
+        status, _, _ = server.end(signal.SIGTERM)
+        assert status == 0
+        assert mount_at(str(server.mountpoint)) is None
+        with pytest.raises(OSError, match=r"Transport endpoint is not connected|connection abort"):
+            os.read(file, 10)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(file)
+
+
+def test_the_mount_of_a_killed_server_is_taken_over(serve: Callable[..., Server]) -> None:
+    """Its directory answers "Transport endpoint is not connected" until the next one starts there."""
+    for _ in range(2):
+        killed = serve()
+        assert killed.ready()
+        sh(killed.mountpoint / "admin/kdamonds", "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
+        sh(killed.mountpoint / "admin/kdamonds", MONITOR)
+        killed.end(signal.SIGKILL)
+        with pytest.raises(OSError, match="Transport endpoint is not connected"):
+            os.listdir(killed.mountpoint)
+    server = serve()
+    assert server.ready()
+    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    status, _, complained = server.end(signal.SIGTERM)
+    assert status == 0
+    assert "taking over the mount of a kdamon that was killed" in complained
+    assert mount_at(str(server.mountpoint)) is None
+
+
+# Where it does not mount.
+
+
+def test_a_directory_in_use_is_refused(serve: Callable[..., Server]) -> None:
+    """A second server on the same directory would hide the first."""
+    first = serve()
+    assert first.ready()
+    second = serve()
+    assert not second.ready()
+    status, _, complained = second.wait()
+    assert status == 1
+    assert "another kdamon serves" in complained
+    assert (first.mountpoint / "admin").is_dir()
+
+
+def test_what_is_no_directory_is_refused(session: Any, tmp_path: Path) -> None:
+    """With a sentence that names it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot mount on .*/file: it is not a directory"):
+        mounted_tree(session.tree, tmp_path / "file").start()
+    with pytest.raises(OSError, match=r"cannot mount on .*/absent: No such file or directory"):
+        mounted_tree(session.tree, tmp_path / "absent").start()
+
+
+def test_the_machines_own_sysfs_is_refused(session: Any) -> None:
+    """Outside a namespace of its own; the sentence says how a command can see the tree there."""
+    directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and nobody would miss it
+    if not os.path.isdir(directory):
+        pytest.skip(f"kernel lacks: {directory}")
+    with pytest.raises(OSError, match="belongs to the kernel: 'kdamon exec -- COMMAND'"):
+        mounted_tree(session.tree, directory).start()
+
+
+def test_a_missing_library_is_named_with_its_package(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fusepy raises when it is imported without libfuse 2."""
+    (tmp_path / "fuse.py").write_text("raise OSError('Unable to find libfuse')\n")
+    monkeypatch.delitem(sys.modules, "fuse")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(OSError, match="apt install libfuse2"):
+        mounted_tree(session.tree, tmp_path).start()
+
+
+# Errors that are bugs.
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), SystemExit(3), OSError("no errno"), OSError(5000, "odd errno")])
+def test_a_bug_is_an_io_error_and_a_traceback_in_the_log(
+    session: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bug: BaseException
+) -> None:
+    """Nothing else escapes to FUSE, where it would become EINVAL or the end of the mount."""
+
+    def fail(_path: str) -> None:
+        raise bug
+
+    operations = _operations(session.tree)
+    monkeypatch.setattr(session.tree, "getattr", fail)
+    with caplog.at_level(logging.ERROR), pytest.raises(OSError, match="internal error") as error:
+        operations("getattr", "/admin")
+    assert error.value.errno == 5
+    assert re.search(r"getattr of /admin failed", caplog.text)
+    assert "Traceback" in caplog.text
