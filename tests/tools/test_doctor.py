@@ -6,12 +6,12 @@ from __future__ import annotations
 import builtins
 import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 
 import pytest
 
+from kdamon.mm import walker
 from kdamon_tools import checks, cli
 from kdamon_tools.checks import Check, tool_checks
 from kdamon_tools.commands import doctor
@@ -86,10 +86,26 @@ def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", import_without_fuse)
     monkeypatch.setattr(checks.os, "open", no_device)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(walker, "missing_capability", lambda *names: list(names))
     monkeypatch.setattr(shutil, "which", lambda _: None)
     found = by_name(tool_checks())
     assert {"libfuse", "/dev/fuse", "mount", "damo"} == set(found)
     assert [] == [check for check in found.values() if check.available or not check.remedy]
     assert "libfuse2" in found["libfuse"].remedy
     assert "modprobe fuse" == found["/dev/fuse"].remedy
+
+
+def test_it_agrees_with_what_run_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """On this very machine: status 0 exactly if a process can be monitored, and every no says why."""
+    from kdamon.mm.linux import linux_machine
+
+    try:
+        linux_machine().close()
+        possible = True
+    except OSError:
+        possible = False
+    assert (0 if possible else 1) == cli.main(["doctor", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert possible == document["possible"]
+    assert len(document["checks"]) > len(tool_checks())
+    assert [] == [check for check in document["checks"] if not check["why"]]

@@ -30,10 +30,9 @@ class Check:
 
 def monitor_checks() -> tuple[list[Check], bool]:
     """What monitoring is made of, and whether this machine can monitor at all."""
-    from kdamon.mm.doctor import primitives  # noqa: PLC0415 (it looks at the machine)
+    from kdamon.mm.doctor import can_monitor, primitives  # noqa: PLC0415 (needs more than the other verbs)
 
-    checks = [Check(p.name, p.available, p.why, p.remedy) for p in primitives()]
-    return checks, any(check.available for check in checks)
+    return [Check(p.name, p.available, p.why, p.remedy) for p in primitives()], can_monitor()
 
 
 def tool_checks() -> list[Check]:
@@ -63,10 +62,12 @@ def _fuse_device() -> Check:
 
 
 def _mount_namespace() -> Check:
+    from kdamon.mm.walker import missing_capability  # noqa: PLC0415 (needs more than the other verbs)
+
     name = "mount namespace (exec)"
-    if os.geteuid():
-        return Check(name, False, "only root may make one", "run as root")
-    return Check(name, True, "root may make one")
+    if missing_capability("CAP_SYS_ADMIN"):
+        return Check(name, False, "making one needs CAP_SYS_ADMIN", "run as root")
+    return Check(name, True, "the capability for it is there")
 
 
 def _damo() -> Check:
