@@ -141,6 +141,21 @@ class TestHeatmap:
         assert [(LOW, LOW + 17 * MIB)] == ranges
         assert [(LOW, LOW + 200 * MIB)] == monitored
 
+    def test_what_was_unknown_for_long_is_shown_and_a_short_guess_is_not(self) -> None:
+        """Unknown memory must not pass for idle; one unknown sample of a mapping that came and went says nothing."""
+        hot: list[tuple[int, int, float, int, float]] = [(0x10_0000, 0x11_0000, 20, 0, 0)]
+        short = [*hot, (0x1000_0000, 0x1001_0000, 0, 0, 20)]
+        snapshots = [Snapshot.of(101, short)] + [Snapshot.of(101 + t / 10, hot) for t in range(1, 100)]
+        assert [(0x10_0000, 0x11_0000)] == worthwhile_ranges(snapshots, CONFIG)[0]
+        snapshots = [Snapshot.of(101 + t / 10, short if t < 20 else hot) for t in range(100)]
+        assert [(0x10_0000, 0x11_0000), (0x1000_0000, 0x1001_0000)] == worthwhile_ranges(snapshots, CONFIG)[0]
+
+    def test_lines_begin_at_pages(self) -> None:
+        """Whatever the surroundings that are shown come to."""
+        rows = [(LOW, LOW + 33 * 4096, 20, 0, 0), (LOW + 33 * 4096, LOW + MIB, 0, 0, 0)]
+        lines = picture(recording([Snapshot.of(101, rows)], 1.0))
+        assert [0] == sorted({int(label, 16) % 4096 for label in lines if label != "..."})
+
 
 class TestTable:
     """One snapshot as a table."""

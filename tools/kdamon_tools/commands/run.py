@@ -260,7 +260,7 @@ def _show(recording: Recording, accuracy: Accuracy | None, output: TextIO, argum
     heatmap = render_heatmap(
         recording,
         width=width,
-        height=max(16, height - 16),
+        height=max(20, height - 16),
         colour=use_colour(arguments.color, output),
     )
     parts = [heatmap, render_summary(recording)]

@@ -16,8 +16,10 @@ from kdamon_tools.units import format_bytes, format_seconds
 __all__ = ["render_heatmap", "worthwhile_ranges"]
 
 _LABEL: Final = 18
-#: An address is worth a line if it was accessed in this share of all samples, or unknown in most.
+#: An address is worth a line if it was accessed in this share of all samples.
 _WORTHWHILE: Final = 0.02
+#: It is worth one too if it was unknown most of the time, and there for at least this share of the run.
+_LONG: Final = 0.1
 _PAGE: Final = 4096
 
 Floats = npt.NDArray[np.float64]
@@ -91,15 +93,16 @@ def worthwhile_ranges(snapshots: list[Snapshot], config: Config) -> tuple[list[R
     total = sum(snapshot.merged for snapshot in snapshots)
     monitored = _ranges_where(profile.edges, profile.covered > 0.5)
     possible = config.max_nr_accesses * total
-    wanted = (profile.accesses >= _WORTHWHILE * possible) | (
-        profile.unknown > 0.5 * config.max_nr_accesses * np.maximum(profile.covered, 1)
+    long_unknown = (profile.covered >= _LONG * total) & (
+        profile.unknown > 0.5 * config.max_nr_accesses * profile.covered
     )
+    wanted = (profile.accesses >= _WORTHWHILE * possible) | long_unknown
     if not wanted.any():
         wanted = profile.accesses > 0.5
     ranges = _ranges_where(profile.edges, wanted)
     if not ranges:
         return monitored, monitored
-    margin = max(_PAGE, sum(end - start for start, end in ranges) // 16)
+    margin = max(1, sum(end - start for start, end in ranges) // 16 // _PAGE) * _PAGE
     return _widen(ranges, monitored, margin), monitored
 
 

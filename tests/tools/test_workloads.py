@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The bundled workload does what its truth file says."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdamon_tools.workloads import stairs
+from kdamon_tools.workloads.stairs import Pattern
+from kdamon_tools.workloads.truth import load_truth
+
+ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
+MIB = 1 << 20
+
+
+def test_the_hot_window_climbs_and_starts_over() -> None:
+    """Each place follows the one before; a place where the whole window does not fit is left out."""
+    out = io.StringIO()
+    stairs.run(Pattern(total=7 * MIB, hot=2 * MIB, warm=0, duration=0.5, step=0.1), out)
+    events = [json.loads(line) for line in out.getvalue().splitlines()]
+    base = events[0]["start"]
+    assert ("map", base + 7 * MIB, 0) == (events[0]["event"], events[0]["end"], base % (2 * MIB))
+    places = [(event["start"] - base) // MIB for event in events if event["event"] == "hot"]
+    assert [0, 2, 4, 0] == places[:4]
+    assert {2 * MIB} == {event["end"] - event["start"] for event in events if event["event"] == "hot"}
+    assert "end" == events[-1]["event"]
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+
+
+def test_every_page_is_present_and_small(tmp_path: Path) -> None:
+    """All memory is written at the start, without huge pages: what a monitor samples is what the truth is about."""
+    truth = tmp_path / "truth.jsonl"
+    words = [sys.executable, "-m", "kdamon_tools.workloads.stairs", "--total", "32", "--hot", "4", "--warm", "8"]
+    with subprocess.Popen(
+        [*words, "--seconds", "30", "--truth", truth], env=os.environ | {"PYTHONPATH": ":".join(ROOTS)}
+    ) as workload:
+        try:
+            while not (truth.exists() and "warm" in truth.read_text()):
+                assert workload.poll() is None
+                time.sleep(0.05)
+            events = {event.event: event for event in load_truth(truth)}
+            mapped = events["map"]
+            assert (mapped.start, mapped.start + 4 * MIB) == (events["hot"].start, events["hot"].end)
+            assert (events["hot"].end, events["hot"].end + 8 * MIB) == (events["warm"].start, events["warm"].end)
+            kib = smaps_of(workload.pid, mapped.start)
+            assert kib["Rss"] >= 32 * 1024
+            assert 0 == kib["AnonHugePages"]
+        finally:
+            workload.kill()
+
+
+def smaps_of(pid: int, address: int) -> dict[str, int]:
+    """The figures in /proc/PID/smaps of the mapping that ``address`` is in, KiB."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    for start, end, figures in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*\n((?:\w+:.*\n)+)", text, re.MULTILINE):
+        if int(start, 16) <= address < int(end, 16):
+            return {name: int(size) for name, size in re.findall(r"(\w+): +(\d+) kB", figures)}
+    raise LookupError(f"{address:x} is not mapped in process {pid}")
+
+
+def test_it_ends_by_itself_and_writes_no_truth_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that is forgotten runs on."""
+    assert 0 == stairs.main(["--total", "4", "--hot", "1", "--seconds", "0.2", "--step", "0.1", "--rest-us", "100"])
+    assert ("", "") == capsys.readouterr()
+
+
+def test_parts_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence."""
+    assert 1 == stairs.main(["--total", "10", "--hot", "8", "--warm", "8"])
+    assert "must fit into the total" in capsys.readouterr().err
