@@ -105,8 +105,12 @@ def test_a_signal_ends_it_cleanly(
     before = signal.getsignal(number)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
     timer.start()
-    status = cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
-    timer.join()
+    try:
+        status = cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
+    finally:
+        # A run that ended too early must not get the tests killed.
+        timer.cancel()
+        timer.join()
     assert 0 == status
     assert "stopped by a signal" in capsys.readouterr().out
     assert before == signal.getsignal(number)
