@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Unmodified damo, in ``kdamon exec``, monitors a live process whose hot memory is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+DAMO = Path(sys.executable).parent / "damo"
+MEBI = 1 << 20
+HOT = 20 * MEBI
+#: Samples of an aggregation interval, 5 ms in 100 ms.
+SAMPLES = 20
+
+WORKLOAD = f"""
+import mmap, sys
+hot, cold = mmap.mmap(-1, {HOT}), mmap.mmap(-1, 100 << 20)
+for memory in (hot, cold):
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory[::4096] = b"x" * (len(memory) // 4096)
+print(flush=True)
+while True:
+    hot[::4096]
+"""
+
+SCRIPT = """
+set -e
+grep -q '^kdamon /sys/kernel/mm/damon fuse.kdamon ' /proc/mounts
+cd "$HOME"
+damo=$1; pid=$2; tree=/sys/kernel/mm/damon/admin/kdamonds
+$damo start --target_pid $pid
+cat $tree/0/state
+sleep 3
+$damo report access --json --raw_number > access.json
+$damo tune --target_pid $pid --monitoring_intervals 10ms 200ms 1s --monitoring_nr_regions_range 20 500
+cat $tree/0/state $tree/0/contexts/0/monitoring_attrs/{intervals/{sample,aggr}_us,nr_regions/{min,max}}
+$damo report damon > damon.txt
+$damo stop
+cat $tree/0/state $tree/0/pid
+"""
+
+
+class Answers(NamedTuple):
+    """What the session said, and what it left in its home."""
+
+    said: str
+    home: Path
+    pid: int
+
+
+def _machine_lacks() -> str | None:
+    try:
+        from kdamon.mm.linux import linux_machine
+
+        linux_machine().close()
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+if not os.path.exists("/dev/fuse"):
+    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+if not DAMO.exists():
+    pytest.skip("damo is not installed", allow_module_level=True)
+if os.geteuid():
+    pytest.skip("damo needs root", allow_module_level=True)
+if lacks := _machine_lacks():
+    pytest.skip(lacks, allow_module_level=True)
+
+
+def kdamon_exec(home: Path, *command: str, abi: str = "7.3") -> subprocess.CompletedProcess[str]:
+    """Run a command in ``kdamon exec`` with a home of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "kdamon_tools", "exec", "--abi", abi, "--", *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def workload() -> Iterator[int]:
+    """A process that reads 20 MiB all the time and has 100 MiB that it does not."""
+    process = subprocess.Popen([sys.executable, "-c", WORKLOAD], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def session(workload: int, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """start, report access, tune, report damon, stop."""
+    home = tmp_path_factory.mktemp("home")
+    done = kdamon_exec(home, "bash", "-c", SCRIPT, "bash", str(DAMO), str(workload))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Answers(done.stdout, home, workload)
+
+
+def test_damo_starts_tunes_and_stops(session: Answers) -> None:
+    """The states and the tuned attributes are in the tree."""
+    assert session.said.split() == ["on", "on", "10000", "200000", "20", "500", "off", "-1"]
+
+
+def test_damo_reports_the_hot_memory(session: Answers) -> None:
+    """Hot is what was seen in most samples: about as much as the workload reads, allowing for a missed bit."""
+    (record,) = json.loads((session.home / "access.json").read_text())
+    (snapshot,) = record["snapshots"]
+    hot = cold = 0
+    for region in snapshot["regions"]:
+        size = int(region["end"]) - int(region["start"])
+        if region["nr_accesses"]["samples"] > SAMPLES // 2:
+            hot += size
+        else:
+            cold += size
+    assert 0.8 * HOT <= hot <= 1.3 * HOT
+    assert cold >= 80 * MEBI
+
+
+def test_damo_knows_what_is_monitored(session: Answers) -> None:
+    """Its own view of the tree names the process and the intervals."""
+    text = (session.home / "damon.txt").read_text()
+    assert re.search(rf"pid: {session.pid}\b", text)
+    assert re.search(r"sample 10 ms, aggr 200 ms", text)
+
+
+def test_damo_finds_the_features_of_the_version_that_was_asked_for(tmp_path: Path) -> None:
+    """It looks which files exist: the versions differ by what it can see."""
+    features = {}
+    for abi in ("6.12", "7.2"):
+        done = kdamon_exec(tmp_path, str(DAMO), "report", "sysinfo", "--print", "sysfs_features", abi=abi)
+        assert done.returncode == 0, done.stdout + done.stderr
+        features[abi] = set(re.findall(r"sysfs/\w+", done.stdout))
+    assert features["6.12"] < features["7.2"]
+    assert {"sysfs/schemes_apply_interval", "sysfs/vaddr"} <= features["6.12"]
+    assert {"sysfs/intervals_goal", "sysfs/addr_unit", "sysfs/refresh_ms"} <= features["7.2"] - features["6.12"]
+
+
+def test_nothing_is_left_of_a_session(session: Answers) -> None:
+    """No cache in the home directory, no thread, no mount."""
+    assert not (session.home / ".damo.sysinfo").exists()
+    assert "fuse.kdamon /sys" not in Path("/proc/mounts").read_text()
+    time.sleep(0.1)
+    assert os.path.exists(f"/proc/{session.pid}")

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A command in the private namespace sees the tree at the kernel's place, and nobody else sees anything.
+
+Commands write below /sys/kernel/mm/damon only after they made sure that a kdamon is mounted there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+DAMON = "/sys/kernel/mm/damon"
+MADE_SURE = f"grep -q '^kdamon {DAMON} fuse.kdamon ' /proc/mounts || exit 99\n"
+
+if not os.path.exists("/dev/fuse"):
+    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+try:
+    import fuse  # noqa: F401
+except OSError:
+    pytest.skip("libfuse2 is not installed", allow_module_level=True)
+if os.geteuid():
+    pytest.skip("a mount namespace needs root", allow_module_level=True)
+if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+    pytest.skip("private mount namespaces are not allowed here", allow_module_level=True)
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with a file of its user."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    (directory / "notes").write_text("mine\n")
+    return directory
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Start]:
+    """A starter of commands in a namespace; what is left of them is killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(
+        *command: str, abi: str = "7.2", before: tuple[str, ...] = (), **options: object
+    ) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)}
+        settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        program = [*before, sys.executable, str(HERE / "run_within.py"), abi, *command]
+        processes.append(subprocess.Popen(program, text=True, env=environment, **settings))  # type: ignore[call-overload]
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and output."""
+    said, complained = process.communicate(timeout=60)
+    assert "Traceback" not in complained
+    return process.returncode, said
+
+
+def outside() -> tuple[list[str], list[str]]:
+    """What must not change: the mounts and the machine's own tree."""
+    tree = sorted(os.listdir(f"{DAMON}/admin/kdamonds")) if os.path.isdir(f"{DAMON}/admin") else []
+    return Path("/proc/self/mountinfo").read_text().splitlines(), tree
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that is sure to come."""
+    deadline = time.monotonic() + 15
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.02)
+
+
+def test_the_command_finds_the_tree_at_the_kernels_place_and_nobody_else_does(start: Start) -> None:
+    """It starts, monitors and stops there; the machine's mounts and its own tree stay as they were."""
+    before = outside()
+    script = f"""{MADE_SURE}
+        cd {DAMON}/admin/kdamonds; echo 2 > nr_kdamonds; ls; cd 0
+        echo 1 > contexts/nr_contexts; cd contexts/0
+        echo 1 > targets/nr_targets; echo 150 > targets/0/pid_target; cd ../..
+        echo on > state; cat state; echo go; read line; echo off > state; cat state"""
+    process = start("sh", "-c", script, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    assert lines == ["0\n", "1\n", "nr_kdamonds\n", "on\n", "go\n"]
+    assert outside() == before
+    said, _ = process.communicate("\n", timeout=30)
+    assert (process.returncode, said) == (0, "off\n")
+    assert outside() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("true",), 0),
+        (("sh", "-c", "exit 7"), 7),
+        (("sh", "-c", "kill -TERM $$"), 128 + signal.SIGTERM),
+        (("sh", "-c", "kill -KILL $$"), 128 + signal.SIGKILL),
+        (("there-is-no-such-command",), 127),
+        (("/etc/passwd",), 126),
+    ],
+)
+def test_the_exit_status_is_the_commands_as_a_shell_has_it(start: Start, command: tuple[str, ...], status: int) -> None:
+    """128 + number for a signal, 127 and 126 for what cannot be run."""
+    assert finish(start(*command))[0] == status
+
+
+def test_older_kernels_files_can_be_asked_for(start: Start) -> None:
+    """The abi reaches the tree."""
+    script = f"{MADE_SURE} cd {DAMON}/admin/kdamonds; echo 1 > nr_kdamonds; ls 0"
+    assert finish(start("sh", "-c", script, abi="6.12")) == (0, "contexts\npid\nstate\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_go_to_the_command(start: Start, number: signal.Signals) -> None:
+    """Which may handle them; its status is what counts."""
+    name = number.name.removeprefix("SIG")
+    process = start("bash", "-c", f"trap 'echo {name}; exit 5' {name}; echo ready; while :; do sleep 0.05; done")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert finish(process) == (5, f"{name}\n")
+
+
+def test_a_terminals_interrupt_reaches_the_command_once(start: Start) -> None:
+    """The terminal sends it to the command as well, so it is not passed on."""
+    master, slave = pty.openpty()
+    script = "n=0; trap 'n=$((n+1))' INT; echo ready; for i in 1 2 3 4 5 6 7 8; do sleep 0.1; done; echo got $n"
+    process = start(
+        *("bash", "-c", script),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(master, 1000)
+    os.write(master, b"\x03")
+    while b"got" not in said:
+        said += os.read(master, 1000)
+    assert re.search(rb"got 1\b", said)
+    assert process.wait(30) == 0
+    os.close(master)
+
+
+def test_the_command_does_not_outlive_a_kdamon_that_is_killed(start: Start) -> None:
+    """And no mount is left."""
+    before = outside()
+    process = start("sh", "-c", f"{MADE_SURE} echo $$; exec sleep 600")
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    until(lambda: not os.path.exists(f"/proc/{pid}"), "the end of the command")
+    assert outside() == before
+
+
+def test_what_the_command_leaves_behind_loses_the_tree(start: Start) -> None:
+    """A background process lives on, without the tree."""
+    process = start("sh", "-c", f"{MADE_SURE} sleep 600 > /dev/null 2>&1 & echo $!")
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    try:
+        assert finish(process)[0] == 0
+        assert "fuse.kdamon" not in Path(f"/proc/{pid}/mounts").read_text()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_kernel_without_damon_gets_a_place_for_the_tree(start: Start, tmp_path: Path) -> None:
+    """Beside everything else that is in the directory."""
+    hide = tmp_path / "hide.sh"
+    hide.write_text(
+        """#!/bin/bash -e
+        [ "$(readlink /proc/self/ns/mnt)" != "$OUTSIDE" ]
+        cover=$(mktemp -d); mount -t tmpfs tmpfs $cover
+        for child in /sys/kernel/mm/*; do
+            [ ${child##*/} = damon ] && continue
+            mkdir $cover/${child##*/}; mount --bind $child $cover/${child##*/}
+        done
+        mount --move $cover /sys/kernel/mm; rmdir $cover
+        [ ! -e /sys/kernel/mm/damon ]
+        exec "$@"
+        """
+    )
+    before = outside()
+    others = [name for name in os.listdir("/sys/kernel/mm") if name != "damon"]
+    outer = os.readlink("/proc/self/ns/mnt")
+    wrap = ("unshare", "--mount", "--propagation", "private", "env", f"OUTSIDE={outer}", "bash", str(hide))
+    script = f"{MADE_SURE} ls /sys/kernel/mm; cat {DAMON}/admin/kdamonds/nr_kdamonds; ls /sys/kernel/mm/*/ | wc -l"
+    status, said = finish(start("sh", "-c", script, before=wrap))
+    assert status == 0
+    *names, number, _ = said.splitlines()
+    assert sorted(names) == sorted(["damon", *others])
+    assert number == "0"
+    assert outside() == before
+
+
+def test_one_command_can_run_another(start: Start) -> None:
+    """Each has a tree of its own."""
+    if shutil.which("env") is None:
+        pytest.skip("env(1) is not installed")
+    tree = f"{DAMON}/admin/kdamonds"
+    inner = f"{sys.executable} {HERE / 'run_within.py'} 7.2 sh -c 'echo 5 > {tree}/nr_kdamonds; cat {tree}/nr_kdamonds'"
+    script = f"{MADE_SURE} echo 3 > {tree}/nr_kdamonds; {inner}; cat {tree}/nr_kdamonds"
+    assert finish(start("sh", "-c", script)) == (0, "5\n3\n")
+
+
+# What damo needs.
+
+
+def test_a_tracefs_is_there(start: Start) -> None:
+    """damo does not start without one that it can read."""
+    script = f"{MADE_SURE} set -- $(grep -w tracefs /proc/mounts | head -1); head -c1 $2/available_events | wc -c"
+    assert finish(start("sh", "-c", script)) == (0, "1\n")
+
+
+@pytest.mark.parametrize("cached", [None, "what damo knows about the machine\n"])
+def test_damos_cache_is_private_and_the_rest_of_home_is_not(start: Start, home: Path, cached: str | None) -> None:
+    """It begins empty for each command; the user's own is neither seen nor changed nor made."""
+    cache = home / ".damo.sysinfo"
+    if cached is not None:
+        cache.write_text(cached)
+    script = (
+        f"{MADE_SURE} cat ~/.damo.sysinfo; echo tree > ~/.damo.sysinfo; cat ~/.damo.sysinfo ~/notes; echo x > ~/new"
+    )
+    assert finish(start("sh", "-c", script)) == (0, "tree\nmine\n")
+    assert (cache.read_text() if cache.exists() else None) == cached
+    assert (home / "new").read_text() == "x\n"
