@@ -151,7 +151,7 @@ class PageIdleSpace:
             answers[busy] = YOUNG
             answers[busy[~tracked[busy]]] = UNKNOWN
             if len(self._unknown):
-                answers[np.isin(addrs >> _PAGE_SHIFT, self._unknown)] = UNKNOWN
+                answers[np.isin(addrs >> _PAGE_SHIFT, self._unknown) & (pfns != 0)] = UNKNOWN
         return answers
 
     def _heads(self, addrs: U64Array) -> tuple[U64Array, npt.NDArray[np.bool_]]:

@@ -112,7 +112,7 @@ class PageTableSpace:
             if not flags.all():
                 answers[flags == 0] = UNKNOWN
             if len(self._unknown):
-                answers[np.isin(pages, self._unknown)] = UNKNOWN
+                answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
             return answers
 
     def _clear(self, pages: U64Array, flags: npt.NDArray[np.uint8], entries: U64Array) -> None:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What tests on real processes need: the machine, a compiled workload, two processors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kdamon.mm.linux import LinuxMachine, linux_machine
+from tests.mm.workload import MONITOR_CPU, build
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[LinuxMachine]:
+    """The running kernel, by the page table walk."""
+    try:
+        found = linux_machine("page_table")
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}{error.strerror}")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Path]:
+    """A directory on a disk that any user may read."""
+    path = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def program(directory: Path) -> Path:
+    """The workload."""
+    return build(directory)
+
+
+@pytest.fixture(autouse=True)
+def pinned() -> Iterator[None]:
+    """Run the test on another processor than its target."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {MONITOR_CPU})
+    yield
+    os.sched_setaffinity(0, before)

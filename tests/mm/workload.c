@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A process whose accesses are known: it maps memory, prints "<address> <pages>", and touches exactly the pages that
+ * it is told to on standard input: a byte 'r', 'w' or a command, a u32 count, that many u32 page numbers. It answers
+ * each order with '.', or with what a command tells.
+ *
+ * usage: workload KIND PAGES [FILE]
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PAGE 4096ul
+#define HUGE (2ul << 20)
+
+static char *memory;
+static size_t pages;
+static uint32_t order[1 << 20];
+static uint32_t count;
+static char kind;
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void receive(void *to, size_t size)
+{
+	for (char *at = to; size;) {
+		ssize_t got = read(0, at, size);
+		if (got <= 0)
+			exit(0);
+		at += got;
+		size -= got;
+	}
+}
+
+static void touch_all(void)
+{
+	volatile char *at = memory;
+	for (uint32_t i = 0; i < count; i++) {
+		size_t offset = order[i] * PAGE + 128;
+		if (kind == 'w')
+			at[offset] = (char)(order[i] * 7 + 3);
+		else
+			(void)at[offset];
+	}
+}
+
+/* The data is what touching by 'w' wrote: counts the touched pages that hold anything else. */
+static uint32_t spoilt(void)
+{
+	uint32_t wrong = 0;
+	for (uint32_t i = 0; i < count; i++)
+		wrong += memory[order[i] * PAGE + 128] != (char)(order[i] * 7 + 3);
+	return wrong;
+}
+
+static void *toucher(void *barrier)
+{
+	for (;;) {
+		pthread_barrier_wait(barrier);
+		touch_all();
+		pthread_barrier_wait(barrier);
+	}
+	return NULL;
+}
+
+static void *heater(void *unused)
+{
+	static uint32_t hot[1 << 10];
+	uint32_t number = count < (1 << 10) ? count : 1 << 10;
+
+	memcpy(hot, order, number * sizeof(hot[0]));
+	if (write(1, ".", 1) != 1)
+		die("write");
+	for (;;)
+		for (uint32_t i = 0; i < number; i++)
+			(void)((volatile char *)memory)[hot[i] * PAGE];
+	return unused;
+}
+
+static void *anonymous(size_t size, int flags)
+{
+	void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
+	if (at == MAP_FAILED)
+		die("mmap");
+	return at;
+}
+
+static char *file(const char *path, int prot, int flags)
+{
+	int fd = open(path, O_RDWR);
+	if (fd < 0)
+		die(path);
+	char *at = mmap(NULL, pages * PAGE, prot, flags, fd, 0);
+	if (at == MAP_FAILED)
+		die("mmap");
+	close(fd);
+	volatile char sum = 0;
+	for (size_t i = 0; i < pages; i++)
+		sum += at[i * PAGE];
+	return at;
+}
+
+static void prepare(const char *name, const char *path)
+{
+	size_t size = pages * PAGE;
+
+	if (!strcmp(name, "thp")) {
+		memory = anonymous(size + HUGE, MAP_PRIVATE);
+		memory = (char *)(((uintptr_t)memory + HUGE - 1) & ~(HUGE - 1));
+		madvise(memory, size, MADV_HUGEPAGE);
+		memset(memory, 1, size);
+	} else if (!strcmp(name, "shmem")) {
+		memory = anonymous(size, MAP_SHARED);
+		memset(memory, 1, size);
+	} else if (!strcmp(name, "file")) {
+		memory = file(path, PROT_READ | PROT_WRITE, MAP_SHARED);
+	} else if (!strcmp(name, "readonly")) {
+		memory = file(path, PROT_READ, MAP_PRIVATE);
+	} else {
+		memory = anonymous(size, MAP_PRIVATE);
+		madvise(memory, size, MADV_NOHUGEPAGE);
+		if (!strcmp(name, "zero")) {
+			volatile char sum = 0;
+			for (size_t i = 0; i < pages; i++)
+				sum += memory[i * PAGE];
+		} else if (strcmp(name, "untouched")) {
+			memset(memory, 1, size);
+		}
+	}
+	if (!strcmp(name, "mlock") && mlock(memory, size))
+		die("mlock");
+	if (!strcmp(name, "fork") && fork() == 0) {
+		/* Lives as long as the parent: its end of the pipe is the same. */
+		for (;;) {
+			sleep(1);
+			if (getppid() == 1)
+				_exit(0);
+		}
+	}
+}
+
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+	pthread_barrier_t barrier;
+	char again[32];
+
+	if (argc < 3)
+		return 2;
+	pages = strtoul(argv[2], NULL, 0);
+	int threaded = !strcmp(argv[1], "threads");
+	prepare(argv[1], argc > 3 ? argv[3] : NULL);
+	pthread_barrier_init(&barrier, NULL, 2);
+	if (threaded)
+		pthread_create(&thread, NULL, toucher, &barrier);
+	printf("%lu %zu\n", (unsigned long)memory, pages);
+	fflush(stdout);
+
+	for (;;) {
+		receive(&kind, 1);
+		receive(&count, sizeof(count));
+		receive(order, count * sizeof(order[0]));
+		switch (kind) {
+		case 'x': /* exec self, as another kind of memory */
+			snprintf(again, sizeof(again), "%zu", pages);
+			execl("/proc/self/exe", argv[0], "anon", again, (char *)NULL);
+			die("exec");
+		case 'm': /* take the mapping away and put another in its place */
+			munmap(memory, pages * PAGE);
+			if (mmap(memory, pages * PAGE, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != memory)
+				die("mmap");
+			break;
+		case 'u': /* take the mapping away for good */
+			munmap(memory, pages * PAGE);
+			break;
+		case 'v': { /* vfork a child that leaves this memory later; tell its number then */
+			pid_t child = vfork();
+			if (child == 0) {
+				usleep(300000);
+				execlp("sleep", "sleep", "60", (char *)NULL);
+				_exit(1);
+			}
+			if (write(1, &child, sizeof(child)) != sizeof(child))
+				die("write");
+			continue;
+		}
+		case 'h': /* touch up to 1024 pages without end */
+			pthread_create(&thread, NULL, heater, NULL);
+			continue;
+		case 'c': { /* count spoilt pages */
+			uint32_t wrong = spoilt();
+			if (write(1, &wrong, sizeof(wrong)) != sizeof(wrong))
+				die("write");
+			continue;
+		}
+		default:
+			if (threaded) {
+				pthread_barrier_wait(&barrier);
+				pthread_barrier_wait(&barrier);
+			} else {
+				touch_all();
+			}
+		}
+		if (write(1, ".", 1) != 1)
+			die("write");
+	}
+}
