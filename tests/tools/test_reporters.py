@@ -274,6 +274,7 @@ class TestComparison:
         lines = render_comparison(Accuracy(0.97, 0.99, 40, phases, 1, 0), 100.0).splitlines()
         assert ["0.990", "0.980"] == lines[2].split()[-2:]
         assert ["19.0", "MiB", "0.950", "1.000", "0.21", "s"] == lines[3].split()[-6:]
+        assert max(map(len, lines)) <= 84
         assert "mean of 40 snapshots: recall 0.970, precision 0.990" == lines[4]
         assert "1 moves, 0 missed, seen after 0.21 s (median), 0.21 s at most" == lines[5]
 

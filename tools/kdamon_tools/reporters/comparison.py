@@ -20,15 +20,15 @@ def render_comparison(accuracy: Accuracy, since: float) -> str:
         return "nothing to compare: the run was too short, or did not watch the workload of this truth file"
     lines = [
         "found next to what is true",
-        f"{'time':>8}  {'truly hot':<33}  {'found':>10}  recall  precision  seen after",
+        f"{'time':>8} {'truly hot':<25} {'size':>8} {'found':>9} recall precision  seen after",
     ]
     for phase in accuracy.phases:
         size = format_bytes(phase.hot[1] - phase.hot[0])
         found = "" if phase.found_bytes is None else format_bytes(phase.found_bytes)
         delay = "" if phase.delay_s is None else f"{phase.delay_s:.2f} s"
         lines.append(
-            f"{phase.begin - since:6.1f} s  {phase.hot[0]:x}-{phase.hot[1]:x} {size:>7}  {found:>10}  "
-            f"{_share(phase.recall):>6}  {_share(phase.precision):>9}  {delay:>10}".rstrip()
+            f"{phase.begin - since:6.1f} s {f'{phase.hot[0]:x}-{phase.hot[1]:x}':<25} {size:>8} {found:>9} "
+            f"{_share(phase.recall):>6} {_share(phase.precision):>9} {delay:>11}".rstrip()
         )
     lines.append(
         f"mean of {accuracy.nr_judged} snapshots: recall {_share(accuracy.recall)}, "
