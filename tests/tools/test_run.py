@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -35,7 +36,8 @@ def monitoring() -> None:
     try:
         linux_machine().close()
     except OSError as error:
-        pytest.skip(f"monitoring is not possible: {error.strerror}")
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}monitoring is not possible: {error.strerror}")
 
 
 @pytest.fixture

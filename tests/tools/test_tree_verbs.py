@@ -21,6 +21,8 @@ KDAMON = [sys.executable, "-m", "kdamon_tools"]
 @pytest.fixture(scope="module", autouse=True)
 def fuse() -> None:
     """Skip where nothing can be mounted, with the reason."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("kernel lacks: /dev/fuse")
     for check in tool_checks():
         if not check.available and not check.name.startswith("damo"):
             pytest.skip(f"{check.name}: {check.why}")
