@@ -325,22 +325,16 @@ class Tree:
 
         :raises OSError: EBUSY somebody else holds it.
         """
-        if not self._lock.acquire(blocking=False):
+        if not self.acquire():
             raise OSError(errno.EBUSY, "another command is being handled; try again")
         try:
             yield
         finally:
             self._lock.release()
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the tree's lock; waits until nobody else does."""
-        with self._lock:
-            yield
-
-    def try_acquire(self) -> bool:
-        """Take the tree's lock if it is free; :meth:`release` it then."""
-        return self._lock.acquire(blocking=False)
+    def acquire(self, timeout: float = 0.0) -> bool:
+        """Take the tree's lock if it gets free within ``timeout`` seconds; :meth:`release` it then."""
+        return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
         """Give the tree's lock back."""

@@ -80,7 +80,7 @@ def unshare_mount_namespace() -> None:
 
     :raises OSError: EPERM without the capability CAP_SYS_ADMIN.
     """
-    _check(_libc.unshare(_CLONE_NEWNS), "cannot make a private mount namespace")
+    _check(_libc.unshare(_CLONE_NEWNS), "cannot make a private mount namespace, which takes root")
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
 
 

@@ -71,9 +71,9 @@ def _make_damon_directory() -> None:
     if os.path.isdir(DAMON_DIRECTORY):
         return
     parent = os.path.dirname(DAMON_DIRECTORY)
-    # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
     workspace = tempfile.mkdtemp(prefix="kdamon-")
     try:
+        # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
         mount("tmpfs", workspace, "tmpfs", data="mode=755")
         for name in os.listdir(parent):
             source, target = os.path.join(parent, name), os.path.join(workspace, name)
@@ -84,6 +84,8 @@ def _make_damon_directory() -> None:
             mount(source, target, flags=MS_BIND | MS_REC)
         os.mkdir(os.path.join(workspace, os.path.basename(DAMON_DIRECTORY)), 0o755)
         mount(workspace, parent, flags=MS_MOVE)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make {DAMON_DIRECTORY}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             umount(workspace, MNT_DETACH)

@@ -48,6 +48,9 @@ log = logging.getLogger("kdamon")
 
 _NSEC_PER_MSEC: Final = 1_000_000
 
+#: How long a command that was canceled may take to end, seconds.
+_SHUTDOWN_TIMEOUT: Final = 5.0
+
 
 def _this_machine() -> Machine:
     from kdamon.mm.linux import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
@@ -86,9 +89,14 @@ class damon_sysfs_tree(Tree):
         """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""
         self.closing = True
         self._stop_kdamonds()
-        # A command that was under way may have started one since; it ends soon, as the others did.
-        with self.lock():
-            self._stop_kdamonds()
+        # A command that was under way may have started one since.
+        if self.acquire(_SHUTDOWN_TIMEOUT):
+            try:
+                self._stop_kdamonds()
+            finally:
+                self.release()
+        else:
+            log.error("a command still waits, although all kdamonds were stopped")
 
     def _stop_kdamonds(self) -> None:
         contexts = (kdamond.damon_ctx for kdamond in self.kdamonds.present())
@@ -109,7 +117,8 @@ def _state_store(kdamond: damon_sysfs_kdamond, text: str) -> None:
             kdamond.command(name)
         except OSError as error:
             # Whoever wrote the command gets to see a number at most.
-            log.warning("%s: %s: %s", kdamond.location(), name, error.strerror)
+            level = logging.WARNING if name in ("on", "commit") else logging.INFO
+            log.log(level, "%s: %s: %s", kdamond.location(), name, error.strerror)
             raise
 
 
@@ -206,7 +215,6 @@ class damon_sysfs_kdamond(kobject):
         assert ctx is not None
         wanted = self._build_ctx()
         try:
-            wanted.machine = wanted.machine or ctx.machine
             damon_commit_ctx(ctx, wanted)
         finally:
             damon_destroy_ctx(wanted)
@@ -268,7 +276,7 @@ class damon_sysfs_kdamond(kobject):
         if now < self._next_refresh:
             return
         self._next_refresh = now + self.refresh_ms * _NSEC_PER_MSEC
-        if not self.tree.try_acquire():
+        if not self.tree.acquire():
             return
         try:
             if self.contexts.nr:

@@ -40,7 +40,7 @@ damo=$1; pid=$2; tree=/sys/kernel/mm/damon/admin/kdamonds
 $damo start --target_pid $pid
 cat $tree/0/state
 sleep 3
-$damo report access --json --raw_number > access.json
+$damo report access --json > access.json
 $damo tune --target_pid $pid --monitoring_intervals 10ms 200ms 1s --monitoring_nr_regions_range 20 500
 cat $tree/0/state $tree/0/contexts/0/monitoring_attrs/{intervals/{sample,aggr}_us,nr_regions/{min,max}}
 $damo report damon > damon.txt
@@ -80,7 +80,7 @@ if lacks := _machine_lacks():
 def kdamon_exec(home: Path, *command: str, abi: str = "7.3") -> subprocess.CompletedProcess[str]:
     """Run a command in ``kdamon exec`` with a home of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "kdamon_tools", "exec", "--abi", abi, "--", *command],
+        [sys.executable, "-P", "-m", "kdamon_tools", "exec", "--abi", abi, "--", *command],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
         capture_output=True,
         text=True,
@@ -116,14 +116,19 @@ def test_damo_starts_tunes_and_stops(session: Answers) -> None:
     assert session.said.split() == ["on", "on", "10000", "200000", "20", "500", "off", "-1"]
 
 
+def number(shown: str | int) -> int:
+    """A number as damo shows it, with commas."""
+    return int(str(shown).replace(",", ""))
+
+
 def test_damo_reports_the_hot_memory(session: Answers) -> None:
     """Hot is what was seen in most samples: about as much as the workload reads, allowing for a missed bit."""
     (record,) = json.loads((session.home / "access.json").read_text())
     (snapshot,) = record["snapshots"]
     hot = cold = 0
     for region in snapshot["regions"]:
-        size = int(region["end"]) - int(region["start"])
-        if region["nr_accesses"]["samples"] > SAMPLES // 2:
+        size = number(region["end"]) - number(region["start"])
+        if number(region["nr_accesses"]["samples"]) > SAMPLES // 2:
             hot += size
         else:
             cold += size

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kdamonds of a tree without a mount: machines that can and cannot, threads, commands that are interrupted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdamon.mm.sim import SimMachine
+from kdamon_fs.sysfs import damon_sysfs_init
+
+KDAMOND = "/admin/kdamonds/0"
+CONTEXT = f"{KDAMOND}/contexts/0"
+
+
+def test_a_machine_that_cannot_monitor_still_has_a_tree(
+    make_session: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Values are kept; only turning on fails, with the machine's errno and its sentence in the log."""
+
+    def cannot() -> SimMachine:
+        raise OSError(errno.EOPNOTSUPP, "this kernel has no BPF")
+
+    session = make_session()
+    session.tree = damon_sysfs_init(cannot, "7.2")
+    session.monitor()
+    assert session.read(f"{CONTEXT}/targets/0/pid_target") == "150\n"
+    assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
+    assert [record.getMessage() for record in caplog.records] == ["admin/kdamonds/0: on: this kernel has no BPF"]
+    assert session.read(f"{KDAMOND}/state") == "off\n"
+
+
+def test_the_machine_is_looked_for_when_it_is_needed_and_once(make_session: Callable[..., Any]) -> None:
+    """Not by making the tree, not by staging values, not again by a commit."""
+    session = make_session()
+    calls: list[int] = []
+    session.tree = damon_sysfs_init(lambda: calls.append(1) or session.machine, "7.2")  # type: ignore[func-returns-value]
+    session.monitor()
+    assert calls == []
+    assert session.state("on") == "OK"
+    assert session.state("commit") == "OK"
+    assert calls == [1]
+    session.tree.shutdown()
+
+
+def test_the_kdamond_is_a_thread_of_its_name(session: Any) -> None:
+    """pid is the thread's id, and ps shows kdamond.0."""
+    session.monitor()
+    assert session.state("on") == "OK"
+    pid = int(session.read(f"{KDAMOND}/pid"))
+    assert Path(f"/proc/self/task/{pid}/comm").read_text() == "kdamond.0\n"
+    assert session.state("off") == "OK"
+    assert not os.path.exists(f"/proc/self/task/{pid}")
+
+
+def test_a_shutdown_cancels_what_waits_and_lets_nothing_start(session: Any) -> None:
+    """A walk that would take a minute is answered at once; on is refused from then on."""
+    session.monitor()
+    session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 60_000_000)
+    assert session.state("on") == "OK"
+    answers: list[str] = []
+    waiting = threading.Thread(target=lambda: answers.append(session.state("update_schemes_tried_regions")))
+    waiting.start()
+    time.sleep(0.1)
+    assert session.read(f"{KDAMOND}/state") == "<EBUSY>"
+    session.tree.shutdown()
+    waiting.join(10)
+    assert answers == ["ECANCELED"]
+    assert session.state("on") == "ESHUTDOWN"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kdamond.")]
+
+
+def test_regions_that_were_written_are_monitored(session: Any) -> None:
+    """Initial regions of a fixed address space come back as tried regions, cut to pieces that join up."""
+    session.monitor()
+    session.put(f"{CONTEXT}/operations", "fvaddr")
+    session.put(f"{CONTEXT}/targets/0/regions/nr_regions", 2)
+    wanted = [(1 << 20, 8 << 20), (16 << 20, 20 << 20)]
+    for place, (start, end) in enumerate(wanted):
+        session.put(f"{CONTEXT}/targets/0/regions/{place}/start", start)
+        session.put(f"{CONTEXT}/targets/0/regions/{place}/end", end)
+    assert session.state("on") == "OK"
+    assert session.state("update_schemes_tried_regions") == "OK"
+    tried = f"{CONTEXT}/schemes/0/tried_regions"
+    pieces = sorted(
+        (int(session.read(f"{tried}/{name}/start")), int(session.read(f"{tried}/{name}/end")))
+        for name in session.tree.listdir(tried)
+        if name.isdecimal()
+    )
+    joined = [list(pieces[0])]
+    for start, end in pieces[1:]:
+        if start == joined[-1][1]:
+            joined[-1][1] = end
+        else:
+            joined.append([start, end])
+    assert [tuple(piece) for piece in joined] == wanted
+    assert int(session.read(f"{tried}/total_bytes")) == sum(end - start for start, end in wanted)
+
+
+def test_a_new_number_of_kdamonds_gives_back_what_the_old_ones_held(session: Any) -> None:
+    """The processes of a context that ran are released with it."""
+    session.monitor()
+    assert session.state("on") == "OK"
+    kdamond = session.tree.kdamonds.present()[0]
+    assert session.state("off") == "OK"
+    assert kdamond.damon_ctx is not None
+    session.put("/admin/kdamonds/nr_kdamonds", 1)
+    assert kdamond.damon_ctx is None
+    assert kdamond.removed
+
+
+def test_two_thousand_directories_come_into_being_when_they_are_looked_at(session: Any) -> None:
+    """Any of them, with any file, at once."""
+    session.context()
+    session.put(f"{CONTEXT}/schemes/nr_schemes", 2000)
+    schemes = f"{CONTEXT}/schemes"
+    assert len(session.tree.listdir(schemes)) == 2001
+    assert session.tree.getattr(schemes)["st_nlink"] == 2002
+    session.put(f"{schemes}/1999/action", "cold")
+    assert session.read(f"{schemes}/1999/action") == "cold\n"
+    assert session.read(f"{schemes}/2000/action") == "<ENOENT>"
+    assert session.read(f"{schemes}/01/action") == "<ENOENT>"
+    assert session.read(f"{schemes}/1/action/x") == "<ENOTDIR>"
