@@ -123,7 +123,7 @@ class TestHeatmap:
     def test_nothing_monitored_is_said(self) -> None:
         """No snapshots, or only empty ones."""
         assert render_heatmap(recording([], 1.0)) == render_heatmap(recording([Snapshot.of(101, [])], 1.0))
-        assert "nothing was monitored" in render_heatmap(recording([], 1.0))
+        assert "nothing to draw" in render_heatmap(recording([], 1.0))
 
     def test_addresses_at_the_end_of_the_address_space(self) -> None:
         """Doubles have no room for pages up there; the picture must not lose them."""

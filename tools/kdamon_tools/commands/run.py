@@ -68,14 +68,14 @@ def register(subparsers: Subparsers) -> None:
     )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--sample-us", type=parse_unsigned, default=defaults.sample_us, metavar="US", help="sampling interval"
+        "--sample-us", type=parse_positive, default=defaults.sample_us, metavar="US", help="sampling interval"
     )
     how.add_argument(
-        "--aggr-us", type=parse_unsigned, default=defaults.aggr_us, metavar="US", help="aggregation interval"
+        "--aggr-us", type=parse_positive, default=defaults.aggr_us, metavar="US", help="aggregation interval"
     )
     how.add_argument(
         "--update-us",
-        type=parse_unsigned,
+        type=parse_positive,
         default=defaults.update_us,
         metavar="US",
         help="time between looks at the mappings",

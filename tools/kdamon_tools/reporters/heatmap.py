@@ -38,7 +38,9 @@ def render_heatmap(
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
-        return "nothing was monitored long enough for a heatmap"
+        return (
+            "nothing to draw: the process has no memory of its own, or the run was shorter than an aggregation interval"
+        )
     columns = _columns(recording, max(10, width - _LABEL))
     ranges, monitored = worthwhile_ranges(snapshots, recording.config)
     ranges, line_bytes = _fit(ranges, height)
