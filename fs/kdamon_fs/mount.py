@@ -19,6 +19,7 @@ Where a mount differs from the kernel's own tree:
 
 from __future__ import annotations
 
+import atexit
 import errno
 import itertools
 import logging
@@ -236,6 +237,8 @@ class mounted_tree:
 
     def _serve(self) -> None:
         options: dict[str, Any] = {
+            # Names are bytes; this encoding gives every one of them back as it came.
+            "encoding": "latin-1",
             "foreground": True,
             "direct_io": True,
             "use_ino": True,
@@ -248,7 +251,7 @@ class mounted_tree:
         if os.listdir(self.mountpoint):
             options["nonempty"] = True
         try:
-            _import_fuse().FUSE(self._operations, self.mountpoint, **options)
+            _import_fuse().FUSE(self._operations, os.fsencode(self.mountpoint).decode("latin-1"), **options)
         except RuntimeError as error:
             log.error("%s: FUSE ended with status %s", self.mountpoint, error)
 
@@ -262,6 +265,7 @@ class mounted_tree:
         _clean_mountpoint(self.mountpoint)
         if not self._private:
             _check_mountpoint(self.mountpoint)
+        atexit.register(self.stop)
         with _signals_kept_from_fuse():
             self._thread.start()
             while not self._operations.mounted.wait(0.02):
@@ -274,6 +278,7 @@ class mounted_tree:
 
     def stop(self) -> None:
         """Stop the kdamonds, unmount, and end the serving threads."""
+        atexit.unregister(self.stop)
         self._tree.shutdown()
         if self._thread.is_alive():
             _unmount(self.mountpoint)

@@ -249,13 +249,49 @@ def test_what_is_no_directory_is_refused(session: Any, tmp_path: Path) -> None:
         mounted_tree(session.tree, tmp_path / "absent").start()
 
 
-def test_the_machines_own_sysfs_is_refused(session: Any) -> None:
+def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a namespace of its own; the sentence says how a command can see the tree there."""
     directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and nobody would miss it
     if not os.path.isdir(directory):
         pytest.skip(f"kernel lacks: {directory}")
+    monkeypatch.setattr("kdamon_fs.mount.private_mount_namespace", lambda: False)
     with pytest.raises(OSError, match="belongs to the kernel: 'kdamon exec -- COMMAND'"):
         mounted_tree(session.tree, directory).start()
+
+
+def test_a_private_namespace_is_told_from_the_machines() -> None:
+    """Also where the first process's namespace may not be looked at."""
+    question = "from kdamon_fs.mounts import private_mount_namespace; print(private_mount_namespace())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["unshare", "--mount", sys.executable, "-P", "-c", question]
+    assert subprocess.check_output(command, env=environment, text=True) == "True\n"
+
+
+def test_names_may_be_any_bytes(serve: Callable[..., Server]) -> None:
+    """Of the mount point and of what somebody looks for in it."""
+    server = serve("Дерево\N{DECIDUOUS TREE}")
+    assert server.ready()
+    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    with pytest.raises(FileNotFoundError):
+        os.stat(os.fsencode(server.mountpoint) + b"/admin/\xff\xfe")
+
+
+def test_a_program_that_forgets_its_mount_leaves_none(tmp_path: Path) -> None:
+    """What is mounted in the background is unmounted at exit."""
+    program = """
+import sys
+from kdamon.mm.sim import SimMachine
+from kdamon_fs.mount import mounted_tree
+from kdamon_fs.sysfs import damon_sysfs_init
+mounted_tree(damon_sysfs_init(SimMachine()), sys.argv[1]).start()
+print(open(sys.argv[1] + "/admin/kdamonds/nr_kdamonds").read())
+sys.exit(3)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-P", "-c", program, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (3, "0\n\n")
+    assert mount_at(str(tmp_path)) is None
 
 
 def test_a_missing_library_is_named_with_its_package(
