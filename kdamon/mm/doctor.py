@@ -25,12 +25,14 @@ from kdamon.mm.folios import Folios
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
+from kdamon.mm.process import ProcessFiles
 from kdamon.mm.walker import PRESENT, missing_capability, shared_walker
 
 __all__ = ["Primitive", "can_monitor", "primitives"]
 
 _PAGE_SIZE: Final = mmap.PAGESIZE
 _PAGES: Final = 64
+_NOBODY: Final = 65534
 
 _NR_PERF_EVENT_OPEN: Final = 298
 _NR_USERFAULTFD: Final = 323
@@ -92,6 +94,8 @@ def _probed(name: str, probe: Callable[[], str]) -> Primitive:
     except OSError as error:
         # Sentences of this package are "what is wrong; what to do".
         why, _, remedy = (error.strerror or str(error)).partition("; ")
+        if not remedy and isinstance(error, PermissionError):
+            remedy = "run as root"
         return Primitive(name, False, why, remedy)
 
 
@@ -125,7 +129,7 @@ def _btf() -> str:
 
 def _lockdown() -> str:
     try:
-        text = Path("/sys/kernel/security/lockdown").read_text(encoding="ascii")
+        text = Path("/sys/kernel/security/lockdown").read_text(encoding="utf-8")
     except FileNotFoundError:
         return "this kernel has no lockdown, or securityfs is not mounted"
     if "[confidentiality]" in text:
@@ -230,13 +234,27 @@ def _page_flags() -> str:
 
 
 def _other_users() -> str:
-    lacking = missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
-    if lacking:
-        raise _Unavailable(
-            f"without {' and '.join(lacking)} only processes of the same user can be monitored",
-            f"run as root or give {' and '.join(lacking)}",
-        )
-    return "the capabilities for them are there"
+    lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"))
+    if os.geteuid() != 0:
+        if lacking:
+            raise _Unavailable(
+                f"without {lacking} only processes of the same user can be monitored", f"run as root or give {lacking}"
+            )
+        return "the capabilities for them are there"
+    with subprocess.Popen(["sleep", "60"], user=_NOBODY, group=_NOBODY, extra_groups=[]) as child:
+        try:
+            directory = os.open(f"/proc/{child.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                ProcessFiles(directory).close()
+            finally:
+                os.close(directory)
+        except PermissionError:
+            raise _Unavailable(
+                "another user's process is out of reach", f"give {lacking or 'CAP_SYS_PTRACE in the container'}"
+            ) from None
+        finally:
+            child.kill()
+    return "another user's process can be looked at"
 
 
 def _page_fault() -> str:
@@ -262,7 +280,7 @@ def _userfaultfd() -> None:
 def _page_fault_events() -> None:
     for root in _TRACEFS:
         try:
-            number = int((root / "events/exceptions/page_fault_user/id").read_text(encoding="ascii"))
+            number = int((root / "events/exceptions/page_fault_user/id").read_text(encoding="utf-8"))
             break
         except OSError:
             continue

@@ -196,7 +196,7 @@ class LinuxTask:
     def _open_pidfd(self) -> int:
         """A pidfd of the process that ``pid`` is a thread of."""
         fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        with open(fd, encoding="ascii", errors="replace") as status:
+        with open(fd, encoding="utf-8", errors="replace") as status:
             group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
         pidfd = pidfd_open(group)
         if not self._exists():

@@ -7,6 +7,7 @@ import os
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kdamon.mm import U64Array
 
@@ -24,6 +25,8 @@ _HEX[ord("0") : ord("9") + 1] = np.arange(10)
 _HEX[ord("a") : ord("f") + 1] = np.arange(10, 16)
 _SHIFTS = np.arange(_DIGITS - 1, -1, -1, dtype=np.uint64) * np.uint64(4)
 _COLUMNS = np.arange(_DIGITS)
+
+_Indexes = npt.NDArray[np.intp]
 
 
 def read(fd: int) -> U64Array:
@@ -66,14 +69,17 @@ def parse(text: bytes) -> U64Array:
     vmas = np.empty((len(begins), 2), dtype=np.uint64)
     vmas[:, 0] = _numbers(data, begins + dashes, dashes)
     vmas[:, 1] = _numbers(data, begins + spaces, spaces - dashes - 1)
-    kept = vmas[:, 0] < _KERNEL_HALF
-    if len(vmas) > 1:
-        highest = np.maximum.accumulate(vmas[:, 1])
-        kept[1:] &= vmas[1:, 0] >= highest[:-1]
-    return vmas if kept.all() else vmas[kept]
+    vmas = vmas[vmas[:, 0] < _KERNEL_HALF]
+    if (vmas[1:, 0] < vmas[:-1, 1]).any():
+        rows: list[list[int]] = []
+        for start, end in vmas.tolist():
+            if not rows or start >= rows[-1][1]:
+                rows.append([start, end])
+        vmas = np.array(rows, dtype=np.uint64)
+    return vmas
 
 
-def _numbers(data: np.ndarray, ends: np.ndarray, widths: np.ndarray) -> U64Array:
+def _numbers(data: npt.NDArray[np.uint8], ends: _Indexes, widths: _Indexes) -> U64Array:
     """The hexadecimal numbers of ``widths`` digits that stop before ``ends`` in ``data``."""
     digits = _HEX[data[ends[:, None] - _DIGITS + _COLUMNS]]
     digits[_DIGITS - widths[:, None] > _COLUMNS] = 0

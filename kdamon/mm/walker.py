@@ -101,7 +101,7 @@ _CAPABILITIES: Final = {
 
 def missing_capability(*names: str) -> list[str]:
     """Those of ``names`` (``CAP_...``) that this process does not have."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     return [name for name in names if not effective >> _CAPABILITIES[name] & 1]
 
@@ -446,7 +446,14 @@ class Walker:
 
     def _calibrate(self) -> None:
         """Find where the kernel maps all memory (it is random), and prove it on pages of our own."""
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            raise OSError(
+                errno.EPERM,
+                "this process may not look at its own memory, as after a change of user; run as root or start it as "
+                "the user that it runs as",
+            ) from None
         try:
             with _OwnPages() as own:
                 self._calibrate_on(fd, own)
@@ -587,7 +594,7 @@ class _OwnPages:
 def _end_of_ram() -> int:
     """The first physical address (bytes) after all memory, from /proc/zoneinfo."""
     end = spanned = 0
-    with open("/proc/zoneinfo", encoding="ascii") as zones:
+    with open("/proc/zoneinfo", encoding="utf-8") as zones:
         for line in zones:
             words = line.split()
             if words and words[0] == "spanned":
@@ -606,7 +613,7 @@ def _explained(error: OSError) -> OSError:
             f"reading page tables needs {' and '.join(lacking)}; run as root or give these capabilities",
         )
     try:
-        with open("/sys/kernel/security/lockdown", encoding="ascii") as lockdown:
+        with open("/sys/kernel/security/lockdown", encoding="utf-8") as lockdown:
             confidential = "[confidentiality]" in lockdown.read()
     except OSError:
         confidential = False

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Member offsets from the kernel's type information."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+import pytest
+
+from kdamon.mm.btf import VMLINUX, Btf, vmlinux
+
+STRINGS = b"\0int\0outer\0plain\0inner\0deep\0flags\0kinds\0first\0second\0array_t\0"
+INT, FUNC_PROTO, STRUCT, UNION, ENUM, ARRAY, CONST, VAR, DATASEC = 1, 13, 4, 5, 6, 3, 10, 14, 15
+
+
+def _type(name: str, kind: int, vlen: int, size: int, *rest: int, flag: int = 0) -> bytes:
+    offset = STRINGS.index(b"\0" + name.encode() + b"\0") + 1 if name else 0
+    return struct.pack(f"<{3 + len(rest)}I", offset, flag << 31 | kind << 24 | vlen, size, *rest)
+
+
+def _name(name: str) -> int:
+    return STRINGS.index(b"\0" + name.encode() + b"\0") + 1
+
+
+def _blob(*types: bytes) -> bytes:
+    body = b"".join(types)
+    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(body), len(body), len(STRINGS))
+    return header + body + STRINGS
+
+
+BLOB = _blob(
+    _type("int", INT, 0, 4, 32),  # 1
+    _type("", ARRAY, 0, 0, 1, 1, 8),  # 2
+    _type("", FUNC_PROTO, 2, 1, 0, 1, 0, 1),  # 3
+    # 4: struct { int deep; int flags : 3 } as a bit field
+    _type("", STRUCT, 2, 8, _name("deep"), 1, 32, _name("flags"), 1, 3 << 24 | 64, flag=1),
+    _type("", CONST, 0, 4),  # 5
+    _type("", UNION, 1, 8, 0, 5, 0),  # 6
+    _type("", DATASEC, 1, 8, 1, 0, 8),  # 7
+    # 8: struct outer { int plain; unnamed union at 8; int inner[] at 24 }
+    _type("outer", STRUCT, 3, 32, _name("plain"), 1, 32, 0, 6, 64, _name("inner"), 2, 192),
+    _type("kinds", ENUM, 2, 4, _name("first"), 5, _name("second"), 0xFFFFFFFF),  # 9
+    _type("plain", VAR, 0, 1, 1),  # 10
+)
+
+
+@pytest.mark.parametrize(("member", "offset"), [("plain", 4), ("deep", 12), ("flags", 16), ("inner", 24)])
+def test_members_are_found_through_unnamed_parts(member: str, offset: int) -> None:
+    """Through a const unnamed structure in an unnamed union too; the offsets add up."""
+    assert Btf(BLOB).offset("outer", member) == offset
+
+
+def test_sizes_and_enumerators_are_read() -> None:
+    """Enumerators are signed."""
+    assert Btf(BLOB).size("outer") == 32
+    assert Btf(BLOB).enumerator("kinds", "first") == 5
+    assert Btf(BLOB).enumerator("kinds", "second") == -1
+
+
+@pytest.mark.parametrize(("name", "member"), [("outer", "array_t"), ("kinds", "first"), ("absent", "plain")])
+def test_what_a_kernel_lacks_is_said(name: str, member: str) -> None:
+    """An enum's name is no structure's."""
+    with pytest.raises(OSError, match="this kernel's") as caught:
+        Btf(BLOB).offset(name, member)
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+@pytest.mark.parametrize("blob", [b"", b"\x7fELF" + bytes(60)])
+def test_something_else_is_refused(blob: bytes) -> None:
+    """A blob must begin with BTF's magic number."""
+    with pytest.raises(OSError, match="unknown format"):
+        Btf(blob)
+
+
+@pytest.mark.skipif(not os.path.exists(VMLINUX), reason="kernel lacks: BTF")
+def test_the_running_kernel_is_read() -> None:
+    """Offsets are within the structure."""
+    btf = vmlinux()
+    assert 0 < btf.offset("mm_struct", "pgd") < btf.size("mm_struct")
+    assert 0 < btf.offset("task_struct", "files") < btf.size("task_struct")

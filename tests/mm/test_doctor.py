@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the machine can do is found out by doing it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdamon.mm.doctor import Primitive, can_monitor, primitives
+from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.page_idle import BITMAP
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(name="found", scope="module")
+def _found() -> dict[str, Primitive]:
+    return {primitive.name: primitive for primitive in primitives()}
+
+
+def test_every_primitive_says_why(found: dict[str, Primitive]) -> None:
+    """A sentence without capital and full stop, for a table."""
+    for primitive in found.values():
+        assert primitive.why
+        assert not primitive.why.endswith(".")
+        assert not (primitive.available and primitive.remedy)
+
+
+def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
+    """The probe of the page table walk agrees with the machine."""
+    assert machine.primitive == "page_table"
+    assert can_monitor()
+    assert found["page_table: test"].available
+    assert found["page_table: clear"].available
+    assert found["process_madvise"].available
+    assert found["kernel type information (BTF)"].available
+
+
+def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> None:
+    """Where it is missing the remedy names the kernel option."""
+    if os.path.exists(BITMAP):
+        assert found["page_idle"].available == (os.geteuid() == 0)
+    else:
+        assert not found["page_idle"].available
+        assert "CONFIG_IDLE_PAGE_TRACKING" in found["page_idle"].remedy
+
+
+def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
+    """A second round opens nothing that stays."""
+    before = len(os.listdir("/proc/self/fd"))
+    again = primitives()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [primitive.name for primitive in again] == list(found)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_without_privileges_everything_has_a_remedy() -> None:
+    """What only root can do is said to be so."""
+    script = """if True:
+        import os
+        from kdamon.mm.doctor import can_monitor, primitives
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        print(can_monitor())
+        found = {primitive.name: primitive for primitive in primitives()}
+        for name in ("page_table: test", "process_madvise", "page frame numbers", "other users' processes"):
+            print(found[name].available, "root" in found[name].remedy)
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False", *["False True"] * 4]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Advice in batches, with ranges in it that the kernel refuses."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.madvise import MADV_COLD, Adviser, pidfd_open
+
+PAGE = 4096
+
+
+@pytest.fixture(name="adviser")
+def _adviser(machine: LinuxMachine) -> Iterator[Adviser]:
+    """Advice to this process."""
+    assert machine.primitive == "page_table"
+    pidfd = pidfd_open(os.getpid())
+    yield Adviser(pidfd)
+    os.close(pidfd)
+
+
+def _memory(pages: int) -> tuple[mmap.mmap, int]:
+    memory = mmap.mmap(-1, pages * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memory, np.frombuffer(memory, dtype=np.uint8).ctypes.data
+
+
+def test_more_ranges_than_one_call_takes_are_several_calls(adviser: Adviser) -> None:
+    """All are taken."""
+    memory, base = _memory(3000)
+    starts = np.uint64(base) + np.arange(3000, dtype=np.uint64) * np.uint64(PAGE)
+    assert adviser.advise(starts, np.full(3000, PAGE, dtype=np.uint64), MADV_COLD) == (3000, 0)
+    memory.close()
+
+
+def test_ranges_of_together_more_than_two_gib_are_all_taken(adviser: Adviser) -> None:
+    """The kernel would cut a larger batch off."""
+    memory, base = _memory(4 << 18)
+    starts = np.uint64(base) + np.arange(2048, dtype=np.uint64) * np.uint64(1 << 21)
+    assert adviser.advise(starts, np.full(2048, 1 << 21, dtype=np.uint64), MADV_COLD) == (2048, 0)
+    memory.close()
+
+
+@pytest.mark.parametrize("bad", [0, 1, 700, 1022, 1023, 1999])
+def test_the_first_refused_range_is_told(adviser: Adviser, bad: int) -> None:
+    """How many went before it, and why it was refused; ranges of different sizes."""
+    memory, base = _memory(4000)
+    starts = np.uint64(base) + np.arange(2000, dtype=np.uint64) * np.uint64(2 * PAGE)
+    sizes = np.where(np.arange(2000) % 3 == 0, 2 * PAGE, PAGE).astype(np.uint64)
+    starts[bad] = 1 << 46
+    assert adviser.advise(starts, sizes, MADV_COLD) == (bad, errno.ENOMEM)
+    memory.close()
+
+
+def test_no_ranges_are_no_call(adviser: Adviser) -> None:
+    """Nothing is taken and nothing is wrong."""
+    empty = np.empty(0, dtype=np.uint64)
+    assert adviser.advise(empty, empty, MADV_COLD) == (0, 0)
+
+
+def test_an_absent_process_has_no_pidfd() -> None:
+    """ESRCH, as from any other call."""
+    with pytest.raises(ProcessLookupError):
+        pidfd_open(1 << 22)

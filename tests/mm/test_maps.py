@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""/proc/PID/maps becomes an array."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from kdamon.mm import maps
+
+TEXT = b"""\
+1000-2000 ---p 00000000 00:00 0
+00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/a - name-with 12-34 dashes
+7f0000000000-7f0000021000 rw-p 00000000 00:00 0
+7ffd5a1d2000-7ffd5a1f3000 rw-p 00000000 00:00 0                          [stack]
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+"""
+
+
+def test_start_and_end_of_every_line_are_read() -> None:
+    """Addresses of any width; the kernel's own [vsyscall] is left out."""
+    expected = [
+        [0x1000, 0x2000],
+        [0x400000, 0x452000],
+        [0x7F0000000000, 0x7F0000021000],
+        [0x7FFD5A1D2000, 0x7FFD5A1F3000],
+    ]
+    assert maps.parse(TEXT).tolist() == expected
+
+
+def test_five_level_addresses_are_read() -> None:
+    """Up to the end of the user's half."""
+    assert maps.parse(b"fffffffffff000-100000000000000 rw-p 0 00:00 0\n").tolist() == [[0xFFFFFFFFFFF000, 1 << 56]]
+
+
+@pytest.mark.parametrize("text", [b"", b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0    [vsyscall]\n"])
+def test_nothing_mapped_is_an_empty_array(text: bytes) -> None:
+    """Of the right shape, so that nobody must look first."""
+    assert maps.parse(text).shape == (0, 2)
+
+
+def test_lines_that_overlap_those_before_are_left_out() -> None:
+    """The list is read in pieces, and the process changes it in between."""
+    text = b"1000-5000 r--p 0 00:00 0\n3000-4000 r--p 0 00:00 0\n4000-8000 r--p 0 00:00 0\n5000-6000 r--p 0 00:00 0\n"
+    assert maps.parse(text).tolist() == [[0x1000, 0x5000], [0x5000, 0x6000]]
+
+
+def test_a_living_process_agrees_with_a_plain_reading() -> None:
+    """Through several reads of the file."""
+    fd = os.open("/proc/self/maps", os.O_RDONLY)
+    try:
+        found = maps.read(fd)
+        text = b"".join(iter(lambda: os.read(fd, 1 << 16), b"")).decode()
+    finally:
+        os.close(fd)
+    expected = [
+        [int(start, 16), int(end, 16)]
+        for start, end, rest in re.findall(r"^(\w+)-(\w+) (.*)$", text, re.MULTILINE)
+        if "[vsyscall]" not in rest
+    ]
+    # The reading itself may have grown the heap.
+    assert len(found) > 10
+    assert sum(row in expected for row in found.tolist()) >= len(found) - 2
+
+
+@pytest.mark.parametrize(
+    ("addr", "expected"),
+    [(0xFFF, None), (0x1000, (0x1000, 0x2000)), (0x1FFF, (0x1000, 0x2000)), (0x2000, None), (1 << 60, None)],
+)
+def test_the_mapping_of_an_address_is_found(addr: int, expected: tuple[int, int] | None) -> None:
+    """The end is outside."""
+    assert maps.containing(maps.parse(TEXT), addr) == expected
+    assert maps.containing(maps.parse(b""), addr) is None

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The idle page bitmap, on files that stand for the kernel's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
+from kdamon.mm.folios import COMPOUND_HEAD, COMPOUND_TAIL, LRU, Folios
+from kdamon.mm.page_idle import Bitmap, PageIdleSpace, PagemapFrames
+from kdamon.mm.process import ProcessFiles
+
+FRAMES = 4096
+ZERO_PAGE = 1 << 24
+
+
+class Memory:
+    """A process's page table and the kernel's files about its pages."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pages: dict[int, int] = {}
+        self.flags = np.full(FRAMES, LRU, dtype=np.uint64)
+        self.bitmap = directory / "bitmap"
+        self.bitmap.write_bytes(bytes(FRAMES // 8))
+        self._kpageflags = directory / "kpageflags"
+        self._kpagecount = directory / "kpagecount"
+        self._kpagecount.write_bytes(np.ones(FRAMES, dtype=np.uint64).tobytes())
+
+    def pfns(self, addrs: U64Array) -> U64Array:
+        return np.array([self.pages.get(int(addr) >> 12, 0) for addr in addrs], dtype=np.uint64)
+
+    def folios(self) -> Folios:
+        self._kpageflags.write_bytes(self.flags.tobytes())
+        return Folios(str(self._kpageflags), str(self._kpagecount))
+
+    def idle(self, pfn: int) -> bool:
+        return bool(self.bitmap.read_bytes()[pfn // 8] >> pfn % 8 & 1)
+
+    def access(self, pfn: int) -> None:
+        """What the kernel does to the bit of an accessed page."""
+        bits = bytearray(self.bitmap.read_bytes())
+        bits[pfn // 8] &= ~(1 << pfn % 8)
+        self.bitmap.write_bytes(bits)
+
+
+@pytest.fixture(name="memory")
+def _memory(tmp_path: Path) -> Memory:
+    return Memory(tmp_path)
+
+
+class Space:
+    """A PageIdleSpace over :class:`Memory`, with everything that it needs open."""
+
+    def __init__(self, memory: Memory) -> None:
+        directory = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+        self._bitmap = Bitmap(str(memory.bitmap))
+        self._folios = memory.folios()
+        self.space = PageIdleSpace(self._bitmap, self._folios, ProcessFiles(directory), memory)
+        os.close(directory)
+
+    def __enter__(self) -> PageIdleSpace:
+        return self.space
+
+    def __exit__(self, *_: object) -> None:
+        self.space.close()
+        self._bitmap.close()
+        self._folios.close()
+
+
+def _addrs(*pages: int) -> U64Array:
+    return np.array(pages, dtype=np.uint64) * np.uint64(4096) + np.uint64(17)
+
+
+def test_a_page_is_old_until_it_is_accessed(memory: Memory) -> None:
+    """Pages in one word of the bitmap do not disturb each other; a page may be sampled twice."""
+    memory.pages = {1: 64, 2: 65, 3: 127, 4: 4000}
+    with Space(memory) as space:
+        addrs = _addrs(4, 1, 2, 3, 2)
+        space.mkold(addrs)
+        assert [memory.idle(pfn) for pfn in (64, 65, 66, 127, 128, 4000)] == [True, True, False, True, False, True]
+        assert space.young(addrs).tolist() == [OLD] * 5
+        memory.access(65)
+        memory.access(4000)
+        assert space.young(addrs).tolist() == [YOUNG, OLD, YOUNG, OLD, YOUNG]
+
+
+def test_a_page_that_is_not_mapped_is_old(memory: Memory) -> None:
+    """And one that came since was accessed."""
+    with Space(memory) as space:
+        addrs = _addrs(1, 2)
+        space.mkold(addrs)
+        assert space.young(addrs).tolist() == [OLD, OLD]
+        memory.pages = {2: 77}
+        assert space.young(addrs).tolist() == [OLD, YOUNG]
+
+
+def test_a_part_of_a_folio_is_asked_for_by_its_first_page(memory: Memory) -> None:
+    """The kernel ignores the bits of the others."""
+    memory.flags[512] |= COMPOUND_HEAD
+    memory.flags[513:528] = COMPOUND_TAIL
+    memory.pages = {1: 515, 2: 527, 3: 528}
+    with Space(memory) as space:
+        addrs = _addrs(1, 2, 3)
+        space.mkold(addrs)
+        assert [memory.idle(pfn) for pfn in (512, 515, 527, 528)] == [True, False, False, True]
+        memory.access(512)
+        assert space.young(addrs).tolist() == [YOUNG, YOUNG, OLD]
+
+
+def test_what_the_kernel_does_not_track_is_unknown(memory: Memory) -> None:
+    """The zero page is on no LRU list; neither is a page that was not when it was marked."""
+    memory.flags[100] = ZERO_PAGE
+    memory.flags[101] = 0
+    memory.pages = {1: 100, 2: 101, 3: 102}
+    with Space(memory) as space:
+        addrs = _addrs(1, 2, 3)
+        space.mkold(addrs)
+        memory.flags[101] = LRU
+        memory.folios().close()
+        assert space.young(addrs).tolist() == [UNKNOWN, UNKNOWN, OLD]
+
+
+def test_nothing_is_told_after_close(memory: Memory) -> None:
+    """The address space is empty then."""
+    memory.pages = {1: 64}
+    with Space(memory) as space:
+        space.mkold(_addrs(1))
+        memory.access(64)
+        space.close()
+        space.mkold(_addrs(1))
+        assert space.young(_addrs(1)).tolist() == [OLD]
+        assert space.vmas().shape == (0, 2)
+        assert not space.alive()
+
+
+@pytest.fixture(name="pagemap")
+def _pagemap(tmp_path: Path) -> Iterator[int]:
+    path = tmp_path / "pagemap"
+    present, swapped = 1 << 63, 1 << 62
+    entries = [0, present | 5, swapped | 6, present | 1 << 55 | 7]
+    path.write_bytes(np.array(entries, dtype=np.uint64).tobytes())
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def test_page_frames_come_from_the_pagemap(pagemap: int) -> None:
+    """Only of pages that are present; an address beyond the file, or beyond any file, has none."""
+    addrs = np.array([0, 4096 + 9, 2 * 4096, 3 * 4096, 4 * 4096, 1 << 63, (1 << 64) - 1], dtype=np.uint64)
+    assert PagemapFrames(pagemap).pfns(addrs).tolist() == [0, 5, 0, 7, 0, 0, 0]
+
+
+def test_folios_are_found_around_a_page(memory: Memory) -> None:
+    """Neighbouring folios are told apart; what cannot be read is None."""
+    memory.flags[8] |= COMPOUND_HEAD
+    memory.flags[9:16] = COMPOUND_TAIL
+    memory.flags[16] |= COMPOUND_HEAD
+    memory.flags[17:32] = COMPOUND_TAIL
+    memory.flags[512] |= COMPOUND_HEAD
+    memory.flags[513:1024] = COMPOUND_TAIL
+    folios = memory.folios()
+    assert [folios.extent(pfn) for pfn in (7, 8, 15, 16, 31, 32)] == [
+        (7, 1),
+        (8, 8),
+        (8, 8),
+        (16, 16),
+        (16, 16),
+        (32, 1),
+    ]
+    assert folios.extent(700) == (512, 512)
+    assert folios.extent(FRAMES) is None
+    folios.close()
+    assert folios.extent(8) is None
