@@ -204,7 +204,7 @@ class damon_sysfs_kdamond(kobject):
     def turn_off(self) -> None:
         """Stop monitoring (``damon_sysfs_turn_damon_off()``)."""
         if self.damon_ctx is None:
-            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+            raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
         if not damon_is_running(self.damon_ctx):
             raise OSError(errno.EPERM, f"{self.location()} is off already")
         damon_stop([self.damon_ctx])
@@ -245,7 +245,7 @@ class damon_sysfs_kdamond(kobject):
     def update_schemes_tried_regions(self, total_bytes_only: bool) -> None:
         """Show the regions that each scheme tries in its next application, which this waits for."""
         if self.damon_ctx is None:
-            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+            raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
         schemes = self.contexts.context().schemes
         damon_sysfs_schemes_clear_regions(schemes)
         data = damos_sysfs_walk_data(schemes, total_bytes_only)
@@ -261,7 +261,7 @@ class damon_sysfs_kdamond(kobject):
     def call(self, fn: Callable[[damon_sysfs_kdamond], None]) -> None:
         """Call ``fn`` in the kdamond and wait for it (``damon_sysfs_damon_call()``)."""
         if self.damon_ctx is None:
-            raise OSError(errno.EINVAL, f"{self.location()} was never on")
+            raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
         damon_call(self.damon_ctx, damon_call_control(fn=fn, data=self))
 
     def refresh(self) -> None:
