@@ -8,6 +8,7 @@ longer than its computations and is repeatable bit for bit.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import mmap
 import threading
@@ -32,7 +33,6 @@ __all__ = [
     "VirtualClock",
     "is_power_of_2",
     "kthread",
-    "kthread_run",
     "mult_frac",
     "rnd_state",
     "time_after_eq",
@@ -209,8 +209,14 @@ class kthread:
             log.exception("%s ended by an internal error", self.name)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread.
+
+        :raises OSError: ENOMEM the system has no room for another thread.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.ENOMEM, f"there is no room for the thread {self.name}") from error
 
     def should_stop(self) -> bool:
         """Tell the thread's function whether :meth:`stop` was called."""
@@ -261,10 +267,3 @@ class virtual_kthread(kthread):
     def pid(self) -> int:
         """The id of the calling thread."""
         return threading.get_native_id()
-
-
-def kthread_run(fn: Callable[[Any], None], arg: Any, name: str) -> kthread:
-    """Make and start a :class:`kthread`."""
-    thread = kthread(fn, arg, name)
-    thread.start()
-    return thread
