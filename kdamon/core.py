@@ -41,7 +41,7 @@ from kdamon.kernel import (
     ULONG_MAX,
     VirtualClock,
     is_power_of_2,
-    kthread_run,
+    kthread,
     mult_frac,
     rnd_state,
     time_after_eq,
@@ -461,7 +461,13 @@ def _damon_start(ctx: damon_ctx) -> None:
             raise OSError(errno.EBUSY, "this context is monitored already")
         ctx.kdamond_started.clear()
         ctx.kdamond_error = None
-        ctx.kdamond = kthread_run(_kdamond_main, ctx, f"kdamond.{_running['nr_ctxs']}")
+        # Known before it runs: it looks at ctx.kdamond itself.
+        ctx.kdamond = kthread(_kdamond_main, ctx, f"kdamond.{_running['nr_ctxs']}")
+        try:
+            ctx.kdamond.start()
+        except OSError:
+            ctx.kdamond = None
+            raise
         ctx.kdamond_started.wait()
 
 
@@ -502,6 +508,7 @@ def damon_run(ctx: damon_ctx, seconds: float) -> None:
     with ctx.kdamond_lock:
         if ctx.kdamond is not None:
             raise OSError(errno.EBUSY, "this context is monitored already")
+        ctx.kdamond_error = None
         ctx.kdamond = virtual_kthread(kdamond_fn, ctx, "kdamond", clock)
     ctx.kdamond.start()
 
@@ -589,9 +596,9 @@ def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
             except OSError as error:
                 control.error = error
             except BaseException:
-                control.canceled = True
-                control.completion.set()
-                ctx.call_controls = controls[i + 1 :]
+                # The kdamond ends by it: everybody who waits is to hear of that.
+                with ctx.call_controls_lock:
+                    ctx.call_controls = keep + controls[i:] + ctx.call_controls
                 raise
             if control.repeat:
                 keep.append(control)
