@@ -151,10 +151,12 @@ class PageTableSpace:
 
     def _clearable(self, flags: npt.NDArray[np.uint8], entries: U64Array) -> _Mask:
         clearable: _Mask = (flags & CLEARABLE) != 0
+        # Of single 4 KiB pages the walk told all there is to know.
+        asked = ((flags & LEVEL) == 2) | ((flags & LARGE) != 0)
         pfns = self._walker.pfns(entries)
-        for index in np.flatnonzero(~clearable & (pfns != 0)).tolist():
-            level = int(flags[index] & LEVEL)
-            clearable[index] = self._folios.clearable(int(pfns[index]), listed=level == 1)
+        for index in np.flatnonzero(asked).tolist():
+            listed = int(flags[index]) & LEVEL == 1
+            clearable[index] = self._folios.clearable(int(pfns[index]), listed=listed)
         return clearable
 
     def _cold(self, starts: U64Array, sizes: U64Array, refused: _Mask) -> None:
@@ -162,7 +164,11 @@ class PageTableSpace:
         wanted = np.flatnonzero(~refused)
         if not len(wanted):
             return
-        ranges, first, back = np.unique(starts[wanted], return_index=True, return_inverse=True)
+        wanted = wanted[starts[wanted].argsort(kind="stable")]
+        ordered = starts[wanted]
+        first = np.ones(len(wanted), dtype=np.bool_)
+        np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+        ranges = ordered[first]
         lengths = sizes[wanted[first]]
         failed = np.zeros(len(ranges), dtype=np.bool_)
         at = 0
@@ -181,7 +187,8 @@ class PageTableSpace:
                 following = len(ranges)
             failed[at:following] = True
             at = following
-        refused[wanted] = failed[back.reshape(-1)]
+        if failed.any():
+            refused[wanted] = failed[first.cumsum() - 1]
 
     def _refuse(self, addr: int) -> int:
         """Note that the mapping at ``addr`` refused MADV_COLD (locked, huge TLB, device), and return its end.
