@@ -415,7 +415,8 @@ class Walker:
             raise OSError(errno.EBADF, "the page table walk found no address space behind its file descriptor")
 
     def _load(self, looped: bool | None) -> None:
-        attempts = ((True, 1 << 14), (False, 1 << 10))
+        # The verifier follows 400 instructions a round without bpf_loop(), and gives up after a million.
+        attempts = ((True, 1 << 14), (False, 1 << 8), (False, 1 << 6))
         error: OSError | None = None
         for with_loop, capacity in attempts:
             if looped is not None and looped != with_loop:
@@ -432,6 +433,8 @@ class Walker:
                 error = failure
                 array.memory.close()
                 array.close()
+                if failure.errno == errno.EPERM:
+                    break
                 continue
             self.capacity = capacity
             self._array = array
