@@ -153,7 +153,7 @@ class RealClock:
         """
         left = deadline - time.monotonic_ns()
         if left > 10_000_000:
-            wake.wait(left / 1e9)
+            wake.wait(min(left / 1e9, threading.TIMEOUT_MAX))
         elif left > 0:
             time.sleep(left / 1e9)
 
