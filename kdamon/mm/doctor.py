@@ -26,7 +26,8 @@ from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
 from kdamon.mm.process import ProcessFiles
-from kdamon.mm.walker import PRESENT, missing_capability, shared_walker
+from kdamon.mm.walk_program import PRESENT
+from kdamon.mm.walker import missing_capability, shared_walker
 
 __all__ = ["Primitive", "can_monitor", "primitives"]
 

@@ -27,7 +27,8 @@ from kdamon.mm import UNKNOWN, Answers, U64Array, maps
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import MADV_COLD, Adviser, drain_lru
 from kdamon.mm.process import ProcessFiles
-from kdamon.mm.walker import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT, Walker
+from kdamon.mm.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
+from kdamon.mm.walker import Walker
 
 __all__ = ["PageTableSpace"]
 

@@ -17,7 +17,8 @@ import pytest
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.madvise import drain_lru
-from kdamon.mm.walker import LEVEL, PRESENT, shared_walker
+from kdamon.mm.walk_program import LEVEL, PRESENT, Word
+from kdamon.mm.walker import shared_walker
 from tests.mm.workload import Pages, Workload, build
 
 PAGES = 4096
@@ -107,6 +108,21 @@ def test_accesses_are_seen_and_none_is_invented(
     """Reads and writes alike, of private, shared and file memory, in 4 KiB and 2 MiB pages, by any thread."""
     with Workload([program], kind, PAGES, str(data)) as work:
         _assert_true(_sample(machine, work, mode))
+
+
+@pytest.mark.parametrize("kind", ["anon", "thp", "file"])
+def test_accesses_are_seen_where_struct_page_is_not_known(
+    machine: LinuxMachine, program: Path, data: Path, kind: str
+) -> None:
+    """/proc/kpageflags and /proc/kpagecount tell then what may be cleared."""
+    header = shared_walker()._header
+    known = header[Word.VMEMMAP]
+    header[Word.VMEMMAP] = 0
+    try:
+        with Workload([program], kind, PAGES, str(data)) as work:
+            _assert_true(_sample(machine, work, "w"))
+    finally:
+        header[Word.VMEMMAP] = known
 
 
 @pytest.mark.parametrize("kind", UNCLEARABLE)

@@ -10,7 +10,8 @@ import pytest
 
 from kdamon.mm.bpf import R0, R1, R2, R6, R9, R10, Assembler, Helper
 from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.walker import LEVEL, PRESENT, Walker, shared_walker
+from kdamon.mm.walk_program import LEVEL, PRESENT
+from kdamon.mm.walker import Walker, shared_walker
 
 
 def test_instructions_are_encoded_as_specified() -> None:
