@@ -814,7 +814,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         reported = kdamond_check_reported_accesses(ctx)
         if ops.check_accesses is not None:
             ops.check_accesses(ctx)
-        if reported:
+        if reported or ctx.report_counts:
             kdamond_apply_zero_access_report(ctx)
 
         aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)

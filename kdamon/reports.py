@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
 from kdamon.kernel import NSEC_PER_USEC, Clock
@@ -105,7 +106,7 @@ class damon_report_queue:
             lane: _lane = self._local.lane
         except AttributeError:
             lane = self._local.lane = _lane()
-            # Once in a thread's life; the kdamond never holds this lock while it works on reports.
+            # Once in a thread's life; nobody holds this lock while there is work to do on reports.
             with self._lanes_lock:
                 self._lanes = (*self._lanes, lane)
         return lane
@@ -129,25 +130,19 @@ class damon_report_queue:
             return
         with self._lanes_lock:
             self._lanes = tuple(other for other in self._lanes if other is not lane)
-        self._gone.accepted += lane.pushed
-        self._gone.dropped += lane.dropped
+            self._gone.accepted += lane.pushed
+            self._gone.dropped += lane.dropped
 
     def snapshot(self) -> damon_report_counters:
         """The counters now; ``pending`` makes the sum right."""
-        lanes = self._lanes
-        now = self.counters
+        # First what became of reports, then how many there were: so none is pending less than not at all.
+        now = evolve(self.counters)
         done = now.applied + now.ineligible + now.straddling + now.outside + now.late
-        accepted = self._gone.accepted + sum(lane.pushed for lane in lanes)
-        return damon_report_counters(
-            accepted=accepted,
-            applied=now.applied,
-            ineligible=now.ineligible,
-            straddling=now.straddling,
-            outside=now.outside,
-            late=now.late,
-            dropped=self._gone.dropped + sum(lane.dropped for lane in lanes),
-            pending=accepted - done,
-        )
+        with self._lanes_lock:
+            now.accepted = self._gone.accepted + sum(lane.pushed for lane in self._lanes)
+            now.dropped = self._gone.dropped + sum(lane.dropped for lane in self._lanes)
+        now.pending = now.accepted - done
+        return now
 
 
 _subscribers: tuple[damon_report_queue, ...] = ()
@@ -297,8 +292,12 @@ def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
     Kernel (second version): also updates the moving sum of the regions that nothing was reported for, and returns the
     largest nr_accesses. Here: the moving sum is computed where it is read, as in mainline, and so is the largest.
     """
+    samples = np.uint32(damon_nr_samples_per_aggr(ctx.attrs))
     for t in ctx.adaptive_targets:
         t.regions.access_reported = None
+        if ctx.report_counts:
+            # Reports leave no room for the samples of later intervals to count.
+            np.minimum(t.regions.nr_accesses, samples, out=t.regions.nr_accesses)
 
 
 def report_array(n: int = 0, **columns: Any) -> Batch:
