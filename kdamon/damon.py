@@ -19,7 +19,7 @@ from attrs import define, field
 
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, ULONG_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Machine, Task
-from kdamon.regions import DAMON_MAX_PROBES, damon_regions
+from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions
 
 __all__ = [
     "DAMON_MAX_PROBES",
@@ -53,47 +53,6 @@ DAMON_MIN_REGION_SZ = PAGE_SIZE
 DAMOS_MAX_SCORE = 99
 
 U32Array = npt.NDArray[np.uint32]
-
-
-@define(slots=True)
-class damon_addr_range:
-    """The half open range of addresses [start, end), in core address units (bytes where addr_unit is 1)."""
-
-    start: int
-    end: int
-
-
-@define(slots=True)
-class damon_region:
-    """One region as a value: to give regions to a target, and as snapshots and walks hand them out.
-
-    Changing it changes no target.
-    """
-
-    ar: damon_addr_range
-    nr_accesses: int = 0
-    age: int = 0
-    last_nr_accesses: int = 0
-    sampling_addr: int = 0
-    probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
-    last_probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
-    #: Samples of the present aggregation interval that could not be taken (no kernel counterpart).
-    nr_unknown: int = 0
-
-    @property
-    def start(self) -> int:
-        """First address."""
-        return self.ar.start
-
-    @property
-    def end(self) -> int:
-        """The address behind the last one."""
-        return self.ar.end
-
-    @property
-    def size(self) -> int:
-        """Size in core address units."""
-        return self.ar.end - self.ar.start
 
 
 @define(slots=True, eq=False)

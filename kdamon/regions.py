@@ -9,17 +9,14 @@ is sequential by nature; it walks plain lists where vectors would not pay (see :
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from attrs import define
 
 from kdamon.kernel import ULONG_MAX
 
-if TYPE_CHECKING:
-    from kdamon.damon import damon_region
-
-__all__ = ["COLUMNS", "DAMON_MAX_PROBES", "Draw", "damon_regions"]
+__all__ = ["COLUMNS", "DAMON_MAX_PROBES", "Draw", "damon_addr_range", "damon_region", "damon_regions"]
 
 DAMON_MAX_PROBES = 4
 
@@ -40,6 +37,47 @@ COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, "access_reported", "pro
 _FEW = 48
 #: Chains longer than this are merged row by row instead of in step with the others.
 _LONG = 24
+
+
+@define(slots=True)
+class damon_addr_range:
+    """The half open range of addresses [start, end), in core address units (bytes where addr_unit is 1)."""
+
+    start: int
+    end: int
+
+
+@define(slots=True)
+class damon_region:
+    """One region as a value: to give regions to a target, and as snapshots and walks hand them out.
+
+    Changing it changes no target.
+    """
+
+    ar: damon_addr_range
+    nr_accesses: int = 0
+    age: int = 0
+    last_nr_accesses: int = 0
+    sampling_addr: int = 0
+    probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
+    last_probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
+    #: Samples of the present aggregation interval that could not be taken (no kernel counterpart).
+    nr_unknown: int = 0
+
+    @property
+    def start(self) -> int:
+        """First address."""
+        return self.ar.start
+
+    @property
+    def end(self) -> int:
+        """The address behind the last one."""
+        return self.ar.end
+
+    @property
+    def size(self) -> int:
+        """Size in core address units."""
+        return self.ar.end - self.ar.start
 
 
 class damon_regions:
@@ -117,8 +155,6 @@ class damon_regions:
 
     def region(self, row: int) -> damon_region:
         """Row ``row`` as a value (``struct damon_region``)."""
-        from kdamon.damon import damon_addr_range, damon_region  # noqa: PLC0415 (damon.py holds tables)
-
         hits = last_hits = (0,) * DAMON_MAX_PROBES
         if self.probe_hits is not None and self.last_probe_hits is not None:
             hits = tuple(self.probe_hits[row].tolist())
