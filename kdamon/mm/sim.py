@@ -121,12 +121,14 @@ class SimProcess:
 
     def _accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
         """Draw for each page whether at least one access fell between two times (seconds)."""
+        answers = np.full(len(addrs), OLD, np.uint8)
+        if not len(self._vmas):
+            return answers
         expected = np.zeros(len(addrs))
         for piece in self.script:
             overlap = min(until, piece.until) - max(begin, piece.begin)
             if overlap > 0:
                 expected[(addrs >= piece.start) & (addrs < piece.end)] += piece.rate * overlap
-        answers = np.full(len(addrs), OLD, np.uint8)
         answers[self.rng.random(len(addrs)) < -np.expm1(-expected)] = YOUNG
         vma = np.searchsorted(self._vmas[:, 0], addrs, "right") - 1
         answers[(vma < 0) | (addrs >= self._vmas[vma, 1])] = OLD
