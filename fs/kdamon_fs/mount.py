@@ -29,11 +29,13 @@ import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType, TracebackType
 from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
+from kdamon.mm.walker import missing_capability
 from kdamon_fs.kobject import open_file
 from kdamon_fs.mounts import (
     MNT_DETACH,
@@ -54,8 +56,8 @@ _FSTYPE: Final = "fuse.kdamon"
 #: Signals that end :func:`mount_tree`.
 _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-#: How often to look whether somebody unmounted the tree, and how long its end may take, seconds.
-_POLL: Final = 0.5
+#: How often to look whether a signal came, and how long the tree's end may take, seconds.
+_POLL: Final = 0.1
 _END_TIMEOUT: Final = 2.0
 
 #: What a tree may answer. Any other error comes from a bug and becomes EIO.
@@ -177,6 +179,11 @@ def _check_fuse_device() -> None:
         raise OSError(error.errno, f"/dev/fuse cannot be opened ({error.strerror}): {remedy}") from None
 
 
+def _check_permission() -> None:
+    if missing_capability("CAP_SYS_ADMIN") and shutil.which("fusermount") is None:
+        raise OSError(errno.EPERM, "mounting needs CAP_SYS_ADMIN or fusermount: run as root, or 'apt install fuse'")
+
+
 def _unmount(target: str) -> None:
     """Unmount ``target``, at once from the file system's tree and from use when its last user closes it."""
     try:
@@ -209,10 +216,9 @@ def _clean_mountpoint(target: str) -> None:
 
 def _check_mountpoint(target: str) -> None:
     """Refuse to hide a tree that is in use: another kdamon's, or the machine's own."""
-    entry = mount_at(target)
-    if entry is not None and entry.fstype == _FSTYPE:
-        raise OSError(errno.EBUSY, f"another kdamon serves {target}: stop it first, or choose another directory")
     containing = mount_containing(target)
+    if containing.fstype == _FSTYPE:
+        raise OSError(errno.EBUSY, f"another kdamon serves {target}: stop it first, or choose another directory")
     if containing.fstype == "sysfs" and (containing.shared or not private_mount_namespace()):
         raise OSError(
             errno.EPERM,
@@ -226,9 +232,13 @@ class mounted_tree:
     :param tree: it is shut down at the end.
     :param mountpoint: an existing directory.
     :param private: this process is in a mount namespace made for it, so anything may be hidden.
+    :raises OSError: ENOENT the mount point's name is empty.
     """
 
     def __init__(self, tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], *, private: bool = False) -> None:
+        if not os.fspath(mountpoint):
+            # realpath() takes this for the working directory.
+            raise OSError(errno.ENOENT, "cannot mount: no directory was given")
         self.mountpoint = os.path.realpath(mountpoint)
         self._tree = tree
         self._private = private
@@ -262,6 +272,7 @@ class mounted_tree:
         """
         _import_fuse()
         _check_fuse_device()
+        _check_permission()
         _clean_mountpoint(self.mountpoint)
         if not self._private:
             _check_mountpoint(self.mountpoint)
@@ -275,6 +286,10 @@ class mounted_tree:
     def alive(self) -> bool:
         """Tell whether the tree is still served; not so after somebody unmounted it."""
         return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Return when the tree is not served any more, or after ``seconds``."""
+        self._thread.join(seconds)
 
     def stop(self) -> None:
         """Stop the kdamonds, unmount, and end the serving threads."""
@@ -314,6 +329,25 @@ class _signals_kept_from_fuse:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def _end_signals() -> Iterator[list[int]]:
+    """Collect the signals that are to end the tree; further ones cannot disturb its end.
+
+    Handlers, not a mask: numpy's library has threads that block no signal, and one of them would get it. What is
+    ignored, as with nohup, stays so.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _END_SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def mount_tree(
     tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], ready: Callable[[], None] | None = None
 ) -> None:
@@ -325,12 +359,8 @@ def mount_tree(
     :param ready: called once the tree can be used.
     :raises OSError: what is in the way, and what to do.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
-    try:
-        with mounted_tree(tree, mountpoint) as mounted:
-            if ready is not None:
-                ready()
-            while mounted.alive() and signal.sigtimedwait(_END_SIGNALS, _POLL) is None:
-                pass
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with _end_signals() as came, mounted_tree(tree, mountpoint) as mounted:
+        if ready is not None:
+            ready()
+        while mounted.alive() and not came:
+            mounted.wait(_POLL)

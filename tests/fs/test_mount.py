@@ -190,6 +190,30 @@ def test_unmounting_ends_the_server(serve: Callable[..., Server]) -> None:
     assert (status, said) == (0, "ended\n")
 
 
+def test_a_pause_does_not_end_the_server(serve: Callable[..., Server]) -> None:
+    """As with Ctrl-Z and fg in a shell, also when it is longer than the server ever waits."""
+    server = serve()
+    assert server.ready()
+    server.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.7)
+    server.process.send_signal(signal.SIGCONT)
+    time.sleep(0.7)
+    assert server.process.poll() is None
+    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_several_signals_are_as_good_as_one(serve: Callable[..., Server]) -> None:
+    """None of them is left to kill the server once it cleaned up."""
+    server = serve()
+    assert server.ready()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        server.process.send_signal(number)
+    status, said, _ = server.end(signal.SIGTERM)
+    assert (status, said) == (0, "ended\n")
+    assert mount_at(str(server.mountpoint)) is None
+
+
 def test_a_file_that_is_kept_open_keeps_nothing_mounted(serve: Callable[..., Server]) -> None:
     """The mount goes; who had the file open gets errors."""
     server = serve()
@@ -247,6 +271,33 @@ def test_what_is_no_directory_is_refused(session: Any, tmp_path: Path) -> None:
         mounted_tree(session.tree, tmp_path / "file").start()
     with pytest.raises(OSError, match=r"cannot mount on .*/absent: No such file or directory"):
         mounted_tree(session.tree, tmp_path / "absent").start()
+
+
+def test_a_name_that_is_empty_is_not_the_working_directory(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes from a variable of a script that was not set."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="no directory was given"):
+        mounted_tree(session.tree, "")
+
+
+def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server], session: Any) -> None:
+    """It would hide files that somebody uses."""
+    first = serve()
+    assert first.ready()
+    with pytest.raises(OSError, match="another kdamon serves"):
+        mounted_tree(session.tree, first.mountpoint / "admin").start()
+
+
+def test_mounting_without_the_right_to_names_what_is_missing(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libfuse would ask fusermount, which is not there."""
+    monkeypatch.setattr("kdamon_fs.mount.missing_capability", lambda *names: list(names))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="mounting needs CAP_SYS_ADMIN or fusermount: run as root, or 'apt install fuse'"):
+        mounted_tree(session.tree, tmp_path).start()
 
 
 def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
