@@ -9,13 +9,15 @@ there and runs a command in it; nothing of that is visible to any other process 
 * damo does not start without a tracefs; one is mounted where none is.
 * damo keeps what it found out about the kernel in ``~/.damo.sysinfo``, and would mix up the kernel's features with the
   tree's. The command gets that one file for itself and keeps the rest of its home directory.
-* When this process is killed, the command is too (SIGKILL); the namespace ends with the last process in it.
+* When this process is killed, the command is too (SIGKILL), and what was made for damo's cache goes; the namespace
+  ends with the last process in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import signal
@@ -107,31 +109,69 @@ def _mount_tracefs() -> None:
 
 @contextlib.contextmanager
 def _private_damo_cache() -> Iterator[None]:
-    """Cover damo's cache by an empty file that only this namespace sees; damo takes an empty one for none."""
+    """Cover damo's cache by an empty file that only this namespace sees; damo takes an empty one for none.
+
+    A process of its own takes the cover away, so that nothing is left when this one is killed.
+    """
     path = os.path.join(os.environ.get("HOME", "/nonexistent"), ".damo.sysinfo")
-    made = False
     try:
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-            made = True
-        handle, cover = tempfile.mkstemp(prefix="kdamon-")
-        os.close(handle)
-        try:
-            mount(cover, path, flags=MS_BIND)
-        finally:
-            # The mount keeps the file, so that nothing is left to clean up.
-            os.unlink(cover)
+        lock = _lock_cache(path)
+        _cover(path)
     except OSError as error:
         log.info("damo's cache stays as it is: %s", error.strerror)
         yield
         return
+    ended, running = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            os.close(running)
+            os.read(ended, 1)
+            _uncover(path, lock)
+        finally:
+            os._exit(0)
+    os.close(ended)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            umount(path)
-            if made and os.path.getsize(path) == 0:
-                os.unlink(path)
+        os.close(running)
+        os.waitpid(pid, 0)
+        os.close(lock)
+
+
+def _lock_cache(path: str) -> int:
+    """Open the file at ``path``, make it if it is missing, and lock it: nobody removes it then."""
+    while True:
+        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(lock)):
+                    return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _cover(path: str) -> None:
+    handle, cover = tempfile.mkstemp(prefix="kdamon-")
+    os.close(handle)
+    try:
+        mount(cover, path, flags=MS_BIND)
+    finally:
+        # The mount keeps the file, so that nothing is left to clean up.
+        os.unlink(cover)
+
+
+def _uncover(path: str, lock: int) -> None:
+    """Unmount the cover, and remove the file below it if it is as it was made and nobody else covers it."""
+    with contextlib.suppress(OSError):
+        umount(path, MNT_DETACH)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.stat(path), os.fstat(lock)) and os.path.getsize(path) == 0:
+            os.unlink(path)
 
 
 class _command:
@@ -158,11 +198,14 @@ class _command:
             if os.getppid() == parent and os.read(self._go_read, 1):
                 signal.pthread_sigmask(signal.SIG_SETMASK, self._signals)
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.execvp(self._argv[0], self._argv)
-        except OSError as error:
-            status = _NOT_FOUND if error.errno == errno.ENOENT else _NOT_RUNNABLE
-            os.write(self._failed, (error.strerror or "").encode())
+        except (OSError, ValueError) as error:
+            # The name that is empty is a ValueError; a shell does not find it.
+            number = error.errno or 0 if isinstance(error, OSError) else errno.ENOENT
+            status = _NOT_FOUND if number == errno.ENOENT else _NOT_RUNNABLE
+            os.write(self._failed, os.strerror(number).encode())
         finally:
             os._exit(status)
 
@@ -172,7 +215,7 @@ class _command:
         os.close(self._go)
         with os.fdopen(self._failure, "rb") as failure:
             if reason := failure.read().decode():
-                log.error("%s cannot be run: %s", self._argv[0], reason)
+                log.error("%s cannot be run: %s", self._argv[0] or "''", reason)
 
     def cancel(self) -> None:
         """Let the process end without becoming the command."""

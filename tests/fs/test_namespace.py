@@ -117,6 +117,7 @@ def test_the_command_finds_the_tree_at_the_kernels_place_and_nobody_else_does(st
         (("sh", "-c", "kill -KILL $$"), 128 + signal.SIGKILL),
         (("there-is-no-such-command",), 127),
         (("/etc/passwd",), 126),
+        (("",), 127),
     ],
 )
 def test_the_exit_status_is_the_commands_as_a_shell_has_it(start: Start, command: tuple[str, ...], status: int) -> None:
@@ -249,3 +250,33 @@ def test_damos_cache_is_private_and_the_rest_of_home_is_not(start: Start, home: 
     assert finish(start("sh", "-c", script)) == (0, "tree\nmine\n")
     assert (cache.read_text() if cache.exists() else None) == cached
     assert (home / "new").read_text() == "x\n"
+
+
+def test_nothing_is_left_in_home_when_kdamon_is_killed(start: Start, home: Path) -> None:
+    """The place for damo's cache is taken away again."""
+    process = start("sh", "-c", f"{MADE_SURE} echo tree > ~/.damo.sysinfo; echo ready; exec sleep 600")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.wait()
+    until(lambda: sorted(os.listdir(home)) == ["notes"], "the end of what was made in the home directory")
+
+
+def test_commands_at_the_same_time_do_not_take_the_cache_from_each_other(start: Start, home: Path) -> None:
+    """Whichever ends first; the last one takes away what the first one made."""
+    script = f"{MADE_SURE} echo mine > ~/.damo.sysinfo; echo ready; read line; cat ~/.damo.sysinfo"
+    processes = [start("sh", "-c", script, stdin=subprocess.PIPE) for _ in range(2)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.communicate("\n", timeout=30)[0] == "mine\n"
+    assert sorted(os.listdir(home)) == ["notes"]
+
+
+def test_the_command_gets_the_signals_as_kdamon_got_them(start: Start) -> None:
+    """Python ignores some and kdamon blocks some, neither of which is the command's."""
+    script = "grep -E 'Sig(Blk|Ign)' /proc/self/status"
+    with_kdamon = finish(start("sh", "-c", script))[1]
+    without = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert with_kdamon == without
