@@ -38,6 +38,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "0"], "'0' is not a number from 1 on"),
         (["run", "--pid", "-5"], "'-5' is not a number from 0 on; see kdamon run --help"),
         (["run", "--pid", "init"], "'init' is not a number"),
+        (["run", "--pid", "1", "--aggr-us", "18446744073709551616"], "'18446744073709551616' is too large"),
+        (["run", "--pid", "1", "--max-regions", "1" + 40 * "0"], "is too large; see kdamon run --help"),
         (["run", "--pid", "1", "--seconds", "0"], "'0' is not a positive number of seconds"),
         (["run", "--pid", "1", "--seconds", "nan"], "'nan' is not a positive number of seconds"),
         (["run", "--pid", "1", "--ops", "paddr"], "invalid choice: 'paddr'"),
@@ -163,3 +165,18 @@ def test_output_that_nobody_reads_any_more() -> None:
             check=False,
         )
     assert (1, "") == (result.returncode, result.stderr)
+
+
+@pytest.mark.parametrize(("closed", "expected"), [("<&-", 0), ("2>&-", 0), (">&-", 1), ("<&- >&- 2>&-", 1)])
+def test_standard_streams_may_be_closed(closed: str, expected: int) -> None:
+    """Without an output the result goes nowhere, which is a failure; there is no traceback."""
+    result = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m kdamon_tools doctor --json {closed}', sys.executable],
+        env=os.environ | {"PYTHONPATH": ":".join(ROOTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    possible = kdamon("doctor", "--json").returncode
+    assert max(expected, possible) == result.returncode
+    assert ("kdamon: Bad file descriptor\n" if closed == ">&-" else "") == result.stderr

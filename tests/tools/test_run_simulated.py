@@ -97,7 +97,7 @@ def test_a_file_may_take_the_result(
     assert json.loads(path.read_text())["seconds"] >= 0.3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
@@ -114,6 +114,38 @@ def test_a_signal_ends_it_cleanly(
     assert 0 == status
     assert "stopped by a signal" in capsys.readouterr().out
     assert before == signal.getsignal(number)
+
+
+def test_a_hangup_that_is_ignored_ends_nothing(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP))
+    timer.start()
+    try:
+        assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", "--seconds", "1", *QUICK])
+    finally:
+        timer.join()
+        signal.signal(signal.SIGHUP, before)
+    assert "the time was over" in capsys.readouterr().out
+
+
+def test_a_thread_of_the_kernel_has_nothing_to_monitor(capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be monitored for ever, and nothing be seen."""
+    threads = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _parent(entry) == 2]
+    if not threads:
+        pytest.skip("no thread of the kernel is visible here, as in a container")
+    assert 1 == cli.main(["run", "--pid", threads[0], "--quiet", "--seconds", "1", *QUICK])
+    sentence = f"kdamon: process {threads[0]} is a thread of the kernel: it has no memory of its own to monitor\n"
+    assert sentence == capsys.readouterr().err
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
 
 
 def test_the_process_may_end_first(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,3 +100,17 @@ def test_ranges_are_written_as_in_maps() -> None:
     assert (0x1000, 0x2F00) == parse_range("1000-2f00") == parse_range("0x1000-0x2F00")
     with pytest.raises(argparse.ArgumentTypeError):
         parse_range("1000")
+
+
+def test_a_view_that_nobody_can_see_does_not_end_what_it_shows() -> None:
+    """A full disk or a closed pipe behind standard error must not cost the result of a run."""
+
+    class Broken(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    view = LiveView(Broken(), in_place=True)
+    view.show("one\ntwo")
+    view.show("three")
+    view.clear()
+    assert not view.in_place

@@ -38,12 +38,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _open_closed_streams() -> None:
+    """Keep files of other use from getting the numbers of standard streams that are closed (``>&-``).
+
+    Writing to standard output is an error then, as it should be; nobody misses what goes to standard error.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``; returns the exit status.
 
     0 done, 1 it failed, 2 the command line makes no sense, 130 interrupted; ``run`` and ``exec`` pass on the exit
     status of their command.
     """
+    _open_closed_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     # What follows "--" is somebody else's command line, argparse must not look at it.
     separator = words.index("--") if "--" in words else len(words)
@@ -60,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         return status
     except BrokenPipeError:
-        # Whoever read the output has enough; the interpreter must not fail on flushing it once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has enough.
+        _give_output_up()
         return 1
     except KeyboardInterrupt:
         return 130
@@ -71,7 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = f"the Python package '{error.name}' is missing: install it, for instance with pip"
         return _fail(error, sentence, debug)
     except OSError as error:
+        _give_output_up()
         return _fail(error, _sentence(error), debug)
+
+
+def _give_output_up() -> None:
+    """Let the interpreter not fail once more on output that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: OSError) -> str:

@@ -37,17 +37,27 @@ class LiveView:
         self._stream = stream
         self.in_place = in_place
         self._drawn = 0
+        self._broken = False
 
     def show(self, text: str) -> None:
         """Show ``text``, whose lines must fit the terminal, in place of what was shown before."""
         self.clear()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._write(text + "\n")
         self._drawn = text.count("\n") + 1 if self.in_place else 0
 
     def clear(self) -> None:
         """Take what was shown in place away."""
         if self._drawn:
-            self._stream.write(f"\x1b[{self._drawn}F\x1b[J")
-            self._stream.flush()
+            self._write(f"\x1b[{self._drawn}F\x1b[J")
         self._drawn = 0
+
+    def _write(self, text: str) -> None:
+        if self._broken:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            # What is shown matters less than what goes on meanwhile.
+            self._broken = True
+            self.in_place = False

@@ -32,13 +32,15 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_unsigned(text: str) -> int:
-    """A number from 0 on, decimal or 0x..., from a command line."""
+    """A number from 0 to 2**64 - 1, decimal or 0x..., from a command line."""
     try:
         value = int(text, 0)
     except ValueError:
         value = -1
     if value < 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
+    if value >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"'{text}' is too large")
     return value
 
 

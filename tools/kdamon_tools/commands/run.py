@@ -151,14 +151,19 @@ def _open_output(path: Path | None) -> Iterator[TextIO]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list; the second one of a kind has its usual effect."""
+    """Collect SIGINT, SIGTERM and SIGHUP in a list; the second one of a kind has its usual effect.
+
+    SIGHUP stays ignored where nohup made it so.
+    """
     received: list[int] = []
 
     def note(number: int, _frame: object) -> None:
         received.append(number)
         signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:
+        del previous[signal.SIGHUP]
     for number in previous:
         signal.signal(number, note)
     try:
@@ -191,9 +196,11 @@ def _pidfd(pid: int) -> Iterator[int]:
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
     try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
-        process = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid:"))
-        descriptor = os.pidfd_open(process)
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        status = dict(line.split(":", 1) for line in lines if ":" in line)
+        if "VmSize" not in status and status["State"].split()[0] not in "ZX":
+            raise CommandError(f"process {pid} is a thread of the kernel: it has no memory of its own to monitor")
+        descriptor = os.pidfd_open(int(status["Tgid"]))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise CommandError(f"process {pid} has just ended") from error
     try:
