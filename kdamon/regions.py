@@ -3,12 +3,13 @@
 
 A target's regions are the columns of one table, in address order, with C's widths, so that unsigned arithmetic wraps
 as it does in C. What is a loop over regions in the kernel is one function over the table here. Only the greedy merge
-is sequential by nature; it walks plain lists where vectors would not pay (see :func:`_merge_chains`).
+is sequential by nature: it walks plain lists of those neighbours that may be merged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,6 @@ Draw = Callable[[int], U64]
 _INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown")
 #: Every column; the optional ones are None while nobody needs them.
 COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, "access_reported", "probe_hits", "last_probe_hits")
-#: Below this many rows, or chains of mergeable rows, plain lists are faster than vectors.
-_FEW = 48
-#: Chains longer than this are merged row by row instead of in step with the others.
-_LONG = 24
 
 
 @define(slots=True)
@@ -316,9 +313,9 @@ class damon_regions:
 
     def merge_two(self, row: int) -> None:
         """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``)."""
-        close = np.zeros(len(self) - 1, np.bool_)
-        close[row] = True
-        self._merge_lists(close, ULONG_MAX, ULONG_MAX)
+        sizes = self.sizes().tolist()
+        self.nr_accesses = _means(self.nr_accesses, sizes, [row + 1])
+        self._merge_into_left([row + 1], sizes)
 
     def count_age(self, threshold: int) -> None:
         """Make every region one aggregation older, or new where its access pattern changed."""
@@ -342,13 +339,29 @@ class damon_regions:
         apart = np.maximum(now[1:], now[:-1]) - np.minimum(now[1:], now[:-1])
         close = apart <= min(2 * threshold, 0xFFFF_FFFF)
         close &= self.start[1:] == self.end[:-1]
-        close &= self.end[1:] - self.start[:-1] <= np.uint64(sz_limit)
-        if not close.any():
+        pairs = close.nonzero()[0].tolist()
+        if not pairs:
             return
-        if len(self) < _FEW:
-            self._merge_lists(close, threshold, sz_limit)
-        else:
-            self._merge_chains(close, threshold, sz_limit)
+        # Each decision depends on the one before: only what is left of the pairs is worth a loop.
+        scores, sizes = now.tolist(), self.sizes().tolist()
+        merged = []
+        head = right = -1
+        score = size = 0
+        for left in pairs:
+            if left != right:
+                head, score, size = left, scores[left], sizes[left]
+            right = left + 1
+            right_score, right_size = scores[right], sizes[right]
+            both = size + right_size
+            if right_score - score > threshold or score - right_score > threshold or both > sz_limit:
+                head, score, size = right, right_score, right_size
+                continue
+            score = scores[head] = ((score * size + right_score * right_size) & ULONG_MAX) // both
+            size = both
+            merged.append(right)
+        if merged:
+            self.nr_accesses = np.array(scores, np.uint32)
+            self._merge_into_left(merged, sizes)
 
     def merge_equal(self, sz_limit: int) -> None:
         """Merge neighbours that hold the same information, as DAMOS does behind itself (``damos_apply_target()``)."""
@@ -360,113 +373,58 @@ class damon_regions:
         for hits in (self.probe_hits, self.last_probe_hits):
             if hits is not None:
                 same &= (hits[1:] == hits[:-1]).all(axis=1)
-        rows = np.nonzero(same)[0]
-        if not len(rows):
+        pairs = same.nonzero()[0].tolist()
+        if not pairs:
             return
-        mask = np.ones(len(self), np.bool_)
-        starts = self.start[rows].tolist()
-        ends = self.end[rows + 1].tolist()
-        head = -1
-        behind = -1
-        first = 0
-        for row, start, end in zip(rows.tolist(), starts, ends, strict=True):
-            if row != behind:
-                head, first = row, start
-            if end - first > sz_limit:
-                head, first = row + 1, int(self.start[row + 1])
-            else:
-                mask[row + 1] = False
-                self.end[head] = end
-            behind = row + 1
-        self.keep(mask)
-
-    def _merge_lists(self, close: Mask, threshold: int, sz_limit: int, mask: Mask | None = None) -> None:
-        """Merge greedily, row by row; with ``mask`` only mark the rows to remove, and leave removing to the caller."""
-        drop = mask is None
-        if mask is None:
-            mask = np.ones(len(self), np.bool_)
-        pairs = np.nonzero(close)[0].tolist()
-        start, end = self.start.tolist(), self.end.tolist()
-        now, age, unknown = self.nr_accesses.tolist(), self.age.tolist(), self.nr_unknown.tolist()
-        hits = None if self.probe_hits is None else self.probe_hits.astype(np.uint64)
-        behind = head = -1
+        sizes = self.sizes().tolist()
+        merged = []
+        right = -1
+        size = 0
         for left in pairs:
+            if left != right:
+                size = sizes[left]
             right = left + 1
-            if left != behind:
-                head = left
-            behind = right
-            difference = now[right] - now[head]
-            if difference > threshold or -difference > threshold or end[right] - start[head] > sz_limit:
-                head = right
-                continue
-            sz_l, sz_r = end[head] - start[head], end[right] - start[right]
-            size = sz_l + sz_r
-            now[head] = ((now[head] * sz_l + now[right] * sz_r) & ULONG_MAX) // size
-            age[head] = ((age[head] * sz_l + age[right] * sz_r) & ULONG_MAX) // size
-            unknown[head] = ((unknown[head] * sz_l + unknown[right] * sz_r) & ULONG_MAX) // size
-            end[head] = end[right]
-            mask[right] = False
-            if hits is not None:
-                hits[head] = (hits[head] * np.uint64(sz_l) + hits[right] * np.uint64(sz_r)) // np.uint64(size)
-        if mask.all():
-            return
-        self.end = np.array(end, np.uint64)
-        self.nr_accesses = np.array(now, np.uint32)
-        self.age = np.array(age, np.uint32)
-        self.nr_unknown = np.array(unknown, np.uint32)
-        if hits is not None:
-            self.probe_hits = hits.astype(np.uint8)
-        if drop:
-            self.keep(mask)
+            size += sizes[right]
+            if size > sz_limit:
+                size = sizes[right]
+            else:
+                merged.append(right)
+        if merged:
+            self._remove(merged)
 
-    def _merge_chains(self, close: Mask, threshold: int, sz_limit: int) -> None:
-        """Merge greedily, many chains of mergeable rows in step.
+    def _merge_into_left(self, merged: list[int], sizes: list[int]) -> None:
+        """Merge each row of ``merged`` into the one before it; nr_accesses has its means already."""
+        self.age = _means(self.age, sizes, merged)
+        if self.nr_unknown.any():
+            self.nr_unknown = _means(self.nr_unknown, sizes, merged)
+        if self.probe_hits is not None:
+            for i in range(DAMON_MAX_PROBES):
+                self.probe_hits[:, i] = _means(self.probe_hits[:, i], sizes, merged)
+        self._remove(merged)
 
-        Chains (rows joined by ``close``) do not influence each other. Step k decides on the k-th row of every chain at
-        once; chains longer than ``_LONG`` go row by row.
-        """
-        starts_chain = np.concatenate((close[:1], close[1:] & ~close[:-1]))
-        first = np.nonzero(starts_chain)[0]
-        ends_chain = np.concatenate((close[:-1] & ~close[1:], close[-1:]))
-        length = np.nonzero(ends_chain)[0] - first + 1  # in pairs
+    def _remove(self, merged: list[int]) -> None:
+        """Remove the rows of ``merged``; the rows before them reach to their ends."""
         mask = np.ones(len(self), np.bool_)
-        short = length <= _LONG
-        if short.sum() < _FEW:
-            self._merge_lists(close, threshold, sz_limit, mask)
-        else:
-            if not short.all():
-                pair = np.zeros(len(close), np.bool_)
-                for begin, pairs in zip(first[~short].tolist(), length[~short].tolist(), strict=True):
-                    pair[begin : begin + pairs] = True
-                self._merge_lists(pair, threshold, sz_limit, mask)
-            self._merge_in_step(first[short], length[short], threshold, sz_limit, mask)
+        mask[merged] = False
+        end = self.end[np.append(mask.nonzero()[0][1:], len(self)) - 1]
         self.keep(mask)
+        self.end = end
 
-    def _merge_in_step(self, first: Rows, length: Rows, threshold: int, sz_limit: int, mask: Mask) -> None:
-        start, end = self.start, self.end
-        counters = [self.nr_accesses, self.age, self.nr_unknown]
-        now = self.nr_accesses.astype(np.int64)
-        limit, difference = np.uint64(sz_limit), min(threshold, 0xFFFF_FFFF)
-        head = first.copy()
-        order = np.argsort(-length, kind="stable")
-        first, length, head = first[order], length[order], head[order]
-        for step in range(1, int(length[0]) + 1):
-            live = int(np.searchsorted(-length, -step, side="right"))
-            right = first[:live] + step
-            left = head[:live]
-            similar = np.abs(now[right] - now[left]) <= difference
-            similar &= end[right] - start[left] <= limit
-            head[:live] = np.where(similar, left, right)
-            left, right = left[similar], right[similar]
-            if not len(right):
-                continue
-            sz_l, sz_r = end[left] - start[left], end[right] - start[right]
-            size = sz_l + sz_r
-            for column in counters:
-                column[left] = (column[left] * sz_l + column[right] * sz_r) // size
-            now[left] = self.nr_accesses[left]
-            if self.probe_hits is not None:
-                weighted = self.probe_hits[left] * sz_l[:, None] + self.probe_hits[right] * sz_r[:, None]
-                self.probe_hits[left] = weighted // size[:, None]
-            end[left] = end[right]
-            mask[right] = False
+
+def _means(column: npt.NDArray[Any], sizes: list[int], merged: list[int]) -> npt.NDArray[Any]:
+    """``column`` where each row that some of ``merged`` are merged into has their mean, weighted by size.
+
+    Rounded down after each merge, and with products that wrap, as ``damon_merge_two_regions()`` does it.
+    """
+    values = column.tolist()
+    head = behind = -1
+    mean = size = 0
+    for right in merged:
+        if right != behind:
+            head = right - 1
+            mean, size = values[head], sizes[head]
+        behind = right + 1
+        both = size + sizes[right]
+        mean = values[head] = ((mean * size + values[right] * sizes[right]) & ULONG_MAX) // both
+        size = both
+    return np.array(values, column.dtype)

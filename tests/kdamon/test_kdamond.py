@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from attrs import evolve
 
 from kdamon import core
 from kdamon.core import damon_call, damon_commit_ctx, damon_is_running, damon_new_ctx, damon_run, validate_ctx
@@ -566,3 +567,31 @@ def test_a_commit_in_the_kdamond_converts_and_goes_on() -> None:
     assert [30] == committed
     assert [20, 40, 50, 60] == [s.sis for s in recorder.snapshots]
     assert [20, 10, 10, 10] == [int(s.regions.nr_accesses[0]) for s in recorder.snapshots]
+
+
+def test_a_commit_just_before_a_tuning_keeps_the_complete_counts() -> None:
+    """The tuning takes the aggregation interval for what it is, complete, whatever the commit planned."""
+    ctx = plain_ctx(
+        (0, 30),
+        ops=report_ops(check_accesses=lambda ctx: first(ctx).regions.nr_accesses.__iadd__(1)),
+        sample_interval=1000,
+        aggr_interval=10_000,
+        intervals_goal=damon_intervals_goal(access_bp=5000, aggrs=1, min_sample_us=1000, max_sample_us=2000),
+    )
+    ctx.clock = WorkClock()
+
+    def commit(_: Any) -> None:
+        if ctx.passed_sample_intervals == 10:
+            src = plain_ctx((0, 30), ops=ctx.ops)
+            src.attrs = evolve(ctx.attrs, aggr_interval=20_000, aggr_samples=0)
+            damon_commit_ctx(ctx, src)
+
+    def init(ctx: damon_ctx) -> None:
+        damon_call(ctx, damon_call_control(commit, repeat=True))
+
+    assert ctx.ops is not None
+    ctx.ops.init = init
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 0.010)
+    assert [20] == [int(s.regions.nr_accesses[0]) for s in recorder.snapshots]
+    assert [1000] == recorder.tuned

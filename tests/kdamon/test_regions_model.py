@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kdamon import regions as regions_module
 from kdamon.core import (
     damon_apply_min_nr_regions,
     damon_merge_regions_of,
@@ -54,13 +51,6 @@ def copies(regions: Sequence[Region]) -> list[Region]:
     return [r.copy() for r in regions]
 
 
-@contextmanager
-def switch_over(few: int, long: int) -> Iterator[None]:
-    """Let lists and vectors meet at other sizes than usual, so that small tables take every path."""
-    with patch.object(regions_module, "_FEW", few), patch.object(regions_module, "_LONG", long):
-        yield
-
-
 class Draws:
     """Random numbers that are remembered: draw ``i`` of row ``j`` is ``raw[i][j]``."""
 
@@ -93,34 +83,13 @@ def test_merge_regions_of_equals_the_model(
     assert well_formed(t.regions)
 
 
-@effort(150)
-@given(
-    region_lists(),
-    st.sampled_from([0, 1, 2, 9]),
-    LIMITS,
-    st.sampled_from([1, 2, 48]),
-    st.sampled_from([0, 1, 2, 5, 24]),
-)
-def test_merge_is_the_same_on_every_path(
-    regions: list[Region], threshold: int, sz_limit: int, few: int, long: int
-) -> None:
-    """Wherever lists hand over to vectors, and however long the chains are that go in step."""
-    expected = copies(regions)
-    model.merge_regions_of(expected, threshold, sz_limit, False)
-    table = tables(regions)
-    with switch_over(few, long):
-        table.merge_similar(threshold, sz_limit)
-    assert expected == model_of(table)
-    assert well_formed(table)
-
-
-@pytest.mark.parametrize("rows", [46, 47, 48, 49, 50])
-@pytest.mark.parametrize("chain", [1, 2, 23, 24, 25, 26])
-def test_merge_at_the_switch_over(rows: int, chain: int) -> None:
-    """Tables and chains just below and above the sizes where the code takes another path."""
+@pytest.mark.parametrize("chains", [1, 2, 50])
+@pytest.mark.parametrize("length", [1, 2, 3, 24, 100])
+def test_chains_of_neighbours_merge_as_in_the_model(chains: int, length: int) -> None:
+    """Whether neighbours are many or few, and touch each other in long rows or short ones."""
     regions = []
-    for i in range(rows * chain):
-        start = 10 * i + 5 * (i // chain)
+    for i in range(chains * length):
+        start = 10 * i + 5 * (i // length)
         regions.append(Region(start, start + 10, nr_accesses=i % 3, age=i % 7, nr_unknown=i % 2))
     expected = copies(regions)
     model.merge_regions_of(expected, 1, 10_000, True)
@@ -130,7 +99,7 @@ def test_merge_at_the_switch_over(rows: int, chain: int) -> None:
 
 
 @effort(100)
-@given(st.lists(region_lists(max_regions=120, max_count=20), max_size=3), st.integers(0, 4), LIMITS, st.integers(3, 60))
+@given(st.lists(region_lists(max_regions=120), max_size=3), st.integers(0, 4), LIMITS, st.integers(3, 60))
 def test_kdamond_merge_regions_raises_the_threshold_as_the_model(
     targets: list[list[Region]], threshold: int, sz_limit: int, max_nr: int
 ) -> None:
@@ -143,14 +112,17 @@ def test_kdamond_merge_regions_raises_the_threshold_as_the_model(
     assert expected == [model_of(t.regions) for t in ctx.adaptive_targets]
 
 
-@effort(150)
-@given(region_lists(max_count=1), LIMITS)
-def test_merge_equal_equals_the_model(regions: list[Region], sz_limit: int) -> None:
+@effort(200)
+@given(region_lists(max_count=1), st.integers(1, 4), st.integers(0, 8))
+def test_merge_equal_equals_the_model(regions: list[Region], kinds: int, parts: int) -> None:
+    """With ``kinds`` different ages, and a limit that some, all or no neighbours keep."""
     for r in regions:
-        r.age %= 2
-        r.nr_unknown %= 2
-        r.probe_hits = [hits % 2 for hits in r.probe_hits[:1]] + [0] * 3
-        r.last_probe_hits = [hits % 2 for hits in r.last_probe_hits[:1]] + [0] * 3
+        r.age %= kinds
+        r.nr_accesses = r.last_nr_accesses = 0
+        r.nr_unknown //= 2
+        r.probe_hits = [hits // 200 for hits in r.probe_hits[:1]] + [0] * 3
+        r.last_probe_hits = [hits // 200 for hits in r.last_probe_hits[:1]] + [0] * 3
+    sz_limit = parts * max((r.size for r in regions), default=0) // 2
     expected = copies(regions)
     model.merge_equal(expected, sz_limit)
     table = tables(regions)
@@ -284,6 +256,30 @@ def test_splitting_above_half_of_the_maximum_stays_below_it(max_nr: int) -> None
             ctx.split_rotation = rotation
             kdamond_split_regions(ctx)
             assert n <= len(ctx.adaptive_targets[0].regions) <= max(n, max_nr)
+
+
+@pytest.mark.parametrize(
+    ("regions", "max_nr", "before", "most"),
+    [
+        (10, 33, 10, 30),
+        (10, 33, 9, 20),
+        (10, 32, 10, 20),
+        (10, 20, 10, 20),
+        (10, 20, 9, 20),
+    ],
+)
+def test_regions_are_cut_in_three_where_two_did_not_help(regions: int, max_nr: int, before: int, most: int) -> None:
+    """Only when their number is what it was, and below a third of the maximum."""
+    counts = set()
+    for seed in range(20):
+        ctx = ctx_of(
+            damon_regions([1000 * i for i in range(regions)], [1000 * i + 1000 for i in range(regions)]), seed=seed
+        )
+        ctx.attrs = damon_attrs(min_nr_regions=3, max_nr_regions=max_nr)
+        ctx.last_nr_regions = before
+        kdamond_split_regions(ctx)
+        counts.add(len(ctx.adaptive_targets[0].regions))
+    assert {most} == counts
 
 
 @effort(60)
