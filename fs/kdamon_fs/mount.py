@@ -24,6 +24,7 @@ import errno
 import itertools
 import logging
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -46,7 +47,7 @@ from kdamon_fs.mounts import (
 )
 from kdamon_fs.sysfs import damon_sysfs_tree
 
-__all__ = ["mount_tree", "mounted_tree"]
+__all__ = ["mount_tree", "mounted_tree", "raise_file_limit"]
 
 log = logging.getLogger("kdamon")
 
@@ -69,6 +70,7 @@ _ANSWERS: Final = frozenset(
         errno.EINVAL,
         errno.EIO,
         errno.EISDIR,
+        errno.EMFILE,
         errno.ENODEV,
         errno.ENOENT,
         errno.ENOMEM,
@@ -348,6 +350,15 @@ def _end_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def raise_file_limit() -> None:
+    """Let this process have as many files open as it may: a few for each process that is monitored.
+
+    The usual limit, 1024, is that of select(), which nothing here uses. Not for a process that runs other programs.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def mount_tree(
     tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], ready: Callable[[], None] | None = None
 ) -> None:
@@ -359,6 +370,7 @@ def mount_tree(
     :param ready: called once the tree can be used.
     :raises OSError: what is in the way, and what to do.
     """
+    raise_file_limit()
     with _end_signals() as came, mounted_tree(tree, mountpoint) as mounted:
         if ready is not None:
             ready()

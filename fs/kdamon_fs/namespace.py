@@ -27,7 +27,7 @@ from typing import Final, NoReturn
 
 from kdamon.mm import Machine
 from kdamon_fs.kobject import ABI_VERSIONS
-from kdamon_fs.mount import mounted_tree
+from kdamon_fs.mount import mounted_tree, raise_file_limit
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,
@@ -260,6 +260,7 @@ def run_in_namespace(
     try:
         with _private_damo_cache():
             command = _command(argv, mask)
+            raise_file_limit()
             mounted = mounted_tree(tree, DAMON_DIRECTORY, private=True)
             try:
                 mounted.start()

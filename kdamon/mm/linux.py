@@ -128,8 +128,12 @@ class LinuxTask:
             self._directory = _open_directory(pid)
             self._pidfd = self._open_pidfd()
             self._check()
-        except BaseException:
+        except BaseException as error:
             self.put()
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                raise OSError(
+                    errno.EMFILE, f"process {pid}: too many files are open; raise the limit with 'ulimit -n'"
+                ) from error
             raise
 
     @property
@@ -211,11 +215,13 @@ class LinuxTask:
         except ProcessLookupError:
             return
         except PermissionError as error:
-            lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")) or "more rights"
-            raise OSError(
-                errno.EPERM,
-                f"looking at the memory of process {self._pid} needs {lacking}; run as root or as the same user",
-            ) from error
+            lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"))
+            why = (
+                f"needs {lacking}; run as root or as the same user"
+                if lacking
+                else "is refused in spite of all capabilities, as by a security module; choose another process"
+            )
+            raise OSError(errno.EPERM, f"looking at the memory of process {self._pid} {why}") from error
         self._primitive.check(self._pidfd)
 
 

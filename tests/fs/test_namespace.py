@@ -274,6 +274,14 @@ def test_commands_at_the_same_time_do_not_take_the_cache_from_each_other(start: 
     assert sorted(os.listdir(home)) == ["notes"]
 
 
+def test_the_command_gets_the_limits_as_kdamon_got_them(start: Start) -> None:
+    """Although kdamon itself may open many more files, one for each process that it monitors and some more."""
+    script = "ulimit -n; ulimit -Hn; grep 'Max open files' /proc/$PPID/limits"
+    wrap = ("sh", "-c", 'ulimit -Sn 100; ulimit -Hn 3000; exec "$@"', "sh")
+    status, said = finish(start("sh", "-c", script, before=wrap))
+    assert (status, said.split()) == (0, ["100", "3000", "Max", "open", "files", "3000", "3000", "files"])
+
+
 def test_the_command_gets_the_signals_as_kdamon_got_them(start: Start) -> None:
     """Python ignores some and kdamon blocks some, neither of which is the command's."""
     script = "grep -E 'Sig(Blk|Ign)' /proc/self/status"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -209,6 +210,23 @@ def test_a_refused_task_leaves_no_file_descriptor(machine: LinuxMachine) -> None
     with pytest.raises(ProcessLookupError):
         machine.get_task(1 << 22)
     assert _open_files() == before
+
+
+def test_too_many_open_files_are_told_with_the_remedy(machine: LinuxMachine) -> None:
+    """A task needs a few of them; those it got are given back."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(first_free)
+    before = os.listdir("/proc/self/fd")
+    try:
+        for more in range(4):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + more, limits[1]))
+            with pytest.raises(OSError, match="too many files are open; raise the limit with 'ulimit -n'") as caught:
+                machine.get_task(os.getpid())
+            assert errno.EMFILE == caught.value.errno
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert before == os.listdir("/proc/self/fd")
 
 
 def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, program: Path) -> None:
