@@ -196,10 +196,11 @@ class damon_regions:
 
     def keep(self, mask: Mask) -> None:
         """Remove the rows where ``mask`` (shape (n,)) is false (``damon_destroy_region()``)."""
+        rows = mask.nonzero()[0]
         for name in COLUMNS:
             column = getattr(self, name)
             if column is not None:
-                setattr(self, name, column[mask])
+                setattr(self, name, column.take(rows, axis=0))
         self._sizes = self._wide = None
 
     def rebuild(self, rows: Rows, start: U64, end: U64) -> None:
@@ -245,11 +246,18 @@ class damon_regions:
 
     def split_at(self, row: int, size: int) -> None:
         """Cut row ``row`` so that its first part has ``size`` (``damon_split_region_at()``)."""
-        cut = self.start[row] + np.uint64(size)
-        rows = np.insert(np.arange(len(self), dtype=np.intp), row, row)
-        start = np.insert(self.start, row + 1, cut)
-        end = np.insert(self.end, row, cut)
-        self.rebuild(rows, start, end)
+        self._cut(np.array([row], np.intp), np.array([size], np.uint64))
+
+    def _cut(self, rows: Rows, sizes: U64) -> None:
+        """Cut each of ``rows``, ascending, so that its first part has the size in ``sizes``; both of shape (m,)."""
+        parts = np.ones(len(self), np.intp)
+        parts[rows] = 2
+        old = np.arange(len(self), dtype=np.intp).repeat(parts)
+        start, end = self.start.take(old), self.end.take(old)
+        right = rows + np.arange(1, len(rows) + 1)
+        start[right] += sizes
+        end[right - 1] = start[right]
+        self.rebuild(old, start, end)
 
     def split_max(self, size: int) -> None:
         """Cut every region larger than ``size`` into parts of it; the last part takes the rest."""
@@ -279,35 +287,23 @@ class damon_regions:
             (``damon_split_some_regions()``). Default is every region larger than that.
         """
         unit = np.uint64(min_size)
-        left = self.sizes()
-        large = left > 2 * min_size if among is None else among & (left >= 2 * min_size)
         n = len(self)
-        # Of row i, parts[i] are the starts of the parts in address order, and present[i] which of them there are.
-        parts = np.empty((n, nr_subs), np.uint64)
-        present = np.ones((n, nr_subs), np.bool_)
-        parts[:, 0] = self.start
-        for part in range(nr_subs - 1, 0, -1):
-            # Uniform in [1, 10), as damon_rand() does it.
+        left = np.arange(n, dtype=np.intp)  # where the leftmost part of each region is
+        for _ in range(nr_subs - 1):
+            sizes = self.sizes().take(left)
+            # Uniform in [1, 10), as damon_rand() does it: a part is never the whole.
             sub = draw(n) * _9
             sub >>= _32
             sub += _1
-            sub *= left
+            sub *= sizes
             sub //= _10
             sub -= sub % unit
-            cut = large & (sub != 0) & (sub < left)
-            present[:, part] = cut
-            left = np.where(cut, sub, left)
-            parts[:, part] = self.start + left
-            if part > 1:
-                large = left > 2 * min_size
-        rows, column = present.nonzero()
-        if len(rows) == n:
-            return
-        start = parts[rows, column]
-        end = np.empty_like(start)
-        end[:-1] = start[1:]
-        end[np.append((column == 0).nonzero()[0][1:] - 1, len(rows) - 1)] = self.end
-        self.rebuild(rows, start, end)
+            cut = sizes > 2 * min_size if among is None else among & (sizes >= 2 * min_size)
+            cut &= sub > 0
+            rows = cut.nonzero()[0]
+            if len(rows):
+                self._cut(left[rows], sub[rows])
+                left += cut.cumsum() - cut
 
     # Merge.
 
@@ -406,7 +402,10 @@ class damon_regions:
         """Remove the rows of ``merged``; the rows before them reach to their ends."""
         mask = np.ones(len(self), np.bool_)
         mask[merged] = False
-        end = self.end[np.append(mask.nonzero()[0][1:], len(self)) - 1]
+        last = np.empty(len(self) - len(merged), np.intp)
+        last[:-1] = mask.nonzero()[0][1:]
+        last[-1] = len(self)
+        end = self.end.take(last - 1)
         self.keep(mask)
         self.end = end
 
