@@ -255,6 +255,7 @@ def linux_machine(primitive: str | None = None) -> LinuxMachine:
         first because it is a batch: the idle bitmap costs several system calls for each address.
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
     """
+    _check_proc()
     if primitive == "page_idle":
         return LinuxMachine(_PageIdle())
     if primitive not in (None, "page_table"):
@@ -266,6 +267,19 @@ def linux_machine(primitive: str | None = None) -> LinuxMachine:
             log.info("using the idle page bitmap: %s", error.strerror)
             return LinuxMachine(_PageIdle())
         raise
+
+
+def _check_proc() -> None:
+    """Refuse a /proc in which the numbers of processes are not those of the system calls."""
+    try:
+        own = os.readlink("/proc/self")
+    except OSError:
+        own = ""
+    if own != str(os.getpid()):
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "/proc is missing or that of another PID namespace; mount it with 'mount -t proc proc /proc'",
+        )
 
 
 def _no_such(pid: int) -> OSError:
