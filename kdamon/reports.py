@@ -241,7 +241,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
         if not len(rows):
             continue
         used[rows] = True
-        within, across = kdamond_apply_access_reports(reports[rows], t, ctx)
+        within, across = kdamond_apply_access_reports(reports.take(rows), t, ctx)
         inside[rows] |= within
         straddling[rows] |= across
     counters.ineligible += int((~used).sum())
@@ -260,17 +260,19 @@ def kdamond_apply_access_reports(reports: Batch, t: damon_target, ctx: damon_ctx
     if not len(regions):
         none = np.zeros(len(reports), np.bool_)
         return none, none
-    addr, size = reports["addr"], reports["size"]
-    behind = addr + size
+    # The columns of a batch are not aligned: what is used several times is worth a copy.
+    addr = reports["addr"].copy()
+    behind = addr + reports["size"]
     row = np.searchsorted(regions.start, addr, "right") - 1
-    known = row >= 0
-    row_or_0 = np.maximum(row, 0)
+    end = regions.end.take(row, mode="clip")
     # A range that wraps around contains nothing: its end says nothing about where it lies.
-    within = known & (behind >= addr) & (addr < regions.end[row_or_0]) & (behind <= regions.end[row_or_0])
-    following = np.minimum(row + 1, len(regions) - 1)
-    across = known & (addr < regions.end[row_or_0])
-    across |= (row + 1 < len(regions)) & ((behind > regions.start[following]) | (behind < addr))
-    across &= ~within
+    within = (row >= 0) & (behind >= addr) & (addr < end) & (behind <= end)
+    across = ~within
+    rest = across.nonzero()[0]
+    if len(rest):
+        addr, behind, end, before = addr[rest], behind[rest], end[rest], row[rest]
+        into_next = (behind > regions.start.take(before + 1, mode="clip")) | (behind < addr)
+        across[rest] = ((before >= 0) & (addr < end)) | ((before + 1 < len(regions)) & into_next)
     hit = row[within]
     reported = np.zeros(len(regions), np.bool_)
     reported[hit] = True

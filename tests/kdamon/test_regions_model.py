@@ -112,6 +112,15 @@ def test_kdamond_merge_regions_raises_the_threshold_as_the_model(
     assert expected == [model_of(t.regions) for t in ctx.adaptive_targets]
 
 
+@pytest.mark.parametrize(("difference", "left"), [(20, 1), (21, 10), (32, 10)])
+def test_the_threshold_grows_to_the_number_of_samples(difference: int, left: int) -> None:
+    """Not beyond it, though doubling 16 would make it 32."""
+    ctx = ctx_of(table_of([Region(10 * i, 10 * i + 10, difference * (i % 2)) for i in range(10)]))
+    ctx.attrs = damon_attrs(min_nr_regions=3, max_nr_regions=3)
+    kdamond_merge_regions(ctx, 1, 1000)
+    assert left == len(ctx.adaptive_targets[0].regions)
+
+
 @effort(200)
 @given(region_lists(max_count=1), st.integers(1, 4), st.integers(0, 8))
 def test_merge_equal_equals_the_model(regions: list[Region], kinds: int, parts: int) -> None:
