@@ -208,22 +208,26 @@ class Walker:
         pgd = int(header[Word.PGD])
         levels = 4 if pgd >= _KERNEL_HALF else 5
         header[Word.LEVELS] = levels
-        header[Word.BASE] = base = self._find_base(fd, pgd, limit)
-        flags, entries = self.walk(fd, own.addrs)
-        if not own.agree(fd, flags, self.pfns(entries)):
+        bases = [base for base in self._find_bases(fd, pgd, limit) if self._walks_right(fd, own, base)]
+        if len(bases) != 1:
             raise OSError(
                 errno.EOPNOTSUPP,
-                "the page table walk disagrees with /proc/self/pagemap about this process's own pages; "
+                f"the kernel's map of physical memory was not found ({len(bases)} candidates); "
                 "this kernel arranges its page tables in a way that is not known",
             )
+        header[Word.BASE] = base = bases[0]
+        _, entries = self.walk(fd, own.addrs)
         touched = own.addrs[own.touched]
         if self._layout.page is not None:
             pfns = self.pfns(entries[own.touched])
             header[Word.VMEMMAP] = self._find_vmemmap(fd, self._layout.page, touched, pfns, base, limit)
         header[Word.TOP] = 1 << (47 if levels == 4 else 56)
 
-    def _find_base(self, fd: int, pgd: int, limit: int) -> int:
-        """The base under which walking to the page directory's own address ends at its own physical address."""
+    def _find_bases(self, fd: int, pgd: int, limit: int) -> list[int]:
+        """The bases under which walking to the page directory's own address ends at its own physical address.
+
+        Under a wrong base, whatever memory is read for a page table; once in some hundred starts, that fits too.
+        """
         found = []
         target = np.array([pgd], dtype=np.uint64)
         candidate = pgd & ~(_GIB - 1)
@@ -236,13 +240,13 @@ class Walker:
                 if physical == pgd - candidate:
                     found.append(candidate)
             candidate -= _GIB
-        if len(found) != 1:
-            raise OSError(
-                errno.EOPNOTSUPP,
-                f"the kernel's map of physical memory was not found ({len(found)} candidates); "
-                "this kernel arranges its page tables in a way that is not known",
-            )
-        return found[0]
+        return found
+
+    def _walks_right(self, fd: int, own: _OwnPages, base: int) -> bool:
+        """Tell whether walks under ``base`` agree with /proc/self/pagemap about pages of our own."""
+        self._header[Word.BASE] = base
+        flags, entries = self.walk(fd, own.addrs)
+        return own.agree(fd, flags, self.pfns(entries))
 
     def _find_vmemmap(  # noqa: PLR0917 -- what the calibration knows by then
         self, fd: int, page: PageLayout, own: U64Array, pfns: U64Array, base: int, limit: int
