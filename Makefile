@@ -37,7 +37,7 @@ lint: $(READY_TEST)
 	$(VENV)/bin/mypy
 
 bench: $(READY_TEST)
-	@set -e; for bench in tests/bench/bench_*.py; do echo "== $$bench"; $(VENV)/bin/python $$bench; done
+	@$(VENV)/bin/python tests/bench/run_all.py
 
 clean:
 	rm -rf $(VENV) $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -742,7 +742,8 @@ def kdamond_usleep(ctx: damon_ctx, usecs: int) -> None:
 
     Kernel: sleeps ``usecs`` from now, so that the work's time comes on top and every interval is late by it. Here:
     sleeps to the next multiple of the interval. When less than half of an interval is left, the work took too long:
-    that interval is counted as missed, and the sample gets a whole one, since a sample of a moment would see no access.
+    that interval is counted as missed and the sample lasts to the end of the next one, because a sample of a moment
+    would see no access.
     """
     interval = max(usecs, 1) * NSEC_PER_USEC
     now = ctx.clock.now()
