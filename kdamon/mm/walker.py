@@ -226,7 +226,7 @@ class Walker:
     def _find_bases(self, fd: int, pgd: int, limit: int) -> list[int]:
         """The bases under which walking to the page directory's own address ends at its own physical address.
 
-        Under a wrong base, whatever memory is read for a page table; once in some hundred starts, that fits too.
+        Under a wrong base any memory may be read for a page table; seldom, that fits too.
         """
         found = []
         target = np.array([pgd], dtype=np.uint64)
