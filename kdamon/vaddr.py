@@ -23,7 +23,7 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.kernel import ALIGN, ULONG_MAX
-from kdamon.mm import AddressSpace, U64Array
+from kdamon.mm import UNKNOWN, AddressSpace, U64Array
 from kdamon.ops_common import damon_count_samples, damon_pick_samples
 
 __all__ = [
@@ -131,8 +131,14 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
     """Count the regions whose chosen page was accessed."""
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
-        if mm is not None and len(t.regions):
-            damon_count_samples(ctx, t, mm.young(t.regions.sampling_addr))
+        if mm is None or not len(t.regions):
+            continue
+        if mm is t.mm:
+            answers = mm.young(t.regions.sampling_addr)
+        else:
+            # An exec came in between: nobody cleared the accessed bits of this address space.
+            answers = np.full(len(t.regions), UNKNOWN, np.uint8)
+        damon_count_samples(ctx, t, answers)
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
