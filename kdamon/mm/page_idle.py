@@ -10,15 +10,14 @@ seen.
 from __future__ import annotations
 
 import os
-import threading
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array, maps
+from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
 from kdamon.mm.folios import COMPOUND_TAIL, LRU, Folios
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
 
 __all__ = ["BITMAP", "Bitmap", "PageIdleSpace", "PagemapFrames"]
 
@@ -27,8 +26,6 @@ BITMAP: Final = "/sys/kernel/mm/page_idle/bitmap"
 _PRESENT: Final = 1 << 63
 _PFN_MASK: Final = (1 << 55) - 1
 _PAGE_SHIFT: Final = np.uint64(12)
-
-_NOTHING: U64Array = np.empty(0, dtype=np.uint64)
 
 
 class Frames(Protocol):
@@ -91,7 +88,7 @@ class Bitmap:
         return marked
 
 
-class PageIdleSpace:
+class PageIdleSpace(ProcessSpace):
     """An address space whose accesses the idle bitmap tells.
 
     :param files: becomes this object's; :meth:`close` closes it.
@@ -99,40 +96,20 @@ class PageIdleSpace:
     """
 
     def __init__(self, bitmap: Bitmap, folios: Folios, files: ProcessFiles, frames: Frames) -> None:
+        super().__init__(files)
         self._bitmap = bitmap
         self._folios = folios
-        self._files = files
         self._frames = frames
-        self._lock = threading.Lock()
-        self._closed = False
-        self._unknown = _NOTHING
-
-    def alive(self) -> bool:
-        """Tell whether a process still lives in this address space."""
-        with self._lock:
-            return not self._closed and self._files.alive()
 
     def same(self, files: ProcessFiles) -> bool:
         """Tell whether ``files`` are of this address space, by the random place of its last mapping, the vdso."""
         with self._lock:
             return not self._closed and np.array_equal(self._files.vmas()[-1:], files.vmas()[-1:])
 
-    def close(self) -> None:
-        """Give the file descriptors back; from then on the address space is empty."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._files.close()
-
-    def vmas(self) -> U64Array:
-        """See :meth:`kdamon.mm.AddressSpace.vmas`."""
-        with self._lock:
-            return maps.parse(b"") if self._closed else self._files.vmas()
-
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
         with self._lock:
-            self._unknown = _NOTHING
+            self._unknown = NOTHING
             if self._closed or not len(addrs):
                 return
             pfns, tracked = self._heads(addrs)

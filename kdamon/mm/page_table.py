@@ -16,7 +16,6 @@ Nothing is armed: nothing is left behind in the target, whatever happens to this
 from __future__ import annotations
 
 import errno
-import threading
 import time
 from typing import Final
 
@@ -26,7 +25,7 @@ import numpy.typing as npt
 from kdamon.mm import UNKNOWN, Answers, U64Array, maps
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import MADV_COLD, Adviser, drain_lru
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
 from kdamon.mm.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
 from kdamon.mm.walker import Walker
 
@@ -44,12 +43,10 @@ _REMEMBERED: Final = 1_000_000_000
 _ACCESSED_SHIFT: Final = np.uint8(5)
 _ONE: Final = np.uint8(1)
 
-_NOTHING: U64Array = np.empty(0, dtype=np.uint64)
-
 _Mask = npt.NDArray[np.bool_]
 
 
-class PageTableSpace:
+class PageTableSpace(ProcessSpace):
     """An address space whose accessed bits are read from its page tables.
 
     :param files: becomes this object's; :meth:`close` closes it.
@@ -57,44 +54,24 @@ class PageTableSpace:
     """
 
     def __init__(self, walker: Walker, folios: Folios, files: ProcessFiles, pidfd: int) -> None:
+        super().__init__(files)
         self._walker = walker
         self._folios = folios
-        self._files = files
         self._adviser = Adviser(pidfd)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._unknown = _NOTHING
         self._vmas: U64Array | None = None
         self._refusing: list[tuple[int, int]] = []
         self._forget_at = 0
-
-    def alive(self) -> bool:
-        """Tell whether a process still lives in this address space."""
-        with self._lock:
-            return not self._closed and self._files.alive()
 
     def same(self, files: ProcessFiles) -> bool:
         """Tell whether ``files`` are of this very address space."""
         with self._lock:
             return not self._closed and self._walker.mm(files.pagemap) == self._walker.mm(self._files.pagemap)
 
-    def close(self) -> None:
-        """Give the file descriptors back; from then on the address space is empty."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._files.close()
-
-    def vmas(self) -> U64Array:
-        """See :meth:`kdamon.mm.AddressSpace.vmas`."""
-        with self._lock:
-            return maps.parse(b"") if self._closed else self._files.vmas()
-
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
         pages = addrs & _PAGE_MASK
         with self._lock:
-            self._unknown = _NOTHING
+            self._unknown = NOTHING
             if self._closed or not len(pages):
                 return
             flags, entries = self._walker.walk(self._files.pagemap, pages)

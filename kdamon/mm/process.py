@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import os
+import threading
+from typing import Final
+
+import numpy as np
 
 from kdamon.mm import U64Array, maps
 
-__all__ = ["ProcessFiles"]
+__all__ = ["NOTHING", "ProcessFiles", "ProcessSpace"]
+
+#: No addresses.
+NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
 
 
 class ProcessFiles:
@@ -46,3 +53,34 @@ class ProcessFiles:
         """Give both file descriptors back."""
         os.close(self.pagemap)
         os.close(self._maps)
+
+
+class ProcessSpace:
+    """What address spaces of real processes have in common, however their accesses are told.
+
+    :param files: becomes this object's; :meth:`close` closes it.
+    """
+
+    def __init__(self, files: ProcessFiles) -> None:
+        self._files = files
+        self._lock = threading.Lock()
+        self._closed = False
+        #: Pages of the present sample that could not be made old.
+        self._unknown = NOTHING
+
+    def alive(self) -> bool:
+        """Tell whether a process still lives in this address space."""
+        with self._lock:
+            return not self._closed and self._files.alive()
+
+    def close(self) -> None:
+        """Give the file descriptors back; from then on the address space is empty."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._files.close()
+
+    def vmas(self) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.vmas`."""
+        with self._lock:
+            return maps.parse(b"") if self._closed else self._files.vmas()
