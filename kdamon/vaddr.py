@@ -133,11 +133,9 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
         mm = _damon_get_mm(t)
         if mm is None or not len(t.regions):
             continue
-        if mm is t.mm:
-            answers = mm.young(t.regions.sampling_addr)
-        else:
-            # An exec came in between: nobody cleared the accessed bits of this address space.
-            answers = np.full(len(t.regions), UNKNOWN, np.uint8)
+        # After an exec in between, nobody cleared the accessed bits of this address space.
+        known = mm is t.mm
+        answers = mm.young(t.regions.sampling_addr) if known else np.full(len(t.regions), UNKNOWN, np.uint8)
         damon_count_samples(ctx, t, answers)
 
 

@@ -15,6 +15,7 @@ import os
 import stat
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
@@ -130,7 +131,7 @@ class kobject:
         return "/".join(reversed(names))
 
 
-class numbered_dirs(kobject):
+class numbered_dirs(kobject, ABC):
     """A directory of directories 0, 1, ... with a file for their number.
 
     Any write to that file, also of the same number, removes them all and makes new ones.
@@ -143,9 +144,9 @@ class numbered_dirs(kobject):
         self.nr = 0
         self._first_ino = 0
 
+    @abstractmethod
     def new_child(self) -> kobject:
         """Make a directory that is to be numbered."""
-        raise NotImplementedError
 
     def check(self, nr: int) -> None:
         """Refuse numbers that make no sense here.
