@@ -194,8 +194,17 @@ def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
     return counters
 
 
+def _fits(single: tuple[Any, ...]) -> bool:
+    """Tell whether the fields of a batch can hold the values of one report."""
+    try:
+        np.array(single, REPORT_DTYPE)
+    except (OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
 def _batch(entries: list[tuple[int, damon_access_report | Batch]]) -> Batch:
-    """One array of all entries."""
+    """One array of all entries, but for those that its fields cannot hold."""
     singles = [
         (r.pid, r.addr, r.size, r.nr_accesses, r.node_id, r.write, r.cpu, r.tid)
         for _, r in entries
@@ -203,7 +212,10 @@ def _batch(entries: list[tuple[int, damon_access_report | Batch]]) -> Batch:
     ]
     parts: list[Batch] = [e for _, e in entries if not isinstance(e, damon_access_report)]
     if singles:
-        parts.append(np.array(singles, REPORT_DTYPE))
+        try:
+            parts.append(np.array(singles, REPORT_DTYPE))
+        except (OverflowError, TypeError, ValueError):
+            parts.append(np.array([single for single in singles if _fits(single)], REPORT_DTYPE))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -227,6 +239,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
         if not fresh:
             return False
     reports = _batch(fresh)
+    counters.ineligible += sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in fresh) - len(reports)
     wanted = np.ones(len(reports), np.bool_)
     if not damon_target_has_pid(ctx):
         wanted = reports["pid"] == 0

@@ -566,3 +566,16 @@ def test_reporting_without_anybody_who_listens_is_harmless() -> None:
     damon_report_access(report(1))
     damon_report_accesses(report_array(3))
     damon_stop([])
+
+
+@pytest.mark.parametrize(
+    "bad", [report(-1), report(1 << 64), report(5, size=-1), report(5, pid=1 << 40), report("here")]
+)
+def test_a_report_that_no_field_can_hold_is_ineligible(bad: damon_access_report) -> None:
+    """A producer's mistake must not end the monitoring, nor hide the good reports of the same interval."""
+    ctx, seen = scripted({1: [report(5), bad, report(1005)]})
+    assert ctx.kdamond_error is None
+    assert {"accepted": 3, "applied": 2, "ineligible": 1} == counted(ctx)
+    assert [1, 1, 0] == seen[1]
+    ctx, _ = scripted({1: [bad]})
+    assert {"accepted": 1, "ineligible": 1} == counted(ctx)
