@@ -57,6 +57,7 @@ from kdamon.reports import (
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
 )
+from kdamon.sample import damon_commit_sample_control
 
 __all__ = [
     "damon_add_region",
@@ -419,6 +420,8 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.addr_unit = src.addr_unit
     dst.min_region_sz = src.min_region_sz
     dst.report_counts = src.report_counts
+    dst.density = src.density
+    damon_commit_sample_control(dst.sample_control, src.sample_control)
     dst.maybe_corrupted = False
 
 
@@ -805,15 +808,22 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         next_aggregation_sis = ctx.next_aggregation_sis
         next_ops_update_sis = ctx.next_ops_update_sis
 
-        if ops.prepare_access_checks is not None:
+        primitives = ctx.sample_control.primitives_enabled
+        sampling = primitives.page_table or primitives.page_fault
+
+        if sampling and ops.prepare_access_checks is not None:
             ops.prepare_access_checks(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
         if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
             break  # woken before the interval was over: the samples are worth nothing
         ctx.passed_sample_intervals += 1
 
+        if primitives.page_fault and ops.report_faults is not None:
+            ops.report_faults(ctx)
         reported = kdamond_check_reported_accesses(ctx)
-        if ops.check_accesses is not None:
+        # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
+        # because that says that what others report is to count alone.
+        if primitives.page_table and not primitives.page_fault and ops.check_accesses is not None:
             ops.check_accesses(ctx)
         if reported or ctx.report_counts:
             kdamond_apply_zero_access_report(ctx)

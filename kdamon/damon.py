@@ -37,9 +37,13 @@ __all__ = [
     "damon_nr_samples_per_aggr",
     "damon_operations",
     "damon_ops_id",
+    "damon_primitives_enabled",
     "damon_region",
     "damon_region_sz_limit",
     "damon_report_counters",
+    "damon_sample_control",
+    "damon_sample_filter",
+    "damon_sample_filter_type",
     "damon_target",
     "damon_target_has_pid",
     "damos",
@@ -74,11 +78,12 @@ class damon_target:
 
 
 class damon_ops_id(IntEnum):
-    """Operations sets (``enum damon_ops_id``)."""
+    """Operations sets (``enum damon_ops_id``), and behind the kernel's the one for reports alone."""
 
     DAMON_OPS_VADDR = 0
     DAMON_OPS_FVADDR = 1
     DAMON_OPS_PADDR = 2
+    DAMON_OPS_REPORTS = 3
 
 
 @define(slots=True)
@@ -142,18 +147,77 @@ class damon_access_report:
 class damon_report_counters:
     """What became of the reports that a context received.
 
-    ``accepted == applied + ineligible + straddling + outside + late + pending`` always; ``dropped`` reports were
-    sent too, but there was no room for them.
+    ``accepted == applied + ineligible + filtered + straddling + outside + late + pending`` always; ``dropped`` reports
+    were sent too, but there was no room for them.
+
+    :ivar applied: lie in a region, which was counted.
+    :ivar ineligible: are of no target, by the operations set.
+    :ivar filtered: were discarded by the sample filters.
+    :ivar straddling: lie across the edge of a region.
+    :ivar outside: lie in no region.
+    :ivar late: belong to a sampling interval that was over.
+    :ivar pending: were not looked at yet.
     """
 
     accepted: int = 0
     applied: int = 0
     ineligible: int = 0
+    filtered: int = 0
     straddling: int = 0
     outside: int = 0
     late: int = 0
     dropped: int = 0
     pending: int = 0
+
+
+class damon_sample_filter_type(Enum):
+    """What a sample filter looks at; the value is the tree's keyword, the order the series'."""
+
+    DAMON_FILTER_TYPE_CPUMASK = "cpumask"
+    DAMON_FILTER_TYPE_THREADS = "threads"
+    DAMON_FILTER_TYPE_WRITE = "write"
+
+
+@define(slots=True)
+class damon_sample_filter:
+    """A condition on access reports (the series' third version).
+
+    It matches a report whose property (made by a CPU of ``cpumask``, by a thread of ``tid_arr``, being a write) is as
+    ``matching`` says. Its answer is ``allow`` for those that it matches, the opposite for others.
+
+    :ivar cpumask: numbers of CPUs.
+    :ivar tid_arr: numbers of threads.
+    """
+
+    type: damon_sample_filter_type
+    matching: bool = False
+    allow: bool = False
+    cpumask: tuple[int, ...] = ()
+    tid_arr: tuple[int, ...] = ()
+
+
+@define(slots=True)
+class damon_primitives_enabled:
+    """Which of this context's own sources of accesses are used.
+
+    :ivar page_table: accessed bits.
+    :ivar page_fault: faults of the sampled pages, which are made to fault; goes before ``page_table``. With neither,
+        only what others report counts.
+    """
+
+    page_table: bool = True
+    page_fault: bool = False
+
+
+@define(slots=True)
+class damon_sample_control:
+    """How accesses are sampled, and which reports of them count (the series' third version).
+
+    :ivar sample_filters: a report has to pass all of them, in this order.
+    """
+
+    primitives_enabled: damon_primitives_enabled = field(factory=damon_primitives_enabled)
+    sample_filters: list[damon_sample_filter] = field(factory=list)
 
 
 class ReportLike(Protocol):
@@ -175,13 +239,16 @@ class damon_operations:
     :ivar prepare_access_checks: called at the start of each sampling interval.
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
+    :ivar report_faults: called at its end instead, when pages are sampled by ``page_fault``: reports the faults.
+        Kernel: the fault handler reports each when it happens.
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
     :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
         the bytes that passed the operations set's filters.
     :ivar target_valid: tells whether a target can still be monitored.
     :ivar cleanup_target: gives back what a target holds.
-    :ivar target_has_pid: whether targets of this set are processes (``damon_target_has_pid()``).
+    :ivar target_has_pid: whether targets of this set have process numbers (``damon_target_has_pid()``).
+    :ivar needs_task: whether these have to be processes that exist (no kernel counterpart: there they always have).
     """
 
     id: damon_ops_id
@@ -189,12 +256,14 @@ class damon_operations:
     update: Callable[[damon_ctx], None] | None = None
     prepare_access_checks: Callable[[damon_ctx], None] | None = None
     check_accesses: Callable[[damon_ctx], None] | None = None
+    report_faults: Callable[[damon_ctx], None] | None = None
     eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] | None = None
     target_has_pid: bool = False
+    needs_task: bool = False
 
 
 class damos_action(Enum):
@@ -302,8 +371,10 @@ class damon_ctx:
     :ivar schemes: the schemes in their order.
     :ivar machine: where processes are found; None serves operations sets without processes.
     :ivar clock: the context's only source of time.
+    :ivar sample_control: where accesses come from and which count.
     :ivar report_counts: add ``nr_accesses`` of reports (first version of the series) instead of at most one per
         region and sampling interval.
+    :ivar density: estimate from reports how densely a region is accessed, see :mod:`kdamon.density`.
     """
 
     attrs: damon_attrs = field(factory=damon_attrs)
@@ -315,7 +386,9 @@ class damon_ctx:
     schemes: list[damos] = field(factory=list)
     machine: Machine | None = None
     clock: Clock = field(factory=RealClock)
+    sample_control: damon_sample_control = field(factory=damon_sample_control)
     report_counts: bool = False
+    density: bool = False
 
     # Private, counted in sampling intervals since the kdamond started.
     passed_sample_intervals: int = 0

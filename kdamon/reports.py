@@ -21,6 +21,7 @@ from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
 from kdamon.kernel import NSEC_PER_USEC, Clock
+from kdamon.sample import damon_sample_filter_out
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target
@@ -137,7 +138,7 @@ class damon_report_queue:
         """The counters now; ``pending`` makes the sum right."""
         # First what became of reports, then how many there were: so none is pending less than not at all.
         now = evolve(self.counters)
-        done = now.applied + now.ineligible + now.straddling + now.outside + now.late
+        done = now.applied + now.ineligible + now.filtered + now.straddling + now.outside + now.late
         with self._lanes_lock:
             now.accepted = self._gone.accepted + sum(lane.pushed for lane in self._lanes)
             now.dropped = self._gone.dropped + sum(lane.dropped for lane in self._lanes)
@@ -246,6 +247,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     used = np.zeros(len(reports), np.bool_)
     inside = np.zeros(len(reports), np.bool_)
     straddling = np.zeros(len(reports), np.bool_)
+    out = damon_sample_filter_out(reports, ctx.sample_control) if ctx.sample_control.sample_filters else None
     for t in ctx.adaptive_targets:
         eligible = wanted
         if ctx.ops is not None and ctx.ops.eligible_report is not None:
@@ -254,10 +256,18 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
         if not len(rows):
             continue
         used[rows] = True
+        if out is not None:
+            rows = rows[~out[rows]]
+            if not len(rows):
+                continue
         within, across = kdamond_apply_access_reports(reports.take(rows), t, ctx)
         inside[rows] |= within
         straddling[rows] |= across
     counters.ineligible += int((~used).sum())
+    if out is not None:
+        out &= used
+        counters.filtered += int(out.sum())
+        used &= ~out
     counters.applied += int(inside.sum())
     counters.straddling += int((straddling & ~inside).sum())
     counters.outside += int((used & ~inside & ~straddling).sum())

@@ -25,12 +25,14 @@ from kdamon.damon import (
 from kdamon.kernel import ALIGN, ULONG_MAX
 from kdamon.mm import UNKNOWN, AddressSpace, U64Array
 from kdamon.ops_common import damon_count_samples, damon_pick_samples
+from kdamon.reports import damon_report_accesses, report_array
 
 __all__ = [
     "damon_va_check_accesses",
     "damon_va_eligible_report",
     "damon_va_init",
     "damon_va_prepare_access_checks",
+    "damon_va_report_faults",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
@@ -102,9 +104,21 @@ def damon_fva_init(ctx: damon_ctx) -> None:
 def _take_task(t: damon_target, ctx: damon_ctx) -> None:
     if t.task is None and ctx.machine is not None:
         try:
-            t.task = ctx.machine.get_task(t.pid)
+            t.task = ctx.machine.get_task(t.pid, _primitive(ctx))
         except OSError as error:
             log.warning("process %d cannot be monitored: %s", t.pid, error.strerror)
+
+
+def _primitive(ctx: damon_ctx) -> str:
+    return "page_fault" if ctx.sample_control.primitives_enabled.page_fault else "page_table"
+
+
+def _follow_primitive(t: damon_target, ctx: damon_ctx) -> None:
+    """Take the process anew if a commit chose another primitive and brought none."""
+    if t.task is not None and t.task.primitive != _primitive(ctx):
+        t.task.put()
+        t.task = t.mm = None
+        _take_task(t, ctx)
 
 
 def damon_va_update(ctx: damon_ctx) -> None:
@@ -114,8 +128,9 @@ def damon_va_update(ctx: damon_ctx) -> None:
 
 
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
-    """Choose an address in each region and forget that its page was accessed."""
+    """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     for t in ctx.adaptive_targets:
+        _follow_primitive(t, ctx)
         mm = _damon_get_mm(t)
         if mm is not t.mm:
             # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
@@ -133,10 +148,24 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
         mm = _damon_get_mm(t)
         if mm is None or not len(t.regions):
             continue
-        # After an exec in between, nobody cleared the accessed bits of this address space.
+        # After an exec in between, nobody prepared the pages of this address space.
         known = mm is t.mm
         answers = mm.young(t.regions.sampling_addr) if known else np.full(len(t.regions), UNKNOWN, np.uint8)
         damon_count_samples(ctx, t, answers)
+
+
+def damon_va_report_faults(ctx: damon_ctx) -> None:
+    """Report the faults of the processes that are monitored by ``page_fault``, and end the sample of each page.
+
+    They are reported to everybody: whoever monitors the same process gets them once, whichever kdamond comes first.
+    """
+    if ctx.machine is not None:
+        faults = ctx.machine.faults()
+        if len(faults):
+            columns = ("pid", "addr", "node_id", "write", "cpu", "tid")
+            damon_report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
+    # No page is young by faults: this counts the samples, and those that could not be taken.
+    damon_va_check_accesses(ctx)
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
@@ -155,9 +184,11 @@ _vaddr_ops = damon_operations(
     update=damon_va_update,
     prepare_access_checks=damon_va_prepare_access_checks,
     check_accesses=damon_va_check_accesses,
+    report_faults=damon_va_report_faults,
     eligible_report=damon_va_eligible_report,
     target_valid=damon_va_target_valid,
     target_has_pid=True,
+    needs_task=True,
 )
 damon_register_ops(_vaddr_ops)
 damon_register_ops(evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=None))

@@ -13,11 +13,27 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OLD", "UNKNOWN", "YOUNG", "AddressSpace", "Answers", "Machine", "Task", "U64Array"]
+__all__ = ["FAULT_DTYPE", "OLD", "UNKNOWN", "YOUNG", "AddressSpace", "Answers", "Faults", "Machine", "Task", "U64Array"]
 
 U64Array = npt.NDArray[np.uint64]
 #: One answer for each sampled address: OLD, YOUNG or UNKNOWN.
 Answers = npt.NDArray[np.uint8]
+
+#: One fault of a process that is monitored by faults: when (CLOCK_MONOTONIC nanoseconds), the process, the address
+#: (bytes), the NUMA node of the CPU, whether it was a write, the CPU, the thread. Unknown: node and CPU -1, thread 0.
+FAULT_DTYPE: Final = np.dtype(
+    [
+        ("time", np.uint64),
+        ("pid", np.int32),
+        ("addr", np.uint64),
+        ("node_id", np.int32),
+        ("write", np.bool_),
+        ("cpu", np.int32),
+        ("tid", np.int32),
+    ]
+)
+#: Faults, an array of FAULT_DTYPE.
+Faults = npt.NDArray[np.void]
 
 #: The page was not accessed since the last :meth:`AddressSpace.mkold`, or is not mapped.
 OLD: Final = 0
@@ -31,6 +47,10 @@ class AddressSpace(Protocol):
     """One process's address space (kernel: ``struct mm_struct``).
 
     A pair of :meth:`mkold` and :meth:`young` calls with the same addresses is one sample of each address.
+
+    There are two primitives. ``page_table`` goes by accessed bits: :meth:`mkold` clears and :meth:`young` reads them.
+    ``page_fault`` lets accesses fault: :meth:`mkold` arms the pages, :meth:`young` disarms them, and who accessed what
+    in between comes from :meth:`Machine.faults`.
     """
 
     def vmas(self) -> U64Array:
@@ -38,11 +58,17 @@ class AddressSpace(Protocol):
         ...
 
     def mkold(self, addrs: U64Array) -> None:
-        """Forget that the pages at ``addrs`` (bytes, shape (n,), any order, unaligned) were accessed."""
+        """Forget that the pages at ``addrs`` (bytes, shape (n,), any order, unaligned) were accessed.
+
+        By ``page_fault``: let the next write to each of them fault, which the kernel resolves by itself.
+        """
         ...
 
     def young(self, addrs: U64Array) -> Answers:
-        """Tell which pages at ``addrs`` were accessed since :meth:`mkold` of the same array, shape (n,)."""
+        """Tell which pages at ``addrs`` were accessed since :meth:`mkold` of the same array, shape (n,).
+
+        By ``page_fault``: UNKNOWN where nothing could fault although something is mapped, else OLD.
+        """
         ...
 
 
@@ -52,6 +78,11 @@ class Task(Protocol):
     @property
     def pid(self) -> int:
         """The process's number."""
+        ...
+
+    @property
+    def primitive(self) -> str:
+        """How accesses to its memory are told: ``page_table`` or ``page_fault``."""
         ...
 
     def valid(self) -> bool:
@@ -73,9 +104,23 @@ class Task(Protocol):
 class Machine(Protocol):
     """Finds processes; the choice of what this machine has."""
 
-    def get_task(self, pid: int) -> Task:
+    def get_task(self, pid: int, primitive: str = "page_table") -> Task:
         """Find process ``pid``.
 
-        :raises OSError: ESRCH no such process; EPERM or EOPNOTSUPP with a sentence on what is missing.
+        :param primitive: how accesses to its memory are to be told: ``page_table`` or ``page_fault``.
+        :raises OSError: ESRCH no such process; EPERM or EOPNOTSUPP with a sentence on what is missing; EPERM, EBUSY or
+            EOPNOTSUPP with the reason why letting it fault would not be safe; EINVAL an unknown primitive.
         """
+        ...
+
+    def faults(self) -> Faults:
+        """The faults of all processes monitored by ``page_fault`` since the last call, each once, shape (n,).
+
+        Besides those of armed pages they are the first accesses to pages that were not mapped before.
+        """
+        ...
+
+    @property
+    def faults_tell_who(self) -> bool:
+        """Whether faults tell the CPU, the thread, and reads from writes; else only addresses of writes."""
         ...

@@ -10,7 +10,9 @@ import threading
 import time
 from typing import Final, Protocol
 
-from kdamon.mm import AddressSpace
+import numpy as np
+
+from kdamon.mm import FAULT_DTYPE, AddressSpace, Faults
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
@@ -141,6 +143,11 @@ class LinuxTask:
         """The number that the task was asked for by."""
         return self._pid
 
+    @property
+    def primitive(self) -> str:
+        """See :class:`kdamon.mm.Task`."""
+        return "page_table"
+
     def valid(self) -> bool:
         """Tell whether the process exists; one that ended but was not reaped still does."""
         with self._lock:
@@ -239,9 +246,20 @@ class LinuxMachine:
         """The name of what tells accesses: page_table or page_idle."""
         return self._primitive.name
 
-    def get_task(self, pid: int) -> LinuxTask:
+    def get_task(self, pid: int, primitive: str = "page_table") -> LinuxTask:
         """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
+        if primitive != "page_table":
+            raise OSError(errno.EOPNOTSUPP, f"the primitive {primitive} is not there; use page_table")
         return LinuxTask(self._primitive, pid)
+
+    def faults(self) -> Faults:
+        """See :meth:`kdamon.mm.Machine.faults`."""
+        return np.empty(0, FAULT_DTYPE)
+
+    @property
+    def faults_tell_who(self) -> bool:
+        """See :class:`kdamon.mm.Machine`."""
+        return False
 
     def close(self) -> None:
         """Give back what all tasks shared; only after they were put."""

@@ -288,6 +288,7 @@ class Task:
     """A process that only knows how often it was given back."""
 
     pid = 5
+    primitive = "page_table"
 
     def __init__(self) -> None:
         self.puts = 0

@@ -295,6 +295,8 @@ def patched_check(ctx: damon_ctx, look: Callable[[damon_ctx], None]) -> Any:
 class ExecTask:
     """A process that becomes another program: another address space behind the same number."""
 
+    primitive = "page_table"
+
     def __init__(self, programs: list[SimProcess]) -> None:
         self.pid = 77
         self.programs = programs

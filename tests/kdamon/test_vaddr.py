@@ -29,6 +29,7 @@ class Execing:
     """A process that calls exec() whenever it is told to."""
 
     pid = 1
+    primitive = "page_table"
 
     def __init__(self) -> None:
         self.mm = AllYoung()

@@ -30,11 +30,13 @@ QUICK = ["--sample-us", "1000", "--aggr-us", "20000"]
 class RealTimeMachine(SimMachine):
     """Any process has the same simulated memory: 64 MiB, of which 16 MiB are always accessed."""
 
-    def get_task(self, pid: int) -> SimProcess:
+    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
         """Make it."""
         vmas = [(0x40_0000, 0x41_0000), (BASE, BASE + 64 * MIB), (0x7FFF_0000_0000, 0x7FFF_0001_0000)]
         process = SimProcess(pid, RealClock(), np.random.default_rng(1), np.array(vmas, np.uint64))  # type: ignore[arg-type]
         process.access(BASE, BASE + 16 * MIB)
+        process.primitive = primitive
+        self.processes[pid] = process
         return process
 
 

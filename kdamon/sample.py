@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Sample control: where accesses come from, and filters on reports (the series' third version, ``mm/damon/core.c``)."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import numpy.typing as npt
+from attrs import evolve
+
+from kdamon.damon import damon_sample_control, damon_sample_filter, damon_sample_filter_type
+
+__all__ = [
+    "damon_add_sample_filter",
+    "damon_commit_sample_control",
+    "damon_new_sample_filter",
+    "damon_sample_filter_matches",
+    "damon_sample_filter_out",
+]
+
+Batch = npt.NDArray[np.void]
+Mask = npt.NDArray[np.bool_]
+
+
+def damon_new_sample_filter(
+    filter_type: damon_sample_filter_type,
+    matching: bool,
+    allow: bool,
+    cpumask: tuple[int, ...] = (),
+    tid_arr: tuple[int, ...] = (),
+) -> damon_sample_filter:
+    """A filter on reports, see :class:`kdamon.damon.damon_sample_filter`.
+
+    :raises OSError: EINVAL a filter of threads names none.
+    """
+    if filter_type is damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS and not tid_arr:
+        raise OSError(errno.EINVAL, "a sample filter of the type threads names no thread; write their ids to tid_arr")
+    return damon_sample_filter(filter_type, matching, allow, cpumask, tid_arr)
+
+
+def damon_add_sample_filter(control: damon_sample_control, f: damon_sample_filter) -> None:
+    """Add ``f`` behind the last filter of ``control``."""
+    control.sample_filters.append(f)
+
+
+def damon_commit_sample_control(dst: damon_sample_control, src: damon_sample_control) -> None:
+    """Make ``dst`` what ``src`` is; they share nothing afterwards."""
+    dst.primitives_enabled = evolve(src.primitives_enabled)
+    dst.sample_filters = [evolve(f) for f in src.sample_filters]
+
+
+def damon_sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
+    """Tell which ``reports``, shape (n,), the filter ``f`` matches.
+
+    A report whose CPU or thread is unknown was made by none of those that a filter names.
+    """
+    if f.type is damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE:
+        found = reports["write"]
+    elif f.type is damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK:
+        found = _among(reports["cpu"], f.cpumask)
+    else:
+        found = _among(reports["tid"], tuple(tid for tid in f.tid_arr if tid > 0))
+    matches: Mask = found == f.matching
+    return matches
+
+
+def _among(column: npt.NDArray[np.int32], wanted: tuple[int, ...]) -> Mask:
+    if len(wanted) == 1:
+        same: Mask = column == wanted[0]
+        return same
+    return np.isin(column, np.array(wanted, np.int64))
+
+
+def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Mask:
+    """Tell which ``reports``, shape (n,), the filters of ``control`` discard.
+
+    Every filter answers ``allow`` for what it matches and the opposite for the rest; the first rejection discards.
+    """
+    # Kernel: in the development tree a matching filter that allows does nothing, and the last filter's allow decides
+    # about what no filter rejected: "allow writes" keeps reads. Here: as the series' documentation describes them,
+    # because that is what its users build on.
+    out = np.zeros(len(reports), np.bool_)
+    for f in control.sample_filters:
+        out |= damon_sample_filter_matches(reports, f) != f.allow
+    return out
