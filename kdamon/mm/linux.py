@@ -10,11 +10,10 @@ import threading
 import time
 from typing import Final, Protocol
 
-import numpy as np
-
-from kdamon.mm import FAULT_DTYPE, AddressSpace, Faults
+from kdamon.mm import AddressSpace, Faults
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import Adviser, pidfd_open
+from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
 from kdamon.mm.process import ProcessFiles
@@ -44,7 +43,7 @@ class _Primitive(Protocol):
 
     def check(self, pidfd: int) -> None: ...
 
-    def open(self, files: ProcessFiles, pidfd: int) -> _Space: ...
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space: ...
 
     def close(self) -> None: ...
 
@@ -74,7 +73,7 @@ class _PageTable:
                     errno.EOPNOTSUPP, "the kernel has no process_madvise(); Linux 5.10 or later is needed"
                 ) from error
 
-    def open(self, files: ProcessFiles, pidfd: int) -> _Space:
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space:
         return PageTableSpace(self._walker, self._folios, files, pidfd)
 
     def close(self) -> None:
@@ -101,7 +100,7 @@ class _PageIdle:
                 "the idle page bitmap is of use only with page frame numbers, which CAP_SYS_ADMIN shows; run as root",
             )
 
-    def open(self, files: ProcessFiles, pidfd: int) -> _Space:
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space:
         return PageIdleSpace(self._bitmap, self._folios, files, PagemapFrames(files.pagemap))
 
     def close(self) -> None:
@@ -120,7 +119,7 @@ class LinuxTask:
     """
 
     def __init__(self, primitive: _Primitive, pid: int) -> None:
-        self._pid = pid
+        self._pid = self._group = pid
         self._primitive = primitive
         self._lock = threading.Lock()
         self._space: _Space | None = None
@@ -145,8 +144,8 @@ class LinuxTask:
 
     @property
     def primitive(self) -> str:
-        """See :class:`kdamon.mm.Task`."""
-        return "page_table"
+        """See :class:`kdamon.mm.Task`; the idle page bitmap goes by accessed bits as ``page_table`` does."""
+        return "page_fault" if self._primitive.name == "page_fault" else "page_table"
 
     def valid(self) -> bool:
         """Tell whether the process exists; one that ended but was not reaped still does."""
@@ -178,7 +177,7 @@ class LinuxTask:
                     files.close()
                     return self._space
                 self._drop()
-            self._space = self._primitive.open(files, self._pidfd)
+            self._space = self._primitive.open(files, self._pidfd, self._group)
             return self._space
 
     def put(self) -> None:
@@ -208,8 +207,8 @@ class LinuxTask:
         """A pidfd of the process that ``pid`` is a thread of."""
         fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
         with open(fd, encoding="utf-8", errors="replace") as status:
-            group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
-        pidfd = pidfd_open(group)
+            self._group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+        pidfd = pidfd_open(self._group)
         if not self._exists():
             # The number may be another process's by now.
             os.close(pidfd)
@@ -235,55 +234,99 @@ class LinuxTask:
 class LinuxMachine:
     """This machine.
 
-    :param primitive: what tells accesses; becomes this object's.
+    :param primitive: what tells accessed bits; becomes this object's. None: found when a task asks for it.
     """
 
-    def __init__(self, primitive: _Primitive) -> None:
-        self._primitive = primitive
+    def __init__(self, primitive: _Primitive | None) -> None:
+        self._lock = threading.Lock()
+        self._accessed = primitive
+        self._page_fault = PageFault()
 
     @property
     def primitive(self) -> str:
-        """The name of what tells accesses: page_table or page_idle."""
-        return self._primitive.name
+        """The name of what tells accessed bits, page_table or page_idle; page_fault where none was looked for."""
+        return self._accessed.name if self._accessed is not None else self._page_fault.name
 
     def get_task(self, pid: int, primitive: str = "page_table") -> LinuxTask:
         """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
-        if primitive != "page_table":
-            raise OSError(errno.EOPNOTSUPP, f"the primitive {primitive} is not there; use page_table")
-        return LinuxTask(self._primitive, pid)
+        if primitive == "page_table":
+            return LinuxTask(self._accessed_bits(), pid)
+        if primitive != "page_fault":
+            raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
+        task = LinuxTask(self._page_fault, pid)
+        try:
+            mm = task.get_mm()
+            if isinstance(mm, PageFaultSpace):
+                mm.take()
+        except BaseException:
+            task.put()
+            raise
+        return task
+
+    def _accessed_bits(self) -> _Primitive:
+        with self._lock:
+            if self._accessed is None:
+                self._accessed = _accessed_bits()
+            return self._accessed
+
+    def adopt_userfaultfd(self, pid: int, fd: int) -> None:
+        """Use ``fd`` to monitor process ``pid`` by page_fault, as :func:`kdamon.mm.inject.launch` got it.
+
+        :param fd: a new userfaultfd of the process's address space; becomes this object's.
+        :raises OSError: EOPNOTSUPP the kernel cannot do that.
+        """
+        self._page_fault.adopt(pid, fd)
 
     def faults(self) -> Faults:
-        """See :meth:`kdamon.mm.Machine.faults`."""
-        return np.empty(0, FAULT_DTYPE)
+        """See :meth:`kdamon.mm.Machine.faults`; in no order."""
+        return self._page_fault.faults()
 
     @property
     def faults_tell_who(self) -> bool:
         """See :class:`kdamon.mm.Machine`."""
-        return False
+        return self._page_fault.tells_who
+
+    @property
+    def faults_lost(self) -> int:
+        """How many faults were not fetched in time and are lost."""
+        return self._page_fault.lost
 
     def close(self) -> None:
         """Give back what all tasks shared; only after they were put."""
-        self._primitive.close()
+        self._page_fault.close()
+        if self._accessed is not None:
+            self._accessed.close()
 
 
 def linux_machine(primitive: str | None = None) -> LinuxMachine:
     """The running kernel.
 
-    :param primitive: ``page_table`` or ``page_idle``; None takes the first that works. The page table walk comes
-        first because it is a batch: the idle bitmap costs several system calls for each address.
+    :param primitive: what must work: ``page_table`` or ``page_idle`` to tell accessed bits; None takes the first that
+        works. The page table walk comes first because it is a batch: the idle bitmap costs several system calls for
+        each address. With ``page_fault`` accessed bits are looked for when a task first asks for them. Each machine can
+        monitor by page_fault besides.
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
     """
     _check_proc()
+    if primitive == "page_fault":
+        return LinuxMachine(None)
     if primitive == "page_idle":
         return LinuxMachine(_PageIdle())
-    if primitive not in (None, "page_table"):
-        raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_idle")
-    try:
+    if primitive == "page_table":
         return LinuxMachine(_PageTable())
+    if primitive is not None:
+        raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table, page_idle or page_fault")
+    return LinuxMachine(_accessed_bits())
+
+
+def _accessed_bits() -> _Primitive:
+    """The first way to tell accessed bits that works."""
+    try:
+        return _PageTable()
     except OSError as error:
-        if primitive is None and os.access(BITMAP, os.R_OK | os.W_OK) and not missing_capability("CAP_SYS_ADMIN"):
+        if os.access(BITMAP, os.R_OK | os.W_OK) and not missing_capability("CAP_SYS_ADMIN"):
             log.info("using the idle page bitmap: %s", error.strerror)
-            return LinuxMachine(_PageIdle())
+            return _PageIdle()
         raise
 
 

@@ -349,8 +349,8 @@ def test_a_missing_capability_is_named(machine: LinuxMachine, program: Path, wit
 
 def test_an_unknown_primitive_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(OSError, match="use page_table or page_idle") as caught:
-        linux_machine("page_fault")
+    with pytest.raises(OSError, match="use page_table, page_idle or page_fault") as caught:
+        linux_machine("page_tables")
     assert caught.value.errno == errno.EINVAL
 
 

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ``page_fault`` primitive: sampled pages are write-protected, and the kernel tells of the faults that follow.
+
+It does what the seed series does with its fault handler: the page that stands for a region is armed, an access to it
+faults, and the fault is reported with address, CPU and thread. The kernel itself takes the protection off at the first
+write (userfaultfd WP_ASYNC): the process never waits for us, and when we end all protection is gone.
+
+* Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
+* A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
+  of huge pages are UNKNOWN.
+* What is mapped but cannot be registered is UNKNOWN: [vdso] and kin, files mapped shared and read-only, mappings with a
+  userfaultfd of the process's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
+from kdamon.mm.faults import FaultRecorder
+from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
+from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd
+
+__all__ = ["PageFault", "PageFaultSpace"]
+
+log = logging.getLogger("kdamon")
+
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+_NO_RANGES: Final[U64Array] = np.empty((0, 2), dtype=np.uint64)
+
+#: Nanoseconds after which mappings that turned out not to be registered are looked for again.
+_REGISTER_AGAIN: Final = 1_000_000_000
+#: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
+_ASK_AGAIN: Final = 1_000_000_000
+_ASK_AT_MOST: Final = 64_000_000_000
+
+_Mask = npt.NDArray[np.bool_]
+
+
+def _take(pid: int) -> int:
+    from kdamon.mm.inject import take_userfaultfd  # noqa: PLC0415
+
+    return take_userfaultfd(pid)
+
+
+def _inside(ranges: U64Array, addrs: U64Array) -> _Mask:
+    """Which of ``addrs`` are in the ascending, disjoint ``ranges``."""
+    if not len(ranges):
+        return np.zeros(len(addrs), dtype=np.bool_)
+    at = np.searchsorted(ranges[:, 0], addrs, side="right") - 1
+    inside: _Mask = (at >= 0) & (addrs < ranges[at, 1])
+    return inside
+
+
+class _Protection:
+    """The protection of one address space, shared by all who monitor it: a mapping has room for one userfaultfd.
+
+    :param userfaultfd: becomes this object's.
+    :param vdso: the last mapping, which tells this address space from others.
+    """
+
+    def __init__(self, userfaultfd: Userfaultfd, vdso: U64Array) -> None:
+        self._userfaultfd = userfaultfd
+        self._vdso = vdso[:, 1]
+        self._lock = threading.Lock()
+        self._ranges = _NO_RANGES
+        self._armed: dict[object, U64Array] = {}
+        self._register_at = 0
+        self.users = 0
+
+    def fits(self, vmas: U64Array) -> bool:
+        """Tell whether ``vmas`` are of this address space and it is alive; if so they are registered."""
+        if not np.array_equal(vmas[-1:, 1], self._vdso):
+            return False
+        try:
+            self.register(vmas)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def register(self, vmas: U64Array) -> None:
+        """Let pages in ``vmas`` be armed, as far as that is possible; OSError ESRCH the address space ended."""
+        with self._lock:
+            self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
+            self._ranges = vmas[self._userfaultfd.register(vmas)]
+
+    def arm(self, user: object, table: Pages, pages: U64Array, vmas: Callable[[], U64Array]) -> tuple[_Mask, _Mask]:
+        """Arm ``pages`` for ``user``.
+
+        :param table: of this address space, the user's own.
+        :param vmas: reads the mappings, for when some are not registered.
+        :returns: which are armed, and which are mapped but cannot be armed.
+        """
+        with self._lock:
+            armed = self._arm(table, pages)
+            open_ = np.flatnonzero(~armed)
+            categories = table.categories(pages[open_])
+            missed = self._missed(categories)
+            again = missed & ((categories & np.uint64(HUGE)) == 0)
+            if again.any() and time.monotonic_ns() >= self._register_at:
+                self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
+                mappings = vmas()
+                self._ranges = mappings[self._userfaultfd.register(mappings)]
+                armed[open_] = self._arm(table, pages[open_])
+                missed &= ~armed[open_]
+            unknown = np.zeros(len(pages), dtype=np.bool_)
+            unknown[open_[missed]] = True
+            self._armed[user] = pages[armed]
+            return armed, unknown
+
+    def _arm(self, table: Pages, pages: U64Array) -> _Mask:
+        # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
+        ours = _inside(self._ranges, pages)
+        if ours.all():
+            return table.arm(pages)
+        armed = np.zeros(len(pages), dtype=np.bool_)
+        armed[ours] = table.arm(pages[ours])
+        return armed
+
+    @staticmethod
+    def _missed(categories: U64Array) -> _Mask:
+        """Which pages were there and not armed; those that came just now would have been a first touch."""
+        present = (categories & np.uint64(PRESENT)) != 0
+        could = (categories & np.uint64(WPALLOWED | HUGE)) == WPALLOWED
+        missed: _Mask = present & ~could
+        return missed
+
+    def disarm(self, user: object) -> None:
+        """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
+        with self._lock:
+            pages = self._armed.pop(user, NOTHING)
+            if len(pages) and self._armed:
+                pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
+            if len(pages):
+                self._userfaultfd.disarm(pages)
+
+    def close(self) -> None:
+        """Take all protection off."""
+        with self._lock:
+            self._userfaultfd.close(self._ranges)
+            self._ranges = _NO_RANGES
+
+
+class PageFaultSpace(ProcessSpace):
+    """An address space whose sampled pages fault when they are written.
+
+    :param primitive: what this machine's page_fault shares.
+    :param files: becomes this object's; :meth:`close` closes it.
+    :param pid: the process (not a thread of it).
+    """
+
+    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int) -> None:
+        super().__init__(files)
+        self._primitive = primitive
+        self._pid = pid
+        self._table = Pages(files.pagemap)
+        self._protection: _Protection | None = None
+        self._ask_at = 0
+        self._ask_after = _ASK_AGAIN
+        #: Pages of the present sample that were not found written yet, and which of them are armed.
+        self._waiting = NOTHING
+        self._waiting_armed = np.zeros(0, dtype=np.bool_)
+
+    def same(self, files: ProcessFiles) -> bool:
+        """Tell whether ``files`` are of this address space, by the random place of its last mapping, the vdso."""
+        with self._lock:
+            return not self._closed and np.array_equal(self._files.vmas()[-1:, 1], files.vmas()[-1:, 1])
+
+    def take(self) -> None:
+        """Make the address space ready to be armed.
+
+        :raises OSError: why that is not possible, see :func:`kdamon.mm.inject.take_userfaultfd`.
+        """
+        with self._lock:
+            if self._protection is None and not self._closed:
+                self._protection = self._primitive.acquire(self._pid, self._files, self)
+
+    def vmas(self) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
+        vmas = super().vmas()
+        with self._lock:
+            if self._protection is not None and len(vmas):
+                try:
+                    self._protection.register(vmas)
+                except ProcessLookupError:
+                    log.debug("pid %d: its address space ended", self._pid)
+        return vmas
+
+    def mkold(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            self._unknown = self._waiting = NOTHING
+            if self._closed or not len(pages):
+                return
+            protection = self._protection or self._ask()
+            if protection is None:
+                self._unknown = pages
+                return
+            protection.disarm(self)
+            try:
+                armed, unknown = protection.arm(self, self._table, pages, self._files.vmas)
+            except ProcessLookupError:
+                # The process left it just now; it ended, or has another one.
+                self._unknown = pages
+                return
+            self._unknown = pages[unknown]
+            self._waiting, self._waiting_armed = pages[~unknown], armed[~unknown]
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
+        with self._lock:
+            if self._closed or not len(addrs):
+                return answers
+            if self._protection is not None:
+                self._protection.disarm(self)
+            self._waiting = NOTHING
+            if len(self._unknown):
+                answers[np.isin(addrs & _PAGE_MASK, self._unknown)] = UNKNOWN
+            return answers
+
+    def written(self) -> Faults:
+        """Which sampled pages were written since they were armed, or came: each once, without who did it."""
+        with self._lock:
+            if self._closed or not len(self._waiting):
+                return np.empty(0, dtype=FAULT_DTYPE)
+            categories = self._table.categories(self._waiting)
+            hit = (categories & np.uint64(PRESENT | WRITTEN | HUGE)) == PRESENT | WRITTEN
+            faults = np.zeros(int(hit.sum()), dtype=FAULT_DTYPE)
+            faults["time"], faults["pid"] = time.monotonic_ns(), self._pid
+            faults["cpu"] = faults["node_id"] = -1
+            faults["addr"] = self._waiting[hit]
+            # A page of a file, or the zero page, may have come by a read.
+            faults["write"] = self._waiting_armed[hit] | ((categories[hit] & np.uint64(FILE | ZERO)) == 0)
+            self._waiting, self._waiting_armed = self._waiting[~hit], self._waiting_armed[~hit]
+            return faults
+
+    def close(self) -> None:
+        """See :meth:`kdamon.mm.process.ProcessSpace.close`; nothing stays armed."""
+        with self._lock:
+            protection, self._protection = self._protection, None
+            if protection is not None:
+                protection.disarm(self)
+                self._primitive.release(self._pid, protection, self)
+        super().close()
+
+    def _ask(self) -> _Protection | None:
+        """Try to get ready after an exec(); refusals are told once, and asked about more and more seldom."""
+        now = time.monotonic_ns()
+        if now < self._ask_at:
+            return None
+        try:
+            self._protection = self._primitive.acquire(self._pid, self._files, self)
+        except OSError as error:
+            say = log.warning if not self._ask_at else log.debug
+            say("process %d: its memory is not sampled after an exec: %s", self._pid, error.strerror)
+            self._ask_at = time.monotonic_ns() + self._ask_after
+            self._ask_after = min(2 * self._ask_after, _ASK_AT_MOST)
+        return self._protection
+
+
+class PageFault:
+    """What all address spaces of a machine share that are monitored by ``page_fault``; any thread may use it."""
+
+    name = "page_fault"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._protections: dict[int, _Protection] = {}
+        self._adopted: dict[int, Userfaultfd] = {}
+        # Replaced, never changed: faults() goes through it without the lock, which is held while a process is asked.
+        self._spaces: tuple[PageFaultSpace, ...] = ()
+        self._recorder_lock = threading.Lock()
+        self._recorder: FaultRecorder | None = None
+        self._tells_who: bool | None = None
+        self._lost = 0
+
+    def check(self, pidfd: int) -> None:
+        """Nothing can be told before the process is asked, see :meth:`PageFaultSpace.take`."""
+
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> PageFaultSpace:
+        """An address space, not yet asked for anything; ``files`` becomes its."""
+        return PageFaultSpace(self, files, pid)
+
+    def adopt(self, pid: int, fd: int) -> None:
+        """Use the userfaultfd ``fd`` for process ``pid``; it becomes this object's."""
+        userfaultfd = Userfaultfd(fd)
+        with self._lock:
+            former = self._adopted.pop(pid, None)
+            self._adopted[pid] = userfaultfd
+        if former is not None:
+            former.close(_NO_RANGES)
+
+    def acquire(self, pid: int, files: ProcessFiles, user: PageFaultSpace) -> _Protection:
+        """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
+        with self._lock:
+            protection = self._protections.get(pid)
+            if protection is None or not protection.fits(files.vmas()):
+                protection = self._protections[pid] = self._protect(pid, files)
+            protection.users += 1
+            self._spaces = (*self._spaces, user)
+            return protection
+
+    def release(self, pid: int, protection: _Protection, user: PageFaultSpace) -> None:
+        """Undo :meth:`acquire`."""
+        with self._lock:
+            self._spaces = tuple(space for space in self._spaces if space is not user)
+            protection.users -= 1
+            if protection.users:
+                return
+            if self._protections.get(pid) is protection:
+                del self._protections[pid]
+            protection.close()
+        self._unwatch(pid)
+
+    def _protect(self, pid: int, files: ProcessFiles) -> _Protection:
+        vmas = files.vmas()
+        adopted = self._adopted.pop(pid, None)
+        if adopted is not None:
+            protection = _Protection(adopted, vmas[-1:])
+            if protection.fits(vmas):
+                self._watch(pid)
+                return protection
+            protection.close()
+        protection = _Protection(Userfaultfd.own() if pid == os.getpid() else Userfaultfd(_take(pid)), vmas[-1:])
+        try:
+            if not files.alive() or not protection.fits(files.vmas()):
+                raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
+            self._watch(pid)
+        except BaseException:
+            protection.close()
+            raise
+        return protection
+
+    def faults(self) -> Faults:
+        """See :meth:`kdamon.mm.Machine.faults`."""
+        with self._recorder_lock:
+            if self._recorder is not None:
+                return self._recorder.read()
+        found = [space.written() for space in self._spaces]
+        if not found:
+            return np.empty(0, dtype=FAULT_DTYPE)
+        faults = np.concatenate(found)
+        # Who monitors the same process may have chosen the same page.
+        return faults[np.unique(faults[["pid", "addr"]], return_index=True)[1]]
+
+    @property
+    def tells_who(self) -> bool:
+        """See :attr:`kdamon.mm.Machine.faults_tell_who`."""
+        with self._recorder_lock:
+            if self._tells_who is None:
+                self._open_recorder()
+                self._close_recorder()
+            return bool(self._tells_who)
+
+    @property
+    def lost(self) -> int:
+        """How many faults were lost so far because nobody fetched them in time."""
+        with self._recorder_lock:
+            return self._lost + (self._recorder.lost if self._recorder is not None else 0)
+
+    def _watch(self, pid: int) -> None:
+        with self._recorder_lock:
+            if self._recorder is None:
+                self._open_recorder()
+            if self._recorder is not None:
+                self._recorder.watch(pid)
+
+    def _unwatch(self, pid: int) -> None:
+        with self._recorder_lock:
+            if self._recorder is not None:
+                self._recorder.unwatch(pid)
+                self._close_recorder()
+
+    def _open_recorder(self) -> None:
+        try:
+            self._recorder = FaultRecorder()
+        except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise
+            if self._tells_who is None:
+                log.warning("who causes a page fault is not known, only where: %s", error.strerror)
+        self._tells_who = self._recorder is not None
+
+    def _close_recorder(self) -> None:
+        if self._recorder is not None and not self._recorder.watching:
+            self._lost += self._recorder.lost
+            self._recorder.close()
+            self._recorder = None
+
+    def close(self) -> None:
+        """Give everything back that no address space has."""
+        with self._lock:
+            for userfaultfd in self._adopted.values():
+                userfaultfd.close(_NO_RANGES)
+            self._adopted.clear()
