@@ -23,11 +23,10 @@ from typing import Any, ClassVar, Final
 from attrs import define, frozen
 
 from kdamon.kernel import PAGE_SIZE
-from kdamon_fs.kstrtox import kstrtoint
+from kdamon_fs.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
 
 __all__ = [
     "ABI_VERSIONS",
-    "KMALLOC_MAX_SIZE",
     "Tree",
     "kobj_attribute",
     "kobject",
@@ -36,13 +35,11 @@ __all__ = [
     "open_file",
 ]
 
-#: Kernel versions whose files are told apart, oldest first; files older than the first have no version.
+#: Kernel versions whose files are told apart, oldest first; files older than the first have no version. The last one
+#: is no release: it has what DAMON's development tree (damon/next) has in addition, and what only kdamon has.
 ABI_VERSIONS: Final = (
-    "6.12", "6.13", "6.14", "6.15", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3",
+    "6.12", "6.13", "6.14", "6.15", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3", "next",
 )  # fmt: skip
-
-#: The largest allocation that the kernel makes in one piece on x86-64, bytes; an array of pointers has to fit.
-KMALLOC_MAX_SIZE: Final = 4 << 20
 
 
 # Attributes.

@@ -16,7 +16,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-import kdamon.vaddr  # noqa: F401 -- registers the operations sets
+import kdamon.reported
+import kdamon.vaddr  # noqa: F401 -- both register operations sets
 from kdamon.core import (
     damon_call,
     damon_commit_ctx,
@@ -34,6 +35,7 @@ from kdamon_fs.kobject import ABI_VERSIONS, Tree, kobj_attribute, kobject, nr_at
 from kdamon_fs.kstrtox import sysfs_streq
 from kdamon_fs.sysfs_common import uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
+from kdamon_fs.sysfs_sample import damon_sysfs_sees_writes_only
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_refuse_goals,
     damon_sysfs_schemes_clear_regions,
@@ -149,7 +151,7 @@ class damon_sysfs_kdamond(kobject):
 
     def __init__(self, tree: damon_sysfs_tree) -> None:
         super().__init__(tree)
-        self.contexts = damon_sysfs_contexts(tree)
+        self.contexts = damon_sysfs_contexts(tree, lambda: self.damon_ctx)
         self.damon_ctx: damon_ctx | None = None
         self.refresh_ms = 0
         self._next_refresh = 0
@@ -186,7 +188,7 @@ class damon_sysfs_kdamond(kobject):
         if self.tree.closing:
             raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
         self.release()
-        ctx = self._build_ctx()
+        ctx = self._build_ctx(None)
         for t in ctx.adaptive_targets:
             # Measured on Linux 7.2: the mark is for commits, a start takes no notice of it.
             t.obsolete = False
@@ -196,6 +198,8 @@ class damon_sysfs_kdamond(kobject):
             damon_destroy_ctx(ctx)
             raise
         self.damon_ctx = ctx
+        if damon_sysfs_sees_writes_only(ctx.sample_control):
+            log.warning("%s: page_fault sees writes and first touches, not reads of what is mapped", self.location())
         try:
             damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
         except OSError as error:
@@ -213,9 +217,10 @@ class damon_sysfs_kdamond(kobject):
         """Apply the files to what is monitored; to be called in the kdamond (``damon_sysfs_commit_input()``)."""
         ctx = self.damon_ctx
         assert ctx is not None
-        wanted = self._build_ctx()
+        wanted = self._build_ctx(ctx)
         try:
             damon_commit_ctx(ctx, wanted)
+            ctx.machine = ctx.machine or wanted.machine
         finally:
             damon_destroy_ctx(wanted)
 
@@ -286,8 +291,8 @@ class damon_sysfs_kdamond(kobject):
         finally:
             self.tree.release()
 
-    def _build_ctx(self) -> damon_ctx:
-        return damon_sysfs_build_ctx(self.contexts.context(), self.tree.machine, self.tree.clock)
+    def _build_ctx(self, running: damon_ctx | None) -> damon_ctx:
+        return damon_sysfs_build_ctx(self.contexts.context(), self.tree.machine, self.tree.clock, running)
 
 
 def _refresh(kdamond: damon_sysfs_kdamond) -> None:

@@ -44,6 +44,13 @@ from kdamon_fs.sysfs_common import (
     uint_attribute,
     ulong_attribute,
 )
+from kdamon_fs.sysfs_sample import (
+    RunningContext,
+    damon_sysfs_check_faults,
+    damon_sysfs_sample,
+    damon_sysfs_sample_control,
+    damon_sysfs_sample_primitive,
+)
 from kdamon_fs.sysfs_schemes import damon_sysfs_add_schemes, damon_sysfs_schemes
 
 __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
@@ -52,7 +59,10 @@ _OPERATIONS: Final = {
     "vaddr": damon_ops_id.DAMON_OPS_VADDR,
     "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
     "paddr": damon_ops_id.DAMON_OPS_PADDR,
+    "reports": damon_ops_id.DAMON_OPS_REPORTS,
 }
+#: With which version of the tree an operations set came, for those that are newer than all of them.
+_OPERATIONS_SINCE: Final = {"reports": "next"}
 
 
 # Targets.
@@ -219,9 +229,9 @@ class damon_sysfs_probes(numbered_dirs):
 class damon_sysfs_attrs(kobject):
     """How to monitor."""
 
-    __slots__ = ("intervals", "nr_regions", "probes")
+    __slots__ = ("intervals", "nr_regions", "probes", "sample")
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, running_context: RunningContext) -> None:
         super().__init__(tree)
         self.intervals = damon_sysfs_intervals(tree)
         self.nr_regions = damon_sysfs_ul_range(tree, 10, 1000)
@@ -229,13 +239,19 @@ class damon_sysfs_attrs(kobject):
         self.add("intervals", self.intervals)
         self.add("nr_regions", self.nr_regions)
         self.add("probes", self.probes, since="7.2")
+        self.sample = damon_sysfs_sample(tree, running_context)
+        self.add("sample", self.sample, since="next")
 
 
 # Contexts.
 
 
-def _avail_operations_show(_context: kobject) -> str:
-    return "".join(f"{name}\n" for name, ops_id in _OPERATIONS.items() if damon_is_registered_ops(ops_id))
+def _operations(context: damon_sysfs_context) -> tuple[str, ...]:
+    return tuple(name for name in _OPERATIONS if context.tree.has(_OPERATIONS_SINCE.get(name)))
+
+
+def _avail_operations_show(context: damon_sysfs_context) -> str:
+    return "".join(f"{name}\n" for name in _operations(context) if damon_is_registered_ops(_OPERATIONS[name]))
 
 
 def _addr_unit_show(context: damon_sysfs_context) -> str:
@@ -256,17 +272,17 @@ class damon_sysfs_context(kobject):
 
     default_attributes = (
         kobj_attribute("avail_operations", _avail_operations_show),
-        keyword_attribute("operations", tuple(_OPERATIONS)),
+        keyword_attribute("operations", _operations),
         kobj_attribute("addr_unit", _addr_unit_show, _addr_unit_store, since="6.18"),
         bool_attribute("pause", since="7.2"),
     )
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, running_context: RunningContext) -> None:
         super().__init__(tree)
         self.operations = "vaddr"
         self.addr_unit = 1
         self.pause = False
-        self.attrs = damon_sysfs_attrs(tree)
+        self.attrs = damon_sysfs_attrs(tree, running_context)
         self.targets = damon_sysfs_targets(tree)
         self.schemes = damon_sysfs_schemes(tree)
         self.add("monitoring_attrs", self.attrs)
@@ -277,13 +293,17 @@ class damon_sysfs_context(kobject):
 class damon_sysfs_contexts(numbered_dirs):
     """The contexts of a kdamond: one, or none."""
 
-    __slots__ = ()
+    __slots__ = ("running_context",)
 
     default_attributes = (nr_attribute("nr_contexts"),)
 
+    def __init__(self, tree: Tree, running_context: RunningContext) -> None:
+        super().__init__(tree)
+        self.running_context = running_context
+
     def new_child(self) -> damon_sysfs_context:
         """A context."""
-        return damon_sysfs_context(self.tree)
+        return damon_sysfs_context(self.tree, self.running_context)
 
     def check(self, nr: int) -> None:
         """Refuse more than one context.
@@ -344,44 +364,79 @@ def _damon_sysfs_set_regions(t: damon_target, regions: damon_sysfs_regions, min_
         damon_set_regions(t, ranges, min_region_sz)
 
 
-def _damon_sysfs_add_target(ctx: damon_ctx, target: damon_sysfs_target, machine: Callable[[], Machine]) -> None:
+def _damon_sysfs_take_task(
+    ctx: damon_ctx,
+    t: damon_target,
+    target: damon_sysfs_target,
+    machine: Callable[[], Machine],
+    monitored: damon_target | None,
+) -> None:
+    """Open the process of ``t``, unless the target that it will be committed to has it open in the same way."""
+    no_process = OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
+    if t.pid <= 0:
+        raise no_process
+    ctx.machine = machine()
+    primitive = damon_sysfs_sample_primitive(ctx.sample_control)
+    if primitive == "page_fault":
+        damon_sysfs_check_faults(ctx.sample_control, ctx.machine)
+    # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
+    # for a userfaultfd that it has.
+    task = None if monitored is None or monitored.pid != t.pid else monitored.task
+    if task is None or task.primitive != primitive or not task.valid():
+        try:
+            t.task = ctx.machine.get_task(t.pid, primitive)
+        except OSError as error:
+            raise no_process if error.errno == errno.ESRCH else error from None
+
+
+def _damon_sysfs_add_target(
+    ctx: damon_ctx, target: damon_sysfs_target, machine: Callable[[], Machine], monitored: damon_target | None
+) -> None:
     t = damon_new_target()
     t.obsolete = target.obsolete
     damon_add_target(ctx, t)
     if ctx.ops is not None and ctx.ops.target_has_pid:
-        no_process = OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {target.pid}")
-        if target.pid <= 0:
-            raise no_process
-        ctx.machine = machine()
-        try:
-            t.task = ctx.machine.get_task(target.pid)
-        except OSError as error:
-            raise no_process if error.errno == errno.ESRCH else error from None
         t.pid = target.pid
+        if ctx.ops.needs_task:
+            _damon_sysfs_take_task(ctx, t, target, machine, monitored)
+        elif monitored is None and not target.regions.nr:
+            raise OSError(
+                errno.EINVAL,
+                f"{target.location()}/regions: nothing but what is written there can be monitored by reports alone",
+            )
     _damon_sysfs_set_regions(t, target.regions, ctx.min_region_sz)
 
 
-def _damon_sysfs_apply_inputs(ctx: damon_ctx, context: damon_sysfs_context, machine: Callable[[], Machine]) -> None:
+def _damon_sysfs_apply_inputs(
+    ctx: damon_ctx, context: damon_sysfs_context, machine: Callable[[], Machine], running: damon_ctx | None
+) -> None:
     ops_id = _OPERATIONS[context.operations]
     if not damon_is_registered_ops(ops_id):
         not_supported(context, "operations", f"the operations set {context.operations}")
     damon_select_ops(ctx, ops_id)
     ctx.pause = context.pause
     _damon_sysfs_set_attrs(ctx, context.attrs)
+    ctx.sample_control = damon_sysfs_sample_control(context.attrs.sample)
+    ctx.density = context.attrs.sample.density
+    monitored = [] if running is None else running.adaptive_targets
     for i in range(context.targets.nr):
         target = context.targets.at(i)
         assert isinstance(target, damon_sysfs_target)
-        _damon_sysfs_add_target(ctx, target, machine)
+        _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None)
     damon_sysfs_add_schemes(ctx, context.schemes)
 
 
 def damon_sysfs_build_ctx(
-    context: damon_sysfs_context, machine: Callable[[], Machine], clock: Clock | None
+    context: damon_sysfs_context,
+    machine: Callable[[], Machine],
+    clock: Clock | None,
+    running: damon_ctx | None = None,
 ) -> damon_ctx:
     """Make the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
 
     :param machine: where processes are found, asked for when a target needs it.
     :param clock: the context's clock, None the real one.
+    :param running: the context that the new one will be committed to: what that has open is not opened again.
     :raises OSError: EINVAL the values do not fit together, a process does not exist, or something is asked for that has
         no effect here; what ``machine`` and its ``get_task()`` raise.
     """
@@ -389,7 +444,7 @@ def damon_sysfs_build_ctx(
     if clock is not None:
         ctx.clock = clock
     try:
-        _damon_sysfs_apply_inputs(ctx, context, machine)
+        _damon_sysfs_apply_inputs(ctx, context, machine, running)
     except BaseException:
         damon_destroy_ctx(ctx)
         raise

@@ -51,7 +51,7 @@ def kdamon_exec() -> KdamonExec:
     if lacks := _machine_lacks():
         pytest.skip(lacks)
 
-    def run(home: Path, *command: str, abi: str = "7.3") -> subprocess.CompletedProcess[str]:
+    def run(home: Path, *command: str, abi: str = "next") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-P", "-m", "kdamon_tools", "exec", "--abi", abi, "--", *command],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},

@@ -112,10 +112,11 @@ NEWER_THAN = {
     "7.0": "goal_tuner",
     "7.1": "pause probes fail_charge_num fail_charge_denom",
     "7.2": "weight",
+    "7.3": "sample",
 }
 
 
-@pytest.mark.parametrize(("older", "newer"), list(zip(list(NEWER_THAN), [*list(NEWER_THAN)[1:], "7.3"], strict=True)))
+@pytest.mark.parametrize(("older", "newer"), list(zip(list(NEWER_THAN), [*list(NEWER_THAN)[1:], "next"], strict=True)))
 def test_each_version_adds_its_own_files_and_keeps_the_others(
     make_session: Callable[..., Any], older: str, newer: str
 ) -> None:

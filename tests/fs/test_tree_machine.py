@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kdamon.mm.sim import SimMachine
 from kdamon_fs.kobject import open_file
+from kdamon_fs.kstrtox import bitmap_list
 from kdamon_fs.sysfs import damon_sysfs_init
+from kdamon_fs.sysfs_sample import nr_cpu_ids
 
 ULONG_MAX = (1 << 64) - 1
 UINT_MAX = (1 << 32) - 1
@@ -68,12 +70,14 @@ TARGET: Model = {
     "regions": {"nr_regions": "0", ":nr_regions": REGION},
 }
 PROBE_FILTER: Model = {"type": "anon", "matching": "N", "allow": "N", "path": ""}
+SAMPLE_FILTER: Model = {"type": "cpumask", "matching": "N", "allow": "N", "cpumask": "", "tid_arr": ""}
+REPORTS = ("accepted", "applied", "ineligible", "filtered", "straddling", "outside", "late", "dropped", "pending")
 PROBE: Model = {"weight": "0", "filters": {"nr_filters": "0", ":nr_filters": PROBE_FILTER}}
 CONTEXT: Model = {
     "operations": "vaddr",
     "addr_unit": "1",
     "pause": "N",
-    "avail_operations": "vaddr\nfvaddr",
+    "avail_operations": "vaddr\nfvaddr\nreports",
     "monitoring_attrs": {
         "intervals": {
             "sample_us": "5000",
@@ -83,6 +87,12 @@ CONTEXT: Model = {
         },
         "nr_regions": {"min": "10", "max": "1000"},
         "probes": {"nr_probes": "0", ":nr_probes": PROBE},
+        "sample": {
+            "density": "N",
+            "primitives": {"page_table": "Y", "page_fault": "N"},
+            "filters": {"nr_filters": "0", ":nr_filters": SAMPLE_FILTER},
+            "reports": dict.fromkeys(REPORTS, "0"),
+        },
     },
     "targets": {"nr_targets": "0", ":nr_targets": TARGET},
     "schemes": {"nr_schemes": "0", ":nr_schemes": SCHEME},
@@ -109,9 +119,11 @@ READ_ONLY = frozenset(
         "qt_exceeds",
         "nr_snapshots",
         "total_bytes",
+        *REPORTS,
     ]
 )
-BOOLEANS = frozenset(["matching", "allow", "pause", "obsolete_target"])
+BOOLEANS = frozenset(["matching", "allow", "pause", "obsolete_target", "density", "page_table", "page_fault"])
+LISTS = frozenset(["cpumask", "tid_arr"])
 SIGNED = frozenset(["pid_target", "target_nid", "damon_target_idx", "nid"])
 UINTS = frozenset(
     [
@@ -128,7 +140,7 @@ UINTS = frozenset(
 SQUASHED = frozenset(["pid_target", "ms", "bytes", "reset_interval_ms", "fail_charge_num", "fail_charge_denom"])
 TEXTS = frozenset(("path", "memcg_path"))
 WORDS = {
-    "operations": ("vaddr", "fvaddr", "paddr"),
+    "operations": ("vaddr", "fvaddr", "paddr", "reports"),
     "action": (
         "willneed",
         "cold",
@@ -159,6 +171,7 @@ WORDS = {
     "ops_filters": ("anon", "active", "memcg", "young", "hugepage_size", "unmapped"),
     "filters": ("anon", "active", "memcg", "young", "hugepage_size", "unmapped", "addr", "target"),
     "probes": ("anon", "memcg"),
+    "sample": ("cpumask", "threads", "write"),
 }
 
 
@@ -198,7 +211,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tree = damon_sysfs_init(SimMachine(), "7.3")
+        self.tree = damon_sysfs_init(SimMachine(), "next")
         self.model = fresh(TOP)
         self.opened: list[tuple[open_file, str, Model]] = []
 
@@ -256,7 +269,7 @@ class TreeMachine(RuleBasedStateMachine):
     )
     def write_number(self, data: st.DataObject, value: int, form: str) -> None:
         """Numbers in any base, with and without newline, within and beyond the width of the file."""
-        others = READ_ONLY | BOOLEANS | TEXTS | WORDS.keys() | {"state", "type"}
+        others = READ_ONLY | BOOLEANS | TEXTS | LISTS | WORDS.keys() | {"state", "type"}
         path, where = self.pick(data, lambda name: name not in others and not name.startswith("nr_"))
         name = path.rsplit("/", 1)[1]
         prefix = {"d": "", "x": "0x", "o": "0"}[form]
@@ -280,7 +293,8 @@ class TreeMachine(RuleBasedStateMachine):
         """Only the words that the file's directory allows."""
         path, where = self.pick(data, lambda name: name in WORDS or name == "type")
         parts = path.split("/")
-        kind = "probes" if "probes" in parts else parts[-3] if parts[-1] == "type" else parts[-1]
+        above = {"probes", "sample"}.intersection(parts)
+        kind = above.pop() if above else parts[-3] if parts[-1] == "type" else parts[-1]
         word = data.draw(
             st.sampled_from(sorted({word for words in WORDS.values() for word in words} | {"", "nothing"}))
         )
@@ -296,6 +310,20 @@ class TreeMachine(RuleBasedStateMachine):
         assert self.store(path, text) == 0
         if text:
             where[path.rsplit("/", 1)[1]] = text
+
+    @rule(data=st.data(), first=st.integers(0, 6), more=st.integers(0, 6), form=st.sampled_from(["{}-{}", "{},{}"]))
+    def write_list(self, data: st.DataObject, first: int, more: int, form: str) -> None:
+        """Ranges and numbers: a set of CPUs that exist, any threads in the order in which they were written."""
+        path, where = self.pick(data, LISTS.__contains__)
+        name = path.rsplit("/", 1)[1]
+        text = form.format(first, first + more) + data.draw(st.sampled_from(["", "\n"]))
+        numbers = list(range(first, first + more + 1)) if "-" in form else [first, first + more]
+        beyond = name == "cpumask" and numbers[-1] >= nr_cpu_ids()
+        assert self.store(path, text) == (errno.ERANGE if beyond else 0)
+        if name == "tid_arr":
+            where[name] = ",".join(map(str, numbers))
+        elif not beyond:
+            where[name] = bitmap_list(tuple(sorted(set(numbers))))
 
     @rule(data=st.data())
     def write_read_only(self, data: st.DataObject) -> None:

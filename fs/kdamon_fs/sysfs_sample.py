@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The directory ``monitoring_attrs/sample`` (``mm/damon/sysfs-sample.c`` of the development tree): sources and filters.
+
+``primitives`` says where accesses come from, ``filters`` which reports of them count. ``reports`` and ``density`` are
+kdamon's own: what became of the reports, and an estimator that goes by how many pages of a region were reported.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from attrs import fields
+
+from kdamon.damon import (
+    damon_ctx,
+    damon_primitives_enabled,
+    damon_report_counters,
+    damon_sample_control,
+    damon_sample_filter,
+    damon_sample_filter_type,
+)
+from kdamon.mm import Machine
+from kdamon.reports import damon_report_counters_of
+from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
+from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
+from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
+
+__all__ = [
+    "RunningContext",
+    "damon_sysfs_check_faults",
+    "damon_sysfs_sample",
+    "damon_sysfs_sample_control",
+    "damon_sysfs_sample_primitive",
+    "damon_sysfs_sees_writes_only",
+    "nr_cpu_ids",
+]
+
+#: Tells the context that is monitored or was monitored last, None before the first start.
+RunningContext = Callable[[], damon_ctx | None]
+
+#: Bytes that the kernel's file keeps of the list of threads, a NUL at its end included.
+_TID_ARR_SIZE: Final = 2048
+
+
+@functools.cache
+def nr_cpu_ids() -> int:
+    """How many CPU numbers this machine has: one more than the largest of those that could be there."""
+    try:
+        possible = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
+        return int(possible.replace("-", ",").rstrip().rpartition(",")[2]) + 1
+    except (OSError, ValueError):
+        return os.cpu_count() or 1
+
+
+# Primitives.
+
+
+class damon_sysfs_primitives(kobject):
+    """Where accesses come from."""
+
+    __slots__ = ("page_fault", "page_table")
+
+    default_attributes = (bool_attribute("page_table"), bool_attribute("page_fault"))
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.page_table = True
+        self.page_fault = False
+
+
+# Filters.
+
+
+def _cpumask_show(f: damon_sysfs_sample_filter) -> str:
+    return f"{bitmap_list(f.cpumask)}\n"
+
+
+def _cpumask_store(f: damon_sysfs_sample_filter, text: str) -> None:
+    f.cpumask = bitmap_parselist(text, nr_cpu_ids())
+
+
+def _tid_arr_show(f: damon_sysfs_sample_filter) -> str:
+    return f"{','.join(map(str, f.tid_arr))[: _TID_ARR_SIZE - 1]}\n"
+
+
+def _tid_arr_store(f: damon_sysfs_sample_filter, text: str) -> None:
+    f.tid_arr = parse_int_array(text)
+
+
+class damon_sysfs_sample_filter(kobject):
+    """A condition on reports."""
+
+    __slots__ = ("allow", "cpumask", "matching", "tid_arr", "type")
+
+    default_attributes = (
+        keyword_attribute("type", tuple(kind.value for kind in damon_sample_filter_type)),
+        bool_attribute("matching"),
+        bool_attribute("allow"),
+        kobj_attribute("cpumask", _cpumask_show, _cpumask_store),
+        kobj_attribute("tid_arr", _tid_arr_show, _tid_arr_store),
+    )
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__(tree)
+        self.type = "cpumask"
+        self.matching = self.allow = False
+        self.cpumask: tuple[int, ...] = ()
+        self.tid_arr: tuple[int, ...] = ()
+
+    def build(self) -> damon_sample_filter:
+        """The filter that the files describe.
+
+        :raises OSError: EINVAL a filter of threads without any.
+        """
+        kind = damon_sample_filter_type(self.type)
+        try:
+            return damon_new_sample_filter(kind, self.matching, self.allow, self.cpumask, self.tid_arr)
+        except OSError as error:
+            raise OSError(error.errno, f"{self.location()}: {error.strerror}") from None
+
+
+class damon_sysfs_sample_filters(numbered_dirs):
+    """The conditions on reports: one has to pass all of them, in their order."""
+
+    __slots__ = ()
+
+    default_attributes = (nr_attribute("nr_filters"),)
+
+    def new_child(self) -> damon_sysfs_sample_filter:
+        """A filter."""
+        return damon_sysfs_sample_filter(self.tree)
+
+    def build(self) -> list[damon_sample_filter]:
+        """The filters that the directories describe.
+
+        :raises OSError: as :meth:`damon_sysfs_sample_filter.build`.
+        """
+        filters = []
+        for i in range(self.nr):
+            child = self.at(i)
+            assert isinstance(child, damon_sysfs_sample_filter)
+            filters.append(child.build())
+        return filters
+
+
+# What became of the reports.
+
+
+def _counter_attribute(name: str) -> kobj_attribute:
+    def show(reports: damon_sysfs_reports) -> str:
+        ctx = reports.running_context()
+        counters = damon_report_counters() if ctx is None else damon_report_counters_of(ctx)
+        return f"{getattr(counters, name)}\n"
+
+    return kobj_attribute(name, show)
+
+
+class damon_sysfs_reports(kobject):
+    """What became of the reports to the kdamond's context, now; after its end the last values stay."""
+
+    __slots__ = ("running_context",)
+
+    default_attributes = tuple(_counter_attribute(counter.name) for counter in fields(damon_report_counters))
+
+    def __init__(self, tree: Tree, running_context: RunningContext) -> None:
+        super().__init__(tree)
+        self.running_context = running_context
+
+
+# The directory.
+
+
+class damon_sysfs_sample(kobject):
+    """How accesses are sampled."""
+
+    __slots__ = ("density", "filters", "primitives", "reports")
+
+    default_attributes = (bool_attribute("density"),)
+
+    def __init__(self, tree: Tree, running_context: RunningContext) -> None:
+        super().__init__(tree)
+        self.density = False
+        self.primitives = damon_sysfs_primitives(tree)
+        self.filters = damon_sysfs_sample_filters(tree)
+        self.reports = damon_sysfs_reports(tree, running_context)
+        self.add("primitives", self.primitives)
+        self.add("filters", self.filters)
+        self.add("reports", self.reports)
+
+
+# From the files to a context.
+
+
+def damon_sysfs_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
+    """The sample control that the directories describe (``damon_sysfs_set_sample_control()``).
+
+    :raises OSError: EINVAL a filter of threads without any.
+    """
+    primitives = sample.primitives
+    control = damon_sample_control(damon_primitives_enabled(primitives.page_table, primitives.page_fault))
+    for f in sample.filters.build():
+        damon_add_sample_filter(control, f)
+    return control
+
+
+def damon_sysfs_sample_primitive(control: damon_sample_control) -> str:
+    """The primitive to open processes with. A client that re-reads the tree may ask for both: page_fault wins."""
+    return "page_fault" if control.primitives_enabled.page_fault else "page_table"
+
+
+def damon_sysfs_check_faults(control: damon_sample_control, machine: Machine) -> None:
+    """Refuse filters that cannot work with what ``machine`` tells about faults.
+
+    :raises OSError: EOPNOTSUPP.
+    """
+    kinds = {f.type for f in control.sample_filters}
+    if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.faults_tell_who:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "this machine does not tell which CPU or thread made a page fault, so filters of the types cpumask and "
+            "threads would reject everything; kdamon doctor says what is missing",
+        )
+
+
+def damon_sysfs_sees_writes_only(control: damon_sample_control) -> bool:
+    """Tell whether reads stay unseen although no filter says that they are not wanted."""
+    writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
+    return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)
