@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
 from kdamon.kernel import NSEC_PER_USEC, Clock
+from kdamon.report_lookup import region_lookup
 from kdamon.sample import damon_sample_filter_out
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ __all__ = [
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
     "report_array",
+    "report_columns",
 ]
 
 #: Reports that one thread can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
 DAMON_ACCESS_REPORTS_CAP = 1 << 20
 
-#: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order.
+#: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
+#: compiler puts it.
 REPORT_DTYPE = np.dtype(
     [
         ("pid", np.int32),
@@ -54,8 +57,12 @@ REPORT_DTYPE = np.dtype(
         ("write", np.bool_),
         ("cpu", np.int32),
         ("tid", np.int32),
-    ]
+    ],
+    align=True,
 )
+
+#: A batch is counted in pieces of so many reports: a piece and what is computed of it stay in the processor's cache.
+_PIECE: Final = 16384
 
 Batch = npt.NDArray[np.void]
 Mask = npt.NDArray[np.bool_]
@@ -96,6 +103,8 @@ class damon_report_queue:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.counters = damon_report_counters()
+        #: How the kdamond finds the regions of each target.
+        self.lookups: dict[damon_target, region_lookup] = {}
         self._local = threading.local()
         self._lanes: tuple[_lane, ...] = ()
         self._lanes_lock = threading.Lock()
@@ -204,20 +213,57 @@ def _fits(single: tuple[Any, ...]) -> bool:
     return True
 
 
-def _batch(entries: list[tuple[int, damon_access_report | Batch]]) -> Batch:
-    """One array of all entries, but for those that its fields cannot hold."""
+def _batches(entries: list[tuple[int, damon_access_report | Batch]]) -> list[Batch]:
+    """The batches among the entries, and one of all single reports but those that its fields cannot hold."""
+    batches = [e for _, e in entries if not isinstance(e, damon_access_report)]
     singles = [
         (r.pid, r.addr, r.size, r.nr_accesses, r.node_id, r.write, r.cpu, r.tid)
         for _, r in entries
         if isinstance(r, damon_access_report)
     ]
-    parts: list[Batch] = [e for _, e in entries if not isinstance(e, damon_access_report)]
     if singles:
         try:
-            parts.append(np.array(singles, REPORT_DTYPE))
+            batches.append(np.array(singles, REPORT_DTYPE))
         except (OverflowError, TypeError, ValueError):
-            parts.append(np.array([single for single in singles if _fits(single)], REPORT_DTYPE))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            batches.append(np.array([single for single in singles if _fits(single)], REPORT_DTYPE))
+    return batches
+
+
+def _count(entries: list[tuple[int, damon_access_report | Batch]]) -> int:
+    return sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
+
+
+class report_columns:
+    """Reports as columns: each is copied out of its batch when it is first asked for, because the copy is contiguous.
+
+    :param source: a batch or other columns.
+    :param rows: which reports of it; None for all.
+    """
+
+    #: Columns are attributes and items; those that are named here some operations set needs.
+    pid: npt.NDArray[np.int32]
+
+    __slots__ = ("_columns", "_rows", "_source")
+
+    def __init__(self, source: Batch | report_columns, rows: npt.NDArray[np.intp] | None = None) -> None:
+        self._source = source
+        self._rows = rows
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._source) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        column = self._columns.get(name)
+        if column is None:
+            whole: npt.NDArray[Any] = self._source[name]
+            column = self._columns[name] = whole.copy() if self._rows is None else whole.take(self._rows)
+        return column
+
+    def __getattr__(self, name: str) -> npt.NDArray[Any]:
+        if name in (REPORT_DTYPE.names or ()):
+            return self[name]
+        raise AttributeError(f"reports have no {name}")
 
 
 def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
@@ -230,85 +276,97 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     entries = queue.take()
     if not entries:
         return False
-    counters = queue.counters
     oldest = ctx.clock.now() - 2 * ctx.attrs.sample_interval * NSEC_PER_USEC
     fresh = [e for e in entries if e[0] >= oldest]
     if len(fresh) != len(entries):
-        counters.late += sum(
-            1 if isinstance(e, damon_access_report) else len(e) for time, e in entries if time < oldest
-        )
-        if not fresh:
-            return False
-    reports = _batch(fresh)
-    counters.ineligible += sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in fresh) - len(reports)
+        queue.counters.late += _count([e for e in entries if e[0] < oldest])
+    batches = _batches(fresh)
+    queue.counters.ineligible += _count(fresh) - sum(len(batch) for batch in batches)
+    applied = queue.counters.applied
+    for batch in batches:
+        for at in range(0, len(batch), _PIECE):
+            _kdamond_check_reports(batch[at : at + _PIECE], ctx, queue.counters)
+    return queue.counters.applied != applied
+
+
+def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_report_counters) -> None:
+    """Count ``reports``, shape (n,), for the regions of all targets, and what became of them in ``counters``."""
+    columns = report_columns(reports)
     wanted = np.ones(len(reports), np.bool_)
     if not damon_target_has_pid(ctx):
-        wanted = reports["pid"] == 0
+        wanted = columns.pid == 0
+    out = damon_sample_filter_out(reports, ctx.sample_control) if ctx.sample_control.sample_filters else None
     used = np.zeros(len(reports), np.bool_)
     inside = np.zeros(len(reports), np.bool_)
     straddling = np.zeros(len(reports), np.bool_)
-    out = damon_sample_filter_out(reports, ctx.sample_control) if ctx.sample_control.sample_filters else None
     for t in ctx.adaptive_targets:
         eligible = wanted
         if ctx.ops is not None and ctx.ops.eligible_report is not None:
-            eligible = wanted & ctx.ops.eligible_report(reports.view(np.recarray), t)
-        rows = np.nonzero(eligible)[0]
-        if not len(rows):
-            continue
-        used[rows] = True
+            eligible = wanted & ctx.ops.eligible_report(columns, t)
+        used |= eligible
         if out is not None:
-            rows = rows[~out[rows]]
-            if not len(rows):
-                continue
-        within, across = kdamond_apply_access_reports(reports.take(rows), t, ctx)
-        inside[rows] |= within
-        straddling[rows] |= across
-    counters.ineligible += int((~used).sum())
+            eligible = eligible & ~out
+        if eligible.all():
+            within, across = kdamond_apply_access_reports(columns, t, ctx)
+            inside |= within
+            straddling |= across
+            continue
+        rows = eligible.nonzero()[0]
+        if len(rows):
+            within, across = kdamond_apply_access_reports(report_columns(columns, rows), t, ctx)
+            inside[rows] |= within
+            straddling[rows] |= across
+    counters.ineligible += len(reports) - int(np.count_nonzero(used))
     if out is not None:
         out &= used
-        counters.filtered += int(out.sum())
+        counters.filtered += int(np.count_nonzero(out))
         used &= ~out
-    counters.applied += int(inside.sum())
-    counters.straddling += int((straddling & ~inside).sum())
-    counters.outside += int((used & ~inside & ~straddling).sum())
-    return bool(inside.any())
+    counters.applied += int(np.count_nonzero(inside))
+    counters.straddling += int(np.count_nonzero(straddling & ~inside))
+    counters.outside += int(np.count_nonzero(used & ~inside & ~straddling))
 
 
-def kdamond_apply_access_reports(reports: Batch, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
+def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
     """Count eligible ``reports``, shape (n,), for the regions of ``t`` that contain them wholly.
 
     :returns: which reports lie in one region, and which only overlap some, both of shape (n,).
     """
     regions = t.regions
-    if not len(regions):
-        none = np.zeros(len(reports), np.bool_)
-        return none, none
-    # The columns of a batch are not aligned: what is used several times is worth a copy.
-    addr = reports["addr"].copy()
-    behind = addr + reports["size"]
-    row = np.searchsorted(regions.start, addr, "right") - 1
-    end = regions.end.take(row, mode="clip")
-    # A range that wraps around contains nothing: its end says nothing about where it lies.
-    within = (row >= 0) & (behind >= addr) & (addr < end) & (behind <= end)
-    across = ~within
-    rest = across.nonzero()[0]
-    if len(rest):
-        addr, behind, end, before = addr[rest], behind[rest], end[rest], row[rest]
-        into_next = (behind > regions.start.take(before + 1, mode="clip")) | (behind < addr)
-        across[rest] = ((before >= 0) & (addr < end)) | ((before + 1 < len(regions)) & into_next)
-    hit = row[within]
-    reported = np.zeros(len(regions), np.bool_)
-    reported[hit] = True
+    row, across = _lookup(t, ctx).find(reports["addr"], reports["size"])
+    within = row >= 0
+    if across is None:
+        across = np.zeros(len(reports), np.bool_)
+    # One row more than there are regions, for the reports in none.
+    reported = np.zeros(len(regions) + 1, np.bool_)
+    reported[row] = True
+    reported = reported[:-1]
     if ctx.report_counts:
         # The series' first version adds report.nr_accesses; more than the samples of an interval mean nothing.
-        extra = np.bincount(hit, np.maximum(reports["nr_accesses"][within], 0), len(regions))
+        extra = np.bincount(row[within], np.maximum(reports["nr_accesses"][within], 0), len(regions))
         room = damon_nr_samples_per_aggr(ctx.attrs) - regions.nr_accesses.astype(np.int64)
         regions.nr_accesses += np.minimum(extra.astype(np.int64), np.maximum(room, 0)).astype(np.uint32)
+    elif regions.access_reported is None:
+        regions.nr_accesses += reported
     else:
         # At most one per region and sampling interval, as a sample of the region would give.
-        regions.nr_accesses += reported
-    regions.access_reported = reported
+        regions.nr_accesses += reported & ~regions.access_reported
+    if regions.access_reported is None:
+        regions.access_reported = reported
+    else:
+        regions.access_reported |= reported
     return within, across
+
+
+def _lookup(t: damon_target, ctx: damon_ctx) -> region_lookup:
+    """What finds regions of ``t``: kept as long as its regions are the same, an aggregation interval most often."""
+    lookups: dict[damon_target, region_lookup] = {} if ctx.reports is None else ctx.reports.lookups
+    lookup = lookups.get(t)
+    if lookup is None or not lookup.fits(t.regions):
+        if lookup is None:
+            for gone in lookups.keys() - set(ctx.adaptive_targets):
+                del lookups[gone]
+        lookup = lookups[t] = region_lookup(t.regions)
+    return lookup
 
 
 def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which region a reported range lies in, for batches: a table of blocks for most, a bisection for the rest."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.regions import damon_regions
+
+__all__ = ["region_lookup"]
+
+U64 = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+#: Blocks for each region: so one address in about this many lies in a block that an edge goes through.
+_BLOCKS_PER_REGION: Final = 64
+#: More blocks than this leave the processor's cache.
+_MAX_BLOCKS: Final = 1 << 17
+#: A bisection takes the time of so many blocks of a table that is made.
+_BLOCKS_PER_BISECTION: Final = 16
+#: A gap as wide as this share of all between the first region and the last is left out of the tables.
+_WIDE_GAP: Final = 16
+_MAX_SPANS: Final = 4
+
+_1: Final = np.uint64(1)
+
+
+class _span:
+    """Neighbouring regions without a wide gap, and for every block of their addresses the one region it lies in."""
+
+    def __init__(self, start: U64, end: U64, first_row: int, nr_blocks: int) -> None:
+        base = start[0]
+        self.base, self.end = base, end[-1]
+        self.shift = np.uint64(max(int(self.end - base - _1).bit_length() - (nr_blocks.bit_length() - 1), 0))
+        # Blocks from the first one that begins in a region to the one that its end lies in are the region's alone.
+        inner = (start - base) >> self.shift
+        inner += (inner << self.shift) != start - base
+        outer = np.maximum((end - base) >> self.shift, inner)
+        borders = np.empty(2 * len(start) + 1, np.intp)
+        borders[0:-1:2], borders[1::2] = inner, outer
+        borders[-1] = max(((self.end - base - _1) >> self.shift) + _1, outer[-1])
+        values = np.full(2 * len(start) + 1, -1, np.intp)
+        values[1::2] = np.arange(first_row, first_row + len(start))
+        self.rows = values.repeat(np.diff(borders, prepend=0))
+
+    def find(self, addr: U64, last: U64) -> Rows:
+        """The row of each range [addr, last] that begins in this span, or -1 where it takes a closer look."""
+        block = (addr - self.base) >> self.shift
+        rows: Rows = self.rows.take(block.view(np.intp), mode="clip")
+        same = ((last - self.base) >> self.shift) == block
+        same &= last >= addr
+        if not same.all():
+            rows[~same] = -1
+        return rows
+
+
+class region_lookup:
+    """Finds the rows of a region table that reported ranges lie in.
+
+    Good as long as the table's ``start`` and ``end`` are the arrays that it was made for (:meth:`fits`).
+    """
+
+    def __init__(self, regions: damon_regions) -> None:
+        self._start, self._end = regions.start, regions.end
+        self._spans: list[_span] | None = None
+        #: What bisections have cost so far, in blocks of a table.
+        self._spent = 0
+
+    def fits(self, regions: damon_regions) -> bool:
+        """Tell whether ``regions`` still has the ranges that this was made for."""
+        return regions.start is self._start and regions.end is self._end
+
+    def find(self, addr: U64, size: U64) -> tuple[Rows, Mask | None]:
+        """Find the region that contains each range wholly.
+
+        :param addr: where the ranges begin, shape (n,).
+        :param size: their sizes, shape (n,); one that wraps around is in no region.
+        :returns: rows or -1, shape (n,), and which of the latter overlap a region nevertheless, None for none.
+        """
+        if not len(self._start) or not len(addr):
+            return np.full(len(addr), -1, np.intp), None
+        if not self._worth_a_table(len(addr)):
+            return self._bisect(addr, size)
+        rows = self._find_in_spans(addr, size)
+        if rows.min() >= 0:
+            return rows, None
+        rest = (rows < 0).nonzero()[0]
+        rows[rest], across_rest = self._bisect(addr.take(rest), size.take(rest))
+        across = np.zeros(len(addr), np.bool_)
+        across[rest] = across_rest
+        return rows, across
+
+    def _worth_a_table(self, n: int) -> bool:
+        """Tell whether there are tables; made once bisections have cost as much as making them does."""
+        if self._spans is None:
+            self._spent += n * _BLOCKS_PER_BISECTION
+            nr_blocks = min(1 << (len(self._start) * _BLOCKS_PER_REGION).bit_length(), _MAX_BLOCKS)
+            if self._spent < nr_blocks:
+                return False
+            self._spans = self._make_spans(nr_blocks)
+        return True
+
+    def _make_spans(self, nr_blocks: int) -> list[_span]:
+        start, end = self._start, self._end
+        gaps = start[1:] - end[:-1]
+        wide = (gaps > (end[-1] - start[0]) // np.uint64(_WIDE_GAP)).nonzero()[0]
+        widest = np.sort(wide[np.argsort(gaps[wide])[-(_MAX_SPANS - 1) :]]) + 1
+        cuts = [0, *widest.tolist(), len(start)]
+        return [_span(start[a:b], end[a:b], a, nr_blocks) for a, b in pairwise(cuts)]
+
+    def _find_in_spans(self, addr: U64, size: U64) -> Rows:
+        assert self._spans is not None
+        last = addr + size
+        last -= _1
+        low, high = addr.min(), addr.max()
+        rows = None
+        for span in self._spans:
+            if span.base <= low and high < span.end:
+                return span.find(addr, last)
+            if rows is None:
+                rows = np.full(len(addr), -1, np.intp)
+            if low < span.end and span.base <= high:
+                among = ((addr >= span.base) & (addr < span.end)).nonzero()[0]
+                rows[among] = span.find(addr.take(among), last.take(among))
+        assert rows is not None
+        return rows
+
+    def _bisect(self, addr: U64, size: U64) -> tuple[Rows, Mask]:
+        start, behind = self._start, addr + size
+        row = np.searchsorted(start, addr, "right") - 1
+        end = self._end.take(row, mode="clip")
+        # A range that wraps around contains nothing: its end says nothing about where it lies.
+        begins_in = (row >= 0) & (addr < end)
+        within = begins_in & (behind >= addr) & (behind <= end)
+        into_next = (behind > start.take(row + 1, mode="clip")) | (behind < addr)
+        across = ~within & (begins_in | ((row + 1 < len(start)) & into_next))
+        row[~within] = -1
+        return row, across
