@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Recordings of reports: everybody's numpy reads them, and whoever is killed leaves what was recorded."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdamon import reports as reports_module
+from kdamon.damon import damon_access_report
+from kdamon.reports import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
+from kdamon_tools.records import new_records
+from kdamon_tools.report_file import (
+    RECORD_DTYPE,
+    Recorder,
+    RecordingWriter,
+    open_recording,
+    open_reports,
+    read_reports,
+)
+from tests.kdamon.harness import eventually
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+
+
+def some_records(n: int) -> Any:
+    return new_records(n, time=np.arange(n) * 1000, pid=7, addr=0x1000 + np.arange(n), write=np.arange(n) % 2 == 0)
+
+
+def write_recording(path: Path, *batches: Any) -> None:
+    with path.open("wb") as file:
+        writer = RecordingWriter(file)
+        for batch in batches:
+            writer.write(batch)
+
+
+def test_a_record_is_a_report_and_its_time() -> None:
+    """The fields of a report in their order, behind nanoseconds."""
+    assert RECORD_DTYPE.names == ("time", *(REPORT_DTYPE.names or ()))
+    assert np.dtype("<u8") == RECORD_DTYPE["time"]
+
+
+@pytest.mark.parametrize("batches", [[], [0], [1], [10, 0, 1000], [3] * 50])
+def test_numpy_reads_it_and_so_do_we(tmp_path: Path, batches: list[int]) -> None:
+    """However the records were written."""
+    path = tmp_path / "r.npy"
+    records = [some_records(n) for n in batches]
+    write_recording(path, *records)
+    expected = np.concatenate([np.zeros(0, RECORD_DTYPE), *records])
+    assert expected.tobytes() == np.load(path).tobytes() == open_recording(path).tobytes()
+    assert RECORD_DTYPE == np.load(path).dtype
+
+
+def test_what_numpy_saved_is_a_recording(tmp_path: Path) -> None:
+    """A researcher's own script may make one."""
+    np.save(tmp_path / "r.npy", some_records(5))
+    assert some_records(5).tobytes() == read_reports(tmp_path / "r.npy").tobytes()
+
+
+@pytest.mark.parametrize("cut", [1, RECORD_DTYPE.itemsize, RECORD_DTYPE.itemsize * 3 + 7])
+def test_a_file_that_ends_early_gives_its_whole_records(tmp_path: Path, cut: int) -> None:
+    """The head promises more than there is."""
+    path = tmp_path / "r.npy"
+    write_recording(path, some_records(10))
+    os.truncate(path, path.stat().st_size - cut)
+    whole = 10 - -(-cut // RECORD_DTYPE.itemsize)
+    assert some_records(whole).tobytes() == open_recording(path).tobytes()
+
+
+def test_a_file_whose_head_was_not_brought_up_to_date_gives_all_records(tmp_path: Path) -> None:
+    """The writer was killed between the records and the head."""
+    path = tmp_path / "r.npy"
+    write_recording(path, some_records(10))
+    with path.open("ab") as file:
+        file.write(some_records(2).tobytes() + b"half")
+    assert 12 == len(open_recording(path))
+    assert 10 == len(np.load(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "neither a recording, nor output of perf script"),
+        (b"hello\n", "neither a recording, nor output of perf script"),
+        (b"PERFILE2" + bytes(100), "this is perf's own file; give what 'perf script' writes"),
+        (b"\x93NUMPY", "no array of numpy's"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'broken", "no array of numpy's"),
+        (b"\x93NUMPY\x09\x00\x10\x00", "no array of numpy's"),
+    ],
+)
+def test_other_files_are_refused_in_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    """With the file's name."""
+    path = tmp_path / "r.npy"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=sentence) as error:
+        read_reports(path)
+    assert (errno.EINVAL, str(path)) == (error.value.errno, error.value.filename)
+
+
+def test_other_arrays_are_refused(tmp_path: Path) -> None:
+    """Among them any that would need pickle."""
+    for array in (np.zeros(3), np.zeros(3, REPORT_DTYPE), np.array([object()])):
+        np.save(tmp_path / "r.npy", array, allow_pickle=True)
+        with pytest.raises(OSError, match="does not hold access reports with their times"):
+            read_reports(tmp_path / "r.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("perf_script_mem.txt", 4), ("perf_script_threads.txt", 24), ("lackey_trace.txt", 58)]
+)
+def test_the_format_is_found_out(name: str, n: int) -> None:
+    """Each text is what most of its first lines are."""
+    assert n == len(read_reports(DATA / name))
+
+
+def test_a_format_may_be_insisted_on() -> None:
+    """Whatever the file looks like."""
+    assert 0 == len(read_reports(DATA / "lackey_trace.txt", "perf"))
+    with pytest.raises(OSError, match="no array of numpy's"):
+        read_reports(DATA / "lackey_trace.txt", "recording")
+
+
+def test_reading_a_text_tells_how_far_it_is_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its temporary recording has no name."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told: list[tuple[int, int]] = []
+    path = DATA / "lackey_trace.txt"
+    with open_reports(path, progress=lambda done, size: told.append((done, size))) as (records, notes):
+        assert (58, 215) == (len(records), notes.lines if notes else 0)
+        assert [] == list(tmp_path.iterdir())
+    assert (path.stat().st_size, path.stat().st_size) == told[-1]
+
+
+def test_a_recorder_records_every_report_of_the_process(tmp_path: Path) -> None:
+    """Single ones and batches, of all threads, with the clock's time and every field."""
+    path = tmp_path / "r.npy"
+    before = time.monotonic_ns()
+    with Recorder(path) as recorder:
+        damon_report_access(damon_access_report(1, 0x1000, 8, 2, 3, True, 4, 5))
+        thread = threading.Thread(target=lambda: damon_report_accesses(report_array(1000, pid=6, addr=np.arange(1000))))
+        thread.start()
+        thread.join()
+        eventually(lambda: recorder.recorded == 1001)
+        damon_report_accesses(report_array(5, pid=7))
+    after = time.monotonic_ns()
+    damon_report_access(damon_access_report(8, 0x1000, 8))
+    records = np.load(path)
+    assert (1006, 0, 1006) == (recorder.recorded, recorder.lost, len(records))
+    assert (1, 0x1000, 8, 2, 3, True, 4, 5) == records[0].tolist()[1:]
+    assert list(range(1000)) == records["addr"][records["pid"] == 6].tolist()
+    times = records["time"]
+    assert before <= times[0] <= times[-1] <= after
+    assert (np.diff(times.astype(np.int64)) >= 0).all()
+
+
+def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst beyond the queue's room, and values that fit no record."""
+    monkeypatch.setattr(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000)
+    with Recorder(tmp_path / "r.npy") as recorder:
+        damon_report_accesses(report_array(1500))
+        damon_report_access(damon_access_report(1 << 40, 0, 1))
+    lost = recorder.lost
+    assert (1501, lost) == (recorder.recorded + recorder.lost, 1501 - len(np.load(tmp_path / "r.npy")))
+    assert lost >= 500
+
+
+def test_a_recorder_whose_disk_is_full_says_so_at_the_end() -> None:
+    """What goes on meanwhile goes on."""
+    before = threading.active_count()
+    with pytest.raises(OSError, match="the recording is not whole: No space left on device"):  # noqa: SIM117
+        with Recorder("/dev/full") as recorder:
+            for _ in range(3):
+                damon_report_accesses(report_array(100))
+                eventually(lambda: recorder.lost or recorder._error)
+    assert (before, ()) == (threading.active_count(), reports_module._subscribers)
+
+
+def test_a_recorder_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    """No thread, and nothing subscribed."""
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError), Recorder(tmp_path / "no" / "r.npy"):
+        pass
+    assert (before, ()) == (threading.active_count(), reports_module._subscribers)
+
+
+KILLED = """
+import sys, time
+from kdamon.reports import damon_report_accesses, report_array
+from kdamon_tools.report_file import Recorder
+with Recorder(sys.argv[1]) as recorder:
+    n = 0
+    while True:
+        damon_report_accesses(report_array(100, pid=9, addr=range(n, n + 100)))
+        n += 100
+        time.sleep(0.001)
+"""
+
+
+def test_a_recorder_that_is_killed_leaves_a_recording(tmp_path: Path) -> None:
+    """For numpy as well as for us, without a gap or half a record."""
+    path = tmp_path / "r.npy"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=environment) as process:
+        eventually(lambda: path.exists() and path.stat().st_size > 2000 * RECORD_DTYPE.itemsize)
+        process.send_signal(signal.SIGKILL)
+    records = read_reports(path)
+    assert len(records) >= 2000
+    assert list(range(len(records))) == records["addr"].tolist()
+    loaded = np.load(path)
+    assert loaded.tobytes() == records[: len(loaded)].tobytes()
+    assert len(loaded) >= 1000

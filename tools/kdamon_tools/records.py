@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Access reports with their times, as files hold them, and what reading them from text came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define
+
+from kdamon.reports import REPORT_DTYPE
+
+__all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records"]
+
+#: One report and when it was made, nanoseconds of CLOCK_MONOTONIC (or of whatever clock the source of a file had).
+RECORD_DTYPE: Final = np.dtype([("time", "<u8"), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())])
+
+Records = npt.NDArray[np.void]
+
+
+def new_records(n: int, **columns: Any) -> Records:
+    """``n`` records with the defaults of a report, and ``columns`` (numbers or shape (n,)) set."""
+    records = np.zeros(n, RECORD_DTYPE)
+    records["nr_accesses"] = 1
+    records["size"] = 1
+    records["node_id"] = records["cpu"] = -1
+    for name, column in columns.items():
+        records[name] = column
+    return records
+
+
+@define
+class TextNotes:
+    """What became of the lines of a text file.
+
+    :ivar lines: all of them.
+    :ivar unparsable: those that are neither an access nor known to be something else.
+    :ivar without_address: samples that tell no data address.
+    :ivar without_operation: accesses of which it is not known whether they were writes; taken for reads.
+    :ivar without_process: accesses that tell the thread only.
+    :ivar remote: accesses that were served by the memory or a cache of another NUMA node.
+    """
+
+    lines: int = 0
+    unparsable: int = 0
+    without_address: int = 0
+    without_operation: int = 0
+    without_process: int = 0
+    remote: int = 0
+
+
+class TextFormat(Protocol):
+    """Something that reads a kind of text file block by block."""
+
+    #: What was found so far.
+    notes: TextNotes
+
+    def parse(self, block: bytes) -> Records:
+        """The accesses in a block of whole lines, in their order."""
+        ...
+
+
+def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[bytes]:
+    """Blocks of whole lines from ``stream``, of about ``size`` bytes; the last line gets its end if it has none.
+
+    :param head: what was read from it already.
+    """
+    rest = head
+    while data := stream.read(size):
+        end = data.rfind(b"\n") + 1
+        if not end:
+            rest += data
+            continue
+        yield rest + data[:end]
+        rest = data[end:]
+    if rest:
+        yield rest if rest.endswith(b"\n") else rest + b"\n"
