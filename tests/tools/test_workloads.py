@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bundled workload does what its truth file says."""
+"""The bundled workloads do what their truth files say."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from kdamon_tools.workloads import stairs
+from kdamon_tools.workloads import readwrite, stairs
 from kdamon_tools.workloads.stairs import Pattern
 from kdamon_tools.workloads.truth import load_truth
 
@@ -77,3 +79,66 @@ def test_parts_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -
     """One sentence."""
     assert 1 == stairs.main(["--total", "10", "--hot", "8", "--warm", "8"])
     assert "must fit into the total" in capsys.readouterr().err
+
+
+READWRITE = [sys.executable, "-m", "kdamon_tools.workloads.readwrite"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
+
+
+def test_threads_read_and_write_their_own_parts_on_their_own_cpus(tmp_path: Path) -> None:
+    """What it says of itself: threads of one process, where they run, and what they sweep over."""
+    truth = tmp_path / "truth.jsonl"
+    words = [*READWRITE, "--part", "4", "--seconds", "60", "--truth", str(truth)]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as workload:
+        try:
+            assert workload.stdout is not None
+            said = json.loads(workload.stdout.readline())
+            parts = said["parts"]
+            assert (workload.pid, 24 * MIB) == (said["pid"], said["end"] - said["start"])
+            assert [("A", "writes"), ("B", "writes"), ("C", "reads")] == [(p["name"], p["does"]) for p in parts]
+            starts = [said["start"] + at * MIB for at in (0, 8, 16)]
+            assert [(start, start + 4 * MIB) for start in starts] == [(p["start"], p["end"]) for p in parts]
+            tids = {p["tid"] for p in parts}
+            assert 3 == len(tids)
+            assert tids < {int(name) for name in os.listdir(f"/proc/{workload.pid}/task")}
+            assert [{p["cpu"]} for p in parts] == [os.sched_getaffinity(p["tid"]) for p in parts]
+            assert parts[1]["cpu"] == parts[2]["cpu"]
+            while truth.read_text().count("sweeps") < 9:
+                assert workload.poll() is None
+                time.sleep(0.05)
+            assert 0 == smaps_of(workload.pid, said["start"])["AnonHugePages"]
+        finally:
+            workload.kill()
+    events = load_truth(truth)
+    told = [(e.event, e.start, e.end, e.detail.get("tid")) for e in events[:4]]
+    assert told == [
+        ("map", said["start"], said["end"], None),
+        *((p["does"], p["start"], p["end"], p["tid"]) for p in parts),
+    ]
+    assert all(e.detail["sweeps"] > 0 for e in events if e.event == "sweeps")
+
+
+def test_only_the_written_parts_change() -> None:
+    """C and what is idle stay as they were written at the start."""
+    part, seen = 64 * 1024, []
+
+    class Look(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.strip():
+                base = json.loads(text)["start"]
+                time.sleep(0.2)
+                whole = (ctypes.c_ubyte * (6 * part)).from_address(base)
+                seen.extend(bytes(whole[i * part : (i + 1) * part : 4096]) for i in range(6))
+            return len(text)
+
+    readwrite.run(readwrite.Pattern(part=part, duration=0.3, rest=0.01), Look())
+    unchanged = bytes([1] * (part // 4096))
+    assert [False, True, False, True, True, True] == [piece == unchanged for piece in seen]
+
+
+def test_a_cpu_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """One sentence, and no thread is left."""
+    before = threading.active_count()
+    assert 1 == readwrite.main(["--part", "1", "--seconds", "1", "--cpus", "0", "9999"])
+    assert "no thread of this process can run on CPU 9999" in capsys.readouterr().err
+    assert before == threading.active_count()

@@ -9,28 +9,20 @@ size every so many seconds, up the mapping like stairs, and starts over at its e
 from __future__ import annotations
 
 import argparse
-import ctypes
-import mmap
 import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TextIO
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
 from kdamon_tools.units import parse_positive, parse_seconds, parse_unsigned
+from kdamon_tools.workloads.memory import MIB, PAGE, map_memory
 from kdamon_tools.workloads.truth import write_event
 
 __all__ = ["Pattern", "main", "run"]
-
-MIB: Final = 1 << 20
-_HUGE: Final = 2 * MIB
-_PAGE: Final = mmap.PAGESIZE
-
-Bytes = npt.NDArray[np.uint8]
 
 
 @frozen
@@ -53,17 +45,6 @@ class Pattern:
     huge_pages: bool = False
 
 
-def _map(pattern: Pattern) -> Bytes:
-    """Memory of ``pattern.total`` bytes at a multiple of 2 MiB, every page of it written."""
-    mapping = mmap.mmap(-1, pattern.total + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping.madvise(mmap.MADV_HUGEPAGE if pattern.huge_pages else mmap.MADV_NOHUGEPAGE)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    skip = -base % _HUGE
-    memory = np.frombuffer(mapping, np.uint8)[skip : skip + pattern.total]
-    memory[::_PAGE] = 1
-    return memory
-
-
 def run(pattern: Pattern, truth: TextIO | None = None) -> None:
     """Do what ``pattern`` says and write down what is true.
 
@@ -71,11 +52,11 @@ def run(pattern: Pattern, truth: TextIO | None = None) -> None:
     """
     if not 0 < pattern.hot <= pattern.total or pattern.hot + pattern.warm > pattern.total:
         raise ValueError("the hot and the warm part together must fit into the total, and something must be hot")
-    memory = _map(pattern)
+    memory = map_memory(pattern.total, huge_pages=pattern.huge_pages)
     base = memory.ctypes.data
     # A sweep must not become slower than a sampling interval: one numpy operation over a view made beforehand.
-    windows = [memory[at : at + pattern.hot : _PAGE] for at in range(0, pattern.total - pattern.hot + 1, pattern.hot)]
-    warm = memory[pattern.hot : pattern.hot + pattern.warm : _PAGE]
+    windows = [memory[at : at + pattern.hot : PAGE] for at in range(0, pattern.total - pattern.hot + 1, pattern.hot)]
+    warm = memory[pattern.hot : pattern.hot + pattern.warm : PAGE]
     write_event(truth, "map", base, base + pattern.total)
     began = second = phase = time.monotonic()
     swept_warm = -np.inf

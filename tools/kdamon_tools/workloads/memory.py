@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory for a workload: what a monitor samples in it is what its truth is about."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MIB", "PAGE", "Bytes", "map_memory"]
+
+MIB: Final = 1 << 20
+PAGE: Final = mmap.PAGESIZE
+_HUGE: Final = 2 * MIB
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def map_memory(size: int, *, huge_pages: bool = False) -> Bytes:
+    """``size`` bytes at a multiple of 2 MiB, every page of it written.
+
+    :param huge_pages: ask for huge pages; otherwise they are refused, so that pages are what they seem.
+    """
+    mapping = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    skip = -base % _HUGE
+    memory = np.frombuffer(mapping, np.uint8)[skip : skip + size]
+    memory[::PAGE] = 1
+    return memory
