@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reporting accesses to a kdamon in another process: the Python counterpart of ``kdamon_report.h``.
+
+>>> with ReportClient() as client:
+...     client.report(report_array(2, pid=client.pid, addr=[0x1000, 0x2000], size=64))
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from kdamon.report_ring import (
+    CAPACITY,
+    CLOSED,
+    DROPPED,
+    HEAD,
+    HELLO,
+    MAGIC,
+    REPLY,
+    SENT,
+    TAIL,
+    VERSION,
+    Records,
+    fence,
+    map_ring,
+    ring_size,
+)
+from kdamon.reports import REPORT_DTYPE
+
+__all__ = ["ReportClient", "report_paths"]
+
+
+def report_paths() -> list[Path]:
+    """Where a kdamon may serve: KDAMON_REPORTS alone if that is set, else this user's own kdamon, then root's."""
+    if path := os.environ.get("KDAMON_REPORTS"):
+        return [Path(path)]
+    system = Path("/run/kdamon/reports")
+    if os.geteuid() == 0:
+        return [system]
+    own = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "kdamon/reports"
+    return [own, system]
+
+
+class ReportClient:
+    """A ring of our own at a kdamon; a context manager.
+
+    To be used by one thread at a time, and not by children after a fork: each opens its own. No call waits for kdamon.
+
+    :param path: of kdamon's socket; the first of :func:`report_paths` that answers if None.
+    :param capacity: reports that may be under way; rounded up to a power of two, and kdamon's choice if 0.
+    :raises OSError: ENOENT, ECONNREFUSED no kdamon serves there; EPERM, EUSERS, EPROTONOSUPPORT it refuses.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, capacity: int = 0) -> None:
+        self._connection = _connect([Path(path)] if path is not None else report_paths())
+        try:
+            self._connection.send(HELLO.pack(MAGIC, VERSION, capacity))
+            reply, fds, _, _ = socket.recv_fds(self._connection, REPLY.size, 1)
+            try:
+                self._map(reply, fds)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        except BaseException:
+            self._connection.close()
+            raise
+        self._head = 0
+        self._sent = self._dropped = 0
+
+    def _map(self, reply: bytes, fds: list[int]) -> None:
+        if len(reply) != REPLY.size:
+            raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
+        magic, version, error, size, self.pid, _ = REPLY.unpack(reply)
+        if error:
+            raise OSError(error, f"kdamon gives no ring to this process: {os.strerror(error)}")
+        capacity = (size - ring_size(0)) // REPORT_DTYPE.itemsize
+        if magic != MAGIC or version != VERSION or not fds or capacity <= 0 or capacity & (capacity - 1):
+            raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon of this version")
+        self._memory, self._words, self._records = map_ring(fds[0], capacity)
+        #: Reports that may be under way.
+        self.capacity = capacity
+        assert self._words[CAPACITY] == capacity
+
+    def report(self, batch: Records) -> int:
+        """Report a batch, shape (n,) of :data:`kdamon.reports.REPORT_DTYPE`; what finds no room is dropped.
+
+        :returns: how many of them, from the first one on, found room.
+        :raises TypeError: the array has another dtype or shape.
+        """
+        if batch.dtype != REPORT_DTYPE or batch.ndim != 1:
+            raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
+        room = self.capacity - ((self._head - int(self._words[TAIL])) & ((1 << 64) - 1))
+        n = min(len(batch), max(room, 0))
+        fence()
+        opaque = np.ascontiguousarray(batch[:n]).view(self._records.dtype)
+        at = self._head & (self.capacity - 1)
+        first = min(n, self.capacity - at)
+        self._records[at : at + first] = opaque[:first]
+        self._records[: n - first] = opaque[first:]
+        self._sent += len(batch)
+        self._dropped += len(batch) - n
+        self._words[SENT] = self._sent
+        self._words[DROPPED] = self._dropped
+        fence()
+        self._head += n
+        self._words[HEAD] = self._head
+        return n
+
+    @property
+    def sent(self) -> int:
+        """Reports that :meth:`report` was called with."""
+        return self._sent
+
+    @property
+    def dropped(self) -> int:
+        """Those of them that found no room."""
+        return self._dropped
+
+    @property
+    def pending(self) -> int:
+        """Reports that kdamon did not read yet."""
+        return self._head - int(self._words[TAIL])
+
+    def connected(self) -> bool:
+        """Tell whether kdamon still reads; when it ended, reports find no room sooner or later."""
+        if self._words[CLOSED]:
+            return False
+        poll = select.poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Give the ring back; kdamon still reads what is in it. May be repeated."""
+        if self._connection.fileno() >= 0:
+            del self._words, self._records
+            self._memory.close()
+            self._connection.close()
+
+    def __enter__(self) -> ReportClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _connect(paths: list[Path]) -> socket.socket:
+    for path in paths:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(os.fspath(path))
+        except OSError as error:
+            connection.close()
+            if path == paths[-1]:
+                raise OSError(
+                    error.errno, f"no kdamon takes reports at {' or '.join(map(str, paths))}: start one first"
+                ) from None
+        else:
+            return connection
+    raise AssertionError("there is always a path")

@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Access reports from other processes: a socket that hands out rings, and a thread that reads them.
+
+``ReportServer(path)`` is a context manager. While it is entered, any process that connects to the socket gets a ring
+in shared memory (:mod:`kdamon.report_ring`), and what it writes there goes to
+:func:`kdamon.reports.damon_report_accesses`, if it may: see :class:`kdamon.mm.credentials.Rights`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import select
+import socket
+import stat
+import struct
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import numpy as np
+from attrs import define, field
+
+from kdamon.mm.credentials import Rights
+from kdamon.mm.madvise import pidfd_open
+from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, Records, ReportRing, ring_size, well_formed
+from kdamon.reports import damon_report_accesses
+
+__all__ = ["DEFAULT_CAPACITY", "ReportServer", "ReportServerCounters", "default_report_path"]
+
+log = logging.getLogger("kdamon")
+
+#: Records of a ring whose producer does not say how many it wants, and what it may want.
+DEFAULT_CAPACITY: Final = 1 << 18
+_MIN_CAPACITY: Final = 1 << 8
+_MAX_CAPACITY: Final = 1 << 20
+
+#: Time between two looks at the rings: the shortest, while there is something to read, and the longest, seconds.
+_BUSY_WAIT: Final = 0.001
+_IDLE_WAIT: Final = 0.005
+#: Records taken from one ring before the next ring has its turn.
+_TAKEN_AT_ONCE: Final = 1 << 16
+#: Connections of one user other than ours.
+_MAX_PER_USER: Final = 64
+#: New connections between two looks at the rings.
+_ACCEPTED_AT_ONCE: Final = 16
+
+_SO_PEERPIDFD: Final = 77
+#: Of sun_path.
+_MAX_PATH: Final = 107
+_UCRED: Final = struct.Struct("iII")
+
+
+def default_report_path() -> Path:
+    """Where a kdamon of this user serves reports: below /run for root, else below XDG_RUNTIME_DIR."""
+    if os.geteuid() == 0:
+        return Path("/run/kdamon/reports")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "kdamon/reports"
+
+
+@define
+class ReportServerCounters:
+    """What went through the rings.
+
+    ``received == malformed + not_permitted`` + what went on to the contexts. Once all rings are empty,
+    ``sent == dropped + received``, if the producers told the truth.
+
+    :ivar producers: how many are connected now.
+    :ivar received: records taken out of rings.
+    :ivar malformed: of these, such that can be no report (:func:`kdamon.report_ring.well_formed`).
+    :ivar not_permitted: of these, about what the producer must not tell about.
+    :ivar resyncs: how often a ring's ``head`` made no sense and the ring was emptied.
+    :ivar sent: what producers wanted to send, as they told.
+    :ivar dropped: what found no room in their rings, as they told.
+    """
+
+    producers: int = 0
+    received: int = 0
+    malformed: int = 0
+    not_permitted: int = 0
+    resyncs: int = 0
+    sent: int = 0
+    dropped: int = 0
+
+
+@define(eq=False)
+class _Producer:
+    """One connection, and the ring that it got once it said what it wants."""
+
+    connection: socket.socket
+    pid: int
+    uid: int
+    gid: int
+    pidfd: int
+    ring: ReportRing | None = None
+    rights: Rights | None = None
+    #: How many more records may come out of the ring of a producer that hung up; None while it did not.
+    left: int | None = None
+    counters: ReportServerCounters = field(factory=ReportServerCounters)
+
+    def told(self) -> ReportServerCounters:
+        """The counters so far."""
+        if self.ring is not None:
+            self.counters.sent, self.counters.dropped = self.ring.told()
+            self.counters.resyncs = self.ring.resyncs
+        return self.counters
+
+    def close(self) -> None:
+        self.connection.close()
+        if self.rights is not None:
+            self.rights.close()
+        if self.ring is not None:
+            self.ring.close()
+        os.close(self.pidfd)
+
+
+class ReportServer:
+    """Serves rings for access reports; a context manager.
+
+    :param path: of the socket; :func:`default_report_path` if None. What a server that was killed left there is
+        replaced.
+    :raises OSError: on entering: EADDRINUSE another kdamon serves there; ENOENT, EACCES the socket cannot be made
+        there; EEXIST something else is there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path) if path is not None else default_report_path()
+        self._own_directory = path is None
+        self._lock = -1
+        self._listener: socket.socket | None = None
+        self._epoll: select.epoll | None = None
+        self._stop_read, self._stop = -1, -1
+        self._thread: threading.Thread | None = None
+        self._producers: dict[int, _Producer] = {}
+        #: Of producers that are gone; and what protects the moments when one comes or goes.
+        self._gone = ReportServerCounters()
+        self._lists_lock = threading.Lock()
+
+    def __enter__(self) -> ReportServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Make the socket and serve it in a thread of its own."""
+        try:
+            self._bind()
+            assert self._listener is not None
+            self._stop_read, self._stop = os.pipe2(os.O_CLOEXEC)
+            self._epoll = select.epoll()
+            self._epoll.register(self._listener, select.EPOLLIN)
+            self._epoll.register(self._stop_read, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._serve, name="kdamon.reports", daemon=True)
+            self._thread.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Read what producers wrote so far, then end the thread and leave nothing behind; may be repeated."""
+        if self._thread is not None:
+            os.write(self._stop, b"x")
+            self._thread.join()
+            self._thread = None
+        for producer in list(self._producers.values()):
+            self._free(producer)
+        if self._epoll is not None:
+            self._epoll.close()
+            self._epoll = None
+        for fd in (self._stop_read, self._stop):
+            if fd >= 0:
+                os.close(fd)
+        self._stop_read = self._stop = -1
+        self._unbind()
+
+    def counters(self) -> ReportServerCounters:
+        """What went through the rings since the server was made."""
+        total = ReportServerCounters()
+        with self._lists_lock:
+            parts = [self._gone, *(producer.told() for producer in self._producers.values())]
+            total.producers = sum(producer.ring is not None for producer in self._producers.values())
+            for part in parts:
+                _add(total, part)
+        return total
+
+    # The socket.
+
+    def _bind(self) -> None:
+        if len(os.fsencode(self.path)) > _MAX_PATH:
+            raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {_MAX_PATH} bytes of a socket's path")
+        try:
+            if self._own_directory:
+                with contextlib.suppress(FileExistsError):
+                    self.path.parent.mkdir()
+                    self.path.parent.chmod(0o755)
+            self._lock = _lock_beside(self.path)
+            if stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                # We have the lock, so whoever made this is dead.
+                os.unlink(self.path)
+            else:
+                raise OSError(errno.EEXIST, f"{self.path} is there and is no socket; choose another path for reports")
+        except FileNotFoundError:
+            if self._lock < 0:
+                raise OSError(
+                    errno.ENOENT, f"there is no directory {self.path.parent} for the socket of reports; make it"
+                ) from None
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        try:
+            self._listener.bind(os.fspath(self.path))
+            # Who may tell about what is decided for each producer.
+            os.chmod(self.path, 0o666)
+            self._listener.listen(64)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the socket of reports cannot be made at {self.path}: {error.strerror}"
+            ) from None
+
+    def _unbind(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        if self._lock >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(_lock_path(self.path))
+            os.close(self._lock)
+            self._lock = -1
+            if self._own_directory:
+                with contextlib.suppress(OSError):
+                    self.path.parent.rmdir()
+
+    # The thread.
+
+    def _serve(self) -> None:
+        wait = _BUSY_WAIT
+        while True:
+            moved, full = self._drain_all()
+            wait = _BUSY_WAIT if moved else min(2 * wait, _IDLE_WAIT)
+            assert self._epoll is not None
+            ready = {fd for fd, _ in self._epoll.poll(wait - _BUSY_WAIT if self._producers else -1)}
+            if self._stop_read in ready:
+                break
+            if ready:
+                self._hear(ready)
+            if not full:
+                # However often connections come, the interpreter is left to the kdamonds in between.
+                time.sleep(_BUSY_WAIT)
+        for _ in range(_MAX_CAPACITY // _TAKEN_AT_ONCE):
+            if not self._drain_all()[1]:
+                break
+
+    def _hear(self, ready: set[int]) -> None:
+        assert self._listener is not None
+        if self._listener.fileno() in ready:
+            for _ in range(_ACCEPTED_AT_ONCE):
+                try:
+                    connection, _ = self._listener.accept()
+                except OSError as error:
+                    if error.errno != errno.EAGAIN:
+                        log.warning("a producer of reports is not served: %s", error.strerror)
+                    break
+                self._accept(connection)
+        for fd in ready & self._producers.keys():
+            self._answer(self._producers[fd])
+
+    def _accept(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        try:
+            pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            same_user = sum(producer.uid == uid for producer in self._producers.values())
+            if uid != os.geteuid() and same_user >= _MAX_PER_USER:
+                raise OSError(errno.EUSERS, f"user {uid} has {same_user} rings already")
+            if pid <= 0:
+                raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
+            producer = _Producer(connection, pid, uid, gid, _peer_pidfd(connection, pid))
+        except OSError as error:
+            _refuse(connection, error)
+            return
+        with self._lists_lock:
+            self._producers[connection.fileno()] = producer
+        assert self._epoll is not None
+        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _answer(self, producer: _Producer) -> None:
+        """Hand out the ring to a producer that says hello; any other word, and silence, is a hangup."""
+        try:
+            hello = producer.connection.recv(HELLO.size + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            hello = b""
+        if producer.ring is not None:
+            # Its ring is freed when it was read to its end.
+            assert self._epoll is not None
+            self._epoll.unregister(producer.connection)
+            producer.left = producer.ring.capacity
+            return
+        try:
+            if hello:
+                self._welcome(producer, hello)
+                return
+        except OSError as error:
+            _refuse(producer.connection, error, close=False)
+        self._free(producer)
+
+    def _welcome(self, producer: _Producer, hello: bytes) -> None:
+        if len(hello) != HELLO.size or HELLO.unpack(hello)[:2] != (MAGIC, VERSION):
+            raise OSError(errno.EPROTONOSUPPORT, f"process {producer.pid} does not speak version {VERSION}")
+        wanted = HELLO.unpack(hello)[2] or DEFAULT_CAPACITY
+        capacity = 1 << (min(max(wanted, _MIN_CAPACITY), _MAX_CAPACITY) - 1).bit_length()
+        producer.rights = Rights(producer.pid, producer.pidfd, producer.uid, producer.gid)
+        ring = ReportRing(capacity)
+        reply = REPLY.pack(MAGIC, VERSION, 0, ring_size(capacity), producer.pid, 0)
+        try:
+            socket.send_fds(producer.connection, [reply], [ring.fd])
+        except OSError:
+            ring.close()
+            raise
+        producer.ring = ring
+        log.debug("process %d of user %d sends reports", producer.pid, producer.uid)
+
+    def _drain_all(self) -> tuple[bool, bool]:
+        """Read from every ring; returns whether there was something, and whether there is more."""
+        moved = full = False
+        for producer in list(self._producers.values()):
+            if producer.ring is None:
+                continue
+            try:
+                n = self._drain(producer)
+            except Exception:
+                log.exception("the ring of process %d is given up by an internal error", producer.pid)
+                n, producer.left = 0, 0
+            moved |= n > 0
+            full |= n == _TAKEN_AT_ONCE
+            if producer.left is not None:
+                producer.left -= n
+                if n == 0 or producer.left <= 0:
+                    self._free(producer)
+        return moved, full
+
+    def _drain(self, producer: _Producer) -> int:
+        assert producer.ring is not None
+        records = producer.ring.drain(_TAKEN_AT_ONCE)
+        taken = len(records)
+        if taken:
+            producer.counters.received += taken
+            good = well_formed(records)
+            if good is not None:
+                records = _pick(records, good)
+                producer.counters.malformed += taken - len(records)
+            self._deliver(producer, records)
+        return taken
+
+    def _deliver(self, producer: _Producer, records: Records) -> None:
+        assert producer.rights is not None
+        if not producer.rights.everything and len(records):
+            pids = records["pid"]
+            if (pids == pids[0]).all():
+                if not producer.rights.permitted([int(pids[0])])[0]:
+                    producer.counters.not_permitted += len(records)
+                    return
+            else:
+                named, which = np.unique(pids, return_inverse=True)
+                permitted = np.array(producer.rights.permitted(named.tolist()))[which]
+                producer.counters.not_permitted += len(records) - int(np.count_nonzero(permitted))
+                records = _pick(records, permitted)
+        damon_report_accesses(records)
+
+    def _free(self, producer: _Producer) -> None:
+        with self._lists_lock:
+            # It leaves the epoll set by being closed.
+            del self._producers[producer.connection.fileno()]
+            _add(self._gone, producer.told())
+        producer.close()
+
+
+def _pick(records: Records, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Records:
+    """The records where ``mask`` is true: as a whole, not field by field."""
+    opaque = records.view(f"V{records.dtype.itemsize}")
+    picked: Records = opaque[mask].view(records.dtype)
+    return picked
+
+
+def _add(total: ReportServerCounters, part: ReportServerCounters) -> None:
+    for name in ("received", "malformed", "not_permitted", "resyncs", "sent", "dropped"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
+
+
+def _refuse(connection: socket.socket, error: OSError, close: bool = True) -> None:
+    log.info("a producer of reports is refused: %s", error.strerror)
+    with contextlib.suppress(OSError):
+        connection.send(REPLY.pack(MAGIC, VERSION, error.errno or errno.EIO, 0, 0, 0))
+    if close:
+        connection.close()
+
+
+def _peer_pidfd(connection: socket.socket, pid: int) -> int:
+    """A pidfd of the process that connected.
+
+    :raises OSError: ESRCH it ended.
+    """
+    try:
+        return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4), "little")
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    # Before Linux 6.5. The number may be another process's by now, but not one of another user: Rights looks at that.
+    return pidfd_open(pid)
+
+
+def _lock_path(path: Path) -> str:
+    return f"{path}.lock"
+
+
+def _lock_beside(path: Path) -> int:
+    """Take the lock of whoever serves at ``path``: it is held as long as the server lives, and not a moment longer.
+
+    :raises OSError: EADDRINUSE somebody lives there.
+    """
+    while True:
+        lock = os.open(_lock_path(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(_lock_path(path)), os.fstat(lock)):
+                    return lock
+        except BlockingIOError:
+            os.close(lock)
+            raise OSError(
+                errno.EADDRINUSE, f"another kdamon serves reports at {path}; choose another path for this one"
+            ) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
