@@ -168,7 +168,7 @@ def test_how_a_file_is_cut_into_blocks_does_not_matter() -> None:
     lines = (DATA / "perf_script_callchains.txt").read_bytes().splitlines(keepends=True)
     whole, piecewise = PerfScript(), PerfScript()
     expected = whole.parse(b"".join(lines))
-    assert expected.tobytes() == np.concatenate([piecewise.parse(line) for line in lines]).tobytes()
+    assert expected.tolist() == np.concatenate([piecewise.parse(line) for line in lines]).tolist()
     assert whole.notes == piecewise.notes
 
 

@@ -12,10 +12,14 @@ from attrs import define
 
 from kdamon.reports import REPORT_DTYPE
 
-__all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records"]
+__all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records", "reports_of"]
 
 #: One report and when it was made, nanoseconds of CLOCK_MONOTONIC (or of whatever clock the source of a file had).
-RECORD_DTYPE: Final = np.dtype([("time", "<u8"), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())])
+#: A C struct of the time and the report's fields, so that the reports lie in it as they do in batches.
+RECORD_DTYPE: Final = np.dtype(
+    [("time", np.uint64), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())], align=True
+)
+_TIMED_REPORT: Final = np.dtype([("time", np.uint64), ("report", REPORT_DTYPE)])
 
 Records = npt.NDArray[np.void]
 
@@ -29,6 +33,12 @@ def new_records(n: int, **columns: Any) -> Records:
     for name, column in columns.items():
         records[name] = column
     return records
+
+
+def reports_of(records: Records) -> Records:
+    """The reports in ``records`` as a batch of :data:`kdamon.reports.REPORT_DTYPE`, without a copy."""
+    reports: Records = records.view(_TIMED_REPORT)["report"]
+    return reports
 
 
 @define

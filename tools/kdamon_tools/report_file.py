@@ -24,7 +24,7 @@ from kdamon.kernel import RealClock
 from kdamon.reports import REPORT_DTYPE, damon_report_queue, damon_report_subscribe, damon_report_unsubscribe
 from kdamon_tools.lackey import DEFAULT_RATE, Lackey, count_accesses
 from kdamon_tools.perf_script import PerfScript, count_samples
-from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, line_blocks, new_records
+from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, line_blocks, new_records, reports_of
 
 __all__ = ["FORMATS", "RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
 
@@ -189,7 +189,9 @@ def _records(time: int, entry: damon_access_report | Records) -> Records:
             return np.array([(time, *values)], RECORD_DTYPE)
         except (OverflowError, TypeError, ValueError):
             return np.zeros(0, RECORD_DTYPE)
-    return new_records(len(entry), time=time, **{name: entry[name] for name in REPORT_DTYPE.names or ()})
+    records = new_records(len(entry), time=time)
+    reports_of(records)[:] = entry
+    return records
 
 
 def _text_format(name: str, look: bytes, path: str, *, pid: int | None, rate: int, instructions: bool) -> TextFormat:
