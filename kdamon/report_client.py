@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -61,7 +62,9 @@ class ReportClient:
     def __init__(self, path: str | os.PathLike[str] | None = None, capacity: int = 0) -> None:
         self._connection = _connect([Path(path)] if path is not None else report_paths())
         try:
-            self._connection.send(HELLO.pack(MAGIC, VERSION, capacity))
+            # Who is refused at once may find the connection closed, and the reason in it.
+            with contextlib.suppress(BrokenPipeError):
+                self._connection.send(HELLO.pack(MAGIC, VERSION, capacity))
             reply, fds, _, _ = socket.recv_fds(self._connection, REPLY.size, 1)
             try:
                 self._map(reply, fds)
@@ -71,13 +74,14 @@ class ReportClient:
         except BaseException:
             self._connection.close()
             raise
-        self._head = 0
-        self._sent = self._dropped = 0
+        self._head = self._sent = self._dropped = 0
 
     def _map(self, reply: bytes, fds: list[int]) -> None:
         if len(reply) != REPLY.size:
             raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
-        magic, version, error, size, self.pid, _ = REPLY.unpack(reply)
+        magic, version, error, size, pid, _ = REPLY.unpack(reply)
+        #: Our process as kdamon numbers it.
+        self.pid: int = pid
         if error:
             raise OSError(error, f"kdamon gives no ring to this process: {os.strerror(error)}")
         capacity = (size - ring_size(0)) // REPORT_DTYPE.itemsize
@@ -97,7 +101,7 @@ class ReportClient:
         if batch.dtype != REPORT_DTYPE or batch.ndim != 1:
             raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
         room = self.capacity - ((self._head - int(self._words[TAIL])) & ((1 << 64) - 1))
-        n = min(len(batch), max(room, 0))
+        n: int = min(len(batch), max(room, 0))
         fence()
         opaque = np.ascontiguousarray(batch[:n]).view(self._records.dtype)
         at = self._head & (self.capacity - 1)
@@ -126,7 +130,8 @@ class ReportClient:
     @property
     def pending(self) -> int:
         """Reports that kdamon did not read yet."""
-        return self._head - int(self._words[TAIL])
+        tail = int(self._words[TAIL])
+        return self._head - tail
 
     def connected(self) -> bool:
         """Tell whether kdamon still reads; when it ended, reports find no room sooner or later."""

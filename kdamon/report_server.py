@@ -45,7 +45,7 @@ _BUSY_WAIT: Final = 0.001
 _IDLE_WAIT: Final = 0.005
 #: Records taken from one ring before the next ring has its turn.
 _TAKEN_AT_ONCE: Final = 1 << 16
-#: Connections of one user other than ours.
+#: Rings of one user other than ours; twice as many connections.
 _MAX_PER_USER: Final = 64
 #: New connections between two looks at the rings.
 _ACCEPTED_AT_ONCE: Final = 16
@@ -137,7 +137,7 @@ class ReportServer:
         self._stop_read, self._stop = -1, -1
         self._thread: threading.Thread | None = None
         self._producers: dict[int, _Producer] = {}
-        #: Of producers that are gone; and what protects the moments when one comes or goes.
+        #: Of producers that are gone; and what protects the moments when one comes or goes, or counters change.
         self._gone = ReportServerCounters()
         self._lists_lock = threading.Lock()
 
@@ -278,9 +278,8 @@ class ReportServer:
         connection.setblocking(False)
         try:
             pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            same_user = sum(producer.uid == uid for producer in self._producers.values())
-            if uid != os.geteuid() and same_user >= _MAX_PER_USER:
-                raise OSError(errno.EUSERS, f"user {uid} has {same_user} rings already")
+            if self._has_many(uid, 2 * _MAX_PER_USER):
+                raise OSError(errno.EUSERS, f"user {uid} has too many connections")
             if pid <= 0:
                 raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
             producer = _Producer(connection, pid, uid, gid, _peer_pidfd(connection, pid))
@@ -291,6 +290,10 @@ class ReportServer:
             self._producers[connection.fileno()] = producer
         assert self._epoll is not None
         self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _has_many(self, uid: int, limit: int) -> bool:
+        """Tell whether a user other than ours has ``limit`` connections."""
+        return uid != os.geteuid() and sum(p.uid == uid for p in self._producers.values()) >= limit
 
     def _answer(self, producer: _Producer) -> None:
         """Hand out the ring to a producer that says hello; any other word, and silence, is a hangup."""
@@ -317,6 +320,8 @@ class ReportServer:
     def _welcome(self, producer: _Producer, hello: bytes) -> None:
         if len(hello) != HELLO.size or HELLO.unpack(hello)[:2] != (MAGIC, VERSION):
             raise OSError(errno.EPROTONOSUPPORT, f"process {producer.pid} does not speak version {VERSION}")
+        if self._has_many(producer.uid, _MAX_PER_USER + 1):
+            raise OSError(errno.EUSERS, f"user {producer.uid} has {_MAX_PER_USER} rings already")
         wanted = HELLO.unpack(hello)[2] or DEFAULT_CAPACITY
         capacity = 1 << (min(max(wanted, _MIN_CAPACITY), _MAX_CAPACITY) - 1).bit_length()
         producer.rights = Rights(producer.pid, producer.pidfd, producer.uid, producer.gid)
@@ -350,32 +355,24 @@ class ReportServer:
         return moved, full
 
     def _drain(self, producer: _Producer) -> int:
+        """Pass on what the ring of ``producer`` holds; returns how many records there were."""
         assert producer.ring is not None
         records = producer.ring.drain(_TAKEN_AT_ONCE)
         taken = len(records)
-        if taken:
-            producer.counters.received += taken
-            good = well_formed(records)
-            if good is not None:
-                records = _pick(records, good)
-                producer.counters.malformed += taken - len(records)
-            self._deliver(producer, records)
-        return taken
-
-    def _deliver(self, producer: _Producer, records: Records) -> None:
-        assert producer.rights is not None
-        if not producer.rights.everything and len(records):
-            pids = records["pid"]
-            if (pids == pids[0]).all():
-                if not producer.rights.permitted([int(pids[0])])[0]:
-                    producer.counters.not_permitted += len(records)
-                    return
-            else:
-                named, which = np.unique(pids, return_inverse=True)
-                permitted = np.array(producer.rights.permitted(named.tolist()))[which]
-                producer.counters.not_permitted += len(records) - int(np.count_nonzero(permitted))
-                records = _pick(records, permitted)
+        if not taken:
+            return 0
+        good = well_formed(records)
+        if good is not None:
+            records = _pick(records, good)
+        malformed = taken - len(records)
+        records = _permitted(producer, records)
         damon_report_accesses(records)
+        # Counted when all is done, and all at once: whoever looks at the counters finds that they add up.
+        with self._lists_lock:
+            producer.counters.received += taken
+            producer.counters.malformed += malformed
+            producer.counters.not_permitted += taken - malformed - len(records)
+        return taken
 
     def _free(self, producer: _Producer) -> None:
         with self._lists_lock:
@@ -383,6 +380,19 @@ class ReportServer:
             del self._producers[producer.connection.fileno()]
             _add(self._gone, producer.told())
         producer.close()
+
+
+def _permitted(producer: _Producer, records: Records) -> Records:
+    """What ``producer`` may tell of ``records``."""
+    rights = producer.rights
+    assert rights is not None
+    if rights.everything or not len(records):
+        return records
+    pids = records["pid"]
+    if (pids == pids[0]).all():
+        return records if rights.permitted([int(pids[0])])[0] else records[:0]
+    named, which = np.unique(pids, return_inverse=True)
+    return _pick(records, np.array(rights.permitted(named.tolist()))[which])
 
 
 def _pick(records: Records, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Records:
