@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import mmap
 import os
-import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,13 +18,14 @@ import numpy as np
 from attrs import frozen
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
-from kdamon.mm.bpf import syscall
 from kdamon.mm.btf import vmlinux
+from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.folios import Folios
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
 from kdamon.mm.process import ProcessFiles
+from kdamon.mm.uffd import WRITTEN, Pages, Userfaultfd
 from kdamon.mm.walk_program import PRESENT
 from kdamon.mm.walker import missing_capability, shared_walker
 
@@ -35,17 +35,8 @@ _PAGE_SIZE: Final = mmap.PAGESIZE
 _PAGES: Final = 64
 _NOBODY: Final = 65534
 
-_NR_PERF_EVENT_OPEN: Final = 298
-_NR_USERFAULTFD: Final = 323
-_UFFD_USER_MODE_ONLY: Final = 1
-_UFFD_API: Final = 0xAA
-_UFFDIO_API: Final = 0xC018AA3F
-_UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
-_PERF_TYPE_TRACEPOINT: Final = 2
-_PERF_FLAG_FD_CLOEXEC: Final = 8
-_TRACEFS: Final = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
-
-_LATER: Final = "not used yet"
+#: What the primitive page_fault is good for.
+_SEES: Final = "it sees writes and first touches only, not reads of what is mapped"
 
 
 @frozen
@@ -258,54 +249,47 @@ def _other_users() -> str:
     return "another user's process can be looked at"
 
 
-def _page_fault() -> str:
-    _userfaultfd()
-    _page_fault_events()
-    return f"userfaultfd write protection and the page fault tracepoint work; {_LATER}"
-
-
-def _userfaultfd() -> None:
-    fd = int(syscall(_NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY))
-    if fd < 0:
-        raise _Unavailable(f"userfaultfd: {os.strerror(ctypes.get_errno()).lower()}; {_LATER}", "")
-    try:
-        fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _UFFD_API, _UFFD_FEATURE_WP_ASYNC, 0))
-    except OSError:
-        raise _Unavailable(
-            f"userfaultfd knows no asynchronous write protection; {_LATER}", "Linux 6.7 or later"
-        ) from None
-    finally:
-        os.close(fd)
-
-
-def _page_fault_events() -> None:
-    for root in _TRACEFS:
+def _page_fault_arm() -> str:
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            number = int((root / "events/exceptions/page_fault_user/id").read_text(encoding="utf-8"))
-            break
-        except OSError:
-            continue
-    else:
-        raise _Unavailable(
-            f"the tracepoint exceptions:page_fault_user is out of reach; {_LATER}",
-            "as root: mount -t tracefs nodev /sys/kernel/tracing",
-        )
-    attr = struct.pack("<IIQ", _PERF_TYPE_TRACEPOINT, 128, number).ljust(128, b"\0")
-    fd = int(
-        syscall(
-            _NR_PERF_EVENT_OPEN,
-            ctypes.c_char_p(attr),
-            ctypes.c_long(0),
-            ctypes.c_long(-1),
-            ctypes.c_long(-1),
-            ctypes.c_long(_PERF_FLAG_FD_CLOEXEC),
-        )
-    )
-    if fd < 0:
-        raise _Unavailable(
-            f"perf events: {os.strerror(ctypes.get_errno()).lower()}; {_LATER}", "run as root or give CAP_PERFMON"
-        )
-    os.close(fd)
+            pages = Pages(fd)
+            userfaultfd = Userfaultfd.own()
+            try:
+                userfaultfd.register(np.array([[own.addrs[0], own.addrs[-1] + np.uint64(_PAGE_SIZE)]]))
+                armed = pages.arm(own.addrs)
+                own.touch(2)
+                written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0
+            finally:
+                userfaultfd.close(np.empty((0, 2), dtype=np.uint64))
+        finally:
+            os.close(fd)
+    if not armed.all() or not written[::2].all() or written[1::2].any():
+        raise _Unavailable("writes to this process's own pages were told wrong", "")
+    return f"userfaultfd tells writes; {_SEES}"
+
+
+def _page_fault_take() -> str:
+    from kdamon.mm.inject import take_userfaultfd  # noqa: PLC0415
+
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            os.close(take_userfaultfd(child.pid))
+        finally:
+            child.kill()
+    return "a child process gave its userfaultfd"
+
+
+def _page_fault_who() -> str:
+    with closing(FaultRecorder()) as recorder:
+        recorder.watch(os.getpid())
+        with _OwnMemory() as own:
+            faults = recorder.read()
+            recorder.unwatch(os.getpid())
+            mine = faults[(faults["addr"] >= own.addrs[0]) & (faults["tid"] == threading.get_native_id())]
+    if len(mine) < _PAGES or not mine["write"].any():
+        raise _Unavailable("page faults of this process were not recorded", "")
+    return "a BPF program tells thread, CPU, and writes from first reads"
 
 
 _PROBES: Final[dict[str, Callable[[], str]]] = {
@@ -318,5 +302,7 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     "page frame numbers": _frame_numbers,
     "page flags": _page_flags,
     "other users' processes": _other_users,
-    "page_fault": _page_fault,
+    "page_fault: arm": _page_fault_arm,
+    "page_fault: take": _page_fault_take,
+    "page_fault: who": _page_fault_who,
 }

@@ -41,6 +41,7 @@ from kdamon.mm.bpf import (
     Program,
     syscall,
 )
+from kdamon.mm.walker import missing_capability
 
 __all__ = ["FaultRecorder"]
 
@@ -233,13 +234,19 @@ class FaultRecorder:
 
     :param ring_size: bytes of records that each CPU can hold, a power of two; less where the limit on locked memory
         allows less.
-    :raises OSError: EPERM, EACCES or another reason why faults cannot be recorded.
+    :raises OSError: EPERM or EOPNOTSUPP with a sentence on what is missing; EMFILE.
     """
 
     def __init__(self, ring_size: int = _RING_SIZE) -> None:
         self._lock = threading.Lock()
         self._watchers: Counter[int] = Counter()
         self._rings: dict[int, _Ring] = {}
+        try:
+            self._stack = self._open(ring_size)
+        except OSError as error:
+            raise _explained(error) from error
+
+    def _open(self, ring_size: int) -> ExitStack:
         with ExitStack() as stack:
             possible = _numbers(Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii"))
             self._nodes = _nodes(possible[-1] + 1)
@@ -258,7 +265,7 @@ class FaultRecorder:
                     stack.callback(os.close, program.attach(name))
             finally:
                 program.close()
-            self._stack = stack.pop_all()
+            return stack.pop_all()
 
     def _open_rings(self, size: int) -> None:
         online = _numbers(Path("/sys/devices/system/cpu/online").read_text(encoding="ascii"))
@@ -277,6 +284,8 @@ class FaultRecorder:
         """Record nothing any more and give everything back."""
         with self._lock:
             self._stack.close()
+            self._lost = self._lost.copy()
+            self._lost_array.memory.close()
 
     def watch(self, pid: int) -> None:
         """Record the faults of process ``pid``, until :meth:`unwatch` was called as often."""
@@ -327,3 +336,22 @@ def _ring(cpu: int, size: int) -> tuple[_Ring | None, int]:
             if error.errno != errno.EPERM or size <= _SMALLEST_RING:
                 raise
             size //= 2
+
+
+def _explained(error: OSError) -> OSError:
+    """``error`` of getting ready, with what stands behind it and what to do about it."""
+    if error.errno == errno.EMFILE:
+        return OSError(errno.EMFILE, "too many files are open; raise the limit with 'ulimit -n'")
+    lacking = missing_capability("CAP_BPF", "CAP_PERFMON")
+    if lacking and missing_capability("CAP_SYS_ADMIN"):
+        return OSError(
+            errno.EPERM,
+            f"recording who causes page faults needs {' and '.join(lacking)}; run as root or give these capabilities",
+        )
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return OSError(
+            errno.EPERM,
+            "the kernel refuses to record page faults although this process may; in a container its seccomp filter "
+            "must allow bpf() and perf_event_open()",
+        )
+    return OSError(errno.EOPNOTSUPP, f"the kernel does not record page faults ({error.strerror})")

@@ -134,14 +134,14 @@ class _Protection:
         missed: _Mask = present & ~could
         return missed
 
-    def disarm(self, user: object) -> None:
+    def disarm(self, user: object, table: Pages) -> None:
         """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
         with self._lock:
             pages = self._armed.pop(user, NOTHING)
             if len(pages) and self._armed:
                 pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
             if len(pages):
-                self._userfaultfd.disarm(pages)
+                self._userfaultfd.disarm(pages[table.armed(pages)])
 
     def close(self) -> None:
         """Take all protection off."""
@@ -206,7 +206,7 @@ class PageFaultSpace(ProcessSpace):
             if protection is None:
                 self._unknown = pages
                 return
-            protection.disarm(self)
+            protection.disarm(self, self._table)
             try:
                 armed, unknown = protection.arm(self, self._table, pages, self._files.vmas)
             except ProcessLookupError:
@@ -223,7 +223,7 @@ class PageFaultSpace(ProcessSpace):
             if self._closed or not len(addrs):
                 return answers
             if self._protection is not None:
-                self._protection.disarm(self)
+                self._protection.disarm(self, self._table)
             self._waiting = NOTHING
             if len(self._unknown):
                 answers[np.isin(addrs & _PAGE_MASK, self._unknown)] = UNKNOWN
@@ -250,7 +250,7 @@ class PageFaultSpace(ProcessSpace):
         with self._lock:
             protection, self._protection = self._protection, None
             if protection is not None:
-                protection.disarm(self)
+                protection.disarm(self, self._table)
                 self._primitive.release(self._pid, protection, self)
         super().close()
 

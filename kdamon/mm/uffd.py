@@ -35,6 +35,7 @@ WPALLOWED: Final = 1 << 0
 WRITTEN: Final = 1 << 1
 FILE: Final = 1 << 2
 PRESENT: Final = 1 << 3
+_SWAPPED: Final = 1 << 4
 ZERO: Final = 1 << 5
 HUGE: Final = 1 << 6
 
@@ -53,8 +54,9 @@ _MODE_WP: Final = 2
 _PAGEMAP_SCAN: Final = 0xC0606610
 _WP_MATCHING: Final = 1
 
-#: Bytes unregistered in one call: the kernel visits every page of it while the target cannot map anything.
-_PIECE: Final = 1 << 28
+#: Bytes unregistered in one call: the kernel visits every page of it while the target cannot map anything. Pieces end
+#: at multiples of it, because a mapping that is cut within a huge page has that split.
+_PIECE: Final = 1 << 25
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -215,7 +217,10 @@ class Userfaultfd:
         return registered
 
     def disarm(self, pages: U64Array) -> None:
-        """Take the protection off ``pages`` (their addresses, shape (n,)); those that have none stay as they are."""
+        """Take the protection off ``pages`` (their addresses, shape (n,)).
+
+        Only of pages that :meth:`Pages.armed` tells: of a huge page, the kernel would split it.
+        """
         self._protect.reserve(len(pages))
         self._protect.rows[: len(pages), 0] = pages
         self._protect.run(len(pages))
@@ -223,13 +228,14 @@ class Userfaultfd:
     def close(self, ranges: U64Array) -> None:
         """Give the file descriptor back; nothing stays protected.
 
-        Closing alone would do, but it visits all pages of all mappings at once, while the target cannot map memory: a
-        millisecond or two a GiB. So big ones of ``ranges`` (what was registered) are let go piece by piece before.
+        Closing alone would do, but it visits all pages of all mappings at once, while the target cannot map memory:
+        some tens of milliseconds a GiB. So big ones of ``ranges`` (what was registered) are let go piece by piece
+        before.
         """
         pieces = [
-            (start, min(start + _PIECE, end) - start)
+            (max(start, first), min(start + _PIECE, end) - max(start, first))
             for first, end in ranges[ranges[:, 1] - ranges[:, 0] > _PIECE].tolist()
-            for start in range(first, end, _PIECE)
+            for start in range(first // _PIECE * _PIECE, end, _PIECE)
         ]
         self._unregister.reserve(len(pieces))
         if pieces:
@@ -250,7 +256,9 @@ class Pages:
         self._found = np.empty((0, 3), dtype=np.uint64)
         # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
         # inverted ones, those that must match, those of which any must match, those to be told.
-        self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, told))
+        self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
+        alone = WRITTEN | HUGE
+        self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | _SWAPPED))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, PRESENT, 0, told))
 
     def arm(self, pages: U64Array) -> _Mask:
@@ -259,6 +267,11 @@ class Pages:
         :returns: which are protected now, shape (n,).
         """
         armed: _Mask = self._scan(self._arm, pages) == 1
+        return armed
+
+    def armed(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
+        armed: _Mask = self._scan(self._armed, pages) == 1
         return armed
 
     def categories(self, pages: U64Array) -> U64Array:

@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -87,6 +89,50 @@ static void *heater(void *unused)
 		for (uint32_t i = 0; i < number; i++)
 			(void)((volatile char *)memory)[hot[i] * PAGE];
 	return unused;
+}
+
+/* Let the kernel write to the touched pages: read(2) into them. */
+static void read_into(void)
+{
+	int zero = open("/dev/zero", O_RDONLY);
+	for (uint32_t i = 0; i < count; i++)
+		if (read(zero, memory + order[i] * PAGE, PAGE) != (ssize_t)PAGE)
+			die("read");
+	close(zero);
+}
+
+/* A child writes to the touched pages and ends; 0 or 1 in a byte says whether it could. */
+static char written_by_child(void)
+{
+	int status;
+	pid_t child = fork();
+	if (child == 0) {
+		kind = 'w';
+		touch_all();
+		_exit(spoilt() != 0);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child)
+		die("fork");
+	return status == 0;
+}
+
+/* Write-protect the touched pages by a userfaultfd of our own, that stays open. */
+static void protect_by_ourselves(void)
+{
+	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
+	struct uffdio_api api = { .api = UFFD_API, .features = 1 << 15 };
+	struct uffdio_register all = {
+		.range = { (unsigned long)memory, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_WP,
+	};
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &all))
+		die("userfaultfd");
+	for (uint32_t i = 0; i < count; i++) {
+		struct uffdio_writeprotect one = {
+			.range = { (unsigned long)memory + order[i] * PAGE, PAGE }, .mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		};
+		if (ioctl(fd, UFFDIO_WRITEPROTECT, &one))
+			die("UFFDIO_WRITEPROTECT");
+	}
 }
 
 static void *anonymous(size_t size, int flags)
@@ -197,6 +243,35 @@ int main(int argc, char **argv)
 				die("write");
 			continue;
 		}
+		case 'n': /* map memory somewhere else, beside the old one; tell where */
+		case 'R': { /* move the mapping; tell where */
+			char *to = anonymous(pages * PAGE, MAP_PRIVATE);
+			if (kind == 'n') {
+				madvise(to, pages * PAGE, MADV_NOHUGEPAGE);
+				memset(to, 1, pages * PAGE);
+			} else if (mremap(memory, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) {
+				die("mremap");
+			}
+			memory = to;
+			if (write(1, &memory, sizeof(memory)) != sizeof(memory))
+				die("write");
+			continue;
+		}
+		case 'd': /* give the pages back, but not the mapping */
+			madvise(memory, pages * PAGE, MADV_DONTNEED);
+			break;
+		case 'k':
+			read_into();
+			break;
+		case 'f': {
+			char fine = written_by_child();
+			if (write(1, &fine, 1) != 1)
+				die("write");
+			continue;
+		}
+		case 'U':
+			protect_by_ourselves();
+			break;
 		case 'h': /* touch up to 1024 pages without end */
 			pthread_create(&thread, NULL, heater, NULL);
 			continue;
