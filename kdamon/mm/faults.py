@@ -158,8 +158,8 @@ class _Ring:
     def __init__(self, cpu: int, size: int) -> None:
         attr = bytearray(136)
         struct.pack_into("<IIQQQ", attr, 0, _PERF_TYPE_SOFTWARE, len(attr), _PERF_COUNT_SW_BPF_OUTPUT, 1, 1 << 10)
-        # Nobody waits for records: never wake anyone.
-        struct.pack_into("<I", attr, 48, 0xFFFFFFFF)
+        # Nobody waits for records: wake up after so many as never come. The kernel counts them as an int.
+        struct.pack_into("<I", attr, 48, 0x7FFFFFFF)
         buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
         words = (-1, cpu, -1, _PERF_FLAG_FD_CLOEXEC)
         self.fd = int(syscall(_NR_PERF_EVENT_OPEN, buffer, *map(ctypes.c_long, words)))
@@ -214,7 +214,7 @@ def _nodes(cpus: int) -> npt.NDArray[np.int32]:
     """The NUMA node of each CPU, -1 where there is none."""
     nodes = np.full(cpus, -1, dtype=np.int32)
     for path in Path("/sys/devices/system/node").glob("node[0-9]*/cpulist"):
-        for cpu in _numbers(path.read_text(encoding="ascii")):
+        for cpu in _numbers(path.read_text(encoding="utf-8")):
             nodes[cpu] = int(path.parent.name.removeprefix("node"))
     return nodes
 
@@ -248,7 +248,7 @@ class FaultRecorder:
 
     def _open(self, ring_size: int) -> ExitStack:
         with ExitStack() as stack:
-            possible = _numbers(Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii"))
+            possible = _numbers(Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8"))
             self._nodes = _nodes(possible[-1] + 1)
             self._lost_array = Array(mmap.PAGESIZE)
             stack.callback(self._lost_array.close)
@@ -268,7 +268,7 @@ class FaultRecorder:
             return stack.pop_all()
 
     def _open_rings(self, size: int) -> None:
-        online = _numbers(Path("/sys/devices/system/cpu/online").read_text(encoding="ascii"))
+        online = _numbers(Path("/sys/devices/system/cpu/online").read_text(encoding="utf-8"))
         for cpu in online:
             ring, size = _ring(cpu, size)
             if ring is not None:
