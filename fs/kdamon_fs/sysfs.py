@@ -57,7 +57,8 @@ _SHUTDOWN_TIMEOUT: Final = 5.0
 def _this_machine() -> Machine:
     from kdamon.mm.linux import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
 
-    return linux_machine()
+    # What tells accessed bits is looked for when a kdamond goes by them: faults may be all that is needed.
+    return linux_machine("page_fault")
 
 
 class damon_sysfs_tree(Tree):

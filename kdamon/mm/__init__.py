@@ -124,3 +124,8 @@ class Machine(Protocol):
     def faults_tell_who(self) -> bool:
         """Whether faults tell the CPU, the thread, and reads from writes; else only addresses of writes."""
         ...
+
+    @property
+    def faults_lost(self) -> int:
+        """How many faults were lost so far because nobody fetched them in time."""
+        ...

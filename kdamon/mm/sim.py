@@ -227,6 +227,7 @@ class SimMachine:
         return process
 
     faults_tell_who = True
+    faults_lost = 0
 
     def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
         """Find a process.

@@ -47,6 +47,23 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "1", "--range", "1000-2000"], "--ops fvaddr and --range START-END go together"),
         (["run", "--pid", "1", "--range", "2000-1000"], "'2000-1000' is not a range START-END"),
         (["run", "--pid", "1", "--range", "0-10000000000000000"], "is not a range START-END"),
+        (["run", "--pid", "1", "--ops", "reports"], "--ops reports and --range START-END go together"),
+        (
+            ["run", "--pid", "1", "--ops", "reports", "--range", "0-1000", "--primitive", "page_fault"],
+            "--ops reports samples nothing by itself",
+        ),
+        *(
+            (["run", "--pid", "1", "--primitive", "page_table", *only], "accessed bits do not tell who accessed what")
+            for only in (["--write-only"], ["--cpus", "0"], ["--tids", "12"])
+        ),
+        (["run", "--pid", "1", "--primitive", "guess"], "invalid choice: 'guess'"),
+        (["run", "--pid", "1", "--cpus", "1-0"], "'1-0' is not a list of CPUs, such as 0-3,5"),
+        (["run", "--pid", "1", "--cpus", ""], "'' is not a list of CPUs"),
+        (["run", "--pid", "1", "--cpus", "0-99999"], "'0-99999' names a CPU that this machine does not have"),
+        (["run", "--pid", "1", "--cpus", "4294967296"], "names a CPU that this machine does not have"),
+        (["run", "--pid", "1", "--tids", "12,x"], "'12,x' is not a list of threads, such as 12,13"),
+        (["run", "--pid", "1", "--tids", "0"], "'0' is not a list of threads"),
+        (["run", "--pid", "1", "--tids", "2147483648"], "is not a list of threads"),
         (["run", "--pid", "1", "ls"], "unrecognized arguments: ls"),
         (["mount"], "the following arguments are required: DIRECTORY"),
         (["mount", "--abi", "2.4", "/mnt"], "invalid choice: '2.4'"),

@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from attrs import evolve
 
 from kdamon_tools.compare import Accuracy, PhaseResult
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap, worthwhile_ranges
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, legend, level_of, paint
-from kdamon_tools.reporters.table import render_line, render_summary, render_table, summarize
+from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table, summarize
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 MIB = 1 << 20
@@ -225,6 +226,48 @@ class TestSummary:
         assert "monitored pid 42 for 10 s, 3 aggregations" in text
         for figure in ("4.0 MiB", "2.0 MiB", "2.5%  of 200", "7", "2.5%  of one CPU"):
             assert figure in text
+
+    def test_what_counted(self) -> None:
+        """Nothing is said of all accesses; else which ones, and what is not seen."""
+        configs = {
+            Config(pid=42): [],
+            Config(pid=42, primitive="page_fault"): [SEES_WRITES_ONLY],
+            Config(pid=42, primitive="page_fault", write_only=True): ["only writes counted"],
+            Config(pid=42, primitive="page_fault", cpus=(0, 1, 2, 5)): [
+                "only accesses by CPUs 0-2,5 counted",
+                SEES_WRITES_ONLY,
+            ],
+            Config(pid=42, primitive="page_fault", write_only=True, cpus=(3,), tids=(12,)): [
+                "only writes by CPU 3 by thread 12 counted"
+            ],
+            Config(pid=42, primitive="", tids=(12, 13)): ["only accesses by threads 12,13 counted"],
+        }
+        for config, lines in configs.items():
+            made = evolve(recording(self.snapshots(), 10, self.COUNTERS), config=config)
+            text = render_summary(made).splitlines()
+            assert lines == text[1 : text.index("working set (accessed at all)        4.0 MiB  median")]
+
+    def test_reports(self) -> None:
+        """Accepted ones, and all others that there are; nothing where there was none and none was expected."""
+        reports = {"accepted": 12, "applied": 7, "filtered": 0, "late": 5, "dropped": 3}
+        counters = evolve(self.COUNTERS, reports=reports)
+        made = recording(self.snapshots(), 10, counters)
+        assert "reports accepted                          12  applied 7, late 5, dropped 3\n" in render_summary(made)
+        assert "faults lost" not in render_summary(made)
+        assert "reports" not in render_summary(recording(self.snapshots(), 10, self.COUNTERS))
+        made = evolve(made, config=Config(pid=42, primitive="page_fault"), counters=evolve(counters, faults_lost=9))
+        assert "faults lost                                9\n" in render_summary(made)
+        made = evolve(made, config=Config(pid=42, primitive=""), counters=self.COUNTERS)
+        assert "reports accepted                           0\n" in render_summary(made)
+        assert "samples unknown" not in render_summary(made)
+
+    def test_other_processes_and_a_recording(self) -> None:
+        """A line each, where they were asked for."""
+        producers = {"producers": 1, "received": 20, "malformed": 2, "not_permitted": 0, "sent": 25, "dropped": 5}
+        counters = evolve(self.COUNTERS, producers=producers, recorded={"written": 18, "lost": 0})
+        text = render_summary(recording(self.snapshots(), 10, counters))
+        assert "received from producers                   20  producers 1, malformed 2, sent 25, dropped 5\n" in text
+        assert "reports recorded                          18\n" in text
 
 
 class TestJson:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,15 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kdamon.kernel import RealClock
 from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon_tools import cli
+from kdamon.report_client import ReportClient
+from kdamon.reports import report_array
+from kdamon_tools import cli, units
 from kdamon_tools.commands import run as run_verb
+from kdamon_tools.report_file import open_recording
 
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000
@@ -217,3 +223,182 @@ def test_on_a_terminal_the_table_is_redrawn(
     assert shown.endswith("\x1b[J")
     assert "\x1b[48;5;" in shown
     assert "\x1b" not in capsys.readouterr().out
+
+
+class ReadersAndWriters(RealTimeMachine):
+    """16 MiB are written on CPU 0, 16 MiB on CPU 1, 16 MiB are only read on CPU 1."""
+
+    parts = {"A": BASE, "B": BASE + 24 * MIB, "C": BASE + 48 * MIB}
+
+    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
+        """Make it."""
+        process = super().get_task(pid, primitive)
+        process.script.clear()
+        process.access(self.parts["A"], self.parts["A"] + 16 * MIB, cpu=0, tid=1001)
+        process.access(self.parts["B"], self.parts["B"] + 16 * MIB, cpu=1, tid=1002)
+        process.access(self.parts["C"], self.parts["C"] + 16 * MIB, cpu=1, tid=1002, write=False)
+        return process
+
+
+@pytest.fixture
+def readers_and_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Monitor them, on a machine with two CPUs at least."""
+    monkeypatch.setattr(run_verb, "machine_when_needed", ReadersAndWriters)
+    monkeypatch.setattr(units, "nr_cpu_ids", lambda: 4)
+
+
+def hot_parts(document: dict[str, Any], nr_accesses: int = 10) -> str:
+    """Which parts are mostly in regions that count so often in the last snapshot, 10 is half of the samples."""
+    hot = [r for r in document["snapshots"][-1]["regions"] if r["nr_accesses"] >= nr_accesses]
+    found = ""
+    for name, start in ReadersAndWriters.parts.items():
+        end = start + 16 * MIB
+        covered = sum(max(0, min(r["end"], end) - max(r["start"], start)) for r in hot)
+        found += name if covered > 8 * MIB else ""
+    return found
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+@pytest.mark.parametrize(
+    ("options", "primitive", "wanted"),
+    [
+        ([], "page_table", "ABC"),
+        (["--primitive", "page_table"], "page_table", "ABC"),
+        (["--primitive", "page_fault"], "page_fault", "AB"),
+        (["--write-only"], "page_fault", "AB"),
+        (["--cpus", "0"], "page_fault", "A"),
+        (["--cpus", "1-3"], "page_fault", "B"),
+        (["--tids", "1002,5"], "page_fault", "B"),
+        (["--write-only", "--cpus", "0", "--tids", "1002"], "page_fault", ""),
+    ],
+)
+def test_only_what_is_asked_for_counts(
+    process: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    primitive: str,
+    wanted: str,
+) -> None:
+    """A filter implies page_fault; what became of the faults adds up."""
+    words = ["run", "--pid", str(process.pid), "--seconds", "1.2", "--json", "--quiet", *options, *QUICK]
+    assert 0 == cli.main(words)
+    out, err = capsys.readouterr()
+    assert "" == err
+    document = json.loads(out)
+    assert primitive == document["config"]["primitive"]
+    assert wanted == hot_parts(document)
+    reports = document["counters"]["reports"]
+    assert reports["accepted"] == sum(reports.values()) - reports["accepted"] - reports["dropped"]
+    assert bool(reports["accepted"]) == (primitive == "page_fault")
+    assert bool(reports["filtered"]) == (document["config"]["cpus"] + document["config"]["tids"] != [])
+    assert 0 == document["counters"]["faults_lost"]
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard error at the start, and below the heatmap; not to those who asked for writes only."""
+    sentence = "page_fault sees writes and first touches, not reads of memory that is mapped\n"
+    words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--cpus", "0", *QUICK]
+    assert 0 == cli.main(words)
+    out, err = capsys.readouterr()
+    assert f"kdamon: {sentence}" == err
+    assert sentence in out
+    assert "\nonly accesses by CPU 0 counted\n" in out
+    assert 0 == cli.main([*words, "--write-only", "--tids", "7,8"])
+    out, err = capsys.readouterr()
+    assert "" == err
+    assert sentence not in out
+    assert "\nonly writes by CPU 0 by threads 7,8 counted\n" in out
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+def test_a_machine_that_does_not_tell_who(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes can still be told; asking for a CPU is an error of one sentence."""
+    monkeypatch.setattr(ReadersAndWriters, "faults_tell_who", False)
+    words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", *QUICK]
+    assert 0 == cli.main([*words, "--write-only"])
+    capsys.readouterr()
+    assert 1 == cli.main([*words, "--cpus", "0"])
+    out, err = capsys.readouterr()
+    assert ("", 1) == (out, err.count("\n"))
+    assert "does not tell which CPU or thread" in err
+
+
+def test_a_refusal_is_told_with_its_reason(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the machine says about the process, and nothing else."""
+
+    def refuse(_machine: object, pid: int, primitive: str = "page_table") -> SimProcess:
+        raise OSError(errno.EPERM, f"process {pid} filters its system calls; {primitive} is not for it")
+
+    monkeypatch.setattr(RealTimeMachine, "get_task", refuse)
+    assert 1 == cli.main(["run", "--pid", str(process.pid), "--quiet", "--write-only", *QUICK])
+    sentence = f"kdamon: process {process.pid} filters its system calls; page_fault is not for it\n"
+    assert sentence == capsys.readouterr().err
+
+
+@contextmanager
+def producing(socket: Path, pid: int, addr: int) -> Iterator[None]:
+    """Another source: it connects as soon as there is a socket, and reports 16 MiB again and again."""
+    stop = threading.Event()
+
+    def produce() -> None:
+        while not socket.exists() and not stop.wait(0.005):
+            pass
+        with ReportClient(socket) as client:
+            batch = report_array(256, pid=pid, addr=addr + 65536 * np.arange(256), size=64)
+            while not stop.wait(0.0003):
+                client.report(batch)
+
+    source = threading.Thread(target=produce)
+    source.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        source.join()
+
+
+def test_reports_of_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is sampled, and what is reported about need not be a process; the recording has all of it."""
+    socket, recording = tmp_path / "socket", tmp_path / "reports.npy"
+    words = ["run", "--ops", "reports", "--pid", str(os.getpid()), "--range", f"{BASE:x}-{BASE + 64 * MIB:x}"]
+    words += ["--reports", str(socket), "--record", str(recording), "--seconds", "1.5", "--quiet", *QUICK]
+    with producing(socket, os.getpid(), BASE + 24 * MIB):
+        assert 0 == cli.main([*words, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert "" == document["config"]["primitive"]
+    # The source may not get its turn in each sampling interval.
+    assert "B" == hot_parts(document, 3)
+    counters = document["counters"]
+    assert counters["producers"]["received"] >= counters["reports"]["accepted"] > 0
+    assert counters["recorded"] == {"written": len(open_recording(recording)), "lost": 0}
+    assert counters["recorded"]["written"] >= counters["reports"]["accepted"]
+    assert not socket.exists()
+
+
+def test_a_command_finds_the_socket(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By its environment; below the heatmap is what came of it."""
+    words = ["run", "--reports", str(tmp_path / "socket"), "--quiet", *QUICK]
+    words += ["--", "sh", "-c", 'test -S "$KDAMON_REPORTS" && echo it is there; sleep 0.3']
+    assert 0 == cli.main(words)
+    out = capfd.readouterr().out
+    assert "it is there" in out
+    assert "received from producers" in out
+
+
+def test_a_recording_that_cannot_be_finished_loses_no_result(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A full disk is told, after the heatmap; one that cannot be begun is told at once."""
+    words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", "--write-only", *QUICK]
+    assert 1 == cli.main([*words, "--record", "/dev/full"])
+    out, err = capsys.readouterr()
+    assert "monitored pid" in out
+    assert "No space left on device" in err
+    assert 1 == cli.main([*words, "--record", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert ("", 1) == (out, err.count("\n"))

@@ -10,7 +10,8 @@ from types import TracebackType
 import attrs
 import numpy as np
 
-import kdamon.vaddr  # noqa: F401 (registers the operations sets)
+import kdamon.reported
+import kdamon.vaddr  # noqa: F401 (both register operations sets)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,
@@ -23,27 +24,79 @@ from kdamon.core import (
     damon_start,
     damon_stop,
 )
-from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_ops_id
+from kdamon.damon import (
+    damon_addr_range,
+    damon_attrs,
+    damon_ctx,
+    damon_ops_id,
+    damon_primitives_enabled,
+    damon_sample_control,
+    damon_sample_filter_type,
+    damon_target,
+)
 from kdamon.mm import Machine
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
+from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
+from kdamon_fs.sysfs_sample import damon_sysfs_check_faults
 from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapshot
 
-__all__ = ["OPS", "Monitor"]
+__all__ = ["OPS", "Monitor", "add_target", "new_context", "region_table"]
 
-#: Operations sets by keyword, those that monitor one process.
-OPS = {"vaddr": damon_ops_id.DAMON_OPS_VADDR, "fvaddr": damon_ops_id.DAMON_OPS_FVADDR}
+#: Operations sets by keyword, those that monitor one process, or reports about one.
+OPS = {
+    "vaddr": damon_ops_id.DAMON_OPS_VADDR,
+    "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
+    "reports": damon_ops_id.DAMON_OPS_REPORTS,
+}
+
+
+def new_context(config: Config, seed: int | None = None) -> damon_ctx:
+    """A context without targets that monitors as ``config`` says.
+
+    :param seed: makes everything random in it repeatable.
+    :raises OSError: EINVAL the attributes make no sense.
+    """
+    ctx = damon_new_ctx(seed)
+    damon_select_ops(ctx, OPS[config.ops])
+    damon_set_attrs(
+        ctx,
+        damon_attrs(
+            sample_interval=config.sample_us,
+            aggr_interval=config.aggr_us,
+            ops_update_interval=config.update_us,
+            min_nr_regions=config.min_regions,
+            max_nr_regions=config.max_regions,
+        ),
+    )
+    ctx.sample_control = _sample_control(config)
+    ctx.density = config.density
+    return ctx
+
+
+def add_target(ctx: damon_ctx, config: Config) -> damon_target:
+    """Add the process and the ranges of ``config`` to ``ctx``.
+
+    :raises OSError: EINVAL the ranges overlap.
+    """
+    target = damon_new_target()
+    target.pid = config.pid
+    if config.ranges:
+        ranges = [damon_addr_range(start, end) for start, end in sorted(config.ranges)]
+        damon_set_regions(target, ranges, ctx.min_region_sz)
+    damon_add_target(ctx, target)
+    return target
 
 
 class Monitor:
     """Monitors a process while the ``with`` block runs.
 
     :param config: what and how.
-    :param machine: where the process is.
+    :param machine: where the process is; None where there need not be any, with the operations set for reports.
     :raises OSError: the process or the attributes cannot be monitored; the message says why.
     """
 
-    def __init__(self, config: Config, machine: Machine) -> None:
+    def __init__(self, config: Config, machine: Machine | None) -> None:
         self.config = config
         self.started = 0.0
         self.ended = 0.0
@@ -51,28 +104,15 @@ class Monitor:
         self._cpu_s = 0.0
         self._ctx = self._new_ctx(machine)
 
-    def _new_ctx(self, machine: Machine) -> damon_ctx:
+    def _new_ctx(self, machine: Machine | None) -> damon_ctx:
         config = self.config
-        ctx = damon_new_ctx()
+        ctx = new_context(config)
         ctx.machine = machine
-        damon_select_ops(ctx, OPS[config.ops])
-        damon_set_attrs(
-            ctx,
-            damon_attrs(
-                sample_interval=config.sample_us,
-                aggr_interval=config.aggr_us,
-                ops_update_interval=config.update_us,
-                min_nr_regions=config.min_regions,
-                max_nr_regions=config.max_regions,
-            ),
-        )
-        target = damon_new_target()
-        target.pid = config.pid
-        if config.ranges:
-            ranges = [damon_addr_range(start, end) for start, end in sorted(config.ranges)]
-            damon_set_regions(target, ranges, ctx.min_region_sz)
-        target.task = machine.get_task(config.pid)
-        damon_add_target(ctx, target)
+        target = add_target(ctx, config)
+        if machine is not None:
+            if config.primitive == "page_fault":
+                damon_sysfs_check_faults(ctx.sample_control, machine)
+            target.task = machine.get_task(config.pid, config.primitive)
         return ctx
 
     def __enter__(self) -> Monitor:
@@ -106,7 +146,7 @@ class Monitor:
         snapshots = []
         while self._collected:
             taken_at, regions = self._collected.popleft()
-            snapshots.append(Snapshot(taken_at, _table(regions)))
+            snapshots.append(Snapshot(taken_at, region_table(regions)))
         return snapshots
 
     def running(self) -> bool:
@@ -126,10 +166,28 @@ class Monitor:
             unknown=ctx.nr_unknown,
             cpu_s=self._cpu_s,
             reports=attrs.asdict(damon_report_counters_of(ctx)),
+            faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost,
         )
 
 
-def _table(regions: damon_regions) -> RegionTable:
+def _sample_control(config: Config) -> damon_sample_control:
+    """Where accesses come from and which count, as ``config`` says: each filter allows what it names."""
+    primitives = damon_primitives_enabled(config.primitive == "page_table", config.primitive == "page_fault")
+    control = damon_sample_control(primitives)
+    kinds = damon_sample_filter_type
+    if config.write_only:
+        damon_add_sample_filter(control, damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_WRITE, True, True))
+    if config.cpus:
+        f = damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_CPUMASK, True, True, cpumask=config.cpus)
+        damon_add_sample_filter(control, f)
+    if config.tids:
+        f = damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_THREADS, True, True, tid_arr=config.tids)
+        damon_add_sample_filter(control, f)
+    return control
+
+
+def region_table(regions: damon_regions) -> RegionTable:
+    """What a snapshot keeps of ``regions``."""
     table = np.empty(len(regions), dtype=REGION)
     for name in REGION.names or ():
         table[name] = getattr(regions, name)

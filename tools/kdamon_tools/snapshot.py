@@ -32,6 +32,11 @@ class Config:
     :ivar ops: the operations set's keyword.
     :ivar command: what was started for it, empty if the process was there before.
     :ivar ranges: monitored ranges in bytes where they were given, else empty.
+    :ivar primitive: how accesses were sampled, page_table or page_fault; empty if reports of others alone counted.
+    :ivar write_only: only writes counted.
+    :ivar cpus: only accesses made by these CPUs counted; empty is all.
+    :ivar tids: only accesses made by these threads counted; empty is all.
+    :ivar density: how densely regions are accessed was estimated from reports.
     """
 
     pid: int
@@ -43,6 +48,21 @@ class Config:
     min_regions: int = 10
     max_regions: int = 1000
     ranges: tuple[Range, ...] = ()
+    primitive: str = "page_table"
+    write_only: bool = False
+    cpus: tuple[int, ...] = ()
+    tids: tuple[int, ...] = ()
+    density: bool = False
+
+    @property
+    def filtered(self) -> bool:
+        """Whether not all accesses counted."""
+        return self.write_only or bool(self.cpus or self.tids)
+
+    @property
+    def sees_writes_only(self) -> bool:
+        """Whether reads stay unseen although nobody said that they are not wanted."""
+        return self.primitive == "page_fault" and not self.write_only
 
     @property
     def max_nr_accesses(self) -> int:
@@ -58,7 +78,10 @@ class Counters:
     :ivar samples: samples that should have been taken.
     :ivar unknown: those of them that could not be taken.
     :ivar cpu_s: CPU time of the monitoring thread, seconds.
-    :ivar reports: what became of pushed access reports, by name.
+    :ivar reports: what became of pushed access reports, by name; faults are such reports.
+    :ivar faults_lost: faults that the monitor did not fetch in time.
+    :ivar producers: what went through the rings of other processes, by name; empty if none were served.
+    :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
     """
 
     missed_intervals: int = 0
@@ -66,6 +89,9 @@ class Counters:
     unknown: int = 0
     cpu_s: float = 0.0
     reports: dict[str, int] = field(factory=dict)
+    faults_lost: int = 0
+    producers: dict[str, int] = field(factory=dict)
+    recorded: dict[str, int] = field(factory=dict)
 
 
 @frozen(eq=False)

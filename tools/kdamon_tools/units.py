@@ -4,9 +4,23 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import re
 from typing import Final
 
-__all__ = ["format_bytes", "format_seconds", "parse_positive", "parse_range", "parse_seconds", "parse_unsigned"]
+from kdamon_fs.kstrtox import bitmap_parselist
+from kdamon_fs.sysfs_sample import nr_cpu_ids
+
+__all__ = [
+    "format_bytes",
+    "format_seconds",
+    "parse_cpus",
+    "parse_positive",
+    "parse_range",
+    "parse_seconds",
+    "parse_tids",
+    "parse_unsigned",
+]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -75,3 +89,27 @@ def parse_range(text: str) -> tuple[int, int]:
             f"'{text}' is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"
         )
     return start, end
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Numbers of CPUs as the kernel writes them, such as 0-3,5, from a command line."""
+    try:
+        cpus = bitmap_parselist(text, nr_cpu_ids())
+    except OSError as error:
+        if error.errno in (errno.ERANGE, errno.EOVERFLOW):
+            raise argparse.ArgumentTypeError(
+                f"'{text}' names a CPU that this machine does not have: the last one is {nr_cpu_ids() - 1}"
+            ) from None
+        cpus = ()
+    if not cpus:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of CPUs, such as 0-3,5")
+    return cpus
+
+
+def parse_tids(text: str) -> tuple[int, ...]:
+    """Numbers of threads, such as 12,13, from a command line."""
+    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text):
+        tids = tuple(int(word) for word in text.split(","))
+        if all(0 < tid < 1 << 31 for tid in tids):
+            return tids
+    raise argparse.ArgumentTypeError(f"'{text}' is not a list of threads, such as 12,13")

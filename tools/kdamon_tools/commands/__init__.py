@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from kdamon.mm import Machine
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_verb", "machine_when_needed"]
+__all__ = ["add_verb", "machine_when_needed", "open_output"]
 
 
 def add_verb(subparsers: Subparsers, verb: str, summary: str, usage: str) -> argparse.ArgumentParser:
@@ -32,8 +36,21 @@ def add_verb(subparsers: Subparsers, verb: str, summary: str, usage: str) -> arg
 def machine_when_needed() -> Machine:
     """This machine, prepared for monitoring; costly enough to be left until something is monitored.
 
+    Whether it can tell accessed bits is found out when a process is to be monitored by them: faults may be all that is
+    needed.
+
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing.
     """
     from kdamon.mm.linux import linux_machine  # noqa: PLC0415 (not before it is needed)
 
-    return linux_machine()
+    return linux_machine("page_fault")
+
+
+@contextmanager
+def open_output(path: Path | None) -> Iterator[TextIO]:
+    """Where the result goes; opened before monitoring, so that a run is not lost to a mistyped name."""
+    if path is None:
+        yield sys.stdout
+    else:
+        with path.open("w", encoding="utf-8") as output:
+            yield output

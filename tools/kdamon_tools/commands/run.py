@@ -24,15 +24,16 @@ from kdamon_tools.history import History
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
-from kdamon_tools.reporters.table import render_line, render_summary, render_table
+from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import parse_positive, parse_range, parse_seconds, parse_unsigned
+from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_seconds, parse_tids, parse_unsigned
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
     from kdamon_tools.commands import Subparsers
     from kdamon_tools.monitor import Monitor
+    from kdamon_tools.sources import ReportSources
 
 __all__ = ["register", "run"]
 
@@ -52,7 +53,10 @@ def register(subparsers: Subparsers) -> None:
     what = parser.add_argument_group("what to monitor")
     what.add_argument("--pid", type=parse_positive, help="a process that runs already")
     what.add_argument(
-        "--ops", choices=("vaddr", "fvaddr"), default=defaults.ops, help="all of its memory, or --range only"
+        "--ops",
+        choices=("vaddr", "fvaddr", "reports"),
+        default=defaults.ops,
+        help="all of its memory, or --range only; reports: --range only, and nothing is sampled",
     )
     what.add_argument(
         "--range",
@@ -61,11 +65,12 @@ def register(subparsers: Subparsers) -> None:
         default=[],
         dest="ranges",
         metavar="START-END",
-        help="hexadecimal addresses to monitor with --ops fvaddr; may be repeated",
+        help="hexadecimal addresses to monitor with --ops fvaddr or reports; may be repeated",
     )
     what.add_argument(
         "--seconds", type=parse_seconds, help="end after this time, and with it the command; default: when it ends"
     )
+    _add_counting(parser.add_argument_group("which accesses count"))
     how = parser.add_argument_group("how")
     how.add_argument(
         "--sample-us", type=parse_positive, default=defaults.sample_us, metavar="US", help="sampling interval"
@@ -90,9 +95,36 @@ def register(subparsers: Subparsers) -> None:
     form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
     form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
     form.add_argument("--quiet", action="store_true", help="only the result, nothing while monitoring")
+    form.add_argument("--record", type=Path, metavar="FILE", help="keep all reports there, faults too, to replay them")
     form.add_argument("--truth", type=Path, metavar="FILE", help="compare with what a bundled workload wrote there")
     form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
     parser.set_defaults(run=run)
+
+
+def _add_counting(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--primitive",
+        choices=("page_table", "page_fault"),
+        help="accessed bits, or faults of sampled pages, which tell who writes; default: page_fault if one of the next "
+        "three is given",
+    )
+    group.add_argument("--write-only", action="store_true", help="only writes")
+    group.add_argument(
+        "--cpus", type=parse_cpus, default=(), metavar="LIST", help="only those made by these CPUs, such as 0-3,5"
+    )
+    group.add_argument(
+        "--tids", type=parse_tids, default=(), metavar="LIST", help="only those made by these threads, such as 12,13"
+    )
+    group.add_argument(
+        "--density", action="store_true", help="estimate from reports how densely each region is accessed"
+    )
+    group.add_argument(
+        "--reports",
+        nargs="?",
+        const="",
+        metavar="SOCKET",
+        help="take reports from other processes too; they, and the command, find the socket by KDAMON_REPORTS",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,43 +132,67 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     # Only now: a mistake on the command line must not need what monitoring needs.
     from kdamon_tools.monitor import Monitor  # noqa: PLC0415
+    from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
-    machine = machine_when_needed()
+    machine = None if arguments.ops == "reports" else machine_when_needed()
     with ExitStack() as stack:
         output = stack.enter_context(_open_output(arguments.output))
         stop = stack.enter_context(_stop_signals())
-        child = stack.enter_context(_child(arguments.command)) if arguments.command else None
+        sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
+        child = stack.enter_context(_child(arguments.command, sources.environment())) if arguments.command else None
         config = _config(arguments, child.pid if child else arguments.pid)
+        if config.sees_writes_only and not arguments.quiet:
+            print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
         history = History()
         monitor = Monitor(config, machine)
-        pidfd = stack.enter_context(_pidfd(config.pid))
+        # What reports are about need not be a process that is here.
+        pidfd = None if machine is None and child is None else stack.enter_context(_pidfd(config.pid))
         with monitor:
             note = _watch(monitor, history, pidfd, stop, arguments)
-        for snapshot in monitor.drain():
-            history.add(snapshot)
-        error = monitor.error()
-        if error is not None:
-            raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
-        recording = Recording(config, history.snapshots, monitor.counters(), monitor.started, monitor.ended, note)
-        accuracy = _compare(recording, arguments.truth)
-        _show(recording, accuracy, output, arguments)
+        try:
+            sources.close()
+        finally:
+            # A recording that failed is an error, but no reason to lose what was seen.
+            _show(_recording(monitor, history, sources, note), output, arguments)
         if child is not None and not stop and child.poll() is not None:
             return child.returncode if child.returncode >= 0 else 128 - child.returncode
     return 0
+
+
+def _recording(monitor: Monitor, history: History, sources: ReportSources, note: str) -> Recording:
+    """Everything that was seen, once monitoring ended."""
+    for snapshot in monitor.drain():
+        history.add(snapshot)
+    error = monitor.error()
+    if error is not None:
+        raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
+    counters = evolve(monitor.counters(), producers=sources.producers(), recorded=sources.recorded())
+    return Recording(monitor.config, history.snapshots, counters, monitor.started, monitor.ended, note)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse command lines that make no sense, before anything is started."""
     if (arguments.pid is None) == (not arguments.command):
         raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
-    if bool(arguments.ranges) != (arguments.ops == "fvaddr"):
-        raise CommandError("--ops fvaddr and --range START-END go together", 2)
+    if bool(arguments.ranges) != (arguments.ops != "vaddr"):
+        ops = "fvaddr" if arguments.ops == "vaddr" else arguments.ops
+        raise CommandError(f"--ops {ops} and --range START-END go together", 2)
+    if arguments.ops == "reports" and arguments.primitive:
+        raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
+    if arguments.primitive == "page_table" and _config(arguments, 0).filtered:
+        raise CommandError(
+            "accessed bits do not tell who accessed what, and whether it was a write: use --primitive page_fault", 2
+        )
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:
-    names = ("ops", "sample_us", "aggr_us", "update_us", "min_regions", "max_regions")
+    names = ["ops", "sample_us", "aggr_us", "update_us", "min_regions", "max_regions"]
+    names += ["write_only", "cpus", "tids", "density"]
     config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
-    return evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
+    config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
+    if config.ops == "reports":
+        return evolve(config, primitive="")
+    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.filtered else "page_table"))
 
 
 @contextmanager
@@ -174,9 +230,9 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _child(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _child(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Start ``command`` with this process's standard streams; it does not outlive the monitoring."""
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, env=environment)
     try:
         yield child
     finally:
@@ -209,7 +265,9 @@ def _pidfd(pid: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _watch(monitor: Monitor, history: History, pidfd: int, stop: list[int], arguments: argparse.Namespace) -> str:
+def _watch(
+    monitor: Monitor, history: History, pidfd: int | None, stop: list[int], arguments: argparse.Namespace
+) -> str:
     """Gather snapshots until something ends the run; returns what did."""
     # A command writes to the same terminal: nothing may be overwritten then.
     in_place = sys.stderr.isatty() and not arguments.command and os.environ.get("TERM") != "dumb"
@@ -218,7 +276,8 @@ def _watch(monitor: Monitor, history: History, pidfd: int, stop: list[int], argu
     deadline = monitor.started + arguments.seconds if arguments.seconds else float("inf")
     shown_at = monitor.started
     poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
+    if pidfd is not None:
+        poller.register(pidfd, select.POLLIN)
     note = ""
     while not note:
         left = deadline - time.monotonic()
@@ -259,7 +318,8 @@ def _compare(recording: Recording, truth: Path | None) -> Accuracy | None:
         raise CommandError(str(error)) from error
 
 
-def _show(recording: Recording, accuracy: Accuracy | None, output: TextIO, arguments: argparse.Namespace) -> None:
+def _show(recording: Recording, output: TextIO, arguments: argparse.Namespace) -> None:
+    accuracy = _compare(recording, arguments.truth)
     if arguments.json:
         print(render_json(recording, accuracy), file=output, flush=True)
         return

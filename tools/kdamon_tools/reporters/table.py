@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from kdamon_fs.kstrtox import bitmap_list
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.snapshot import Config, Recording, RegionTable, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
-__all__ = ["render_line", "render_summary", "render_table", "summarize"]
+__all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", "summarize"]
+
+#: Said where it could be taken for something else.
+SEES_WRITES_ONLY = "page_fault sees writes and first touches, not reads of memory that is mapped"
 
 _BAR = 10
 
@@ -82,16 +86,56 @@ def summarize(recording: Recording) -> dict[str, float]:
 
 def render_summary(recording: Recording) -> str:
     """What the recording comes to: working set, hot bytes, and how well the monitoring went."""
+    config, counters = recording.config, recording.counters
     figures = summarize(recording)
     aggregations = sum(snapshot.merged for snapshot in recording.snapshots)
-    counters = recording.counters
     lines = [
-        f"monitored pid {recording.config.pid} for {format_seconds(recording.seconds)}, "
+        f"monitored pid {config.pid} for {format_seconds(recording.seconds)}, "
         f"{aggregations} aggregations" + (f"; {recording.note}" if recording.note else ""),
+        *_what_counted(config),
         f"working set (accessed at all)     {format_bytes(figures['working_set_bytes']):>10}  median",
         f"hot (half of the samples or more) {format_bytes(figures['hot_bytes']):>10}  median",
-        f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}",
+    ]
+    if config.primitive:
+        lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
+    lines += _reports(recording)
+    lines += [
         f"sampling intervals missed         {counters.missed_intervals:>10}",
         f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU",
     ]
     return "\n".join(lines)
+
+
+def _what_counted(config: Config) -> list[str]:
+    """Which accesses the figures are about, where that is not all of them."""
+    lines = []
+    if config.filtered:
+        by = [f"by {'CPUs' if len(config.cpus) > 1 else 'CPU'} {bitmap_list(config.cpus)}"] if config.cpus else []
+        threads = ",".join(map(str, config.tids))
+        by += [f"by {'threads' if len(config.tids) > 1 else 'thread'} {threads}"] if config.tids else []
+        lines.append(f"only {' '.join(['writes' if config.write_only else 'accesses', *by])} counted")
+    if config.sees_writes_only:
+        lines.append(SEES_WRITES_ONLY)
+    return lines
+
+
+def _reports(recording: Recording) -> list[str]:
+    """What became of reports, if reports were what counted or there were any."""
+    config, counters = recording.config, recording.counters
+    lines = []
+    if any(counters.reports.values()) or config.primitive != "page_table":
+        lines.append(_counted("reports accepted", "accepted", counters.reports))
+    if config.primitive == "page_fault":
+        lines.append(f"faults lost                       {counters.faults_lost:>10}")
+    if counters.producers:
+        lines.append(_counted("received from producers", "received", counters.producers))
+    if counters.recorded:
+        lines.append(_counted("reports recorded", "written", counters.recorded))
+    return lines
+
+
+def _counted(label: str, first: str, counters: dict[str, int]) -> str:
+    """A line with the ``first`` of ``counters``, and those of the others that are not zero."""
+    others = [(name.replace("_", " "), number) for name, number in counters.items() if number and name != first]
+    rest = ", ".join(f"{name} {number}" for name, number in others)
+    return f"{label:<34}{counters.get(first, 0):>10}  {rest}".rstrip()

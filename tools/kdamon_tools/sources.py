@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reports from other processes, and a recording of all reports, for as long as something is monitored."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import attrs
+
+from kdamon.report_server import ReportServer
+from kdamon_tools.report_file import Recorder
+
+__all__ = ["ReportSources"]
+
+
+class ReportSources:
+    """Serves producers and records while the ``with`` block runs, or until :meth:`close`.
+
+    :param socket: where to serve producers, "" is the usual place; None serves none.
+    :param record: the file for a recording; None makes none.
+    :raises OSError: on entering, the socket or the file cannot be made; at the end, the recording is not whole.
+    """
+
+    def __init__(self, socket: str | None, record: Path | None) -> None:
+        self._server = None if socket is None else ReportServer(socket or None)
+        self._recorder = None if record is None else Recorder(record)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> ReportSources:
+        with ExitStack() as stack:
+            if self._recorder is not None:
+                stack.enter_context(self._recorder)
+            if self._server is not None:
+                stack.enter_context(self._server)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, where)
+
+    def close(self) -> None:
+        """Read what producers wrote so far, and end the recording; may be repeated."""
+        self._stack.close()
+
+    def environment(self) -> dict[str, str]:
+        """The environment for a command whose producers are to find the socket."""
+        return os.environ | ({} if self._server is None else {"KDAMON_REPORTS": str(self._server.path.absolute())})
+
+    def producers(self) -> dict[str, int]:
+        """What went through the rings, by name; empty if none were served."""
+        return {} if self._server is None else attrs.asdict(self._server.counters())
+
+    def recorded(self) -> dict[str, int]:
+        """How many reports were ``written`` to the file and how many were ``lost``; empty without a file."""
+        if self._recorder is None:
+            return {}
+        return {"written": self._recorder.recorded, "lost": self._recorder.lost}
