@@ -17,9 +17,26 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field
 
-from kdamon.kernel import PAGE_SIZE, UINT_MAX, ULONG_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
+from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Machine, Task
 from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions
+from kdamon.schemes import (
+    DAMOS_MAX_SCORE,
+    damon_size_range,
+    damos,
+    damos_access_pattern,
+    damos_action,
+    damos_filter,
+    damos_filter_type,
+    damos_migrate_dests,
+    damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
+    damos_quota_goal_tuner,
+    damos_stat,
+    damos_watermarks,
+    damos_wmark_metric,
+)
 
 __all__ = [
     "DAMON_MAX_PROBES",
@@ -44,17 +61,26 @@ __all__ = [
     "damon_sample_control",
     "damon_sample_filter",
     "damon_sample_filter_type",
+    "damon_size_range",
     "damon_target",
     "damon_target_has_pid",
     "damos",
     "damos_access_pattern",
     "damos_action",
+    "damos_filter",
+    "damos_filter_type",
+    "damos_migrate_dests",
+    "damos_quota",
+    "damos_quota_goal",
+    "damos_quota_goal_metric",
+    "damos_quota_goal_tuner",
     "damos_stat",
     "damos_walk_control",
+    "damos_watermarks",
+    "damos_wmark_metric",
 ]
 
 DAMON_MIN_REGION_SZ = PAGE_SIZE
-DAMOS_MAX_SCORE = 99
 
 U32Array = npt.NDArray[np.uint32]
 
@@ -75,6 +101,8 @@ class damon_target:
     obsolete: bool = False
     #: The address space that was sampled last, to notice an exec (no kernel counterpart).
     mm: AddressSpace | None = None
+    #: The reports that are remembered for :mod:`kdamon.density`, None while none are.
+    memory: Any = None
 
 
 class damon_ops_id(IntEnum):
@@ -266,66 +294,6 @@ class damon_operations:
     needs_task: bool = False
 
 
-class damos_action(Enum):
-    """What a scheme does to matching regions; the value is the tree's keyword, the order the kernel's."""
-
-    DAMOS_WILLNEED = "willneed"
-    DAMOS_COLD = "cold"
-    DAMOS_PAGEOUT = "pageout"
-    DAMOS_HUGEPAGE = "hugepage"
-    DAMOS_NOHUGEPAGE = "nohugepage"
-    DAMOS_COLLAPSE = "collapse"
-    DAMOS_LRU_PRIO = "lru_prio"
-    DAMOS_LRU_DEPRIO = "lru_deprio"
-    DAMOS_MIGRATE_HOT = "migrate_hot"
-    DAMOS_MIGRATE_COLD = "migrate_cold"
-    DAMOS_STAT = "stat"
-
-
-@define(slots=True)
-class damos_access_pattern:
-    """Which regions a scheme wants; all bounds inclusive, sizes in core address units, ages in aggregations."""
-
-    min_sz_region: int = 0
-    max_sz_region: int = ULONG_MAX
-    min_nr_accesses: int = 0
-    max_nr_accesses: int = UINT_MAX
-    min_age_region: int = 0
-    max_age_region: int = UINT_MAX
-
-
-@define(slots=True)
-class damos_stat:
-    """Statistics of a scheme; sizes in core address units."""
-
-    nr_tried: int = 0
-    sz_tried: int = 0
-    nr_applied: int = 0
-    sz_applied: int = 0
-    sz_ops_filter_passed: int = 0
-    qt_exceeds: int = 0
-    nr_snapshots: int = 0
-
-
-@define(slots=True, eq=False)
-class damos:
-    """A DAMON-based operation scheme.
-
-    :ivar apply_interval_us: time between applications, 0 means the aggregation interval.
-    :ivar max_nr_snapshots: stop after so many snapshots; 0 never.
-    :ivar next_apply_sis: private, sampling intervals since start at which it is applied next.
-    :ivar walk_completed: private, whether the installed walk saw one application of it.
-    """
-
-    pattern: damos_access_pattern = field(factory=damos_access_pattern)
-    action: damos_action = damos_action.DAMOS_STAT
-    apply_interval_us: int = 0
-    max_nr_snapshots: int = 0
-    stat: damos_stat = field(factory=damos_stat)
-    next_apply_sis: int = 0
-    walk_completed: bool = False
-
-
 @define(slots=True, eq=False)
 class damon_call_control:
     """A function for the kdamond to call between two sampling intervals (:func:`kdamon.core.damon_call`).
@@ -469,5 +437,7 @@ def damon_nr_accesses_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
     window = damon_nr_samples_per_aggr(ctx.attrs)
     left = 0
     if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):
+        if ctx.density:
+            return regions.last_nr_accesses  # reports are counted when the interval ends
         left = ctx.next_aggregation_sis - ctx.passed_sample_intervals
     return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, mult_frac(left, 10000, window))
