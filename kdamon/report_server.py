@@ -41,8 +41,8 @@ _MIN_CAPACITY: Final = 1 << 8
 _MAX_CAPACITY: Final = 1 << 20
 
 #: Time between two looks at the rings: the shortest, while there is something to read, and the longest, seconds.
-_BUSY_WAIT: Final = 0.001
-_IDLE_WAIT: Final = 0.005
+_BUSY_WAIT: Final = 0.002
+_IDLE_WAIT: Final = 0.006
 #: Records taken from one ring before the next ring has its turn.
 _TAKEN_AT_ONCE: Final = 1 << 16
 #: Rings of one user other than ours; twice as many connections.
