@@ -57,7 +57,7 @@ def kdamon_exec() -> KdamonExec:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=150,
             check=False,
         )
 
