@@ -32,8 +32,10 @@ Draw = Callable[[int], U64]
 
 #: Columns that a split copies to both parts, besides the probe counters.
 _INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown")
+_OF_DENSITY = ("density", "density_since")
+_OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", *_OF_DENSITY)
 #: Every column; the optional ones are None while nobody needs them.
-COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, "access_reported", "probe_hits", "last_probe_hits")
+COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, *_OPTIONAL)
 
 
 @define(slots=True)
@@ -91,6 +93,9 @@ class damon_regions:
         while none was.
     :ivar probe_hits: probe hits, shape (n, DAMON_MAX_PROBES); None in a context without probes.
     :ivar last_probe_hits: the same of the aggregation interval before.
+    :ivar density: estimated accesses per core address unit and second, to rank regions by (:mod:`kdamon.density`);
+        None in a context without it.
+    :ivar density_since: number of the first aggregation interval that it tells of; 0 none yet.
     """
 
     __slots__ = (*COLUMNS, "_sizes", "_wide")
@@ -105,6 +110,8 @@ class damon_regions:
     access_reported: Mask | None
     probe_hits: npt.NDArray[np.uint8] | None
     last_probe_hits: npt.NDArray[np.uint8] | None
+    density: npt.NDArray[np.float64] | None
+    density_since: U32 | None
 
     def __init__(self, start: Sequence[int] | U64 = (), end: Sequence[int] | U64 = ()) -> None:
         self.start = np.array(start, np.uint64)
@@ -118,6 +125,8 @@ class damon_regions:
         self.access_reported = None
         self.probe_hits = None
         self.last_probe_hits = None
+        self.density = None
+        self.density_since = None
         self._sizes: U64 | None = None
         self._wide: bool | None = None
 
@@ -211,9 +220,12 @@ class damon_regions:
             if self.probe_hits is not None and self.last_probe_hits is not None:
                 self.probe_hits = self.probe_hits.take(rows, axis=0)
                 self.last_probe_hits = self.last_probe_hits.take(rows, axis=0)
+            if self.density is not None and self.density_since is not None:
+                self.density = self.density.take(rows)
+                self.density_since = self.density_since.take(rows)
             fresh = rows < 0
             if fresh.any():
-                for name in (*_INHERITED, "probe_hits", "last_probe_hits"):
+                for name in (*_INHERITED, "probe_hits", "last_probe_hits", *_OF_DENSITY):
                     column = getattr(self, name)
                     if column is not None:
                         column[fresh] = 0
@@ -358,6 +370,26 @@ class damon_regions:
         if merged:
             self.nr_accesses = np.array(scores, np.uint32)
             self._merge_into_left(merged, sizes)
+
+    def merge_runs(self, heads: Rows) -> None:
+        """Merge all regions from each of the rows ``heads`` to before the next one; the first row is one of them.
+
+        Counters become means weighted by size, rounded down; ``density`` is the caller's.
+        """
+        if len(heads) == len(self):
+            return
+        size = self.sizes().astype(np.float64)
+        total = np.add.reduceat(size, heads)
+        means = {name: np.add.reduceat(getattr(self, name) * size, heads) // total for name in _INHERITED}
+        since = None if self.density_since is None else np.maximum.reduceat(self.density_since, heads)
+        end = self.end.take(np.append(heads[1:], len(self)) - 1)
+        mask = np.zeros(len(self), np.bool_)
+        mask[heads] = True
+        self.keep(mask)
+        self.end = end
+        self.density_since = since
+        for name, column in means.items():
+            setattr(self, name, column.astype(np.uint32))
 
     def merge_equal(self, sz_limit: int) -> None:
         """Merge neighbours that hold the same information, as DAMOS does behind itself (``damos_apply_target()``)."""

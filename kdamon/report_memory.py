@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a target remembers of its access reports, for :mod:`kdamon.density`.
+
+Reports are kept in runs: sorted by address, each of some consecutive aggregation intervals. Runs of equal length are
+joined as they grow old, so that there are few of them, what is new is told from what is old, and no aggregation has to
+touch everything that is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from kdamon.kernel import rnd_state
+
+__all__ = ["INTERVALS", "REPORTS", "REPORTS_PER_INTERVAL", "damon_report_memory", "damon_report_run", "spread"]
+
+U64 = npt.NDArray[np.uint64]
+F64 = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
+#: First and behind the last of the reports in each of some ranges.
+Place = tuple[Rows, Rows]
+
+#: Reports and aggregation intervals that are remembered at most; reports that one interval adds; those of one run.
+REPORTS = 1 << 18
+INTERVALS = 64
+REPORTS_PER_INTERVAL = 1 << 15
+_REPORTS_PER_RUN = 1 << 16
+
+
+class damon_report_run:
+    """Reports of consecutive aggregation intervals.
+
+    :ivar addr: reported pages, ascending, core address units, shape (n,).
+    :ivar upto: accesses that the reports before each one stand for, and those of all, shape (n + 1,).
+    :ivar first: number of the first interval.
+    :ivar last: number of the last one.
+    """
+
+    __slots__ = ("_distinct", "addr", "first", "last", "squares", "upto")
+
+    def __init__(self, addr: U64, weight: F64, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self._set(addr, weight)
+
+    def _set(self, addr: U64, weight: F64) -> None:
+        self.addr = addr
+        self.upto = np.zeros(len(addr) + 1)
+        np.cumsum(weight, out=self.upto[1:])
+        self.squares = float(np.dot(weight, weight))
+        self._distinct: F64 | None = None
+
+    def __len__(self) -> int:
+        return len(self.addr)
+
+    def place(self, start: U64, end: U64) -> Place:
+        """Where the reports in each of the ascending [start, end) are: first one, and behind the last one."""
+        if (start[1:] == end[:-1]).all():
+            edges = np.searchsorted(self.addr, np.append(start, end[-1:]))
+            return edges[:-1], edges[1:]
+        return np.searchsorted(self.addr, start), np.searchsorted(self.addr, end)
+
+    def distinct(self, place: Place) -> F64:
+        """Number of distinct pages among the reports at each place, shape (m,)."""
+        if self._distinct is None:
+            # How many pages there are before each report, and in all.
+            self._distinct = np.zeros(len(self) + 1)
+            self._distinct[1:2] = 1
+            np.cumsum(self.addr[1:] != self.addr[:-1], out=self._distinct[2:])
+            self._distinct[2:] += 1
+        distinct: F64 = self._distinct[place[1]] - self._distinct[place[0]]
+        return distinct
+
+    def drop(self, first: Rows, behind: Rows) -> None:
+        """Forget the reports from each of ``first`` to before ``behind``."""
+        kept = np.ones(len(self), np.bool_)
+        kept[spread(first, behind - first)] = False
+        self._set(self.addr[kept], np.diff(self.upto)[kept])
+
+    def joined(self, newer: damon_report_run) -> damon_report_run:
+        """One run of this one and the one that follows it."""
+        addr = np.concatenate((self.addr, newer.addr))
+        order = np.argsort(addr, kind="stable")  # fast, because it finds the two sorted parts
+        weight = np.concatenate((np.diff(self.upto), np.diff(newer.upto)))
+        return damon_report_run(addr[order], weight[order], self.first, newer.last)
+
+
+@define(slots=True, eq=False)
+class damon_report_memory:
+    """What is remembered of the reports for one target.
+
+    :ivar runs: the newest first; the first one is the interval that ended last.
+    :ivar now: number of that interval; the first one is 1.
+    :ivar interval: length of the intervals, microseconds.
+    :ivar next_examined: address of the region whose turn to be looked at is next.
+    """
+
+    runs: list[damon_report_run] = field(factory=list)
+    now: int = 0
+    interval: int = 0
+    next_examined: int = 0
+    #: Reports of the present interval: one in ``_share`` is taken.
+    _arrived: list[tuple[U64, F64]] = field(factory=list)
+    _nr_arrived: int = 0
+    _share: int = 1
+
+    def add(self, addr: U64, weight: F64, rnd: rnd_state) -> None:
+        """Take reports of the present interval; of too many a random part, which then stands for all.
+
+        :param addr: reported pages, core address units, shape (n,).
+        :param weight: accesses that each stands for.
+        """
+        if self._share > 1:
+            addr, weight = _thin(addr, weight, self._share, rnd)
+        # Sorted parts are fast to sort when the interval ends.
+        order = np.argsort(addr, kind="stable")
+        self._arrived.append((addr[order], weight[order]))
+        self._nr_arrived += len(addr)
+        while self._nr_arrived > REPORTS_PER_INTERVAL:
+            self._share *= 2
+            addr, weight = _thin(*self._all_arrived(), 2, rnd)
+            self._arrived = [(addr, weight)]
+            self._nr_arrived = len(addr)
+
+    def _all_arrived(self) -> tuple[U64, F64]:
+        if not self._arrived:
+            return np.empty(0, np.uint64), np.empty(0)
+        return np.concatenate([addr for addr, _ in self._arrived]), np.concatenate([w for _, w in self._arrived])
+
+    def learn(self, rnd: rnd_state) -> None:
+        """End an interval: its reports become the newest run, the oldest are forgotten."""
+        self.now += 1
+        addr, weight = self._all_arrived()
+        self._arrived, self._nr_arrived, self._share = [], 0, 1
+        order = np.argsort(addr, kind="stable")
+        self.runs.insert(0, damon_report_run(addr[order], weight[order], self.now, self.now))
+        # Of three runs of the same length the older two become one: so lengths grow with age.
+        for i in range(len(self.runs) - 3, -1, -1):
+            young, mid, old = self.runs[i : i + 3]
+            same = young.last - young.first == mid.last - mid.first == old.last - old.first
+            if same and len(mid) + len(old) <= _REPORTS_PER_RUN:
+                self.runs[i + 1 : i + 3] = [old.joined(mid)]
+        while sum(map(len, self.runs)) > REPORTS or self.runs[-1].last <= self.now - INTERVALS:
+            self.runs.pop()
+
+    def forget(self) -> None:
+        """Forget everything but the reports of the present interval."""
+        self.runs = []
+        self.now = 0
+
+    def scale(self) -> float:
+        """How many accesses a report stands for: their dispersion, so that few large ones do not look like many."""
+        total = sum(float(run.upto[-1]) for run in self.runs)
+        return sum(run.squares for run in self.runs) / total if total else 1.0
+
+    def places(self, start: U64, end: U64) -> list[Place]:
+        """:meth:`damon_report_run.place` of every run."""
+        return [run.place(start, end) for run in self.runs]
+
+    def held(self, places: list[Place]) -> F64:
+        """Accesses that the reports at ``places`` stand for, shape (runs, m)."""
+        return np.array([run.upto[behind] - run.upto[first] for run, (first, behind) in self._with(places)])
+
+    def gather(self, places: list[Place], most: int) -> tuple[U64, F64]:
+        """The reports at ``places`` in address order, and the accesses that they stand for.
+
+        :param most: about how many of one range; of more every so many-th, which then stands for those between.
+        """
+        step = np.maximum(-(-sum(behind - first for first, behind in places) // most), 1)
+        addrs, weights = [], []
+        for run, (first, behind) in self._with(places):
+            counts = -((first - behind) // step)
+            steps = step.repeat(counts)
+            taken = spread(first, counts, steps)
+            addrs.append(run.addr[taken])
+            weights.append(run.upto[np.minimum(taken + steps, behind.repeat(counts))] - run.upto[taken])
+        addr = np.concatenate(addrs)
+        order = np.argsort(addr, kind="stable")  # sorted parts again
+        return addr[order], np.concatenate(weights)[order]
+
+    def _with(self, places: list[Place]) -> Iterator[tuple[damon_report_run, Place]]:
+        return zip(self.runs, places, strict=True)
+
+
+def spread(first: Rows, counts: Rows, steps: Rows | int = 1) -> Rows:
+    """For each i ``counts[i]`` indices from ``first[i]`` on; ``steps`` (shape of the result) apart."""
+    behind = counts.cumsum()
+    nth = np.arange(int(behind[-1]) if len(behind) else 0) - (behind - counts).repeat(counts)
+    return first.repeat(counts) + nth * steps
+
+
+def _thin(addr: U64, weight: F64, share: int, rnd: rnd_state) -> tuple[U64, F64]:
+    """One in ``share`` (a power of two) of the reports at random, which stand for all of them."""
+    taken = np.nonzero(rnd.u32(len(addr)) % np.uint64(share) == 0)[0]
+    return addr[taken], weight[taken] * share
