@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon run`` by page_fault on a real process whose threads read and write different memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdamon_tools.report_file import open_recording
+
+ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
+READWRITE = [sys.executable, "-m", "kdamon_tools.workloads.readwrite"]
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def page_fault(workload: dict[str, Any]) -> None:
+    """Skip where faults cannot be sampled, with the machine's own reason."""
+    from kdamon.mm.linux import linux_machine
+
+    machine = linux_machine("page_fault")
+    try:
+        machine.get_task(workload["pid"], "page_fault").put()
+        tells_who = machine.faults_tell_who
+    except OSError as error:
+        pytest.skip(f"kernel lacks: page_fault: {error.strerror}")
+    finally:
+        machine.close()
+    if not tells_who:
+        pytest.skip("kernel lacks: a way to tell who causes a page fault")
+
+
+@pytest.fixture(scope="module")
+def workload() -> Iterator[dict[str, Any]]:
+    """The bundled workload, and what it says of itself."""
+    with subprocess.Popen([*READWRITE, "--seconds", "300"], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield json.loads(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def kdamon(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run kdamon as people do: a process of its own."""
+    command = [sys.executable, "-m", "kdamon_tools", *words]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def hot_parts(document: dict[str, Any], parts: list[dict[str, Any]]) -> tuple[str, int]:
+    """The parts of which most is hot in the last snapshot, and how many bytes are hot elsewhere."""
+    hot = [(r["start"], r["end"]) for r in document["snapshots"][-1]["regions"] if r["nr_accesses"] > 10]
+    found, elsewhere = "", sum(end - start for start, end in hot)
+    for part in parts:
+        covered = sum(max(0, min(end, part["end"]) - max(start, part["start"])) for start, end in hot)
+        elsewhere -= covered
+        found += part["name"] if covered > 0.8 * (part["end"] - part["start"]) else ""
+    return found, elsewhere
+
+
+def settled(workload: dict[str, Any], wanted: str, *options: str) -> dict[str, Any]:
+    """What a run says once it finds the ``wanted`` parts hot: a busy machine may need longer."""
+    for seconds in (3, 6, 12):
+        result = kdamon("run", "--pid", str(workload["pid"]), "--json", "--quiet", "--seconds", str(seconds), *options)
+        assert (0, "") == (result.returncode, result.stderr)
+        document: dict[str, Any] = json.loads(result.stdout)
+        found, elsewhere = hot_parts(document, workload["parts"])
+        if found == wanted and elsewhere < 10 * MIB:
+            return document
+    pytest.fail(f"{found} instead of {wanted} is hot, and {elsewhere} bytes elsewhere")
+
+
+def test_only_writes_by_a_cpu_and_what_was_recorded_of_them(workload: dict[str, Any], tmp_path: Path) -> None:
+    """The part that is only read stays cold; each recorded fault tells who made it."""
+    recording = tmp_path / "faults.npy"
+    parts = {part["name"]: part for part in workload["parts"]}
+    document = settled(workload, "AB", "--write-only", "--record", str(recording))
+    counters = document["counters"]
+    reports = counters["reports"]
+    assert reports["accepted"] == sum(reports.values()) - reports["accepted"] - reports["dropped"] > 0
+    assert 0 == counters["recorded"]["lost"]
+    records = open_recording(recording)
+    assert len(records) == counters["recorded"]["written"] >= reports["accepted"]
+    assert {workload["pid"]} == set(records["pid"].tolist())
+    for name in "AB":
+        part = parts[name]
+        inside = records[(records["addr"] >= part["start"]) & (records["addr"] < part["end"])]
+        assert len(inside) > 50
+        assert {(part["cpu"], part["tid"], True)} == set(
+            zip(inside["cpu"].tolist(), inside["tid"].tolist(), inside["write"].tolist(), strict=True)
+        )
+
+
+def test_only_one_cpu(workload: dict[str, Any]) -> None:
+    """What is written by the other one stays cold, and its faults are counted as filtered."""
+    parts = {part["name"]: part for part in workload["parts"]}
+    if parts["A"]["cpu"] == parts["B"]["cpu"]:
+        pytest.skip("kernel lacks: a second CPU")
+    document = settled(workload, "A", "--cpus", str(parts["A"]["cpu"]))
+    assert document["counters"]["reports"]["filtered"] > 0
+
+
+def test_only_one_thread(workload: dict[str, Any]) -> None:
+    """Of two that write."""
+    tid = next(part["tid"] for part in workload["parts"] if part["name"] == "B")
+    settled(workload, "B", "--tids", str(tid))
