@@ -71,6 +71,19 @@ class AddressSpace(Protocol):
         """
         ...
 
+    def advise(self, action: str, ranges: U64Array) -> int:
+        """Apply an action of DAMOS to the memory in ``ranges``.
+
+        What is not mapped, or refuses the action, is left out.
+
+        :param action: ``willneed``, ``cold``, ``pageout`` or ``collapse``.
+        :param ranges: start and end of each, page-aligned bytes, ascending and disjoint, shape (n, 2).
+        :returns: to how many bytes it was applied, see :mod:`kdamon.mm.advice`.
+        :raises OSError: EOPNOTSUPP this machine cannot do that to another process; EPERM with a sentence on what is
+            missing.
+        """
+        ...
+
 
 class Task(Protocol):
     """One process (kernel: ``struct pid`` and its task). It stays this process also when its number is reused."""

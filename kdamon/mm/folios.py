@@ -1,46 +1,68 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the kernel says about physical pages: /proc/kpageflags, /proc/kpagecount (``fs/proc/page.c``)."""
+"""What the kernel says about physical pages: /proc/kpageflags, kpagecount and kpagecgroup (``fs/proc/page.c``)."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "Folios"]
+from kdamon.mm import U64Array
+
+__all__ = ["ACTIVE", "COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "Folios", "shared_folios"]
 
 # include/uapi/linux/kernel-page-flags.h
+_UP_TO_DATE: Final = 1 << 3
 LRU: Final = 1 << 5
+ACTIVE: Final = 1 << 6
+_MAPPED: Final = 1 << 11
+_ANONYMOUS: Final = 1 << 12
+_SWAP_CACHE: Final = 1 << 13
 COMPOUND_HEAD: Final = 1 << 15
 COMPOUND_TAIL: Final = 1 << 16
 _HUGETLB: Final = 1 << 17
+_NO_PAGE: Final = 1 << 20
 _ZERO_PAGE: Final = 1 << 24
+_RESERVED: Final = 1 << 32
+
+#: Page frames that nobody asked for are read along if that saves a system call.
+_READ_ALONG: Final = 64
 
 #: Pages in the largest folio that is mapped by 4 KiB entries or by one 2 MiB entry; folios are aligned to their size.
 _MAX_PAGES: Final = 512
 
 
 class Folios:
-    """Reads the two files; without permission for them it knows nothing and says so by None or False.
+    """Reads the three files; without permission the methods for one page know nothing and say so by None or False.
 
     :param flags_path: /proc/kpageflags
     :param count_path: /proc/kpagecount
+    :param cgroup_path: /proc/kpagecgroup
     """
 
-    def __init__(self, flags_path: str = "/proc/kpageflags", count_path: str = "/proc/kpagecount") -> None:
-        self._flags_fd = self._count_fd = -1
+    def __init__(
+        self,
+        flags_path: str = "/proc/kpageflags",
+        count_path: str = "/proc/kpagecount",
+        cgroup_path: str = "/proc/kpagecgroup",
+    ) -> None:
+        self._flags_fd = self._count_fd = self._cgroup_fd = -1
         with contextlib.suppress(OSError):
             self._flags_fd = os.open(flags_path, os.O_RDONLY | os.O_CLOEXEC)
             self._count_fd = os.open(count_path, os.O_RDONLY | os.O_CLOEXEC)
+            self._cgroup_fd = os.open(cgroup_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Give the file descriptors back."""
-        for fd in (self._flags_fd, self._count_fd):
+        for fd in (self._flags_fd, self._count_fd, self._cgroup_fd):
             if fd >= 0:
                 os.close(fd)
-        self._flags_fd = self._count_fd = -1
+        self._flags_fd = self._count_fd = self._cgroup_fd = -1
 
     def flags(self, pfn: int) -> int | None:
         """The KPF_* bits of page frame ``pfn``, None when they cannot be read."""
@@ -75,9 +97,100 @@ class Folios:
             return False
         return self._number(self._count_fd, pfn) == 1
 
+    def heads(self, pfns: U64Array) -> tuple[U64Array, U64Array]:
+        """The folios that ``pfns`` are of: their first page frames and their sizes in pages, both of shape (n,).
+
+        A folio that is larger than a huge page of 2 MiB counts as pages of their own.
+
+        :raises OSError: EPERM page flags may not be read.
+        """
+        heads, pages = pfns.copy(), np.ones(len(pfns), dtype=np.uint64)
+        compound = np.flatnonzero(self._many(self._flags_fd, pfns) & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL))
+        if not len(compound):
+            return heads, pages
+        size = np.uint64(_MAX_PAGES)
+        windows, row = np.unique(pfns[compound] // size, return_inverse=True)
+        frames = (windows[:, None] * size + np.arange(_MAX_PAGES, dtype=np.uint64)).ravel()
+        flags = self._many(self._flags_fd, frames).reshape(-1, _MAX_PAGES)
+        at = np.arange(_MAX_PAGES)
+        head = np.maximum.accumulate(np.where(flags & np.uint64(COMPOUND_HEAD), at, -1), axis=1)
+        # For each page the first one after it that is no tail.
+        end = np.where(flags & np.uint64(COMPOUND_TAIL), _MAX_PAGES, at)
+        end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+        end = np.append(end[:, 1:], np.full((len(end), 1), _MAX_PAGES), axis=1)
+        row = row.reshape(-1)
+        within = (pfns[compound] % size).astype(np.intp)
+        first = head[row, within]
+        last = end[row, first]
+        # The folio may have changed between the two readings.
+        known = (first >= 0) & (within < last)
+        heads[compound[known]] = windows[row[known]] * size + first[known].astype(np.uint64)
+        pages[compound[known]] = (last - first)[known].astype(np.uint64)
+        return heads, pages
+
+    def ordinary(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames are the kernel's for ordinary use: not 0, the zero page, huge TLB or a device's memory.
+
+        :raises OSError: EPERM page flags may not be read.
+        """
+        special = _HUGETLB | _NO_PAGE | _ZERO_PAGE | _RESERVED
+        found: npt.NDArray[np.bool_] = (pfns != 0) & ((self._many(self._flags_fd, pfns) & np.uint64(special)) == 0)
+        return found
+
+    def active(self, heads: U64Array) -> npt.NDArray[np.bool_]:
+        """Which folios are on an active LRU list; OSError EPERM page flags may not be read."""
+        found: npt.NDArray[np.bool_] = (self._many(self._flags_fd, heads) & np.uint64(ACTIVE)) != 0
+        return found
+
+    def cached(self, heads: U64Array) -> npt.NDArray[np.bool_]:
+        """Which folios hold a file's or shared memory and are mapped by nobody.
+
+        :raises OSError: EPERM page flags may not be read.
+        """
+        asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
+        found: npt.NDArray[np.bool_] = (self._many(self._flags_fd, heads) & asked) == _UP_TO_DATE
+        return found
+
+    def cgroups(self, heads: U64Array) -> U64Array:
+        """The inode numbers of the memory control groups that folios are charged to, 0 for none, shape (n,).
+
+        :raises OSError: EPERM they may not be read, or the kernel has no such groups.
+        """
+        return self._many(self._cgroup_fd, heads)
+
+    @staticmethod
+    def _many(fd: int, pfns: U64Array) -> U64Array:
+        """The numbers of page frames ``pfns`` in any order; what lies close together is read at once."""
+        if fd < 0:
+            raise OSError(
+                errno.EPERM,
+                "what the kernel knows about pages is for root alone, in /proc/kpageflags and /proc/kpagecgroup; run "
+                "as root",
+            )
+        if not len(pfns):
+            return np.empty(0, dtype=np.uint64)
+        frames, back = np.unique(pfns, return_inverse=True)
+        begins = np.append(True, np.diff(frames) > _READ_ALONG)
+        first = frames[begins]
+        last = frames[np.append(begins[1:], True)]
+        raw = b"".join(
+            os.pread(fd, 8 * count, 8 * start).ljust(8 * count, b"\0")
+            for start, count in zip(first.tolist(), (last - first + np.uint64(1)).tolist(), strict=True)
+        )
+        run = np.cumsum(begins) - 1
+        before = np.append(np.uint64(0), np.cumsum(last - first + np.uint64(1))[:-1])
+        numbers: U64Array = np.frombuffer(raw, dtype=np.uint64)[frames - first[run] + before[run]]
+        return numbers[back.reshape(-1)]
+
     @staticmethod
     def _number(fd: int, pfn: int) -> int | None:
         if fd < 0 or not pfn:
             return None
         raw = os.pread(fd, 8, 8 * pfn)
         return int.from_bytes(raw, "little") if len(raw) == 8 else None
+
+
+@functools.cache
+def shared_folios() -> Folios:
+    """The one of this process, never closed; any thread may use it."""
+    return Folios()

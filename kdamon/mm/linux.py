@@ -101,7 +101,7 @@ class _PageIdle:
             )
 
     def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space:
-        return PageIdleSpace(self._bitmap, self._folios, files, PagemapFrames(files.pagemap))
+        return PageIdleSpace(self._bitmap, self._folios, files, pidfd, PagemapFrames(files.pagemap))
 
     def close(self) -> None:
         self._bitmap.close()

@@ -4,18 +4,24 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
 
-__all__ = ["MADV_COLD", "Adviser", "drain_lru", "pidfd_open"]
+__all__ = ["MADV_COLD", "MADV_COLLAPSE", "MADV_PAGEOUT", "MADV_WILLNEED", "Adviser", "drain_lru", "pidfd_open"]
 
+MADV_WILLNEED: Final = 3
 MADV_COLD: Final = 20
+MADV_PAGEOUT: Final = 21
+MADV_COLLAPSE: Final = 25
 
 _NR_PIDFD_OPEN: Final = 434
 _NR_PROCESS_MADVISE: Final = 440
@@ -57,13 +63,13 @@ class Adviser:
             )
         )
 
-    def check(self) -> None:
+    def check(self, advice: int = MADV_COLD) -> None:
         """Advise nothing, which still asks for the permissions.
 
         :raises OSError: EPERM without CAP_SYS_NICE or ptrace access, EINVAL or ENOSYS when the kernel does not know
             the call or the advice, ESRCH or EINVAL when the process has no memory.
         """
-        if self._call(0, MADV_COLD) < 0:
+        if self._call(0, advice) < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"process_madvise(): {os.strerror(number)}")
 
@@ -89,6 +95,34 @@ class Adviser:
                 # It stopped before the first range that it refused; the next round tells why.
                 done += int(np.searchsorted(np.cumsum(self._ranges[:count, 1]), advised, side="right"))
         return done, 0
+
+    def advise_each(
+        self, starts: U64Array, sizes: U64Array, advice: int, refused: Callable[[int], int]
+    ) -> npt.NDArray[np.bool_]:
+        """Advise every range that can be, whatever becomes of others.
+
+        :param starts: ascending, otherwise as for :meth:`advise`.
+        :param refused: is told the address of a range that the kernel does not give this advice for (EINVAL), and
+            answers up to where the following ranges need not be tried.
+        :returns: which ranges were taken, shape (n,).
+        """
+        taken = np.ones(len(starts), dtype=np.bool_)
+        at = 0
+        while at < len(starts):
+            done, error = self.advise(starts[at:], sizes[at:], advice)
+            at += done
+            if not error:
+                break
+            if error == errno.EINVAL:
+                following = max(at + 1, int(np.searchsorted(starts, np.uint64(refused(int(starts[at]))))))
+            elif error in {errno.ESRCH, errno.EPERM}:
+                following = len(starts)
+            else:
+                # It was unmapped meanwhile (ENOMEM), or nothing could be done about this one now.
+                following = at + 1
+            taken[at:following] = False
+            at = following
+        return taken
 
 
 _spare = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kdamon.mm import U64Array
 
-__all__ = ["containing", "parse", "read"]
+__all__ = ["containing", "parse", "read", "text"]
 
 #: What one read may return; the kernel fills at most its own buffer.
 _CHUNK: Final = 1 << 16
@@ -30,11 +30,12 @@ _Indexes = npt.NDArray[np.intp]
 
 
 def read(fd: int) -> U64Array:
-    """The mappings behind an open /proc/PID/maps.
+    """The mappings behind an open /proc/PID/maps, see :func:`parse`; none when the address space is gone."""
+    return parse(text(fd))
 
-    :returns: start and end of each mapping in address order, bytes, shape (n, 2); shape (0, 2) when the address
-        space is gone.
-    """
+
+def text(fd: int) -> bytes:
+    """The contents of an open /proc/PID/maps; nothing when the address space is gone."""
     parts = []
     offset = 0
     while True:
@@ -46,21 +47,21 @@ def read(fd: int) -> U64Array:
             break
         parts.append(part)
         offset += len(part)
-    return parse(b"".join(parts))
+    return b"".join(parts)
 
 
-def parse(text: bytes) -> U64Array:
-    """The mappings in ``text``, the contents of /proc/PID/maps.
+def parse(contents: bytes) -> U64Array:
+    """The mappings in ``contents``, those of /proc/PID/maps.
 
     The kernel gives the list in pieces, between which mappings come and go: a line that is not above the one
     before it is left out, so that the result is ascending and disjoint.
 
-    :returns: as :func:`read`.
+    :returns: start and end of each mapping in address order, bytes, shape (n, 2).
     """
-    if not text:
+    if not contents:
         return np.empty((0, 2), dtype=np.uint64)
     # Room for the digits that an address at the very start does not have.
-    data = np.frombuffer(b"\n" * _DIGITS + text, dtype=np.uint8)
+    data = np.frombuffer(b"\n" * _DIGITS + contents, dtype=np.uint8)
     ends = np.flatnonzero(data == ord("\n"))[_DIGITS - 1 :]
     begins = ends[:-1] + 1
     head = data[np.minimum(begins[:, None] + np.arange(2 * _DIGITS + 2), len(data) - 1)]

@@ -92,11 +92,12 @@ class PageIdleSpace(ProcessSpace):
     """An address space whose accesses the idle bitmap tells.
 
     :param files: becomes this object's; :meth:`close` closes it.
+    :param pidfd: the process; stays the caller's.
     :param frames: finds the page frames of addresses in ``files``.
     """
 
-    def __init__(self, bitmap: Bitmap, folios: Folios, files: ProcessFiles, frames: Frames) -> None:
-        super().__init__(files)
+    def __init__(self, bitmap: Bitmap, folios: Folios, files: ProcessFiles, pidfd: int, frames: Frames) -> None:
+        super().__init__(files, pidfd)
         self._bitmap = bitmap
         self._folios = folios
         self._frames = frames

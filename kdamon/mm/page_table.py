@@ -15,7 +15,6 @@ Nothing is armed: nothing is left behind in the target, whatever happens to this
 
 from __future__ import annotations
 
-import errno
 import time
 from typing import Final
 
@@ -54,7 +53,7 @@ class PageTableSpace(ProcessSpace):
     """
 
     def __init__(self, walker: Walker, folios: Folios, files: ProcessFiles, pidfd: int) -> None:
-        super().__init__(files)
+        super().__init__(files, pidfd)
         self._walker = walker
         self._folios = folios
         self._adviser = Adviser(pidfd)
@@ -148,23 +147,7 @@ class PageTableSpace(ProcessSpace):
         np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
         ranges = ordered[first]
         lengths = sizes[wanted[first]]
-        failed = np.zeros(len(ranges), dtype=np.bool_)
-        at = 0
-        while at < len(ranges):
-            done, error = self._adviser.advise(ranges[at:], lengths[at:], MADV_COLD)
-            at += done
-            if not error:
-                break
-            if error == errno.EINVAL:
-                end = self._refuse(int(ranges[at]))
-                following = max(at + 1, int(np.searchsorted(ranges, np.uint64(end))))
-            elif error == errno.ENOMEM:
-                # It was unmapped meanwhile.
-                following = at + 1
-            else:
-                following = len(ranges)
-            failed[at:following] = True
-            at = following
+        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse)
         if failed.any():
             refused[wanted] = failed[first.cumsum() - 1]
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
 import numpy as np
 
 from kdamon.mm import U64Array, maps
+from kdamon.mm.advice import Advice
 
 __all__ = ["NOTHING", "ProcessFiles", "ProcessSpace"]
+
+_Step = TypeVar("_Step")
 
 #: No addresses.
 NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
@@ -49,6 +53,10 @@ class ProcessFiles:
         """All mappings, see :func:`kdamon.mm.maps.read`."""
         return maps.read(self._maps)
 
+    def maps(self) -> bytes:
+        """The contents of /proc/PID/maps."""
+        return maps.text(self._maps)
+
     def close(self) -> None:
         """Give both file descriptors back."""
         os.close(self.pagemap)
@@ -59,14 +67,17 @@ class ProcessSpace:
     """What address spaces of real processes have in common, however their accesses are told.
 
     :param files: becomes this object's; :meth:`close` closes it.
+    :param pidfd: the process; stays the caller's.
     """
 
-    def __init__(self, files: ProcessFiles) -> None:
+    def __init__(self, files: ProcessFiles, pidfd: int = -1) -> None:
         self._files = files
+        self._pidfd = pidfd
         self._lock = threading.Lock()
         self._closed = False
         #: Pages of the present sample that could not be made old.
         self._unknown = NOTHING
+        self._advice: Advice | None = None
 
     def alive(self) -> bool:
         """Tell whether a process still lives in this address space."""
@@ -84,3 +95,26 @@ class ProcessSpace:
         """See :meth:`kdamon.mm.AddressSpace.vmas`."""
         with self._lock:
             return maps.parse(b"") if self._closed else self._files.vmas()
+
+    def advise(self, action: str, ranges: U64Array) -> int:
+        """See :meth:`kdamon.mm.AddressSpace.advise`."""
+        return sum(self._steps(lambda: self._actions().apply(action, ranges)))
+
+    def _actions(self) -> Advice:
+        if self._advice is None:
+            self._advice = Advice(self._files, self._pidfd)
+        return self._advice
+
+    def _steps(self, begin: Callable[[], Iterator[_Step]]) -> Iterator[_Step]:
+        """Take the steps that ``begin`` starts, each under the lock, so that :meth:`close` waits for one at most."""
+        steps: Iterator[_Step] | None = None
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                steps = steps or begin()
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step

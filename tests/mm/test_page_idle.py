@@ -60,7 +60,7 @@ class Space:
         directory = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
         self._bitmap = Bitmap(str(memory.bitmap))
         self._folios = memory.folios()
-        self.space = PageIdleSpace(self._bitmap, self._folios, ProcessFiles(directory), memory)
+        self.space = PageIdleSpace(self._bitmap, self._folios, ProcessFiles(directory), -1, memory)
         os.close(directory)
 
     def __enter__(self) -> PageIdleSpace:

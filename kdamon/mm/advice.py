@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What DAMOS does to the memory of a process: process_madvise(2), and a look at what it did (``mm/madvise.c``).
+
+The system call tells how much was advised. What became of it is another matter: memory without swap stays where it is,
+pages that other processes map are left out, a huge page may not be had. So the pages are looked at before and after:
+
+========  ==============================================================================================
+action    bytes that it was applied to
+========  ==============================================================================================
+pageout   were mapped before and are neither mapped nor in memory now: written to swap, or dropped because a file has
+          them (a page that must be written to its file first is unmapped, but stays in memory and does not count)
+cold      are mapped and not accessed any more (huge pages of which a part was meant are split, as in the kernel)
+collapse  are part of a huge page now and were not before
+willneed  of files that came into memory, be it mapped or not; what comes back from swap cannot be told
+========  ==============================================================================================
+
+Mappings that the kernel would not touch (locked, huge TLB, device memory) refuse advice and are left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from kdamon.mm import U64Array, maps, ranges
+from kdamon.mm.folios import shared_folios
+from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED, Adviser
+from kdamon.mm.page_cache import FileMappings
+from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present
+
+if TYPE_CHECKING:
+    from kdamon.mm.process import ProcessFiles
+
+__all__ = ["Advice"]
+
+_ADVICE: Final = {
+    "willneed": MADV_WILLNEED,
+    "cold": MADV_COLD,
+    "pageout": MADV_PAGEOUT,
+    "collapse": MADV_COLLAPSE,
+}
+
+#: Nanoseconds for which a list of mappings is used.
+_REMEMBERED: Final = 100_000_000
+
+
+class Advice:
+    """Gives advice about one address space.
+
+    :param files: of the address space; stays the caller's.
+    :param pidfd: the process; stays the caller's.
+    """
+
+    def __init__(self, files: ProcessFiles, pidfd: int) -> None:
+        self._files = files
+        self._adviser = Adviser(pidfd)
+        self._pagemap = Pagemap(files.pagemap)
+        self._checked: set[str] = set()
+        self._vmas = maps.parse(b"")
+        self._vmas_until = 0
+
+    def apply(self, action: str, wanted: U64Array) -> Iterator[int]:
+        """Apply ``action`` to the memory in ``wanted``, at most a gibibyte at each step.
+
+        :returns: the bytes that it was applied to, step by step.
+        :raises OSError: see :meth:`kdamon.mm.AddressSpace.advise`.
+        """
+        if action not in _ADVICE:
+            raise OSError(errno.EOPNOTSUPP, f"user space cannot do {action} to another process; use another action")
+        if not self._files.alive():
+            # After an exec the advice would go to the new program.
+            return
+        self._check(action)
+        mapped = ranges.intersect(wanted, self._mappings())
+        if action == "willneed":
+            yield from self._willneed(mapped)
+            return
+        do = {"cold": self._cold, "pageout": self._pageout, "collapse": self._collapse}[action]
+        for blocks in self._pagemap.groups(mapped):
+            yield do(blocks, mapped)
+
+    def _check(self, action: str) -> None:
+        if action in self._checked:
+            return
+        try:
+            self._adviser.check(_ADVICE[action])
+        except OSError as error:
+            if not self._files.alive():
+                return
+            if error.errno == errno.EPERM:
+                raise OSError(
+                    errno.EPERM,
+                    f"{action} on another process's memory needs CAP_SYS_NICE; run as root or give that capability",
+                ) from error
+            if error.errno in {errno.EINVAL, errno.ENOSYS}:
+                raise OSError(
+                    errno.EOPNOTSUPP,
+                    f"this kernel cannot do {action} to another process; use another action or a newer kernel",
+                ) from error
+            raise
+        self._checked.add(action)
+
+    def _mappings(self) -> U64Array:
+        now = time.monotonic_ns()
+        if now >= self._vmas_until:
+            self._vmas_until = now + _REMEMBERED
+            self._vmas = self._files.vmas()
+        return self._vmas
+
+    def _advise(self, chunks: U64Array, action: str) -> U64Array:
+        """Advise ``chunks``, each at most 2 MiB and in one mapping; returns those that were taken."""
+        # What a whole mapping refuses is a property of it, but a collapse fails for the one or the other page's sake.
+        refused = (lambda addr: addr) if action == "collapse" else self._end_of_mapping
+        sizes = chunks[:, 1] - chunks[:, 0]
+        return chunks[self._adviser.advise_each(chunks[:, 0], sizes, _ADVICE[action], refused)]
+
+    def _end_of_mapping(self, addr: int) -> int:
+        found = maps.containing(self._vmas, addr)
+        return addr if found is None else found[1]
+
+    def _pageout(self, blocks: U64Array, mapped: U64Array) -> int:
+        pages = self._pagemap.pages(blocks)
+        entries = self._pagemap.entries(blocks)
+        before = present(entries) & ranges.inside(mapped, pages)
+        if not _has_swap():
+            # Kernel: without swap a pageout of anonymous memory reclaims nothing but splits its huge pages. Here: it
+            # is not asked for, because that only harms.
+            before &= ~anonymous(entries)
+        if not before.any():
+            return 0
+        self._advise(ranges.intersect(ranges.intersect(ranges.of_pages(pages[before]), mapped), blocks), "pageout")
+        gone = before & ~present(self._pagemap.entries(blocks))
+        kept = self._still_cached(frames(entries[gone & ~anonymous(entries)]))
+        return PAGE_SIZE * (int(np.count_nonzero(gone)) - kept)
+
+    def _still_cached(self, pfns: U64Array) -> int:
+        """How many of the page frames ``pfns``, which were mapped, still hold what they held.
+
+        Pages that must be written first, and shared memory without swap, are unmapped and stay.
+        """
+        if not pfns.any():
+            # Without CAP_SYS_ADMIN the pagemap shows no frames.
+            return 0
+        try:
+            folios = shared_folios()
+            return int(np.count_nonzero(folios.cached(folios.heads(pfns)[0])))
+        except PermissionError:
+            return 0
+
+    def _cold(self, blocks: U64Array, mapped: U64Array) -> int:
+        taken = self._advise(ranges.intersect(mapped, blocks), "cold")
+        pages = self._pagemap.pages(blocks)
+        pages = pages[present(self._pagemap.entries(blocks)) & ranges.inside(taken, pages)]
+        return PAGE_SIZE * int(np.count_nonzero(~self._pagemap.accessed(pages)))
+
+    def _collapse(self, blocks: U64Array, mapped: U64Array) -> int:
+        chunks = ranges.intersect(mapped, blocks)
+        whole = chunks[chunks[:, 1] - chunks[:, 0] == BLOCK]
+        small = whole[self._pagemap.huge(whole)[1]]
+        self._advise(small, "collapse")
+        return BLOCK * int(np.count_nonzero(self._pagemap.huge(small)[0]))
+
+    def _willneed(self, mapped: U64Array) -> Iterator[int]:
+        # The link leads to /proc/PID/pagemap; a process that ended since is noticed before anything is counted.
+        directory = os.path.dirname(os.readlink(f"/proc/self/fd/{self._files.pagemap}"))
+        files = FileMappings(directory, self._files.maps())
+        of_files, others = files.within(mapped)
+        self._advise(ranges.intersect(others, ranges.blocks(others, BLOCK)), "willneed")
+        for start, end in of_files.tolist():
+            before = files.cached(start, end)
+            piece = np.array([[start, end]], dtype=np.uint64)
+            self._advise(ranges.intersect(piece, ranges.blocks(piece, BLOCK)), "willneed")
+            after = files.cached(start, end)
+            if before is not None and after is not None and self._files.alive():
+                yield max(after - before, 0)
+
+
+def _has_swap() -> bool:
+    try:
+        with open("/proc/swaps", encoding="utf-8", errors="replace") as swaps:
+            return len(swaps.readlines()) > 1
+    except OSError:
+        # A kernel without swap has no such file.
+        return False

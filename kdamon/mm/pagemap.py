@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pages of whole ranges: /proc/PID/pagemap (``fs/proc/task_mmu.c``), and the page table walk where it works.
+
+Memory is looked at in blocks of 2 MiB, what one page table maps. The walk leaves out blocks in which nothing can be,
+so that terabytes of reserved addresses cost no more than what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import U64Array, ranges
+from kdamon.mm.walk_program import ACCESSED, LEVEL, PRESENT
+from kdamon.mm.walker import Walker, shared_walker
+
+__all__ = ["BLOCK", "PAGE_SIZE", "Pagemap", "anonymous", "frames", "present"]
+
+PAGE_SIZE: Final = 4096
+#: Bytes that a page table maps, or one huge page is.
+BLOCK: Final = 1 << 21
+_GIB: Final = 1 << 30
+#: Levels of the walk, see :data:`kdamon.mm.walk_program.LEVEL`.
+_PMD: Final = 2
+_PUD: Final = 3
+
+# Documentation/admin-guide/mm/pagemap.rst
+_PRESENT: Final = np.uint64(1 << 63)
+_FILE: Final = np.uint64(1 << 61)
+_PFN_MASK: Final = np.uint64((1 << 55) - 1)
+
+_WITHIN: Final = np.arange(0, BLOCK, PAGE_SIZE, dtype=np.uint64)
+
+_Mask = npt.NDArray[np.bool_]
+
+
+def present(entries: U64Array) -> _Mask:
+    """Which pages are in memory and mapped."""
+    found: _Mask = (entries & _PRESENT) != 0
+    return found
+
+
+def anonymous(entries: U64Array) -> _Mask:
+    """Which mapped pages are neither of a file nor of shared memory."""
+    found: _Mask = (entries & (_PRESENT | _FILE)) == _PRESENT
+    return found
+
+
+def frames(entries: U64Array) -> U64Array:
+    """Page frame numbers; 0 for pages that are not there, and for all without CAP_SYS_ADMIN."""
+    found: U64Array = np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
+    return found
+
+
+class Pagemap:
+    """The pages of one address space.
+
+    :param fd: open /proc/PID/pagemap; stays the caller's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._walker: Walker | None = None
+        self._lacking: OSError | None = None
+        try:
+            self._walker = shared_walker()
+        except OSError as error:
+            self._lacking = error
+
+    def groups(self, wanted: U64Array) -> Iterator[U64Array]:
+        """The blocks (as ranges) within ``wanted`` that may hold pages, a gibibyte's at a time."""
+        for gib in self._tables(ranges.blocks(wanted, _GIB), _PUD):
+            found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), BLOCK), _PMD)
+            if len(found):
+                yield found
+
+    def _tables(self, candidates: U64Array, level: int) -> U64Array:
+        """Those of ``candidates`` for which the walk does not already end at ``level``."""
+        if self._walker is None:
+            return candidates
+        flags = self._walker.young(self._fd, candidates[:, 0])
+        empty = ((flags & LEVEL) >= level) & ((flags & PRESENT) == 0)
+        kept: U64Array = candidates[~empty]
+        return kept
+
+    @staticmethod
+    def pages(blocks: U64Array) -> U64Array:
+        """The addresses of all pages in ``blocks``, ascending, 512 for each."""
+        found: U64Array = (blocks[:, :1] + _WITHIN).ravel()
+        return found
+
+    def entries(self, blocks: U64Array) -> U64Array:
+        """The pagemap's entries for :meth:`pages` of ``blocks``; 0 where the address space ended."""
+        parts = []
+        for start, end in ranges.union(blocks, ranges.NO_RANGES).tolist():
+            size = (end - start) * 8 // PAGE_SIZE
+            parts.append(os.pread(self._fd, size, start * 8 // PAGE_SIZE).ljust(size, b"\0"))
+        return np.frombuffer(b"".join(parts), dtype=np.uint64)
+
+    def accessed(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are mapped and have their accessed bit set.
+
+        :raises OSError: see :meth:`walk`.
+        """
+        seen: _Mask = (self.walk(pages) & (PRESENT | ACCESSED)) == PRESENT | ACCESSED
+        return seen
+
+    def huge(self, blocks: U64Array) -> tuple[_Mask, _Mask]:
+        """Which of ``blocks`` one huge page maps, and which a page table.
+
+        :raises OSError: see :meth:`walk`.
+        """
+        flags = self.walk(blocks[:, 0])
+        return (flags & (LEVEL | PRESENT)) == _PMD | PRESENT, (flags & LEVEL) == 1
+
+    def walk(self, addrs: U64Array) -> npt.NDArray[np.uint8]:
+        """The flags of the page table walk for ``addrs``.
+
+        :raises OSError: why this machine cannot walk page tables, see :class:`kdamon.mm.walker.Walker`.
+        """
+        if self._walker is None:
+            assert self._lacking is not None
+            raise OSError(self._lacking.errno, self._lacking.strerror)
+        return self._walker.young(self._fd, addrs)
