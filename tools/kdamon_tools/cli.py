@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from kdamon import __version__
-from kdamon_tools.commands import doctor, exec, mount, run  # noqa: A004 (a verb's module has the verb's name)
+from kdamon_tools.commands import doctor, exec, mount, replay, run  # noqa: A004 (a verb's module has the verb's name)
 from kdamon_tools.errors import CommandError
 
 __all__ = ["main"]
@@ -28,12 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="kdamon",
         description="DAMON, the kernel's data access monitor, in user space.",
-        usage="kdamon [--version] [--debug] {run,mount,exec,doctor} ...",
+        usage="kdamon [--version] [--debug] {run,replay,mount,exec,doctor} ...",
     )
     parser.add_argument("--version", action="version", version=f"kdamon {__version__}")
     parser.add_argument("--debug", action="store_true", help="log what happens, and show where errors come from")
-    verbs = parser.add_subparsers(dest="verb", prog="kdamon", required=True, metavar="{run,mount,exec,doctor}")
-    for module in (run, mount, exec, doctor):
+    verbs = parser.add_subparsers(dest="verb", prog="kdamon", required=True, metavar="{run,replay,mount,exec,doctor}")
+    for module in (run, replay, mount, exec, doctor):
         module.register(verbs)
     return parser
 

@@ -91,14 +91,19 @@ def parse_range(text: str) -> tuple[int, int]:
     return start, end
 
 
-def parse_cpus(text: str) -> tuple[int, ...]:
-    """Numbers of CPUs as the kernel writes them, such as 0-3,5, from a command line."""
+def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
+    """Numbers of CPUs as the kernel writes them, such as 0-3,5, from a command line.
+
+    :param nr_cpus: how many there can be; None: those of this machine.
+    """
+    limit = nr_cpus or nr_cpu_ids()
     try:
-        cpus = bitmap_parselist(text, nr_cpu_ids())
+        cpus = bitmap_parselist(text, limit)
     except OSError as error:
         if error.errno in (errno.ERANGE, errno.EOVERFLOW):
             raise argparse.ArgumentTypeError(
-                f"'{text}' names a CPU that this machine does not have: the last one is {nr_cpu_ids() - 1}"
+                f"'{text}' names a CPU that {'cannot be' if nr_cpus else 'this machine does not have'}: "
+                f"the last one is {limit - 1}"
             ) from None
         cpus = ()
     if not cpus:

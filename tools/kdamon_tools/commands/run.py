@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from attrs import evolve
 
-from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.commands import add_verb, machine_when_needed, open_output
+from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
 from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.errors import CommandError
 from kdamon_tools.history import History
@@ -27,7 +28,7 @@ from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_seconds, parse_tids, parse_unsigned
+from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
@@ -72,24 +73,13 @@ def register(subparsers: Subparsers) -> None:
     )
     _add_counting(parser.add_argument_group("which accesses count"))
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--sample-us", type=parse_positive, default=defaults.sample_us, metavar="US", help="sampling interval"
-    )
-    how.add_argument(
-        "--aggr-us", type=parse_positive, default=defaults.aggr_us, metavar="US", help="aggregation interval"
-    )
+    add_sampling(how)
     how.add_argument(
         "--update-us",
         type=parse_positive,
         default=defaults.update_us,
         metavar="US",
         help="time between looks at the mappings",
-    )
-    how.add_argument(
-        "--min-regions", type=parse_unsigned, default=defaults.min_regions, metavar="N", help="regions at least"
-    )
-    how.add_argument(
-        "--max-regions", type=parse_unsigned, default=defaults.max_regions, metavar="N", help="regions at most"
     )
     form = parser.add_argument_group("what to show")
     form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
@@ -108,16 +98,7 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
         help="accessed bits, or faults of sampled pages, which tell who writes; default: page_fault if one of the next "
         "three is given",
     )
-    group.add_argument("--write-only", action="store_true", help="only writes")
-    group.add_argument(
-        "--cpus", type=parse_cpus, default=(), metavar="LIST", help="only those made by these CPUs, such as 0-3,5"
-    )
-    group.add_argument(
-        "--tids", type=parse_tids, default=(), metavar="LIST", help="only those made by these threads, such as 12,13"
-    )
-    group.add_argument(
-        "--density", action="store_true", help="estimate from reports how densely each region is accessed"
-    )
+    add_filters(group, parse_cpus)
     group.add_argument(
         "--reports",
         nargs="?",
@@ -136,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     machine = None if arguments.ops == "reports" else machine_when_needed()
     with ExitStack() as stack:
-        output = stack.enter_context(_open_output(arguments.output))
+        output = stack.enter_context(open_output(arguments.output))
         stop = stack.enter_context(_stop_signals())
         sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
         child = stack.enter_context(_child(arguments.command, sources.environment())) if arguments.command else None
@@ -186,23 +167,12 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:
-    names = ["ops", "sample_us", "aggr_us", "update_us", "min_regions", "max_regions"]
-    names += ["write_only", "cpus", "tids", "density"]
+    names = ("ops", "update_us", *SAMPLING, *FILTERS)
     config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
     config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
     if config.ops == "reports":
         return evolve(config, primitive="")
     return evolve(config, primitive=arguments.primitive or ("page_fault" if config.filtered else "page_table"))
-
-
-@contextmanager
-def _open_output(path: Path | None) -> Iterator[TextIO]:
-    """Where the result goes; opened before monitoring, so that a run is not lost to a mistyped name."""
-    if path is None:
-        yield sys.stdout
-    else:
-        with path.open("w", encoding="utf-8") as output:
-            yield output
 
 
 @contextmanager

@@ -99,10 +99,9 @@ def render_summary(recording: Recording) -> str:
     if config.primitive:
         lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
-    lines += [
-        f"sampling intervals missed         {counters.missed_intervals:>10}",
-        f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU",
-    ]
+    lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
+    if counters.cpu_s:
+        lines.append(f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU")
     return "\n".join(lines)
 
 

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon replay``: the same file gives the same regions, always, and they are the right ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attrs import evolve
+
+import kdamon.reported  # noqa: F401 (registers the operations set)
+from kdamon import trace
+from kdamon.core import damon_run
+from kdamon.damon import damon_access_report, damon_ctx
+from kdamon.kernel import VirtualClock
+from kdamon.regions import damon_regions
+from kdamon.reports import REPORT_DTYPE, damon_report_access
+from kdamon_tools import cli, replayer, report_file
+from kdamon_tools.monitor import add_target, new_context
+from kdamon_tools.records import Records, new_records
+from kdamon_tools.replayer import Replay, Tape, processes_of, ranges_of
+from kdamon_tools.report_file import RecordingWriter, read_reports
+from kdamon_tools.snapshot import Config
+
+DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+BASE = 0x7F00_0000_0000
+HOT = (BASE + 64 * MIB, BASE + 80 * MIB)
+QUICK = ["--sample-us", "1000", "--aggr-us", "20000"]
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 80 x 24."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+
+
+def workload(pid: int = 7, seconds: float = 1.0, seed: int = 1) -> Records:
+    """200 accesses in each millisecond, half of them writes, 99 of 100 to 16 MiB of 256; by two threads."""
+    rng = np.random.default_rng(seed)
+    n = round(200_000 * seconds)
+    hot = rng.random(n) < 0.99
+    start = np.where(hot, HOT[0], BASE).astype(np.uint64)
+    pages = np.where(hot, rng.integers(0, 16 * MIB // 4096, n), rng.integers(0, 256 * MIB // 4096, n))
+    threads = rng.integers(0, 2, n)
+    return new_records(
+        n,
+        time=1_000_000_000 + np.arange(n) * 5000,
+        pid=pid,
+        addr=start + pages.astype(np.uint64) * np.uint64(4096) + np.uint64(8),
+        size=8,
+        write=rng.random(n) < 0.5,
+        cpu=threads * 64,
+        tid=100 + threads,
+    )
+
+
+def saved(path: Path, records: Records) -> str:
+    """The name of a recording of ``records``."""
+    with path.open("wb") as file:
+        RecordingWriter(file).write(records)
+    return str(path)
+
+
+def replayed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    """What ``kdamon replay --json`` says, an object for each process."""
+    status = cli.main(["replay", "--json", *words])
+    out, err = capsys.readouterr()
+    assert (0, "") == (status, err)
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def hot_share(document: dict[str, Any], where: tuple[int, int] = HOT) -> tuple[float, float]:
+    """How much of ``where`` the last snapshot says is hot, and how much of the rest."""
+    regions = document["snapshots"][-1]["regions"]
+    hot = [r for r in regions if r["nr_accesses"] >= document["config"]["max_nr_accesses"] / 2]
+    inside = sum(max(0, min(r["end"], where[1]) - max(r["start"], where[0])) for r in hot)
+    total = sum(r["end"] - r["start"] for r in regions)
+    outside = sum(r["end"] - r["start"] for r in hot) - inside
+    return inside / (where[1] - where[0]), outside / (total - (where[1] - where[0]))
+
+
+def test_a_recording_shows_what_was_hot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a process that need not exist; in the shape of what ``kdamon run`` says."""
+    (document,) = replayed(capsys, saved(tmp_path / "r.npy", workload()), *QUICK)
+    assert (7, "reports", "replayed", 1.0) == (
+        document["config"]["pid"],
+        document["config"]["ops"],
+        document["note"],
+        document["started"],
+    )
+    assert [round(0.02 * n, 6) for n in range(1, 51)] == [s["time"] for s in document["snapshots"]]
+    found, wrong = hot_share(document)
+    assert found > 0.9
+    assert wrong < 0.05
+    counters = document["counters"]["reports"]
+    assert (200_000, 0, 0, 0) == tuple(counters[name] for name in ("accepted", "late", "dropped", "pending"))
+    assert counters["accepted"] == counters["applied"] + counters["straddling"] + counters["outside"]
+    # The ranges of a file are made of whole pages, and each access lies in one.
+    assert counters["accepted"] == counters["applied"]
+
+
+def test_the_same_file_gives_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also in another process, and whatever the sizes of the blocks in which files are read; not with another seed."""
+    name = saved(tmp_path / "r.npy", workload(seconds=0.1))
+    command = [sys.executable, "-m", "kdamon_tools", "replay", name, "--json", *QUICK]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    elsewhere = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout.decode()
+    outputs = []
+    for block in (1 << 18, 1000, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replayer, "_BLOCK", block)
+            assert 0 == cli.main(["replay", name, "--json", *QUICK])
+        outputs.append(capsys.readouterr().out)
+    assert [elsewhere] * 3 == outputs
+    assert 0 == cli.main(["replay", name, "--json", "--seed", "1", *QUICK])
+    assert elsewhere != capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lackey_trace.txt", "perf_script_callchains.txt"])
+def test_a_text_gives_what_a_recording_of_it_gives(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it is cut into blocks."""
+    np.save(tmp_path / "r.npy", read_reports(DATA / name))
+    words = ["--json", "--sample-us", "100", "--aggr-us", "1000"]
+    assert 0 == cli.main(["replay", str(tmp_path / "r.npy"), *words])
+    expected = capsys.readouterr().out
+    for size in (1 << 22, 100):
+        monkeypatch.setattr(report_file, "_BLOCK_BYTES", size)
+        assert 0 == cli.main(["replay", str(DATA / name), *words])
+        assert expected == capsys.readouterr().out
+
+
+def test_records_may_be_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their times are what counts."""
+    records = workload(seconds=0.2)
+    shuffled = records[np.random.default_rng(3).permutation(len(records))]
+    documents = [replayed(capsys, saved(tmp_path / "r.npy", some), *QUICK) for some in (records, shuffled)]
+    assert documents[0] == documents[1]
+
+
+class OneByOne(VirtualClock):
+    """Each report is pushed by itself when it is due."""
+
+    def __init__(self, records: Records) -> None:
+        super().__init__()
+        self._rest = records.tolist()[::-1]
+        self._start = int(records["time"][0])
+
+    def sleep_until(self, deadline: int, wake: threading.Event) -> None:
+        while self._rest and self._rest[-1][0] - self._start < deadline:
+            self._now, values = self._rest[-1][0] - self._start, self._rest.pop()[1:]
+            damon_report_access(damon_access_report(**dict(zip(REPORT_DTYPE.names or (), values, strict=True))))
+        super().sleep_until(deadline, wake)
+
+
+def test_replaying_is_the_same_as_reporting_one_by_one() -> None:
+    """At its time each; the regions are the same after every aggregation interval."""
+    records = workload(seconds=0.2)
+    config = Config(
+        pid=7, ops="reports", primitive="", sample_us=1000, aggr_us=20_000, ranges=tuple(ranges_of(records, [7])[7])
+    )
+    (recording,) = Replay(Tape(records), [config], 5).in_simulated_time()
+    ctx = new_context(config, 5)
+    ctx.clock = OneByOne(records)
+    add_target(ctx, config)
+    seen: list[damon_regions] = []
+
+    def aggregated(of: damon_ctx, _target: int, regions: damon_regions) -> None:
+        if of is ctx:
+            seen.append(regions.copy())
+
+    trace.damon_aggregated.register(aggregated)
+    try:
+        damon_run(ctx, 0.2)
+    finally:
+        trace.damon_aggregated.unregister(aggregated)
+    assert 10 == len(seen) == len(recording.snapshots)
+    for regions, snapshot in zip(seen, recording.snapshots, strict=True):
+        for column in ("start", "end", "nr_accesses", "age"):
+            assert getattr(regions, column).tolist() == snapshot.regions[column].tolist()
+
+
+def test_each_sampling_interval_gets_the_reports_of_its_time() -> None:
+    """From its first nanosecond to its last; the first report's time is where they begin."""
+    times = np.array([0, 4_999_999, 5_000_000, 10_000_000, 24_999_999, 99_999_999, 100_000_000]) + 12_345
+    records = new_records(len(times), time=times, pid=7, addr=BASE + 0x800)
+    config = Config(pid=7, ops="reports", primitive="", ranges=((BASE, BASE + 4096),))
+    (recording,) = Replay(Tape(records), [config], 0).in_simulated_time()
+    # Intervals 0, 1, 2, 4 and 19 of the first twenty, then 0 of the next.
+    assert [[5], [1]] == [s.regions["nr_accesses"].tolist() for s in recording.snapshots]
+    assert 7 == recording.counters.reports["applied"]
+
+
+def test_each_process_is_a_target_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An object a line, those with most reports first; a picture for each."""
+    shifted = workload(9, 0.2)
+    shifted["addr"] += np.uint64(32 * MIB)
+    name = saved(tmp_path / "r.npy", np.concatenate([shifted, workload(8, 0.4)]))
+    documents = replayed(capsys, name, *QUICK)
+    assert [8, 9] == [document["config"]["pid"] for document in documents]
+    assert hot_share(documents[0])[0] > 0.8
+    assert [20, 20] == [len(document["snapshots"]) for document in documents]
+    early = {"snapshots": documents[1]["snapshots"][:10], "config": documents[1]["config"]}
+    assert hot_share(early, (HOT[0] + 32 * MIB, HOT[1] + 32 * MIB))[0] > 0.8
+    assert 0 == documents[0]["counters"]["reports"]["ineligible"]
+    assert 0 == cli.main(["replay", name, *QUICK])
+    out = capsys.readouterr().out
+    assert ["monitored pid 8", "monitored pid 9"] == [
+        line[:15] for line in out.splitlines() if line.startswith("monitored")
+    ]
+    assert max(map(len, out.splitlines())) <= 80
+    assert "reports accepted" in out
+
+
+def test_pictures_of_many_processes_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And a line says so."""
+    records = new_records(120, time=np.arange(120), pid=1 + np.arange(120) % 12, addr=BASE)
+    assert 0 == cli.main(["replay", saved(tmp_path / "r.npy", records)])
+    out = capsys.readouterr().out
+    assert 8 == out.count("monitored pid")
+    assert "and 4 processes with fewer reports" in out
+
+
+def test_one_process_may_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is about others is ineligible."""
+    name = saved(tmp_path / "r.npy", np.concatenate([workload(8, 0.1), workload(9, 0.1)]))
+    (document,) = replayed(capsys, name, "--pid", "9", *QUICK)
+    assert 9 == document["config"]["pid"]
+    assert 20_000 == document["counters"]["reports"]["ineligible"]
+
+
+@pytest.mark.parametrize(
+    ("words", "passes"),
+    [
+        (["--write-only"], lambda r: r["write"]),
+        (["--cpus", "64"], lambda r: r["cpu"] == 64),
+        (["--cpus", "0-63,65-9999"], lambda r: r["cpu"] == 0),
+        (["--tids", "101,7"], lambda r: r["tid"] == 101),
+        (["--write-only", "--tids", "100", "--cpus", "0"], lambda r: r["write"] & (r["tid"] == 100)),
+    ],
+)
+def test_filters_are_those_of_sampling(
+    words: list[str], passes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They discard, and count what they discard; the CPUs need not be this machine's."""
+    records = workload(seconds=0.1)
+    (document,) = replayed(capsys, saved(tmp_path / "r.npy", records), *words, *QUICK)
+    counters = document["counters"]["reports"]
+    passed = int(passes(records).sum())
+    assert (passed, len(records) - passed) == (counters["applied"], counters["filtered"])
+
+
+def test_ranges_may_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not in them is outside."""
+    records = workload(seconds=0.1)
+    middle = (HOT[0] + HOT[1]) // 2
+    words = ["--range", f"{middle:x}-{HOT[1]:x}", "--range", f"{BASE:x}-{BASE + MIB:x}"]
+    (document,) = replayed(capsys, saved(tmp_path / "r.npy", records), *words, *QUICK)
+    assert [[middle, HOT[1]], [BASE, BASE + MIB]] == document["config"]["ranges"]
+    addresses = records["addr"]
+    inside = ((addresses >= middle) & (addresses < HOT[1])) | (addresses < BASE + MIB)
+    counters = document["counters"]["reports"]
+    assert (int(inside.sum()), int((~inside).sum())) == (counters["applied"], counters["outside"])
+
+
+def test_in_real_time_it_takes_the_time_that_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a kdamond as any other: the hot part is found as well, and nothing is lost but what comes late."""
+    name = saved(tmp_path / "r.npy", workload(seconds=1))
+    (document,) = replayed(capsys, name, "--realtime", "--sample-us", "5000", "--aggr-us", "100000")
+    assert document["seconds"] == 1.0
+    assert 5 <= len(document["snapshots"]) <= 11
+    assert hot_share(document)[0] > 0.5
+    counters = document["counters"]["reports"]
+    assert 0 == counters["dropped"]
+    assert counters["accepted"] == sum(counters.values()) - counters["accepted"]
+    assert counters["applied"] > 0.5 * 200_000
+
+
+def test_a_file_may_come_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """As from valgrind or perf themselves; not a recording, whose end has to be known."""
+    command = [sys.executable, "-m", "kdamon_tools", "replay", "-", "--json"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    trace_text = (DATA / "lackey_trace.txt").read_bytes()
+    piped = subprocess.run(command, env=environment, input=trace_text, check=True, stdout=subprocess.PIPE).stdout
+    assert 0 == cli.main(["replay", str(DATA / "lackey_trace.txt"), "--json"])
+    assert capsys.readouterr().out == piped.decode()
+
+
+def test_lackeys_pace_and_instructions_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """A second is so many accesses."""
+    (document,) = replayed(capsys, str(DATA / "lackey_trace.txt"), "--rate", "100")
+    # 56 accesses, two of which modify and count twice.
+    assert (0.6, 58) == (document["seconds"], document["counters"]["reports"]["accepted"])
+    (document,) = replayed(capsys, str(DATA / "lackey_trace.txt"), "--rate", "100", "--instructions")
+    assert (2.0, 193) == (document["seconds"], document["counters"]["reports"]["accepted"])
+
+
+def test_what_became_of_lines_is_said_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence each on standard error; programs that read the output are not disturbed."""
+    assert 0 == cli.main(["replay", str(DATA / "perf_script_mem.txt"), "--json"])
+    out, err = capsys.readouterr()
+    assert [4242, 4300, 5000] == [json.loads(line)["config"]["pid"] for line in out.splitlines()]
+    assert [
+        "left out: 1 lines that were not understood",
+        "left out: 1 samples that tell no data address",
+        "not kept: 1 accesses were served by another NUMA node",
+    ] == [line.split("perf_script_mem.txt: ")[1] for line in err.splitlines()]
+
+
+def test_the_result_may_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of any other verb."""
+    path = tmp_path / "result"
+    assert 0 == cli.main(["replay", str(DATA / "lackey_trace.txt"), "--json", "--output", str(path)])
+    assert "" == capsys.readouterr().out
+    assert 26764 == json.loads(path.read_text())["config"]["pid"]
+
+
+def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of reading and of replaying; nothing of it is left."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("kdamon_tools.commands.replay._REDRAW_S", 0.0)
+    assert 0 == cli.main(["replay", str(DATA / "lackey_trace.txt"), "--json", "--output", str(tmp_path / "out")])
+    shown = screen.getvalue()
+    size = (DATA / "lackey_trace.txt").stat().st_size
+    assert f"lackey_trace.txt: {size / 1024:.1f} KiB of {size / 1024:.1f} KiB read"[-30:] in shown
+    assert "0.1 s of 0.1 s replayed" in shown
+    assert shown.endswith("\x1b[1F\x1b[J")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "sentence"),
+    [
+        (["{tmp}/none"], 1, "{tmp}/none: No such file or directory"),
+        (["{tmp}/empty.npy"], 1, "{tmp}/empty.npy: there is no report in it"),
+        (["{tmp}/text"], 1, "{tmp}/text: neither a recording, nor output of perf script, nor a trace of lackey; "),
+        (["{tmp}/kernel.npy"], 1, "{tmp}/kernel.npy: all addresses are the kernel's; say with --range what to monitor"),
+        (["{tmp}/r.npy", "--pid", "3"], 1, "{tmp}/r.npy: no report is about process 3, but there are some of 7"),
+        (["{tmp}/r.npy", "--range", "1000-3000", "--range", "2000-4000"], 1, "region 8192-16384 is empty, or overlaps"),
+        (["{tmp}/r.npy", "--aggr-us", "1000"], 1, "the sampling interval must not exceed the aggregation interval"),
+        (["{tmp}/r.npy", "--min-regions", "2"], 1, "the minimum number of regions must be at least 3"),
+        (["{tmp}/r.npy", "--cpus", "70000"], 2, "argument --cpus: '70000' names a CPU that cannot be"),
+        (["{tmp}/r.npy", "--rate", "0"], 2, "argument --rate: '0' is not a number from 1 on"),
+        ([], 2, "the following arguments are required: FILE"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    words: list[str], status: int, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the file's name where it is about the file."""
+    saved(tmp_path / "r.npy", workload(seconds=0.01))
+    saved(tmp_path / "empty.npy", new_records(0))
+    saved(tmp_path / "kernel.npy", new_records(3, pid=7, addr=0xFFFF_8000_0000_0000))
+    (tmp_path / "text").write_text("hello\n")
+    assert status == cli.main(["replay", *(word.format(tmp=tmp_path) for word in words)])
+    out, err = capsys.readouterr()
+    assert ("", 1) == (out, err.count("\n"))
+    assert err.startswith("kdamon: " + sentence.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        # Pages that touch are one range; up to three ranges stay as they are.
+        ([(0x1000, 8), (0x2FF8, 8)], [(0x1000, 0x3000)]),
+        ([(0x1000, 8), (0x3000, 1)], [(0x1000, 0x2000), (0x3000, 0x4000)]),
+        # An access may reach into the next page, or span many; one without size has an address at least.
+        ([(0x1FFF, 2)], [(0x1000, 0x3000)]),
+        ([(0x1000, 0x10000), (0x3000, 1)], [(0x1000, 0x11000)]),
+        ([(0x1000, 0)], [(0x1000, 0x2000)]),
+        # Of more, the two biggest gaps are left out.
+        (
+            [(0x1000, 8), (0x3000, 8), (0x100000, 8), (0x104000, 8), (0x7F0000000000, 8)],
+            [(0x1000, 0x4000), (0x100000, 0x105000), (0x7F0000000000, 0x7F0000001000)],
+        ),
+        # Neither the kernel's addresses nor those of other processes.
+        ([(0xFFFFFFFF81000000, 8), (0x1000, 1 << 63), (0x5000, 8)], [(0x5000, 0x6000)]),
+    ],
+)
+def test_what_to_monitor_is_found_in_the_file(
+    reports: list[tuple[int, int]], expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole pages without the two biggest gaps, as vaddr finds them in a process's mappings."""
+    addresses, sizes = zip(*reports, strict=True)
+    mine = new_records(len(reports), pid=7, addr=np.array(addresses, np.uint64), size=np.array(sizes, np.uint64))
+    records = np.concatenate([mine, new_records(2, pid=8, addr=0x900000), new_records(1, pid=9, addr=1 << 63)])
+    for block in (1 << 18, 2, 1):
+        monkeypatch.setattr(replayer, "_BLOCK", block)
+        assert {7: expected, 8: [(0x900000, 0x901000)]} == ranges_of(records, [7, 8, 9])
+        assert {8: [(0x900000, 0x901000)]} == ranges_of(records, [8])
+
+
+def test_processes_come_by_the_number_of_their_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then by their own number, so that the order never varies."""
+    records = new_records(7, pid=np.array([3, 5, 5, 4, 9, 9, 2]))
+    for block in (1 << 18, 2):
+        monkeypatch.setattr(replayer, "_BLOCK", block)
+        assert [5, 9, 2, 3, 4] == processes_of(records)
+
+
+def test_a_replay_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No threads and nothing that listens, also after a mistake."""
+    name = saved(tmp_path / "r.npy", workload(seconds=0.01))
+    before = threading.active_count(), trace.damon_aggregated.enabled()
+    for words in ([], ["--realtime"], ["--aggr-us", "1000"]):
+        cli.main(["replay", name, "--json", *words])
+    assert before == (threading.active_count(), trace.damon_aggregated.enabled())
+
+
+def test_density_is_handed_on() -> None:
+    """To the context, as the filters are."""
+    config = Config(pid=7, ops="reports", primitive="", ranges=((BASE, BASE + 4096),))
+    assert [False, True] == [new_context(evolve(config, density=density)).density for density in (False, True)]

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon replay``: monitor by reports that were recorded, and show what they say was accessed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from attrs import evolve
+
+from kdamon_tools.commands import add_verb, open_output
+from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
+from kdamon_tools.errors import CommandError
+from kdamon_tools.lackey import DEFAULT_RATE
+from kdamon_tools.report_file import FORMATS, open_reports
+from kdamon_tools.reporters.heatmap import render_heatmap
+from kdamon_tools.reporters.json_object import render_json
+from kdamon_tools.reporters.table import render_summary
+from kdamon_tools.snapshot import Config, Recording
+from kdamon_tools.terminal import LiveView, terminal_size, use_colour
+from kdamon_tools.units import (
+    format_bytes,
+    format_seconds,
+    parse_cpus,
+    parse_positive,
+    parse_range,
+    parse_unsigned,
+)
+
+if TYPE_CHECKING:
+    from kdamon_tools.commands import Subparsers
+    from kdamon_tools.records import Records, TextNotes
+
+__all__ = ["register", "run"]
+
+_USAGE: Final = "[options] FILE"
+#: Pictures of so many processes are enough for a person; programs get all.
+_MOST_PICTURES: Final = 8
+_REDRAW_S: Final = 0.2
+#: More CPUs than any machine has.
+_MOST_CPUS: Final = 1 << 16
+
+
+def register(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(subparsers, "replay", "monitor by recorded reports and show what was accessed", _USAGE)
+    what = parser.add_argument_group("what to replay")
+    what.add_argument("file", type=Path, metavar="FILE", help="the reports; - is standard input")
+    what.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="kdamon's recording, output of perf script on a recording of perf mem, or a trace of valgrind's lackey",
+    )
+    what.add_argument("--pid", type=parse_unsigned, help="only this process; by default all that the file tells of")
+    what.add_argument(
+        "--range",
+        type=parse_range,
+        action="append",
+        default=[],
+        dest="ranges",
+        metavar="START-END",
+        help="hexadecimal addresses to monitor; may be repeated; default: where the reports are, but the biggest gaps",
+    )
+    what.add_argument(
+        "--rate", type=parse_positive, default=DEFAULT_RATE, metavar="N", help="accesses that make a second of lackey's"
+    )
+    what.add_argument("--instructions", action="store_true", help="take lackey's instruction fetches for accesses too")
+    # Any machine's: the file need not be from this one.
+    add_filters(parser.add_argument_group("which accesses count"), partial(parse_cpus, nr_cpus=_MOST_CPUS))
+    how = parser.add_argument_group("how")
+    how.add_argument("--realtime", action="store_true", help="take the time that it took; default: as fast as possible")
+    how.add_argument("--seed", type=parse_unsigned, default=0, metavar="N", help="of the random splits of regions")
+    add_sampling(how)
+    form = parser.add_argument_group("what to show")
+    form.add_argument("--json", action="store_true", help="a JSON object for each process, one a line")
+    form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
+    form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay, show, and return 0."""
+    from kdamon_tools.replayer import Replay, Tape  # noqa: PLC0415 (not before the command line made sense)
+
+    progress = _Progress(arguments)
+    with (
+        open_output(arguments.output) as output,
+        open_reports(
+            arguments.file,
+            arguments.format,
+            pid=arguments.pid,
+            rate=arguments.rate,
+            instructions=arguments.instructions,
+            progress=progress.reading,
+        ) as (records, notes),
+    ):
+        progress.clear()
+        if notes is not None:
+            for sentence in _about_lines(notes):
+                print(f"kdamon: {arguments.file}: {sentence}", file=sys.stderr)
+        replay = Replay(Tape(records), _configs(arguments, records), arguments.seed, progress.replaying)
+        try:
+            recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
+        finally:
+            progress.clear()
+        _show(recordings, output, arguments)
+    return 0
+
+
+def _configs(arguments: argparse.Namespace, records: Records) -> list[Config]:
+    """What to monitor of each process and how."""
+    from kdamon_tools.replayer import processes_of, ranges_of  # noqa: PLC0415
+
+    found = processes_of(records)
+    if not found:
+        raise CommandError(f"{arguments.file}: there is no report in it")
+    pids = found if arguments.pid is None else [arguments.pid]
+    if not set(pids) <= set(found):
+        others = ", ".join(map(str, found[:10])) + (" and others" if len(found) > 10 else "")
+        raise CommandError(
+            f"{arguments.file}: no report is about process {arguments.pid}, but there are some of {others}"
+        )
+    ranges = dict.fromkeys(pids, arguments.ranges) if arguments.ranges else ranges_of(records, pids)
+    if not ranges:
+        raise CommandError(f"{arguments.file}: all addresses are the kernel's; say with --range what to monitor")
+    options = {name: getattr(arguments, name) for name in (*SAMPLING, *FILTERS)}
+    config = Config(pid=0, ops="reports", primitive="", **options)
+    return [evolve(config, pid=pid, ranges=tuple(areas)) for pid, areas in ranges.items()]
+
+
+def _about_lines(notes: TextNotes) -> list[str]:
+    """What a person should know about the lines of a text file."""
+    left_out = {
+        "lines that were not understood": notes.unparsable,
+        "samples that tell no data address": notes.without_address,
+    }
+    sentences = [f"left out: {number} {what}" for what, number in left_out.items() if number]
+    if notes.without_operation:
+        sentences.append(f"taken for reads: {notes.without_operation} accesses that may have been writes")
+    if notes.without_process:
+        sentences.append(
+            f"process unknown: {notes.without_process} accesses tell the thread only, which stands for it unless --pid "
+            "is given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src tells both"
+        )
+    if notes.remote:
+        sentences.append(f"not kept: {notes.remote} accesses were served by another NUMA node")
+    return sentences
+
+
+class _Progress:
+    """How far it is, on a terminal; nothing elsewhere."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._view = LiveView(sys.stderr, True) if shown else None
+        self._shown_at = time.monotonic()
+        self._file = arguments.file
+
+    def reading(self, done: int, size: int) -> None:
+        """So many bytes of a file were read."""
+        self._show(
+            lambda: f"{self._file}: {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + " read"
+        )
+
+    def replaying(self, done: int, duration: int) -> None:
+        """So many nanoseconds are over."""
+        self._show(lambda: f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed")
+
+    def _show(self, text: Callable[[], str]) -> None:
+        if self._view is not None and time.monotonic() - self._shown_at >= _REDRAW_S:
+            self._view.show(text()[: terminal_size()[0]])
+            self._shown_at = time.monotonic()
+
+    def clear(self) -> None:
+        """Take it away."""
+        if self._view is not None:
+            self._view.clear()
+
+
+def _show(recordings: Sequence[Recording], output: TextIO, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        for recording in recordings:
+            print(render_json(recording), file=output, flush=True)
+        return
+    width, height = terminal_size()
+    parts = []
+    for recording in recordings[:_MOST_PICTURES]:
+        colour = use_colour(arguments.color, output)
+        parts.append(render_heatmap(recording, width=width, height=max(20, height - 16), colour=colour))
+        parts.append(render_summary(recording))
+    if len(recordings) > _MOST_PICTURES:
+        rest = len(recordings) - _MOST_PICTURES
+        parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json tells of all")
+    print("\n\n".join(parts), file=output, flush=True)

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Replaying recorded reports: what they are about, when each of them is due, and what monitoring by them sees."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from kdamon import trace
+from kdamon.core import damon_is_running, damon_run, damon_start, damon_stop
+from kdamon.damon import damon_ctx
+from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, VirtualClock
+from kdamon.regions import damon_regions
+from kdamon.reports import damon_report_accesses, damon_report_counters_of
+from kdamon.vaddr import damon_va_three_regions
+from kdamon_tools.history import History
+from kdamon_tools.monitor import add_target, new_context, region_table
+from kdamon_tools.records import Records, reports_of
+from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
+
+__all__ = ["Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
+
+#: How many records are looked at at once: files may be larger than memory.
+_BLOCK: Final = 1 << 18
+#: Addresses from here on are the kernel's.
+_KERNEL_HALF: Final = np.uint64(1 << 63)
+_PAGE: Final = np.uint64(PAGE_SIZE)
+#: How long reports wait for company when they are replayed in real time.
+_TICK_NS: Final = 1_000_000
+#: How often to look what the kdamond does where no reports are due.
+_LOOK_NS: Final = 20_000_000
+
+#: Told how much of the time is over, and how much there is, nanoseconds.
+Progress = Callable[[int, int], None]
+
+U64Array = npt.NDArray[np.uint64]
+
+
+class Tape:
+    """Recorded reports in the order of their times, counted from the first one's.
+
+    :param records: shape (n,), in any order; of equal times the first one goes first.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._block = _BLOCK
+        self._order = self._find_order()
+        first, last = (0, len(records) - 1) if self._order is None else (self._order[0], self._order[-1])
+        #: Time of the first report and of the last, nanoseconds of the clock of the file's source.
+        self.started = int(records["time"][first]) if len(records) else 0
+        self.ended = int(records["time"][last]) if len(records) else 0
+        self._next = 0
+        self._now = records[:0]
+        self._times: U64Array = np.zeros(0, np.uint64)
+        self._at = 0
+
+    def _find_order(self) -> npt.NDArray[np.intp] | None:
+        """The rows by their times, None where they are in order."""
+        previous = np.uint64(0)
+        for at in range(0, len(self._records), self._block):
+            times = self._records["time"][at : at + self._block]
+            if times[0] < previous or (times[1:] < times[:-1]).any():
+                return np.argsort(self._records["time"], kind="stable")
+            previous = times[-1]
+        return None
+
+    def _load(self) -> bool:
+        """Take the next block up; returns False at the end."""
+        rows = slice(self._next, self._next + self._block)
+        self._now = self._records[rows] if self._order is None else self._records[self._order[rows]]
+        self._next += len(self._now)
+        self._times = self._now["time"] - np.uint64(self.started)
+        self._at = 0
+        return len(self._now) > 0
+
+    def play(self, until: int) -> None:
+        """Report what happened earlier than ``until`` nanoseconds after the first report, and was not reported yet."""
+        while self._at < len(self._times) or self._load():
+            stop = self._at + int(np.searchsorted(self._times[self._at :], np.uint64(until)))
+            damon_report_accesses(reports_of(self._now[self._at : stop]))
+            self._at = stop
+            if stop < len(self._times):
+                break
+
+    @property
+    def next_due(self) -> int | None:
+        """When the next report is due, nanoseconds after the first; None at the end."""
+        if self._at < len(self._times) or self._load():
+            return int(self._times[self._at])
+        return None
+
+
+class ReplayClock(VirtualClock):
+    """A simulated clock on which reports arrive while somebody sleeps.
+
+    :param tape: what is reported; the clock's 0 is the time of the first report.
+    :param progress: told the time after each sleep, nanoseconds.
+    """
+
+    def __init__(self, tape: Tape, progress: Callable[[int], None] | None = None) -> None:
+        super().__init__()
+        self._tape = tape
+        self._progress = progress
+
+    def sleep_until(self, deadline: int, wake: threading.Event) -> None:
+        """Move the clock to ``deadline``, and report what happened before it."""
+        super().sleep_until(deadline, wake)
+        self._tape.play(self.now())
+        if self._progress is not None:
+            self._progress(self.now())
+
+
+class Replay:
+    """Monitors processes by recorded reports.
+
+    :param tape: the reports.
+    :param configs: one for each process; but for the process and the ranges they are the same.
+    :param seed: makes the random splits of regions repeatable.
+    :param progress: told how far it is.
+    :raises OSError: EINVAL the attributes or ranges make no sense.
+    """
+
+    def __init__(self, tape: Tape, configs: Sequence[Config], seed: int, progress: Progress | None = None) -> None:
+        self._tape = tape
+        self._configs = configs
+        self._progress = progress
+        aggregation = configs[0].aggr_us * NSEC_PER_USEC
+        # To the end of the aggregation interval of the last report.
+        self._duration = ((tape.ended - tape.started) // aggregation + 1) * aggregation
+        self._collected: deque[tuple[int, int, damon_regions]] = deque()
+        self._histories = [History() for _ in configs]
+        self._began = 0
+        self._aggregations = 0
+        self._ctx = new_context(configs[0], seed)
+        for config in configs:
+            add_target(self._ctx, config)
+
+    def in_simulated_time(self) -> list[Recording]:
+        """Replay as fast as possible: each sampling interval gets the reports of its time, always the same ones."""
+        self._ctx.clock = ReplayClock(self._tape, self._drain)
+        trace.damon_aggregated.register(self._aggregated)
+        try:
+            damon_run(self._ctx, self._duration / 1e9)
+        finally:
+            trace.damon_aggregated.unregister(self._aggregated)
+        return self._recordings()
+
+    def in_real_time(self) -> list[Recording]:
+        """Replay in the time that it took, by a kdamond as any other."""
+        aggregation = self._configs[0].aggr_us * NSEC_PER_USEC
+        trace.damon_aggregated.register(self._aggregated)
+        try:
+            damon_start([self._ctx], exclusive=False)
+            self._began = time.monotonic_ns()
+            # The kdamond is a little behind, and by a whole aggregation interval if it missed many sampling intervals.
+            while (now := time.monotonic_ns() - self._began) < self._duration + aggregation:
+                self._tape.play(now)
+                self._drain(min(now, self._duration))
+                if self._aggregations * aggregation >= self._duration or not damon_is_running(self._ctx):
+                    break
+                due = self._tape.next_due
+                time.sleep(min(max(_TICK_NS, _LOOK_NS if due is None else due - now), _LOOK_NS) / 1e9)
+        finally:
+            damon_stop([self._ctx])
+            trace.damon_aggregated.unregister(self._aggregated)
+        if self._ctx.kdamond_error is not None:
+            raise self._ctx.kdamond_error
+        return self._recordings()
+
+    def _aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+        if ctx is self._ctx:
+            self._collected.append((ctx.clock.now(), target, regions.copy()))
+            self._aggregations += target == 0
+
+    def _drain(self, now: int) -> None:
+        """Put what was collected into the histories, which do not grow without bounds."""
+        while self._collected:
+            at, target, regions = self._collected.popleft()
+            when = self._tape.started + at - self._began
+            self._histories[target].add(Snapshot(when / 1e9, region_table(regions)))
+        if self._progress is not None:
+            self._progress(now, self._duration)
+
+    def _recordings(self) -> list[Recording]:
+        self._drain(self._duration)
+        started, ended = self._tape.started / 1e9, (self._tape.started + self._duration) / 1e9
+        counters = Counters(
+            missed_intervals=self._ctx.missed_intervals, reports=attrs.asdict(damon_report_counters_of(self._ctx))
+        )
+        return [
+            Recording(config, history.snapshots, counters, started, ended, "replayed")
+            for config, history in zip(self._configs, self._histories, strict=True)
+        ]
+
+
+def processes_of(records: Records) -> list[int]:
+    """The processes that ``records`` are about, those with most reports first."""
+    counts: dict[int, int] = {}
+    for at in range(0, len(records), _BLOCK):
+        pids, numbers = np.unique(records["pid"][at : at + _BLOCK], return_counts=True)
+        for pid, number in zip(pids.tolist(), numbers.tolist(), strict=True):
+            counts[pid] = counts.get(pid, 0) + number
+    return sorted(counts, key=lambda pid: (-counts[pid], pid))
+
+
+def ranges_of(records: Records, pids: Collection[int]) -> dict[int, list[Range]]:
+    """What to monitor of each process: the pages that its reports are about, without the two biggest gaps.
+
+    As vaddr cuts the mappings of a process. Addresses of the kernel are left out; a process that has no other ones is
+    missing in the answer.
+    """
+    pages: dict[int, tuple[U64Array, U64Array]] = {}
+    for at in range(0, len(records), _BLOCK):
+        block = records[at : at + _BLOCK]
+        addr, size = block["addr"].copy(), np.maximum(block["size"], np.uint64(1))
+        usable = (addr < _KERNEL_HALF) & (size < _KERNEL_HALF)
+        of_block = block["pid"].copy()
+        for pid in np.unique(of_block).tolist():
+            if pid not in pids:
+                continue
+            rows = usable & (of_block == pid)
+            start, behind = addr[rows] // _PAGE, (addr[rows] + size[rows] + _PAGE - np.uint64(1)) // _PAGE
+            before = pages.get(pid, (start[:0], start[:0]))
+            pages[pid] = _joined(np.concatenate([before[0], start]), np.concatenate([before[1], behind]))
+    return {pid: _three_ranges(*pages[pid]) for pid in pids if pid in pages and len(pages[pid][0])}
+
+
+def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:
+    """The ranges that [starts, ends) cover together, ascending and apart."""
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    first = np.concatenate(([True], starts[1:] > reach[:-1]))[: len(starts)]
+    last = np.concatenate((first[1:], [True]))[: len(starts)]
+    return starts[first], reach[last]
+
+
+def _three_ranges(first_pages: U64Array, behind_pages: U64Array) -> list[Range]:
+    runs = np.stack([first_pages, behind_pages], axis=1) * _PAGE
+    if len(runs) < 3:
+        return [(start, end) for start, end in runs.tolist()]
+    return [(r.start, r.end) for r in damon_va_three_regions(runs, PAGE_SIZE)]
