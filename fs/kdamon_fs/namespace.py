@@ -239,7 +239,10 @@ class _command:
 
 
 def run_in_namespace(
-    argv: Sequence[str], abi: str = ABI_VERSIONS[-1], machine: Machine | Callable[[], Machine] | None = None
+    argv: Sequence[str],
+    abi: str = ABI_VERSIONS[-1],
+    machine: Machine | Callable[[], Machine] | None = None,
+    beside: contextlib.AbstractContextManager[object] | None = None,
 ) -> int:
     """Run ``argv`` with the tree at :data:`DAMON_DIRECTORY` and return its exit status, 128 + number for a signal.
 
@@ -250,6 +253,7 @@ def run_in_namespace(
     :param argv: the command and its arguments; looked up in PATH.
     :param abi: as for :func:`kdamon_fs.sysfs.damon_sysfs_init`.
     :param machine: likewise.
+    :param beside: entered as long as the tree is served; it may start threads.
     :raises OSError: EINVAL unknown ``abi``; EPERM not root; what :class:`kdamon_fs.mount.mounted_tree` raises.
     """
     tree = damon_sysfs_init(machine, abi)
@@ -258,11 +262,13 @@ def run_in_namespace(
     _mount_tracefs()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
     try:
-        with _private_damo_cache():
+        with _private_damo_cache(), contextlib.ExitStack() as serving:
             command = _command(argv, mask)
             raise_file_limit()
             mounted = mounted_tree(tree, DAMON_DIRECTORY, private=True)
             try:
+                if beside is not None:
+                    serving.enter_context(beside)
                 mounted.start()
             except BaseException:
                 command.cancel()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kdamon_tools.commands import add_verb, machine_when_needed
 from kdamon_tools.commands.mount import add_abi
 from kdamon_tools.errors import CommandError
+from kdamon_tools.serving import add_reports, find_reports, serve_reports
 
 if TYPE_CHECKING:
     from kdamon_tools.commands import Subparsers
@@ -22,9 +23,10 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "exec",
         "run a command with the tree at /sys/kernel/mm/damon, visible to it alone",
-        "[--abi VERSION] -- COMMAND [ARGUMENT...]",
+        "[OPTION...] -- COMMAND [ARGUMENT...]",
     )
     add_abi(parser)
+    add_reports(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,4 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("say what to run: kdamon exec -- COMMAND", 2)
     from kdamon_fs.namespace import run_in_namespace  # noqa: PLC0415 (needs more than the other verbs)
 
-    return run_in_namespace(arguments.command, arguments.abi, machine_when_needed)
+    find_reports(arguments)
+    return run_in_namespace(arguments.command, arguments.abi, machine_when_needed, serve_reports(arguments))

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.serving import add_reports, serve_reports
 
 if TYPE_CHECKING:
     from kdamon_tools.commands import Subparsers
@@ -19,10 +21,11 @@ __all__ = ["add_abi", "register", "run"]
 def register(subparsers: Subparsers) -> None:
     """Add the verb."""
     parser = add_verb(
-        subparsers, "mount", "serve the tree in a directory until interrupted or unmounted", "[--abi VERSION] DIRECTORY"
+        subparsers, "mount", "serve the tree in a directory until interrupted or unmounted", "[OPTION...] DIRECTORY"
     )
     parser.add_argument("directory", metavar="DIRECTORY", help="an existing directory; the tree is DIRECTORY/admin")
     add_abi(parser)
+    add_reports(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     from kdamon_fs.sysfs import damon_sysfs_init  # noqa: PLC0415
 
     def ready() -> None:
+        serving.enter_context(serve_reports(arguments))
         print(f"kdamon: the tree is at {arguments.directory}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
 
-    mount_tree(damon_sysfs_init(machine_when_needed, arguments.abi), arguments.directory, ready)
+    with ExitStack() as serving:
+        mount_tree(damon_sysfs_init(machine_when_needed, arguments.abi), arguments.directory, ready)
     return 0
