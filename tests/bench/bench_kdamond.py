@@ -49,6 +49,7 @@ class Memory:
         self.samples = (rng.random((1000, blocks)) < heat).astype(np.uint8)
         self.turn = 0
         self.pid = 1
+        self.primitive = "page_table"
 
     def valid(self) -> bool:
         return True
