@@ -194,6 +194,18 @@ class TestTable:
         assert line == "    3.0 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB"
 
 
+def test_addresses_that_were_asked_for_are_all_drawn() -> None:
+    """Also where nothing happens: pictures of several runs can be laid side by side."""
+    snapshot = Snapshot.of(101, [(LOW, LOW + 4 * MIB, 20, 0, 0), (LOW + 4 * MIB, LOW + 400 * MIB, 0, 0, 0)])
+    made = recording([snapshot], 1.0)
+    assert "hardly accessed" in render_heatmap(made, height=20)
+    made = evolve(made, config=Config(pid=42, ops="fvaddr", ranges=((LOW, LOW + 400 * MIB),)))
+    assert "hardly accessed" not in render_heatmap(made, height=20)
+    lines = picture(made, height=20)
+    assert f"{LOW:x}" == next(iter(lines))
+    assert 15 <= len(lines) <= 22
+
+
 class TestSummary:
     """What a recording comes to."""
 

@@ -31,7 +31,7 @@ def render_heatmap(
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
-    Address ranges that were hardly accessed are cut out, and a line says how much.
+    Address ranges that were hardly accessed are cut out, and a line says how much; those that were asked for are not.
 
     :param width: columns that a line may take, at least 40.
     :param height: about how many lines of addresses to draw.
@@ -43,6 +43,9 @@ def render_heatmap(
         )
     columns = _columns(recording, max(10, width - _LABEL))
     ranges, monitored = worthwhile_ranges(snapshots, recording.config)
+    if recording.config.ranges:
+        # Whoever chose the addresses wants to see them, in all pictures at the same place.
+        ranges = monitored
     ranges, line_bytes = _fit(ranges, height)
     heading = f"a line is {format_bytes(line_bytes)}, a column {format_seconds(recording.seconds / len(columns))}"
     lines = [f"{'address':>{_LABEL - 2}}  {heading}"[:width]]
