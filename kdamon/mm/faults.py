@@ -157,7 +157,9 @@ class _Ring:
 
     def __init__(self, cpu: int, size: int) -> None:
         attr = bytearray(136)
-        struct.pack_into("<IIQQQ", attr, 0, _PERF_TYPE_SOFTWARE, len(attr), _PERF_COUNT_SW_BPF_OUTPUT, 1, 1 << 10)
+        struct.pack_into(
+            "<IIQQQ", attr, 0, _PERF_TYPE_SOFTWARE, len(attr), _PERF_COUNT_SW_BPF_OUTPUT, 1, _PERF_SAMPLE_RAW
+        )
         # Nobody waits for records: wake up after so many as never come. The kernel counts them as an int.
         struct.pack_into("<I", attr, 48, 0x7FFFFFFF)
         buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
@@ -203,11 +205,13 @@ def _samples(recorded: _Bytes) -> _Samples:
         whole = recorded[at : at + (len(recorded) - at) // stride * stride].view(_SAMPLE)
         others = np.flatnonzero((whole["type"] != _PERF_RECORD_SAMPLE) | (whole["size"] != stride))
         count = int(others[0]) if len(others) else len(whole)
-        parts.append(whole[:count])
+        parts.append(recorded[at : at + count * stride])
         at += count * stride
         if at + 8 <= len(recorded):
             at += max(8, int(recorded[at + 6 : at + 8].view(np.uint16)[0]))
-    return np.concatenate(parts) if parts else np.empty(0, dtype=_SAMPLE)
+    # As bytes: records would be joined field by field.
+    joined = parts[0] if len(parts) == 1 else np.concatenate([*parts, recorded[:0]])
+    return joined.view(_SAMPLE)
 
 
 def _nodes(cpus: int) -> npt.NDArray[np.int32]:
@@ -315,13 +319,16 @@ class FaultRecorder:
     def read(self) -> Faults:
         """All faults of watched processes since the last call, see :meth:`kdamon.mm.Machine.faults`."""
         with self._lock:
-            samples = [_samples(ring.read()) for ring in self._rings.values()]
-        found = np.concatenate(samples) if samples else np.empty(0, dtype=_SAMPLE)
-        faults = np.empty(len(found), dtype=FAULT_DTYPE)
-        for theirs, ours in (("time", "time"), ("tgid", "pid"), ("addr", "addr"), ("cpu", "cpu"), ("tid", "tid")):
-            faults[ours] = found[theirs]
-        faults["node_id"] = self._nodes[found["cpu"]]
-        faults["write"] = (found["error"] & _ERROR_WRITE) != 0
+            parts = [_samples(ring.read()) for ring in self._rings.values()]
+        faults = np.empty(sum(map(len, parts)), dtype=FAULT_DTYPE)
+        at = 0
+        for found in parts:
+            part = faults[at : at + len(found)]
+            for theirs, ours in (("time", "time"), ("tgid", "pid"), ("addr", "addr"), ("cpu", "cpu"), ("tid", "tid")):
+                part[ours] = found[theirs]
+            part["node_id"] = self._nodes[found["cpu"]]
+            part["write"] = (found["error"] & _ERROR_WRITE) != 0
+            at += len(found)
         return faults
 
 
