@@ -43,8 +43,9 @@ from kdamon.report_server import ReportServer
 from kdamon.reports import damon_report_access, damon_report_accesses, report_array
 
 RATE = 5_000_000
-#: What is older than two of these counts as late: machines that others use, too, often pause for some milliseconds.
-SAMPLE_US = 20_000
+#: What is older than two of these counts as late; a ring and a queue hold twice that. Machines that others use do
+#: pause for some time.
+SAMPLE_US = 50_000
 #: Of a ring: a fifth of a second.
 CAPACITY = 1 << 20
 SPAN = 1 << 30
