@@ -152,7 +152,7 @@ class _Ring:
     """One CPU's records.
 
     :param size: bytes, a power of two and of pages.
-    :raises OSError: EPERM, EACCES without the right; ENODEV the CPU is offline.
+    :raises OSError: EPERM, EACCES without the right.
     """
 
     def __init__(self, cpu: int, size: int) -> None:
@@ -272,12 +272,17 @@ class FaultRecorder:
             return stack.pop_all()
 
     def _open_rings(self, size: int) -> None:
+        """Give each CPU that is online a ring of ``size`` bytes, or of as much as may be locked."""
         online = _numbers(Path("/sys/devices/system/cpu/online").read_text(encoding="utf-8"))
-        for cpu in online:
-            ring, size = _ring(cpu, size)
-            if ring is not None:
-                self._rings[cpu] = ring
+        try:
+            for cpu in online:
+                ring = self._rings[cpu] = _Ring(cpu, size)
                 self._events.put(cpu, ring.fd)
+        except PermissionError:
+            if size <= _SMALLEST_RING:
+                raise
+            self._close_rings()
+            self._open_rings(size // 2)
 
     def _close_rings(self) -> None:
         for ring in self._rings.values():
@@ -330,19 +335,6 @@ class FaultRecorder:
             part["write"] = (found["error"] & _ERROR_WRITE) != 0
             at += len(found)
         return faults
-
-
-def _ring(cpu: int, size: int) -> tuple[_Ring | None, int]:
-    """A ring of ``size`` bytes, or of as much as may be locked; None for a CPU that is offline by now."""
-    while True:
-        try:
-            return _Ring(cpu, size), size
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                return None, size
-            if error.errno != errno.EPERM or size <= _SMALLEST_RING:
-                raise
-            size //= 2
 
 
 def _explained(error: OSError) -> OSError:
