@@ -64,6 +64,7 @@ __all__ = [
     "damon_size_range",
     "damon_target",
     "damon_target_has_pid",
+    "damon_window_left_bp",
     "damos",
     "damos_access_pattern",
     "damos_action",
@@ -434,10 +435,14 @@ def damon_mvsum(current: U32Array, last: U32Array, left_bp: int) -> U32Array:
 
 def damon_nr_accesses_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
     """Moving sum of nr_accesses over the last aggregation interval's time, shape (n,)."""
-    window = damon_nr_samples_per_aggr(ctx.attrs)
+    return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, damon_window_left_bp(ctx))
+
+
+def damon_window_left_bp(ctx: damon_ctx) -> int:
+    """Share of the present aggregation interval that is not counted yet, 1/10000."""
     left = 0
     if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):
         if ctx.density:
-            return regions.last_nr_accesses  # reports are counted when the interval ends
+            return 10000  # reports are counted when the interval ends
         left = ctx.next_aggregation_sis - ctx.passed_sample_intervals
-    return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, mult_frac(left, 10000, window))
+    return mult_frac(left, 10000, damon_nr_samples_per_aggr(ctx.attrs))

@@ -1,15 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What operations sets have in common (``mm/damon/ops-common.c``): sampling one address of each region."""
+"""What operations sets have in common (``mm/damon/ops-common.c``): sampling one address of each region, and scores."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from kdamon.core import damon_rand, damon_update_region_access_rate
-from kdamon.damon import damon_ctx, damon_target
+from kdamon.damon import (
+    DAMOS_MAX_SCORE,
+    damon_ctx,
+    damon_nr_accesses_mvsum,
+    damon_nr_samples_per_aggr,
+    damon_region,
+    damon_target,
+    damon_window_left_bp,
+    damos,
+)
+from kdamon.kernel import mult_frac, uint
 from kdamon.mm import UNKNOWN, YOUNG, Answers, U64Array
+from kdamon.regions import damon_regions
 
-__all__ = ["damon_count_samples", "damon_pick_samples"]
+__all__ = [
+    "damon_cold_score",
+    "damon_cold_scores",
+    "damon_count_samples",
+    "damon_hot_score",
+    "damon_hot_scores",
+    "damon_pick_samples",
+]
+
+DAMON_MAX_SUBSCORE = 100
+DAMON_MAX_AGE_IN_LOG = 32
+
+Scores = npt.NDArray[np.int64]
 
 
 def damon_pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
@@ -33,3 +57,49 @@ def damon_count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> No
     if nr_unknown:
         regions.nr_unknown += answers == UNKNOWN
         ctx.nr_unknown += nr_unknown
+
+
+def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+    """How hot ``r`` is, 0 to DAMOS_MAX_SCORE: often accessed, for long, as the weights of the scheme's quota have it.
+
+    Kernel: products of large weights wrap around. Here: they do not, because a hot region would look cold.
+    """
+    left_bp = damon_window_left_bp(ctx)
+    nr_accesses = mult_frac(r.last_nr_accesses, left_bp, 10000) + (r.nr_accesses if left_bp != 10000 else 0)
+    frequency = mult_frac(nr_accesses, DAMON_MAX_SUBSCORE, damon_nr_samples_per_aggr(ctx.attrs))
+    seconds = uint(r.age * ctx.attrs.aggr_interval // 1_000_000)
+    age_in_log = min(seconds.bit_length(), DAMON_MAX_AGE_IN_LOG)
+    # A region that is not accessed is the colder the longer that is so.
+    signed = age_in_log if frequency else -age_in_log
+    age = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
+    weights = s.quota.weight_nr_accesses + s.quota.weight_age
+    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * age) // (weights or 1)
+    return min(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
+
+
+def damon_cold_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+    """How cold ``r`` is, 0 to DAMOS_MAX_SCORE."""
+    return DAMOS_MAX_SCORE - damon_hot_score(ctx, r, s)
+
+
+def damon_hot_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores:
+    """:func:`damon_hot_score` of every region of a table, shape (n,)."""
+    whole, part = np.divmod(
+        damon_nr_accesses_mvsum(regions, ctx).astype(np.int64), damon_nr_samples_per_aggr(ctx.attrs)
+    )
+    frequency = whole * DAMON_MAX_SUBSCORE + part * DAMON_MAX_SUBSCORE // damon_nr_samples_per_aggr(ctx.attrs)
+    seconds = regions.age.astype(np.uint64) * np.uint64(ctx.attrs.aggr_interval) // np.uint64(1_000_000)
+    # The exponent of a floating point number is the number of its bits.
+    age_in_log = np.frexp(seconds.astype(np.uint32).astype(np.float64))[1].astype(np.int64)
+    signed = np.where(frequency != 0, age_in_log, -age_in_log)
+    age = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
+    weights = s.quota.weight_nr_accesses + s.quota.weight_age
+    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * age) // (weights or 1)
+    scores: Scores = np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
+    return scores
+
+
+def damon_cold_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores:
+    """:func:`damon_cold_score` of every region of a table, shape (n,)."""
+    scores: Scores = DAMOS_MAX_SCORE - damon_hot_scores(ctx, regions, s)
+    return scores
