@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Makes a thread of another process run system calls: a short-lived process of its own, see :mod:`kdamon.mm.inject`.
+
+It runs as ``python -I -S inject_helper.py``, with the standard library and nothing else, so that it starts fast and
+that no work of a monitor can hold a stopped thread up.
+
+The stopped thread runs one system call only: a clone() of a second thread, and waits for its end as a parent waits
+after vfork(). The second thread does the rest in a table of file descriptors of its own. Both go on safely at any
+instant without us: the first finds a signal frame on its stack that gives it all registers, floating point state and
+signal mask back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no
+file descriptor either, since a table of which the second thread was the only user ends with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["main"]
+
+#: Seconds for which a thread may be held: a timer kills us then, also when we are stopped, and the thread goes on.
+_HOLD: Final = 0.25
+#: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
+_STOP: Final = 0.05
+
+_PTRACE_CONT: Final = 7
+_PTRACE_GETREGS: Final = 12
+_PTRACE_SETREGS: Final = 13
+_PTRACE_DETACH: Final = 17
+_PTRACE_SYSCALL: Final = 24
+_PTRACE_GETEVENTMSG: Final = 0x4201
+_PTRACE_GETREGSET: Final = 0x4204
+_PTRACE_SEIZE: Final = 0x4206
+_PTRACE_INTERRUPT: Final = 0x4207
+_PTRACE_GETSIGMASK: Final = 0x420A
+_PTRACE_SETSIGMASK: Final = 0x420B
+_PTRACE_GET_RSEQ_CONFIGURATION: Final = 0x420F
+_PTRACE_O_TRACESYSGOOD: Final = 1
+_PTRACE_O_TRACEVFORK: Final = 1 << 2
+_PTRACE_EVENT_VFORK: Final = 2
+_PTRACE_EVENT_STOP: Final = 128
+_NT_X86_XSTATE: Final = 0x202
+_WALL: Final = 0x40000000
+_SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
+
+_NR_CLONE: Final = 56
+_NR_EXIT: Final = 60
+_NR_RESTART_SYSCALL: Final = 219
+_NR_TIMER_CREATE: Final = 222
+_NR_TIMER_SETTIME: Final = 223
+_NR_USERFAULTFD: Final = 323
+_NR_PIDFD_OPEN: Final = 434
+_NR_CLOSE_RANGE: Final = 436
+_NR_PIDFD_GETFD: Final = 438
+
+#: CLONE_VM, CLONE_FILES, CLONE_SIGHAND, CLONE_VFORK, CLONE_THREAD.
+_CLONE_FLAGS: Final = 0x100 | 0x400 | 0x800 | 0x4000 | 0x10000
+_CLOSE_RANGE_UNSHARE: Final = 2
+_PIDFD_THREAD: Final = os.O_EXCL
+#: UFFD_USER_MODE_ONLY: faults of the process itself, which needs no privilege.
+_UFFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | 1
+
+_ERESTARTNOINTR: Final = -513
+_ERESTARTNOHAND: Final = -514
+_ERESTART_RESTARTBLOCK: Final = -516
+#: ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK: the kernel repeats the call if no handler ran.
+_ERESTART: Final = (-512, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLOCK)
+#: Calls that return EINTR when anything wakes them, with nothing done so far, so that they may be repeated: reads and
+#: writes (0, 1, 17-20) and messages (42-47, 288, 299, 307) on sockets with a timeout and on FUSE, semop, semtimedop,
+#: rt_sigtimedwait, io_getevents, epoll_wait, epoll_pwait, epoll_pwait2, io_uring_enter.
+_EINTR_CALLS: Final = frozenset(
+    (0, 1, 17, 18, 19, 20, 42, 43, 44, 45, 46, 47, 65, 128, 208, 220, 232, 281, 288, 299, 307, 426, 441)
+)
+#: Calls that show how far they came when they are woken in the middle: write, writev, sendfile, sendto, sendmsg,
+#: splice, tee, vmsplice, sendmmsg, pwritev2, copy_file_range, recvmmsg.
+_TRANSFERS: Final = frozenset((1, 20, 40, 44, 46, 275, 276, 278, 299, 307, 326, 328))
+#: recvfrom and recvmsg with their argument that holds the flags.
+_RECEIVES: Final = {45: 3, 47: 2}
+_MSG_WAITALL: Final = 0x100
+
+_ALL_SIGNALS: Final = (1 << 64) - 1
+_USER_CS: Final = 0x33
+_USER_SS: Final = 0x2B
+_RED_ZONE: Final = 128
+#: struct rt_sigframe without its siginfo, which rt_sigreturn does not read, in multiples of 16 bytes.
+_FRAME: Final = 320
+#: UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS.
+_UC_FLAGS: Final = 7
+#: No valid flags of a signal stack: rt_sigreturn leaves the thread's own as it is.
+_NO_STACK: Final = 0x7FFFFFFF
+_FP_XSTATE_MAGIC1: Final = 0x46505853
+_FP_XSTATE_MAGIC2: Final = 0x46505845
+#: Where the extended state begins to describe itself, for signal frames and, by its first 8 bytes, for ptrace.
+_SW_RESERVED: Final = 464
+_XSTATE_BV: Final = 512
+_AMX: Final = 3 << 17
+#: Bytes of the state below AMX, on all processors that have AMX.
+_BELOW_AMX: Final = 2696
+
+#: The fields of ``struct user_regs_struct`` in order.
+_REGISTERS: Final = (
+    "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss "
+    "fs_base gs_base ds es fs gs"
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+_libc.syscall.restype = ctypes.c_long
+
+
+class _Registers(ctypes.Structure):
+    """``struct user_regs_struct``."""
+
+    r15: int
+    r14: int
+    r13: int
+    r12: int
+    rbp: int
+    rbx: int
+    r11: int
+    r10: int
+    r9: int
+    r8: int
+    rax: int
+    rcx: int
+    rdx: int
+    rsi: int
+    rdi: int
+    orig_rax: int
+    rip: int
+    cs: int
+    eflags: int
+    rsp: int
+    ss: int
+    fs_base: int
+    gs_base: int
+    ds: int
+    es: int
+    fs: int
+    gs: int
+
+    _fields_ = [(name, ctypes.c_uint64) for name in _REGISTERS.split()]
+
+
+class _Again(Exception):
+    """This thread cannot be used at this moment; later or another one can."""
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _syscall(number: int, *arguments: int) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *(ctypes.c_long(argument) for argument in arguments)))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+class _Deadline:
+    """A timer that kills this process, stopped or not: the kernel then lets go of what it traces."""
+
+    def __init__(self) -> None:
+        event = struct.pack("qii48x", 0, signal.SIGKILL, 0)
+        number = ctypes.c_int()
+        _syscall(_NR_TIMER_CREATE, time.CLOCK_MONOTONIC, _address(event), ctypes.addressof(number))
+        self._number = number.value
+
+    def set(self, seconds: float) -> None:
+        """Kill in ``seconds``, never when they are 0."""
+        value = struct.pack("4q", 0, 0, int(seconds), int(seconds % 1 * 1e9))
+        _syscall(_NR_TIMER_SETTIME, self._number, 0, _address(value), 0)
+
+
+def _address(data: bytes) -> int:
+    """Where ``data`` is; it must be kept while that is used."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+class _Tracee:
+    """A thread that this process traces."""
+
+    def __init__(self, tid: int) -> None:
+        self.tid = tid
+
+    def request(self, number: int, addr: int = 0, data: int = 0) -> None:
+        if _libc.ptrace(number, self.tid, addr, data) < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def get_registers(self) -> _Registers:
+        registers = _Registers()
+        self.request(_PTRACE_GETREGS, 0, ctypes.addressof(registers))
+        return registers
+
+    def set_registers(self, registers: _Registers) -> None:
+        self.request(_PTRACE_SETREGS, 0, ctypes.addressof(registers))
+
+    def set_mask(self, mask: int) -> None:
+        word = ctypes.c_uint64(mask)
+        self.request(_PTRACE_SETSIGMASK, 8, ctypes.addressof(word))
+
+    def wait(self) -> int | None:
+        """The next stop: its signal, and from bit 8 its event; None when the thread ended."""
+        _, status = os.waitpid(self.tid, _WALL)
+        return status >> 8 if os.WIFSTOPPED(status) else None
+
+    def event_message(self) -> int:
+        message = ctypes.c_ulong()
+        self.request(_PTRACE_GETEVENTMSG, 0, ctypes.addressof(message))
+        return message.value
+
+    def run(self, request: int, *stops: int) -> int:
+        """Resume until one of ``stops`` (a system call's signal, or an event), past all others."""
+        while True:
+            self.request(request)
+            stop = self.wait()
+            if stop is None:
+                raise ProcessLookupError(errno.ESRCH, "the process ended; nothing is left to monitor")
+            if (stop if stop < 1 << 8 else stop >> 8) in stops:
+                return stop if stop < 1 << 8 else stop >> 8
+
+    def call(self, template: _Registers, number: int, *arguments: int) -> int:
+        """Run one system call.
+
+        :param template: registers of which the address of the instruction and the stack matter.
+        :returns: what the call returns, a negative errno for a failure.
+        """
+        self.set_registers(_prepared(template, number, *arguments))
+        self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+        self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+        return _signed(self.get_registers().rax)
+
+
+def _prepared(template: _Registers, number: int, *arguments: int) -> _Registers:
+    registers = _Registers.from_buffer_copy(template)
+    registers.rax = number
+    registers.orig_rax = _ALL_SIGNALS
+    for name, argument in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False):
+        setattr(registers, name, argument)
+    return registers
+
+
+def _frame(registers: _Registers, mask: int, sigreturn: int, fpstate: int) -> bytes:
+    """``struct rt_sigframe`` that sets all registers and the signal mask (``arch/x86/kernel/signal_64.c``)."""
+    return struct.pack(
+        "<Q QQ QiiQ 18Q 4H 4Q Q 64x Q",
+        *(sigreturn, _UC_FLAGS if fpstate else _UC_FLAGS & ~1, 0, 0, _NO_STACK, 0, 0),
+        *(registers.r8, registers.r9, registers.r10, registers.r11, registers.r12, registers.r13, registers.r14),
+        *(registers.r15, registers.rdi, registers.rsi, registers.rbp, registers.rbx, registers.rdx, registers.rax),
+        *(registers.rcx, registers.rsp, registers.rip, registers.eflags, registers.cs, 0, 0, registers.ss),
+        *(0, 0, 0, 0, fpstate, mask),
+    ).ljust(_FRAME, b"\0")
+
+
+def _exit_frame(gadget: int, sigreturn: int) -> bytes:
+    """The signal frame that makes the second thread exit."""
+    registers = _Registers()
+    registers.rax, registers.rip, registers.eflags = _NR_EXIT, gadget, 0x202
+    registers.cs, registers.ss = _USER_CS, _USER_SS
+    return _frame(registers, _ALL_SIGNALS, sigreturn, 0)
+
+
+def _floating_point(thread: _Tracee) -> bytes:
+    """The thread's extended state in the form that rt_sigreturn takes."""
+    room = ctypes.create_string_buffer(1 << 15)
+    vector = (ctypes.c_uint64 * 2)(ctypes.addressof(room), len(room))
+    thread.request(_PTRACE_GETREGSET, _NT_X86_XSTATE, ctypes.addressof(vector))
+    state = bytearray(room.raw[: vector[1]])
+    (features,) = struct.unpack_from("<Q", state, _SW_RESERVED)
+    (used,) = struct.unpack_from("<Q", state, _XSTATE_BV)
+    if used & _AMX:
+        raise OSError(errno.EOPNOTSUPP, "it uses AMX tiles, which cannot be restored; monitor it by page_table instead")
+    if features & _AMX:
+        # A thread without permission for AMX has no room for it in its frames.
+        del state[_BELOW_AMX:]
+        features &= ~_AMX
+    size = len(state)
+    struct.pack_into("<IIQI28x", state, _SW_RESERVED, _FP_XSTATE_MAGIC1, size + 4, features, size)
+    return bytes(state) + struct.pack("<I", _FP_XSTATE_MAGIC2)
+
+
+class _Injection:
+    """Runs system calls in one address space.
+
+    :param job: what :mod:`kdamon.mm.inject` found out about the process.
+    :param memory: open /proc/PID/mem. It stays that address space's: after an exec() nothing can be written by it.
+    """
+
+    def __init__(self, job: dict[str, Any], memory: int) -> None:
+        self._pid: int = job["pid"]
+        self._gadget: int = job["gadget"]
+        self._sigreturn: int = job["sigreturn"]
+        self._codes = [(addr, bytes.fromhex(code)) for addr, code in job["codes"]]
+        self._stacks: list[list[int]] = job["stacks"]
+        self._memory = memory
+
+    def stop(self, tid: int) -> tuple[_Tracee, _Registers]:
+        """Stop a thread where it is; its registers are such that a detach continues as if it had not been stopped."""
+        if _transferring(self._pid, tid):
+            raise _Again("it is in the middle of a transfer that a stop would cut short")
+        thread = _Tracee(tid)
+        try:
+            thread.request(_PTRACE_SEIZE, 0, _PTRACE_O_TRACESYSGOOD | _PTRACE_O_TRACEVFORK)
+            thread.request(_PTRACE_INTERRUPT)
+        except ProcessLookupError:
+            raise _Again("it ended") from None
+        deadline = time.monotonic() + _STOP
+        while True:
+            found, status = os.waitpid(tid, _WALL | os.WNOHANG)
+            if not found:
+                if signal.sigtimedwait((signal.SIGCHLD,), max(0, deadline - time.monotonic())) is None:
+                    raise _Again("it did not stop, since it waits in the kernel")
+            elif not os.WIFSTOPPED(status):
+                raise _Again("it ended")
+            elif status >> 16 != _PTRACE_EVENT_STOP:
+                # A signal about to be delivered, which the thread is to get.
+                thread.request(_PTRACE_CONT, 0, os.WSTOPSIG(status))
+            elif os.WSTOPSIG(status) != signal.SIGTRAP:
+                thread.request(_PTRACE_DETACH)
+                raise _Again("a signal stopped it")
+            else:
+                return thread, self._undisturbed(thread)
+
+    def with_second_thread(
+        self, thread: _Tracee, registers: _Registers, work: Callable[[_Tracee, _Registers], int]
+    ) -> int:
+        """Run ``work`` on a second thread of the process of ``thread``, which :meth:`stop` gave; let go of both."""
+        mask = ctypes.c_uint64()
+        try:
+            thread.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
+            self._check(thread.tid, registers)
+            own_stack, second_stack = self._write_frames(thread, registers, mask.value)
+        except BaseException:
+            thread.request(_PTRACE_DETACH)
+            raise
+        template = _Registers.from_buffer_copy(registers)
+        template.rip, template.rsp = self._gadget, own_stack
+        thread.set_registers(_prepared(template, _NR_CLONE, _CLONE_FLAGS, second_stack, 0, 0, 0))
+        # No handler may run on the frames: signals wait until the mask is back.
+        thread.set_mask(_ALL_SIGNALS)
+        thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+        try:
+            if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
+                raise _clone_error(_signed(thread.get_registers().rax))
+            second = _Tracee(thread.event_message())
+            second.wait()
+            template.rsp = second_stack
+            try:
+                return work(second, template)
+            finally:
+                # It exits by its frame. What stops the whole process must not stop it before that.
+                second.request(_PTRACE_CONT)
+                while second.wait() is not None:
+                    second.request(_PTRACE_CONT)
+        finally:
+            # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call.
+            thread.request(_PTRACE_INTERRUPT)
+            thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
+            thread.set_registers(registers)
+            thread.set_mask(mask.value)
+            thread.request(_PTRACE_DETACH)
+
+    def _undisturbed(self, thread: _Tracee) -> _Registers:
+        """Let the kernel repeat also what returns EINTR when anything wakes it, unless a handler runs."""
+        registers = thread.get_registers()
+        if _signed(registers.orig_rax) in _EINTR_CALLS and _signed(registers.rax) == -errno.EINTR:
+            registers.rax = _ERESTARTNOHAND & _ALL_SIGNALS
+            thread.set_registers(registers)
+        abort = self._restartable_sequence(thread, registers.rip)
+        if abort:
+            registers.rip = abort
+            thread.set_registers(registers)
+        return registers
+
+    def _restartable_sequence(self, thread: _Tracee, rip: int) -> int:
+        """Where the restartable sequence at ``rip`` goes on after a preemption, 0 when there is none (rseq(2))."""
+        setting = ctypes.create_string_buffer(24)
+        try:
+            thread.request(_PTRACE_GET_RSEQ_CONFIGURATION, 24, ctypes.addressof(setting))
+        except OSError:
+            return 0
+        (area,) = struct.unpack_from("<Q", setting)
+        if not area:
+            return 0
+        sequence = os.pread(self._memory, 8, area + 8)
+        if len(sequence) < 8 or not any(sequence):
+            return 0
+        description = os.pread(self._memory, 32, *struct.unpack("<Q", sequence))
+        if len(description) < 32:
+            return 0
+        start, size, abort = struct.unpack_from("<3Q", description, 8)
+        return int(abort) if start <= rip < start + size else 0
+
+    def _check(self, tid: int, registers: _Registers) -> None:
+        """Look again, now that nothing changes any more, at what may have changed since the job was made."""
+        if registers.cs != _USER_CS:
+            raise OSError(errno.EOPNOTSUPP, "the process runs 32-bit code; monitor it by page_table instead")
+        with open(f"/proc/{self._pid}/task/{tid}/status", "rb") as file:
+            status = file.read()
+        if b"\nSeccomp:\t0" not in status:
+            raise OSError(errno.EPERM, "the process began to filter its system calls; monitor it by page_table instead")
+        if any(os.pread(self._memory, len(code), addr) != code for addr, code in self._codes):
+            raise _Again("the process began another program")
+
+    def _write_frames(self, thread: _Tracee, registers: _Registers, mask: int) -> tuple[int, int]:
+        """Put the signal frames below the red zone of the thread's stack, where nothing lives.
+
+        :returns: the addresses of the frame of ``thread`` and of that of the second thread.
+        """
+        state = _floating_point(thread)
+        fpstate = (registers.rsp - _RED_ZONE - len(state)) & ~63
+        own = fpstate - _FRAME
+        second = own - _FRAME
+        if not any(start <= second and registers.rsp <= end for start, end in self._stacks):
+            raise _Again("it runs on a signal stack, a stack of the program's own making or one without room")
+        resumed = self._resumed(registers)
+        data = _exit_frame(self._gadget, self._sigreturn) + _frame(resumed, mask, self._sigreturn, fpstate) + state
+        if os.pwrite(self._memory, data, second) != len(data):
+            raise _Again("its stack has no room")
+        return own, second
+
+    def _resumed(self, registers: _Registers) -> _Registers:
+        """The registers with which a signal frame repeats an interrupted system call.
+
+        Calls with a relative time begin it anew. The kernel would go on with the rest of it, but it forgets that on
+        each return from a signal. It takes our death in the middle to come to this.
+        """
+        resumed = _Registers.from_buffer_copy(registers)
+        if _signed(registers.orig_rax) < 0 or _signed(registers.rax) not in _ERESTART:
+            return resumed
+        resumed.rax = registers.orig_rax
+        resumed.rip -= 2
+        if registers.orig_rax == _NR_RESTART_SYSCALL:
+            # Interrupted for a second time: which call it was may stand before it, as mov $NUMBER, %eax.
+            code = os.pread(self._memory, 5, resumed.rip - 5)
+            if code[:1] == b"\xb8":
+                resumed.rax = int.from_bytes(code[1:], "little")
+        return resumed
+
+
+def _transferring(pid: int, tid: int) -> bool:
+    """Tell whether the thread waits in the middle of a call that may have done a part of its work."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/syscall", "rb") as file:
+            words = file.read().split()
+    except OSError:
+        return False
+    if len(words) < 7:
+        return False
+    number = int(words[0])
+    flags = _RECEIVES.get(number)
+    return number in _TRANSFERS or (flags is not None and bool(int(words[1 + flags], 16) & _MSG_WAITALL))
+
+
+def _clone_error(number: int) -> Exception:
+    if number == _ERESTARTNOINTR:
+        return _Again("a signal came")
+    return OSError(
+        -number,
+        "the process may not have one thread more, not even for a moment: "
+        f"{os.strerror(-number).lower()}; raise its limit of tasks or monitor page_table instead",
+    )
+
+
+def _userfaultfd(second: _Tracee, template: _Registers) -> int:
+    """Make the second thread create a userfaultfd, and take it.
+
+    The other threads never see it, nor does a child that they fork: the second thread has a table of its own by then.
+    """
+    result = second.call(template, _NR_CLOSE_RANGE, 0, (1 << 32) - 1, _CLOSE_RANGE_UNSHARE)
+    if result < 0:
+        raise OSError(-result, f"unsharing file descriptors: {os.strerror(-result).lower()}")
+    result = second.call(template, _NR_USERFAULTFD, _UFFD_FLAGS)
+    if result < 0:
+        raise _refusal(-result)
+    pidfd = _syscall(_NR_PIDFD_OPEN, second.tid, _PIDFD_THREAD)
+    return _syscall(_NR_PIDFD_GETFD, pidfd, result, 0)
+
+
+def _refusal(number: int) -> OSError:
+    if number == errno.ENOSYS:
+        return OSError(errno.EOPNOTSUPP, "the kernel has no userfaultfd(); it needs CONFIG_USERFAULTFD")
+    return OSError(number, f"the process may not call userfaultfd(): {os.strerror(number).lower()}")
+
+
+def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
+    """A userfaultfd of the process, by way of the first of its threads that can be stopped."""
+    injection = _Injection(job, memory)
+    reasons = []
+    deadline.set(_HOLD)
+    end = time.monotonic() + _HOLD - 2 * _STOP
+    for tid in job["tids"]:
+        try:
+            thread, registers = injection.stop(tid)
+            return injection.with_second_thread(thread, registers, _userfaultfd)
+        except _Again as error:
+            reasons.append(f"thread {tid}: {error}")
+        if time.monotonic() > end:
+            break
+    raise _Again("; ".join(reasons))
+
+
+def _receive(channel: socket.socket) -> dict[str, Any]:
+    parts = []
+    while part := channel.recv(1 << 16):
+        parts.append(part)
+    received: dict[str, Any] = json.loads(b"".join(parts))
+    return received
+
+
+def main() -> None:
+    """Serve one job: ``inject_helper.py CHANNEL MEMORY``, both inherited file descriptors.
+
+    The answer is an object with ``errno`` (0 for success, then a file descriptor comes with it), ``why`` and
+    ``again`` (whether another attempt may succeed).
+    """
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    deadline = _Deadline()
+    job = _receive(channel)
+    fds = []
+    answer: dict[str, Any] = {"errno": 0}
+    try:
+        fds.append(_take(job, int(sys.argv[2]), deadline))
+    except _Again as error:
+        answer = {"errno": errno.EBUSY, "why": str(error), "again": True}
+    except OSError as error:
+        answer = {"errno": error.errno, "why": error.strerror}
+    deadline.set(0)
+    socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+
+
+if __name__ == "__main__":
+    main()
