@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target
     from kdamon.regions import damon_regions
 
-__all__ = ["best_cuts", "kdamond_adjust_regions_by_density", "kdamond_remember_reports", "log_likelihood"]
+__all__ = [
+    "best_cuts",
+    "damon_forget_density",
+    "kdamond_adjust_regions_by_density",
+    "kdamond_remember_reports",
+    "log_likelihood",
+    "merge_least_different",
+]
 
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
@@ -38,14 +45,14 @@ Rows = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 
 #: Log likelihood ratios from which on a region is cut, neighbours stay apart, and a region has become another one.
-CUT_RATIO = 7.0
-KEEP_RATIO = 3.0
+CUT_RATIO = 10.0
+KEEP_RATIO = 4.0
 CHANGE_RATIO = 10.0
 #: Rounds of cuts when an aggregation interval ends: each can cut a region once.
 CUT_ROUNDS = 3
 #: Reports that are looked at for cuts, of all regions and of one; what is left has its turn in later intervals.
-CUT_REPORTS = 1 << 15
-CUT_REPORTS_PER_REGION = 1 << 12
+CUT_REPORTS = 1 << 14
+CUT_REPORTS_PER_REGION = 1 << 11
 
 _TINY = np.float32(1e-30)
 _USEC_PER_SEC = 1_000_000
@@ -63,6 +70,12 @@ def kdamond_remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_acce
     t.memory.add(page, np.maximum(nr_accesses, 1).astype(np.float64), ctx.rnd)
 
 
+def damon_forget_density(ctx: damon_ctx) -> None:
+    """Leave nothing behind in ``ctx``, which is no longer to be monitored by density."""
+    for t in ctx.adaptive_targets:
+        t.memory = t.regions.density = t.regions.density_since = None
+
+
 def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> None:
     """End an aggregation interval: cut, merge and count the regions of ``ctx`` by the density of reports.
 
@@ -71,6 +84,8 @@ def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> None:
 
     :param sz_limit: largest region to make, core address units.
     """
+    if not ctx.adaptive_targets:
+        return
     nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
     room = max(2 * ctx.attrs.max_nr_regions - nr_regions, 0)
     for t in ctx.adaptive_targets:

@@ -53,7 +53,7 @@ class damon_report_run:
         self.addr = addr
         self.upto = np.zeros(len(addr) + 1)
         np.cumsum(weight, out=self.upto[1:])
-        self.squares = float(np.dot(weight, weight))
+        self.squares = float((weight * weight).sum())
         self._distinct: F64 | None = None
 
     def __len__(self) -> int:

@@ -63,7 +63,7 @@ def model_of(table: damon_regions) -> list[Region]:
 
 def well_formed(table: damon_regions) -> bool:
     """Tell whether all columns have the table's length and their dtypes, and cached sizes are right."""
-    dtypes = {"access_reported": np.bool_, "probe_hits": np.uint8, "last_probe_hits": np.uint8}
+    dtypes = {"access_reported": np.bool_, "probe_hits": np.uint8, "last_probe_hits": np.uint8, "density": np.float64}
     dtypes |= dict.fromkeys(("start", "end", "sampling_addr"), np.uint64)
     for name in COLUMNS:
         column = getattr(table, name)
