@@ -296,6 +296,13 @@ def test_a_file_may_come_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
     piped = subprocess.run(command, env=environment, input=trace_text, check=True, stdout=subprocess.PIPE).stdout
     assert 0 == cli.main(["replay", str(DATA / "lackey_trace.txt"), "--json"])
     assert capsys.readouterr().out == piped.decode()
+    recording = io.BytesIO()
+    np.save(recording, workload(seconds=0.01))
+    failed = subprocess.run(command, env=environment, input=recording.getvalue(), capture_output=True, check=False)
+    assert (1, b"kdamon: standard input: a recording has to be given by its name\n") == (
+        failed.returncode,
+        failed.stderr,
+    )
 
 
 def test_lackeys_pace_and_instructions_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:

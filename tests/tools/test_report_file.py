@@ -46,9 +46,15 @@ def write_recording(path: Path, *batches: Any) -> None:
 
 
 def test_a_record_is_a_report_and_its_time() -> None:
-    """The fields of a report in their order, behind nanoseconds."""
+    """The fields of a report in their order, behind nanoseconds, where the document says that they are."""
     assert RECORD_DTYPE.names == ("time", *(REPORT_DTYPE.names or ()))
     assert np.dtype("<u8") == RECORD_DTYPE["time"]
+    fields = RECORD_DTYPE.fields or {}
+    documented = (ROOT / "docs" / "replay.md").read_text()
+    for name, (dtype, offset, *_) in fields.items():
+        kind = {"u": "u64", "i": "i32", "b": "bool"}[dtype.kind]
+        assert f"| {offset} | `{name}` | {kind} |" in documented
+    assert f"a C struct of {RECORD_DTYPE.itemsize} bytes" in documented
 
 
 @pytest.mark.parametrize("batches", [[], [0], [1], [10, 0, 1000], [3] * 50])

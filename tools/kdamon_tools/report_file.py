@@ -228,12 +228,13 @@ def open_reports(
     :param instructions: whether fetching an instruction is an access.
     :raises OSError: it cannot be read, or EINVAL it is of another format.
     """
-    name = str(path)
-    with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as stream:
+    piped = str(path) == "-"
+    name = "standard input" if piped else str(path)
+    with open(sys.stdin.fileno() if piped else path, "rb", closefd=not piped) as stream:
         look = stream.read(_LOOK_BYTES)
         if file_format == "recording" or (file_format == "auto" and look.startswith(_MAGIC)):
-            if name == "-":
-                raise OSError(errno.EINVAL, "a recording has to be a file, not standard input")
+            if piped:
+                raise OSError(errno.EINVAL, "a recording has to be given by its name", name)
             yield open_recording(path), None
             return
         reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)

@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, show, and return 0."""
     from kdamon_tools.replayer import Replay, Tape  # noqa: PLC0415 (not before the command line made sense)
 
-    progress = _Progress(arguments)
+    name = "standard input" if str(arguments.file) == "-" else str(arguments.file)
+    progress = _Progress(name)
     with (
         open_output(arguments.output) as output,
         open_reports(
@@ -104,8 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         progress.clear()
         if notes is not None:
             for sentence in _about_lines(notes):
-                print(f"kdamon: {arguments.file}: {sentence}", file=sys.stderr)
-        replay = Replay(Tape(records), _configs(arguments, records), arguments.seed, progress.replaying)
+                print(f"kdamon: {name}: {sentence}", file=sys.stderr)
+        replay = Replay(Tape(records), _configs(arguments, records, name), arguments.seed, progress.replaying)
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
@@ -114,23 +115,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _configs(arguments: argparse.Namespace, records: Records) -> list[Config]:
+def _configs(arguments: argparse.Namespace, records: Records, name: str) -> list[Config]:
     """What to monitor of each process and how."""
     from kdamon_tools.replayer import processes_of, ranges_of  # noqa: PLC0415
 
     found = processes_of(records)
     if not found:
-        raise CommandError(f"{arguments.file}: there is no report in it")
+        raise CommandError(f"{name}: there is no report in it")
     pids = found if arguments.pid is None else [arguments.pid]
     if not set(pids) <= set(found):
         others = ", ".join(map(str, found[:10])) + (" and others" if len(found) > 10 else "")
-        raise CommandError(
-            f"{arguments.file}: no report is about process {arguments.pid}, but there are some of {others}"
-        )
+        raise CommandError(f"{name}: no report is about process {arguments.pid}, but there are some of {others}")
     ranges = dict.fromkeys(pids, arguments.ranges) if arguments.ranges else ranges_of(records, pids)
     if not ranges:
-        raise CommandError(f"{arguments.file}: all addresses are the kernel's; say with --range what to monitor")
-    options = {name: getattr(arguments, name) for name in (*SAMPLING, *FILTERS)}
+        raise CommandError(f"{name}: all addresses are the kernel's; say with --range what to monitor")
+    options = {option: getattr(arguments, option) for option in (*SAMPLING, *FILTERS)}
     config = Config(pid=0, ops="reports", primitive="", **options)
     return [evolve(config, pid=pid, ranges=tuple(areas)) for pid, areas in ranges.items()]
 
@@ -157,16 +156,16 @@ def _about_lines(notes: TextNotes) -> list[str]:
 class _Progress:
     """How far it is, on a terminal; nothing elsewhere."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, name: str) -> None:
         shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._view = LiveView(sys.stderr, True) if shown else None
         self._shown_at = time.monotonic()
-        self._file = arguments.file
+        self._name = name
 
     def reading(self, done: int, size: int) -> None:
         """So many bytes of a file were read."""
         self._show(
-            lambda: f"{self._file}: {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + " read"
+            lambda: f"{self._name}: {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + " read"
         )
 
     def replaying(self, done: int, duration: int) -> None:
