@@ -21,6 +21,7 @@ from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
 from kdamon.mm.btf import vmlinux
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.folios import Folios
+from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
@@ -266,12 +267,10 @@ def _page_fault_arm() -> str:
             os.close(fd)
     if not armed.all() or not written[::2].all() or written[1::2].any():
         raise _Unavailable("writes to this process's own pages were told wrong", "")
-    return f"userfaultfd tells writes; {_SEES}"
+    return f"userfaultfd tells which pages were written, without who did it; {_SEES}"
 
 
 def _page_fault_take() -> str:
-    from kdamon.mm.inject import take_userfaultfd  # noqa: PLC0415
-
     with subprocess.Popen(["sleep", "60"]) as child:
         try:
             os.close(take_userfaultfd(child.pid))

@@ -8,8 +8,10 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 * Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
 * A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
   of huge pages are UNKNOWN.
-* What is mapped but cannot be registered is UNKNOWN: [vdso] and kin, files mapped shared and read-only, mappings with a
-  userfaultfd of the process's own.
+* Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
+  by one: nobody writes there. Samples of them are OLD.
+* What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin, mappings with a userfaultfd of the process's
+  own.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array, maps
 from kdamon.mm.faults import FaultRecorder
+from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
+from kdamon.mm.ranges import NO_RANGES, inside, subtract
 from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd
 
 __all__ = ["PageFault", "PageFaultSpace"]
@@ -35,7 +39,6 @@ __all__ = ["PageFault", "PageFaultSpace"]
 log = logging.getLogger("kdamon")
 
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
-_NO_RANGES: Final[U64Array] = np.empty((0, 2), dtype=np.uint64)
 
 #: Nanoseconds after which mappings that turned out not to be registered are looked for again.
 _REGISTER_AGAIN: Final = 1_000_000_000
@@ -46,93 +49,103 @@ _ASK_AT_MOST: Final = 64_000_000_000
 _Mask = npt.NDArray[np.bool_]
 
 
-def _take(pid: int) -> int:
-    from kdamon.mm.inject import take_userfaultfd  # noqa: PLC0415
-
-    return take_userfaultfd(pid)
-
-
-def _inside(ranges: U64Array, addrs: U64Array) -> _Mask:
-    """Which of ``addrs`` are in the ascending, disjoint ``ranges``."""
-    if not len(ranges):
-        return np.zeros(len(addrs), dtype=np.bool_)
-    at = np.searchsorted(ranges[:, 0], addrs, side="right") - 1
-    inside: _Mask = (at >= 0) & (addrs < ranges[at, 1])
-    return inside
+def _written_files_and_memory(contents: bytes) -> bytes:
+    """Those lines of /proc/PID/maps that are no files, or files that may be written."""
+    kept = []
+    for line in contents.splitlines(keepends=True):
+        _, permissions, _, _, inode, *_ = line.split(None, 5)
+        if b"w" in permissions or inode == b"0":
+            kept.append(line)
+    return b"".join(kept)
 
 
 class _Protection:
     """The protection of one address space, shared by all who monitor it: a mapping has room for one userfaultfd.
 
+    :param pid: the process.
     :param userfaultfd: becomes this object's.
-    :param vdso: the last mapping, which tells this address space from others.
+    :param contents: of /proc/PID/maps, whose last mapping tells this address space from others.
     """
 
-    def __init__(self, userfaultfd: Userfaultfd, vdso: U64Array) -> None:
+    def __init__(self, pid: int, userfaultfd: Userfaultfd, contents: bytes) -> None:
+        self._pid = pid
         self._userfaultfd = userfaultfd
-        self._vdso = vdso[:, 1]
+        self._vdso = maps.parse(contents)[-1:, 1]
         self._lock = threading.Lock()
-        self._ranges = _NO_RANGES
+        self._ranges = self._spared = NO_RANGES
         self._armed: dict[object, U64Array] = {}
         self._register_at = 0
+        self._told_huge = False
         self.users = 0
 
-    def fits(self, vmas: U64Array) -> bool:
-        """Tell whether ``vmas`` are of this address space and it is alive; if so they are registered."""
-        if not np.array_equal(vmas[-1:, 1], self._vdso):
+    def fits(self, contents: bytes) -> bool:
+        """Tell whether /proc/PID/maps is of this address space and it is alive; if so its mappings are registered."""
+        if not np.array_equal(maps.parse(contents)[-1:, 1], self._vdso):
             return False
         try:
-            self.register(vmas)
+            self.register(contents)
         except ProcessLookupError:
             return False
         return True
 
-    def register(self, vmas: U64Array) -> None:
-        """Let pages in ``vmas`` be armed, as far as that is possible; OSError ESRCH the address space ended."""
+    def register(self, contents: bytes) -> None:
+        """Let pages in mappings be armed, as far as that is possible; OSError ESRCH the address space ended."""
         with self._lock:
-            self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
-            self._ranges = vmas[self._userfaultfd.register(vmas)]
+            self._register(contents)
 
-    def arm(self, user: object, table: Pages, pages: U64Array, vmas: Callable[[], U64Array]) -> tuple[_Mask, _Mask]:
+    def arm(self, user: object, table: Pages, pages: U64Array, read: Callable[[], bytes]) -> tuple[_Mask, _Mask]:
         """Arm ``pages`` for ``user``.
 
         :param table: of this address space, the user's own.
-        :param vmas: reads the mappings, for when some are not registered.
+        :param read: reads /proc/PID/maps, for when some mappings are not registered.
         :returns: which are armed, and which are mapped but cannot be armed.
         """
         with self._lock:
             armed = self._arm(table, pages)
-            open_ = np.flatnonzero(~armed)
-            categories = table.categories(pages[open_])
-            missed = self._missed(categories)
-            again = missed & ((categories & np.uint64(HUGE)) == 0)
-            if again.any() and time.monotonic_ns() >= self._register_at:
-                self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
-                mappings = vmas()
-                self._ranges = mappings[self._userfaultfd.register(mappings)]
-                armed[open_] = self._arm(table, pages[open_])
-                missed &= ~armed[open_]
+            unarmed = np.flatnonzero(~armed)
+            missed, again = self._missed(table, pages[unarmed])
+            if again and time.monotonic_ns() >= self._register_at:
+                self._register(read())
+                armed[unarmed] = self._arm(table, pages[unarmed])
+                unarmed = np.flatnonzero(~armed)
+                missed, _ = self._missed(table, pages[unarmed])
             unknown = np.zeros(len(pages), dtype=np.bool_)
-            unknown[open_[missed]] = True
+            unknown[unarmed[missed]] = True
             self._armed[user] = pages[armed]
             return armed, unknown
 
     def _arm(self, table: Pages, pages: U64Array) -> _Mask:
         # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
-        ours = _inside(self._ranges, pages)
+        ours = inside(self._ranges, pages)
         if ours.all():
             return table.arm(pages)
         armed = np.zeros(len(pages), dtype=np.bool_)
         armed[ours] = table.arm(pages[ours])
         return armed
 
-    @staticmethod
-    def _missed(categories: U64Array) -> _Mask:
-        """Which pages were there and not armed; those that came just now would have been a first touch."""
-        present = (categories & np.uint64(PRESENT)) != 0
-        could = (categories & np.uint64(WPALLOWED | HUGE)) == WPALLOWED
-        missed: _Mask = present & ~could
-        return missed
+    def _missed(self, table: Pages, pages: U64Array) -> tuple[_Mask, bool]:
+        """Which of ``pages``, that were not armed, are there; and whether registering could help.
+
+        Those that came just now are not missed: that was a first touch.
+        """
+        categories = table.categories(pages)
+        there = ((categories & np.uint64(PRESENT)) != 0) & ~inside(self._spared, pages)
+        huge = there & ((categories & np.uint64(HUGE)) != 0)
+        if huge.any() and not self._told_huge:
+            self._told_huge = True
+            log.warning(
+                "process %d: samples of huge pages are unknown: page_fault would split them; use page_table for those",
+                self._pid,
+            )
+        ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
+        unregistered = there & ~huge & ~ready
+        return huge | unregistered, bool(unregistered.any())
+
+    def _register(self, contents: bytes) -> None:
+        self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
+        wanted = maps.parse(_written_files_and_memory(contents))
+        self._ranges = wanted[self._userfaultfd.register(wanted)]
+        self._spared = subtract(maps.parse(contents), wanted)
 
     def disarm(self, user: object, table: Pages) -> None:
         """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
@@ -147,7 +160,7 @@ class _Protection:
         """Take all protection off."""
         with self._lock:
             self._userfaultfd.close(self._ranges)
-            self._ranges = _NO_RANGES
+            self._ranges = NO_RANGES
 
 
 class PageFaultSpace(ProcessSpace):
@@ -155,11 +168,13 @@ class PageFaultSpace(ProcessSpace):
 
     :param primitive: what this machine's page_fault shares.
     :param files: becomes this object's; :meth:`close` closes it.
-    :param pid: the process (not a thread of it).
+    :param pidfd: the process; stays the caller's.
+    :param pid: its number (not that of a thread of it).
+    :param pidfd: the same; stays the caller's.
     """
 
-    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int) -> None:
-        super().__init__(files)
+    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int, pidfd: int) -> None:
+        super().__init__(files, pidfd)
         self._primitive = primitive
         self._pid = pid
         self._table = Pages(files.pagemap)
@@ -186,14 +201,14 @@ class PageFaultSpace(ProcessSpace):
 
     def vmas(self) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
-        vmas = super().vmas()
         with self._lock:
-            if self._protection is not None and len(vmas):
+            contents = b"" if self._closed else self._files.maps()
+            if self._protection is not None and contents:
                 try:
-                    self._protection.register(vmas)
+                    self._protection.register(contents)
                 except ProcessLookupError:
                     log.debug("pid %d: its address space ended", self._pid)
-        return vmas
+            return maps.parse(contents)
 
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
@@ -208,7 +223,7 @@ class PageFaultSpace(ProcessSpace):
                 return
             protection.disarm(self, self._table)
             try:
-                armed, unknown = protection.arm(self, self._table, pages, self._files.vmas)
+                armed, unknown = protection.arm(self, self._table, pages, self._files.maps)
             except ProcessLookupError:
                 # The process left it just now; it ended, or has another one.
                 self._unknown = pages
@@ -240,8 +255,10 @@ class PageFaultSpace(ProcessSpace):
             faults["time"], faults["pid"] = time.monotonic_ns(), self._pid
             faults["cpu"] = faults["node_id"] = -1
             faults["addr"] = self._waiting[hit]
-            # A page of a file, or the zero page, may have come by a read.
-            faults["write"] = self._waiting_armed[hit] | ((categories[hit] & np.uint64(FILE | ZERO)) == 0)
+            # The zero page came by a read, and a page of a file that was not there may have.
+            read = (categories[hit] & np.uint64(ZERO)) != 0
+            read |= ((categories[hit] & np.uint64(FILE)) != 0) & ~self._waiting_armed[hit]
+            faults["write"] = ~read
             self._waiting, self._waiting_armed = self._waiting[~hit], self._waiting_armed[~hit]
             return faults
 
@@ -290,7 +307,7 @@ class PageFault:
 
     def open(self, files: ProcessFiles, pidfd: int, pid: int) -> PageFaultSpace:
         """An address space, not yet asked for anything; ``files`` becomes its."""
-        return PageFaultSpace(self, files, pid)
+        return PageFaultSpace(self, files, pid, pidfd)
 
     def adopt(self, pid: int, fd: int) -> None:
         """Use the userfaultfd ``fd`` for process ``pid``; it becomes this object's."""
@@ -299,13 +316,13 @@ class PageFault:
             former = self._adopted.pop(pid, None)
             self._adopted[pid] = userfaultfd
         if former is not None:
-            former.close(_NO_RANGES)
+            former.close(NO_RANGES)
 
     def acquire(self, pid: int, files: ProcessFiles, user: PageFaultSpace) -> _Protection:
         """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
         with self._lock:
             protection = self._protections.get(pid)
-            if protection is None or not protection.fits(files.vmas()):
+            if protection is None or not protection.fits(files.maps()):
                 protection = self._protections[pid] = self._protect(pid, files)
             protection.users += 1
             self._spaces = (*self._spaces, user)
@@ -324,17 +341,18 @@ class PageFault:
         self._unwatch(pid)
 
     def _protect(self, pid: int, files: ProcessFiles) -> _Protection:
-        vmas = files.vmas()
+        contents = files.maps()
         adopted = self._adopted.pop(pid, None)
         if adopted is not None:
-            protection = _Protection(adopted, vmas[-1:])
-            if protection.fits(vmas):
+            protection = _Protection(pid, adopted, contents)
+            if protection.fits(contents):
                 self._watch(pid)
                 return protection
             protection.close()
-        protection = _Protection(Userfaultfd.own() if pid == os.getpid() else Userfaultfd(_take(pid)), vmas[-1:])
+        taken = Userfaultfd.own() if pid == os.getpid() else Userfaultfd(take_userfaultfd(pid))
+        protection = _Protection(pid, taken, contents)
         try:
-            if not files.alive() or not protection.fits(files.vmas()):
+            if not files.alive() or not protection.fits(files.maps()):
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
             self._watch(pid)
         except BaseException:
@@ -402,5 +420,5 @@ class PageFault:
         """Give everything back that no address space has."""
         with self._lock:
             for userfaultfd in self._adopted.values():
-                userfaultfd.close(_NO_RANGES)
+                userfaultfd.close(NO_RANGES)
             self._adopted.clear()

@@ -49,6 +49,20 @@ def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> Non
         assert "CONFIG_IDLE_PAGE_TRACKING" in found["page_idle"].remedy
 
 
+def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> None:
+    """Each of its parts was tried: arming, taking another process's userfaultfd, and who it was."""
+    assert {name for name in found if name.startswith("page_fault")} == {
+        f"page_fault: {x}" for x in ("arm", "take", "who")
+    }
+    arm = found["page_fault: arm"]
+    if not arm.available:
+        assert "Linux 6.7 or later" in arm.remedy
+        pytest.skip("kernel lacks: userfaultfd with asynchronous write protection")
+    assert "writes and first touches only, not reads of what is mapped" in arm.why
+    assert found["page_fault: take"].available
+    assert found["page_fault: who"].available
+
+
 def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
     """A second round opens nothing that stays."""
     before = len(os.listdir("/proc/self/fd"))
@@ -68,8 +82,9 @@ def test_without_privileges_everything_has_a_remedy() -> None:
         os.setresuid(65534, 65534, 65534)
         print(can_monitor())
         found = {primitive.name: primitive for primitive in primitives()}
-        for name in ("page_table: test", "process_madvise", "page frame numbers", "other users' processes"):
+        names = ("page_table: test", "process_madvise", "page frame numbers", "other users' processes")
+        for name in (*names, "page_fault: who"):
             print(found[name].available, "root" in found[name].remedy)
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False", *["False True"] * 4]
+    assert done.stdout.splitlines() == ["False", *["False True"] * 5]
