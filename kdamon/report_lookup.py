@@ -37,6 +37,7 @@ class _span:
         base = start[0]
         self.base, self.end = base, end[-1]
         self.shift = np.uint64(max(int(self.end - base - _1).bit_length() - (nr_blocks.bit_length() - 1), 0))
+        self.block = _1 << self.shift
         # Blocks from the first one that begins in a region to the one that its end lies in are the region's alone.
         inner = (start - base) >> self.shift
         inner += (inner << self.shift) != start - base
@@ -48,14 +49,16 @@ class _span:
         values[1::2] = np.arange(first_row, first_row + len(start))
         self.rows = values.repeat(np.diff(borders, prepend=0))
 
-    def find(self, addr: U64, last: U64) -> Rows:
-        """The row of each range [addr, last] that begins in this span, or -1 where it takes a closer look."""
-        block = (addr - self.base) >> self.shift
-        rows: Rows = self.rows.take(block.view(np.intp), mode="clip")
-        same = ((last - self.base) >> self.shift) == block
-        same &= last >= addr
-        if not same.all():
-            rows[~same] = -1
+    def find(self, addr: U64, size: U64) -> Rows:
+        """The row of each range that begins in this span, or -1 where it takes a closer look."""
+        offset = addr - self.base
+        rows: Rows = self.rows.take((offset >> self.shift).view(np.intp), mode="clip")
+        # Bytes behind the first one: in the block, and in the range. No bytes at all are most of all here.
+        np.invert(offset, out=offset)
+        offset &= self.block - _1
+        ends_in_block = size - _1 <= offset
+        if not ends_in_block.all():
+            rows[~ends_in_block] = -1
         return rows
 
 
@@ -115,18 +118,16 @@ class region_lookup:
 
     def _find_in_spans(self, addr: U64, size: U64) -> Rows:
         assert self._spans is not None
-        last = addr + size
-        last -= _1
         low, high = addr.min(), addr.max()
         rows = None
         for span in self._spans:
             if span.base <= low and high < span.end:
-                return span.find(addr, last)
+                return span.find(addr, size)
             if rows is None:
                 rows = np.full(len(addr), -1, np.intp)
             if low < span.end and span.base <= high:
                 among = ((addr >= span.base) & (addr < span.end)).nonzero()[0]
-                rows[among] = span.find(addr.take(among), last.take(among))
+                rows[among] = span.find(addr.take(among), size.take(among))
         assert rows is not None
         return rows
 

@@ -11,6 +11,7 @@ Whatever a producer writes anywhere in this memory, kdamon stays within it: it g
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -80,6 +81,7 @@ MAX_NODE: Final = 1023
 #: Records are judged so many at a time, so that they are still in the processor's cache the second time.
 _JUDGED_AT_ONCE: Final = 8192
 
+_MFD_NOEXEC_SEAL: Final = 8
 _WRAP: Final = (1 << 64) - 1
 
 Records = npt.NDArray[np.void]
@@ -114,6 +116,17 @@ def map_ring(fd: int, capacity: int) -> tuple[mmap.mmap, Words, Records]:
     return memory, words, records
 
 
+def _memfd_create() -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create("kdamon-reports", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.3.
+        return os.memfd_create("kdamon-reports", flags)
+
+
 class ReportRing:
     """kdamon's end of one ring.
 
@@ -129,7 +142,7 @@ class ReportRing:
         self.resyncs = 0
         self._tail = 0
         #: To be handed to the producer. Sealed: who truncates it would make kdamon die of SIGBUS.
-        self.fd = os.memfd_create("kdamon-reports", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = _memfd_create()
         try:
             os.ftruncate(self.fd, ring_size(capacity))
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -45,8 +45,10 @@ _BUSY_WAIT: Final = 0.002
 _IDLE_WAIT: Final = 0.006
 #: Records taken from one ring before the next ring has its turn.
 _TAKEN_AT_ONCE: Final = 1 << 16
-#: Rings of one user other than ours; twice as many connections.
+#: Rings of one user other than ours, twice as many connections, and records in all of these rings: memory that we may
+#: have to pay for.
 _MAX_PER_USER: Final = 64
+_MAX_RECORDS_PER_USER: Final = 1 << 22
 #: New connections between two looks at the rings.
 _ACCEPTED_AT_ONCE: Final = 16
 
@@ -129,7 +131,7 @@ class ReportServer:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = Path(path) if path is not None else default_report_path()
+        self.path = Path(path).absolute() if path is not None else default_report_path()
         self._own_directory = path is None
         self._lock = -1
         self._listener: socket.socket | None = None
@@ -137,6 +139,8 @@ class ReportServer:
         self._stop_read, self._stop = -1, -1
         self._thread: threading.Thread | None = None
         self._producers: dict[int, _Producer] = {}
+        #: Whether it was said that connections cannot be accepted.
+        self._complained = False
         #: Of producers that are gone; and what protects the moments when one comes or goes, or counters change.
         self._gone = ReportServerCounters()
         self._lists_lock = threading.Lock()
@@ -267,18 +271,26 @@ class ReportServer:
                 try:
                     connection, _ = self._listener.accept()
                 except OSError as error:
-                    if error.errno != errno.EAGAIN:
-                        log.warning("a producer of reports is not served: %s", error.strerror)
+                    if error.errno != errno.EAGAIN and not self._complained:
+                        self._complained = True
+                        log.warning("a producer of reports has to wait: %s", error.strerror)
                     break
+                self._complained = False
                 self._accept(connection)
         for fd in ready & self._producers.keys():
-            self._answer(self._producers[fd])
+            producer = self._producers[fd]
+            try:
+                self._answer(producer)
+            except Exception:
+                log.exception("process %d is sent away by an internal error", producer.pid)
+                self._free(producer)
 
     def _accept(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         try:
             pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            if self._has_many(uid, 2 * _MAX_PER_USER):
+            same_user = sum(producer.uid == uid for producer in self._producers.values())
+            if same_user >= 2 * _MAX_PER_USER and uid != os.geteuid():
                 raise OSError(errno.EUSERS, f"user {uid} has too many connections")
             if pid <= 0:
                 raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
@@ -290,10 +302,6 @@ class ReportServer:
             self._producers[connection.fileno()] = producer
         assert self._epoll is not None
         self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
-
-    def _has_many(self, uid: int, limit: int) -> bool:
-        """Tell whether a user other than ours has ``limit`` connections."""
-        return uid != os.geteuid() and sum(p.uid == uid for p in self._producers.values()) >= limit
 
     def _answer(self, producer: _Producer) -> None:
         """Hand out the ring to a producer that says hello; any other word, and silence, is a hangup."""
@@ -320,10 +328,12 @@ class ReportServer:
     def _welcome(self, producer: _Producer, hello: bytes) -> None:
         if len(hello) != HELLO.size or HELLO.unpack(hello)[:2] != (MAGIC, VERSION):
             raise OSError(errno.EPROTONOSUPPORT, f"process {producer.pid} does not speak version {VERSION}")
-        if self._has_many(producer.uid, _MAX_PER_USER + 1):
-            raise OSError(errno.EUSERS, f"user {producer.uid} has {_MAX_PER_USER} rings already")
         wanted = HELLO.unpack(hello)[2] or DEFAULT_CAPACITY
         capacity = 1 << (min(max(wanted, _MIN_CAPACITY), _MAX_CAPACITY) - 1).bit_length()
+        others = [p.ring.capacity for p in self._producers.values() if p.uid == producer.uid and p.ring is not None]
+        too_many = len(others) >= _MAX_PER_USER or sum(others) + capacity > _MAX_RECORDS_PER_USER
+        if too_many and producer.uid != os.geteuid():
+            raise OSError(errno.EUSERS, f"user {producer.uid} has {len(others)} rings of {sum(others)} records already")
         producer.rights = Rights(producer.pid, producer.pidfd, producer.uid, producer.gid)
         ring = ReportRing(capacity)
         reply = REPLY.pack(MAGIC, VERSION, 0, ring_size(capacity), producer.pid, 0)

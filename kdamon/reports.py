@@ -364,6 +364,8 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     if ctx.density:
         kdamond_remember_reports(t, ctx, reports["addr"][within], reports["nr_accesses"][within])
         return within, across
+    if not ctx.report_counts and regions.access_reported is not None and regions.access_reported.all():
+        return within, across
     # One row more than there are regions, for the reports in none.
     reported = np.zeros(len(regions) + 1, np.bool_)
     reported[row] = True

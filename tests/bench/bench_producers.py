@@ -127,8 +127,8 @@ def at_a_rate(program: Path | None, path: Path, seconds: float) -> None:
         assert sent == dropped + told.malformed + told.not_permitted + counters.accepted + counters.dropped
         rows.append(
             (
-                name, f"{sent / elapsed * 1e3:.2f}", f"{counters.applied / elapsed * 1e3:.2f}", dropped, counters.dropped,
-                counters.late, lost, regions, f"{cpu / wall:.1%}", f"{producers_cpu / elapsed:.1%}",
+                name, f"{sent / elapsed * 1e3:.2f}", f"{counters.applied / elapsed * 1e3:.2f}", dropped,
+                counters.dropped, counters.late, lost, regions, f"{cpu / wall:.1%}", f"{producers_cpu / elapsed:.1%}",
             )
         )  # fmt: skip
     table(

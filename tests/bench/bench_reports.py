@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Access reports: how fast they are counted for regions, and how fast they can be sent.
 
-Counting is measured from a queue of batches to the counted regions, as the kdamond does it, against two loops over
-the reports: the linear scan of the regions that the series' first version has, and a bisection.
+Counting is measured from a queue of batches to the counted regions, as the kdamond does it in an aggregation interval
+of 20 sampling intervals, against two loops over the reports: the linear scan of the regions that the series' first
+version has, and a bisection.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from kdamon.reports import (
 from kdamon.vaddr import damon_va_eligible_report
 
 SIZE = 64 * 4096
+SAMPLES = 20
 PID = 7
 
 
@@ -103,14 +105,16 @@ class Bench:
     def objects(self) -> list[Region]:
         return [Region(start, end) for start, end in zip(self.borders, self.borders[1:], strict=False)]
 
-    def queued(self, single: bool) -> damon_ctx:
-        """The context with all reports in its queue."""
+    def queued(self) -> damon_ctx:
+        """The context with all reports in its queue, one by one."""
         self.ctx.reports = queue = damon_report_queue(self.ctx.clock)
-        if single:
-            for report in self.reports:
-                queue.lane().push(0, report, 1)
-        else:
-            queue.lane().push(0, self.batch, len(self.batch))
+        for report in self.reports:
+            queue.lane().push(0, report, 1)
+        return self.ctx
+
+    def empty(self) -> damon_ctx:
+        """The context at the beginning of an aggregation interval."""
+        self.ctx.reports = damon_report_queue(self.ctx.clock)
         return self.ctx
 
 
@@ -118,6 +122,13 @@ def count(ctx: Any) -> None:
     """What the kdamond does with the queue in one sampling interval."""
     kdamond_check_reported_accesses(ctx)
     kdamond_apply_zero_access_report(ctx)
+
+
+def count_often(ctx: Any, batch: Any) -> None:
+    """The same in an aggregation interval: the regions are the same in all of its sampling intervals."""
+    for _ in range(SAMPLES):
+        ctx.reports.lane().push(0, batch, len(batch))
+        count(ctx)
 
 
 def counting(sizes: list[tuple[int, int]], turns: int) -> None:
@@ -130,8 +141,8 @@ def counting(sizes: list[tuple[int, int]], turns: int) -> None:
         rivals: list[tuple[int, Callable[[], Any], Callable[[Any], object]]] = [
             (scanned, bench.objects, lambda regions, b=bench: linear_scan(regions, b.scanned)),
             (nr_reports, bench.objects, lambda regions, b=bench: bisection(regions, b.reports)),
-            (nr_reports, lambda b=bench: b.queued(single=True), count),
-            (nr_reports, lambda b=bench: b.queued(single=False), count),
+            (nr_reports, bench.queued, count),
+            (SAMPLES * nr_reports, bench.empty, lambda ctx, b=bench: count_often(ctx, b.batch)),
         ]
         times = side_by_side(*[(prepare, run) for _, prepare, run in rivals], turns=turns)
         scan, bisected, singles, batch = [seconds / n for seconds, (n, _, _) in zip(times, rivals, strict=True)]

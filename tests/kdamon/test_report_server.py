@@ -420,6 +420,15 @@ def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Pa
         assert [0, 0, 0] == [refusal(0) for _ in range(3)]
 
 
+def test_a_users_rings_have_so_many_records_and_no_more(server: ReportServer, program: Path) -> None:
+    with patch("kdamon.report_server._MAX_RECORDS_PER_USER", 1024), contextlib.ExitStack() as running:
+
+        def refusal(capacity: int) -> int:
+            return running.enter_context(Reporter(program, server.path, capacity, user=NOBODY)).errno
+
+        assert [0, errno.EUSERS, 0, errno.EUSERS] == [refusal(n) for n in (512, 1024, 512, 1)]
+
+
 def test_garbage_in_one_ring_does_not_touch_the_others(server: ReportServer) -> None:
     """Random bytes all over it, with a head that often makes sense."""
     rng = np.random.default_rng(1)
