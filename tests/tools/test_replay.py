@@ -280,12 +280,12 @@ def test_in_real_time_it_takes_the_time_that_it_took(tmp_path: Path, capsys: pyt
     name = saved(tmp_path / "r.npy", workload(seconds=1))
     (document,) = replayed(capsys, name, "--realtime", "--sample-us", "5000", "--aggr-us", "100000")
     assert document["seconds"] == 1.0
-    assert 5 <= len(document["snapshots"]) <= 11
+    assert 3 <= len(document["snapshots"]) <= 11
     assert hot_share(document)[0] > 0.5
     counters = document["counters"]["reports"]
     assert 0 == counters["dropped"]
     assert counters["accepted"] == sum(counters.values()) - counters["accepted"]
-    assert counters["applied"] > 0.5 * 200_000
+    assert counters["applied"] > 0.3 * 200_000
 
 
 def test_a_file_may_come_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

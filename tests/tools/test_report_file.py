@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from kdamon import reports as reports_module
 from kdamon.damon import damon_access_report
 from kdamon.reports import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
-from kdamon_tools.records import new_records
+from kdamon_tools.records import line_blocks, new_records
 from kdamon_tools.report_file import (
     RECORD_DTYPE,
     Recorder,
@@ -135,6 +136,15 @@ def test_a_format_may_be_insisted_on() -> None:
     assert 0 == len(read_reports(DATA / "lackey_trace.txt", "perf"))
     with pytest.raises(OSError, match="no array of numpy's"):
         read_reports(DATA / "lackey_trace.txt", "recording")
+
+
+def test_a_line_without_end_is_cut() -> None:
+    """A file that is no text must not fill the memory."""
+    stream = io.BytesIO(b" L 1000,8\n" + bytes(10 << 20) + b"\n L 2000,8")
+    blocks = list(line_blocks(stream, 1 << 16))
+    assert max(map(len, blocks)) < 2 << 20
+    assert (b" L 1000,8\n", b" L 2000,8\n") == (blocks[0], blocks[-1])
+    assert all(block.endswith(b"\n") for block in blocks)
 
 
 def test_reading_a_text_tells_how_far_it_is_and_leaves_nothing_behind(

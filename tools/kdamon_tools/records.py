@@ -19,6 +19,7 @@ __all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", 
 RECORD_DTYPE: Final = np.dtype(
     [("time", np.uint64), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())], align=True
 )
+_LONGEST_LINE: Final = 1 << 20
 _TIMED_REPORT: Final = np.dtype([("time", np.uint64), ("report", REPORT_DTYPE)])
 
 Records = npt.NDArray[np.void]
@@ -75,15 +76,19 @@ class TextFormat(Protocol):
 def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[bytes]:
     """Blocks of whole lines from ``stream``, of about ``size`` bytes; the last line gets its end if it has none.
 
+    A line that is longer than any of a text is cut: memory is bounded, whatever the file is.
+
     :param head: what was read from it already.
     """
     rest = head
     while data := stream.read(size):
-        end = data.rfind(b"\n") + 1
-        if not end:
-            rest += data
-            continue
-        yield rest + data[:end]
-        rest = data[end:]
+        rest += data
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+        elif len(rest) > _LONGEST_LINE:
+            yield rest + b"\n"
+            rest = b""
     if rest:
         yield rest if rest.endswith(b"\n") else rest + b"\n"
