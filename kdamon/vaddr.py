@@ -7,6 +7,7 @@ They know memory through :mod:`kdamon.mm` only, so they monitor simulated proces
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from typing import Any
 
@@ -15,30 +16,56 @@ from attrs import evolve
 
 from kdamon.core import damon_register_ops, damon_set_regions
 from kdamon.damon import (
+    DAMOS_MAX_SCORE,
     ReportLike,
     damon_addr_range,
     damon_ctx,
     damon_operations,
     damon_ops_id,
+    damon_region,
     damon_target,
+    damos,
+    damos_action,
+    damos_filter,
 )
-from kdamon.kernel import ALIGN, ULONG_MAX
-from kdamon.mm import UNKNOWN, AddressSpace, U64Array
-from kdamon.ops_common import damon_count_samples, damon_pick_samples
+from kdamon.kernel import ALIGN, PAGE_SIZE, ULONG_MAX
+from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
+from kdamon.ops_common import damon_cold_score, damon_count_samples, damon_hot_score, damon_pick_samples
 from kdamon.reports import damon_report_accesses, report_array
 
 __all__ = [
+    "damon_va_apply_scheme",
     "damon_va_check_accesses",
     "damon_va_eligible_report",
     "damon_va_init",
     "damon_va_prepare_access_checks",
     "damon_va_report_faults",
+    "damon_va_scheme_score",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
 ]
 
 log = logging.getLogger("kdamon")
+
+#: Actions as address spaces know them. Kernel: vaddr does nothing for lru_deprio. Here: MADV_COLD moves pages to the
+#: inactive LRU list, which is what it asks for.
+_ADVICE = {
+    damos_action.DAMOS_WILLNEED: "willneed",
+    damos_action.DAMOS_COLD: "cold",
+    damos_action.DAMOS_PAGEOUT: "pageout",
+    damos_action.DAMOS_COLLAPSE: "collapse",
+    damos_action.DAMOS_LRU_DEPRIO: "cold",
+}
+
+#: Actions that are applied to nothing, and why.
+_NOT_APPLIED = {
+    damos_action.DAMOS_HUGEPAGE: "a process can only do that to itself",
+    damos_action.DAMOS_NOHUGEPAGE: "a process can only do that to itself",
+    damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
+    damos_action.DAMOS_MIGRATE_HOT: "memory is not migrated between NUMA nodes",
+    damos_action.DAMOS_MIGRATE_COLD: "memory is not migrated between NUMA nodes",
+}
 
 
 def damon_va_three_regions(vmas: U64Array, min_region_sz: int) -> list[damon_addr_range]:
@@ -178,6 +205,54 @@ def damon_va_target_valid(t: damon_target) -> bool:
     return t.task is not None and t.task.valid()
 
 
+def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+    """Apply the action of ``s`` to region ``row`` of ``t``, as far as its pages pass the filters on pages.
+
+    Kernel: filters on pages count for stat and the migrations only, and a region with a hole in it counts as not
+    applied, all others as a whole. Here: they count for every action, and what counts as applied is what happened.
+
+    :returns: bytes that it was applied to, see :mod:`kdamon.mm.advice`, and bytes that passed the filters on pages, 0
+        without any.
+    """
+    mm = _damon_get_mm(t)
+    if mm is None:
+        return 0, 0
+    if s.action in _NOT_APPLIED:
+        _say_once(f"{s.action.value} is applied to nothing: {_NOT_APPLIED[s.action]}")
+        return 0, 0
+    start, end = ALIGN(int(t.regions.start[row]), PAGE_SIZE), ALIGN(int(t.regions.end[row]), PAGE_SIZE)
+    wanted = np.array([[start, end]] if start < end else [], np.uint64).reshape(-1, 2)
+    applied = passed = 0
+    try:
+        if s.ops_filters and not s.core_filters_allowed:
+            filters = [_page_filter(f) for f in s.ops_filters]
+            wanted = mm.page_filter(wanted, filters, s.ops_filters_default_reject)
+            passed = int((wanted[:, 1] - wanted[:, 0]).sum())
+        if s.action is not damos_action.DAMOS_STAT:
+            applied = mm.advise(_ADVICE[s.action], wanted)
+    except OSError as error:
+        _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
+    return applied, passed
+
+
+def _page_filter(f: damos_filter) -> PageFilter:
+    return PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def damon_va_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
+    if s.action in {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_MIGRATE_COLD}:
+        return damon_cold_score(ctx, r, s)
+    if s.action is damos_action.DAMOS_MIGRATE_HOT:
+        return damon_hot_score(ctx, r, s)
+    return DAMOS_MAX_SCORE
+
+
 _vaddr_ops = damon_operations(
     id=damon_ops_id.DAMON_OPS_VADDR,
     init=damon_va_init,
@@ -186,6 +261,8 @@ _vaddr_ops = damon_operations(
     check_accesses=damon_va_check_accesses,
     report_faults=damon_va_report_faults,
     eligible_report=damon_va_eligible_report,
+    get_scheme_score=damon_va_scheme_score,
+    apply_scheme=damon_va_apply_scheme,
     target_valid=damon_va_target_valid,
     target_has_pid=True,
     needs_task=True,

@@ -8,12 +8,26 @@ looks at it. :mod:`kdamon.mm.linux` implements them for the running kernel, :mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from attrs import frozen
 
-__all__ = ["FAULT_DTYPE", "OLD", "UNKNOWN", "YOUNG", "AddressSpace", "Answers", "Faults", "Machine", "Task", "U64Array"]
+__all__ = [
+    "FAULT_DTYPE",
+    "OLD",
+    "UNKNOWN",
+    "YOUNG",
+    "AddressSpace",
+    "Answers",
+    "Faults",
+    "Machine",
+    "PageFilter",
+    "Task",
+    "U64Array",
+]
 
 U64Array = npt.NDArray[np.uint64]
 #: One answer for each sampled address: OLD, YOUNG or UNKNOWN.
@@ -41,6 +55,27 @@ OLD: Final = 0
 YOUNG: Final = 1
 #: The page's accessed bit could not be cleared or read: nothing is known, and nothing is claimed.
 UNKNOWN: Final = 2
+
+
+@frozen
+class PageFilter:
+    """A condition on mapped pages (kernel: ``struct damos_filter`` of a type that operations sets handle).
+
+    :ivar type: ``anon``, ``active`` (on an active LRU list), ``memcg``, ``young`` (accessed since the last time that
+        this was asked), ``hugepage_size``, ``unmapped``.
+    :ivar matching: whether it matches pages of the type, or all others.
+    :ivar allow: whether pages that it matches pass.
+    :ivar memcg_id: of type memcg: the control group's inode number.
+    :ivar min_size: of type hugepage_size: smallest size of the folio that a page is of, bytes.
+    :ivar max_size: largest size of it.
+    """
+
+    type: str
+    matching: bool
+    allow: bool
+    memcg_id: int = 0
+    min_size: int = 0
+    max_size: int = 0
 
 
 class AddressSpace(Protocol):
@@ -81,6 +116,18 @@ class AddressSpace(Protocol):
         :returns: to how many bytes it was applied, see :mod:`kdamon.mm.advice`.
         :raises OSError: EOPNOTSUPP this machine cannot do that to another process; EPERM with a sentence on what is
             missing.
+        """
+        ...
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """Tell which pages in ``ranges`` pass ``filters``: the first one that matches a page decides.
+
+        A page that a filter of type ``young`` found accessed is not accessed any more afterwards.
+
+        :param ranges: as for :meth:`advise`.
+        :param default_reject: what becomes of pages that no filter matches.
+        :returns: ranges of pages, a part of ``ranges``, shape (n, 2); only mapped pages are there.
+        :raises OSError: as for :meth:`advise`.
         """
         ...
 
@@ -141,4 +188,22 @@ class Machine(Protocol):
     @property
     def faults_lost(self) -> int:
         """How many faults were lost so far because nobody fetched them in time."""
+        ...
+
+    def metric(self, name: str, *, nid: int = 0, memcg: str = "") -> int:
+        """Measure what goals and watermarks of schemes go by, see :mod:`kdamon.mm.metrics`.
+
+        :param name: the tree's keyword of the metric, without ``user_input``.
+        :param nid: NUMA node, where the metric is about one.
+        :param memcg: path of a memory cgroup below the root of their tree, where the metric is about one.
+        :raises OSError: EINVAL an unknown name; EOPNOTSUPP this kernel does not tell.
+        """
+        ...
+
+    def memcg_id(self, path: str) -> int:
+        """The number of a memory cgroup, as ``/proc/kpagecgroup`` shows it.
+
+        :param path: as above, just as the kernel writes it.
+        :raises OSError: ENOENT there is none.
+        """
         ...

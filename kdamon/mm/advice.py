@@ -22,15 +22,16 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from kdamon.mm import U64Array, maps, ranges
+from kdamon.mm import PageFilter, U64Array, maps, ranges
 from kdamon.mm.folios import shared_folios
 from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED, Adviser
 from kdamon.mm.page_cache import FileMappings
+from kdamon.mm.page_filter import PageGroup
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present
 
 if TYPE_CHECKING:
@@ -83,6 +84,24 @@ class Advice:
         do = {"cold": self._cold, "pageout": self._pageout, "collapse": self._collapse}[action]
         for blocks in self._pagemap.groups(mapped):
             yield do(blocks, mapped)
+
+    def passing(self, wanted: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> Iterator[U64Array]:
+        """The pages in ``wanted`` that pass ``filters``, as ranges, at most a gibibyte at each step.
+
+        :raises OSError: see :meth:`kdamon.mm.AddressSpace.page_filter`.
+        """
+        if not self._files.alive():
+            return
+        mapped = ranges.intersect(wanted, self._mappings())
+
+        def make_old(young: U64Array) -> None:
+            # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, as user space can have no less.
+            self._check("cold")
+            young = ranges.intersect(young, mapped)
+            self._advise(ranges.intersect(young, ranges.blocks(young, BLOCK)), "cold")
+
+        for blocks in self._pagemap.groups(mapped):
+            yield PageGroup(self._pagemap, blocks, mapped).passing(filters, default_reject, make_old)
 
     def _check(self, action: str) -> None:
         if action in self._checked:

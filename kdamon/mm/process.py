@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
 
-from kdamon.mm import U64Array, maps
+from kdamon.mm import PageFilter, U64Array, maps
 from kdamon.mm.advice import Advice
+from kdamon.mm.ranges import NO_RANGES
 
 __all__ = ["NOTHING", "ProcessFiles", "ProcessSpace"]
 
@@ -99,6 +100,11 @@ class ProcessSpace:
     def advise(self, action: str, ranges: U64Array) -> int:
         """See :meth:`kdamon.mm.AddressSpace.advise`."""
         return sum(self._steps(lambda: self._actions().apply(action, ranges)))
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.page_filter`."""
+        found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))
+        return np.concatenate([NO_RANGES, *found])
 
     def _actions(self) -> Advice:
         if self._advice is None:

@@ -25,9 +25,13 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.kernel import VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, U64Array
+from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract, total, union
 
 __all__ = ["SimAccess", "SimMachine", "SimProcess"]
+
+_PAGE_SIZE = 4096
+_HUGE = 1 << 21
 
 
 @define(slots=True, frozen=True)
@@ -88,6 +92,11 @@ class SimProcess:
     alive: bool = True
     primitive: str = "page_table"
     _sample: _Sample | None = None
+    _paged_out: U64Array = field(factory=NO_RANGES.copy)
+    _huge: U64Array = field(factory=NO_RANGES.copy)
+    _marked: dict[tuple[str, int], U64Array] = field(factory=dict)
+    _paged_out_at: int = 0
+    _young_since: int = 0
 
     def access(
         self,
@@ -112,6 +121,22 @@ class SimProcess:
         """End the process."""
         self.alive = False
 
+    def mark(self, kind: str, ranges: Sequence[tuple[int, int]], memcg_id: int = 0) -> None:
+        """Let filters of a type match the memory in ``ranges`` (bytes, in address order), and no other.
+
+        Without it all memory is anonymous, and none is active or of a memory control group.
+
+        :param kind: ``anon``, ``active`` or ``memcg``.
+        :param memcg_id: the control group.
+        """
+        self._marked[kind, memcg_id] = np.array(ranges, np.uint64).reshape(-1, 2)
+
+    def resident(self) -> U64Array:
+        """The memory that is not paged out, as ranges; what the script is expected to have accessed since came back."""
+        if len(self._paged_out):
+            self._paged_out = subtract(self._paged_out, self._touched(self._paged_out_at))
+        return subtract(self._vmas, self._paged_out)
+
     # Task.
 
     def valid(self) -> bool:
@@ -135,7 +160,7 @@ class SimProcess:
         """Begin a sample of the pages at ``addrs``."""
         now = self.clock.now()
         if self.primitive == "page_fault":
-            can = self._mapped(addrs)
+            can = inside(self._vmas, addrs)
             for start, end in self.unknown:
                 can &= (addrs < start) | (addrs >= end)
             self._sample = _Sample(now, addrs, can.nonzero()[0], now)
@@ -156,6 +181,58 @@ class SimProcess:
             answers[(addrs >= start) & (addrs < end)] = UNKNOWN
         return answers
 
+    def advise(self, action: str, ranges: U64Array) -> int:
+        """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
+        here = self.resident()
+        mapped = intersect(ranges, self._vmas)
+        if action == "pageout":
+            changed = intersect(mapped, here)
+            self._paged_out_at = self.clock.now()
+            self._paged_out = union(self._paged_out, changed)
+            self._huge = subtract(self._huge, changed)
+        elif action == "willneed":
+            changed = intersect(mapped, self._paged_out)
+            self._paged_out = subtract(self._paged_out, changed)
+        elif action == "collapse":
+            pieces = intersect(mapped, blocks(mapped, _HUGE))
+            changed = subtract(pieces[pieces[:, 1] - pieces[:, 0] == _HUGE], self._huge)
+            self._huge = union(self._huge, changed)
+            self._paged_out = subtract(self._paged_out, changed)
+        else:
+            changed = intersect(mapped, here)
+        return total(changed)
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.page_filter`; all memory that is not paged out is mapped."""
+        left = intersect(ranges, self.resident())
+        passed = NO_RANGES
+        for one in filters:
+            matching = self._matching(one)
+            hit = intersect(left, matching) if one.matching else subtract(left, matching)
+            passed = union(passed, hit) if one.allow else passed
+            left = subtract(left, hit)
+        return passed if default_reject else union(passed, left)
+
+    def _matching(self, one: PageFilter) -> U64Array:
+        if one.type == "young":
+            since, self._young_since = self._young_since, self.clock.now()
+            return self._touched(since)
+        if one.type == "hugepage_size":
+            found = self._huge if one.min_size <= _HUGE <= one.max_size else NO_RANGES
+            small = one.min_size <= _PAGE_SIZE <= one.max_size
+            return union(found, subtract(self._vmas, self._huge)) if small else found
+        everything = self._vmas if one.type == "anon" else NO_RANGES
+        return self._marked.get((one.type, one.memcg_id), everything)
+
+    def _touched(self, since: int) -> U64Array:
+        """What the script is expected to have accessed from ``since`` (nanoseconds) to now."""
+        touched = NO_RANGES
+        for piece in self.script:
+            overlap = min(self.clock.now() / 1e9, piece.until) - max(since / 1e9, piece.begin)
+            if overlap > 0 and piece.rate * overlap >= 1:
+                touched = union(touched, np.array([[piece.start, piece.end]], np.uint64))
+        return touched
+
     def _accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
         """Draw for each page whether at least one access fell between two times (seconds)."""
         answers = np.full(len(addrs), OLD, np.uint8)
@@ -167,15 +244,8 @@ class SimProcess:
             if overlap > 0:
                 expected[(addrs >= piece.start) & (addrs < piece.end)] += piece.rate * overlap
         answers[self.rng.random(len(addrs)) < -np.expm1(-expected)] = YOUNG
-        answers[~self._mapped(addrs)] = OLD
+        answers[~inside(self._vmas, addrs)] = OLD
         return answers
-
-    def _mapped(self, addrs: U64Array) -> npt.NDArray[np.bool_]:
-        if not len(self._vmas):
-            return np.zeros(len(addrs), np.bool_)
-        vma = np.searchsorted(self._vmas[:, 0], addrs, "right") - 1
-        mapped: npt.NDArray[np.bool_] = (vma >= 0) & (addrs < self._vmas[vma, 1])
-        return mapped
 
     def faults(self) -> Faults:
         """The first write to each page that is armed, since it was or since this was called before."""
@@ -211,12 +281,26 @@ class SimMachine:
     """A machine of simulated processes; implements :class:`kdamon.mm.Machine`.
 
     :param seed: makes everything random on it repeatable.
+    :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
+    :ivar memcgs: the memory cgroups and their numbers.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.clock = VirtualClock()
         self.processes: dict[int, SimProcess] = {}
+        self.metrics = {
+            "some_mem_psi_us": 0,
+            "node_mem_used_bp": 6000,
+            "node_mem_free_bp": 4000,
+            "node_memcg_used_bp": 1000,
+            "node_memcg_free_bp": 9000,
+            "active_mem_bp": 3000,
+            "inactive_mem_bp": 7000,
+            "hugepage_mem_bp": 500,
+            "free_mem_rate": 400,
+        }
+        self.memcgs = {"/": 1}
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
         """Start a process with the mappings ``ranges`` (bytes, in address order)."""
@@ -246,3 +330,21 @@ class SimMachine:
         """The faults of all processes since the last call, in the order of their times."""
         faults = np.concatenate([np.empty(0, FAULT_DTYPE), *(p.faults() for p in self.processes.values())])
         return faults[np.argsort(faults["time"], kind="stable")]
+
+    def metric(self, name: str, *, nid: int = 0, memcg: str = "") -> int:
+        """What :attr:`metrics` say; a node or cgroup that is not there is free."""
+        if name not in self.metrics:
+            raise OSError(errno.EINVAL, f"there is no metric {name}")
+        absent = nid != 0 or ("memcg" in name and memcg not in self.memcgs)
+        if name.startswith("node_") and absent:
+            return 10000 if name.endswith("_free_bp") else 0
+        return self.metrics[name]
+
+    def memcg_id(self, path: str) -> int:
+        """The number of a memory cgroup.
+
+        :raises OSError: ENOENT there is none.
+        """
+        if path not in self.memcgs:
+            raise OSError(errno.ENOENT, f"there is no memory cgroup {path!r}")
+        return self.memcgs[path]
