@@ -28,18 +28,20 @@ from kdamon.damon import (
 )
 from kdamon.damos import (
     damon_commit_schemes,
+    damos_init,
     damos_set_next_apply_sis,
     damos_walk,
     damos_walk_cancel,
     kdamond_apply_schemes,
 )
-from kdamon.density import kdamond_adjust_regions_by_density
+from kdamon.damos_quota import damon_feed_loop_next_input, damos_forget_charged_target
+from kdamon.damos_wmarks import damos_wmark_wait_us
+from kdamon.density import damon_forget_density, kdamond_adjust_regions_by_density
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
     NSEC_PER_USEC,
     UINT_MAX,
-    ULONG_MAX,
     VirtualClock,
     is_power_of_2,
     kthread,
@@ -254,6 +256,8 @@ def damon_destroy_target(t: damon_target, ctx: damon_ctx | None) -> None:
     """Remove ``t`` from ``ctx`` (None: it is in none) and give back what it holds."""
     if ctx is not None:
         ctx.adaptive_targets.remove(t)
+        for s in ctx.schemes:
+            damos_forget_charged_target(s, t)
         if ctx.ops is not None and ctx.ops.cleanup_target is not None:
             ctx.ops.cleanup_target(t)
     _put_task(t)
@@ -283,7 +287,7 @@ def damon_destroy_ctx(ctx: damon_ctx) -> None:
 def damon_add_scheme(ctx: damon_ctx, s: damos) -> None:
     """Add ``s`` behind the last scheme of ``ctx``."""
     ctx.schemes.append(s)
-    damos_set_next_apply_sis(s, ctx)
+    damos_init(s, ctx)
 
 
 def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
@@ -421,6 +425,8 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.addr_unit = src.addr_unit
     dst.min_region_sz = src.min_region_sz
     dst.report_counts = src.report_counts
+    if dst.density and not src.density:
+        damon_forget_density(dst)
     dst.density = src.density
     damon_commit_sample_control(dst.sample_control, src.sample_control)
     dst.maybe_corrupted = False
@@ -634,26 +640,6 @@ def damon_get_intervals_score(ctx: damon_ctx) -> int:
     return mult_frac(ulong(events), 10000, target_events)
 
 
-def damon_feed_loop_next_input(last_input: int, score: int) -> int:
-    """The input that should bring ``score`` to 10000, given that ``last_input`` brought it where it is.
-
-    :returns: at least 10000, at most ULONG_MAX.
-    """
-    goal = min_input = 10000
-    if score == goal:
-        return last_input
-    if score >= 2 * goal:
-        return min_input
-    difference = abs(score - goal)
-    if last_input < ULONG_MAX // difference:
-        compensation = last_input * difference // goal
-    else:
-        compensation = last_input // goal * difference
-    if score > goal:
-        return max(last_input - compensation, min_input)
-    return min(last_input + compensation, ULONG_MAX)
-
-
 def damon_get_intervals_adaptation_bp(ctx: damon_ctx) -> int:
     """By how much the intervals should change, 5000 to 20000 in 1/10000."""
     adaptation = damon_feed_loop_next_input(100_000_000, damon_get_intervals_score(ctx)) // 10000
@@ -775,7 +761,7 @@ def kdamond_init_ctx(ctx: damon_ctx) -> None:
     if not ctx.attrs.aggr_samples:
         ctx.attrs.aggr_samples = ctx.attrs.aggr_interval // sample
     for s in ctx.schemes:
-        damos_set_next_apply_sis(s, ctx)
+        damos_init(s, ctx)
     ctx.missed_intervals = ctx.nr_samples = ctx.nr_unknown = 0
     ctx.maybe_corrupted = False
 
@@ -808,6 +794,8 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
     sz_limit = damon_apply_min_nr_regions(ctx)
     ctx.deadline = ctx.clock.now()
     while not kdamond_need_stop(ctx):
+        if not kdamond_wait_activation(ctx):
+            break
         ops = ctx.ops
         assert ops is not None
         # A call may change the attributes: this iteration goes by the values that it began with.
@@ -857,6 +845,21 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
             if ops.update is not None:
                 ops.update(ctx)
+
+
+def kdamond_wait_activation(ctx: damon_ctx) -> bool:
+    """Do nothing but calls while the watermarks of all schemes want that; returns False if the kdamond has to end."""
+    while True:
+        wait_us = min((damos_wmark_wait_us(ctx, s) for s in ctx.schemes), default=0)
+        if not wait_us:
+            return True
+        assert ctx.kdamond is not None
+        ctx.deadline = ctx.clock.now() + wait_us * NSEC_PER_USEC
+        ctx.clock.sleep_until(ctx.deadline, ctx.kdamond.wake)
+        kdamond_call(ctx, cancel=False)
+        damos_walk_cancel(ctx)
+        if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
+            return False
 
 
 def _kdamond_paused(ctx: damon_ctx) -> bool:

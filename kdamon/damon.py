@@ -272,6 +272,7 @@ class damon_operations:
         Kernel: the fault handler reports each when it happens.
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
+    :ivar get_scheme_scores: the same of all regions of a table at once, shape (n,); goes before ``get_scheme_score``.
     :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
         the bytes that passed the operations set's filters.
     :ivar target_valid: tells whether a target can still be monitored.
@@ -288,6 +289,7 @@ class damon_operations:
     report_faults: Callable[[damon_ctx], None] | None = None
     eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
+    get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] | None = None

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""DAMON-based operation schemes: the ``damos_*`` half of ``mm/damon/core.c``."""
+"""DAMON-based operation schemes: the ``damos_*`` half of ``mm/damon/core.c``, its apply pass, walks and commit.
+
+Quotas are in :mod:`kdamon.damos_quota`, filters in :mod:`kdamon.damos_filters`, watermarks in
+:mod:`kdamon.damos_wmarks`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve
 
+from kdamon import trace
 from kdamon.damon import (
     damon_ctx,
     damon_nr_accesses_mvsum,
@@ -16,20 +21,40 @@ from kdamon.damon import (
     damon_target,
     damos,
     damos_action,
+    damos_migrate_dests,
     damos_walk_control,
 )
-from kdamon.kernel import time_after_eq
+from kdamon.damos_filters import (
+    damos_commit_filters,
+    damos_core_filter_out,
+    damos_for_each_part,
+    damos_pattern_rows,
+    damos_set_filters_default_reject,
+)
+from kdamon.damos_quota import (
+    damos_adjust_quota,
+    damos_charge_quota,
+    damos_commit_quota,
+    damos_forget_charged_target,
+    damos_quota_is_full,
+    damos_quota_is_set,
+    damos_scores,
+    damos_skip_charged_region,
+)
+from kdamon.damos_wmarks import damos_commit_watermarks
+from kdamon.kernel import ALIGN_DOWN, time_after_eq
 from kdamon.regions import damon_regions
 
 __all__ = [
     "damon_commit_schemes",
+    "damos_apply_scheme",
+    "damos_init",
     "damos_set_next_apply_sis",
     "damos_walk",
     "damos_walk_cancel",
     "kdamond_apply_schemes",
 ]
 
-Mask = npt.NDArray[np.bool_]
 U32Array = npt.NDArray[np.uint32]
 
 
@@ -39,8 +64,20 @@ def damos_set_next_apply_sis(s: damos, ctx: damon_ctx) -> None:
     s.next_apply_sis = ctx.passed_sample_intervals + interval // (ctx.attrs.sample_interval or 1)
 
 
+def damos_init(s: damos, ctx: damon_ctx) -> None:
+    """Make ``s`` ready for a kdamond that begins."""
+    damos_set_next_apply_sis(s, ctx)
+    damos_set_filters_default_reject(s)
+
+
+# Commit.
+
+
 def damon_commit_schemes(dst: damon_ctx, src: damon_ctx) -> None:
-    """Make the schemes of ``dst`` those of ``src``, place by place; statistics of a place survive."""
+    """Make the schemes of ``dst`` those of ``src``, place by place; statistics and quota state of a place survive.
+
+    :raises OSError: EINVAL a range of a filter ends before it starts, or a goal has the target value 0.
+    """
     kept = dst.schemes[: len(src.schemes)]
     for mine, theirs in zip(kept, src.schemes, strict=False):
         _damos_commit(mine, theirs)
@@ -56,73 +93,195 @@ def _damos_commit(dst: damos, src: damos) -> None:
     dst.pattern = evolve(src.pattern)
     dst.action = src.action
     dst.apply_interval_us = src.apply_interval_us
+    damos_commit_quota(dst.quota, src.quota)
+    damos_commit_watermarks(dst.wmarks, src.wmarks)
+    dst.target_nid = src.target_nid
+    dests = src.migrate_dests
+    dst.migrate_dests = damos_migrate_dests(list(dests.node_id_arr), list(dests.weight_arr))
+    damos_commit_filters(dst, src)
     dst.max_nr_snapshots = src.max_nr_snapshots
 
 
-def _damos_valid_target(regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
-    """Which regions the scheme's access pattern wants, shape (n,)."""
-    pattern = s.pattern
-    sizes = regions.sizes()
-    mask: Mask = (sizes >= np.uint64(pattern.min_sz_region)) & (sizes <= np.uint64(pattern.max_sz_region))
-    mask &= (nr_accesses >= pattern.min_nr_accesses) & (nr_accesses <= pattern.max_nr_accesses)
-    mask &= (regions.age >= pattern.min_age_region) & (regions.age <= pattern.max_age_region)
-    return mask
+# The apply pass: where neither quota nor core filters have a say, all regions at once.
 
 
-def _damos_apply_scheme(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
+def _damos_call_ops(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+    """Let the operations set apply ``s``; returns applied bytes, and those that passed its filters."""
+    if trace.damos_before_apply.enabled():
+        trace.damos_before_apply(ctx, t, row, s)
+    if ctx.ops is None or ctx.ops.apply_scheme is None:
+        return 0, 0
+    return ctx.ops.apply_scheme(ctx, t, row, s)
+
+
+def _asks_ops(s: damos) -> bool:
+    """Tell whether applying ``s`` needs the operations set: ``stat`` does nothing, but its filters may count."""
+    return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters) or trace.damos_before_apply.enabled()
+
+
+def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
     """Apply ``s`` to every region of ``t`` that it wants, and hand them to the installed walk."""
-    rows = np.nonzero(_damos_valid_target(t.regions, nr_accesses, s))[0]
+    if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
+        return
+    s.stat.nr_snapshots += 1
+    rows = damos_pattern_rows(t.regions, nr_accesses, s).nonzero()[0]
     if not len(rows):
         return
     sizes = t.regions.sizes()[rows]
     passed = np.zeros(len(rows), np.uint64)
-    if s.action is not damos_action.DAMOS_STAT and ctx.ops is not None and ctx.ops.apply_scheme is not None:
-        applied = 0
+    s.core_filters_allowed = False
+    if _asks_ops(s):
         for i, row in enumerate(rows.tolist()):
-            sz_applied, sz_passed = ctx.ops.apply_scheme(ctx, t, row, s)
-            applied += bool(sz_applied)
+            sz_applied, passed[i] = _damos_call_ops(ctx, t, row, s)
+            s.stat.nr_applied += bool(sz_applied)
             s.stat.sz_applied += sz_applied
-            passed[i] = sz_passed
-        s.stat.nr_applied += applied
         s.stat.sz_ops_filter_passed += int(passed.sum())
-    control = ctx.walk_control
-    if control is not None and not s.walk_completed:
+    if _walking(ctx, s):
         for row, sz_passed in zip(rows.tolist(), passed.tolist(), strict=True):
-            region = t.regions.region(row)
-            region.nr_accesses = int(nr_accesses[row])
-            control.walk_fn(control.data, ctx, t, region, s, sz_passed)
+            _damos_walk_call_walk(ctx, t, row, s, int(nr_accesses[row]), sz_passed)
     if s.action is not damos_action.DAMOS_STAT:
         t.regions.age[rows] = 0
     s.stat.nr_tried += len(rows)
     s.stat.sz_tried += int(sizes.sum())
 
 
+# The apply pass, region by region.
+
+
+def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: damos) -> bool:
+    """:func:`kdamon.damos_filters.damos_pattern_rows` of one region."""
+    pattern = s.pattern
+    return (
+        pattern.min_sz_region <= int(regions.end[row]) - int(regions.start[row]) <= pattern.max_sz_region
+        and pattern.min_nr_accesses <= nr_accesses <= pattern.max_nr_accesses
+        and pattern.min_age_region <= int(regions.age[row]) <= pattern.max_age_region
+    )
+
+
+def _damos_update_stat(s: damos, sz_tried: int, sz_applied: int = 0, sz_ops_filter_passed: int = 0) -> None:
+    stat = s.stat
+    stat.nr_tried += 1
+    stat.sz_tried += sz_tried
+    stat.nr_applied += bool(sz_applied)
+    stat.sz_applied += sz_applied
+    stat.sz_ops_filter_passed += sz_ops_filter_passed
+
+
+def damos_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_accesses: int) -> None:
+    """Apply ``s`` to a region of ``t``, as far as its quota and its core filters let it; charge the quota.
+
+    The region is cut where the quota ends and where a filter begins or ends; ``row`` is the part that it was about.
+
+    :param nr_accesses: the region's moving sum.
+    """
+    quota, regions = s.quota, t.regions
+    size = int(regions.end[row]) - int(regions.start[row])
+    if damos_quota_is_set(quota) and quota.charged_sz + size > quota.esz:
+        size = ALIGN_DOWN(quota.esz - quota.charged_sz, ctx.min_region_sz)
+        if not size:
+            _damos_update_stat(s, 0)
+            return
+        if size < int(regions.end[row]) - int(regions.start[row]):
+            regions.split_at(row, size)
+    # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
+    # nothing, because a scheme on reports alone wants to select regions too.
+    if damos_core_filter_out(ctx, t, row, s):
+        return
+    size = int(regions.end[row]) - int(regions.start[row])
+    begin = ctx.clock.now()
+    sz_applied, sz_passed = _damos_call_ops(ctx, t, row, s) if _asks_ops(s) else (0, 0)
+    if _walking(ctx, s):
+        _damos_walk_call_walk(ctx, t, row, s, nr_accesses, sz_passed)
+    if damos_quota_is_set(quota):
+        quota.total_charged_ns += ctx.clock.now() - begin
+        damos_charge_quota(quota, size, sz_applied)
+    if damos_quota_is_full(quota, ctx.min_region_sz):
+        quota.charge_target_from = t
+        quota.charge_addr_from = int(regions.end[row])
+    if s.action is not damos_action.DAMOS_STAT:
+        regions.age[row] = 0
+    _damos_update_stat(s, size, sz_applied, sz_passed)
+
+
+def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
+    """Apply ``s`` to the regions of ``t`` one after another (``damon_do_apply_schemes()`` for one scheme)."""
+    regions, quota = t.regions, s.quota
+    scores = damos_scores(ctx, t, s) if damos_quota_is_set(quota) else None
+    worth = np.ones(len(regions), np.bool_) if scores is None else scores >= quota.min_score
+    visit = damos_pattern_rows(regions, nr_accesses, s) & worth
+    if quota.charge_target_from is not None:
+        charged_to = np.uint64(quota.charge_addr_from)
+        visit |= (regions.start < charged_to) & (charged_to < regions.end)
+    visit[-1] = True
+    for first, row in damos_for_each_part(regions, visit.nonzero()[0].tolist()):
+        if damos_quota_is_full(quota, ctx.min_region_sz):
+            return
+        if damos_skip_charged_region(t, row, s, ctx.min_region_sz):
+            continue
+        if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
+            continue
+        accesses = int(nr_accesses[first])
+        if worth[first] and _damos_has_pattern(regions, row, accesses, s):
+            damos_apply_scheme(ctx, t, row, s, accesses)
+        if row == len(regions) - 1:
+            s.stat.nr_snapshots += 1
+
+
+def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], max_region_sz: int) -> None:
+    valid = ctx.ops is None or ctx.ops.target_valid is None or ctx.ops.target_valid(t)
+    if not valid or not len(t.regions):
+        for s in active:
+            # Kernel: only for targets that are not valid. Here: also where nothing is mapped, because the scheme would
+            # wait for the last region of that target for ever.
+            damos_forget_charged_target(s, t)
+        return
+    for s in active:
+        nr_accesses = damon_nr_accesses_mvsum(t.regions, ctx)
+        if s.core_filters or damos_quota_is_set(s.quota):
+            _damos_apply_by_region(ctx, t, s, nr_accesses)
+        else:
+            _damos_apply_to_all(ctx, t, s, nr_accesses)
+    t.regions.merge_equal(max_region_sz)
+
+
 def kdamond_apply_schemes(ctx: damon_ctx) -> None:
     """Apply every scheme that is due to the regions that it wants.
 
-    Kernel: region by region, every scheme on each. Here: scheme by scheme, all regions of a target at once, because no
-    scheme changes regions that a later one looks at before the next pass.
+    Kernel: region by region, every scheme on each; a part that a later scheme cuts off is shown to the earlier ones
+    once more, and counted twice. Here: scheme by scheme, all regions of a target each.
     """
     due = [s for s in ctx.schemes if time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)]
-    if not due:
+    active = [s for s in due if s.wmarks.activated]
+    if not active:
         return
+    for s in active:
+        damos_adjust_quota(ctx, s)
     max_region_sz = damon_region_sz_limit(ctx)
     with ctx.walk_control_lock:
         for t in ctx.adaptive_targets:
-            if ctx.ops is not None and ctx.ops.target_valid is not None and not ctx.ops.target_valid(t):
-                continue
-            if not len(t.regions):
-                continue
-            nr_accesses = damon_nr_accesses_mvsum(t.regions, ctx)
-            for s in due:
-                if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
-                    continue
-                _damos_apply_scheme(ctx, t, s, nr_accesses)
-                s.stat.nr_snapshots += 1
-            t.regions.merge_equal(max_region_sz)
+            _damos_apply_target(ctx, t, active, max_region_sz)
         for s in due:
             _damos_walk_complete(ctx, s)
             damos_set_next_apply_sis(s, ctx)
+            if trace.damos_stat_after_apply_interval.enabled():
+                trace.damos_stat_after_apply_interval(ctx, s)
+
+
+# Walks.
+
+
+def _walking(ctx: damon_ctx, s: damos) -> bool:
+    return ctx.walk_control is not None and not s.walk_completed
+
+
+def _damos_walk_call_walk(  # noqa: PLR0917 -- all that a walk function is given
+    ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_accesses: int, sz_passed: int
+) -> None:
+    control = ctx.walk_control
+    assert control is not None
+    region = t.regions.region(row)
+    region.nr_accesses = nr_accesses
+    control.walk_fn(control.data, ctx, t, region, s, sz_passed)
 
 
 def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:

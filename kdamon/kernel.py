@@ -23,6 +23,7 @@ __all__ = [
     "ALIGN",
     "ALIGN_DOWN",
     "INT_MAX",
+    "NSEC_PER_MSEC",
     "NSEC_PER_USEC",
     "PAGE_SIZE",
     "U8_MAX",
@@ -47,6 +48,7 @@ INT_MAX = 0x7FFF_FFFF
 UINT_MAX = 0xFFFF_FFFF
 ULONG_MAX = 0xFFFF_FFFF_FFFF_FFFF
 NSEC_PER_USEC = 1000
+NSEC_PER_MSEC = 1_000_000
 
 log = logging.getLogger("kdamon")
 

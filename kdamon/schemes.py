@@ -90,6 +90,7 @@ class damos_quota_goal:
     :ivar nid: the NUMA node of the metrics ``node_*``.
     :ivar memcg_path: the memory cgroup of ``node_memcg_*``, below the root of their tree (kernel: its id).
     :ivar last_psi_total: private, total stall time at the last measurement, microseconds; ULONG_MAX is unknown.
+    :ivar unknown: private, the last measurement failed (no kernel counterpart).
     """
 
     metric: damos_quota_goal_metric = damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT
@@ -98,6 +99,7 @@ class damos_quota_goal:
     nid: int = 0
     memcg_path: str = ""
     last_psi_total: int = ULONG_MAX
+    unknown: bool = False
 
 
 class damos_quota_goal_tuner(Enum):

@@ -11,10 +11,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, ParamSpec
 
 if TYPE_CHECKING:
-    from kdamon.damon import damon_ctx
+    from kdamon.damon import damon_ctx, damon_target, damos
     from kdamon.regions import damon_regions
 
-__all__ = ["damon_aggregated", "damon_monitor_intervals_tune", "tracepoint"]
+__all__ = [
+    "damon_aggregated",
+    "damon_monitor_intervals_tune",
+    "damos_before_apply",
+    "damos_esz",
+    "damos_stat_after_apply_interval",
+    "tracepoint",
+]
 
 P = ParamSpec("P")
 
@@ -49,3 +56,9 @@ class tracepoint(Generic[P]):
 damon_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
 #: (ctx, new sampling interval in microseconds) when the intervals auto-tuning changed the intervals.
 damon_monitor_intervals_tune: tracepoint[[damon_ctx, int]] = tracepoint()
+#: (ctx, target, row of its region table, scheme) before the scheme's action is applied to the region.
+damos_before_apply: tracepoint[[damon_ctx, damon_target, int, damos]] = tracepoint()
+#: (ctx, scheme, effective quota) when a new charge window changed it.
+damos_esz: tracepoint[[damon_ctx, damos, int]] = tracepoint()
+#: (ctx, scheme) after each application of a scheme, statistics complete.
+damos_stat_after_apply_interval: tracepoint[[damon_ctx, damos]] = tracepoint()

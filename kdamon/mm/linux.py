@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Final, Protocol
 
-from kdamon.mm import AddressSpace, Faults
+from kdamon.mm import AddressSpace, Faults, metrics
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.page_fault import PageFault, PageFaultSpace
@@ -290,6 +290,14 @@ class LinuxMachine:
     def faults_lost(self) -> int:
         """How many faults were not fetched in time and are lost."""
         return self._page_fault.lost
+
+    def metric(self, name: str, *, nid: int = 0, memcg: str = "") -> int:
+        """See :mod:`kdamon.mm.metrics`."""
+        return metrics.metric(name, nid=nid, memcg=memcg)
+
+    def memcg_id(self, path: str) -> int:
+        """See :meth:`kdamon.mm.Machine.memcg_id`."""
+        return metrics.memcg_id(path)
 
     def close(self) -> None:
         """Give back what all tasks shared; only after they were put."""

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which regions a scheme gets: its access pattern and its core filters (the filters of ``mm/damon/core.c``).
+
+Filters on pages are the operations set's: it has to go by ``ops_filters``, ``core_filters_allowed`` and
+``ops_filters_default_reject`` of the scheme.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from attrs import evolve
+
+from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type
+from kdamon.kernel import ALIGN_DOWN
+from kdamon.regions import damon_regions
+
+__all__ = [
+    "damos_add_filter",
+    "damos_commit_filter",
+    "damos_commit_filters",
+    "damos_core_filter_out",
+    "damos_filter_for_ops",
+    "damos_filter_match",
+    "damos_for_each_part",
+    "damos_new_filter",
+    "damos_pattern_rows",
+    "damos_set_filters_default_reject",
+]
+
+Mask = npt.NDArray[np.bool_]
+U32Array = npt.NDArray[np.uint32]
+
+
+# Access patterns.
+
+
+def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
+    """Tell which regions have the access pattern of ``s`` (``__damos_valid_target()``), shape (n,).
+
+    :param nr_accesses: moving sums of the regions, shape (n,).
+    """
+    pattern = s.pattern
+    sizes = regions.sizes()
+    mask: Mask = (sizes >= np.uint64(pattern.min_sz_region)) & (sizes <= np.uint64(pattern.max_sz_region))
+    mask &= (nr_accesses >= pattern.min_nr_accesses) & (nr_accesses <= pattern.max_nr_accesses)
+    mask &= (regions.age >= pattern.min_age_region) & (regions.age <= pattern.max_age_region)
+    return mask
+
+
+def damos_for_each_part(regions: damon_regions, rows: list[int]) -> Iterator[tuple[int, int]]:
+    """Go through ``rows``, and through the parts that the caller cuts off from them meanwhile.
+
+    :param rows: ascending places in the table as it is at the beginning.
+    :returns: for each row or part: the row that it was at the beginning, and the one that it is now.
+    """
+    shift = 0
+    for first in rows:
+        row = first + shift
+        behind = row + 1
+        while row < behind:
+            before = len(regions)
+            yield first, row
+            behind += len(regions) - before
+            row += 1
+        shift = behind - first - 1
+
+
+# Making filters.
+
+
+def damos_filter_for_ops(filter_type: damos_filter_type) -> bool:
+    """Tell whether the operations set handles filters of this type, not the core."""
+    return filter_type not in (damos_filter_type.DAMOS_FILTER_TYPE_ADDR, damos_filter_type.DAMOS_FILTER_TYPE_TARGET)
+
+
+def damos_new_filter(filter_type: damos_filter_type, matching: bool, allow: bool) -> damos_filter:
+    """A filter whose parameters, if the type has any, are to be set."""
+    return damos_filter(filter_type, matching, allow)
+
+
+def damos_add_filter(s: damos, f: damos_filter) -> None:
+    """Add ``f`` behind the last filter of ``s`` that is handled in the same place."""
+    (s.ops_filters if damos_filter_for_ops(f.type) else s.core_filters).append(f)
+
+
+def damos_set_filters_default_reject(s: damos) -> None:
+    """Decide what becomes of memory that no filter matches: the opposite of what the last filter does."""
+    # Memory that the core has no opinion on is left to the filters on pages, if there are any.
+    s.core_filters_default_reject = not s.ops_filters and bool(s.core_filters) and s.core_filters[-1].allow
+    s.ops_filters_default_reject = bool(s.ops_filters) and s.ops_filters[-1].allow
+
+
+def damos_commit_filter(dst: damos_filter, src: damos_filter) -> None:
+    """Make ``dst`` what ``src`` is; they share nothing afterwards.
+
+    :raises OSError: EINVAL a range ends before it starts.
+    """
+    if src.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR and src.addr_range.start > src.addr_range.end:
+        raise OSError(
+            errno.EINVAL, f"a filter's addresses {src.addr_range.start} to {src.addr_range.end} end before they start"
+        )
+    if src.type is damos_filter_type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE and src.sz_range.min > src.sz_range.max:
+        raise OSError(errno.EINVAL, f"a filter's minimum size, {src.sz_range.min}, exceeds its maximum")
+    dst.type, dst.matching, dst.allow = src.type, src.matching, src.allow
+    dst.memcg_id, dst.target_idx = src.memcg_id, src.target_idx
+    dst.addr_range, dst.sz_range = evolve(src.addr_range), evolve(src.sz_range)
+
+
+def _damos_commit_filters_of(src: list[damos_filter]) -> list[damos_filter]:
+    new = [damos_new_filter(f.type, f.matching, f.allow) for f in src]
+    for mine, theirs in zip(new, src, strict=True):
+        damos_commit_filter(mine, theirs)
+    return new
+
+
+def damos_commit_filters(dst: damos, src: damos) -> None:
+    """Make the filters of ``dst`` those of ``src``.
+
+    :raises OSError: EINVAL as :func:`damos_commit_filter`.
+    """
+    dst.core_filters = _damos_commit_filters_of(src.core_filters)
+    dst.ops_filters = _damos_commit_filters_of(src.ops_filters)
+    damos_set_filters_default_reject(dst)
+
+
+# Filtering.
+
+
+def damos_filter_match(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
+    """Tell whether the core filter ``f`` matches a region of ``t``.
+
+    A region that reaches over an edge of the filter's addresses is cut there, and ``row`` is its first part then.
+    """
+    if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
+        inside = ctx.adaptive_targets.index(t) == f.target_idx
+    else:
+        inside = _within(ctx, t, row, f)
+    return inside == f.matching
+
+
+def _within(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
+    regions = t.regions
+    start = ALIGN_DOWN(f.addr_range.start, ctx.min_region_sz)
+    end = ALIGN_DOWN(f.addr_range.end, ctx.min_region_sz)
+    r_start, r_end = int(regions.start[row]), int(regions.end[row])
+    if start <= r_start and r_end <= end:
+        return True
+    if r_end <= start or end <= r_start:
+        return False
+    if r_start < start:
+        regions.split_at(row, start - r_start)
+        return False
+    regions.split_at(row, end - r_start)
+    return True
+
+
+def damos_core_filter_out(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> bool:
+    """Tell whether the core filters of ``s`` keep its action from a region of ``t``: the first that matches decides.
+
+    The region may be cut, see :func:`damos_filter_match`.
+    """
+    s.core_filters_allowed = False
+    for f in s.core_filters:
+        if damos_filter_match(ctx, t, row, f):
+            s.core_filters_allowed = f.allow
+            return not f.allow
+    return s.core_filters_default_reject

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How much a scheme may do: its quota, the goals that tune it, and charging (the quotas of ``mm/damon/core.c``)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import numpy as np
+import numpy.typing as npt
+from attrs import evolve
+
+from kdamon import trace
+from kdamon.damon import (
+    DAMOS_MAX_SCORE,
+    damon_ctx,
+    damon_nr_accesses_mvsum,
+    damon_target,
+    damos,
+    damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
+    damos_quota_goal_tuner,
+)
+from kdamon.damos_filters import damos_core_filter_out, damos_for_each_part, damos_pattern_rows
+from kdamon.kernel import ALIGN_DOWN, NSEC_PER_MSEC, PAGE_SIZE, ULONG_MAX, mult_frac, ulong
+
+__all__ = [
+    "damon_feed_loop_next_input",
+    "damos_adjust_quota",
+    "damos_charge_quota",
+    "damos_commit_quota",
+    "damos_commit_quota_goal",
+    "damos_commit_quota_goals",
+    "damos_forget_charged_target",
+    "damos_quota_is_full",
+    "damos_quota_is_set",
+    "damos_quota_score",
+    "damos_scores",
+    "damos_set_effective_quota",
+    "damos_skip_charged_region",
+]
+
+log = logging.getLogger("kdamon")
+
+Metric = damos_quota_goal_metric
+Scores = npt.NDArray[np.int64]
+
+
+# Commit.
+
+
+def damos_commit_quota_goal(dst: damos_quota_goal, src: damos_quota_goal) -> None:
+    """Make ``dst`` what ``src`` is; only what the user gives as the current value is taken over.
+
+    :raises OSError: EINVAL the target value is 0.
+    """
+    if not src.target_value:
+        raise OSError(errno.EINVAL, "a quota goal needs a target value other than 0")
+    dst.metric, dst.target_value = src.metric, src.target_value
+    dst.nid, dst.memcg_path = src.nid, src.memcg_path
+    if src.metric is Metric.DAMOS_QUOTA_USER_INPUT:
+        dst.current_value = src.current_value
+    dst.last_psi_total = ULONG_MAX
+
+
+def damos_commit_quota_goals(dst: damos_quota, src: damos_quota) -> None:
+    """Make the goals of ``dst`` those of ``src``, place by place.
+
+    :raises OSError: EINVAL as :func:`damos_commit_quota_goal`; ``dst`` is as before then.
+    """
+    places = range(len(src.goals))
+    goals = [evolve(dst.goals[i]) if i < len(dst.goals) else damos_quota_goal() for i in places]
+    for mine, theirs in zip(goals, src.goals, strict=True):
+        damos_commit_quota_goal(mine, theirs)
+    dst.goals = goals
+
+
+def damos_commit_quota(dst: damos_quota, src: damos_quota) -> None:
+    """Make ``dst`` what ``src`` is; what was charged, and the effective quota of the present window, stay.
+
+    :raises OSError: EINVAL as :func:`damos_commit_quota_goals`.
+    """
+    damos_commit_quota_goals(dst, src)
+    dst.reset_interval, dst.ms, dst.sz = src.reset_interval, src.ms, src.sz
+    dst.goal_tuner = src.goal_tuner
+    dst.weight_sz, dst.weight_nr_accesses, dst.weight_age = src.weight_sz, src.weight_nr_accesses, src.weight_age
+    dst.fail_charge_num, dst.fail_charge_denom = src.fail_charge_num, src.fail_charge_denom
+    if not _limited(dst):
+        # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
+        # that is what was committed.
+        dst.esz = dst.charged_sz = dst.charge_addr_from = dst.min_score = 0
+        dst.charged_from = dst.charge_target_from = None
+
+
+# The effective quota.
+
+
+def damon_feed_loop_next_input(last_input: int, score: int) -> int:
+    """The input that should bring ``score`` to 10000, given that ``last_input`` brought it where it is.
+
+    :returns: at least 10000, at most ULONG_MAX.
+    """
+    goal = min_input = 10000
+    if score == goal:
+        return last_input
+    if score >= 2 * goal:
+        return min_input
+    difference = abs(score - goal)
+    if last_input < ULONG_MAX // difference:
+        compensation = last_input * difference // goal
+    else:
+        compensation = last_input // goal * difference
+    if score > goal:
+        return max(last_input - compensation, min_input)
+    return min(last_input + compensation, ULONG_MAX)
+
+
+def _damos_set_psi_value(goal: damos_quota_goal, total: int) -> None:
+    """Set how long tasks stalled for memory since the last measurement, microseconds."""
+    if goal.last_psi_total == ULONG_MAX:
+        # Unknown, but not more than ever: otherwise it is taken for what it should be, which changes nothing.
+        goal.current_value = min(total, goal.target_value)
+    else:
+        goal.current_value = ulong(total - goal.last_psi_total)
+    goal.last_psi_total = total
+
+
+def _damos_set_quota_goal_current_value(ctx: damon_ctx, goal: damos_quota_goal) -> None:
+    if goal.metric is Metric.DAMOS_QUOTA_USER_INPUT:
+        return
+    unknown, goal.unknown = goal.unknown, False
+    try:
+        value = _measure(ctx, goal)
+    except OSError as error:
+        # Kernel: counts what it cannot measure as 0, which asks for more and more work. Here: as what it should be.
+        goal.current_value, goal.unknown = goal.target_value, True
+        if not unknown:
+            log.warning("the quota goal %s cannot be measured: %s", goal.metric.value, error.strerror)
+        return
+    if goal.metric is Metric.DAMOS_QUOTA_SOME_MEM_PSI_US:
+        _damos_set_psi_value(goal, value)
+    else:
+        goal.current_value = value
+
+
+def _measure(ctx: damon_ctx, goal: damos_quota_goal) -> int:
+    if goal.metric is Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP:
+        # As in the kernel, for which eligible are the pages of physical address spaces.
+        return 0
+    if ctx.machine is None:
+        raise OSError(errno.EINVAL, "the context has no machine to measure it on")
+    return ctx.machine.metric(goal.metric.value, nid=goal.nid, memcg=goal.memcg_path)
+
+
+def damos_quota_score(ctx: damon_ctx, quota: damos_quota) -> int:
+    """How near the goals of ``quota`` are to their targets, in 1/10000: the nearest counts."""
+    for goal in quota.goals:
+        _damos_set_quota_goal_current_value(ctx, goal)
+    return max((mult_frac(goal.current_value, 10000, goal.target_value) for goal in quota.goals), default=0)
+
+
+def _damos_goal_tune_esz_bp(ctx: damon_ctx, quota: damos_quota) -> None:
+    score = damos_quota_score(ctx, quota)
+    if quota.goal_tuner is damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_CONSIST:
+        quota.esz_bp = damon_feed_loop_next_input(max(quota.esz_bp, 10000), score)
+    elif score >= 10000:
+        quota.esz_bp = 0
+    else:
+        quota.esz_bp = ulong(quota.sz * 10000) if quota.sz else ULONG_MAX
+
+
+def damos_set_effective_quota(ctx: damon_ctx, quota: damos_quota) -> None:
+    """Find the effective quota for a new charge window: the least that size, time and goals allow."""
+    if not quota.ms and not quota.goals:
+        quota.esz = quota.sz
+        return
+    esz = ULONG_MAX
+    if quota.goals:
+        _damos_goal_tune_esz_bp(ctx, quota)
+        esz = quota.esz_bp // 10000
+    if quota.ms:
+        # Bytes per millisecond; before anything was measured, a page takes about a microsecond.
+        throughput = PAGE_SIZE * 1024
+        if quota.total_charged_ns:
+            throughput = mult_frac(quota.total_charged_sz, NSEC_PER_MSEC, quota.total_charged_ns)
+        esz = min(max(ulong(throughput * quota.ms), ctx.min_region_sz), esz)
+    if quota.sz and quota.sz < esz:
+        esz = quota.sz
+    quota.esz = esz
+
+
+def _limited(quota: damos_quota) -> bool:
+    return bool(quota.ms or quota.sz or quota.goals)
+
+
+def damos_quota_is_set(quota: damos_quota) -> bool:
+    """Tell whether ``quota`` limits anything."""
+    return bool(quota.esz) or _limited(quota)
+
+
+def damos_quota_is_full(quota: damos_quota, min_region_sz: int) -> bool:
+    """Tell whether there is no room for a region in the present charge window."""
+    return damos_quota_is_set(quota) and quota.esz - quota.charged_sz < max(min_region_sz, 1)
+
+
+# Charge windows.
+
+
+def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
+    """Begin a new charge window if the last one is over, and choose which scores are worth the quota."""
+    quota = s.quota
+    if not _limited(quota):
+        return
+    # Kernel: jiffies. Here: when the present sampling interval was to end, so that a window of n apply intervals is
+    # just that, whatever the time of day at which the kdamond comes to it.
+    now = ctx.deadline
+    if quota.charged_from is None:
+        quota.charged_from = now
+        damos_set_effective_quota(ctx, quota)
+        trace.damos_esz(ctx, s, quota.esz)
+    if not 0 <= now - quota.charged_from < quota.reset_interval * NSEC_PER_MSEC:
+        if damos_quota_is_full(quota, ctx.min_region_sz):
+            s.stat.qt_exceeds += 1
+        quota.total_charged_sz += quota.charged_sz
+        quota.charged_from = now
+        quota.charged_sz = 0
+        esz = quota.esz
+        damos_set_effective_quota(ctx, quota)
+        if quota.esz != esz:
+            trace.damos_esz(ctx, s, quota.esz)
+    _damos_set_min_score(ctx, s)
+
+
+def damos_scores(ctx: damon_ctx, t: damon_target, s: damos) -> Scores | None:
+    """How much each region of ``t`` deserves the action of ``s``, shape (n,); None where all deserve it the same.
+
+    A part of a region has its score.
+    """
+    ops = ctx.ops
+    if ops is not None and ops.get_scheme_scores is not None:
+        return ops.get_scheme_scores(ctx, t.regions, s)
+    if ops is not None and ops.get_scheme_score is not None:
+        scores = [ops.get_scheme_score(ctx, t.regions.region(row), s) for row in range(len(t.regions))]
+        return np.array(scores, np.int64)
+    return None
+
+
+def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
+    """Find the highest score such that the regions of at least that score fill the quota."""
+    # Kernel: one histogram in the context, for all its schemes. Here: a local one.
+    histogram = np.zeros(DAMOS_MAX_SCORE + 1, np.uint64)
+    for t in ctx.adaptive_targets:
+        scores = damos_scores(ctx, t, s)
+        if scores is None:
+            return
+        regions = t.regions
+        rows = damos_pattern_rows(regions, damon_nr_accesses_mvsum(regions, ctx), s).nonzero()[0]
+        if s.core_filters:
+            for first, row in damos_for_each_part(regions, rows.tolist()):
+                if not damos_core_filter_out(ctx, t, row, s):
+                    histogram[scores[first]] += regions.end[row] - regions.start[row]
+        else:
+            np.add.at(histogram, scores[rows], regions.sizes()[rows])
+    enough = np.cumsum(histogram[::-1]) >= np.uint64(s.quota.esz)
+    s.quota.min_score = DAMOS_MAX_SCORE - int(enough.argmax()) if enough.any() else 0
+
+
+# Charging.
+
+
+def damos_charge_quota(quota: damos_quota, sz_region: int, sz_applied: int) -> None:
+    """Charge a region of ``sz_region`` of which the action was applied to ``sz_applied``."""
+    if not quota.fail_charge_denom or sz_applied > sz_region:
+        quota.charged_sz += sz_region
+        return
+    failed = mult_frac(sz_region - sz_applied, quota.fail_charge_num, quota.fail_charge_denom)
+    quota.charged_sz += sz_applied + failed
+
+
+def damos_forget_charged_target(s: damos, t: damon_target) -> None:
+    """Let the next charge window of ``s`` begin anywhere if it was to go on in ``t``."""
+    if s.quota.charge_target_from is t:
+        s.quota.charge_target_from = None
+        s.quota.charge_addr_from = 0
+
+
+def damos_skip_charged_region(t: damon_target, row: int, s: damos, min_region_sz: int) -> bool:
+    """Tell whether a region had its turn before the quota became full.
+
+    A region that had it in part is cut where the rest begins, and ``row`` is its first part then.
+    """
+    quota = s.quota
+    if quota.charge_target_from is None:
+        return False
+    if quota.charge_target_from is not t:
+        return True
+    regions = t.regions
+    start, end, charged_to = int(regions.start[row]), int(regions.end[row]), quota.charge_addr_from
+    if row == len(regions) - 1:
+        damos_forget_charged_target(s, t)
+    if charged_to and end <= charged_to:
+        return True
+    if start >= charged_to:
+        return False
+    size = ALIGN_DOWN(charged_to - start, min_region_sz)
+    if not size:
+        if end - start <= min_region_sz:
+            return True
+        size = min_region_sz
+    regions.split_at(row, size)
+    return True
