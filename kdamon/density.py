@@ -54,7 +54,7 @@ CUT_ROUNDS = 3
 CUT_REPORTS = 1 << 14
 CUT_REPORTS_PER_REGION = 1 << 11
 
-_TINY = np.float32(1e-30)
+_TINY = np.float32(1e-10)
 _USEC_PER_SEC = 1_000_000
 
 

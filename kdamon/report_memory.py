@@ -26,7 +26,8 @@ Rows = npt.NDArray[np.intp]
 #: First and behind the last of the reports in each of some ranges.
 Place = tuple[Rows, Rows]
 
-#: Reports and aggregation intervals that are remembered at most; reports that one interval adds; those of one run.
+#: Reports that are remembered at most; aggregation intervals (and what is in one run with them); reports that one
+#: interval adds; those of one run.
 REPORTS = 1 << 18
 INTERVALS = 64
 REPORTS_PER_INTERVAL = 1 << 15
