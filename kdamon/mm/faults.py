@@ -49,6 +49,8 @@ _TRACEPOINTS: Final = ("page_fault_user", "page_fault_kernel")
 #: Bytes of records that each CPU can hold until they are read.
 _RING_SIZE: Final = 4 << 20
 _SMALLEST_RING: Final = 64 << 10
+#: Bytes that all rings together may have: they are memory that cannot be swapped out.
+_ALL_RINGS: Final = 256 << 20
 _MAX_PROCESSES: Final = 1 << 15
 #: The number of the first PID namespace's file (PROC_PID_INIT_INO).
 _FIRST_NAMESPACE: Final = 0xEFFFFFFC
@@ -84,6 +86,7 @@ _SAMPLE: Final = np.dtype(
 )
 
 _Bytes = npt.NDArray[np.uint8]
+_NOTHING: Final[_Bytes] = np.empty(0, dtype=np.uint8)
 _Samples = npt.NDArray[np.void]
 
 
@@ -179,6 +182,8 @@ class _Ring:
     def read(self) -> _Bytes:
         """Everything that was recorded since the last call, and room for more."""
         head, tail = int(self._control[_HEAD]), int(self._control[_TAIL])
+        if head == tail:
+            return _NOTHING
         size = len(self._data)
         first, end = tail % size, tail % size + head - tail
         recorded: _Bytes = (
@@ -274,6 +279,8 @@ class FaultRecorder:
     def _open_rings(self, size: int) -> None:
         """Give each CPU that is online a ring of ``size`` bytes, or of as much as may be locked."""
         online = _numbers(Path("/sys/devices/system/cpu/online").read_text(encoding="utf-8"))
+        while size * len(online) > _ALL_RINGS and size > _SMALLEST_RING:
+            size //= 2
         try:
             for cpu in online:
                 ring = self._rings[cpu] = _Ring(cpu, size)
@@ -324,7 +331,8 @@ class FaultRecorder:
     def read(self) -> Faults:
         """All faults of watched processes since the last call, see :meth:`kdamon.mm.Machine.faults`."""
         with self._lock:
-            parts = [_samples(ring.read()) for ring in self._rings.values()]
+            recorded = [ring.read() for ring in self._rings.values()]
+        parts = [_samples(ring) for ring in recorded if len(ring)]
         faults = np.empty(sum(map(len, parts)), dtype=FAULT_DTYPE)
         at = 0
         for found in parts:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm import Faults
+from kdamon.mm import faults as faults_module
 from kdamon.mm.faults import _SAMPLE, FaultRecorder, _numbers, _samples
 from tests.mm.workload import TARGET_CPU, Workload
 
@@ -139,6 +140,16 @@ def test_notes_about_lost_records_are_stepped_over() -> None:
 def test_the_kernels_lists_of_numbers(text: str, expected: list[int]) -> None:
     """Of CPUs, for example."""
     assert _numbers(text) == expected
+
+
+def test_rings_of_many_cpus_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them together have an upper bound."""
+    monkeypatch.setattr(faults_module, "_ALL_RINGS", 1 << 20)
+    recorder = FaultRecorder()
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    rings = [[int(x, 16) for x in line.split()[0].split("-")] for line in lines if "perf_event" in line]
+    recorder.close()
+    assert 0 < sum(end - start for start, end in rings) <= (1 << 20) + 4096 * len(rings)
 
 
 def test_closing_leaves_nothing_open(program: Path) -> None:
