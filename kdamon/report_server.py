@@ -201,22 +201,12 @@ class ReportServer:
     def _bind(self) -> None:
         if len(os.fsencode(self.path)) > _MAX_PATH:
             raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {_MAX_PATH} bytes of a socket's path")
-        try:
-            if self._own_directory:
-                with contextlib.suppress(FileExistsError):
-                    self.path.parent.mkdir()
-                    self.path.parent.chmod(0o755)
-            self._lock = _lock_beside(self.path)
-            if stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                # We have the lock, so whoever made this is dead.
-                os.unlink(self.path)
-            else:
+        self._lock = self._take_lock()
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
                 raise OSError(errno.EEXIST, f"{self.path} is there and is no socket; choose another path for reports")
-        except FileNotFoundError:
-            if self._lock < 0:
-                raise OSError(
-                    errno.ENOENT, f"there is no directory {self.path.parent} for the socket of reports; make it"
-                ) from None
+            # We have the lock, so whoever made this is dead.
+            os.unlink(self.path)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
         try:
@@ -228,6 +218,20 @@ class ReportServer:
             raise OSError(
                 error.errno, f"the socket of reports cannot be made at {self.path}: {error.strerror}"
             ) from None
+
+    def _take_lock(self) -> int:
+        for attempt in range(10):
+            if self._own_directory:
+                with contextlib.suppress(FileNotFoundError, FileExistsError):
+                    self.path.parent.mkdir()
+                    self.path.parent.chmod(0o755)
+            try:
+                return _lock_beside(self.path)
+            except FileNotFoundError:
+                # Another kdamon that ended may just have removed the directory.
+                if not self._own_directory or not self.path.parent.parent.exists() or attempt == 9:
+                    break
+        raise OSError(errno.ENOENT, f"there is no directory {self.path.parent} for the socket of reports; make it")
 
     def _unbind(self) -> None:
         if self._listener is not None:
