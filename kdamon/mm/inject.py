@@ -13,26 +13,29 @@ import errno
 import json
 import os
 import platform
+import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from kdamon.mm.inject_target import Target
 
-__all__ = ["take_userfaultfd"]
+__all__ = ["Launched", "launch", "take_userfaultfd"]
 
 _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 
 #: Seconds after which the helper is not waited for any more; its own timer ended it long before.
-_PATIENCE: Final = 5.0
+_PATIENCE: Final = 20.0
 #: Seconds between attempts.
 _PAUSE: Final = 0.01
 
 _PIDFD_THREAD: Final = os.O_EXCL
+_KILLED: Final = "the helper process was killed, perhaps by its own timer since the machine is busy"
 _INSTEAD: Final = "monitor it by page_table instead"
 
 
@@ -83,9 +86,10 @@ def _check_machine() -> None:
 def _attempt(pid: int) -> int:
     with contextlib.ExitStack() as stack:
         target = Target(pid, stack)
-        channel = stack.enter_context(_helper(str(target.memory), pass_fds=(target.memory,)))
+        channel, _ = stack.enter_context(_helper("take", target.memory))
         # The job is worked out while it starts.
-        answer, fd = _ask(channel, target.job())
+        _give(channel, target.job())
+        answer, fd = _answer(channel)
     if fd is not None:
         return fd
     if answer.get("again"):
@@ -93,42 +97,145 @@ def _attempt(pid: int) -> int:
     raise OSError(answer["errno"], f"process {pid}: {answer['why']}")
 
 
+class Launched(subprocess.Popen[bytes]):
+    """A command that :func:`launch` started: a child as any other, and the userfaultfd of its first program."""
+
+    #: The userfaultfd, the caller's to close; None when it was refused.
+    fd: int | None = None
+    #: Why it was refused; the command runs nevertheless.
+    refusal: OSError | None = None
+
+
+def launch(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: int | IO[Any] | None = None,
+    stdout: int | IO[Any] | None = None,
+    stderr: int | IO[Any] | None = None,
+) -> Launched:
+    """Start a command and take its userfaultfd before its first instruction.
+
+    Another program that it calls exec() for (a wrapper script, env) has another address space:
+    :func:`take_userfaultfd` is for that.
+
+    :param argv: program, looked up in PATH of ``env``, and arguments.
+    :param env: environment, ours when None.
+    :param stdin, stdout, stderr: as for :class:`subprocess.Popen`.
+    :raises OSError: what exec() of it failed with, as :class:`subprocess.Popen`.
+    """
+    order = _Order(
+        list(argv), dict(os.environ if env is None else env), {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+    )
+    try:
+        _check_machine()
+        _check_privileges(order)
+    except OSError as refusal:
+        return order.start_untraced(refusal)
+    with contextlib.ExitStack() as stack:
+        helper, tracer = stack.enter_context(_helper("launch"))
+        ours, its = socket.socketpair()
+        with ours:
+            with its:
+                words = [*_interpreter(), "exec", str(its.fileno()), str(tracer)]
+                command = Launched(words, pass_fds=(its.fileno(),), **order.streams)
+            command.args = order.argv
+            try:
+                _start_traced(command, ours, helper, order)
+            except _Again as error:
+                # The helper, and with it the command, was killed before the command's first instruction.
+                command.kill()
+                command.wait()
+                return order.start_untraced(OSError(errno.EAGAIN, f"{error}; take it from the running command"))
+            return command
+
+
+class _Order(NamedTuple):
+    """What is to be started."""
+
+    argv: list[str]
+    env: dict[str, str]
+    streams: dict[str, Any]
+
+    def start_untraced(self, refusal: OSError) -> Launched:
+        command = Launched(self.argv, env=self.env, **self.streams)
+        command.refusal = refusal
+        return command
+
+
+def _start_traced(command: Launched, channel: socket.socket, helper: socket.socket, order: _Order) -> None:
+    """Let ``command``, which waits for that by ``channel``, start while the helper looks on."""
+    if channel.recv(1) != b"r":
+        raise _Again("the command could not be prepared")
+    _give(helper, {"pid": command.pid})
+    answer, _ = _answer(helper)
+    _give(channel, {"argv": order.argv, "env": order.env})
+    # It is closed by exec.
+    failure = channel.recv(1 << 16)
+    if failure:
+        command.wait()
+        number = json.loads(failure)["errno"]
+        raise OSError(number, os.strerror(number), order.argv[0])
+    if answer["errno"] == 0:
+        answer, command.fd = _answer(helper)
+    if command.fd is None:
+        command.refusal = OSError(answer["errno"], f"{order.argv[0]}: {answer['why']}")
+
+
+def _check_privileges(order: _Order) -> None:
+    """Refuse a program that gains privileges by exec(): it would not gain them while an unprivileged process traces."""
+    path = shutil.which(order.argv[0], path=os.pathsep.join(os.get_exec_path(order.env)))
+    if path is None or os.geteuid() == 0:
+        return
+    if os.stat(path).st_mode & (stat.S_ISUID | stat.S_ISGID) or "security.capability" in os.listxattr(path):
+        raise OSError(errno.EPERM, f"{order.argv[0]} runs with other rights than ours; run as root")
+
+
+def _interpreter() -> list[str]:
+    return [sys.executable, "-I", "-S", str(_HELPER)]
+
+
 @contextlib.contextmanager
-def _helper(*arguments: str, pass_fds: tuple[int, ...] = ()) -> Iterator[socket.socket]:
-    """A helper process and the socket to it; it is gone afterwards.
+def _helper(verb: str, *fds: int) -> Iterator[tuple[socket.socket, int]]:
+    """A helper process: the socket to it and its pid; it is gone afterwards.
 
     It has a session of its own: what a terminal sends to us (Ctrl-C, Ctrl-Z) is not for it.
+
+    :param fds: what it inherits, its further arguments.
     """
     ours, its = socket.socketpair()
     with ours:
         with its:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", _HELPER, str(its.fileno()), *arguments],
+                [*_interpreter(), verb, str(its.fileno()), *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(its.fileno(), *pass_fds),
+                pass_fds=(its.fileno(), *fds),
                 start_new_session=True,
             )
         ours.settimeout(_PATIENCE)
         try:
-            yield ours
+            yield ours, process.pid
         finally:
             # Killed in the middle it is as safe as anywhere else.
             process.kill()
             process.wait()
 
 
-def _ask(channel: socket.socket, job: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """Have the helper do its work.
-
-    :returns: what it answers, and the file descriptor that came with it.
-    """
+def _give(channel: socket.socket, job: dict[str, Any]) -> None:
     try:
         channel.sendall(json.dumps(job).encode())
         channel.shutdown(socket.SHUT_WR)
+    except OSError:
+        raise _Again(_KILLED) from None
+
+
+def _answer(channel: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """What the helper answers, and the file descriptor that came with it."""
+    try:
         data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
     except (TimeoutError, ConnectionError):
         data, fds = b"", []
     if not data:
-        raise _Again("the helper process was killed, perhaps by its own timer since the machine is busy")
+        raise _Again(_KILLED)
     return json.loads(data), fds[0] if fds else None

@@ -29,6 +29,8 @@ __all__ = ["main"]
 
 #: Seconds for which a thread may be held: a timer kills us then, also when we are stopped, and the thread goes on.
 _HOLD: Final = 0.25
+#: The same for a command that has not begun; it would not go on but be killed, so there is more time.
+_HOLD_AT_EXEC: Final = 10.0
 #: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
 _STOP: Final = 0.05
 
@@ -41,17 +43,22 @@ _PTRACE_GETEVENTMSG: Final = 0x4201
 _PTRACE_GETREGSET: Final = 0x4204
 _PTRACE_SEIZE: Final = 0x4206
 _PTRACE_INTERRUPT: Final = 0x4207
+_PTRACE_LISTEN: Final = 0x4208
 _PTRACE_GETSIGMASK: Final = 0x420A
 _PTRACE_SETSIGMASK: Final = 0x420B
 _PTRACE_GET_RSEQ_CONFIGURATION: Final = 0x420F
 _PTRACE_O_TRACESYSGOOD: Final = 1
 _PTRACE_O_TRACEVFORK: Final = 1 << 2
+_PTRACE_O_TRACEEXEC: Final = 1 << 4
+_PTRACE_O_EXITKILL: Final = 1 << 20
 _PTRACE_EVENT_VFORK: Final = 2
+_PTRACE_EVENT_EXEC: Final = 4
 _PTRACE_EVENT_STOP: Final = 128
 _NT_X86_XSTATE: Final = 0x202
 _WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 
+_NR_CLOSE: Final = 3
 _NR_CLONE: Final = 56
 _NR_EXIT: Final = 60
 _NR_RESTART_SYSCALL: Final = 219
@@ -64,6 +71,7 @@ _NR_PIDFD_GETFD: Final = 438
 
 #: CLONE_VM, CLONE_FILES, CLONE_SIGHAND, CLONE_VFORK, CLONE_THREAD.
 _CLONE_FLAGS: Final = 0x100 | 0x400 | 0x800 | 0x4000 | 0x10000
+_PR_SET_PTRACER: Final = 0x59616D61
 _CLOSE_RANGE_UNSHARE: Final = 2
 _PIDFD_THREAD: Final = os.O_EXCL
 #: UFFD_USER_MODE_ONLY: faults of the process itself, which needs no privilege.
@@ -314,6 +322,8 @@ class _Injection:
             thread.request(_PTRACE_INTERRUPT)
         except ProcessLookupError:
             raise _Again("it ended") from None
+        except PermissionError:
+            raise _not_traceable(self._pid, tid) from None
         deadline = time.monotonic() + _STOP
         while True:
             found, status = os.waitpid(tid, _WALL | os.WNOHANG)
@@ -343,11 +353,15 @@ class _Injection:
         except BaseException:
             thread.request(_PTRACE_DETACH)
             raise
+        # At each instant the thread must be able to go on by itself. So first it gets to where it restores itself, ...
         template = _Registers.from_buffer_copy(registers)
+        template.rip, template.rsp, template.orig_rax = self._sigreturn, own_stack + 8, _ALL_SIGNALS
+        thread.set_registers(template)
+        # ... then no handler may run any more on the frames: signals wait until the mask is back, ...
+        thread.set_mask(_ALL_SIGNALS)
+        # ... and only then it makes a call.
         template.rip, template.rsp = self._gadget, own_stack
         thread.set_registers(_prepared(template, _NR_CLONE, _CLONE_FLAGS, second_stack, 0, 0, 0))
-        # No handler may run on the frames: signals wait until the mask is back.
-        thread.set_mask(_ALL_SIGNALS)
         thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
         try:
             if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
@@ -366,8 +380,8 @@ class _Injection:
             # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call.
             thread.request(_PTRACE_INTERRUPT)
             thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
-            thread.set_registers(registers)
             thread.set_mask(mask.value)
+            thread.set_registers(registers)
             thread.request(_PTRACE_DETACH)
 
     def _undisturbed(self, thread: _Tracee) -> _Registers:
@@ -404,13 +418,13 @@ class _Injection:
     def _check(self, tid: int, registers: _Registers) -> None:
         """Look again, now that nothing changes any more, at what may have changed since the job was made."""
         if registers.cs != _USER_CS:
-            raise OSError(errno.EOPNOTSUPP, "the process runs 32-bit code; monitor it by page_table instead")
+            raise OSError(errno.EOPNOTSUPP, "it runs 32-bit code; monitor it by page_table instead")
         with open(f"/proc/{self._pid}/task/{tid}/status", "rb") as file:
             status = file.read()
-        if b"\nSeccomp:\t0" not in status:
-            raise OSError(errno.EPERM, "the process began to filter its system calls; monitor it by page_table instead")
+        if not _seccomp_off(status):
+            raise OSError(errno.EPERM, "it began to filter its system calls; monitor it by page_table instead")
         if any(os.pread(self._memory, len(code), addr) != code for addr, code in self._codes):
-            raise _Again("the process began another program")
+            raise _Again("it began another program")
 
     def _write_frames(self, thread: _Tracee, registers: _Registers, mask: int) -> tuple[int, int]:
         """Put the signal frames below the red zone of the thread's stack, where nothing lives.
@@ -462,12 +476,23 @@ def _transferring(pid: int, tid: int) -> bool:
     return number in _TRANSFERS or (flags is not None and bool(int(words[1 + flags], 16) & _MSG_WAITALL))
 
 
+def _seccomp_off(status: bytes) -> bool:
+    return b"\nSeccomp:\t0" in status or b"\nSeccomp:" not in status
+
+
+def _not_traceable(pid: int, tid: int) -> OSError:
+    with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+        if b"\nTracerPid:\t0\n" not in file.read():
+            return OSError(errno.EBUSY, "it is traced by another process already; end that one first")
+    return OSError(errno.EPERM, "it may not be traced; run as root or give CAP_SYS_PTRACE")
+
+
 def _clone_error(number: int) -> Exception:
     if number == _ERESTARTNOINTR:
         return _Again("a signal came")
     return OSError(
         -number,
-        "the process may not have one thread more, not even for a moment: "
+        "it may not have one thread more, not even for a moment: "
         f"{os.strerror(-number).lower()}; raise its limit of tasks or monitor page_table instead",
     )
 
@@ -490,7 +515,7 @@ def _userfaultfd(second: _Tracee, template: _Registers) -> int:
 def _refusal(number: int) -> OSError:
     if number == errno.ENOSYS:
         return OSError(errno.EOPNOTSUPP, "the kernel has no userfaultfd(); it needs CONFIG_USERFAULTFD")
-    return OSError(number, f"the process may not call userfaultfd(): {os.strerror(number).lower()}")
+    return OSError(number, f"it may not call userfaultfd(): {os.strerror(number).lower()}")
 
 
 def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
@@ -510,34 +535,123 @@ def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
     raise _Again("; ".join(reasons))
 
 
+def _take_at_exec(pid: int, channel: socket.socket, deadline: _Deadline) -> int:
+    """A userfaultfd of the program that process ``pid``, a child of the monitor's, is about to start.
+
+    There is nothing to lose yet: should we die in the middle, the process is killed before its first instruction.
+    """
+    command = _Tracee(pid)
+    command.request(_PTRACE_SEIZE, 0, _PTRACE_O_TRACESYSGOOD | _PTRACE_O_TRACEEXEC | _PTRACE_O_EXITKILL)
+    _send(channel, {"errno": 0})
+    while (stop := command.wait()) is not None and stop >> 8 != _PTRACE_EVENT_EXEC:
+        if stop >> 8 == _PTRACE_EVENT_STOP:
+            # SIGSTOP and its kin stop it as they would without us.
+            command.request(_PTRACE_LISTEN)
+        else:
+            command.request(_PTRACE_CONT, 0, stop & 0xFF)
+    if stop is None:
+        raise ProcessLookupError(errno.ESRCH, "it did not start")
+    deadline.set(_HOLD_AT_EXEC)
+    mask = ctypes.c_uint64()
+    command.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
+    command.set_mask(_ALL_SIGNALS)
+    command.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+    registers = command.get_registers()
+    try:
+        return _take_directly(command, registers)
+    finally:
+        command.set_mask(mask.value)
+        command.set_registers(registers)
+        command.request(_PTRACE_DETACH)
+
+
+def _take_directly(command: _Tracee, registers: _Registers) -> int:
+    """As :func:`_userfaultfd`, by the only thread there is."""
+    with open(f"/proc/{command.tid}/status", "rb") as file:
+        status = file.read()
+    if registers.cs != _USER_CS:
+        raise OSError(errno.EOPNOTSUPP, "it is a 32-bit program; monitor it by page_table instead")
+    if not _seccomp_off(status):
+        raise OSError(errno.EPERM, "system calls are filtered here (seccomp); monitor it by page_table instead")
+    template = _Registers.from_buffer_copy(registers)
+    template.rip = _system_call_in(command.tid)
+    result = command.call(template, _NR_USERFAULTFD, _UFFD_FLAGS)
+    if result < 0:
+        raise _refusal(-result)
+    try:
+        return _syscall(_NR_PIDFD_GETFD, os.pidfd_open(command.tid), result, 0)
+    finally:
+        command.call(template, _NR_CLOSE, result)
+
+
+def _system_call_in(pid: int) -> int:
+    """The address of a ``syscall`` instruction of a process; [vdso] has one, and is among the last mappings."""
+    with open(f"/proc/{pid}/maps") as file:
+        mappings = [line.split() for line in file]
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for words in reversed(mappings):
+            start, end = (int(word, 16) for word in words[0].split("-"))
+            if "x" in words[1] and end >> 63 == 0:
+                found = os.pread(memory.fileno(), end - start, start).find(b"\x0f\x05")
+                if found >= 0:
+                    return start + found
+    raise OSError(errno.EOPNOTSUPP, "it has no code that makes a system call; monitor it by page_table instead")
+
+
+def _exec(channel: socket.socket, tracer: int) -> None:
+    """Become a command, once the tracer may look: ``argv`` and ``env`` come then. An answer tells that it failed."""
+    # As in a child of subprocess: what Python itself ignores or handles is back to the default.
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, signal.SIG_DFL)
+    _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(tracer), 0, 0, 0)
+    channel.set_inheritable(False)
+    channel.sendall(b"r")
+    job = _receive(channel)
+    try:
+        os.execvpe(job["argv"][0], job["argv"], job["env"])
+    except OSError as error:
+        _send(channel, {"errno": error.errno})
+    os._exit(127)
+
+
 def _receive(channel: socket.socket) -> dict[str, Any]:
+    """The job: all that comes until its sender has no more."""
     parts = []
     while part := channel.recv(1 << 16):
         parts.append(part)
+    if not parts:
+        # Nobody wants anything any more.
+        sys.exit(1)
     received: dict[str, Any] = json.loads(b"".join(parts))
     return received
 
 
-def main() -> None:
-    """Serve one job: ``inject_helper.py CHANNEL MEMORY``, both inherited file descriptors.
+def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
+    socket.send_fds(channel, [json.dumps(answer).encode()], fds)
 
-    The answer is an object with ``errno`` (0 for success, then a file descriptor comes with it), ``why`` and
-    ``again`` (whether another attempt may succeed).
+
+def main() -> None:
+    """Serve one job: ``take CHANNEL MEMORY``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``.
+
+    CHANNEL and MEMORY are inherited file descriptors. An answer is an object with ``errno`` (0 for success, then a
+    file descriptor comes with it), ``why`` and ``again`` (whether another attempt may succeed).
     """
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+    if verb == "exec":
+        _exec(channel, int(sys.argv[3]))
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     deadline = _Deadline()
     job = _receive(channel)
-    fds = []
-    answer: dict[str, Any] = {"errno": 0}
     try:
-        fds.append(_take(job, int(sys.argv[2]), deadline))
-    except _Again as error:
-        answer = {"errno": errno.EBUSY, "why": str(error), "again": True}
+        take = verb == "take"
+        fd = _take(job, int(sys.argv[3]), deadline) if take else _take_at_exec(job["pid"], channel, deadline)
+        deadline.set(0)
+        _send(channel, {"errno": 0}, fd)
+    except (_Again, ProcessLookupError, ChildProcessError) as error:
+        _send(channel, {"errno": errno.EBUSY, "why": str(error), "again": True})
     except OSError as error:
-        answer = {"errno": error.errno, "why": error.strerror}
-    deadline.set(0)
-    socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+        _send(channel, {"errno": error.errno, "why": error.strerror})
 
 
 if __name__ == "__main__":
