@@ -77,7 +77,7 @@ def test_the_installed_command_works(wheel: Path, tmp_path: Path) -> None:
     version = subprocess.check_output([command, "--version"], text=True, cwd=tmp_path)
     assert f"kdamon {wheel.name.split('-')[1]}\n" == version
     usage = subprocess.check_output([command, "--help"], text=True, cwd=tmp_path)
-    for verb in ("run", "mount", "exec", "doctor"):
+    for verb in ("run", "replay", "mount", "exec", "doctor"):
         assert verb in usage
     where = subprocess.check_output(
         [environment / "bin/python", "-c", "import kdamon_tools; print(kdamon_tools.__file__)"], text=True, cwd=tmp_path
