@@ -152,6 +152,14 @@ class LinuxTask:
         with self._lock:
             return self._exists()
 
+    def check_process(self) -> None:
+        """Refuse the id of a thread where the process's number is needed: OSError EINVAL."""
+        if self._group != self._pid:
+            raise OSError(
+                errno.EINVAL,
+                f"{self._pid} is a thread of process {self._group}, whose number faults are told by; name the process",
+            )
+
     def get_mm(self) -> AddressSpace | None:
         """The present address space; a new object after each exec(), None for a kernel thread or an ended process.
 
@@ -255,6 +263,7 @@ class LinuxMachine:
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
         task = LinuxTask(self._page_fault, pid)
         try:
+            task.check_process()
             mm = task.get_mm()
             if isinstance(mm, PageFaultSpace):
                 mm.take()

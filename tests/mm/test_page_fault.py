@@ -201,6 +201,15 @@ def test_this_process_is_monitored_by_itself(faulting: LinuxMachine) -> None:
         assert addrs[4] not in faults["addr"]
 
 
+def test_a_thread_does_not_stand_for_its_process(faulting: LinuxMachine, program: Path) -> None:
+    """Faults are told by the process's number: nobody would find them under the thread's."""
+    with Workload([program], "threads", PAGES) as work:
+        (tid,) = {int(name) for name in os.listdir(f"/proc/{work.pid}/task")} - {work.pid}
+        with pytest.raises(OSError, match=f"{tid} is a thread of process {work.pid}") as caught:
+            faulting.get_task(tid, "page_fault")
+        assert caught.value.errno == errno.EINVAL
+
+
 def test_the_kernels_writes_are_told(faulting: LinuxMachine, program: Path) -> None:
     """read(2) into an armed page succeeds, and the thread that called it is the writer."""
     with Workload([program], "anon", PAGES) as work, _task(faulting, work.pid) as task:
