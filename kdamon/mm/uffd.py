@@ -211,7 +211,8 @@ class Userfaultfd:
         rows[:, 0] = ranges[:, 0]
         rows[:, 1] = ranges[:, 1] - ranges[:, 0]
         results = self._register.run(len(ranges))
-        if (results == -errno.ESRCH).any():
+        # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
+        if (results == -errno.ESRCH).any() or (len(results) and (results == -errno.ENOMEM).all()):
             raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
         registered: _Mask = results == 0
         return registered

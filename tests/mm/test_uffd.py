@@ -7,7 +7,9 @@ import ctypes
 import errno
 import mmap
 import os
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import U64Array, uffd
+from kdamon.mm.inject import launch
+from kdamon.mm.maps import parse
 from kdamon.mm.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd
 
 PAGES = 2048
@@ -212,3 +216,24 @@ def test_closing_takes_the_protection_off_and_leaves_the_mappings(table: Pages) 
     assert [line for line in maps.splitlines() if b"%x-" % own.range[0, 0] in line] == [
         line for line in Path("/proc/self/maps").read_bytes().splitlines() if b"%x-" % own.range[0, 0] in line
     ]
+
+
+def test_an_address_space_that_ended_is_told() -> None:
+    """By exec(), here: whoever holds the userfaultfd of the old one must not take it for the new one's."""
+    command = launch(["sh", "-c", "read line; exec sleep 60"], stdin=subprocess.PIPE)
+    try:
+        assert command.fd is not None, command.refusal
+        assert command.stdin is not None
+        fault = Userfaultfd(command.fd)
+        ranges = parse(Path(f"/proc/{command.pid}/maps").read_bytes())
+        assert fault.register(ranges).any()
+        command.stdin.write(b"\n")
+        command.stdin.close()
+        while Path(f"/proc/{command.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
+        with pytest.raises(ProcessLookupError):
+            fault.register(parse(Path(f"/proc/{command.pid}/maps").read_bytes()))
+        fault.close(ranges)
+    finally:
+        command.kill()
+        command.wait()
