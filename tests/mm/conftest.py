@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,23 @@ def machine() -> Iterator[LinuxMachine]:
     """The running kernel, by the page table walk."""
     try:
         found = linux_machine("page_table")
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}{error.strerror}")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def faulting() -> Iterator[LinuxMachine]:
+    """This machine, which monitors by faults."""
+    found = linux_machine("page_fault")
+    try:
+        with subprocess.Popen(["sleep", "60"]) as child:
+            try:
+                found.get_task(child.pid, "page_fault").put()
+            finally:
+                child.kill()
     except OSError as error:
         lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
         pytest.skip(f"{lacks}{error.strerror}")
