@@ -55,9 +55,9 @@ def kdamon(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
-def hot_parts(document: dict[str, Any], parts: list[dict[str, Any]]) -> tuple[str, int]:
-    """The parts of which most is hot in the last snapshot, and how many bytes are hot elsewhere."""
-    hot = [(r["start"], r["end"]) for r in document["snapshots"][-1]["regions"] if r["nr_accesses"] > 10]
+def hot_parts(snapshot: dict[str, Any], parts: list[dict[str, Any]]) -> tuple[str, int]:
+    """The parts of which most is hot, and how many bytes are hot elsewhere."""
+    hot = [(r["start"], r["end"]) for r in snapshot["regions"] if r["nr_accesses"] > 10]
     found, elsewhere = "", sum(end - start for start, end in hot)
     for part in parts:
         covered = sum(max(0, min(end, part["end"]) - max(start, part["start"])) for start, end in hot)
@@ -72,7 +72,7 @@ def settled(workload: dict[str, Any], wanted: str, *options: str) -> dict[str, A
         result = kdamon("run", "--pid", str(workload["pid"]), "--json", "--quiet", "--seconds", str(seconds), *options)
         assert (0, "") == (result.returncode, result.stderr)
         document: dict[str, Any] = json.loads(result.stdout)
-        found, elsewhere = hot_parts(document, workload["parts"])
+        found, elsewhere = hot_parts(document["snapshots"][-1], workload["parts"])
         if found == wanted and elsewhere < 10 * MIB:
             return document
     pytest.fail(f"{found} instead of {wanted} is hot, and {elsewhere} bytes elsewhere")
@@ -112,3 +112,46 @@ def test_only_one_thread(workload: dict[str, Any]) -> None:
     """Of two that write."""
     tid = next(part["tid"] for part in workload["parts"] if part["name"] == "B")
     settled(workload, "B", "--tids", str(tid))
+
+
+@pytest.mark.parametrize("wrapper", [[], ["sh", "-c", 'exec "$@"', "sh"]], ids=["itself", "by exec"])
+def test_a_command_is_monitored_by_faults_from_its_start(tmp_path: Path, wrapper: list[str]) -> None:
+    """Also if it calls exec for the program that matters; its exit status is passed on."""
+    output = tmp_path / "result.json"
+    for seconds in (4, 12):
+        words = [*wrapper, *READWRITE, "--seconds", str(seconds)]
+        result = kdamon("run", "--write-only", "--quiet", "--json", "--output", str(output), "--", *words)
+        assert (0, "") == (result.returncode, result.stderr)
+        parts = json.loads(result.stdout)["parts"]
+        snapshots = json.loads(output.read_text())["snapshots"]
+        found = [hot_parts(snapshot, parts) for snapshot in snapshots]
+        if any(names == "AB" and elsewhere < 10 * MIB for names, elsewhere in found):
+            return
+    pytest.fail(f"what was hot is {found[-5:]}")
+
+
+#: Allows every system call from now on, by a filter.
+FILTERED = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+assert not libc.prctl(38, 1, 0, 0, 0)
+allow = ctypes.create_string_buffer((6).to_bytes(4, "little") + (0x7FFF0000).to_bytes(4, "little"), 8)
+program = (ctypes.c_uint64 * 2)(1, ctypes.addressof(allow))
+assert not libc.prctl(22, 2, ctypes.byref(program), 0, 0)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_cannot_be_asked_is_refused_with_the_reason() -> None:
+    """One sentence, status 1, and it goes on as if nothing had been."""
+    with subprocess.Popen([sys.executable, "-c", FILTERED], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert b"\n" == process.stdout.readline()
+            result = kdamon("run", "--pid", str(process.pid), "--write-only", "--seconds", "1", "--quiet")
+            assert (1, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
+            assert "seccomp" in result.stderr
+            assert process.poll() is None
+        finally:
+            process.kill()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from kdamon.mm import Machine
+    from kdamon.mm.linux import LinuxMachine
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -33,7 +33,7 @@ def add_verb(subparsers: Subparsers, verb: str, summary: str, usage: str) -> arg
     )
 
 
-def machine_when_needed() -> Machine:
+def machine_when_needed() -> LinuxMachine:
     """This machine, prepared for monitoring; costly enough to be left until something is monitored.
 
     Whether it can tell accessed bits is found out when a process is to be monitored by them: faults may be all that is

@@ -32,6 +32,7 @@ from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_se
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
+    from kdamon.mm.linux import LinuxMachine
     from kdamon_tools.commands import Subparsers
     from kdamon_tools.monitor import Monitor
     from kdamon_tools.sources import ReportSources
@@ -120,7 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         output = stack.enter_context(open_output(arguments.output))
         stop = stack.enter_context(_stop_signals())
         sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
-        child = stack.enter_context(_child(arguments.command, sources.environment())) if arguments.command else None
+        child = None
+        if arguments.command:
+            faults = machine if _config(arguments, 0).primitive == "page_fault" else None
+            child = stack.enter_context(_child(arguments.command, sources.environment(), faults))
         config = _config(arguments, child.pid if child else arguments.pid)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
@@ -200,9 +204,23 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _child(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ``command`` with this process's standard streams; it does not outlive the monitoring."""
-    child = subprocess.Popen(command, env=environment)
+def _child(
+    command: list[str], environment: dict[str, str], faults: LinuxMachine | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start ``command`` with this process's standard streams; it does not outlive the monitoring.
+
+    :param faults: what is to monitor it by faults, from its first instruction on; None monitors it otherwise.
+    """
+    child: subprocess.Popen[bytes]
+    if faults is None:
+        child = subprocess.Popen(command, env=environment)
+    else:
+        from kdamon.mm.inject import launch  # noqa: PLC0415 (few need it)
+
+        child = launched = launch(command, env=environment)
+        # Otherwise it is asked like any other process, which tells what is in the way.
+        if launched.fd is not None:
+            faults.adopt_userfaultfd(child.pid, launched.fd)
     try:
         yield child
     finally:
