@@ -166,8 +166,7 @@ class Advice:
             # Without CAP_SYS_ADMIN the pagemap shows no frames.
             return 0
         try:
-            folios = shared_folios()
-            return int(np.count_nonzero(folios.cached(folios.heads(pfns)[0])))
+            return int(np.count_nonzero(shared_folios().table(pfns).cached()))
         except PermissionError:
             return 0
 

@@ -11,15 +11,16 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from attrs import frozen
 
 from kdamon.mm import U64Array
 
-__all__ = ["ACTIVE", "COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "Folios", "shared_folios"]
+__all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "FolioTable", "Folios", "shared_folios"]
 
 # include/uapi/linux/kernel-page-flags.h
 _UP_TO_DATE: Final = 1 << 3
 LRU: Final = 1 << 5
-ACTIVE: Final = 1 << 6
+_ACTIVE: Final = 1 << 6
 _MAPPED: Final = 1 << 11
 _ANONYMOUS: Final = 1 << 12
 _SWAP_CACHE: Final = 1 << 13
@@ -35,6 +36,43 @@ _READ_ALONG: Final = 64
 
 #: Pages in the largest folio that is mapped by 4 KiB entries or by one 2 MiB entry; folios are aligned to their size.
 _MAX_PAGES: Final = 512
+
+
+@frozen
+class FolioTable:
+    """The folios of page frames; all columns of shape (n,).
+
+    :ivar pfns: the page frames.
+    :ivar heads: their folios' first page frames.
+    :ivar pages: their folios' sizes in pages.
+    :ivar flags: KPF_* bits.
+    """
+
+    pfns: U64Array
+    heads: U64Array
+    pages: U64Array
+    flags: U64Array
+
+    def rows(self, chosen: npt.NDArray[np.bool_]) -> FolioTable:
+        """A table of some of the rows."""
+        return FolioTable(self.pfns[chosen], self.heads[chosen], self.pages[chosen], self.flags[chosen])
+
+    def ordinary(self) -> npt.NDArray[np.bool_]:
+        """Which are the kernel's for ordinary use: not page frame 0, the zero page, huge TLB or a device's memory."""
+        special = np.uint64(_HUGETLB | _NO_PAGE | _ZERO_PAGE | _RESERVED)
+        found: npt.NDArray[np.bool_] = (self.pfns != 0) & ((self.flags & special) == 0)
+        return found
+
+    def active(self) -> npt.NDArray[np.bool_]:
+        """Which are on an active LRU list."""
+        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(_ACTIVE)) != 0
+        return found
+
+    def cached(self) -> npt.NDArray[np.bool_]:
+        """Which hold what is a file's, or shared memory, and are mapped by nobody."""
+        asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
+        found: npt.NDArray[np.bool_] = (self.flags & asked) == _UP_TO_DATE
+        return found
 
 
 class Folios:
@@ -97,59 +135,30 @@ class Folios:
             return False
         return self._number(self._count_fd, pfn) == 1
 
-    def heads(self, pfns: U64Array) -> tuple[U64Array, U64Array]:
-        """The folios that ``pfns`` are of: their first page frames and their sizes in pages, both of shape (n,).
+    def table(self, pfns: U64Array) -> FolioTable:
+        """The folios that page frames are of.
 
         A folio that is larger than a huge page of 2 MiB counts as pages of their own.
 
         :raises OSError: EPERM page flags may not be read.
         """
-        heads, pages = pfns.copy(), np.ones(len(pfns), dtype=np.uint64)
-        compound = np.flatnonzero(self._many(self._flags_fd, pfns) & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL))
-        if not len(compound):
-            return heads, pages
-        size = np.uint64(_MAX_PAGES)
-        windows, row = np.unique(pfns[compound] // size, return_inverse=True)
-        frames = (windows[:, None] * size + np.arange(_MAX_PAGES, dtype=np.uint64)).ravel()
-        flags = self._many(self._flags_fd, frames).reshape(-1, _MAX_PAGES)
-        at = np.arange(_MAX_PAGES)
-        head = np.maximum.accumulate(np.where(flags & np.uint64(COMPOUND_HEAD), at, -1), axis=1)
-        # For each page the first one after it that is no tail.
-        end = np.where(flags & np.uint64(COMPOUND_TAIL), _MAX_PAGES, at)
-        end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
-        end = np.append(end[:, 1:], np.full((len(end), 1), _MAX_PAGES), axis=1)
-        row = row.reshape(-1)
-        within = (pfns[compound] % size).astype(np.intp)
-        first = head[row, within]
-        last = end[row, first]
-        # The folio may have changed between the two readings.
-        known = (first >= 0) & (within < last)
-        heads[compound[known]] = windows[row[known]] * size + first[known].astype(np.uint64)
-        pages[compound[known]] = (last - first)[known].astype(np.uint64)
-        return heads, pages
-
-    def ordinary(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which page frames are the kernel's for ordinary use: not 0, the zero page, huge TLB or a device's memory.
-
-        :raises OSError: EPERM page flags may not be read.
-        """
-        special = _HUGETLB | _NO_PAGE | _ZERO_PAGE | _RESERVED
-        found: npt.NDArray[np.bool_] = (pfns != 0) & ((self._many(self._flags_fd, pfns) & np.uint64(special)) == 0)
-        return found
-
-    def active(self, heads: U64Array) -> npt.NDArray[np.bool_]:
-        """Which folios are on an active LRU list; OSError EPERM page flags may not be read."""
-        found: npt.NDArray[np.bool_] = (self._many(self._flags_fd, heads) & np.uint64(ACTIVE)) != 0
-        return found
-
-    def cached(self, heads: U64Array) -> npt.NDArray[np.bool_]:
-        """Which folios hold a file's or shared memory and are mapped by nobody.
-
-        :raises OSError: EPERM page flags may not be read.
-        """
-        asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
-        found: npt.NDArray[np.bool_] = (self._many(self._flags_fd, heads) & asked) == _UP_TO_DATE
-        return found
+        flags, heads, pages = self._many(self._flags_fd, pfns), pfns.copy(), np.ones(len(pfns), dtype=np.uint64)
+        compound = np.flatnonzero(flags & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL))
+        if len(compound):
+            size = np.uint64(_MAX_PAGES)
+            windows, row = np.unique(pfns[compound] // size, return_inverse=True)
+            row, within = row.reshape(-1), (pfns[compound] % size).astype(np.intp)
+            frames = (windows[:, None] * size + np.arange(_MAX_PAGES, dtype=np.uint64)).ravel()
+            around = self._many(self._flags_fd, frames).reshape(-1, _MAX_PAGES)
+            first, last = _extents(around, row, within)
+            # The folio may have changed between the two readings.
+            known = (first >= 0) & (within < last)
+            compound, row, first, last = compound[known], row[known], first[known], last[known]
+            heads[compound] = windows[row] * size + first.astype(np.uint64)
+            pages[compound] = (last - first).astype(np.uint64)
+            # Some kernels show what is true of the whole folio for its first page only.
+            flags[compound] |= around[row, first]
+        return FolioTable(pfns, heads, pages, flags)
 
     def cgroups(self, heads: U64Array) -> U64Array:
         """The inode numbers of the memory control groups that folios are charged to, 0 for none, shape (n,).
@@ -188,6 +197,25 @@ class Folios:
             return None
         raw = os.pread(fd, 8, 8 * pfn)
         return int.from_bytes(raw, "little") if len(raw) == 8 else None
+
+
+def _extents(
+    flags: U64Array, row: npt.NDArray[np.intp], within: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where the folios of pages begin, -1 where that is not seen, and where they end.
+
+    :param flags: of the pages of aligned windows, shape (m, _MAX_PAGES).
+    :param row: the windows of the pages, shape (n,).
+    :param within: their places in these, shape (n,).
+    """
+    at = np.arange(_MAX_PAGES)
+    head = np.maximum.accumulate(np.where(flags & np.uint64(COMPOUND_HEAD), at, -1), axis=1)
+    # For each page the first one after it that is no tail.
+    end = np.where(flags & np.uint64(COMPOUND_TAIL), _MAX_PAGES, at)
+    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+    end = np.append(end[:, 1:], np.full((len(end), 1), _MAX_PAGES), axis=1)
+    first = head[row, within]
+    return first, end[row, first]
 
 
 @functools.cache

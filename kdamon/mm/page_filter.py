@@ -33,7 +33,6 @@ class PageGroup:
 
     def __init__(self, pagemap: Pagemap, blocks: U64Array, wanted: U64Array) -> None:
         self._pagemap = pagemap
-        self._folios = shared_folios()
         pages = pagemap.pages(blocks)
         entries = pagemap.entries(blocks)
         here = np.flatnonzero(present(entries) & ranges.inside(wanted, pages))
@@ -44,11 +43,11 @@ class PageGroup:
                 "filters on pages need the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give that "
                 "capability",
             )
-        ordinary = self._folios.ordinary(pfns)
-        here = here[ordinary]
-        self._pages: U64Array = pages[here]
-        self._entries: U64Array = entries[here]
-        self._pfns: U64Array = pfns[ordinary]
+        folios = shared_folios().table(pfns)
+        ordinary = folios.ordinary()
+        self._folios = folios.rows(ordinary)
+        self._pages: U64Array = pages[here[ordinary]]
+        self._entries: U64Array = entries[here[ordinary]]
 
     def passing(
         self, filters: Sequence[PageFilter], default_reject: bool, make_old: Callable[[U64Array], None]
@@ -73,12 +72,12 @@ class PageGroup:
         if one.type == "anon":
             return anonymous(self._entries)
         if one.type == "active":
-            return self._folios.active(self._heads)
+            return self._folios.active()
         if one.type == "memcg":
-            charged: _Mask = self._folios.cgroups(self._heads) == np.uint64(one.memcg_id)
+            charged: _Mask = shared_folios().cgroups(self._folios.heads) == np.uint64(one.memcg_id)
             return charged
         if one.type == "hugepage_size":
-            sizes = self._sizes * np.uint64(PAGE_SIZE)
+            sizes = self._folios.pages * np.uint64(PAGE_SIZE)
             found: _Mask = (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
             return found
         if one.type == "young":
@@ -87,21 +86,9 @@ class PageGroup:
         return np.zeros(len(self._pages), dtype=np.bool_)
 
     @cached_property
-    def _folio_extents(self) -> tuple[U64Array, U64Array]:
-        return self._folios.heads(self._pfns)
-
-    @property
-    def _heads(self) -> U64Array:
-        return self._folio_extents[0]
-
-    @property
-    def _sizes(self) -> U64Array:
-        return self._folio_extents[1]
-
-    @cached_property
     def _members(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """The number of each page's folio among the folios here, and how many pages of each folio are here."""
-        _, folio, counts = np.unique(self._heads, return_inverse=True, return_counts=True)
+        _, folio, counts = np.unique(self._folios.heads, return_inverse=True, return_counts=True)
         return folio.reshape(-1), counts
 
     def _young(self) -> _Mask:
@@ -114,5 +101,5 @@ class PageGroup:
     def _whole_folios(self, chosen: _Mask) -> U64Array:
         """The ranges of ``chosen`` pages without those whose folios are only partly here: these would be split."""
         folio, counts = self._members
-        whole = counts[folio].astype(np.uint64) == self._sizes
+        whole = counts[folio].astype(np.uint64) == self._folios.pages
         return ranges.of_pages(self._pages[chosen & whole])
