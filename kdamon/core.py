@@ -674,8 +674,7 @@ def damon_merge_regions_of(t: damon_target, threshold: int, sz_limit: int, count
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
     """Merge similar neighbours; with growing threshold if there are too many regions afterwards."""
-    if ctx.density:
-        kdamond_adjust_regions_by_density(ctx, sz_limit)
+    if ctx.density and kdamond_adjust_regions_by_density(ctx, sz_limit):
         return
     max_threshold = damon_nr_samples_per_aggr(ctx.attrs)
     count_age = True
@@ -703,7 +702,7 @@ def damon_split_some_regions(ctx: damon_ctx, step: int) -> None:
 
 def kdamond_split_regions(ctx: damon_ctx) -> None:
     """Split regions, so that different halves can be told apart; never beyond the maximum number of regions."""
-    if ctx.density:
+    if any(t.regions.density is not None for t in ctx.adaptive_targets):
         return  # done where the density of reports differs, together with the merge
     max_nr_regions = ctx.attrs.max_nr_regions
     nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)

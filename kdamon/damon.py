@@ -444,7 +444,7 @@ def damon_window_left_bp(ctx: damon_ctx) -> int:
     """Share of the present aggregation interval that is not counted yet, 1/10000."""
     left = 0
     if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):
-        if ctx.density:
+        if any(t.regions.density is not None for t in ctx.adaptive_targets):
             return 10000  # reports are counted when the interval ends
         left = ctx.next_aggregation_sis - ctx.passed_sample_intervals
     return mult_frac(left, 10000, damon_nr_samples_per_aggr(ctx.attrs))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "best_cuts",
     "damon_forget_density",
+    "damon_reports_are_random",
     "kdamond_adjust_regions_by_density",
     "kdamond_remember_reports",
     "log_likelihood",
@@ -70,22 +71,44 @@ def kdamond_remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_acce
     t.memory.add(page, np.maximum(nr_accesses, 1).astype(np.float64), ctx.rnd)
 
 
+def damon_reports_are_random(ctx: damon_ctx) -> bool:
+    """Tell whether the reports to ``ctx`` are a sample of all accesses.
+
+    Those of the faults of pages that were chosen, one in each region, are not: by them the faithful rule is right.
+    """
+    return not (
+        ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.report_faults is not None
+    )
+
+
+def _is_in_effect(ctx: damon_ctx) -> bool:
+    if not damon_reports_are_random(ctx):
+        return False
+    if ctx.ops is not None and ctx.ops.check_accesses is not None and ctx.sample_control.primitives_enabled.page_table:
+        # Accessed bits are all there is while nothing is reported.
+        return any(t.memory is not None and t.memory.holds_any() for t in ctx.adaptive_targets)
+    return True
+
+
 def damon_forget_density(ctx: damon_ctx) -> None:
-    """Leave nothing behind in ``ctx``, which is no longer to be monitored by density."""
+    """Leave nothing behind in ``ctx``, which is not monitored by density any more."""
     for t in ctx.adaptive_targets:
         t.memory = t.regions.density = t.regions.density_since = None
 
 
-def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> None:
+def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
     """End an aggregation interval: cut, merge and count the regions of ``ctx`` by the density of reports.
 
     Does what ``kdamond_merge_regions()`` and ``kdamond_split_regions()`` do by nr_accesses. Afterwards there are no
     more than ``max_nr_regions`` regions, unless ``sz_limit`` or holes between regions forbid merges.
 
     :param sz_limit: largest region to make, core address units.
+    :returns: whether that was done: not where reports are no sample (:func:`damon_reports_are_random`), nor where there
+        are none and accessed bits tell of accesses.
     """
-    if not ctx.adaptive_targets:
-        return
+    if not ctx.adaptive_targets or not _is_in_effect(ctx):
+        damon_forget_density(ctx)
+        return False
     nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
     room = max(2 * ctx.attrs.max_nr_regions - nr_regions, 0)
     for t in ctx.adaptive_targets:
@@ -99,6 +122,7 @@ def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> None:
     largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
     for t in ctx.adaptive_targets:
         t.regions.count_age(largest // 10)
+    return True
 
 
 def log_likelihood(n: Any, size: Any) -> Any:
@@ -407,8 +431,8 @@ _DISTINCT_SHARE = -np.expm1(-_REPORTS_PER_PAGE) / _REPORTS_PER_PAGE
 def _count(ctx: damon_ctx, memory: damon_report_memory, regions: damon_regions) -> None:
     """Set nr_accesses: at least 1 for the densest regions that make up what was accessed, 0 for the others.
 
-    Above that it is the number of samples that would find a page of the region accessed. What accessed bits told
-    stays, if that is more.
+    Above that it is the number of samples that would find a page of the region accessed. What accessed bits told is
+    of one page in a region, and gives way.
     """
     if not len(regions):
         return
@@ -424,5 +448,4 @@ def _count(ctx: damon_ctx, memory: damon_report_memory, regions: damon_regions) 
     marked &= regions.density > 0
     samples = damon_nr_samples_per_aggr(ctx.attrs)
     found = samples * -np.expm1(-per_interval * ctx.min_region_sz / samples)
-    counted = np.where(marked, np.clip(np.rint(found), 1, samples), 0).astype(np.uint32)
-    regions.nr_accesses = np.maximum(regions.nr_accesses, counted)
+    regions.nr_accesses = np.where(marked, np.clip(np.rint(found), 1, samples), 0).astype(np.uint32)

@@ -155,6 +155,10 @@ class damon_report_memory:
         self.runs = []
         self.now = 0
 
+    def holds_any(self) -> bool:
+        """Tell whether any report is remembered, or arrived in the present interval."""
+        return self._nr_arrived > 0 or any(map(len, self.runs))
+
     def scale(self) -> float:
         """How many accesses a report stands for: their dispersion, so that few large ones do not look like many."""
         total = sum(float(run.upto[-1]) for run in self.runs)

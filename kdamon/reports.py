@@ -21,7 +21,7 @@ import numpy.typing as npt
 from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
-from kdamon.density import kdamond_remember_reports
+from kdamon.density import damon_reports_are_random, kdamond_remember_reports
 from kdamon.kernel import NSEC_PER_USEC, Clock
 from kdamon.report_lookup import region_lookup
 from kdamon.sample import damon_sample_filter_out
@@ -361,7 +361,7 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     within = row >= 0
     if across is None:
         across = np.zeros(len(reports), np.bool_)
-    if ctx.density:
+    if ctx.density and damon_reports_are_random(ctx):
         kdamond_remember_reports(t, ctx, reports["addr"][within], reports["nr_accesses"][within])
         return within, across
     if not ctx.report_counts and regions.access_reported is not None and regions.access_reported.all():

@@ -233,14 +233,6 @@ def test_a_context_without_targets_or_regions_is_fine() -> None:
     aggregate(paged_ctx([0]))
 
 
-def test_what_accessed_bits_told_stays() -> None:
-    ctx = paged_ctx([0, 100, 200])
-    tell(first(ctx), ctx, np.repeat(np.arange(0, 100), 20))
-    first(ctx).regions.nr_accesses = np.array([3, 7], np.uint32)
-    kdamond_adjust_regions_by_density(ctx, 1 << 62)
-    assert [13, 7] == first(ctx).regions.nr_accesses.tolist()
-
-
 def test_a_target_does_not_make_another_one_hot() -> None:
     """Regions of both share the limit, and reports of one are not the other's."""
     ctx = paged_ctx([0, 1000], [0, 1000], max_nr_regions=4)
@@ -372,14 +364,14 @@ def test_gathering_keeps_order_and_weight(seed: int, most: int) -> None:
 # The option in a kdamond.
 
 
-def reporting(script: Callable[[int], Any], seed: int = 1, on: bool = True, **attrs: int) -> damon_ctx:
+def reporting(script: Callable[[int], Any], seed: int = 1, on: bool = True, **callbacks: Any) -> damon_ctx:
     """A context that is reported ``script(sampling interval)`` each time."""
 
     def prepare(ctx: damon_ctx) -> None:
         validate_ctx(ctx)
         damon_report_accesses(script(ctx.passed_sample_intervals))
 
-    ctx = plain_ctx((0, 1 << 30), ops=report_ops(prepare_access_checks=prepare), seed=seed, **attrs)
+    ctx = plain_ctx((0, 1 << 30), ops=report_ops(prepare_access_checks=prepare, **callbacks), seed=seed)
     ctx.min_region_sz = PAGE
     ctx.density = on
     ctx.clock = VirtualClock()
@@ -418,6 +410,36 @@ def test_between_aggregations_the_last_count_is_what_is_known() -> None:
     ctx = reporting(script)
     damon_run(ctx, 0.1)
     assert {(True, True)} == set(seen)
+
+
+def test_accessed_bits_count_while_nothing_is_reported() -> None:
+    """And the kernel's rules hold, because density knows nothing then; afterwards reports know better."""
+
+    def check(ctx: damon_ctx) -> None:
+        first(ctx).regions.nr_accesses += np.uint32(1)
+
+    seen = []
+
+    def script(tick: int) -> Any:
+        regions = first(ctx).regions
+        seen.append((regions.density is not None, int(regions.last_nr_accesses.min(initial=99))))
+        return hot_place(tick) if 200 <= tick < 400 else report_array()
+
+    ctx = reporting(script, check_accesses=check)
+    damon_run(ctx, 3.0)
+    assert [(False, 20)] * 100 == seen[100:200]
+    assert [(True, 0)] * 100 == seen[300:400]
+    assert (False, 20) == seen[-1]
+
+
+def test_reports_of_pages_that_were_chosen_count_by_the_faithful_rule() -> None:
+    """One fault in each region says nothing of density."""
+    ctx = reporting(hot_place, report_faults=lambda ctx: None)
+    ctx.sample_control.primitives_enabled.page_fault = True
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 0.1)
+    assert all(s.regions.density is None for s in recorder.snapshots)
+    assert [20] * 5 == [int(s.regions.nr_accesses.max()) for s in recorder.snapshots]
 
 
 def test_off_leaves_nothing_behind() -> None:
