@@ -74,6 +74,11 @@ def damos_commit_quota_goals(dst: damos_quota, src: damos_quota) -> None:
     for mine, theirs in zip(goals, src.goals, strict=True):
         damos_commit_quota_goal(mine, theirs)
     dst.goals = goals
+    if not _limited(dst):
+        # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
+        # that is what was committed.
+        dst.esz = dst.charged_sz = dst.charge_addr_from = dst.min_score = 0
+        dst.charged_from = dst.charge_target_from = None
 
 
 def damos_commit_quota(dst: damos_quota, src: damos_quota) -> None:
@@ -81,16 +86,11 @@ def damos_commit_quota(dst: damos_quota, src: damos_quota) -> None:
 
     :raises OSError: EINVAL as :func:`damos_commit_quota_goals`.
     """
-    damos_commit_quota_goals(dst, src)
     dst.reset_interval, dst.ms, dst.sz = src.reset_interval, src.ms, src.sz
+    damos_commit_quota_goals(dst, src)
     dst.goal_tuner = src.goal_tuner
     dst.weight_sz, dst.weight_nr_accesses, dst.weight_age = src.weight_sz, src.weight_nr_accesses, src.weight_age
     dst.fail_charge_num, dst.fail_charge_denom = src.fail_charge_num, src.fail_charge_denom
-    if not _limited(dst):
-        # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
-        # that is what was committed.
-        dst.esz = dst.charged_sz = dst.charge_addr_from = dst.min_score = 0
-        dst.charged_from = dst.charge_target_from = None
 
 
 # The effective quota.

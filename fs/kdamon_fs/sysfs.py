@@ -37,12 +37,13 @@ from kdamon_fs.sysfs_common import uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
 from kdamon_fs.sysfs_sample import damon_sysfs_sees_writes_only
 from kdamon_fs.sysfs_schemes import (
-    damon_sysfs_refuse_goals,
     damon_sysfs_schemes_clear_regions,
+    damon_sysfs_schemes_update_effective_quotas,
     damon_sysfs_schemes_update_stats,
     damos_sysfs_populate_region_dir,
     damos_sysfs_walk_data,
 )
+from kdamon_fs.sysfs_schemes_build import damos_sysfs_set_quota_scores
 
 __all__ = ["damon_sysfs_init", "damon_sysfs_kdamond", "damon_sysfs_kdamonds", "damon_sysfs_tree"]
 
@@ -226,10 +227,10 @@ class damon_sysfs_kdamond(kobject):
             damon_destroy_ctx(wanted)
 
     def commit_schemes_quota_goals(self) -> None:
-        """Apply the goals alone; there are none with an effect yet."""
-        schemes = self.contexts.context().schemes
-        for i in range(schemes.nr):
-            damon_sysfs_refuse_goals(schemes.scheme(i).quotas.goals)
+        """Apply the goals alone; to be called in the kdamond."""
+        ctx = self.damon_ctx
+        assert ctx is not None
+        damos_sysfs_set_quota_scores(self.contexts.context().schemes, ctx, self.tree.machine)
 
     def update_schemes_stats(self) -> None:
         """Show the schemes' statistics; to be called in the kdamond."""
@@ -238,7 +239,10 @@ class damon_sysfs_kdamond(kobject):
         damon_sysfs_schemes_update_stats(self.contexts.context().schemes, ctx)
 
     def update_schemes_effective_quotas(self) -> None:
-        """Show the schemes' effective quotas: without quotas there is no limit, which reads as 0."""
+        """Show the schemes' effective quotas, 0 where there is no limit; to be called in the kdamond."""
+        ctx = self.damon_ctx
+        assert ctx is not None
+        damon_sysfs_schemes_update_effective_quotas(self.contexts.context().schemes, ctx)
 
     def update_tuned_intervals(self) -> None:
         """Show the intervals that the auto-tuning chose; to be called in the kdamond."""

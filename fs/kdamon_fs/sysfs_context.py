@@ -51,7 +51,8 @@ from kdamon_fs.sysfs_sample import (
     damon_sysfs_sample_control,
     damon_sysfs_sample_primitive,
 )
-from kdamon_fs.sysfs_schemes import damon_sysfs_add_schemes, damon_sysfs_schemes
+from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
+from kdamon_fs.sysfs_schemes_build import damon_sysfs_add_schemes
 
 __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
 
@@ -423,7 +424,7 @@ def _damon_sysfs_apply_inputs(
         target = context.targets.at(i)
         assert isinstance(target, damon_sysfs_target)
         _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None)
-    damon_sysfs_add_schemes(ctx, context.schemes)
+    damon_sysfs_add_schemes(ctx, context.schemes, machine)
 
 
 def damon_sysfs_build_ctx(
@@ -434,11 +435,11 @@ def damon_sysfs_build_ctx(
 ) -> damon_ctx:
     """Make the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
 
-    :param machine: where processes are found, asked for when a target needs it.
+    :param machine: where processes are found, asked for when a target or scheme needs it.
     :param clock: the context's clock, None the real one.
     :param running: the context that the new one will be committed to: what that has open is not opened again.
     :raises OSError: EINVAL the values do not fit together, a process does not exist, or something is asked for that has
-        no effect here; what ``machine`` and its ``get_task()`` raise.
+        no effect here; ENOMEM a scheme cannot be made; what ``machine`` and its ``get_task()`` raise.
     """
     ctx = damon_new_ctx()
     if clock is not None:

@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The directory ``schemes`` of a context (``mm/damon/sysfs-schemes.c``): what is asked for, and what came of it.
 
-Every file stores and reads back as the kernel's. What has no effect here makes starting or committing fail:
-see :func:`damon_sysfs_add_schemes`.
+The files only keep what is written; :mod:`kdamon_fs.sysfs_schemes_build` makes schemes of them.
 """
 
 from __future__ import annotations
 
 from attrs import define
 
-from kdamon.core import damon_add_scheme
 from kdamon.damon import (
     damon_ctx,
     damon_region,
     damon_target,
     damos,
-    damos_access_pattern,
     damos_action,
+    damos_filter_type,
+    damos_quota_goal_metric,
+    damos_quota_goal_tuner,
+    damos_wmark_metric,
 )
-from kdamon.kernel import uint
+from kdamon.damos_filters import damos_filter_for_ops
 from kdamon_fs.kobject import Tree, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.sysfs_common import (
     bool_attribute,
     damon_sysfs_ul_range,
     int_attribute,
     keyword_attribute,
-    not_supported,
     read_only_attribute,
     text_attribute,
     uint_attribute,
@@ -34,13 +34,20 @@ from kdamon_fs.sysfs_common import (
 
 __all__ = [
     "damon_sysfs_access_pattern",
-    "damon_sysfs_add_schemes",
-    "damon_sysfs_refuse_goals",
+    "damon_sysfs_quotas",
     "damon_sysfs_scheme",
+    "damon_sysfs_scheme_filter",
+    "damon_sysfs_scheme_filters",
     "damon_sysfs_schemes",
     "damon_sysfs_schemes_clear_regions",
+    "damon_sysfs_schemes_update_effective_quotas",
     "damon_sysfs_schemes_update_stats",
+    "damon_sysfs_watermarks",
+    "damos_sysfs_dest",
+    "damos_sysfs_dests",
     "damos_sysfs_populate_region_dir",
+    "damos_sysfs_quota_goal",
+    "damos_sysfs_quota_goals",
     "damos_sysfs_walk_data",
 ]
 
@@ -129,8 +136,8 @@ class damon_sysfs_stats(kobject):
 
 # Filters.
 
-_CORE_FILTER_TYPES = ("addr", "target")
-_OPS_FILTER_TYPES = ("anon", "active", "memcg", "young", "hugepage_size", "unmapped")
+_CORE_FILTER_TYPES = tuple(kind.value for kind in damos_filter_type if not damos_filter_for_ops(kind))
+_OPS_FILTER_TYPES = tuple(kind.value for kind in damos_filter_type if damos_filter_for_ops(kind))
 
 
 def _filter_types(kobj: damon_sysfs_scheme_filter) -> tuple[str, ...]:
@@ -202,7 +209,7 @@ class damon_sysfs_watermarks(kobject):
     __slots__ = ("high", "interval_us", "low", "metric", "mid")
 
     default_attributes = (
-        keyword_attribute("metric", ("none", "free_mem_rate")),
+        keyword_attribute("metric", tuple(metric.value for metric in damos_wmark_metric)),
         ulong_attribute("interval_us"),
         ulong_attribute("high"),
         ulong_attribute("mid"),
@@ -241,17 +248,13 @@ class damos_sysfs_dests(numbered_dirs):
 
 # Quotas.
 
-_GOAL_METRICS = (
-    "user_input",
-    "some_mem_psi_us",
-    "node_mem_used_bp",
-    "node_mem_free_bp",
-    "node_memcg_used_bp",
-    "node_memcg_free_bp",
-    "active_mem_bp",
-    "inactive_mem_bp",
-    "node_eligible_mem_bp",
-)
+#: With which version of the tree a metric came, for those that are newer than the file.
+_METRICS_SINCE = {"hugepage_mem_bp": "next"}
+
+
+def _goal_metrics(kobj: damos_sysfs_quota_goal) -> tuple[str, ...]:
+    keywords = (metric.value for metric in damos_quota_goal_metric)
+    return tuple(keyword for keyword in keywords if kobj.tree.has(_METRICS_SINCE.get(keyword)))
 
 
 class damos_sysfs_quota_goal(kobject):
@@ -260,7 +263,7 @@ class damos_sysfs_quota_goal(kobject):
     __slots__ = ("current_value", "nid", "path", "target_metric", "target_value")
 
     default_attributes = (
-        keyword_attribute("target_metric", _GOAL_METRICS),
+        keyword_attribute("target_metric", _goal_metrics),
         ulong_attribute("target_value"),
         ulong_attribute("current_value"),
         int_attribute("nid", since="6.16"),
@@ -315,6 +318,7 @@ class damon_sysfs_quotas(kobject):
         "goals",
         "ms",
         "reset_interval_ms",
+        "weights",
     )
 
     default_attributes = (
@@ -322,7 +326,7 @@ class damon_sysfs_quotas(kobject):
         ulong_attribute("bytes", squash=True),
         ulong_attribute("reset_interval_ms", squash=True),
         read_only_attribute("effective_bytes"),
-        keyword_attribute("goal_tuner", ("consist", "temporal"), since="7.1"),
+        keyword_attribute("goal_tuner", tuple(tuner.value for tuner in damos_quota_goal_tuner), since="7.1"),
         uint_attribute("fail_charge_num", since="7.2", squash=True),
         uint_attribute("fail_charge_denom", since="7.2", squash=True),
     )
@@ -333,8 +337,9 @@ class damon_sysfs_quotas(kobject):
         self.effective_bytes = 0
         self.goal_tuner = "consist"
         self.fail_charge_num = self.fail_charge_denom = 0
+        self.weights = damon_sysfs_weights(tree)
         self.goals = damos_sysfs_quota_goals(tree)
-        self.add("weights", damon_sysfs_weights(tree))
+        self.add("weights", self.weights)
         self.add("goals", self.goals)
 
 
@@ -364,6 +369,7 @@ class damon_sysfs_scheme(kobject):
         "action",
         "apply_interval_us",
         "core_filters",
+        "dests",
         "filters",
         "ops_filters",
         "quotas",
@@ -385,6 +391,7 @@ class damon_sysfs_scheme(kobject):
         self.apply_interval_us = 0
         self.target_nid = -1
         self.access_pattern = damon_sysfs_access_pattern(tree)
+        self.dests = damos_sysfs_dests(tree)
         self.quotas = damon_sysfs_quotas(tree)
         self.watermarks = damon_sysfs_watermarks(tree)
         self.core_filters = damon_sysfs_scheme_filters(tree, _CORE_FILTER_TYPES)
@@ -393,7 +400,7 @@ class damon_sysfs_scheme(kobject):
         self.stats = damon_sysfs_stats(tree)
         self.tried_regions = damon_sysfs_scheme_regions(tree)
         self.add("access_pattern", self.access_pattern)
-        self.add("dests", damos_sysfs_dests(tree), since="6.17")
+        self.add("dests", self.dests, since="6.17")
         self.add("quotas", self.quotas)
         self.add("watermarks", self.watermarks)
         self.add("core_filters", self.core_filters, since="6.15")
@@ -421,67 +428,7 @@ class damon_sysfs_schemes(numbered_dirs):
         return scheme
 
 
-# Between the files and the schemes of a context.
-
-
-def damon_sysfs_refuse_goals(goals: damos_sysfs_quota_goals) -> None:
-    """Refuse goals that would have an effect; a goal with the target value 0 has none.
-
-    :raises OSError: EINVAL, naming the file.
-    """
-    for i in range(goals.nr):
-        goal = goals.at(i)
-        assert isinstance(goal, damos_sysfs_quota_goal)
-        if goal.target_value:
-            not_supported(goal, "target_value", f"a quota goal ({goal.target_metric} {goal.target_value})")
-
-
-def _refuse_what_has_no_effect(scheme: damon_sysfs_scheme) -> None:
-    if scheme.action != damos_action.DAMOS_STAT.value:
-        not_supported(scheme, "action", f"the action {scheme.action}")
-    quotas = scheme.quotas
-    if quotas.ms:
-        not_supported(quotas, "ms", "a time quota")
-    if quotas.bytes:
-        not_supported(quotas, "bytes", "a size quota")
-    damon_sysfs_refuse_goals(quotas.goals)
-    if scheme.watermarks.metric != "none":
-        not_supported(scheme.watermarks, "metric", f"the watermarks metric {scheme.watermarks.metric}")
-    for filters in (scheme.core_filters, scheme.ops_filters, scheme.filters):
-        if filters.nr:
-            not_supported(filters, "nr_filters", "a filter")
-
-
-def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme) -> damos:
-    """Make the scheme that the directory describes.
-
-    :raises OSError: EINVAL it asks for something that has no effect here.
-    """
-    _refuse_what_has_no_effect(scheme)
-    wanted = scheme.access_pattern
-    return damos(
-        pattern=damos_access_pattern(
-            min_sz_region=wanted.sz.min,
-            max_sz_region=wanted.sz.max,
-            min_nr_accesses=uint(wanted.nr_accesses.min),
-            max_nr_accesses=uint(wanted.nr_accesses.max),
-            min_age_region=uint(wanted.age.min),
-            max_age_region=uint(wanted.age.max),
-        ),
-        action=damos_action(scheme.action),
-        apply_interval_us=scheme.apply_interval_us,
-        max_nr_snapshots=scheme.stats.max_nr_snapshots,
-    )
-
-
-def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes) -> None:
-    """Add the schemes that the directories describe to ``ctx``.
-
-    :raises OSError: EINVAL one of them asks for something that has no effect here. (Kernel: ENOMEM whatever is wrong
-        in a scheme; the parts it can be wrong in have no effect here yet.)
-    """
-    for i in range(schemes.nr):
-        damon_add_scheme(ctx, damon_sysfs_mk_scheme(schemes.scheme(i)))
+# Results.
 
 
 def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
@@ -498,6 +445,12 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
         stats.sz_ops_filter_passed = s.stat.sz_ops_filter_passed
         stats.qt_exceeds = s.stat.qt_exceeds
         stats.nr_snapshots = s.stat.nr_snapshots
+
+
+def damon_sysfs_schemes_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
+    """Show the effective quotas of the schemes of ``ctx``; to be called in its kdamond."""
+    for i, s in enumerate(ctx.schemes[: schemes.nr]):
+        schemes.scheme(i).quotas.effective_bytes = s.quota.esz
 
 
 def damon_sysfs_schemes_clear_regions(schemes: damon_sysfs_schemes) -> None:

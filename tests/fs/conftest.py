@@ -30,6 +30,7 @@ class Session:
         self.machine = SimMachine(seed=1)
         for pid in (1, 141, 150):
             self.spawn(pid)
+        self.machine.memcgs["/foo"] = 2
         self.tree: damon_sysfs_tree = damon_sysfs_init(self.machine, abi)
 
     def spawn(self, pid: int) -> None:

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the directory ``schemes`` to the schemes of a context (the other half of ``mm/damon/sysfs-schemes.c``)."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+
+from kdamon.core import damon_add_scheme
+from kdamon.damon import (
+    damon_addr_range,
+    damon_ctx,
+    damon_size_range,
+    damos,
+    damos_access_pattern,
+    damos_action,
+    damos_filter,
+    damos_filter_type,
+    damos_migrate_dests,
+    damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
+    damos_quota_goal_tuner,
+    damos_watermarks,
+    damos_wmark_metric,
+)
+from kdamon.damos_filters import damos_add_filter
+from kdamon.damos_quota import damos_commit_quota_goals
+from kdamon.kernel import uint
+from kdamon.mm import Machine
+from kdamon_fs.kobject import kobject
+from kdamon_fs.sysfs_schemes import (
+    damon_sysfs_quotas,
+    damon_sysfs_scheme,
+    damon_sysfs_scheme_filter,
+    damon_sysfs_scheme_filters,
+    damon_sysfs_schemes,
+    damon_sysfs_watermarks,
+    damos_sysfs_dest,
+    damos_sysfs_dests,
+    damos_sysfs_quota_goal,
+    damos_sysfs_quota_goals,
+)
+
+__all__ = ["damon_sysfs_add_schemes", "damon_sysfs_mk_scheme", "damos_sysfs_set_quota_scores"]
+
+log = logging.getLogger("kdamon")
+
+_MEMCG_METRICS = (
+    damos_quota_goal_metric.DAMOS_QUOTA_NODE_MEMCG_USED_BP,
+    damos_quota_goal_metric.DAMOS_QUOTA_NODE_MEMCG_FREE_BP,
+)
+FindMachine = Callable[[], Machine]
+
+
+def _memcg_id(kobj: kobject, name: str, text: str, machine: FindMachine) -> int:
+    """The number of the memory cgroup that a file names; one newline at the end does not count.
+
+    :raises OSError: EINVAL there is none.
+    """
+    try:
+        return machine().memcg_id(text.removesuffix("\n"))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise OSError(errno.EINVAL, f"{kobj.location()}/{name}: {error.strerror}") from None
+
+
+# Quotas and goals.
+
+
+def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_goal:
+    metric = damos_quota_goal_metric(goal.target_metric)
+    if metric is damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP:
+        log.warning("%s: %s is 0 here, it is about physical address spaces", goal.location(), metric.value)
+    if metric in _MEMCG_METRICS:
+        _memcg_id(goal, "path", goal.path, machine)
+    return damos_quota_goal(
+        metric=metric,
+        target_value=goal.target_value,
+        current_value=goal.current_value,
+        nid=goal.nid,
+        memcg_path=goal.path.removesuffix("\n"),
+    )
+
+
+def _mk_goals(goals: damos_sysfs_quota_goals, machine: FindMachine) -> list[damos_quota_goal]:
+    """The goals; those with the target value 0 are none, as in the kernel."""
+    made = []
+    for i in range(goals.nr):
+        goal = goals.at(i)
+        assert isinstance(goal, damos_sysfs_quota_goal)
+        if goal.target_value:
+            made.append(_mk_goal(goal, machine))
+    return made
+
+
+def _mk_quota(quotas: damon_sysfs_quotas, machine: FindMachine) -> damos_quota:
+    weights = quotas.weights
+    return damos_quota(
+        reset_interval=quotas.reset_interval_ms,
+        ms=quotas.ms,
+        sz=quotas.bytes,
+        goals=_mk_goals(quotas.goals, machine),
+        goal_tuner=damos_quota_goal_tuner(quotas.goal_tuner),
+        weight_sz=weights.sz_permil,
+        weight_nr_accesses=weights.nr_accesses_permil,
+        weight_age=weights.age_permil,
+        fail_charge_num=quotas.fail_charge_num,
+        fail_charge_denom=quotas.fail_charge_denom,
+    )
+
+
+# Filters, watermarks, destinations.
+
+
+def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damos_filter:
+    f = damos_filter(damos_filter_type(made_of.type), made_of.matching, made_of.allow)
+    if f.type is damos_filter_type.DAMOS_FILTER_TYPE_MEMCG:
+        f.memcg_id = _memcg_id(made_of, "memcg_path", made_of.memcg_path, machine)
+    elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR:
+        if made_of.addr_end < made_of.addr_start:
+            raise OSError(errno.EINVAL, f"{made_of.location()}: addr_end is less than addr_start")
+        f.addr_range = damon_addr_range(made_of.addr_start, made_of.addr_end)
+    elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
+        f.target_idx = made_of.damon_target_idx
+    elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE:
+        if made_of.max < made_of.min:
+            raise OSError(errno.EINVAL, f"{made_of.location()}: max is less than min")
+        f.sz_range = damon_size_range(made_of.min, made_of.max)
+    return f
+
+
+def _add_filters(s: damos, filters: damon_sysfs_scheme_filters, machine: FindMachine) -> None:
+    for i in range(filters.nr):
+        made_of = filters.at(i)
+        assert isinstance(made_of, damon_sysfs_scheme_filter)
+        # By its type: the default type in core_filters makes a filter of the operations set, as in the kernel.
+        damos_add_filter(s, _mk_filter(made_of, machine))
+
+
+def _mk_wmarks(watermarks: damon_sysfs_watermarks) -> damos_watermarks:
+    return damos_watermarks(
+        metric=damos_wmark_metric(watermarks.metric),
+        interval=watermarks.interval_us,
+        high=watermarks.high,
+        mid=watermarks.mid,
+        low=watermarks.low,
+    )
+
+
+def _mk_dests(dests: damos_sysfs_dests) -> damos_migrate_dests:
+    made = damos_migrate_dests()
+    for i in range(dests.nr):
+        dest = dests.at(i)
+        assert isinstance(dest, damos_sysfs_dest)
+        made.node_id_arr.append(dest.id)
+        made.weight_arr.append(dest.weight)
+    return made
+
+
+# Schemes.
+
+
+def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> damos:
+    """Make the scheme that the directory describes.
+
+    :param machine: where memory cgroups are found, asked for when a scheme needs it.
+    :raises OSError: EINVAL a memory cgroup does not exist, or a range ends before it starts.
+    """
+    wanted = scheme.access_pattern
+    s = damos(
+        pattern=damos_access_pattern(
+            min_sz_region=wanted.sz.min,
+            max_sz_region=wanted.sz.max,
+            min_nr_accesses=uint(wanted.nr_accesses.min),
+            max_nr_accesses=uint(wanted.nr_accesses.max),
+            min_age_region=uint(wanted.age.min),
+            max_age_region=uint(wanted.age.max),
+        ),
+        action=damos_action(scheme.action),
+        apply_interval_us=scheme.apply_interval_us,
+        max_nr_snapshots=scheme.stats.max_nr_snapshots,
+        quota=_mk_quota(scheme.quotas, machine),
+        wmarks=_mk_wmarks(scheme.watermarks),
+        target_nid=scheme.target_nid,
+        migrate_dests=_mk_dests(scheme.dests),
+    )
+    for filters in (scheme.core_filters, scheme.ops_filters, scheme.filters):
+        _add_filters(s, filters, machine)
+    return s
+
+
+def _is_measured(s: damos) -> bool:
+    goals = (goal.metric for goal in s.quota.goals)
+    return s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or any(
+        metric is not damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT for metric in goals
+    )
+
+
+def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machine: FindMachine) -> None:
+    """Add the schemes that the directories describe to ``ctx``.
+
+    :param machine: where memory cgroups are found and metrics are measured, asked for when a scheme needs it.
+    :raises OSError: ENOMEM whatever is wrong in a scheme, as in the kernel; what ``machine`` raises.
+    """
+    for i in range(schemes.nr):
+        try:
+            s = damon_sysfs_mk_scheme(schemes.scheme(i), machine)
+        except OSError as error:
+            raise OSError(errno.ENOMEM if error.errno == errno.EINVAL else error.errno, error.strerror) from error
+        if _is_measured(s):
+            ctx.machine = machine()
+        damon_add_scheme(ctx, s)
+
+
+def damos_sysfs_set_quota_scores(schemes: damon_sysfs_schemes, ctx: damon_ctx, machine: FindMachine) -> None:
+    """Make the goals of the schemes of ``ctx`` those of the directories; to be called in its kdamond.
+
+    :raises OSError: EINVAL a memory cgroup does not exist; the goals of the schemes before are committed then.
+    """
+    for i, s in enumerate(ctx.schemes[: schemes.nr]):
+        damos_commit_quota_goals(s.quota, damos_quota(goals=_mk_goals(schemes.scheme(i).quotas.goals, machine)))
+        if _is_measured(s):
+            ctx.machine = ctx.machine or machine()
