@@ -50,7 +50,7 @@ CUT_RATIO = 10.0
 KEEP_RATIO = 4.0
 CHANGE_RATIO = 10.0
 #: Rounds of cuts when an aggregation interval ends: each can cut a region once.
-CUT_ROUNDS = 3
+CUT_ROUNDS = 2
 #: Reports that are looked at for cuts, of all regions and of one; what is left has its turn in later intervals.
 CUT_REPORTS = 1 << 14
 CUT_REPORTS_PER_REGION = 1 << 11
