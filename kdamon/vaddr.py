@@ -12,6 +12,7 @@ import logging
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from attrs import evolve
 
 from kdamon.core import damon_register_ops, damon_set_regions
@@ -30,7 +31,15 @@ from kdamon.damon import (
 )
 from kdamon.kernel import ALIGN, PAGE_SIZE, ULONG_MAX
 from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
-from kdamon.ops_common import damon_cold_score, damon_count_samples, damon_hot_score, damon_pick_samples
+from kdamon.ops_common import (
+    damon_cold_score,
+    damon_cold_scores,
+    damon_count_samples,
+    damon_hot_score,
+    damon_hot_scores,
+    damon_pick_samples,
+)
+from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 
 __all__ = [
@@ -41,6 +50,7 @@ __all__ = [
     "damon_va_prepare_access_checks",
     "damon_va_report_faults",
     "damon_va_scheme_score",
+    "damon_va_scheme_scores",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
@@ -253,6 +263,15 @@ def damon_va_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     return DAMOS_MAX_SCORE
 
 
+def damon_va_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
+    """:func:`damon_va_scheme_score` of every region of a table, shape (n,)."""
+    if s.action in {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_MIGRATE_COLD}:
+        return damon_cold_scores(ctx, regions, s)
+    if s.action is damos_action.DAMOS_MIGRATE_HOT:
+        return damon_hot_scores(ctx, regions, s)
+    return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)
+
+
 _vaddr_ops = damon_operations(
     id=damon_ops_id.DAMON_OPS_VADDR,
     init=damon_va_init,
@@ -262,6 +281,7 @@ _vaddr_ops = damon_operations(
     report_faults=damon_va_report_faults,
     eligible_report=damon_va_eligible_report,
     get_scheme_score=damon_va_scheme_score,
+    get_scheme_scores=damon_va_scheme_scores,
     apply_scheme=damon_va_apply_scheme,
     target_valid=damon_va_target_valid,
     target_has_pid=True,
