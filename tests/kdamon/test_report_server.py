@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -40,6 +41,7 @@ from kdamon.reports import report_array
 from tests.kdamon.harness import SteppedClock, eventually, stopped
 from tests.kdamon.reporter import Reporter, compile_c
 
+SOAK = int(os.environ.get("KDAMON_SOAK", "0"))
 PID = 4_194_305  # no process has this number
 NOBODY = 65534
 OTHER = 65533
@@ -581,3 +583,48 @@ def test_a_server_may_be_started_again(public: Path) -> None:
             client.report(report_array(1, pid=PID))
             received(server, n)
     server.close()
+
+
+# Any moment.
+
+
+@pytest.mark.timeout(180 + 5 * SOAK)
+def test_producers_that_are_killed_at_any_moment(server: ReportServer, program: Path) -> None:
+    """Also while they connect or write: their rings are read and freed, and all that is told adds up."""
+    rng = np.random.default_rng(5)
+    for _ in range(SOAK or 10):
+        command = [program, server.path, "4096"]
+        producer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert producer.stdin is not None
+        producer.stdin.write(f"flood {PID} 1000000000\n")
+        producer.stdin.flush()
+        time.sleep(float(rng.choice([0, 0.001, 0.003, 0.02])))
+        producer.kill()
+        producer.communicate()
+    with Reporter(program, server.path) as c:
+        c.ask("report", PID, 0, 1, 10)
+    eventually(lambda: alone(server), "the end of all producers")
+    counters = server.counters()
+    assert (0, 0, 0) == (counters.malformed, counters.not_permitted, counters.resyncs)
+    # Each may have died between writing a record and counting it, or the other way round.
+    assert abs(counters.sent - counters.dropped - counters.received) <= (SOAK or 10)
+
+
+@pytest.mark.timeout(180 + 5 * SOAK)
+def test_servers_that_are_killed_at_any_moment(public: Path, program: Path) -> None:
+    """Producers notice, live on, and find the next server."""
+    rng = np.random.default_rng(6)
+    for _ in range(SOAK or 4):
+        process = serve(public / "reports")
+        with Reporter(program, public / "reports", capacity=4096) as c:
+            c.say("flood", PID, 3_000_000)
+            time.sleep(float(rng.choice([0, 0.002, 0.01])))
+            process.kill()
+            process.communicate()
+            taken = int(c._line())
+            sent, dropped = c.ask_all("counters")
+            assert (3_000_000, 3_000_000 - taken) == (sent, dropped)
+            eventually(lambda c=c: not c.ask("connected"), "the news")
+            assert 0 == c.ask("close")
+    for name in ("reports", "reports.lock"):
+        (public / name).unlink()
