@@ -269,15 +269,44 @@ def best_cuts(addr: U64, upto: F64, start: U64, end: U64, unit: int) -> tuple[F6
     if not len(rows):
         return ratio, at
     start, end, first, behind = start[rows], end[rows], first[rows], behind[rows]
-    reports = spread(first, behind - first)
-    row = np.arange(len(rows)).repeat(behind - first)
-    heads = (behind - first).cumsum() - (behind - first)
-    # Before each report is a gap, which begins behind the page before. Single precision finds the best of them.
+    report, dense, best = _best_gaps(addr, upto, (start, end), (first, behind), unit)
+    address = np.where(dense, addr[np.maximum(report, 1) - 1] + np.uint64(unit), addr[report])
+    left, n, size = upto[report] - upto[first], upto[behind] - upto[first], (end - start).astype(np.float64)
+    # Behind the last report is one more gap.
+    last = addr[behind - 1] + np.uint64(unit)
+    tail = _cut_likelihood(
+        n, n, np.minimum((last - start).astype(np.float64), size), size, np.ones(len(rows), np.bool_)
+    )
+    use_tail = (tail > best) & (last < end)
+    address, left, dense = np.where(use_tail, last, address), np.where(use_tail, n, left), dense | use_tail
+    offset = address - start
+    offset -= offset % np.uint64(unit)
+    # What it is worth in double precision, where the page's edge is.
+    valid = (offset > 0) & (offset < end - start) & (use_tail | np.isfinite(best))
+    cut = np.where(valid, offset.astype(np.float64), size / 2)
+    exact = _cut_likelihood(left, n, cut, size, dense) - log_likelihood(np.maximum(n - 1, 0), size)
+    ratio[rows] = np.where(valid, exact, 0)
+    at[rows] = start + offset
+    return ratio, at
+
+
+def _best_gaps(addr: U64, upto: F64, region: tuple[U64, U64], place: Place, unit: int) -> tuple[Rows, Mask, F32]:
+    """In which of the gaps before reports each region is best cut, in single precision.
+
+    :param region: starts and ends, of shape (m,).
+    :param place: their reports, two at least of each.
+    :returns: the report behind the gap; whether what lies before the gap is denser, so that the cut is to be at the
+        gap's beginning and not at its end; the log likelihood, -inf where no cut is possible. All of shape (m,).
+    """
+    start, (first, behind) = region[0], place
+    counts = behind - first
+    reports, row, heads = spread(first, counts), np.arange(len(counts)).repeat(counts), counts.cumsum() - counts
     gap_end = (addr[reports] - start[row]).astype(np.float32)
+    # A gap begins behind the page before, the first one with the region.
     gap_start = np.empty_like(gap_end)
     gap_start[1:] = gap_end[:-1] + np.float32(unit)
     gap_start[heads] = 0
-    size, n = (end - start).astype(np.float32)[row], (upto[behind] - upto[first]).astype(np.float32)[row]
+    size, n = (region[1] - start).astype(np.float32)[row], (upto[behind] - upto[first]).astype(np.float32)[row]
     left = (upto[reports] - upto[first][row]).astype(np.float32)
     middle = (gap_start + gap_end) / np.float32(2)
     left_dense = left * (size - middle) > (n - left) * middle
@@ -286,30 +315,8 @@ def best_cuts(addr: U64, upto: F64, start: U64, end: U64, unit: int) -> tuple[F6
     found[(gap_start > gap_end) | (cut <= 0) | (cut >= size)] = -np.inf
     best = np.maximum.reduceat(found, heads)
     where = np.nonzero(found == best[row])[0]
-    where = where[np.searchsorted(row[where], np.arange(len(rows)))]
-    address = np.where(
-        left_dense[where], addr[np.maximum(reports[where], 1) - 1] + np.uint64(unit), addr[reports[where]]
-    )
-    left_n = upto[reports[where]] - upto[first]
-    dense = left_dense[where]
-    # And behind the last report is one more.
-    last = addr[behind - 1] + np.uint64(unit)
-    total, sizes = upto[behind] - upto[first], (end - start).astype(np.float64)
-    last_offset = np.minimum((last - start).astype(np.float64), sizes)
-    tail = _cut_likelihood(total, total, last_offset, sizes, np.ones(len(rows), np.bool_))
-    use_tail = (tail > best) & (last < end)
-    address = np.where(use_tail, last, address)
-    offset = address - start
-    offset -= offset % np.uint64(unit)
-    # Once more with what the rounded address and double precision make of it.
-    offsets = offset.astype(np.float64)
-    left_n, dense = np.where(use_tail, total, left_n), dense | use_tail
-    valid = (offset > 0) & (offset < end - start) & (use_tail | np.isfinite(best))
-    offsets = np.where(valid, offsets, sizes / 2)
-    exact = _cut_likelihood(left_n, total, offsets, sizes, dense) - log_likelihood(np.maximum(total - 1, 0), sizes)
-    ratio[rows] = np.where(valid, exact, 0)
-    at[rows] = start + offset
-    return ratio, at
+    where = where[np.searchsorted(row[where], np.arange(len(counts)))]  # the first one of each region
+    return reports[where], left_dense[where], best
 
 
 def _cut_likelihood(left: Any, n: Any, cut: Any, size: Any, left_dense: Mask) -> Any:
