@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kernel's own unit tests of the core (``mm/damon/tests/core-kunit.h``), with their names and numbers.
 
-Cases about quotas, filters, goals, watermarks and probes are not here: those are not in the port yet. A C test that
-looks at list pointers looks at rows here.
+Those about schemes are in test_damos_kunit.py; probes are not in the port yet. A C test that looks at list pointers
+looks at rows here.
 """
 
 from __future__ import annotations
@@ -48,12 +48,8 @@ from kdamon.damon import (
     damon_nr_samples_per_aggr,
     damon_operations,
     damon_ops_id,
-    damos,
-    damos_access_pattern,
-    damos_action,
     damos_walk_control,
 )
-from kdamon.damos import damon_commit_schemes
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 from kdamon.regions import damon_regions
 from tests.kdamon.model import Region
@@ -283,18 +279,6 @@ def test_nr_accesses_mvsum(passed: int, next_sis: int, nr_accesses: int, last: i
     ctx.attrs = damon_attrs(sample_interval=1, aggr_interval=10)
     ctx.passed_sample_intervals, ctx.next_aggregation_sis = passed, next_sis
     assert [expected] == damon_nr_accesses_mvsum(ctx.adaptive_targets[0].regions, ctx).tolist()
-
-
-def test_commit_pageout() -> None:
-    dst, src = damon_new_ctx(), damon_new_ctx()
-    dst.schemes = [damos(damos_access_pattern(1, 2, 3, 4, 5, 6), damos_action.DAMOS_PAGEOUT, 1_000_000)]
-    src.schemes = [damos(damos_access_pattern(2, 3, 4, 5, 6, 7), damos_action.DAMOS_PAGEOUT, 2_000_000)]
-    kept = dst.schemes[0]
-    damon_commit_schemes(dst, src)
-    assert [kept] == dst.schemes
-    assert damos_access_pattern(2, 3, 4, 5, 6, 7) == kept.pattern
-    assert kept.pattern is not src.schemes[0].pattern
-    assert (damos_action.DAMOS_PAGEOUT, 2_000_000) == (kept.action, kept.apply_interval_us)
 
 
 def test_commit_target_regions() -> None:

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Quota goals: what Linux 7.2 answered to scores, window by window, and what becomes of metrics.
+
+Each case is the quota and, for each setting of the goals, the effective quotas of one window after another. Where a
+window changed the tuned size by less than a byte, how many there were comes from what was read afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from kdamon.core import damon_add_scheme
+from kdamon.damon import (
+    damon_ctx,
+    damos,
+    damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
+    damos_quota_goal_tuner,
+)
+from kdamon.damos_quota import damos_adjust_quota, damos_quota_score
+from kdamon.kernel import ULONG_MAX
+from kdamon.mm.sim import SimMachine
+from kdamon.regions import damon_regions
+from tests.kdamon.tables import ctx_of
+
+Metric = damos_quota_goal_metric
+TEMPORAL = damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_TEMPORAL
+DOUBLES = [2**n for n in range(1, 19)]
+MOST = ULONG_MAX // 10000
+
+#: Name, quota, targets of the goals, then their current values and the effective quotas that followed.
+CASES = [
+    ("zero doubles", {}, [10000], [([0], DOUBLES)]),
+    (
+        "ramp",
+        {},
+        [10000],
+        [
+            ([0], DOUBLES[:9]),
+            ([5000], [768, 1152, 1728, 2592, 3888]),
+            ([9000], [4276, 4704, 5174, 5692]),
+            ([9999], [5692, 5693, 5694, 5694, 5695]),
+            ([10000], [5695]),
+            ([10001], [5694, 5694, 5693, 5692, 5692]),
+            ([11000], [5123, 4610, 4149, 3734]),
+            ([15000], [1867, 933, 466, 233]),
+            ([19999], [1]),
+            ([20000], [1]),
+            ([30000], [1]),
+            ([0], DOUBLES[:8]),
+        ],
+    ),
+    (
+        "small target",
+        {},
+        [2],
+        [([0], DOUBLES[:5]), ([1], [48, 72, 108, 162, 243, 364]), ([2], [364]), ([3], [182, 91, 45, 22, 11])],
+    ),
+    (
+        "of two goals the higher score",
+        {},
+        [10000, 100],
+        [
+            ([0, 0], DOUBLES[:4]),
+            ([5000, 0], [24]),
+            ([5000, 100], [24]),
+            ([5000, 150], [12, 6, 3, 1]),
+            ([0, 200], [1]),
+            ([10000, 0], [1]),
+            ([0, 0], DOUBLES[:5]),
+        ],
+    ),
+    (
+        "capped at 1000",
+        {"sz": 1000},
+        [10000],
+        [([0], [*DOUBLES[:9], 1000]), ([15000], [512, 256, 128]), ([0], [256, 512, 1000])],
+    ),
+    ("capped at 64", {"sz": 64}, [10000], [([0], DOUBLES[:6])]),
+    ("below what 10 ms allow", {"ms": 10}, [10000], [([0], DOUBLES[:14]), ([15000], DOUBLES[12:5:-1])]),
+    ("10 ms without a goal", {"ms": 10}, [], [([], [41943040])]),
+    ("bytes without a goal", {"sz": 12345}, [], [([], [12345])]),
+    ("huge current values", {}, [10000], [([2**63], [1]), ([ULONG_MAX], [1]), ([10**15], [1])]),
+    (
+        "temporal",
+        {"goal_tuner": TEMPORAL},
+        [10000],
+        [
+            ([0], [MOST]),
+            ([5000], [MOST]),
+            ([9999], [MOST]),
+            ([10000], [0]),
+            ([10001], [0]),
+            ([20000], [0]),
+            ([0], [MOST]),
+        ],
+    ),
+    (
+        "consistent",
+        {},
+        [10000],
+        [
+            ([0], DOUBLES[:7]),
+            ([5000], [192, 288, 432, 648]),
+            ([9999], [648] * 5),
+            ([10001], [648] * 4),
+            ([20000], [1]),
+            ([0], DOUBLES[:3]),
+        ],
+    ),
+    (
+        "temporal, capped at 1000",
+        {"goal_tuner": TEMPORAL, "sz": 1000},
+        [10000],
+        [([0], [1000]), ([9999], [1000]), ([10000], [0]), ([0], [1000])],
+    ),
+    ("temporal with 10 ms", {"goal_tuner": TEMPORAL, "ms": 10}, [10000], [([0], [41943040]), ([10000], [0])]),
+    (
+        "temporal, two goals",
+        {"goal_tuner": TEMPORAL},
+        [10000, 100],
+        [([0, 0], [MOST]), ([10000, 0], [0]), ([0, 100], [0]), ([0, 0], [MOST])],
+    ),
+]
+
+
+def quota_ctx(goals: list[damos_quota_goal], machine: SimMachine | None = None, **quota: object) -> damon_ctx:
+    """A context with a scheme of such a quota."""
+    ctx = ctx_of(damon_regions([0], [4096]))
+    ctx.machine = machine
+    s = damos(quota=damos_quota(reset_interval=300, goals=goals))
+    for name, value in quota.items():
+        setattr(s.quota, name, value)
+    damon_add_scheme(ctx, s)
+    return ctx
+
+
+def window(ctx: damon_ctx) -> int:
+    """Begin the next charge window; returns its effective quota."""
+    s = ctx.schemes[0]
+    ctx.deadline += 300_000_000
+    damos_adjust_quota(ctx, s)
+    return s.quota.esz
+
+
+@pytest.mark.parametrize(("quota", "targets", "steps"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_measured_effective_quotas(
+    quota: dict[str, object], targets: list[int], steps: list[tuple[list[int], list[int]]]
+) -> None:
+    ctx = quota_ctx([damos_quota_goal(target_value=value) for value in targets], **quota)
+    for currents, expected in steps:
+        for goal, current in zip(ctx.schemes[0].quota.goals, currents, strict=True):
+            goal.current_value = current
+        assert (currents, expected) == (currents, [window(ctx) for _ in expected])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "target", "expected"),
+    [
+        ("node_mem_used_bp", 220, 10000, [1, 3, 7, 15, 30, 59, 118]),
+        ("active_mem_bp", 3000, 1, [1, 1, 1]),
+        ("some_mem_psi_us", 0, 1000, [2, 4, 8, 16, 32]),
+    ],
+)
+def test_measured_effective_quotas_by_metric(name: str, values: int, target: int, expected: list[int]) -> None:
+    machine = SimMachine()
+    machine.metrics[name] = values
+    ctx = quota_ctx([damos_quota_goal(Metric(name), target)], machine)
+    assert expected == [window(ctx) for _ in expected]
+
+
+def test_stall_time_counts_from_one_window_to_the_next() -> None:
+    """What was before the first one is taken for just right."""
+    machine = SimMachine()
+    ctx = quota_ctx([damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 1000)], machine)
+    (goal,) = ctx.schemes[0].quota.goals
+    seen = []
+    for total in (5_000_000, 5_000_500, 5_002_500, 5_002_500):
+        machine.metrics["some_mem_psi_us"] = total
+        window(ctx)
+        seen.append(goal.current_value)
+    assert [1000, 500, 2000, 0] == seen
+
+
+@pytest.mark.parametrize(
+    ("name", "nid", "path", "value"),
+    [
+        ("node_mem_used_bp", 0, "", 6000),
+        ("node_mem_free_bp", 0, "", 4000),
+        ("node_mem_used_bp", 1, "", 0),
+        ("node_mem_free_bp", -1, "", 10000),
+        ("node_memcg_used_bp", 0, "/", 1000),
+        ("node_memcg_free_bp", 0, "/gone", 10000),
+        ("active_mem_bp", 0, "", 3000),
+        ("inactive_mem_bp", 0, "", 7000),
+        ("hugepage_mem_bp", 0, "", 500),
+        ("node_eligible_mem_bp", 0, "", 0),
+    ],
+)
+def test_metrics_are_measured_on_the_machine(name: str, nid: int, path: str, value: int) -> None:
+    ctx = quota_ctx([damos_quota_goal(Metric(name), 10000, 77, nid, path)], SimMachine())
+    assert value == damos_quota_score(ctx, ctx.schemes[0].quota)
+    assert value == ctx.schemes[0].quota.goals[0].current_value
+
+
+def test_what_cannot_be_measured_changes_nothing_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    machine = SimMachine()
+    ctx = quota_ctx([damos_quota_goal(Metric.DAMOS_QUOTA_ACTIVE_MEM_BP, 6000)], machine)
+    assert [1, 2, 3] == [window(ctx) for _ in range(3)]
+    del machine.metrics["active_mem_bp"]
+    with caplog.at_level(logging.WARNING, "kdamon"):
+        assert [3, 3, 3] == [window(ctx) for _ in range(3)]
+    assert 1 == len(caplog.records)
