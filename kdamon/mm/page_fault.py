@@ -170,7 +170,6 @@ class PageFaultSpace(ProcessSpace):
     :param files: becomes this object's; :meth:`close` closes it.
     :param pidfd: the process; stays the caller's.
     :param pid: its number (not that of a thread of it).
-    :param pidfd: the same; stays the caller's.
     """
 
     def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int, pidfd: int) -> None:

@@ -71,7 +71,7 @@ class ProcessSpace:
     :param pidfd: the process; stays the caller's.
     """
 
-    def __init__(self, files: ProcessFiles, pidfd: int = -1) -> None:
+    def __init__(self, files: ProcessFiles, pidfd: int) -> None:
         self._files = files
         self._pidfd = pidfd
         self._lock = threading.Lock()

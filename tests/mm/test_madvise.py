@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -55,6 +56,25 @@ def test_the_first_refused_range_is_told(adviser: Adviser, bad: int) -> None:
     sizes = np.where(np.arange(2000) % 3 == 0, 2 * PAGE, PAGE).astype(np.uint64)
     starts[bad] = 1 << 46
     assert adviser.advise(starts, sizes, MADV_COLD) == (bad, errno.ENOMEM)
+    memory.close()
+
+
+def test_each_range_that_can_be_is_taken(adviser: Adviser) -> None:
+    """Behind a locked mapping, which is tried once, and behind a hole it goes on."""
+    memory, base = _memory(40)
+    libc = ctypes.CDLL(None)
+    assert libc.mlock(ctypes.c_void_p(base + 10 * PAGE), ctypes.c_size_t(10 * PAGE)) == 0
+    starts = np.uint64(base) + np.arange(40, dtype=np.uint64) * np.uint64(PAGE)
+    starts[-1] = 1 << 46
+    asked = []
+
+    def refused(addr: int) -> int:
+        asked.append((addr - base) // PAGE)
+        return base + 20 * PAGE
+
+    taken = adviser.advise_each(starts, np.full(40, PAGE, dtype=np.uint64), MADV_COLD, refused)
+    assert np.flatnonzero(~taken).tolist() == [*range(10, 20), 39]
+    assert asked == [10]
     memory.close()
 
 

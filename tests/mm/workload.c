@@ -162,11 +162,13 @@ static void prepare(const char *name, const char *path)
 {
 	size_t size = pages * PAGE;
 
-	if (!strcmp(name, "thp")) {
+	if (!strcmp(name, "thp") || !strcmp(name, "small")) {
 		memory = anonymous(size + HUGE, MAP_PRIVATE);
 		memory = (char *)(((uintptr_t)memory + HUGE - 1) & ~(HUGE - 1));
-		madvise(memory, size, MADV_HUGEPAGE);
+		madvise(memory, size, !strcmp(name, "thp") ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 		memset(memory, 1, size);
+		/* Small pages, that may become huge ones. */
+		madvise(memory, size, MADV_HUGEPAGE);
 	} else if (!strcmp(name, "shmem")) {
 		memory = anonymous(size, MAP_SHARED);
 		memset(memory, 1, size);

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What actions do to the memory of real processes, and what they say that they did."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kdamon.mm import AddressSpace, U64Array
+from kdamon.mm.advice import Advice
+from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.page_table import PageTableSpace
+from kdamon.mm.process import ProcessFiles
+from tests.mm.workload import Workload
+
+PAGE = 4096
+HUGE = 1 << 21
+PAGES = 4096
+SIZE = PAGES * PAGE
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "workload_script.py"
+#: Pages that may sit in a CPU's LRU batch, where advice does not find them.
+IN_BATCHES = 64
+
+ACTIONS = ["pageout", "cold", "willneed", "collapse"]
+EVERYTHING = np.array([[0, 1 << 47]], np.uint64)
+
+
+@contextmanager
+def space_of(machine: LinuxMachine, pid: int) -> Iterator[AddressSpace]:
+    task = machine.get_task(pid)
+    try:
+        mm = task.get_mm()
+        assert mm is not None
+        yield mm
+    finally:
+        task.put()
+
+
+def pages(work: Workload, first: int, last: int) -> U64Array:
+    """Pages [first, last) of the workload's memory, as a range."""
+    return np.array([[work.base + first * PAGE, work.base + last * PAGE]], np.uint64)
+
+
+def present(work: Workload, first: int = 0, last: int = PAGES) -> npt.NDArray[np.bool_]:
+    """Which pages are mapped, as the pagemap has it."""
+    with open(f"/proc/{work.pid}/pagemap", "rb", buffering=0) as pagemap:
+        entries = os.pread(pagemap.fileno(), 8 * (last - first), (work.base // PAGE + first) * 8)
+    return np.frombuffer(entries, np.uint64) >> np.uint64(63) != 0
+
+
+def accessed(machine: LinuxMachine, work: Workload, first: int, last: int) -> int:
+    """How many pages have their accessed bit set."""
+    with space_of(machine, work.pid) as mm:
+        assert isinstance(mm, PageTableSpace)
+        addrs = np.arange(work.base + first * PAGE, work.base + last * PAGE, PAGE, dtype=np.uint64)
+        return int(np.count_nonzero(mm.young(addrs)))
+
+
+def smaps(work: Workload, field: str) -> int:
+    """A field of the mapping at the workload's memory, bytes."""
+    text = Path(f"/proc/{work.pid}/smaps").read_text(encoding="utf-8", errors="replace")
+    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text):
+        start, end = (int(number, 16) for number in mapping.split(" ", 1)[0].split("-"))
+        if start <= work.base < end:
+            found = re.search(rf"^{field}: +([0-9]+) kB$", mapping, re.MULTILINE)
+            assert found is not None
+            return int(found[1]) * 1024
+    raise AssertionError("the workload's memory is not mapped")
+
+
+def major_faults(work: Workload) -> int:
+    return int(Path(f"/proc/{work.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[9])
+
+
+@pytest.fixture(name="data")
+def _data(directory: Path) -> Path:
+    """A file with what 'w' orders write, on the disk and not in memory."""
+    contents = np.zeros((PAGES, PAGE), np.uint8)
+    contents[:, 128] = (np.arange(PAGES) * 7 + 3) % 256
+    path = directory / "data"
+    path.write_bytes(contents.tobytes())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+# Pageout and willneed.
+
+
+@pytest.mark.parametrize("kind", ["file", "readonly"])
+def test_a_cold_half_is_paged_out_and_comes_back(machine: LinuxMachine, program: Path, data: Path, kind: str) -> None:
+    """Of a mapped file; the other half stays, nothing changes, and what comes back is there before it is touched."""
+    half = PAGES // 2
+    with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        rss = smaps(work, "Rss")
+        out = mm.advise("pageout", pages(work, 0, half))
+        assert out == rss - smaps(work, "Rss") == PAGE * np.count_nonzero(~present(work))
+        assert out >= (half - IN_BATCHES) * PAGE
+        assert present(work, half).all()
+        assert mm.advise("pageout", pages(work, 0, half)) <= IN_BATCHES * PAGE
+
+        back = mm.advise("willneed", pages(work, 0, half))
+        assert back >= (half - IN_BATCHES) * PAGE
+        assert mm.advise("willneed", pages(work, 0, half)) == 0
+        before = major_faults(work)
+        assert work.spoilt(range(PAGES)) == 0
+        assert present(work).all()
+        assert major_faults(work) == before
+
+
+def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
+    machine: LinuxMachine, program: Path, data: Path
+) -> None:
+    """The kernel unmaps them and keeps them in memory: that does not count."""
+    with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        rss = smaps(work, "Rss")
+        out = mm.advise("pageout", pages(work, 0, PAGES))
+        assert out <= rss - smaps(work, "Rss")
+        assert work.spoilt(range(PAGES)) == 0
+        with data.open("rb") as file:
+            os.fsync(file.fileno())
+        work.order("r", range(PAGES))
+        assert mm.advise("pageout", pages(work, 0, PAGES)) >= SIZE - IN_BATCHES * PAGE
+        assert work.spoilt(range(PAGES)) == 0
+
+
+@pytest.mark.parametrize("kind", ["anon", "thp", "shmem"])
+def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, kind: str) -> None:
+    """Without swap nothing is paged out, and no huge page is split; with it, what is told is in swap."""
+    with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        huge = smaps(work, "AnonHugePages")
+        out = mm.advise("pageout", pages(work, 0, PAGES))
+        if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1:
+            assert out == smaps(work, "Swap") > 0
+        else:
+            assert out == 0
+            assert smaps(work, "AnonHugePages") == huge
+        assert work.spoilt(range(PAGES)) == 0
+
+
+def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Path) -> None:
+    if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) < 2:
+        pytest.skip("kernel lacks: swap")
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        assert mm.advise("pageout", pages(work, 0, PAGES // 2)) > 0
+        mm.advise("willneed", pages(work, 0, PAGES // 2))
+        assert work.spoilt(range(PAGES)) == 0
+        assert present(work).all()
+
+
+# Cold.
+
+
+@pytest.mark.parametrize("kind", ["anon", "thp", "shmem", "file"])
+def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: Path, data: Path, kind: str) -> None:
+    half = PAGES // 2
+    with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        assert accessed(machine, work, 0, half) > half - IN_BATCHES
+        told = mm.advise("cold", pages(work, 0, half))
+        assert told == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
+        assert accessed(machine, work, half, PAGES) > half - IN_BATCHES
+        assert work.spoilt(range(PAGES)) == 0
+
+
+def test_cold_of_a_python_program(machine: LinuxMachine) -> None:
+    with Workload([sys.executable, SCRIPT], "anon", 512) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(512))
+        assert mm.advise("cold", pages(work, 0, 512)) >= (512 - IN_BATCHES) * PAGE
+        assert accessed(machine, work, 0, 512) <= IN_BATCHES
+
+
+def test_pages_that_others_map_stay_accessed_and_do_not_count(machine: LinuxMachine, program: Path) -> None:
+    with Workload([program], "fork", PAGES) as work, space_of(machine, work.pid) as mm:
+        work.order("r", range(PAGES))
+        told = mm.advise("cold", pages(work, 0, PAGES))
+        assert told == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
+
+
+# Collapse.
+
+
+def test_collapse_makes_huge_pages(machine: LinuxMachine, program: Path) -> None:
+    """Whole ones within the range; what was huge before does not count."""
+    with Workload([program], "small", PAGES) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        assert smaps(work, "AnonHugePages") == 0
+        told = mm.advise("collapse", pages(work, 1, PAGES // 2))
+        assert told == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
+        told = mm.advise("collapse", pages(work, 0, PAGES))
+        assert told == SIZE // 2 + HUGE
+        assert smaps(work, "AnonHugePages") == SIZE
+        assert mm.advise("collapse", pages(work, 0, PAGES)) == 0
+        assert work.spoilt(range(PAGES)) == 0
+
+
+def test_memory_that_shall_have_no_huge_pages_gets_none(machine: LinuxMachine, program: Path) -> None:
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        assert mm.advise("collapse", pages(work, 0, PAGES)) == 0
+        assert smaps(work, "AnonHugePages") == 0
+
+
+# What is left out.
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_locked_memory_is_left_alone(machine: LinuxMachine, program: Path, action: str) -> None:
+    """And does not keep the advice from what comes before and after it."""
+    with Workload([program], "mlock", PAGES) as work, space_of(machine, work.pid) as mm:
+        work.order("w", range(PAGES))
+        young = accessed(machine, work, 0, PAGES)
+        assert mm.advise(action, pages(work, 0, PAGES)) == 0
+        around = mm.advise(action, EVERYTHING)
+        assert around > 0 or action != "cold"
+        assert present(work).all()
+        assert accessed(machine, work, 0, PAGES) > young - IN_BATCHES
+        assert work.spoilt(range(PAGES)) == 0
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_holes_and_wrong_addresses_are_left_out(machine: LinuxMachine, program: Path, data: Path, action: str) -> None:
+    """Addresses of nobody and of the kernel, before and after a mapping that is not page-aligned in 2 MiB."""
+    with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        with space_of(machine, work.pid) as other:
+            assert other.advise(action, np.empty((0, 2), np.uint64)) == 0
+        assert mm.advise(action, np.array([[0, PAGE], [1 << 46, (1 << 46) + HUGE]], np.uint64)) == 0
+        top = (1 << 64) - PAGE
+        assert mm.advise(action, np.array([[1 << 47, top]], np.uint64)) == 0
+        assert mm.advise(action, np.array([[0, work.base], [work.base, top]], np.uint64)) >= 0
+        assert work.spoilt(range(PAGES)) == 0
+
+
+def test_more_than_two_gib_are_advised(machine: LinuxMachine, program: Path) -> None:
+    """The kernel would cut a single call off; and what is only reserved costs nothing."""
+    many = 3 << 18
+    with Workload([program], "untouched", many) as work, space_of(machine, work.pid) as mm:
+        touched = [0, 1, 1000, many // 2, many - 512, many - 1]
+        work.order("w", touched)
+        assert mm.advise("cold", pages(work, 0, many)) <= len(touched) * PAGE
+        work.order("w", range(many - 2000, many))
+        assert mm.advise("cold", pages(work, 0, many)) >= (2000 - IN_BATCHES) * PAGE
+        assert accessed(machine, work, many - 2000, many) <= IN_BATCHES
+        assert work.spoilt(touched) == 0
+
+
+# Processes that change meanwhile, and those that may not be touched.
+
+
+def _space_in_steps(work: Workload) -> tuple[ProcessFiles, Advice]:
+    directory = os.open(f"/proc/{work.pid}", os.O_RDONLY | os.O_DIRECTORY)
+    files = ProcessFiles(directory)
+    os.close(directory)
+    return files, Advice(files, pidfd_open(work.pid))
+
+
+@pytest.mark.parametrize("action", ["pageout", "cold", "collapse"])
+@pytest.mark.parametrize("end", ["exec", "exit", "unmap"])
+def test_a_process_that_changes_midway_is_no_error(program: Path, action: str, end: str) -> None:
+    """What was mapped is gone between two steps, of which there is one for each gibibyte with anything in it."""
+    with Workload([program], "anon", PAGES) as work:
+        files, advice = _space_in_steps(work)
+        steps = advice.apply(action, EVERYTHING)
+        next(steps)
+        if end == "exec":
+            work.send("x")
+            work.greet()
+        elif end == "exit":
+            work.process.kill()
+            work.process.wait()
+        else:
+            work.order("u")
+        left = sum(steps)
+        if end == "unmap":
+            assert left < SIZE
+        else:
+            assert left == 0
+            assert list(advice.apply(action, EVERYTHING)) == []
+        files.close()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: Path, action: str) -> None:
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        work.process.kill()
+        work.process.wait()
+        assert mm.advise(action, EVERYTHING) == 0
+
+
+def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
+    with space_of(machine, os.getpid()) as mm, pytest.raises(OSError, match="use another action") as caught:
+        mm.advise("hugepage", EVERYTHING)
+    assert caught.value.errno == errno.EOPNOTSUPP
+
+
+UNPRIVILEGED = """
+import errno, os, sys
+import numpy as np
+from kdamon.mm.advice import Advice
+from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.process import ProcessFiles
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+pid = int(sys.argv[1])
+files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
+for action in ("pageout", "cold", "willneed", "collapse"):
+    try:
+        sum(Advice(files, pidfd_open(pid)).apply(action, np.array([[0, 1 << 47]], np.uint64)))
+        print("was done")
+    except OSError as error:
+        print(action, errno.errorcode[error.errno], error.strerror)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_who_may_not_is_told_what_is_missing(program: Path) -> None:
+    """For a process of the same user that has no capability: a sentence for each action."""
+    with Workload([program], "anon", PAGES, user=65534) as work:
+        pid = str(work.pid)
+        said = subprocess.run(
+            [sys.executable, "-c", UNPRIVILEGED, pid],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+    assert len(said) == len(ACTIONS)
+    for action, line in zip(ACTIONS, said, strict=True):
+        assert line == (
+            f"{action} EPERM {action} on another process's memory needs CAP_SYS_NICE; run as root or give that "
+            "capability"
+        )
