@@ -122,21 +122,26 @@ def test_a_recording_shows_what_was_hot(tmp_path: Path, capsys: pytest.CaptureFi
     assert counters["accepted"] == counters["applied"]
 
 
-def test_the_same_file_gives_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["--density"]])
+def test_the_same_file_gives_the_same_bytes(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also in another process, and whatever the sizes of the blocks in which files are read; not with another seed."""
     name = saved(tmp_path / "r.npy", workload(seconds=0.1))
-    command = [sys.executable, "-m", "kdamon_tools", "replay", name, "--json", *QUICK]
+    words = ["--json", *QUICK, *more]
+    command = [sys.executable, "-m", "kdamon_tools", "replay", name, *words]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
     elsewhere = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout.decode()
     outputs = []
     for block in (1 << 18, 1000, 7):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(replayer, "_BLOCK", block)
-            assert 0 == cli.main(["replay", name, "--json", *QUICK])
+            assert 0 == cli.main(["replay", name, *words])
         outputs.append(capsys.readouterr().out)
     assert [elsewhere] * 3 == outputs
-    assert 0 == cli.main(["replay", name, "--json", "--seed", "1", *QUICK])
-    assert elsewhere != capsys.readouterr().out
+    assert 0 == cli.main(["replay", name, "--seed", "1", *words])
+    # With density, regions are split where it differs, not at random.
+    assert bool(more) == (elsewhere == capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["lackey_trace.txt", "perf_script_callchains.txt"])
