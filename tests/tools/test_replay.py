@@ -220,6 +220,19 @@ def test_each_sampling_interval_gets_the_reports_of_its_time() -> None:
     assert 7 == recording.counters.reports["applied"]
 
 
+@pytest.mark.parametrize("replay", [Replay.in_simulated_time, Replay.in_real_time])
+def test_an_aggregation_interval_is_made_of_whole_sampling_intervals(replay: Any) -> None:
+    """As everywhere; it ends with the one that the last report lies in."""
+    records = new_records(3, time=np.array([0, 29, 31]) * 1_000_000, pid=7, addr=BASE + 0x800)
+    config = Config(pid=7, ops="reports", primitive="", sample_us=5000, aggr_us=14_000, ranges=((BASE, BASE + 4096),))
+    (recording,) = replay(Replay(Tape(records), [config], 0))
+    # Of 10 ms each.
+    assert (0.04, 2) == (recording.seconds, config.max_nr_accesses)
+    if replay is Replay.in_simulated_time:
+        assert [[1], [0], [1], [1]] == [s.regions["nr_accesses"].tolist() for s in recording.snapshots]
+        assert [0.01, 0.02, 0.03, 0.04] == [s.time for s in recording.snapshots]
+
+
 def test_each_process_is_a_target_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An object a line, those with most reports first; a picture for each."""
     shifted = workload(9, 0.2)
@@ -403,6 +416,8 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
         (["{tmp}/r.npy", "--min-regions", "2"], 1, "the minimum number of regions must be at least 3"),
         (["{tmp}/r.npy", "--cpus", "70000"], 2, "argument --cpus: '70000' names a CPU that cannot be"),
         (["{tmp}/r.npy", "--rate", "0"], 2, "argument --rate: '0' is not a number from 1 on"),
+        (["{tmp}/r.npy", "--rate", "1000000001"], 2, "argument --rate: '1000000001' is more than one access in a nano"),
+        (["{tmp}/r.npy", "--pid", "2147483648"], 2, "argument --pid: '2147483648' is too large for a process"),
         ([], 2, "the following arguments are required: FILE"),
     ],
 )

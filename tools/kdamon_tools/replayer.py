@@ -132,9 +132,9 @@ class Replay:
         self._tape = tape
         self._configs = configs
         self._progress = progress
-        aggregation = configs[0].aggr_us * NSEC_PER_USEC
-        # To the end of the aggregation interval of the last report.
-        self._duration = ((tape.ended - tape.started) // aggregation + 1) * aggregation
+        # Whole sampling intervals, as the core counts them; to the end of the one that the last report lies in.
+        self._aggregation = configs[0].max_nr_accesses * configs[0].sample_us * NSEC_PER_USEC
+        self._duration = ((tape.ended - tape.started) // self._aggregation + 1) * self._aggregation
         self._collected: deque[tuple[int, int, damon_regions]] = deque()
         self._histories = [History() for _ in configs]
         self._began = 0
@@ -155,16 +155,15 @@ class Replay:
 
     def in_real_time(self) -> list[Recording]:
         """Replay in the time that it took, by a kdamond as any other."""
-        aggregation = self._configs[0].aggr_us * NSEC_PER_USEC
         trace.damon_aggregated.register(self._aggregated)
         try:
             damon_start([self._ctx], exclusive=False)
             self._began = time.monotonic_ns()
             # The kdamond is a little behind, and by a whole aggregation interval if it missed many sampling intervals.
-            while (now := time.monotonic_ns() - self._began) < self._duration + aggregation:
+            while (now := time.monotonic_ns() - self._began) < self._duration + self._aggregation:
                 self._tape.play(now)
                 self._drain(min(now, self._duration))
-                if self._aggregations * aggregation >= self._duration or not damon_is_running(self._ctx):
+                if self._aggregations * self._aggregation >= self._duration or not damon_is_running(self._ctx):
                     break
                 due = self._tape.next_due
                 time.sleep(min(max(_TICK_NS, _LOOK_NS if due is None else due - now), _LOOK_NS) / 1e9)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from attrs import evolve
 
+from kdamon.kernel import INT_MAX
 from kdamon_tools.commands import add_verb, open_output
 from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
 from kdamon_tools.errors import CommandError
@@ -45,6 +46,7 @@ _MOST_PICTURES: Final = 8
 _REDRAW_S: Final = 0.2
 #: More CPUs than any machine has.
 _MOST_CPUS: Final = 1 << 16
+_MOST_RATE: Final = 1_000_000_000
 
 
 def register(subparsers: Subparsers) -> None:
@@ -58,7 +60,7 @@ def register(subparsers: Subparsers) -> None:
         default="auto",
         help="kdamon's recording, output of perf script on a recording of perf mem, or a trace of valgrind's lackey",
     )
-    what.add_argument("--pid", type=parse_unsigned, help="only this process; by default all that the file tells of")
+    what.add_argument("--pid", type=_parse_pid, help="only this process; by default all that the file tells of")
     what.add_argument(
         "--range",
         type=parse_range,
@@ -69,7 +71,7 @@ def register(subparsers: Subparsers) -> None:
         help="hexadecimal addresses to monitor; may be repeated; default: where the reports are, but the biggest gaps",
     )
     what.add_argument(
-        "--rate", type=parse_positive, default=DEFAULT_RATE, metavar="N", help="accesses that make a second of lackey's"
+        "--rate", type=_parse_rate, default=DEFAULT_RATE, metavar="N", help="accesses that make a second of lackey's"
     )
     what.add_argument("--instructions", action="store_true", help="take lackey's instruction fetches for accesses too")
     # Any machine's: the file need not be from this one.
@@ -83,6 +85,22 @@ def register(subparsers: Subparsers) -> None:
     form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
     form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
     parser.set_defaults(run=run)
+
+
+def _parse_pid(text: str) -> int:
+    """A number that a report can carry as its process."""
+    pid = parse_unsigned(text)
+    if pid > INT_MAX:
+        raise argparse.ArgumentTypeError(f"'{text}' is too large for a process")
+    return pid
+
+
+def _parse_rate(text: str) -> int:
+    """Accesses that make a second: one in a nanosecond at most."""
+    rate = parse_positive(text)
+    if rate > _MOST_RATE:
+        raise argparse.ArgumentTypeError(f"'{text}' is more than one access in a nanosecond")
+    return rate
 
 
 def run(arguments: argparse.Namespace) -> int:
