@@ -3,6 +3,9 @@
 
 First at a fixed rate, as long as ``--seconds`` says: what arrived, what was lost and where, and what it cost. Then as
 fast as they can: the ring against what Python has for passing things from one process to another, which take turns.
+
+Late is what the kdamond came to read more than two sampling intervals after it arrived: on a machine that is busy with
+other things, that is what they cost. ``chrt -f 10 python tests/bench/bench_producers.py`` keeps them away.
 """
 
 from __future__ import annotations
@@ -43,9 +46,6 @@ from kdamon.report_server import ReportServer
 from kdamon.reports import damon_report_access, damon_report_accesses, report_array
 
 RATE = 5_000_000
-#: What is older than two of these counts as late; a ring and a queue hold twice that. Machines that others use do
-#: pause for some time.
-SAMPLE_US = 50_000
 #: Of a ring: a fifth of a second.
 CAPACITY = 1 << 20
 SPAN = 1 << 30
@@ -59,11 +59,11 @@ def addresses(n: int) -> Any:
 
 
 @contextmanager
-def monitored(pid: int) -> Iterator[damon_ctx]:
+def monitored(pid: int, sample_us: int = 5000) -> Iterator[damon_ctx]:
     """A kdamond that reports about ``pid`` drive, with some hundred regions."""
     ctx = damon_new_ctx(seed=1)
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_REPORTS)
-    damon_set_attrs(ctx, damon_attrs(SAMPLE_US, 20 * SAMPLE_US, min_nr_regions=400, max_nr_regions=1200))
+    damon_set_attrs(ctx, damon_attrs(sample_us, 20 * sample_us, min_nr_regions=400, max_nr_regions=1200))
     t = damon_new_target()
     t.pid = pid
     t.regions = damon_regions([0], [SPAN])
@@ -100,7 +100,7 @@ def python_producer(path: Path, rate: int, seconds: float) -> None:
         print(client.sent, client.dropped, round(elapsed * 1e9), time.process_time_ns())
 
 
-def at_a_rate(program: Path | None, path: Path, seconds: float) -> None:
+def at_a_rate(program: Path | None, path: Path, seconds: float, sample_us: int) -> None:
     """Print what becomes of reports at :data:`RATE`."""
     hows: dict[str, list[Any]] = {
         "Python, batches of 4096": [sys.executable, __file__, "--produce", path, RATE, seconds],
@@ -115,7 +115,7 @@ def at_a_rate(program: Path | None, path: Path, seconds: float) -> None:
         with ReportServer(path) as server:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             producer = subprocess.Popen(list(map(str, command)), text=True, **pipes)
-            with monitored(producer.pid) as ctx:
+            with monitored(producer.pid, sample_us) as ctx:
                 cpu, begin = cpu_seconds(), time.monotonic()
                 said, _ = producer.communicate("\n")
                 cpu, wall = cpu_seconds() - cpu, time.monotonic() - begin
@@ -132,7 +132,8 @@ def at_a_rate(program: Path | None, path: Path, seconds: float) -> None:
             )
         )  # fmt: skip
     table(
-        f"{RATE / 1e6:.0f} million reports/s from another process for {seconds:g} s (aim: none lost)",
+        f"{RATE / 1e6:.0f} million reports/s from another process for {seconds:g} s, sampled each "
+        f"{sample_us / 1000:g} ms (aim: none lost)",
         (
             "producer", "sent M/s", "applied M/s", "ring full", "queue full", "late", "lost", "regions", "kdamon CPU",
             "producer CPU",
@@ -228,6 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="shorter: for a look, not for a figure")
     parser.add_argument("--seconds", type=float, help="how long reports come at a fixed rate")
+    parser.add_argument("--sample-us", type=int, default=5000, help="sampling interval at a fixed rate")
     parser.add_argument("--produce", nargs=3, metavar=("PATH", "RATE", "SECONDS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.produce:
@@ -240,7 +242,7 @@ def main() -> int:
             program = Path(directory) / "producer"
             subprocess.run([compiler, "-O2", f"-I{INCLUDE}", "-o", program, HERE / "producer.c"], check=True)
         path = Path(directory) / "reports"
-        at_a_rate(program, path, seconds)
+        at_a_rate(program, path, seconds, args.sample_us)
         as_fast_as_they_can(path, 300 if args.quick else 3000, 1 if args.quick else 3)
     return 0
 
