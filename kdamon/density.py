@@ -111,12 +111,14 @@ def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
         return False
     nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
     room = max(2 * ctx.attrs.max_nr_regions - nr_regions, 0)
+    held = []
     for t in ctx.adaptive_targets:
         memory = _recall(t, ctx)
         places = memory.places(t.regions.start, t.regions.end)
         changed = _forget_changed(memory, t.regions, places)
         room -= _cut(ctx, memory, t.regions, places, changed, room=room)
-    _merge(ctx, sz_limit)
+        held.append(memory.held(places).sum(axis=0) / memory.scale())
+    _merge(ctx, held, sz_limit)
     for t in ctx.adaptive_targets:
         _count(ctx, t.memory, t.regions)
     largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
@@ -220,7 +222,10 @@ def _cut(
     *,
     room: int,
 ) -> int:
-    """Cut regions where the density of their reports differs; returns how many cuts were made, at most ``room``."""
+    """Cut regions where the density of their reports differs; returns how many cuts were made, at most ``room``.
+
+    :param places: of the regions' reports; updated.
+    """
     if not len(regions):
         return 0
     rows = _to_examine(memory, regions, places, changed, CUT_REPORTS // len(ctx.adaptive_targets))
@@ -246,6 +251,11 @@ def _cut(
         rows = np.sort(np.concatenate((right - 1, right)))
     nr_cuts = len(start) - len(regions)
     if nr_cuts:
+        right = np.nonzero(start != regions.start[of])[0]
+        for i, run in enumerate(memory.runs):
+            first, behind = (edges[of] for edges in places[i])
+            first[right] = behind[right - 1] = np.searchsorted(run.addr, start[right])
+            places[i] = first, behind
         regions.rebuild(of, start, end)
     return nr_cuts
 
@@ -331,13 +341,15 @@ def _cut_likelihood(left: Any, n: Any, cut: Any, size: Any, left_dense: Mask) ->
 # Merges.
 
 
-def _merge(ctx: damon_ctx, sz_limit: int) -> None:
-    """Merge neighbours of all targets that do not differ, and those that differ least while there are too many."""
+def _merge(ctx: damon_ctx, held: list[F64], sz_limit: int) -> None:
+    """Merge neighbours of all targets that do not differ, and those that differ least while there are too many.
+
+    :param held: for each target the number of independent reports of its regions.
+    """
     parts = []
-    for t in ctx.adaptive_targets:
+    for t, n in zip(ctx.adaptive_targets, held, strict=True):
         regions, memory = t.regions, t.memory
         scale = memory.scale()
-        n = memory.held(memory.places(regions.start, regions.end)).sum(axis=0) / scale
         size = regions.sizes().astype(np.float64)
         touching = np.zeros(len(regions))
         touching[:-1] = regions.start[1:] == regions.end[:-1]

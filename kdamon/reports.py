@@ -302,7 +302,10 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     entries = queue.take()
     if not entries:
         return False
-    oldest = ctx.clock.now() - 2 * ctx.attrs.sample_interval * NSEC_PER_USEC
+    # Density is of an aggregation interval: in which of its samples a report came does not matter.
+    by_density = ctx.density and damon_reports_are_random(ctx)
+    interval = ctx.attrs.aggr_interval if by_density else ctx.attrs.sample_interval
+    oldest = ctx.clock.now() - 2 * interval * NSEC_PER_USEC
     fresh = [e for e in entries if e[0] >= oldest]
     if len(fresh) != len(entries):
         queue.counters.late += _count([e for e in entries if e[0] < oldest])

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon import density, report_memory
-from kdamon.core import damon_commit_ctx, damon_new_ctx, damon_run, damon_set_attrs, validate_ctx
+from kdamon.core import (
+    damon_commit_ctx,
+    damon_new_ctx,
+    damon_report_counters_of,
+    damon_run,
+    damon_set_attrs,
+    validate_ctx,
+)
 from kdamon.damon import damon_attrs, damon_ctx, damon_nr_accesses_mvsum, damon_target
 from kdamon.density import best_cuts, kdamond_adjust_regions_by_density, kdamond_remember_reports, merge_least_different
 from kdamon.kernel import VirtualClock, rnd_state
@@ -22,7 +29,7 @@ from kdamon.regions import damon_regions
 from kdamon.report_memory import damon_report_memory
 from kdamon.reports import damon_report_accesses, report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
-from tests.kdamon.harness import bytes_of, first, plain_ctx, recorded, report_ops
+from tests.kdamon.harness import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops
 from tests.kdamon.tables import effort, ranges_of, region_lists, table_of, target_of, well_formed
 
 PAGE = 4096
@@ -410,6 +417,26 @@ def test_between_aggregations_the_last_count_is_what_is_known() -> None:
     ctx = reporting(script)
     damon_run(ctx, 0.1)
     assert {(True, True)} == set(seen)
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_report_is_not_late_in_its_aggregation_interval(on: bool) -> None:
+    """The end of an interval is work; what is reported meanwhile is of the next one. It is late after two of them."""
+
+    def script(tick: int) -> Any:
+        if tick == 5:
+            damon_report_accesses(report_array(7, addr=PAGE))
+            clock.work(35 * MS)
+        if tick == 50:
+            damon_report_accesses(report_array(3, addr=PAGE))
+            clock.work(45 * MS)
+        return report_array()
+
+    ctx = reporting(script, on=on)
+    clock = ctx.clock = WorkClock()
+    damon_run(ctx, 0.2)
+    counters = damon_report_counters_of(ctx)
+    assert ((7, 3) if on else (0, 10)) == (counters.applied, counters.late)
 
 
 def test_accessed_bits_count_while_nothing_is_reported() -> None:
