@@ -69,7 +69,7 @@ def test_damo_sees_writes_a_cpu_and_a_thread(kdamon_exec: Any, workload: dict[st
     assert done.returncode == 0, done.stdout + done.stderr
     answers = json.loads(done.stdout)
     assert [wanted for _, wanted in steps] == [answer[0] for answer in answers]
-    assert all(elsewhere < 10 * MEBI for _, elsewhere, *_ in answers), answers
+    assert all(elsewhere <= 10 * MEBI for _, elsewhere, *_ in answers), answers
     assert [["write"], ["cpumask"], ["threads"], []] == [answer[2] for answer in answers]
     assert ["NY", "NY", "NY", "YN"] == [answer[3] for answer in answers]
     accepted = [answer[4] for answer in answers]

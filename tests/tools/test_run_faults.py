@@ -94,24 +94,18 @@ def test_only_writes_by_a_cpu_and_what_was_recorded_of_them(workload: dict[str, 
         part = parts[name]
         inside = records[(records["addr"] >= part["start"]) & (records["addr"] < part["end"])]
         assert len(inside) > 50
-        assert {(part["cpu"], part["tid"], True)} == set(
-            zip(inside["cpu"].tolist(), inside["tid"].tolist(), inside["write"].tolist(), strict=True)
-        )
+        assert {(part["cpu"], part["tid"])} == set(zip(inside["cpu"].tolist(), inside["tid"].tolist(), strict=True))
+        # A page that the kernel just moved elsewhere faults when it is read, too.
+        assert inside["write"].mean() > 0.95
 
 
-def test_only_one_cpu(workload: dict[str, Any]) -> None:
-    """What is written by the other one stays cold, and its faults are counted as filtered."""
+def test_only_one_cpu_and_thread(workload: dict[str, Any]) -> None:
+    """What is written by the others stays cold, and their faults are counted as filtered."""
     parts = {part["name"]: part for part in workload["parts"]}
     if parts["A"]["cpu"] == parts["B"]["cpu"]:
         pytest.skip("kernel lacks: a second CPU")
-    document = settled(workload, "A", "--cpus", str(parts["A"]["cpu"]))
+    document = settled(workload, "A", "--cpus", str(parts["A"]["cpu"]), "--tids", f"{parts['A']['tid']},1")
     assert document["counters"]["reports"]["filtered"] > 0
-
-
-def test_only_one_thread(workload: dict[str, Any]) -> None:
-    """Of two that write."""
-    tid = next(part["tid"] for part in workload["parts"] if part["name"] == "B")
-    settled(workload, "B", "--tids", str(tid))
 
 
 @pytest.mark.parametrize("wrapper", [[], ["sh", "-c", 'exec "$@"', "sh"]], ids=["itself", "by exec"])

@@ -280,7 +280,7 @@ def test_only_what_is_asked_for_counts(
     wanted: str,
 ) -> None:
     """A filter implies page_fault; what became of the faults adds up."""
-    words = ["run", "--pid", str(process.pid), "--seconds", "1.2", "--json", "--quiet", *options, *QUICK]
+    words = ["run", "--pid", str(process.pid), "--seconds", "0.8", "--json", "--quiet", *options, *QUICK]
     assert 0 == cli.main(words)
     out, err = capsys.readouterr()
     assert "" == err
