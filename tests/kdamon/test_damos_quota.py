@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Quotas: charge windows, where to go on, which regions are worth it; and core filters, on any regions."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdamon.core import damon_add_scheme, damon_destroy_target, damon_set_attrs, validate_ctx
+from kdamon.damon import (
+    damon_addr_range,
+    damon_attrs,
+    damon_ctx,
+    damon_region,
+    damon_target,
+    damos,
+    damos_access_pattern,
+    damos_action,
+    damos_filter,
+    damos_filter_type,
+    damos_quota,
+    damos_stat,
+    damos_walk_control,
+)
+from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
+from kdamon.damos_filters import damos_add_filter
+from kdamon.damos_quota import damos_charge_quota
+from kdamon.regions import damon_regions
+from tests.kdamon.harness import report_ops
+from tests.kdamon.model import Region
+from tests.kdamon.tables import ctx_of, effort, ranges_of, region_lists, table_of
+
+WINDOW_MS = 1000
+
+
+class Applied:
+    """An operations set that remembers what it was applied to."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        self.share = share
+        self.ranges: list[tuple[int, int, int]] = []
+
+    def __call__(self, ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+        start, end = int(t.regions.start[row]), int(t.regions.end[row])
+        self.ranges.append((ctx.adaptive_targets.index(t), start, end))
+        return int((end - start) * self.share), 0
+
+    def take(self) -> list[tuple[int, int, int]]:
+        """What was applied to since the last call: place of the target, start, end."""
+        ranges, self.ranges = self.ranges, []
+        return ranges
+
+
+def quota_ctx(*tables: damon_regions, ops: Any = None, min_region_sz: int = 1, **callbacks: Any) -> damon_ctx:
+    ctx = ctx_of(*tables, min_region_sz=min_region_sz)
+    damon_set_attrs(ctx, damon_attrs(min_nr_regions=3))
+    ctx.ops = report_ops(apply_scheme=ops or Applied(), **callbacks)
+    return ctx
+
+
+def pageout(sz: int, **quota: Any) -> damos:
+    return damos(
+        action=damos_action.DAMOS_PAGEOUT, quota=damos_quota(**({"sz": sz, "reset_interval": WINDOW_MS} | quota))
+    )
+
+
+def apply(ctx: damon_ctx, ms: int = 0) -> None:
+    """Apply all schemes, ``ms`` after the last time."""
+    ctx.deadline += ms * 1_000_000
+    for s in ctx.schemes:
+        s.next_apply_sis = ctx.passed_sample_intervals
+    kdamond_apply_schemes(ctx)
+    validate_ctx(ctx)
+
+
+# Charge windows.
+
+
+def test_a_window_ends_where_the_quota_does_and_the_next_goes_on_there() -> None:
+    """Round all targets and back to the beginning."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0, 200], [100, 250]), damon_regions([0], [60]), ops=ops)
+    damon_add_scheme(ctx, pageout(80))
+    seen = []
+    for _ in range(4):
+        apply(ctx, WINDOW_MS)
+        seen.append(ops.take())
+    assert [
+        [(0, 0, 80)],
+        [(0, 80, 100), (0, 200, 250), (1, 0, 10)],
+        [(1, 10, 60)],
+        [(0, 0, 80)],
+    ] == seen
+
+
+def test_the_end_of_the_last_target_ends_a_pass() -> None:
+    """What is left of the quota is for the next pass, which begins at the beginning."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    damon_add_scheme(ctx, pageout(150))
+    apply(ctx, WINDOW_MS)
+    apply(ctx, 100)
+    assert [(0, 0, 100), (0, 0, 50)] == ops.take()
+    assert (150, 0) == (ctx.schemes[0].quota.charged_sz, ctx.schemes[0].stat.qt_exceeds)
+    apply(ctx, 100)
+    assert [] == ops.take()
+    apply(ctx, WINDOW_MS - 200)
+    assert [(0, 50, 100)] == ops.take()
+    assert (50, 1) == (ctx.schemes[0].quota.charged_sz, ctx.schemes[0].stat.qt_exceeds)
+
+
+def test_without_a_reset_interval_each_pass_is_a_window() -> None:
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    damon_add_scheme(ctx, pageout(30, reset_interval=0))
+    for _ in range(4):
+        apply(ctx, 0)
+    assert [(0, 0, 30), (0, 30, 60), (0, 60, 90), (0, 90, 100)] == ops.take()
+
+
+def test_parts_are_multiples_of_the_smallest_region() -> None:
+    """A quota that is smaller than it applies to nothing."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0], [4096 * 10]), ops=ops, min_region_sz=4096)
+    damon_add_scheme(ctx, pageout(4096 * 3 - 1))
+    apply(ctx, WINDOW_MS)
+    assert [(0, 0, 8192)] == ops.take()
+    ctx.schemes[0].quota = damos_quota(sz=4095, reset_interval=WINDOW_MS)
+    apply(ctx, WINDOW_MS)
+    assert [] == ops.take()
+
+
+def test_snapshots_stand_still_while_a_window_is_full() -> None:
+    """They count where a pass comes to the end of a target."""
+    ctx = quota_ctx(damon_regions([0], [100]))
+    s = pageout(40)
+    damon_add_scheme(ctx, s)
+    counts = []
+    for _ in range(5):
+        apply(ctx, WINDOW_MS)
+        apply(ctx, 100)
+        counts.append(s.stat.nr_snapshots)
+    assert [0, 0, 1, 1, 2] == counts
+
+
+def test_a_limit_of_snapshots_holds_for_quotas_too() -> None:
+    ctx = quota_ctx(damon_regions([0], [100]))
+    s = pageout(1000)
+    s.max_nr_snapshots = 3
+    damon_add_scheme(ctx, s)
+    for _ in range(5):
+        apply(ctx, WINDOW_MS)
+    assert (3, 300) == (s.stat.nr_snapshots, s.stat.sz_tried)
+
+
+def test_a_time_quota_follows_the_measured_throughput() -> None:
+    """A page in a microsecond at first; then as many bytes as were applied to in that time, at least a region."""
+
+    def apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+        clock.now_ns += 2_000_000_000
+        return int(t.regions.sizes()[row]), 0
+
+    class Clock:
+        now_ns = 0
+
+        def now(self) -> int:
+            return self.now_ns
+
+        def sleep_until(self, deadline: int, wake: Any) -> None:
+            raise AssertionError
+
+    clock = Clock()
+    ctx = quota_ctx(damon_regions([0], [1 << 30]), ops=apply_scheme, min_region_sz=4096)
+    ctx.clock = clock
+    s = pageout(0, ms=10)
+    damon_add_scheme(ctx, s)
+    apply(ctx, WINDOW_MS)
+    assert (40 << 20, 40 << 20) == (s.quota.esz, s.stat.sz_tried)
+    apply(ctx, WINDOW_MS)
+    assert (40 << 20) // 2000 * 10 == s.quota.esz
+    s.quota.ms = 1
+    s.quota.total_charged_ns = 10**15
+    apply(ctx, WINDOW_MS)
+    assert 4096 == s.quota.esz
+
+
+@pytest.mark.parametrize(
+    ("num", "denom", "applied", "charged"),
+    [
+        (0, 0, 0, 1000),
+        (0, 0, 400, 1000),
+        (1, 4, 0, 250),
+        (1, 4, 400, 550),
+        (0, 1, 400, 400),
+        (3, 1, 400, 2200),
+        (1, 4096, 0, 0),
+        (1, 4, 1001, 1000),
+    ],
+)
+def test_what_failed_is_charged_by_its_ratio(num: int, denom: int, applied: int, charged: int) -> None:
+    quota = damos_quota(fail_charge_num=num, fail_charge_denom=denom)
+    damos_charge_quota(quota, 1000, applied)
+    assert charged == quota.charged_sz
+
+
+@pytest.mark.parametrize(
+    ("sz", "wanted"),
+    [(100, [3]), (101, [0, 3]), (300, [0, 3]), (301, [0, 1, 3]), (10_000, [0, 1, 2, 3])],
+)
+def test_the_highest_scores_that_fill_the_quota_are_worth_it(sz: int, wanted: list[int]) -> None:
+    """Every region of the last of these scores is, in the order of addresses."""
+    table = damon_regions([0, 200, 1000, 2000], [200, 700, 1900, 2100])
+
+    def score(ctx: damon_ctx, region: damon_region, s: damos) -> int:
+        return {0: 50, 200: 20, 1000: 0, 2000: 99}[region.start]
+
+    ops = Applied()
+    ctx = quota_ctx(table, ops=ops, get_scheme_score=score)
+    damon_add_scheme(ctx, pageout(sz))
+    apply(ctx, WINDOW_MS)
+    starts = [start for _, start, _ in ops.take()]
+    left, visited = sz, []
+    for i, size in enumerate((200, 500, 900, 100)):
+        if i in wanted and left > 0:
+            visited.append([0, 200, 1000, 2000][i])
+            left -= size
+    assert visited == starts
+
+
+def test_scores_of_a_table_go_before_those_of_a_region() -> None:
+    def never(*_: Any) -> int:
+        raise AssertionError("asked for one region")
+
+    ops = Applied()
+    scores = lambda ctx, regions, s: np.array([0, 99, 0])  # noqa: E731
+    table = damon_regions([0, 100, 200], [100, 200, 300])
+    ctx = quota_ctx(table, ops=ops, get_scheme_score=never, get_scheme_scores=scores)
+    damon_add_scheme(ctx, pageout(50))
+    apply(ctx, WINDOW_MS)
+    assert [(0, 100, 150)] == ops.take()
+
+
+def test_only_regions_that_the_filters_leave_compete_for_the_quota() -> None:
+    ops = Applied()
+    scores = lambda ctx, regions, s: np.array([10, 99])  # noqa: E731
+    ctx = quota_ctx(damon_regions([0, 100], [100, 300]), ops=ops, get_scheme_scores=scores)
+    s = pageout(50)
+    damos_add_filter(s, addresses(100, 300))
+    damon_add_scheme(ctx, s)
+    apply(ctx, WINDOW_MS)
+    assert [(0, 0, 50)] == ops.take()
+
+
+def test_a_target_that_is_gone_holds_nothing_up() -> None:
+    """Neither one that ended, nor one that was removed, nor one without regions."""
+    ops = Applied()
+    tables = [damon_regions([0], [100]), damon_regions([0], [50])]
+    gone: list[damon_target] = []
+    ctx = quota_ctx(*tables, ops=ops, target_valid=lambda t: t not in gone)
+    damon_add_scheme(ctx, pageout(40))
+    apply(ctx, WINDOW_MS)
+    first = ctx.adaptive_targets[0]
+    assert first is ctx.schemes[0].quota.charge_target_from
+    gone.append(first)
+    apply(ctx, WINDOW_MS)
+    assert [(0, 0, 40), (1, 0, 40)] == ops.take()
+    ctx.adaptive_targets[1].regions = damon_regions()
+    gone.clear()
+    apply(ctx, WINDOW_MS)
+    apply(ctx, WINDOW_MS)
+    assert [(0, 0, 40)] == ops.take()
+    damon_destroy_target(first, ctx)
+    assert (None, 0) == (ctx.schemes[0].quota.charge_target_from, ctx.schemes[0].quota.charge_addr_from)
+
+
+# Commits.
+
+
+def test_an_unchanged_commit_keeps_the_state_of_the_quota() -> None:
+    """What was charged, where to go on, statistics; the next window is as if nothing had been."""
+    results = []
+    for commits in (False, True):
+        ops = Applied()
+        ctx = quota_ctx(damon_regions([0, 200], [100, 250]), ops=ops)
+        damon_add_scheme(ctx, pageout(40))
+        for _ in range(6):
+            apply(ctx, 500)
+            if commits:
+                src = ctx_of()
+                src.schemes = [pageout(40)]
+                damon_commit_schemes(ctx, src)
+        results.append((ops.take(), ctx.schemes[0].stat, ctx.schemes[0].quota.charged_sz))
+    assert results[0] == results[1]
+
+
+def test_a_quota_that_is_taken_away_limits_nothing() -> None:
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    damon_add_scheme(ctx, pageout(40))
+    apply(ctx, WINDOW_MS)
+    src = ctx_of()
+    src.schemes = [damos(action=damos_action.DAMOS_PAGEOUT)]
+    damon_commit_schemes(ctx, src)
+    ops.take()
+    apply(ctx)
+    assert [(0, 0, 40), (0, 40, 100)] == ops.take()
+    src.schemes = [pageout(30)]
+    damon_commit_schemes(ctx, src)
+    apply(ctx)
+    assert [(0, 0, 30)] == ops.take()
+
+
+# Several schemes.
+
+
+def test_a_part_that_a_scheme_cuts_off_is_not_counted_twice_by_the_others() -> None:
+    ctx = quota_ctx(damon_regions([0], [100]))
+    every, limited = damos(), pageout(30)
+    damon_add_scheme(ctx, every)
+    damon_add_scheme(ctx, limited)
+    apply(ctx, WINDOW_MS)
+    assert damos_stat(nr_tried=1, sz_tried=100, nr_snapshots=1) == every.stat
+    assert damos_stat(1, 30, 1, 30) == limited.stat
+
+
+def test_a_later_scheme_sees_what_an_earlier_one_made_young() -> None:
+    """An action resets the age of what it was applied to: a scheme for old regions finds the rest."""
+    ctx = quota_ctx(table_of([Region(0, 100, age=5)]))
+    damon_add_scheme(ctx, pageout(30))
+    old = damos(damos_access_pattern(min_age_region=5))
+    damon_add_scheme(ctx, old)
+    apply(ctx, WINDOW_MS)
+    assert (70, [(0, 30), (30, 100)]) == (old.stat.sz_tried, ranges_of(ctx.adaptive_targets[0].regions))
+
+
+# Any regions.
+
+
+def addresses(start: int, end: int, matching: bool = True, allow: bool = False) -> damos_filter:
+    kind = damos_filter_type.DAMOS_FILTER_TYPE_ADDR
+    return damos_filter(kind, matching, allow, addr_range=damon_addr_range(start, end))
+
+
+def covered(ctx: damon_ctx) -> list[list[tuple[int, int]]]:
+    """What each target covers, without its cuts."""
+    joined = []
+    for t in ctx.adaptive_targets:
+        pieces: list[tuple[int, int]] = []
+        for start, end in ranges_of(t.regions):
+            if pieces and pieces[-1][1] == start:
+                pieces[-1] = (pieces[-1][0], end)
+            else:
+                pieces.append((start, end))
+        joined.append(pieces)
+    return joined
+
+
+@effort(80)
+@given(
+    lists=st.lists(region_lists(max_regions=20, unit=16, probes=False), min_size=1, max_size=3),
+    sz=st.integers(1, 1 << 48),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
+    ratio=st.sampled_from([(0, 0), (1, 4), (1, 1)]),
+    passes=st.lists(st.sampled_from([0, 300, 1000]), min_size=1, max_size=8),
+    scored=st.booleans(),
+    action=st.sampled_from([damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_STAT]),
+)
+def test_no_window_is_charged_beyond_its_quota(  # noqa: PLR0917 -- what is drawn
+    lists: list[list[Region]],
+    sz: int,
+    share: float,
+    ratio: tuple[int, int],
+    passes: list[int],
+    scored: bool,
+    action: damos_action,
+) -> None:
+    """Whatever the regions; and statistics say just what was walked, and memory stays covered as it was."""
+    ops = Applied(share)
+    callbacks = {"get_scheme_score": lambda ctx, region, s: region.start // 16 % 100} if scored else {}
+    ctx = quota_ctx(*map(table_of, lists), ops=ops, min_region_sz=16, **callbacks)
+    ctx.attrs.aggr_interval = ctx.attrs.sample_interval * 2000  # validate_ctx: counts of the lists go to 1000
+    s = pageout(sz, fail_charge_num=ratio[0], fail_charge_denom=ratio[1])
+    s.action = action
+    damon_add_scheme(ctx, s)
+    before = covered(ctx)
+    walked = 0
+    for ms in passes:
+        sizes: list[int] = []
+        ctx.walk_control = damos_walk_control(lambda _d, _c, _t, region, _s, _p, sizes=sizes: sizes.append(region.size))
+        apply(ctx, ms)
+        walked += sum(sizes)
+        assert s.quota.charged_sz <= s.quota.esz == sz
+    assert before == covered(ctx)
+    assert walked == s.stat.sz_tried
+    assert (sum(end - start for _, start, end in ops.take()) if action is not damos_action.DAMOS_STAT else 0) in (
+        0,
+        s.stat.sz_tried,
+    )
+    assert s.stat.sz_applied <= s.stat.sz_tried
+    assert s.stat.nr_applied <= s.stat.nr_tried
+
+
+@effort(60)
+@given(regions=region_lists(min_regions=1, max_regions=20, unit=16, probes=False), sz=st.integers(16, 1 << 40))
+def test_all_memory_has_its_turn_before_any_has_a_second(regions: list[Region], sz: int) -> None:
+    """Windows go on where the last one stopped; the end of a target may be short of a full quota."""
+    ops = Applied()
+    ctx = quota_ctx(table_of(regions), ops=ops, min_region_sz=16)
+    ctx.attrs.aggr_interval = ctx.attrs.sample_interval * 2000
+    damon_add_scheme(ctx, pageout(sz))
+    total = sum(r.size for r in regions)
+    turns: list[tuple[int, int]] = []
+    for _ in range(min(total // (sz - sz % 16) + 1, 50)):
+        apply(ctx, WINDOW_MS)
+        now = [(start, end) for _, start, end in ops.take()]
+        if turns and now and now[0][0] < turns[-1][1]:
+            assert sum(end - start for start, end in turns) == total
+            break
+        turns += now
+    assert sorted(turns) == turns
+    assert all(a[1] <= b[0] for a, b in pairwise(turns))
+
+
+_edges = st.integers(0, 64).map(lambda page: page * 16 + page % 3)
+_filters = st.lists(
+    st.one_of(
+        st.builds(
+            lambda a, b, matching, allow: addresses(min(a, b), max(a, b), matching, allow),
+            _edges,
+            _edges,
+            st.booleans(),
+            st.booleans(),
+        ),
+        st.builds(
+            lambda idx, matching, allow: damos_filter(
+                damos_filter_type.DAMOS_FILTER_TYPE_TARGET, matching, allow, target_idx=idx
+            ),
+            st.integers(0, 2),
+            st.booleans(),
+            st.booleans(),
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@effort(150)
+@given(
+    cuts=st.lists(st.lists(st.integers(0, 64), max_size=12, unique=True), min_size=1, max_size=2),
+    filters=_filters,
+    with_ops_filter=st.booleans(),
+)
+def test_the_first_filter_that_matches_decides(
+    cuts: list[list[int]], filters: list[damos_filter], with_ops_filter: bool
+) -> None:
+    """Unit by unit: cutting regions at the edges comes to the same as asking for each unit of memory."""
+    tables = []
+    for cut in cuts:
+        points = sorted(cut)
+        tables.append(damon_regions([p * 16 for p in points[:-1]], [p * 16 for p in points[1:]]))
+    ops = Applied()
+    ctx = quota_ctx(*tables, ops=ops, min_region_sz=16)
+    s = damos(action=damos_action.DAMOS_PAGEOUT)
+    for f in filters:
+        damos_add_filter(s, f)
+    if with_ops_filter:
+        damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True))
+    damon_add_scheme(ctx, s)
+
+    def passes(place: int, unit: int) -> bool:
+        for f in filters:
+            if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
+                inside = f.target_idx == place
+            else:
+                inside = f.addr_range.start // 16 <= unit < f.addr_range.end // 16
+            if inside == f.matching:
+                return f.allow
+        return with_ops_filter or not filters[-1].allow
+
+    expected = {
+        (place, unit)
+        for place, table in enumerate(tables)
+        for start, end in ranges_of(table)
+        for unit in range(start // 16, end // 16)
+        if passes(place, unit)
+    }
+    apply(ctx)
+    seen = [(place, unit) for place, start, end in ops.take() for unit in range(start // 16, end // 16)]
+    assert sorted(expected) == sorted(seen)
+    assert len(expected) * 16 == s.stat.sz_tried == s.stat.sz_applied
+
+
+def test_what_a_core_filter_allows_is_told_to_the_operations_set() -> None:
+    """Its own filters have no say then."""
+    told: list[bool] = []
+
+    def apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+        told.append(s.core_filters_allowed)
+        return 0, 0
+
+    ctx = quota_ctx(damon_regions([0], [64]), ops=apply_scheme, min_region_sz=16)
+    s = damos(action=damos_action.DAMOS_PAGEOUT)
+    damos_add_filter(s, addresses(16, 32, allow=True))
+    damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True))
+    damon_add_scheme(ctx, s)
+    apply(ctx)
+    assert [False, True, False] == told
+    assert 64 == s.stat.sz_tried
