@@ -68,7 +68,7 @@ def workload(pid: int = 7, seconds: float = 1.0, seed: int = 1, cold: float = 0.
 
 def saved(path: Path, records: Records) -> str:
     """The name of a recording of ``records``."""
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         RecordingWriter(file).write(records)
     return str(path)
 
@@ -353,6 +353,19 @@ def test_a_file_may_come_through_a_pipe(capsys: pytest.CaptureFixture[str]) -> N
         failed.returncode,
         failed.stderr,
     )
+
+
+def test_no_room_for_a_temporary_recording_is_said() -> None:
+    """With where it was to be, and what to do."""
+    command = [sys.executable, "-m", "kdamon_tools", "replay", str(DATA / "lackey_trace.txt")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+    limit += "os.execv(sys.argv[1], sys.argv[1:])"
+    failed = subprocess.run(
+        [sys.executable, "-c", limit, *command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (1, 1) == (failed.returncode, failed.stderr.count("\n"))
+    assert "there is no room for a temporary recording: File too large; set TMPDIR to where there is" in failed.stderr
 
 
 def test_lackeys_pace_and_instructions_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def some_records(n: int) -> Any:
 
 
 def write_recording(path: Path, *batches: Any) -> None:
-    with path.open("wb") as file:
+    with path.open("wb", buffering=0) as file:
         writer = RecordingWriter(file)
         for batch in batches:
             writer.write(batch)
@@ -193,22 +193,42 @@ def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pyt
     assert lost >= 500
 
 
-def test_a_recorder_whose_disk_is_full_says_so_at_the_end() -> None:
-    """What goes on meanwhile goes on."""
-    before = threading.active_count()
-    with pytest.raises(OSError, match="the recording is not whole: No space left on device"):  # noqa: SIM117
-        with Recorder("/dev/full") as recorder:
-            for _ in range(3):
-                damon_report_accesses(report_array(100))
-                eventually(lambda: recorder.lost or recorder._error)
-    assert (before, ()) == (threading.active_count(), reports_module._subscribers)
+FULL = """
+import resource, sys, time
+from kdamon.reports import damon_report_accesses, report_array
+from kdamon_tools.report_file import Recorder
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * 56, 1000 * 56))
+try:
+    with Recorder(sys.argv[1]) as recorder:
+        while not recorder.lost:
+            damon_report_accesses(report_array(100, addr=range(100)))
+            time.sleep(0.001)
+        damon_report_accesses(report_array(100))
+finally:
+    print(recorder.recorded, recorder.lost)
+"""
+
+
+def test_a_recorder_that_finds_no_room_says_so_at_the_end(tmp_path: Path) -> None:
+    """What goes on meanwhile goes on; what was written is there, and what was not is counted."""
+    path = tmp_path / "r.npy"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
+    command = [sys.executable, "-c", FULL, str(path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "the recording is not whole: File too large" in ended.stderr.splitlines()[-1]
+    recorded, lost = map(int, ended.stdout.split())
+    assert (0, True) == ((recorded + lost) % 100, lost >= 100)
+    records = read_reports(path)
+    assert recorded <= len(records) <= 1000
+    assert [n % 100 for n in range(len(records))] == records["addr"].tolist()
 
 
 def test_a_recorder_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
     """No thread, and nothing subscribed."""
     before = threading.active_count()
-    with pytest.raises(FileNotFoundError), Recorder(tmp_path / "no" / "r.npy"):
-        pass
+    for path in (tmp_path / "no" / "r.npy", Path("/dev/full")):
+        with pytest.raises(OSError, match=r"No such file|No space left"), Recorder(path):
+            pass
     assert (before, ()) == (threading.active_count(), reports_module._subscribers)
 
 

@@ -50,7 +50,7 @@ class RecordingWriter:
 
     The head of the file is brought up to date after each write, so that whoever is killed leaves a valid file.
 
-    :param file: where to; positioned at its start, and not closed.
+    :param file: where to, empty and without a buffer; it is not closed.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -70,11 +70,11 @@ class RecordingWriter:
         :raises OSError: they cannot be written.
         """
         self._file.seek(0, os.SEEK_END)
-        self._file.write(np.ascontiguousarray(records).data)
-        self._file.flush()
+        rest = np.ascontiguousarray(records).view(np.uint8).data
+        while rest:
+            rest = rest[self._file.write(rest) :]
         self._written += len(records)
         self._write_head()
-        self._file.flush()
 
 
 def open_recording(path: Path | str) -> Records:
@@ -113,7 +113,7 @@ class Recorder:
 
     :param path: the file; what it held is overwritten.
     :ivar recorded: how many reports were written.
-    :raises OSError: the file cannot be written; at the end of the block if it failed within.
+    :raises OSError: the file cannot be written; when it fails within the block, it is told at its end.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -131,7 +131,7 @@ class Recorder:
         return self._queue.snapshot().dropped + self._not_written
 
     def __enter__(self) -> Recorder:
-        self._file = self.path.open("wb")
+        self._file = self.path.open("wb", buffering=0)
         try:
             self._writer = RecordingWriter(self._file)
             damon_report_subscribe(self._queue)
@@ -207,6 +207,14 @@ def _text_format(name: str, look: bytes, path: str, *, pid: int | None, rate: in
     return PerfScript(pid) if name == "perf" else Lackey(pid, rate, instructions)
 
 
+def _spool(writer: RecordingWriter, records: Records) -> None:
+    try:
+        writer.write(records)
+    except OSError as error:
+        sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to where there is"
+        raise OSError(error.errno, sentence, tempfile.gettempdir()) from error
+
+
 @contextmanager
 def open_reports(
     path: Path | str,
@@ -240,10 +248,10 @@ def open_reports(
         reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)
         size, done = os.fstat(stream.fileno()).st_size, 0
         # Without a name, so that nothing is left behind whatever happens.
-        with tempfile.TemporaryFile(prefix="kdamon-") as spool:
+        with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as spool:
             writer = RecordingWriter(spool)
             for block in line_blocks(stream, _BLOCK_BYTES, look):
-                writer.write(reader.parse(block))
+                _spool(writer, reader.parse(block))
                 done += len(block)
                 if progress is not None:
                     progress(done, size)
