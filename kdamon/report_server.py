@@ -45,6 +45,8 @@ _BUSY_WAIT: Final = 0.002
 _IDLE_WAIT: Final = 0.006
 #: Records taken from one ring before the next ring has its turn.
 _TAKEN_AT_ONCE: Final = 1 << 16
+#: Records taken at each look from all rings of users who have no power over us: what they can cost is limited.
+_TAKEN_FROM_OTHERS: Final = 1 << 14
 #: Rings of one user other than ours, twice as many connections, and records in all of these rings: memory that we may
 #: have to pay for.
 _MAX_PER_USER: Final = 64
@@ -104,6 +106,11 @@ class _Producer:
     #: How many more records may come out of the ring of a producer that hung up; None while it did not.
     left: int | None = None
     counters: ReportServerCounters = field(factory=ReportServerCounters)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it has a ring, and could not harm us by other means than reports."""
+        return self.rights is not None and not self.rights.everything and self.uid != os.geteuid()
 
     def told(self) -> ReportServerCounters:
         """The counters so far."""
@@ -265,7 +272,7 @@ class ReportServer:
                 # However often connections come, the interpreter is left to the kdamonds in between.
                 time.sleep(_BUSY_WAIT)
         for _ in range(_MAX_CAPACITY // _TAKEN_AT_ONCE):
-            if not self._drain_all()[1]:
+            if not self._drain_all(to_the_end=True)[1]:
                 break
 
     def _hear(self, ready: set[int]) -> None:
@@ -349,14 +356,16 @@ class ReportServer:
         producer.ring = ring
         log.debug("process %d of user %d sends reports", producer.pid, producer.uid)
 
-    def _drain_all(self) -> tuple[bool, bool]:
-        """Read from every ring; returns whether there was something, and whether there is more."""
+    def _drain_all(self, to_the_end: bool = False) -> tuple[bool, bool]:
+        """Read from every ring; returns whether there was something, and whether there is more to be read at once."""
         moved = full = False
+        others = sum(producer.limited for producer in self._producers.values())
+        share = _TAKEN_AT_ONCE if to_the_end else max(_TAKEN_FROM_OTHERS // max(others, 1), 1)
         for producer in list(self._producers.values()):
             if producer.ring is None:
                 continue
             try:
-                n = self._drain(producer)
+                n = self._drain(producer, share if producer.limited else _TAKEN_AT_ONCE)
             except Exception:
                 log.exception("the ring of process %d is given up by an internal error", producer.pid)
                 n, producer.left = 0, 0
@@ -368,10 +377,10 @@ class ReportServer:
                     self._free(producer)
         return moved, full
 
-    def _drain(self, producer: _Producer) -> int:
-        """Pass on what the ring of ``producer`` holds; returns how many records there were."""
+    def _drain(self, producer: _Producer, limit: int) -> int:
+        """Pass on what the ring of ``producer`` holds; returns how many records there were, at most ``limit``."""
         assert producer.ring is not None
-        records = producer.ring.drain(_TAKEN_AT_ONCE)
+        records = producer.ring.drain(limit)
         taken = len(records)
         if not taken:
             return 0

@@ -35,7 +35,7 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
 from kdamon.regions import damon_regions
 from kdamon.report_client import ReportClient, report_paths
-from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION
+from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
 from kdamon.report_server import ReportServer, ReportServerCounters, default_report_path
 from kdamon.reports import report_array
 from tests.kdamon.harness import SteppedClock, eventually, stopped
@@ -447,6 +447,33 @@ def test_garbage_in_one_ring_does_not_touch_the_others(server: ReportServer) -> 
         assert 2 == counters.producers
         del whole
     eventually(lambda: alone(server), "the end of both")
+
+
+def test_others_cannot_keep_root_from_being_read(server: ReportServer, program: Path) -> None:
+    """However much they send, so much is read of all of them together, and then it is root's turn."""
+    drain = ReportRing.drain
+    seen: list[tuple[int, int]] = []
+
+    def watched(ring: ReportRing, limit: int) -> np.ndarray:
+        records = drain(ring, limit)
+        seen.append((ring.capacity, limit))
+        return records
+
+    with contextlib.ExitStack() as running:
+        for _ in range(2):
+            c = running.enter_context(Reporter(program, server.path, 4096, user=NOBODY))
+            c.say("flood", c.pid, 100_000_000)
+        root = running.enter_context(Reporter(program, server.path, 1024))
+        with patch.object(ReportRing, "drain", watched):
+            for _ in range(20):
+                assert 1000 == root.ask("batch", PID, 0, 1, 1000)
+                eventually(lambda: root.ask("batch", PID, 0, 1, 1), "room")
+                eventually(lambda: len(seen) > 10, "a few looks at the rings")
+                seen.clear()
+                eventually(lambda: len(seen) > 10, "a few more")
+        assert {(4096, 8192), (1024, 65536)} == set(seen)
+    eventually(lambda: alone(server), "the end of all producers")
+    assert 0 == server.counters().not_permitted
 
 
 # Servers that end, and several of them.
