@@ -16,6 +16,7 @@ import platform
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ _PATIENCE: Final = 20.0
 #: Seconds between attempts.
 _PAUSE: Final = 0.01
 
+#: How SCM_RIGHTS gives a file descriptor.
+_FD: Final = struct.Struct("i")
 _PIDFD_THREAD: Final = os.O_EXCL
 _KILLED: Final = "the helper process was killed, perhaps by its own timer since the machine is busy"
 _INSTEAD: Final = "monitor it by page_table instead"
@@ -43,8 +46,8 @@ def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
     """Take a userfaultfd of the present address space of process ``pid``.
 
     It is as userfaultfd(2) returns it (no UFFDIO_API yet): O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY. The process
-    keeps none, and it is gone when the last copy of ours is closed. One thread of the process stands still for less
-    than a millisecond; whatever happens to us meanwhile, it goes on within a quarter of a second.
+    keeps none, and it is gone when the last copy of ours is closed. One thread of the process stands still for about
+    half a millisecond; whatever happens to us meanwhile, it goes on within a quarter of a second.
 
     :param timeout: seconds after which a process whose threads cannot be stopped right now is given up.
     :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls;
@@ -233,9 +236,9 @@ def _give(channel: socket.socket, job: dict[str, Any]) -> None:
 def _answer(channel: socket.socket) -> tuple[dict[str, Any], int | None]:
     """What the helper answers, and the file descriptor that came with it."""
     try:
-        data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC)
     except (TimeoutError, ConnectionError):
-        data, fds = b"", []
+        data = b""
     if not data:
         raise _Again(_KILLED)
-    return json.loads(data), fds[0] if fds else None
+    return json.loads(data), _FD.unpack(ancillary[0][2])[0] if ancillary else None

@@ -13,6 +13,7 @@ file descriptor either, since a table of which the second thread was the only us
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -462,15 +463,19 @@ class _Injection:
         return resumed
 
 
-def _transferring(pid: int, tid: int) -> bool:
-    """Tell whether the thread waits in the middle of a call that may have done a part of its work."""
+def _system_call(pid: int, tid: int) -> list[bytes]:
+    """Number and arguments of the call that a thread waits in; the number is -1 when there is none."""
     try:
         with open(f"/proc/{pid}/task/{tid}/syscall", "rb") as file:
             words = file.read().split()
     except OSError:
-        return False
-    if len(words) < 7:
-        return False
+        words = []
+    return words if len(words) >= 7 else [b"-1"]
+
+
+def _transferring(pid: int, tid: int) -> bool:
+    """Tell whether the thread waits in the middle of a call that may have done a part of its work."""
+    words = _system_call(pid, tid)
     number = int(words[0])
     flags = _RECEIVES.get(number)
     return number in _TRANSFERS or (flags is not None and bool(int(words[1 + flags], 16) & _MSG_WAITALL))
@@ -522,9 +527,11 @@ def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
     """A userfaultfd of the process, by way of the first of its threads that can be stopped."""
     injection = _Injection(job, memory)
     reasons = []
+    # Were we killed right after its stop, a thread in one of these would see an error that it need not see.
+    tids = sorted(job["tids"], key=lambda tid: int(_system_call(job["pid"], tid)[0]) in _EINTR_CALLS)
     deadline.set(_HOLD)
     end = time.monotonic() + _HOLD - 2 * _STOP
-    for tid in job["tids"]:
+    for tid in tids:
         try:
             thread, registers = injection.stop(tid)
             return injection.with_second_thread(thread, registers, _userfaultfd)
@@ -628,7 +635,9 @@ def _receive(channel: socket.socket) -> dict[str, Any]:
 
 
 def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
-    socket.send_fds(channel, [json.dumps(answer).encode()], fds)
+    # Who asked may have ended meanwhile.
+    with contextlib.suppress(ConnectionError):
+        socket.send_fds(channel, [json.dumps(answer).encode()], fds)
 
 
 def main() -> None:

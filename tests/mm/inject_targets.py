@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes that notice when something is done to them, and what must be true of them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+__all__ = ["KINDS", "SOAK", "Suspicious", "build", "eventually", "left_behind", "running"]
+
+#: What ``inject_target.c`` can do over and over.
+KINDS = ("spin", "sleep", "epoll", "select", "futex", "ipc", "signal", "socket", "aio", "pipe", "threads")
+
+#: How often loops that look for rare failures go round; KDAMON_SOAK=500 for a thorough run.
+SOAK = int(os.environ.get("KDAMON_SOAK", "0"))
+
+#: A program in an interpreter that checks its memory, its sleeps and what it reads.
+PYTHON = """
+import select, sys, threading, time, os, hashlib
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set())).start()
+r, w = os.pipe()
+threading.Thread(target=lambda: [(os.write(w, b"x" * 8), time.sleep(.002)) for _ in iter(over.is_set, True)]).start()
+print("ready", flush=True)
+poller = select.epoll()
+want = hashlib.sha256(b"kdamon" * 5000).hexdigest()
+while not over.is_set():
+    assert os.read(r, 8) == b"x" * 8, "read"
+    begin = time.monotonic()
+    time.sleep(.01)
+    assert time.monotonic() - begin >= .01, "sleep"
+    assert poller.poll(.01) == [], "epoll"
+    assert hashlib.sha256(b"kdamon" * 5000).hexdigest() == want, "memory"
+    assert sum(i * i for i in range(1000)) == 332833500, "arithmetic"
+print("good")
+"""
+
+
+def build(directory: Path, name: str, *flags: str) -> Path:
+    """Compile ``inject_target.c``; skip the test where there is no compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is missing: apt-get install gcc libc6-dev")
+    program = directory / name
+    if not program.exists():
+        source = Path(__file__).with_name("inject_target.c")
+        subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
+    return program
+
+
+class Suspicious:
+    """A running process that checks itself; as a context it must be content with itself at the end."""
+
+    def __init__(self, *command: str | Path) -> None:
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+        self.threads = len(os.listdir(f"/proc/{self.pid}/task"))
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def __enter__(self) -> Suspicious:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            output, _ = self.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            output = "hangs: " + self.process.communicate()[0]
+        if kind is None:
+            assert (output, self.process.returncode) == ("good\n", 0), output
+
+
+@contextlib.contextmanager
+def running(*command: str | Path) -> Iterator[int]:
+    """The pid of a command that is killed in the end."""
+    with subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def eventually(what: Callable[[], object], seconds: float = 20) -> bool:
+    """Wait until ``what()`` is true; tell whether it became so."""
+    end = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def left_behind(pid: int) -> list[str]:
+    """What shows that somebody is or was at work on a process: a tracer, a stop, a userfaultfd."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = (thread / "status").read_text().splitlines()
+            found += [line for line in lines if line.startswith("TracerPid:") and not line.endswith("\t0")]
+            found += [line for line in lines if line.startswith(("State:\tt", "State:\tT"))]
+            # All signals blocked, which none of the targets does for long in its main thread.
+            if thread.name == str(pid):
+                found += [line for line in lines if line.startswith("SigBlk:\tfffffffe")]
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += [target] if "userfaultfd" in (target := os.readlink(link)) else []
+    return found

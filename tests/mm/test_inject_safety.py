@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process that a userfaultfd is taken from never notices, whatever becomes of who takes it.
+
+KDAMON_SOAK raises the number of attempts of the tests that kill and stop in the middle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdamon.mm import inject
+from tests.mm.inject_targets import KINDS, PYTHON, SOAK, Suspicious, build, eventually, left_behind
+
+ROOT = Path(__file__).parents[2]
+CALLER = """
+import os, sys
+from kdamon.mm.inject import take_userfaultfd
+while True:
+    os.close(take_userfaultfd(int(sys.argv[1])))
+    print("taken", flush=True)
+"""
+
+
+def target(directory: Path, kind: str) -> Suspicious:
+    """One of the processes that check themselves."""
+    if kind == "python":
+        return Suspicious(sys.executable, "-c", PYTHON)
+    if kind == "static":
+        return Suspicious(build(directory, "inject_static", "-static"), "threads")
+    return Suspicious(build(directory, "inject_target"), kind)
+
+
+def check(process: Suspicious) -> None:
+    """Nothing is left of the attempt, and the process has the threads that it had."""
+    assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
+    assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
+    assert process.process.poll() is None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "static", "python"])
+def test_nothing_shows(directory: Path, kind: str) -> None:
+    """Taking many userfaultfds changes no register, memory, mask or result of a system call."""
+    with target(directory, kind) as process:
+        for _ in range(SOAK or 8):
+            os.close(inject.take_userfaultfd(process.pid))
+        check(process)
+
+
+#: The kinds that cannot notice even the helper's death. Of the others, some call what returns EINTR on any stop, if the
+#: helper dies before it can say otherwise; and pause() waits on if its signal came just while the helper died.
+UNAWARE = ("spin", "sleep", "select", "futex", "pipe", "threads", "static", "python")
+
+
+def attempt(process: Suspicious) -> bool:
+    """Take a userfaultfd once; tell whether the helper lived to give it."""
+    try:
+        os.close(inject._attempt(process.pid))
+    except inject._Again:
+        return False
+    return True
+
+
+@pytest.fixture
+def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Has the helper send itself a signal when it calls ptrace() for the n-th time."""
+    script = tmp_path / "inject_helper_ends.py"
+    shutil.copy(Path(__file__).with_name(script.name), script)
+    order = script.with_suffix(".order")
+    helper = inject._HELPER
+    monkeypatch.setattr(inject, "_HELPER", script)
+    return lambda step, number: order.write_text(f"{step} {number} {helper}") and None
+
+
+@pytest.mark.parametrize("kind", UNAWARE)
+def test_the_helper_dies_at_each_step(directory: Path, kind: str, ending_helper: Callable[[int, int], None]) -> None:
+    """Killed before any of its calls of ptrace(), the helper leaves a process that goes on as if nothing had been."""
+    with target(directory, kind) as process:
+        for _ in range(1 + SOAK // 25):
+            step = 0
+            ending_helper(step, signal.SIGKILL)
+            while not attempt(process):
+                check(process)
+                step += 1
+                ending_helper(step, signal.SIGKILL)
+            assert step > 20
+
+
+def test_the_helper_is_stopped_at_each_step(directory: Path, ending_helper: Callable[[int, int], None]) -> None:
+    """Stopped before any of its calls of ptrace(), the helper is killed by its timer, and the process goes on."""
+    with target(directory, "threads") as process:
+        for step in range(0, 26, 1 if SOAK else 4):
+            ending_helper(step, signal.SIGSTOP)
+            begin = time.monotonic()
+            assert not attempt(process)
+            assert time.monotonic() - begin < inject._PATIENCE
+            check(process)
+
+
+def helpers() -> list[int]:
+    """Helper processes that run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"inject_helper.py" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event) -> None:
+    """Send a signal to the tracer of a process, ``delay`` seconds after it began to trace."""
+    status = Path(f"/proc/{pid}/status")
+    while not done.is_set():
+        tracer = int(status.read_text().partition("TracerPid:")[2].split()[0])
+        if tracer:
+            end = time.perf_counter() + delay
+            while time.perf_counter() < end:
+                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(tracer, number)
+            return
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("kind", UNAWARE)
+def test_a_disturbed_helper_lets_go(directory: Path, kind: str, number: signal.Signals) -> None:
+    """Killed or stopped at any instant, the helper leaves a process that goes on as if nothing had been."""
+    survived = 0
+    with target(directory, kind) as process:
+        for _ in range(SOAK or 1):
+            done = threading.Event()
+            thread = threading.Thread(target=disturb, args=(process.pid, number, random.uniform(0, 1e-3), done))
+            thread.start()
+            survived += attempt(process)
+            done.set()
+            thread.join()
+            check(process)
+    print(f"{kind} {number.name}: {survived} of {SOAK or 1} attempts were over before")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_disturbed_caller_leaves_nothing(directory: Path, number: signal.Signals) -> None:
+    """Killed or stopped at any instant, the caller leaves no tracer, no stopped process and no file descriptor."""
+    with target(directory, "threads") as process:
+        for _ in range(SOAK or 3):
+            words = [sys.executable, "-c", CALLER, str(process.pid)]
+            with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) as caller:
+                assert caller.stdout is not None
+                caller.stdout.readline()
+                time.sleep(random.uniform(0, 0.06))
+                caller.send_signal(number)
+                check(process)
+                caller.kill()
+            check(process)
+            assert eventually(lambda: not helpers())
