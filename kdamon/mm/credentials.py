@@ -25,8 +25,9 @@ _CAP_SYS_PTRACE: Final = 1 << 19
 _ANSWER_HOLDS: Final = 1_000_000_000
 #: How many processes a peer without privileges may name at a time: a file descriptor each.
 _MAX_KNOWN: Final = 256
-#: How many new ones in a row, each worth some system calls.
-_MAX_ASKED: Final = 64
+#: How often it may make us ask the kernel: questions in a row, and questions a second after that.
+_QUESTIONS: Final = 256
+_QUESTIONS_A_SECOND: Final = 300
 
 
 @frozen
@@ -139,6 +140,8 @@ class Rights:
         self._answers: dict[int, _Answer] = {}
         #: Until when reports of the peer about itself count, once it ended: its number is not used again so soon.
         self._itself_until: int | None = None
+        self._questions: float = _QUESTIONS
+        self._then = time.monotonic_ns()
         self._pidfd = pidfd
         self._exits = select.epoll()
         self._exits.register(pidfd, select.EPOLLIN)
@@ -154,20 +157,21 @@ class Rights:
                 self._itself_until = now + _ANSWER_HOLDS
             for pid in [pid for pid, answer in self._answers.items() if answer.pidfd == fd]:
                 self._forget(pid)
-        asked = 0
+        self._questions = min(self._questions + (now - self._then) * 1e-9 * _QUESTIONS_A_SECOND, _QUESTIONS)
+        self._then = now
         results = []
-        for pid in pids:
+        for pid in pids[:_MAX_KNOWN]:
             if pid == self._pid:
                 results.append(self._itself_until is None or now < self._itself_until)
                 continue
             answer = self._answers.get(pid)
             if answer is None or now >= answer.until:
-                asked += 1
-                answer = self._ask(pid, now) if asked <= _MAX_ASKED else None
+                answer = self._ask(pid, now) if self._questions >= 1 else None
             results.append(answer is not None and answer.permitted)
-        return results
+        return results + [False] * (len(pids) - len(results))
 
     def _ask(self, pid: int, now: int) -> _Answer:
+        self._questions -= 1
         self._forget(pid)
         while len(self._answers) >= _MAX_KNOWN:
             self._forget(next(iter(self._answers)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from attrs import evolve
@@ -75,5 +76,29 @@ def test_who_changed_its_user_since_it_connected_has_no_rights() -> None:
             assert [True, False, False] == rights.permitted([process.pid, 0, os.getpid()])
             rights.close()
         finally:
+            process.kill()
+            os.close(pidfd)
+
+
+def test_questions_are_limited() -> None:
+    """A peer that names thousands of processes gets its answers about a few, and costs no more; later it may go on."""
+    with subprocess.Popen(["sleep", "600"], user=7, group=8, extra_groups=[]) as process:
+        pidfd = pidfd_open(process.pid)
+        rights = Rights(process.pid, pidfd, 7, 8)
+        try:
+            files = len(os.listdir("/proc/self/fd"))
+            asked: list[int] = []
+            ask = Rights._ask
+            with patch.object(Rights, "_ask", lambda self, pid, now: (asked.append(pid), ask(self, pid, now))[1]):
+                for first in range(5_000_000, 5_020_000, 1000):
+                    assert [False] * 1000 == rights.permitted(list(range(first, first + 1000)))
+            assert 256 <= len(asked) < 1000
+            assert [True] == rights.permitted([process.pid])
+            assert len(os.listdir("/proc/self/fd")) <= files + 256
+            rights._then -= 1_000_000_000
+            rights.permitted([os.getpid()])
+            assert rights._questions > 200
+        finally:
+            rights.close()
             process.kill()
             os.close(pidfd)
