@@ -26,7 +26,7 @@ from kdamon.report_client import ReportClient
 from kdamon.reports import report_array
 from kdamon_tools import cli, units
 from kdamon_tools.commands import run as run_verb
-from kdamon_tools.report_file import open_recording
+from kdamon_tools.report_file import RecordingWriter, open_recording
 
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000
@@ -391,14 +391,23 @@ def test_a_command_finds_the_socket(tmp_path: Path, capfd: pytest.CaptureFixture
 
 
 def test_a_recording_that_cannot_be_finished_loses_no_result(
-    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    process: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A full disk is told, after the heatmap; one that cannot be begun is told at once."""
+    """A disk that gets full is told after the heatmap; a recording that cannot be begun is told at once."""
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", "--write-only", *QUICK]
-    assert 1 == cli.main([*words, "--record", "/dev/full"])
+    for impossible in (str(tmp_path), "/dev/full"):
+        assert 1 == cli.main([*words, "--record", impossible])
+        out, err = capsys.readouterr()
+        assert ("", 1) == (out, err.count("\n"))
+
+    def no_room(_writer: RecordingWriter, _records: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordingWriter, "write", no_room)
+    assert 1 == cli.main([*words, "--record", str(tmp_path / "r.npy")])
     out, err = capsys.readouterr()
     assert "monitored pid" in out
     assert "No space left on device" in err
-    assert 1 == cli.main([*words, "--record", str(tmp_path)])
-    out, err = capsys.readouterr()
-    assert ("", 1) == (out, err.count("\n"))
