@@ -122,6 +122,9 @@ class Advice:
                     f"this kernel cannot do {action} to another process; use another action or a newer kernel",
                 ) from error
             raise
+        if action in {"cold", "collapse"}:
+            # Before anything is done: only the page table walk tells what they did.
+            self._pagemap.walk(np.empty(0, dtype=np.uint64))
         self._checked.add(action)
 
     def _mappings(self) -> U64Array:

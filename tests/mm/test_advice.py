@@ -346,3 +346,37 @@ def test_who_may_not_is_told_what_is_missing(program: Path) -> None:
             f"{action} EPERM {action} on another process's memory needs CAP_SYS_NICE; run as root or give that "
             "capability"
         )
+
+
+WITHOUT_WALK = """
+import errno, os, sys
+import numpy as np
+from kdamon.mm.advice import Advice
+from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.process import ProcessFiles
+pid, base, size = map(int, sys.argv[1:])
+files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
+for action in ("collapse", "cold", "pageout", "willneed"):
+    try:
+        print(sum(Advice(files, pidfd_open(pid)).apply(action, np.array([[base, base + size]], np.uint64))))
+    except OSError as error:
+        print(errno.errorcode[error.errno], error.strerror)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities up")
+def test_without_the_page_table_walk(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """What cannot be told is not done; pageout and willneed are told by other means, even without page frames."""
+    less = [f"--{name}=-bpf,-perfmon,-sys_admin" for name in ("bounding-set", "inh-caps")]
+    with Workload([program], "readonly", PAGES, str(data)) as work:
+        said = subprocess.run(
+            ["setpriv", *less, sys.executable, "-c", WITHOUT_WALK, str(work.pid), str(work.base), str(SIZE)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        assert all(line.startswith("EPERM reading page tables needs CAP_BPF") for line in said[:2])
+        assert int(said[2]) == PAGE * np.count_nonzero(~present(work)) >= SIZE - IN_BATCHES * PAGE
+        assert int(said[3]) >= SIZE - IN_BATCHES * PAGE
+        assert work.spoilt(range(PAGES)) == 0
