@@ -461,7 +461,8 @@ def _count(ctx: damon_ctx, memory: damon_report_memory, regions: damon_regions) 
     accessed = _accessed_size(memory, regions, per_interval * size, ctx.min_region_sz)
     densest = np.argsort(-regions.density, kind="stable")
     upto = np.concatenate(([0.0], np.cumsum(size[densest])))
-    nr_marked = int(np.abs(upto - accessed).argmin())
+    # The nearest, but not nothing where a good part of the densest region was accessed.
+    nr_marked = max(int(np.abs(upto - accessed).argmin()), int(accessed >= upto[1] / 4))
     marked = np.zeros(len(regions), np.bool_)
     marked[densest[:nr_marked]] = True
     marked &= regions.density > 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,11 +26,12 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_ctx, damon_nr_accesses_mvsum, damon_target
 from kdamon.density import best_cuts, kdamond_adjust_regions_by_density, kdamond_remember_reports, merge_least_different
 from kdamon.kernel import VirtualClock, rnd_state
+from kdamon.mm.sim import SimMachine
 from kdamon.regions import damon_regions
 from kdamon.report_memory import damon_report_memory
 from kdamon.reports import damon_report_accesses, report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
-from tests.kdamon.harness import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops
+from tests.kdamon.harness import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.tables import effort, ranges_of, region_lists, table_of, target_of, well_formed
 
 PAGE = 4096
@@ -457,6 +459,34 @@ def test_accessed_bits_count_while_nothing_is_reported() -> None:
     assert [(False, 20)] * 100 == seen[100:200]
     assert [(True, 0)] * 100 == seen[300:400]
     assert (False, 20) == seen[-1]
+
+
+@pytest.mark.parametrize("page_table", [True, False])
+def test_a_process_is_monitored_by_what_is_reported_of_it(page_table: bool) -> None:
+    """Three mappings far apart, 64 MB of one are hot: those and no more, whether accessed bits are asked as well."""
+    machine = SimMachine(seed=1)
+    process = machine.spawn(
+        [(1 << 28, 1 << 32), (0x7F00_0000_0000, 0x7F02_0000_0000), (0x7FFF_0000_0000, 0x7FFF_0010_0000)]
+    )
+    process.access(1 << 30, (1 << 30) + (1 << 26), rate=50)
+    ctx = sim_ctx(process, machine)
+    ctx.density = True
+    ctx.sample_control.primitives_enabled.page_table = page_table
+    rng = np.random.default_rng(1)
+
+    def valid(t: damon_target) -> bool:
+        addr = (1 << 30) + rng.integers(0, 1 << 14, 500) * PAGE
+        damon_report_accesses(report_array(500, pid=process.pid, addr=addr.astype(np.uint64)))
+        validate_ctx(ctx)
+        return True
+
+    assert ctx.ops is not None
+    ctx.ops = evolve(ctx.ops, target_valid=valid)
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 1.0)
+    regions = recorder.snapshots[-1].regions
+    marked = [pair for pair, n in zip(ranges_of(regions), regions.nr_accesses.tolist(), strict=True) if n]
+    assert [1 << 30, (1 << 30) + (1 << 26)] == pytest.approx([marked[0][0], marked[-1][1]], abs=64 * PAGE)
 
 
 def test_reports_of_pages_that_were_chosen_count_by_the_faithful_rule() -> None:
