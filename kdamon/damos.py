@@ -26,6 +26,7 @@ from kdamon.damon import (
 )
 from kdamon.damos_filters import (
     damos_commit_filters,
+    damos_core_filter_candidates,
     damos_core_filter_out,
     damos_for_each_part,
     damos_pattern_rows,
@@ -209,6 +210,8 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
     scores = damos_scores(ctx, t, s) if damos_quota_is_set(quota) else None
     worth = np.ones(len(regions), np.bool_) if scores is None else scores >= quota.min_score
     visit = damos_pattern_rows(regions, nr_accesses, s) & worth
+    if s.core_filters:
+        visit &= damos_core_filter_candidates(ctx, t, s)
     if quota.charge_target_from is not None:
         charged_to = np.uint64(quota.charge_addr_from)
         visit |= (regions.start < charged_to) & (charged_to < regions.end)

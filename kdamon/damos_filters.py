@@ -22,6 +22,7 @@ __all__ = [
     "damos_add_filter",
     "damos_commit_filter",
     "damos_commit_filters",
+    "damos_core_filter_candidates",
     "damos_core_filter_out",
     "damos_filter_for_ops",
     "damos_filter_match",
@@ -156,6 +157,32 @@ def _within(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
         return False
     regions.split_at(row, end - r_start)
     return True
+
+
+def damos_core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
+    """Tell which regions of ``t`` the core filters of ``s`` may let have its action, at least in part, shape (n,).
+
+    All others they reject as a whole, whatever they are cut into: nobody needs to look at them one by one.
+    """
+    regions = t.regions
+    candidates = np.full(len(regions), not s.core_filters_default_reject)
+    undecided = np.ones(len(regions), np.bool_)
+    for f in s.core_filters:
+        if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
+            inside = np.full(len(regions), ctx.adaptive_targets.index(t) == f.target_idx)
+            outside = ~inside
+        else:
+            start = np.uint64(ALIGN_DOWN(f.addr_range.start, ctx.min_region_sz))
+            end = np.uint64(ALIGN_DOWN(f.addr_range.end, ctx.min_region_sz))
+            inside = (start <= regions.start) & (regions.end <= end)
+            outside = (regions.end <= start) | (end <= regions.start)
+        matches = undecided & (inside if f.matching else outside)
+        candidates[matches] = f.allow
+        # What reaches over an edge is not rejected as a whole by this filter.
+        across = undecided & ~(inside | outside)
+        candidates[across] = True
+        undecided &= ~(matches | across)
+    return candidates
 
 
 def damos_core_filter_out(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> bool:

@@ -22,7 +22,12 @@ from kdamon.damon import (
     damos_quota_goal_metric,
     damos_quota_goal_tuner,
 )
-from kdamon.damos_filters import damos_core_filter_out, damos_for_each_part, damos_pattern_rows
+from kdamon.damos_filters import (
+    damos_core_filter_candidates,
+    damos_core_filter_out,
+    damos_for_each_part,
+    damos_pattern_rows,
+)
 from kdamon.kernel import ALIGN_DOWN, NSEC_PER_MSEC, PAGE_SIZE, ULONG_MAX, mult_frac, ulong
 
 __all__ = [
@@ -255,13 +260,14 @@ def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
         if scores is None:
             return
         regions = t.regions
-        rows = damos_pattern_rows(regions, damon_nr_accesses_mvsum(regions, ctx), s).nonzero()[0]
+        wanted = damos_pattern_rows(regions, damon_nr_accesses_mvsum(regions, ctx), s)
         if s.core_filters:
+            rows = (wanted & damos_core_filter_candidates(ctx, t, s)).nonzero()[0]
             for first, row in damos_for_each_part(regions, rows.tolist()):
                 if not damos_core_filter_out(ctx, t, row, s):
                     histogram[scores[first]] += regions.end[row] - regions.start[row]
         else:
-            np.add.at(histogram, scores[rows], regions.sizes()[rows])
+            np.add.at(histogram, scores[wanted], regions.sizes()[wanted])
     enough = np.cumsum(histogram[::-1]) >= np.uint64(s.quota.esz)
     s.quota.min_score = DAMOS_MAX_SCORE - int(enough.argmax()) if enough.any() else 0
 
