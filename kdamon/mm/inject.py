@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -32,6 +33,8 @@ _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 
 #: Seconds after which the helper is not waited for any more; its own timer ended it long before.
 _PATIENCE: Final = 20.0
+#: Seconds that a killed process may need to end.
+_DYING: Final = 1.0
 #: Seconds between attempts.
 _PAUSE: Final = 0.01
 
@@ -135,22 +138,23 @@ def launch(
         _check_privileges(order)
     except OSError as refusal:
         return order.start_untraced(refusal)
-    with contextlib.ExitStack() as stack:
-        helper, tracer = stack.enter_context(_helper("launch"))
-        ours, its = socket.socketpair()
-        with ours:
+    ours, its = socket.socketpair()
+    with ours:
+        with _helper("launch") as (helper, tracer):
             with its:
                 words = [*_interpreter(), "exec", str(its.fileno()), str(tracer)]
                 command = Launched(words, pass_fds=(its.fileno(),), **order.streams)
             command.args = order.argv
             try:
                 _start_traced(command, ours, helper, order)
+                return command
             except _Again as error:
-                # The helper, and with it the command, was killed before the command's first instruction.
-                command.kill()
-                command.wait()
-                return order.start_untraced(OSError(errno.EAGAIN, f"{error}; take it from the running command"))
-            return command
+                failure = OSError(errno.EAGAIN, f"{argv[0]}: {error}; take it from the running command")
+        # The helper is dead by now, and so is a command that it held: that has not begun. Any other one runs.
+        command.refusal = failure
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            command.wait(_DYING)
+        return order.start_untraced(failure) if command.returncode == -signal.SIGKILL else command
 
 
 class _Order(NamedTuple):
@@ -168,10 +172,14 @@ class _Order(NamedTuple):
 
 def _start_traced(command: Launched, channel: socket.socket, helper: socket.socket, order: _Order) -> None:
     """Let ``command``, which waits for that by ``channel``, start while the helper looks on."""
-    if channel.recv(1) != b"r":
-        raise _Again("the command could not be prepared")
-    _give(helper, {"pid": command.pid})
-    answer, _ = _answer(helper)
+    try:
+        if channel.recv(1) != b"r":
+            raise _Again("the command could not be prepared")
+        _give(helper, {"pid": command.pid})
+        answer, _ = _answer(helper)
+    except _Again:
+        command.kill()
+        raise
     _give(channel, {"argv": order.argv, "env": order.env})
     # It is closed by exec.
     failure = channel.recv(1 << 16)

@@ -143,6 +143,19 @@ def test_refused_stopped() -> None:
         os.close(take_userfaultfd(pid))
 
 
+def test_refused_another_thread() -> None:
+    """A process that may not have a thread more, by its limit of tasks, is told so and goes on."""
+    words = ["prlimit", "--nproc=0", "sleep", "30"]
+    with subprocess.Popen(words, user=NOBODY, group=NOBODY, extra_groups=[]) as process:
+        assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+        try:
+            refused(errno.EAGAIN, process.pid, "one thread more")
+            assert left_behind(process.pid) == []
+            assert "State:\tS" in Path(f"/proc/{process.pid}/status").read_text()
+        finally:
+            process.kill()
+
+
 def test_refused_traced() -> None:
     """A process that another one traces is left to that one."""
     seize = "import ctypes, sys; print(ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), 0, 0), flush=True); input()"

@@ -7,6 +7,7 @@ KDAMON_SOAK raises the number of attempts of the tests that kill and stop in the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -106,6 +107,20 @@ def test_the_helper_is_stopped_at_each_step(directory: Path, ending_helper: Call
             assert not attempt(process)
             assert time.monotonic() - begin < inject._PATIENCE
             check(process)
+
+
+def test_a_launched_command_runs_once_whenever_the_helper_dies(ending_helper: Callable[[int, int], None]) -> None:
+    """A command whose helper is killed has not begun, and is started again without; it runs once and wholly."""
+    for step in range(30):
+        ending_helper(step, signal.SIGKILL)
+        command = inject.launch(["sh", "-c", "echo once; exit 3"], stdout=subprocess.PIPE)
+        assert (command.communicate()[0], command.returncode) == (b"once\n", 3)
+        if command.fd is not None:
+            os.close(command.fd)
+            break
+        assert command.refusal is not None
+        assert command.refusal.errno == errno.EAGAIN
+    assert step > 10
 
 
 def helpers() -> list[int]:
