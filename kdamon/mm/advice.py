@@ -83,7 +83,11 @@ class Advice:
             return
         do = {"cold": self._cold, "pageout": self._pageout, "collapse": self._collapse}[action]
         for blocks in self._pagemap.groups(mapped):
-            yield do(blocks, mapped)
+            applied = do(blocks, mapped)
+            if not self._files.alive():
+                # All that was there is gone, but not by us.
+                return
+            yield applied
 
     def passing(self, wanted: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> Iterator[U64Array]:
         """The pages in ``wanted`` that pass ``filters``, as ranges, at most a gibibyte at each step.
