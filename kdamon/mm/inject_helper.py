@@ -9,6 +9,11 @@ after vfork(). The second thread does the rest in a table of file descriptors of
 instant without us: the first finds a signal frame on its stack that gives it all registers, floating point state and
 signal mask back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no
 file descriptor either, since a table of which the second thread was the only user ends with it.
+
+An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything wakes
+them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still, one more
+thing may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look at
+the thread; and a signal that came just then ends pause() and sigsuspend(), but no other call.
 """
 
 from __future__ import annotations
@@ -60,8 +65,10 @@ _WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 
 _NR_CLOSE: Final = 3
+_NR_PAUSE: Final = 34
 _NR_CLONE: Final = 56
 _NR_EXIT: Final = 60
+_NR_RT_SIGSUSPEND: Final = 130
 _NR_RESTART_SYSCALL: Final = 219
 _NR_TIMER_CREATE: Final = 222
 _NR_TIMER_SETTIME: Final = 223
@@ -102,6 +109,8 @@ _USER_SS: Final = 0x2B
 _RED_ZONE: Final = 128
 #: struct rt_sigframe without its siginfo, which rt_sigreturn does not read, in multiples of 16 bytes.
 _FRAME: Final = 320
+#: Where the signal mask is in it.
+_FRAME_MASK: Final = 304
 #: UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS.
 _UC_FLAGS: Final = 7
 #: No valid flags of a signal stack: rt_sigreturn leaves the thread's own as it is.
@@ -434,15 +443,31 @@ class _Injection:
         """
         state = _floating_point(thread)
         fpstate = (registers.rsp - _RED_ZONE - len(state)) & ~63
-        own = fpstate - _FRAME
+        third = fpstate - _FRAME
+        own = third - _FRAME
         second = own - _FRAME
         if not any(start <= second and registers.rsp <= end for start, end in self._stacks):
             raise _Again("it runs on a signal stack, a stack of the program's own making or one without room")
         resumed = self._resumed(registers)
-        data = _exit_frame(self._gadget, self._sigreturn) + _frame(resumed, mask, self._sigreturn, fpstate) + state
+        frames = _frame(resumed, mask, self._sigreturn, fpstate) + bytes(_FRAME)
+        if resumed.rax == _NR_PAUSE and resumed.rip != registers.rip:
+            frames = self._pause(registers, mask, third, fpstate)
+        data = _exit_frame(self._gadget, self._sigreturn) + frames + state
         if os.pwrite(self._memory, data, second) != len(data):
             raise _Again("its stack has no room")
         return own, second
+
+    def _pause(self, registers: _Registers, mask: int, addr: int, fpstate: int) -> bytes:
+        """Two frames that repeat pause() such that a signal which came meanwhile ends it.
+
+        The first calls rt_sigsuspend() while all signals are still blocked, the second, at ``addr``, returns EINTR.
+        """
+        waiting = _Registers.from_buffer_copy(registers)
+        waiting.rax, waiting.rdi, waiting.rsi = _NR_RT_SIGSUSPEND, addr + _FRAME_MASK, 8
+        waiting.rip, waiting.rsp = self._gadget, addr
+        ended = _Registers.from_buffer_copy(registers)
+        ended.rax = -errno.EINTR & _ALL_SIGNALS
+        return _frame(waiting, _ALL_SIGNALS, self._sigreturn, fpstate) + _frame(ended, mask, self._sigreturn, fpstate)
 
     def _resumed(self, registers: _Registers) -> _Registers:
         """The registers with which a signal frame repeats an interrupted system call.
@@ -650,6 +675,9 @@ def main() -> None:
     if verb == "exec":
         _exec(channel, int(sys.argv[3]))
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    # The sooner it is over the better for a process that stands still.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
     deadline = _Deadline()
     job = _receive(channel)
     try:

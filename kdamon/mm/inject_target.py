@@ -166,7 +166,7 @@ class Target:
         before: _Mapping | None = None
         for mapping in self._mappings:
             guarded = before is not None and before.end == mapping.start and before.permissions == "---p"
-            if mapping.permissions == "rw-p" and (guarded or mapping.name == "[stack]"):
+            if mapping.permissions in ("rw-p", "rwxp") and (guarded or mapping.name == "[stack]"):
                 stacks.append((mapping.start, mapping.end))
             before = mapping
         return stacks

@@ -166,12 +166,18 @@ static void wait_ipc(void)
 	static int semaphore = -1, queue;
 	struct sembuf down = { 0, -1, 0 };
 	struct timespec ts = { 0, 30 * MS };
+	sigset_t set, before;
 
 	if (semaphore < 0) {
 		semaphore = semget(IPC_PRIVATE, 1, 0600);
 		queue = msgget(IPC_PRIVATE, 0600);
 	}
 	must(semtimedop(semaphore, &down, 1, &ts) == -1 && errno == EAGAIN, "semtimedop");
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	pthread_sigmask(SIG_BLOCK, &set, &before);
+	must(sigtimedwait(&set, NULL, &ts) == -1 && errno == EAGAIN, "sigtimedwait");
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (atomic_load(&over)) {
 		semctl(semaphore, 0, IPC_RMID);
 		msgctl(queue, IPC_RMID, NULL);
@@ -180,17 +186,11 @@ static void wait_ipc(void)
 
 static void wait_signal(void)
 {
-	struct timespec ts = { 0, 30 * MS };
 	struct itimerval soon = { { 0, 0 }, { 0, 30000 } };
 	sigset_t set, before;
 	int seen;
 
 	sigemptyset(&set);
-	sigaddset(&set, SIGUSR1);
-	pthread_sigmask(SIG_BLOCK, &set, &before);
-	must(sigtimedwait(&set, NULL, &ts) == -1 && errno == EAGAIN, "sigtimedwait");
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-
 	sigaddset(&set, SIGALRM);
 	pthread_sigmask(SIG_BLOCK, &set, &before);
 	seen = alarms;
