@@ -10,8 +10,8 @@ instant without us: the first finds a signal frame on its stack that gives it al
 signal mask back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no
 file descriptor either, since a table of which the second thread was the only user ends with it.
 
-An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything wakes
-them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still, one more
+An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything
+wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still, one more
 thing may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look at
 the thread; and a signal that came just then ends pause() and sigsuspend(), but no other call.
 """
