@@ -46,6 +46,9 @@ _ADVICE: Final = {
     "collapse": MADV_COLLAPSE,
 }
 
+#: Bytes that are collapsed together.
+_RUN: Final = 1 << 26
+
 #: Nanoseconds for which a list of mappings is used.
 _REMEMBERED: Final = 100_000_000
 
@@ -139,7 +142,7 @@ class Advice:
         return self._vmas
 
     def _advise(self, chunks: U64Array, action: str) -> U64Array:
-        """Advise ``chunks``, each at most 2 MiB and in one mapping; returns those that were taken."""
+        """Advise ``chunks``, each in one mapping and small enough for the adviser; returns those that were taken."""
         # What a whole mapping refuses is a property of it, but a collapse fails for the one or the other page's sake.
         refused = (lambda addr: addr) if action == "collapse" else self._end_of_mapping
         sizes = chunks[:, 1] - chunks[:, 0]
@@ -187,7 +190,13 @@ class Advice:
         chunks = ranges.intersect(mapped, blocks)
         whole = chunks[chunks[:, 1] - chunks[:, 0] == BLOCK]
         small = whole[self._pagemap.huge(whole)[1]]
-        self._advise(small, "collapse")
+        # Each range costs a drain of all CPUs' LRU batches, and one page that cannot be moved ends it: many blocks at
+        # once, and those that are left by themselves.
+        runs = ranges.intersect(ranges.union(small, ranges.NO_RANGES), mapped)
+        self._advise(ranges.intersect(runs, ranges.blocks(runs, _RUN)), "collapse")
+        left = small[~self._pagemap.huge(small)[0]]
+        if len(left):
+            self._advise(left, "collapse")
         return BLOCK * int(np.count_nonzero(self._pagemap.huge(small)[0]))
 
     def _willneed(self, mapped: U64Array) -> Iterator[int]:

@@ -27,7 +27,6 @@ _NR_PIDFD_OPEN: Final = 434
 _NR_PROCESS_MADVISE: Final = 440
 #: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
 _BATCH: Final = 1023
-_MAX_RANGE: Final = 1 << 21
 
 
 def pidfd_open(pid: int) -> int:
@@ -77,7 +76,7 @@ class Adviser:
         """Advise range after range until one is refused.
 
         :param starts: page-aligned addresses, bytes, shape (n,).
-        :param sizes: bytes, at most 2 MiB each, shape (n,).
+        :param sizes: bytes, shape (n,): at most 2 MiB each, or all together less than 2 GiB.
         :returns: how many ranges were taken, and the errno of the next one (0 when there is none).
         """
         total = len(starts)
