@@ -11,9 +11,9 @@ signal mask back, the second one that makes it exit. So this process may die at 
 file descriptor either, since a table of which the second thread was the only user ends with it.
 
 An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything
-wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still, one more
-thing may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look at
-the thread; and a signal that came just then ends pause() and sigsuspend(), but no other call.
+wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still,
+more may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look
+at the thread; and a signal that came just then ends pause() and sigsuspend(), but no other call.
 """
 
 from __future__ import annotations
