@@ -207,3 +207,13 @@ class Machine(Protocol):
         :raises OSError: ENOENT there is none.
         """
         ...
+
+    def cgroup_processes(self, path: str) -> tuple[int, ...]:
+        """Numbers of the processes of a control group of the second version and of those below, ascending.
+
+        This process itself is left out.
+
+        :param path: below the root of their tree, as ``/proc/PID/cgroup`` has it.
+        :raises OSError: ENOENT there is none.
+        """
+        ...

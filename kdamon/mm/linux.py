@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Final, Protocol
 
-from kdamon.mm import AddressSpace, Faults, metrics
+from kdamon.mm import AddressSpace, Faults, cgroup, metrics
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.page_fault import PageFault, PageFaultSpace
@@ -307,6 +307,10 @@ class LinuxMachine:
     def memcg_id(self, path: str) -> int:
         """See :meth:`kdamon.mm.Machine.memcg_id`."""
         return metrics.memcg_id(path)
+
+    def cgroup_processes(self, path: str) -> tuple[int, ...]:
+        """See :meth:`kdamon.mm.Machine.cgroup_processes`."""
+        return cgroup.processes(path)
 
     def close(self) -> None:
         """Give back what all tasks shared; only after they were put."""

@@ -283,6 +283,7 @@ class SimMachine:
     :param seed: makes everything random on it repeatable.
     :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
     :ivar memcgs: the memory cgroups and their numbers.
+    :ivar cgroups: the control groups of the second version and the numbers of their processes.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -301,6 +302,7 @@ class SimMachine:
             "free_mem_rate": 400,
         }
         self.memcgs = {"/": 1}
+        self.cgroups: dict[str, tuple[int, ...]] = {}
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
         """Start a process with the mappings ``ranges`` (bytes, in address order)."""
@@ -348,3 +350,12 @@ class SimMachine:
         if path not in self.memcgs:
             raise OSError(errno.ENOENT, f"there is no memory cgroup {path!r}")
         return self.memcgs[path]
+
+    def cgroup_processes(self, path: str) -> tuple[int, ...]:
+        """The processes of a control group.
+
+        :raises OSError: ENOENT there is none.
+        """
+        if path not in self.cgroups:
+            raise OSError(errno.ENOENT, f"there is no control group {path!r}")
+        return self.cgroups[path]

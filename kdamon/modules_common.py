@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the modules that monitor by themselves share (``mm/damon/modules-common.c`` and ``.h``).
+
+A module is an object whose fields have the names of its parameters: writing them changes nothing until it is enabled or
+told to commit its inputs.
+
+Kernel: modules monitor the machine's physical memory. Here: the virtual memory of the processes that the parameters
+``monitor_pids`` and ``monitor_cgroup`` name, because user space cannot find the users of a page of physical memory.
+With neither a module cannot be enabled.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+from attrs import define, evolve, field
+
+import kdamon.vaddr  # noqa: F401 -- registers vaddr and fvaddr
+from kdamon.core import (
+    damon_add_target,
+    damon_call,
+    damon_commit_ctx,
+    damon_destroy_ctx,
+    damon_destroy_target,
+    damon_is_running,
+    damon_kdamond_pid,
+    damon_new_ctx,
+    damon_new_target,
+    damon_select_ops,
+    damon_set_attrs,
+    damon_set_regions,
+    damon_set_schemes,
+    damon_start,
+    damon_stop,
+)
+from kdamon.damon import (
+    DAMON_MIN_REGION_SZ,
+    damon_addr_range,
+    damon_attrs,
+    damon_call_control,
+    damon_ctx,
+    damon_intervals_goal,
+    damon_ops_id,
+    damon_target,
+    damos,
+    damos_watermarks,
+    damos_wmark_metric,
+)
+from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
+from kdamon.mm import Machine, Task
+
+__all__ = ["damon_module", "damon_scheme_module", "module_scope"]
+
+log = logging.getLogger("kdamon")
+
+#: How often it is looked which processes a control group has, nanoseconds.
+_FOLLOW_INTERVAL = 1000 * NSEC_PER_MSEC
+
+#: How long a parameter's change that was canceled may take to end, seconds.
+_SHUTDOWN_TIMEOUT = 5.0
+
+
+@define(slots=True, frozen=True)
+class module_scope:
+    """Which memory a module monitors.
+
+    :ivar pids: numbers of processes.
+    :ivar cgroup: path of a control group whose processes are followed, "" for none.
+    :ivar start: first virtual address, bytes.
+    :ivar end: the address behind the last one; 0 with ``start`` 0 is all that is mapped.
+    """
+
+    pids: tuple[int, ...] = ()
+    cgroup: str = ""
+    start: int = 0
+    end: int = 0
+
+    def fixed(self) -> bool:
+        """Tell whether it is about given addresses."""
+        return bool(self.start or self.end)
+
+
+@define(slots=True, eq=False, kw_only=True)
+class damon_module(ABC):
+    """A module: monitors when it is enabled, and then nobody else may (exclusive use).
+
+    :ivar machine: finds the machine; called when the module is enabled.
+    :ivar clock: of its contexts.
+    :ivar monitor_pids: parameter, numbers of the processes to monitor.
+    :ivar monitor_cgroup: parameter, path of a control group, as ``/proc/PID/cgroup`` has it; its processes and those of
+        the groups below are monitored, also those that come later.
+    :ivar ctx: the present or last context.
+    """
+
+    name: ClassVar[str]
+
+    machine: Callable[[], Machine]
+    clock: Clock = field(factory=RealClock)
+    monitor_pids: tuple[int, ...] = ()
+    monitor_cgroup: str = ""
+    ctx: damon_ctx | None = None
+    _scope: module_scope = field(factory=module_scope, init=False)
+    _next_follow: int = field(default=0, init=False)
+    _closing: bool = field(default=False, init=False)
+    #: Held while a parameter starts, stops or changes something (the kernel's ``kernel_param_lock()``).
+    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Start monitoring."""
+
+    @abstractmethod
+    def refresh(self, ctx: damon_ctx) -> None:
+        """Take over the results; called in the kdamond at the end of each sampling interval."""
+
+    # Parameters.
+
+    def enabled(self) -> bool:
+        """Tell whether the module monitors; not so after the last of its processes ended."""
+        return self.ctx is not None and damon_is_running(self.ctx)
+
+    def enable(self, on: bool) -> None:
+        """Start or stop monitoring; what is so already stays.
+
+        :raises OSError: EINVAL nothing can be monitored with these parameters; EBUSY somebody else monitors; ECANCELED
+            the processes ended meanwhile; what the machine raises.
+        """
+        with self._lock:
+            if on == self.enabled():
+                return
+            if on and self._closing:
+                raise OSError(errno.ESHUTDOWN, "the parameters are being unmounted")
+            if on:
+                self._start()
+            elif self.ctx is not None:
+                damon_stop([self.ctx])
+
+    def kdamond_pid(self) -> int:
+        """Thread id of the kdamond, -1 while there is none."""
+        try:
+            return -1 if self.ctx is None else damon_kdamond_pid(self.ctx)
+        except OSError:
+            return -1
+
+    def shutdown(self) -> None:
+        """Stop monitoring, for good."""
+        self._closing = True
+        self._stop()
+        # A write that was under way may have started it since.
+        if self._lock.acquire(timeout=_SHUTDOWN_TIMEOUT):
+            try:
+                self._stop()
+            finally:
+                self._lock.release()
+        else:
+            log.error("%s: a parameter is still being changed, although monitoring was stopped", self.name)
+
+    def _stop(self) -> None:
+        if self.ctx is not None:
+            damon_stop([self.ctx])
+
+    # Starting.
+
+    def _run(self, ctx: damon_ctx) -> None:
+        """Start ``ctx``, which has all it needs, as the only one."""
+        self._next_follow = 0
+        try:
+            damon_start([ctx], exclusive=True)
+        except OSError:
+            _forget_targets(ctx)
+            raise
+        damon_call(ctx, damon_call_control(fn=self.call_fn, data=ctx, repeat=True))
+
+    def call_fn(self, ctx: damon_ctx) -> None:
+        """What the kdamond does for the module at the end of each sampling interval."""
+        self.refresh(ctx)
+        if self._scope.cgroup and ctx.clock.now() >= self._next_follow:
+            self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
+            self._follow(ctx)
+
+    def scope(self) -> module_scope:
+        """What the parameters ask to monitor.
+
+        :raises OSError: EINVAL they name no process.
+        """
+        if not self.monitor_pids and not self.monitor_cgroup:
+            raise OSError(
+                errno.EINVAL,
+                "nothing to monitor: name processes in monitor_pids or a control group in monitor_cgroup",
+            )
+        return module_scope(self.monitor_pids, self.monitor_cgroup)
+
+    def _new_ctx(self, scope: module_scope) -> damon_ctx:
+        """A context without targets (``damon_modules_new_paddr_ctx_target()`` without the target)."""
+        ctx = damon_new_ctx()
+        ctx.clock = self.clock
+        ctx.machine = self.machine()
+        damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR if scope.fixed() else damon_ops_id.DAMON_OPS_VADDR)
+        return ctx
+
+    # Targets.
+
+    def _add_targets(self, ctx: damon_ctx, scope: module_scope, running: damon_ctx | None) -> None:
+        """Give ``ctx`` the targets of ``scope``, in the places that ``running``, to which it is committed, has them in.
+
+        :raises OSError: EINVAL a process does not exist, or none does; what the machine raises.
+        """
+        assert ctx.machine is not None
+        wanted = dict.fromkeys(scope.pids, True)
+        for pid in _processes_of(ctx.machine, scope.cgroup):
+            wanted.setdefault(pid, False)
+        for t in running.adaptive_targets if running is not None else ():
+            kept = t.pid in wanted and t.task is not None and t.task.valid()
+            _add_target(ctx, scope, t.pid, None).obsolete = not kept
+            if kept:
+                del wanted[t.pid]
+        for pid, named in wanted.items():
+            try:
+                _add_target(ctx, scope, pid, ctx.machine.get_task(pid))
+            except OSError as error:
+                if not named:
+                    log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
+                elif error.errno == errno.ESRCH:
+                    raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
+                else:
+                    raise
+        if all(t.obsolete for t in ctx.adaptive_targets):
+            raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now")
+
+    def _follow(self, ctx: damon_ctx) -> None:
+        """Leave the processes that ended or left the control group, begin with those that came to it."""
+        assert ctx.machine is not None
+        assert ctx.ops is not None
+        wanted = dict.fromkeys(self._scope.pids)
+        try:
+            wanted.update(dict.fromkeys(_processes_of(ctx.machine, self._scope.cgroup)))
+        except OSError as error:
+            log.debug("%s: monitor_cgroup: %s", self.name, error.strerror)
+        for t in list(ctx.adaptive_targets):
+            if t.pid in wanted and t.task is not None and t.task.valid():
+                del wanted[t.pid]
+            else:
+                damon_destroy_target(t, ctx)
+        for pid in wanted:
+            try:
+                _add_target(ctx, self._scope, pid, ctx.machine.get_task(pid))
+            except OSError as error:
+                log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
+        if ctx.ops.init is not None:
+            ctx.ops.init(ctx)
+
+
+def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:
+    if not cgroup:
+        return ()
+    try:
+        return machine.cgroup_processes(cgroup)
+    except OSError as error:
+        raise OSError(errno.EINVAL, f"monitor_cgroup: {error.strerror}") from None
+
+
+def _add_target(ctx: damon_ctx, scope: module_scope, pid: int, task: Task | None) -> damon_target:
+    t = damon_new_target()
+    t.pid, t.task = pid, task
+    damon_add_target(ctx, t)
+    if scope.fixed():
+        damon_set_regions(t, [damon_addr_range(scope.start, scope.end)], ctx.min_region_sz)
+    return t
+
+
+def _forget_targets(ctx: damon_ctx) -> None:
+    for t in list(ctx.adaptive_targets):
+        damon_destroy_target(t, ctx)
+
+
+@define(slots=True, eq=False, kw_only=True)
+class damon_scheme_module(damon_module):
+    """A module that applies schemes: the parameters that all of these have, under their names.
+
+    Its context outlives being disabled: statistics and what quotas learned go on from there when it is enabled again.
+
+    :ivar monitor_region_start: Kernel: physical addresses. Here: virtual addresses of each process, bytes; together
+        with ``monitor_region_end`` 0 for all that is mapped.
+    :ivar addr_unit: Kernel: bytes of an address unit. Here: checked, otherwise without effect, as for every virtual
+        address space.
+    """
+
+    sample_interval: int = 5000
+    aggr_interval: int = 100_000
+    min_nr_regions: int = 10
+    max_nr_regions: int = 1000
+    autotune_monitoring_intervals: bool = False
+    quota_ms: int = 10
+    quota_reset_interval_ms: int = 1000
+    wmarks_interval: int = 5_000_000
+    wmarks_high: int
+    wmarks_mid: int
+    wmarks_low: int
+    monitor_region_start: int = 0
+    monitor_region_end: int = 0
+    addr_unit: int = 1
+    _has_started: bool = field(default=False, init=False)
+
+    @abstractmethod
+    def new_schemes(self, attrs: damon_attrs) -> list[damos]:
+        """The module's schemes.
+
+        :raises OSError: EINVAL the parameters make no sense.
+        """
+
+    def scope(self) -> module_scope:
+        """See :meth:`damon_module.scope`; also EINVAL where the addresses end before they start."""
+        start, end = self.monitor_region_start, self.monitor_region_end
+        if start > end:
+            raise OSError(errno.EINVAL, f"monitor_region_end, {end}, lies before monitor_region_start, {start}")
+        return evolve(damon_module.scope(self), start=start, end=end)
+
+    def commit_inputs(self) -> None:
+        """Let the running module go by what its parameters say now, and wait for it.
+
+        :raises OSError: EINVAL the module never ran, or the parameters make no sense; nothing changed then; ECANCELED
+            it does not run any more.
+        """
+        with self._lock:
+            if not self._has_started:
+                raise OSError(errno.EINVAL, f"{self.name} was never enabled, so there is nothing to commit to")
+            damon_call(self.ctx, damon_call_control(fn=self._commit_inputs_fn))
+
+    def _commit_inputs_fn(self, _data: None) -> None:
+        self.apply_parameters()
+        assert self.ctx is not None
+        assert self.ctx.ops is not None
+        # New targets have no regions yet, and those of fixed addresses may have become all that is mapped.
+        if self.ctx.ops.update is not None:
+            self.ctx.ops.update(self.ctx)
+
+    def apply_parameters(self) -> damon_ctx:
+        """Make the context what the parameters say (``damon_*_apply_parameters()``); returns it.
+
+        To be called while it does not run, or in its kdamond.
+
+        :raises OSError: EINVAL they make no sense, or name no process that exists; nothing changed then; what the
+            machine raises.
+        """
+        scope = self.scope()
+        if not is_power_of_2(max(DAMON_MIN_REGION_SZ // self.addr_unit, 1)):
+            raise OSError(errno.EINVAL, f"addr_unit, {self.addr_unit}, does not divide a page into a power of two")
+        attrs = self._attrs()
+        param_ctx = self._new_ctx(scope)
+        try:
+            damon_set_attrs(param_ctx, attrs)
+            damon_set_schemes(param_ctx, self.new_schemes(attrs))
+            self._add_targets(param_ctx, scope, self.ctx)
+            ctx = self.ctx = self.ctx or self._new_ctx(scope)
+            damon_commit_ctx(ctx, param_ctx)
+        finally:
+            damon_destroy_ctx(param_ctx)
+        self._scope = scope
+        return ctx
+
+    def _start(self) -> None:
+        self._run(self.apply_parameters())
+        self._has_started = True
+
+    def _attrs(self) -> damon_attrs:
+        # Kernel: no updates of the operations set, physical memory needs none. Here: the default interval, to follow
+        # the processes' mappings.
+        attrs = damon_attrs(
+            sample_interval=self.sample_interval,
+            aggr_interval=self.aggr_interval,
+            min_nr_regions=self.min_nr_regions,
+            max_nr_regions=self.max_nr_regions,
+        )
+        if self.autotune_monitoring_intervals:
+            attrs.sample_interval, attrs.aggr_interval = 5000, 100_000
+            attrs.intervals_goal = damon_intervals_goal(40, 3, 5000, 10_000_000)
+        return attrs
+
+    def wmarks(self) -> damos_watermarks:
+        """The watermarks of each scheme."""
+        return damos_watermarks(
+            damos_wmark_metric.DAMOS_WMARK_FREE_MEM_RATE,
+            self.wmarks_interval,
+            self.wmarks_high,
+            self.wmarks_mid,
+            self.wmarks_low,
+        )

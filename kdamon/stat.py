@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Shows results of monitoring in simple numbers: bandwidth, and how long memory is idle (``mm/damon/stat.c``)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+
+from kdamon.core import damon_destroy_ctx, damon_set_attrs
+from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal
+from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
+from kdamon.modules_common import damon_module
+
+__all__ = ["damon_stat", "damon_stat_bandwidth", "damon_stat_idle_percentiles"]
+
+I64Array = npt.NDArray[np.int64]
+
+#: How long the numbers stay at least, nanoseconds.
+_REFRESH_INTERVAL: Final = 5000 * NSEC_PER_MSEC
+
+
+def damon_stat_bandwidth(ctx: damon_ctx) -> int:
+    """Estimate the memory bandwidth: every sampled access stands for one of each byte of its region.
+
+    :returns: bytes per second (``damon_stat_set_estimated_memory_bandwidth()``).
+    """
+    access_bytes = sum(int((t.regions.sizes() * t.regions.nr_accesses).sum()) for t in ctx.adaptive_targets)
+    return ulong(access_bytes * 1_000_000) // ctx.attrs.aggr_interval
+
+
+def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
+    """How long the memory was idle, percentile by percentile from the busiest memory on.
+
+    Memory that is accessed has a negative time: that for which it has been so.
+
+    :returns: percentiles 0 to 100, milliseconds; None without any region (``damon_stat_set_idletime_percentiles()``).
+    """
+    tables = [t.regions for t in ctx.adaptive_targets if len(t.regions)]
+    if not tables:
+        return None
+    sizes = np.concatenate([regions.sizes() for regions in tables])
+    ages: I64Array = np.concatenate([regions.age for regions in tables]).astype(np.int64) + 1
+    idle = np.where(np.concatenate([regions.nr_accesses for regions in tables]) > 0, -ages, ages)
+    order = np.argsort(idle, kind="stable")
+    accounted = sizes[order].cumsum()
+    # Percentile p is that of the first region with which p percent of the memory are accounted for.
+    filled = accounted * np.uint64(100) // accounted[-1]
+    rows = np.searchsorted(filled, np.arange(101, dtype=np.uint64))
+    aggr_us = ctx.attrs.aggr_interval
+    # C divides towards zero.
+    return tuple(abs(n) * aggr_us // 1000 * (1 if n > 0 else -1) for n in idle[order][rows].tolist())
+
+
+@define(slots=True, eq=False, kw_only=True)
+class damon_stat(damon_module):
+    """The module. Its results stay readable after it is disabled.
+
+    :ivar estimated_memory_bandwidth: see :func:`damon_stat_bandwidth`.
+    :ivar memory_idle_ms_percentiles: see :func:`damon_stat_idle_percentiles`.
+    :ivar aggr_interval_us: the tuned aggregation interval that they come from, microseconds.
+    """
+
+    name: ClassVar[str] = "damon_stat"
+
+    estimated_memory_bandwidth: int = 0
+    memory_idle_ms_percentiles: tuple[int, ...] = (0,) * 101
+    aggr_interval_us: int = 0
+    _last_refresh: int = field(default=0, init=False)
+
+    def build_ctx(self) -> damon_ctx:
+        """A context for what the parameters name; becomes :attr:`ctx` (``damon_stat_build_ctx()``).
+
+        :raises OSError: EINVAL they name no process that exists; what the machine raises.
+        """
+        scope = self.scope()
+        ctx = self._new_ctx(scope)
+        try:
+            # Observe 4 percent of all possible accesses, by sampling intervals of 5 milliseconds to 10 seconds.
+            damon_set_attrs(ctx, damon_attrs(intervals_goal=damon_intervals_goal(400, 3, 5000, 10_000_000)))
+            self._add_targets(ctx, scope, None)
+        except BaseException:
+            damon_destroy_ctx(ctx)
+            raise
+        self._scope = scope
+        self._last_refresh = self.clock.now()
+        self.ctx = ctx
+        return ctx
+
+    def _start(self) -> None:
+        self._run(self.build_ctx())
+
+    def refresh(self, ctx: damon_ctx) -> None:
+        """Take over the results if the last ones are more than 5 seconds old (``damon_stat_damon_call_fn()``)."""
+        now = ctx.clock.now()
+        # Kernel: anywhere in an aggregation interval, when most accesses may not be counted yet. Here: at its end,
+        # because only then the counters mean what the formulas take them for.
+        complete = time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis)
+        if not complete or now <= self._last_refresh + _REFRESH_INTERVAL:
+            return
+        self._last_refresh = now
+        self.aggr_interval_us = ctx.attrs.aggr_interval
+        self.estimated_memory_bandwidth = damon_stat_bandwidth(ctx)
+        self.memory_idle_ms_percentiles = damon_stat_idle_percentiles(ctx) or self.memory_idle_ms_percentiles
