@@ -17,9 +17,6 @@ from kdamon.mm.linux import LinuxMachine
 from tests.mm.test_advice import EVERYTHING, HUGE, IN_BATCHES, PAGE, PAGES, ROOT, pages, present, smaps, space_of
 from tests.mm.workload import Workload
 
-#: Control groups of memory: version 1 where there is one, else version 2.
-_GROUPS = {"memory": Path("/sys/fs/cgroup/memory"), "": Path("/sys/fs/cgroup")}
-
 
 def only(kind: str, **more: int) -> list[PageFilter]:
     """Lets pages of a type pass, and no others."""
@@ -116,13 +113,12 @@ def test_active_pages(machine: LinuxMachine, program: Path) -> None:
 
 def test_pages_of_a_control_group(machine: LinuxMachine, program: Path) -> None:
     """Memory is charged to the group of the process that touched it first."""
-    groups = dict(line.split(":")[1:] for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines())
-    name = "memory" if "memory" in groups else ""
-    directory = _GROUPS[name] / groups.get(name, "").lstrip("/")
-    if not Path("/proc/kpagecgroup").exists() or not directory.is_dir():
+    groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+    paths = [path for _, controllers, path in groups if controllers in {"memory", ""}]
+    if not Path("/proc/kpagecgroup").exists() or not paths:
         pytest.skip("kernel lacks: memory control groups")
+    inode = machine.memcg_id(paths[0])
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
-        inode = directory.stat().st_ino
         assert passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode)) == PAGES
         assert passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode + 1)) == 0
 
