@@ -74,9 +74,12 @@ class kobject:
 
     :param tree: the tree it will be in; it says which files exist.
     :ivar removed: no longer in the tree; open files of it answer ENODEV.
+    :ivar hidden: not listed where it is; to be found by its name alone.
     """
 
-    __slots__ = ("attributes", "children", "first_file_ino", "iattrs", "ino", "name", "parent", "removed", "tree")
+    __slots__ = (
+        "attributes", "children", "first_file_ino", "hidden", "iattrs", "ino", "name", "parent", "removed", "tree",
+    )  # fmt: skip
 
     #: The files of directories of this class (``struct kobj_type.default_groups``).
     default_attributes: ClassVar[tuple[kobj_attribute, ...]] = ()
@@ -87,6 +90,7 @@ class kobject:
         self.parent: kobject | None = None
         self.children: dict[str, kobject] = {}
         self.removed = False
+        self.hidden = False
         #: What chmod() and the like changed, by file name ("" is the directory).
         self.iattrs: dict[str, dict[str, int]] | None = None
         self.attributes = tree.attributes_of(type(self))
@@ -112,11 +116,11 @@ class kobject:
 
     def child_inodes(self) -> list[tuple[str, int]]:
         """Name and inode number of each directory in this one."""
-        return [(name, child.ino) for name, child in list(self.children.items())]
+        return [(name, child.ino) for name, child in list(self.children.items()) if not child.hidden]
 
     def nr_children(self) -> int:
         """Number of directories in this one."""
-        return len(self.children)
+        return len(self.child_inodes())
 
     def location(self) -> str:
         """Where this directory is, from the tree's top, without a leading slash."""

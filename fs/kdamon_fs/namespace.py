@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Running a command that finds the tree at the kernel's place, ``/sys/kernel/mm/damon``.
+"""Running a command that finds the tree at the kernel's places, ``/sys/kernel/mm/damon`` and ``/sys/module/damon_*``.
 
 :func:`run_in_namespace` ``(argv, abi, machine) -> int`` gives this process a private mount namespace, mounts the tree
 there and runs a command in it; nothing of that is visible to any other process of the machine.
 
 * A kernel without DAMON has no such directory and sysfs lets nobody make one: then ``/sys/kernel/mm`` is covered by a
-  tmpfs with the same content and ``damon``.
+  tmpfs with the same content and ``damon``. The same goes for ``/sys/module`` and the kernel's modules: what is loaded
+  later does not show up there.
 * damo does not start without a tracefs; one is mounted where none is.
 * damo keeps what it found out about the kernel in ``~/.damo.sysinfo``, and would mix up the kernel's features with the
   tree's. The command gets that one file for itself and keeps the rest of its home directory.
@@ -41,12 +42,15 @@ from kdamon_fs.mounts import (
 )
 from kdamon_fs.sysfs import damon_sysfs_init
 
-__all__ = ["DAMON_DIRECTORY", "run_in_namespace"]
+__all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "run_in_namespace"]
 
 log = logging.getLogger("kdamon")
 
 #: Where the kernel has its own tree.
 DAMON_DIRECTORY: Final = "/sys/kernel/mm/damon"
+
+#: Where the kernel has the parameters of its modules.
+MODULE_DIRECTORY: Final = "/sys/module"
 
 _TRACEFS_DIRECTORIES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
 
@@ -68,11 +72,11 @@ _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 
 
-def _make_damon_directory() -> None:
-    """Make :data:`DAMON_DIRECTORY` exist."""
-    if os.path.isdir(DAMON_DIRECTORY):
+def _make_directories(parent: str, names: Sequence[str]) -> None:
+    """Make the directories ``names`` exist in ``parent``, where the kernel lets nobody make any."""
+    missing = [name for name in names if not os.path.isdir(os.path.join(parent, name))]
+    if not missing:
         return
-    parent = os.path.dirname(DAMON_DIRECTORY)
     workspace = tempfile.mkdtemp(prefix="kdamon-")
     try:
         # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
@@ -84,14 +88,32 @@ def _make_damon_directory() -> None:
             else:
                 os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
             mount(source, target, flags=MS_BIND | MS_REC)
-        os.mkdir(os.path.join(workspace, os.path.basename(DAMON_DIRECTORY)), 0o755)
+        for name in missing:
+            os.mkdir(os.path.join(workspace, name), 0o755)
         mount(workspace, parent, flags=MS_MOVE)
     except OSError as error:
-        raise OSError(error.errno, f"cannot make {DAMON_DIRECTORY}: {error.strerror}") from None
+        raise OSError(error.errno, f"cannot make {missing[0]} in {parent}: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
             umount(workspace, MNT_DETACH)
         os.rmdir(workspace)
+
+
+@contextlib.contextmanager
+def _modules_in_place(names: Sequence[str]) -> Iterator[None]:
+    """Show the parameters of the modules ``names`` of the tree, which is served already, where the kernel has them."""
+    places: list[str] = []
+    try:
+        for name in names:
+            place = os.path.join(MODULE_DIRECTORY, name)
+            mount(os.path.join(DAMON_DIRECTORY, "module", name), place, flags=MS_BIND)
+            places.append(place)
+        yield
+    finally:
+        for place in places:
+            # The tree does not end as long as a part of it is mounted anywhere; the command may have unmounted this.
+            with contextlib.suppress(OSError):
+                umount(place, MNT_DETACH)
 
 
 def _mount_tracefs() -> None:
@@ -244,7 +266,7 @@ def run_in_namespace(
     machine: Machine | Callable[[], Machine] | None = None,
     beside: contextlib.AbstractContextManager[object] | None = None,
 ) -> int:
-    """Run ``argv`` with the tree at :data:`DAMON_DIRECTORY` and return its exit status, 128 + number for a signal.
+    """Run ``argv`` with the tree at the kernel's places and return its exit status, 128 + number for a signal.
 
     Changes the mount namespace of this process for good: to be called by a process for nothing else, with one thread,
     and as root. Signals sent to this process go to the command. When it ends, the kdamonds are stopped and the tree is
@@ -258,25 +280,24 @@ def run_in_namespace(
     """
     tree = damon_sysfs_init(machine, abi)
     unshare_mount_namespace()
-    _make_damon_directory()
+    modules = list(tree.modules.children)
+    _make_directories(os.path.dirname(DAMON_DIRECTORY), [os.path.basename(DAMON_DIRECTORY)])
+    _make_directories(MODULE_DIRECTORY, modules)
     _mount_tracefs()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
     try:
         with _private_damo_cache(), contextlib.ExitStack() as serving:
             command = _command(argv, mask)
             raise_file_limit()
-            mounted = mounted_tree(tree, DAMON_DIRECTORY, private=True)
             try:
                 if beside is not None:
                     serving.enter_context(beside)
-                mounted.start()
+                serving.enter_context(mounted_tree(tree, DAMON_DIRECTORY, private=True))
+                serving.enter_context(_modules_in_place(modules))
             except BaseException:
                 command.cancel()
                 raise
-            try:
-                command.start()
-                return command.wait()
-            finally:
-                mounted.stop()
+            command.start()
+            return command.wait()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -33,6 +33,7 @@ from kdamon.kernel import Clock
 from kdamon.mm import Machine
 from kdamon_fs.kobject import ABI_VERSIONS, Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.kstrtox import sysfs_streq
+from kdamon_fs.module_params import damon_module_params
 from kdamon_fs.sysfs_common import uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
 from kdamon_fs.sysfs_sample import damon_sysfs_sees_writes_only
@@ -68,6 +69,7 @@ class damon_sysfs_tree(Tree):
     :param machine: where processes are found, or what finds that out when it is needed for the first time.
     :param clock: the clock of all contexts, None the real one.
     :ivar closing: no kdamond may be started any more.
+    :ivar modules: the directory ``module`` of modules' parameters; not listed unless :meth:`list_modules` was called.
     """
 
     def __init__(self, machine: Machine | Callable[[], Machine], abi: str, clock: Clock | None) -> None:
@@ -79,6 +81,15 @@ class damon_sysfs_tree(Tree):
         admin = kobject(self)
         admin.add("kdamonds", self.kdamonds)
         self.root.add("admin", admin)
+        # The kernel has it in another place: whoever mounts the tree says where it is to be seen.
+        self.modules = damon_module_params(self, self.machine, clock)
+        self.modules.hidden = True
+        self.root.add("module", self.modules)
+
+    def list_modules(self) -> None:
+        """List the directory ``module`` beside ``admin``."""
+        self.modules.hidden = False
+        self.forget_paths()
 
     def machine(self) -> Machine:
         """Where processes are found.
@@ -93,6 +104,7 @@ class damon_sysfs_tree(Tree):
         """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""
         self.closing = True
         self._stop_kdamonds()
+        self.modules.shutdown()
         # A command that was under way may have started one since.
         if self.acquire(_SHUTDOWN_TIMEOUT):
             try:

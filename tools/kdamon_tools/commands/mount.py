@@ -23,7 +23,11 @@ def register(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers, "mount", "serve the tree in a directory until interrupted or unmounted", "[OPTION...] DIRECTORY"
     )
-    parser.add_argument("directory", metavar="DIRECTORY", help="an existing directory; the tree is DIRECTORY/admin")
+    parser.add_argument(
+        "directory",
+        metavar="DIRECTORY",
+        help="an existing directory; the tree is DIRECTORY/admin, the modules are in DIRECTORY/module",
+    )
     add_abi(parser)
     add_reports(parser)
     parser.set_defaults(run=run)
@@ -49,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         serving.enter_context(serve_reports(arguments))
         print(f"kdamon: the tree is at {arguments.directory}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
 
+    tree = damon_sysfs_init(machine_when_needed, arguments.abi)
+    tree.list_modules()
     with ExitStack() as serving:
-        mount_tree(damon_sysfs_init(machine_when_needed, arguments.abi), arguments.directory, ready)
+        mount_tree(tree, arguments.directory, ready)
     return 0
