@@ -176,6 +176,12 @@ def damos_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_a
     :param nr_accesses: the region's moving sum.
     """
     quota, regions = s.quota, t.regions
+    # Kernel: cuts by the quota first, so that memory which the filters reject is cut into pieces of the quota's size.
+    # Here: filters first, because there may be a million of those pieces.
+    # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
+    # nothing, because a scheme on reports alone wants to select regions too.
+    if damos_core_filter_out(ctx, t, row, s):
+        return
     size = int(regions.end[row]) - int(regions.start[row])
     if damos_quota_is_set(quota) and quota.charged_sz + size > quota.esz:
         size = ALIGN_DOWN(quota.esz - quota.charged_sz, ctx.min_region_sz)
@@ -184,11 +190,6 @@ def damos_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_a
             return
         if size < int(regions.end[row]) - int(regions.start[row]):
             regions.split_at(row, size)
-    # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
-    # nothing, because a scheme on reports alone wants to select regions too.
-    if damos_core_filter_out(ctx, t, row, s):
-        return
-    size = int(regions.end[row]) - int(regions.start[row])
     begin = ctx.clock.now()
     sz_applied, sz_passed = _damos_call_ops(ctx, t, row, s) if _asks_ops(s) else (0, 0)
     if _walking(ctx, s):
@@ -216,6 +217,7 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
         charged_to = np.uint64(quota.charge_addr_from)
         visit |= (regions.start < charged_to) & (charged_to < regions.end)
     visit[-1] = True
+    enough = len(regions) + ctx.attrs.max_nr_regions
     for first, row in damos_for_each_part(regions, visit.nonzero()[0].tolist()):
         if damos_quota_is_full(quota, ctx.min_region_sz):
             return
@@ -228,6 +230,12 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
             damos_apply_scheme(ctx, t, row, s, accesses)
         if row == len(regions) - 1:
             s.stat.nr_snapshots += 1
+        elif len(regions) > enough:
+            # Kernel: goes on, be it for a million parts that the action cannot be applied to and that are charged with
+            # next to nothing. Here: the next pass goes on, so that this one comes to an end.
+            quota.charge_target_from = t
+            quota.charge_addr_from = int(regions.end[row])
+            return
 
 
 def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], max_region_sz: int) -> None:
@@ -256,6 +264,10 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
     due = [s for s in ctx.schemes if time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)]
     active = [s for s in due if s.wmarks.activated]
     if not active:
+        if not any(s.wmarks.activated for s in ctx.schemes):
+            # Kernel: a walk waits until a scheme is activated, for ever if need be. Here: it is canceled, as it is
+            # where the watermarks are looked at in intervals.
+            damos_walk_cancel(ctx)
         return
     for s in active:
         damos_adjust_quota(ctx, s)

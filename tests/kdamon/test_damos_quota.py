@@ -17,6 +17,7 @@ from kdamon.damon import (
     damon_attrs,
     damon_ctx,
     damon_region,
+    damon_region_sz_limit,
     damon_target,
     damos,
     damos_access_pattern,
@@ -31,9 +32,10 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
 from kdamon.regions import damon_regions
+from tests.kdamon.damos_model import Scheme
 from tests.kdamon.harness import report_ops
 from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, effort, ranges_of, region_lists, table_of
+from tests.kdamon.tables import ctx_of, effort, model_of, ranges_of, region_lists, table_of
 
 WINDOW_MS = 1000
 
@@ -206,6 +208,21 @@ def test_what_failed_is_charged_by_its_ratio(num: int, denom: int, applied: int,
     quota = damos_quota(fail_charge_num=num, fail_charge_denom=denom)
     damos_charge_quota(quota, 1000, applied)
     assert charged == quota.charged_sz
+
+
+def test_a_pass_ends_also_where_the_action_fails_everywhere_for_free() -> None:
+    """The next one goes on behind the last part; parts of one kind are one region again behind each pass."""
+    ops = Applied(0.0)
+    ctx = quota_ctx(damon_regions([0], [1 << 40]), ops=ops, min_region_sz=4096)
+    ctx.attrs.min_nr_regions = 1
+    ctx.attrs.max_nr_regions = 100
+    damon_add_scheme(ctx, pageout(4096, fail_charge_num=0, fail_charge_denom=1))
+    for _ in range(3):
+        apply(ctx, 100)
+    ranges = ops.take()
+    assert [(0, n * 4096, (n + 1) * 4096) for n in range(len(ranges))] == ranges
+    assert 300 <= len(ranges) <= 310
+    assert [(0, 1 << 40)] == ranges_of(ctx.adaptive_targets[0].regions)
 
 
 @pytest.mark.parametrize(
@@ -494,6 +511,75 @@ def test_the_first_filter_that_matches_decides(
     seen = [(place, unit) for place, start, end in ops.take() for unit in range(start // 16, end // 16)]
     assert sorted(expected) == sorted(seen)
     assert len(expected) * 16 == s.stat.sz_tried == s.stat.sz_applied
+
+
+@effort(200)
+@given(
+    lists=st.lists(region_lists(max_regions=15, unit=16, probes=False), min_size=1, max_size=3),
+    bounds=st.tuples(st.sampled_from([0, 16, 64, 1600]), st.sampled_from([160, 1 << 30, 1 << 63]), st.integers(0, 2)),
+    sz=st.one_of(st.just(0), st.integers(1, 500), st.integers(16, 1 << 40)),
+    filters=st.one_of(st.just([]), _filters),
+    fail=st.sampled_from([(0, 0), (1, 4), (3, 1)]),
+    share=st.sampled_from([0.0, 0.5, 1.0]),
+    passes=st.lists(st.sampled_from([0, 300, 1000]), min_size=1, max_size=8),
+    buckets=st.sampled_from([1, 3, 100]),
+    resets_age=st.booleans(),
+    max_nr_snapshots=st.sampled_from([0, 0, 1, 3]),
+)
+def test_a_scheme_does_what_the_kernels_loop_over_regions_does(
+    lists: list[list[Region]], bounds: tuple[int, int, int], **drawn: Any
+) -> None:
+    """Regions, statistics and the state of the quota are the same after every pass."""
+
+    buckets = drawn["buckets"]
+    ctx = quota_ctx(
+        *map(table_of, lists),
+        ops=Applied(drawn["share"]),
+        min_region_sz=16,
+        # The parts of a region inherit this, so they have the same score.
+        get_scheme_scores=lambda ctx, regions, s: regions.last_nr_accesses.astype(np.int64) % 100 // buckets,
+    )
+    ctx.attrs.aggr_interval = ctx.attrs.sample_interval * 2000
+    s = pageout(drawn["sz"], fail_charge_num=drawn["fail"][0], fail_charge_denom=drawn["fail"][1])
+    s.pattern = damos_access_pattern(min_sz_region=bounds[0], max_sz_region=bounds[1], min_age_region=bounds[2])
+    s.action = damos_action.DAMOS_PAGEOUT if drawn["resets_age"] else damos_action.DAMOS_STAT
+    s.max_nr_snapshots = drawn["max_nr_snapshots"]
+    for f in drawn["filters"]:
+        damos_add_filter(s, f)
+    damon_add_scheme(ctx, s)
+    model = Scheme(
+        min_sz=bounds[0],
+        max_sz=bounds[1],
+        min_age=bounds[2],
+        sz=drawn["sz"],
+        window=WINDOW_MS,
+        min_region_sz=16,
+        filters=drawn["filters"],
+        score=lambda r: r.last_nr_accesses % 100 // buckets,
+        share=drawn["share"] if drawn["resets_age"] else 0.0,
+        fail=drawn["fail"],
+        resets_age=drawn["resets_age"],
+        max_nr_snapshots=drawn["max_nr_snapshots"],
+    )
+    targets = [[r.copy() for r in regions] for regions in lists]
+    now = 0
+    for ms in drawn["passes"]:
+        now += ms
+        model.apply(targets, now, damon_region_sz_limit(ctx))
+        apply(ctx, ms)
+        assert targets == [model_of(t.regions) for t in ctx.adaptive_targets]
+        assert model.stat == s.stat
+        if drawn["sz"]:
+            quota = s.quota
+            place = None
+            if quota.charge_target_from is not None:
+                place = ctx.adaptive_targets.index(quota.charge_target_from)
+            assert (model.charged, model.target_from, model.addr_from, model.min_score) == (
+                quota.charged_sz,
+                place,
+                quota.charge_addr_from,
+                quota.min_score,
+            )
 
 
 def test_what_a_core_filter_allows_is_told_to_the_operations_set() -> None:

@@ -152,6 +152,22 @@ def test_an_inactive_kdamond_answers_calls_cancels_walks_and_stops() -> None:
         eventually(lambda: ctx.nr_samples, "monitoring after it was activated")
 
 
+def test_a_walk_is_canceled_too_where_watermarks_have_no_interval() -> None:
+    """Monitoring goes on then, but nothing would ever be tried."""
+    machine = SimMachine()
+    machine.metrics["free_mem_rate"] = 900
+    process = machine.spawn([(0, PAGE_SIZE * 16), (1 << 30, (1 << 30) + PAGE_SIZE), (1 << 40, (1 << 40) + PAGE_SIZE)])
+    ctx = sim_ctx(process, machine)
+    ctx.clock = RealClock()
+    damon_add_scheme(ctx, scheme(0))
+    with stopped(ctx):
+        damon_start([ctx], exclusive=False)
+        with pytest.raises(OSError) as error:
+            damos_walk(ctx, damos_walk_control(lambda *_: None))
+        assert errno.ECANCELED == error.value.errno
+        eventually(lambda: ctx.nr_samples, "monitoring")
+
+
 # Commits of whole contexts.
 
 
