@@ -103,7 +103,7 @@ def stat_of(ctx: damon_ctx, s: damos) -> damos_stat:
     return read
 
 
-def poll(until: Callable[[], bool], seconds: float = 30) -> None:
+def poll(until: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end, "it did not come to that"
