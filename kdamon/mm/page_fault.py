@@ -10,8 +10,9 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
   of huge pages are UNKNOWN.
 * Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
   by one: nobody writes there. Samples of them are OLD.
-* What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin, mappings with a userfaultfd of the process's
-  own.
+* What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
+* A mapping has room for one userfaultfd. A process that has one of its own is not monitored, and let go when it makes
+  one, because the kernel would refuse to register what we have. So is one that another kdamon monitors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
 from kdamon.mm.ranges import NO_RANGES, inside, subtract
-from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd
+from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["PageFault", "PageFaultSpace"]
 
@@ -45,6 +46,10 @@ _REGISTER_AGAIN: Final = 1_000_000_000
 #: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
 _ASK_AGAIN: Final = 1_000_000_000
 _ASK_AT_MOST: Final = 64_000_000_000
+#: A userfaultfd of the process's own is looked for after so many times as long as the last look took.
+_LOOK_RARELY: Final = 100
+#: Seconds after which a process has given away, and closed, one that it was only asked for.
+_GIVEN_AWAY: Final = 0.02
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -57,6 +62,14 @@ def _written_files_and_memory(contents: bytes) -> bytes:
         if b"w" in permissions or inode == b"0":
             kept.append(line)
     return b"".join(kept)
+
+
+def _has_its_own(pid: int) -> OSError:
+    return OSError(
+        errno.EBUSY,
+        f"process {pid} uses a userfaultfd of its own, and memory has room for one only; monitor it by page_table "
+        "instead",
+    )
 
 
 class _Protection:
@@ -76,6 +89,8 @@ class _Protection:
         self._armed: dict[object, U64Array] = {}
         self._register_at = 0
         self._told_huge = False
+        self._let_go = False
+        self._look_at = 0
         self.users = 0
 
     def fits(self, contents: bytes) -> bool:
@@ -92,6 +107,23 @@ class _Protection:
         """Let pages in mappings be armed, as far as that is possible; OSError ESRCH the address space ended."""
         with self._lock:
             self._register(contents)
+
+    def check(self) -> None:
+        """Refuse a process that needs the only place for a userfaultfd, once :meth:`fits` was asked; OSError EBUSY."""
+        with self._lock:
+            if self._let_go:
+                raise _has_its_own(self._pid)
+
+    def check_alone(self) -> None:
+        """As :meth:`check`, and refuse one that is watched by another userfaultfd already."""
+        self.check()
+        with self._lock:
+            if self._userfaultfd.contested:
+                raise OSError(
+                    errno.EBUSY,
+                    f"the memory of process {self._pid} is watched by another userfaultfd, as of another kdamon; end "
+                    "that one first, or monitor by page_table instead",
+                )
 
     def arm(self, user: object, table: Pages, pages: U64Array, read: Callable[[], bytes]) -> tuple[_Mask, _Mask]:
         """Arm ``pages`` for ``user``.
@@ -143,14 +175,38 @@ class _Protection:
 
     def _register(self, contents: bytes) -> None:
         self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
+        if self._let_go or self._wanted_by_process():
+            return
         wanted = maps.parse(_written_files_and_memory(contents))
         self._ranges = wanted[self._userfaultfd.register(wanted)]
         self._spared = subtract(maps.parse(contents), wanted)
+
+    def _wanted_by_process(self) -> bool:
+        """Let the process go if it made a userfaultfd of its own."""
+        began = time.monotonic_ns()
+        if self._pid == os.getpid() or began < self._look_at:
+            return False
+        found = has_userfaultfd(self._pid)
+        if found:
+            # It may be just giving one to another kdamon.
+            time.sleep(_GIVEN_AWAY)
+            found = has_userfaultfd(self._pid)
+        now = time.monotonic_ns()
+        self._look_at = now + _LOOK_RARELY * (now - began)
+        if found:
+            log.warning(
+                "process %d: its memory is sampled no more: it uses a userfaultfd of its own; use page_table", self._pid
+            )
+            self._let_go = True
+            self._close()
+        return found
 
     def disarm(self, user: object, table: Pages) -> None:
         """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
         with self._lock:
             pages = self._armed.pop(user, NOTHING)
+            if self._let_go:
+                return
             if len(pages) and self._armed:
                 pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
             if len(pages):
@@ -159,8 +215,12 @@ class _Protection:
     def close(self) -> None:
         """Take all protection off."""
         with self._lock:
-            self._userfaultfd.close(self._ranges)
-            self._ranges = NO_RANGES
+            if not self._let_go:
+                self._close()
+
+    def _close(self) -> None:
+        self._userfaultfd.close(self._ranges)
+        self._ranges = NO_RANGES
 
 
 class PageFaultSpace(ProcessSpace):
@@ -323,6 +383,8 @@ class PageFault:
             protection = self._protections.get(pid)
             if protection is None or not protection.fits(files.maps()):
                 protection = self._protections[pid] = self._protect(pid, files)
+            else:
+                protection.check()
             protection.users += 1
             self._spaces = (*self._spaces, user)
             return protection
@@ -348,11 +410,14 @@ class PageFault:
                 self._watch(pid)
                 return protection
             protection.close()
+        if pid != os.getpid() and has_userfaultfd(pid):
+            raise _has_its_own(pid)
         taken = Userfaultfd.own() if pid == os.getpid() else Userfaultfd(take_userfaultfd(pid))
         protection = _Protection(pid, taken, contents)
         try:
             if not files.alive() or not protection.fits(files.maps()):
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
+            protection.check_alone()
             self._watch(pid)
         except BaseException:
             protection.close()

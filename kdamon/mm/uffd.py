@@ -7,6 +7,7 @@ lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for a page th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -24,7 +25,19 @@ import numpy.typing as npt
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
 
-__all__ = ["FILE", "HUGE", "PAGE_SIZE", "PRESENT", "WPALLOWED", "WRITTEN", "ZERO", "Batch", "Pages", "Userfaultfd"]
+__all__ = [
+    "FILE",
+    "HUGE",
+    "PAGE_SIZE",
+    "PRESENT",
+    "WPALLOWED",
+    "WRITTEN",
+    "ZERO",
+    "Batch",
+    "Pages",
+    "Userfaultfd",
+    "has_userfaultfd",
+]
 
 log = logging.getLogger("kdamon")
 
@@ -189,6 +202,8 @@ class Userfaultfd:
         self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
         self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))
         self._protect = _Arguments(fd, _UFFDIO_WRITEPROTECT, (0, PAGE_SIZE, 0))
+        #: Whether another userfaultfd had some of the mappings that :meth:`register` was last called for.
+        self.contested = False
 
     @classmethod
     def own(cls) -> Userfaultfd:
@@ -214,6 +229,7 @@ class Userfaultfd:
         # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
         if (results == -errno.ESRCH).any() or (len(results) and (results == -errno.ENOMEM).all()):
             raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
+        self.contested = bool((results == -errno.EBUSY).any())
         registered: _Mask = results == 0
         return registered
 
@@ -243,6 +259,16 @@ class Userfaultfd:
             self._unregister.rows[: len(pieces)] = pieces
             self._unregister.run(len(pieces))
         os.close(self._fd)
+
+
+def has_userfaultfd(pid: int) -> bool:
+    """Tell whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[userfaultfd]":
+                    return True
+    return False
 
 
 class Pages:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -13,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN
-from kdamon.mm.linux import LinuxMachine
+from kdamon.mm import OLD, UNKNOWN, page_fault
+from kdamon.mm.linux import LinuxMachine, linux_machine
 from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of
 from tests.mm.workload import Workload
 
@@ -102,16 +104,57 @@ def test_a_child_is_neither_protected_nor_told(faulting: LinuxMachine, program: 
         assert pages_of(work, faults) == EVERY.tolist()
 
 
-def test_a_process_that_uses_a_userfaultfd_itself_keeps_it(faulting: LinuxMachine, program: Path) -> None:
-    """What it protected stays so; its memory is unknown to us, the rest is monitored."""
+def test_a_process_that_uses_a_userfaultfd_itself_is_refused(faulting: LinuxMachine, program: Path) -> None:
+    """What it protected stays so, and it can register more: memory has room for one userfaultfd."""
     with Workload([program], "anon", PAGES) as work:
+        before = open_files()
         work.order("U", range(0, PAGES, 2))
-        with task_of(faulting, work.pid) as task:
-            faults, answers = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("r", EVERY))
-            assert answers.tolist() == [UNKNOWN] * PAGES
-            assert not len(faults)
-            assert armed(work).tolist() == list(range(0, PAGES, 2))
+        with pytest.raises(OSError, match=r"uses a userfaultfd of its own.*page_table") as refused:
+            faulting.get_task(work.pid, "page_fault")
+        assert refused.value.errno == errno.EBUSY
         assert armed(work).tolist() == list(range(0, PAGES, 2))
+        assert open_files() == before
+
+
+def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
+    faulting: LinuxMachine, program: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its memory is unknown from then on, and free for it; the reason is told once."""
+    monkeypatch.setattr(page_fault, "_LOOK_RARELY", 0)
+    with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
+        mm = mm_of(task)
+        mm.mkold(work.addrs(EVERY))
+        assert len(armed(work)) == PAGES
+        work.order("T")
+        with caplog.at_level(logging.WARNING, "kdamon"):
+            mm.vmas()
+            mm.young(work.addrs(EVERY))
+            assert not len(armed(work))
+            work.order("U", range(0, PAGES, 2))
+            for _ in range(3):
+                mm.vmas()
+                _, answers = sample(faulting, mm, work, EVERY, lambda: work.order("r", EVERY))
+                assert answers.tolist() == [UNKNOWN] * PAGES
+        assert armed(work).tolist() == list(range(0, PAGES, 2))
+        assert [record.getMessage() for record in caplog.records] == [
+            f"process {work.pid}: its memory is sampled no more: it uses a userfaultfd of its own; use page_table"
+        ]
+        with pytest.raises(OSError, match="of its own"):
+            faulting.get_task(work.pid, "page_fault")
+
+
+def test_who_else_monitors_a_process_is_in_the_way(faulting: LinuxMachine, program: Path) -> None:
+    """Another kdamon gets a reason, not half of the memory; the first one goes on."""
+    with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
+        other = linux_machine("page_fault")
+        before = open_files()
+        with pytest.raises(OSError, match="another kdamon; end that one first") as refused:
+            other.get_task(work.pid, "page_fault")
+        assert refused.value.errno == errno.EBUSY
+        assert open_files() == before
+        other.close()
+        faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY))
+        assert pages_of(work, faults) == EVERY.tolist()
 
 
 def test_nothing_is_open_when_nobody_is_monitored(faulting: LinuxMachine, program: Path) -> None:

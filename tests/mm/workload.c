@@ -116,10 +116,20 @@ static char written_by_child(void)
 	return status == 0;
 }
 
-/* Write-protect the touched pages by a userfaultfd of our own, that stays open. */
+/* A userfaultfd of our own, that stays open. */
+static int own_userfaultfd(void)
+{
+	static int fd = -1;
+
+	if (fd < 0)
+		fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
+	return fd;
+}
+
+/* Write-protect the touched pages by it. */
 static void protect_by_ourselves(void)
 {
-	int fd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1);
+	int fd = own_userfaultfd();
 	struct uffdio_api api = { .api = UFFD_API, .features = 1 << 15 };
 	struct uffdio_register all = {
 		.range = { (unsigned long)memory, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_WP,
@@ -271,6 +281,9 @@ int main(int argc, char **argv)
 				die("write");
 			continue;
 		}
+		case 'T':
+			own_userfaultfd();
+			break;
 		case 'U':
 			protect_by_ourselves();
 			break;
