@@ -16,8 +16,9 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+import kdamon.paddr
 import kdamon.reported
-import kdamon.vaddr  # noqa: F401 -- both register operations sets
+import kdamon.vaddr  # noqa: F401 -- all register operations sets
 from kdamon.core import (
     damon_call,
     damon_commit_ctx,

@@ -8,8 +8,9 @@ each commit.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdamon.core import (
     damon_add_target,
@@ -23,6 +24,7 @@ from kdamon.core import (
 )
 from kdamon.damon import (
     DAMON_MAX_PROBES,
+    DAMON_MIN_REGION_SZ,
     damon_addr_range,
     damon_attrs,
     damon_ctx,
@@ -31,7 +33,7 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.kernel import Clock
-from kdamon.mm import Machine
+from kdamon.mm import Machine, PhysicalMemory
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.kstrtox import kstrtoul
 from kdamon_fs.sysfs_common import (
@@ -54,7 +56,12 @@ from kdamon_fs.sysfs_sample import (
 from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
 from kdamon_fs.sysfs_schemes_build import damon_sysfs_add_schemes
 
+if TYPE_CHECKING:
+    from kdamon_fs.sysfs import damon_sysfs_tree
+
 __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
+
+log = logging.getLogger("kdamon")
 
 _OPERATIONS: Final = {
     "vaddr": damon_ops_id.DAMON_OPS_VADDR,
@@ -251,8 +258,19 @@ def _operations(context: damon_sysfs_context) -> tuple[str, ...]:
     return tuple(name for name in _OPERATIONS if context.tree.has(_OPERATIONS_SINCE.get(name)))
 
 
+def _available(context: damon_sysfs_context, name: str) -> bool:
+    """Tell whether this machine has what the operations set ``name`` needs, whatever is to be monitored by it."""
+    if name == "paddr":
+        try:
+            context.tree.machine().physical_memory().put()
+        except OSError as error:
+            log.info("%s: %s", name, error.strerror)
+            return False
+    return damon_is_registered_ops(_OPERATIONS[name])
+
+
 def _avail_operations_show(context: damon_sysfs_context) -> str:
-    return "".join(f"{name}\n" for name in _operations(context) if damon_is_registered_ops(_OPERATIONS[name]))
+    return "".join(f"{name}\n" for name in _operations(context) if _available(context, name))
 
 
 def _addr_unit_show(context: damon_sysfs_context) -> str:
@@ -270,6 +288,8 @@ class damon_sysfs_context(kobject):
     """What to monitor, and how."""
 
     __slots__ = ("addr_unit", "attrs", "operations", "pause", "schemes", "targets")
+
+    tree: damon_sysfs_tree
 
     default_attributes = (
         kobj_attribute("avail_operations", _avail_operations_show),
@@ -405,6 +425,9 @@ def _damon_sysfs_add_target(
                 errno.EINVAL,
                 f"{target.location()}/regions: nothing but what is written there can be monitored by reports alone",
             )
+    elif monitored is None or not isinstance(monitored.task, PhysicalMemory):
+        ctx.machine = machine()
+        t.task = ctx.machine.physical_memory()
     _damon_sysfs_set_regions(t, target.regions, ctx.min_region_sz)
 
 
@@ -415,6 +438,9 @@ def _damon_sysfs_apply_inputs(
     if not damon_is_registered_ops(ops_id):
         not_supported(context, "operations", f"the operations set {context.operations}")
     damon_select_ops(ctx, ops_id)
+    if ops_id is damon_ops_id.DAMON_OPS_PADDR:
+        ctx.addr_unit = context.addr_unit
+        ctx.min_region_sz = max(DAMON_MIN_REGION_SZ // ctx.addr_unit, 1)
     ctx.pause = context.pause
     _damon_sysfs_set_attrs(ctx, context.attrs)
     ctx.sample_control = damon_sysfs_sample_control(context.attrs.sample)

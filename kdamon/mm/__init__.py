@@ -8,8 +8,8 @@ looks at it. :mod:`kdamon.mm.linux` implements them for the running kernel, :mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ __all__ = [
     "Faults",
     "Machine",
     "PageFilter",
+    "PhysicalMemory",
     "Task",
     "U64Array",
 ]
@@ -106,6 +107,10 @@ class AddressSpace(Protocol):
         """
         ...
 
+    def frames(self, addrs: U64Array) -> U64Array:
+        """The page frames at ``addrs`` (shape (n,)) that this address space alone maps; 0 for others, shape (n,)."""
+        ...
+
     def advise(self, action: str, ranges: U64Array) -> int:
         """Apply an action of DAMOS to the memory in ``ranges``.
 
@@ -128,6 +133,18 @@ class AddressSpace(Protocol):
         :param default_reject: what becomes of pages that no filter matches.
         :returns: ranges of pages, a part of ``ranges``, shape (n, 2); only mapped pages are there.
         :raises OSError: as for :meth:`advise`.
+        """
+        ...
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """Tell which sampled pages are of the type of each of ``filters``; what these match and allow does not count.
+
+        Besides ``anon``, ``memcg`` and ``hugepage_size`` there are two other types: ``young`` pages were accessed since
+        :meth:`mkold` of the same array, ``idle`` ones are mapped and were not. Neither changes the page.
+
+        :param addrs: bytes, shape (n,), any order, unaligned.
+        :returns: shape (len(filters), n). What is not mapped is of no type.
+        :raises OSError: EINVAL another type; else as for :meth:`advise`.
         """
         ...
 
@@ -161,6 +178,37 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class PhysicalMemory(Task, Protocol):
+    """The machine's memory by physical addresses: a task of number 0 that is no process.
+
+    What is known of it is what processes show, as they were at the last :meth:`update`.
+    """
+
+    def update(self) -> None:
+        """Find out anew which process maps which page frame."""
+        ...
+
+    def known(self) -> tuple[int, int]:
+        """Bytes whose accesses could be told at the last :meth:`update`, and bytes of memory in use."""
+        ...
+
+    def mkold(self, addrs: U64Array) -> None:
+        """As :meth:`AddressSpace.mkold`, of physical addresses."""
+        ...
+
+    def young(self, addrs: U64Array) -> Answers:
+        """As :meth:`AddressSpace.young`, of physical addresses. What nobody uses is OLD."""
+        ...
+
+    def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
+        """Where the whole pages in [start, end), bytes, are mapped that one process alone maps.
+
+        :returns: address space by address space, and ranges in it as for :meth:`AddressSpace.advise`.
+        """
+        ...
+
+
 class Machine(Protocol):
     """Finds processes; the choice of what this machine has."""
 
@@ -170,6 +218,13 @@ class Machine(Protocol):
         :param primitive: how accesses to its memory are to be told: ``page_table`` or ``page_fault``.
         :raises OSError: ESRCH no such process; EPERM or EOPNOTSUPP with a sentence on what is missing; EPERM, EBUSY or
             EOPNOTSUPP with the reason why letting it fault would not be safe; EINVAL an unknown primitive.
+        """
+        ...
+
+    def physical_memory(self) -> PhysicalMemory:
+        """The memory by physical addresses, to be put(); nothing is known of it before the first update().
+
+        :raises OSError: EPERM or EOPNOTSUPP with a sentence on what is missing.
         """
         ...
 

@@ -21,6 +21,7 @@ __all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "FolioTable", "Folios", "sha
 _UP_TO_DATE: Final = 1 << 3
 LRU: Final = 1 << 5
 _ACTIVE: Final = 1 << 6
+_BUDDY: Final = 1 << 10
 _MAPPED: Final = 1 << 11
 _ANONYMOUS: Final = 1 << 12
 _SWAP_CACHE: Final = 1 << 13
@@ -160,6 +161,15 @@ class Folios:
             flags[compound] |= around[row, first]
         return FolioTable(pfns, heads, pages, flags)
 
+    def unused(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames (any order, shape (n,)) are free, or are no memory.
+
+        :raises OSError: EPERM page flags may not be read.
+        """
+        flags = self._many(self._flags_fd, pfns, beyond=_NO_PAGE)
+        found: npt.NDArray[np.bool_] = (flags & np.uint64(_BUDDY | _NO_PAGE)) != 0
+        return found
+
     def cgroups(self, heads: U64Array) -> U64Array:
         """The inode numbers of the memory control groups that folios are charged to, 0 for none, shape (n,).
 
@@ -168,8 +178,12 @@ class Folios:
         return self._many(self._cgroup_fd, heads)
 
     @staticmethod
-    def _many(fd: int, pfns: U64Array) -> U64Array:
-        """The numbers of page frames ``pfns`` in any order; what lies close together is read at once."""
+    def _many(fd: int, pfns: U64Array, beyond: int = 0) -> U64Array:
+        """The numbers of page frames ``pfns`` in any order; what lies close together is read at once.
+
+        :param beyond: the number of those behind the end of memory.
+        """
+        absent = beyond.to_bytes(8, "little")
         if fd < 0:
             raise OSError(
                 errno.EPERM,
@@ -183,7 +197,7 @@ class Folios:
         first = frames[begins]
         last = frames[np.append(begins[1:], True)]
         raw = b"".join(
-            os.pread(fd, 8 * count, 8 * start).ljust(8 * count, b"\0")
+            _padded(os.pread(fd, 8 * count, 8 * start), count, absent)
             for start, count in zip(first.tolist(), (last - first + np.uint64(1)).tolist(), strict=True)
         )
         run = np.cumsum(begins) - 1
@@ -197,6 +211,10 @@ class Folios:
             return None
         raw = os.pread(fd, 8, 8 * pfn)
         return int.from_bytes(raw, "little") if len(raw) == 8 else None
+
+
+def _padded(numbers: bytes, count: int, absent: bytes) -> bytes:
+    return numbers + absent * (count - len(numbers) // 8)
 
 
 def _extents(

@@ -12,10 +12,12 @@ from typing import Final, Protocol
 
 from kdamon.mm import AddressSpace, Faults, cgroup, metrics
 from kdamon.mm.folios import Folios
+from kdamon.mm.frames import LinuxFrames
 from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
+from kdamon.mm.physical import Physical
 from kdamon.mm.process import ProcessFiles
 from kdamon.mm.walker import Walker, missing_capability, shared_walker
 
@@ -277,6 +279,18 @@ class LinuxMachine:
             if self._accessed is None:
                 self._accessed = _accessed_bits()
             return self._accessed
+
+    def physical_memory(self) -> Physical:
+        """See :meth:`kdamon.mm.Machine.physical_memory`."""
+        primitive = self._accessed_bits()
+        lacking = missing_capability("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+        if lacking:
+            raise OSError(
+                errno.EPERM,
+                f"physical addresses need {' and '.join(lacking)}, to see page frames and every process's memory; run "
+                "as root",
+            )
+        return Physical(LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid)))
 
     def adopt_userfaultfd(self, pid: int, fd: int) -> None:
         """Use ``fd`` to monitor process ``pid`` by page_fault, as :func:`kdamon.mm.inject.launch` got it.

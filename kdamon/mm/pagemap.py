@@ -18,7 +18,7 @@ from kdamon.mm import U64Array, ranges
 from kdamon.mm.walk_program import ACCESSED, LEVEL, PRESENT
 from kdamon.mm.walker import Walker, shared_walker
 
-__all__ = ["BLOCK", "PAGE_SIZE", "Pagemap", "anonymous", "frames", "present"]
+__all__ = ["BLOCK", "PAGE_SIZE", "Pagemap", "anonymous", "entries_at", "exclusive_frames", "frames", "present"]
 
 PAGE_SIZE: Final = 4096
 #: Bytes that a page table maps, or one huge page is.
@@ -31,6 +31,7 @@ _PUD: Final = 3
 # Documentation/admin-guide/mm/pagemap.rst
 _PRESENT: Final = np.uint64(1 << 63)
 _FILE: Final = np.uint64(1 << 61)
+_EXCLUSIVE: Final = np.uint64(1 << 56)
 _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 
 _WITHIN: Final = np.arange(0, BLOCK, PAGE_SIZE, dtype=np.uint64)
@@ -54,6 +55,31 @@ def frames(entries: U64Array) -> U64Array:
     """Page frame numbers; 0 for pages that are not there, and for all without CAP_SYS_ADMIN."""
     found: U64Array = np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
     return found
+
+
+def exclusive_frames(entries: U64Array) -> U64Array:
+    """Page frame numbers of pages that nobody else maps; 0 for all others."""
+    alone = (entries & _EXCLUSIVE) != 0
+    found: U64Array = np.where(alone, frames(entries), np.uint64(0))
+    return found
+
+
+def entries_at(fd: int, addrs: U64Array) -> U64Array:
+    """The entries of an open /proc/PID/pagemap for ``addrs`` in any order, 0 beyond its end, shape (n,).
+
+    Pages that follow each other are read at once.
+    """
+    pages = addrs >> np.uint64(12)
+    if not len(pages):
+        return pages
+    first = np.append(0, np.flatnonzero(pages[1:] != pages[:-1] + np.uint64(1)) + 1)
+    counts = np.diff(np.append(first, len(pages)))
+    parts = [
+        # Addresses of the kernel's half are beyond the end of the file, or of any file.
+        (os.pread(fd, 8 * count, 8 * page) if page < 1 << 45 else b"").ljust(8 * count, b"\0")
+        for page, count in zip(pages[first].tolist(), counts.tolist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(parts), dtype=np.uint64)
 
 
 class Pagemap:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from kdamon.mm import PageFilter, U64Array, maps
+from kdamon.mm import Answers, PageFilter, U64Array, maps
 from kdamon.mm.advice import Advice
+from kdamon.mm.page_samples import PageSamples
+from kdamon.mm.pagemap import entries_at, exclusive_frames
 from kdamon.mm.ranges import NO_RANGES
 
 __all__ = ["NOTHING", "ProcessFiles", "ProcessSpace"]
@@ -97,6 +100,13 @@ class ProcessSpace:
         with self._lock:
             return maps.parse(b"") if self._closed else self._files.vmas()
 
+    def frames(self, addrs: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.frames`."""
+        with self._lock:
+            if self._closed:
+                return np.zeros(len(addrs), dtype=np.uint64)
+            return exclusive_frames(entries_at(self._files.pagemap, addrs))
+
     def advise(self, action: str, ranges: U64Array) -> int:
         """See :meth:`kdamon.mm.AddressSpace.advise`."""
         return sum(self._steps(lambda: self._actions().apply(action, ranges)))
@@ -105,6 +115,19 @@ class ProcessSpace:
         """See :meth:`kdamon.mm.AddressSpace.page_filter`."""
         found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))
         return np.concatenate([NO_RANGES, *found])
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.AddressSpace.page_match`."""
+        kinds = {one.type for one in filters}
+        answers = self.young(addrs) if kinds & {"young", "idle"} else None
+        with self._lock:
+            if self._closed or not filters:
+                return np.zeros((len(filters), len(addrs)), dtype=np.bool_)
+            return PageSamples(self._files.pagemap, addrs).match(filters, answers)
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        raise NotImplementedError
 
     def _actions(self) -> Advice:
         if self._advice is None:

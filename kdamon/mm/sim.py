@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ from attrs import define, field
 
 from kdamon.kernel import VirtualClock
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, U64Array
+from kdamon.mm.physical import Physical
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract, total, union
 
-__all__ = ["SimAccess", "SimMachine", "SimProcess"]
+__all__ = ["SimAccess", "SimMachine", "SimPlace", "SimProcess"]
 
 _PAGE_SIZE = 4096
 _HUGE = 1 << 21
@@ -91,6 +92,7 @@ class SimProcess:
     unknown: list[tuple[int, int]] = field(factory=list)
     alive: bool = True
     primitive: str = "page_table"
+    placed: list[SimPlace] = field(factory=list)
     _sample: _Sample | None = None
     _paged_out: U64Array = field(factory=NO_RANGES.copy)
     _huge: U64Array = field(factory=NO_RANGES.copy)
@@ -180,6 +182,21 @@ class SimProcess:
         for start, end in self.unknown:
             answers[(addrs >= start) & (addrs < end)] = UNKNOWN
         return answers
+
+    def frames(self, addrs: U64Array) -> U64Array:
+        """The page frames at ``addrs`` that this process alone maps, 0 elsewhere; only placed memory has any."""
+        found = np.zeros(len(addrs), np.uint64)
+        if not self.alive:
+            return found
+        for place in self.placed:
+            if place.process is self:
+                here = (addrs >= place.start) & (addrs < place.start + place.size)
+                physical = addrs[here] - np.uint64(place.start) + np.uint64(place.physical)
+                found[here] = physical // np.uint64(_PAGE_SIZE)
+        for place in self.placed:
+            if place.process is not self and place.process.alive:
+                found[place.holds(found)] = 0
+        return found
 
     def advise(self, action: str, ranges: U64Array) -> int:
         """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
@@ -277,12 +294,68 @@ class SimProcess:
         return faults[np.argsort(faults["time"], kind="stable")]
 
 
+@define(slots=True, frozen=True)
+class SimPlace:
+    """Where in physical memory a part of a process is.
+
+    :ivar start: address in the process, bytes.
+    :ivar physical: physical address, bytes, not 0.
+    :ivar size: bytes.
+    """
+
+    process: SimProcess
+    start: int
+    physical: int
+    size: int
+
+    def holds(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames are in it, shape (n,)."""
+        first = self.physical // _PAGE_SIZE
+        found: npt.NDArray[np.bool_] = (pfns >= first) & (pfns < first + self.size // _PAGE_SIZE)
+        return found
+
+
+class SimFrames:
+    """The page frames of a simulated machine; implements :class:`kdamon.mm.physical.Frames`."""
+
+    def __init__(self, machine: SimMachine) -> None:
+        self._machine = machine
+
+    def runs(self) -> Iterator[tuple[int, U64Array]]:
+        """Every place of a process that did not exit."""
+        for place in self._machine.placed:
+            if place.process.alive:
+                row = (place.start, place.physical // _PAGE_SIZE, place.size // _PAGE_SIZE)
+                yield place.process.pid, np.array([row], np.uint64)
+
+    def task(self, pid: int) -> SimProcess:
+        """A process."""
+        return self._machine.get_task(pid)
+
+    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which are in no place of a process, and not the kernel's."""
+        used = inside(self._machine.reserved, pfns * np.uint64(_PAGE_SIZE))
+        for place in self._machine.placed:
+            if place.process.alive:
+                used |= place.holds(pfns)
+        return ~used
+
+    def in_use(self) -> int:
+        """The sum of all places and of the kernel's memory."""
+        return total(self._machine.reserved) + sum(p.size for p in self._machine.placed if p.process.alive)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class SimMachine:
     """A machine of simulated processes; implements :class:`kdamon.mm.Machine`.
 
     :param seed: makes everything random on it repeatable.
     :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
     :ivar memcgs: the memory cgroups and their numbers.
+    :ivar placed: which memory of processes is where in physical memory, see :meth:`place`; all other memory is free.
+    :ivar reserved: physical memory that the kernel uses, bytes in address order, shape (n, 2).
     :ivar cgroups: the control groups of the second version and the numbers of their processes.
     """
 
@@ -302,6 +375,8 @@ class SimMachine:
             "free_mem_rate": 400,
         }
         self.memcgs = {"/": 1}
+        self.placed: list[SimPlace] = []
+        self.reserved = NO_RANGES
         self.cgroups: dict[str, tuple[int, ...]] = {}
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
@@ -309,8 +384,16 @@ class SimMachine:
         number = pid if pid is not None else 1000 + len(self.processes)
         rng = np.random.default_rng((self.seed, number))
         vmas = np.array(ranges, np.uint64).reshape(-1, 2)
-        process = self.processes[number] = SimProcess(number, self.clock, rng, vmas)
+        process = self.processes[number] = SimProcess(number, self.clock, rng, vmas, placed=self.placed)
         return process
+
+    def place(self, process: SimProcess, start: int, end: int, physical: int) -> None:
+        """Let memory [start, end) of ``process`` be at the address ``physical``, as may that of others; whole pages."""
+        self.placed.append(SimPlace(process, start, physical, end - start))
+
+    def physical_memory(self) -> Physical:
+        """See :meth:`kdamon.mm.Machine.physical_memory`."""
+        return Physical(SimFrames(self))
 
     faults_tell_who = True
     faults_lost = 0

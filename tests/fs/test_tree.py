@@ -62,9 +62,7 @@ def measured(name: str) -> dict[str, Entry]:
     entries = {}
     for path, kind, mode, owner, size, nlink, content in rows:
         assert owner == "0:0"
-        # Physical addresses are not monitored yet, so they are not on offer.
-        on_offer = content.replace("paddr\\n", "") if path.endswith("avail_operations") else content
-        entries[path.removeprefix(TOP) or "/"] = (kind, mode, size, nlink, on_offer)
+        entries[path.removeprefix(TOP) or "/"] = (kind, mode, size, nlink, content)
     return entries
 
 

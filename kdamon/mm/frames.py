@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The page frames of this machine, and which process maps each: /proc/PID/pagemap and /proc/kpageflags.
+
+They stand for what the kernel has with its reverse mappings, see :mod:`kdamon.mm.physical`. An update reads the page
+table entries of every process that may be looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import Task, U64Array
+from kdamon.mm.folios import Folios
+from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, exclusive_frames
+from kdamon.mm.process import ProcessFiles
+from kdamon.mm.walker import Walker
+
+__all__ = ["LinuxFrames", "runs_of_pages"]
+
+log = logging.getLogger("kdamon")
+
+#: Processes that an update looks at, and pages of page tables that it reads: 64 GiB.
+_MAX_PROCESSES: Final = 4096
+_MAX_PAGES: Final = 1 << 24
+
+
+def runs_of_pages(pages: U64Array, pfns: U64Array) -> U64Array:
+    """The runs that pages make up, see :meth:`kdamon.mm.physical.Frames.runs`.
+
+    :param pages: addresses, ascending, shape (n,).
+    :param pfns: their page frames; 0 is left out.
+    """
+    here = np.flatnonzero(pfns)
+    pages, pfns = pages[here], pfns[here]
+    if not len(here):
+        return np.empty((0, 3), np.uint64)
+    apart = (pages[1:] != pages[:-1] + np.uint64(PAGE_SIZE)) | (pfns[1:] != pfns[:-1] + np.uint64(1))
+    first = np.append(0, np.flatnonzero(apart) + 1)
+    counts = np.diff(np.append(first, len(pages))).astype(np.uint64)
+    return np.column_stack((pages[first], pfns[first], counts))
+
+
+class LinuxFrames:
+    """The page frames of this machine: /proc/PID/pagemap of every process and /proc/kpageflags.
+
+    :param walker: skips what is not mapped, and tells address spaces apart.
+    :param open_task: opens a process to take samples of it.
+    :raises OSError: EPERM page flags may not be read.
+    """
+
+    def __init__(self, walker: Walker, open_task: Callable[[int], Task]) -> None:
+        self._walker = walker
+        self._open_task = open_task
+        self._folios = Folios()
+        try:
+            self._folios.unused(np.zeros(1, np.uint64))
+        except OSError:
+            self._folios.close()
+            raise
+
+    def runs(self) -> Iterator[tuple[int, U64Array]]:
+        """See :meth:`kdamon.mm.physical.Frames.runs`."""
+        seen: set[int] = set()
+        pages = 0
+        for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+            if len(seen) >= _MAX_PROCESSES or pages >= _MAX_PAGES:
+                _say_limit(f"page frames of {len(seen)} processes are known, of the others none: there are too many")
+                return
+            with contextlib.suppress(OSError), _Pages(pid) as process:
+                mm = self._walker.mm(process.files.pagemap)
+                if mm in seen:
+                    # A child of vfork(), which runs in its parent's memory.
+                    continue
+                seen.add(mm)
+                for runs, count in process.runs():
+                    pages += count
+                    yield pid, runs
+
+    def task(self, pid: int) -> Task:
+        """See :meth:`kdamon.mm.physical.Frames.task`."""
+        return self._open_task(pid)
+
+    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.physical.Frames.free`."""
+        return self._folios.unused(pfns)
+
+    def in_use(self) -> int:
+        """See :meth:`kdamon.mm.physical.Frames.in_use`."""
+        with open("/proc/meminfo", encoding="utf-8") as lines:
+            sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        return 1024 * (sizes["MemTotal"] - sizes["MemFree"])
+
+    def close(self) -> None:
+        """See :meth:`kdamon.mm.physical.Frames.close`."""
+        self._folios.close()
+
+
+class _Pages:
+    """A process's files, open for a look at all of its pages."""
+
+    def __init__(self, pid: int) -> None:
+        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.files = ProcessFiles(directory)
+        finally:
+            os.close(directory)
+
+    def __enter__(self) -> _Pages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.files.close()
+
+    def runs(self) -> Iterator[tuple[U64Array, int]]:
+        """Runs of pages that are this process's alone, a gibibyte at a time, and how many pages were looked at."""
+        pagemap = Pagemap(self.files.pagemap)
+        for blocks in pagemap.groups(self.files.vmas()):
+            pages = pagemap.pages(blocks)
+            yield runs_of_pages(pages, exclusive_frames(pagemap.entries(blocks))), len(pages)
+
+
+@functools.cache
+def _say_limit(message: str) -> None:
+    log.warning("physical memory: %s", message)

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Physical memory as far as user space can tell accesses to it: by the page tables of the processes that map it.
+
+The kernel goes from a page frame to everybody who maps it. User space cannot, so the other direction is turned around:
+the mappings of all processes that may be looked at are gone through now and then, and the page frames that one process
+alone maps are remembered with that process and the address (:class:`ReverseMap`). A sample of a page frame is a sample
+of that address in that process, taken as for any monitored process. Afterwards it is looked whether the page frame is
+still there and still that process's alone: what was remembered may be old, what is answered is not.
+
+============================================  =========================================================================
+page frame                                    answer
+============================================  =========================================================================
+mapped by one process, known since the last   as its accessed bit tells; UNKNOWN where that cannot be cleared
+update
+free, or no memory at all                     OLD: nobody accesses it
+everything else: shared by processes, page    UNKNOWN
+cache that nobody maps, the kernel's, mapped
+since the last update
+============================================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, Task, U64Array, ranges
+
+__all__ = ["Frames", "Physical", "ReverseMap"]
+
+log = logging.getLogger("kdamon")
+
+_PAGE_SHIFT: Final = np.uint64(12)
+
+_PAGE_SIZE: Final = 4096
+#: Processes that one sample is taken of: each costs some system calls.
+_MAX_SAMPLED: Final = 64
+#: Processes that are kept open for samples; each costs four file descriptors.
+_MAX_OPEN: Final = 128
+
+_Indexes = npt.NDArray[np.intp]
+
+
+class Frames(Protocol):
+    """What a machine knows about page frames and the processes that map them."""
+
+    def runs(self) -> Iterator[tuple[int, U64Array]]:
+        """The page frames that each process alone maps.
+
+        :returns: process by process its number, and runs of pages whose addresses and page frames both follow each
+            other: first address (bytes), first page frame, number of pages, shape (n, 3). A process may come in pieces.
+        """
+        ...
+
+    def task(self, pid: int) -> Task:
+        """Process ``pid``, to be put().
+
+        :raises OSError: as :meth:`kdamon.mm.Machine.get_task`.
+        """
+        ...
+
+    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames nobody uses, or are no memory, shape (n,)."""
+        ...
+
+    def in_use(self) -> int:
+        """How many bytes of memory are in use."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class ReverseMap:
+    """Which process maps a page frame, and where.
+
+    :param found: as :meth:`Frames.runs` gives it. Frames that come twice, of two processes or of one, are left out.
+    :ivar pages: how many page frames it knows.
+    """
+
+    def __init__(self, found: Iterable[tuple[int, U64Array]]) -> None:
+        self._pids: list[int] = []
+        parts = [np.empty((0, 4), np.uint64)]
+        for pid, runs in found:
+            parts.append(np.column_stack((runs, np.full(len(runs), len(self._pids), np.uint64))))
+            self._pids.append(pid)
+        whole = np.concatenate(parts)
+        whole = whole[whole[:, 1].argsort(kind="stable")]
+        if (whole[1:, 1] < whole[:-1, 1] + whole[:-1, 2]).any():
+            whole = _once(whole)
+        self._addrs, self._first = whole[:, 0].copy(), whole[:, 1].copy()
+        self._last = self._first + whole[:, 2]
+        self._owner = whole[:, 3].astype(np.int32)
+        self.pages = int(whole[:, 2].sum())
+
+    def find(self, pfns: U64Array) -> tuple[npt.NDArray[np.int64], U64Array]:
+        """The processes that map page frames ``pfns`` (shape (n,)), -1 for none that is known, and the addresses."""
+        if not len(self._first):
+            return np.full(len(pfns), -1, np.int64), np.zeros(len(pfns), np.uint64)
+        at = np.maximum(np.searchsorted(self._first, pfns, side="right") - 1, 0)
+        known = (pfns >= self._first[at]) & (pfns < self._last[at])
+        pids = np.array(self._pids, np.int64)[self._owner[at]]
+        return np.where(known, pids, -1), self._addrs[at] + ((pfns - self._first[at]) << _PAGE_SHIFT)
+
+    def within(self, first: int, last: int) -> Iterator[tuple[int, U64Array, U64Array]]:
+        """All that it knows of page frames [first, last): process by process its number, addresses and page frames."""
+        if first >= last:
+            return
+        low = int(np.searchsorted(self._last, np.uint64(first), side="right"))
+        high = int(np.searchsorted(self._first, np.uint64(last), side="left"))
+        begin = np.maximum(self._first[low:high], np.uint64(first))
+        counts = (np.minimum(self._last[low:high], np.uint64(last)) - begin).astype(np.intp)
+        rows = np.repeat(np.arange(low, high), counts)
+        within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pfns = np.repeat(begin, counts) + within.astype(np.uint64)
+        addrs = self._addrs[rows] + ((pfns - self._first[rows]) << _PAGE_SHIFT)
+        pids = np.array(self._pids, np.int64)[self._owner[rows]]
+        for pid, chosen in _groups(pids):
+            yield pid, addrs[chosen], pfns[chosen]
+
+
+def _once(runs: U64Array) -> U64Array:
+    """The parts of ``runs`` (columns: address, page frame, pages, anything) whose page frames are in no other run."""
+    number = np.arange(1, len(runs) + 1)
+    edges = np.concatenate((runs[:, 1], runs[:, 1] + runs[:, 2]))
+    order = edges.argsort(kind="stable")
+    edges = edges[order]
+    over = np.cumsum(np.repeat((1, -1), len(runs))[order])
+    # Where only one run is open, the sum of the numbers of the open ones is its number.
+    which = np.cumsum(np.concatenate((number, -number))[order])
+    final = np.append(edges[1:] != edges[:-1], True)
+    edges, over, which = edges[final], over[final], which[final]
+    single = np.flatnonzero(over[:-1] == 1)
+    found: U64Array = runs[which[single] - 1]
+    found[:, 0] += (edges[single] - found[:, 1]) << _PAGE_SHIFT
+    found[:, 1] = edges[single]
+    found[:, 2] = edges[single + 1] - edges[single]
+    return found
+
+
+def _groups(pids: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Indexes]]:
+    """The rows of each number in ``pids`` but of -1, which is nobody's."""
+    order = pids.argsort(kind="stable")
+    ordered = pids[order]
+    begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(pids) else np.empty(0, np.intp)
+    for rows in np.split(order, begins[1:]) if len(begins) else []:
+        if pids[rows[0]] >= 0:
+            yield int(pids[rows[0]]), rows
+
+
+class Physical:
+    """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
+
+    :param frames: becomes this object's; :meth:`put` closes it.
+    """
+
+    pid = 0
+    primitive = "page_table"
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._map = ReverseMap([])
+        self._updated = False
+        self._tasks: OrderedDict[int, Task | None] = OrderedDict()
+        self._addrs = np.empty(0, np.uint64)
+        self._sampled: list[tuple[AddressSpace, _Indexes, U64Array]] = []
+        self._turn = 0
+
+    def valid(self) -> bool:
+        """There is always memory."""
+        return True
+
+    def get_mm(self) -> None:
+        """It is no process's address space."""
+
+    def put(self) -> None:
+        """See :meth:`kdamon.mm.Task.put`."""
+        self._put_tasks(0)
+        self._sampled = []
+        self._frames.close()
+
+    def update(self) -> None:
+        """See :meth:`kdamon.mm.PhysicalMemory.update`."""
+        self._put_tasks(0)
+        self._sampled = []
+        self._map = ReverseMap(self._frames.runs())
+        if not self._updated:
+            self._updated = True
+            known, in_use = (size >> 20 for size in self.known())
+            log.warning(
+                "physical addresses: of %d MiB in use, %d MiB are mapped by one process each, whose accesses can be "
+                "told; samples of others (shared, page cache, the kernel's, mapped later) are unknown",
+                in_use,
+                known,
+            )
+
+    def known(self) -> tuple[int, int]:
+        """See :meth:`kdamon.mm.PhysicalMemory.known`."""
+        return _PAGE_SIZE * self._map.pages, self._frames.in_use()
+
+    def mkold(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+        if not self._updated:
+            self.update()
+        self._addrs = addrs
+        self._sampled = []
+        pids, where = self._map.find(addrs >> _PAGE_SHIFT)
+        groups = list(_groups(pids))
+        if len(groups) > _MAX_SAMPLED:
+            # Each time others, so that none is left out for good.
+            self._turn = (self._turn + _MAX_SAMPLED) % len(groups)
+            groups = (groups[self._turn :] + groups[: self._turn])[:_MAX_SAMPLED]
+        for pid, rows in groups:
+            mm = self._mm(pid)
+            if mm is not None:
+                there = where[rows]
+                mm.mkold(there)
+                self._sampled.append((mm, rows, there))
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        answers = np.full(len(addrs), UNKNOWN, np.uint8)
+        if not np.array_equal(addrs, self._addrs):
+            return answers
+        pfns = addrs >> _PAGE_SHIFT
+        left = np.ones(len(addrs), np.bool_)
+        for mm, rows, there in self._sampled:
+            told = mm.young(there)
+            # In this order: a page frame that is there now was there when the accessed bit was read.
+            same = mm.frames(there) == pfns[rows]
+            answers[rows[same]] = told[same]
+            left[rows[same]] = False
+        others = np.flatnonzero(left)
+        answers[others[self._frames.free(pfns[others])]] = OLD
+        return answers
+
+    def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
+        """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
+        for pid, addrs, pfns in self._map.within(-(-start // _PAGE_SIZE), end // _PAGE_SIZE):
+            mm = self._mm(pid)
+            if mm is None:
+                continue
+            pages = np.sort(addrs[mm.frames(addrs) == pfns])
+            if len(pages):
+                yield mm, ranges.of_pages(pages)
+
+    def _mm(self, pid: int) -> AddressSpace | None:
+        if pid in self._tasks:
+            self._tasks.move_to_end(pid)
+        else:
+            self._put_tasks(_MAX_OPEN - 1)
+            try:
+                self._tasks[pid] = self._frames.task(pid)
+            except OSError as error:
+                log.debug("process %d is left out: %s", pid, error.strerror)
+                self._tasks[pid] = None
+        task = self._tasks[pid]
+        return None if task is None else task.get_mm()
+
+    def _put_tasks(self, left: int) -> None:
+        while len(self._tasks) > left:
+            _, task = self._tasks.popitem(last=False)
+            if task is not None:
+                task.put()

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The operations set for the physical address space (``mm/damon/paddr.c``), as far as user space can have one.
+
+Addresses are those of the machine's memory. Regions have to be given: ranges of System RAM in /proc/iomem are what is
+usually wanted. Which accesses can be told is written in :mod:`kdamon.mm.physical`; all other samples are unknown.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.core import damon_register_ops
+from kdamon.damon import (
+    DAMOS_MAX_SCORE,
+    ReportLike,
+    damon_ctx,
+    damon_operations,
+    damon_ops_id,
+    damon_region,
+    damon_target,
+    damos,
+    damos_action,
+    damos_filter,
+)
+from kdamon.mm import UNKNOWN, Answers, PageFilter, PhysicalMemory, U64Array
+from kdamon.mm.ranges import total
+from kdamon.ops_common import (
+    damon_cold_score,
+    damon_cold_scores,
+    damon_count_samples,
+    damon_hot_score,
+    damon_hot_scores,
+    damon_pick_samples,
+)
+from kdamon.regions import damon_regions
+
+__all__ = [
+    "damon_pa_apply_scheme",
+    "damon_pa_check_accesses",
+    "damon_pa_eligible_report",
+    "damon_pa_init",
+    "damon_pa_mkold",
+    "damon_pa_phys_addr",
+    "damon_pa_prepare_access_checks",
+    "damon_pa_scheme_score",
+    "damon_pa_scheme_scores",
+    "damon_pa_update",
+    "damon_pa_young",
+]
+
+log = logging.getLogger("kdamon")
+
+#: Actions as address spaces know them. Kernel: each is applied to all page frames. Here: to those whose only process is
+#: known, by that process.
+_ADVICE = {damos_action.DAMOS_PAGEOUT: "pageout", damos_action.DAMOS_LRU_DEPRIO: "cold"}
+
+#: Actions that are applied to nothing although the kernel's paddr has them, and why.
+_NOT_APPLIED = {
+    damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
+    damos_action.DAMOS_MIGRATE_HOT: "memory is not migrated between NUMA nodes",
+    damos_action.DAMOS_MIGRATE_COLD: "memory is not migrated between NUMA nodes",
+}
+
+_COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
+_HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
+
+
+def damon_pa_phys_addr(ctx: damon_ctx, addrs: U64Array) -> U64Array:
+    """Core addresses as physical ones, bytes, shape (n,)."""
+    return addrs if ctx.addr_unit == 1 else addrs * np.uint64(ctx.addr_unit)
+
+
+def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
+    """The memory that ``t`` is in; None where the context has no machine or that has none to be looked at."""
+    if isinstance(t.task, PhysicalMemory):
+        return t.task
+    if ctx.machine is None:
+        return None
+    if t.task is not None:
+        # A commit turned a process into this.
+        t.task.put()
+        t.task = t.mm = None
+    try:
+        t.task = memory = ctx.machine.physical_memory()
+    except OSError as error:
+        _say_once(f"physical addresses cannot be monitored: {error.strerror}")
+        return None
+    return memory
+
+
+def damon_pa_init(ctx: damon_ctx) -> None:
+    """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings."""
+    damon_pa_update(ctx)
+
+
+def damon_pa_update(ctx: damon_ctx) -> None:
+    """Follow the changes of who maps what. Kernel: paddr has no update."""
+    for t in ctx.adaptive_targets:
+        memory = _memory(t, ctx)
+        if memory is not None:
+            memory.update()
+
+
+def damon_pa_prepare_access_checks(ctx: damon_ctx) -> None:
+    """Choose an address in each region, and forget that its page was accessed."""
+    for t in ctx.adaptive_targets:
+        if len(t.regions):
+            damon_pick_samples(ctx, t)
+            damon_pa_mkold(ctx, t)
+
+
+def damon_pa_mkold(ctx: damon_ctx, t: damon_target) -> None:
+    """Forget that the sampled pages of ``t`` were accessed."""
+    memory = _memory(t, ctx)
+    if memory is not None:
+        memory.mkold(damon_pa_phys_addr(ctx, t.regions.sampling_addr))
+
+
+def damon_pa_young(ctx: damon_ctx, t: damon_target) -> Answers:
+    """Tell which sampled pages of ``t`` were accessed since :func:`damon_pa_mkold`, shape (n,)."""
+    memory = _memory(t, ctx)
+    if memory is None:
+        return np.full(len(t.regions), UNKNOWN, np.uint8)
+    return memory.young(damon_pa_phys_addr(ctx, t.regions.sampling_addr))
+
+
+def damon_pa_check_accesses(ctx: damon_ctx) -> None:
+    """Count the regions whose chosen page was accessed."""
+    for t in ctx.adaptive_targets:
+        if len(t.regions):
+            damon_count_samples(ctx, t, damon_pa_young(ctx, t))
+
+
+def damon_pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
+    """Tell whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
+    return report.pid == 0
+
+
+def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+    """Apply the action of ``s`` to region ``row`` of ``t``, as far as it is memory whose only process is known.
+
+    :returns: core address units that it was applied to, see :mod:`kdamon.mm.advice`, and that passed the filters on
+        pages; of ``stat`` without such filters none, as in the kernel.
+    """
+    memory = _memory(t, ctx)
+    if memory is None:
+        return 0, 0
+    if s.action not in _ADVICE and s.action is not damos_action.DAMOS_STAT:
+        reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
+        _say_once(f"{s.action.value} is applied to nothing: {reason}")
+        return 0, 0
+    filters = [] if s.core_filters_allowed else [_page_filter(f) for f in s.ops_filters]
+    if s.action is damos_action.DAMOS_STAT and not s.ops_filters:
+        return 0, 0
+    if s.action is damos_action.DAMOS_PAGEOUT and not any(f.type == "young" for f in filters):
+        # As in the kernel: what is accessed by now stays.
+        filters.append(PageFilter("young", matching=True, allow=False))
+    default_reject = s.ops_filters_default_reject and not s.core_filters_allowed
+    start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
+    applied = passed = 0
+    try:
+        for mm, wanted in memory.owners(start, end):
+            passing = mm.page_filter(wanted, filters, default_reject) if filters else wanted
+            passed += total(passing)
+            if s.action is not damos_action.DAMOS_STAT:
+                applied += mm.advise(_ADVICE[s.action], passing)
+    except OSError as error:
+        _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
+    return applied // ctx.addr_unit, passed // ctx.addr_unit
+
+
+def _page_filter(f: damos_filter) -> PageFilter:
+    return PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
+
+
+def damon_pa_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
+    if s.action in _COLDEST_FIRST:
+        return damon_cold_score(ctx, r, s)
+    if s.action in _HOTTEST_FIRST:
+        return damon_hot_score(ctx, r, s)
+    return DAMOS_MAX_SCORE
+
+
+def damon_pa_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
+    """:func:`damon_pa_scheme_score` of every region of a table, shape (n,)."""
+    if s.action in _COLDEST_FIRST:
+        return damon_cold_scores(ctx, regions, s)
+    if s.action in _HOTTEST_FIRST:
+        return damon_hot_scores(ctx, regions, s)
+    return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)
+
+
+damon_register_ops(
+    damon_operations(
+        id=damon_ops_id.DAMON_OPS_PADDR,
+        init=damon_pa_init,
+        update=damon_pa_update,
+        prepare_access_checks=damon_pa_prepare_access_checks,
+        check_accesses=damon_pa_check_accesses,
+        eligible_report=damon_pa_eligible_report,
+        get_scheme_score=damon_pa_scheme_score,
+        get_scheme_scores=damon_pa_scheme_scores,
+        apply_scheme=damon_pa_apply_scheme,
+    )
+)
