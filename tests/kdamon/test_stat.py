@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""damon_stat: numbers as the kernel computes them, of the processes that are named."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_start, damon_stop
+from kdamon.damon import damon_ctx
+from kdamon.kernel import time_after_eq
+from kdamon.mm.linux import linux_machine
+from kdamon.mm.sim import SimMachine
+from kdamon.regions import damon_regions
+from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
+from tests.kdamon.harness import eventually, stopped
+from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
+from tests.kdamon.tables import effort
+from tests.mm.workload import Workload, build
+
+#: Size, accesses in the aggregation interval, age.
+Region = tuple[int, int, int]
+
+
+def ctx_of(*targets: Sequence[Region], aggr_us: int = 100_000) -> damon_ctx:
+    """A context with ``targets``."""
+    ctx = damon_new_ctx()
+    ctx.attrs.aggr_interval = aggr_us
+    for regions in targets:
+        t = damon_new_target()
+        bounds = np.concatenate([[0], np.cumsum([size for size, _, _ in regions])]).astype(np.uint64)
+        t.regions = damon_regions(bounds[:-1], bounds[1:])
+        t.regions.nr_accesses = np.array([accesses for _, accesses, _ in regions], np.uint32)
+        t.regions.age = np.array([age for _, _, age in regions], np.uint32)
+        damon_add_target(ctx, t)
+    return ctx
+
+
+def kernels_percentiles(regions: Sequence[Region], aggr_us: int) -> list[int]:
+    """The loop of the kernel, region by region."""
+
+    def idle(region: Region) -> int:
+        return -(region[2] + 1) if region[1] else region[2] + 1
+
+    percentiles: list[int] = []
+    total = sum(size for size, _, _ in regions)
+    accounted = 0
+    for region in sorted(regions, key=idle):
+        accounted += region[0]
+        while len(percentiles) <= accounted * 100 // total:
+            percentiles.append(int(idle(region) * aggr_us / 1000))
+    return percentiles
+
+
+# The formulas.
+
+
+def test_bandwidth_takes_each_sampled_access_for_one_of_the_whole_region() -> None:
+    """Sizes times accesses, over the aggregation interval."""
+    assert damon_stat_bandwidth(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)])) == 23 * 4096 * 10
+    assert damon_stat_bandwidth(ctx_of([(4096, 1, 0)], [(4096, 2, 0)], aggr_us=3_000_000)) == 4096
+    assert damon_stat_bandwidth(ctx_of([(1 << 46, 2000, 0)], aggr_us=1)) == ((1 << 46) * 2000 * 1_000_000) % (1 << 64)
+
+
+def test_percentiles_go_from_the_longest_accessed_to_the_longest_idle_memory() -> None:
+    """Negative where memory is accessed, and one aggregation more than the region's age."""
+    ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 1, 0)])
+    percentiles = damon_stat_idle_percentiles(ctx)
+    assert percentiles == (-500,) * 26 + (-100,) * 25 + (1000,) * 50
+
+
+def test_percentiles_are_of_all_processes_together() -> None:
+    """Whichever comes first."""
+    assert damon_stat_idle_percentiles(ctx_of([(75, 0, 1)], [(25, 1, 1)])) == (-200,) * 26 + (200,) * 75
+
+
+def test_there_are_no_percentiles_of_nothing() -> None:
+    """Without any region the last ones stay."""
+    assert damon_stat_idle_percentiles(ctx_of()) is None
+    assert damon_stat_idle_percentiles(ctx_of([])) is None
+
+
+@effort(300)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 1 << 40), st.integers(0, 3), st.integers(0, 1 << 20)),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(1, 10_000_000),
+)
+def test_percentiles_are_the_kernels(regions: list[Region], aggr_us: int) -> None:
+    """Of any regions."""
+    percentiles = damon_stat_idle_percentiles(ctx_of(regions, aggr_us=aggr_us))
+    assert percentiles is not None
+    assert list(percentiles) == kernels_percentiles(regions, aggr_us)
+
+
+def test_only_what_is_mapped_counts_for_percentiles() -> None:
+    """The addresses between mappings are nobody's memory."""
+    machine = SimMachine()
+    process = machine.spawn([(100, 120), (150, 160), (160, 170), (400, 440)])
+    ctx = ctx_of([])
+    t = ctx.adaptive_targets[0]
+    t.task = process
+    t.regions = damon_regions([0, 100, 110, 155, 200, 410], [100, 110, 155, 200, 410, 1000])
+    t.regions.age = np.array([0, 1, 2, 3, 4, 5], np.uint32)
+    # 10 of the second region are mapped, then 10 + 5, 5 + 10, 10 and 30.
+    mapped = [(10, 0, 1), (15, 0, 2), (15, 0, 3), (10, 0, 4), (30, 0, 5)]
+    assert damon_stat_idle_percentiles(ctx) == tuple(kernels_percentiles(mapped, 100_000))
+
+
+# The module, in simulated time.
+
+
+def test_a_known_workload() -> None:
+    """A quarter is always accessed, and all of it counts at every sample."""
+    machine = SimMachine(seed=1)
+    spawn(machine).access(HEAP, HEAP + 25 * MEBI)
+    stat = module(damon_stat, machine, monitor_pids=(150,))
+    run(stat, stat.build_ctx(), 40)
+    busy = sum(ms < 0 for ms in stat.memory_idle_ms_percentiles)
+    assert 23 <= busy <= 27
+    assert stat.memory_idle_ms_percentiles[100] > 30_000
+    # Of a tuned sampling interval there is one access each.
+    assert stat.estimated_memory_bandwidth == pytest.approx(25 * MEBI * 20 * 1e6 / stat.aggr_interval_us, rel=0.1)
+
+
+def test_numbers_come_more_than_five_seconds_apart_with_an_aggregation() -> None:
+    """They are those of complete counters, and the interval that they were counted in is shown with them."""
+    machine = SimMachine(seed=1)
+    spawn(machine).access(HEAP, HEAP + 50 * MEBI, rate=100)
+    stat = module(damon_stat, machine, monitor_pids=(150,))
+    ctx = stat.build_ctx()
+    seen: list[tuple[float, int]] = []
+
+    def watch() -> None:
+        found = damon_stat_idle_percentiles(ctx)
+        if stat.memory_idle_ms_percentiles == found and stat.estimated_memory_bandwidth == damon_stat_bandwidth(ctx):
+            assert time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis)
+            assert stat.aggr_interval_us == ctx.attrs.aggr_interval
+            seen.append((machine.clock.now() / 1e9, stat.aggr_interval_us))
+
+    run(stat, ctx, 30, watch)
+    times = [time for time, _ in seen]
+    assert len(seen) >= 4
+    assert times[0] > 5
+    for (before, _), (after, aggr_us) in pairwise(seen):
+        assert 5 < after - before <= 5 + 2 * aggr_us / 1e6 + 1
+
+
+def test_results_outlive_the_processes() -> None:
+    """They stay as they were."""
+    machine = SimMachine(seed=1)
+    process = spawn(machine)
+    process.access(HEAP, HEAP + 50 * MEBI)
+    stat = module(damon_stat, machine, monitor_pids=(150,))
+    ctx = stat.build_ctx()
+    run(stat, ctx, 8, lambda: process.exit() if machine.clock.now() > 7e9 else None)
+    assert stat.estimated_memory_bandwidth > 0
+    assert not stat.enabled()
+    assert stat.kdamond_pid() == -1
+
+
+# Which processes.
+
+
+def test_nothing_is_monitored_without_a_named_process() -> None:
+    """Whole-machine monitoring is not to be had by accident."""
+    stat = module(damon_stat, SimMachine())
+    with pytest.raises(OSError, match="monitor_pids") as raised:
+        stat.enable(True)
+    assert raised.value.errno == errno.EINVAL
+    assert not stat.enabled()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"monitor_pids": (150, 7)}, "monitor_pids: there is no simulated process 7"),
+        ({"monitor_cgroup": "/gone"}, "monitor_cgroup: there is no control group"),
+        ({"monitor_cgroup": "/empty"}, "no process of /empty"),
+    ],
+)
+def test_what_is_named_has_to_exist(parameters: dict[str, object], said: str) -> None:
+    """Each process by itself; of a control group at least one."""
+    machine = SimMachine()
+    spawn(machine)
+    machine.cgroups = {"/empty": (8,)}
+    with pytest.raises(OSError, match=said) as raised:
+        module(damon_stat, machine, **parameters).enable(True)
+    assert raised.value.errno == errno.EINVAL
+
+
+def test_a_control_groups_processes_are_followed() -> None:
+    """Those that come later are monitored, those that leave or end are not; a process that is named stays."""
+    machine = SimMachine(seed=1)
+    for pid in (1, 2, 3, 4):
+        spawn(machine, pid)
+    machine.cgroups = {"/service": (1, 2, 99)}
+    stat = module(damon_stat, machine, monitor_pids=(4,), monitor_cgroup="/service")
+    ctx = stat.build_ctx()
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        pids = [t.pid for t in ctx.adaptive_targets]
+        if not seen or seen[-1] != pids:
+            seen.append(pids)
+        assert all(len(t.regions) for t in ctx.adaptive_targets)
+        if machine.clock.now() > 3e9:
+            machine.cgroups = {"/service": (2, 3)}
+        if machine.clock.now() > 6e9:
+            machine.processes[2].exit()
+        if machine.clock.now() > 9e9:
+            machine.cgroups = {}
+
+    run(stat, ctx, 12, watch)
+    assert seen == [[4, 1, 2], [4, 2, 3], [4, 3], [4]]
+
+
+# With others, in real time.
+
+
+def test_only_one_may_monitor_while_a_module_does() -> None:
+    """Neither another module nor anybody else; and no module while somebody does."""
+    machine = SimMachine()
+    spawn(machine)
+    one, other = (damon_stat(machine=lambda: machine, monitor_pids=(150,)) for _ in range(2))
+    ctx = module(damon_stat, machine, monitor_pids=(150,)).build_ctx()
+    with shut_down(one, other), stopped(ctx):
+        one.enable(True)
+        one.enable(True)
+        assert one.enabled()
+        assert one.kdamond_pid() > 0
+        with pytest.raises(OSError, match="exclusively") as raised:
+            other.enable(True)
+        assert raised.value.errno == errno.EBUSY
+        with pytest.raises(OSError, match="exclusively"):
+            damon_start([ctx], exclusive=False)
+        one.enable(False)
+        assert one.kdamond_pid() == -1
+        ctx = other.build_ctx()
+        damon_start([ctx], exclusive=False)
+        with pytest.raises(OSError, match="exclusively"):
+            one.enable(True)
+        damon_stop([ctx])
+        one.enable(True)
+
+
+def test_a_module_that_was_shut_down_stays_off() -> None:
+    """Also against a write that comes at the same time."""
+    machine = SimMachine()
+    spawn(machine)
+    stat = damon_stat(machine=lambda: machine, monitor_pids=(150,))
+    stat.enable(True)
+    stat.shutdown()
+    assert not stat.enabled()
+    with pytest.raises(OSError, match="unmounted"):
+        stat.enable(True)
+
+
+# On a real process.
+
+
+def test_a_real_process(tmp_path: Path) -> None:
+    """Of 16 MiB one half is read over and over; the numbers say about that."""
+    try:
+        machine = linux_machine("page_table")
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}{error.strerror}")
+    pages = 4096
+    hot = range(pages // 2)
+    with Workload([build(tmp_path)], "anon", pages) as work:
+        work.order("w", range(pages))
+        stat = damon_stat(machine=lambda: machine, monitor_pids=(work.pid,))
+        done = threading.Event()
+
+        def read() -> None:
+            while not done.is_set():
+                work.order("r", hot)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            with shut_down(stat):
+                stat.enable(True)
+                eventually(lambda: stat.aggr_interval_us, "the first numbers", 60)
+        finally:
+            done.set()
+            reader.join()
+        samples_per_second = 20 * 1e6 / stat.aggr_interval_us
+        assert 0 < stat.estimated_memory_bandwidth < 2 * pages * 4096 * samples_per_second
+        idle = stat.memory_idle_ms_percentiles
+        assert idle[0] < 0 < idle[100]
+        assert sorted(idle) == list(idle)
+        assert 20 <= sum(ms < 0 for ms in idle) <= 80
+    machine.close()
