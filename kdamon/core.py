@@ -7,6 +7,7 @@ import errno
 import logging
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,13 @@ from kdamon.kernel import (
     time_after_eq,
     ulong,
     virtual_kthread,
+)
+from kdamon.probes import (
+    damon_commit_probes,
+    damon_has_prep,
+    damon_has_probe_weights,
+    damon_probe_weights,
+    damon_valid_probe_params,
 )
 from kdamon.regions import COLUMNS, damon_regions
 from kdamon.reports import (
@@ -300,7 +308,7 @@ def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
 # Attributes.
 
 
-def _convert(counts: npt.NDArray[np.uint32], old: int, new: int) -> npt.NDArray[np.uint32]:
+def _convert(counts: npt.NDArray[Any], old: int, new: int) -> npt.NDArray[np.uint32]:
     """Counts out of ``old`` samples as counts out of ``new``, through 1/10000 as in the kernel."""
     whole, part = np.divmod(counts.astype(np.uint64), np.uint64(old))
     bp = whole * np.uint64(10000) + part * np.uint64(10000) // np.uint64(old)
@@ -327,6 +335,11 @@ def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregatin
             regions.nr_accesses = _convert(regions.nr_accesses, old_max, new_max)
             regions.nr_unknown = _convert(regions.nr_unknown, old_max, new_max)
         regions.age = (regions.age * old_aggr // new_aggr).astype(np.uint32)
+        if regions.probe_hits is not None and regions.last_probe_hits is not None:
+            # Kernel: hits of probes that are gone stay as they are. Here: they are converted too, as nobody sees them.
+            regions.last_probe_hits = _convert(regions.last_probe_hits, old_max, new_max).astype(np.uint8)
+            now = np.zeros_like(regions.probe_hits) if aggregating else _convert(regions.probe_hits, old_max, new_max)
+            regions.probe_hits = now.astype(np.uint8)
 
 
 def _damon_valid_intervals_goal(attrs: damon_attrs) -> bool:
@@ -415,6 +428,7 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.maybe_corrupted = True
     if not is_power_of_2(src.min_region_sz):
         raise OSError(errno.EINVAL, f"the smallest region, {src.min_region_sz}, is not a power of two")
+    damon_valid_probe_params(src)
     damon_commit_schemes(dst, src)
     # Targets before attributes: damon_set_attrs() converts the results of the targets.
     _damon_commit_targets(dst, src, dry_run)
@@ -422,6 +436,7 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
         damon_set_attrs(dst, src.attrs)
     dst.pause = src.pause
     dst.ops = src.ops
+    damon_commit_probes(dst, src)
     dst.addr_unit = src.addr_unit
     dst.min_region_sz = src.min_region_sz
     dst.report_counts = src.report_counts
@@ -626,6 +641,8 @@ def kdamond_reset_aggregated(ctx: damon_ctx) -> None:
     for i, t in enumerate(ctx.adaptive_targets):
         if trace.damon_aggregated.enabled():
             trace.damon_aggregated(ctx, i, t.regions)
+        if ctx.probes and trace.damon_region_aggregated.enabled():
+            trace.damon_region_aggregated(ctx, i, t.regions)
         t.regions.reset_aggregated()
 
 
@@ -661,26 +678,34 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
 # Merge and split.
 
 
-def damon_merge_regions_of(t: damon_target, threshold: int, sz_limit: int, count_age: bool) -> None:
+def damon_merge_regions_of(
+    t: damon_target, threshold: int, sz_limit: int, count_age: bool, weights: npt.NDArray[np.uint32] | None = None
+) -> None:
     """Merge neighbours of ``t`` with similar access frequencies, and let regions age.
 
     :param threshold: largest difference of nr_accesses to merge.
     :param sz_limit: largest region to make, core address units.
+    :param weights: of the probes: go by their hits instead, see :meth:`kdamon.regions.damon_regions.merge_scores`.
     """
     if count_age:
-        t.regions.count_age(threshold)
-    t.regions.merge_similar(threshold, sz_limit)
+        t.regions.count_age(threshold, weights)
+    t.regions.merge_similar(threshold, sz_limit, weights)
 
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
     """Merge similar neighbours; with growing threshold if there are too many regions afterwards."""
-    if ctx.density and kdamond_adjust_regions_by_density(ctx, sz_limit):
+    weights = damon_probe_weights(ctx)
+    if ctx.density and weights is None and kdamond_adjust_regions_by_density(ctx, sz_limit):
         return
     max_threshold = damon_nr_samples_per_aggr(ctx.attrs)
+    if weights is not None:
+        # Kernel: as for accesses, so that with large weights there stay more regions than max_nr_regions. Here: up to
+        # the largest difference that there can be.
+        max_threshold *= int(weights.sum(dtype=np.uint64))
     count_age = True
     while True:
         for t in ctx.adaptive_targets:
-            damon_merge_regions_of(t, threshold, sz_limit, count_age)
+            damon_merge_regions_of(t, threshold, sz_limit, count_age, weights)
         count_age = False
         nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
         if nr_regions <= ctx.attrs.max_nr_regions or max_threshold <= threshold:
@@ -802,28 +827,36 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         next_ops_update_sis = ctx.next_ops_update_sis
 
         primitives = ctx.sample_control.primitives_enabled
-        sampling = primitives.page_table or primitives.page_fault
+        access_check_disabled = damon_has_probe_weights(ctx)
+        sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
+        do_prep = ops.prep_probes is not None and damon_has_prep(ctx)
 
         if sampling and ops.prepare_access_checks is not None:
             ops.prepare_access_checks(ctx)
+        if do_prep and ops.prep_probes is not None:
+            ops.prep_probes(ctx, not sampling)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
         if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
             break  # woken before the interval was over: the samples are worth nothing
         ctx.passed_sample_intervals += 1
 
-        if primitives.page_fault and ops.report_faults is not None:
+        if sampling and primitives.page_fault and ops.report_faults is not None:
             ops.report_faults(ctx)
         reported = kdamond_check_reported_accesses(ctx)
         # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
         # because that says that what others report is to count alone.
-        if primitives.page_table and not primitives.page_fault and ops.check_accesses is not None:
+        if sampling and not primitives.page_fault and ops.check_accesses is not None:
             ops.check_accesses(ctx)
+        if ctx.probes and ops.apply_probes is not None:
+            ops.apply_probes(ctx, not sampling and not do_prep)
         if reported or ctx.report_counts:
             kdamond_apply_zero_access_report(ctx)
 
         aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)
         if aggregated:
-            largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
+            weights = damon_probe_weights(ctx)
+            scores = (t.regions.merge_scores(weights) for t in ctx.adaptive_targets)
+            largest = max((int(of_target.max(initial=0)) for of_target in scores), default=0)
             kdamond_merge_regions(ctx, largest // 10, sz_limit)
             sz_limit = damon_apply_min_nr_regions(ctx)
 
@@ -935,7 +968,7 @@ def validate_regions(regions: damon_regions) -> None:
 
 
 def validate_ctx(ctx: damon_ctx) -> None:
-    """Check the invariants of ``ctx``: those of its regions, and no more accesses than samples.
+    """Check the invariants of ``ctx``: those of its regions, and no more accesses or hits of a probe than samples.
 
     :raises AssertionError: they do not hold.
     """
@@ -944,3 +977,5 @@ def validate_ctx(ctx: damon_ctx) -> None:
         validate_regions(t.regions)
         for column in (t.regions.nr_accesses, t.regions.nr_unknown):
             assert int(column.max(initial=0)) <= samples, "a region was counted more often than it was sampled"
+        if t.regions.probe_hits is not None:
+            assert int(t.regions.probe_hits.max(initial=0)) <= samples, "a probe was hit more often than it was applied"

@@ -47,6 +47,8 @@ __all__ = [
     "damon_attrs",
     "damon_call_control",
     "damon_ctx",
+    "damon_filter",
+    "damon_filter_type",
     "damon_intervals_goal",
     "damon_mvsum",
     "damon_nr_accesses_mvsum",
@@ -54,7 +56,10 @@ __all__ = [
     "damon_nr_samples_per_aggr",
     "damon_operations",
     "damon_ops_id",
+    "damon_prep",
+    "damon_prep_action",
     "damon_primitives_enabled",
+    "damon_probe",
     "damon_region",
     "damon_region_sz_limit",
     "damon_report_counters",
@@ -249,6 +254,64 @@ class damon_sample_control:
     sample_filters: list[damon_sample_filter] = field(factory=list)
 
 
+class damon_filter_type(Enum):
+    """What a filter of a probe looks at; the value is the tree's keyword, the order the kernel's."""
+
+    DAMON_FILTER_TYPE_ANON = "anon"
+    DAMON_FILTER_TYPE_MEMCG = "memcg"
+    #: Accessed since it was prepared (the kernel's idle flag is not set).
+    DAMON_FILTER_TYPE_PGIDLE_UNSET = "pgidle_unset"
+    #: Not accessed since.
+    DAMON_FILTER_TYPE_PGIDLE_SET = "pgidle_set"
+    DAMON_FILTER_TYPE_HUGEPAGE_SIZE = "hugepage_size"
+
+
+@define(slots=True)
+class damon_filter:
+    """A condition on the sampled page: the first filter of a probe that matches decides, by ``allow``.
+
+    :ivar matching: whether it matches pages of the type, or all other. Where no page is, none of any type is.
+    :ivar allow: whether what it matches is a hit of the probe.
+    :ivar memcg_id: of type memcg: the memory cgroup's number, as ``/proc/kpagecgroup`` shows it.
+    :ivar sz_range: of type hugepage_size: of the folio (kernel: ``range_min`` and ``range_max``).
+    """
+
+    type: damon_filter_type
+    matching: bool = False
+    allow: bool = False
+    memcg_id: int = 0
+    sz_range: damon_size_range = field(factory=damon_size_range)
+
+
+class damon_prep_action(Enum):
+    """How a page is prepared for a probe; the value is the tree's keyword."""
+
+    #: Forget that it was accessed.
+    DAMON_PREP_SET_PGIDLE = "set_pgidle"
+
+
+@define(slots=True)
+class damon_prep:
+    """What to do to the page to be sampled at the start of each sampling interval."""
+
+    action: damon_prep_action = damon_prep_action.DAMON_PREP_SET_PGIDLE
+
+
+@define(slots=True)
+class damon_probe:
+    """A property of sampled pages to count besides accesses, see :mod:`kdamon.probes`.
+
+    :ivar weight: of its hits in the sum that regions are told apart by; if that is not 0 for any probe of a context,
+        its accesses are not checked.
+    :ivar preps: how pages are prepared.
+    :ivar filters: which pages are hits; none lets all be.
+    """
+
+    weight: int = 0
+    preps: list[damon_prep] = field(factory=list)
+    filters: list[damon_filter] = field(factory=list)
+
+
 class ReportLike(Protocol):
     """One report or a batch of them: attributes are values or columns."""
 
@@ -271,6 +334,10 @@ class damon_operations:
     :ivar report_faults: called at its end instead, when pages are sampled by ``page_fault``: reports the faults.
         Kernel: the fault handler reports each when it happens.
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
+    :ivar prep_probes: called at the start of each sampling interval if probes have preps; told whether it has to choose
+        the addresses to sample.
+    :ivar apply_probes: called at its end if there are probes; counts their hits. Told the same. Kernel: returns the
+        largest weighted sum. Here: as ``check_accesses``.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
     :ivar get_scheme_scores: the same of all regions of a table at once, shape (n,); goes before ``get_scheme_score``.
     :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
@@ -288,6 +355,8 @@ class damon_operations:
     check_accesses: Callable[[damon_ctx], None] | None = None
     report_faults: Callable[[damon_ctx], None] | None = None
     eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
+    prep_probes: Callable[[damon_ctx, bool], None] | None = None
+    apply_probes: Callable[[damon_ctx, bool], None] | None = None
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
@@ -340,6 +409,7 @@ class damon_ctx:
     :ivar pause: monitor nothing until a commit clears it.
     :ivar adaptive_targets: the targets.
     :ivar schemes: the schemes in their order.
+    :ivar probes: the probes in their order, DAMON_MAX_PROBES at most.
     :ivar machine: where processes are found; None serves operations sets without processes.
     :ivar clock: the context's only source of time.
     :ivar sample_control: where accesses come from and which count.
@@ -355,6 +425,7 @@ class damon_ctx:
     pause: bool = False
     adaptive_targets: list[damon_target] = field(factory=list)
     schemes: list[damos] = field(factory=list)
+    probes: list[damon_probe] = field(factory=list)
     machine: Machine | None = None
     clock: Clock = field(factory=RealClock)
     sample_control: damon_sample_control = field(factory=damon_sample_control)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define
 
-from kdamon.kernel import ULONG_MAX
+from kdamon.kernel import UINT_MAX, ULONG_MAX
 
 __all__ = ["COLUMNS", "DAMON_MAX_PROBES", "Draw", "damon_addr_range", "damon_region", "damon_regions"]
 
@@ -325,21 +325,39 @@ class damon_regions:
         self.nr_accesses = _means(self.nr_accesses, sizes, [row + 1])
         self._merge_into_left([row + 1], sizes)
 
-    def count_age(self, threshold: int) -> None:
-        """Make every region one aggregation older, or new where its access pattern changed."""
-        now = self.nr_accesses
-        last = self.last_nr_accesses
+    def merge_scores(self, weights: U32 | None = None, *, last: bool = False) -> U32:
+        """What regions are told apart by (``damon_merge_score()``): nr_accesses, or weighted sums of probe hits.
+
+        :param weights: of the probes, shape (DAMON_MAX_PROBES,).
+        :param last: of the aggregation interval before.
+        :returns: shape (n,).
+        """
+        if weights is None:
+            return self.last_nr_accesses if last else self.nr_accesses
+        hits = self.last_probe_hits if last else self.probe_hits
+        return np.zeros(len(self), np.uint32) if hits is None else hits.astype(np.uint32) @ weights
+
+    def count_age(self, threshold: int, weights: U32 | None = None) -> None:
+        """Make every region one aggregation older, or new where what was counted changed by more than ``threshold``.
+
+        :param weights: as for :meth:`merge_scores`.
+        """
+        now, last = self.merge_scores(weights), self.merge_scores(weights, last=True)
         stable = np.maximum(now, last) - np.minimum(now, last) <= threshold
         stable &= (now == 0) == (last == 0)
         self.age += _ONE
         self.age *= stable
 
-    def merge_similar(self, threshold: int, sz_limit: int) -> None:
+    def merge_similar(self, threshold: int, sz_limit: int, weights: U32 | None = None) -> None:
         """Merge neighbours whose nr_accesses differ by at most ``threshold`` (``damon_merge_regions_of()``).
 
         :param sz_limit: largest region to make, core address units.
+        :param weights: compare the weighted sums of probe hits instead, see :meth:`merge_scores`.
         """
         if len(self) < 2:
+            return
+        if weights is not None:
+            self._merge_similar_hits(threshold, sz_limit, weights)
             return
         # A merged region's score lies within threshold of its last part's: so a pair that differs by more than
         # twice the threshold is never merged, whatever was merged before it.
@@ -369,6 +387,35 @@ class damon_regions:
             merged.append(right)
         if merged:
             self.nr_accesses = np.array(scores, np.uint32)
+            self._merge_into_left(merged, sizes)
+
+    def _merge_similar_hits(self, threshold: int, sz_limit: int, weights: U32) -> None:
+        """:meth:`merge_similar` by probe hits: what regions are compared by is computed anew after each merge."""
+        pairs = (self.start[1:] == self.end[:-1]).nonzero()[0].tolist()
+        self.use_probes()
+        assert self.probe_hits is not None
+        hits, scores = self.probe_hits.tolist(), self.merge_scores(weights).tolist()
+        sizes, weight = self.sizes().tolist(), weights.tolist()
+        merged = []
+        head = right = -1
+        score = size = 0
+        for left in pairs:
+            if left != right:
+                head, score, size = left, scores[left], sizes[left]
+            right = left + 1
+            both = size + sizes[right]
+            if abs(scores[right] - score) > threshold or both > sz_limit:
+                head, score, size = right, scores[right], sizes[right]
+                continue
+            hits[head] = [
+                ((mine * size + theirs * sizes[right]) & ULONG_MAX) // both
+                for mine, theirs in zip(hits[head], hits[right], strict=True)
+            ]
+            score = sum(h * w for h, w in zip(hits[head], weight, strict=True)) & UINT_MAX
+            size = both
+            merged.append(right)
+        if merged:
+            self.nr_accesses = _means(self.nr_accesses, sizes, merged)
             self._merge_into_left(merged, sizes)
 
     def merge_runs(self, heads: Rows) -> None:

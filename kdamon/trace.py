@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "damon_aggregated",
     "damon_monitor_intervals_tune",
+    "damon_region_aggregated",
     "damos_before_apply",
     "damos_esz",
     "damos_stat_after_apply_interval",
@@ -54,6 +55,8 @@ class tracepoint(Generic[P]):
 #: (ctx, target index, regions) for each target at the end of each aggregation interval, counters complete. The
 #: kernel's event is one for each region.
 damon_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
+#: The same in a context with probes, for those who want their hits.
+damon_region_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
 #: (ctx, new sampling interval in microseconds) when the intervals auto-tuning changed the intervals.
 damon_monitor_intervals_tune: tracepoint[[damon_ctx, int]] = tracepoint()
 #: (ctx, target, row of its region table, scheme) before the scheme's action is applied to the region.

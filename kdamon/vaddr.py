@@ -21,6 +21,8 @@ from kdamon.damon import (
     ReportLike,
     damon_addr_range,
     damon_ctx,
+    damon_filter,
+    damon_filter_type,
     damon_operations,
     damon_ops_id,
     damon_region,
@@ -39,14 +41,17 @@ from kdamon.ops_common import (
     damon_hot_scores,
     damon_pick_samples,
 )
+from kdamon.probes import damon_count_probe_hits, damon_probe_filters
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 
 __all__ = [
+    "damon_va_apply_probes",
     "damon_va_apply_scheme",
     "damon_va_check_accesses",
     "damon_va_eligible_report",
     "damon_va_init",
+    "damon_va_prep_probes",
     "damon_va_prepare_access_checks",
     "damon_va_report_faults",
     "damon_va_scheme_score",
@@ -164,19 +169,28 @@ def damon_va_update(ctx: damon_ctx) -> None:
         _damon_va_set_three_regions(t, ctx)
 
 
+def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
+    """Choose an address in each region of ``t``; returns the address space, None if there is nothing to sample."""
+    _follow_primitive(t, ctx)
+    mm = _damon_get_mm(t)
+    if mm is not t.mm:
+        # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
+        # they follow at once, because samples of the old ones would only show that nothing is there.
+        if t.mm is not None and ctx.ops is not None and ctx.ops.update is not None:
+            _damon_va_set_three_regions(t, ctx)
+        t.mm = mm
+    if mm is None or not len(t.regions):
+        return None
+    damon_pick_samples(ctx, t)
+    return mm
+
+
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     for t in ctx.adaptive_targets:
-        _follow_primitive(t, ctx)
-        mm = _damon_get_mm(t)
-        if mm is not t.mm:
-            # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
-            # they follow at once, because samples of the old ones would only show that nothing is there.
-            if t.mm is not None and ctx.ops is not None and ctx.ops.update is not None:
-                _damon_va_set_three_regions(t, ctx)
-            t.mm = mm
-        if mm is not None and len(t.regions):
-            mm.mkold(damon_pick_samples(ctx, t))
+        mm = _damon_va_pick(t, ctx)
+        if mm is not None:
+            mm.mkold(t.regions.sampling_addr)
 
 
 def damon_va_check_accesses(ctx: damon_ctx) -> None:
@@ -203,6 +217,50 @@ def damon_va_report_faults(ctx: damon_ctx) -> None:
             damon_report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
     # No page is young by faults: this counts the samples, and those that could not be taken.
     damon_va_check_accesses(ctx)
+
+
+def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
+    """Forget that the chosen pages were accessed, for the probes: they have no other way to be prepared.
+
+    :param set_samples: nobody else chose them, nor made them old.
+    """
+    if set_samples:
+        damon_va_prepare_access_checks(ctx)
+
+
+def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
+    """Count the hits of the probes among the chosen pages.
+
+    Kernel: vaddr takes probes and has no hits up to 7.3; DAMON's development tree counts them. Here: as that.
+
+    :param set_samples: nobody else chose them.
+    """
+    filters = [_probe_filter(f) for f in damon_probe_filters(ctx)]
+    for t in ctx.adaptive_targets:
+        mm = _damon_va_pick(t, ctx) if set_samples else _damon_get_mm(t)
+        # After an exec in between, the addresses are of another address space.
+        if mm is None or mm is not t.mm or not len(t.regions):
+            continue
+        matches: npt.NDArray[np.bool_] | None = None
+        try:
+            matches = mm.page_match(t.regions.sampling_addr, filters)
+        except OSError as error:
+            _say_once(f"probes hit nothing: {error.strerror}")
+        damon_count_probe_hits(ctx, t, matches)
+
+
+#: Types of filters of probes as address spaces know them.
+_PAGE_TYPES = {
+    damon_filter_type.DAMON_FILTER_TYPE_ANON: "anon",
+    damon_filter_type.DAMON_FILTER_TYPE_MEMCG: "memcg",
+    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_UNSET: "young",
+    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_SET: "idle",
+    damon_filter_type.DAMON_FILTER_TYPE_HUGEPAGE_SIZE: "hugepage_size",
+}
+
+
+def _probe_filter(f: damon_filter) -> PageFilter:
+    return PageFilter(_PAGE_TYPES[f.type], f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
@@ -280,6 +338,8 @@ _vaddr_ops = damon_operations(
     check_accesses=damon_va_check_accesses,
     report_faults=damon_va_report_faults,
     eligible_report=damon_va_eligible_report,
+    prep_probes=damon_va_prep_probes,
+    apply_probes=damon_va_apply_probes,
     get_scheme_score=damon_va_scheme_score,
     get_scheme_scores=damon_va_scheme_scores,
     apply_scheme=damon_va_apply_scheme,

@@ -170,6 +170,13 @@ class Folios:
         found: npt.NDArray[np.bool_] = (flags & np.uint64(_BUDDY | _NO_PAGE)) != 0
         return found
 
+    def ordinary(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """:meth:`FolioTable.ordinary` of page frames, without looking for their folios.
+
+        :raises OSError: EPERM page flags may not be read.
+        """
+        return FolioTable(pfns, pfns, np.ones(len(pfns), dtype=np.uint64), self._many(self._flags_fd, pfns)).ordinary()
+
     def cgroups(self, heads: U64Array) -> U64Array:
         """The inode numbers of the memory control groups that folios are charged to, 0 for none, shape (n,).
 

@@ -67,12 +67,14 @@ class _Sample:
 
     :ivar armed: rows whose pages did not fault yet, ascending; None where pages are not armed.
     :ivar seen: until when faults were collected, nanoseconds.
+    :ivar answered: when :meth:`SimProcess.young` was asked last, and what it said: it is not drawn twice.
     """
 
     time: int
     addrs: U64Array
     armed: npt.NDArray[np.intp] | None = None
     seen: int = 0
+    answered: tuple[int, Answers] | None = None
 
 
 @define(slots=True, eq=False)
@@ -174,13 +176,17 @@ class SimProcess:
         sample = self._sample
         if sample is None or sample.addrs is not addrs:
             return np.full(len(addrs), UNKNOWN, np.uint8)
+        now = self.clock.now()
+        if sample.answered is not None and sample.answered[0] == now:
+            return sample.answered[1].copy()
         if sample.armed is None:
-            answers = self._accessed(addrs, sample.time / 1e9, self.clock.now() / 1e9)
+            answers = self._accessed(addrs, sample.time / 1e9, now / 1e9)
         else:
             answers = np.full(len(addrs), OLD, np.uint8)
             sample.armed = sample.armed[:0]
         for start, end in self.unknown:
             answers[(addrs >= start) & (addrs < end)] = UNKNOWN
+        sample.answered = now, answers.copy()
         return answers
 
     def frames(self, addrs: U64Array) -> U64Array:
@@ -229,6 +235,17 @@ class SimProcess:
             passed = union(passed, hit) if one.allow else passed
             left = subtract(left, hit)
         return passed if default_reject else union(passed, left)
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.AddressSpace.page_match`; all memory that is not paged out is mapped."""
+        mapped = inside(self.resident(), addrs)
+        found = np.zeros((len(filters), len(addrs)), np.bool_)
+        for row, one in zip(found, filters, strict=True):
+            if one.type in {"young", "idle"}:
+                row[:] = mapped & (self.young(addrs) == (YOUNG if one.type == "young" else OLD))
+            else:
+                row[:] = mapped & inside(self._matching(one), addrs)
+        return found
 
     def _matching(self, one: PageFilter) -> U64Array:
         if one.type == "young":
