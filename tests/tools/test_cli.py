@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,19 @@ def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
     monkeypatch.setattr(run_verb, "machine_when_needed", interrupt)
     assert (130, "") == said(capsys, "run", "--pid", "1")
+
+
+def test_an_interrupt_is_quiet_while_modules_are_loaded(tmp_path: Path) -> None:
+    """Which takes as long as most of the rest: it ends the command as any other."""
+    (tmp_path / "numpy.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "kdamon_tools", "doctor"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *ROOTS])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (-signal.SIGINT, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
