@@ -106,18 +106,18 @@ def _damos_commit(dst: damos, src: damos) -> None:
 # The apply pass: where neither quota nor core filters have a say, all regions at once.
 
 
+def _asks_ops(s: damos) -> bool:
+    """Tell whether applying ``s`` needs the operations set: ``stat`` does nothing, but its filters may count."""
+    return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters)
+
+
 def _damos_call_ops(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
     """Let the operations set apply ``s``; returns applied bytes, and those that passed its filters."""
     if trace.damos_before_apply.enabled():
         trace.damos_before_apply(ctx, t, row, s)
-    if ctx.ops is None or ctx.ops.apply_scheme is None:
+    if ctx.ops is None or ctx.ops.apply_scheme is None or not _asks_ops(s):
         return 0, 0
     return ctx.ops.apply_scheme(ctx, t, row, s)
-
-
-def _asks_ops(s: damos) -> bool:
-    """Tell whether applying ``s`` needs the operations set: ``stat`` does nothing, but its filters may count."""
-    return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters) or trace.damos_before_apply.enabled()
 
 
 def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
@@ -131,7 +131,7 @@ def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: 
     sizes = t.regions.sizes()[rows]
     passed = np.zeros(len(rows), np.uint64)
     s.core_filters_allowed = False
-    if _asks_ops(s):
+    if _asks_ops(s) or trace.damos_before_apply.enabled():
         for i, row in enumerate(rows.tolist()):
             sz_applied, passed[i] = _damos_call_ops(ctx, t, row, s)
             s.stat.nr_applied += bool(sz_applied)
@@ -191,7 +191,7 @@ def damos_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_a
         if size < int(regions.end[row]) - int(regions.start[row]):
             regions.split_at(row, size)
     begin = ctx.clock.now()
-    sz_applied, sz_passed = _damos_call_ops(ctx, t, row, s) if _asks_ops(s) else (0, 0)
+    sz_applied, sz_passed = _damos_call_ops(ctx, t, row, s)
     if _walking(ctx, s):
         _damos_walk_call_walk(ctx, t, row, s, nr_accesses, sz_passed)
     if damos_quota_is_set(quota):
