@@ -25,7 +25,6 @@ from kdamon.damon import (
     damon_target,
     damos,
     damos_action,
-    damos_filter,
 )
 from kdamon.mm import UNKNOWN, Answers, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import total
@@ -154,18 +153,14 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
         _say_once(f"{s.action.value} is applied to nothing: {reason}")
         return 0, 0
-    filters = [] if s.core_filters_allowed else [_page_filter(f) for f in s.ops_filters]
     if s.action is damos_action.DAMOS_STAT and not s.ops_filters:
         return 0, 0
-    if s.action is damos_action.DAMOS_PAGEOUT and not any(f.type == "young" for f in filters):
-        # As in the kernel: what is accessed by now stays.
-        filters.append(PageFilter("young", matching=True, allow=False))
-    default_reject = s.ops_filters_default_reject and not s.core_filters_allowed
+    filters = _page_filters(s)
     start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
     applied = passed = 0
     try:
         for mm, wanted in memory.owners(start, end):
-            passing = mm.page_filter(wanted, filters, default_reject) if filters else wanted
+            passing = mm.page_filter(wanted, filters, s.ops_filters_default_reject) if filters else wanted
             passed += total(passing)
             if s.action is not damos_action.DAMOS_STAT:
                 applied += mm.advise(_ADVICE[s.action], passing)
@@ -174,8 +169,17 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
     return applied // ctx.addr_unit, passed // ctx.addr_unit
 
 
-def _page_filter(f: damos_filter) -> PageFilter:
-    return PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
+def _page_filters(s: damos) -> list[PageFilter]:
+    """The conditions on pages; as in the kernel, what a filter of the core allowed has to meet none."""
+    if s.core_filters_allowed:
+        return []
+    filters = [
+        PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max) for f in s.ops_filters
+    ]
+    if s.action is damos_action.DAMOS_PAGEOUT and not any(f.type == "young" for f in filters):
+        # As in the kernel: what is accessed by now stays.
+        filters.append(PageFilter("young", matching=True, allow=False))
+    return filters
 
 
 @functools.cache
