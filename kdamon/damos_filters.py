@@ -16,6 +16,7 @@ from attrs import evolve
 
 from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type
 from kdamon.kernel import ALIGN_DOWN
+from kdamon.probes import damon_probe_hits_wsum
 from kdamon.regions import damon_regions
 
 __all__ = [
@@ -31,6 +32,12 @@ __all__ = [
     "damos_pattern_rows",
     "damos_set_filters_default_reject",
 ]
+
+_OF_CORE = (
+    damos_filter_type.DAMOS_FILTER_TYPE_ADDR,
+    damos_filter_type.DAMOS_FILTER_TYPE_TARGET,
+    damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM,
+)
 
 Mask = npt.NDArray[np.bool_]
 U32Array = npt.NDArray[np.uint32]
@@ -75,7 +82,7 @@ def damos_for_each_part(regions: damon_regions, rows: list[int]) -> Iterator[tup
 
 def damos_filter_for_ops(filter_type: damos_filter_type) -> bool:
     """Tell whether the operations set handles filters of this type, not the core."""
-    return filter_type not in (damos_filter_type.DAMOS_FILTER_TYPE_ADDR, damos_filter_type.DAMOS_FILTER_TYPE_TARGET)
+    return filter_type not in _OF_CORE
 
 
 def damos_new_filter(filter_type: damos_filter_type, matching: bool, allow: bool) -> damos_filter:
@@ -106,9 +113,12 @@ def damos_commit_filter(dst: damos_filter, src: damos_filter) -> None:
         )
     if src.type is damos_filter_type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE and src.sz_range.min > src.sz_range.max:
         raise OSError(errno.EINVAL, f"a filter's minimum size, {src.sz_range.min}, exceeds its maximum")
+    if src.type is damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM and src.range_min > src.range_max:
+        raise OSError(errno.EINVAL, f"a filter's smallest sum of probe hits, {src.range_min}, exceeds its largest")
     dst.type, dst.matching, dst.allow = src.type, src.matching, src.allow
     dst.memcg_id, dst.target_idx = src.memcg_id, src.target_idx
     dst.addr_range, dst.sz_range = evolve(src.addr_range), evolve(src.sz_range)
+    dst.range_min, dst.range_max = src.range_min, src.range_max
 
 
 def _damos_commit_filters_of(src: list[damos_filter]) -> list[damos_filter]:
@@ -138,6 +148,8 @@ def damos_filter_match(ctx: damon_ctx, t: damon_target, row: int, f: damos_filte
     """
     if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
         inside = ctx.adaptive_targets.index(t) == f.target_idx
+    elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM:
+        inside = f.range_min <= int(damon_probe_hits_wsum(t.regions, ctx, slice(row, row + 1))[0]) <= f.range_max
     else:
         inside = _within(ctx, t, row, f)
     return inside == f.matching
@@ -170,6 +182,10 @@ def damos_core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> M
     for f in s.core_filters:
         if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
             inside = np.full(len(regions), ctx.adaptive_targets.index(t) == f.target_idx)
+            outside = ~inside
+        elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM:
+            sums = damon_probe_hits_wsum(regions, ctx)
+            inside = (np.uint64(f.range_min) <= sums) & (sums <= np.uint64(f.range_max))
             outside = ~inside
         else:
             start = np.uint64(ALIGN_DOWN(f.addr_range.start, ctx.min_region_sz))

@@ -239,13 +239,15 @@ def damon_probe_hits_mvsum(probe_idx: int, r: damon_region, ctx: damon_ctx) -> i
     return last if left_bp == 10000 else (current + mult_frac(last, left_bp, 10000)) & U8_MAX
 
 
-def damon_probe_hits_wsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
-    """Weighted sums of the moving sums of probe hits, shape (n,) (kernel: other sums are ``damon_merge_score()``)."""
+def damon_probe_hits_wsum(regions: damon_regions, ctx: damon_ctx, rows: slice = slice(None)) -> U32Array:
+    """Weighted sums of the moving sums of probe hits in ``rows`` of ``regions``, shape (n,).
+
+    Kernel: sums of the counters themselves as well. Here: :meth:`kdamon.regions.damon_regions.merge_scores`.
+    """
     weights = damon_probe_weights(ctx)
     if weights is None or regions.probe_hits is None or regions.last_probe_hits is None:
-        return np.zeros(len(regions), np.uint32)
-    moving = damon_mvsum(
-        regions.probe_hits.astype(np.uint32), regions.last_probe_hits.astype(np.uint32), damon_window_left_bp(ctx)
-    )
+        return np.zeros(len(regions), np.uint32)[rows]
+    current, last = regions.probe_hits[rows].astype(np.uint32), regions.last_probe_hits[rows].astype(np.uint32)
+    moving = damon_mvsum(current, last, damon_window_left_bp(ctx))
     # Each is an 8-bit number in the kernel.
     return (moving & np.uint32(U8_MAX)) @ weights

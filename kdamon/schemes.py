@@ -180,7 +180,7 @@ class damos_watermarks:
 class damos_filter_type(Enum):
     """What a filter looks at; the value is the tree's keyword, the order the kernel's.
 
-    The last two are handled by the core, the others by the operations set.
+    The last three are handled by the core, the others by the operations set.
     """
 
     DAMOS_FILTER_TYPE_ANON = "anon"
@@ -191,6 +191,8 @@ class damos_filter_type(Enum):
     DAMOS_FILTER_TYPE_UNMAPPED = "unmapped"
     DAMOS_FILTER_TYPE_ADDR = "addr"
     DAMOS_FILTER_TYPE_TARGET = "target"
+    #: Weighted sum of the probes' hits, see :mod:`kdamon.probes`.
+    DAMOS_FILTER_TYPE_PROBE_HITS_WSUM = "probe_hits_wsum"
 
 
 @define(slots=True)
@@ -211,6 +213,8 @@ class damos_filter:
     :ivar addr_range: of type addr.
     :ivar target_idx: of type target: place among the targets.
     :ivar sz_range: of type hugepage_size.
+    :ivar range_min: of type probe_hits_wsum: the smallest sum.
+    :ivar range_max: the largest.
     """
 
     type: damos_filter_type
@@ -220,6 +224,8 @@ class damos_filter:
     addr_range: damon_addr_range = field(factory=lambda: damon_addr_range(0, 0))
     target_idx: int = 0
     sz_range: damon_size_range = field(factory=damon_size_range)
+    range_min: int = 0
+    range_max: int = 0
 
 
 @define(slots=True)
