@@ -66,7 +66,7 @@ class _Unavailable(Exception):
 
 
 def can_monitor() -> bool:
-    """Tell whether real processes can be monitored here, by whatever primitive."""
+    """Tell whether accessed bits of real processes can be told here."""
     try:
         linux_machine().close()
     except OSError:

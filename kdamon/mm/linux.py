@@ -362,7 +362,7 @@ def _accessed_bits() -> _Primitive:
         if os.access(BITMAP, os.R_OK | os.W_OK) and not missing_capability("CAP_SYS_ADMIN"):
             log.info("using the idle page bitmap: %s", error.strerror)
             return _PageIdle()
-        raise
+        raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
 
 
 def _check_proc() -> None:

@@ -272,5 +272,6 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
         "False",
         "0",
         "[False, True]",
-        "reading page tables needs CAP_BPF and CAP_PERFMON; run as root or give these capabilities",
+        "reading page tables needs CAP_BPF and CAP_PERFMON; run as root or give these capabilities, or use page_fault, "
+        "which sees writes",
     ], done.stderr

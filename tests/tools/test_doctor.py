@@ -36,34 +36,43 @@ def test_a_table_for_people() -> None:
         "page_idle        no  this kernel was built without CONFIG_IDLE_PAGE_TRACKING",
         "mkold            no  CAP_SYS_NICE is missing; remedy: run as root",
         "this machine cannot monitor processes",
-    ] == render_checks(CHECKS, possible=False).splitlines()
+    ] == render_checks(CHECKS, ()).splitlines()
 
 
 @pytest.mark.parametrize("width", [50, 60, 100])
 def test_long_reasons_are_wrapped_below_their_column(width: int) -> None:
     """Nothing is cut off, and the columns stay."""
-    lines = render_checks(CHECKS, possible=True, width=width).splitlines()
+    lines = render_checks(CHECKS, ("page_table",), width).splitlines()
     assert max(map(len, lines)) <= width
     assert "CONFIG_IDLE_PAGE_TRACKING" in " ".join(line.strip() for line in lines)
 
 
 def test_json_for_programs() -> None:
     """The same as the table."""
-    document = json.loads(render_checks_json(CHECKS[:1], possible=True))
+    document = json.loads(render_checks_json(CHECKS[:1], ("page_table",)))
     expected = {"name": "page table walk", "available": True, "why": "the program loads", "remedy": ""}
-    assert {"possible": True, "checks": [expected]} == document
+    assert {"possible": True, "primitives": ["page_table"], "checks": [expected]} == document
 
 
-@pytest.mark.parametrize(("possible", "expected"), [(True, 0), (False, 1)])
+def test_what_is_possible_by_faults_only_is_said() -> None:
+    """An unprivileged user can do that much."""
+    verdicts = {usable: render_checks([], usable) for usable in [("page_table", "page_fault"), ("page_fault",)]}
+    assert list(verdicts.values()) == [
+        "this machine can monitor processes",
+        "only writes and first touches of processes can be monitored: use --primitive\npage_fault",
+    ]
+
+
+@pytest.mark.parametrize(("usable", "expected"), [(("page_table", "page_fault"), 0), (("page_fault",), 0), ((), 1)])
 def test_the_exit_status_says_whether_monitoring_is_possible(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], possible: bool, expected: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], usable: tuple[str, ...], expected: int
 ) -> None:
     """For scripts."""
-    monkeypatch.setattr(doctor, "monitor_checks", lambda: (CHECKS, possible))
+    monkeypatch.setattr(doctor, "monitor_checks", lambda: (CHECKS, usable))
     assert expected == cli.main(["doctor"])
     assert "mkold" in capsys.readouterr().out
     assert expected == cli.main(["doctor", "--json"])
-    assert possible == json.loads(capsys.readouterr().out)["possible"]
+    assert bool(usable) == json.loads(capsys.readouterr().out)["possible"]
 
 
 def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

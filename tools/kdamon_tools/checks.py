@@ -6,10 +6,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from typing import Final
 
 from attrs import frozen
 
 __all__ = ["Check", "monitor_checks", "tool_checks"]
+
+#: What page_fault cannot do without; without the rest it does not tell who writes.
+_PAGE_FAULT: Final = ("page_fault: arm", "page_fault: take")
 
 
 @frozen
@@ -28,11 +32,14 @@ class Check:
     remedy: str = ""
 
 
-def monitor_checks() -> tuple[list[Check], bool]:
-    """What monitoring is made of, and whether this machine can monitor at all."""
+def monitor_checks() -> tuple[list[Check], tuple[str, ...]]:
+    """What monitoring is made of, and the primitives by which processes can be monitored here."""
     from kdamon.mm.doctor import can_monitor, primitives  # noqa: PLC0415 (needs more than the other verbs)
 
-    return [Check(p.name, p.available, p.why, p.remedy) for p in primitives()], can_monitor()
+    checks = [Check(p.name, p.available, p.why, p.remedy) for p in primitives()]
+    faults = all(check.available for check in checks if check.name in _PAGE_FAULT)
+    works = {"page_table": can_monitor(), "page_fault": faults}
+    return checks, tuple(name for name in works if works[name])
 
 
 def tool_checks() -> list[Check]:

@@ -26,10 +26,10 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say it; returns 0 if processes can be monitored, else 1."""
-    primitives, possible = monitor_checks()
-    checks = primitives + tool_checks()
+    monitoring, usable = monitor_checks()
+    checks = monitoring + tool_checks()
     if arguments.json:
-        print(render_checks_json(checks, possible), flush=True)
+        print(render_checks_json(checks, usable), flush=True)
     else:
-        print(render_checks(checks, possible, terminal_size()[0]), flush=True)
-    return 0 if possible else 1
+        print(render_checks(checks, usable, terminal_size()[0]), flush=True)
+    return 0 if usable else 1
