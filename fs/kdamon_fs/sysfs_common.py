@@ -7,11 +7,13 @@ import errno
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from kdamon.mm import Machine
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 from kdamon_fs.kstrtox import kstrtobool, kstrtoint, kstrtouint, kstrtoul
 
 __all__ = [
     "bool_attribute",
+    "damon_sysfs_memcg_id",
     "damon_sysfs_ul_range",
     "int_attribute",
     "keyword_attribute",
@@ -131,6 +133,19 @@ class damon_sysfs_ul_range(kobject):
         super().__init__(tree)
         self.min = minimum
         self.max = maximum
+
+
+def damon_sysfs_memcg_id(kobj: kobject, name: str, text: str, machine: Callable[[], Machine]) -> int:
+    """The number of the memory cgroup that a file names; one newline at the end does not count.
+
+    :raises OSError: EINVAL there is none.
+    """
+    try:
+        return machine().memcg_id(text.removesuffix("\n"))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise OSError(errno.EINVAL, f"{kobj.location()}/{name}: {error.strerror}") from None
 
 
 def not_supported(kobj: kobject, name: str, what: str) -> NoReturn:

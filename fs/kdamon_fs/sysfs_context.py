@@ -23,7 +23,6 @@ from kdamon.core import (
     damon_set_regions,
 )
 from kdamon.damon import (
-    DAMON_MAX_PROBES,
     DAMON_MIN_REGION_SZ,
     damon_addr_range,
     damon_attrs,
@@ -42,10 +41,9 @@ from kdamon_fs.sysfs_common import (
     int_attribute,
     keyword_attribute,
     not_supported,
-    text_attribute,
-    uint_attribute,
     ulong_attribute,
 )
+from kdamon_fs.sysfs_probes import damon_sysfs_probes, damon_sysfs_set_probes
 from kdamon_fs.sysfs_sample import (
     RunningContext,
     damon_sysfs_check_faults,
@@ -170,70 +168,6 @@ class damon_sysfs_intervals(kobject):
         self.add("intervals_goal", self.goal, since="6.15")
 
 
-class damon_sysfs_filter(kobject):
-    """A condition of a probe on pages."""
-
-    __slots__ = ("allow", "matching", "path", "type")
-
-    default_attributes = (
-        keyword_attribute("type", ("anon", "memcg")),
-        bool_attribute("matching"),
-        bool_attribute("allow"),
-        text_attribute("path"),
-    )
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__(tree)
-        self.type = "anon"
-        self.matching = self.allow = False
-        self.path = ""
-
-
-class damon_sysfs_filters(numbered_dirs):
-    """The conditions of a probe."""
-
-    __slots__ = ()
-
-    default_attributes = (nr_attribute("nr_filters"),)
-
-    def new_child(self) -> damon_sysfs_filter:
-        """A filter."""
-        return damon_sysfs_filter(self.tree)
-
-
-class damon_sysfs_probe(kobject):
-    """Something besides accesses to count for each region."""
-
-    __slots__ = ("weight",)
-
-    default_attributes = (uint_attribute("weight", since="7.3"),)
-
-    def __init__(self, tree: Tree) -> None:
-        super().__init__(tree)
-        self.weight = 0
-        self.add("filters", damon_sysfs_filters(tree))
-
-
-class damon_sysfs_probes(numbered_dirs):
-    """The probes."""
-
-    __slots__ = ()
-
-    default_attributes = (nr_attribute("nr_probes"),)
-
-    def new_child(self) -> damon_sysfs_probe:
-        """A probe."""
-        return damon_sysfs_probe(self.tree)
-
-    def check(self, nr: int) -> None:
-        """Refuse more probes than a region has counters for.
-
-        :raises OSError: EINVAL.
-        """
-        if not 0 <= nr <= DAMON_MAX_PROBES:
-            raise OSError(errno.EINVAL, f"there can be 0 to {DAMON_MAX_PROBES} probes, not {nr}")
-
-
 class damon_sysfs_attrs(kobject):
     """How to monitor."""
 
@@ -351,8 +285,6 @@ class damon_sysfs_contexts(numbered_dirs):
 
 def _damon_sysfs_set_attrs(ctx: damon_ctx, attrs: damon_sysfs_attrs) -> None:
     intervals, goal = attrs.intervals, attrs.intervals.goal
-    if attrs.probes.nr:
-        not_supported(attrs.probes, "nr_probes", "a probe")
     damon_set_attrs(
         ctx,
         damon_attrs(
@@ -443,6 +375,7 @@ def _damon_sysfs_apply_inputs(
         ctx.min_region_sz = max(DAMON_MIN_REGION_SZ // ctx.addr_unit, 1)
     ctx.pause = context.pause
     _damon_sysfs_set_attrs(ctx, context.attrs)
+    damon_sysfs_set_probes(ctx, context.attrs.probes, machine)
     ctx.sample_control = damon_sysfs_sample_control(context.attrs.sample)
     ctx.density = context.attrs.sample.density
     monitored = [] if running is None else running.adaptive_targets

@@ -20,6 +20,7 @@ from kdamon.damon import (
     damos_wmark_metric,
 )
 from kdamon.damos_filters import damos_filter_for_ops
+from kdamon.probes import damon_probe_hits_mvsum
 from kdamon_fs.kobject import Tree, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.sysfs_common import (
     bool_attribute,
@@ -55,8 +56,20 @@ __all__ = [
 # Results: tried_regions and stats.
 
 
+class damon_sysfs_probe_hits(kobject):
+    """How many samples of a region hit a probe: their moving sum over the last aggregation interval's time."""
+
+    __slots__ = ("hits",)
+
+    default_attributes = (read_only_attribute("hits"),)
+
+    def __init__(self, tree: Tree, hits: int) -> None:
+        super().__init__(tree)
+        self.hits = hits
+
+
 class damon_sysfs_scheme_region(kobject):
-    """A region that the scheme tried."""
+    """A region that the scheme tried; ``hits`` are those of each probe."""
 
     __slots__ = ("age", "end", "nr_accesses", "start", "sz_filter_passed")
 
@@ -68,13 +81,18 @@ class damon_sysfs_scheme_region(kobject):
         read_only_attribute("sz_filter_passed", since="6.14"),
     )
 
-    def __init__(self, tree: Tree, region: damon_region, sz_filter_passed: int) -> None:
+    def __init__(self, tree: Tree, region: damon_region, sz_filter_passed: int, hits: list[int]) -> None:
         super().__init__(tree)
         self.start = region.start
         self.end = region.end
         self.nr_accesses = region.nr_accesses
         self.age = region.age
         self.sz_filter_passed = sz_filter_passed
+        if hits:
+            probes = kobject(tree)
+            self.add("probes", probes, since="7.2")
+            for i, number in enumerate(hits):
+                probes.add(str(i), damon_sysfs_probe_hits(tree, number))
 
 
 class damon_sysfs_scheme_regions(kobject):
@@ -88,9 +106,9 @@ class damon_sysfs_scheme_regions(kobject):
         super().__init__(tree)
         self.total_bytes = 0
 
-    def add_region(self, region: damon_region, sz_filter_passed: int) -> None:
+    def add_region(self, region: damon_region, sz_filter_passed: int, hits: list[int]) -> None:
         """Add a directory for ``region``, numbered on."""
-        self.add(str(len(self.children)), damon_sysfs_scheme_region(self.tree, region, sz_filter_passed))
+        self.add(str(len(self.children)), damon_sysfs_scheme_region(self.tree, region, sz_filter_passed, hits))
 
     def rm_regions(self) -> None:
         """Remove all of them and forget their total (``damon_sysfs_scheme_regions_rm_dirs()``)."""
@@ -141,7 +159,8 @@ _OPS_FILTER_TYPES = tuple(kind.value for kind in damos_filter_type if damos_filt
 
 
 def _filter_types(kobj: damon_sysfs_scheme_filter) -> tuple[str, ...]:
-    return kobj.types
+    newest = damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM.value
+    return tuple(keyword for keyword in kobj.types if keyword != newest or kobj.tree.has("next"))
 
 
 class damon_sysfs_scheme_filter(kobject):
@@ -495,4 +514,5 @@ def damos_sysfs_populate_region_dir(  # noqa: PLR0917 -- the parameters of damos
         return
     regions.total_bytes += region.size
     if not data.total_bytes_only:
-        regions.add_region(region, sz_filter_passed)
+        hits = [damon_probe_hits_mvsum(i, region, ctx) for i in range(len(ctx.probes))]
+        regions.add_region(region, sz_filter_passed, hits)

@@ -29,7 +29,7 @@ from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_commit_quota_goals
 from kdamon.kernel import uint
 from kdamon.mm import Machine
-from kdamon_fs.kobject import kobject
+from kdamon_fs.sysfs_common import damon_sysfs_memcg_id
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_quotas,
     damon_sysfs_scheme,
@@ -54,19 +54,6 @@ _MEMCG_METRICS = (
 FindMachine = Callable[[], Machine]
 
 
-def _memcg_id(kobj: kobject, name: str, text: str, machine: FindMachine) -> int:
-    """The number of the memory cgroup that a file names; one newline at the end does not count.
-
-    :raises OSError: EINVAL there is none.
-    """
-    try:
-        return machine().memcg_id(text.removesuffix("\n"))
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        raise OSError(errno.EINVAL, f"{kobj.location()}/{name}: {error.strerror}") from None
-
-
 # Quotas and goals.
 
 
@@ -75,7 +62,7 @@ def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_
     if metric is damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP:
         log.warning("%s: %s is 0 here, it is about physical address spaces", goal.location(), metric.value)
     if metric in _MEMCG_METRICS:
-        _memcg_id(goal, "path", goal.path, machine)
+        damon_sysfs_memcg_id(goal, "path", goal.path, machine)
     return damos_quota_goal(
         metric=metric,
         target_value=goal.target_value,
@@ -118,7 +105,7 @@ def _mk_quota(quotas: damon_sysfs_quotas, machine: FindMachine) -> damos_quota:
 def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damos_filter:
     f = damos_filter(damos_filter_type(made_of.type), made_of.matching, made_of.allow)
     if f.type is damos_filter_type.DAMOS_FILTER_TYPE_MEMCG:
-        f.memcg_id = _memcg_id(made_of, "memcg_path", made_of.memcg_path, machine)
+        f.memcg_id = damon_sysfs_memcg_id(made_of, "memcg_path", made_of.memcg_path, machine)
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR:
         if made_of.addr_end < made_of.addr_start:
             raise OSError(errno.EINVAL, f"{made_of.location()}: addr_end is less than addr_start")
@@ -129,6 +116,10 @@ def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damo
         if made_of.max < made_of.min:
             raise OSError(errno.EINVAL, f"{made_of.location()}: max is less than min")
         f.sz_range = damon_size_range(made_of.min, made_of.max)
+    elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM:
+        if made_of.max < made_of.min:
+            raise OSError(errno.EINVAL, f"{made_of.location()}: max is less than min")
+        f.range_min, f.range_max = made_of.min, made_of.max
     return f
 
 

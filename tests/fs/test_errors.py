@@ -2,8 +2,7 @@
 """Every answer that Linux 7.2 gave to a write, replayed: path, what was written, errno, what the file said afterwards.
 
 The table is data/errors-7.2.tsv. Its rows come in sections, whose names say in which state they were measured; each
-section is set up as its name says. Rows about what has no effect yet are told apart by :func:`without_effect`: there,
-turning on or committing has to fail with EINVAL whatever the kernel did.
+section is set up as its name says.
 """
 
 from __future__ import annotations
@@ -92,23 +91,12 @@ def settings(section: str) -> list[tuple[str, str, bool]]:
     ]
 
 
-EFFECTS = ((r"probes", "probes"),)
-
-
-def without_effect(section: str) -> str | None:
-    """What the rows of a section are about that has no effect yet, None where all of it has."""
-    return next((what for pattern, what in EFFECTS if re.search(pattern, section)), None)
-
-
 @pytest.fixture
 def count(rows: Counter[str]) -> Callable[[Row], None]:
     """Counts a row as replayed."""
 
     def add(row: Row) -> None:
-        what = (
-            without_effect(row.section) if row.section.startswith(("on/", "commit:", "dry run", "inactive")) else None
-        )
-        rows[f"rows about {what}, not in effect yet: refused with EINVAL" if what else COUNTED] += 1
+        rows[COUNTED] += 1
 
     return add
 
@@ -266,18 +254,11 @@ def prepare_on(session: Any, section: str) -> None:
 
 
 @pytest.mark.parametrize("row", rows_of("on/"), ids=lambda row: row.section[3:].replace("monitoring_attrs/", ""))
-def test_turning_on(session: Any, count: Callable[[Row], None], caplog: pytest.LogCaptureFixture, row: Row) -> None:
-    """What can be started, what cannot, and that what has no effect yet is refused with a line in the log."""
+def test_turning_on(session: Any, count: Callable[[Row], None], row: Row) -> None:
+    """What can be started, and what cannot."""
     prepare_on(session, row.section)
-    if without_effect(row.section):
-        assert session.state("on") == "EINVAL"
-        check_state(session, "state=off pid=-1")
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        if row.result == "OK":
-            assert re.fullmatch(r"admin/kdamonds/0: on: admin/kdamonds/0/contexts/0/\S+: .* is not supported .*", line)
-    else:
-        assert session.write(row.path, row.data) == row.result
-        check_state(session, row.back)
+    assert session.write(row.path, row.data) == row.result
+    check_state(session, row.back)
     count(row)
 
 
@@ -365,18 +346,13 @@ def test_commit(session: Any, count: Callable[[Row], None], row: Row) -> None:
     if "ops paddr->" in row.section:
         session.put(f"{CONTEXT}/operations", "paddr")
     assert session.state("on") == "OK"
-    if without_effect(row.section):
-        stage(session, row.section)
-        assert session.state("commit") == "EINVAL"
-        check_state(session, "state=on")
-    else:
-        stage(session, row.section)
-        assert session.write(row.path, row.data) == row.result
-        now, later = (state.split("=")[1] for state in row.back.split(" later "))
-        if later == "on":
-            time.sleep(0.05)
-        assert now in ("on", later)
-        check_state(session, f"state={later}")
+    stage(session, row.section)
+    assert session.write(row.path, row.data) == row.result
+    now, later = (state.split("=")[1] for state in row.back.split(" later "))
+    if later == "on":
+        time.sleep(0.05)
+    assert now in ("on", later)
+    check_state(session, f"state={later}")
     count(row)
 
 
@@ -499,13 +475,6 @@ def test_a_commit_that_fails_changes_nothing(session: Any, count: Callable[[Row]
                 put(session, path, value)
         elif "off after" not in row.section and "same again" not in row.section:
             stage(session, row.section)
-    if what := without_effect(name):
-        session.put(f"{CONTEXT}/monitoring_attrs/probes/nr_probes", 1)
-        assert session.state("commit") == "EINVAL", what
-        check_state(session, "state=on")
-        for row in rows:
-            count(row)
-        return
     first = session.state("commit")
     if first == "OK" and any("state=off" in row.back for row in rows if "off after" not in row.section):
         until(state_is(session, "off"), "the end of the kdamond")
