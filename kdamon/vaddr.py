@@ -21,8 +21,6 @@ from kdamon.damon import (
     ReportLike,
     damon_addr_range,
     damon_ctx,
-    damon_filter,
-    damon_filter_type,
     damon_operations,
     damon_ops_id,
     damon_region,
@@ -40,8 +38,9 @@ from kdamon.ops_common import (
     damon_hot_score,
     damon_hot_scores,
     damon_pick_samples,
+    damon_probe_page_filters,
 )
-from kdamon.probes import damon_count_probe_hits, damon_probe_filters
+from kdamon.probes import damon_count_probe_hits
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 
@@ -235,7 +234,7 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
     :param set_samples: nobody else chose them.
     """
-    filters = [_probe_filter(f) for f in damon_probe_filters(ctx)]
+    filters = damon_probe_page_filters(ctx)
     for t in ctx.adaptive_targets:
         mm = _damon_va_pick(t, ctx) if set_samples else _damon_get_mm(t)
         # After an exec in between, the addresses are of another address space.
@@ -247,20 +246,6 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
         except OSError as error:
             _say_once(f"probes hit nothing: {error.strerror}")
         damon_count_probe_hits(ctx, t, matches)
-
-
-#: Types of filters of probes as address spaces know them.
-_PAGE_TYPES = {
-    damon_filter_type.DAMON_FILTER_TYPE_ANON: "anon",
-    damon_filter_type.DAMON_FILTER_TYPE_MEMCG: "memcg",
-    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_UNSET: "young",
-    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_SET: "idle",
-    damon_filter_type.DAMON_FILTER_TYPE_HUGEPAGE_SIZE: "hugepage_size",
-}
-
-
-def _probe_filter(f: damon_filter) -> PageFilter:
-    return PageFilter(_PAGE_TYPES[f.type], f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
@@ -312,20 +297,26 @@ def _say_once(message: str) -> None:
     log.warning("%s", message)
 
 
+#: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,
+#: because only paddr does that. Here: paddr's.
+_COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
+_HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
+
+
 def damon_va_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
-    if s.action in {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_MIGRATE_COLD}:
+    if s.action in _COLDEST_FIRST:
         return damon_cold_score(ctx, r, s)
-    if s.action is damos_action.DAMOS_MIGRATE_HOT:
+    if s.action in _HOTTEST_FIRST:
         return damon_hot_score(ctx, r, s)
     return DAMOS_MAX_SCORE
 
 
 def damon_va_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
     """:func:`damon_va_scheme_score` of every region of a table, shape (n,)."""
-    if s.action in {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_MIGRATE_COLD}:
+    if s.action in _COLDEST_FIRST:
         return damon_cold_scores(ctx, regions, s)
-    if s.action is damos_action.DAMOS_MIGRATE_HOT:
+    if s.action in _HOTTEST_FIRST:
         return damon_hot_scores(ctx, regions, s)
     return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)
 

@@ -30,7 +30,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux import linux_machine
 from kdamon.mm.sim import SimMachine
 from kdamon.reclaim import damon_reclaim
-from tests.kdamon.harness import eventually, in_kdamond
+from tests.kdamon.harness import eventually, first, in_kdamond
 from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
 from tests.mm.workload import Workload, build
 
@@ -236,8 +236,9 @@ def test_addresses_can_be_committed_and_given_up_again() -> None:
     with shut_down(reclaim):
         reclaim.enable(True)
         assert reclaim.ctx is not None
-        [t] = reclaim.ctx.adaptive_targets
-        everything = in_kdamond(reclaim.ctx, lambda: t.regions.total())
+        ctx = reclaim.ctx
+        t = first(ctx)
+        everything = in_kdamond(ctx, lambda: int(first(ctx).regions.sizes().sum()))
         assert everything == 102 * MEBI
         reclaim.monitor_region_start, reclaim.monitor_region_end = HEAP, HEAP + MEBI
         reclaim.commit_inputs()
@@ -275,11 +276,11 @@ def test_statistics_go_on_when_the_module_is_enabled_again() -> None:
     reclaim = module(damon_reclaim, machine, monitor_pids=(150,), min_age=SECOND)
     assert reclaim.stat == damos_stat()
     run(reclaim, reclaim.apply_parameters(), 5)
-    first = evolve(reclaim.stat)
-    assert first.sz_tried
+    before = evolve(reclaim.stat)
+    assert before.sz_tried
     run(reclaim, reclaim.apply_parameters(), 5)
-    assert reclaim.stat.sz_tried > first.sz_tried
-    assert reclaim.stat.nr_snapshots > first.nr_snapshots
+    assert reclaim.stat.sz_tried > before.sz_tried
+    assert reclaim.stat.nr_snapshots > before.nr_snapshots
 
 
 def test_nothing_stays_open_of_an_attempt_that_failed() -> None:
