@@ -10,6 +10,7 @@ from kdamon.core import damon_rand, damon_update_region_access_rate
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
     damon_ctx,
+    damon_filter_type,
     damon_nr_accesses_mvsum,
     damon_nr_samples_per_aggr,
     damon_region,
@@ -18,7 +19,8 @@ from kdamon.damon import (
     damos,
 )
 from kdamon.kernel import mult_frac, uint
-from kdamon.mm import UNKNOWN, YOUNG, Answers, U64Array
+from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter, U64Array
+from kdamon.probes import damon_probe_filters
 from kdamon.regions import damon_regions
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "damon_hot_score",
     "damon_hot_scores",
     "damon_pick_samples",
+    "damon_probe_page_filters",
 ]
 
 DAMON_MAX_SUBSCORE = 100
@@ -57,6 +60,24 @@ def damon_count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> No
     if nr_unknown:
         regions.nr_unknown += answers == UNKNOWN
         ctx.nr_unknown += nr_unknown
+
+
+#: Types of filters of probes as :meth:`kdamon.mm.AddressSpace.page_match` knows them.
+_PAGE_TYPES = {
+    damon_filter_type.DAMON_FILTER_TYPE_ANON: "anon",
+    damon_filter_type.DAMON_FILTER_TYPE_MEMCG: "memcg",
+    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_UNSET: "young",
+    damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_SET: "idle",
+    damon_filter_type.DAMON_FILTER_TYPE_HUGEPAGE_SIZE: "hugepage_size",
+}
+
+
+def damon_probe_page_filters(ctx: damon_ctx) -> list[PageFilter]:
+    """The filters of all probes of ``ctx`` as the machine knows them."""
+    return [
+        PageFilter(_PAGE_TYPES[f.type], f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
+        for f in damon_probe_filters(ctx)
+    ]
 
 
 def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:

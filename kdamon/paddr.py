@@ -35,16 +35,20 @@ from kdamon.ops_common import (
     damon_hot_score,
     damon_hot_scores,
     damon_pick_samples,
+    damon_probe_page_filters,
 )
+from kdamon.probes import damon_count_probe_hits
 from kdamon.regions import damon_regions
 
 __all__ = [
+    "damon_pa_apply_probes",
     "damon_pa_apply_scheme",
     "damon_pa_check_accesses",
     "damon_pa_eligible_report",
     "damon_pa_init",
     "damon_pa_mkold",
     "damon_pa_phys_addr",
+    "damon_pa_prep_probes",
     "damon_pa_prepare_access_checks",
     "damon_pa_scheme_score",
     "damon_pa_scheme_scores",
@@ -135,6 +139,32 @@ def damon_pa_check_accesses(ctx: damon_ctx) -> None:
             damon_count_samples(ctx, t, damon_pa_young(ctx, t))
 
 
+def damon_pa_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
+    """Forget that the chosen pages were accessed, for the probes; see :func:`kdamon.vaddr.damon_va_prep_probes`."""
+    if set_samples:
+        damon_pa_prepare_access_checks(ctx)
+
+
+def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
+    """Count the hits of the probes among the chosen pages.
+
+    :param set_samples: nobody else chose them.
+    """
+    filters = damon_probe_page_filters(ctx)
+    for t in ctx.adaptive_targets:
+        memory = _memory(t, ctx)
+        if memory is None or not len(t.regions):
+            continue
+        if set_samples:
+            damon_pick_samples(ctx, t)
+        matches: npt.NDArray[np.bool_] | None = None
+        try:
+            matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters)
+        except OSError as error:
+            _say_once(f"probes hit nothing: {error.strerror}")
+        damon_count_probe_hits(ctx, t, matches)
+
+
 def damon_pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
     """Tell whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
     return report.pid == 0
@@ -213,6 +243,8 @@ damon_register_ops(
         prepare_access_checks=damon_pa_prepare_access_checks,
         check_accesses=damon_pa_check_accesses,
         eligible_report=damon_pa_eligible_report,
+        prep_probes=damon_pa_prep_probes,
+        apply_probes=damon_pa_apply_probes,
         get_scheme_score=damon_pa_scheme_score,
         get_scheme_scores=damon_pa_scheme_scores,
         apply_scheme=damon_pa_apply_scheme,

@@ -201,6 +201,10 @@ class PhysicalMemory(Task, Protocol):
         """As :meth:`AddressSpace.young`, of physical addresses. What nobody uses is OLD."""
         ...
 
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """As :meth:`AddressSpace.page_match`, of physical addresses: of all page frames on LRU lists."""
+        ...
+
     def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
         """Where the whole pages in [start, end), bytes, are mapped that one process alone maps.
 

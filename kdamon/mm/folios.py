@@ -69,6 +69,16 @@ class FolioTable:
         found: npt.NDArray[np.bool_] = (self.flags & np.uint64(_ACTIVE)) != 0
         return found
 
+    def listed(self) -> npt.NDArray[np.bool_]:
+        """Which are on an LRU list."""
+        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(LRU)) != 0
+        return found
+
+    def anonymous(self) -> npt.NDArray[np.bool_]:
+        """Which are neither of a file nor of shared memory."""
+        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(_ANONYMOUS)) != 0
+        return found
+
     def cached(self) -> npt.NDArray[np.bool_]:
         """Which hold what is a file's, or shared memory, and are mapped by nobody."""
         asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)

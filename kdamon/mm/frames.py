@@ -11,14 +11,15 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import Task, U64Array
+from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
+from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, exclusive_frames
 from kdamon.mm.process import ProcessFiles
 from kdamon.mm.walker import Walker
@@ -91,6 +92,14 @@ class LinuxFrames:
     def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """See :meth:`kdamon.mm.physical.Frames.free`."""
         return self._folios.unused(pfns)
+
+    def page_match(
+        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
+    ) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.physical.Frames.page_match`."""
+        if not filters:
+            return np.zeros((0, len(pfns)), np.bool_)
+        return PageSamples.of_frames(pfns).match(filters, answers)
 
     def in_use(self) -> int:
         """See :meth:`kdamon.mm.physical.Frames.in_use`."""

@@ -1,46 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What sampled pages of a process are: single addresses, where :mod:`kdamon.mm.page_filter` looks at whole ranges.
+"""What sampled pages are: single ones, where :mod:`kdamon.mm.page_filter` looks at the whole ranges of a process.
 
-As there, what is not mapped, the zero page, huge TLB pages and device memory are of no type.
+As there, what is not mapped, the zero page, huge TLB pages and device memory are of no type. Of page frames only those
+on LRU lists are of any, as in the kernel's ``damon_get_folio()``.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import OLD, YOUNG, Answers, PageFilter, U64Array
 from kdamon.mm.folios import FolioTable, shared_folios
-from kdamon.mm.pagemap import PAGE_SIZE, anonymous, frames, present
+from kdamon.mm.pagemap import PAGE_SIZE, anonymous, entries_at, frames, present
 
 __all__ = ["PageSamples"]
-
-_PAGE_SHIFT: Final = np.uint64(12)
-#: Addresses from here on are of the kernel's half, or of none.
-_USER_END: Final = np.uint64(1 << 47)
 
 _Mask = npt.NDArray[np.bool_]
 
 
 class PageSamples:
-    """Pages at single addresses of one address space.
+    """Sampled pages.
 
-    :param fd: open /proc/PID/pagemap; stays the caller's.
-    :param addrs: bytes, shape (n,), any order, unaligned.
-    :raises OSError: EPERM page frames or their flags may not be seen.
+    :param count: how many samples there are.
+    :param rows: those where a page is that can be of a type.
+    :param pfns: the page frames of these.
+    :param anonymous_: which of these are anonymous memory.
     """
 
-    def __init__(self, fd: int, addrs: U64Array) -> None:
-        pages, place = np.unique(addrs[addrs < _USER_END] >> _PAGE_SHIFT, return_inverse=True)
-        raw = b"".join([os.pread(fd, 8, 8 * page).ljust(8, b"\0") for page in pages.tolist()])
-        entries = np.zeros(len(addrs), dtype=np.uint64)
-        entries[addrs < _USER_END] = np.frombuffer(raw, dtype=np.uint64)[place.reshape(-1)]
+    def __init__(self, count: int, rows: npt.NDArray[np.intp], pfns: U64Array, anonymous_: _Mask) -> None:
+        self._count = count
+        self._rows = rows
+        self._pfns = pfns
+        self._anonymous = anonymous_
+
+    @classmethod
+    def of_process(cls, fd: int, addrs: U64Array) -> PageSamples:
+        """The pages at addresses of a process.
+
+        :param fd: open /proc/PID/pagemap; stays the caller's.
+        :param addrs: bytes, shape (n,), any order, unaligned.
+        :raises OSError: EPERM page frames or their flags may not be seen.
+        """
+        entries = entries_at(fd, addrs)
         mapped = np.flatnonzero(present(entries))
         pfns = frames(entries[mapped])
         if len(pfns) and not pfns.any():
@@ -50,10 +56,18 @@ class PageSamples:
                 "capability",
             )
         ordinary = shared_folios().ordinary(pfns)
-        self._count = len(addrs)
-        self._rows = mapped[ordinary]
-        self._entries: U64Array = entries[self._rows]
-        self._pfns: U64Array = pfns[ordinary]
+        rows = mapped[ordinary]
+        return cls(len(addrs), rows, pfns[ordinary], anonymous(entries[rows]))
+
+    @classmethod
+    def of_frames(cls, pfns: U64Array) -> PageSamples:
+        """Page frames, shape (n,), any order.
+
+        :raises OSError: EPERM their flags may not be seen.
+        """
+        folios = shared_folios().table(pfns)
+        chosen = folios.listed() & folios.ordinary()
+        return cls(len(pfns), np.flatnonzero(chosen), pfns[chosen], folios.rows(chosen).anonymous())
 
     @cached_property
     def _folios(self) -> FolioTable:
@@ -62,7 +76,7 @@ class PageSamples:
     def match(self, filters: Sequence[PageFilter], answers: Answers | None) -> _Mask:
         """Which pages are of the type of each filter, shape (len(filters), n).
 
-        :param answers: what :meth:`kdamon.mm.AddressSpace.young` says of the addresses, if a filter asks for that.
+        :param answers: what :meth:`kdamon.mm.AddressSpace.young` says of the samples, if a filter asks for that.
         :raises OSError: EINVAL a type that single pages are not of; EPERM control groups may not be read.
         """
         found = np.zeros((len(filters), self._count), dtype=np.bool_)
@@ -73,7 +87,7 @@ class PageSamples:
     def _of_type(self, one: PageFilter, answers: Answers | None) -> _Mask:
         found: _Mask
         if one.type == "anon":
-            return anonymous(self._entries)
+            return self._anonymous
         if one.type == "memcg":
             found = shared_folios().cgroups(self._folios.heads) == np.uint64(one.memcg_id)
             return found

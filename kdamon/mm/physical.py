@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, Task, U64Array, ranges
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Task, U64Array, ranges
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
 
@@ -66,6 +66,12 @@ class Frames(Protocol):
 
     def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which page frames nobody uses, or are no memory, shape (n,)."""
+        ...
+
+    def page_match(
+        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
+    ) -> npt.NDArray[np.bool_]:
+        """Which page frames are of the type of each filter, see :meth:`kdamon.mm.page_samples.PageSamples.match`."""
         ...
 
     def in_use(self) -> int:
@@ -239,6 +245,11 @@ class Physical:
         others = np.flatnonzero(left)
         answers[others[self._frames.free(pfns[others])]] = OLD
         return answers
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.PhysicalMemory.page_match`."""
+        answers = self.young(addrs) if {one.type for one in filters} & {"young", "idle"} else None
+        return self._frames.page_match(addrs >> _PAGE_SHIFT, filters, answers)
 
     def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""

@@ -123,7 +123,7 @@ class ProcessSpace:
         with self._lock:
             if self._closed or not filters:
                 return np.zeros((len(filters), len(addrs)), dtype=np.bool_)
-            return PageSamples(self._files.pagemap, addrs).match(filters, answers)
+            return PageSamples.of_process(self._files.pagemap, addrs).match(filters, answers)
 
     def young(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.AddressSpace.young`."""

@@ -357,6 +357,24 @@ class SimFrames:
                 used |= place.holds(pfns)
         return ~used
 
+    def page_match(
+        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
+    ) -> npt.NDArray[np.bool_]:
+        """What the processes say of the pages that are placed."""
+        found = np.zeros((len(filters), len(pfns)), np.bool_)
+        for place in self._machine.placed:
+            here = place.holds(pfns)
+            if not place.process.alive or not here.any():
+                continue
+            first = np.uint64(place.physical // _PAGE_SIZE)
+            addrs = (pfns[here] - first) * np.uint64(_PAGE_SIZE) + np.uint64(place.start)
+            for row, one in zip(found, filters, strict=True):
+                if answers is not None and one.type in {"young", "idle"}:
+                    row[here] = answers[here] == (YOUNG if one.type == "young" else OLD)
+                else:
+                    row[here] |= place.process.page_match(addrs, [one])[0]
+        return found
+
     def in_use(self) -> int:
         """The sum of all places and of the kernel's memory."""
         return total(self._machine.reserved) + sum(p.size for p in self._machine.placed if p.process.alive)
