@@ -426,6 +426,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
         (["{tmp}/r.npy", "--pid", "3"], 1, "{tmp}/r.npy: no report is about process 3, but there are some of 7"),
         (["{tmp}/r.npy", "--range", "1000-3000", "--range", "2000-4000"], 1, "region 8192-16384 is empty, or overlaps"),
         (["{tmp}/r.npy", "--aggr-us", "1000"], 1, "the sampling interval must not exceed the aggregation interval"),
+        (["{tmp}/years.npy"], 1, "the first and the last report are 1000000000 s apart, too long to go through in"),
         (["{tmp}/r.npy", "--min-regions", "2"], 1, "the minimum number of regions must be at least 3"),
         (["{tmp}/r.npy", "--cpus", "70000"], 2, "argument --cpus: '70000' names a CPU that cannot be"),
         (["{tmp}/r.npy", "--rate", "0"], 2, "argument --rate: '0' is not a number from 1 on"),
@@ -441,6 +442,7 @@ def test_mistakes_are_one_sentence(
     saved(tmp_path / "r.npy", workload(seconds=0.01))
     saved(tmp_path / "empty.npy", new_records(0))
     saved(tmp_path / "kernel.npy", new_records(3, pid=7, addr=0xFFFF_8000_0000_0000))
+    saved(tmp_path / "years.npy", new_records(2, pid=7, addr=0x1000, time=[1, 10**18]))
     (tmp_path / "text").write_text("hello\n")
     assert status == cli.main(["replay", *(word.format(tmp=tmp_path) for word in words)])
     out, err = capsys.readouterr()

@@ -103,6 +103,8 @@ def test_a_file_whose_head_was_not_brought_up_to_date_gives_all_records(tmp_path
         (b"PERFILE2" + bytes(100), "this is perf's own file; give what 'perf script' writes"),
         (b"\x93NUMPY", "no array of numpy's"),
         (b"\x93NUMPY\x01\x00\x10\x00{'broken", "no array of numpy's"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'a': (((((((((\n", "no array of numpy's"),
+        (b"\x93NUMPY\x01\x00\x10\x00{1, ((), [], {}) }", "no array of numpy's"),
         (b"\x93NUMPY\x09\x00\x10\x00", "no array of numpy's"),
     ],
 )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections import deque
@@ -36,6 +37,9 @@ _PAGE: Final = np.uint64(PAGE_SIZE)
 _TICK_NS: Final = 1_000_000
 #: How often to look what the kdamond does where no reports are due.
 _LOOK_NS: Final = 20_000_000
+
+#: Sampling intervals that a replay may have: hours of work, but an end.
+_MOST_INTERVALS: Final = 100_000_000
 
 #: Told how much of the time is over, and how much there is, nanoseconds.
 Progress = Callable[[int, int], None]
@@ -125,7 +129,7 @@ class Replay:
     :param configs: one for each process; but for the process and the ranges they are the same.
     :param seed: makes the random splits of regions repeatable.
     :param progress: told how far it is.
-    :raises OSError: EINVAL the attributes or ranges make no sense.
+    :raises OSError: EINVAL the attributes or ranges make no sense, or the reports are years apart.
     """
 
     def __init__(self, tape: Tape, configs: Sequence[Config], seed: int, progress: Progress | None = None) -> None:
@@ -135,6 +139,12 @@ class Replay:
         # Whole sampling intervals, as the core counts them; to the end of the one that the last report lies in.
         self._aggregation = configs[0].max_nr_accesses * configs[0].sample_us * NSEC_PER_USEC
         self._duration = ((tape.ended - tape.started) // self._aggregation + 1) * self._aggregation
+        if self._duration > _MOST_INTERVALS * configs[0].sample_us * NSEC_PER_USEC:
+            raise OSError(
+                errno.EINVAL,
+                f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to go through in "
+                f"steps of {configs[0].sample_us} us; is a time wrong? If not, use longer intervals",
+            )
         self._collected: deque[tuple[int, int, damon_regions]] = deque()
         self._histories = [History() for _ in configs]
         self._began = 0

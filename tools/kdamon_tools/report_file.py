@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ def _map_recording(file: IO[bytes], name: str) -> Records:
         version = np.lib.format.read_magic(file)
         read_head = _READ_HEAD[version]
         _, fortran_order, dtype = read_head(file)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
         raise OSError(errno.EINVAL, "this is no array of numpy's that can be read", name) from error
     if dtype != RECORD_DTYPE or fortran_order:
         raise OSError(errno.EINVAL, "this array of numpy's does not hold access reports with their times", name)
