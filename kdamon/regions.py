@@ -429,12 +429,17 @@ class damon_regions:
         total = np.add.reduceat(size, heads)
         means = {name: np.add.reduceat(getattr(self, name) * size, heads) // total for name in _INHERITED}
         since = None if self.density_since is None else np.maximum.reduceat(self.density_since, heads)
+        hits = None
+        if self.probe_hits is not None:
+            hits = np.add.reduceat(self.probe_hits * size[:, None], heads) // total[:, None]
         end = self.end.take(np.append(heads[1:], len(self)) - 1)
         mask = np.zeros(len(self), np.bool_)
         mask[heads] = True
         self.keep(mask)
         self.end = end
         self.density_since = since
+        if hits is not None:
+            self.probe_hits = hits.astype(np.uint8)
         for name, column in means.items():
             setattr(self, name, column.astype(np.uint32))
 
