@@ -342,6 +342,19 @@ def _damon_sysfs_take_task(
             raise no_process if error.errno == errno.ESRCH else error from None
 
 
+def _damon_sysfs_take_memory(
+    ctx: damon_ctx, t: damon_target, machine: Callable[[], Machine], monitored: damon_target | None
+) -> None:
+    """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
+    if damon_sysfs_sample_primitive(ctx.sample_control) == "page_fault":
+        raise OSError(
+            errno.EOPNOTSUPP, "physical addresses are monitored by accessed bits only; write N to primitives/page_fault"
+        )
+    if monitored is None or not isinstance(monitored.task, PhysicalMemory):
+        ctx.machine = machine()
+        t.task = ctx.machine.physical_memory()
+
+
 def _damon_sysfs_add_target(
     ctx: damon_ctx, target: damon_sysfs_target, machine: Callable[[], Machine], monitored: damon_target | None
 ) -> None:
@@ -357,9 +370,8 @@ def _damon_sysfs_add_target(
                 errno.EINVAL,
                 f"{target.location()}/regions: nothing but what is written there can be monitored by reports alone",
             )
-    elif monitored is None or not isinstance(monitored.task, PhysicalMemory):
-        ctx.machine = machine()
-        t.task = ctx.machine.physical_memory()
+    else:
+        _damon_sysfs_take_memory(ctx, t, machine, monitored)
     _damon_sysfs_set_regions(t, target.regions, ctx.min_region_sz)
 
 

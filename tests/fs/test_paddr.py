@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Physical addresses through the tree."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kdamon.mm import PhysicalMemory
+from kdamon.mm.physical import Physical
+from kdamon.mm.sim import SimMachine
+from kdamon_fs.sysfs import damon_sysfs_init
+
+CONTEXT = "/admin/kdamonds/0/contexts/0"
+MIB = 1 << 20
+
+
+def monitor(session: Any, *settings: tuple[str, int | str]) -> None:
+    """A kdamond for 64 MiB of physical memory."""
+    session.context()
+    session.put(f"{CONTEXT}/operations", "paddr")
+    session.put(f"{CONTEXT}/targets/nr_targets", 1)
+    session.put(f"{CONTEXT}/targets/0/regions/nr_regions", 1)
+    session.put(f"{CONTEXT}/targets/0/regions/0/end", 64 * MIB)
+    for path, value in settings:
+        session.put(f"{CONTEXT}/{path}", value)
+
+
+def running(session: Any) -> Any:
+    (kdamond,) = session.tree.kdamonds.present()
+    return kdamond.damon_ctx
+
+
+def test_it_is_on_offer_only_where_it_works() -> None:
+    """The machine is asked, not the program."""
+
+    class Lacking(SimMachine):
+        def physical_memory(self) -> Physical:
+            raise OSError(errno.EPERM, "page frames may not be seen")
+
+    for machine, names in ((SimMachine(), "vaddr\nfvaddr\npaddr\n"), (Lacking(), "vaddr\nfvaddr\n")):
+        tree = damon_sysfs_init(machine, "7.2")
+        tree.write("/admin/kdamonds/nr_kdamonds", b"1")
+        tree.write("/admin/kdamonds/0/contexts/nr_contexts", b"1")
+        assert names == tree.read(f"{CONTEXT}/avail_operations").decode()
+        tree.shutdown()
+
+
+def test_a_machine_that_cannot_refuses_to_start(session: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """With the reason in the log."""
+
+    def refuse() -> Physical:
+        raise OSError(errno.EPERM, "page frames may not be seen")
+
+    session.machine.physical_memory = refuse
+    monitor(session)
+    assert session.state("on") == "EPERM"
+    assert "page frames may not be seen" in caplog.text
+
+
+@pytest.mark.parametrize(("unit", "smallest"), [(1, 4096), (1024, 4), (8192, 1)])
+def test_the_unit_of_addresses_takes_effect(session: Any, unit: int, smallest: int) -> None:
+    monitor(session, ("addr_unit", unit), ("targets/0/regions/0/end", 64 * MIB // unit))
+    assert session.state("on") == "OK"
+    assert (unit, smallest) == (running(session).addr_unit, running(session).min_region_sz)
+    assert session.state("off") == "OK"
+
+
+def test_the_unit_of_addresses_is_nothing_to_processes(session: Any) -> None:
+    session.monitor()
+    session.put(f"{CONTEXT}/addr_unit", 1024)
+    assert session.state("on") == "OK"
+    assert (1, 4096) == (running(session).addr_unit, running(session).min_region_sz)
+
+
+def test_a_unit_that_does_not_divide_a_page_is_refused(session: Any) -> None:
+    monitor(session, ("addr_unit", 3))
+    assert session.state("on") == "EINVAL"
+
+
+def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
+    """They belong to processes."""
+    session = make_session("next")
+    monitor(session, ("monitoring_attrs/sample/primitives/page_fault", "Y"))
+    assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
+
+
+def test_a_commit_keeps_what_is_known_and_another_operations_set_gives_it_back(session: Any) -> None:
+    monitor(session)
+    assert session.state("on") == "OK"
+    (target,) = running(session).adaptive_targets
+    memory = target.task
+    assert isinstance(memory, PhysicalMemory)
+    assert session.state("commit") == "OK"
+    assert memory is target.task
+    session.put(f"{CONTEXT}/operations", "vaddr")
+    session.put(f"{CONTEXT}/targets/0/pid_target", 150)
+    assert session.state("commit") == "OK"
+    assert session.machine.processes[150] is target.task
+    session.put(f"{CONTEXT}/operations", "paddr")
+    assert session.state("commit") == "OK"
+    assert isinstance(target.task, PhysicalMemory)
