@@ -10,15 +10,23 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import OLD, YOUNG, Answers, PageFilter, U64Array
-from kdamon.mm.folios import FolioTable, shared_folios
-from kdamon.mm.pagemap import PAGE_SIZE, anonymous, entries_at, frames, present
+from kdamon.mm.folios import shared_folios
+from kdamon.mm.pagemap import PAGE_SIZE, entries_at, frames, present
+from kdamon.mm.walk_program import LEVEL, PRESENT
+from kdamon.mm.walker import shared_walker
 
 __all__ = ["PageSamples"]
+
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+#: Level of the walk at which a huge page of 2 MiB is mapped, and its pages but the first.
+_PMD: Final = 2
+_WITHIN_HUGE: Final = np.uint64(511)
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -26,17 +34,26 @@ _Mask = npt.NDArray[np.bool_]
 class PageSamples:
     """Sampled pages.
 
-    :param count: how many samples there are.
-    :param rows: those where a page is that can be of a type.
-    :param pfns: the page frames of these.
-    :param anonymous_: which of these are anonymous memory.
+    :param pfns: their page frames, 0 where no page is, shape (n,).
+    :param huge: which of them one huge page maps; their folios need not be looked for.
+    :param listed: only pages on LRU lists count.
+    :raises OSError: EPERM page flags may not be seen.
     """
 
-    def __init__(self, count: int, rows: npt.NDArray[np.intp], pfns: U64Array, anonymous_: _Mask) -> None:
-        self._count = count
-        self._rows = rows
-        self._pfns = pfns
-        self._anonymous = anonymous_
+    def __init__(self, pfns: U64Array, huge: _Mask, *, listed: bool) -> None:
+        here = np.flatnonzero(pfns)
+        found = shared_folios().pages(pfns[here])
+        chosen = found.ordinary()
+        if listed:
+            on_list = found.listed()
+            # Some kernels show it for the first page of a folio only.
+            unsure = np.flatnonzero(chosen & found.compound() & ~on_list)
+            on_list[unsure] = shared_folios().table(found.pfns[unsure]).listed()
+            chosen &= on_list
+        self._count = len(pfns)
+        self._rows = here[chosen]
+        self._pages = found.rows(chosen)
+        self._huge: _Mask = huge[self._rows]
 
     @classmethod
     def of_process(cls, fd: int, addrs: U64Array) -> PageSamples:
@@ -46,18 +63,29 @@ class PageSamples:
         :param addrs: bytes, shape (n,), any order, unaligned.
         :raises OSError: EPERM page frames or their flags may not be seen.
         """
-        entries = entries_at(fd, addrs)
-        mapped = np.flatnonzero(present(entries))
-        pfns = frames(entries[mapped])
-        if len(pfns) and not pfns.any():
-            raise OSError(
-                errno.EPERM,
-                "filters on pages need the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give that "
-                "capability",
-            )
-        ordinary = shared_folios().ordinary(pfns)
-        rows = mapped[ordinary]
-        return cls(len(addrs), rows, pfns[ordinary], anonymous(entries[rows]))
+        huge = np.zeros(len(addrs), dtype=np.bool_)
+        try:
+            walker = shared_walker()
+        except OSError:
+            # A system call for each of them instead of one for all.
+            mapped = np.ones(len(addrs), dtype=np.bool_)
+            pfns = np.zeros(len(addrs), dtype=np.uint64)
+        else:
+            flags, entries = walker.walk(fd, addrs & _PAGE_MASK)
+            mapped, pfns = (flags & PRESENT) != 0, walker.pfns(entries)
+            pfns[~mapped] = 0
+            huge = (flags & LEVEL) == _PMD
+        unknown = np.flatnonzero(mapped & (pfns == 0))
+        if len(unknown):
+            entries = entries_at(fd, addrs[unknown])
+            pfns[unknown] = frames(entries)
+            if present(entries).any() and not pfns.any():
+                raise OSError(
+                    errno.EPERM,
+                    "filters on pages need the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give "
+                    "that capability",
+                )
+        return cls(pfns, huge, listed=False)
 
     @classmethod
     def of_frames(cls, pfns: U64Array) -> PageSamples:
@@ -65,13 +93,19 @@ class PageSamples:
 
         :raises OSError: EPERM their flags may not be seen.
         """
-        folios = shared_folios().table(pfns)
-        chosen = folios.listed() & folios.ordinary()
-        return cls(len(pfns), np.flatnonzero(chosen), pfns[chosen], folios.rows(chosen).anonymous())
+        return cls(pfns, np.zeros(len(pfns), dtype=np.bool_), listed=True)
 
     @cached_property
-    def _folios(self) -> FolioTable:
-        return shared_folios().table(self._pfns)
+    def _folios(self) -> tuple[U64Array, U64Array]:
+        """The first page frames and the sizes in pages of the folios."""
+        pfns = self._pages.pfns
+        heads = np.where(self._huge, pfns & ~_WITHIN_HUGE, pfns)
+        sizes = np.where(self._huge, _WITHIN_HUGE + np.uint64(1), np.uint64(1))
+        others = np.flatnonzero(self._pages.compound() & ~self._huge)
+        if len(others):
+            table = shared_folios().table(pfns[others])
+            heads[others], sizes[others] = table.heads, table.pages
+        return heads, sizes
 
     def match(self, filters: Sequence[PageFilter], answers: Answers | None) -> _Mask:
         """Which pages are of the type of each filter, shape (len(filters), n).
@@ -87,12 +121,12 @@ class PageSamples:
     def _of_type(self, one: PageFilter, answers: Answers | None) -> _Mask:
         found: _Mask
         if one.type == "anon":
-            return self._anonymous
+            return self._pages.anonymous()
         if one.type == "memcg":
-            found = shared_folios().cgroups(self._folios.heads) == np.uint64(one.memcg_id)
+            found = shared_folios().cgroups(self._folios[0]) == np.uint64(one.memcg_id)
             return found
         if one.type == "hugepage_size":
-            sizes = self._folios.pages * np.uint64(PAGE_SIZE)
+            sizes = self._folios[1] * np.uint64(PAGE_SIZE)
             found = (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
             return found
         if one.type not in {"young", "idle"} or answers is None:
