@@ -321,9 +321,10 @@ def test_set_filters_default_reject(filters: list[damos_filter], core: bool, ops
     assert (core, ops) == (s.core_filters_default_reject, s.ops_filters_default_reject)
 
 
-def test_the_core_handles_addresses_and_targets() -> None:
+def test_the_core_handles_addresses_targets_and_probes() -> None:
     """A filter is sorted by its type, wherever it was written."""
     core = [kind for kind in Type if not damos_filter_for_ops(kind)]
-    assert [Type.DAMOS_FILTER_TYPE_ADDR, Type.DAMOS_FILTER_TYPE_TARGET] == core
+    expected = [Type.DAMOS_FILTER_TYPE_ADDR, Type.DAMOS_FILTER_TYPE_TARGET, Type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM]
+    assert expected == core
     s = with_filters(anon(True, True), addresses(0, 1), target(True))
     assert ([anon(True, True)], [addresses(0, 1), target(True)]) == (s.ops_filters, s.core_filters)
