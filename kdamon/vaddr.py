@@ -69,16 +69,14 @@ _ADVICE = {
     damos_action.DAMOS_COLD: "cold",
     damos_action.DAMOS_PAGEOUT: "pageout",
     damos_action.DAMOS_COLLAPSE: "collapse",
+    damos_action.DAMOS_HUGEPAGE: "hugepage",
+    damos_action.DAMOS_NOHUGEPAGE: "nohugepage",
     damos_action.DAMOS_LRU_DEPRIO: "cold",
 }
 
 #: Actions that are applied to nothing, and why.
 _NOT_APPLIED = {
-    damos_action.DAMOS_HUGEPAGE: "a process can only do that to itself",
-    damos_action.DAMOS_NOHUGEPAGE: "a process can only do that to itself",
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
-    damos_action.DAMOS_MIGRATE_HOT: "memory is not migrated between NUMA nodes",
-    damos_action.DAMOS_MIGRATE_COLD: "memory is not migrated between NUMA nodes",
 }
 
 
@@ -281,11 +279,20 @@ def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
             filters = [_page_filter(f) for f in s.ops_filters]
             wanted = mm.page_filter(wanted, filters, s.ops_filters_default_reject)
             passed = int((wanted[:, 1] - wanted[:, 0]).sum())
-        if s.action is not damos_action.DAMOS_STAT:
+        if s.action in {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}:
+            applied = mm.migrate(wanted, _destinations(s))
+        elif s.action is not damos_action.DAMOS_STAT:
             applied = mm.advise(_ADVICE[s.action], wanted)
     except OSError as error:
         _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
     return applied, passed
+
+
+def _destinations(s: damos) -> list[tuple[int, int]]:
+    dests = s.migrate_dests
+    if not dests.node_id_arr:
+        return [(s.target_nid, 1)]
+    return list(zip(dests.node_id_arr, dests.weight_arr, strict=True))
 
 
 def _page_filter(f: damos_filter) -> PageFilter:

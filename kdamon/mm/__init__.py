@@ -116,11 +116,21 @@ class AddressSpace(Protocol):
 
         What is not mapped, or refuses the action, is left out.
 
-        :param action: ``willneed``, ``cold``, ``pageout`` or ``collapse``.
+        :param action: ``willneed``, ``cold``, ``pageout``, ``collapse``, ``hugepage`` or ``nohugepage``.
         :param ranges: start and end of each, page-aligned bytes, ascending and disjoint, shape (n, 2).
         :returns: to how many bytes it was applied, see :mod:`kdamon.mm.advice`.
         :raises OSError: EOPNOTSUPP this machine cannot do that to another process; EPERM with a sentence on what is
             missing.
+        """
+        ...
+
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+        """Migrate the memory in ``ranges`` to NUMA nodes.
+
+        :param ranges: as for :meth:`advise`.
+        :param dests: node and weight of each destination; folios take turns in proportion to the weights.
+        :returns: how many bytes are on another node than before, the wanted one.
+        :raises OSError: EINVAL a node without memory; else as for :meth:`advise`.
         """
         ...
 

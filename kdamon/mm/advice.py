@@ -4,15 +4,17 @@
 The system call tells how much was advised. What became of it is another matter: memory without swap stays where it is,
 pages that other processes map are left out, a huge page may not be had. So the pages are looked at before and after:
 
-========  ==============================================================================================
-action    bytes that it was applied to
-========  ==============================================================================================
-pageout   were mapped before and are neither mapped nor in memory now: written to swap, or dropped because a file has
-          them (a page that must be written to its file first is unmapped, but stays in memory and does not count)
-cold      are mapped and not accessed any more (huge pages of which a part was meant are split, as in the kernel)
-collapse  are part of a huge page now and were not before
-willneed  of files that came into memory, be it mapped or not; what comes back from swap cannot be told
-========  ==============================================================================================
+==========  ================================================================================================
+action      bytes that it was applied to
+==========  ================================================================================================
+pageout     were mapped before and are neither mapped nor in memory now: written to swap, or dropped because a file has
+            them (a page that must be written to its file first is unmapped, but stays in memory and does not count)
+cold        are mapped and not accessed any more (huge pages of which a part was meant are split, as in the kernel)
+collapse    are part of a huge page now and were not before
+willneed    of files that came into memory, be it mapped or not; what comes back from swap cannot be told
+hugepage    are allowed to be huge pages now and were not before; nohugepage likewise
+migrate_*   are on the wanted NUMA node now and were not before
+==========  ================================================================================================
 
 Mappings that the kernel would not touch (locked, huge TLB, device memory) refuse advice and are left out.
 """
@@ -29,7 +31,9 @@ import numpy as np
 
 from kdamon.mm import PageFilter, U64Array, maps, ranges
 from kdamon.mm.folios import shared_folios
+from kdamon.mm.huge_pages import HugePages
 from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED, Adviser
+from kdamon.mm.migrate import Migration
 from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present
@@ -64,6 +68,7 @@ class Advice:
         self._files = files
         self._adviser = Adviser(pidfd)
         self._pagemap = Pagemap(files.pagemap)
+        self._huge_pages = HugePages(files, pidfd)
         self._checked: set[str] = set()
         self._vmas = maps.parse(b"")
         self._vmas_until = 0
@@ -74,6 +79,9 @@ class Advice:
         :returns: the bytes that it was applied to, step by step.
         :raises OSError: see :meth:`kdamon.mm.AddressSpace.advise`.
         """
+        if action in {"hugepage", "nohugepage"}:
+            yield self._huge_pages.apply(action, wanted)
+            return
         if action not in _ADVICE:
             raise OSError(errno.EOPNOTSUPP, f"user space cannot do {action} to another process; use another action")
         if not self._files.alive():
@@ -91,6 +99,10 @@ class Advice:
                 # All that was there is gone, but not by us.
                 return
             yield applied
+
+    def migrate(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[int]:
+        """Migrate the memory in ``wanted``, see :meth:`kdamon.mm.AddressSpace.migrate`, step by step."""
+        return Migration(self._files, self._pagemap).apply(wanted, dests)
 
     def passing(self, wanted: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> Iterator[U64Array]:
         """The pages in ``wanted`` that pass ``filters``, as ranges, at most a gibibyte at each step.

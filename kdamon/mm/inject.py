@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A userfaultfd of another process: taken from a running one, or at exec from a command of ours.
+"""A userfaultfd of another process, taken from a running one or at exec from a command of ours; and madvise(2) in it.
 
-userfaultfd(2) has no argument that names a process: each makes its own. So a thread of the process is stopped and runs
-the call for us, by a short-lived helper process (:mod:`kdamon.mm.inject_helper`, which tells how that is safe). What
-can be found out beforehand is found out here, before anything is stopped, and so are the refusals.
+userfaultfd(2) and, for some advice, madvise(2) have no form that names a process: each calls them for itself. So a
+thread of the process is stopped and runs the call for us, by a short-lived helper process
+(:mod:`kdamon.mm.inject_helper`, which tells how that is safe). What can be found out beforehand is found out here,
+before anything is stopped, and so are the refusals.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import platform
@@ -21,13 +23,13 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, TypeVar
 
 from kdamon.mm.inject_target import Target
 
-__all__ = ["Launched", "launch", "take_userfaultfd"]
+__all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
 _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 
@@ -35,6 +37,8 @@ _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 _PATIENCE: Final = 20.0
 #: Seconds that a killed process may need to end.
 _DYING: Final = 1.0
+#: Ranges that one helper process advises.
+_RANGES: Final = 4096
 #: Seconds between attempts.
 _PAUSE: Final = 0.01
 
@@ -43,6 +47,9 @@ _FD: Final = struct.Struct("i")
 _PIDFD_THREAD: Final = os.O_EXCL
 _KILLED: Final = "the helper process was killed, perhaps by its own timer since the machine is busy"
 _INSTEAD: Final = "monitor it by page_table instead"
+_OTHERWISE: Final = "use another action"
+
+_Result = TypeVar("_Result")
 
 
 def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
@@ -57,15 +64,50 @@ def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
         EBUSY it is traced, stopped or none of its threads can be stopped; EOPNOTSUPP the kernel is too old, or it is
         no x86-64 program, a Go program or one with a shadow stack; EAGAIN it may not have another thread.
     """
+    return _patiently(pid, timeout, functools.partial(_take, pid))
+
+
+def inject_madvise(
+    pid: int, ranges: Sequence[tuple[int, int]], advice: int, valid: Callable[[], bool], timeout: float = 0.5
+) -> int:
+    """Make process ``pid`` call madvise(2) for ranges of its own memory.
+
+    One thread of it stands still for about a millisecond for every 8 ranges. Nobody is told when the program
+    changes in the middle: calls that come too late are not made.
+
+    :param ranges: (start, end) of each, page-aligned bytes.
+    :param advice: a MADV_ constant; only such that never wait for a disk.
+    :param valid: whether the process still has the memory that ``ranges`` are about, asked once it cannot be mistaken
+        for another one any more.
+    :param timeout: as for :func:`take_userfaultfd`.
+    :returns: how many of ``ranges`` were taken.
+    :raises OSError: as for :func:`take_userfaultfd`; EOPNOTSUPP the kernel does not know the advice.
+    """
+    taken = 0
+    for at in range(0, len(ranges), _RANGES):
+        some = ranges[at : at + _RANGES]
+        try:
+            answer = _patiently(pid, timeout, functools.partial(_advise, pid, some, advice, valid))
+        except OSError as error:
+            what, _, remedy = str(error.strerror).rpartition("; ")
+            raise OSError(error.errno, f"{what}; {_OTHERWISE if 'page_table' in remedy else remedy}") from error
+        if not answer["taken"] and answer["refusal"] == errno.EINVAL:
+            raise OSError(errno.EOPNOTSUPP, f"this kernel does not take that advice; {_OTHERWISE}")
+        taken += answer["taken"]
+    return taken
+
+
+def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Result:
+    """Try until it works, or ``timeout`` seconds have passed."""
     _check_machine()
     if pid == os.getpid():
-        raise OSError(errno.EOPNOTSUPP, "kdamon cannot take its own memory this way; name another process")
+        raise OSError(errno.EOPNOTSUPP, "kdamon cannot stop itself to work on its own memory; name another process")
     if pid == 1:
         raise OSError(errno.EPERM, "process 1 keeps the system alive and is never stopped; name another process")
     deadline = time.monotonic() + timeout
     while True:
         try:
-            return _attempt(pid)
+            return attempt()
         except _Again as error:
             if time.monotonic() >= deadline:
                 raise OSError(
@@ -80,7 +122,7 @@ class _Again(Exception):
 
 def _check_machine() -> None:
     if platform.machine() != "x86_64" or sys.maxsize < 1 << 32:
-        raise OSError(errno.EOPNOTSUPP, f"page faults of processes are known on x86-64 only; {_INSTEAD}")
+        raise OSError(errno.EOPNOTSUPP, f"other processes can be made to call the kernel on x86-64 only; {_INSTEAD}")
     try:
         os.close(os.pidfd_open(os.getpid(), _PIDFD_THREAD))
     except OSError as error:
@@ -89,18 +131,35 @@ def _check_machine() -> None:
         ) from error
 
 
-def _attempt(pid: int) -> int:
+def _take(pid: int) -> int:
     with contextlib.ExitStack() as stack:
         target = Target(pid, stack)
         channel, _ = stack.enter_context(_helper("take", target.memory))
         # The job is worked out while it starts.
         _give(channel, target.job())
         answer, fd = _answer(channel)
-    if fd is not None:
-        return fd
+    _check_answer(pid, answer)
+    assert fd is not None
+    return fd
+
+
+def _advise(pid: int, ranges: Sequence[tuple[int, int]], advice: int, valid: Callable[[], bool]) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        target = Target(pid, stack)
+        if not valid():
+            raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
+        channel, _ = stack.enter_context(_helper("advise", target.memory))
+        _give(channel, target.job() | {"ranges": ranges, "advice": advice})
+        answer, _ = _answer(channel)
+    _check_answer(pid, answer)
+    return answer
+
+
+def _check_answer(pid: int, answer: dict[str, Any]) -> None:
     if answer.get("again"):
         raise _Again(answer["why"])
-    raise OSError(answer["errno"], f"process {pid}: {answer['why']}")
+    if answer["errno"]:
+        raise OSError(answer["errno"], f"process {pid}: {answer['why']}")
 
 
 class Launched(subprocess.Popen[bytes]):

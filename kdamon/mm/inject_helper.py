@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import json
 import os
 import signal
@@ -39,6 +40,10 @@ _HOLD: Final = 0.25
 _HOLD_AT_EXEC: Final = 10.0
 #: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
 _STOP: Final = 0.05
+#: Calls of madvise() at one stop: together about as long as the stop itself takes.
+_AT_ONCE: Final = 8
+#: Seconds for which a process runs between two stops.
+_BETWEEN: Final = 0.005
 
 _PTRACE_CONT: Final = 7
 _PTRACE_GETREGS: Final = 12
@@ -65,6 +70,7 @@ _WALL: Final = 0x40000000
 _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 
 _NR_CLOSE: Final = 3
+_NR_MADVISE: Final = 28
 _NR_PAUSE: Final = 34
 _NR_CLONE: Final = 56
 _NR_EXIT: Final = 60
@@ -548,8 +554,32 @@ def _refusal(number: int) -> OSError:
     return OSError(number, f"it may not call userfaultfd(): {os.strerror(number).lower()}")
 
 
-def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
-    """A userfaultfd of the process, by way of the first of its threads that can be stopped."""
+def _advise(job: dict[str, Any], memory: int, deadline: _Deadline) -> dict[str, Any]:
+    """Make the process advise its kernel about ranges of its memory, a few at each stop.
+
+    :returns: ``taken``, how many ranges were; ``refusal``, the errno of one that was not, 0 when there is none.
+    """
+    answers: list[int] = []
+    for at in range(0, len(job["ranges"]), _AT_ONCE):
+        if at:
+            time.sleep(_BETWEEN)
+        ranges = job["ranges"][at : at + _AT_ONCE]
+        advise = functools.partial(_madvise, ranges=ranges, advice=job["advice"], answers=answers)
+        _by_any_thread(job, memory, deadline, advise)
+        deadline.set(0)
+    return {"errno": 0, "taken": answers.count(0), "refusal": next(filter(None, answers), 0)}
+
+
+def _madvise(second: _Tracee, template: _Registers, *, ranges: list[list[int]], advice: int, answers: list[int]) -> int:
+    """Make the second thread advise; each range's errno goes to ``answers``."""
+    answers.extend(-second.call(template, _NR_MADVISE, start, end - start, advice) for start, end in ranges)
+    return 0
+
+
+def _by_any_thread(
+    job: dict[str, Any], memory: int, deadline: _Deadline, work: Callable[[_Tracee, _Registers], int]
+) -> int:
+    """Run ``work`` on a second thread of the process, by way of the first of its threads that can be stopped."""
     injection = _Injection(job, memory)
     reasons = []
     # Were we killed right after its stop, a thread in one of these would see an error that it need not see.
@@ -559,7 +589,7 @@ def _take(job: dict[str, Any], memory: int, deadline: _Deadline) -> int:
     for tid in tids:
         try:
             thread, registers = injection.stop(tid)
-            return injection.with_second_thread(thread, registers, _userfaultfd)
+            return injection.with_second_thread(thread, registers, work)
         except _Again as error:
             reasons.append(f"thread {tid}: {error}")
         if time.monotonic() > end:
@@ -666,10 +696,11 @@ def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
 
 
 def main() -> None:
-    """Serve one job: ``take CHANNEL MEMORY``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``.
+    """Serve one job: ``take CHANNEL MEMORY``, ``advise CHANNEL MEMORY``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``.
 
     CHANNEL and MEMORY are inherited file descriptors. An answer is an object with ``errno`` (0 for success, then a
-    file descriptor comes with it), ``why`` and ``again`` (whether another attempt may succeed).
+    file descriptor comes with it, or what :func:`_advise` returns), ``why`` and ``again`` (whether another attempt may
+    succeed).
     """
     verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if verb == "exec":
@@ -681,8 +712,13 @@ def main() -> None:
     deadline = _Deadline()
     job = _receive(channel)
     try:
-        take = verb == "take"
-        fd = _take(job, int(sys.argv[3]), deadline) if take else _take_at_exec(job["pid"], channel, deadline)
+        if verb == "advise":
+            _send(channel, _advise(job, int(sys.argv[3]), deadline))
+            return
+        if verb == "take":
+            fd = _by_any_thread(job, int(sys.argv[3]), deadline, _userfaultfd)
+        else:
+            fd = _take_at_exec(job["pid"], channel, deadline)
         deadline.set(0)
         _send(channel, {"errno": 0}, fd)
     except (_Again, ProcessLookupError, ChildProcessError) as error:

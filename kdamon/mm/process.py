@@ -111,6 +111,10 @@ class ProcessSpace:
         """See :meth:`kdamon.mm.AddressSpace.advise`."""
         return sum(self._steps(lambda: self._actions().apply(action, ranges)))
 
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+        """See :meth:`kdamon.mm.AddressSpace.migrate`."""
+        return sum(self._steps(lambda: self._actions().migrate(ranges, dests)))
+
     def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.page_filter`."""
         found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))

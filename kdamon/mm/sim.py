@@ -206,6 +206,8 @@ class SimProcess:
 
     def advise(self, action: str, ranges: U64Array) -> int:
         """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
+        if action in {"hugepage", "nohugepage"}:
+            raise OSError(errno.EOPNOTSUPP, "simulated memory becomes huge when it is asked to; use collapse")
         here = self.resident()
         mapped = intersect(ranges, self._vmas)
         if action == "pageout":
@@ -224,6 +226,12 @@ class SimProcess:
         else:
             changed = intersect(mapped, here)
         return total(changed)
+
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+        """All memory is on node 0."""
+        if any(node for node, _ in dests):
+            raise OSError(errno.EINVAL, "simulated memory has NUMA node 0 only; name that")
+        return 0
 
     def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.page_filter`; all memory that is not paged out is mapped."""

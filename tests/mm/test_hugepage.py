@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Huge pages allowed and forbidden in real processes, which give that advice to themselves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm import AddressSpace, huge_pages
+from kdamon.mm.inject import inject_madvise
+from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from tests.mm.inject_targets import Suspicious, build, left_behind
+from tests.mm.test_advice import HUGE, PAGE, pages, smaps, space_of
+from tests.mm.test_inject import SECCOMP
+from tests.mm.workload import Workload
+
+PAGES = 4096
+SIZE = PAGES * PAGE
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.fixture(autouse=True)
+def _huge_pages() -> None:
+    if not THP.exists() or "[never]" in THP.read_text(encoding="ascii"):
+        pytest.skip("kernel lacks: transparent huge pages")
+
+
+@pytest.fixture(name="calls")
+def _calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many ranges each injection advised."""
+    seen: list[int] = []
+
+    def counted(pid: int, ranges: list[tuple[int, int]], *rest: object) -> int:
+        seen.append(len(ranges))
+        return inject_madvise(pid, ranges, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huge_pages, "inject_madvise", counted)
+    return seen
+
+
+@pytest.fixture(name="space")
+def _space(machine: LinuxMachine, program: Path) -> Iterator[tuple[Workload, AddressSpace]]:
+    """A process with memory that it never touched and that must have no huge pages."""
+    with Workload([program], "untouched", PAGES) as work, space_of(machine, work.pid) as mm:
+        yield work, mm
+
+
+def flagged(work: Workload, flag: str) -> int:
+    """Bytes of the workload's memory whose mappings have a flag."""
+    text = Path(f"/proc/{work.pid}/smaps").read_text(encoding="utf-8", errors="replace")
+    found = 0
+    for first, last, flags in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags:([^\n]*)$", text, re.S | re.M):
+        start, end = max(int(first, 16), work.base), min(int(last, 16), work.base + SIZE)
+        if flag in flags.split() and start < end:
+            found += end - start
+    return found
+
+
+def test_memory_becomes_huge_when_it_is_touched(space: tuple[Workload, AddressSpace]) -> None:
+    """Exactly the advised half is allowed to; what is touched there is huge, elsewhere it is not."""
+    work, mm = space
+    half = PAGES // 2
+    assert mm.advise("hugepage", pages(work, 0, half)) == SIZE // 2 == flagged(work, "hg")
+    work.order("w", range(PAGES))
+    huge = smaps(work, "AnonHugePages")
+    assert SIZE // 2 - 2 * HUGE <= huge <= SIZE // 2
+    assert work.spoilt(range(PAGES)) == 0
+    assert left_behind(work.pid) == []
+
+
+def test_memory_stays_small_where_huge_pages_are_forbidden(machine: LinuxMachine, program: Path) -> None:
+    with Workload([program], "thp", PAGES) as work, space_of(machine, work.pid) as mm:
+        assert mm.advise("nohugepage", pages(work, 0, PAGES)) >= SIZE - HUGE
+        assert flagged(work, "nh") == SIZE
+        # It gives its pages back and touches them anew.
+        work.order("d")
+        work.order("w", range(PAGES))
+        assert smaps(work, "AnonHugePages") == 0
+
+
+def test_what_is_allowed_is_not_advised_again(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
+    """The process is stopped for a change only, and only for what changes."""
+    work, mm = space
+    assert mm.advise("hugepage", pages(work, 0, 1024)) == 1024 * PAGE
+    assert mm.advise("hugepage", pages(work, 0, 1024)) == 0
+    assert calls == [1]
+    assert mm.advise("hugepage", pages(work, 512, 2048)) == 1024 * PAGE
+    assert calls == [1, 1]
+    assert mm.advise("nohugepage", pages(work, 2048, PAGES)) == 0
+    assert calls == [1, 1]
+
+
+def test_many_ranges_are_advised_at_several_stops(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
+    work, mm = space
+    starts = work.base + np.arange(0, PAGES, 64, dtype=np.uint64) * np.uint64(PAGE)
+    wanted = np.stack((starts, starts + np.uint64(32 * PAGE)), axis=1)
+    assert mm.advise("hugepage", wanted) == SIZE // 2 == flagged(work, "hg")
+    assert calls == [64]
+
+
+def test_a_process_that_checks_itself_notices_nothing(directory: Path) -> None:
+    with Suspicious(build(directory, "inject_target"), "threads") as process:
+        maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
+        start, end = (int(word, 16) for word in re.findall(r"^(\S+)-(\S+) .*\[heap\]$", maps, re.M)[0])
+        for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 5:
+            assert inject_madvise(process.pid, [(start, end)] * 20, advice, lambda: True, 5) == 20
+        assert left_behind(process.pid) == []
+        assert len(os.listdir(f"/proc/{process.pid}/task")) == process.threads
+
+
+def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: LinuxMachine, calls: list[int]) -> None:
+    """And with a remedy that has to do with actions; the next region does not make it be tried again."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SECCOMP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with space_of(machine, process.pid) as mm:
+            for _ in range(2):
+                with pytest.raises(OSError, match=r"seccomp.*; use another action") as info:
+                    mm.advise("hugepage", mm.vmas())
+                assert info.value.errno == errno.EPERM
+        assert len(calls) == 1
+        process.communicate(timeout=20)
+
+
+def test_nothing_is_asked_of_another_program() -> None:
+    """Ranges that were of a program that is gone are not advised in the next one."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with pytest.raises(ProcessLookupError, match="another program"):
+                inject_madvise(process.pid, [(0x10000, 0x11000)], MADV_HUGEPAGE, lambda: False)
+        finally:
+            process.kill()
+
+
+def test_advice_that_the_kernel_does_not_know(directory: Path) -> None:
+    with Suspicious(build(directory, "inject_target"), "spin") as process:
+        with pytest.raises(OSError, match="does not take that advice") as info:
+            inject_madvise(process.pid, [(0x10000, 0x11000)], 12345, lambda: True, 5)
+        assert info.value.errno == errno.EOPNOTSUPP
