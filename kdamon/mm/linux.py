@@ -27,6 +27,10 @@ log = logging.getLogger("kdamon")
 
 #: Nanoseconds after which it is looked whether a process left a living address space (see LinuxTask.get_mm()).
 _RECHECK: Final = 100_000_000
+#: Nanoseconds for which a process that calls exec() all the time is asked again.
+_EXECS: Final = 5_000_000_000
+#: Seconds after which a program is loaded.
+_LOADING: Final = 0.05
 
 
 class _Space(AddressSpace, Protocol):
@@ -266,9 +270,7 @@ class LinuxMachine:
         task = LinuxTask(self._page_fault, pid)
         try:
             task.check_process()
-            mm = task.get_mm()
-            if isinstance(mm, PageFaultSpace):
-                mm.take()
+            _take(task)
         except BaseException:
             task.put()
             raise
@@ -376,6 +378,24 @@ def _check_proc() -> None:
             errno.EOPNOTSUPP,
             "/proc is missing or that of another PID namespace; mount it with 'mount -t proc proc /proc'",
         )
+
+
+def _take(task: LinuxTask) -> None:
+    """Make the memory of ``task`` ready to be armed; OSError why it cannot be."""
+    deadline = time.monotonic_ns() + _EXECS
+    refused = None
+    while isinstance(mm := task.get_mm(), PageFaultSpace):
+        try:
+            mm.take()
+            return
+        except OSError as error:
+            # Memory that an exec() takes away meanwhile, and a program that is just being loaded, look like all kinds
+            # of refusals.
+            lasting = mm.alive() and (mm is refused or error.errno == errno.EBUSY)
+            if lasting or not task.valid() or time.monotonic_ns() >= deadline:
+                raise
+            refused = mm
+            time.sleep(_LOADING)
 
 
 def _no_such(pid: int) -> OSError:

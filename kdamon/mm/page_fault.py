@@ -338,6 +338,9 @@ class PageFaultSpace(ProcessSpace):
         try:
             self._protection = self._primitive.acquire(self._pid, self._files, self)
         except OSError as error:
+            if not self._files.alive():
+                # It called exec() once more.
+                return None
             say = log.warning if not self._ask_at else log.debug
             say("process %d: its memory is not sampled after an exec: %s", self._pid, error.strerror)
             self._ask_at = time.monotonic_ns() + self._ask_after

@@ -220,6 +220,28 @@ def test_exec_gives_another_address_space_that_is_monitored_too(faulting: LinuxM
         assert len(open_files()) == before
 
 
+def test_exec_while_a_process_is_asked_is_no_refusal(
+    faulting: LinuxMachine, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it looks like when the memory goes: the next program is asked."""
+    with Workload([program], "anon", PAGES) as work:
+        refusals = []
+
+        def take_during_exec(pid: int) -> int:
+            if not refusals:
+                refusals.append(OSError(errno.EOPNOTSUPP, "there is no code"))
+                work.send("x")
+                work.greet()
+                raise refusals[0]
+            return take_userfaultfd(pid)
+
+        monkeypatch.setattr(page_fault, "take_userfaultfd", take_during_exec)
+        with task_of(faulting, work.pid) as task:
+            faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY))
+            assert pages_of(work, faults) == EVERY.tolist()
+        assert refusals
+
+
 def test_what_cannot_be_monitored_after_exec_is_unknown(
     faulting: LinuxMachine, program: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
