@@ -205,7 +205,6 @@ class Folios:
 
         :param beyond: the number of those behind the end of memory.
         """
-        absent = beyond.to_bytes(8, "little")
         if fd < 0:
             raise OSError(
                 errno.EPERM,
@@ -218,12 +217,14 @@ class Folios:
         begins = np.append(True, np.diff(frames) > _READ_ALONG)
         first = frames[begins]
         last = frames[np.append(begins[1:], True)]
-        raw = b"".join(
-            _padded(os.pread(fd, 8 * count, 8 * start), count, absent)
-            for start, count in zip(first.tolist(), (last - first + np.uint64(1)).tolist(), strict=True)
-        )
+        sizes = last - first + np.uint64(1)
+        pread = os.pread
+        places = zip((sizes * np.uint64(8)).tolist(), (first * np.uint64(8)).tolist(), strict=True)
+        # The frames ascend: what is not there is all at the end.
+        raw = b"".join([pread(fd, size, offset) for size, offset in places])
+        raw += beyond.to_bytes(8, "little") * (int(sizes.sum()) - len(raw) // 8)
         run = np.cumsum(begins) - 1
-        before = np.append(np.uint64(0), np.cumsum(last - first + np.uint64(1))[:-1])
+        before = np.append(np.uint64(0), np.cumsum(sizes)[:-1])
         numbers: U64Array = np.frombuffer(raw, dtype=np.uint64)[frames - first[run] + before[run]]
         return numbers[back.reshape(-1)]
 
@@ -233,10 +234,6 @@ class Folios:
             return None
         raw = os.pread(fd, 8, 8 * pfn)
         return int.from_bytes(raw, "little") if len(raw) == 8 else None
-
-
-def _padded(numbers: bytes, count: int, absent: bytes) -> bytes:
-    return numbers + absent * (count - len(numbers) // 8)
 
 
 def _extents(
