@@ -33,6 +33,7 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id, damos, damos_action
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm import OLD, UNKNOWN, YOUNG, PhysicalMemory, U64Array
+from kdamon.mm import frames as frames_module
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.ranges import of_pages
@@ -214,6 +215,18 @@ def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> Non
         addrs = starts.astype(np.uint64) + rng.integers(0, sizes.min(), 1000).astype(np.uint64)
         memory.mkold(addrs)
         assert set(memory.young(addrs).tolist()) <= {OLD, YOUNG, UNKNOWN}
+
+
+@pytest.mark.parametrize("limit", ["_MAX_PROCESSES", "_MAX_PAGES"])
+def test_an_update_is_bounded(
+    machine: LinuxMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
+) -> None:
+    """With more processes or pages the first ones are known, and that is said."""
+    frames_module._say_limit.cache_clear()
+    monkeypatch.setattr(frames_module, limit, 2)
+    with looked_through(machine) as memory:
+        assert memory.known()[0] > 0
+    assert "there are too many" in caplog.text
 
 
 # Safety.
