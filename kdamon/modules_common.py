@@ -18,9 +18,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
+import numpy as np
 from attrs import define, evolve, field
 
-import kdamon.vaddr  # noqa: F401 -- registers vaddr and fvaddr
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -52,14 +52,15 @@ from kdamon.damon import (
     damos_wmark_metric,
 )
 from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
-from kdamon.mm import Machine, Task
+from kdamon.mm import Machine, Task, U64Array
+from kdamon.vaddr import damon_va_init
 
-__all__ = ["damon_module", "damon_scheme_module", "module_scope"]
+__all__ = ["damon_module", "damon_scheme_module", "mapped_ranges", "module_scope"]
 
 log = logging.getLogger("kdamon")
 
-#: How often it is looked which processes a control group has, nanoseconds.
-_FOLLOW_INTERVAL = 1000 * NSEC_PER_MSEC
+#: How often it is looked which processes a control group has and what is mapped, nanoseconds.
+_FOLLOW_INTERVAL = 5000 * NSEC_PER_MSEC
 
 #: How long a parameter's change that was canceled may take to end, seconds.
 _SHUTDOWN_TIMEOUT = 5.0
@@ -179,9 +180,14 @@ class damon_module(ABC):
     def call_fn(self, ctx: damon_ctx) -> None:
         """What the kdamond does for the module at the end of each sampling interval."""
         self.refresh(ctx)
-        if self._scope.cgroup and ctx.clock.now() >= self._next_follow:
-            self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
+        if ctx.clock.now() < self._next_follow:
+            return
+        # Not by the operations set's update interval, which every tuning of the intervals begins anew.
+        self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
+        if self._scope.cgroup:
             self._follow(ctx)
+        if ctx.ops is not None and ctx.ops.update is not None:
+            ctx.ops.update(ctx)
 
     def scope(self) -> module_scope:
         """What the parameters ask to monitor.
@@ -201,6 +207,9 @@ class damon_module(ABC):
         ctx.clock = self.clock
         ctx.machine = self.machine()
         damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR if scope.fixed() else damon_ops_id.DAMON_OPS_VADDR)
+        if not scope.fixed():
+            assert ctx.ops is not None
+            ctx.ops = evolve(ctx.ops, init=_init, update=_update)
         return ctx
 
     # Targets.
@@ -253,6 +262,40 @@ class damon_module(ABC):
                 log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
         if ctx.ops.init is not None:
             ctx.ops.init(ctx)
+
+
+def mapped_ranges(vmas: U64Array, nr_max: int) -> list[damon_addr_range]:
+    """The mapped address space as at most ``nr_max`` ranges: the gaps that are left out are the biggest ones.
+
+    :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
+    """
+    if not len(vmas):
+        return []
+    gaps = vmas[1:, 0] - vmas[:-1, 1]
+    biggest = np.argsort(gaps, kind="stable")[len(gaps) - min(max(nr_max, 1) - 1, len(gaps)) :]
+    apart = np.sort(biggest[gaps[biggest] > 0])
+    starts = np.concatenate([vmas[:1, 0], vmas[apart + 1, 0]])
+    ends = np.concatenate([vmas[apart, 1], vmas[-1:, 1]])
+    return [damon_addr_range(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def _init(ctx: damon_ctx) -> None:
+    damon_va_init(ctx)
+    _update(ctx)
+
+
+def _update(ctx: damon_ctx) -> None:
+    """Let the regions of every target be what is mapped.
+
+    vaddr leaves out two gaps alone: between a program and its heap there may be a gigabyte of nothing that looks cold,
+    uses up a quota and hides the accesses beside it. Physical memory has no such holes.
+    """
+    for t in ctx.adaptive_targets:
+        mm = None if t.task is None else t.task.get_mm()
+        if mm is not None:
+            ranges = mapped_ranges(mm.vmas(), ctx.attrs.max_nr_regions // 4)
+            if ranges:
+                damon_set_regions(t, ranges, ctx.min_region_sz)
 
 
 def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:
@@ -368,8 +411,6 @@ class damon_scheme_module(damon_module):
         self._has_started = True
 
     def _attrs(self) -> damon_attrs:
-        # Kernel: no updates of the operations set, physical memory needs none. Here: the default interval, to follow
-        # the processes' mappings.
         attrs = damon_attrs(
             sample_interval=self.sample_interval,
             aggr_interval=self.aggr_interval,

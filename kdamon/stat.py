@@ -10,17 +10,13 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.core import damon_destroy_ctx, damon_set_attrs
-from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_target
+from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal
 from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
-from kdamon.mm import U64Array
 from kdamon.modules_common import damon_module
 
 __all__ = ["damon_stat", "damon_stat_bandwidth", "damon_stat_idle_percentiles"]
 
 I64Array = npt.NDArray[np.int64]
-
-#: No regions.
-_NONE: Final = np.empty(0, np.uint64)
 
 #: How long the numbers stay at least, nanoseconds.
 _REFRESH_INTERVAL: Final = 5000 * NSEC_PER_MSEC
@@ -42,44 +38,20 @@ def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
 
     :returns: percentiles 0 to 100, milliseconds; None without any region (``damon_stat_set_idletime_percentiles()``).
     """
-    tables = [t.regions for t in ctx.adaptive_targets]
-    # Kernel: the whole of each region, holes in physical memory too. Here: what is mapped of it, because most of the
-    # addresses between a process's mappings are nobody's memory.
-    sizes = np.concatenate([_NONE, *(_mapped_sizes(t) for t in ctx.adaptive_targets)])
-    ages: I64Array = np.concatenate([_NONE, *(regions.age for regions in tables)]).astype(np.int64) + 1
-    accesses = np.concatenate([_NONE, *(regions.nr_accesses for regions in tables)])
-    mapped = sizes.nonzero()[0]
-    if not len(mapped):
+    tables = [t.regions for t in ctx.adaptive_targets if len(t.regions)]
+    if not tables:
         return None
-    idle = np.where(accesses > 0, -ages, ages)[mapped]
+    sizes = np.concatenate([regions.sizes() for regions in tables])
+    ages: I64Array = np.concatenate([regions.age for regions in tables]).astype(np.int64) + 1
+    idle = np.where(np.concatenate([regions.nr_accesses for regions in tables]) > 0, -ages, ages)
     order = np.argsort(idle, kind="stable")
-    accounted = sizes[mapped][order].cumsum()
+    accounted = sizes[order].cumsum()
     # Percentile p is that of the first region with which p percent of the memory are accounted for.
     filled = accounted * np.uint64(100) // accounted[-1]
     rows = np.searchsorted(filled, np.arange(101, dtype=np.uint64))
     aggr_us = ctx.attrs.aggr_interval
     # C divides towards zero.
     return tuple(abs(n) * aggr_us // 1000 * (1 if n > 0 else -1) for n in idle[order][rows].tolist())
-
-
-def _mapped_sizes(t: damon_target) -> U64Array:
-    """How much of each region of ``t`` is mapped, bytes, shape (n,)."""
-    mm = None if t.task is None else t.task.get_mm()
-    if mm is None:
-        return t.regions.sizes()
-    vmas = mm.vmas()
-    starts = vmas[:, 0]
-    mapped_to = np.concatenate([[0], (vmas[:, 1] - vmas[:, 0]).cumsum()]).astype(np.uint64)
-    ends = np.concatenate([[0], vmas[:, 1]]).astype(np.uint64)
-
-    def mapped_below(addrs: U64Array) -> U64Array:
-        begun = np.searchsorted(starts, addrs)
-        last_end = ends[begun]
-        still: U64Array = np.where(last_end > addrs, last_end - addrs, np.uint64(0))
-        below: U64Array = mapped_to[begun] - still
-        return below
-
-    return mapped_below(t.regions.end) - mapped_below(t.regions.start)
 
 
 @define(slots=True, eq=False, kw_only=True)

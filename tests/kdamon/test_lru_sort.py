@@ -145,6 +145,7 @@ def test_parameters_that_make_no_sense(parameters: dict[str, int], said: str) ->
 def test_parameters_at_their_bounds() -> None:
     """Make sense."""
     machine = SimMachine()
+    machine.metrics["free_mem_rate"] = 175
     spawn(machine)
     lru_sort = damon_lru_sort(machine=lambda: machine, monitor_pids=(150,), active_mem_bp=10_000, addr_unit=1 << 63)
     with shut_down(lru_sort):

@@ -19,6 +19,7 @@ from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
 from kdamon.mm.linux import linux_machine
 from kdamon.mm.sim import SimMachine
+from kdamon.modules_common import mapped_ranges
 from kdamon.regions import damon_regions
 from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
 from tests.kdamon.harness import eventually, stopped
@@ -104,18 +105,38 @@ def test_percentiles_are_the_kernels(regions: list[Region], aggr_us: int) -> Non
     assert list(percentiles) == kernels_percentiles(regions, aggr_us)
 
 
-def test_only_what_is_mapped_counts_for_percentiles() -> None:
-    """The addresses between mappings are nobody's memory."""
-    machine = SimMachine()
-    process = machine.spawn([(100, 120), (150, 160), (160, 170), (400, 440)])
-    ctx = ctx_of([])
-    t = ctx.adaptive_targets[0]
-    t.task = process
-    t.regions = damon_regions([0, 100, 110, 155, 200, 410], [100, 110, 155, 200, 410, 1000])
-    t.regions.age = np.array([0, 1, 2, 3, 4, 5], np.uint32)
-    # 10 of the second region are mapped, then 10 + 5, 5 + 10, 10 and 30.
-    mapped = [(10, 0, 1), (15, 0, 2), (15, 0, 3), (10, 0, 4), (30, 0, 5)]
-    assert damon_stat_idle_percentiles(ctx) == tuple(kernels_percentiles(mapped, 100_000))
+# Which memory.
+
+
+def test_the_biggest_gaps_are_left_out() -> None:
+    """As many as there is room for ranges; mappings that touch are one."""
+    vmas = np.array([[10, 20], [20, 30], [31, 40], [50, 60], [62, 70]], np.uint64)
+    bounds = {n: [(r.start, r.end) for r in mapped_ranges(vmas, n)] for n in (0, 1, 2, 3, 9)}
+    assert bounds[0] == bounds[1] == [(10, 70)]
+    assert bounds[2] == [(10, 40), (50, 70)]
+    assert bounds[3] == [(10, 40), (50, 60), (62, 70)]
+    assert bounds[9] == [(10, 30), (31, 40), (50, 60), (62, 70)]
+    assert mapped_ranges(vmas[:0], 5) == []
+
+
+def test_regions_are_what_is_mapped() -> None:
+    """From the beginning, and some seconds later also when that changes."""
+    machine = SimMachine(seed=1)
+    process = machine.spawn(
+        [(MEBI, 2 * MEBI), (20 * MEBI, 30 * MEBI), (HEAP, HEAP + MEBI), (1 << 46, (1 << 46) + MEBI)]
+    )
+    stat = module(damon_stat, machine, monitor_pids=(process.pid,))
+    ctx = stat.build_ctx()
+    totals: list[int] = []
+
+    def watch() -> None:
+        totals.append(ctx.adaptive_targets[0].regions.total())
+        if machine.clock.now() > 2e9:
+            process.mmap([(20 * MEBI, 25 * MEBI), (1 << 46, (1 << 46) + MEBI)])
+
+    run(stat, ctx, 10, watch)
+    assert totals[0] == 13 * MEBI
+    assert totals[-1] == 6 * MEBI
 
 
 # The module, in simulated time.
@@ -217,12 +238,12 @@ def test_a_control_groups_processes_are_followed() -> None:
         assert all(len(t.regions) for t in ctx.adaptive_targets)
         if machine.clock.now() > 3e9:
             machine.cgroups = {"/service": (2, 3)}
-        if machine.clock.now() > 6e9:
-            machine.processes[2].exit()
         if machine.clock.now() > 9e9:
+            machine.processes[2].exit()
+        if machine.clock.now() > 15e9:
             machine.cgroups = {}
 
-    run(stat, ctx, 12, watch)
+    run(stat, ctx, 21, watch)
     assert seen == [[4, 1, 2], [4, 2, 3], [4, 3], [4]]
 
 
