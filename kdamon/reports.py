@@ -68,6 +68,7 @@ _PIECE: Final = 16384
 
 Batch = npt.NDArray[np.void]
 Mask = npt.NDArray[np.bool_]
+U64Array = npt.NDArray[np.uint64]
 
 
 class _lane:
@@ -360,12 +361,13 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     :returns: which reports lie in one region, and which only overlap some, both of shape (n,).
     """
     regions = t.regions
-    row, across = _lookup(t, ctx).find(reports["addr"], reports["size"])
+    addr, size = _core_range(reports, ctx)
+    row, across = _lookup(t, ctx).find(addr, size)
     within = row >= 0
     if across is None:
         across = np.zeros(len(reports), np.bool_)
     if ctx.density and damon_reports_are_random(ctx):
-        kdamond_remember_reports(t, ctx, reports["addr"][within], reports["nr_accesses"][within])
+        kdamond_remember_reports(t, ctx, addr[within], reports["nr_accesses"][within])
         return within, across
     if not ctx.report_counts and regions.access_reported is not None and regions.access_reported.all():
         return within, across
@@ -388,6 +390,15 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     else:
         regions.access_reported |= reported
     return within, across
+
+
+def _core_range(reports: Batch | report_columns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
+    """Where ``reports``, which tell bytes, begin and how large they are, core address units."""
+    addr, size = reports["addr"], reports["size"]
+    if ctx.addr_unit == 1:
+        return addr, size
+    unit = np.uint64(ctx.addr_unit)
+    return addr // unit, (addr % unit + size + unit - np.uint64(1)) // unit
 
 
 def _lookup(t: damon_target, ctx: damon_ctx) -> region_lookup:

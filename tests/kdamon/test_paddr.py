@@ -258,14 +258,16 @@ def test_a_machine_that_lacks_something_is_told_of_once(caplog: pytest.LogCaptur
     ]
 
 
-def test_reports_of_process_0_are_about_physical_addresses() -> None:
+@pytest.mark.parametrize("addr_unit", [1, 1024, 8192])
+def test_reports_of_process_0_are_about_physical_addresses(addr_unit: int) -> None:
+    """They tell bytes, whatever the unit of addresses is."""
     machine = SimMachine(seed=1)
-    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB))
+    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB), addr_unit=addr_unit)
     assert not damon_target_has_pid(ctx)
     told = []
 
     def report(_: object) -> None:
-        damon_report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL, PHYSICAL], size=[1, 1]))
+        damon_report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL + 5000, PHYSICAL], size=[1, 1]))
         told.append(damon_report_counters_of(ctx))
 
     control = damon_call_control(report, repeat=True)
