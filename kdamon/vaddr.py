@@ -228,7 +228,7 @@ def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
 def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Count the hits of the probes among the chosen pages.
 
-    Kernel: vaddr takes probes and has no hits up to 7.3; DAMON's development tree counts them. Here: as that.
+    Kernel: vaddr of 7.2 takes probes and counts no hits; DAMON's development tree counts them. Here: as that.
 
     :param set_samples: nobody else chose them.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The kernel's own unit tests of the core (``mm/damon/tests/core-kunit.h``), with their names and numbers.
 
-Those about schemes are in test_damos_kunit.py; probes are not in the port yet. A C test that looks at list pointers
-looks at rows here.
+Those about schemes are in test_damos_kunit.py, those about probes in test_probes.py. A C test that looks at list
+pointers looks at rows here.
 """
 
 from __future__ import annotations
