@@ -9,14 +9,21 @@ __all__ = ["main"]
 
 def main() -> int:
     """Load the command and run it, see :func:`kdamon_tools.cli.main`."""
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is signal.default_int_handler:
-        # Ctrl-C while modules are loaded ends the process, without a word about where it was.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        from kdamon_tools import cli  # noqa: PLC0415 (as below)
+
+        return cli.main()
+    # Ctrl-C while modules are loaded, or when everything is done, ends the process without a word about where it was.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from kdamon_tools import cli  # noqa: PLC0415 (only now, see above)
 
-    signal.signal(signal.SIGINT, previous)
-    return cli.main()
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return cli.main()
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":
