@@ -65,9 +65,8 @@ _ADVICE = {damos_action.DAMOS_PAGEOUT: "pageout", damos_action.DAMOS_LRU_DEPRIO:
 #: Actions that are applied to nothing although the kernel's paddr has them, and why.
 _NOT_APPLIED = {
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
-    damos_action.DAMOS_MIGRATE_HOT: "memory is not migrated between NUMA nodes",
-    damos_action.DAMOS_MIGRATE_COLD: "memory is not migrated between NUMA nodes",
 }
+_MIGRATIONS = {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}
 
 _COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
 _HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
@@ -179,7 +178,7 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
     memory = _memory(t, ctx)
     if memory is None:
         return 0, 0
-    if s.action not in _ADVICE and s.action is not damos_action.DAMOS_STAT:
+    if s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
         _say_once(f"{s.action.value} is applied to nothing: {reason}")
         return 0, 0
@@ -188,14 +187,17 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
     filters = _page_filters(s)
     start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
     applied = passed = 0
-    try:
-        for mm, wanted in memory.owners(start, end):
+    for mm, wanted in memory.owners(start, end):
+        try:
             passing = mm.page_filter(wanted, filters, s.ops_filters_default_reject) if filters else wanted
             passed += total(passing)
-            if s.action is not damos_action.DAMOS_STAT:
+            if s.action in _MIGRATIONS:
+                # As in the kernel, destinations with weights are for virtual addresses.
+                applied += mm.migrate(passing, [(s.target_nid, 1)])
+            elif s.action is not damos_action.DAMOS_STAT:
                 applied += mm.advise(_ADVICE[s.action], passing)
-    except OSError as error:
-        _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
+        except OSError as error:
+            _say_once(f"{s.action.value} leaves memory of a process out: {error.strerror}")
     return applied // ctx.addr_unit, passed // ctx.addr_unit
 
 

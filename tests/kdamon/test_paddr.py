@@ -350,16 +350,36 @@ def test_filters_decide_what_is_paged_out() -> None:
     assert (40 * MIB, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, everything)
 
 
+def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> None:
+    """One that is not there is said once, and nothing happens."""
+    paddr._say_once.cache_clear()
+    machine = SimMachine(seed=1)
+    spawn(machine)
+    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
+    paddr.damon_pa_init(ctx)
+    caplog.clear()
+    (t,) = ctx.adaptive_targets
+    s = scheme(damos_action.DAMOS_MIGRATE_COLD)
+    s.target_nid = 0
+    assert (0, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, s)
+    assert not caplog.records
+    s.target_nid = 7
+    for _ in range(2):
+        assert (0, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, s)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("migrate_cold leaves memory of a process out: ")
+
+
 def test_what_user_space_cannot_do_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     paddr._say_once.cache_clear()
     machine = SimMachine(seed=1)
     spawn(machine)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
     (t,) = ctx.adaptive_targets
-    for action in (damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_WILLNEED) * 2:
+    for action in (damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_WILLNEED) * 2:
         assert (0, 0) == damon_pa_apply_scheme(ctx, t, 0, scheme(action))
     said = [record.getMessage() for record in caplog.records]
-    assert ["lru_prio", "migrate_hot", "willneed"] == [line.split()[0] for line in said]
+    assert ["lru_prio", "willneed"] == [line.split()[0] for line in said]
 
 
 def test_a_scheme_pages_cold_memory_out_while_it_is_monitored() -> None:
