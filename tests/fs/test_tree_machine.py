@@ -69,15 +69,20 @@ TARGET: Model = {
     "obsolete_target": "N",
     "regions": {"nr_regions": "0", ":nr_regions": REGION},
 }
-PROBE_FILTER: Model = {"type": "anon", "matching": "N", "allow": "N", "path": ""}
+PROBE_FILTER: Model = {"type": "anon", "matching": "N", "allow": "N", "path": "", **RANGE}
+PREP: Model = {"prep_action": "set_pgidle"}
 SAMPLE_FILTER: Model = {"type": "cpumask", "matching": "N", "allow": "N", "cpumask": "", "tid_arr": ""}
 REPORTS = ("accepted", "applied", "ineligible", "filtered", "straddling", "outside", "late", "dropped", "pending")
-PROBE: Model = {"weight": "0", "filters": {"nr_filters": "0", ":nr_filters": PROBE_FILTER}}
+PROBE: Model = {
+    "weight": "0",
+    "preps": {"nr_preps": "0", ":nr_preps": PREP},
+    "filters": {"nr_filters": "0", ":nr_filters": PROBE_FILTER},
+}
 CONTEXT: Model = {
     "operations": "vaddr",
     "addr_unit": "1",
     "pause": "N",
-    "avail_operations": "vaddr\nfvaddr\nreports",
+    "avail_operations": "vaddr\nfvaddr\npaddr\nreports",
     "monitoring_attrs": {
         "intervals": {
             "sample_us": "5000",
@@ -167,10 +172,11 @@ WORDS = {
         "inactive_mem_bp",
         "node_eligible_mem_bp",
     ),
-    "core_filters": ("addr", "target"),
+    "core_filters": ("addr", "target", "probe_hits_wsum"),
     "ops_filters": ("anon", "active", "memcg", "young", "hugepage_size", "unmapped"),
-    "filters": ("anon", "active", "memcg", "young", "hugepage_size", "unmapped", "addr", "target"),
-    "probes": ("anon", "memcg"),
+    "filters": ("anon", "active", "memcg", "young", "hugepage_size", "unmapped", "addr", "target", "probe_hits_wsum"),
+    "probes": ("anon", "memcg", "pgidle_unset", "pgidle_set", "hugepage_size"),
+    "prep_action": ("set_pgidle",),
     "sample": ("cpumask", "threads", "write"),
 }
 
@@ -294,7 +300,7 @@ class TreeMachine(RuleBasedStateMachine):
         path, where = self.pick(data, lambda name: name in WORDS or name == "type")
         parts = path.split("/")
         above = {"probes", "sample"}.intersection(parts)
-        kind = above.pop() if above else parts[-3] if parts[-1] == "type" else parts[-1]
+        kind = parts[-1] if parts[-1] != "type" else above.pop() if above else parts[-3]
         word = data.draw(
             st.sampled_from(sorted({word for words in WORDS.values() for word in words} | {"", "nothing"}))
         )
