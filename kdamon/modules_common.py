@@ -228,18 +228,20 @@ class damon_module(ABC):
             _add_target(ctx, scope, t.pid, None).obsolete = not kept
             if kept:
                 del wanted[t.pid]
+        reason = ""
         for pid, named in wanted.items():
             try:
                 _add_target(ctx, scope, pid, ctx.machine.get_task(pid))
             except OSError as error:
                 if not named:
-                    log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
+                    reason = f": {error.strerror}"
+                    log.debug("%s: process %d is left out%s", self.name, pid, reason)
                 elif error.errno == errno.ESRCH:
                     raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
                 else:
                     raise
         if all(t.obsolete for t in ctx.adaptive_targets):
-            raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now")
+            raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now{reason}")
 
     def _follow(self, ctx: damon_ctx) -> None:
         """Leave the processes that ended or left the control group, begin with those that came to it."""

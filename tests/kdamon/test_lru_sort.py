@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 
 import pytest
 from attrs import evolve
@@ -23,6 +24,7 @@ from kdamon.kernel import PAGE_SIZE, UINT_MAX
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm.sim import SimMachine
 from kdamon.vaddr import damon_va_scheme_score
+from tests.kdamon.harness import eventually
 from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
 
 DEFAULTS = damon_attrs()
@@ -153,3 +155,29 @@ def test_parameters_at_their_bounds() -> None:
         lru_sort.addr_unit = 4096
         lru_sort.commit_inputs()
         assert lru_sort.enabled()
+
+
+def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module() -> None:
+    """It does not hold up the end for as long as it would wait, and is made or canceled."""
+    machine = SimMachine()
+    machine.metrics["free_mem_rate"] = 900
+    spawn(machine)
+    lru_sort = damon_lru_sort(machine=lambda: machine, monitor_pids=(150,), wmarks_interval=3600 * SECOND)
+    lru_sort.enable(True)
+    answers: list[int | None] = []
+
+    def commit() -> None:
+        try:
+            lru_sort.commit_inputs()
+            answers.append(None)
+        except OSError as error:
+            answers.append(error.errno)
+
+    waiting = threading.Thread(target=commit)
+    waiting.start()
+    assert lru_sort.ctx is not None
+    ctx = lru_sort.ctx
+    eventually(lambda: len(ctx.call_controls) == 2, "the commit")
+    lru_sort.shutdown()
+    waiting.join(20)
+    assert answers in ([None], [errno.ECANCELED])

@@ -208,7 +208,7 @@ def test_nothing_is_monitored_without_a_named_process() -> None:
     [
         ({"monitor_pids": (150, 7)}, "monitor_pids: there is no simulated process 7"),
         ({"monitor_cgroup": "/gone"}, "monitor_cgroup: there is no control group"),
-        ({"monitor_cgroup": "/empty"}, "no process of /empty"),
+        ({"monitor_cgroup": "/empty"}, "no process of /empty can be monitored now: there is no simulated process 8"),
     ],
 )
 def test_what_is_named_has_to_exist(parameters: dict[str, object], said: str) -> None:
