@@ -172,12 +172,27 @@ class Advice:
             # Kernel: without swap a pageout of anonymous memory reclaims nothing but splits its huge pages. Here: it
             # is not asked for, because that only harms.
             before &= ~anonymous(entries)
+        before &= anonymous(entries) | ~ranges.inside(self._partly_meant(blocks, mapped), pages)
         if not before.any():
             return 0
         self._advise(ranges.intersect(ranges.intersect(ranges.of_pages(pages[before]), mapped), blocks), "pageout")
         gone = before & ~present(self._pagemap.entries(blocks))
         kept = self._still_cached(frames(entries[gone & ~anonymous(entries)]))
         return PAGE_SIZE * (int(np.count_nonzero(gone)) - kept)
+
+    def _partly_meant(self, blocks: U64Array, mapped: U64Array) -> U64Array:
+        """The huge pages among ``blocks`` of which only a part is in ``mapped``."""
+        # Kernel: splits them. Here: those of files stay, because to split one of a file is to unmap it: it leaves the
+        # process and stays in memory, where no advice finds it again.
+        pieces = ranges.intersect(mapped, blocks)
+        whole = pieces[pieces[:, 1] - pieces[:, 0] == BLOCK]
+        partly = blocks[~np.isin(blocks[:, 0], whole[:, 0])]
+        try:
+            found: U64Array = partly[self._pagemap.huge(partly)[0]]
+        except OSError:
+            # Where page tables cannot be walked, nobody knows.
+            return partly[:0]
+        return found
 
     def _still_cached(self, pfns: U64Array) -> int:
         """How many of the page frames ``pfns``, which were mapped, still hold what they held.

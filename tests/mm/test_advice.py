@@ -121,6 +121,17 @@ def test_a_cold_half_is_paged_out_and_comes_back(machine: LinuxMachine, program:
         assert major_faults(work) == before
 
 
+def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """To page a part of it out would take the whole from the process, and leave it in memory."""
+    with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        assert isinstance(mm, PageTableSpace)
+        work.order("r", range(PAGES))
+        before = present(work)
+        out = mm.advise("pageout", pages(work, 600, 700))
+        assert out == PAGE * np.count_nonzero(before & ~present(work)) <= 100 * PAGE
+        assert work.spoilt(range(PAGES)) == 0
+
+
 def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
     machine: LinuxMachine, program: Path, data: Path
 ) -> None:
@@ -304,7 +315,7 @@ def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: P
 
 def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
     with space_of(machine, os.getpid()) as mm, pytest.raises(OSError, match="use another action") as caught:
-        mm.advise("hugepage", EVERYTHING)
+        mm.advise("lru_prio", EVERYTHING)
     assert caught.value.errno == errno.EOPNOTSUPP
 
 
