@@ -24,7 +24,9 @@ from kdamon.core import (
     validate_ctx,
 )
 from kdamon.damon import (
+    damon_access_report,
     damon_attrs,
+    damon_call_control,
     damon_ctx,
     damon_filter,
     damon_filter_type,
@@ -59,6 +61,7 @@ from kdamon.probes import (
     damon_valid_probe_params,
 )
 from kdamon.regions import damon_regions
+from kdamon.reports import damon_report_access
 from tests.kdamon import model
 from tests.kdamon.harness import first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.model import Region
@@ -704,3 +707,20 @@ def test_merging_keeps_the_columns_of_a_context_together() -> None:
     ctx_of(table)
     table.merge_runs(np.array([0], np.intp))
     assert [r.probe_hits for r in model_of(table)] == [[11, 0, 0, 0]]
+
+
+def test_reports_count_beside_weights() -> None:
+    """Only the context's own check of accesses is off."""
+    _, process, ctx = halves(weight=1)
+    report = damon_access_report(process.pid, 40 * MIB, 1)
+
+    def push(_data: Any) -> None:
+        damon_report_access(report)
+
+    ctx.call_controls = [damon_call_control(push, repeat=True)]
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 0.22)
+    last = recorder.snapshots[-1].regions
+    holds = (last.start <= np.uint64(40 * MIB)) & (last.end > np.uint64(40 * MIB))
+    assert int(last.nr_accesses[holds][0]) > 0
+    assert shares(last) == [(20, 20), (0, 0)]
