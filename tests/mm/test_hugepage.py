@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,10 @@ from kdamon.mm import AddressSpace, huge_pages
 from kdamon.mm.inject import inject_madvise
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.mm.inject_targets import Suspicious, build, left_behind
+from tests.mm.inject_targets import Suspicious, build, eventually, left_behind
 from tests.mm.test_advice import HUGE, PAGE, pages, smaps, space_of
 from tests.mm.test_inject import SECCOMP
+from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
 from tests.mm.workload import Workload
 
 PAGES = 4096
@@ -63,6 +67,13 @@ def flagged(work: Workload, flag: str) -> int:
         if flag in flags.split() and start < end:
             found += end - start
     return found
+
+
+def heap_of(pid: int) -> tuple[int, int]:
+    """Where a process's heap is."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    start, end = re.findall(r"^(\S+)-(\S+) .*\[heap\]$", maps, re.M)[0]
+    return int(start, 16), int(end, 16)
 
 
 def test_memory_becomes_huge_when_it_is_touched(space: tuple[Workload, AddressSpace]) -> None:
@@ -109,12 +120,25 @@ def test_many_ranges_are_advised_at_several_stops(space: tuple[Workload, Address
 
 def test_a_process_that_checks_itself_notices_nothing(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "threads") as process:
-        maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8")
-        start, end = (int(word, 16) for word in re.findall(r"^(\S+)-(\S+) .*\[heap\]$", maps, re.M)[0])
         for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 5:
-            assert inject_madvise(process.pid, [(start, end)] * 20, advice, lambda: True, 5) == 20
+            assert inject_madvise(process.pid, [heap_of(process.pid)] * 20, advice, lambda: True, 5) == 20
         assert left_behind(process.pid) == []
         assert len(os.listdir(f"/proc/{process.pid}/task")) == process.threads
+
+
+def test_the_helper_dies_at_each_step(directory: Path, ending_helper: Callable[[int, int], None]) -> None:
+    """Killed before any of its calls of ptrace(), the helper leaves a process that goes on as if nothing had been."""
+    with Suspicious(build(directory, "inject_target"), "threads") as process:
+        wanted = [heap_of(process.pid)] * 2
+        step, done = random.randrange(3), False
+        while not done:
+            ending_helper(step, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                done = inject_madvise(process.pid, wanted, MADV_HUGEPAGE, lambda: True, 0) == 2
+            assert left_behind(process.pid) == []
+            step += 3
+        assert step > 20
+        assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
 
 
 def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: LinuxMachine, calls: list[int]) -> None:
