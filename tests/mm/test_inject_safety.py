@@ -67,7 +67,7 @@ UNAWARE = ("spin", "sleep", "select", "signal", "futex", "pipe", "threads", "sta
 def attempt(process: Suspicious) -> bool:
     """Take a userfaultfd once; tell whether the helper lived to give it."""
     try:
-        os.close(inject._attempt(process.pid))
+        os.close(inject._take(process.pid))
     except inject._Again:
         return False
     return True
