@@ -672,7 +672,11 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
     sample = min(goal.max_sample_us, ctx.attrs.sample_interval * adaptation // 10000)
     sample = max(goal.min_sample_us, sample)
     trace.damon_monitor_intervals_tune(ctx, sample)
+    # Kernel: every tuning plans the next update of the operations set a whole update interval ahead, so that it never
+    # comes while tunings are more frequent. Here: it stays when it is, because new mappings wait for it.
+    left_us = max(ctx.next_ops_update_sis - ctx.passed_sample_intervals, 0) * ctx.attrs.sample_interval
     damon_set_attrs(ctx, evolve(ctx.attrs, sample_interval=sample, aggr_interval=sample * ctx.attrs.aggr_samples))
+    ctx.next_ops_update_sis = ctx.passed_sample_intervals + left_us // (sample or 1)
 
 
 # Merge and split.

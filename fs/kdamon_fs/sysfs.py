@@ -30,6 +30,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
+from kdamon.density import damon_reports_are_random
 from kdamon.kernel import Clock
 from kdamon.mm import Machine
 from kdamon_fs.kobject import ABI_VERSIONS, Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
@@ -215,6 +216,8 @@ class damon_sysfs_kdamond(kobject):
         self.damon_ctx = ctx
         if damon_sysfs_sees_writes_only(ctx.sample_control):
             log.warning("%s: page_fault sees writes and first touches, not reads of what is mapped", self.location())
+        if ctx.density and not damon_reports_are_random(ctx):
+            log.warning("%s: density has no effect with page_fault, which samples one page a region", self.location())
         try:
             damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
         except OSError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -532,6 +533,23 @@ def test_tuning_stays_within_bounds(rate: float, bound: int) -> None:
     assert bound == ctx.attrs.sample_interval
     assert bound == recorder.tuned[-1]
     assert all(2000 <= us <= 8000 for us in recorder.tuned)
+
+
+def test_tuning_does_not_put_updates_off() -> None:
+    """Mappings are looked at each update interval, however often the intervals are tuned meanwhile."""
+    machine = SimMachine(seed=1)
+    process = machine.spawn(THREE)
+    process.access(*THREE[1], rate=2.0)
+    goal = damon_intervals_goal(access_bp=400, aggrs=3, min_sample_us=1000, max_sample_us=20_000)
+    ctx = sim_ctx(process, machine, intervals_goal=goal, ops_update_interval=5_000_000)
+    assert ctx.ops is not None
+    updates: list[float] = []
+    ctx.ops = evolve(ctx.ops, update=lambda _: updates.append(machine.clock.now() / 1e9))
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 60)
+    assert len(recorder.tuned) > 12
+    assert 11 <= len(updates) <= 12
+    assert all(4.9 < later - earlier < 5.2 for earlier, later in pairwise(updates))
 
 
 def test_tuning_keeps_counters_within_the_samples() -> None:

@@ -57,6 +57,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
             (["run", "--pid", "1", "--primitive", "page_table", *only], "accessed bits do not tell who accessed what")
             for only in (["--write-only"], ["--cpus", "0"], ["--tids", "12"])
         ),
+        (["run", "--pid", "1", "--density", "--write-only"], "faults come from one page of each region"),
         (["run", "--pid", "1", "--primitive", "guess"], "invalid choice: 'guess'"),
         (["run", "--pid", "1", "--cpus", "1-0"], "'1-0' is not a list of CPUs, such as 0-3,5"),
         (["run", "--pid", "1", "--cpus", ""], "'' is not a list of CPUs"),

@@ -168,6 +168,12 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError(
             "accessed bits do not tell who accessed what, and whether it was a write: use --primitive page_fault", 2
         )
+    if arguments.density and _config(arguments, 0).primitive == "page_fault":
+        raise CommandError(
+            "faults come from one page of each region, which says nothing about density: leave --density out, or use "
+            "--ops reports with a source that samples accesses",
+            2,
+        )
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:
