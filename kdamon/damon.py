@@ -342,6 +342,8 @@ class damon_operations:
     :ivar get_scheme_scores: the same of all regions of a table at once, shape (n,); goes before ``get_scheme_score``.
     :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
         the bytes that passed the operations set's filters.
+    :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
+        counterpart: there the core looks at the pages itself).
     :ivar target_valid: tells whether a target can still be monitored.
     :ivar cleanup_target: gives back what a target holds.
     :ivar target_has_pid: whether targets of this set have process numbers (``damon_target_has_pid()``).
@@ -360,6 +362,7 @@ class damon_operations:
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
+    node_mem: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp]], dict[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] | None = None
     target_has_pid: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -151,11 +152,26 @@ def _damos_set_quota_goal_current_value(ctx: damon_ctx, goal: damos_quota_goal) 
 
 def _measure(ctx: damon_ctx, goal: damos_quota_goal) -> int:
     if goal.metric is Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP:
-        # As in the kernel, for which eligible are the pages of physical address spaces.
-        return 0
+        return _node_eligible_mem_bp(ctx, goal)
     if ctx.machine is None:
         raise OSError(errno.EINVAL, "the context has no machine to measure it on")
     return ctx.machine.metric(goal.metric.value, nid=goal.nid, memcg=goal.memcg_path)
+
+
+def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
+    """The goal's node's share of the memory that the scheme wants (``damos_get_node_eligible_mem_bp()``), 1/10000.
+
+    0 where the operations set knows no nodes, as all of virtual addresses.
+    """
+    if ctx.ops is None or ctx.ops.node_mem is None:
+        return 0
+    s = next(s for s in ctx.schemes if any(one is goal for one in s.quota.goals))
+    eligible: Counter[int] = Counter()
+    for t in ctx.adaptive_targets:
+        wanted = damos_pattern_rows(t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
+        rows = np.flatnonzero(wanted & damos_core_filter_candidates(ctx, t, s))
+        eligible.update(ctx.ops.node_mem(ctx, t, rows))
+    return mult_frac(eligible[goal.nid], 10000, eligible.total() or 1)
 
 
 def damos_quota_score(ctx: damon_ctx, quota: damos_quota) -> int:

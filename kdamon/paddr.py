@@ -47,6 +47,7 @@ __all__ = [
     "damon_pa_eligible_report",
     "damon_pa_init",
     "damon_pa_mkold",
+    "damon_pa_node_mem",
     "damon_pa_phys_addr",
     "damon_pa_prep_probes",
     "damon_pa_prepare_access_checks",
@@ -219,6 +220,15 @@ def _say_once(message: str) -> None:
     log.warning("%s", message)
 
 
+def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
+    """Bytes of regions ``rows`` of ``t`` on each NUMA node, as far as it is memory whose only process is known."""
+    memory = _memory(t, ctx)
+    if memory is None:
+        return {}
+    columns = (damon_pa_phys_addr(ctx, column[rows]) for column in (t.regions.start, t.regions.end))
+    return memory.node_mem(np.column_stack(tuple(columns)))
+
+
 def damon_pa_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
     if s.action in _COLDEST_FIRST:
@@ -250,5 +260,6 @@ damon_register_ops(
         get_scheme_score=damon_pa_scheme_score,
         get_scheme_scores=damon_pa_scheme_scores,
         apply_scheme=damon_pa_apply_scheme,
+        node_mem=damon_pa_node_mem,
     )
 )

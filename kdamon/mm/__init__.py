@@ -215,6 +215,13 @@ class PhysicalMemory(Task, Protocol):
         """As :meth:`AddressSpace.page_match`, of physical addresses: of all page frames on LRU lists."""
         ...
 
+    def node_mem(self, ranges: U64Array) -> dict[int, int]:
+        """Bytes of pages in ``ranges`` (start and end, bytes, shape (n, 2)) on each NUMA node, by its number.
+
+        Of those whose accesses could be told at the last :meth:`update`.
+        """
+        ...
+
     def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
         """Where the whole pages in [start, end), bytes, are mapped that one process alone maps.
 

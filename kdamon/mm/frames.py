@@ -11,7 +11,9 @@ import contextlib
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -60,6 +62,7 @@ class LinuxFrames:
     def __init__(self, walker: Walker, open_task: Callable[[int], Task]) -> None:
         self._walker = walker
         self._open_task = open_task
+        self._zones: list[tuple[int, int, int]] | None = None
         self._folios = Folios()
         try:
             self._folios.unused(np.zeros(1, np.uint64))
@@ -101,6 +104,12 @@ class LinuxFrames:
             return np.zeros((0, len(pfns)), np.bool_)
         return PageSamples.of_frames(pfns).match(filters, answers)
 
+    def zones(self) -> list[tuple[int, int, int]]:
+        """See :meth:`kdamon.mm.physical.Frames.zones`."""
+        if self._zones is None:
+            self._zones = _zones(Path("/proc/zoneinfo").read_text(encoding="ascii"))
+        return self._zones
+
     def in_use(self) -> int:
         """See :meth:`kdamon.mm.physical.Frames.in_use`."""
         with open("/proc/meminfo", encoding="utf-8") as lines:
@@ -110,6 +119,18 @@ class LinuxFrames:
     def close(self) -> None:
         """See :meth:`kdamon.mm.physical.Frames.close`."""
         self._folios.close()
+
+
+def _zones(text: str) -> list[tuple[int, int, int]]:
+    """Node, first page frame and the one behind the last of every zone with memory in /proc/zoneinfo."""
+    zones = []
+    for zone in re.split(r"^(?=Node )", text, flags=re.MULTILINE):
+        node, spanned, first = (
+            re.search(pattern, zone) for pattern in (r"^Node (\d+)", r"spanned +(\d+)", r"start_pfn: +(\d+)")
+        )
+        if node and spanned and first and int(spanned[1]):
+            zones.append((int(node[1]), int(first[1]), int(first[1]) + int(spanned[1])))
+    return zones
 
 
 class _Pages:

@@ -22,7 +22,7 @@ since the last update
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
@@ -74,6 +74,10 @@ class Frames(Protocol):
         """Which page frames are of the type of each filter, see :meth:`kdamon.mm.page_samples.PageSamples.match`."""
         ...
 
+    def zones(self) -> list[tuple[int, int, int]]:
+        """Page frames of NUMA nodes, piece by piece: the node, its first one, the one behind its last."""
+        ...
+
     def in_use(self) -> int:
         """How many bytes of memory are in use."""
         ...
@@ -114,15 +118,20 @@ class ReverseMap:
         pids = np.array(self._pids, np.int64)[self._owner[at]]
         return np.where(known, pids, -1), self._addrs[at] + ((pfns - self._first[at]) << _PAGE_SHIFT)
 
+    def runs_within(self, first: int, last: int) -> tuple[int, U64Array, U64Array]:
+        """Runs of page frames that it knows of [first, last): the number of the first one, beginnings and sizes."""
+        low = int(np.searchsorted(self._last, np.uint64(first), side="right"))
+        high = max(low, int(np.searchsorted(self._first, np.uint64(last), side="left")))
+        begin = np.maximum(self._first[low:high], np.uint64(first))
+        return low, begin, np.minimum(self._last[low:high], np.uint64(last)) - begin
+
     def within(self, first: int, last: int) -> Iterator[tuple[int, U64Array, U64Array]]:
         """All that it knows of page frames [first, last): process by process its number, addresses and page frames."""
         if first >= last:
             return
-        low = int(np.searchsorted(self._last, np.uint64(first), side="right"))
-        high = int(np.searchsorted(self._first, np.uint64(last), side="left"))
-        begin = np.maximum(self._first[low:high], np.uint64(first))
-        counts = (np.minimum(self._last[low:high], np.uint64(last)) - begin).astype(np.intp)
-        rows = np.repeat(np.arange(low, high), counts)
+        low, begin, sizes = self.runs_within(first, last)
+        counts = sizes.astype(np.intp)
+        rows = np.repeat(np.arange(low, low + len(counts)), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         pfns = np.repeat(begin, counts) + within.astype(np.uint64)
         addrs = self._addrs[rows] + ((pfns - self._first[rows]) << _PAGE_SHIFT)
@@ -250,6 +259,19 @@ class Physical:
         """See :meth:`kdamon.mm.PhysicalMemory.page_match`."""
         answers = self.young(addrs) if {one.type for one in filters} & {"young", "idle"} else None
         return self._frames.page_match(addrs >> _PAGE_SHIFT, filters, answers)
+
+    def node_mem(self, ranges: U64Array) -> dict[int, int]:
+        """See :meth:`kdamon.mm.PhysicalMemory.node_mem`."""
+        frames = [(-(-start // _PAGE_SIZE), end // _PAGE_SIZE) for start, end in ranges.tolist()]
+        parts = [self._map.runs_within(first, last)[1:] for first, last in frames if first < last]
+        if not parts:
+            return {}
+        first, pages = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        found: Counter[int] = Counter()
+        for node, begin, end in self._frames.zones():
+            inside = np.clip(first + pages, begin, end).astype(np.int64) - np.clip(first, begin, end).astype(np.int64)
+            found[node] += int(inside.sum()) * _PAGE_SIZE
+        return {node: size for node, size in found.items() if size}
 
     def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""

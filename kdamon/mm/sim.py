@@ -357,6 +357,11 @@ class SimFrames:
         """A process."""
         return self._machine.get_task(pid)
 
+    def zones(self) -> list[tuple[int, int, int]]:
+        """Node 1 begins at the machine's ``second_node``."""
+        border = self._machine.second_node // _PAGE_SIZE
+        return [(0, 0, border), (1, border, 1 << 51)]
+
     def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which are in no place of a process, and not the kernel's."""
         used = inside(self._machine.reserved, pfns * np.uint64(_PAGE_SIZE))
@@ -399,6 +404,7 @@ class SimMachine:
     :ivar memcgs: the memory cgroups and their numbers.
     :ivar placed: which memory of processes is where in physical memory, see :meth:`place`; all other memory is free.
     :ivar reserved: physical memory that the kernel uses, bytes in address order, shape (n, 2).
+    :ivar second_node: where physical memory of node 1 begins, bytes; without it all is of node 0.
     :ivar cgroups: the control groups of the second version and the numbers of their processes.
     """
 
@@ -420,6 +426,7 @@ class SimMachine:
         self.memcgs = {"/": 1}
         self.placed: list[SimPlace] = []
         self.reserved = NO_RANGES
+        self.second_node = 1 << 63
         self.cgroups: dict[str, tuple[int, ...]] = {}
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:

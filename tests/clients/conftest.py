@@ -64,7 +64,7 @@ def kdamon_exec() -> KdamonExec:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workload() -> Iterator[int]:
     """A process that reads 20 MiB all the time and has 100 MiB that it does not."""
     process = subprocess.Popen([sys.executable, "-c", WORKLOAD], stdout=subprocess.PIPE, text=True)

@@ -35,15 +35,20 @@ from kdamon.damon import (
     damon_region,
     damon_target_has_pid,
     damos,
+    damos_access_pattern,
     damos_action,
     damos_filter,
     damos_filter_type,
+    damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
 )
+from kdamon.damos_quota import damos_quota_score
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine, PhysicalMemory
 from kdamon.mm.physical import Physical, ReverseMap
 from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon.paddr import damon_pa_apply_scheme, damon_pa_scheme_score, damon_pa_scheme_scores
+from kdamon.paddr import damon_pa_apply_scheme, damon_pa_scheme_score, damon_pa_scheme_scores, damon_pa_update
 from kdamon.regions import damon_addr_range, damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import recorded
@@ -87,6 +92,28 @@ def pa_ctx(machine: Machine | None, *ranges: tuple[int, int], addr_unit: int = 1
 
 
 # Samples.
+
+
+def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants() -> None:
+    """Of the hot quarter of a process: a part is on either node. Nothing is eligible where nothing is known."""
+    machine = SimMachine(seed=1)
+    spawn(machine)
+    machine.second_node = PHYSICAL + 12 * MIB
+    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB), (1 << 40, (1 << 40) + 64 * MIB))
+    t = ctx.adaptive_targets[0]
+    t.regions.split_at(0, 16 * MIB)
+    t.regions.nr_accesses[0] = t.regions.last_nr_accesses[0] = 20
+    goals = [damos_quota_goal(damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP, 10000, nid=n) for n in range(3)]
+    s = damos(pattern=damos_access_pattern(min_nr_accesses=1), quota=damos_quota(goals=goals))
+    damon_add_scheme(ctx, s)
+    damos_quota_score(ctx, s.quota)
+    assert [0, 0, 0] == [goal.current_value for goal in goals]
+    damon_pa_update(ctx)
+    damos_quota_score(ctx, s.quota)
+    assert [7500, 2500, 0] == [goal.current_value for goal in goals]
+    s.pattern = damos_access_pattern(max_nr_accesses=0)
+    damos_quota_score(ctx, s.quota)
+    assert [0, 10000, 0] == [goal.current_value for goal in goals]
 
 
 def test_a_sample_tells_who_is_young_old_and_unknown() -> None:

@@ -217,6 +217,16 @@ def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> Non
         assert set(memory.young(addrs).tolist()) <= {OLD, YOUNG, UNKNOWN}
 
 
+def test_what_is_known_of_all_memory_lies_on_the_nodes(machine: LinuxMachine) -> None:
+    """As much on all of them together as is known at all; page frames behind the end of memory are on none."""
+    online = {int(path.name[4:]) for path in Path("/sys/devices/system/node").glob("node[0-9]*")}
+    with looked_through(machine) as memory:
+        found = memory.node_mem(np.array([[0, 1 << 50]], np.uint64))
+        assert found.keys() <= online
+        assert memory.known()[0] == sum(found.values()) > 0
+        assert {} == memory.node_mem(np.array([[1 << 50, 1 << 51], [5, 7]], np.uint64))
+
+
 @pytest.mark.parametrize("limit", ["_MAX_PROCESSES", "_MAX_PAGES"])
 def test_an_update_is_bounded(
     machine: LinuxMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
