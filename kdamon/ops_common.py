@@ -17,6 +17,7 @@ from kdamon.damon import (
     damon_target,
     damon_window_left_bp,
     damos,
+    damos_action,
 )
 from kdamon.kernel import mult_frac, uint
 from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter, U64Array
@@ -31,6 +32,8 @@ __all__ = [
     "damon_hot_scores",
     "damon_pick_samples",
     "damon_probe_page_filters",
+    "damon_scheme_score",
+    "damon_scheme_scores",
 ]
 
 DAMON_MAX_SUBSCORE = 100
@@ -124,3 +127,27 @@ def damon_cold_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Score
     """:func:`damon_cold_score` of every region of a table, shape (n,)."""
     scores: Scores = DAMOS_MAX_SCORE - damon_hot_scores(ctx, regions, s)
     return scores
+
+
+#: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,
+#: because only paddr does that. Here: paddr's.
+_COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
+_HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
+
+
+def damon_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE (``damon_pa_scheme_score()`` and vaddr's)."""
+    if s.action in _COLDEST_FIRST:
+        return damon_cold_score(ctx, r, s)
+    if s.action in _HOTTEST_FIRST:
+        return damon_hot_score(ctx, r, s)
+    return DAMOS_MAX_SCORE
+
+
+def damon_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
+    """:func:`damon_scheme_score` of every region of a table, shape (n,)."""
+    if s.action in _COLDEST_FIRST:
+        return damon_cold_scores(ctx, regions, s)
+    if s.action in _HOTTEST_FIRST:
+        return damon_hot_scores(ctx, regions, s)
+    return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)

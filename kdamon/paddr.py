@@ -16,12 +16,10 @@ import numpy.typing as npt
 
 from kdamon.core import damon_register_ops
 from kdamon.damon import (
-    DAMOS_MAX_SCORE,
     ReportLike,
     damon_ctx,
     damon_operations,
     damon_ops_id,
-    damon_region,
     damon_target,
     damos,
     damos_action,
@@ -29,16 +27,13 @@ from kdamon.damon import (
 from kdamon.mm import UNKNOWN, Answers, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import total
 from kdamon.ops_common import (
-    damon_cold_score,
-    damon_cold_scores,
     damon_count_samples,
-    damon_hot_score,
-    damon_hot_scores,
     damon_pick_samples,
     damon_probe_page_filters,
+    damon_scheme_score,
+    damon_scheme_scores,
 )
 from kdamon.probes import damon_count_probe_hits
-from kdamon.regions import damon_regions
 
 __all__ = [
     "damon_pa_apply_probes",
@@ -51,8 +46,6 @@ __all__ = [
     "damon_pa_phys_addr",
     "damon_pa_prep_probes",
     "damon_pa_prepare_access_checks",
-    "damon_pa_scheme_score",
-    "damon_pa_scheme_scores",
     "damon_pa_update",
     "damon_pa_young",
 ]
@@ -68,9 +61,6 @@ _NOT_APPLIED = {
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
 }
 _MIGRATIONS = {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}
-
-_COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
-_HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
 
 
 def damon_pa_phys_addr(ctx: damon_ctx, addrs: U64Array) -> U64Array:
@@ -229,24 +219,6 @@ def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp
     return memory.node_mem(np.column_stack(tuple(columns)))
 
 
-def damon_pa_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
-    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
-    if s.action in _COLDEST_FIRST:
-        return damon_cold_score(ctx, r, s)
-    if s.action in _HOTTEST_FIRST:
-        return damon_hot_score(ctx, r, s)
-    return DAMOS_MAX_SCORE
-
-
-def damon_pa_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
-    """:func:`damon_pa_scheme_score` of every region of a table, shape (n,)."""
-    if s.action in _COLDEST_FIRST:
-        return damon_cold_scores(ctx, regions, s)
-    if s.action in _HOTTEST_FIRST:
-        return damon_hot_scores(ctx, regions, s)
-    return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)
-
-
 damon_register_ops(
     damon_operations(
         id=damon_ops_id.DAMON_OPS_PADDR,
@@ -257,8 +229,8 @@ damon_register_ops(
         eligible_report=damon_pa_eligible_report,
         prep_probes=damon_pa_prep_probes,
         apply_probes=damon_pa_apply_probes,
-        get_scheme_score=damon_pa_scheme_score,
-        get_scheme_scores=damon_pa_scheme_scores,
+        get_scheme_score=damon_scheme_score,
+        get_scheme_scores=damon_scheme_scores,
         apply_scheme=damon_pa_apply_scheme,
         node_mem=damon_pa_node_mem,
     )

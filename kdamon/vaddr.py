@@ -17,13 +17,11 @@ from attrs import evolve
 
 from kdamon.core import damon_register_ops, damon_set_regions
 from kdamon.damon import (
-    DAMOS_MAX_SCORE,
     ReportLike,
     damon_addr_range,
     damon_ctx,
     damon_operations,
     damon_ops_id,
-    damon_region,
     damon_target,
     damos,
     damos_action,
@@ -32,16 +30,13 @@ from kdamon.damon import (
 from kdamon.kernel import ALIGN, PAGE_SIZE, ULONG_MAX
 from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
 from kdamon.ops_common import (
-    damon_cold_score,
-    damon_cold_scores,
     damon_count_samples,
-    damon_hot_score,
-    damon_hot_scores,
     damon_pick_samples,
     damon_probe_page_filters,
+    damon_scheme_score,
+    damon_scheme_scores,
 )
 from kdamon.probes import damon_count_probe_hits
-from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 
 __all__ = [
@@ -53,8 +48,6 @@ __all__ = [
     "damon_va_prep_probes",
     "damon_va_prepare_access_checks",
     "damon_va_report_faults",
-    "damon_va_scheme_score",
-    "damon_va_scheme_scores",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
@@ -304,30 +297,6 @@ def _say_once(message: str) -> None:
     log.warning("%s", message)
 
 
-#: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,
-#: because only paddr does that. Here: paddr's.
-_COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
-_HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
-
-
-def damon_va_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
-    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE."""
-    if s.action in _COLDEST_FIRST:
-        return damon_cold_score(ctx, r, s)
-    if s.action in _HOTTEST_FIRST:
-        return damon_hot_score(ctx, r, s)
-    return DAMOS_MAX_SCORE
-
-
-def damon_va_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
-    """:func:`damon_va_scheme_score` of every region of a table, shape (n,)."""
-    if s.action in _COLDEST_FIRST:
-        return damon_cold_scores(ctx, regions, s)
-    if s.action in _HOTTEST_FIRST:
-        return damon_hot_scores(ctx, regions, s)
-    return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)
-
-
 _vaddr_ops = damon_operations(
     id=damon_ops_id.DAMON_OPS_VADDR,
     init=damon_va_init,
@@ -338,8 +307,8 @@ _vaddr_ops = damon_operations(
     eligible_report=damon_va_eligible_report,
     prep_probes=damon_va_prep_probes,
     apply_probes=damon_va_apply_probes,
-    get_scheme_score=damon_va_scheme_score,
-    get_scheme_scores=damon_va_scheme_scores,
+    get_scheme_score=damon_scheme_score,
+    get_scheme_scores=damon_scheme_scores,
     apply_scheme=damon_va_apply_scheme,
     target_valid=damon_va_target_valid,
     target_has_pid=True,

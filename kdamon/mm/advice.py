@@ -25,7 +25,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
@@ -37,9 +37,7 @@ from kdamon.mm.migrate import Migration
 from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present
-
-if TYPE_CHECKING:
-    from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["Advice"]
 

@@ -25,7 +25,7 @@ from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.uffd import WRITTEN, Pages, Userfaultfd
 from kdamon.mm.walk_program import PRESENT
 from kdamon.mm.walker import missing_capability, shared_walker

@@ -23,7 +23,7 @@ from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, exclusive_frames
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.walker import Walker
 
 __all__ = ["LinuxFrames", "runs_of_pages"]

@@ -12,16 +12,14 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.inject import inject_madvise
 from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-
-if TYPE_CHECKING:
-    from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["HugePages"]
 

@@ -18,7 +18,7 @@ from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
 from kdamon.mm.physical import Physical
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.walker import Walker, missing_capability, shared_walker
 
 __all__ = ["LinuxMachine", "LinuxTask", "linux_machine"]

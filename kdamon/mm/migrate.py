@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,7 @@ from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf import syscall
 from kdamon.mm.folios import shared_folios
 from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, frames, present
-
-if TYPE_CHECKING:
-    from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
 

@@ -31,7 +31,8 @@ import numpy.typing as npt
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array, maps
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
-from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
+from kdamon.mm.process import NOTHING, ProcessSpace
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES, inside, subtract
 from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd, has_userfaultfd
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
 from kdamon.mm.folios import COMPOUND_TAIL, LRU, Folios
-from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
+from kdamon.mm.process import NOTHING, ProcessSpace
+from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["BITMAP", "Bitmap", "PageIdleSpace", "PagemapFrames"]
 

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from kdamon.mm import UNKNOWN, Answers, U64Array, maps
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import MADV_COLD, Adviser, drain_lru
-from kdamon.mm.process import NOTHING, ProcessFiles, ProcessSpace
+from kdamon.mm.process import NOTHING, ProcessSpace
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
 from kdamon.mm.walker import Walker
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process's own files in /proc, held open: they stand for one address space and do not follow an exec()."""
+"""What address spaces of real processes have in common, however their accesses are told."""
 
 from __future__ import annotations
 
-import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
@@ -15,9 +15,10 @@ from kdamon.mm import Answers, PageFilter, U64Array, maps
 from kdamon.mm.advice import Advice
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import entries_at, exclusive_frames
+from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES
 
-__all__ = ["NOTHING", "ProcessFiles", "ProcessSpace"]
+__all__ = ["NOTHING", "ProcessSpace"]
 
 _Step = TypeVar("_Step")
 
@@ -25,50 +26,8 @@ _Step = TypeVar("_Step")
 NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
 
 
-class ProcessFiles:
-    """/proc/PID/pagemap and /proc/PID/maps of one address space.
-
-    :param directory: open /proc/PID, which stands for that process also when its number is used again.
-    :raises OSError: ESRCH when the process has no memory of its own (ended, or a kernel thread); EPERM, EACCES
-        without ptrace access.
-    """
-
-    def __init__(self, directory: int) -> None:
-        try:
-            # In this order: if the process calls exec() in between, the older file shows it.
-            self.pagemap = os.open("pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        except FileNotFoundError:
-            raise ProcessLookupError("the process ended") from None
-        try:
-            if not self.alive():
-                raise ProcessLookupError("the process has no memory of its own")
-            self._maps = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        except BaseException as error:
-            os.close(self.pagemap)
-            if isinstance(error, FileNotFoundError):
-                raise ProcessLookupError("the process ended") from None
-            raise
-
-    def alive(self) -> bool:
-        """Tell whether the address space is still some process's: the pagemap of one that ended is empty."""
-        return len(os.pread(self.pagemap, 8, 0)) == 8
-
-    def vmas(self) -> U64Array:
-        """All mappings, see :func:`kdamon.mm.maps.read`."""
-        return maps.read(self._maps)
-
-    def maps(self) -> bytes:
-        """The contents of /proc/PID/maps."""
-        return maps.text(self._maps)
-
-    def close(self) -> None:
-        """Give both file descriptors back."""
-        os.close(self.pagemap)
-        os.close(self._maps)
-
-
-class ProcessSpace:
-    """What address spaces of real processes have in common, however their accesses are told.
+class ProcessSpace(ABC):
+    """The address space of a real process; its subclasses tell accesses.
 
     :param files: becomes this object's; :meth:`close` closes it.
     :param pidfd: the process; stays the caller's.
@@ -129,9 +88,9 @@ class ProcessSpace:
                 return np.zeros((len(filters), len(addrs)), dtype=np.bool_)
             return PageSamples.of_process(self._files.pagemap, addrs).match(filters, answers)
 
+    @abstractmethod
     def young(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.AddressSpace.young`."""
-        raise NotImplementedError
 
     def _actions(self) -> Advice:
         if self._advice is None:

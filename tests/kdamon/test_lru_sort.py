@@ -23,7 +23,7 @@ from kdamon.damon import (
 from kdamon.kernel import PAGE_SIZE, UINT_MAX
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm.sim import SimMachine
-from kdamon.vaddr import damon_va_scheme_score
+from kdamon.ops_common import damon_scheme_score
 from tests.kdamon.harness import eventually
 from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
 
@@ -114,8 +114,8 @@ def test_the_hottest_and_the_coldest_regions_come_first() -> None:
                 next(r for r in regions if r.start <= addr < r.end)
                 for addr in (HEAP + 10 * MEBI, HEAP + 30 * MEBI, HEAP + 80 * MEBI)
             )
-            order = [damon_va_scheme_score(ctx, r, hot) for r in (hottest, warm, idle)]
-            assert [damon_va_scheme_score(ctx, r, cold) for r in (hottest, warm, idle)] == [99 - n for n in order]
+            order = [damon_scheme_score(ctx, r, hot) for r in (hottest, warm, idle)]
+            assert [damon_scheme_score(ctx, r, cold) for r in (hottest, warm, idle)] == [99 - n for n in order]
             scores.append(tuple(order))
 
     run(lru_sort, ctx, 5, watch)

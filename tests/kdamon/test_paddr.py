@@ -48,7 +48,8 @@ from kdamon.kernel import ULONG_MAX
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine, PhysicalMemory
 from kdamon.mm.physical import Physical, ReverseMap
 from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon.paddr import damon_pa_apply_scheme, damon_pa_scheme_score, damon_pa_scheme_scores, damon_pa_update
+from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
+from kdamon.paddr import damon_pa_apply_scheme, damon_pa_update
 from kdamon.regions import damon_addr_range, damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import recorded
@@ -434,8 +435,8 @@ def test_scores() -> None:
     for action in damos_action:
         s = scheme(action)
         s.quota.weight_nr_accesses = s.quota.weight_age = 1
-        scores = [damon_pa_scheme_score(ctx, r, s) for r in (cold, hot)]
-        assert scores == damon_pa_scheme_scores(ctx, t.regions, s).tolist()
+        scores = [damon_scheme_score(ctx, r, s) for r in (cold, hot)]
+        assert scores == damon_scheme_scores(ctx, t.regions, s).tolist()
         if action.value in ("pageout", "lru_deprio", "migrate_cold"):
             assert scores[0] > scores[1]
         elif action.value in ("lru_prio", "migrate_hot"):

@@ -26,8 +26,9 @@ from kdamon.damon import (
 )
 from kdamon.mm import PageFilter, U64Array
 from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.ops_common import damon_scheme_score
 from kdamon.regions import damon_addr_range, damon_regions
-from kdamon.vaddr import damon_va_apply_scheme, damon_va_scheme_score
+from kdamon.vaddr import damon_va_apply_scheme
 
 MIB = 1 << 20
 ANON = damos_filter_type.DAMOS_FILTER_TYPE_ANON
@@ -228,7 +229,7 @@ def test_which_action_goes_by_which_score(action: damos_action) -> None:
     ctx = monitoring(spawn(), (0, 30))
     s = damos(action=action, quota=damos_quota(weight_nr_accesses=1, weight_age=1))
     hot, cold = (
-        damon_va_scheme_score(ctx, damon_region(damon_addr_range(0, 4096), nr_accesses), s) for nr_accesses in (20, 0)
+        damon_scheme_score(ctx, damon_region(damon_addr_range(0, 4096), nr_accesses), s) for nr_accesses in (20, 0)
     )
     cold_first, hot_first = ("pageout", "migrate_cold", "lru_deprio"), ("migrate_hot", "lru_prio")
     expected = dict.fromkeys(cold_first, (25, 75)) | dict.fromkeys(hot_first, (74, 24))

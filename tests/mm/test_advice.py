@@ -21,7 +21,7 @@ from kdamon.mm.advice import Advice
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.madvise import pidfd_open
 from kdamon.mm.page_table import PageTableSpace
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 from tests.mm.workload import Workload
 
 PAGE = 4096
@@ -324,7 +324,7 @@ import errno, os, sys
 import numpy as np
 from kdamon.mm.advice import Advice
 from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -364,7 +364,7 @@ import errno, os, sys
 import numpy as np
 from kdamon.mm.advice import Advice
 from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 pid, base, size = map(int, sys.argv[1:])
 files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
 for action in ("collapse", "cold", "pageout", "willneed"):

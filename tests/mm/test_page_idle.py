@@ -13,7 +13,7 @@ import pytest
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
 from kdamon.mm.folios import COMPOUND_HEAD, COMPOUND_TAIL, LRU, Folios
 from kdamon.mm.page_idle import Bitmap, PageIdleSpace, PagemapFrames
-from kdamon.mm.process import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles
 
 FRAMES = 4096
 ZERO_PAGE = 1 << 24
