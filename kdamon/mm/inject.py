@@ -39,6 +39,8 @@ _PATIENCE: Final = 20.0
 _DYING: Final = 1.0
 #: Ranges that one helper process advises.
 _RANGES: Final = 4096
+#: Seconds that a helper may take to end.
+_END: Final = 0.5
 #: Seconds between attempts.
 _PAUSE: Final = 0.01
 
@@ -286,10 +288,21 @@ def _helper(verb: str, *fds: int) -> Iterator[tuple[socket.socket, int]]:
         ours.settimeout(_PATIENCE)
         try:
             yield ours, process.pid
+        except _Again as error:
+            raise _not_run(process) or error from None
         finally:
             # Killed in the middle it is as safe as anywhere else.
             process.kill()
             process.wait()
+
+
+def _not_run(process: subprocess.Popen[bytes]) -> OSError | None:
+    """Why a helper that did not answer never will, None where it was killed."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_END)
+    if not process.returncode or process.returncode < 0:
+        return None
+    return OSError(errno.EIO, f"the helper program {_HELPER} failed; let this user read it and {sys.executable}")
 
 
 def _give(channel: socket.socket, job: dict[str, Any]) -> None:

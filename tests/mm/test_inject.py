@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject_target
+from kdamon.mm import inject, inject_target
 from kdamon.mm.inject import launch, take_userfaultfd
 from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, running
 
@@ -89,10 +91,15 @@ ctypes.CDLL(None).pthread_exit(None)
 
 
 def test_another_user_s_process() -> None:
-    """A user without capabilities takes it from a process of the same user, and is refused another's."""
+    """A user without capabilities takes it from a process of the same user, and is refused another's.
+
+    A helper program that this user may not read is told at once, with what to do.
+    """
     script = """
 import os, sys
+from pathlib import Path
 from kdamon.mm import inject
+inject._HELPER = Path(sys.argv[2])
 # The interpreter of these tests may be out of that user's reach.
 sys.executable = "/usr/bin/python3"
 os.setgroups([])
@@ -100,18 +107,28 @@ os.setgid(65534)
 os.setuid(65534)
 os.close(inject.take_userfaultfd(int(sys.argv[1])))
 """
-    for owner, works in ((NOBODY, True), (0, False)):
-        with subprocess.Popen(["sleep", "30"], user=owner, group=owner, extra_groups=[]) as process:
-            taken = subprocess.run(
-                [sys.executable, "-c", script, str(process.pid)],
-                cwd=Path(__file__).parents[2],
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-            process.kill()
-        assert (taken.returncode == 0) == works, taken.stderr
-        assert works or "CAP_SYS_PTRACE" in taken.stderr
+    # So may the checkout.
+    with tempfile.TemporaryDirectory(prefix="kdamon-test-") as name:
+        helper = Path(shutil.copy(inject._HELPER, name))
+        helper.chmod(0o644)
+        for owner, mode, expected in (
+            (NOBODY, 0o755, ""),
+            (0, 0o755, "CAP_SYS_PTRACE"),
+            (NOBODY, 0o700, "inject_helper.py failed; let this user read it"),
+        ):
+            Path(name).chmod(mode)
+            with subprocess.Popen(["sleep", "30"], user=owner, group=owner, extra_groups=[]) as process:
+                taken = subprocess.run(
+                    [sys.executable, "-c", script, str(process.pid), str(helper)],
+                    cwd=Path(__file__).parents[2],
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                )
+                process.kill()
+            assert (taken.returncode == 0) == (not expected), taken.stderr
+            assert expected in taken.stderr
+            assert taken.stderr.count("can't open file") <= 1
 
 
 def test_refused_gone_and_kernel() -> None:
