@@ -18,7 +18,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
-from kdamon.mm import AddressSpace, Machine, Task
+from kdamon.mm import AddressSpace, Machine, Task, U64Array
 from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions
 from kdamon.schemes import (
     DAMOS_MAX_SCORE,
@@ -340,8 +340,9 @@ class damon_operations:
         largest weighted sum. Here: as ``check_accesses``.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
     :ivar get_scheme_scores: the same of all regions of a table at once, shape (n,); goes before ``get_scheme_score``.
-    :ivar apply_scheme: applies an action to row ``r`` of a target's table; returns the bytes it was applied to and
-        the bytes that passed the operations set's filters.
+    :ivar apply_scheme: applies an action to rows of a target's table, ascending, shape (n,); returns the bytes of each
+        that it was applied to, and those that passed the operations set's filters, both shape (n,). Kernel: one region
+        at a time. Here: many, because a system call for each would be slower.
     :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
         counterpart: there the core looks at the pages itself).
     :ivar target_valid: tells whether a target can still be monitored.
@@ -361,7 +362,9 @@ class damon_operations:
     apply_probes: Callable[[damon_ctx, bool], None] | None = None
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
-    apply_scheme: Callable[[damon_ctx, damon_target, int, damos], tuple[int, int]] | None = None
+    apply_scheme: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp], damos], tuple[U64Array, U64Array]] | None = (
+        None
+    )
     node_mem: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp]], dict[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] | None = None

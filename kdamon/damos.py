@@ -37,6 +37,7 @@ from kdamon.damos_quota import (
     damos_charge_quota,
     damos_commit_quota,
     damos_forget_charged_target,
+    damos_largest_charge,
     damos_quota_is_full,
     damos_quota_is_set,
     damos_scores,
@@ -48,7 +49,7 @@ from kdamon.regions import damon_regions
 
 __all__ = [
     "damon_commit_schemes",
-    "damos_apply_scheme",
+    "damos_batch",
     "damos_init",
     "damos_set_next_apply_sis",
     "damos_walk",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 U32Array = npt.NDArray[np.uint32]
+Rows = npt.NDArray[np.intp]
 
 
 def damos_set_next_apply_sis(s: damos, ctx: damon_ctx) -> None:
@@ -103,7 +105,7 @@ def _damos_commit(dst: damos, src: damos) -> None:
     dst.max_nr_snapshots = src.max_nr_snapshots
 
 
-# The apply pass: where neither quota nor core filters have a say, all regions at once.
+# The apply pass.
 
 
 def _asks_ops(s: damos) -> bool:
@@ -111,42 +113,108 @@ def _asks_ops(s: damos) -> bool:
     return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters)
 
 
-def _damos_call_ops(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
-    """Let the operations set apply ``s``; returns applied bytes, and those that passed its filters."""
+def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_accesses: U32Array) -> None:
+    """Apply ``s`` to regions ``rows`` of ``t`` as they are; charge its quota, count, hand them to the installed walk.
+
+    Kernel: one region after another. Here: the operations set gets all of them at once.
+
+    :param nr_accesses: moving sums of these regions, shape (len(rows),).
+    """
+    if not len(rows):
+        return
+    quota, regions = s.quota, t.regions
+    sizes = regions.sizes()[rows]
+    applied = passed = np.zeros(len(rows), np.uint64)
+    begin = ctx.clock.now()
     if trace.damos_before_apply.enabled():
-        trace.damos_before_apply(ctx, t, row, s)
-    if ctx.ops is None or ctx.ops.apply_scheme is None or not _asks_ops(s):
-        return 0, 0
-    return ctx.ops.apply_scheme(ctx, t, row, s)
+        for row in rows.tolist():
+            trace.damos_before_apply(ctx, t, row, s)
+    # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
+    # nothing, because a scheme on reports alone wants to select regions too.
+    if ctx.ops is not None and ctx.ops.apply_scheme is not None and _asks_ops(s):
+        applied, passed = ctx.ops.apply_scheme(ctx, t, rows, s)
+    if ctx.walk_control is not None and not s.walk_completed:
+        for row, accesses, sz_passed in zip(rows.tolist(), nr_accesses.tolist(), passed.tolist(), strict=True):
+            _damos_walk_call_walk(ctx, t, row, s, accesses, sz_passed)
+    if damos_quota_is_set(quota):
+        quota.total_charged_ns += ctx.clock.now() - begin
+        for size, sz_applied in zip(sizes.tolist(), applied.tolist(), strict=True):
+            damos_charge_quota(quota, size, sz_applied)
+        if damos_quota_is_full(quota, ctx.min_region_sz):
+            quota.charge_target_from = t
+            quota.charge_addr_from = int(regions.end[rows[-1]])
+    if s.action is not damos_action.DAMOS_STAT:
+        regions.age[rows] = 0
+    stat = s.stat
+    stat.nr_tried += len(rows)
+    stat.sz_tried += int(sizes.sum())
+    stat.nr_applied += int(np.count_nonzero(applied))
+    stat.sz_applied += int(applied.sum())
+    stat.sz_ops_filter_passed += int(passed.sum())
 
 
 def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
-    """Apply ``s`` to every region of ``t`` that it wants, and hand them to the installed walk."""
+    """Apply ``s``, which has neither quota nor core filters, to every region of ``t`` that it wants."""
     if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
         return
     s.stat.nr_snapshots += 1
-    rows = damos_pattern_rows(t.regions, nr_accesses, s).nonzero()[0]
-    if not len(rows):
-        return
-    sizes = t.regions.sizes()[rows]
-    passed = np.zeros(len(rows), np.uint64)
     s.core_filters_allowed = False
-    if _asks_ops(s) or trace.damos_before_apply.enabled():
-        for i, row in enumerate(rows.tolist()):
-            sz_applied, passed[i] = _damos_call_ops(ctx, t, row, s)
-            s.stat.nr_applied += bool(sz_applied)
-            s.stat.sz_applied += sz_applied
-        s.stat.sz_ops_filter_passed += int(passed.sum())
-    if _walking(ctx, s):
-        for row, sz_passed in zip(rows.tolist(), passed.tolist(), strict=True):
-            _damos_walk_call_walk(ctx, t, row, s, int(nr_accesses[row]), sz_passed)
-    if s.action is not damos_action.DAMOS_STAT:
-        t.regions.age[rows] = 0
-    s.stat.nr_tried += len(rows)
-    s.stat.sz_tried += int(sizes.sum())
+    rows = damos_pattern_rows(t.regions, nr_accesses, s).nonzero()[0]
+    _damos_apply_rows(ctx, t, rows, s, nr_accesses[rows])
 
 
-# The apply pass, region by region.
+class damos_batch:
+    """Regions of a target that a scheme will be applied to together: its quota has room for all of them for sure.
+
+    They stay where they are in the table, because regions are cut behind them only.
+    """
+
+    def __init__(self, ctx: damon_ctx, t: damon_target, s: damos) -> None:
+        self._ctx, self._t, self._s = ctx, t, s
+        self._rows: list[int] = []
+        self._nr_accesses: list[int] = []
+        self._allowed = False
+        self._charge = 0
+
+    def damos_apply_scheme(self, row: int, nr_accesses: int) -> None:
+        """Let the scheme have a region, as far as its core filters and its quota allow.
+
+        The region is cut where a filter begins or ends and where the quota ends; ``row`` is the part that it was about.
+
+        :param nr_accesses: the region's moving sum.
+        """
+        # Kernel: cuts by the quota first, so that memory which the filters reject is cut into pieces of the quota's
+        # size. Here: filters first, because there may be a million of those pieces.
+        if damos_core_filter_out(self._ctx, self._t, row, self._s):
+            return
+        quota, regions = self._s.quota, self._t.regions
+        limited = damos_quota_is_set(quota)
+        size = int(regions.end[row]) - int(regions.start[row])
+        allowed = self._s.core_filters_allowed
+        if allowed != self._allowed or (limited and quota.charged_sz + self._charge + size > quota.esz):
+            self.apply()
+        if limited and quota.charged_sz + size > quota.esz:
+            size = ALIGN_DOWN(max(quota.esz - quota.charged_sz, 0), self._ctx.min_region_sz)
+            if not size:
+                self._s.stat.nr_tried += 1
+                return
+            if size < int(regions.end[row]) - int(regions.start[row]):
+                regions.split_at(row, size)
+        self._rows.append(row)
+        self._nr_accesses.append(nr_accesses)
+        self._allowed = allowed
+        self._charge += damos_largest_charge(quota, size)
+        if limited and quota.esz - quota.charged_sz - self._charge < max(self._ctx.min_region_sz, 1):
+            # Whether the quota is full now shows when it was charged.
+            self.apply()
+
+    def apply(self) -> None:
+        """Apply the scheme to all regions that were added since the last time."""
+        rows, nr_accesses = np.array(self._rows, np.intp), np.array(self._nr_accesses, np.uint32)
+        self._rows, self._nr_accesses, self._charge = [], [], 0
+        core_filters_allowed, self._s.core_filters_allowed = self._s.core_filters_allowed, self._allowed
+        _damos_apply_rows(self._ctx, self._t, rows, self._s, nr_accesses)
+        self._s.core_filters_allowed = core_filters_allowed
 
 
 def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: damos) -> bool:
@@ -157,52 +225,6 @@ def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: da
         and pattern.min_nr_accesses <= nr_accesses <= pattern.max_nr_accesses
         and pattern.min_age_region <= int(regions.age[row]) <= pattern.max_age_region
     )
-
-
-def _damos_update_stat(s: damos, sz_tried: int, sz_applied: int = 0, sz_ops_filter_passed: int = 0) -> None:
-    stat = s.stat
-    stat.nr_tried += 1
-    stat.sz_tried += sz_tried
-    stat.nr_applied += bool(sz_applied)
-    stat.sz_applied += sz_applied
-    stat.sz_ops_filter_passed += sz_ops_filter_passed
-
-
-def damos_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_accesses: int) -> None:
-    """Apply ``s`` to a region of ``t``, as far as its quota and its core filters let it; charge the quota.
-
-    The region is cut where the quota ends and where a filter begins or ends; ``row`` is the part that it was about.
-
-    :param nr_accesses: the region's moving sum.
-    """
-    quota, regions = s.quota, t.regions
-    # Kernel: cuts by the quota first, so that memory which the filters reject is cut into pieces of the quota's size.
-    # Here: filters first, because there may be a million of those pieces.
-    # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
-    # nothing, because a scheme on reports alone wants to select regions too.
-    if damos_core_filter_out(ctx, t, row, s):
-        return
-    size = int(regions.end[row]) - int(regions.start[row])
-    if damos_quota_is_set(quota) and quota.charged_sz + size > quota.esz:
-        size = ALIGN_DOWN(quota.esz - quota.charged_sz, ctx.min_region_sz)
-        if not size:
-            _damos_update_stat(s, 0)
-            return
-        if size < int(regions.end[row]) - int(regions.start[row]):
-            regions.split_at(row, size)
-    begin = ctx.clock.now()
-    sz_applied, sz_passed = _damos_call_ops(ctx, t, row, s)
-    if _walking(ctx, s):
-        _damos_walk_call_walk(ctx, t, row, s, nr_accesses, sz_passed)
-    if damos_quota_is_set(quota):
-        quota.total_charged_ns += ctx.clock.now() - begin
-        damos_charge_quota(quota, size, sz_applied)
-    if damos_quota_is_full(quota, ctx.min_region_sz):
-        quota.charge_target_from = t
-        quota.charge_addr_from = int(regions.end[row])
-    if s.action is not damos_action.DAMOS_STAT:
-        regions.age[row] = 0
-    _damos_update_stat(s, size, sz_applied, sz_passed)
 
 
 def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
@@ -218,24 +240,27 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
         visit |= (regions.start < charged_to) & (charged_to < regions.end)
     visit[-1] = True
     enough = len(regions) + ctx.attrs.max_nr_regions
+    batch = damos_batch(ctx, t, s)
     for first, row in damos_for_each_part(regions, visit.nonzero()[0].tolist()):
         if damos_quota_is_full(quota, ctx.min_region_sz):
-            return
+            break
         if damos_skip_charged_region(t, row, s, ctx.min_region_sz):
             continue
         if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
             continue
         accesses = int(nr_accesses[first])
         if worth[first] and _damos_has_pattern(regions, row, accesses, s):
-            damos_apply_scheme(ctx, t, row, s, accesses)
+            batch.damos_apply_scheme(row, accesses)
         if row == len(regions) - 1:
             s.stat.nr_snapshots += 1
         elif len(regions) > enough:
             # Kernel: goes on, be it for a million parts that the action cannot be applied to and that are charged with
             # next to nothing. Here: the next pass goes on, so that this one comes to an end.
+            batch.apply()
             quota.charge_target_from = t
             quota.charge_addr_from = int(regions.end[row])
             return
+    batch.apply()
 
 
 def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], max_region_sz: int) -> None:
@@ -283,10 +308,6 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
 
 
 # Walks.
-
-
-def _walking(ctx: damon_ctx, s: damos) -> bool:
-    return ctx.walk_control is not None and not s.walk_completed
 
 
 def _damos_walk_call_walk(  # noqa: PLR0917 -- all that a walk function is given

@@ -39,6 +39,7 @@ __all__ = [
     "damos_commit_quota_goal",
     "damos_commit_quota_goals",
     "damos_forget_charged_target",
+    "damos_largest_charge",
     "damos_quota_is_full",
     "damos_quota_is_set",
     "damos_quota_score",
@@ -298,6 +299,13 @@ def damos_charge_quota(quota: damos_quota, sz_region: int, sz_applied: int) -> N
         return
     failed = mult_frac(sz_region - sz_applied, quota.fail_charge_num, quota.fail_charge_denom)
     quota.charged_sz += sz_applied + failed
+
+
+def damos_largest_charge(quota: damos_quota, sz_region: int) -> int:
+    """How much :func:`damos_charge_quota` charges for a region of ``sz_region`` at most."""
+    if not quota.fail_charge_denom:
+        return sz_region
+    return max(sz_region, mult_frac(sz_region, quota.fail_charge_num, quota.fail_charge_denom))
 
 
 def damos_forget_charged_target(s: damos, t: damon_target) -> None:

@@ -160,23 +160,32 @@ def damon_pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
     return report.pid == 0
 
 
-def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
-    """Apply the action of ``s`` to region ``row`` of ``t``, as far as it is memory whose only process is known.
+def damon_pa_apply_scheme(
+    ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp], s: damos
+) -> tuple[U64Array, U64Array]:
+    """Apply the action of ``s`` to regions ``rows`` of ``t``, as far as they are memory whose only process is known.
 
-    :returns: core address units that it was applied to, see :mod:`kdamon.mm.advice`, and that passed the filters on
-        pages; of ``stat`` without such filters none, as in the kernel.
+    :returns: core address units of each region that it was applied to, see :mod:`kdamon.mm.advice`, and that passed
+        the filters on pages, shape (n,); of ``stat`` without such filters none, as in the kernel.
     """
+    done = np.zeros((len(rows), 2), np.uint64)
     memory = _memory(t, ctx)
-    if memory is None:
-        return 0, 0
-    if s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
+    if memory is not None and s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
         _say_once(f"{s.action.value} is applied to nothing: {reason}")
-        return 0, 0
-    if s.action is damos_action.DAMOS_STAT and not s.ops_filters:
-        return 0, 0
-    filters = _page_filters(s)
-    start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
+    elif memory is not None and (s.action is not damos_action.DAMOS_STAT or s.ops_filters):
+        filters = _page_filters(s)
+        for i, row in enumerate(rows.tolist()):
+            start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
+            done[i] = _damon_pa_apply(memory, start, end, s, filters)
+    done //= np.uint64(ctx.addr_unit)
+    return done[:, 0], done[:, 1]
+
+
+def _damon_pa_apply(
+    memory: PhysicalMemory, start: int, end: int, s: damos, filters: list[PageFilter]
+) -> tuple[int, int]:
+    """Apply the action of ``s`` to [start, end); returns the bytes that it was applied to, and that passed."""
     applied = passed = 0
     for mm, wanted in memory.owners(start, end):
         try:
@@ -184,12 +193,12 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -
             passed += total(passing)
             if s.action in _MIGRATIONS:
                 # As in the kernel, destinations with weights are for virtual addresses.
-                applied += mm.migrate(passing, [(s.target_nid, 1)])
+                applied += int(mm.migrate(passing, [(s.target_nid, 1)]).sum())
             elif s.action is not damos_action.DAMOS_STAT:
-                applied += mm.advise(_ADVICE[s.action], passing)
+                applied += int(mm.advise(_ADVICE[s.action], passing).sum())
         except OSError as error:
             _say_once(f"{s.action.value} leaves memory of a process out: {error.strerror}")
-    return applied // ctx.addr_unit, passed // ctx.addr_unit
+    return applied, passed
 
 
 def _page_filters(s: damos) -> list[PageFilter]:

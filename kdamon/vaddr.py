@@ -29,6 +29,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import ALIGN, PAGE_SIZE, ULONG_MAX
 from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
+from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
     damon_pick_samples,
@@ -249,36 +250,53 @@ def damon_va_target_valid(t: damon_target) -> bool:
     return t.task is not None and t.task.valid()
 
 
-def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
-    """Apply the action of ``s`` to region ``row`` of ``t``, as far as its pages pass the filters on pages.
+def damon_va_apply_scheme(
+    ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp], s: damos
+) -> tuple[U64Array, U64Array]:
+    """Apply the action of ``s`` to regions ``rows`` of ``t``, as far as their pages pass the filters on pages.
 
     Kernel: filters on pages count for stat and the migrations only, and a region with a hole in it counts as not
     applied, all others as a whole. Here: they count for every action, and what counts as applied is what happened.
 
-    :returns: bytes that it was applied to, see :mod:`kdamon.mm.advice`, and bytes that passed the filters on pages, 0
-        without any.
+    :returns: bytes of each region that it was applied to, see :mod:`kdamon.mm.advice`, and bytes that passed the
+        filters on pages, 0 without any; both shape (n,).
     """
+    applied, passed = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
     mm = _damon_get_mm(t)
     if mm is None:
-        return 0, 0
+        return applied, passed
     if s.action in _NOT_APPLIED:
         _say_once(f"{s.action.value} is applied to nothing: {_NOT_APPLIED[s.action]}")
-        return 0, 0
-    start, end = ALIGN(int(t.regions.start[row]), PAGE_SIZE), ALIGN(int(t.regions.end[row]), PAGE_SIZE)
-    wanted = np.array([[start, end]] if start < end else [], np.uint64).reshape(-1, 2)
-    applied = passed = 0
+        return applied, passed
+    wanted = _whole_pages(t, rows)
+    parts = wanted[wanted[:, 0] < wanted[:, 1]]
     try:
         if s.ops_filters and not s.core_filters_allowed:
             filters = [_page_filter(f) for f in s.ops_filters]
-            wanted = mm.page_filter(wanted, filters, s.ops_filters_default_reject)
-            passed = int((wanted[:, 1] - wanted[:, 0]).sum())
-        if s.action in {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}:
-            applied = mm.migrate(wanted, _destinations(s))
-        elif s.action is not damos_action.DAMOS_STAT:
-            applied = mm.advise(_ADVICE[s.action], wanted)
+            parts = intersect(parts, mm.page_filter(parts, filters, s.ops_filters_default_reject))
+            passed = overlaps(wanted, parts)
+        if s.action is not damos_action.DAMOS_STAT:
+            region = np.searchsorted(wanted[:, 0], parts[:, 0], side="right") - 1
+            np.add.at(applied, region, _damon_va_act(mm, s, parts))
     except OSError as error:
         _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
     return applied, passed
+
+
+def _whole_pages(t: damon_target, rows: npt.NDArray[np.intp]) -> U64Array:
+    """Where regions ``rows`` of ``t`` begin and end, rounded up to pages, shape (n, 2)."""
+    edges = np.stack((t.regions.start[rows], t.regions.end[rows]), axis=1)
+    # The last page that addresses can name is no process's.
+    edges = np.minimum(edges, np.uint64(ULONG_MAX - 2 * PAGE_SIZE))
+    whole: U64Array = (edges + np.uint64(PAGE_SIZE - 1)) & ~np.uint64(PAGE_SIZE - 1)
+    return whole
+
+
+def _damon_va_act(mm: AddressSpace, s: damos, parts: U64Array) -> U64Array:
+    """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
+    if s.action in {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}:
+        return mm.migrate(parts, _destinations(s))
+    return mm.advise(_ADVICE[s.action], parts)
 
 
 def _destinations(s: damos) -> list[tuple[int, int]]:

@@ -111,25 +111,25 @@ class AddressSpace(Protocol):
         """The page frames at ``addrs`` (shape (n,)) that this address space alone maps; 0 for others, shape (n,)."""
         ...
 
-    def advise(self, action: str, ranges: U64Array) -> int:
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
         """Apply an action of DAMOS to the memory in ``ranges``.
 
-        What is not mapped, or refuses the action, is left out.
+        What is not mapped, or refuses the action, is left out. Ranges side by side are advised as one.
 
         :param action: ``willneed``, ``cold``, ``pageout``, ``collapse``, ``hugepage`` or ``nohugepage``.
         :param ranges: start and end of each, page-aligned bytes, ascending and disjoint, shape (n, 2).
-        :returns: to how many bytes it was applied, see :mod:`kdamon.mm.advice`.
+        :returns: to how many bytes of each range it was applied, see :mod:`kdamon.mm.advice`, shape (n,).
         :raises OSError: EOPNOTSUPP this machine cannot do that to another process; EPERM with a sentence on what is
             missing.
         """
         ...
 
-    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
         """Migrate the memory in ``ranges`` to NUMA nodes.
 
         :param ranges: as for :meth:`advise`.
         :param dests: node and weight of each destination; folios take turns in proportion to the weights.
-        :returns: how many bytes are on another node than before, the wanted one.
+        :returns: how many bytes of each range are on another node than before, the wanted one, shape (n,).
         :raises OSError: EINVAL a node without memory; else as for :meth:`advise`.
         """
         ...

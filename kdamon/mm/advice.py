@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from kdamon.mm import PageFilter, U64Array, maps, ranges
 from kdamon.mm.folios import shared_folios
@@ -36,7 +37,7 @@ from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLN
 from kdamon.mm.migrate import Migration
 from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
-from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present
+from kdamon.mm.pagemap import BLOCK, Pagemap, anonymous, frames, present
 from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["Advice"]
@@ -71,10 +72,10 @@ class Advice:
         self._vmas = maps.parse(b"")
         self._vmas_until = 0
 
-    def apply(self, action: str, wanted: U64Array) -> Iterator[int]:
+    def apply(self, action: str, wanted: U64Array) -> Iterator[U64Array]:
         """Apply ``action`` to the memory in ``wanted``, at most a gibibyte at each step.
 
-        :returns: the bytes that it was applied to, step by step.
+        :returns: the bytes of each range that it was applied to, step by step, shape (n,).
         :raises OSError: see :meth:`kdamon.mm.AddressSpace.advise`.
         """
         if action in {"hugepage", "nohugepage"}:
@@ -86,19 +87,19 @@ class Advice:
             # After an exec the advice would go to the new program.
             return
         self._check(action)
-        mapped = ranges.intersect(wanted, self._mappings())
         if action == "willneed":
-            yield from self._willneed(mapped)
+            yield from self._willneed(wanted)
             return
+        mapped = ranges.intersect(ranges.union(wanted, ranges.NO_RANGES), self._mappings())
         do = {"cold": self._cold, "pageout": self._pageout, "collapse": self._collapse}[action]
         for blocks in self._pagemap.groups(mapped):
             applied = do(blocks, mapped)
             if not self._files.alive():
                 # All that was there is gone, but not by us.
                 return
-            yield applied
+            yield ranges.overlaps(wanted, ranges.of_pages(applied))
 
-    def migrate(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[int]:
+    def migrate(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[U64Array]:
         """Migrate the memory in ``wanted``, see :meth:`kdamon.mm.AddressSpace.migrate`, step by step."""
         return Migration(self._files, self._pagemap).apply(wanted, dests)
 
@@ -109,7 +110,7 @@ class Advice:
         """
         if not self._files.alive():
             return
-        mapped = ranges.intersect(wanted, self._mappings())
+        mapped = ranges.intersect(ranges.union(wanted, ranges.NO_RANGES), self._mappings())
 
         def make_old(young: U64Array) -> None:
             # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, as user space can have no less.
@@ -162,7 +163,8 @@ class Advice:
         found = maps.containing(self._vmas, addr)
         return addr if found is None else found[1]
 
-    def _pageout(self, blocks: U64Array, mapped: U64Array) -> int:
+    def _pageout(self, blocks: U64Array, mapped: U64Array) -> U64Array:
+        """Page out what is mapped in ``blocks``; returns the pages that left memory, as do those that follow."""
         pages = self._pagemap.pages(blocks)
         entries = self._pagemap.entries(blocks)
         before = present(entries) & ranges.inside(mapped, pages)
@@ -172,11 +174,12 @@ class Advice:
             before &= ~anonymous(entries)
         before &= anonymous(entries) | ~ranges.inside(self._partly_meant(blocks, mapped), pages)
         if not before.any():
-            return 0
+            return pages[:0]
         self._advise(ranges.intersect(ranges.intersect(ranges.of_pages(pages[before]), mapped), blocks), "pageout")
         gone = before & ~present(self._pagemap.entries(blocks))
-        kept = self._still_cached(frames(entries[gone & ~anonymous(entries)]))
-        return PAGE_SIZE * (int(np.count_nonzero(gone)) - kept)
+        of_files = np.flatnonzero(gone & ~anonymous(entries))
+        gone[of_files[self._still_cached(frames(entries[of_files]))]] = False
+        return pages[gone]
 
     def _partly_meant(self, blocks: U64Array, mapped: U64Array) -> U64Array:
         """The huge pages among ``blocks`` of which only a part is in ``mapped``."""
@@ -192,26 +195,26 @@ class Advice:
             return partly[:0]
         return found
 
-    def _still_cached(self, pfns: U64Array) -> int:
-        """How many of the page frames ``pfns``, which were mapped, still hold what they held.
+    def _still_cached(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which of the page frames ``pfns``, which were mapped, still hold what they held, shape (n,).
 
         Pages that must be written first, and shared memory without swap, are unmapped and stay.
         """
-        if not pfns.any():
-            # Without CAP_SYS_ADMIN the pagemap shows no frames.
-            return 0
-        try:
-            return int(np.count_nonzero(shared_folios().table(pfns).cached()))
-        except PermissionError:
-            return 0
+        if pfns.any():
+            try:
+                return shared_folios().table(pfns).cached()
+            except PermissionError:
+                pass
+        # Without CAP_SYS_ADMIN the pagemap shows no frames, nor may their flags be read.
+        return np.zeros(len(pfns), dtype=np.bool_)
 
-    def _cold(self, blocks: U64Array, mapped: U64Array) -> int:
+    def _cold(self, blocks: U64Array, mapped: U64Array) -> U64Array:
         taken = self._advise(ranges.intersect(mapped, blocks), "cold")
         pages = self._pagemap.pages(blocks)
         pages = pages[present(self._pagemap.entries(blocks)) & ranges.inside(taken, pages)]
-        return PAGE_SIZE * int(np.count_nonzero(~self._pagemap.accessed(pages)))
+        return pages[~self._pagemap.accessed(pages)]
 
-    def _collapse(self, blocks: U64Array, mapped: U64Array) -> int:
+    def _collapse(self, blocks: U64Array, mapped: U64Array) -> U64Array:
         chunks = ranges.intersect(mapped, blocks)
         whole = chunks[chunks[:, 1] - chunks[:, 0] == BLOCK]
         small = whole[self._pagemap.huge(whole)[1]]
@@ -222,13 +225,14 @@ class Advice:
         left = small[~self._pagemap.huge(small)[0]]
         if len(left):
             self._advise(left, "collapse")
-        return BLOCK * int(np.count_nonzero(self._pagemap.huge(small)[0]))
+        return self._pagemap.pages(small[self._pagemap.huge(small)[0]])
 
-    def _willneed(self, mapped: U64Array) -> Iterator[int]:
+    def _willneed(self, wanted: U64Array) -> Iterator[U64Array]:
         # The link leads to /proc/PID/pagemap; a process that ended since is noticed before anything is counted.
         directory = os.path.dirname(os.readlink(f"/proc/self/fd/{self._files.pagemap}"))
         files = FileMappings(directory, self._files.maps())
-        of_files, others = files.within(mapped)
+        # Cut where one of the wanted ranges ends: what comes into memory is counted for each.
+        of_files, others = files.within(ranges.intersect(wanted, self._mappings()))
         self._advise(ranges.intersect(others, ranges.blocks(others, BLOCK)), "willneed")
         for start, end in of_files.tolist():
             before = files.cached(start, end)
@@ -236,7 +240,7 @@ class Advice:
             self._advise(ranges.intersect(piece, ranges.blocks(piece, BLOCK)), "willneed")
             after = files.cached(start, end)
             if before is not None and after is not None and self._files.alive():
-                yield max(after - before, 0)
+                yield np.where(ranges.overlaps(wanted, piece) > 0, np.uint64(max(after - before, 0)), np.uint64(0))
 
 
 def _has_swap() -> bool:

@@ -53,11 +53,11 @@ class HugePages:
         self._refusal: OSError | None = None
         self._refused_until = 0
 
-    def apply(self, action: str, wanted: U64Array) -> int:
+    def apply(self, action: str, wanted: U64Array) -> U64Array:
         """Advise what is mapped in ``wanted`` and has not that flag.
 
         :param action: ``hugepage`` or ``nohugepage``.
-        :returns: bytes that got the flag.
+        :returns: bytes of each range that got the flag, shape (n,).
         :raises OSError: as for :func:`kdamon.mm.inject.inject_madvise`; ENOMEM the process has too many mappings.
         """
         advice, flag = _ADVICE[action]
@@ -65,7 +65,7 @@ class HugePages:
         # One call for neighbours, whatever lies between their mappings.
         missing = ranges.union(missing, ranges.NO_RANGES)
         if not len(missing):
-            return 0
+            return np.zeros(len(wanted), dtype=np.uint64)
         if self._refusal is not None and time.monotonic_ns() < self._refused_until:
             raise self._refusal
         missing = missing[: self._room()]
@@ -76,7 +76,7 @@ class HugePages:
             self._refusal, self._refused_until = error, time.monotonic_ns() + _PAUSE
             raise
         self._flags_until = 0
-        return ranges.total(ranges.intersect(missing, self._mappings(flag, wanted_flag=True)))
+        return ranges.overlaps(wanted, ranges.intersect(missing, self._mappings(flag, wanted_flag=True)))
 
     def _mappings(self, flag: bytes, *, wanted_flag: bool) -> U64Array:
         """The mappings that may be advised and have, or have not, ``flag``."""

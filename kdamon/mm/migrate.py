@@ -21,7 +21,7 @@ import numpy.typing as npt
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf import syscall
 from kdamon.mm.folios import shared_folios
-from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, frames, present
+from kdamon.mm.pagemap import Pagemap, frames, present
 from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
@@ -118,11 +118,11 @@ class Migration:
         self._files = files
         self._pagemap = pagemap
 
-    def apply(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[int]:
+    def apply(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[U64Array]:
         """Migrate what is mapped in ``wanted``, at most a gibibyte at each step.
 
         :param dests: (node, weight) of each destination.
-        :returns: migrated bytes, step by step.
+        :returns: migrated bytes of each range, step by step, shape (n,).
         :raises OSError: see :meth:`kdamon.mm.AddressSpace.migrate`.
         """
         _check(dests)
@@ -144,24 +144,25 @@ class Migration:
             migrated = self._migrate(pid, pages, (first, folio), choose_nodes(index, dests))
             if not self._files.alive():
                 return
-            yield migrated
+            yield ranges.overlaps(wanted, ranges.of_pages(migrated))
 
-    def _migrate(self, pid: int, pages: U64Array, folios: tuple[_Indexes, _Indexes], nodes: Nodes) -> int:
-        """Migrate folios to ``nodes``, one for each; returns the bytes of ``pages`` that were."""
+    def _migrate(self, pid: int, pages: U64Array, folios: tuple[_Indexes, _Indexes], nodes: Nodes) -> U64Array:
+        """Migrate folios to ``nodes``, one for each; returns those of ``pages`` that were."""
         first, folio = folios
         try:
             before = page_nodes(pid, pages)
             move = (before[first] >= 0) & (before[first] != nodes) & (nodes >= 0)
             if not move.any() or not self._files.alive():
-                return 0
+                return pages[:0]
             _move_pages(pid, pages[first][move], nodes[move])
             after = page_nodes(pid, pages)
         except ProcessLookupError:
-            return 0
+            return pages[:0]
         except OSError as error:
             raise _explained(error) from error
         wanted = nodes[folio]
-        return PAGE_SIZE * int(np.count_nonzero((after == wanted) & (before != wanted) & (before >= 0)))
+        migrated: U64Array = pages[(after == wanted) & (before != wanted) & (before >= 0)]
+        return migrated
 
 
 def _folios(pfns: U64Array) -> tuple[_Indexes, _Indexes, U64Array]:

@@ -66,13 +66,13 @@ class ProcessSpace(ABC):
                 return np.zeros(len(addrs), dtype=np.uint64)
             return exclusive_frames(entries_at(self._files.pagemap, addrs))
 
-    def advise(self, action: str, ranges: U64Array) -> int:
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.advise`."""
-        return sum(self._steps(lambda: self._actions().apply(action, ranges)))
+        return self._sum(ranges, self._steps(lambda: self._actions().apply(action, ranges)))
 
-    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.migrate`."""
-        return sum(self._steps(lambda: self._actions().migrate(ranges, dests)))
+        return self._sum(ranges, self._steps(lambda: self._actions().migrate(ranges, dests)))
 
     def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.page_filter`."""
@@ -91,6 +91,14 @@ class ProcessSpace(ABC):
     @abstractmethod
     def young(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.AddressSpace.young`."""
+
+    @staticmethod
+    def _sum(ranges: U64Array, steps: Iterator[U64Array]) -> U64Array:
+        """What all ``steps`` did to each of ``ranges``, bytes, shape (n,)."""
+        applied = np.zeros(len(ranges), dtype=np.uint64)
+        for step in steps:
+            applied += step
+        return applied
 
     def _actions(self) -> Advice:
         if self._advice is None:

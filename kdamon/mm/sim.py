@@ -27,7 +27,7 @@ from attrs import define, field
 from kdamon.kernel import VirtualClock
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, U64Array
 from kdamon.mm.physical import Physical
-from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract, total, union
+from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
 
 __all__ = ["SimAccess", "SimMachine", "SimPlace", "SimProcess"]
 
@@ -204,12 +204,12 @@ class SimProcess:
                 found[place.holds(found)] = 0
         return found
 
-    def advise(self, action: str, ranges: U64Array) -> int:
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
         """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
         if action in {"hugepage", "nohugepage"}:
             raise OSError(errno.EOPNOTSUPP, "simulated memory becomes huge when it is asked to; use collapse")
         here = self.resident()
-        mapped = intersect(ranges, self._vmas)
+        mapped = intersect(union(ranges, NO_RANGES), self._vmas)
         if action == "pageout":
             changed = intersect(mapped, here)
             self._paged_out_at = self.clock.now()
@@ -225,13 +225,13 @@ class SimProcess:
             self._paged_out = subtract(self._paged_out, changed)
         else:
             changed = intersect(mapped, here)
-        return total(changed)
+        return overlaps(ranges, changed)
 
-    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> int:
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
         """All memory is on node 0."""
         if any(node for node, _ in dests):
             raise OSError(errno.EINVAL, "simulated memory has NUMA node 0 only; name that")
-        return 0
+        return np.zeros(len(ranges), np.uint64)
 
     def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.page_filter`; all memory that is not paged out is mapped."""

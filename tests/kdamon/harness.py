@@ -23,7 +23,15 @@ from kdamon.core import (
     damon_set_attrs,
     damon_stop,
 )
-from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_operations, damon_ops_id, damon_target
+from kdamon.damon import (
+    damon_attrs,
+    damon_call_control,
+    damon_ctx,
+    damon_operations,
+    damon_ops_id,
+    damon_target,
+    damos,
+)
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim import SimMachine, SimProcess
 from kdamon.regions import damon_regions
@@ -93,8 +101,17 @@ def eventually(condition: Callable[[], Any], what: str = "condition", seconds: f
         time.sleep(0.001)
 
 
-def report_ops(**callbacks: Any) -> damon_operations:
-    """A set of operations without address spaces: what is not in ``callbacks`` is missing."""
+def report_ops(apply_scheme: Any = None, **callbacks: Any) -> damon_operations:
+    """A set of operations without address spaces: what is not in ``callbacks`` is missing.
+
+    :param apply_scheme: applies a scheme to one region, its row in the table; returns applied and passed bytes.
+    """
+
+    def by_region(ctx: damon_ctx, t: damon_target, rows: Any, s: damos) -> tuple[Any, Any]:
+        told = [apply_scheme(ctx, t, row, s) for row in rows.tolist()]
+        return tuple(np.array(told, np.uint64).reshape(-1, 2).T)
+
+    callbacks["apply_scheme"] = apply_scheme and by_region
     return damon_operations(id=damon_ops_id.DAMON_OPS_PADDR, **callbacks)
 
 

@@ -26,7 +26,7 @@ from kdamon.damon import (
     damos_watermarks,
     damos_wmark_metric,
 )
-from kdamon.damos import damon_commit_schemes, damos_apply_scheme
+from kdamon.damos import damon_commit_schemes, damos_batch
 from kdamon.damos_filters import (
     damos_add_filter,
     damos_commit_filter,
@@ -245,6 +245,13 @@ def page_ctx(start: int, end: int) -> tuple[damon_ctx, damon_target]:
     return ctx, ctx.adaptive_targets[0]
 
 
+def damos_apply_scheme(ctx: damon_ctx, t: damon_target, s: damos) -> None:
+    """Apply ``s`` to the first region of ``t``."""
+    batch = damos_batch(ctx, t, s)
+    batch.damos_apply_scheme(0, 0)
+    batch.apply()
+
+
 def with_filters(*filters: damos_filter) -> damos:
     s = damos()
     for f in filters:
@@ -261,28 +268,28 @@ def test_apply_scheme_filtered_sz() -> None:
     """What counts as tried is the part that the filter left."""
     ctx, t = page_ctx(0, 4)
     s = with_filters(addresses(2 * M, 8 * M))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert ([(0, 2), (2, 4)], 2 * M) == (pages(t), s.stat.sz_tried)
     ctx, t = page_ctx(2, 10)
     s = with_filters(addresses(2 * M, 8 * M, allow=True))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert ([(2, 8), (8, 10)], 6 * M) == (pages(t), s.stat.sz_tried)
 
 
 def test_apply_scheme_filter_sz_unchanged() -> None:
     ctx, t = page_ctx(4, 6)
     s = with_filters(addresses(2 * M, 8 * M))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert (0, 0, [(4, 6)]) == (s.stat.nr_tried, s.stat.sz_tried, pages(t))
     s = with_filters(addresses(2 * M, 8 * M, allow=True))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert (2 * M, [(4, 6)]) == (s.stat.sz_tried, pages(t))
     ctx, t = page_ctx(0, 8)
     s = with_filters(addresses(4 * M, 12 * M), addresses(2 * M, 3 * M))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert ([(0, 2), (2, 4), (4, 8)], 2 * M) == (pages(t), s.stat.sz_tried)
     s = with_filters(target(allow=True))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert (2 * M, 3) == (s.stat.sz_tried, len(t.regions))
 
 
@@ -290,19 +297,19 @@ def test_apply_scheme_quota_sz() -> None:
     ctx, t = page_ctx(0, 4)
     ctx.ops = report_ops()
     s = damos()
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert 4 * M == s.stat.sz_tried
     ctx, t = page_ctx(0, 4)
     s = damos()
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert 4 * M == s.stat.sz_tried
     ctx, t = page_ctx(0, 8)
     s = damos(quota=damos_quota(esz=2 * M))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert ([(0, 2), (2, 8)], 2 * M) == (pages(t), s.stat.sz_tried)
     ctx, t = page_ctx(0, 4)
     s = damos(quota=damos_quota(esz=1))
-    damos_apply_scheme(ctx, t, 0, s, 0)
+    damos_apply_scheme(ctx, t, s)
     assert (1, 0, [(0, 4)]) == (s.stat.nr_tried, s.stat.sz_tried, pages(t))
 
 

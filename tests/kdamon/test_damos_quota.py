@@ -100,6 +100,33 @@ def test_a_window_ends_where_the_quota_does_and_the_next_goes_on_there() -> None
     ] == seen
 
 
+def test_the_operations_set_gets_as_many_regions_at_once_as_surely_fit() -> None:
+    """All without a quota; else what fits in whole, then what is left of the quota; more where charges are lower."""
+    batches: list[list[tuple[int, int]]] = []
+
+    def apply_scheme(ctx: damon_ctx, t: damon_target, rows: Any, s: damos) -> tuple[Any, Any]:
+        batches.append([(int(t.regions.start[row]), int(t.regions.end[row])) for row in rows])
+        nothing = np.zeros(len(rows), np.uint64)
+        return nothing, nothing
+
+    def batches_of(s: damos) -> list[list[tuple[int, int]]]:
+        ctx = quota_ctx(damon_regions([0, 20, 40, 60], [10, 30, 50, 70]))
+        assert ctx.ops is not None
+        ctx.ops.apply_scheme = apply_scheme
+        damon_add_scheme(ctx, s)
+        batches.clear()
+        apply(ctx, WINDOW_MS)
+        assert s.stat.sz_tried == sum(end - start for batch in batches for start, end in batch)
+        return batches
+
+    assert [[(0, 10), (20, 30), (40, 50), (60, 70)]] == batches_of(damos(action=damos_action.DAMOS_PAGEOUT))
+    assert [[(0, 10), (20, 30)], [(40, 45)]] == batches_of(pageout(25))
+    assert [[(0, 10), (20, 30)], [(40, 50), (60, 70)]] == batches_of(
+        pageout(25, fail_charge_num=1, fail_charge_denom=4)
+    )
+    assert [[(0, 10)], [(20, 25)]] == batches_of(pageout(25, fail_charge_num=2, fail_charge_denom=1))
+
+
 def test_the_end_of_the_last_target_ends_a_pass() -> None:
     """What is left of the quota is for the next pass, which begins at the beginning."""
     ops = Applied()

@@ -33,6 +33,7 @@ from kdamon.damon import (
     damon_ctx,
     damon_ops_id,
     damon_region,
+    damon_target,
     damon_target_has_pid,
     damos,
     damos_access_pattern,
@@ -345,6 +346,12 @@ def scheme(action: damos_action, *filters: damos_filter) -> damos:
     return s
 
 
+def apply(ctx: damon_ctx, t: damon_target, s: damos) -> tuple[int, int]:
+    """What the first region of ``t`` had applied and passed."""
+    applied, passed = damon_pa_apply_scheme(ctx, t, np.array([0]), s)
+    return int(applied[0]), int(passed[0])
+
+
 def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     """Of two processes' memory and some that is free, the region; in units of addresses."""
     machine = SimMachine(seed=1)
@@ -353,7 +360,7 @@ def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     paddr.damon_pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
-    applied, passed = damon_pa_apply_scheme(ctx, t, 0, scheme(damos_action.DAMOS_PAGEOUT))
+    applied, passed = apply(ctx, t, scheme(damos_action.DAMOS_PAGEOUT))
     assert (applied, passed) == ((32 + 48) * 256, (32 + 48) * 256)
     assert [[VIRTUAL, VIRTUAL + 32 * MIB]] == first.resident().tolist()
     assert [[VIRTUAL, VIRTUAL + 16 * MIB]] == second.resident().tolist()
@@ -368,14 +375,14 @@ def test_filters_decide_what_is_paged_out() -> None:
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     anon = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
-    assert (0, 24 * MIB) == damon_pa_apply_scheme(ctx, t, 0, scheme(damos_action.DAMOS_STAT, anon))
-    assert (0, 0) == damon_pa_apply_scheme(ctx, t, 0, scheme(damos_action.DAMOS_STAT))
+    assert (0, 24 * MIB) == apply(ctx, t, scheme(damos_action.DAMOS_STAT, anon))
+    assert (0, 0) == apply(ctx, t, scheme(damos_action.DAMOS_STAT))
     everything = scheme(damos_action.DAMOS_PAGEOUT, anon)
     everything.core_filters_allowed = True
     only_files = scheme(damos_action.DAMOS_PAGEOUT, anon)
-    assert (24 * MIB, 24 * MIB) == damon_pa_apply_scheme(ctx, t, 0, only_files)
+    assert (24 * MIB, 24 * MIB) == apply(ctx, t, only_files)
     # As in the kernel: what a filter of the core allowed passes the filter of accessed pages, too.
-    assert (40 * MIB, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, everything)
+    assert (40 * MIB, 64 * MIB) == apply(ctx, t, everything)
 
 
 def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> None:
@@ -389,11 +396,11 @@ def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> N
     (t,) = ctx.adaptive_targets
     s = scheme(damos_action.DAMOS_MIGRATE_COLD)
     s.target_nid = 0
-    assert (0, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, s)
+    assert (0, 64 * MIB) == apply(ctx, t, s)
     assert not caplog.records
     s.target_nid = 7
     for _ in range(2):
-        assert (0, 64 * MIB) == damon_pa_apply_scheme(ctx, t, 0, s)
+        assert (0, 64 * MIB) == apply(ctx, t, s)
     (record,) = caplog.records
     assert record.getMessage().startswith("migrate_cold leaves memory of a process out: ")
 
@@ -405,7 +412,7 @@ def test_what_user_space_cannot_do_is_said_once(caplog: pytest.LogCaptureFixture
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
     (t,) = ctx.adaptive_targets
     for action in (damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_WILLNEED) * 2:
-        assert (0, 0) == damon_pa_apply_scheme(ctx, t, 0, scheme(action))
+        assert (0, 0) == apply(ctx, t, scheme(action))
     said = [record.getMessage() for record in caplog.records]
     assert ["lru_prio", "willneed"] == [line.split()[0] for line in said]
 

@@ -57,10 +57,10 @@ def wait(process: SimProcess, seconds: float) -> None:
 def test_what_is_paged_out_is_gone_until_it_is_needed() -> None:
     """Twice the same is once; only what is gone can come back."""
     process = spawn((0, 50), (60, 100))
-    assert 15 * MIB == process.advise("pageout", ranges((40, 65)))
-    assert 0 == process.advise("pageout", ranges((45, 62)))
+    assert 15 * MIB == process.advise("pageout", ranges((40, 65))).sum()
+    assert 0 == process.advise("pageout", ranges((45, 62))).sum()
     assert [[0, 40], [65, 100]] == mib(process.resident())
-    assert 5 * MIB == process.advise("willneed", ranges((45, 60), (70, 80)))
+    assert 5 * MIB == process.advise("willneed", ranges((45, 60), (70, 80))).sum()
     assert [[0, 40], [45, 50], [65, 100]] == mib(process.resident())
 
 
@@ -68,7 +68,7 @@ def test_what_is_accessed_comes_back() -> None:
     process = spawn()
     process.access(10 * MIB, 20 * MIB, rate=1)
     process.access(0, 5 * MIB, rate=100, begin=10)
-    assert 100 * MIB == process.advise("pageout", ranges((0, 100)))
+    assert 100 * MIB == process.advise("pageout", ranges((0, 100))).sum()
     wait(process, 0.5)
     assert [] == mib(process.resident())
     wait(process, 1)
@@ -78,16 +78,16 @@ def test_what_is_accessed_comes_back() -> None:
 def test_huge_pages_are_whole() -> None:
     """Blocks of which only a part is meant, or mapped, stay as they are; a page that is paged out is not huge."""
     process = spawn((0, 9), (10, 20))
-    assert 10 * MIB == process.advise("collapse", ranges((1, 15)))
-    assert 0 == process.advise("collapse", ranges((1, 15)))
-    assert 2 * MIB == process.advise("pageout", ranges((2, 4)))
-    assert 2 * MIB == process.advise("collapse", ranges((1, 15)))
+    assert 10 * MIB == process.advise("collapse", ranges((1, 15))).sum()
+    assert 0 == process.advise("collapse", ranges((1, 15))).sum()
+    assert 2 * MIB == process.advise("pageout", ranges((2, 4))).sum()
+    assert 2 * MIB == process.advise("collapse", ranges((1, 15))).sum()
 
 
 def test_cold_is_applied_to_what_is_there() -> None:
     process = spawn((0, 50), (60, 100))
     process.advise("pageout", ranges((0, 10)))
-    assert 42 * MIB == process.advise("cold", ranges((5, 62)))
+    assert 42 * MIB == process.advise("cold", ranges((5, 62))).sum()
 
 
 def test_the_first_filter_that_matches_decides() -> None:
@@ -144,8 +144,8 @@ def apply(ctx: damon_ctx, action: str, filters: Sequence[damos_filter] = (), **m
     """What each region of the only target had applied and passed, MiB."""
     s = damos(action=damos_action(action), ops_filters=list(filters), **more)  # type: ignore[arg-type]
     t = ctx.adaptive_targets[0]
-    results = [damon_va_apply_scheme(ctx, t, row, s) for row in range(len(t.regions))]
-    return [(applied / MIB, passed / MIB) for applied, passed in results]
+    applied, passed = damon_va_apply_scheme(ctx, t, np.arange(len(t.regions)), s)
+    return list(zip((applied / MIB).tolist(), (passed / MIB).tolist(), strict=True))
 
 
 @pytest.fixture(autouse=True)

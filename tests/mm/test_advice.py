@@ -106,19 +106,42 @@ def test_a_cold_half_is_paged_out_and_comes_back(machine: LinuxMachine, program:
     half = PAGES // 2
     with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         rss = smaps(work, "Rss")
-        out = mm.advise("pageout", pages(work, 0, half))
+        out = int(mm.advise("pageout", pages(work, 0, half)).sum())
         assert out == rss - smaps(work, "Rss") == PAGE * np.count_nonzero(~present(work))
         assert out >= (half - IN_BATCHES) * PAGE
         assert present(work, half).all()
-        assert mm.advise("pageout", pages(work, 0, half)) <= IN_BATCHES * PAGE
+        assert mm.advise("pageout", pages(work, 0, half)).sum() <= IN_BATCHES * PAGE
 
-        back = mm.advise("willneed", pages(work, 0, half))
+        back = int(mm.advise("willneed", pages(work, 0, half)).sum())
         assert back >= (half - IN_BATCHES) * PAGE
-        assert mm.advise("willneed", pages(work, 0, half)) == 0
+        assert mm.advise("willneed", pages(work, 0, half)).sum() == 0
         before = major_faults(work)
         assert work.spoilt(range(PAGES)) == 0
         assert present(work).all()
         assert major_faults(work) == before
+
+
+@pytest.mark.parametrize("action", ["cold", "pageout", "willneed"])
+def test_it_is_told_for_each_range(machine: LinuxMachine, program: Path, data: Path, action: str) -> None:
+    """How much of it the action was applied to, also where ranges touch each other or hold nothing."""
+    with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        whole = PAGES // 512
+        edges = [pages(work, first * 512, last * 512) for first, last in ((0, 1), (1, 2), (2, whole - 1))]
+        nothing = np.array([[PAGE, 2 * PAGE]], np.uint64)
+        if action == "willneed":
+            mm.advise("pageout", pages(work, 512, 1024))
+        told = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
+        slack = IN_BATCHES * PAGE
+        if action == "willneed":
+            assert told[:2] == [0, 0]
+            assert HUGE - slack <= told[2] <= HUGE
+            assert told[3] == 0
+        else:
+            assert told[0] == 0
+            assert all(
+                size - slack <= one <= size
+                for one, size in zip(told[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
+            )
 
 
 def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, program: Path, data: Path) -> None:
@@ -127,7 +150,7 @@ def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, pr
         assert isinstance(mm, PageTableSpace)
         work.order("r", range(PAGES))
         before = present(work)
-        out = mm.advise("pageout", pages(work, 600, 700))
+        out = int(mm.advise("pageout", pages(work, 600, 700)).sum())
         assert out == PAGE * np.count_nonzero(before & ~present(work)) <= 100 * PAGE
         assert work.spoilt(range(PAGES)) == 0
 
@@ -139,13 +162,13 @@ def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
     with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         rss = smaps(work, "Rss")
-        out = mm.advise("pageout", pages(work, 0, PAGES))
+        out = int(mm.advise("pageout", pages(work, 0, PAGES)).sum())
         assert out <= rss - smaps(work, "Rss")
         assert work.spoilt(range(PAGES)) == 0
         with data.open("rb") as file:
             os.fsync(file.fileno())
         work.order("r", range(PAGES))
-        assert mm.advise("pageout", pages(work, 0, PAGES)) >= SIZE - IN_BATCHES * PAGE
+        assert mm.advise("pageout", pages(work, 0, PAGES)).sum() >= SIZE - IN_BATCHES * PAGE
         assert work.spoilt(range(PAGES)) == 0
 
 
@@ -155,7 +178,7 @@ def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, 
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         huge = smaps(work, "AnonHugePages")
-        out = mm.advise("pageout", pages(work, 0, PAGES))
+        out = int(mm.advise("pageout", pages(work, 0, PAGES)).sum())
         if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1:
             assert out == smaps(work, "Swap") > 0
         else:
@@ -169,7 +192,7 @@ def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Pat
         pytest.skip("kernel lacks: swap")
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
-        assert mm.advise("pageout", pages(work, 0, PAGES // 2)) > 0
+        assert mm.advise("pageout", pages(work, 0, PAGES // 2)).sum() > 0
         mm.advise("willneed", pages(work, 0, PAGES // 2))
         assert work.spoilt(range(PAGES)) == 0
         assert present(work).all()
@@ -184,7 +207,7 @@ def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: P
     with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert accessed(machine, work, 0, half) > half - IN_BATCHES
-        told = mm.advise("cold", pages(work, 0, half))
+        told = int(mm.advise("cold", pages(work, 0, half)).sum())
         assert told == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
         assert accessed(machine, work, half, PAGES) > half - IN_BATCHES
         assert work.spoilt(range(PAGES)) == 0
@@ -193,14 +216,14 @@ def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: P
 def test_cold_of_a_python_program(machine: LinuxMachine) -> None:
     with Workload([sys.executable, SCRIPT], "anon", 512) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(512))
-        assert mm.advise("cold", pages(work, 0, 512)) >= (512 - IN_BATCHES) * PAGE
+        assert mm.advise("cold", pages(work, 0, 512)).sum() >= (512 - IN_BATCHES) * PAGE
         assert accessed(machine, work, 0, 512) <= IN_BATCHES
 
 
 def test_pages_that_others_map_stay_accessed_and_do_not_count(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "fork", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("r", range(PAGES))
-        told = mm.advise("cold", pages(work, 0, PAGES))
+        told = int(mm.advise("cold", pages(work, 0, PAGES)).sum())
         assert told == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
 
 
@@ -212,18 +235,18 @@ def test_collapse_makes_huge_pages(machine: LinuxMachine, program: Path) -> None
     with Workload([program], "small", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert smaps(work, "AnonHugePages") == 0
-        told = mm.advise("collapse", pages(work, 1, PAGES // 2))
+        told = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
         assert told == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
-        told = mm.advise("collapse", pages(work, 0, PAGES))
+        told = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
         assert told == SIZE // 2 + HUGE
         assert smaps(work, "AnonHugePages") == SIZE
-        assert mm.advise("collapse", pages(work, 0, PAGES)) == 0
+        assert mm.advise("collapse", pages(work, 0, PAGES)).sum() == 0
         assert work.spoilt(range(PAGES)) == 0
 
 
 def test_memory_that_shall_have_no_huge_pages_gets_none(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
-        assert mm.advise("collapse", pages(work, 0, PAGES)) == 0
+        assert mm.advise("collapse", pages(work, 0, PAGES)).sum() == 0
         assert smaps(work, "AnonHugePages") == 0
 
 
@@ -236,8 +259,8 @@ def test_locked_memory_is_left_alone(machine: LinuxMachine, program: Path, actio
     with Workload([program], "mlock", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         young = accessed(machine, work, 0, PAGES)
-        assert mm.advise(action, pages(work, 0, PAGES)) == 0
-        around = mm.advise(action, EVERYTHING)
+        assert mm.advise(action, pages(work, 0, PAGES)).sum() == 0
+        around = int(mm.advise(action, EVERYTHING).sum())
         assert around > 0 or action != "cold"
         assert present(work).all()
         assert accessed(machine, work, 0, PAGES) > young - IN_BATCHES
@@ -249,11 +272,11 @@ def test_holes_and_wrong_addresses_are_left_out(machine: LinuxMachine, program: 
     """Addresses of nobody and of the kernel, before and after a mapping that is not page-aligned in 2 MiB."""
     with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         with space_of(machine, work.pid) as other:
-            assert other.advise(action, np.empty((0, 2), np.uint64)) == 0
-        assert mm.advise(action, np.array([[0, PAGE], [1 << 46, (1 << 46) + HUGE]], np.uint64)) == 0
+            assert other.advise(action, np.empty((0, 2), np.uint64)).sum() == 0
+        assert mm.advise(action, np.array([[0, PAGE], [1 << 46, (1 << 46) + HUGE]], np.uint64)).sum() == 0
         top = (1 << 64) - PAGE
-        assert mm.advise(action, np.array([[1 << 47, top]], np.uint64)) == 0
-        assert mm.advise(action, np.array([[0, work.base], [work.base, top]], np.uint64)) >= 0
+        assert mm.advise(action, np.array([[1 << 47, top]], np.uint64)).sum() == 0
+        assert mm.advise(action, np.array([[0, work.base], [work.base, top]], np.uint64)).sum() >= 0
         assert work.spoilt(range(PAGES)) == 0
 
 
@@ -263,9 +286,9 @@ def test_more_than_two_gib_are_advised(machine: LinuxMachine, program: Path) -> 
     with Workload([program], "untouched", many) as work, space_of(machine, work.pid) as mm:
         touched = [0, 1, 1000, many // 2, many - 512, many - 1]
         work.order("w", touched)
-        assert mm.advise("cold", pages(work, 0, many)) <= len(touched) * PAGE
+        assert mm.advise("cold", pages(work, 0, many)).sum() <= len(touched) * PAGE
         work.order("w", range(many - 2000, many))
-        assert mm.advise("cold", pages(work, 0, many)) >= (2000 - IN_BATCHES) * PAGE
+        assert mm.advise("cold", pages(work, 0, many)).sum() >= (2000 - IN_BATCHES) * PAGE
         assert accessed(machine, work, many - 2000, many) <= IN_BATCHES
         assert work.spoilt(touched) == 0
 
@@ -310,7 +333,7 @@ def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: P
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.process.kill()
         work.process.wait()
-        assert mm.advise(action, EVERYTHING) == 0
+        assert mm.advise(action, EVERYTHING).sum() == 0
 
 
 def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
@@ -369,7 +392,7 @@ pid, base, size = map(int, sys.argv[1:])
 files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
 for action in ("collapse", "cold", "pageout", "willneed"):
     try:
-        print(sum(Advice(files, pidfd_open(pid)).apply(action, np.array([[base, base + size]], np.uint64))))
+        print(int(sum(Advice(files, pidfd_open(pid)).apply(action, np.array([[base, base + size]], np.uint64)))[0]))
     except OSError as error:
         print(errno.errorcode[error.errno], error.strerror)
 """

@@ -135,7 +135,7 @@ def test_only_what_passed_is_paged_out(machine: LinuxMachine, program: Path, dir
         passing(mm, wanted, only("young"))
         work.order("r", range(PAGES // 2))
         old = mm.page_filter(wanted, [PageFilter("young", True, False)], False)
-        out = mm.advise("pageout", old)
+        out = int(mm.advise("pageout", old).sum())
         assert out >= (PAGES // 2 - IN_BATCHES) * PAGE
         # The kernel's own DAMON may have cleared an accessed bit meanwhile.
         assert np.count_nonzero(~present(work, 0, PAGES // 2)) <= IN_BATCHES

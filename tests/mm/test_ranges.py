@@ -48,6 +48,12 @@ def test_an_intersection_is_cut_at_the_edges_of_both(left: U64Array, right: U64A
         assert any(a <= start and end <= b for a, b in right.tolist())
 
 
+@given(disjoint(), disjoint())
+def test_overlaps_are_counted_for_each_range(left: U64Array, right: U64Array) -> None:
+    expected = [len(set(range(start, end)) & numbers(right)) for start, end in left.tolist()]
+    assert ranges.overlaps(left, right).tolist() == expected
+
+
 @given(disjoint(), st.integers(1, 9))
 def test_blocks_are_those_that_are_touched(found: U64Array, size: int) -> None:
     """Each aligned block with an address of the ranges, once."""
