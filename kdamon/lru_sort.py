@@ -84,15 +84,16 @@ class damon_lru_sort(damon_scheme_module):
         return damos(pattern=pattern, action=action, quota=quota, wmarks=self.wmarks())
 
     def _add_goals(self, hot: damos, cold: damos) -> None:
-        if not self.active_mem_bp:
+        active_mem_bp = self.active_mem_bp  # once: it may be written meanwhile
+        if not active_mem_bp:
             return
-        if self.active_mem_bp > 10000:
-            raise OSError(errno.EINVAL, f"active_mem_bp, {self.active_mem_bp}, exceeds 10000, which is all memory")
+        if active_mem_bp > 10000:
+            raise OSError(errno.EINVAL, f"active_mem_bp, {active_mem_bp}, exceeds 10000, which is all memory")
         active = damos_quota_goal_metric.DAMOS_QUOTA_ACTIVE_MEM_BP
-        hot.quota.goals.append(damos_quota_goal(active, self.active_mem_bp))
+        hot.quota.goals.append(damos_quota_goal(active, active_mem_bp))
         # The two targets overlap a little, so that the schemes do not undo each other's work for ever.
         inactive = damos_quota_goal_metric.DAMOS_QUOTA_INACTIVE_MEM_BP
-        cold.quota.goals.append(damos_quota_goal(inactive, 10000 - self.active_mem_bp + 2))
+        cold.quota.goals.append(damos_quota_goal(inactive, 10000 - active_mem_bp + 2))
 
     def refresh(self, ctx: damon_ctx) -> None:
         """Show the schemes' statistics (``damon_lru_sort_damon_call_fn()``)."""

@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 from attrs import define, evolve, field
 
+import kdamon.vaddr  # noqa: F401 -- registers the operations sets
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -53,7 +54,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
 from kdamon.mm import Machine, Task, U64Array
-from kdamon.vaddr import damon_va_init
+from kdamon.regions import damon_regions
 
 __all__ = ["damon_module", "damon_scheme_module", "mapped_ranges", "module_scope"]
 
@@ -169,7 +170,7 @@ class damon_module(ABC):
 
     def _run(self, ctx: damon_ctx) -> None:
         """Start ``ctx``, which has all it needs, as the only one."""
-        self._next_follow = 0
+        self._next_follow = self.clock.now() + _FOLLOW_INTERVAL
         try:
             damon_start([ctx], exclusive=True)
         except OSError:
@@ -179,15 +180,13 @@ class damon_module(ABC):
 
     def call_fn(self, ctx: damon_ctx) -> None:
         """What the kdamond does for the module at the end of each sampling interval."""
-        self.refresh(ctx)
-        if ctx.clock.now() < self._next_follow:
-            return
-        # Not by the operations set's update interval, which every tuning of the intervals begins anew.
-        self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
-        if self._scope.cgroup:
+        # Not by the operations set's update interval, which stands still while watermarks deactivate everything.
+        if ctx.clock.now() >= self._next_follow:
+            self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
             self._follow(ctx)
-        if ctx.ops is not None and ctx.ops.update is not None:
-            ctx.ops.update(ctx)
+            if ctx.ops is not None and ctx.ops.update is not None:
+                ctx.ops.update(ctx)
+        self.refresh(ctx)
 
     def scope(self) -> module_scope:
         """What the parameters ask to monitor.
@@ -207,9 +206,12 @@ class damon_module(ABC):
         ctx.clock = self.clock
         ctx.machine = self.machine()
         damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR if scope.fixed() else damon_ops_id.DAMON_OPS_VADDR)
+        assert ctx.ops is not None
         if not scope.fixed():
-            assert ctx.ops is not None
-            ctx.ops = evolve(ctx.ops, init=_init, update=_update)
+            ctx.ops = evolve(ctx.ops, init=_update, update=_update)
+        if scope.cgroup:
+            # A group without processes, as of a service that starts again, waits for the next one.
+            ctx.ops = evolve(ctx.ops, target_valid=None)
         return ctx
 
     # Targets.
@@ -217,7 +219,8 @@ class damon_module(ABC):
     def _add_targets(self, ctx: damon_ctx, scope: module_scope, running: damon_ctx | None) -> None:
         """Give ``ctx`` the targets of ``scope``, in the places that ``running``, to which it is committed, has them in.
 
-        :raises OSError: EINVAL a process does not exist, or none does; what the machine raises.
+        :raises OSError: EINVAL a process does not exist, or none of the control group's can be monitored; what the
+            machine raises.
         """
         assert ctx.machine is not None
         wanted = dict.fromkeys(scope.pids, True)
@@ -240,30 +243,28 @@ class damon_module(ABC):
                     raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
                 else:
                     raise
-        if all(t.obsolete for t in ctx.adaptive_targets):
+        if reason and all(t.obsolete for t in ctx.adaptive_targets):
             raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now{reason}")
 
     def _follow(self, ctx: damon_ctx) -> None:
         """Leave the processes that ended or left the control group, begin with those that came to it."""
         assert ctx.machine is not None
-        assert ctx.ops is not None
-        wanted = dict.fromkeys(self._scope.pids)
+        members: dict[int, None] = {}
         try:
-            wanted.update(dict.fromkeys(_processes_of(ctx.machine, self._scope.cgroup)))
+            members = dict.fromkeys(_processes_of(ctx.machine, self._scope.cgroup))
         except OSError as error:
-            log.debug("%s: monitor_cgroup: %s", self.name, error.strerror)
+            log.debug("%s: %s", self.name, error.strerror)
         for t in list(ctx.adaptive_targets):
-            if t.pid in wanted and t.task is not None and t.task.valid():
-                del wanted[t.pid]
+            if (t.pid in members or t.pid in self._scope.pids) and t.task is not None and t.task.valid():
+                members.pop(t.pid, None)
             else:
                 damon_destroy_target(t, ctx)
-        for pid in wanted:
+        # A process of monitor_pids that ended is not looked for: its number may be that of another one by now.
+        for pid in members:
             try:
                 _add_target(ctx, self._scope, pid, ctx.machine.get_task(pid))
             except OSError as error:
                 log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
-        if ctx.ops.init is not None:
-            ctx.ops.init(ctx)
 
 
 def mapped_ranges(vmas: U64Array, nr_max: int) -> list[damon_addr_range]:
@@ -281,23 +282,21 @@ def mapped_ranges(vmas: U64Array, nr_max: int) -> list[damon_addr_range]:
     return [damon_addr_range(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
-def _init(ctx: damon_ctx) -> None:
-    damon_va_init(ctx)
-    _update(ctx)
-
-
 def _update(ctx: damon_ctx) -> None:
     """Let the regions of every target be what is mapped.
 
     vaddr leaves out two gaps alone: between a program and its heap there may be a gigabyte of nothing that looks cold,
     uses up a quota and hides the accesses beside it. Physical memory has no such holes.
     """
+    # All targets together leave room to split the ranges; each has three at least, as with vaddr.
+    nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
     for t in ctx.adaptive_targets:
         mm = None if t.task is None else t.task.get_mm()
-        if mm is not None:
-            ranges = mapped_ranges(mm.vmas(), ctx.attrs.max_nr_regions // 4)
-            if ranges:
-                damon_set_regions(t, ranges, ctx.min_region_sz)
+        ranges = [] if mm is None else mapped_ranges(mm.vmas(), nr_ranges)
+        if ranges:
+            damon_set_regions(t, ranges, ctx.min_region_sz)
+        else:
+            t.regions = damon_regions()  # it ended, and is not reaped yet
 
 
 def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:

@@ -79,13 +79,12 @@ class damon_reclaim(damon_scheme_module):
         return [scheme]
 
     def _goals(self) -> list[damos_quota_goal]:
+        # Each parameter is read once: it may be written meanwhile.
         goals = []
-        if self.quota_mem_pressure_us:
-            metric = damos_quota_goal_metric.DAMOS_QUOTA_SOME_MEM_PSI_US
-            goals.append(damos_quota_goal(metric, self.quota_mem_pressure_us))
-        if self.quota_autotune_feedback:
-            metric = damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT
-            goals.append(damos_quota_goal(metric, 10000, self.quota_autotune_feedback))
+        if pressure_us := self.quota_mem_pressure_us:
+            goals.append(damos_quota_goal(damos_quota_goal_metric.DAMOS_QUOTA_SOME_MEM_PSI_US, pressure_us))
+        if feedback := self.quota_autotune_feedback:
+            goals.append(damos_quota_goal(damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT, 10000, feedback))
         return goals
 
     def refresh(self, ctx: damon_ctx) -> None:

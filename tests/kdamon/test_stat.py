@@ -247,6 +247,86 @@ def test_a_control_groups_processes_are_followed() -> None:
     assert seen == [[4, 1, 2], [4, 2, 3], [4, 3], [4]]
 
 
+def test_memory_of_processes_that_ended_does_not_count() -> None:
+    """As idle it would hide the others; nor does another process that gets such a number, which nobody named."""
+    machine = SimMachine(seed=1)
+    for pid in (1, 2):
+        spawn(machine, pid).access(HEAP, HEAP + 100 * MEBI)
+    stat = module(damon_stat, machine, monitor_pids=(1, 2))
+    ctx = stat.build_ctx()
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        pids = [t.pid for t in ctx.adaptive_targets]
+        if not seen or seen[-1] != pids:
+            seen.append(pids)
+        if machine.clock.now() > 8e9 and machine.processes[1].alive:
+            machine.processes[1].exit()
+        elif machine.clock.now() > 9e9:
+            spawn(machine, 1)
+
+    run(stat, ctx, 16, watch)
+    assert seen == [[1, 2], [2]]
+    assert sum(ms < 0 for ms in stat.memory_idle_ms_percentiles) >= 95
+
+
+def test_a_process_without_memory_is_left_without_regions() -> None:
+    """As one that ended and that nobody waited for."""
+    machine = SimMachine(seed=1)
+    process = spawn(machine)
+    stat = module(damon_stat, machine, monitor_pids=(150,))
+    ctx = stat.build_ctx()
+    nr_regions: list[int] = []
+
+    def watch() -> None:
+        nr_regions.append(len(ctx.adaptive_targets[0].regions))
+        if machine.clock.now() > 3e9:
+            process.mmap([])
+
+    run(stat, ctx, 12, watch)
+    assert nr_regions[0] >= 3
+    assert nr_regions[-1] == 0
+
+
+def test_a_control_group_without_processes_waits_for_one() -> None:
+    """Also when it goes and comes again, as that of a service that is started again."""
+    machine = SimMachine(seed=1)
+    machine.cgroups = {"/service": ()}
+    stat = module(damon_stat, machine, monitor_cgroup="/service")
+    ctx = stat.build_ctx()
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        pids = [t.pid for t in ctx.adaptive_targets]
+        if not seen or seen[-1] != pids:
+            seen.append(pids)
+        if machine.clock.now() > 16e9:
+            machine.cgroups = {"/service": (2,)}
+        elif machine.clock.now() > 9e9:
+            machine.cgroups = {}
+        elif machine.clock.now() > 3e9:
+            machine.cgroups = {"/service": (1,)}
+
+    for pid in (1, 2):
+        spawn(machine, pid)
+    run(stat, ctx, 25, watch)
+    assert seen == [[], [1], [], [2]]
+
+
+def test_many_processes_share_the_regions() -> None:
+    """Each has three at least, and all together leave room to tell parts of the memory apart."""
+    machine = SimMachine(seed=1)
+    pids = tuple(range(1, 51))
+    for pid in pids:
+        machine.spawn([(n * 16 * MEBI, n * 16 * MEBI + MEBI) for n in range(1, 101)], pid)
+    stat = module(damon_stat, machine, monitor_pids=pids)
+    ctx = stat.build_ctx()
+    nr_regions: list[list[int]] = []
+    run(stat, ctx, 6, lambda: nr_regions.append([len(t.regions) for t in ctx.adaptive_targets]))
+    assert min(map(min, nr_regions)) >= 3
+    assert max(map(sum, nr_regions)) <= ctx.attrs.max_nr_regions
+
+
 # With others, in real time.
 
 
