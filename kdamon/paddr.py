@@ -88,15 +88,19 @@ def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
 
 def damon_pa_init(ctx: damon_ctx) -> None:
     """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings."""
-    damon_pa_update(ctx)
+    for memory in _memories(ctx):
+        memory.update()
 
 
 def damon_pa_update(ctx: damon_ctx) -> None:
-    """Follow the changes of who maps what. Kernel: paddr has no update."""
-    for t in ctx.adaptive_targets:
-        memory = _memory(t, ctx)
-        if memory is not None:
-            memory.update()
+    """Begin to follow the changes of who maps what, while monitoring goes on. Kernel: paddr has no update."""
+    for memory in _memories(ctx):
+        memory.begin_update()
+
+
+def _memories(ctx: damon_ctx) -> list[PhysicalMemory]:
+    found = (_memory(t, ctx) for t in ctx.adaptive_targets)
+    return [memory for memory in found if memory is not None]
 
 
 def damon_pa_prepare_access_checks(ctx: damon_ctx) -> None:

@@ -107,6 +107,10 @@ class AddressSpace(Protocol):
         """
         ...
 
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """As :meth:`young`, and the page frames that the answers are about, whoever else maps them; 0 for none."""
+        ...
+
     def frames(self, addrs: U64Array) -> U64Array:
         """The page frames at ``addrs`` (shape (n,)) that this address space alone maps; 0 for others, shape (n,)."""
         ...
@@ -199,8 +203,15 @@ class PhysicalMemory(Task, Protocol):
         """Find out anew which process maps which page frame."""
         ...
 
+    def begin_update(self) -> None:
+        """As :meth:`update`, but in pieces, one with each :meth:`mkold`; what was known before stays until it is done.
+
+        One that is under way goes on.
+        """
+        ...
+
     def known(self) -> tuple[int, int]:
-        """Bytes whose accesses could be told at the last :meth:`update`, and bytes of memory in use."""
+        """Bytes whose accesses could be told at the last :meth:`update`, and bytes of memory on LRU lists."""
         ...
 
     def mkold(self, addrs: U64Array) -> None:
@@ -208,7 +219,7 @@ class PhysicalMemory(Task, Protocol):
         ...
 
     def young(self, addrs: U64Array) -> Answers:
-        """As :meth:`AddressSpace.young`, of physical addresses. What nobody uses is OLD."""
+        """As :meth:`AddressSpace.young`, of physical addresses. What nobody maps and no LRU list has is OLD."""
         ...
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:

@@ -21,6 +21,7 @@ __all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "FolioTable", "Folios", "sha
 _UP_TO_DATE: Final = 1 << 3
 LRU: Final = 1 << 5
 _ACTIVE: Final = 1 << 6
+_SLAB: Final = 1 << 7
 _BUDDY: Final = 1 << 10
 _MAPPED: Final = 1 << 11
 _ANONYMOUS: Final = 1 << 12
@@ -176,13 +177,20 @@ class Folios:
             flags[compound] |= around[row, first]
         return FolioTable(pfns, heads, pages, flags)
 
-    def unused(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which page frames (any order, shape (n,)) are free, or are no memory.
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames (any order, shape (n,)) no LRU list has and no process maps: nobody accesses them.
+
+        They are free, the kernel's own, or no memory.
 
         :raises OSError: EPERM page flags may not be read.
         """
         flags = self._many(self._flags_fd, pfns, beyond=_NO_PAGE)
-        found: npt.NDArray[np.bool_] = (flags & np.uint64(_BUDDY | _NO_PAGE)) != 0
+        # Some kernels show what is true of the whole folio for its first page only.
+        unsure = np.flatnonzero(
+            (flags & np.uint64(COMPOUND_TAIL | LRU | _SLAB | _MAPPED)) == np.uint64(COMPOUND_TAIL),
+        )
+        flags[unsure] = self.table(pfns[unsure]).flags
+        found: npt.NDArray[np.bool_] = (flags & np.uint64(LRU | _MAPPED | _ZERO_PAGE)) == 0
         return found
 
     def pages(self, pfns: U64Array) -> FolioTable:

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,8 @@ log = logging.getLogger("kdamon")
 #: Processes that an update looks at, and pages of page tables that it reads: 64 GiB.
 _MAX_PROCESSES: Final = 4096
 _MAX_PAGES: Final = 1 << 24
+#: Page tables that are read at once.
+_BLOCKS: Final = 8
 
 
 def runs_of_pages(pages: U64Array, pfns: U64Array) -> U64Array:
@@ -65,12 +67,13 @@ class LinuxFrames:
         self._zones: list[tuple[int, int, int]] | None = None
         self._folios = Folios()
         try:
-            self._folios.unused(np.zeros(1, np.uint64))
+            self._folios.unreachable(np.zeros(1, np.uint64))
+            self._own_pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._folios.close()
             raise
 
-    def runs(self) -> Iterator[tuple[int, U64Array]]:
+    def runs(self) -> Generator[tuple[int, U64Array, int]]:
         """See :meth:`kdamon.mm.physical.Frames.runs`."""
         seen: set[int] = set()
         pages = 0
@@ -86,15 +89,22 @@ class LinuxFrames:
                 seen.add(mm)
                 for runs, count in process.runs():
                     pages += count
-                    yield pid, runs
+                    yield pid, runs, count
 
     def task(self, pid: int) -> Task:
         """See :meth:`kdamon.mm.physical.Frames.task`."""
         return self._open_task(pid)
 
-    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.physical.Frames.free`."""
-        return self._folios.unused(pfns)
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.physical.Frames.unreachable`."""
+        found = self._walker.single_pages(self._own_pagemap, pfns)[1]
+        others = np.flatnonzero(~found)
+        found[others] = self._folios.unreachable(pfns[others])
+        return found
+
+    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.physical.Frames.mapped_once`."""
+        return self._walker.single_pages(self._own_pagemap, pfns)[0]
 
     def page_match(
         self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
@@ -110,15 +120,18 @@ class LinuxFrames:
             self._zones = _zones(Path("/proc/zoneinfo").read_text(encoding="ascii"))
         return self._zones
 
-    def in_use(self) -> int:
-        """See :meth:`kdamon.mm.physical.Frames.in_use`."""
+    def reachable(self) -> int:
+        """See :meth:`kdamon.mm.physical.Frames.reachable`."""
         with open("/proc/meminfo", encoding="utf-8") as lines:
             sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-        return 1024 * (sizes["MemTotal"] - sizes["MemFree"])
+        return 1024 * (sizes["Active"] + sizes["Inactive"] + sizes["Unevictable"])
 
     def close(self) -> None:
         """See :meth:`kdamon.mm.physical.Frames.close`."""
         self._folios.close()
+        if self._own_pagemap >= 0:
+            os.close(self._own_pagemap)
+            self._own_pagemap = -1
 
 
 def _zones(text: str) -> list[tuple[int, int, int]]:
@@ -150,11 +163,13 @@ class _Pages:
         self.files.close()
 
     def runs(self) -> Iterator[tuple[U64Array, int]]:
-        """Runs of pages that are this process's alone, a gibibyte at a time, and how many pages were looked at."""
+        """Runs of pages that are this process's alone, and how many pages were looked at, piece by piece."""
         pagemap = Pagemap(self.files.pagemap)
-        for blocks in pagemap.groups(self.files.vmas()):
-            pages = pagemap.pages(blocks)
-            yield runs_of_pages(pages, exclusive_frames(pagemap.entries(blocks))), len(pages)
+        for group in pagemap.groups(self.files.vmas()):
+            for first in range(0, len(group), _BLOCKS):
+                blocks = group[first : first + _BLOCKS]
+                pages = pagemap.pages(blocks)
+                yield runs_of_pages(pages, exclusive_frames(pagemap.entries(blocks))), len(pages)
 
 
 @functools.cache

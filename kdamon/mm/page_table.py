@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kdamon.mm import UNKNOWN, Answers, U64Array, maps
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import MADV_COLD, Adviser, drain_lru
+from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.process import NOTHING, ProcessSpace
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
@@ -33,6 +34,7 @@ __all__ = ["PageTableSpace"]
 
 _PAGE_SIZE: Final = np.uint64(4096)
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+_PAGE_SHIFT: Final = np.uint64(12)
 _PMD_SIZE: Final = np.uint64(1 << 21)
 _PMD_MASK: Final = ~np.uint64((1 << 21) - 1)
 
@@ -85,13 +87,36 @@ class PageTableSpace(ProcessSpace):
         with self._lock:
             if self._closed or not len(pages):
                 return np.zeros(len(pages), dtype=np.uint8)
-            flags = self._walker.young(self._files.pagemap, pages)
-            answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
-            if not flags.all():
-                answers[flags == 0] = UNKNOWN
-            if len(self._unknown):
-                answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
-            return answers
+            return self._answers(pages, self._walker.young(self._files.pagemap, pages))
+
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`; the same entries tell both."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            if self._closed or not len(pages):
+                return np.zeros(len(pages), dtype=np.uint8), np.zeros(len(pages), dtype=np.uint64)
+            flags, entries = self._walker.walk(self._files.pagemap, pages)
+            found = self._walker.pfns(entries)
+            huge = (flags & LEVEL) == 2
+            if huge.any():
+                within = ~_PMD_MASK >> _PAGE_SHIFT
+                found[huge] = (found[huge] & ~within) | (pages[huge] >> _PAGE_SHIFT & within)
+            mapped = (flags & PRESENT) != 0
+            found[~mapped] = 0
+            hidden = np.flatnonzero(mapped & (found == 0))
+            if len(hidden):
+                # Of pages that NUMA balancing watches the entry is no plain one.
+                found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
+            return self._answers(pages, flags), found
+
+    def _answers(self, pages: U64Array, flags: npt.NDArray[np.uint8]) -> Answers:
+        """What a walk's ``flags`` say of ``pages`` that :meth:`mkold` had."""
+        answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
+        if not flags.all():
+            answers[flags == 0] = UNKNOWN
+        if len(self._unknown):
+            answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
+        return answers
 
     def _clear(self, pages: U64Array, flags: npt.NDArray[np.uint8], entries: U64Array) -> None:
         """Make young ``pages`` old, and remember those that could not be.

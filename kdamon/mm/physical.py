@@ -12,10 +12,11 @@ page frame                                    answer
 ============================================  =========================================================================
 mapped by one process, known since the last   as its accessed bit tells; UNKNOWN where that cannot be cleared
 update
-free, or no memory at all                     OLD: nobody accesses it
+on no LRU list and not mapped: free, the      OLD, as the kernel's damon_pa_young() answers for what damon_get_folio()
+kernel's, or no memory at all                 does not take: no process accesses it
 everything else: shared by processes, page    UNKNOWN
-cache that nobody maps, the kernel's, mapped
-since the last update
+cache that nobody maps, mapped since the last
+update
 ============================================  =========================================================================
 """
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -42,6 +43,10 @@ _PAGE_SIZE: Final = 4096
 _MAX_SAMPLED: Final = 64
 #: Processes that are kept open for samples; each costs four file descriptors.
 _MAX_OPEN: Final = 128
+#: Pages whose page tables are read besides a sample while an update is under way, which takes about a millisecond; and
+#: to how many of them looking at a process at all compares.
+_STEP: Final = 4096
+_PROCESS: Final = 512
 
 _Indexes = npt.NDArray[np.intp]
 
@@ -49,11 +54,12 @@ _Indexes = npt.NDArray[np.intp]
 class Frames(Protocol):
     """What a machine knows about page frames and the processes that map them."""
 
-    def runs(self) -> Iterator[tuple[int, U64Array]]:
+    def runs(self) -> Generator[tuple[int, U64Array, int]]:
         """The page frames that each process alone maps.
 
         :returns: process by process its number, and runs of pages whose addresses and page frames both follow each
-            other: first address (bytes), first page frame, number of pages, shape (n, 3). A process may come in pieces.
+            other: first address (bytes), first page frame, number of pages, shape (n, 3); and how many pages were
+            looked at to find them. A process may come in pieces.
         """
         ...
 
@@ -64,8 +70,12 @@ class Frames(Protocol):
         """
         ...
 
-    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which page frames nobody uses, or are no memory, shape (n,)."""
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames nobody maps and are on no LRU list: free, the kernel's, or no memory; shape (n,)."""
+        ...
+
+    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames one process alone maps for certain; of others that process has to be asked; shape (n,)."""
         ...
 
     def page_match(
@@ -78,8 +88,8 @@ class Frames(Protocol):
         """Page frames of NUMA nodes, piece by piece: the node, its first one, the one behind its last."""
         ...
 
-    def in_use(self) -> int:
-        """How many bytes of memory are in use."""
+    def reachable(self) -> int:
+        """How many bytes of memory are on LRU lists: what processes and files have."""
         ...
 
     def close(self) -> None:
@@ -90,23 +100,20 @@ class Frames(Protocol):
 class ReverseMap:
     """Which process maps a page frame, and where.
 
-    :param found: as :meth:`Frames.runs` gives it. Frames that come twice, of two processes or of one, are left out.
+    :param found: processes and runs as :meth:`Frames.runs` gives them. Frames that come twice, of two processes or of
+        one, are left out.
     :ivar pages: how many page frames it knows.
     """
 
     def __init__(self, found: Iterable[tuple[int, U64Array]]) -> None:
-        self._pids: list[int] = []
-        parts = [np.empty((0, 4), np.uint64)]
-        for pid, runs in found:
-            parts.append(np.column_stack((runs, np.full(len(runs), len(self._pids), np.uint64))))
-            self._pids.append(pid)
-        whole = np.concatenate(parts)
+        parts = [np.column_stack((runs, np.full(len(runs), pid, np.uint64))) for pid, runs in found]
+        whole = np.concatenate([np.empty((0, 4), np.uint64), *parts])
         whole = whole[whole[:, 1].argsort(kind="stable")]
         if (whole[1:, 1] < whole[:-1, 1] + whole[:-1, 2]).any():
             whole = _once(whole)
         self._addrs, self._first = whole[:, 0].copy(), whole[:, 1].copy()
         self._last = self._first + whole[:, 2]
-        self._owner = whole[:, 3].astype(np.int32)
+        self._pids = whole[:, 3].astype(np.int64)
         self.pages = int(whole[:, 2].sum())
 
     def find(self, pfns: U64Array) -> tuple[npt.NDArray[np.int64], U64Array]:
@@ -115,8 +122,7 @@ class ReverseMap:
             return np.full(len(pfns), -1, np.int64), np.zeros(len(pfns), np.uint64)
         at = np.maximum(np.searchsorted(self._first, pfns, side="right") - 1, 0)
         known = (pfns >= self._first[at]) & (pfns < self._last[at])
-        pids = np.array(self._pids, np.int64)[self._owner[at]]
-        return np.where(known, pids, -1), self._addrs[at] + ((pfns - self._first[at]) << _PAGE_SHIFT)
+        return np.where(known, self._pids[at], -1), self._addrs[at] + ((pfns - self._first[at]) << _PAGE_SHIFT)
 
     def runs_within(self, first: int, last: int) -> tuple[int, U64Array, U64Array]:
         """Runs of page frames that it knows of [first, last): the number of the first one, beginnings and sizes."""
@@ -135,8 +141,7 @@ class ReverseMap:
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         pfns = np.repeat(begin, counts) + within.astype(np.uint64)
         addrs = self._addrs[rows] + ((pfns - self._first[rows]) << _PAGE_SHIFT)
-        pids = np.array(self._pids, np.int64)[self._owner[rows]]
-        for pid, chosen in _groups(pids):
+        for pid, chosen in _groups(self._pids[rows]):
             yield pid, addrs[chosen], pfns[chosen]
 
 
@@ -186,6 +191,8 @@ class Physical:
         self._addrs = np.empty(0, np.uint64)
         self._sampled: list[tuple[AddressSpace, _Indexes, U64Array]] = []
         self._turn = 0
+        self._looking: Generator[tuple[int, U64Array, int]] | None = None
+        self._found: list[tuple[int, U64Array]] = []
 
     def valid(self) -> bool:
         """There is always memory."""
@@ -198,30 +205,64 @@ class Physical:
         """See :meth:`kdamon.mm.Task.put`."""
         self._put_tasks(0)
         self._sampled = []
+        self._stop_looking()
         self._frames.close()
 
     def update(self) -> None:
         """See :meth:`kdamon.mm.PhysicalMemory.update`."""
+        self._stop_looking()
+        self._take(ReverseMap((pid, runs) for pid, runs, _ in self._frames.runs()))
+
+    def begin_update(self) -> None:
+        """See :meth:`kdamon.mm.PhysicalMemory.begin_update`."""
+        if self._looking is None:
+            self._looking = self._frames.runs()
+
+    def _look_on(self) -> None:
+        """Go on with an update that was begun."""
+        if self._looking is None:
+            return
+        left = _STEP
+        for pid, runs, pages in self._looking:
+            self._found.append((pid, runs))
+            left -= pages + _PROCESS
+            if left <= 0:
+                return
+        found = ReverseMap(self._found)
+        self._stop_looking()
+        self._take(found)
+
+    def _stop_looking(self) -> None:
+        if self._looking is not None:
+            self._looking.close()
+        self._looking = None
+        self._found = []
+
+    def _take(self, found: ReverseMap) -> None:
+        """Go by ``found`` from now on."""
+        # Numbers of processes may be others' by now.
         self._put_tasks(0)
         self._sampled = []
-        self._map = ReverseMap(self._frames.runs())
+        self._map = found
         if not self._updated:
             self._updated = True
-            known, in_use = (size >> 20 for size in self.known())
+            known, reachable = (size >> 20 for size in self.known())
             log.warning(
-                "physical addresses: of %d MiB in use, %d MiB are mapped by one process each, whose accesses can be "
-                "told; samples of others (shared, page cache, the kernel's, mapped later) are unknown",
-                in_use,
+                "physical addresses: of %d MiB that processes and files have, %d MiB are mapped by one process each, "
+                "whose accesses can be told; samples of the rest (shared, page cache, mapped later) are unknown",
+                reachable,
                 known,
             )
 
     def known(self) -> tuple[int, int]:
         """See :meth:`kdamon.mm.PhysicalMemory.known`."""
-        return _PAGE_SIZE * self._map.pages, self._frames.in_use()
+        return _PAGE_SIZE * self._map.pages, self._frames.reachable()
 
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
-        if not self._updated:
+        if self._updated:
+            self._look_on()
+        else:
             self.update()
         self._addrs = addrs
         self._sampled = []
@@ -244,15 +285,18 @@ class Physical:
         if not np.array_equal(addrs, self._addrs):
             return answers
         pfns = addrs >> _PAGE_SHIFT
-        left = np.ones(len(addrs), np.bool_)
+        told = np.zeros(len(addrs), np.bool_)
         for mm, rows, there in self._sampled:
-            told = mm.young(there)
-            # In this order: a page frame that is there now was there when the accessed bit was read.
-            same = mm.frames(there) == pfns[rows]
-            answers[rows[same]] = told[same]
-            left[rows[same]] = False
-        others = np.flatnonzero(left)
-        answers[others[self._frames.free(pfns[others])]] = OLD
+            answers[rows], found = mm.young_frames(there)
+            told[rows] = found == pfns[rows]
+        # Now, not before: who mapped a page frame meanwhile may have accessed it.
+        once = np.zeros(len(addrs), np.bool_)
+        once[told] = self._frames.mapped_once(pfns[told])
+        for mm, rows, there in self._sampled:
+            doubtful = told[rows] & ~once[rows]
+            if doubtful.any():
+                told[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
+        answers[~told] = np.where(self._frames.unreachable(pfns[~told]), OLD, UNKNOWN)
         return answers
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kdamon.mm import Answers, PageFilter, U64Array, maps
 from kdamon.mm.advice import Advice
 from kdamon.mm.page_samples import PageSamples
-from kdamon.mm.pagemap import entries_at, exclusive_frames
+from kdamon.mm.pagemap import entries_at, exclusive_frames, frames
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES
 
@@ -58,6 +58,15 @@ class ProcessSpace(ABC):
         """See :meth:`kdamon.mm.AddressSpace.vmas`."""
         with self._lock:
             return maps.parse(b"") if self._closed else self._files.vmas()
+
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
+        answers = self.young(addrs)
+        with self._lock:
+            if self._closed:
+                return answers, np.zeros(len(addrs), dtype=np.uint64)
+            # In this order: a page frame that is there now was there when the accessed bit was read.
+            return answers, frames(entries_at(self._files.pagemap, addrs))
 
     def frames(self, addrs: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.frames`."""

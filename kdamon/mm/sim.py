@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -189,6 +189,10 @@ class SimProcess:
         sample.answered = now, answers.copy()
         return answers
 
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
+        return self.young(addrs), self.frames(addrs)
+
     def frames(self, addrs: U64Array) -> U64Array:
         """The page frames at ``addrs`` that this process alone maps, 0 elsewhere; only placed memory has any."""
         found = np.zeros(len(addrs), np.uint64)
@@ -346,12 +350,12 @@ class SimFrames:
     def __init__(self, machine: SimMachine) -> None:
         self._machine = machine
 
-    def runs(self) -> Iterator[tuple[int, U64Array]]:
+    def runs(self) -> Generator[tuple[int, U64Array, int]]:
         """Every place of a process that did not exit."""
         for place in self._machine.placed:
             if place.process.alive:
                 row = (place.start, place.physical // _PAGE_SIZE, place.size // _PAGE_SIZE)
-                yield place.process.pid, np.array([row], np.uint64)
+                yield place.process.pid, np.array([row], np.uint64), row[2]
 
     def task(self, pid: int) -> SimProcess:
         """A process."""
@@ -362,13 +366,17 @@ class SimFrames:
         border = self._machine.second_node // _PAGE_SIZE
         return [(0, 0, border), (1, border, 1 << 51)]
 
-    def free(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which are in no place of a process, and not the kernel's."""
-        used = inside(self._machine.reserved, pfns * np.uint64(_PAGE_SIZE))
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which are in no place of a process, and no page cache."""
+        used = inside(self._machine.cached, pfns * np.uint64(_PAGE_SIZE))
         for place in self._machine.placed:
             if place.process.alive:
                 used |= place.holds(pfns)
         return ~used
+
+    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Nothing: the processes know."""
+        return np.zeros(len(pfns), np.bool_)
 
     def page_match(
         self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
@@ -388,9 +396,9 @@ class SimFrames:
                     row[here] |= place.process.page_match(addrs, [one])[0]
         return found
 
-    def in_use(self) -> int:
-        """The sum of all places and of the kernel's memory."""
-        return total(self._machine.reserved) + sum(p.size for p in self._machine.placed if p.process.alive)
+    def reachable(self) -> int:
+        """The sum of all places and of the page cache."""
+        return total(self._machine.cached) + sum(p.size for p in self._machine.placed if p.process.alive)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -403,7 +411,7 @@ class SimMachine:
     :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
     :ivar memcgs: the memory cgroups and their numbers.
     :ivar placed: which memory of processes is where in physical memory, see :meth:`place`; all other memory is free.
-    :ivar reserved: physical memory that the kernel uses, bytes in address order, shape (n, 2).
+    :ivar cached: physical memory that is page cache and not mapped, bytes in address order, shape (n, 2).
     :ivar second_node: where physical memory of node 1 begins, bytes; without it all is of node 0.
     :ivar cgroups: the control groups of the second version and the numbers of their processes.
     """
@@ -425,7 +433,7 @@ class SimMachine:
         }
         self.memcgs = {"/": 1}
         self.placed: list[SimPlace] = []
-        self.reserved = NO_RANGES
+        self.cached = NO_RANGES
         self.second_node = 1 << 63
         self.cgroups: dict[str, tuple[int, ...]] = {}
 

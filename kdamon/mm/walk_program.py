@@ -88,8 +88,10 @@ class PageLayout:
         self.size = btf.size("page")
         self.flags = btf.offset("page", "flags")
         self.mapcount = btf.offset("page", "_mapcount")
+        self.refcount = btf.offset("page", "_refcount")
         self.head = 1 << btf.enumerator("pageflags", "PG_head")
         self.lru = 1 << btf.enumerator("pageflags", "PG_lru")
+        self.reserved = 1 << btf.enumerator("pageflags", "PG_reserved")
         # Both were renamed on the way to separate memory descriptors.
         self.compound = _either(btf, "compound_head", "compound_info")
         self.index = _either(btf, "index", "__folio_index")

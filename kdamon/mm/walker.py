@@ -48,6 +48,8 @@ _ULONG_MAX: Final = (1 << 64) - 1
 #: Where 5-level kernels map all memory, and the lowest kernel address there is.
 _LOWEST: Final = 0xFF11_0000_0000_0000
 
+_Mask = npt.NDArray[np.bool_]
+
 _CAPABILITIES: Final = {
     "CAP_DAC_READ_SEARCH": 2,
     "CAP_SYS_PTRACE": 19,
@@ -101,20 +103,9 @@ class Walker:
 
         :returns: two new arrays of shape (n,); the flags are those of :mod:`kdamon.mm.walk_program`.
         """
-        count = len(addrs)
         with self._lock:
             self._header[Word.FD] = pagemap_fd
-            if count <= self.capacity:
-                self._run(addrs, count)
-                return self._flags[:count].copy(), self._entries[:count].copy()
-            flags = np.empty(count, dtype=np.uint8)
-            entries = np.empty(count, dtype=np.uint64)
-            for first in range(0, count, self.capacity):
-                part = addrs[first : first + self.capacity]
-                self._run(part, len(part))
-                flags[first : first + len(part)] = self._flags[: len(part)]
-                entries[first : first + len(part)] = self._entries[: len(part)]
-            return flags, entries
+            return self._batch(addrs)
 
     def young(self, pagemap_fd: int, addrs: U64Array) -> npt.NDArray[np.uint8]:
         """The flags of :meth:`walk` alone."""
@@ -125,6 +116,37 @@ class Walker:
             self._header[Word.FD] = pagemap_fd
             self._run(addrs, count)
             return self._flags[:count].copy()
+
+    def single_pages(self, pagemap_fd: int, pfns: U64Array) -> tuple[_Mask, _Mask]:
+        """Which page frames are mapped once, and which are not mapped and on no LRU list either, shape (n,) each.
+
+        Neither is said where that cannot be told for certain: of folios of several pages, reserved pages, what is no
+        memory, and of all where the kernel keeps its ``struct page`` in a way that is not known.
+
+        :param pagemap_fd: any open /proc/PID/pagemap.
+        :param pfns: shape (n,), any order.
+        """
+        page, vmemmap = self._layout.page, self._header[Word.VMEMMAP]
+        mapped, unmapped = np.zeros((2, len(pfns)), dtype=np.bool_)
+        # Nothing beyond RAM is read: device registers may be there.
+        there = np.flatnonzero(pfns < self._header[Word.LIMIT] >> np.uint64(PAGE_SHIFT))
+        if page is None or not vmemmap or not len(there):
+            return mapped, unmapped
+        places = vmemmap + pfns[there] * np.uint64(page.size)
+        members = np.array([page.compound, page.flags, page.mapcount, page.refcount], dtype=np.uint64)
+        with self._lock:
+            self._header[Word.FD] = pagemap_fd
+            found, words = self._peek((places + members[:, None]).ravel())
+        compound, flags, mapcount, refcount = words.reshape(4, -1)
+        single = found.reshape(4, -1).all(axis=0) & ((compound & np.uint64(1)) == 0)
+        single &= (flags & np.uint64(page.head | page.reserved)) == 0
+        # One less than the number of mappings; the types of pages that are not mapped are further below.
+        mappings = mapcount.astype(np.uint32).view(np.int32)
+        # What was not put into use since boot has 0 in everything.
+        used = refcount.astype(np.uint32) != 0
+        mapped[there] = single & used & (mappings == 0)
+        unmapped[there] = single & ((mappings < 0) | ~used) & ((flags & np.uint64(page.lru)) == 0)
+        return mapped, unmapped
 
     def mm(self, pagemap_fd: int) -> int:
         """Something that tells the address space behind an open /proc/PID/pagemap from every other one."""
@@ -138,6 +160,32 @@ class Walker:
         found: U64Array = (entries & np.uint64(self._pfn_mask)) >> np.uint64(PAGE_SHIFT)
         found[(entries & np.uint64(PTE_PRESENT)) == 0] = 0
         return found
+
+    def _batch(self, addrs: U64Array) -> tuple[npt.NDArray[np.uint8], U64Array]:
+        """Flags and entries for ``addrs``, in as many system calls as they take."""
+        count = len(addrs)
+        if count <= self.capacity:
+            self._run(addrs, count)
+            return self._flags[:count].copy(), self._entries[:count].copy()
+        flags = np.empty(count, dtype=np.uint8)
+        entries = np.empty(count, dtype=np.uint64)
+        for first in range(0, count, self.capacity):
+            part = addrs[first : first + self.capacity]
+            self._run(part, len(part))
+            flags[first : first + len(part)] = self._flags[: len(part)]
+            entries[first : first + len(part)] = self._entries[: len(part)]
+        return flags, entries
+
+    def _peek(self, places: U64Array) -> tuple[_Mask, U64Array]:
+        """Whether kernel memory at ``places`` can be read, and the 8 bytes there."""
+        header = self._header
+        before = header[[Word.LEVELS, Word.TOP]]
+        header[[Word.LEVELS, Word.TOP]] = PEEK, _ULONG_MAX
+        try:
+            flags, words = self._batch(places)
+        finally:
+            header[[Word.LEVELS, Word.TOP]] = before
+        return flags != 0, words
 
     def _run(self, addrs: U64Array, count: int) -> None:
         self._addrs[:count] = addrs
@@ -270,13 +318,9 @@ class Walker:
                 places = np.uint64(candidate) + pfns * np.uint64(size) + np.uint64(page.index)
             if not self._all_memory(fd, places, limit):
                 continue
-            levels = int(self._header[Word.LEVELS])
-            self._header[Word.LEVELS] = PEEK
-            try:
-                flags, indexes = self.walk(fd, places)
-            finally:
-                self._header[Word.LEVELS] = levels
-            if flags.all() and np.array_equal(indexes, own >> np.uint64(PAGE_SHIFT)):
+            with self._lock:
+                readable, indexes = self._peek(places)
+            if readable.all() and np.array_equal(indexes, own >> np.uint64(PAGE_SHIFT)):
                 found.append(candidate)
         return found[0] if len(found) == 1 else 0
 

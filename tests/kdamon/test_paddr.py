@@ -50,7 +50,7 @@ from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine, PhysicalMemory
 from kdamon.mm.physical import Physical, ReverseMap
 from kdamon.mm.sim import SimMachine, SimProcess
 from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
-from kdamon.paddr import damon_pa_apply_scheme, damon_pa_update
+from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
 from kdamon.regions import damon_addr_range, damon_regions
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import recorded
@@ -110,7 +110,7 @@ def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants()
     damon_add_scheme(ctx, s)
     damos_quota_score(ctx, s.quota)
     assert [0, 0, 0] == [goal.current_value for goal in goals]
-    damon_pa_update(ctx)
+    damon_pa_init(ctx)
     damos_quota_score(ctx, s.quota)
     assert [7500, 2500, 0] == [goal.current_value for goal in goals]
     s.pattern = damos_access_pattern(max_nr_accesses=0)
@@ -119,13 +119,13 @@ def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants()
 
 
 def test_a_sample_tells_who_is_young_old_and_unknown() -> None:
-    """Memory of one process by its accesses; free memory and none at all is old; the rest cannot be told."""
+    """Memory of one process by its accesses; what nobody maps is old, but page cache, of which nothing is known."""
     machine = SimMachine(seed=1)
     spawn(machine)
-    machine.reserved = np.array([[0, 16 * MIB]], np.uint64)
+    machine.cached = np.array([[0, 16 * MIB]], np.uint64)
     memory = machine.physical_memory()
-    hot, cold, kernel, free = PHYSICAL + 5, PHYSICAL + 63 * MIB, 3 * MIB + 1, PHYSICAL + 64 * MIB
-    assert [YOUNG, OLD, UNKNOWN, OLD, OLD] == sampled(machine, memory, hot, cold, kernel, free, 1 << 60)
+    hot, cold, cache, free = PHYSICAL + 5, PHYSICAL + 63 * MIB, 3 * MIB + 1, PHYSICAL + 64 * MIB
+    assert [YOUNG, OLD, UNKNOWN, OLD, OLD] == sampled(machine, memory, hot, cold, cache, free, 1 << 60)
 
 
 def test_memory_that_two_processes_map_is_unknown_until_one_is_left() -> None:
@@ -196,17 +196,63 @@ def test_of_many_processes_some_are_sampled_each_time_and_all_in_turn() -> None:
     assert (rounds == YOUNG).any(axis=0).all()
 
 
+def test_an_update_goes_on_with_the_samples() -> None:
+    """A piece with each; what was known stays known until all is, and one that is under way is not begun again."""
+    machine = SimMachine(seed=1)
+    first = spawn(machine)
+    memory = machine.physical_memory()
+    memory.update()
+    first.exit()
+    new = [spawn(machine, 16, PHYSICAL + 16 * MIB * i) for i in range(1, 6)]
+    where = [PHYSICAL, *(PHYSICAL + 16 * MIB * i for i in range(1, 6))]
+    memory.begin_update()
+    before = [sampled(machine, memory, *where)]
+    memory.begin_update()
+    while before[-1][1] == UNKNOWN:
+        before.append(sampled(machine, memory, *where))
+        assert len(before) <= len(new) + 1
+    assert [OLD, *[UNKNOWN] * 5] == before[0] == before[-2]
+    assert len(before) > 3
+    assert [OLD, *[YOUNG] * 5] == before[-1]
+
+
+def test_monitoring_goes_on_while_who_maps_what_is_looked_at() -> None:
+    """Memory of a process that comes later is found with the next update, and no interval is without samples."""
+    machine = SimMachine(seed=1)
+    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 256 * MIB))
+    damon_set_attrs(ctx, damon_attrs(5000, 100_000, 500_000))
+    _before_run(ctx, damon_call_control(lambda _: machine.placed or spawn(machine, 256), repeat=True))
+    with recorded(ctx) as seen:
+        damon_run(ctx, seconds=5)
+    hot = [int(s.regions.sizes()[s.regions.nr_accesses > 10].sum()) for s in seen.snapshots]
+    assert hot[0] == 0
+    assert 64 * MIB == pytest.approx(hot[-1], rel=0.05)
+    assert ctx.passed_sample_intervals == pytest.approx(1000, rel=0.01)
+
+
+def test_memory_that_is_given_back_in_the_middle_of_an_update() -> None:
+    machine = SimMachine(seed=1)
+    for i in range(4):
+        spawn(machine, 64, PHYSICAL + 64 * MIB * i)
+    memory = machine.physical_memory()
+    memory.update()
+    memory.begin_update()
+    sampled(machine, memory, PHYSICAL)
+    memory.put()
+    assert [YOUNG] == sampled(machine, memory, PHYSICAL)
+
+
 def test_what_is_known_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     machine = SimMachine(seed=1)
     spawn(machine)
-    machine.reserved = np.array([[0, 36 * MIB]], np.uint64)
+    machine.cached = np.array([[0, 36 * MIB]], np.uint64)
     memory = machine.physical_memory()
     assert (0, 100 * MIB) == memory.known()
     memory.update()
     memory.update()
     assert (64 * MIB, 100 * MIB) == memory.known()
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "of 100 MiB in use, 64 MiB are mapped by one process each" in line
+    assert "of 100 MiB that processes and files have, 64 MiB are mapped by one process each" in line
     assert "unknown" in line
 
 
@@ -249,10 +295,10 @@ def test_the_map_knows_what_comes_once(found: list[tuple[int, int, int, int]]) -
 
 @pytest.mark.parametrize("addr_unit", [1, 1024, 8192])
 def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
-    """With the kernel's memory unknown and free memory cold, in any unit of addresses."""
+    """With page cache unknown and free memory cold, in any unit of addresses."""
     machine = SimMachine(seed=1)
     spawn(machine)
-    machine.reserved = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 96 * MIB]], np.uint64)
+    machine.cached = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 96 * MIB]], np.uint64)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 128 * MIB), addr_unit=addr_unit)
     with recorded(ctx) as seen:
         damon_run(ctx, seconds=10)
@@ -261,8 +307,8 @@ def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
     middle = (regions.start + regions.end) // np.uint64(2) * np.uint64(addr_unit) - np.uint64(PHYSICAL)
     assert 16 * MIB == pytest.approx(int(sizes[regions.nr_accesses > 10].sum()), rel=0.02)
     assert (regions.nr_accesses[middle > 17 * MIB] == 0).all()
-    kernel = (middle > 65 * MIB) & (middle < 95 * MIB)
-    assert (regions.nr_unknown[kernel] == 20).all()
+    cache = (middle > 65 * MIB) & (middle < 95 * MIB)
+    assert (regions.nr_unknown[cache] == 20).all()
     assert 0 < ctx.nr_unknown < ctx.nr_samples
 
 
@@ -317,7 +363,7 @@ def test_a_commit_turns_physical_into_virtual_addresses_and_back() -> None:
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB))
     damon_set_attrs(ctx, damon_attrs())
     (t,) = ctx.adaptive_targets
-    paddr.damon_pa_init(ctx)
+    damon_pa_init(ctx)
     assert isinstance(t.task, PhysicalMemory)
 
     other = damon_new_ctx()
@@ -357,7 +403,7 @@ def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     machine = SimMachine(seed=1)
     first, second = spawn(machine), spawn(machine, 64, PHYSICAL + 64 * MIB)
     ctx = pa_ctx(machine, (PHYSICAL + 32 * MIB, PHYSICAL + 200 * MIB), addr_unit=4096)
-    paddr.damon_pa_init(ctx)
+    damon_pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     applied, passed = apply(ctx, t, scheme(damos_action.DAMOS_PAGEOUT))
@@ -371,7 +417,7 @@ def test_filters_decide_what_is_paged_out() -> None:
     process = spawn(machine)
     process.mark("anon", [(VIRTUAL, VIRTUAL + 40 * MIB)])
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
-    paddr.damon_pa_init(ctx)
+    damon_pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     anon = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
@@ -391,7 +437,7 @@ def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> N
     machine = SimMachine(seed=1)
     spawn(machine)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
-    paddr.damon_pa_init(ctx)
+    damon_pa_init(ctx)
     caplog.clear()
     (t,) = ctx.adaptive_targets
     s = scheme(damos_action.DAMOS_MIGRATE_COLD)

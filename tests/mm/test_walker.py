@@ -4,14 +4,21 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from kdamon.mm import U64Array
+from kdamon.mm.folios import Folios
 from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.madvise import drain_lru
+from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.walk_program import Word
-from kdamon.mm.walker import Walker
+from kdamon.mm.walker import Walker, shared_walker
 
 GIB = 1 << 30
 
@@ -67,3 +74,73 @@ def test_the_machine_is_the_same_each_time(machine: LinuxMachine) -> None:
     for walker in walkers:
         walker.close()
     assert len(bases) == 1
+
+
+@contextmanager
+def own_pages(count: int) -> Iterator[tuple[mmap.mmap, U64Array]]:
+    """Touched pages of this process, and their page frames."""
+    memory = mmap.mmap(-1, count * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    whole = np.frombuffer(memory, np.uint8)
+    whole[::4096] = 1
+    drain_lru()
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        addrs = np.uint64(whole.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(4096)
+        yield memory, frames(entries_at(fd, addrs))
+    finally:
+        os.close(fd)
+        del whole
+        memory.close()
+
+
+def told_of(pfns: U64Array) -> list[tuple[bool, bool]]:
+    """Mapped once, and not mapped at all, by the walker."""
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        return list(zip(*(found.tolist() for found in shared_walker().single_pages(fd, pfns)), strict=True))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.usefixtures("machine")
+def test_single_pages_are_told_by_their_mappings() -> None:
+    """Own pages are mapped once; with a child twice, and nothing is said; what is no memory is nothing either."""
+    with own_pages(64) as (_, pfns):
+        assert [(True, False)] * 64 == told_of(pfns)
+        ready, done = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+        try:
+            assert [(False, False)] * 64 == told_of(pfns)
+        finally:
+            os.write(done[1], b"1")
+            os.waitpid(child, 0)
+            for fd in (*ready, *done):
+                os.close(fd)
+    far = np.array([0, 1 << 39, (1 << 52) - 1, (1 << 64) - 1], np.uint64)
+    assert [(False, False)] * 4 == told_of(far)
+    assert [] == told_of(far[:0])
+
+
+@pytest.mark.usefixtures("machine")
+def test_what_is_told_of_single_pages_is_what_the_kernel_shows_of_them() -> None:
+    """Of page frames all over memory, those that /proc/kpageflags shows the same before and after."""
+    pfns = np.random.default_rng(1).integers(0, 1 << 21, 20_000).astype(np.uint64)
+    folios = Folios()
+    try:
+        before = folios.unreachable(pfns)
+        told = np.array(told_of(pfns))
+        stable = before == folios.unreachable(pfns)
+    finally:
+        folios.close()
+    once, nowhere = told.T
+    assert nowhere.sum() > 1000
+    assert not (nowhere & stable & ~before).any()
+    assert not (once & stable & before).any()
+    # Hardly anything but folios of several pages and reserved ones is left to be asked of the kernel.
+    assert (nowhere & before).sum() > 0.5 * before.sum()
