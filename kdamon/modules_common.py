@@ -132,6 +132,10 @@ class damon_module(ABC):
         :raises OSError: EINVAL nothing can be monitored with these parameters; EBUSY somebody else monitors; ECANCELED
             the processes ended meanwhile; what the machine raises.
         """
+        # Kernel: disabling waits for a commit, which waits for the kdamond, for an hour if that sleeps so long. Here:
+        # the kdamond ends and the commit with it.
+        if not on:
+            self._stop()
         with self._lock:
             if on == self.enabled():
                 return
@@ -139,8 +143,8 @@ class damon_module(ABC):
                 raise OSError(errno.ESHUTDOWN, "the parameters are being unmounted")
             if on:
                 self._start()
-            elif self.ctx is not None:
-                damon_stop([self.ctx])
+            else:
+                self._stop()
 
     def kdamond_pid(self) -> int:
         """Thread id of the kdamond, -1 while there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Callable
 
 import pytest
 from attrs import evolve
@@ -157,7 +158,8 @@ def test_parameters_at_their_bounds() -> None:
         assert lru_sort.enabled()
 
 
-def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module() -> None:
+@pytest.mark.parametrize("end", [damon_lru_sort.shutdown, lambda lru_sort: lru_sort.enable(False)])
+def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module(end: Callable[[damon_lru_sort], None]) -> None:
     """It does not hold up the end for as long as it would wait, and is made or canceled."""
     machine = SimMachine()
     machine.metrics["free_mem_rate"] = 900
@@ -178,6 +180,7 @@ def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module() -> None:
     assert lru_sort.ctx is not None
     ctx = lru_sort.ctx
     eventually(lambda: len(ctx.call_controls) == 2, "the commit")
-    lru_sort.shutdown()
+    end(lru_sort)
     waiting.join(20)
     assert answers in ([None], [errno.ECANCELED])
+    assert not lru_sort.enabled()
