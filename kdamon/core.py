@@ -67,6 +67,7 @@ from kdamon.reports import (
     damon_report_unsubscribe,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
+    kdamond_discard_reports,
 )
 from kdamon.sample import damon_commit_sample_control
 
@@ -844,8 +845,8 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             break  # woken before the interval was over: the samples are worth nothing
         ctx.passed_sample_intervals += 1
 
-        if sampling and primitives.page_fault and ops.report_faults is not None:
-            ops.report_faults(ctx)
+        if primitives.page_fault and ops.report_faults is not None:
+            ops.report_faults(ctx, sampling)
         reported = kdamond_check_reported_accesses(ctx)
         # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
         # because that says that what others report is to count alone.
@@ -896,6 +897,7 @@ def kdamond_wait_activation(ctx: damon_ctx) -> bool:
         damos_walk_cancel(ctx)
         if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
             return False
+        kdamond_discard_reports(ctx)
 
 
 def _kdamond_paused(ctx: damon_ctx) -> bool:
@@ -906,6 +908,7 @@ def _kdamond_paused(ctx: damon_ctx) -> bool:
         kdamond_call(ctx, cancel=False)
         if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
             return False
+        kdamond_discard_reports(ctx)
     return True
 
 

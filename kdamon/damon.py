@@ -189,7 +189,7 @@ class damon_report_counters:
     :ivar filtered: were discarded by the sample filters.
     :ivar straddling: lie across the edge of a region.
     :ivar outside: lie in no region.
-    :ivar late: belong to a sampling interval that was over.
+    :ivar late: arrived while nothing was monitored: paused, or deactivated by watermarks.
     :ivar pending: were not looked at yet.
     """
 
@@ -331,8 +331,8 @@ class damon_operations:
     :ivar prepare_access_checks: called at the start of each sampling interval.
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
-    :ivar report_faults: called at its end instead, when pages are sampled by ``page_fault``: reports the faults.
-        Kernel: the fault handler reports each when it happens.
+    :ivar report_faults: called at its end instead, with ``page_fault``: reports the faults; told whether pages were
+        sampled. Also called while nothing is monitored. Kernel: the fault handler reports each when it happens.
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
     :ivar prep_probes: called at the start of each sampling interval if probes have preps; told whether it has to choose
         the addresses to sample.
@@ -356,7 +356,7 @@ class damon_operations:
     update: Callable[[damon_ctx], None] | None = None
     prepare_access_checks: Callable[[damon_ctx], None] | None = None
     check_accesses: Callable[[damon_ctx], None] | None = None
-    report_faults: Callable[[damon_ctx], None] | None = None
+    report_faults: Callable[[damon_ctx, bool], None] | None = None
     eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
     prep_probes: Callable[[damon_ctx, bool], None] | None = None
     apply_probes: Callable[[damon_ctx, bool], None] | None = None

@@ -22,7 +22,7 @@ from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
 from kdamon.density import damon_reports_are_random, kdamond_remember_reports
-from kdamon.kernel import NSEC_PER_USEC, Clock
+from kdamon.kernel import Clock
 from kdamon.report_lookup import region_lookup
 from kdamon.sample import damon_sample_filter_out
 
@@ -40,6 +40,7 @@ __all__ = [
     "damon_report_unsubscribe",
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
+    "kdamond_discard_reports",
     "report_array",
     "report_columns",
 ]
@@ -294,28 +295,30 @@ class report_columns:
 
 
 def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
-    """Count the reports that arrived in the sampling interval that just ended; returns whether there were any.
+    """Count the reports that arrived in the sampling interval that just ended; returns whether any was applied.
 
-    Late is what was reported more than two sampling intervals ago, because the kdamond did not come to read it: it
-    belongs to an interval that is over. Kernel: one sampling interval, re-read for up to two of them.
+    Kernel: ignores those that are older than a sampling interval. Here: whatever arrived since the last look counts,
+    because the interval has lasted until now, however late the kdamond came to end it.
     """
     queue: damon_report_queue = ctx.reports
     entries = queue.take()
     if not entries:
         return False
-    # Density is of an aggregation interval: in which of its samples a report came does not matter.
-    by_density = ctx.density and damon_reports_are_random(ctx)
-    interval = ctx.attrs.aggr_interval if by_density else ctx.attrs.sample_interval
-    oldest = ctx.clock.now() - 2 * interval * NSEC_PER_USEC
-    fresh = [e for e in entries if e[0] >= oldest]
-    if len(fresh) != len(entries):
-        queue.counters.late += _count([e for e in entries if e[0] < oldest])
-    batches = _batches(fresh)
-    queue.counters.ineligible += _count(fresh) - sum(len(batch) for batch in batches)
+    batches = _batches(entries)
+    queue.counters.ineligible += _count(entries) - sum(len(batch) for batch in batches)
     applied = queue.counters.applied
     for piece in _pieces(batches):
         _kdamond_check_reports(piece, ctx, queue.counters)
     return queue.counters.applied != applied
+
+
+def kdamond_discard_reports(ctx: damon_ctx) -> None:
+    """Count the reports that arrived while nothing was monitored as late: they belong to no sampling interval."""
+    if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.report_faults is not None:
+        # Whoever else monitors the process wants them now.
+        ctx.ops.report_faults(ctx, False)
+    queue: damon_report_queue = ctx.reports
+    queue.counters.late += _count(queue.take())
 
 
 def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_report_counters) -> None:

@@ -196,18 +196,21 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
         damon_count_samples(ctx, t, answers)
 
 
-def damon_va_report_faults(ctx: damon_ctx) -> None:
+def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
     """Report the faults of the processes that are monitored by ``page_fault``, and end the sample of each page.
 
     They are reported to everybody: whoever monitors the same process gets them once, whichever kdamond comes first.
+
+    :param sampled: there are such samples.
     """
     if ctx.machine is not None:
         faults = ctx.machine.faults()
         if len(faults):
             columns = ("pid", "addr", "node_id", "write", "cpu", "tid")
             damon_report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
-    # No page is young by faults: this counts the samples, and those that could not be taken.
-    damon_va_check_accesses(ctx)
+    if sampled:
+        # No page is young by faults: this counts the samples, and those that could not be taken.
+        damon_va_check_accesses(ctx)
 
 
 def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:

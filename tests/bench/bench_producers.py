@@ -3,9 +3,6 @@
 
 First at a fixed rate, as long as ``--seconds`` says: what arrived, what was lost and where, and what it cost. Then as
 fast as they can: the ring against what Python has for passing things from one process to another, which take turns.
-
-Late is what the kdamond came to read more than two sampling intervals after it arrived: on a machine that is busy with
-other things, that is what they cost. ``chrt -f 10 python tests/bench/bench_producers.py`` keeps them away.
 """
 
 from __future__ import annotations
