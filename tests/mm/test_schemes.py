@@ -62,9 +62,9 @@ def _data(directory: Path) -> Path:
 
 @contextmanager
 def monitoring(
-    machine: LinuxMachine, work: Workload, *schemes: damos, primitive: str = "page_table"
+    machine: LinuxMachine, work: Workload, *schemes: damos, primitive: str = "page_table", **fields: object
 ) -> Iterator[damon_ctx]:
-    """A running kdamond with ``schemes`` on the workload's memory."""
+    """A running kdamond with ``schemes`` on the workload's memory; ``fields`` of the context are set before."""
     ctx = damon_new_ctx(seed=1)
     ctx.machine = machine
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR)
@@ -76,6 +76,8 @@ def monitoring(
     t.regions = damon_regions([work.base], [work.base + SIZE])
     damon_add_target(ctx, t)
     ctx.schemes = list(schemes)
+    for name, value in fields.items():
+        setattr(ctx, name, value)
     damon_start([ctx], exclusive=False)
     try:
         yield ctx
