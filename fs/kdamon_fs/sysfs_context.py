@@ -383,6 +383,8 @@ def _damon_sysfs_apply_inputs(
         not_supported(context, "operations", f"the operations set {context.operations}")
     damon_select_ops(ctx, ops_id)
     if ops_id is damon_ops_id.DAMON_OPS_PADDR:
+        if context.targets.nr > 1:
+            raise OSError(errno.EINVAL, f"{context.location()}/targets: there is only one physical address space")
         ctx.addr_unit = context.addr_unit
         ctx.min_region_sz = max(DAMON_MIN_REGION_SZ // ctx.addr_unit, 1)
     ctx.pause = context.pause

@@ -59,8 +59,6 @@ FindMachine = Callable[[], Machine]
 
 def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_goal:
     metric = damos_quota_goal_metric(goal.target_metric)
-    if metric is damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP:
-        log.warning("%s: %s is 0 here, it is about physical address spaces", goal.location(), metric.value)
     if metric in _MEMCG_METRICS:
         damon_sysfs_memcg_id(goal, "path", goal.path, machine)
     return damos_quota_goal(
@@ -183,11 +181,15 @@ def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> d
     return s
 
 
-def _is_measured(s: damos) -> bool:
-    goals = (goal.metric for goal in s.quota.goals)
-    return s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or any(
-        metric is not damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT for metric in goals
-    )
+def _prepare_metrics(ctx: damon_ctx, s: damos, scheme: damon_sysfs_scheme, machine: FindMachine) -> None:
+    """Give ``ctx`` the machine if the metrics of ``s`` are measured there."""
+    metrics = {goal.metric for goal in s.quota.goals}
+    eligible = damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
+    if eligible in metrics and ctx.ops is not None and ctx.ops.node_mem is None:
+        log.warning("%s: %s is 0 here, it is about physical addresses", scheme.location(), eligible.value)
+    given = {damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT}
+    if s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or metrics - given:
+        ctx.machine = ctx.machine or machine()
 
 
 def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machine: FindMachine) -> None:
@@ -201,8 +203,7 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
             s = damon_sysfs_mk_scheme(schemes.scheme(i), machine)
         except OSError as error:
             raise OSError(errno.ENOMEM if error.errno == errno.EINVAL else error.errno, error.strerror) from error
-        if _is_measured(s):
-            ctx.machine = machine()
+        _prepare_metrics(ctx, s, schemes.scheme(i), machine)
         damon_add_scheme(ctx, s)
 
 
@@ -213,5 +214,4 @@ def damos_sysfs_set_quota_scores(schemes: damon_sysfs_schemes, ctx: damon_ctx, m
     """
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
         damos_commit_quota_goals(s.quota, damos_quota(goals=_mk_goals(schemes.scheme(i).quotas.goals, machine)))
-        if _is_measured(s):
-            ctx.machine = ctx.machine or machine()
+        _prepare_metrics(ctx, s, schemes.scheme(i), machine)

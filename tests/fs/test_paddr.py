@@ -81,6 +81,32 @@ def test_a_unit_that_does_not_divide_a_page_is_refused(session: Any) -> None:
     assert session.state("on") == "EINVAL"
 
 
+def test_there_is_only_one_physical_address_space(session: Any) -> None:
+    """Two targets are refused, and the kdamond goes on with the one that it has."""
+    monitor(session, ("targets/nr_targets", 2))
+    assert session.state("on") == "EINVAL"
+    monitor(session)
+    assert session.state("on") == "OK"
+    session.put(f"{CONTEXT}/targets/nr_targets", 2)
+    assert session.state("commit") == "EINVAL"
+    assert len(running(session).adaptive_targets) == 1
+    assert session.read("/admin/kdamonds/0/state") == "on\n"
+
+
+def test_eligible_memory_is_said_to_be_unknown_where_it_is(session: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Only physical addresses have a node."""
+    monitor(session, ("schemes/nr_schemes", 1), ("schemes/0/quotas/goals/nr_goals", 1))
+    session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "node_eligible_mem_bp")
+    session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_value", 100)
+    assert session.state("on") == "OK"
+    assert session.state("commit_schemes_quota_goals") == "OK"
+    assert "node_eligible_mem_bp" not in caplog.text
+    session.put(f"{CONTEXT}/operations", "vaddr")
+    session.put(f"{CONTEXT}/targets/0/pid_target", 150)
+    assert session.state("commit") == "OK"
+    assert "node_eligible_mem_bp is 0 here" in caplog.text
+
+
 def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
     """They belong to processes."""
     session = make_session("next")
