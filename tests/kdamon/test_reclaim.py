@@ -30,6 +30,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux import linux_machine
 from kdamon.mm.sim import SimMachine
 from kdamon.reclaim import damon_reclaim
+from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import eventually, first, in_kdamond
 from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
 from tests.mm.workload import Workload, build
@@ -173,6 +174,43 @@ def test_addresses_limit_what_is_monitored() -> None:
     run(reclaim, ctx, 10)
     for process in processes:
         assert process.resident()[1:3].tolist() == [[HEAP, HEAP + 10 * MEBI], [HEAP + 20 * MEBI, HEAP + 100 * MEBI]]
+
+
+def test_addresses_of_processes_that_come_later() -> None:
+    """Are those that were asked for, too."""
+    machine = SimMachine(seed=1)
+    processes = [spawn(machine, pid) for pid in (1, 2)]
+    machine.cgroups = {"/service": (1,)}
+    bounds = {"monitor_region_start": HEAP, "monitor_region_end": HEAP + 20 * MEBI}
+    reclaim = module(damon_reclaim, machine, monitor_cgroup="/service", min_age=SECOND, **bounds)
+
+    def watch() -> None:
+        if machine.clock.now() > 3e9:
+            machine.cgroups = {"/service": (2,)}
+
+    run(reclaim, reclaim.apply_parameters(), 15, watch)
+    for process in processes:
+        assert process.resident()[1].tolist() == [HEAP + 20 * MEBI, HEAP + 100 * MEBI]
+
+
+def test_reported_memory_is_not_cold() -> None:
+    """As little as memory whose accessed bits are set; it is paged out when the reports end."""
+    machine = SimMachine(seed=1)
+    process = spawn(machine)
+    addrs = np.arange(HEAP + 30 * MEBI, HEAP + 40 * MEBI, 16 * PAGE_SIZE, dtype=np.uint64)
+    reclaim = module(damon_reclaim, machine, monitor_pids=(150,), min_age=2 * SECOND, quota_ms=0)
+    resident: dict[int, list[list[int]]] = {}
+
+    def watch() -> None:
+        if machine.clock.now() < 10e9:
+            damon_report_accesses(report_array(len(addrs), pid=150, addr=addrs, size=PAGE_SIZE))
+        resident[machine.clock.now() // 1_000_000_000] = process.resident().tolist()
+
+    run(reclaim, reclaim.apply_parameters(), 20, watch)
+    [[start, end]] = resident[9]
+    assert HEAP + 29 * MEBI <= start <= HEAP + 30 * MEBI
+    assert HEAP + 40 * MEBI <= end <= HEAP + 41 * MEBI
+    assert resident[19] == []
 
 
 @pytest.mark.parametrize(
