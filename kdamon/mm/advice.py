@@ -40,7 +40,7 @@ from kdamon.mm.page_filter import PageGroup
 from kdamon.mm.pagemap import BLOCK, Pagemap, anonymous, frames, present
 from kdamon.mm.process_files import ProcessFiles
 
-__all__ = ["Advice"]
+__all__ = ["Advice", "has_swap"]
 
 _ADVICE: Final = {
     "willneed": MADV_WILLNEED,
@@ -168,7 +168,7 @@ class Advice:
         pages = self._pagemap.pages(blocks)
         entries = self._pagemap.entries(blocks)
         before = present(entries) & ranges.inside(mapped, pages)
-        if not _has_swap():
+        if not has_swap():
             # Kernel: without swap a pageout of anonymous memory reclaims nothing but splits its huge pages. Here: it
             # is not asked for, because that only harms.
             before &= ~anonymous(entries)
@@ -243,7 +243,8 @@ class Advice:
                 yield np.where(ranges.overlaps(wanted, piece) > 0, np.uint64(max(after - before, 0)), np.uint64(0))
 
 
-def _has_swap() -> bool:
+def has_swap() -> bool:
+    """Tell whether anonymous memory has somewhere to go."""
     try:
         with open("/proc/swaps", encoding="utf-8", errors="replace") as swaps:
             return len(swaps.readlines()) > 1

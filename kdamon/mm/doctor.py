@@ -19,6 +19,7 @@ from attrs import frozen
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
 from kdamon.mm.btf import vmlinux
+from kdamon.mm.doctor_schemes import SCHEME_PROBES, loaded_child
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.folios import Folios
 from kdamon.mm.inject import take_userfaultfd
@@ -75,8 +76,8 @@ def can_monitor() -> bool:
 
 
 def primitives() -> list[Primitive]:
-    """Probe everything; takes some tenths of a second, and leaves nothing behind."""
-    return [_probed(name, probe) for name, probe in _PROBES.items()]
+    """Probe everything; takes a second, and leaves nothing behind."""
+    return [_probed(name, probe) for name, probe in (_PROBES | SCHEME_PROBES).items()]
 
 
 def _probed(name: str, probe: Callable[[], str]) -> Primitive:
@@ -271,11 +272,8 @@ def _page_fault_arm() -> str:
 
 
 def _page_fault_take() -> str:
-    with subprocess.Popen(["sleep", "60"]) as child:
-        try:
-            os.close(take_userfaultfd(child.pid))
-        finally:
-            child.kill()
+    with loaded_child() as pid:
+        os.close(take_userfaultfd(pid))
     return "a child process gave its userfaultfd"
 
 

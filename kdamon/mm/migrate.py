@@ -40,7 +40,7 @@ _Indexes = npt.NDArray[np.intp]
 def memory_nodes() -> frozenset[int]:
     """The NUMA nodes that have memory; none where the kernel knows no nodes."""
     try:
-        text = Path("/sys/devices/system/node/has_memory").read_text(encoding="ascii").strip()
+        text = Path("/sys/devices/system/node/has_memory").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return frozenset()
     found: set[int] = set()

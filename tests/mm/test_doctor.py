@@ -88,3 +88,15 @@ def test_without_privileges_everything_has_a_remedy() -> None:
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["False", *["False True"] * 5]
+
+
+def test_what_schemes_can_do_is_told(found: dict[str, Primitive]) -> None:
+    """Swap and NUMA nodes as the kernel shows them; advice was really given."""
+    swaps = Path("/proc/swaps").read_text(encoding="ascii").splitlines() if os.path.exists("/proc/swaps") else []
+    assert found["schemes: pageout, anonymous"].available == (len(swaps) > 1)
+    nodes = Path("/sys/devices/system/node/has_memory")
+    several = nodes.exists() and not nodes.read_text(encoding="ascii").strip().isdecimal()
+    assert found["schemes: migrate_hot, _cold"].available == several
+    if os.geteuid() == 0:
+        assert found["schemes: collapse"].available
+        assert found["schemes: hugepage, nohugepage"].available
