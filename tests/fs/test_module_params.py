@@ -28,6 +28,7 @@ from kdamon.mm.linux import linux_machine
 from kdamon.modules_common import damon_module
 
 HERE = Path(__file__).parent
+DAMO = Path(sys.executable).parent / "damo"
 ROOT = HERE.parents[1]
 MODULES = ("damon_stat", "damon_reclaim", "damon_lru_sort")
 
@@ -402,6 +403,22 @@ echo N > enabled
 cat kdamond_pid enabled
 """
 
+#: damo's commands for the modules, after the processes are named.
+DAMO_MODULES = """
+damo=$1
+for module in damon_reclaim damon_lru_sort; do echo $2 > /sys/module/$module/parameters/monitor_pids; done
+$damo reclaim enable --min_age 5000000 --quota 5 8388608 1000 --wmarks 1000 999 998 0
+$damo reclaim status | grep -E '^(enabled|min_age|quota_sz|wmarks_mid):'
+$damo reclaim commit --min_age 7000000 --quota 5 8388608 1000 --wmarks 1000 999 998 0
+$damo reclaim status | grep '^min_age:'
+$damo reclaim disable
+$damo lru_sort enable
+$damo reclaim status | grep '^enabled:'
+$damo lru_sort status | grep '^enabled:'
+$damo lru_sort disable
+$damo lru_sort status | grep '^enabled:'
+"""
+
 
 @pytest.fixture
 def cold_half(tmp_path: Path) -> Iterator[int]:
@@ -454,6 +471,17 @@ class TestShell:
         assert process.returncode == 0
         assert "Traceback" not in complained
         assert outside() == before
+
+    @pytest.mark.skipif(not DAMO.exists(), reason="damo is not installed")
+    def test_damo_knows_them(self, cold_half: int) -> None:
+        """Its commands work as they are."""
+        process = kdamon(
+            "exec", "--no-reports", "--", "sh", "-ec", MADE_SURE + DAMO_MODULES, "sh", str(DAMO), str(cold_half)
+        )
+        said, complained = process.communicate(timeout=120)
+        assert process.returncode == 0, complained
+        enabled = ["enabled: Y", "min_age: 5000000", "quota_sz: 8388608", "wmarks_mid: 998"]
+        assert said.splitlines() == [*enabled, "min_age: 7000000", "enabled: N", "enabled: Y", "enabled: N"]
 
     def test_other_modules_stay_where_they_are(self) -> None:
         """And nothing of kdamon's is left to a process that outlives the command."""
