@@ -9,6 +9,7 @@ looks at it. :mod:`kdamon.mm.linux` implements them for the running kernel, :mod
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "Machine",
     "PageFilter",
     "PhysicalMemory",
+    "Single",
     "Task",
     "U64Array",
 ]
@@ -56,6 +58,17 @@ OLD: Final = 0
 YOUNG: Final = 1
 #: The page's accessed bit could not be cleared or read: nothing is known, and nothing is claimed.
 UNKNOWN: Final = 2
+
+
+class Single(IntEnum):
+    """What a page frame is that is a folio by itself, told for many at once."""
+
+    #: It has to be looked at by itself: a part of a folio of several pages, reserved, no memory, or not to be told.
+    UNTOLD = 0
+    MAPPED_ONCE = 1
+    #: Not mapped, and on no LRU list.
+    UNREACHABLE = 2
+    OTHER = 3
 
 
 @frozen

@@ -107,6 +107,8 @@ class Folios:
         cgroup_path: str = "/proc/kpagecgroup",
     ) -> None:
         self._flags_fd = self._count_fd = self._cgroup_fd = -1
+        #: Whether this kernel was seen to show a folio's flags for each of its pages.
+        self._tails_tell = False
         with contextlib.suppress(OSError):
             self._flags_fd = os.open(flags_path, os.O_RDONLY | os.O_CLOEXEC)
             self._count_fd = os.open(count_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -185,11 +187,12 @@ class Folios:
         :raises OSError: EPERM page flags may not be read.
         """
         flags = self._many(self._flags_fd, pfns, beyond=_NO_PAGE)
-        # Some kernels show what is true of the whole folio for its first page only.
-        unsure = np.flatnonzero(
-            (flags & np.uint64(COMPOUND_TAIL | LRU | _SLAB | _MAPPED)) == np.uint64(COMPOUND_TAIL),
-        )
-        flags[unsure] = self.table(pfns[unsure]).flags
+        tails = np.flatnonzero(flags & np.uint64(COMPOUND_TAIL))
+        if not self._tails_tell:
+            # Some kernels show what is true of the whole folio for its first page only.
+            self._tails_tell = bool((flags[tails] & np.uint64(LRU | _SLAB)).any())
+        if not self._tails_tell:
+            flags[tails] |= self.table(pfns[tails]).flags
         found: npt.NDArray[np.bool_] = (flags & np.uint64(LRU | _MAPPED | _ZERO_PAGE)) == 0
         return found
 

@@ -95,16 +95,13 @@ class LinuxFrames:
         """See :meth:`kdamon.mm.physical.Frames.task`."""
         return self._open_task(pid)
 
+    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """See :meth:`kdamon.mm.physical.Frames.singles`."""
+        return self._walker.single_pages(self._own_pagemap, pfns)
+
     def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """See :meth:`kdamon.mm.physical.Frames.unreachable`."""
-        found = self._walker.single_pages(self._own_pagemap, pfns)[1]
-        others = np.flatnonzero(~found)
-        found[others] = self._folios.unreachable(pfns[others])
-        return found
-
-    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.physical.Frames.mapped_once`."""
-        return self._walker.single_pages(self._own_pagemap, pfns)[0]
+        return self._folios.unreachable(pfns)
 
     def page_match(
         self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Task, U64Array, ranges
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Single, Task, U64Array, ranges
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
 
@@ -70,12 +70,12 @@ class Frames(Protocol):
         """
         ...
 
-    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which page frames nobody maps and are on no LRU list: free, the kernel's, or no memory; shape (n,)."""
+    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """What page frames are that are folios by themselves, a value of :class:`kdamon.mm.Single` each, shape (n,)."""
         ...
 
-    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Which page frames one process alone maps for certain; of others that process has to be asked; shape (n,)."""
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames nobody maps and are on no LRU list: free, the kernel's, or no memory; shape (n,)."""
         ...
 
     def page_match(
@@ -106,15 +106,20 @@ class ReverseMap:
     """
 
     def __init__(self, found: Iterable[tuple[int, U64Array]]) -> None:
-        parts = [np.column_stack((runs, np.full(len(runs), pid, np.uint64))) for pid, runs in found]
-        whole = np.concatenate([np.empty((0, 4), np.uint64), *parts])
-        whole = whole[whole[:, 1].argsort(kind="stable")]
-        if (whole[1:, 1] < whole[:-1, 1] + whole[:-1, 2]).any():
+        pids, parts = [0], [np.empty((0, 3), np.uint64)]
+        for pid, runs in found:
+            pids.append(pid)
+            parts.append(runs)
+        owners = np.repeat(np.array(pids, np.uint64), [len(part) for part in parts])
+        # Rows of a table are columns here: these are long, and take a fifth of the time.
+        whole = np.vstack((np.concatenate(parts).T, owners))
+        whole = whole[:, whole[1].argsort()]
+        if (whole[1, 1:] < whole[1, :-1] + whole[2, :-1]).any():
             whole = _once(whole)
-        self._addrs, self._first = whole[:, 0].copy(), whole[:, 1].copy()
-        self._last = self._first + whole[:, 2]
-        self._pids = whole[:, 3].astype(np.int64)
-        self.pages = int(whole[:, 2].sum())
+        self._addrs, self._first = whole[0], whole[1]
+        self._last = self._first + whole[2]
+        self._pids = whole[3].astype(np.int64)
+        self.pages = int(whole[2].sum())
 
     def find(self, pfns: U64Array) -> tuple[npt.NDArray[np.int64], U64Array]:
         """The processes that map page frames ``pfns`` (shape (n,)), -1 for none that is known, and the addresses."""
@@ -146,21 +151,25 @@ class ReverseMap:
 
 
 def _once(runs: U64Array) -> U64Array:
-    """The parts of ``runs`` (columns: address, page frame, pages, anything) whose page frames are in no other run."""
-    number = np.arange(1, len(runs) + 1)
-    edges = np.concatenate((runs[:, 1], runs[:, 1] + runs[:, 2]))
+    """The parts of ``runs`` whose page frames are in no other run.
+
+    :param runs: addresses, first page frames, numbers of pages, anything, shape (4, n).
+    """
+    count = runs.shape[1]
+    number = np.arange(1, count + 1)
+    edges = np.concatenate((runs[1], runs[1] + runs[2]))
     order = edges.argsort(kind="stable")
     edges = edges[order]
-    over = np.cumsum(np.repeat((1, -1), len(runs))[order])
+    over = np.cumsum(np.repeat((1, -1), count)[order])
     # Where only one run is open, the sum of the numbers of the open ones is its number.
     which = np.cumsum(np.concatenate((number, -number))[order])
     final = np.append(edges[1:] != edges[:-1], True)
     edges, over, which = edges[final], over[final], which[final]
     single = np.flatnonzero(over[:-1] == 1)
-    found: U64Array = runs[which[single] - 1]
-    found[:, 0] += (edges[single] - found[:, 1]) << _PAGE_SHIFT
-    found[:, 1] = edges[single]
-    found[:, 2] = edges[single + 1] - edges[single]
+    found: U64Array = runs[:, which[single] - 1]
+    found[0] += (edges[single] - found[1]) << _PAGE_SHIFT
+    found[1] = edges[single]
+    found[2] = edges[single + 1] - edges[single]
     return found
 
 
@@ -187,7 +196,7 @@ class Physical:
         self._frames = frames
         self._map = ReverseMap([])
         self._updated = False
-        self._tasks: OrderedDict[int, Task | None] = OrderedDict()
+        self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
         self._addrs = np.empty(0, np.uint64)
         self._sampled: list[tuple[AddressSpace, _Indexes, U64Array]] = []
         self._turn = 0
@@ -290,13 +299,15 @@ class Physical:
             answers[rows], found = mm.young_frames(there)
             told[rows] = found == pfns[rows]
         # Now, not before: who mapped a page frame meanwhile may have accessed it.
-        once = np.zeros(len(addrs), np.bool_)
-        once[told] = self._frames.mapped_once(pfns[told])
+        singles = self._frames.singles(pfns)
         for mm, rows, there in self._sampled:
-            doubtful = told[rows] & ~once[rows]
+            doubtful = told[rows] & (singles[rows] != Single.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
             if doubtful.any():
                 told[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
-        answers[~told] = np.where(self._frames.unreachable(pfns[~told]), OLD, UNKNOWN)
+        untold = np.flatnonzero(~told & (singles == Single.UNTOLD))
+        nobody = singles == Single.UNREACHABLE
+        nobody[untold] = self._frames.unreachable(pfns[untold])
+        answers[~told] = np.where(nobody[~told], OLD, UNKNOWN)
         return answers
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
@@ -328,20 +339,25 @@ class Physical:
                 yield mm, ranges.of_pages(pages)
 
     def _mm(self, pid: int) -> AddressSpace | None:
+        """The address space that a process had when it was first asked for since the update; it may be empty by now."""
         if pid in self._tasks:
             self._tasks.move_to_end(pid)
         else:
             self._put_tasks(_MAX_OPEN - 1)
-            try:
-                self._tasks[pid] = self._frames.task(pid)
-            except OSError as error:
-                log.debug("process %d is left out: %s", pid, error.strerror)
-                self._tasks[pid] = None
-        task = self._tasks[pid]
-        return None if task is None else task.get_mm()
+            self._tasks[pid] = self._open(pid)
+        opened = self._tasks[pid]
+        return None if opened is None else opened[1]
+
+    def _open(self, pid: int) -> tuple[Task, AddressSpace | None] | None:
+        try:
+            task = self._frames.task(pid)
+        except OSError as error:
+            log.debug("process %d is left out: %s", pid, error.strerror)
+            return None
+        return task, task.get_mm()
 
     def _put_tasks(self, left: int) -> None:
         while len(self._tasks) > left:
-            _, task = self._tasks.popitem(last=False)
-            if task is not None:
-                task.put()
+            _, opened = self._tasks.popitem(last=False)
+            if opened is not None:
+                opened[0].put()

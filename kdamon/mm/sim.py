@@ -25,7 +25,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.kernel import VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Single, U64Array
 from kdamon.mm.physical import Physical
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
 
@@ -374,9 +374,9 @@ class SimFrames:
                 used |= place.holds(pfns)
         return ~used
 
-    def mapped_once(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Nothing: the processes know."""
-        return np.zeros(len(pfns), np.bool_)
+    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """Nothing: the processes know, and :meth:`unreachable`."""
+        return np.full(len(pfns), Single.UNTOLD, np.uint8)
 
     def page_match(
         self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None

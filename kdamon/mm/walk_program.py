@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import Final
 
 from kdamon.mm.bpf import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Assembler, Helper
@@ -88,13 +89,20 @@ class PageLayout:
         self.size = btf.size("page")
         self.flags = btf.offset("page", "flags")
         self.mapcount = btf.offset("page", "_mapcount")
-        self.refcount = btf.offset("page", "_refcount")
+        #: Where the number of mappings and the number of uses are, 32 bits each.
+        self.counts = _side_by_side(self.mapcount, btf.offset("page", "_refcount"))
         self.head = 1 << btf.enumerator("pageflags", "PG_head")
         self.lru = 1 << btf.enumerator("pageflags", "PG_lru")
         self.reserved = 1 << btf.enumerator("pageflags", "PG_reserved")
         # Both were renamed on the way to separate memory descriptors.
         self.compound = _either(btf, "compound_head", "compound_info")
         self.index = _either(btf, "index", "__folio_index")
+
+
+def _side_by_side(first: int, second: int) -> int:
+    if second != first + 4:
+        raise OSError(errno.EOPNOTSUPP, "struct page is not as expected")
+    return first
 
 
 def _either(btf: Btf, old: str, new: str) -> int:

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import U64Array
+from kdamon.mm import Single, U64Array
 from kdamon.mm.bpf import Array, Program
 from kdamon.mm.btf import vmlinux
 from kdamon.mm.walk_program import (
@@ -117,36 +117,35 @@ class Walker:
             self._run(addrs, count)
             return self._flags[:count].copy()
 
-    def single_pages(self, pagemap_fd: int, pfns: U64Array) -> tuple[_Mask, _Mask]:
-        """Which page frames are mapped once, and which are not mapped and on no LRU list either, shape (n,) each.
-
-        Neither is said where that cannot be told for certain: of folios of several pages, reserved pages, what is no
-        memory, and of all where the kernel keeps its ``struct page`` in a way that is not known.
+    def single_pages(self, pagemap_fd: int, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """What the kernel's ``struct page`` of page frames ``pfns`` says, a value of :class:`Single` each, shape (n,).
 
         :param pagemap_fd: any open /proc/PID/pagemap.
         :param pfns: shape (n,), any order.
         """
+        found = np.full(len(pfns), Single.UNTOLD, dtype=np.uint8)
         page, vmemmap = self._layout.page, self._header[Word.VMEMMAP]
-        mapped, unmapped = np.zeros((2, len(pfns)), dtype=np.bool_)
         # Nothing beyond RAM is read: device registers may be there.
         there = np.flatnonzero(pfns < self._header[Word.LIMIT] >> np.uint64(PAGE_SHIFT))
         if page is None or not vmemmap or not len(there):
-            return mapped, unmapped
+            return found
         places = vmemmap + pfns[there] * np.uint64(page.size)
-        members = np.array([page.compound, page.flags, page.mapcount, page.refcount], dtype=np.uint64)
+        members = np.array([page.compound, page.flags, page.counts], dtype=np.uint64)
         with self._lock:
             self._header[Word.FD] = pagemap_fd
-            found, words = self._peek((places + members[:, None]).ravel())
-        compound, flags, mapcount, refcount = words.reshape(4, -1)
-        single = found.reshape(4, -1).all(axis=0) & ((compound & np.uint64(1)) == 0)
+            readable, words = self._peek((places + members[:, None]).ravel())
+        compound, flags, counts = words.reshape(3, -1)
+        single = readable.reshape(3, -1).all(axis=0) & ((compound & np.uint64(1)) == 0)
         single &= (flags & np.uint64(page.head | page.reserved)) == 0
         # One less than the number of mappings; the types of pages that are not mapped are further below.
-        mappings = mapcount.astype(np.uint32).view(np.int32)
-        # What was not put into use since boot has 0 in everything.
-        used = refcount.astype(np.uint32) != 0
-        mapped[there] = single & used & (mappings == 0)
-        unmapped[there] = single & ((mappings < 0) | ~used) & ((flags & np.uint64(page.lru)) == 0)
-        return mapped, unmapped
+        mappings = counts.astype(np.uint32).view(np.int32)
+        # Memory that was not put into use since boot has 0 in everything.
+        used = counts >> np.uint64(32) != 0
+        on_list = (flags & np.uint64(page.lru)) != 0
+        told = np.where(used & (mappings == 0), Single.MAPPED_ONCE, Single.OTHER)
+        told[((mappings < 0) | ~used) & ~on_list] = Single.UNREACHABLE
+        found[there[single]] = told[single]
+        return found
 
     def mm(self, pagemap_fd: int) -> int:
         """Something that tells the address space behind an open /proc/PID/pagemap from every other one."""

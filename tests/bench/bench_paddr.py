@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What monitoring physical addresses costs: a sample, an update, and sampling intervals that are missed.
+
+Side by side with the way that asks files for each page frame: /proc/PID/pagemap whether it is still there and nobody
+else's, /proc/kpageflags whether it is free; and with updates as a whole. On this machine, with its processes and one
+of 1 GiB, a quarter of which is read all the time.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from measure import arguments, side_by_side, table
+
+import kdamon.paddr  # noqa: F401 (registers it)
+from kdamon.core import (
+    damon_add_target,
+    damon_new_ctx,
+    damon_new_target,
+    damon_select_ops,
+    damon_set_attrs,
+    damon_start,
+    damon_stop,
+)
+from kdamon.damon import damon_attrs, damon_ops_id
+from kdamon.mm import OLD, UNKNOWN, Answers, U64Array
+from kdamon.mm.folios import shared_folios
+from kdamon.mm.frames import LinuxFrames
+from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.physical import Physical
+from kdamon.mm.walker import shared_walker
+from kdamon.regions import damon_regions
+
+GIB = 1 << 30
+PAGE = mmap.PAGESIZE
+
+
+class ByFiles(Physical):
+    """Asks for each page frame, and updates as a whole."""
+
+    def begin_update(self) -> None:
+        """At once."""
+        self.update()
+
+    def young(self, addrs: U64Array) -> Answers:
+        """One system call or more for each address."""
+        answers = np.full(len(addrs), UNKNOWN, np.uint8)
+        pfns = addrs // np.uint64(PAGE)
+        left = np.ones(len(addrs), np.bool_)
+        for mm, rows, there in self._sampled:
+            told = mm.young(there)
+            same = mm.frames(there) == pfns[rows]
+            answers[rows[same]] = told[same]
+            left[rows[same]] = False
+        answers[left] = np.where(shared_folios().unreachable(pfns[left]), OLD, UNKNOWN)
+        return answers
+
+
+def frames(machine: LinuxMachine) -> LinuxFrames:
+    """The page frames of this machine."""
+    return LinuxFrames(shared_walker(), machine.get_task)
+
+
+@contextmanager
+def reader(size: int) -> Iterator[int]:
+    """A process of ``size`` bytes that reads a quarter of it all the time, on the second processor."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        pages = np.frombuffer(memory, np.uint8)[::PAGE]
+        pages[:] = 1
+        os.write(told, b"1")
+        while os.getppid() != 1:
+            pages[: len(pages) // 4].sum()
+            time.sleep(0.002)
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(told)
+
+
+def system_ram() -> U64Array:
+    """Whole pages of what /proc/iomem calls so, bytes, shape (n, 2)."""
+    ranges = []
+    for line in Path("/proc/iomem").read_text().splitlines():
+        where, _, what = line.partition(" : ")
+        if what == "System RAM":
+            start, end = (int(number, 16) for number in where.split("-"))
+            ranges.append((-(-start // PAGE) * PAGE, (end + 1) // PAGE * PAGE))
+    return np.array(ranges, np.uint64)
+
+
+def anywhere(rng: np.random.Generator, ranges: U64Array, count: int) -> U64Array:
+    """Addresses spread evenly over ``ranges``, ascending as those of regions are."""
+    sizes = (ranges[:, 1] - ranges[:, 0]).astype(np.float64)
+    which = rng.choice(len(ranges), count, p=sizes / sizes.sum())
+    return np.sort(ranges[which, 0] + (rng.random(count) * sizes[which]).astype(np.uint64))
+
+
+def known(rng: np.random.Generator, memory: Physical, count: int) -> U64Array:
+    """Addresses of page frames that one process maps."""
+    ranges = np.column_stack((memory._map._first, memory._map._last)) * np.uint64(PAGE)
+    return anywhere(rng, ranges, count)
+
+
+def samples(rivals: list[Physical], turns: int) -> None:
+    """Both halves of a sample; the first one, which clears accessed bits, is the same."""
+    rng = np.random.default_rng(1)
+    ram = system_ram()
+    # In a virtual machine what the kernel knows of a page may have to be fetched from the host, the first time.
+    everywhere = np.concatenate([np.arange(start, end, 64 * PAGE, np.uint64) for start, end in ram])
+    rivals[1].mkold(everywhere)
+    rivals[1].young(everywhere)
+    places: dict[str, Callable[[Physical, int], U64Array]] = {
+        "all memory": lambda _, count: anywhere(rng, ram, count),
+        "known": lambda memory, count: known(rng, memory, count),
+    }
+
+    def begun(memory: Physical, addrs: U64Array) -> U64Array:
+        memory.mkold(addrs)
+        return addrs
+
+    rows = []
+    for where, choose in places.items():
+        for count in (100, 1000):
+            clear = [(partial(choose, memory, count), memory.mkold) for memory in rivals]
+            read = [
+                (lambda memory=memory, choose=choose, count=count: begun(memory, choose(memory, count)), memory.young)
+                for memory in rivals
+            ]
+            first, second = (side_by_side(*halves, turns=turns) for halves in (clear, read))
+            rows.append(
+                (where, count, *(f"{1e3 * t:.2f}" for t in (first[1], *second)), f"{second[0] / second[1]:.1f}")
+            )
+    table("a sample, ms of CPU", ("where", "regions", "clear", "read by files", "read", "ratio"), rows)
+
+
+def updates(rivals: list[Physical], turns: int) -> None:
+    """How long sampling waits for an update at worst."""
+    by_files, memory = rivals
+    nowhere = np.empty(0, np.uint64)
+    whole, worst, pieces = [], [], []
+    for _ in range(turns):
+        begin = time.thread_time()
+        by_files.begin_update()
+        whole.append(time.thread_time() - begin)
+        memory.begin_update()
+        times = []
+        while memory._looking is not None:
+            begin = time.thread_time()
+            memory.mkold(nowhere)
+            times.append(time.thread_time() - begin)
+        worst.append(max(times))
+        pieces.append((len(times), sum(times)))
+    at_once, longest = median(whole), median(worst)
+    count, total = (median(column) for column in zip(*pieces, strict=True))
+    row = (
+        by_files.known()[0] >> 20,
+        f"{at_once * 1e3:.0f}",
+        f"{total * 1e3:.0f}",
+        f"{count:.0f}",
+        f"{longest * 1e3:.1f}",
+    )
+    header = ("MiB known", "at once", "in pieces", "pieces", "the longest", "ratio")
+    table("an update, ms of CPU", header, [(*row, f"{at_once / longest:.1f}")])
+
+
+def missed(machine: LinuxMachine, seconds: float) -> None:
+    """Sampling intervals that a kdamond is late for: 5 ms, all memory in 1000 regions, an update each second."""
+    rows = []
+    for _ in range(2):
+        for name, kind in (("by files", ByFiles), ("now", Physical)):
+            ctx = damon_new_ctx(seed=1)
+            ctx.machine = machine
+            damon_select_ops(ctx, damon_ops_id.DAMON_OPS_PADDR)
+            damon_set_attrs(ctx, damon_attrs(5000, 100_000, 1_000_000, min_nr_regions=1000, max_nr_regions=1100))
+            t = damon_new_target()
+            t.regions = damon_regions(*system_ram().T)
+            t.task = kind(frames(machine))
+            damon_add_target(ctx, t)
+            damon_start([ctx], exclusive=False)
+            begin = time.process_time()
+            time.sleep(seconds)
+            used = (time.process_time() - begin) / seconds
+            damon_stop([ctx])
+            share = ctx.missed_intervals / (ctx.missed_intervals + ctx.passed_sample_intervals)
+            rows.append(
+                (name, f"{100 * share:.1f} %", f"{100 * ctx.nr_unknown / ctx.nr_samples:.1f} %", f"{100 * used:.0f} %")
+            )
+    table("1000 regions, 5 ms", ("", "missed", "unknown", "CPU"), rows)
+
+
+def main() -> int:
+    """Run it."""
+    quick = arguments(__doc__ or "").quick
+    try:
+        machine = linux_machine("page_table")
+        machine.physical_memory().put()
+    except OSError as error:
+        print(f"skipped: {error.strerror}")
+        return 0
+    with reader(GIB // 4 if quick else GIB):
+        rivals = [ByFiles(frames(machine)), Physical(frames(machine))]
+        for memory in rivals:
+            memory.update()
+        updates(rivals, 2 if quick else 7)
+        samples(rivals, 5 if quick else 40)
+        for memory in rivals:
+            memory.put()
+        missed(machine, 3 if quick else 15)
+    machine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
