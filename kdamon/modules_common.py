@@ -123,7 +123,7 @@ class damon_module(ABC):
     # Parameters.
 
     def enabled(self) -> bool:
-        """Tell whether the module monitors; not so after the last of its processes ended."""
+        """Tell whether the module monitors; not so after the last process ended that ``monitor_pids`` alone named."""
         return self.ctx is not None and damon_is_running(self.ctx)
 
     def enable(self, on: bool) -> None:
@@ -137,14 +137,12 @@ class damon_module(ABC):
         if not on:
             self._stop()
         with self._lock:
-            if on == self.enabled():
-                return
-            if on and self._closing:
-                raise OSError(errno.ESHUTDOWN, "the parameters are being unmounted")
-            if on:
+            if not on:
+                self._stop()  # whoever held the lock may have started it since
+            elif not self.enabled():
+                if self._closing:
+                    raise OSError(errno.ESHUTDOWN, "the parameters are being unmounted")
                 self._start()
-            else:
-                self._stop()
 
     def kdamond_pid(self) -> int:
         """Thread id of the kdamond, -1 while there is none."""
@@ -178,7 +176,8 @@ class damon_module(ABC):
         try:
             damon_start([ctx], exclusive=True)
         except OSError:
-            _forget_targets(ctx)
+            for t in list(ctx.adaptive_targets):
+                damon_destroy_target(t, ctx)
             raise
         damon_call(ctx, damon_call_control(fn=self.call_fn, data=ctx, repeat=True))
 
@@ -263,7 +262,7 @@ class damon_module(ABC):
                 members.pop(t.pid, None)
             else:
                 damon_destroy_target(t, ctx)
-        # A process of monitor_pids that ended is not looked for: its number may be that of another one by now.
+        # A process of monitor_pids that ended is not looked for: its number may be another's by now.
         for pid in members:
             try:
                 _add_target(ctx, self._scope, pid, ctx.machine.get_task(pid))
@@ -319,11 +318,6 @@ def _add_target(ctx: damon_ctx, scope: module_scope, pid: int, task: Task | None
     if scope.fixed():
         damon_set_regions(t, [damon_addr_range(scope.start, scope.end)], ctx.min_region_sz)
     return t
-
-
-def _forget_targets(ctx: damon_ctx) -> None:
-    for t in list(ctx.adaptive_targets):
-        damon_destroy_target(t, ctx)
 
 
 @define(slots=True, eq=False, kw_only=True)
