@@ -69,14 +69,20 @@ class HugePages:
         if self._refusal is not None and time.monotonic_ns() < self._refused_until:
             raise self._refusal
         missing = missing[: self._room()]
+        self._refusal = None
         try:
             inject_madvise(self._pid(), missing.tolist(), advice, self._files.alive)
         except OSError as error:
+            if not self._files.alive():
+                # All that was there is gone.
+                return np.zeros(len(wanted), dtype=np.uint64)
             # It would be refused for the next region, too.
             self._refusal, self._refused_until = error, time.monotonic_ns() + _PAUSE
-            raise
         self._flags_until = 0
-        return ranges.overlaps(wanted, ranges.intersect(missing, self._mappings(flag, wanted_flag=True)))
+        applied = ranges.overlaps(wanted, ranges.intersect(missing, self._mappings(flag, wanted_flag=True)))
+        if self._refusal is not None and not applied.any():
+            raise self._refusal
+        return applied
 
     def _mappings(self, flag: bytes, *, wanted_flag: bool) -> U64Array:
         """The mappings that may be advised and have, or have not, ``flag``."""

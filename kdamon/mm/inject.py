@@ -22,6 +22,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,10 @@ _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 _PATIENCE: Final = 20.0
 #: Seconds that a killed process may need to end.
 _DYING: Final = 1.0
-#: Ranges that one helper process advises.
-_RANGES: Final = 4096
+#: Ranges that are advised at one stop: together about as long as the stop itself takes.
+_AT_ONCE: Final = 8
+#: Seconds for which a process runs between two stops.
+_BETWEEN: Final = 0.005
 #: Seconds that a helper may take to end.
 _END: Final = 0.5
 #: Seconds between attempts.
@@ -86,8 +89,10 @@ def inject_madvise(
     :raises OSError: as for :func:`take_userfaultfd`; EOPNOTSUPP the kernel does not know the advice.
     """
     taken = 0
-    for at in range(0, len(ranges), _RANGES):
-        some = ranges[at : at + _RANGES]
+    for at in range(0, len(ranges), _AT_ONCE):
+        some = ranges[at : at + _AT_ONCE]
+        if at:
+            time.sleep(_BETWEEN)
         try:
             answer = _patiently(pid, timeout, functools.partial(_advise, pid, some, advice, valid))
         except OSError as error:
@@ -136,9 +141,9 @@ def _check_machine() -> None:
 def _take(pid: int) -> int:
     with contextlib.ExitStack() as stack:
         target = Target(pid, stack)
-        channel, _ = stack.enter_context(_helper("take", target.memory))
+        channel, _ = stack.enter_context(_helper("take"))
         # The job is worked out while it starts.
-        _give(channel, target.job())
+        _give(channel, target.job(), target.memory)
         answer, fd = _answer(channel)
     _check_answer(pid, answer)
     assert fd is not None
@@ -150,10 +155,50 @@ def _advise(pid: int, ranges: Sequence[tuple[int, int]], advice: int, valid: Cal
         target = Target(pid, stack)
         if not valid():
             raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
-        channel, _ = stack.enter_context(_helper("advise", target.memory))
-        _give(channel, target.job() | {"ranges": ranges, "advice": advice})
-        answer, _ = _answer(channel)
+        answer = _ask_adviser(target.job() | {"ranges": ranges, "advice": advice}, target.memory)
     _check_answer(pid, answer)
+    return answer
+
+
+class _Adviser:
+    """A helper process that advises; to start one takes far longer than a job."""
+
+    def __init__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            self.channel, self._pid = stack.enter_context(_helper("advise"))
+            threading.Thread(target=self._bury, name="kdamon-helper", daemon=True).start()
+            #: Ends it.
+            self.end = stack.pop_all()
+
+    def _bury(self) -> None:
+        """Leave nothing of it when it ended because no job came for some time."""
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        # Whoever takes it from the list may use it, nobody else.
+        with contextlib.suppress(ValueError):
+            _idle.remove(self)
+            self.end.close()
+
+
+#: Those that have no job.
+_idle: Final[list[_Adviser]] = []
+# A child process has its own, as otherwise it would get our answers.
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _ask_adviser(job: dict[str, Any], memory: int) -> dict[str, Any]:
+    """Have a helper process advise; it is kept for another job if it may get one."""
+    try:
+        adviser = _idle.pop()
+    except IndexError:
+        adviser = _Adviser()
+    with contextlib.ExitStack() as stack:
+        stack.push(adviser.end)
+        _give(adviser.channel, job, memory)
+        answer, _ = _answer(adviser.channel)
+        if answer.get("kept"):
+            stack.pop_all()
+            _idle.append(adviser)
     return answer
 
 
@@ -268,21 +313,19 @@ def _interpreter() -> list[str]:
 
 
 @contextlib.contextmanager
-def _helper(verb: str, *fds: int) -> Iterator[tuple[socket.socket, int]]:
+def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
     """A helper process: the socket to it and its pid; it is gone afterwards.
 
     It has a session of its own: what a terminal sends to us (Ctrl-C, Ctrl-Z) is not for it.
-
-    :param fds: what it inherits, its further arguments.
     """
     ours, its = socket.socketpair()
     with ours:
         with its:
             process = subprocess.Popen(
-                [*_interpreter(), verb, str(its.fileno()), *map(str, fds)],
+                [*_interpreter(), verb, str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(its.fileno(), *fds),
+                pass_fds=(its.fileno(),),
                 start_new_session=True,
             )
         ours.settimeout(_PATIENCE)
@@ -305,10 +348,11 @@ def _not_run(process: subprocess.Popen[bytes]) -> OSError | None:
     return OSError(errno.EIO, f"the helper program {_HELPER} failed; let this user read it and {sys.executable}")
 
 
-def _give(channel: socket.socket, job: dict[str, Any]) -> None:
+def _give(channel: socket.socket, job: dict[str, Any], *fds: int) -> None:
     try:
-        channel.sendall(json.dumps(job).encode())
-        channel.shutdown(socket.SHUT_WR)
+        # A byte alone is never sent in part.
+        socket.send_fds(channel, [b" "], fds)
+        channel.sendall(json.dumps(job).encode() + b"\n")
     except OSError:
         raise _Again(_KILLED) from None
 

@@ -2,7 +2,8 @@
 """Makes a thread of another process run system calls: a short-lived process of its own, see :mod:`kdamon.mm.inject`.
 
 It runs as ``python -I -S inject_helper.py``, with the standard library and nothing else, so that it starts fast and
-that no work of a monitor can hold a stopped thread up.
+that no work of a monitor can hold a stopped thread up. One that advises stays for further jobs as long as they come
+and nothing went wrong: whatever it traces is let go with its end only.
 
 The stopped thread runs one system call only: a clone() of a second thread, and waits for its end as a parent waits
 after vfork(). The second thread does the rest in a table of file descriptors of its own. Both go on safely at any
@@ -40,10 +41,8 @@ _HOLD: Final = 0.25
 _HOLD_AT_EXEC: Final = 10.0
 #: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
 _STOP: Final = 0.05
-#: Calls of madvise() at one stop: together about as long as the stop itself takes.
-_AT_ONCE: Final = 8
-#: Seconds for which a process runs between two stops.
-_BETWEEN: Final = 0.005
+#: Seconds for which one that advises waits for another job.
+_IDLE: Final = 2.0
 
 _PTRACE_CONT: Final = 7
 _PTRACE_GETREGS: Final = 12
@@ -102,6 +101,8 @@ _ERESTART: Final = (-512, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLO
 _EINTR_CALLS: Final = frozenset(
     (0, 1, 17, 18, 19, 20, 42, 43, 44, 45, 46, 47, 65, 128, 208, 220, 232, 281, 288, 299, 307, 426, 441)
 )
+#: Calls in which a thread cannot be stopped while it waits for a child of vfork(): clone, vfork, clone3.
+_VFORK_CALLS: Final = frozenset((56, 58, 435))
 #: Calls that show how far they came when they are woken in the middle: write, writev, sendfile, sendto, sendmsg,
 #: splice, tee, vmsplice, sendmmsg, pwritev2, copy_file_range, recvmmsg.
 _TRANSFERS: Final = frozenset((1, 20, 40, 44, 46, 275, 276, 278, 299, 307, 326, 328))
@@ -245,13 +246,23 @@ class _Tracee:
 
     def run(self, request: int, *stops: int) -> int:
         """Resume until one of ``stops`` (a system call's signal, or an event), past all others."""
+        stop = 0
         while True:
-            self.request(request)
-            stop = self.wait()
-            if stop is None:
+            found = self.resume(request, stop)
+            if found is None:
                 raise ProcessLookupError(errno.ESRCH, "the process ended; nothing is left to monitor")
-            if (stop if stop < 1 << 8 else stop >> 8) in stops:
-                return stop if stop < 1 << 8 else stop >> 8
+            stop = found
+            reason = stop if stop < 1 << 8 else stop >> 8
+            if reason in stops:
+                return reason
+
+    def resume(self, request: int, stop: int) -> int | None:
+        """Resume from ``stop`` and wait for the next one, as :meth:`wait` tells them.
+
+        SIGSTOP cannot be blocked: the process gets it, goes on nevertheless, and stops once it is let go.
+        """
+        self.request(request, 0, stop if stop == signal.SIGSTOP else 0)
+        return self.wait()
 
     def call(self, template: _Registers, number: int, *arguments: int) -> int:
         """Run one system call.
@@ -389,9 +400,9 @@ class _Injection:
                 return work(second, template)
             finally:
                 # It exits by its frame. What stops the whole process must not stop it before that.
-                second.request(_PTRACE_CONT)
-                while second.wait() is not None:
-                    second.request(_PTRACE_CONT)
+                stop: int | None = 0
+                while stop is not None:
+                    stop = second.resume(_PTRACE_CONT, stop)
         finally:
             # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call.
             thread.request(_PTRACE_INTERRUPT)
@@ -512,6 +523,15 @@ def _transferring(pid: int, tid: int) -> bool:
     return number in _TRANSFERS or (flags is not None and bool(int(words[1 + flags], 16) & _MSG_WAITALL))
 
 
+def _reluctance(pid: int, tid: int) -> int:
+    """How much better it were to stop another thread."""
+    number = int(_system_call(pid, tid)[0])
+    if number in _VFORK_CALLS:
+        return 2
+    # Were we killed right after its stop, it would see an error that it need not see.
+    return int(number in _EINTR_CALLS)
+
+
 def _seccomp_off(status: bytes) -> bool:
     return b"\nSeccomp:\t0" in status or b"\nSeccomp:" not in status
 
@@ -554,20 +574,18 @@ def _refusal(number: int) -> OSError:
     return OSError(number, f"it may not call userfaultfd(): {os.strerror(number).lower()}")
 
 
-def _advise(job: dict[str, Any], memory: int, deadline: _Deadline) -> dict[str, Any]:
-    """Make the process advise its kernel about ranges of its memory, a few at each stop.
-
-    :returns: ``taken``, how many ranges were; ``refusal``, the errno of one that was not, 0 when there is none.
-    """
-    answers: list[int] = []
-    for at in range(0, len(job["ranges"]), _AT_ONCE):
-        if at:
-            time.sleep(_BETWEEN)
-        ranges = job["ranges"][at : at + _AT_ONCE]
-        advise = functools.partial(_madvise, ranges=ranges, advice=job["advice"], answers=answers)
-        _by_any_thread(job, memory, deadline, advise)
-        deadline.set(0)
-    return {"errno": 0, "taken": answers.count(0), "refusal": next(filter(None, answers), 0)}
+def _advise(channel: socket.socket, deadline: _Deadline) -> None:
+    """Make processes advise their kernel about ranges of their memory, each job at one stop."""
+    kept = True
+    while kept:
+        deadline.set(_IDLE)
+        job, memory = _receive(channel)
+        answers: list[int] = []
+        advise = functools.partial(_madvise, ranges=job["ranges"], advice=job["advice"], answers=answers)
+        _, kept = _by_any_thread(job, memory, deadline, advise)
+        os.close(memory)
+        refusal = next(filter(None, answers), 0)
+        _send(channel, {"errno": 0, "taken": answers.count(0), "refusal": refusal, "kept": kept})
 
 
 def _madvise(second: _Tracee, template: _Registers, *, ranges: list[list[int]], advice: int, answers: list[int]) -> int:
@@ -578,18 +596,20 @@ def _madvise(second: _Tracee, template: _Registers, *, ranges: list[list[int]], 
 
 def _by_any_thread(
     job: dict[str, Any], memory: int, deadline: _Deadline, work: Callable[[_Tracee, _Registers], int]
-) -> int:
-    """Run ``work`` on a second thread of the process, by way of the first of its threads that can be stopped."""
+) -> tuple[int, bool]:
+    """Run ``work`` on a second thread of the process, by way of the first of its threads that can be stopped.
+
+    :returns: what ``work`` does, and whether no thread is left that did not stop and will as soon as it can.
+    """
     injection = _Injection(job, memory)
-    reasons = []
-    # Were we killed right after its stop, a thread in one of these would see an error that it need not see.
-    tids = sorted(job["tids"], key=lambda tid: int(_system_call(job["pid"], tid)[0]) in _EINTR_CALLS)
+    reasons: list[str] = []
+    tids = sorted(job["tids"], key=lambda tid: _reluctance(job["pid"], tid))
     deadline.set(_HOLD)
     end = time.monotonic() + _HOLD - 2 * _STOP
     for tid in tids:
         try:
             thread, registers = injection.stop(tid)
-            return injection.with_second_thread(thread, registers, work)
+            return injection.with_second_thread(thread, registers, work), not reasons
         except _Again as error:
             reasons.append(f"thread {tid}: {error}")
         if time.monotonic() > end:
@@ -669,7 +689,7 @@ def _exec(channel: socket.socket, tracer: int) -> None:
     _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(tracer), 0, 0, 0)
     channel.set_inheritable(False)
     channel.sendall(b"r")
-    job = _receive(channel)
+    job, _ = _receive(channel)
     try:
         os.execvpe(job["argv"][0], job["argv"], job["env"])
     except OSError as error:
@@ -677,16 +697,16 @@ def _exec(channel: socket.socket, tracer: int) -> None:
     os._exit(127)
 
 
-def _receive(channel: socket.socket) -> dict[str, Any]:
-    """The job: all that comes until its sender has no more."""
-    parts = []
-    while part := channel.recv(1 << 16):
-        parts.append(part)
-    if not parts:
-        # Nobody wants anything any more.
-        sys.exit(1)
-    received: dict[str, Any] = json.loads(b"".join(parts))
-    return received
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], int]:
+    """A job, which is a line, and the file descriptor that came with it, -1 when there is none."""
+    data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)
+    while not data.endswith(b"\n"):
+        part = channel.recv(1 << 16)
+        if not part:
+            # Nobody wants anything any more.
+            sys.exit(1)
+        data += part
+    return json.loads(data), next(iter(fds), -1)
 
 
 def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
@@ -696,11 +716,12 @@ def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
 
 
 def main() -> None:
-    """Serve one job: ``take CHANNEL MEMORY``, ``advise CHANNEL MEMORY``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``.
+    """Serve one job: ``take CHANNEL``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``; or many: ``advise CHANNEL``.
 
-    CHANNEL and MEMORY are inherited file descriptors. An answer is an object with ``errno`` (0 for success, then a
-    file descriptor comes with it, or what :func:`_advise` returns), ``why`` and ``again`` (whether another attempt may
-    succeed).
+    CHANNEL is an inherited file descriptor; an open /proc/PID/mem comes with a job for ``take`` and ``advise``. An
+    answer is an object with ``errno``, 0 for success. Then a file descriptor comes with it; or it has ``taken``, how
+    many ranges were, ``refusal``, the errno of one that was not (0 when there is none), and ``kept``, whether another
+    job may follow. Else it has ``why`` and ``again``, whether another attempt may succeed, and is the last one.
     """
     verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if verb == "exec":
@@ -710,13 +731,13 @@ def main() -> None:
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     deadline = _Deadline()
-    job = _receive(channel)
     try:
         if verb == "advise":
-            _send(channel, _advise(job, int(sys.argv[3]), deadline))
+            _advise(channel, deadline)
             return
+        job, memory = _receive(channel)
         if verb == "take":
-            fd = _by_any_thread(job, int(sys.argv[3]), deadline, _userfaultfd)
+            fd, _ = _by_any_thread(job, memory, deadline, _userfaultfd)
         else:
             fd = _take_at_exec(job["pid"], channel, deadline)
         deadline.set(0)

@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 __all__ = ["Target"]
 
 #: syscall; ret
-_GADGET: Final = re.compile(rb"\x0f\x05\xc3")
+_GADGET: Final = (b"\x0f\x05\xc3",)
 #: mov $15, %rax (or %eax); syscall: what C libraries have signal handlers return to.
-_SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
+_SIGRETURN: Final = (b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05", b"\xb8\x0f\0\0\0\x0f\x05")
 _CHUNK: Final = 1 << 20
 #: Bytes by which chunks overlap, so that no code is cut in two.
 _OVERLAP: Final = 16
@@ -172,9 +172,13 @@ class Target:
         return stacks
 
 
-def _find(pattern: re.Pattern[bytes], addr: int, code: bytes) -> tuple[int, str] | None:
-    match = pattern.search(code)
-    return None if match is None else (addr + match.start(), match[0].hex())
+def _find(wanted: tuple[bytes, ...], addr: int, code: bytes) -> tuple[int, str] | None:
+    """Where one of ``wanted`` is in ``code``, which begins at ``addr``, and which one."""
+    for one in wanted:
+        found = code.find(one)
+        if found >= 0:
+            return addr + found, one.hex()
+    return None
 
 
 @contextlib.contextmanager

@@ -9,15 +9,17 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kdamon.mm import AddressSpace, huge_pages
+from kdamon.mm import AddressSpace, huge_pages, inject
 from kdamon.mm.inject import inject_madvise
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
@@ -139,6 +141,92 @@ def test_the_helper_dies_at_each_step(directory: Path, ending_helper: Callable[[
             step += 3
         assert step > 20
         assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
+
+
+def test_a_thread_that_cannot_be_stopped_does_not_keep_the_others_from_it(program: Path) -> None:
+    """One that waits for a child of vfork(), while another one is stopped several times."""
+    with Workload([program], "threads", PAGES) as work:
+        work.send("v")
+        status = Path(f"/proc/{work.pid}/status")
+        assert eventually(lambda: "State:\tD" in status.read_text(encoding="utf-8"))
+        wanted = [(work.base + at * HUGE, work.base + (2 * at + 1) * HUGE // 2) for at in range(8)] * 4
+        assert inject_madvise(work.pid, wanted, MADV_HUGEPAGE, lambda: True, 5) == len(wanted)
+        os.kill(int.from_bytes(work.receive(4), "little"), signal.SIGKILL)
+        assert eventually(lambda: not left_behind(work.pid)), left_behind(work.pid)
+
+
+def sockets() -> set[str]:
+    """The sockets that this process has."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(link))
+    return {name for name in found if name.startswith("socket:")}
+
+
+def test_one_helper_advises_many_times_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that nobody asks any more ends by itself, also when it is stopped; another one does the next job."""
+    started: list[int] = []
+
+    @contextlib.contextmanager
+    def counted(verb: str) -> Iterator[tuple[socket.socket, int]]:
+        with helper(verb) as (channel, pid):
+            started.append(pid)
+            yield channel, pid
+
+    helper = inject._helper
+    monkeypatch.setattr(inject, "_helper", counted)
+    monkeypatch.setattr(inject, "_idle", [])
+    before = sockets()
+    with Suspicious(build(directory, "inject_target"), "threads") as process:
+        for expected in (1, 2):
+            for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 3:
+                assert inject_madvise(process.pid, [heap_of(process.pid)], advice, lambda: True, 5) == 1
+            assert expected <= len(started) < 6 * expected
+            assert left_behind(process.pid) == []
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(started[-1], signal.SIGSTOP)
+            assert eventually(lambda: not os.path.exists(f"/proc/{started[-1]}"))
+    assert eventually(lambda: sockets() <= before)
+
+
+def test_what_was_done_before_a_refusal_counts(machine: LinuxMachine, program: Path) -> None:
+    """And the next attempt says why there is no more."""
+    with Workload([program], "untouched", PAGES) as work, space_of(machine, work.pid) as mm:
+        starts = work.base + np.arange(0, PAGES, 4, dtype=np.uint64) * np.uint64(PAGE)
+        wanted = np.stack((starts, starts + np.uint64(2 * PAGE)), axis=1)
+
+        def stop() -> None:
+            eventually(lambda: flagged(work, "hg"))
+            os.kill(work.pid, signal.SIGSTOP)
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        try:
+            assert 0 < mm.advise("hugepage", wanted).sum() == flagged(work, "hg") < SIZE // 2
+            with pytest.raises(OSError, match="is stopped; continue it") as info:
+                mm.advise("hugepage", wanted)
+            assert info.value.errno == errno.EBUSY
+        finally:
+            thread.join()
+            os.kill(work.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("action", ["hugepage", "nohugepage"])
+@pytest.mark.parametrize("end", ["kill", "exec"])
+def test_a_process_that_is_gone_is_no_error(machine: LinuxMachine, program: Path, action: str, end: str) -> None:
+    """Whenever it goes: here between the look at its mappings and the advice."""
+    with Workload([program], "untouched", PAGES) as work, space_of(machine, work.pid) as mm:
+        other = "nohugepage" if action == "hugepage" else "hugepage"
+        mm.advise(other, pages(work, 0, PAGES))
+        mm.advise(action, pages(work, 0, 1))
+        if end == "kill":
+            work.process.kill()
+            work.process.wait()
+        else:
+            work.send("x")
+            work.greet()
+        assert mm.advise(action, pages(work, 0, PAGES)).sum() == 0
 
 
 def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: LinuxMachine, calls: list[int]) -> None:

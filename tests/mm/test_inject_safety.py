@@ -81,6 +81,8 @@ def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     order = script.with_suffix(".order")
     helper = inject._HELPER
     monkeypatch.setattr(inject, "_HELPER", script)
+    # Those that are kept from before would not do that.
+    monkeypatch.setattr(inject, "_idle", [])
     return lambda step, number: order.write_text(f"{step} {number} {helper}") and None
 
 
@@ -134,8 +136,8 @@ def helpers() -> list[int]:
     return found
 
 
-def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event) -> None:
-    """Send a signal to the tracer of a process, ``delay`` seconds after it began to trace."""
+def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event, *, to_tracer: bool = True) -> None:
+    """Send a signal to the tracer of a process, or to the process, ``delay`` seconds after it began to be traced."""
     status = Path(f"/proc/{pid}/status")
     while not done.is_set():
         tracer = int(status.read_text().partition("TracerPid:")[2].split()[0])
@@ -144,7 +146,7 @@ def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Even
             while time.perf_counter() < end:
                 pass
             with contextlib.suppress(ProcessLookupError):
-                os.kill(tracer, number)
+                os.kill(tracer if to_tracer else pid, number)
             return
         # Whoever looks without a pause can keep the helper from the CPU.
         time.sleep(5e-5)
@@ -165,6 +167,23 @@ def test_a_disturbed_helper_lets_go(directory: Path, kind: str, number: signal.S
             thread.join()
             check(process)
     print(f"{kind} {number.name}: {survived} of {SOAK or 1} attempts were over before")
+
+
+@pytest.mark.parametrize("kind", ["spin", "sleep", "threads"])
+def test_a_process_that_is_stopped_meanwhile_stays_so(directory: Path, kind: str) -> None:
+    """By SIGSTOP, at any instant, until SIGCONT comes."""
+    with target(directory, kind) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        for _ in range(SOAK or 10):
+            done = threading.Event()
+            words = (process.pid, signal.SIGSTOP, random.uniform(0, 1e-3), done)
+            thread = threading.Thread(target=disturb, args=words, kwargs={"to_tracer": False})
+            thread.start()
+            attempt(process)
+            thread.join()
+            assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text(), 5)
+            os.kill(process.pid, signal.SIGCONT)
+            check(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
