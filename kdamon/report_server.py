@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 from attrs import define, field
 
+from kdamon.leftovers import Leftovers
 from kdamon.mm.credentials import Rights
 from kdamon.mm.madvise import pidfd_open
 from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, Records, ReportRing, ring_size, well_formed
@@ -51,6 +52,8 @@ _TAKEN_FROM_OTHERS: Final = 1 << 14
 #: have to pay for.
 _MAX_PER_USER: Final = 64
 _MAX_RECORDS_PER_USER: Final = 1 << 22
+#: Seconds for which a lock may be held by what cleans up after a server that was killed.
+_CLEANING_UP: Final = 0.2
 #: New connections between two looks at the rings.
 _ACCEPTED_AT_ONCE: Final = 16
 
@@ -131,8 +134,8 @@ class _Producer:
 class ReportServer:
     """Serves rings for access reports; a context manager.
 
-    :param path: of the socket; :func:`default_report_path` if None. What a server that was killed left there is
-        replaced.
+    :param path: of the socket; :func:`default_report_path` if None. What a server that was killed left there,
+        because its :class:`kdamon.leftovers.Leftovers` were killed too, is replaced.
     :raises OSError: on entering: EADDRINUSE another kdamon serves there; ENOENT, EACCES the socket cannot be made
         there; EEXIST something else is there.
     """
@@ -141,6 +144,7 @@ class ReportServer:
         self.path = Path(path).absolute() if path is not None else default_report_path()
         self._own_directory = path is None
         self._lock = -1
+        self._leftovers: Leftovers | None = None
         self._listener: socket.socket | None = None
         self._epoll: select.epoll | None = None
         self._stop_read, self._stop = -1, -1
@@ -209,6 +213,7 @@ class ReportServer:
         if len(os.fsencode(self.path)) > _MAX_PATH:
             raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {_MAX_PATH} bytes of a socket's path")
         self._lock = self._take_lock()
+        self._leftovers = Leftovers("directory" if self._own_directory else "socket", os.fspath(self.path))
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
                 raise OSError(errno.EEXIST, f"{self.path} is there and is no socket; choose another path for reports")
@@ -254,6 +259,9 @@ class ReportServer:
             if self._own_directory:
                 with contextlib.suppress(OSError):
                     self.path.parent.rmdir()
+        if self._leftovers is not None:
+            self._leftovers.forget()
+            self._leftovers = None
 
     # The thread.
 
@@ -457,10 +465,12 @@ def _lock_path(path: Path) -> str:
 
 
 def _lock_beside(path: Path) -> int:
-    """Take the lock of whoever serves at ``path``: it is held as long as the server lives, and not a moment longer.
+    """Take the lock of whoever serves at ``path``: it is held as long as the server lives, and a moment
+    longer if it was killed.
 
     :raises OSError: EADDRINUSE somebody lives there.
     """
+    patience = time.monotonic() + _CLEANING_UP
     while True:
         lock = os.open(_lock_path(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -470,6 +480,9 @@ def _lock_beside(path: Path) -> int:
                     return lock
         except BlockingIOError:
             os.close(lock)
+            if time.monotonic() < patience:
+                time.sleep(_CLEANING_UP / 10)
+                continue
             raise OSError(
                 errno.EADDRINUSE, f"another kdamon serves reports at {path}; choose another path for this one"
             ) from None

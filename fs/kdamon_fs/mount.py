@@ -5,8 +5,9 @@
   and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``: what a command does in the foreground.
 * :class:`mounted_tree` ``(tree, mountpoint)`` is a context manager that serves in the background.
 
-Both stop all kdamonds when they end and leave no mount behind. What a predecessor that was killed left on the mount
-point ("Transport endpoint is not connected") is cleaned up first. Raised everywhere: :class:`OSError` with one sentence
+Both stop all kdamonds when they end and leave no mount behind, also when the process is killed: another one unmounts
+then. Where that was killed, too, the mount point says "Transport endpoint is not connected" until the next one cleans
+it up. Raised everywhere: :class:`OSError` with one sentence
 on what is missing and what to do.
 
 Where a mount differs from the kernel's own tree:
@@ -36,6 +37,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
+from kdamon.leftovers import FSTYPE, Leftovers
 from kdamon.mm.walker import missing_capability
 from kdamon_fs.kobject import open_file
 from kdamon_fs.mounts import (
@@ -50,9 +52,6 @@ from kdamon_fs.sysfs import damon_sysfs_tree
 __all__ = ["mount_tree", "mounted_tree", "raise_file_limit"]
 
 log = logging.getLogger("kdamon")
-
-#: Type of the file system in /proc/mounts, made of the subtype given to FUSE.
-_FSTYPE: Final = "fuse.kdamon"
 
 #: Signals that end :func:`mount_tree`.
 _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -206,7 +205,7 @@ def _clean_mountpoint(target: str) -> None:
             mode = os.stat(target).st_mode
         except OSError as error:
             entry = mount_at(target)
-            if error.errno != errno.ENOTCONN or entry is None or entry.fstype != _FSTYPE:
+            if error.errno != errno.ENOTCONN or entry is None or entry.fstype != FSTYPE:
                 raise OSError(error.errno, f"cannot mount on {target}: {error.strerror}") from None
             log.warning("%s: taking over the mount of a kdamon that was killed", target)
             umount(target, MNT_DETACH)
@@ -219,7 +218,7 @@ def _clean_mountpoint(target: str) -> None:
 def _check_mountpoint(target: str) -> None:
     """Refuse to hide a tree that is in use: another kdamon's, or the machine's own."""
     containing = mount_containing(target)
-    if containing.fstype == _FSTYPE:
+    if containing.fstype == FSTYPE:
         raise OSError(errno.EBUSY, f"another kdamon serves {target}: stop it first, or choose another directory")
     if containing.fstype == "sysfs" and (containing.shared or not private_mount_namespace()):
         raise OSError(
@@ -245,6 +244,7 @@ class mounted_tree:
         self._tree = tree
         self._private = private
         self._operations = _operations(tree)
+        self._leftovers: Leftovers | None = None
         self._thread = threading.Thread(target=self._serve, name="kdamon-fuse", daemon=True)
 
     def _serve(self) -> None:
@@ -278,11 +278,14 @@ class mounted_tree:
         _clean_mountpoint(self.mountpoint)
         if not self._private:
             _check_mountpoint(self.mountpoint)
+            # A private namespace ends with its processes, and so do the mounts in it.
+            self._leftovers = Leftovers("mount", self.mountpoint)
         atexit.register(self.stop)
         with _signals_kept_from_fuse():
             self._thread.start()
             while not self._operations.mounted.wait(0.02):
                 if not self._thread.is_alive():
+                    self._forget()
                     raise OSError(errno.EIO, f"FUSE could not mount on {self.mountpoint}; it said why on stderr")
 
     def alive(self) -> bool:
@@ -295,13 +298,18 @@ class mounted_tree:
 
     def stop(self) -> None:
         """Stop the kdamonds, unmount, and end the serving threads."""
-        atexit.unregister(self.stop)
         self._tree.shutdown()
         if self._thread.is_alive():
             _unmount(self.mountpoint)
             self._thread.join(_END_TIMEOUT)
+        self._forget()
         if self._thread.is_alive():
             log.warning("%s: still in use by somebody, who gets errors from now on", self.mountpoint)
+
+    def _forget(self) -> None:
+        atexit.unregister(self.stop)
+        if self._leftovers is not None:
+            self._leftovers.forget()
 
     def __enter__(self) -> mounted_tree:
         self.start()

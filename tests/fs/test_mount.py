@@ -230,13 +230,66 @@ def test_a_file_that_is_kept_open_keeps_nothing_mounted(serve: Callable[..., Ser
             os.close(file)
 
 
+def watchers(server: Server) -> list[int]:
+    """The processes that clean up when the server is killed."""
+    return [
+        int(pid) for pid in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    ]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for something that is sure to come."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        time.sleep(0.02)
+
+
+def monitors(serve: Callable[..., Server], **options: str) -> tuple[Server, int]:
+    """A server that monitors something, and the process that cleans up after it."""
+    server = serve(**options)
+    assert server.ready()
+    sh(server.mountpoint / "admin/kdamonds", "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
+    assert sh(server.mountpoint / "admin/kdamonds", MONITOR) == "on\n"
+    (watcher,) = watchers(server)
+    return server, watcher
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_killed_server_leaves_nothing(serve: Callable[..., Server], in_use: bool) -> None:
+    """Neither a mount nor a process, also where somebody is in the directory; signals to all do not change that."""
+    server, watcher = monitors(serve)
+    with contextlib.ExitStack() as stack:
+        if in_use:
+            stack.callback(os.close, os.open(server.mountpoint / "admin/kdamonds/nr_kdamonds", os.O_RDONLY))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(watcher, number)
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.wait()
+        until(lambda: not os.path.exists(f"/proc/{watcher}"), "the watcher's end")
+        assert mount_at(str(server.mountpoint)) is None
+        assert os.listdir(server.mountpoint) == []
+
+
+def test_the_mount_of_a_later_server_is_left_alone(serve: Callable[..., Server]) -> None:
+    """It came before the killed one's could be cleaned up."""
+    server, watcher = monitors(serve)
+    os.kill(watcher, signal.SIGSTOP)
+    server.end(signal.SIGKILL)
+    later = serve()
+    assert later.ready()
+    os.kill(watcher, signal.SIGCONT)
+    until(lambda: not os.path.exists(f"/proc/{watcher}"), "the watcher's end")
+    assert (later.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    assert later.end(signal.SIGTERM)[0] == 0
+    assert mount_at(str(later.mountpoint)) is None
+
+
 def test_the_mount_of_a_killed_server_is_taken_over(serve: Callable[..., Server]) -> None:
-    """Its directory answers "Transport endpoint is not connected" until the next one starts there."""
+    """If nobody was left to clean up, its directory is dead until the next one starts there."""
     for _ in range(2):
-        killed = serve()
-        assert killed.ready()
-        sh(killed.mountpoint / "admin/kdamonds", "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
-        sh(killed.mountpoint / "admin/kdamonds", MONITOR)
+        killed, watcher = monitors(serve)
+        os.kill(watcher, signal.SIGKILL)
         killed.end(signal.SIGKILL)
         with pytest.raises(OSError, match="Transport endpoint is not connected"):
             os.listdir(killed.mountpoint)

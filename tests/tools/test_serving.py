@@ -92,3 +92,35 @@ def test_a_command_in_exec_finds_the_socket(places: tuple[Path, Path]) -> None:
     result = run("exec", "--reports", str(socket), "--", KDAMON[0], "-c", REPORT)
     assert (0, "3 True\n", "") == (result.returncode, result.stdout, result.stderr)
     assert ["tree"] == os.listdir(socket.parent)
+
+
+KILLED = """
+mount -t tmpfs none /run && mkdir /run/tree || exit 99
+"$@" > /dev/null 2>&1 &
+until [ -S /run/kdamon/reports ]; do sleep 0.02; done
+kill -9 $!
+wait
+while cat /proc/[0-9]*/comm | grep -q python; do sleep 0.05; done
+ls -R /run
+for process in /proc/[0-9]*; do read -r name < $process/comm && echo $name; done
+grep fuse.kdamon /proc/mounts
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("mount", "/run/tree"), []),
+        (("exec", "--", "sleep", "1000"), []),
+        (("run", "--reports", "--", "sleep", "1000"), ["sleep"]),
+        (("run", "--ops", "reports", "--range", "0-1000000", "--pid", "1", "--reports"), []),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+@pytest.mark.usefixtures("fuse")
+def test_killed_it_leaves_nothing(words: tuple[str, ...], left: list[str]) -> None:
+    """Neither mount nor socket, directory or process, but for a command that ``run`` started."""
+    inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", KILLED, "bash", *KDAMON, *words]
+    done = subprocess.run(inside, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
+    assert ["/run:", "tree", "", "/run/tree:", "bash", *left] == done.stdout.splitlines(), done.stderr
