@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Modules on simulated processes, in simulated and in real time."""
+"""Modules on simulated processes, in simulated and in real time, and on real ones."""
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import pytest
+
 from kdamon.core import damon_run
 from kdamon.damon import damon_call_control, damon_ctx
 from kdamon.kernel import rnd_state
+from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.sim import SimMachine, SimProcess
 from kdamon.modules_common import damon_module
+from tests.mm.workload import Pages, Workload
 
 MEBI = 1 << 20
 #: Where the memory is that processes use.
@@ -51,3 +57,33 @@ def shut_down(*modules: damon_module) -> Iterator[None]:
     finally:
         for a_module in modules:
             a_module.shutdown()
+
+
+@contextmanager
+def real_machine() -> Iterator[LinuxMachine]:
+    """The machine that runs this; the test is skipped where it does not tell accessed bits."""
+    try:
+        machine = linux_machine("page_table")
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}{error.strerror}")
+    yield machine
+    machine.close()
+
+
+@contextmanager
+def reading(work: Workload, pages: Pages) -> Iterator[None]:
+    """Let ``work`` read ``pages`` over and over."""
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            work.order("r", pages)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reader.join()

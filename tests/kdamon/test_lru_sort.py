@@ -6,7 +6,9 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 from attrs import evolve
 
@@ -23,10 +25,13 @@ from kdamon.damon import (
 )
 from kdamon.kernel import PAGE_SIZE, UINT_MAX
 from kdamon.lru_sort import damon_lru_sort
+from kdamon.mm import PageFilter
+from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.sim import SimMachine
 from kdamon.ops_common import damon_scheme_score
 from tests.kdamon.harness import eventually
-from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
+from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.mm.workload import Workload, build
 
 DEFAULTS = damon_attrs()
 SECOND = 1_000_000
@@ -184,3 +189,52 @@ def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module(end: Callab
     waiting.join(20)
     assert answers in ([None], [errno.ECANCELED])
     assert not lru_sort.enabled()
+
+
+# On a real process.
+
+
+def active(machine: LinuxMachine, work: Workload, first: int, last: int) -> int:
+    """How many pages [first, last) of the workload's memory are on the active list."""
+    task = machine.get_task(work.pid)
+    try:
+        mm = task.get_mm()
+        assert mm is not None
+        memory = np.array([[work.base + first * PAGE_SIZE, work.base + last * PAGE_SIZE]], np.uint64)
+        found = mm.page_filter(memory, [PageFilter("active", True, True)], True)
+        return int((found[:, 1] - found[:, 0]).sum()) // PAGE_SIZE
+    finally:
+        task.put()
+
+
+def test_cold_pages_of_a_real_process_leave_the_active_list(tmp_path: Path) -> None:
+    """Hot memory is found and counted, and stays where it is."""
+    lists = Path("/sys/kernel/mm/lru_gen/enabled")
+    if lists.exists() and int(lists.read_text(), 16) & 1:
+        pytest.skip("kernel lacks: an active list, it has generations")
+    pages = 4096
+    half = pages // 2
+    data = tmp_path / "data"
+    data.write_bytes(bytes(pages * PAGE_SIZE))
+    with real_machine() as machine, Workload([build(tmp_path)], "file", pages, str(data)) as work:
+        work.order("r", range(pages))
+        for _ in range(3):
+            data.read_bytes()
+        assert active(machine, work, half, pages) >= half * 9 // 10
+        lru_sort = damon_lru_sort(
+            machine=lambda: machine,
+            monitor_pids=(work.pid,),
+            monitor_region_start=work.base,
+            monitor_region_end=work.base + pages * PAGE_SIZE,
+            cold_min_age=SECOND,
+            wmarks_high=1000,
+            wmarks_mid=999,
+            wmarks_low=0,
+        )
+        with reading(work, range(half)), shut_down(lru_sort):
+            lru_sort.enable(True)
+            eventually(lambda: active(machine, work, half, pages) <= half // 20, "an inactive half", 60)
+            eventually(lambda: lru_sort.cold_stat.sz_applied >= half * PAGE_SIZE // 2, "the cold half's statistics")
+            eventually(lambda: lru_sort.hot_stat.sz_tried >= half * PAGE_SIZE // 2, "the hot half's statistics")
+        assert lru_sort.hot_stat.sz_applied == 0
+        assert lru_sort.cold_stat.sz_applied <= lru_sort.cold_stat.sz_tried

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from kdamon.mm.sim import SimMachine
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import eventually, first, in_kdamond
-from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
+from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.mm.workload import Workload, build
 
 DEFAULTS = damon_attrs()
@@ -357,11 +356,6 @@ def resident(work: Workload, first: int, last: int) -> int:
 
 def test_a_real_process_shrinks_by_its_cold_half(tmp_path: Path) -> None:
     """Of a file that it has mapped; what it reads over and over stays, and it reads what it wrote."""
-    try:
-        machine = linux_machine("page_table")
-    except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
     pages = 4096
     half = pages // 2
     contents = np.zeros((pages, PAGE_SIZE), np.uint8)
@@ -371,17 +365,9 @@ def test_a_real_process_shrinks_by_its_cold_half(tmp_path: Path) -> None:
     with data.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    with Workload([build(tmp_path)], "file", pages, str(data)) as work:
+    with real_machine() as machine, Workload([build(tmp_path)], "file", pages, str(data)) as work:
         work.order("r", range(pages))
         assert resident(work, 0, pages) == pages
-        done = threading.Event()
-
-        def read() -> None:
-            while not done.is_set():
-                work.order("r", range(half))
-
-        reader = threading.Thread(target=read)
-        reader.start()
         reclaim = damon_reclaim(
             machine=lambda: machine,
             monitor_pids=(work.pid,),
@@ -392,15 +378,10 @@ def test_a_real_process_shrinks_by_its_cold_half(tmp_path: Path) -> None:
             wmarks_mid=999,
             wmarks_low=0,
         )
-        try:
-            with shut_down(reclaim):
-                reclaim.enable(True)
-                eventually(lambda: resident(work, half, pages) <= half // 20 + IN_BATCHES, "less memory", 60)
-                eventually(lambda: reclaim.stat.sz_applied >= half * PAGE_SIZE // 2, "the statistics")
-                assert resident(work, 0, half) >= half * 9 // 10
-        finally:
-            done.set()
-            reader.join()
+        with reading(work, range(half)), shut_down(reclaim):
+            reclaim.enable(True)
+            eventually(lambda: resident(work, half, pages) <= half // 20 + IN_BATCHES, "less memory", 60)
+            eventually(lambda: reclaim.stat.sz_applied >= half * PAGE_SIZE // 2, "the statistics")
+            assert resident(work, 0, half) >= half * 9 // 10
         assert reclaim.stat.sz_tried >= reclaim.stat.sz_applied
         assert work.spoilt(range(pages)) == 0
-    machine.close()

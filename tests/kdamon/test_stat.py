@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +16,12 @@ from hypothesis import strategies as st
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_start, damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
-from kdamon.mm.linux import linux_machine
 from kdamon.mm.sim import SimMachine
 from kdamon.modules_common import mapped_ranges
 from kdamon.regions import damon_regions
 from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
 from tests.kdamon.harness import eventually, stopped
-from tests.kdamon.modules import HEAP, MEBI, module, run, shut_down, spawn
+from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.kdamon.tables import effort
 from tests.mm.workload import Workload, build
 
@@ -373,35 +371,16 @@ def test_a_module_that_was_shut_down_stays_off() -> None:
 
 def test_a_real_process(tmp_path: Path) -> None:
     """Of 16 MiB one half is read over and over; the numbers say about that."""
-    try:
-        machine = linux_machine("page_table")
-    except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
     pages = 4096
-    hot = range(pages // 2)
-    with Workload([build(tmp_path)], "anon", pages) as work:
+    with real_machine() as machine, Workload([build(tmp_path)], "anon", pages) as work:
         work.order("w", range(pages))
         stat = damon_stat(machine=lambda: machine, monitor_pids=(work.pid,))
-        done = threading.Event()
-
-        def read() -> None:
-            while not done.is_set():
-                work.order("r", hot)
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        try:
-            with shut_down(stat):
-                stat.enable(True)
-                eventually(lambda: stat.aggr_interval_us, "the first numbers", 60)
-        finally:
-            done.set()
-            reader.join()
+        with reading(work, range(pages // 2)), shut_down(stat):
+            stat.enable(True)
+            eventually(lambda: stat.aggr_interval_us, "the first numbers", 60)
         samples_per_second = 20 * 1e6 / stat.aggr_interval_us
         assert 0 < stat.estimated_memory_bandwidth < 2 * pages * 4096 * samples_per_second
         idle = stat.memory_idle_ms_percentiles
         assert idle[0] < 0 < idle[100]
         assert sorted(idle) == list(idle)
         assert 20 <= sum(ms < 0 for ms in idle) <= 80
-    machine.close()
