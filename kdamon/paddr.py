@@ -90,6 +90,13 @@ def damon_pa_init(ctx: damon_ctx) -> None:
     """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings."""
     for memory in _memories(ctx):
         memory.update()
+        known, reachable = (size >> 20 for size in memory.known())
+        log.warning(
+            "physical addresses: of %d MiB that processes and files have, %d MiB are mapped by one process each, whose "
+            "accesses can be told; samples of the rest (shared, page cache, mapped later) are unknown",
+            reachable,
+            known,
+        )
 
 
 def damon_pa_update(ctx: damon_ctx) -> None:

@@ -223,6 +223,13 @@ class PhysicalMemory(Task, Protocol):
         """
         ...
 
+    def ram(self) -> U64Array:
+        """All memory that is not only for devices, start and end of each piece, bytes, ascending, shape (n, 2).
+
+        :raises OSError: EPERM the machine does not tell.
+        """
+        ...
+
     def known(self) -> tuple[int, int]:
         """Bytes whose accesses could be told at the last :meth:`update`, and bytes of memory on LRU lists."""
         ...

@@ -26,6 +26,7 @@ from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
+from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.uffd import WRITTEN, Pages, Userfaultfd
 from kdamon.mm.walk_program import PRESENT
@@ -251,6 +252,32 @@ def _other_users() -> str:
     return "another user's process can be looked at"
 
 
+def _physical() -> str:
+    """Monitor own pages by their physical addresses, of which every second one is touched."""
+    with closing(linux_machine()) as machine, _OwnMemory() as own:
+        memory = machine.physical_memory()
+        try:
+            fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                where = frames(entries_at(fd, own.addrs)) * np.uint64(_PAGE_SIZE)
+            finally:
+                os.close(fd)
+            memory.update()
+            memory.mkold(where)
+            own.touch(2)
+            answers = memory.young(where)
+            known, reachable = (size >> 20 for size in memory.known())
+        finally:
+            memory.put()
+    seen = int((answers[::2] == YOUNG).sum())
+    if seen < _PAGES // 4 or (answers[1::2] == YOUNG).any():
+        raise _Unavailable("accesses to this process's own page frames were told wrong", "")
+    return (
+        f"{seen} of {_PAGES // 2} accesses to own page frames were seen; of {reachable} MiB that processes and files "
+        f"have, {known} MiB can be told"
+    )
+
+
 def _page_fault_arm() -> str:
     with _OwnMemory() as own:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -298,6 +325,7 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     "process_madvise": _process_madvise,
     "page frame numbers": _frame_numbers,
     "page flags": _page_flags,
+    "physical addresses": _physical,
     "other users' processes": _other_users,
     "page_fault: arm": _page_fault_arm,
     "page_fault: take": _page_fault_take,

@@ -8,6 +8,7 @@ table entries of every process that may be looked at.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -111,6 +112,13 @@ class LinuxFrames:
             return np.zeros((0, len(pfns)), np.bool_)
         return PageSamples.of_frames(pfns).match(filters, answers)
 
+    def ram(self) -> U64Array:
+        """See :meth:`kdamon.mm.PhysicalMemory.ram`: what /proc/iomem calls System RAM."""
+        found = _system_ram(Path("/proc/iomem").read_text(encoding="utf-8", errors="replace"))
+        if not len(found):
+            raise OSError(errno.EPERM, "/proc/iomem hides where memory is; run as root, or name the addresses")
+        return found
+
     def zones(self) -> list[tuple[int, int, int]]:
         """See :meth:`kdamon.mm.physical.Frames.zones`."""
         if self._zones is None:
@@ -129,6 +137,15 @@ class LinuxFrames:
         if self._own_pagemap >= 0:
             os.close(self._own_pagemap)
             self._own_pagemap = -1
+
+
+def _system_ram(text: str) -> U64Array:
+    """Whole pages of System RAM in /proc/iomem, which shows zeros to those who may not see it."""
+    matches = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) : System RAM", text, re.MULTILINE)
+    edges = np.array([(int(start, 16), int(last, 16) + 1) for start, last in matches], np.uint64).reshape(-1, 2)
+    edges[:, 0] += np.uint64(PAGE_SIZE - 1)
+    edges -= edges % np.uint64(PAGE_SIZE)
+    return edges[edges[:, 0] < edges[:, 1]]
 
 
 def _zones(text: str) -> list[tuple[int, int, int]]:

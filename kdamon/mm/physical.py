@@ -84,6 +84,10 @@ class Frames(Protocol):
         """Which page frames are of the type of each filter, see :meth:`kdamon.mm.page_samples.PageSamples.match`."""
         ...
 
+    def ram(self) -> U64Array:
+        """The machine's memory, start and end of each piece, whole pages, bytes, ascending, shape (n, 2)."""
+        ...
+
     def zones(self) -> list[tuple[int, int, int]]:
         """Page frames of NUMA nodes, piece by piece: the node, its first one, the one behind its last."""
         ...
@@ -253,19 +257,15 @@ class Physical:
         self._put_tasks(0)
         self._sampled = []
         self._map = found
-        if not self._updated:
-            self._updated = True
-            known, reachable = (size >> 20 for size in self.known())
-            log.warning(
-                "physical addresses: of %d MiB that processes and files have, %d MiB are mapped by one process each, "
-                "whose accesses can be told; samples of the rest (shared, page cache, mapped later) are unknown",
-                reachable,
-                known,
-            )
+        self._updated = True
 
     def known(self) -> tuple[int, int]:
         """See :meth:`kdamon.mm.PhysicalMemory.known`."""
         return _PAGE_SIZE * self._map.pages, self._frames.reachable()
+
+    def ram(self) -> U64Array:
+        """See :meth:`kdamon.mm.PhysicalMemory.ram`."""
+        return self._frames.ram()
 
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""

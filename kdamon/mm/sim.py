@@ -366,6 +366,11 @@ class SimFrames:
         border = self._machine.second_node // _PAGE_SIZE
         return [(0, 0, border), (1, border, 1 << 51)]
 
+    def ram(self) -> U64Array:
+        """All places and the page cache."""
+        places = [(place.physical, place.physical + place.size) for place in self._machine.placed]
+        return union(np.array(sorted(places), np.uint64).reshape(-1, 2), self._machine.cached)
+
     def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which are in no place of a process, and no page cache."""
         used = inside(self._machine.cached, pfns * np.uint64(_PAGE_SIZE))

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -96,17 +95,6 @@ def reader(size: int) -> Iterator[int]:
         os.close(told)
 
 
-def system_ram() -> U64Array:
-    """Whole pages of what /proc/iomem calls so, bytes, shape (n, 2)."""
-    ranges = []
-    for line in Path("/proc/iomem").read_text().splitlines():
-        where, _, what = line.partition(" : ")
-        if what == "System RAM":
-            start, end = (int(number, 16) for number in where.split("-"))
-            ranges.append((-(-start // PAGE) * PAGE, (end + 1) // PAGE * PAGE))
-    return np.array(ranges, np.uint64)
-
-
 def anywhere(rng: np.random.Generator, ranges: U64Array, count: int) -> U64Array:
     """Addresses spread evenly over ``ranges``, ascending as those of regions are."""
     sizes = (ranges[:, 1] - ranges[:, 0]).astype(np.float64)
@@ -123,7 +111,7 @@ def known(rng: np.random.Generator, memory: Physical, count: int) -> U64Array:
 def samples(rivals: list[Physical], turns: int) -> None:
     """Both halves of a sample; the first one, which clears accessed bits, is the same."""
     rng = np.random.default_rng(1)
-    ram = system_ram()
+    ram = rivals[1].ram()
     # In a virtual machine what the kernel knows of a page may have to be fetched from the host, the first time.
     everywhere = np.concatenate([np.arange(start, end, 64 * PAGE, np.uint64) for start, end in ram])
     rivals[1].mkold(everywhere)
@@ -192,8 +180,8 @@ def missed(machine: LinuxMachine, seconds: float) -> None:
             damon_select_ops(ctx, damon_ops_id.DAMON_OPS_PADDR)
             damon_set_attrs(ctx, damon_attrs(5000, 100_000, 1_000_000, min_nr_regions=1000, max_nr_regions=1100))
             t = damon_new_target()
-            t.regions = damon_regions(*system_ram().T)
-            t.task = kind(frames(machine))
+            t.task = memory = kind(frames(machine))
+            t.regions = damon_regions(*memory.ram().T)
             damon_add_target(ctx, t)
             damon_start([ctx], exclusive=False)
             begin = time.process_time()

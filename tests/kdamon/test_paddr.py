@@ -242,15 +242,15 @@ def test_memory_that_is_given_back_in_the_middle_of_an_update() -> None:
     assert [YOUNG] == sampled(machine, memory, PHYSICAL)
 
 
-def test_what_is_known_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_how_much_is_known_is_said_when_monitoring_begins(caplog: pytest.LogCaptureFixture) -> None:
+    """Not with each update."""
     machine = SimMachine(seed=1)
     spawn(machine)
     machine.cached = np.array([[0, 36 * MIB]], np.uint64)
-    memory = machine.physical_memory()
-    assert (0, 100 * MIB) == memory.known()
-    memory.update()
-    memory.update()
-    assert (64 * MIB, 100 * MIB) == memory.known()
+    ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB))
+    assert (0, 100 * MIB) == machine.physical_memory().known()
+    damon_set_attrs(ctx, damon_attrs(5000, 100_000, 200_000))
+    damon_run(ctx, seconds=1)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "of 100 MiB that processes and files have, 64 MiB are mapped by one process each" in line
     assert "unknown" in line

@@ -40,6 +40,13 @@ def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str,
     assert found["kernel type information (BTF)"].available
 
 
+def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
+    """On own page frames, and how much of the machine's memory can be told."""
+    machine.physical_memory().put()
+    assert found["physical addresses"].available
+    assert "of 32 accesses to own page frames were seen" in found["physical addresses"].why
+
+
 def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> None:
     """Where it is missing the remedy names the kernel option."""
     if os.path.exists(BITMAP):
@@ -83,11 +90,11 @@ def test_without_privileges_everything_has_a_remedy() -> None:
         print(can_monitor())
         found = {primitive.name: primitive for primitive in primitives()}
         names = ("page_table: test", "process_madvise", "page frame numbers", "other users' processes")
-        for name in (*names, "page_fault: who"):
+        for name in (*names, "physical addresses", "page_fault: who"):
             print(found[name].available, "root" in found[name].remedy)
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["False", *["False True"] * 5]
+    assert done.stdout.splitlines() == ["False", *["False True"] * 6]
 
 
 def test_what_schemes_can_do_is_told(found: dict[str, Primitive]) -> None:

@@ -73,17 +73,6 @@ def everything(work: Workload) -> U64Array:
     return physical(work.pid, work.addrs(np.arange(work.pages)))
 
 
-def system_ram() -> list[tuple[int, int]]:
-    """What /proc/iomem calls so."""
-    found = []
-    for line in Path("/proc/iomem").read_text().splitlines():
-        where, _, what = line.partition(" : ")
-        if what == "System RAM":
-            start, end = (int(number, 16) for number in where.split("-"))
-            found.append((-(-start // 4096) * 4096, (end + 1) // 4096 * 4096))
-    return found
-
-
 def sample(memory: PhysicalMemory, addrs: U64Array, work: Workload, touched: Pages, mode: str = "w") -> list[int]:
     """One sample, during which ``touched`` pages are accessed."""
     memory.mkold(addrs)
@@ -225,16 +214,28 @@ def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> Non
         known, reachable = memory.known()
         assert 0 < known < reachable
         rng = np.random.default_rng(1)
-        rams = system_ram()
-        sizes = np.array([end - start for start, end in rams])
-        which = rng.choice(len(rams), 2000, p=sizes / sizes.sum())
-        offsets = (rng.random(2000) * sizes[which]).astype(np.uint64)
-        addrs = np.array([start for start, _ in rams], np.uint64)[which] + offsets
+        ram = memory.ram()
+        sizes = (ram[:, 1] - ram[:, 0]).astype(np.float64)
+        which = rng.choice(len(ram), 2000, p=sizes / sizes.sum())
+        addrs = ram[which, 0] + (rng.random(2000) * sizes[which]).astype(np.uint64)
         memory.mkold(addrs)
         found = Counter(memory.young(addrs).tolist())
     assert found.keys() <= {OLD, YOUNG, UNKNOWN}
     # Processes come and go, and a sample of 2000 is a few off.
     assert found[UNKNOWN] <= 1.5 * 2000 * reachable / sizes.sum() + 20
+
+
+def test_all_memory_is_whole_pages_and_not_less_than_the_kernel_manages(machine: LinuxMachine) -> None:
+    """Pieces in order, apart from each other; what /proc/iomem hides is told with a sentence."""
+    with looked_through(machine) as memory:
+        ram = memory.ram()
+    assert (ram % np.uint64(4096) == 0).all()
+    assert (np.diff(ram.ravel().astype(np.int64)) > 0).all()
+    total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    assert (ram[:, 1] - ram[:, 0]).sum() >= 1024 * int(total.split()[1])
+    hidden = "00000000-00000000 : Reserved\n00000000-00000000 : System RAM\n  00000000-00000000 : Kernel code\n"
+    assert [] == frames_module._system_ram(hidden).tolist()
+    assert [[0x1000, 0x9F000]] == frames_module._system_ram("00000001-0009fbff : System RAM\n").tolist()
 
 
 def test_what_is_known_of_all_memory_lies_on_the_nodes(machine: LinuxMachine) -> None:
@@ -399,7 +400,9 @@ def test_all_memory_is_monitored_while_a_process_works(machine: LinuxMachine, pr
     before = open_files()
     with Workload([program], "anon", PAGES) as work:
         work.order("w", np.arange(PAGES))
-        ctx = monitored(machine, system_ram())
+        memory = machine.physical_memory()
+        ctx = monitored(machine, memory.ram())
+        memory.put()
         try:
             end = time.monotonic() + 1
             while time.monotonic() < end:

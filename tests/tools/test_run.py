@@ -136,6 +136,30 @@ def test_sees_the_hot_window_move(start: Start) -> None:
     assert seen(document), document["accuracy"]
 
 
+def test_monitors_the_machines_memory(start: Start) -> None:
+    """By physical addresses: all of it is covered, accesses are seen, and how much is not known is told."""
+    start("--seconds", "90")
+    result = kdamon("run", "--ops", "paddr", "--seconds", "5", "--json")
+    assert 0 == result.returncode, result.stderr
+    assert "are mapped by one process each" in result.stderr
+    document = json.loads(result.stdout)
+    sizes = [[region["end"] - region["start"] for region in snapshot["regions"]] for snapshot in document["snapshots"]]
+    with open("/proc/meminfo", encoding="utf-8") as lines:
+        total = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
+    assert min(map(sum, sizes)) > 1024 * total
+    assert document["summary"]["working_set_bytes"] < 1024 * total
+    assert any(region["nr_accesses"] for snapshot in document["snapshots"] for region in snapshot["regions"])
+    assert 0 < document["counters"]["unknown"] < 0.5 * document["counters"]["samples"]
+
+
+def test_what_physical_memory_needs_is_said() -> None:
+    """Without the capability that shows page frames."""
+    prefix = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    result = kdamon("run", "--ops", "paddr", "--seconds", "1", prefix=prefix)
+    assert 1 == result.returncode
+    assert "kdamon: physical addresses need CAP_SYS_ADMIN" in result.stderr
+
+
 def test_monitors_given_ranges_only(start: Start) -> None:
     """fvaddr: the regions stay within the ranges, and what is hot in them is found."""
     workload, truth = start("--seconds", "60", "--total", "64", "--hot", "16", "--warm", "0")

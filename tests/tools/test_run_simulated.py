@@ -105,6 +105,60 @@ def test_a_file_may_take_the_result(
     assert json.loads(path.read_text())["seconds"] >= 0.3
 
 
+class PhysicalMachine(RealTimeMachine):
+    """The memory of one process is at 4 GiB, a quarter of it hot; behind it is as much page cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        process = super().get_task(150)
+        process.placed = self.placed
+        self.place(process, BASE, BASE + 64 * MIB, 1 << 32)
+        self.cached = np.array([[(1 << 32) + 64 * MIB, (1 << 32) + 128 * MIB]], np.uint64)
+
+    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
+        """The one that there is."""
+        return self.processes[pid]
+
+
+def test_physical_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """All there is, without a process; or ranges of it, for as long as a command runs."""
+    monkeypatch.setattr(run_verb, "machine_when_needed", PhysicalMachine)
+    assert 0 == cli.main(["run", "--ops", "paddr", "--seconds", "1", "--json", "--quiet", *QUICK])
+    document = json.loads(capsys.readouterr().out)
+    assert (0, "paddr") == (document["config"]["pid"], document["config"]["ops"])
+    last = document["snapshots"][-1]["regions"]
+    assert (1 << 32, (1 << 32) + 128 * MIB) == (last[0]["start"], last[-1]["end"])
+    hot = sum(region["end"] - region["start"] for region in last if region["nr_accesses"] >= 10)
+    assert 12 * MIB <= hot <= 24 * MIB
+    assert 0 < document["counters"]["unknown"] < document["counters"]["samples"]
+    # The end of the memory of the process, and the beginning of the page cache.
+    part = f"{(1 << 32) + 48 * MIB:x}-{(1 << 32) + 80 * MIB:x}"
+    assert 3 == cli.main(["run", "--ops", "paddr", "--range", part, *QUICK, "--", "sh", "-c", "sleep 1; exit 3"])
+    out = capsys.readouterr().out
+    assert "monitored physical addresses for" in out
+    assert f"{(1 << 32) + 48 * MIB:x}  " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--pid", "1"], "--pid"),
+        (["--write-only"], "--write-only, --cpus and --tids"),
+        (["--cpus", "0"], "--write-only, --cpus and --tids"),
+        (["--tids", "5"], "--write-only, --cpus and --tids"),
+        (["--primitive", "page_fault"], "--primitive page_fault"),
+        (["--truth", "file"], "--truth"),
+    ],
+)
+def test_what_only_processes_have_is_refused_for_physical_memory(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one sentence."""
+    assert 2 == cli.main(["run", "--ops", "paddr", *words])
+    sentence = f"kdamon: --ops paddr monitors the machine's memory, not a process: leave {option} out\n"
+    assert sentence == capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], number: signal.Signals

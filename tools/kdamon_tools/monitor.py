@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Monitoring one process from within this one: the core's functions behind an object that hands out snapshots."""
+"""Monitoring a process or physical memory from within this process: the core behind an object of snapshots."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from types import TracebackType
 import attrs
 import numpy as np
 
+import kdamon.paddr
 import kdamon.reported
-import kdamon.vaddr  # noqa: F401 (both register operations sets)
+import kdamon.vaddr  # noqa: F401 (all three register operations sets)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,
@@ -43,10 +44,11 @@ from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapsho
 
 __all__ = ["OPS", "Monitor", "add_target", "new_context", "region_table"]
 
-#: Operations sets by keyword, those that monitor one process, or reports about one.
+#: Operations sets by keyword.
 OPS = {
     "vaddr": damon_ops_id.DAMON_OPS_VADDR,
     "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
+    "paddr": damon_ops_id.DAMON_OPS_PADDR,
     "reports": damon_ops_id.DAMON_OPS_REPORTS,
 }
 
@@ -89,10 +91,10 @@ def add_target(ctx: damon_ctx, config: Config) -> damon_target:
 
 
 class Monitor:
-    """Monitors a process while the ``with`` block runs.
+    """Monitors a process, or physical memory, while the ``with`` block runs.
 
-    :param config: what and how.
-    :param machine: where the process is; None where there need not be any, with the operations set for reports.
+    :param config: what and how; physical memory without ranges is all there is.
+    :param machine: where that is; None where there need not be any, with the operations set for reports.
     :raises OSError: the process or the attributes cannot be monitored; the message says why.
     """
 
@@ -108,6 +110,11 @@ class Monitor:
         config = self.config
         ctx = new_context(config)
         ctx.machine = machine
+        if machine is not None and config.ops == "paddr":
+            memory = machine.physical_memory()
+            ranges = config.ranges or tuple((start, end) for start, end in memory.ram().tolist())
+            add_target(ctx, attrs.evolve(config, ranges=ranges)).task = memory
+            return ctx
         target = add_target(ctx, config)
         if machine is not None:
             if config.primitive == "page_fault":

@@ -28,7 +28,7 @@ Range = tuple[int, int]
 class Config:
     """How a recording was made; intervals in microseconds.
 
-    :ivar pid: the monitored process.
+    :ivar pid: the monitored process; 0 for physical memory.
     :ivar ops: the operations set's keyword.
     :ivar command: what was started for it, empty if the process was there before.
     :ivar ranges: monitored ranges in bytes where they were given, else empty.

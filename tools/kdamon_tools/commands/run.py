@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kdamon run``: monitor a process or a command, and show what it accesses."""
+"""``kdamon run``: monitor a process, a command or physical memory, and show what is accessed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register", "run"]
 
-_USAGE: Final = "[options] (--pid PID | -- COMMAND [ARGUMENT...])"
+_USAGE: Final = "[options] (--pid PID | --ops paddr | -- COMMAND [ARGUMENT...])"
 #: How long a look at the process may take to notice a signal or the end of the time.
 _TICK_S: Final = 0.1
 _REDRAW_S: Final = 0.5
@@ -56,9 +56,10 @@ def register(subparsers: Subparsers) -> None:
     what.add_argument("--pid", type=parse_positive, help="a process that runs already")
     what.add_argument(
         "--ops",
-        choices=("vaddr", "fvaddr", "reports"),
+        choices=("vaddr", "fvaddr", "paddr", "reports"),
         default=defaults.ops,
-        help="all of its memory, or --range only; reports: --range only, and nothing is sampled",
+        help="all of its memory, or --range only; paddr: the machine's memory by physical addresses, or --range of it; "
+        "reports: --range only, and nothing is sampled",
     )
     what.add_argument(
         "--range",
@@ -67,7 +68,7 @@ def register(subparsers: Subparsers) -> None:
         default=[],
         dest="ranges",
         metavar="START-END",
-        help="hexadecimal addresses to monitor with --ops fvaddr or reports; may be repeated",
+        help="hexadecimal addresses to monitor with --ops fvaddr, paddr or reports; may be repeated",
     )
     what.add_argument(
         "--seconds", type=parse_seconds, help="end after this time, and with it the command; default: when it ends"
@@ -125,13 +126,15 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command:
             faults = machine if _config(arguments, 0).primitive == "page_fault" else None
             child = stack.enter_context(_child(arguments.command, sources.environment(), faults))
-        config = _config(arguments, child.pid if child else arguments.pid)
+        pid = child.pid if child else arguments.pid
+        config = _config(arguments, 0 if arguments.ops == "paddr" else pid)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
         history = History()
         monitor = Monitor(config, machine)
-        # What reports are about need not be a process that is here.
-        pidfd = None if machine is None and child is None else stack.enter_context(_pidfd(config.pid))
+        # What reports are about need not be a process that is here, and physical memory is none.
+        ends_by_itself = child is not None or arguments.ops not in {"paddr", "reports"}
+        pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
         with monitor:
             note = _watch(monitor, history, pidfd, stop, arguments)
         try:
@@ -157,6 +160,9 @@ def _recording(monitor: Monitor, history: History, sources: ReportSources, note:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse command lines that make no sense, before anything is started."""
+    if arguments.ops == "paddr":
+        _check_physical(arguments)
+        return
     if (arguments.pid is None) == (not arguments.command):
         raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
     if bool(arguments.ranges) != (arguments.ops != "vaddr"):
@@ -174,6 +180,17 @@ def _check(arguments: argparse.Namespace) -> None:
             "--ops reports with a source that samples accesses",
             2,
         )
+
+
+def _check_physical(arguments: argparse.Namespace) -> None:
+    for given, option in (
+        (arguments.pid, "--pid"),
+        (_config(arguments, 0).filtered, "--write-only, --cpus and --tids"),
+        (arguments.primitive == "page_fault", "--primitive page_fault"),
+        (arguments.truth, "--truth"),
+    ):
+        if given:
+            raise CommandError(f"--ops paddr monitors the machine's memory, not a process: leave {option} out", 2)
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:

@@ -89,8 +89,9 @@ def render_summary(recording: Recording) -> str:
     config, counters = recording.config, recording.counters
     figures = summarize(recording)
     aggregations = sum(snapshot.merged for snapshot in recording.snapshots)
+    what = "physical addresses" if config.ops == "paddr" else f"pid {config.pid}"
     lines = [
-        f"monitored pid {config.pid} for {format_seconds(recording.seconds)}, "
+        f"monitored {what} for {format_seconds(recording.seconds)}, "
         f"{aggregations} aggregations" + (f"; {recording.note}" if recording.note else ""),
         *_what_counted(config),
         f"working set (accessed at all)     {format_bytes(figures['working_set_bytes']):>10}  median",
