@@ -7,15 +7,11 @@ Sizes are in core address units, times in the unit that the field's name or desc
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 from kdamon.regions import damon_addr_range
-
-if TYPE_CHECKING:
-    from kdamon.damon import damon_target
 
 __all__ = [
     "DAMOS_MAX_SCORE",
@@ -126,7 +122,7 @@ class damos_quota:
     :ivar fail_charge_num: memory that the action could not be applied to is charged by ``num / denom``.
     :ivar fail_charge_denom: 0 charges it in full.
     :ivar charged_from: private, when the present window began, nanoseconds; None before the first.
-    :ivar charge_target_from: private, where a full quota stopped: the next window goes on there.
+    :ivar charge_target_from: private, the target at which a full quota stopped: the next window goes on there.
     :ivar min_score: private, regions of a lower score are left alone in this pass.
     :ivar esz_bp: private, what the consistent tuner is at, bytes times 10000.
     """
@@ -147,7 +143,7 @@ class damos_quota:
     total_charged_ns: int = 0
     charged_sz: int = 0
     charged_from: int | None = None
-    charge_target_from: damon_target | None = None
+    charge_target_from: object | None = None
     charge_addr_from: int = 0
     min_score: int = 0
     esz_bp: int = 0
