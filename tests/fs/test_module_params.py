@@ -11,11 +11,13 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import random
 import re
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -350,6 +352,64 @@ def test_the_end_of_the_tree_is_the_end_of_its_modules(session: Any) -> None:
     assert session.read(path_of("damon_stat", "enabled")) == "N\n"
     session.put(path_of("damon_reclaim", "monitor_pids"), 150)
     assert session.write(path_of("damon_reclaim", "enabled"), "Y") == "ESHUTDOWN"
+
+
+#: What two shells write at the same time, mostly what makes sense.
+WRITES = {
+    "monitor_pids": ("150", "150,141", "", "7"),
+    "monitor_cgroup": ("/my service", "", "/nowhere"),
+    "sample_interval": ("1000", "5000", "0"),
+    "aggr_interval": ("5000", "20000", "100000"),
+    "min_nr_regions": ("3", "10", "2"),
+    "max_nr_regions": ("3", "100", "1000"),
+    "quota_ms": ("0", "1", "10", str(ULONG_MAX)),
+    "quota_sz": ("0", "4096", str(ULONG_MAX)),
+    "quota_reset_interval_ms": ("0", "100", str(ULONG_MAX)),
+    "quota_autotune_feedback": ("0", "1", "20000"),
+    "quota_mem_pressure_us": ("0", "1000"),
+    "active_mem_bp": ("0", "7000", "10000", "10001"),
+    "min_age": ("0", "10000", str(ULONG_MAX)),
+    "cold_min_age": ("0", "10000", str(ULONG_MAX)),
+    "wmarks_interval": ("1000", "20000"),
+    "wmarks_high": ("500", "100"),
+    "monitor_region_end": ("0", str(1 << 47)),
+    "autotune_monitoring_intervals": ("Y", "N"),
+    "skip_anon": ("Y", "N"),
+    "filter_young_pages": ("Y", "N"),
+    "commit_inputs": ("Y", "Y", "N"),
+    "enabled": ("Y", "Y", "Y", "N"),
+}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_two_shells_at_once(session: Any, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever they write, the answers are those that there are, and no kdamond ends by an error."""
+    session.machine.cgroups["/my service"] = (1, 141)
+    for module in MODULES:
+        session.put(path_of(module, "monitor_pids"), 150)
+    answers: Counter[str] = Counter()
+
+    def shell(number: int) -> None:
+        draw = random.Random(10 * seed + number)
+        for _ in range(1000):
+            module = draw.choice(MODULES)
+            names = [name for name in session.tree.listdir(f"/module/{module}/parameters") if name in WRITES]
+            parameter = draw.choice(names + 2 * [name for name in names if name in ("enabled", "commit_inputs")])
+            answers[session.write(path_of(module, parameter), draw.choice(WRITES[parameter]))] += 1
+
+    shells = [threading.Thread(target=shell, args=(number,)) for number in range(2)]
+    for one in shells:
+        one.start()
+    for one in shells:
+        one.join()
+    assert set(answers) <= {"OK", "EINVAL", "EBUSY", "ECANCELED"}
+    assert answers["OK"] > answers.total() // 2
+    on = [name for name in MODULES if session.read(path_of(name, "enabled")) == "Y\n"]
+    assert len(on) <= 1
+    for name, module in modules_of(session).items():
+        assert (int(session.read(path_of(name, "kdamond_pid"))) > 0) == (name in on)
+        assert module.ctx is None or module.ctx.kdamond_error is None
+    assert "Traceback" not in caplog.text
 
 
 # A shell.
