@@ -81,7 +81,7 @@ def choose_nodes(index: U64Array, dests: Sequence[tuple[int, int]]) -> Nodes:
 def page_nodes(pid: int, addrs: U64Array) -> Nodes:
     """On which node the page at each of ``addrs`` is, a negative errno where there is none.
 
-    :raises OSError: EPERM without CAP_SYS_NICE and ptrace access; ESRCH no such process; ENOSYS no NUMA.
+    :raises OSError: EPERM without ptrace access; ESRCH no such process; ENOSYS no NUMA.
     """
     return _move_pages(pid, addrs, None)
 
@@ -205,7 +205,7 @@ def _check(dests: Sequence[tuple[int, int]]) -> None:
 def _explained(error: OSError) -> OSError:
     if error.errno == errno.EPERM:
         return OSError(
-            errno.EPERM, "migration of another process's memory needs CAP_SYS_NICE; run as root or give that capability"
+            errno.EPERM, "migration of this process's memory needs CAP_SYS_PTRACE; run as root or give that capability"
         )
     if error.errno in {errno.EACCES, errno.ENODEV}:
         return OSError(error.errno, "the process may not use that NUMA node (cpuset); name another one")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from kdamon.mm import U64Array
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
-from tests.mm.test_advice import PAGE, pages, space_of
+from tests.mm.test_advice import PAGE, ROOT, pages, space_of
 from tests.mm.workload import Workload
 
 HUGE_ORDER = 9
@@ -127,6 +129,43 @@ def test_a_node_without_memory_is_refused(machine: LinuxMachine, program: Path, 
             with pytest.raises(OSError, match="has no memory; name another one") as info:
                 mm.migrate(pages(work, 0, 16), [(node, 1), (wrong, 1)])
             assert info.value.errno == errno.EINVAL
+
+
+UNTRACING = """
+import os, sys
+import numpy as np
+from kdamon.mm.advice import Advice
+from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.process_files import ProcessFiles
+pid, node = map(int, sys.argv[1:])
+try:
+    files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
+except PermissionError:
+    sys.exit()
+try:
+    print(*Advice(files, pidfd_open(pid)).migrate(np.array([[0, 1 << 47]], np.uint64), [(node, 1)]))
+except OSError as error:
+    print(error.errno, error.strerror)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities up")
+def test_who_may_not_trace_is_told_so(program: Path, node: int) -> None:
+    """Who may look at all memory by CAP_PERFMON may not move it for that."""
+    less = [f"--{name}=-sys_ptrace" for name in ("bounding-set", "inh-caps")]
+    with Workload([program], "anon", 16) as work:
+        said = subprocess.run(
+            ["setpriv", *less, sys.executable, "-c", UNTRACING, str(work.pid), str(node)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    if not said:
+        pytest.skip("kernel lacks: a look at all memory by CAP_PERFMON")
+    assert said == (
+        f"{errno.EPERM} migration of this process's memory needs CAP_SYS_PTRACE; run as root or give that capability\n"
+    )
 
 
 def test_a_process_that_ended_has_nothing_to_migrate(machine: LinuxMachine, program: Path, node: int) -> None:
