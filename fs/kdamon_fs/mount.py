@@ -76,6 +76,7 @@ _ANSWERS: Final = frozenset(
         errno.ENOSYS,
         errno.ENOTDIR,
         errno.EOPNOTSUPP,
+        errno.EOVERFLOW,
         errno.EPERM,
         errno.ERANGE,
         errno.ESHUTDOWN,

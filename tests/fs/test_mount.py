@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -378,6 +379,19 @@ def test_names_may_be_any_bytes(serve: Callable[..., Server]) -> None:
     assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
     with pytest.raises(FileNotFoundError):
         os.stat(os.fsencode(server.mountpoint) + b"/admin/\xff\xfe")
+
+
+def test_every_answer_to_a_list_of_cpus_passes(serve: Callable[..., Server]) -> None:
+    """A number of more than 32 bits has an errno that no other file answers."""
+    server = serve(abi="next")
+    assert server.ready()
+    sh(server.mountpoint / "admin/kdamonds", "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
+    filters = server.mountpoint / "admin/kdamonds/0/contexts/0/monitoring_attrs/sample/filters"
+    (filters / "nr_filters").write_text("1")
+    for written, answer in (("4294967296", errno.EOVERFLOW), ("99999", errno.ERANGE), ("x", errno.EINVAL)):
+        with pytest.raises(OSError, match="") as error:
+            (filters / "0/cpumask").write_text(written)
+        assert answer == error.value.errno
 
 
 def test_a_program_that_forgets_its_mount_leaves_none(tmp_path: Path) -> None:
