@@ -24,8 +24,8 @@ from kdamon.damon import (
     damos,
     damos_action,
 )
-from kdamon.mm import UNKNOWN, Answers, PageFilter, PhysicalMemory, U64Array
-from kdamon.mm.ranges import total
+from kdamon.mm import UNKNOWN, AddressSpace, Answers, PageFilter, PhysicalMemory, U64Array
+from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
     damon_pick_samples,
@@ -179,37 +179,36 @@ def damon_pa_apply_scheme(
     :returns: core address units of each region that it was applied to, see :mod:`kdamon.mm.advice`, and that passed
         the filters on pages, shape (n,); of ``stat`` without such filters none, as in the kernel.
     """
-    done = np.zeros((len(rows), 2), np.uint64)
+    applied, passed = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
     memory = _memory(t, ctx)
-    if memory is not None and s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
+    if memory is None or (s.action is damos_action.DAMOS_STAT and not s.ops_filters):
+        return applied, passed
+    if s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
         _say_once(f"{s.action.value} is applied to nothing: {reason}")
-    elif memory is not None and (s.action is not damos_action.DAMOS_STAT or s.ops_filters):
-        filters = _page_filters(s)
-        for i, row in enumerate(rows.tolist()):
-            start, end = (int(column[row]) * ctx.addr_unit for column in (t.regions.start, t.regions.end))
-            done[i] = _damon_pa_apply(memory, start, end, s, filters)
-    done //= np.uint64(ctx.addr_unit)
-    return done[:, 0], done[:, 1]
-
-
-def _damon_pa_apply(
-    memory: PhysicalMemory, start: int, end: int, s: damos, filters: list[PageFilter]
-) -> tuple[int, int]:
-    """Apply the action of ``s`` to [start, end); returns the bytes that it was applied to, and that passed."""
-    applied = passed = 0
-    for mm, wanted in memory.owners(start, end):
+        return applied, passed
+    filters = _page_filters(s)
+    edges = (damon_pa_phys_addr(ctx, column[rows]) for column in (t.regions.start, t.regions.end))
+    for mm, wanted, region in memory.owners(np.column_stack(tuple(edges))):
+        parts = wanted
         try:
-            passing = mm.page_filter(wanted, filters, s.ops_filters_default_reject) if filters else wanted
-            passed += total(passing)
-            if s.action in _MIGRATIONS:
-                # As in the kernel, destinations with weights are for virtual addresses.
-                applied += int(mm.migrate(passing, [(s.target_nid, 1)]).sum())
-            elif s.action is not damos_action.DAMOS_STAT:
-                applied += int(mm.advise(_ADVICE[s.action], passing).sum())
+            if filters:
+                parts = intersect(wanted, mm.page_filter(wanted, filters, s.ops_filters_default_reject))
+            np.add.at(passed, region, overlaps(wanted, parts))
+            if s.action is not damos_action.DAMOS_STAT:
+                of_part = region[np.searchsorted(wanted[:, 0], parts[:, 0], side="right") - 1]
+                np.add.at(applied, of_part, _damon_pa_act(mm, s, parts))
         except OSError as error:
             _say_once(f"{s.action.value} leaves memory of a process out: {error.strerror}")
-    return applied, passed
+    return applied // np.uint64(ctx.addr_unit), passed // np.uint64(ctx.addr_unit)
+
+
+def _damon_pa_act(mm: AddressSpace, s: damos, parts: U64Array) -> U64Array:
+    """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
+    if s.action in _MIGRATIONS:
+        # As in the kernel, destinations with weights are for virtual addresses.
+        return mm.migrate(parts, [(s.target_nid, 1)])
+    return mm.advise(_ADVICE[s.action], parts)
 
 
 def _page_filters(s: damos) -> list[PageFilter]:

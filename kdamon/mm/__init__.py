@@ -253,10 +253,11 @@ class PhysicalMemory(Task, Protocol):
         """
         ...
 
-    def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
-        """Where the whole pages in [start, end), bytes, are mapped that one process alone maps.
+    def owners(self, ranges: U64Array) -> Iterator[tuple[AddressSpace, U64Array, npt.NDArray[np.intp]]]:
+        """Where the whole pages in ``ranges`` (start and end, bytes, shape (n, 2)) are that one process alone maps.
 
-        :returns: address space by address space, and ranges in it as for :meth:`AddressSpace.advise`.
+        :returns: address space by address space, ranges in it as for :meth:`AddressSpace.advise`, and in which of
+            ``ranges`` each of these lies.
         """
         ...
 

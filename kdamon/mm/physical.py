@@ -30,7 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Single, Task, U64Array, ranges
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Single, Task, U64Array
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
 
@@ -140,18 +140,14 @@ class ReverseMap:
         begin = np.maximum(self._first[low:high], np.uint64(first))
         return low, begin, np.minimum(self._last[low:high], np.uint64(last)) - begin
 
-    def within(self, first: int, last: int) -> Iterator[tuple[int, U64Array, U64Array]]:
-        """All that it knows of page frames [first, last): process by process its number, addresses and page frames."""
-        if first >= last:
-            return
-        low, begin, sizes = self.runs_within(first, last)
+    def within(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], U64Array, U64Array]:
+        """All that it knows of page frames [first, last): the processes, the addresses, the page frames, shape (n,)."""
+        low, begin, sizes = self.runs_within(first, max(first, last))
         counts = sizes.astype(np.intp)
         rows = np.repeat(np.arange(low, low + len(counts)), counts)
         within = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
         pfns = np.repeat(begin, counts) + within.astype(np.uint64)
-        addrs = self._addrs[rows] + ((pfns - self._first[rows]) << _PAGE_SHIFT)
-        for pid, chosen in _groups(self._pids[rows]):
-            yield pid, addrs[chosen], pfns[chosen]
+        return self._pids[rows], self._addrs[rows] + ((pfns - self._first[rows]) << _PAGE_SHIFT), pfns
 
 
 def _once(runs: U64Array) -> U64Array:
@@ -328,15 +324,27 @@ class Physical:
             found[node] += int(inside.sum()) * _PAGE_SIZE
         return {node: size for node, size in found.items() if size}
 
-    def owners(self, start: int, end: int) -> Iterator[tuple[AddressSpace, U64Array]]:
+    def owners(self, ranges: U64Array) -> Iterator[tuple[AddressSpace, U64Array, _Indexes]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
-        for pid, addrs, pfns in self._map.within(-(-start // _PAGE_SIZE), end // _PAGE_SIZE):
+        frames = [(-(-start // _PAGE_SIZE), end // _PAGE_SIZE) for start, end in ranges.tolist()]
+        found = [self._map.within(first, last) for first, last in frames]
+        if not found:
+            return
+        which = np.repeat(np.arange(len(found)), [len(pids) for pids, _, _ in found])
+        pids, addrs, pfns = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        for pid, chosen in _groups(pids):
             mm = self._mm(pid)
             if mm is None:
                 continue
-            pages = np.sort(addrs[mm.frames(addrs) == pfns])
-            if len(pages):
-                yield mm, ranges.of_pages(pages)
+            rows = chosen[addrs[chosen].argsort()]
+            rows = rows[mm.frames(addrs[rows]) == pfns[rows]]
+            pages, number = addrs[rows], which[rows]
+            if not len(pages):
+                continue
+            apart = (pages[1:] != pages[:-1] + np.uint64(_PAGE_SIZE)) | (number[1:] != number[:-1])
+            first = np.flatnonzero(np.append(True, apart))
+            last = np.append(first[1:], len(pages)) - 1
+            yield mm, np.column_stack((pages[first], pages[last] + np.uint64(_PAGE_SIZE))), number[first]
 
     def _mm(self, pid: int) -> AddressSpace | None:
         """The address space that a process had when it was first asked for since the update; it may be empty by now."""

@@ -7,6 +7,7 @@ import errno
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -281,13 +282,9 @@ def test_the_map_knows_what_comes_once(found: list[tuple[int, int, int, int]]) -
     pids, addrs = whole.find(np.arange(80, dtype=np.uint64))
     assert known == {pfn: (pids[pfn], addrs[pfn]) for pfn in range(80) if pids[pfn] >= 0}
     assert len(known) == whole.pages
-    inside = {
-        int(pfn): (pid, int(addr))
-        for pid, addrs, pfns in whole.within(20, 50)
-        for addr, pfn in zip(addrs, pfns, strict=True)
-    }
+    inside = {int(pfn): (int(pid), int(addr)) for pid, addr, pfn in zip(*whole.within(20, 50), strict=True)}
     assert {pfn: owner for pfn, owner in known.items() if 20 <= pfn < 50} == inside
-    assert [] == list(whole.within(30, 30)) == list(whole.within(31, 30))
+    assert [0, 0] == [len(whole.within(30, last)[0]) for last in (30, 29)]
 
 
 # Monitoring.
@@ -410,6 +407,26 @@ def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     assert (applied, passed) == ((32 + 48) * 256, (32 + 48) * 256)
     assert [[VIRTUAL, VIRTUAL + 32 * MIB]] == first.resident().tolist()
     assert [[VIRTUAL, VIRTUAL + 16 * MIB]] == second.resident().tolist()
+
+
+def test_each_region_counts_what_was_done_in_it() -> None:
+    """Of several regions at once, one of which is left out; memory of a process may be the other way round."""
+    machine = SimMachine(seed=1)
+    process = machine.spawn([(VIRTUAL, VIRTUAL + 64 * MIB)])
+    machine.place(process, VIRTUAL + 32 * MIB, VIRTUAL + 64 * MIB, PHYSICAL)
+    machine.place(process, VIRTUAL, VIRTUAL + 32 * MIB, PHYSICAL + 32 * MIB)
+    process.mark("anon", [(VIRTUAL, VIRTUAL + 8 * MIB)])
+    edges = [PHYSICAL + mib * MIB for mib in (0, 3, 24, 37, 64, 80)]
+    ctx = pa_ctx(machine, *pairwise(edges))
+    damon_pa_init(ctx)
+    machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
+    (t,) = ctx.adaptive_targets
+    anon = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
+    s = scheme(damos_action.DAMOS_PAGEOUT, anon)
+    applied, passed = damon_pa_apply_scheme(ctx, t, np.array([0, 2, 3, 4]), s)
+    assert [3 * MIB, 8 * MIB, 24 * MIB, 0] == applied.tolist() == passed.tolist()
+    left = [[VIRTUAL, VIRTUAL + 8 * MIB], [VIRTUAL + 35 * MIB, VIRTUAL + 56 * MIB]]
+    assert left == process.resident().tolist()
 
 
 def test_filters_decide_what_is_paged_out() -> None:

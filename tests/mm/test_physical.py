@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import kdamon.paddr  # noqa: F401 -- registers the operations set
 from kdamon.core import (
     damon_add_scheme,
     damon_add_target,
     damon_call,
+    damon_destroy_ctx,
     damon_is_running,
     damon_new_ctx,
     damon_new_target,
@@ -37,6 +37,7 @@ from kdamon.mm import frames as frames_module
 from kdamon.mm.linux import LinuxMachine
 from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.ranges import of_pages
+from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
 from kdamon.regions import damon_regions
 from tests.mm.sampling import open_files, wait_until
 from tests.mm.workload import Pages, Workload
@@ -415,6 +416,41 @@ def test_all_memory_is_monitored_while_a_process_works(machine: LinuxMachine, pr
         assert 0 < ctx.nr_unknown < ctx.nr_samples
         assert 0 == work.spoilt(np.arange(PAGES))
     assert before == open_files()
+
+
+def test_regions_side_by_side_are_acted_on_as_one(machine: LinuxMachine, program: Path, directory: Path) -> None:
+    """A huge page of a file that lies in two of them goes as well, and counts for both; no other page does."""
+    path = directory / "physical-cut"
+    path.write_bytes(b"\1" * 4096 * PAGES)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with contextlib.ExitStack() as stack:
+        stack.callback(path.unlink)
+        work = stack.enter_context(Workload([program], "readonly", PAGES, str(path)))
+        work.order("r", np.arange(PAGES))
+        where = everything(work)
+        wanted = of_pages(np.sort(where[where < np.median(where)]))
+        cut = np.concatenate([np.arange(start, end, 4096 * 301, np.uint64) for start, end in wanted])
+        ends = np.append(cut[1:], wanted[-1, 1])
+        ends = np.minimum(ends, wanted[np.searchsorted(wanted[:, 0], cut, side="right") - 1, 1])
+        ctx = damon_new_ctx(seed=1)
+        ctx.machine = machine
+        damon_select_ops(ctx, damon_ops_id.DAMON_OPS_PADDR)
+        t = damon_new_target()
+        t.regions = damon_regions(cut, ends)
+        damon_add_target(ctx, t)
+        stack.callback(damon_destroy_ctx, ctx)
+        damon_pa_init(ctx)
+        s = damos(action=damos_action.DAMOS_PAGEOUT)
+        # The first time they were accessed lately.
+        rows = np.arange(len(cut))
+        done = [damon_pa_apply_scheme(ctx, t, rows, s)[0] for _ in range(3)]
+        gone = np.flatnonzero(everything(work) == 0)
+        assert gone.size > 0.9 * PAGES / 2
+        assert (where[gone] < np.median(where)).all()
+        assert 4096 * gone.size == pytest.approx(int(np.sum(done)), rel=0.02)
+        assert (np.sum(done, axis=0) <= ends - cut).all()
 
 
 def test_cold_file_memory_is_paged_out_by_its_process(machine: LinuxMachine, program: Path, directory: Path) -> None:
