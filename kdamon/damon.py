@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from enum import Enum, IntEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -488,11 +488,19 @@ def damon_nr_samples_per_aggr(attrs: damon_attrs) -> int:
     return min(attrs.aggr_interval // (attrs.sample_interval or 1), UINT_MAX) or 1
 
 
+#: The largest number of regions that is made only because min_nr_regions asks for it.
+_MOST_REGIONS: Final = 1 << 22
+
+
 def damon_region_sz_limit(ctx: damon_ctx) -> int:
-    """Largest size that leaves room for ``min_nr_regions`` regions, core address units."""
+    """Largest size that leaves room for ``min_nr_regions`` regions, core address units.
+
+    Kernel: for any number of them, be it more than memory has room for. Here: for four million at most, because the
+    whole table is made at once, and takes the machine's memory with it.
+    """
     total = sum(t.regions.total() for t in ctx.adaptive_targets)
     if ctx.attrs.min_nr_regions:
-        total //= ctx.attrs.min_nr_regions
+        total //= min(ctx.attrs.min_nr_regions, _MOST_REGIONS)
     return max(total, ctx.min_region_sz)
 
 

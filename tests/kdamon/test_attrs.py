@@ -17,7 +17,7 @@ from kdamon.core import (
     damon_set_attrs,
     kdamond_tune_intervals,
 )
-from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damos
+from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_region_sz_limit, damos
 from tests.kdamon.model import Region
 from tests.kdamon.tables import ctx_of, model_of, table_of
 
@@ -229,3 +229,11 @@ def test_tuning_converts_complete_results() -> None:
     kdamond_tune_intervals(ctx)
     assert 5000 == ctx.attrs.sample_interval
     assert [Region(0, 1 << 30, 20_000, age=16)] == model_of(ctx.adaptive_targets[0].regions)
+
+
+@pytest.mark.parametrize(("wanted", "size"), [(10, (1 << 47) // 10), (1 << 22, 1 << 25), (1 << 40, 1 << 25)])
+def test_the_minimum_number_of_regions_does_not_take_all_memory(wanted: int, size: int) -> None:
+    """A target that is nearly all addresses is cut into four million regions at most."""
+    ctx = ctx_of(table_of([Region(0, 1 << 47)]))
+    ctx.attrs = damon_attrs(min_nr_regions=wanted, max_nr_regions=1 << 63)
+    assert size == damon_region_sz_limit(ctx)
