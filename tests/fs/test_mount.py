@@ -389,7 +389,7 @@ def test_every_answer_to_a_list_of_cpus_passes(serve: Callable[..., Server]) -> 
     filters = server.mountpoint / "admin/kdamonds/0/contexts/0/monitoring_attrs/sample/filters"
     (filters / "nr_filters").write_text("1")
     for written, answer in (("4294967296", errno.EOVERFLOW), ("99999", errno.ERANGE), ("x", errno.EINVAL)):
-        with pytest.raises(OSError, match="") as error:
+        with pytest.raises(OSError) as error:
             (filters / "0/cpumask").write_text(written)
         assert answer == error.value.errno
 
