@@ -386,7 +386,7 @@ def test_two_shells_at_once(session: Any, seed: int, caplog: pytest.LogCaptureFi
     """Whatever they write, the answers are those that there are, and no kdamond ends by an error."""
     session.machine.cgroups["/my service"] = (1, 141)
     for module in MODULES:
-        session.put(path_of(module, "monitor_pids"), 150)
+        set_up(session, module, on=False)
     answers: Counter[str] = Counter()
 
     def shell(number: int) -> None:
