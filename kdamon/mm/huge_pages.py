@@ -34,6 +34,8 @@ _KERNEL_HALF: Final = 1 << 63
 #: Nanoseconds for which the flags are believed; the more it costs to read them, the longer.
 _REMEMBERED: Final = 1_000_000_000
 _COSTS: Final = 100
+#: Ranges that are advised in one call, about a second's work.
+_RANGES: Final = 1024
 #: Nanoseconds for which a process that could not be stopped is left alone.
 _PAUSE: Final = 10_000_000_000
 
@@ -112,9 +114,10 @@ class HugePages:
         return [(int(start, 16), int(end, 16), frozenset(flags.split())) for start, end, flags in found]
 
     def _room(self) -> int:
-        """How many ranges may be advised; each may make two mappings more, and at its limit a program fails.
+        """How many ranges may be advised now; each may make two mappings more, and at its limit a program fails.
 
-        Kernel: goes on to the limit. Here: to a half of it, because the program needs mappings, too.
+        Kernel: goes on to the limit. Here: to a half of it, because the program needs mappings, too; and not for more
+        than about a second, because nothing is sampled meanwhile.
         """
         limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
         room = (limit // 2 - len(self._flags)) // 2
@@ -123,7 +126,7 @@ class HugePages:
                 errno.ENOMEM,
                 f"process {self._pid()} has {len(self._flags)} mappings, and more could make it fail; use collapse",
             )
-        return room
+        return min(room, _RANGES)
 
     def _pid(self) -> int:
         for line in Path(f"/proc/self/fdinfo/{self._pidfd}").read_text(encoding="ascii").splitlines():

@@ -88,20 +88,15 @@ def inject_madvise(
     :returns: how many of ``ranges`` were taken.
     :raises OSError: as for :func:`take_userfaultfd`; EOPNOTSUPP the kernel does not know the advice.
     """
-    taken = 0
-    for at in range(0, len(ranges), _AT_ONCE):
-        some = ranges[at : at + _AT_ONCE]
-        if at:
-            time.sleep(_BETWEEN)
+    left = list(ranges)
+    taken: list[int] = []
+    while left:
         try:
-            answer = _patiently(pid, timeout, functools.partial(_advise, pid, some, advice, valid))
+            _patiently(pid, timeout, functools.partial(_advise, pid, left, taken, advice, valid))
         except OSError as error:
             what, _, remedy = str(error.strerror).rpartition("; ")
             raise OSError(error.errno, f"{what}; {_OTHERWISE if 'page_table' in remedy else remedy}") from error
-        if not answer["taken"] and answer["refusal"] == errno.EINVAL:
-            raise OSError(errno.EOPNOTSUPP, f"this kernel does not take that advice; {_OTHERWISE}")
-        taken += answer["taken"]
-    return taken
+    return sum(taken)
 
 
 def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Result:
@@ -150,14 +145,28 @@ def _take(pid: int) -> int:
     return fd
 
 
-def _advise(pid: int, ranges: Sequence[tuple[int, int]], advice: int, valid: Callable[[], bool]) -> dict[str, Any]:
+def _advise(pid: int, left: list[tuple[int, int]], taken: list[int], advice: int, valid: Callable[[], bool]) -> None:
+    """Have ranges advised, until all are or something changed that must be known of the process.
+
+    :param left: the ranges; those that were dealt with are removed.
+    :param taken: how many of them were taken at each stop is appended.
+    """
     with contextlib.ExitStack() as stack:
         target = Target(pid, stack)
-        if not valid():
-            raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
-        answer = _ask_adviser(target.job() | {"ranges": ranges, "advice": advice}, target.memory)
-    _check_answer(pid, answer)
-    return answer
+        job = target.job()
+        kept = True
+        while left and kept:
+            if not valid():
+                raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
+            answer = _ask_adviser(job | {"ranges": left[:_AT_ONCE], "advice": advice}, target.memory)
+            _check_answer(pid, answer)
+            if not answer["taken"] and answer["refusal"] == errno.EINVAL:
+                raise OSError(errno.EOPNOTSUPP, f"this kernel does not take that advice; {_OTHERWISE}")
+            taken.append(answer["taken"])
+            del left[:_AT_ONCE]
+            kept = answer["kept"]
+            if left:
+                time.sleep(_BETWEEN)
 
 
 class _Adviser:

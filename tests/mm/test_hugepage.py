@@ -120,6 +120,18 @@ def test_many_ranges_are_advised_at_several_stops(space: tuple[Workload, Address
     assert calls == [64]
 
 
+def test_a_call_comes_to_an_end(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
+    """What is too much for one goes on with the next one."""
+    work, mm = space
+    starts = work.base + np.arange(0, PAGES - 2, 3, dtype=np.uint64) * np.uint64(PAGE)
+    wanted = np.stack((starts, starts + np.uint64(PAGE)), axis=1)
+    first = mm.advise("hugepage", wanted)
+    assert first.sum() == flagged(work, "hg") == 1024 * PAGE
+    assert mm.advise("hugepage", wanted).sum() == (len(wanted) - 1024) * PAGE
+    assert flagged(work, "hg") == len(wanted) * PAGE
+    assert calls == [1024, len(wanted) - 1024]
+
+
 def test_a_process_that_checks_itself_notices_nothing(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "threads") as process:
         for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 5:
