@@ -7,7 +7,7 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 
 * Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
 * A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
-  of huge pages are UNKNOWN.
+  of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed.
 * Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
   by one: nobody writes there. Samples of them are OLD.
 * What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
@@ -31,9 +31,10 @@ import numpy.typing as npt
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array, maps
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
+from kdamon.mm.pagemap import BLOCK
 from kdamon.mm.process import NOTHING, ProcessSpace
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, inside, subtract
+from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract
 from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["PageFault", "PageFaultSpace"]
@@ -41,6 +42,9 @@ __all__ = ["PageFault", "PageFaultSpace"]
 log = logging.getLogger("kdamon")
 
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+
+#: What is done to memory because it is not accessed.
+_FOR_COLD: Final = frozenset({"cold", "pageout"})
 
 #: Nanoseconds after which mappings that turned out not to be registered are looked for again.
 _REGISTER_AGAIN: Final = 1_000_000_000
@@ -115,6 +119,11 @@ class _Protection:
             if self._let_go:
                 raise _has_its_own(self._pid)
 
+    def works(self) -> bool:
+        """Tell whether pages can be armed still."""
+        with self._lock:
+            return not self._let_go
+
     def check_alone(self) -> None:
         """As :meth:`check`, and refuse one that is watched by another userfaultfd already."""
         self.check()
@@ -167,7 +176,8 @@ class _Protection:
         if huge.any() and not self._told_huge:
             self._told_huge = True
             log.warning(
-                "process %d: samples of huge pages are unknown: page_fault would split them; use page_table for those",
+                "process %d: huge pages are neither sampled nor paged out: page_fault would split them; use page_table "
+                "for those",
                 self._pid,
             )
         ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
@@ -303,6 +313,24 @@ class PageFaultSpace(ProcessSpace):
             if len(self._unknown):
                 answers[np.isin(addrs & _PAGE_MASK, self._unknown)] = UNKNOWN
             return answers
+
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.advise`; of what cannot be sampled nobody knows whether it is cold."""
+        if action not in _FOR_COLD:
+            return super().advise(action, ranges)
+        known = self._known(ranges)
+        applied = np.zeros(len(ranges), dtype=np.uint64)
+        np.add.at(applied, np.searchsorted(ranges[:, 0], known[:, 0], side="right") - 1, super().advise(action, known))
+        return applied
+
+    def _known(self, ranges: U64Array) -> U64Array:
+        """``ranges`` without the huge pages; nothing if the process is not sampled."""
+        with self._lock:
+            if self._closed or self._protection is None or not self._protection.works():
+                return NO_RANGES
+            starts = blocks(intersect(ranges, self._files.vmas()), BLOCK)[:, 0]
+            huge = starts[self._table.huge(starts)]
+            return subtract(ranges, np.stack((huge, huge + np.uint64(BLOCK)), axis=1))
 
     def written(self) -> Faults:
         """Which sampled pages were written since they were armed, or came: each once, without who did it."""

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
+from kdamon.mm.pagemap import BLOCK
 
 __all__ = [
     "FILE",
@@ -286,6 +287,7 @@ class Pages:
         self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
         alone = WRITTEN | HUGE
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | _SWAPPED))
+        self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, HUGE))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, PRESENT, 0, told))
 
     def arm(self, pages: U64Array) -> _Mask:
@@ -307,13 +309,18 @@ class Pages:
         categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
         return categories
 
-    def _scan(self, arguments: _Arguments, pages: U64Array) -> npt.NDArray[np.int64]:
+    def huge(self, blocks: U64Array) -> _Mask:
+        """Which of ``blocks`` (addresses, shape (n,)), each of the size of a huge page, are one; shape (n,)."""
+        huge: _Mask = self._scan(self._huge, blocks, BLOCK) == 1
+        return huge
+
+    def _scan(self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE) -> npt.NDArray[np.int64]:
         count = len(pages)
         if count > len(self._found):
             self._found = np.empty((count, 3), dtype=np.uint64)
         arguments.reserve(count)
         rows = arguments.rows[:count]
         rows[:, 2] = pages
-        rows[:, 3] = pages + np.uint64(PAGE_SIZE)
+        rows[:, 3] = pages + np.uint64(size)
         rows[:, 5] = np.uint64(self._found.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(24)
         return arguments.run(count)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from attrs import asdict, evolve
 
-import kdamon.reported  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_scheme,
     damon_add_target,
@@ -39,10 +39,12 @@ from kdamon.damon import (
     damon_region,
     damos,
     damos_access_pattern,
+    damos_action,
     damos_walk_control,
 )
 from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
+from kdamon.reported import _say_once  # registers the operations set
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import MS, bytes_of, eventually, in_kdamond, recorded
 
@@ -172,6 +174,19 @@ def test_a_scheme_counts_what_it_wants() -> None:
     # Snapshots are applications that found something.
     assert stat.nr_snapshots > 50
     assert 40 * MIB < stat.sz_tried / stat.nr_snapshots < 100 * MIB
+
+
+def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Reports are about numbers: nobody knows whose memory it is. Regions are selected all the same."""
+    ctx = reports_ctx()
+    damon_add_scheme(ctx, damos(damos_access_pattern(max_nr_accesses=0), damos_action.DAMOS_PAGEOUT))
+    ctx.clock = ProducerClock(Producer())
+    _say_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        damon_run(ctx, 0.5)
+    stat = ctx.schemes[0].stat
+    assert stat.nr_tried > 0 == stat.nr_applied == stat.sz_applied
+    assert ["pageout is applied to nothing"] == [record.getMessage().split(":")[0] for record in caplog.records]
 
 
 def test_tuning_finds_intervals_for_the_wanted_share_of_accesses() -> None:

@@ -34,7 +34,8 @@ from kdamon.damon import (
 from kdamon.mm.linux import LinuxMachine
 from kdamon.reports import damon_report_accesses, report_array
 from kdamon.sample import damon_new_sample_filter
-from tests.mm.test_advice import IN_BATCHES, PAGE, SIZE, present
+from tests.mm.sampling import mm_of, task_of
+from tests.mm.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.test_advice import PAGES as ALL
 from tests.mm.test_schemes import HOT, _data, monitoring, pageout, poll, stat_of  # noqa: F401 (the fixture)
 from tests.mm.workload import MONITOR_CPU, TARGET_CPU, Workload
@@ -139,6 +140,33 @@ def test_a_quota_a_young_filter_and_writes_go_together(
             stat = stat_of(ctx, out)
         assert (ALL - HOT - IN_BATCHES) * PAGE <= stat.sz_applied <= (stat.qt_exceeds + 1) * allowed
         assert np.count_nonzero(present(work, 0, HOT)) >= HOT - IN_BATCHES
+
+
+@pytest.mark.parametrize("kind", ["anon", "thp"])
+def test_huge_pages_are_not_taken_for_cold(faulting: LinuxMachine, program: Path, kind: str) -> None:
+    """They cannot be sampled; small pages beside them can."""
+    with Workload([program], kind, ALL) as work, task_of(faulting, work.pid) as task:
+        huge = int(smaps(work, "AnonHugePages"))
+        if kind == "thp" and not huge:
+            pytest.skip("kernel lacks: transparent huge pages, or free ones")
+        ranges = np.array([[0, work.base], [work.base, work.base + SIZE]], np.uint64)
+        _, applied = mm_of(task).advise("cold", ranges).tolist()
+        assert applied <= SIZE - huge
+        assert kind == "thp" or applied >= SIZE - IN_BATCHES * PAGE
+        assert int(smaps(work, "AnonHugePages")) == huge
+
+
+def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
+    faulting: LinuxMachine, program: Path, data: Path
+) -> None:
+    """It made a userfaultfd of its own, which needs the place."""
+    with Workload([program], "readonly", ALL, str(data)) as work, task_of(faulting, work.pid) as task:
+        work.order("T")
+        mm = mm_of(task)
+        mm.vmas()
+        everything = np.array([[work.base, work.base + SIZE]], np.uint64)
+        assert mm.advise("pageout", everything).tolist() == mm.advise("cold", everything).tolist() == [0]
+        assert present(work).all()
 
 
 # What others report.

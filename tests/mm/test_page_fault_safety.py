@@ -44,8 +44,8 @@ def test_huge_pages_stay_whole_and_are_unknown(
             _, answers = sample(faulting, mm_of(task), work, everything, lambda: work.order("w", everything))
             assert int((answers == UNKNOWN).sum()) * 4 == huge
         assert [record.getMessage() for record in caplog.records] == [
-            f"process {work.pid}: samples of huge pages are unknown: page_fault would split them; use page_table for "
-            "those"
+            f"process {work.pid}: huge pages are neither sampled nor paged out: page_fault would split them; use "
+            "page_table for those"
         ]
         task.put()
         assert _huge(work) == huge
