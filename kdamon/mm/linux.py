@@ -285,13 +285,10 @@ class LinuxMachine:
     def physical_memory(self) -> Physical:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""
         primitive = self._accessed_bits()
-        lacking = missing_capability("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+        # Seeing page frames, looking at every process's memory, marking its pages as not accessed.
+        lacking = missing_capability("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYS_NICE")
         if lacking:
-            raise OSError(
-                errno.EPERM,
-                f"physical addresses need {' and '.join(lacking)}, to see page frames and every process's memory; run "
-                "as root",
-            )
+            raise OSError(errno.EPERM, f"physical addresses need {' and '.join(lacking)}; run as root")
         return Physical(LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid)))
 
     def adopt_userfaultfd(self, pid: int, fd: int) -> None:
