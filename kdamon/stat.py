@@ -10,7 +10,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.core import damon_destroy_ctx, damon_set_attrs
-from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal
+from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_nr_samples_per_aggr
 from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
 from kdamon.modules_common import damon_module
 
@@ -36,22 +36,28 @@ def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
 
     Memory that is accessed has a negative time: that for which it has been so.
 
-    :returns: percentiles 0 to 100, milliseconds; None without any region (``damon_stat_set_idletime_percentiles()``).
+    :returns: percentiles 0 to 100, milliseconds; None if there is no memory that anything is known of
+        (``damon_stat_set_idletime_percentiles()``).
     """
+    # Kernel: knows of every access. Here: regions of which most samples are unknown are left out, because they would
+    # look idle.
+    most = damon_nr_samples_per_aggr(ctx.attrs) // 2
     tables = [t.regions for t in ctx.adaptive_targets if len(t.regions)]
-    if not tables:
+    known = [regions.nr_unknown <= most for regions in tables]
+    if not any(rows.any() for rows in known):
         return None
-    sizes = np.concatenate([regions.sizes() for regions in tables])
-    ages: I64Array = np.concatenate([regions.age for regions in tables]).astype(np.int64) + 1
-    idle = np.where(np.concatenate([regions.nr_accesses for regions in tables]) > 0, -ages, ages)
+    rows = np.concatenate(known)
+    sizes = np.concatenate([regions.sizes() for regions in tables])[rows]
+    ages: I64Array = np.concatenate([regions.age for regions in tables])[rows].astype(np.int64) + 1
+    idle = np.where(np.concatenate([regions.nr_accesses for regions in tables])[rows] > 0, -ages, ages)
     order = np.argsort(idle, kind="stable")
     accounted = sizes[order].cumsum()
     # Percentile p is that of the first region with which p percent of the memory are accounted for.
     filled = accounted * np.uint64(100) // accounted[-1]
-    rows = np.searchsorted(filled, np.arange(101, dtype=np.uint64))
+    at = np.searchsorted(filled, np.arange(101, dtype=np.uint64))
     aggr_us = ctx.attrs.aggr_interval
     # C divides towards zero.
-    return tuple(abs(n) * aggr_us // 1000 * (1 if n > 0 else -1) for n in idle[order][rows].tolist())
+    return tuple(abs(n) * aggr_us // 1000 * (1 if n > 0 else -1) for n in idle[order][at].tolist())
 
 
 @define(slots=True, eq=False, kw_only=True)

@@ -87,6 +87,28 @@ def test_there_are_no_percentiles_of_nothing() -> None:
     assert damon_stat_idle_percentiles(ctx_of([])) is None
 
 
+def test_memory_of_which_nothing_is_known_is_left_out() -> None:
+    """It is not idle because nobody can tell whether it is accessed; the last percentiles stay if all is like that."""
+    ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 0, 0)])
+    [regions] = [t.regions for t in ctx.adaptive_targets]
+    regions.nr_unknown = np.array([11, 0, 10], np.uint32)
+    assert damon_stat_idle_percentiles(ctx) == (-500,) * 51 + (100,) * 50
+    regions.nr_unknown = np.array([20, 20, 11], np.uint32)
+    assert damon_stat_idle_percentiles(ctx) is None
+
+
+def test_shared_memory_is_not_idle() -> None:
+    """Of half of the memory samples are unknown; of the rest a half is accessed."""
+    machine = SimMachine(seed=1)
+    process = spawn(machine)
+    process.access(HEAP, HEAP + 75 * MEBI)
+    process.unknown = [(HEAP, HEAP + 50 * MEBI)]
+    stat = module(damon_stat, machine, monitor_pids=(150,))
+    run(stat, stat.build_ctx(), 20)
+    assert 45 <= sum(ms < 0 for ms in stat.memory_idle_ms_percentiles) <= 55
+    assert stat.estimated_memory_bandwidth == pytest.approx(25 * MEBI * 20 * 1e6 / stat.aggr_interval_us, rel=0.1)
+
+
 @effort(300)
 @given(
     st.lists(
