@@ -84,6 +84,7 @@ def damos_commit_quota_goals(dst: damos_quota, src: damos_quota) -> None:
     if not _limited(dst):
         # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
         # that is what was committed.
+        dst.total_charged_sz += dst.charged_sz
         dst.esz = dst.charged_sz = dst.charge_addr_from = dst.min_score = 0
         dst.charged_from = dst.charge_target_from = None
 
@@ -281,7 +282,9 @@ def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
         if s.core_filters:
             rows = (wanted & damos_core_filter_candidates(ctx, t, s)).nonzero()[0]
             for first, row in damos_for_each_part(regions, rows.tolist()):
-                if not damos_core_filter_out(ctx, t, row, s):
+                # What a filter cuts off may be too small to be wanted.
+                large_enough = int(regions.end[row] - regions.start[row]) >= s.pattern.min_sz_region
+                if large_enough and not damos_core_filter_out(ctx, t, row, s):
                     histogram[scores[first]] += regions.end[row] - regions.start[row]
         else:
             np.add.at(histogram, scores[wanted], regions.sizes()[wanted])
@@ -327,16 +330,11 @@ def damos_skip_charged_region(t: damon_target, row: int, s: damos, min_region_sz
         return True
     regions = t.regions
     start, end, charged_to = int(regions.start[row]), int(regions.end[row]), quota.charge_addr_from
+    skip = start < charged_to
+    if start < charged_to < end:
+        size = ALIGN_DOWN(charged_to - start, min_region_sz) or min_region_sz
+        if size < end - start:
+            regions.split_at(row, size)
     if row == len(regions) - 1:
         damos_forget_charged_target(s, t)
-    if charged_to and end <= charged_to:
-        return True
-    if start >= charged_to:
-        return False
-    size = ALIGN_DOWN(charged_to - start, min_region_sz)
-    if not size:
-        if end - start <= min_region_sz:
-            return True
-        size = min_region_sz
-    regions.split_at(row, size)
-    return True
+    return skip

@@ -274,7 +274,10 @@ def damon_va_apply_scheme(
     wanted = _whole_pages(t, rows)
     parts = wanted[wanted[:, 0] < wanted[:, 1]]
     try:
-        if s.ops_filters and not s.core_filters_allowed:
+        if s.ops_filters and s.core_filters_allowed:
+            # A filter of the core decided for all of it: what is mapped passes.
+            passed = overlaps(wanted, mm.page_filter(parts, [], default_reject=False))
+        elif s.ops_filters:
             filters = [_page_filter(f) for f in s.ops_filters]
             parts = intersect(parts, mm.page_filter(parts, filters, s.ops_filters_default_reject))
             passed = overlaps(wanted, parts)

@@ -17,7 +17,6 @@ from kdamon.damon import (
     damon_attrs,
     damon_ctx,
     damon_region,
-    damon_region_sz_limit,
     damon_target,
     damos,
     damos_access_pattern,
@@ -26,16 +25,14 @@ from kdamon.damon import (
     damos_filter_type,
     damos_quota,
     damos_stat,
-    damos_walk_control,
 )
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
 from kdamon.regions import damon_regions
-from tests.kdamon.damos_model import Scheme
-from tests.kdamon.harness import report_ops
+from tests.kdamon.harness import WorkClock, report_ops
 from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, effort, model_of, ranges_of, region_lists, table_of
+from tests.kdamon.tables import ctx_of, effort, ranges_of, region_lists, table_of
 
 WINDOW_MS = 1000
 
@@ -162,6 +159,17 @@ def test_parts_are_multiples_of_the_smallest_region() -> None:
     ctx.schemes[0].quota = damos_quota(sz=4095, reset_interval=WINDOW_MS)
     apply(ctx, WINDOW_MS)
     assert [] == ops.take()
+
+
+def test_a_part_that_is_charged_up_to_the_middle_of_a_smallest_region_is_skipped_to_its_end() -> None:
+    """Where a region begins elsewhere now; also if it is the last one."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([8], [208]), ops=ops, min_region_sz=16)
+    damon_add_scheme(ctx, pageout(40))
+    apply(ctx, WINDOW_MS)
+    ctx.adaptive_targets[0].regions = damon_regions([0], [208])
+    apply(ctx, WINDOW_MS)
+    assert [(0, 8, 40), (0, 48, 80)] == ops.take()
 
 
 def test_snapshots_stand_still_while_a_window_is_full() -> None:
@@ -359,6 +367,41 @@ def test_a_quota_that_is_taken_away_limits_nothing() -> None:
     assert [(0, 0, 30)] == ops.take()
 
 
+def test_a_quota_that_was_taken_away_still_tells_the_throughput() -> None:
+    """What its last window did counts, as the time that this took does."""
+    ctx = quota_ctx(damon_regions([0], [1 << 20]))
+    clock = WorkClock()
+    ctx.clock = clock
+
+    def apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
+        clock.work(1_000_000)
+        return 0, 0
+
+    ctx.ops = report_ops(apply_scheme=apply_scheme)
+    damon_add_scheme(ctx, pageout(5000))
+    apply(ctx, WINDOW_MS)
+    for quota in (damos_quota(), damos_quota(ms=3, reset_interval=WINDOW_MS)):
+        src = ctx_of()
+        src.schemes = [damos(action=damos_action.DAMOS_PAGEOUT, quota=quota)]
+        damon_commit_schemes(ctx, src)
+    apply(ctx, WINDOW_MS)
+    assert 15000 == ctx.schemes[0].quota.esz
+
+
+def test_a_scheme_without_a_quota_is_not_charged() -> None:
+    """When it gets one, it has all of it."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0], [1000]), ops=ops)
+    damon_add_scheme(ctx, damos(action=damos_action.DAMOS_PAGEOUT))
+    apply(ctx, WINDOW_MS)
+    src = ctx_of()
+    src.schemes = [pageout(40)]
+    damon_commit_schemes(ctx, src)
+    ops.take()
+    apply(ctx, 0)
+    assert [(0, 0, 40)] == ops.take()
+
+
 # Several schemes.
 
 
@@ -390,65 +433,6 @@ def addresses(start: int, end: int, matching: bool = True, allow: bool = False) 
     return damos_filter(kind, matching, allow, addr_range=damon_addr_range(start, end))
 
 
-def covered(ctx: damon_ctx) -> list[list[tuple[int, int]]]:
-    """What each target covers, without its cuts."""
-    joined = []
-    for t in ctx.adaptive_targets:
-        pieces: list[tuple[int, int]] = []
-        for start, end in ranges_of(t.regions):
-            if pieces and pieces[-1][1] == start:
-                pieces[-1] = (pieces[-1][0], end)
-            else:
-                pieces.append((start, end))
-        joined.append(pieces)
-    return joined
-
-
-@effort(80)
-@given(
-    lists=st.lists(region_lists(max_regions=20, unit=16, probes=False), min_size=1, max_size=3),
-    sz=st.integers(1, 1 << 48),
-    share=st.sampled_from([0.0, 0.5, 1.0]),
-    ratio=st.sampled_from([(0, 0), (1, 4), (1, 1)]),
-    passes=st.lists(st.sampled_from([0, 300, 1000]), min_size=1, max_size=8),
-    scored=st.booleans(),
-    action=st.sampled_from([damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_STAT]),
-)
-def test_no_window_is_charged_beyond_its_quota(  # noqa: PLR0917 -- what is drawn
-    lists: list[list[Region]],
-    sz: int,
-    share: float,
-    ratio: tuple[int, int],
-    passes: list[int],
-    scored: bool,
-    action: damos_action,
-) -> None:
-    """Whatever the regions; and statistics say just what was walked, and memory stays covered as it was."""
-    ops = Applied(share)
-    callbacks = {"get_scheme_score": lambda ctx, region, s: region.start // 16 % 100} if scored else {}
-    ctx = quota_ctx(*map(table_of, lists), ops=ops, min_region_sz=16, **callbacks)
-    ctx.attrs.aggr_interval = ctx.attrs.sample_interval * 2000  # validate_ctx: counts of the lists go to 1000
-    s = pageout(sz, fail_charge_num=ratio[0], fail_charge_denom=ratio[1])
-    s.action = action
-    damon_add_scheme(ctx, s)
-    before = covered(ctx)
-    walked = 0
-    for ms in passes:
-        sizes: list[int] = []
-        ctx.walk_control = damos_walk_control(lambda _d, _c, _t, region, _s, _p, sizes=sizes: sizes.append(region.size))
-        apply(ctx, ms)
-        walked += sum(sizes)
-        assert s.quota.charged_sz <= s.quota.esz == sz
-    assert before == covered(ctx)
-    assert walked == s.stat.sz_tried
-    assert (sum(end - start for _, start, end in ops.take()) if action is not damos_action.DAMOS_STAT else 0) in (
-        0,
-        s.stat.sz_tried,
-    )
-    assert s.stat.sz_applied <= s.stat.sz_tried
-    assert s.stat.nr_applied <= s.stat.nr_tried
-
-
 @effort(60)
 @given(regions=region_lists(min_regions=1, max_regions=20, unit=16, probes=False), sz=st.integers(16, 1 << 40))
 def test_all_memory_has_its_turn_before_any_has_a_second(regions: list[Region], sz: int) -> None:
@@ -468,160 +452,3 @@ def test_all_memory_has_its_turn_before_any_has_a_second(regions: list[Region], 
         turns += now
     assert sorted(turns) == turns
     assert all(a[1] <= b[0] for a, b in pairwise(turns))
-
-
-_edges = st.integers(0, 64).map(lambda page: page * 16 + page % 3)
-_filters = st.lists(
-    st.one_of(
-        st.builds(
-            lambda a, b, matching, allow: addresses(min(a, b), max(a, b), matching, allow),
-            _edges,
-            _edges,
-            st.booleans(),
-            st.booleans(),
-        ),
-        st.builds(
-            lambda idx, matching, allow: damos_filter(
-                damos_filter_type.DAMOS_FILTER_TYPE_TARGET, matching, allow, target_idx=idx
-            ),
-            st.integers(0, 2),
-            st.booleans(),
-            st.booleans(),
-        ),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-@effort(150)
-@given(
-    cuts=st.lists(st.lists(st.integers(0, 64), max_size=12, unique=True), min_size=1, max_size=2),
-    filters=_filters,
-    with_ops_filter=st.booleans(),
-)
-def test_the_first_filter_that_matches_decides(
-    cuts: list[list[int]], filters: list[damos_filter], with_ops_filter: bool
-) -> None:
-    """Unit by unit: cutting regions at the edges comes to the same as asking for each unit of memory."""
-    tables = []
-    for cut in cuts:
-        points = sorted(cut)
-        tables.append(damon_regions([p * 16 for p in points[:-1]], [p * 16 for p in points[1:]]))
-    ops = Applied()
-    ctx = quota_ctx(*tables, ops=ops, min_region_sz=16)
-    s = damos(action=damos_action.DAMOS_PAGEOUT)
-    for f in filters:
-        damos_add_filter(s, f)
-    if with_ops_filter:
-        damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True))
-    damon_add_scheme(ctx, s)
-
-    def passes(place: int, unit: int) -> bool:
-        for f in filters:
-            if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
-                inside = f.target_idx == place
-            else:
-                inside = f.addr_range.start // 16 <= unit < f.addr_range.end // 16
-            if inside == f.matching:
-                return f.allow
-        return with_ops_filter or not filters[-1].allow
-
-    expected = {
-        (place, unit)
-        for place, table in enumerate(tables)
-        for start, end in ranges_of(table)
-        for unit in range(start // 16, end // 16)
-        if passes(place, unit)
-    }
-    apply(ctx)
-    seen = [(place, unit) for place, start, end in ops.take() for unit in range(start // 16, end // 16)]
-    assert sorted(expected) == sorted(seen)
-    assert len(expected) * 16 == s.stat.sz_tried == s.stat.sz_applied
-
-
-@effort(200)
-@given(
-    lists=st.lists(region_lists(max_regions=15, unit=16, probes=False), min_size=1, max_size=3),
-    bounds=st.tuples(st.sampled_from([0, 16, 64, 1600]), st.sampled_from([160, 1 << 30, 1 << 63]), st.integers(0, 2)),
-    sz=st.one_of(st.just(0), st.integers(1, 500), st.integers(16, 1 << 40)),
-    filters=st.one_of(st.just([]), _filters),
-    fail=st.sampled_from([(0, 0), (1, 4), (3, 1)]),
-    share=st.sampled_from([0.0, 0.5, 1.0]),
-    passes=st.lists(st.sampled_from([0, 300, 1000]), min_size=1, max_size=8),
-    buckets=st.sampled_from([1, 3, 100]),
-    resets_age=st.booleans(),
-    max_nr_snapshots=st.sampled_from([0, 0, 1, 3]),
-)
-def test_a_scheme_does_what_the_kernels_loop_over_regions_does(
-    lists: list[list[Region]], bounds: tuple[int, int, int], **drawn: Any
-) -> None:
-    """Regions, statistics and the state of the quota are the same after every pass."""
-
-    buckets = drawn["buckets"]
-    ctx = quota_ctx(
-        *map(table_of, lists),
-        ops=Applied(drawn["share"]),
-        min_region_sz=16,
-        # The parts of a region inherit this, so they have the same score.
-        get_scheme_scores=lambda ctx, regions, s: regions.last_nr_accesses.astype(np.int64) % 100 // buckets,
-    )
-    ctx.attrs.aggr_interval = ctx.attrs.sample_interval * 2000
-    s = pageout(drawn["sz"], fail_charge_num=drawn["fail"][0], fail_charge_denom=drawn["fail"][1])
-    s.pattern = damos_access_pattern(min_sz_region=bounds[0], max_sz_region=bounds[1], min_age_region=bounds[2])
-    s.action = damos_action.DAMOS_PAGEOUT if drawn["resets_age"] else damos_action.DAMOS_STAT
-    s.max_nr_snapshots = drawn["max_nr_snapshots"]
-    for f in drawn["filters"]:
-        damos_add_filter(s, f)
-    damon_add_scheme(ctx, s)
-    model = Scheme(
-        min_sz=bounds[0],
-        max_sz=bounds[1],
-        min_age=bounds[2],
-        sz=drawn["sz"],
-        window=WINDOW_MS,
-        min_region_sz=16,
-        filters=drawn["filters"],
-        score=lambda r: r.last_nr_accesses % 100 // buckets,
-        share=drawn["share"] if drawn["resets_age"] else 0.0,
-        fail=drawn["fail"],
-        resets_age=drawn["resets_age"],
-        max_nr_snapshots=drawn["max_nr_snapshots"],
-    )
-    targets = [[r.copy() for r in regions] for regions in lists]
-    now = 0
-    for ms in drawn["passes"]:
-        now += ms
-        model.apply(targets, now, damon_region_sz_limit(ctx))
-        apply(ctx, ms)
-        assert targets == [model_of(t.regions) for t in ctx.adaptive_targets]
-        assert model.stat == s.stat
-        if drawn["sz"]:
-            quota = s.quota
-            place = None
-            if quota.charge_target_from is not None:
-                place = ctx.adaptive_targets.index(quota.charge_target_from)
-            assert (model.charged, model.target_from, model.addr_from, model.min_score) == (
-                quota.charged_sz,
-                place,
-                quota.charge_addr_from,
-                quota.min_score,
-            )
-
-
-def test_what_a_core_filter_allows_is_told_to_the_operations_set() -> None:
-    """Its own filters have no say then."""
-    told: list[bool] = []
-
-    def apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
-        told.append(s.core_filters_allowed)
-        return 0, 0
-
-    ctx = quota_ctx(damon_regions([0], [64]), ops=apply_scheme, min_region_sz=16)
-    s = damos(action=damos_action.DAMOS_PAGEOUT)
-    damos_add_filter(s, addresses(16, 32, allow=True))
-    damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True))
-    damon_add_scheme(ctx, s)
-    apply(ctx)
-    assert [False, True, False] == told
-    assert 64 == s.stat.sz_tried
