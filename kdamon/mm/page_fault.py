@@ -7,7 +7,8 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 
 * Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
 * A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
-  of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed.
+  of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed. Those of files
+  that are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
 * Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
   by one: nobody writes there. Samples of them are OLD.
 * What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
@@ -69,6 +70,12 @@ def _written_files_and_memory(contents: bytes) -> bytes:
     return b"".join(kept)
 
 
+def _private(contents: bytes) -> bytes:
+    """Those lines of /proc/PID/maps whose memory gets a copy of a page of a file when it is written."""
+    lines = contents.splitlines(keepends=True)
+    return b"".join(line for line in lines if line.split(None, 2)[1].endswith(b"p"))
+
+
 def _has_its_own(pid: int) -> OSError:
     return OSError(
         errno.EBUSY,
@@ -90,7 +97,7 @@ class _Protection:
         self._userfaultfd = userfaultfd
         self._vdso = maps.parse(contents)[-1:, 1]
         self._lock = threading.Lock()
-        self._ranges = self._spared = NO_RANGES
+        self._ranges = self._spared = self._private = NO_RANGES
         self._armed: dict[object, U64Array] = {}
         self._register_at = 0
         self._told_huge = False
@@ -118,11 +125,6 @@ class _Protection:
         with self._lock:
             if self._let_go:
                 raise _has_its_own(self._pid)
-
-    def works(self) -> bool:
-        """Tell whether pages can be armed still."""
-        with self._lock:
-            return not self._let_go
 
     def check_alone(self) -> None:
         """As :meth:`check`, and refuse one that is watched by another userfaultfd already."""
@@ -172,7 +174,7 @@ class _Protection:
         """
         categories = table.categories(pages)
         there = ((categories & np.uint64(PRESENT)) != 0) & ~inside(self._spared, pages)
-        huge = there & ((categories & np.uint64(HUGE)) != 0)
+        huge = there & self._unknown_huge(pages, categories)
         if huge.any() and not self._told_huge:
             self._told_huge = True
             log.warning(
@@ -184,6 +186,25 @@ class _Protection:
         unregistered = there & ~huge & ~ready
         return huge | unregistered, bool(unregistered.any())
 
+    def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
+        """Which of ``pages`` are of huge pages that can be written without a fault."""
+        copied = ((categories & np.uint64(FILE)) != 0) & inside(self._private, pages)
+        unknown: _Mask = ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
+        return unknown
+
+    def known(self, table: Pages, ranges: U64Array, vmas: U64Array) -> U64Array:
+        """What of ``ranges`` can be sampled: all but such huge pages, nothing of a process that was let go.
+
+        :param table: of this address space, the caller's own.
+        :param vmas: its mappings.
+        """
+        with self._lock:
+            if self._let_go:
+                return NO_RANGES
+            starts = blocks(intersect(ranges, vmas), BLOCK)[:, 0]
+            huge = starts[self._unknown_huge(starts, table.huge(starts))]
+            return subtract(ranges, np.stack((huge, huge + np.uint64(BLOCK)), axis=1))
+
     def _register(self, contents: bytes) -> None:
         self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
         if self._let_go or self._wanted_by_process():
@@ -191,6 +212,7 @@ class _Protection:
         wanted = maps.parse(_written_files_and_memory(contents))
         self._ranges = wanted[self._userfaultfd.register(wanted)]
         self._spared = subtract(maps.parse(contents), wanted)
+        self._private = maps.parse(_private(contents))
 
     def _wanted_by_process(self) -> bool:
         """Let the process go if it made a userfaultfd of its own."""
@@ -318,19 +340,13 @@ class PageFaultSpace(ProcessSpace):
         """See :meth:`kdamon.mm.AddressSpace.advise`; of what cannot be sampled nobody knows whether it is cold."""
         if action not in _FOR_COLD:
             return super().advise(action, ranges)
-        known = self._known(ranges)
+        with self._lock:
+            known = NO_RANGES
+            if self._protection is not None and not self._closed:
+                known = self._protection.known(self._table, ranges, self._files.vmas())
         applied = np.zeros(len(ranges), dtype=np.uint64)
         np.add.at(applied, np.searchsorted(ranges[:, 0], known[:, 0], side="right") - 1, super().advise(action, known))
         return applied
-
-    def _known(self, ranges: U64Array) -> U64Array:
-        """``ranges`` without the huge pages; nothing if the process is not sampled."""
-        with self._lock:
-            if self._closed or self._protection is None or not self._protection.works():
-                return NO_RANGES
-            starts = blocks(intersect(ranges, self._files.vmas()), BLOCK)[:, 0]
-            huge = starts[self._table.huge(starts)]
-            return subtract(ranges, np.stack((huge, huge + np.uint64(BLOCK)), axis=1))
 
     def written(self) -> Faults:
         """Which sampled pages were written since they were armed, or came: each once, without who did it."""

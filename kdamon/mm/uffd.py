@@ -287,7 +287,7 @@ class Pages:
         self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
         alone = WRITTEN | HUGE
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | _SWAPPED))
-        self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, HUGE))
+        self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, PRESENT, 0, told))
 
     def arm(self, pages: U64Array) -> _Mask:
@@ -309,10 +309,14 @@ class Pages:
         categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
         return categories
 
-    def huge(self, blocks: U64Array) -> _Mask:
-        """Which of ``blocks`` (addresses, shape (n,)), each of the size of a huge page, are one; shape (n,)."""
-        huge: _Mask = self._scan(self._huge, blocks, BLOCK) == 1
-        return huge
+    def huge(self, blocks: U64Array) -> U64Array:
+        """HUGE, and FILE if it is of one, for those of ``blocks`` that are a huge page, 0 for others, shape (n,).
+
+        :param blocks: addresses of the places that huge pages can have, shape (n,).
+        """
+        found = self._scan(self._huge, blocks, BLOCK) == 1
+        categories: U64Array = np.where(found, self._found[: len(blocks), 2], np.uint64(0))
+        return categories
 
     def _scan(self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE) -> npt.NDArray[np.int64]:
         count = len(pages)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,11 @@ from kdamon.damon import (
     damos_quota,
     damos_walk_control,
 )
+from kdamon.mm import OLD
 from kdamon.mm.linux import LinuxMachine
 from kdamon.reports import damon_report_accesses, report_array
 from kdamon.sample import damon_new_sample_filter
-from tests.mm.sampling import mm_of, task_of
+from tests.mm.sampling import mm_of, pages_of, sample, task_of
 from tests.mm.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.test_advice import PAGES as ALL
 from tests.mm.test_schemes import HOT, _data, monitoring, pageout, poll, stat_of  # noqa: F401 (the fixture)
@@ -154,6 +156,31 @@ def test_huge_pages_are_not_taken_for_cold(faulting: LinuxMachine, program: Path
         assert applied <= SIZE - huge
         assert kind == "thp" or applied >= SIZE - IN_BATCHES * PAGE
         assert int(smaps(work, "AnonHugePages")) == huge
+
+
+def test_huge_pages_of_a_file_that_is_mapped_privately_are_known(
+    faulting: LinuxMachine, program: Path, directory: Path
+) -> None:
+    """A write makes a copy of a page, which faults without our help."""
+    path = directory / "private"
+    with path.open("wb") as file:
+        file.write(b"\1" * SIZE)
+        file.flush()
+        os.fsync(file.fileno())
+    with Workload([program], "private", ALL, str(path)) as work, task_of(faulting, work.pid) as task:
+        mm, every = mm_of(task), np.arange(ALL)
+        if smaps(work, "FilePmdMapped") < SIZE:
+            pytest.skip("kernel lacks: huge pages of files on this file system")
+        faults, answers = sample(faulting, mm, work, every, lambda: work.order("r", every))
+        assert (0, [OLD] * ALL) == (len(faults), answers.tolist())
+        faults, answers = sample(faulting, mm, work, every, lambda: work.order("w", range(100)))
+        assert (list(range(100)), [OLD] * ALL) == (pages_of(work, faults), answers.tolist())
+        assert faults["write"].all()
+        huge = smaps(work, "FilePmdMapped")
+        assert 0 < huge < SIZE
+        (applied,) = mm.advise("pageout", np.array([[work.base, work.base + SIZE]], np.uint64)).tolist()
+        assert huge <= applied
+        assert 0 == smaps(work, "FilePmdMapped")
 
 
 def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(

@@ -184,6 +184,8 @@ static void prepare(const char *name, const char *path)
 		memset(memory, 1, size);
 	} else if (!strcmp(name, "file")) {
 		memory = file(path, PROT_READ | PROT_WRITE, MAP_SHARED);
+	} else if (!strcmp(name, "private")) {
+		memory = file(path, PROT_READ | PROT_WRITE, MAP_PRIVATE);
 	} else if (!strcmp(name, "readonly")) {
 		memory = file(path, PROT_READ, MAP_PRIVATE);
 	} else {
