@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 import kdamon.paddr  # noqa: F401 (registers paddr)
 from kdamon import trace
 from kdamon.core import (
+    damon_add_target,
     damon_commit_ctx,
     damon_new_ctx,
+    damon_new_target,
     damon_run,
     damon_select_ops,
     damon_set_attrs,
@@ -538,6 +540,31 @@ def test_a_scheme_for_anonymous_memory() -> None:
     damon_run(ctx, 1.02)
     assert s.stat.nr_snapshots == 10
     assert s.stat.sz_tried == 10 * 32 * MIB
+
+
+def test_each_target_is_probed_by_itself() -> None:
+    """And schemes tell targets and sums apart together; one that has ended counts nothing."""
+    machine, _, ctx = halves(weight=1)
+    other = machine.spawn([(MIB, 9 * MIB)])
+    other.mark("anon", [(MIB, 9 * MIB)])
+    t = damon_new_target()
+    t.pid, t.regions = other.pid, damon_regions([MIB], [9 * MIB])
+    damon_add_target(ctx, t)
+    s = damos()
+    kind = damos_filter_type
+    damos_add_filter(s, damos_filter(kind.DAMOS_FILTER_TYPE_TARGET, True, False, target_idx=0))
+    damos_add_filter(s, damos_filter(kind.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM, True, True, range_min=20, range_max=20))
+    ctx.schemes = [s]
+
+    def end(_: object) -> None:
+        if ctx.passed_sample_intervals == 61:
+            other.exit()
+
+    ctx.call_controls = [damon_call_control(end, repeat=True)]
+    damon_run(ctx, 1.02)
+    assert s.stat.sz_tried == 3 * 8 * MIB
+    assert t.regions.last_probe_hits is not None
+    assert not t.regions.last_probe_hits.any()
 
 
 # Commits and changes of attributes.
