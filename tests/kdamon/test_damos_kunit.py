@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from attrs import evolve
 
 from kdamon.core import damon_new_ctx
 from kdamon.damon import (
@@ -30,8 +31,8 @@ from kdamon.damos import damon_commit_schemes, damos_batch
 from kdamon.damos_filters import (
     damos_add_filter,
     damos_commit_filter,
-    damos_core_filter_out,
     damos_filter_for_ops,
+    damos_filter_match,
     damos_new_filter,
     damos_set_filters_default_reject,
 )
@@ -56,31 +57,23 @@ def test_new_filter() -> None:
 PSI = damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 1000, 123, last_psi_total=456)
 
 
-@pytest.mark.parametrize(
-    "src",
-    [
+def test_commit_quota_goal() -> None:
+    """One after another to the same goal: its current value stays what the user gave last."""
+    dst = evolve(PSI)
+    current = PSI.current_value
+    for src in (
         damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 234, 345, last_psi_total=567),
         damos_quota_goal(Metric.DAMOS_QUOTA_USER_INPUT, 789, 12),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEM_FREE_BP, 345, 678, nid=9),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEM_USED_BP, 12, 345, nid=6),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEMCG_USED_BP, 456, 567, nid=6, memcg_path="/7"),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEMCG_FREE_BP, 890, 901, nid=10, memcg_path="/1"),
+        damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 234, 345, last_psi_total=567),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP, 12, 345, nid=6),
-    ],
-    ids=lambda goal: goal.metric.value,
-)
-def test_commit_quota_goal(src: damos_quota_goal) -> None:
-    dst = damos_quota_goal(PSI.metric, PSI.target_value, PSI.current_value, last_psi_total=PSI.last_psi_total)
-    damos_commit_quota_goal(dst, src)
-    assert (src.metric, src.target_value, src.nid, src.memcg_path) == (
-        dst.metric,
-        dst.target_value,
-        dst.nid,
-        dst.memcg_path,
-    )
-    is_given = src.metric is Metric.DAMOS_QUOTA_USER_INPUT
-    assert (src.current_value if is_given else 123) == dst.current_value
-    assert ULONG_MAX == dst.last_psi_total
+    ):
+        damos_commit_quota_goal(dst, src)
+        current = src.current_value if src.metric is Metric.DAMOS_QUOTA_USER_INPUT else current
+        assert evolve(src, current_value=current, last_psi_total=ULONG_MAX) == dst
 
 
 @pytest.mark.parametrize(("before", "after"), [([], [123]), ([234], [345]), ([456], [])])
@@ -188,6 +181,11 @@ def sizes(low: int, high: int) -> damos_filter:
     return damos_filter(Type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE, sz_range=damon_size_range(low, high))
 
 
+def hits(low: int, high: int) -> damos_filter:
+    kind = Type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM
+    return damos_filter(kind, matching=False, allow=True, range_min=low, range_max=high)
+
+
 def anon(matching: bool, allow: bool) -> damos_filter:
     return damos_filter(Type.DAMOS_FILTER_TYPE_ANON, matching, allow)
 
@@ -208,6 +206,8 @@ def target(allow: bool, idx: int = 0) -> damos_filter:
         (addresses(456, 567, False), True),
         (addresses(567, 456, False), False),
         (target(True, 6), True),
+        (hits(12, 34), True),
+        (hits(34, 12), False),
     ],
 )
 def test_commit_filter(src: damos_filter, valid: bool) -> None:
@@ -234,7 +234,7 @@ def test_commit_filter(src: damos_filter, valid: bool) -> None:
 def test_filter_out(start: int, end: int, matches: bool, parts: list[tuple[int, int]]) -> None:
     ctx = ctx_of(damon_regions([start], [end]))
     t = ctx.adaptive_targets[0]
-    assert matches == damos_core_filter_out(ctx, t, 0, damos(core_filters=[addresses(2, 6)]))
+    assert matches == damos_filter_match(ctx, t, 0, addresses(2, 6))
     assert parts == ranges_of(t.regions)
 
 
