@@ -51,9 +51,11 @@ def kdamon_exec() -> KdamonExec:
     if lacks := _machine_lacks():
         pytest.skip(lacks)
 
-    def run(home: Path, *command: str, abi: str = "next") -> subprocess.CompletedProcess[str]:
+    def run(
+        home: Path, *command: str, abi: str = "next", options: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-P", "-m", "kdamon_tools", "exec", "--abi", abi, "--", *command],
+            [sys.executable, "-P", "-m", "kdamon_tools", "exec", "--abi", abi, *options, "--", *command],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
             capture_output=True,
             text=True,
