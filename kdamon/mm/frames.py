@@ -96,9 +96,9 @@ class LinuxFrames:
         """See :meth:`kdamon.mm.physical.Frames.task`."""
         return self._open_task(pid)
 
-    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
-        """See :meth:`kdamon.mm.physical.Frames.singles`."""
-        return self._walker.single_pages(self._own_pagemap, pfns)
+    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """See :meth:`kdamon.mm.physical.Frames.kinds`."""
+        return self._walker.frame_kinds(self._own_pagemap, pfns)
 
     def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """See :meth:`kdamon.mm.physical.Frames.unreachable`."""

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, PageFilter, Single, Task, U64Array
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task, U64Array
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
 
@@ -70,8 +70,8 @@ class Frames(Protocol):
         """
         ...
 
-    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
-        """What page frames are that are folios by themselves, a value of :class:`kdamon.mm.Single` each, shape (n,)."""
+    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """What page frames are, a value of :class:`kdamon.mm.FrameKind` each, shape (n,)."""
         ...
 
     def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
@@ -295,13 +295,13 @@ class Physical:
             answers[rows], found = mm.young_frames(there)
             told[rows] = found == pfns[rows]
         # Now, not before: who mapped a page frame meanwhile may have accessed it.
-        singles = self._frames.singles(pfns)
+        kinds = self._frames.kinds(pfns)
         for mm, rows, there in self._sampled:
-            doubtful = told[rows] & (singles[rows] != Single.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
+            doubtful = told[rows] & (kinds[rows] != FrameKind.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
             if doubtful.any():
                 told[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
-        untold = np.flatnonzero(~told & (singles == Single.UNTOLD))
-        nobody = singles == Single.UNREACHABLE
+        untold = np.flatnonzero(~told & (kinds == FrameKind.UNTOLD))
+        nobody = kinds == FrameKind.UNREACHABLE
         nobody[untold] = self._frames.unreachable(pfns[untold])
         answers[~told] = np.where(nobody[~told], OLD, UNKNOWN)
         return answers

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.kernel import VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Single, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, FrameKind, PageFilter, U64Array
 from kdamon.mm.physical import Physical
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
 
@@ -379,9 +379,9 @@ class SimFrames:
                 used |= place.holds(pfns)
         return ~used
 
-    def singles(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
         """Nothing: the processes know, and :meth:`unreachable`."""
-        return np.full(len(pfns), Single.UNTOLD, np.uint8)
+        return np.full(len(pfns), FrameKind.UNTOLD, np.uint8)
 
     def page_match(
         self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None

@@ -318,6 +318,8 @@ def test_processes_may_come_and_go(machine: LinuxMachine) -> None:
             with subprocess.Popen(["sleep", "60"]) as child:
                 if round_ % 3 == 0:
                     memory.update()
+                elif round_ % 3 == 1:
+                    memory.begin_update()
                 stack = next(
                     line for line in Path(f"/proc/{child.pid}/maps").read_text().splitlines() if "[stack]" in line
                 )
