@@ -58,3 +58,60 @@ def test_damo_starts_and_tunes_schemes(kdamon_exec: Any, workload: int, tmp_path
     assert size & (size - 1) == 0
     assert before == after
     assert state == "on"
+
+
+#: What damo is asked for, and the scheme's files that say so afterwards.
+SCHEMES = (
+    ("willneed", "allow anon", "user_input 100 50", "ops_filters/0/type anon", "goals/0/current_value 50"),
+    ("cold", "reject none active", "some_mem_psi_us 7", "ops_filters/0/matching N", "goals/0/target_value 7"),
+    ("pageout", "allow memcg /", "node_mem_used_bp 50% 0", "ops_filters/0/memcg_path /", "goals/0/target_value 5000"),
+    ("hugepage", "allow young", "node_mem_free_bp 50% 0", "ops_filters/0/allow Y", "goals/0/nid 0"),
+    (
+        "nohugepage",
+        "allow hugepage_size 4K 2M",
+        "node_memcg_used_bp 9% 0 /",
+        "ops_filters/0/max 2097152",
+        "goals/0/path /",
+    ),
+    ("collapse", "reject none unmapped", "node_memcg_free_bp 9% 0 /", "ops_filters/0/allow N", "goals/0/path /"),
+    (
+        "lru_prio",
+        "allow addr 4096 8192",
+        "active_mem_bp 9%",
+        "core_filters/0/addr_end 8192",
+        "goals/0/target_value 900",
+    ),
+    ("lru_deprio", "reject target 0", "inactive_mem_bp 9%", "core_filters/0/damon_target_idx 0", "goals/nr_goals 1"),
+    ("migrate_hot 0", "allow none anon", "user_input 1 0", "target_nid 0", "goals/nr_goals 1"),
+    ("migrate_cold 0 3 1 2", "reject anon", "user_input 1 0", "dests/1/weight 2", "goals/nr_goals 1"),
+    ("stat", "allow none target 1", "user_input 1 0", "core_filters/0/matching N", "goals/nr_goals 1"),
+)
+
+
+def test_every_action_filter_and_goal_of_damo_reaches_the_tree(kdamon_exec: Any, workload: int, tmp_path: Path) -> None:
+    """One command with a scheme for each; none of them finds a region, so nothing is done to anybody."""
+    options = [f"--damos_action {action} --damos_sz_region 1T max --damos_quotas 0 1G 1s" for action, *_ in SCHEMES]
+    options += [f"--damos_filter {memory} --damos_quota_goal {goal}" for _, memory, goal, *_ in SCHEMES]
+    ones = " ".join("1" for _ in SCHEMES)
+    options += [f"--damos_nr_filters {ones} --damos_nr_quota_goals {ones} --target_pid {workload}"]
+    files = [
+        (f"{i}/{path}", value)
+        for i, (action, _, goal, filter_file, goal_file) in enumerate(SCHEMES)
+        for path, value in (
+            ("action", action.split()[0]),
+            filter_file.split(),
+            ("quotas/goals/0/target_metric", goal.split()[0]),
+            f"quotas/{goal_file}".split(),
+        )
+    ]
+    script = f"""
+    set -e
+    {DAMO} start {" ".join(options)}
+    cd /sys/kernel/mm/damon/admin/kdamonds/0
+    echo update_schemes_stats > state
+    cat state contexts/0/schemes/{{{",".join(path for path, _ in files)}}}
+    {DAMO} stop
+    """
+    done = kdamon_exec(tmp_path, "bash", "-c", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ["on", *(value for _, value in files)] == done.stdout.split()
