@@ -343,6 +343,8 @@ class damon_operations:
     :ivar apply_scheme: applies an action to rows of a target's table, ascending, shape (n,); returns the bytes of each
         that it was applied to, and those that passed the operations set's filters, both shape (n,). Kernel: one region
         at a time. Here: many, because a system call for each would be slower.
+    :ivar action_sz: what actions affect as a whole or not at all, bytes, a power of two: where a quota of at least
+        twice as much ends in the middle of a region, it ends at a multiple of that (no kernel counterpart).
     :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
         counterpart: there the core looks at the pages itself).
     :ivar target_valid: tells whether a target can still be monitored.
@@ -365,6 +367,7 @@ class damon_operations:
     apply_scheme: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp], damos], tuple[U64Array, U64Array]] | None = (
         None
     )
+    action_sz: int = 1
     node_mem: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp]], dict[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] | None = None

@@ -198,6 +198,11 @@ class damos_batch:
             if not size:
                 self._s.stat.nr_tried += 1
                 return
+            size = self._usable(int(regions.start[row]), size)
+            if not size:
+                quota.sz_unusable = quota.esz - quota.charged_sz
+                quota.charge_target_from, quota.charge_addr_from = self._t, int(regions.start[row])
+                return
             if size < int(regions.end[row]) - int(regions.start[row]):
                 regions.split_at(row, size)
         self._rows.append(row)
@@ -207,6 +212,16 @@ class damos_batch:
         if limited and quota.esz - quota.charged_sz - self._charge < max(self._ctx.min_region_sz, 1):
             # Whether the quota is full now shows when it was charged.
             self.apply()
+
+    def _usable(self, start: int, size: int) -> int:
+        """How much of ``size`` from ``start`` on the operations set can make use of."""
+        # Kernel: cuts wherever the quota ends, be it in the middle of a huge page. Here: between such pages, because
+        # some actions cannot be applied to a part of one, and what was tried has to grow old again before the rest.
+        ctx = self._ctx
+        whole = 1 if ctx.ops is None else ctx.ops.action_sz // ctx.addr_unit
+        if whole <= 1 or self._s.quota.esz < 2 * whole or self._s.action is damos_action.DAMOS_STAT:
+            return size
+        return max(ALIGN_DOWN(start + size, whole) - start, 0)
 
     def apply(self) -> None:
         """Apply the scheme to all regions that were added since the last time."""

@@ -85,7 +85,7 @@ def damos_commit_quota_goals(dst: damos_quota, src: damos_quota) -> None:
         # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
         # that is what was committed.
         dst.total_charged_sz += dst.charged_sz
-        dst.esz = dst.charged_sz = dst.charge_addr_from = dst.min_score = 0
+        dst.esz = dst.charged_sz = dst.charge_addr_from = dst.sz_unusable = dst.min_score = 0
         dst.charged_from = dst.charge_target_from = None
 
 
@@ -224,7 +224,7 @@ def damos_quota_is_set(quota: damos_quota) -> bool:
 
 def damos_quota_is_full(quota: damos_quota, min_region_sz: int) -> bool:
     """Tell whether there is no room for a region in the present charge window."""
-    return damos_quota_is_set(quota) and quota.esz - quota.charged_sz < max(min_region_sz, 1)
+    return damos_quota_is_set(quota) and quota.esz - quota.charged_sz - quota.sz_unusable < max(min_region_sz, 1)
 
 
 # Charge windows.
@@ -247,7 +247,7 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
             s.stat.qt_exceeds += 1
         quota.total_charged_sz += quota.charged_sz
         quota.charged_from = now
-        quota.charged_sz = 0
+        quota.charged_sz = quota.sz_unusable = 0
         esz = quota.esz
         damos_set_effective_quota(ctx, quota)
         if quota.esz != esz:

@@ -123,6 +123,7 @@ class damos_quota:
     :ivar fail_charge_denom: 0 charges it in full.
     :ivar charged_from: private, when the present window began, nanoseconds; None before the first.
     :ivar charge_target_from: private, the target at which a full quota stopped: the next window goes on there.
+    :ivar sz_unusable: private, what is left of the present window's quota and too little for the operations set.
     :ivar min_score: private, regions of a lower score are left alone in this pass.
     :ivar esz_bp: private, what the consistent tuner is at, bytes times 10000.
     """
@@ -145,6 +146,7 @@ class damos_quota:
     charged_from: int | None = None
     charge_target_from: object | None = None
     charge_addr_from: int = 0
+    sz_unusable: int = 0
     min_score: int = 0
     esz_bp: int = 0
 

@@ -27,7 +27,7 @@ from kdamon.damon import (
     damos_action,
     damos_filter,
 )
-from kdamon.kernel import ALIGN, PAGE_SIZE, ULONG_MAX
+from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
 from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
@@ -334,6 +334,7 @@ _vaddr_ops = damon_operations(
     get_scheme_score=damon_scheme_score,
     get_scheme_scores=damon_scheme_scores,
     apply_scheme=damon_va_apply_scheme,
+    action_sz=HPAGE_PMD_SIZE,
     target_valid=damon_va_target_valid,
     target_has_pid=True,
     needs_task=True,

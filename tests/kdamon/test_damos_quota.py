@@ -149,6 +149,31 @@ def test_without_a_reset_interval_each_pass_is_a_window() -> None:
     assert [(0, 0, 30), (0, 30, 60), (0, 60, 90), (0, 90, 100)] == ops.take()
 
 
+@pytest.mark.parametrize(
+    ("sz", "expected"),
+    [
+        (50, [[(5, 48)], [(48, 96)], [(96, 100), (5, 48)], [(48, 96)]]),
+        (31, [[(5, 36)], [(36, 67)], [(67, 98)], [(98, 100), (5, 34)]]),
+    ],
+)
+def test_a_quota_ends_between_huge_pages(sz: int, expected: list[list[tuple[int, int]]]) -> None:
+    """Where it has room for two; what is left then is nobody's, and the window counts as full."""
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([5], [100]), ops=ops)
+    assert ctx.ops is not None
+    ctx.ops.action_sz = 16
+    s = pageout(sz)
+    damon_add_scheme(ctx, s)
+    seen = []
+    for _ in expected:
+        apply(ctx, WINDOW_MS)
+        apply(ctx, 100)
+        seen.append([(start, end) for _, start, end in ops.take()])
+        validate_ctx(ctx)
+    assert expected == seen
+    assert len(expected) - 1 == s.stat.qt_exceeds
+
+
 def test_parts_are_multiples_of_the_smallest_region() -> None:
     """A quota that is smaller than it applies to nothing."""
     ops = Applied()

@@ -185,7 +185,7 @@ def test_sizes_of_a_filter_are_both_included() -> None:
 def test_what_the_core_allowed_passes_all_filters() -> None:
     ctx = monitoring(spawn(), (0, 30))
     reject = damos_filter(ANON, matching=True, allow=False)
-    assert [(30, 0)] == apply(ctx, "pageout", [reject], core_filters_allowed=True)
+    assert [(30, 30)] == apply(ctx, "pageout", [reject], core_filters_allowed=True)
 
 
 def test_stat_without_filters_passes_nothing() -> None:
