@@ -24,6 +24,7 @@ from kdamon.damon import (
     damos,
     damos_action,
 )
+from kdamon.kernel import HPAGE_PMD_SIZE
 from kdamon.mm import UNKNOWN, AddressSpace, Answers, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
@@ -251,6 +252,7 @@ damon_register_ops(
         get_scheme_score=damon_scheme_score,
         get_scheme_scores=damon_scheme_scores,
         apply_scheme=damon_pa_apply_scheme,
+        action_sz=HPAGE_PMD_SIZE,
         node_mem=damon_pa_node_mem,
     )
 )
