@@ -9,21 +9,36 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from kdamon import trace
 from kdamon.core import damon_add_scheme
 from kdamon.damon import (
+    damon_addr_range,
     damon_ctx,
+    damon_target,
     damos,
+    damos_access_pattern,
+    damos_filter,
+    damos_filter_type,
     damos_quota,
     damos_quota_goal,
     damos_quota_goal_metric,
     damos_quota_goal_tuner,
 )
-from kdamon.damos_quota import damos_adjust_quota, damos_quota_score
+from kdamon.damos_filters import damos_add_filter
+from kdamon.damos_quota import (
+    damon_feed_loop_next_input,
+    damos_adjust_quota,
+    damos_commit_quota_goals,
+    damos_quota_score,
+)
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim import SimMachine
 from kdamon.regions import damon_regions
+from tests.kdamon.harness import report_ops
 from tests.kdamon.tables import ctx_of
 
 Metric = damos_quota_goal_metric
@@ -111,6 +126,9 @@ CASES = [
             ([0], DOUBLES[:3]),
         ],
     ),
+    # In 64 bits, as the kernel computes.
+    ("temporal, capped at all", {"goal_tuner": TEMPORAL, "sz": ULONG_MAX}, [10000], [([0], [MOST - 1])]),
+    ("more milliseconds than there are", {"ms": 2**50}, [], [([], [1])]),
     (
         "temporal, capped at 1000",
         {"goal_tuner": TEMPORAL, "sz": 1000},
@@ -157,6 +175,13 @@ def test_measured_effective_quotas(
         assert (currents, expected) == (currents, [window(ctx) for _ in expected])
 
 
+def test_what_would_not_fit_64_bits_is_compensated_in_steps() -> None:
+    """As the kernel does: less exactly."""
+    last = 1_844_674_407_370_959_999
+    assert last + 1_844_489_939_930_212_905 == damon_feed_loop_next_input(last, 1)
+    assert last + 1_660_022_499_193_117_905 == damon_feed_loop_next_input(last, 1001)
+
+
 @pytest.mark.parametrize(
     ("name", "values", "target", "expected"),
     [
@@ -183,6 +208,14 @@ def test_stall_time_counts_from_one_window_to_the_next() -> None:
         window(ctx)
         seen.append(goal.current_value)
     assert [1000, 500, 2000, 0] == seen
+    damos_commit_quota_goals(ctx.schemes[0].quota, damos_quota(goals=[damos_quota_goal(goal.metric, 700)]))
+    (goal,) = ctx.schemes[0].quota.goals
+    seen = []
+    for total in (5_003_000, 5_003_100):
+        machine.metrics["some_mem_psi_us"] = total
+        window(ctx)
+        seen.append(goal.current_value)
+    assert [700, 100] == seen
 
 
 @pytest.mark.parametrize(
@@ -213,4 +246,66 @@ def test_what_cannot_be_measured_changes_nothing_and_is_said_once(caplog: pytest
     del machine.metrics["active_mem_bp"]
     with caplog.at_level(logging.WARNING, "kdamon"):
         assert [3, 3, 3] == [window(ctx) for _ in range(3)]
-    assert 1 == len(caplog.records)
+        assert 1 == len(caplog.records)
+        machine.metrics["active_mem_bp"] = 3000
+        assert 5 == window(ctx)
+        assert 1 == len(caplog.records)
+        del machine.metrics["active_mem_bp"]
+        assert 5 == window(ctx)
+    assert 2 == len(caplog.records)
+
+
+def test_the_goal_of_eligible_memory_asks_for_what_the_scheme_wants() -> None:
+    """Regions of its access pattern that its filters do not reject as a whole: a node's share in all of them."""
+    asked: list[list[int]] = []
+
+    def node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
+        asked.append(rows.tolist())
+        return {0: 100 * len(rows), 1: 300} if len(rows) else {}
+
+    goal = damos_quota_goal(Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP, 10000)
+    ctx = ctx_of(damon_regions([0, 10, 30, 60], [10, 30, 60, 100]), damon_regions([0], [5]))
+    ctx.ops = report_ops(node_mem=node_mem)
+    s = damos(damos_access_pattern(min_sz_region=20), quota=damos_quota(goals=[goal]))
+    rejected = damon_addr_range(55, 100)
+    damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ADDR, True, False, addr_range=rejected))
+    damon_add_scheme(ctx, damos(damos_access_pattern(max_sz_region=0), quota=damos_quota(goals=[damos_quota_goal()])))
+    damon_add_scheme(ctx, s)
+    scores = []
+    for goal.nid in (0, 1, 2, -1):
+        asked.clear()
+        scores.append(damos_quota_score(ctx, s.quota))
+        assert [[1, 2], []] == asked
+    assert [4000, 6000, 0, 0] == scores
+
+
+def test_each_change_of_the_effective_quota_is_told() -> None:
+    """And what it is at first."""
+    told: list[tuple[damos, int]] = []
+
+    def probe(ctx: damon_ctx, s: damos, esz: int) -> None:
+        told.append((s, esz))
+
+    ctx = quota_ctx([damos_quota_goal(target_value=10000)])
+    (s,) = ctx.schemes
+    s.quota.esz_bp = 100_000
+    trace.damos_esz.register(probe)
+    try:
+        for current in (10000, 10000, 0, 10000):
+            s.quota.goals[0].current_value = current
+            window(ctx)
+    finally:
+        trace.damos_esz.unregister(probe)
+    assert [(s, 10), (s, 20)] == told
+
+
+def test_a_window_also_ends_when_time_went_back() -> None:
+    """As after a start with another clock."""
+    ctx = quota_ctx([], sz=100)
+    ctx.deadline = 10**12
+    window(ctx)
+    quota = ctx.schemes[0].quota
+    quota.charged_sz = 60
+    ctx.deadline = 0
+    window(ctx)
+    assert (0, 60, 300_000_000) == (quota.charged_sz, quota.total_charged_sz, quota.charged_from)
