@@ -40,6 +40,7 @@ from kdamon.damon import (
     damos,
     damos_access_pattern,
     damos_action,
+    damos_quota,
     damos_walk_control,
 )
 from kdamon.kernel import VirtualClock
@@ -174,6 +175,31 @@ def test_a_scheme_counts_what_it_wants() -> None:
     # Snapshots are applications that found something.
     assert stat.nr_snapshots > 50
     assert 40 * MIB < stat.sz_tried / stat.nr_snapshots < 100 * MIB
+
+
+def test_a_quota_holds_and_a_walk_shows_what_it_lets_pass() -> None:
+    """No more in a window than is allowed, and only of what reports made hot."""
+    ctx = reports_ctx()
+    allowed, window_ms = 8 * MIB, 100
+    pattern = damos_access_pattern(min_nr_accesses=15)
+    damon_add_scheme(ctx, damos(pattern, quota=damos_quota(sz=allowed, reset_interval=window_ms)))
+    tried: list[list[damon_region]] = []
+
+    def produce(now: int) -> None:
+        producer(now)
+        if now > 1000 * MS and ctx.walk_control is None:
+            tried.append([])
+            ctx.walk_control = damos_walk_control(lambda data, c, t, r, s, passed: data.append(r), tried[-1])
+
+    producer = Producer()
+    ctx.clock = ProducerClock(produce)
+    damon_run(ctx, 2)
+    stat = ctx.schemes[0].stat
+    assert 0 < stat.sz_tried <= (stat.qt_exceeds + 1) * allowed
+    assert stat.qt_exceeds >= 8
+    walked = [r for regions in tried for r in regions]
+    assert walked
+    assert all(r.nr_accesses >= 15 and HOT[0] - 4 * MIB < r.start < r.end < HOT[1] + 4 * MIB for r in walked)
 
 
 def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
