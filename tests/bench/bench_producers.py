@@ -3,6 +3,9 @@
 
 First at a fixed rate, as long as ``--seconds`` says: what arrived, what was lost and where, and what it cost. Then as
 fast as they can: the ring against what Python has for passing things from one process to another, which take turns.
+
+A kdamond's queue is full when it gets no CPU for a fifth of a second at that rate, as on a machine that is busy with
+other things: ``chrt -f 10 python tests/bench/bench_producers.py`` keeps them away.
 """
 
 from __future__ import annotations
