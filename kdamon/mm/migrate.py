@@ -23,6 +23,7 @@ from kdamon.mm.bpf import syscall
 from kdamon.mm.folios import shared_folios
 from kdamon.mm.pagemap import Pagemap, frames, present
 from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.walker import missing_capability
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
 
@@ -204,9 +205,14 @@ def _check(dests: Sequence[tuple[int, int]]) -> None:
 
 def _explained(error: OSError) -> OSError:
     if error.errno == errno.EPERM:
-        return OSError(
-            errno.EPERM, "migration of this process's memory needs CAP_SYS_PTRACE; run as root or give that capability"
+        why = (
+            "needs CAP_SYS_PTRACE; run as root or give that capability"
+            if missing_capability("CAP_SYS_PTRACE")
+            else "is refused, as by a container's seccomp filter; use another action"
         )
+        return OSError(errno.EPERM, f"migration of this process's memory {why}")
+    if error.errno == errno.ENOSYS:
+        return OSError(errno.EOPNOTSUPP, "this kernel has no move_pages(), so pages stay; use another action")
     if error.errno in {errno.EACCES, errno.ENODEV}:
         return OSError(error.errno, "the process may not use that NUMA node (cpuset); name another one")
     return error
