@@ -372,7 +372,7 @@ class World:
         self.walked.clear()
 
 
-@effort(300)
+@effort(200)
 @given(**_worlds)
 def test_schemes_do_what_the_kernels_loop_over_regions_does(
     lists: list[Regions], schemes: list[Drawn], score: Score | None, steps: list[tuple[Any, ...]]
@@ -399,7 +399,7 @@ def covered(ctx: damon_ctx) -> list[list[tuple[int, int]]]:
     return joined
 
 
-@effort(150)
+@effort(100)
 @given(**_worlds)
 def test_no_window_takes_more_than_its_quota(
     lists: list[Regions], schemes: list[Drawn], score: Score | None, steps: list[tuple[Any, ...]]

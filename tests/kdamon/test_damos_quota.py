@@ -195,6 +195,11 @@ def test_a_part_that_is_charged_up_to_the_middle_of_a_smallest_region_is_skipped
     ctx.adaptive_targets[0].regions = damon_regions([0], [208])
     apply(ctx, WINDOW_MS)
     assert [(0, 8, 40), (0, 48, 80)] == ops.take()
+    quota = ctx.schemes[0].quota
+    quota.charge_target_from, quota.charge_addr_from = ctx.adaptive_targets[0], 40
+    ctx.adaptive_targets[0].regions = damon_regions([32, 48], [48, 208])
+    apply(ctx, WINDOW_MS)
+    assert [(0, 48, 80)] == ops.take()
 
 
 def test_snapshots_stand_still_while_a_window_is_full() -> None:
