@@ -190,6 +190,16 @@ def test_each_scheme_has_its_own_interval(apply_interval_us: int, expected: list
     assert expected == seen
 
 
+def test_a_sampling_interval_of_nothing_counts_as_a_microsecond() -> None:
+    ctx = ctx_of(table_of(FOUR))
+    ctx.attrs = damon_attrs(sample_interval=0, aggr_interval=40)
+    ctx.passed_sample_intervals = 2
+    for interval, due in ((0, 42), (7, 9)):
+        s = damos(apply_interval_us=interval)
+        damon_add_scheme(ctx, s)
+        assert due == s.next_apply_sis
+
+
 def test_schemes_see_complete_counts_at_the_end_of_an_aggregation() -> None:
     """Whatever the moving sum does between, there it is the count of all samples."""
 

@@ -96,6 +96,13 @@ CASES = [
     ),
     ("capped at 64", {"sz": 64}, [10000], [([0], DOUBLES[:6])]),
     ("below what 10 ms allow", {"ms": 10}, [10000], [([0], DOUBLES[:14]), ([15000], DOUBLES[12:5:-1])]),
+    ("below what 1 ms allows", {"ms": 1}, [10000], [([0], DOUBLES[:7]), ([15000], [64, 32, 16, 8, 4, 2, 1])]),
+    (
+        "windows of a second",
+        {},
+        [10000],
+        [([0], DOUBLES[:5]), ([5000], [48, 72, 108, 162, 243]), ([15000], [121, 60, 30, 15, 7])],
+    ),
     ("10 ms without a goal", {"ms": 10}, [], [([], [41943040])]),
     ("bytes without a goal", {"sz": 12345}, [], [([], [12345])]),
     ("huge current values", {}, [10000], [([2**63], [1]), ([ULONG_MAX], [1]), ([10**15], [1])]),
@@ -180,6 +187,12 @@ def test_what_would_not_fit_64_bits_is_compensated_in_steps() -> None:
     last = 1_844_674_407_370_959_999
     assert last + 1_844_489_939_930_212_905 == damon_feed_loop_next_input(last, 1)
     assert last + 1_660_022_499_193_117_905 == damon_feed_loop_next_input(last, 1001)
+
+
+def test_scores_of_large_values_do_not_wrap() -> None:
+    """Where the kernel's do, which would see a goal that is nearly reached as far away."""
+    ctx = quota_ctx([damos_quota_goal(target_value=ULONG_MAX, current_value=ULONG_MAX - 1)])
+    assert 9999 == damos_quota_score(ctx, ctx.schemes[0].quota)
 
 
 @pytest.mark.parametrize(

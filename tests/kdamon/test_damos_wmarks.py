@@ -168,6 +168,22 @@ def test_a_walk_is_canceled_too_where_watermarks_have_no_interval() -> None:
         eventually(lambda: ctx.nr_samples, "monitoring")
 
 
+@pytest.mark.parametrize("after", [[], [damos()], [scheme(5000, damos_wmark_metric.DAMOS_WMARK_NONE)]])
+def test_monitoring_begins_when_a_commit_takes_the_watermarks_away(after: list[damos]) -> None:
+    """Also if it leaves no scheme."""
+    machine = SimMachine()
+    machine.metrics["free_mem_rate"] = 900
+    process = machine.spawn([(0, PAGE_SIZE * 16), (1 << 30, (1 << 30) + PAGE_SIZE), (1 << 40, (1 << 40) + PAGE_SIZE)])
+    ctx, src = sim_ctx(process, machine), sim_ctx(process, machine)
+    ctx.clock = RealClock()
+    damon_add_scheme(ctx, scheme(5000))
+    src.schemes = after
+    with stopped(ctx):
+        damon_start([ctx], exclusive=False)
+        damon_call(ctx, damon_call_control(lambda _: damon_commit_ctx(ctx, src)))
+        eventually(lambda: ctx.nr_samples, "monitoring without watermarks")
+
+
 # Commits of whole contexts.
 
 
