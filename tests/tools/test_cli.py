@@ -43,7 +43,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "1", "--max-regions", "1" + 40 * "0"], "is too large; see kdamon run --help"),
         (["run", "--pid", "1", "--seconds", "0"], "'0' is not a positive number of seconds"),
         (["run", "--pid", "1", "--seconds", "nan"], "'nan' is not a positive number of seconds"),
-        (["run", "--pid", "1", "--ops", "paddr"], "invalid choice: 'paddr'"),
+        (["run", "--pid", "1", "--ops", "nowhere"], "invalid choice: 'nowhere'"),
         (["run", "--pid", "1", "--ops", "fvaddr"], "--ops fvaddr and --range START-END go together"),
         (["run", "--pid", "1", "--range", "1000-2000"], "--ops fvaddr and --range START-END go together"),
         (["run", "--pid", "1", "--range", "2000-1000"], "'2000-1000' is not a range START-END"),
