@@ -46,6 +46,7 @@ class Quota:
     esz: int = 0
     esz_bp: int = 0
     charged: int = 0
+    unusable: int = 0
     since: int | None = None
     total_sz: int = 0
     total_ns: int = 0
@@ -57,7 +58,8 @@ class Quota:
         return bool(self.esz or self.sz or self.ms or self.goals)
 
     def full(self) -> bool:
-        return self.is_set() and (self.charged >= self.esz or self.esz - self.charged < self.min_region_sz)
+        taken = self.charged + self.unusable
+        return self.is_set() and (taken >= self.esz or self.esz - taken < self.min_region_sz)
 
     def tune(self) -> None:
         """``damos_set_effective_quota()``."""
@@ -90,7 +92,7 @@ class Quota:
         self.goals, self.temporal = list(theirs.goals), theirs.temporal
         if not (self.sz or self.ms or self.goals):
             self.total_sz += self.charged
-            self.esz = self.charged = self.addr_from = self.min_score = 0
+            self.esz = self.charged = self.unusable = self.addr_from = self.min_score = 0
             self.since = self.target_from = None
 
 
@@ -99,6 +101,7 @@ class Scheme:
     """A scheme that applies ``action`` to each region it wants, by numbers only.
 
     :ivar action: how much of a region it is applied to, and how many nanoseconds that takes; None for stat.
+    :ivar action_sz: where a quota that ends in a region may end: the port's only, see ``damon_operations``.
     :ivar score: how much a region deserves it; None where all do.
     :ivar with_ops_filter: whether there is a filter on pages, too.
     :ivar applied: each region that it was applied to: start, end, whether a filter of the core allowed it.
@@ -111,6 +114,7 @@ class Scheme:
     score: Callable[[Region], int] | None
     action: Callable[[int], tuple[int, int]] | None
     min_region_sz: int = 16
+    action_sz: int = 1
     max_nr_snapshots: int = 0
     stat: damos_stat = field(default_factory=damos_stat)
     applied: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -161,7 +165,7 @@ class Scheme:
         if not quota.since <= now < quota.since + quota.window:
             self.stat.qt_exceeds += self.quota.full()
             quota.total_sz += quota.charged
-            quota.since, quota.charged = now, 0
+            quota.since, quota.charged, quota.unusable = now, 0, 0
             quota.tune()
         if self.score is None:
             return
@@ -205,6 +209,12 @@ class Scheme:
         size = r.size
         if quota.is_set() and quota.charged + size > quota.esz:
             size = align_down(quota.esz - quota.charged, self.min_region_sz)
+            if self.action and quota.esz >= 2 * self.action_sz:
+                size = align_down(r.start + size, self.action_sz) - r.start
+            if size <= 0:
+                quota.unusable = quota.esz - quota.charged
+                quota.target_from, quota.addr_from = regions, r.start
+                return
             if size < r.size:
                 self.split(regions, i, size)
         applied, ns = self.action(size) if self.action else (0, 0)

@@ -113,7 +113,7 @@ class Drawn:
             self.sz, self.ms, self.window, list(self.goals), self.temporal, self.fail, UNIT, esz_bp=self.esz_bp
         )
 
-    def model(self, score: Score | None) -> Scheme:
+    def model(self, score: Score | None, action_sz: int) -> Scheme:
         return Scheme(
             self._pattern(),
             self.quota(),
@@ -122,11 +122,12 @@ class Drawn:
             score,
             ACTIONS[self.action],
             UNIT,
+            action_sz,
             self.max_nr_snapshots,
         )
 
-    def commit(self, s: Scheme, score: Score | None) -> None:
-        theirs = self.model(score)
+    def commit(self, s: Scheme) -> None:
+        theirs = self.model(s.score, s.action_sz)
         s.pattern, s.action, s.filters, s.max_nr_snapshots = (
             theirs.pattern,
             theirs.action,
@@ -222,6 +223,7 @@ _worlds = {
     "lists": st.lists(_regions(), min_size=1, max_size=3),
     "schemes": st.lists(_scheme, min_size=1, max_size=3),
     "score": st.sampled_from(SCORES),
+    "action_sz": st.sampled_from([1, 1, 64]),
     "steps": _steps,
 }
 
@@ -232,6 +234,7 @@ class World:
 
     drawn: list[Drawn]
     score: Score | None
+    action_sz: int
     ctx: damon_ctx = field(init=False)
     targets: list[Regions] = field(init=False)
     models: list[Scheme] = field(init=False)
@@ -251,8 +254,9 @@ class World:
         if score is not None:
             callbacks["get_scheme_score"] = lambda ctx, region, s: score(region)
         self.ctx.ops = report_ops(self._apply, target_valid=lambda t: t not in self.gone, **callbacks)
+        self.ctx.ops.action_sz = self.action_sz
         self.targets = [[r.copy() for r in regions] for regions in lists]
-        self.models = [one.model(score) for one in self.drawn]
+        self.models = [one.model(score, self.action_sz) for one in self.drawn]
         for one in self.drawn:
             damon_add_scheme(self.ctx, one.port())
 
@@ -331,8 +335,8 @@ class World:
         damon_commit_schemes(self.ctx, src)
         del self.models[len(drawn) :]
         for s, one in zip(self.models, drawn, strict=False):
-            one.commit(s, self.score)
-        self.models += [replace(one, esz_bp=0).model(self.score) for one in drawn[len(self.models) :]]
+            one.commit(s)
+        self.models += [replace(one, esz_bp=0).model(self.score, self.action_sz) for one in drawn[len(self.models) :]]
         self.drawn = drawn
 
     def do_commit_same(self) -> None:
@@ -352,6 +356,7 @@ class World:
                 expected.esz,
                 expected.esz_bp,
                 expected.charged,
+                expected.unusable,
                 expected.total_sz,
                 expected.total_ns,
                 expected.addr_from,
@@ -359,6 +364,7 @@ class World:
                 quota.esz,
                 quota.esz_bp,
                 quota.charged_sz,
+                quota.sz_unusable,
                 quota.total_charged_sz,
                 quota.total_charged_ns,
                 quota.charge_addr_from,
@@ -375,10 +381,10 @@ class World:
 @effort(200)
 @given(**_worlds)
 def test_schemes_do_what_the_kernels_loop_over_regions_does(
-    lists: list[Regions], schemes: list[Drawn], score: Score | None, steps: list[tuple[Any, ...]]
+    lists: list[Regions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
 ) -> None:
     """Regions, statistics, quotas, what the action was applied to and what walks saw are the same after every step."""
-    world = World(schemes, score)
+    world = World(schemes, score, action_sz)
     world.begin(lists)
     for name, *what in steps:
         getattr(world, "do_" + name.replace(" ", "_"))(*what)
@@ -402,14 +408,14 @@ def covered(ctx: damon_ctx) -> list[list[tuple[int, int]]]:
 @effort(100)
 @given(**_worlds)
 def test_no_window_takes_more_than_its_quota(
-    lists: list[Regions], schemes: list[Drawn], score: Score | None, steps: list[tuple[Any, ...]]
+    lists: list[Regions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
 ) -> None:
     """A region is let in where it fits in whole; what it is charged with follows from what was done.
 
     That is more than its size where failures are charged so: it is the last one of its window then. Statistics add up
     to what walks saw, and passes leave covered what was.
     """
-    world = World(schemes, score)
+    world = World(schemes, score, action_sz)
     world.begin(lists)
     windows: dict[damos, tuple[int | None, int]] = {}
     for name, *what in steps:
