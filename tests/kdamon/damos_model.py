@@ -105,6 +105,7 @@ class Scheme:
     :ivar score: how much a region deserves it; None where all do.
     :ivar with_ops_filter: whether there is a filter on pages, too.
     :ivar applied: each region that it was applied to: start, end, whether a filter of the core allowed it.
+    :ivar walked: the same regions: start, end, how much passed the filters on pages, which is a quarter.
     """
 
     pattern: damos_access_pattern
@@ -118,6 +119,7 @@ class Scheme:
     max_nr_snapshots: int = 0
     stat: damos_stat = field(default_factory=damos_stat)
     applied: list[tuple[int, int, bool]] = field(default_factory=list)
+    walked: list[tuple[int, int, int]] = field(default_factory=list)
 
     def wants(self, r: Region) -> bool:
         p = self.pattern
@@ -218,7 +220,9 @@ class Scheme:
             if size < r.size:
                 self.split(regions, i, size)
         applied, ns = self.action(size) if self.action else (0, 0)
+        passed = size // 4 if self.action or self.with_ops_filter else 0
         self.applied.append((r.start, r.end, allowed))
+        self.walked.append((r.start, r.end, passed))
         if quota.is_set():
             quota.total_ns += ns
             quota.charge(size, applied)
@@ -230,6 +234,7 @@ class Scheme:
         self.stat.sz_tried += size
         self.stat.nr_applied += bool(applied)
         self.stat.sz_applied += applied
+        self.stat.sz_ops_filter_passed += passed
 
     def visit(self, place: int, regions: Regions, i: int) -> None:
         if self.quota.full() or self.skip_charged(regions, i):

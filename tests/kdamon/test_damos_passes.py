@@ -242,7 +242,7 @@ class World:
     now: int = 0
     passes: int = 0
     seen: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
-    walked: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    walked: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
 
     def begin(self, lists: list[Regions]) -> None:
         self.ctx = ctx_of(*map(table_of, lists), min_region_sz=UNIT)
@@ -267,11 +267,11 @@ class World:
         assert isinstance(ctx.clock, WorkClock)
         ctx.clock.work(ns)
         self.seen.setdefault(ctx.schemes.index(s), []).append((start, end, s.core_filters_allowed))
-        return applied, 0
+        return applied, (end - start) // 4
 
     def _walk(self, *told: Any) -> None:
-        _data, ctx, _t, region, s, _passed = told
-        self.walked.setdefault(ctx.schemes.index(s), []).append((region.start, region.end))
+        _data, ctx, _t, region, s, passed = told
+        self.walked.setdefault(ctx.schemes.index(s), []).append((region.start, region.end, passed))
 
     def do_pass(self, ms: int) -> None:
         self.now += ms
@@ -372,8 +372,9 @@ class World:
             assert not quota.esz or expected.min_score == quota.min_score
             asked = self.drawn[i].action or self.drawn[i].with_ops_filter
             assert (model.applied if asked else []) == self.seen.get(i, [])
-            assert [(start, end) for start, end, _ in model.applied] == self.walked.get(i, [])
+            assert model.walked == self.walked.get(i, [])
             model.applied.clear()
+            model.walked.clear()
         self.seen.clear()
         self.walked.clear()
 
@@ -423,7 +424,8 @@ def test_no_window_takes_more_than_its_quota(
         getattr(world, "do_" + name.replace(" ", "_"))(*what)
         assert name != "pass" or before == covered(world.ctx)
         for i, s in enumerate(world.ctx.schemes):
-            sizes = [end - start for start, end in world.walked.get(i, [])]
+            walked = world.walked.get(i, [])
+            sizes = [end - start for start, end, _ in walked]
             action = ACTIONS[world.drawn[i].action]
             done = [action(size)[0] if action else 0 for size in sizes]
             then = stats.get(s, damos_stat())
@@ -431,6 +433,7 @@ def test_no_window_takes_more_than_its_quota(
             assert sum(sizes) == s.stat.sz_tried - then.sz_tried
             assert sum(map(bool, done)) == s.stat.nr_applied - then.nr_applied
             assert sum(done) == s.stat.sz_applied - then.sz_applied
+            assert sum(passed for _, _, passed in walked) == s.stat.sz_ops_filter_passed - then.sz_ops_filter_passed
             quota = s.quota
             if not (quota.sz or quota.ms or quota.goals):
                 windows.pop(s, None)
