@@ -509,7 +509,10 @@ def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
     try:
         with damon_lock:
             if (exclusive and _running["nr_ctxs"]) or (not exclusive and _running["exclusive"]):
-                raise OSError(errno.EBUSY, "another user of the monitor runs, and one of the two wants it exclusively")
+                raise OSError(
+                    errno.EBUSY,
+                    "another user of the monitor runs, and a module wants it for itself; turn the one or the other off",
+                )
             for ctx in ctxs:
                 _damon_start(ctx)
                 started.append(ctx)

@@ -16,8 +16,8 @@ __all__ = [
     "MNT_DETACH",
     "MS_BIND",
     "MS_MOVE",
-    "MS_PRIVATE",
     "MS_REC",
+    "MS_SLAVE",
     "mount",
     "mount_at",
     "mount_containing",
@@ -32,7 +32,7 @@ __all__ = [
 MS_BIND: Final = 4096
 MS_MOVE: Final = 8192
 MS_REC: Final = 16384
-MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2
 
 _CLONE_NEWNS: Final = 0x20000
@@ -74,14 +74,15 @@ def umount(target: str, flags: int = 0) -> None:
 
 
 def unshare_mount_namespace() -> None:
-    """Give this process a mount namespace of its own, from which nothing gets out (``unshare --mount``).
+    """Give this process a mount namespace of its own, from which nothing gets out.
 
+    What others unmount is unmounted there, too, where the machine's mounts are shared: otherwise it would stay in use.
     Only for a process that has one thread.
 
     :raises OSError: EPERM without the capability CAP_SYS_ADMIN.
     """
     _check(_libc.unshare(_CLONE_NEWNS), "cannot make a private mount namespace, which takes root")
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
+    mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 
 def private_mount_namespace() -> bool:

@@ -219,6 +219,27 @@ def test_a_kernel_without_damon_gets_a_place_for_the_tree(start: Start, tmp_path
     assert outside() == before
 
 
+def test_what_others_unmount_does_not_stay_in_use(start: Start, tmp_path: Path) -> None:
+    """Where the machine's mounts are shared, as systemd makes them."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    outer = tmp_path / "outer.sh"
+    outer.write_text(
+        f"""#!/bin/bash -e
+        mount -t tmpfs tmpfs {mounted}
+        "$@" &
+        until [ -e {tmp_path}/running ]; do sleep 0.05; done
+        umount {mounted}; touch {tmp_path}/unmounted; wait $!
+        """
+    )
+    wrap = ("unshare", "--mount", "--propagation", "shared", "bash", str(outer))
+    script = f"""{MADE_SURE}
+        grep -c {mounted} /proc/mounts; touch {tmp_path}/running
+        until [ -e {tmp_path}/unmounted ]; do sleep 0.05; done
+        grep -c {mounted} /proc/mounts"""
+    assert finish(start("sh", "-c", script, before=wrap))[1] == "1\n0\n"
+
+
 def test_one_command_can_run_another(start: Start) -> None:
     """Each has a tree of its own."""
     if shutil.which("env") is None:
