@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
-from kdamon.mm.inject_target import Target
+from kdamon.mm.inject_target import Target, Traced
 
 __all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
@@ -110,12 +110,13 @@ def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Res
     while True:
         try:
             return attempt()
+        except Traced as error:
+            refusal: OSError = error
         except _Again as error:
-            if time.monotonic() >= deadline:
-                raise OSError(
-                    errno.EBUSY, f"process {pid} cannot be stopped safely ({error}); try again later"
-                ) from None
-            time.sleep(_PAUSE)
+            refusal = OSError(errno.EBUSY, f"process {pid} cannot be stopped safely ({error}); try again later")
+        if time.monotonic() >= deadline:
+            raise refusal
+        time.sleep(_PAUSE)
 
 
 class _Again(Exception):

@@ -536,10 +536,10 @@ def _seccomp_off(status: bytes) -> bool:
     return b"\nSeccomp:\t0" in status or b"\nSeccomp:" not in status
 
 
-def _not_traceable(pid: int, tid: int) -> OSError:
+def _not_traceable(pid: int, tid: int) -> Exception:
     with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
         if b"\nTracerPid:\t0\n" not in file.read():
-            return OSError(errno.EBUSY, "it is traced by another process already; end that one first")
+            return _Again("another process traces it")
     return OSError(errno.EPERM, "it may not be traced; run as root or give CAP_SYS_PTRACE")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Target"]
+__all__ = ["Target", "Traced"]
 
 #: syscall; ret
 _GADGET: Final = (b"\x0f\x05\xc3",)
@@ -46,6 +46,10 @@ _GO_BUILDINFO: Final = b"\xff Go buildinf:"
 _GO_DATA: Final = 1 << 16
 
 _INSTEAD: Final = "monitor it by page_table instead"
+
+
+class Traced(OSError):
+    """Somebody else traces the process: a debugger, or one that does what we do and is done in a moment."""
 
 
 class _Mapping(NamedTuple):
@@ -213,7 +217,7 @@ def _status(directory: int, name: str) -> dict[str, str]:
 def _check_thread(pid: int, status: dict[str, str]) -> None:
     """Refuse what a thread's status shows to be unsafe."""
     if status["TracerPid"] != "0":
-        raise OSError(
+        raise Traced(
             errno.EBUSY, f"process {pid} is traced by process {status['TracerPid']} already; end that one first"
         )
     if status["State"][0] in "Tt":

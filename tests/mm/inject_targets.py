@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["KINDS", "SOAK", "Suspicious", "build", "eventually", "left_behind", "running"]
+__all__ = ["KINDS", "SOAK", "Suspicious", "build", "eventually", "left_behind", "running", "sockets"]
 
 #: What ``inject_target.c`` can do over and over.
 KINDS = ("spin", "sleep", "epoll", "select", "futex", "ipc", "signal", "socket", "aio", "pipe", "threads")
@@ -118,3 +118,12 @@ def left_behind(pid: int) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found += [target] if "userfaultfd" in (target := os.readlink(link)) else []
     return found
+
+
+def sockets() -> set[str]:
+    """The sockets that this process has."""
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(os.readlink(link))
+    return {name for name in found if name.startswith("socket:")}

@@ -12,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from kdamon.mm import inject, inject_target
-from kdamon.mm.inject import launch, take_userfaultfd
-from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, running
+from kdamon.mm.inject import inject_madvise, launch, take_userfaultfd
+from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, running, sockets
 
 NOBODY = 65534
 
@@ -183,6 +185,26 @@ def test_refused_traced() -> None:
             assert tracer.stdout.readline() == b"0\n"
             refused(errno.EBUSY, pid, f"traced by process {tracer.pid}")
             tracer.kill()
+
+
+def test_several_at_once(suspicious: Suspicious) -> None:
+    """Who comes while another one is at work waits for its end."""
+
+    def take() -> None:
+        for _ in range(4):
+            os.close(take_userfaultfd(suspicious.pid, 20))
+
+    def advise() -> None:
+        for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 4:
+            inject_madvise(suspicious.pid, [(0x10000, 0x11000)], advice, lambda: True, 20)
+
+    before = sockets()
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(what) for what in (take, take, advise, advise)]:
+            done.result()
+    assert left_behind(suspicious.pid) == []
+    # Helpers for further advice end when none comes.
+    assert eventually(lambda: sockets() <= before)
 
 
 def test_refused_seccomp() -> None:
