@@ -676,11 +676,17 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
     sample = min(goal.max_sample_us, ctx.attrs.sample_interval * adaptation // 10000)
     sample = max(goal.min_sample_us, sample)
     trace.damon_monitor_intervals_tune(ctx, sample)
-    # Kernel: every tuning plans the next update of the operations set a whole update interval ahead, so that it never
-    # comes while tunings are more frequent. Here: it stays when it is, because new mappings wait for it.
-    left_us = max(ctx.next_ops_update_sis - ctx.passed_sample_intervals, 0) * ctx.attrs.sample_interval
+    # Kernel: every tuning plans the next update of the operations set, and the next application of each scheme, a whole
+    # interval of theirs ahead, so that they never come while tunings are more frequent. Here: they stay when they are,
+    # because new mappings wait for the one and users for the other. A scheme without an interval of its own goes by
+    # the new aggregation interval.
+    now, old_sample = ctx.passed_sample_intervals, ctx.attrs.sample_interval
+    update_us = max(ctx.next_ops_update_sis - now, 0) * old_sample
+    apply_us = [(s, max(s.next_apply_sis - now, 0) * old_sample) for s in ctx.schemes if s.apply_interval_us]
     damon_set_attrs(ctx, evolve(ctx.attrs, sample_interval=sample, aggr_interval=sample * ctx.attrs.aggr_samples))
-    ctx.next_ops_update_sis = ctx.passed_sample_intervals + left_us // (sample or 1)
+    ctx.next_ops_update_sis = now + update_us // (sample or 1)
+    for s, us in apply_us:
+        s.next_apply_sis = now + us // (sample or 1)
 
 
 # Merge and split.

@@ -12,6 +12,7 @@ from kdamon.core import damon_add_scheme, damon_nr_samples_per_aggr, damon_run, 
 from kdamon.damon import (
     damon_attrs,
     damon_ctx,
+    damon_intervals_goal,
     damon_nr_accesses_mvsum,
     damon_target,
     damos,
@@ -21,8 +22,10 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
+from kdamon.kernel import PAGE_SIZE
+from kdamon.mm.sim import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import WorkClock, first, plain_ctx, report_ops
+from tests.kdamon.harness import WorkClock, first, plain_ctx, report_ops, sim_ctx
 from tests.kdamon.model import Region
 from tests.kdamon.tables import ctx_of, model_of, table_of
 
@@ -198,6 +201,20 @@ def test_a_sampling_interval_of_nothing_counts_as_a_microsecond() -> None:
         s = damos(apply_interval_us=interval)
         damon_add_scheme(ctx, s)
         assert due == s.next_apply_sis
+
+
+@pytest.mark.parametrize(("apply_interval_us", "times"), [(1_000_000, 10), (310_000, 32), (0, 100)])
+def test_tuning_the_intervals_does_not_put_applications_off(apply_interval_us: int, times: int) -> None:
+    """Ten seconds of memory so busy that each tuning, three times a second, leaves the intervals at their least."""
+    machine = SimMachine()
+    process = machine.spawn([(0, PAGE_SIZE * 16), (1 << 30, (1 << 30) + PAGE_SIZE), (1 << 40, (1 << 40) + PAGE_SIZE)])
+    process.access(0, 1 << 41)
+    goal = damon_intervals_goal(access_bp=400, aggrs=3, min_sample_us=5000, max_sample_us=1_000_000)
+    ctx = sim_ctx(process, machine, sample_interval=5000, aggr_interval=100_000, intervals_goal=goal)
+    s = damos(apply_interval_us=apply_interval_us)
+    damon_add_scheme(ctx, s)
+    damon_run(ctx, 10.001)
+    assert (times, 100_000) == (s.stat.nr_snapshots, ctx.attrs.aggr_interval)
 
 
 def test_schemes_see_complete_counts_at_the_end_of_an_aggregation() -> None:
