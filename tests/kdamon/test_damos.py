@@ -94,6 +94,23 @@ def test_the_pattern_and_the_walk_see_the_moving_sum() -> None:
     assert [3, 8] == first(ctx).regions.nr_accesses.tolist()
 
 
+def test_each_walk_sees_one_application_of_each_scheme() -> None:
+    """Schemes that are due more often are seen once; the next walk sees them all again."""
+    ctx = ctx_of(table_of(FOUR[:1]))
+    damon_set_schemes(ctx, [damos(apply_interval_us=5000), damos(apply_interval_us=15_000), damos()])
+    seen: list[int] = []
+    for first_pass in (1, 21):
+        control = damos_walk_control(lambda _d, _c, _t, _r, s, _p: seen.append(ctx.schemes.index(s)))
+        ctx.walk_control = control
+        for ctx.passed_sample_intervals in range(first_pass, first_pass + 20):
+            assert ctx.walk_control is control
+            kdamond_apply_schemes(ctx)
+        assert ctx.walk_control is None
+        assert control.completion.is_set()
+        assert [0, 1, 2] == sorted(seen)
+        seen.clear()
+
+
 def test_stat_counts_what_it_tried_and_applies_nothing() -> None:
     def never(*_: Any) -> tuple[int, int]:
         raise AssertionError("stat needs no operations set")

@@ -29,7 +29,7 @@ from kdamon.damon import (
     damos_watermarks,
     damos_wmark_metric,
 )
-from kdamon.damos import damon_commit_schemes
+from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.kernel import PAGE_SIZE, RealClock
 from kdamon.mm.sim import SimMachine
@@ -130,6 +130,22 @@ def test_a_scheme_that_works_keeps_the_kdamond_going() -> None:
     ctx, ((idle_snapshots, _), (busy_snapshots, _)) = run_with({0: 900}, idle, busy)
     assert (0, 20) == (idle_snapshots, busy_snapshots)
     assert 400 == ctx.passed_sample_intervals
+
+
+def test_a_walk_does_not_wait_for_a_scheme_that_is_inactive() -> None:
+    """It sees what the others do, and is over when they had their turn; the inactive one had its turn, too."""
+    ctx = machine_ctx(None, damos(), damos())
+    busy, idle = ctx.schemes
+    idle.wmarks.activated = False
+    busy.next_apply_sis = idle.next_apply_sis = ctx.passed_sample_intervals = 7
+    seen: list[damos] = []
+    control = damos_walk_control(lambda _d, _c, _t, _r, s, _p: seen.append(s))
+    ctx.walk_control = control
+    kdamond_apply_schemes(ctx)
+    assert ([busy], None, False) == (seen, ctx.walk_control, control.canceled)
+    assert control.completion.is_set()
+    assert [27, 27] == [s.next_apply_sis for s in ctx.schemes]
+    assert (1, 0) == (busy.stat.nr_snapshots, idle.stat.nr_snapshots)
 
 
 def test_an_inactive_kdamond_answers_calls_cancels_walks_and_stops() -> None:
