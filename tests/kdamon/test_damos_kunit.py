@@ -215,6 +215,8 @@ def test_commit_filter(src: damos_filter, valid: bool) -> None:
     if valid:
         damos_commit_filter(dst, src)
         assert src == dst
+        assert src.addr_range is not dst.addr_range
+        assert src.sz_range is not dst.sz_range
     else:
         with pytest.raises(OSError) as error:
             damos_commit_filter(dst, src)
