@@ -184,13 +184,13 @@ def test_huge_pages_of_a_file_that_is_mapped_privately_are_known(
 
 
 def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
-    faulting: LinuxMachine, program: Path, data: Path
+    faulting: LinuxMachine, program: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It made a userfaultfd of its own, which needs the place."""
     with Workload([program], "readonly", ALL, str(data)) as work, task_of(faulting, work.pid) as task:
         work.order("T")
         mm = mm_of(task)
-        mm.vmas()
+        poll(lambda: len(mm.vmas()) and "is sampled no more" in caplog.text)
         everything = np.array([[work.base, work.base + SIZE]], np.uint64)
         assert mm.advise("pageout", everything).tolist() == mm.advise("cold", everything).tolist() == [0]
         assert present(work).all()

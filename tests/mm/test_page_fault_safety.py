@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, page_fault
+from kdamon.mm import OLD, UNKNOWN, protection
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of
 from tests.mm.workload import Workload
@@ -120,7 +120,7 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
     faulting: LinuxMachine, program: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its memory is unknown from then on, and free for it; the reason is told once."""
-    monkeypatch.setattr(page_fault, "_LOOK_RARELY", 0)
+    monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
         mm.mkold(work.addrs(EVERY))
