@@ -177,10 +177,10 @@ def test_a_quota_ends_between_huge_pages(sz: int, expected: list[list[tuple[int,
 def test_what_just_fits_is_not_cut() -> None:
     """Also where its size is no multiple of the smallest region."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0, 32], [32, 56]), ops=ops, min_region_sz=16)
-    damon_add_scheme(ctx, pageout(56))
+    ctx = quota_ctx(damon_regions([0, 32], [32, 56]), damon_regions([0], [24]), ops=ops, min_region_sz=16)
+    damon_add_scheme(ctx, pageout(80))
     apply(ctx, WINDOW_MS)
-    assert [(0, 0, 32), (0, 32, 56)] == ops.take()
+    assert [(0, 0, 32), (0, 32, 56), (1, 0, 24)] == ops.take()
 
 
 def test_parts_are_multiples_of_the_smallest_region() -> None:
