@@ -78,6 +78,31 @@ def test_what_a_core_filter_allows_passes_as_a_whole(filters: list[tuple[str, bo
     assert passed * M == s.stat.sz_ops_filter_passed
 
 
+@pytest.mark.parametrize(
+    ("matching", "allow", "of_addresses", "of_target"),
+    [
+        (True, True, 46141440, 209715200),
+        (False, False, 46141440, 209715200),
+        (True, False, 209715200 - 46141440, 0),
+        (False, True, 209715200 - 46141440, 0),
+    ],
+)
+def test_what_linux_tried_of_200_mb(matching: bool, allow: bool, of_addresses: int, of_target: int) -> None:
+    """7.2, with a filter of 44 MB of its addresses, and with one of the only target."""
+    target = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_TARGET, matching, allow)
+    start = 0x7F3300000000
+    middle = addresses(start + 0x1234000, start + 0x1234000 + 46141440, matching, allow)
+    for f, expected in ((middle, of_addresses), (target, of_target)):
+        ctx = ctx_of(damon_regions([start], [start + 209715200]), min_region_sz=M)
+        ctx.ops = report_ops()
+        s = damos()
+        damos_add_filter(s, f)
+        damon_add_scheme(ctx, s)
+        s.next_apply_sis = 0
+        kdamond_apply_schemes(ctx)
+        assert expected == s.stat.sz_tried
+
+
 # Page by page.
 
 UNIT = 16

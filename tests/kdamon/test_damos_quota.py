@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.core import damon_add_scheme, damon_destroy_target, damon_set_attrs, validate_ctx
+from kdamon.core import damon_add_scheme, damon_destroy_target, damon_run, damon_set_attrs, validate_ctx
 from kdamon.damon import (
     damon_addr_range,
     damon_attrs,
@@ -29,8 +29,9 @@ from kdamon.damon import (
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
+from kdamon.mm.sim import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import WorkClock, report_ops
+from tests.kdamon.harness import WorkClock, report_ops, sim_ctx
 from tests.kdamon.model import Region
 from tests.kdamon.tables import ctx_of, effort, ranges_of, region_lists, table_of
 
@@ -367,6 +368,30 @@ def test_a_target_that_is_gone_holds_nothing_up() -> None:
     assert [(0, 0, 40)] == ops.take()
     damon_destroy_target(first, ctx)
     assert (None, 0) == (ctx.schemes[0].quota.charge_target_from, ctx.schemes[0].quota.charge_addr_from)
+
+
+def test_what_one_window_could_not_use_is_not_missing_in_the_next() -> None:
+    ops = Applied()
+    ctx = quota_ctx(damon_regions([0, 64, 128, 272], [64, 128, 256, 288]), ops=ops, min_region_sz=16)
+    assert ctx.ops is not None
+    ctx.ops.action_sz = 64
+    damon_add_scheme(ctx, pageout(144))
+    apply(ctx, WINDOW_MS)
+    assert [(0, 0, 64), (0, 64, 128)] == ops.take()
+    apply(ctx, WINDOW_MS)
+    assert [(0, 128, 256), (0, 272, 288)] == ops.take()
+
+
+def test_what_linux_tried_in_twelve_seconds() -> None:
+    """7.2 under 8 MiB a second: the quota holds from the first window on, and each but the last was seen to be full."""
+    machine = SimMachine()
+    process = machine.spawn([(0, 200 << 20), (1 << 40, (1 << 40) + 4096), (1 << 46, (1 << 46) + 4096)])
+    ctx = sim_ctx(process, machine)
+    s = pageout(8 << 20)
+    s.pattern = damos_access_pattern(min_sz_region=4096, max_nr_accesses=0, min_age_region=5)
+    damon_add_scheme(ctx, s)
+    damon_run(ctx, 12.001)
+    assert (100663296, 11, 8388608) == (s.stat.sz_tried, s.stat.qt_exceeds, s.quota.esz)
 
 
 # Commits.
