@@ -14,7 +14,7 @@ log = logging.getLogger("kdamon")
 
 def damos_commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> None:
     """Make ``dst`` what ``src`` is."""
-    if dst.metric is not src.metric or dst.metric is damos_wmark_metric.DAMOS_WMARK_NONE:
+    if dst.metric is not src.metric:
         dst.activated = True
     # Kernel: a commit activates every scheme, until the metric is looked at again. Here: the state survives, because
     # between mid and high nothing would deactivate a scheme again.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon.core import damon_add_scheme, damon_nr_samples_per_aggr, damon_run, damon_set_schemes
+from kdamon.core import damon_add_scheme, damon_nr_samples_per_aggr, damon_run, damon_set_attrs, damon_set_schemes
 from kdamon.damon import (
     damon_attrs,
     damon_ctx,
@@ -218,6 +218,20 @@ def test_a_sampling_interval_of_nothing_counts_as_a_microsecond() -> None:
         s = damos(apply_interval_us=interval)
         damon_add_scheme(ctx, s)
         assert due == s.next_apply_sis
+
+
+def test_other_intervals_plan_applications_anew() -> None:
+    """Other parameters of a scheme do not: those count from its next application on."""
+    ctx = ctx_of(table_of(FOUR))
+    damon_set_schemes(ctx, [damos(), damos(apply_interval_us=30_000)])
+    assert [20, 6] == [s.next_apply_sis for s in ctx.schemes]
+    ctx.passed_sample_intervals = 5
+    src = ctx_of()
+    src.schemes = [damos(apply_interval_us=10_000), damos(apply_interval_us=30_000), damos()]
+    damon_commit_schemes(ctx, src)
+    assert [20, 6, 25] == [s.next_apply_sis for s in ctx.schemes]
+    damon_set_attrs(ctx, damon_attrs(sample_interval=1000, aggr_interval=50_000))
+    assert [15, 35, 55] == [s.next_apply_sis for s in ctx.schemes]
 
 
 @pytest.mark.parametrize(("apply_interval_us", "times"), [(1_000_000, 10), (310_000, 32), (0, 100)])

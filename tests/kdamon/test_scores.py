@@ -9,8 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon.core import damon_new_ctx
-from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_region, damos, damos_quota
-from kdamon.ops_common import damon_cold_score, damon_cold_scores, damon_hot_score, damon_hot_scores
+from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_region, damos, damos_action, damos_quota
+from kdamon.ops_common import (
+    damon_cold_score,
+    damon_cold_scores,
+    damon_hot_score,
+    damon_hot_scores,
+    damon_scheme_score,
+    damon_scheme_scores,
+)
 from kdamon.regions import damon_regions
 from tests.kdamon.tables import effort
 
@@ -73,6 +80,30 @@ def test_in_the_middle_of_an_aggregation_interval_the_last_one_counts_by_its_sha
     assert damon_hot_score(ctx, region(5, 0, 10), scheme(1, 0)) == damon_hot_score(
         context(), region(10, 0), scheme(1, 0)
     )
+
+
+def test_at_the_beginning_of_an_aggregation_interval_the_last_one_counts_alone() -> None:
+    ctx = context()
+    ctx.passed_sample_intervals, ctx.next_aggregation_sis = 20, 40
+    r, s = region(5, 0, 10), scheme(1, 0)
+    assert damon_hot_score(context(), region(10, 0), s) == damon_hot_score(ctx, r, s)
+    table = damon_regions([0], [4096])
+    table.nr_accesses[:], table.last_nr_accesses[:] = 5, 10
+    assert [damon_hot_score(ctx, r, s)] == damon_hot_scores(ctx, table, s).tolist()
+
+
+@pytest.mark.parametrize("action", damos_action)
+def test_what_an_action_is_for_has_its_best_scores(action: damos_action) -> None:
+    """The coldest for what takes memory away, the hottest for what brings it near; all others are for all alike."""
+    ctx, s = context(), scheme(1, 1)
+    s.action = action
+    table = damon_regions([0, 4096], [4096, 8192])
+    table.nr_accesses[:] = 0, 20
+    name = action.value
+    cold, hot = name in {"pageout", "lru_deprio", "migrate_cold"}, name in {"lru_prio", "migrate_hot"}
+    expected = [75, 25] if cold else [24, 74] if hot else [99, 99]
+    assert expected == damon_scheme_scores(ctx, table, s).tolist()
+    assert expected == [damon_scheme_score(ctx, table.region(row), s) for row in range(2)]
 
 
 _counts = st.integers(0, 2**32 - 1)
