@@ -37,7 +37,7 @@ from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLN
 from kdamon.mm.migrate import Migration
 from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
-from kdamon.mm.pagemap import BLOCK, Pagemap, anonymous, frames, present
+from kdamon.mm.pagemap import BLOCK, Pagemap, anonymous, frames, present, swapped
 from kdamon.mm.process_files import ProcessFiles
 
 __all__ = ["Advice", "has_swap"]
@@ -114,14 +114,15 @@ class Advice:
 
         def make_old(young: U64Array) -> None:
             # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, as user space can have no less.
-            self._check("cold")
+            self._check("cold", "a filter of type young")
             young = ranges.intersect(young, mapped)
             self._advise(ranges.intersect(young, ranges.blocks(young, BLOCK)), "cold")
 
         for blocks in self._pagemap.groups(mapped):
             yield PageGroup(self._pagemap, blocks, mapped).passing(filters, default_reject, make_old)
 
-    def _check(self, action: str) -> None:
+    def _check(self, action: str, purpose: str = "") -> None:
+        """Find out whether ``action`` can be done here, for whatever the user asked for."""
         if action in self._checked:
             return
         try:
@@ -132,12 +133,18 @@ class Advice:
             if error.errno == errno.EPERM:
                 raise OSError(
                     errno.EPERM,
-                    f"{action} on another process's memory needs CAP_SYS_NICE; run as root or give that capability",
+                    f"{purpose or action} on another process's memory needs CAP_SYS_NICE; run as root or give that "
+                    "capability",
                 ) from error
             if error.errno in {errno.EINVAL, errno.ENOSYS}:
                 raise OSError(
                     errno.EOPNOTSUPP,
-                    f"this kernel cannot do {action} to another process; use another action or a newer kernel",
+                    f"this kernel cannot do {purpose or action} to another process; use another one or a newer kernel",
+                ) from error
+            if error.errno == errno.ESRCH:
+                raise OSError(
+                    errno.ESRCH,
+                    f"{purpose or action} goes by the process's first thread, which ended; use hugepage or nohugepage",
                 ) from error
             raise
         if action in {"cold", "collapse"}:
@@ -176,7 +183,9 @@ class Advice:
         if not before.any():
             return pages[:0]
         self._advise(ranges.intersect(ranges.intersect(ranges.of_pages(pages[before]), mapped), blocks), "pageout")
-        gone = before & ~present(self._pagemap.entries(blocks))
+        after = self._pagemap.entries(blocks)
+        # What is neither there nor in swap was given up by the process itself.
+        gone = before & ~present(after) & (swapped(after) | ~anonymous(entries))
         of_files = np.flatnonzero(gone & ~anonymous(entries))
         gone[of_files[self._still_cached(frames(entries[of_files]))]] = False
         return pages[gone]

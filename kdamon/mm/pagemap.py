@@ -18,7 +18,17 @@ from kdamon.mm import U64Array, ranges
 from kdamon.mm.walk_program import ACCESSED, LEVEL, PRESENT
 from kdamon.mm.walker import Walker, shared_walker
 
-__all__ = ["BLOCK", "PAGE_SIZE", "Pagemap", "anonymous", "entries_at", "exclusive_frames", "frames", "present"]
+__all__ = [
+    "BLOCK",
+    "PAGE_SIZE",
+    "Pagemap",
+    "anonymous",
+    "entries_at",
+    "exclusive_frames",
+    "frames",
+    "present",
+    "swapped",
+]
 
 PAGE_SIZE: Final = 4096
 #: Bytes that a page table maps, or one huge page is.
@@ -30,7 +40,9 @@ _PUD: Final = 3
 
 # Documentation/admin-guide/mm/pagemap.rst
 _PRESENT: Final = np.uint64(1 << 63)
+_SWAP: Final = np.uint64(1 << 62)
 _FILE: Final = np.uint64(1 << 61)
+_GUARD: Final = np.uint64(1 << 58)
 _EXCLUSIVE: Final = np.uint64(1 << 56)
 _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 
@@ -48,6 +60,13 @@ def present(entries: U64Array) -> _Mask:
 def anonymous(entries: U64Array) -> _Mask:
     """Which mapped pages are neither of a file nor of shared memory."""
     found: _Mask = (entries & (_PRESENT | _FILE)) == _PRESENT
+    return found
+
+
+def swapped(entries: U64Array) -> _Mask:
+    """Which pages are in swap."""
+    # A guard page looks as if it was there, too.
+    found: _Mask = (entries & (_SWAP | _GUARD)) == _SWAP
     return found
 
 

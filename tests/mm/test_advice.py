@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -334,6 +335,24 @@ def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: P
         work.process.kill()
         work.process.wait()
         assert mm.advise(action, EVERYTHING).sum() == 0
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_first_thread_has_to_be_there(machine: LinuxMachine, action: str) -> None:
+    """The kernel finds the memory by it; else that is said."""
+    script = """
+import ctypes, sys, threading
+threading.Thread(target=lambda: (print(threading.get_native_id(), flush=True), sys.stdin.read())).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        tid = int(process.stdout.readline())
+        while "State:\tZ" not in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"):
+            time.sleep(0.01)
+        with space_of(machine, tid) as mm, pytest.raises(ProcessLookupError, match="first thread, which ended"):
+            mm.advise(action, EVERYTHING)
+        process.kill()
 
 
 def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
