@@ -25,7 +25,7 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import WorkClock, first, plain_ctx, report_ops, sim_ctx
+from tests.kdamon.harness import WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.model import Region
 from tests.kdamon.tables import ctx_of, model_of, table_of
 
@@ -246,6 +246,20 @@ def test_tuning_the_intervals_does_not_put_applications_off(apply_interval_us: i
     damon_add_scheme(ctx, s)
     damon_run(ctx, 10.001)
     assert (times, 100_000) == (s.stat.nr_snapshots, ctx.attrs.aggr_interval)
+
+
+def test_a_scheme_without_an_interval_follows_tuned_aggregation_intervals() -> None:
+    """Of memory so idle that they double, time after time."""
+    machine = SimMachine()
+    process = machine.spawn([(0, PAGE_SIZE * 16), (1 << 30, (1 << 30) + PAGE_SIZE), (1 << 40, (1 << 40) + PAGE_SIZE)])
+    goal = damon_intervals_goal(access_bp=400, aggrs=1, min_sample_us=5000, max_sample_us=40_000)
+    ctx = sim_ctx(process, machine, sample_interval=5000, aggr_interval=100_000, intervals_goal=goal)
+    s = damos()
+    damon_add_scheme(ctx, s)
+    with recorded(ctx) as recorder:
+        damon_run(ctx, 10)
+    assert [10_000, 20_000, 40_000] == recorder.tuned[:3]
+    assert len(recorder.snapshots) == s.stat.nr_snapshots
 
 
 def test_schemes_see_complete_counts_at_the_end_of_an_aggregation() -> None:

@@ -137,6 +137,7 @@ def test_a_walk_does_not_wait_for_a_scheme_that_is_inactive() -> None:
     ctx = machine_ctx(None, damos(), damos())
     busy, idle = ctx.schemes
     idle.wmarks.activated = False
+    idle.quota.sz = 10
     busy.next_apply_sis = idle.next_apply_sis = ctx.passed_sample_intervals = 7
     seen: list[damos] = []
     control = damos_walk_control(lambda _d, _c, _t, _r, s, _p: seen.append(s))
@@ -146,6 +147,7 @@ def test_a_walk_does_not_wait_for_a_scheme_that_is_inactive() -> None:
     assert control.completion.is_set()
     assert [27, 27] == [s.next_apply_sis for s in ctx.schemes]
     assert (1, 0) == (busy.stat.nr_snapshots, idle.stat.nr_snapshots)
+    assert idle.quota.charged_from is None, "its quota has no window"
 
 
 def test_an_inactive_kdamond_answers_calls_cancels_walks_and_stops() -> None:
