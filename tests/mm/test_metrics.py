@@ -6,11 +6,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.mm import metrics
 from kdamon.mm.linux import linux_machine
 from kdamon.mm.metrics import memcg_id, metric
@@ -38,24 +40,53 @@ def test_shares_lie_between_nothing_and_all(name: str) -> None:
     assert 0 <= metric(name) <= 10000
 
 
-def test_free_memory_is_counted_in_thousandths() -> None:
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free, total = (int(lines[key].split()[0]) for key in ("MemFree", "MemTotal"))
-    assert abs(free * 1000 // total - metric("free_mem_rate")) < 50
+def numbers(path: str) -> dict[str, int]:
+    """A meminfo file by hand."""
+    found = re.findall(r"^(?:Node \d+ )?(\S+):\s+(\d+)", Path(path).read_text(), re.MULTILINE)
+    return {name: int(value) for name, value in found}
 
 
-def test_used_memory_of_a_node_grows_by_what_a_process_takes() -> None:
-    size = 256 << 20
-    (total,) = (
-        int(line.split()[3]) << 10
-        for line in Path("/sys/devices/system/node/node0/meminfo").read_text().splitlines()
-        if "MemTotal" in line
-    )
-    before = metric("node_mem_used_bp")
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        for page in range(0, size, mmap.PAGESIZE):
-            memory[page] = 1
-        assert metric("node_mem_used_bp") - before > size * 10000 // total // 2
+def share(part: int, whole: int, unit: int = 10000) -> int:
+    return part * unit // whole
+
+
+def by_hand(name: str) -> int:
+    """What a metric is, from the kernel's files."""
+    info, node = numbers("/proc/meminfo"), numbers("/sys/devices/system/node/node0/meminfo")
+    if name == "some_mem_psi_us":
+        found = re.match(r"some .* total=(\d+)$", Path("/proc/pressure/memory").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1])
+    lists = {kind: info[f"{kind}(anon)"] + info[f"{kind}(file)"] for kind in ("Active", "Inactive")}
+    huge = sum(info.get(kind, 0) for kind in ("AnonHugePages", "ShmemHugePages", "FileHugePages"))
+    return {
+        "node_mem_used_bp": share(node["MemTotal"] - node["MemFree"], node["MemTotal"]),
+        "node_mem_free_bp": share(node["MemFree"], node["MemTotal"]),
+        "active_mem_bp": share(lists["Active"], sum(lists.values())),
+        "inactive_mem_bp": share(lists["Inactive"], sum(lists.values())),
+        "hugepage_mem_bp": share(huge, info["MemTotal"] - info["MemFree"]),
+        "free_mem_rate": share(info["MemFree"], info["MemTotal"], 1000),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*NODE_METRICS, "active_mem_bp", "inactive_mem_bp", "hugepage_mem_bp", "free_mem_rate", "some_mem_psi_us"],
+)
+def test_metrics_are_what_the_kernels_files_say(name: str) -> None:
+    """Exactly, where these said the same before and after; with some memory in huge pages."""
+    if name == "some_mem_psi_us" and not os.path.exists("/proc/pressure/memory"):
+        pytest.skip("kernel lacks: pressure stall information")
+    with mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory[::PAGE_SIZE] = bytes(len(memory) // PAGE_SIZE)
+        seen = []
+        for _ in range(100):
+            before, value, after = by_hand(name), metric(name), by_hand(name)
+            seen.append((before, value, after))
+            if before == after:
+                break
+        assert before == value == after, seen
 
 
 @pytest.mark.parametrize("nid", [-1, 1023])
@@ -99,6 +130,31 @@ def test_a_cgroup_has_the_number_of_its_directory(memcg: str) -> None:
     assert 0 == metric("node_memcg_used_bp", memcg=memcg)
     assert 10000 == metric("node_memcg_free_bp", memcg=memcg)
     assert 0 < metric("node_memcg_used_bp", memcg=root) <= 10000
+
+
+def test_a_cgroups_share_is_what_its_statistics_say(memcg: str) -> None:
+    """Of all nodes: on a machine with one. The root group and all below it, at a quiet moment."""
+    if os.path.exists("/sys/devices/system/node/node1"):
+        pytest.skip("kernel lacks: a single NUMA node")
+    directory, root = metrics._memcg_root()
+
+    def by_statistics() -> tuple[int, int]:
+        found = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+        prefix = "total_" if "total_active_anon" in found else ""
+        lists = (f"{prefix}{kind}_{of}" for kind in ("active", "inactive") for of in ("anon", "file"))
+        used = sum(int(found[name]) for name in lists) >> 10
+        total = numbers("/sys/devices/system/node/node0/meminfo")["MemTotal"]
+        return share(used, total), share(total - used, total)
+
+    seen = []
+    for _ in range(100):
+        before = by_statistics()
+        values = tuple(metric(f"node_memcg_{kind}_bp", memcg=root) for kind in ("used", "free"))
+        after = by_statistics()
+        seen.append((before, values, after))
+        if before == after:
+            break
+    assert before == values == after, seen
 
 
 @pytest.mark.parametrize("change", ["{}/", " {}", "/{}", "{}\n", "{}x", "", "/proc", "{}/../", "{}/."])
