@@ -203,8 +203,7 @@ class damos_batch:
                 quota.sz_unusable = quota.esz - quota.charged_sz
                 quota.charge_target_from, quota.charge_addr_from = self._t, int(regions.start[row])
                 return
-            if size < int(regions.end[row]) - int(regions.start[row]):
-                regions.split_at(row, size)
+            regions.split_at(row, size)
         self._rows.append(row)
         self._nr_accesses.append(nr_accesses)
         self._allowed = allowed
@@ -227,9 +226,8 @@ class damos_batch:
         """Apply the scheme to all regions that were added since the last time."""
         rows, nr_accesses = np.array(self._rows, np.intp), np.array(self._nr_accesses, np.uint32)
         self._rows, self._nr_accesses, self._charge = [], [], 0
-        core_filters_allowed, self._s.core_filters_allowed = self._s.core_filters_allowed, self._allowed
+        self._s.core_filters_allowed = self._allowed
         _damos_apply_rows(self._ctx, self._t, rows, self._s, nr_accesses)
-        self._s.core_filters_allowed = core_filters_allowed
 
 
 def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: damos) -> bool:
