@@ -14,7 +14,8 @@ file descriptor either, since a table of which the second thread was the only us
 An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything
 wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still,
 more may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look
-at the thread; and a signal that came just then ends pause() and sigsuspend(), but no other call.
+at the thread; and a signal that came just then ends calls that wait for one (pause, sigsuspend, ppoll and their kin),
+but no other call.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ _SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 
 _NR_CLOSE: Final = 3
 _NR_MADVISE: Final = 28
+_NR_RT_SIGRETURN: Final = 15
 _NR_PAUSE: Final = 34
 _NR_CLONE: Final = 56
 _NR_EXIT: Final = 60
@@ -101,6 +103,9 @@ _ERESTART: Final = (-512, _ERESTARTNOINTR, _ERESTARTNOHAND, _ERESTART_RESTARTBLO
 _EINTR_CALLS: Final = frozenset(
     (0, 1, 17, 18, 19, 20, 42, 43, 44, 45, 46, 47, 65, 128, 208, 220, 232, 281, 288, 299, 307, 426, 441)
 )
+#: Calls that let signals in while they wait, and end by one: pause, rt_sigsuspend, pselect6, ppoll, epoll_pwait,
+#: io_pgetevents, epoll_pwait2.
+_SIGNAL_CALLS: Final = frozenset((34, 130, 270, 271, 281, 333, 441))
 #: Calls in which a thread cannot be stopped while it waits for a child of vfork(): clone, vfork, clone3.
 _VFORK_CALLS: Final = frozenset((56, 58, 435))
 #: Calls that show how far they came when they are woken in the middle: write, writev, sendfile, sendto, sendmsg,
@@ -264,6 +269,15 @@ class _Tracee:
         self.request(request, 0, stop if stop == signal.SIGSTOP else 0)
         return self.wait()
 
+    def begin_call(self) -> None:
+        """Resume to where the kernel is about to carry out the call that is repeated; _Again: a signal came, let go."""
+        stop = self.resume(_PTRACE_SYSCALL, 0)
+        if stop == _SYSCALL_STOP:
+            return
+        if stop is not None:
+            self.request(_PTRACE_DETACH, 0, stop if stop < 1 << 8 else 0)
+        raise _Again("a signal came")
+
     def call(self, template: _Registers, number: int, *arguments: int) -> int:
         """Run one system call.
 
@@ -274,6 +288,11 @@ class _Tracee:
         self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
         self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
         return _signed(self.get_registers().rax)
+
+
+def _repeated(registers: _Registers) -> int:
+    """The number of the interrupted call that the kernel will repeat, -1 for none."""
+    return _signed(registers.orig_rax) if _signed(registers.rax) in _ERESTART else -1
 
 
 def _prepared(template: _Registers, number: int, *arguments: int) -> _Registers:
@@ -373,23 +392,39 @@ class _Injection:
     ) -> int:
         """Run ``work`` on a second thread of the process of ``thread``, which :meth:`stop` gave; let go of both."""
         mask = ctypes.c_uint64()
+        repeated = _repeated(registers)
+        at_call = repeated in _SIGNAL_CALLS
         try:
             thread.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
             self._check(thread.tid, registers)
             own_stack, second_stack = self._write_frames(thread, registers, mask.value)
+            if at_call:
+                # Were a signal let in now, it would be gone before the call is repeated. None is where the kernel is
+                # about to begin a call. One that is there already ends the call, but not by way of us: it would be
+                # lost with us.
+                if _signal_pending(self._pid, thread.tid):
+                    raise _Again("a signal came")
+                thread.begin_call()
         except BaseException:
-            thread.request(_PTRACE_DETACH)
+            with contextlib.suppress(ProcessLookupError):
+                thread.request(_PTRACE_DETACH)
             raise
         # At each instant the thread must be able to go on by itself. So first it gets to where it restores itself, ...
         template = _Registers.from_buffer_copy(registers)
         template.rip, template.rsp, template.orig_rax = self._sigreturn, own_stack + 8, _ALL_SIGNALS
+        if at_call:
+            template.orig_rax = _NR_RT_SIGRETURN
         thread.set_registers(template)
         # ... then no handler may run any more on the frames: signals wait until the mask is back, ...
         thread.set_mask(_ALL_SIGNALS)
         # ... and only then it makes a call.
         template.rip, template.rsp = self._gadget, own_stack
-        thread.set_registers(_prepared(template, _NR_CLONE, _CLONE_FLAGS, second_stack, 0, 0, 0))
-        thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+        clone = _prepared(template, _NR_CLONE, _CLONE_FLAGS, second_stack, 0, 0, 0)
+        if at_call:
+            clone.rip, clone.orig_rax = self._gadget + 2, _NR_CLONE
+        thread.set_registers(clone)
+        if not at_call:
+            thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
         try:
             if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
                 raise _clone_error(_signed(thread.get_registers().rax))
@@ -404,11 +439,13 @@ class _Injection:
                 while stop is not None:
                     stop = second.resume(_PTRACE_CONT, stop)
         finally:
-            # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call.
-            thread.request(_PTRACE_INTERRUPT)
-            thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
-            thread.set_mask(mask.value)
-            thread.set_registers(registers)
+            # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call. But
+            # pause() has no mask of its own to let signals in with: its frames do that.
+            if repeated != _NR_PAUSE:
+                thread.request(_PTRACE_INTERRUPT)
+                thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
+                thread.set_mask(mask.value)
+                thread.set_registers(registers)
             thread.request(_PTRACE_DETACH)
 
     def _undisturbed(self, thread: _Tracee) -> _Registers:
@@ -467,7 +504,7 @@ class _Injection:
             raise _Again("it runs on a signal stack, a stack of the program's own making or one without room")
         resumed = self._resumed(registers)
         frames = _frame(resumed, mask, self._sigreturn, fpstate) + bytes(_FRAME)
-        if resumed.rax == _NR_PAUSE and resumed.rip != registers.rip:
+        if _repeated(registers) == _NR_PAUSE:
             frames = self._pause(registers, mask, third, fpstate)
         data = _exit_frame(self._gadget, self._sigreturn) + frames + state
         if os.pwrite(self._memory, data, second) != len(data):
@@ -493,7 +530,7 @@ class _Injection:
         each return from a signal. It takes our death in the middle to come to this.
         """
         resumed = _Registers.from_buffer_copy(registers)
-        if _signed(registers.orig_rax) < 0 or _signed(registers.rax) not in _ERESTART:
+        if _repeated(registers) < 0:
             return resumed
         resumed.rax = registers.orig_rax
         resumed.rip -= 2
@@ -513,6 +550,14 @@ def _system_call(pid: int, tid: int) -> list[bytes]:
     except OSError:
         words = []
     return words if len(words) >= 7 else [b"-1"]
+
+
+def _signal_pending(pid: int, tid: int) -> bool:
+    """Tell whether the thread is about to get a signal."""
+    with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+        status = dict(line.split(b":", 1) for line in file.read().splitlines())
+    own, shared, blocked = (int(status[name], 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk"))
+    return bool((own | shared) & ~blocked)
 
 
 def _transferring(pid: int, tid: int) -> bool:

@@ -373,7 +373,8 @@ def test_launch_fails_as_popen(name: str, kind: type[OSError]) -> None:
     with pytest.raises(kind) as info:
         launch([name])
     assert info.value.filename == name
-    assert before == os.listdir("/proc/self/fd")
+    # A helper of an earlier call may end meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 def test_launch_refusals(tmp_path: Path) -> None:
