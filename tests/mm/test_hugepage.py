@@ -210,7 +210,7 @@ def test_what_was_done_before_a_refusal_counts(machine: LinuxMachine, program: P
         thread.start()
         try:
             assert 0 < mm.advise("hugepage", wanted).sum() == flagged(work, "hg") < SIZE // 2
-            with pytest.raises(OSError, match="is stopped; continue it|a signal stopped it") as info:
+            with pytest.raises(OSError, match=r"is stopped; continue it|a signal stopped it") as info:
                 mm.advise("hugepage", wanted)
             assert info.value.errno == errno.EBUSY
         finally:
