@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The helper process of kdamon.mm.inject, which sends itself a signal when it asks ptrace for the n-th time.
 
-n, the signal and the helper's path are in a file beside this one; the arguments are the helper's.
+n, the signal, a signal for the traced process before that (0 is none) and the helper's path are in a file beside this
+one; the arguments are the helper's.
 """
 
 import importlib.util
@@ -9,7 +10,7 @@ import itertools
 import os
 from pathlib import Path
 
-before, number, path = Path(__file__).with_suffix(".order").read_text().split()
+before, number, first, path = Path(__file__).with_suffix(".order").read_text().split()
 specification = importlib.util.spec_from_file_location("inject_helper", path)
 helper = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(helper)
@@ -19,6 +20,7 @@ ask = helper._Tracee.request
 
 def request(self, *arguments):
     if next(asked) == int(before):
+        os.kill(self.tid, int(first))
         os.kill(os.getpid(), int(number))
     return ask(self, *arguments)
 

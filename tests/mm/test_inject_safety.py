@@ -74,8 +74,8 @@ def attempt(process: Suspicious) -> bool:
 
 
 @pytest.fixture
-def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
-    """Has the helper send itself a signal when it calls ptrace() for the n-th time."""
+def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process."""
     script = tmp_path / "inject_helper_ends.py"
     shutil.copy(Path(__file__).with_name(script.name), script)
     order = script.with_suffix(".order")
@@ -83,7 +83,7 @@ def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     monkeypatch.setattr(inject, "_HELPER", script)
     # Those that are kept from before would not do that.
     monkeypatch.setattr(inject, "_idle", [])
-    return lambda step, number: order.write_text(f"{step} {number} {helper}") and None
+    return lambda step, number, first=0: order.write_text(f"{step} {number} {first} {helper}") and None
 
 
 @pytest.mark.parametrize("kind", UNAWARE)
@@ -99,6 +99,43 @@ def test_the_helper_dies_at_each_step(directory: Path, kind: str, ending_helper:
                 step += stride
                 ending_helper(step, signal.SIGKILL)
             assert step > 20
+
+
+WAITING = """
+import ctypes, signal, sys
+libc, nothing = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+if sys.argv[1] == "sigsuspend":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("ready", flush=True)
+for _ in sys.stdin:
+    libc.pause() if sys.argv[1] == "pause" else libc.sigsuspend(nothing)
+    print("got it", flush=True)
+print("good")
+"""
+
+
+@pytest.mark.parametrize(("call", "number"), [("pause", 34), ("sigsuspend", 130)])
+def test_a_signal_that_comes_just_before_the_helper_dies_is_not_lost(
+    call: str, number: int, ending_helper: Callable[..., None]
+) -> None:
+    """Whoever waits for it returns, at whichever step it comes once the thread stands still."""
+    with Suspicious(sys.executable, "-c", WAITING, call) as process:
+        assert process.process.stdin is not None
+        assert process.process.stdout is not None
+        done, step = False, 2
+        while not done:
+            process.process.stdin.write("wait\n")
+            process.process.stdin.flush()
+            assert eventually(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith(f"{number} "))
+            ending_helper(step, signal.SIGKILL, signal.SIGUSR1)
+            done = attempt(process)
+            check(process)
+            if done:
+                os.kill(process.pid, signal.SIGUSR1)
+            assert process.process.stdout.readline() == "got it\n"
+            step += 1
+        assert step > 20
 
 
 def test_the_helper_is_stopped_at_each_step(directory: Path, ending_helper: Callable[[int, int], None]) -> None:
