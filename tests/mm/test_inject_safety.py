@@ -121,18 +121,23 @@ def test_a_signal_that_comes_just_before_the_helper_dies_is_not_lost(
 ) -> None:
     """Whoever waits for it returns, at whichever step it comes once the thread stands still."""
     with Suspicious(sys.executable, "-c", WAITING, call) as process:
+
+        def waits() -> bool:
+            return Path(f"/proc/{process.pid}/syscall").read_text().startswith(f"{number} ")
+
         assert process.process.stdin is not None
         assert process.process.stdout is not None
         done, step = False, 2
         while not done:
             process.process.stdin.write("wait\n")
             process.process.stdin.flush()
-            assert eventually(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith(f"{number} "))
+            assert eventually(waits)
             ending_helper(step, signal.SIGKILL, signal.SIGUSR1)
             done = attempt(process)
             check(process)
             if done:
                 os.kill(process.pid, signal.SIGUSR1)
+            assert eventually(lambda: not waits()), f"the signal was lost at step {step}"
             assert process.process.stdout.readline() == "got it\n"
             step += 1
         assert step > 20
