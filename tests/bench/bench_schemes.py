@@ -249,6 +249,14 @@ def actions(machine: LinuxMachine, counts: tuple[int, ...], turns: int) -> None:
     }
     rows: list[tuple[object, ...]] = []
     with reader() as (pid, start, _):
+        time.sleep(1)
+        everything = resident(pid)
+
+        def read_again() -> None:
+            """Wait until what was paged out is there again."""
+            while time.sleep(0.1) or resident(pid) < everything - MIB:
+                pass
+
         for count in counts:
             ctx = monitoring(machine, pid, start, None)
             (t,) = ctx.adaptive_targets
@@ -263,11 +271,8 @@ def actions(machine: LinuxMachine, counts: tuple[int, ...], turns: int) -> None:
                     for row in range(count):
                         apply(np.array([row]))
 
-                # What was paged out is read again meanwhile.
                 whole, single = side_by_side(
-                    (lambda count=count: time.sleep(0.1) or np.arange(count), apply),
-                    (lambda: time.sleep(0.1), one_by_one),
-                    turns=turns,
+                    (lambda count=count: read_again() or np.arange(count), apply), (read_again, one_by_one), turns=turns
                 )
                 rows.append((name, count, f"{whole * 1e3:.1f} ms", f"{single * 1e3:.1f} ms", f"{single / whole:.1f}x"))
             damon_destroy_ctx(ctx)
