@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,8 +179,12 @@ def helpers() -> list[int]:
     return found
 
 
-def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event, *, to_tracer: bool = True) -> None:
-    """Send a signal to the tracer of a process, or to the process, ``delay`` seconds after it began to be traced."""
+def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event, *, to_tracer: bool = True) -> bool:
+    """Send a signal to the tracer of a process, or to the process, ``delay`` seconds after it began to be traced.
+
+    :param done: it will not be traced any more.
+    :returns: whether the signal was sent.
+    """
     status = Path(f"/proc/{pid}/status")
     while not done.is_set():
         tracer = int(status.read_text().partition("TracerPid:")[2].split()[0])
@@ -189,9 +194,10 @@ def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Even
                 pass
             with contextlib.suppress(ProcessLookupError):
                 os.kill(tracer if to_tracer else pid, number)
-            return
+            return True
         # Whoever looks without a pause can keep the helper from the CPU.
         time.sleep(5e-5)
+    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -216,16 +222,20 @@ def test_a_process_that_is_stopped_meanwhile_stays_so(directory: Path, kind: str
     """By SIGSTOP, at any instant, until SIGCONT comes."""
     with target(directory, kind) as process:
         status = Path(f"/proc/{process.pid}/status")
+        stops = 0
         for _ in range(SOAK or 10):
             done = threading.Event()
-            words = (process.pid, signal.SIGSTOP, random.uniform(0, 1e-3), done)
-            thread = threading.Thread(target=disturb, args=words, kwargs={"to_tracer": False})
-            thread.start()
-            attempt(process)
-            thread.join()
-            assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text(), 5)
-            os.kill(process.pid, signal.SIGCONT)
+            with ThreadPoolExecutor(1) as pool:
+                words = (process.pid, signal.SIGSTOP, random.uniform(0, 1e-3), done)
+                stopped = pool.submit(disturb, *words, to_tracer=False)
+                attempt(process)
+                done.set()
+            if stopped.result():
+                stops += 1
+                assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text(), 5)
+                os.kill(process.pid, signal.SIGCONT)
             check(process)
+        assert stops
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
