@@ -41,6 +41,7 @@ from kdamon.mm.bpf import (
     Program,
     syscall,
 )
+from kdamon.mm.pid_namespace import Numbers
 from kdamon.mm.walker import missing_capability
 
 __all__ = ["FaultRecorder"]
@@ -52,8 +53,6 @@ _SMALLEST_RING: Final = 64 << 10
 #: Bytes that all rings together may have: they are memory that cannot be swapped out.
 _ALL_RINGS: Final = 256 << 20
 _MAX_PROCESSES: Final = 1 << 15
-#: The number of the first PID namespace's file (PROC_PID_INIT_INO).
-_FIRST_NAMESPACE: Final = 0xEFFFFFFC
 
 _NR_PERF_EVENT_OPEN: Final = 298
 _PERF_TYPE_SOFTWARE: Final = 1
@@ -90,12 +89,12 @@ _NOTHING: Final[_Bytes] = np.empty(0, dtype=np.uint8)
 _Samples = npt.NDArray[np.void]
 
 
-def _source(watched: Hash, events: PerfEvents, lost: Array) -> Assembler:
+def _source(numbers: Numbers, watched: Hash, events: PerfEvents, lost: Array) -> Assembler:
     """The program; its arguments are the address, the registers and the error code of the fault."""
     asm = Assembler()
     asm.op_reg("mov", R6, R1)
     # Frame: time -32, addr -24, tid -16, tgid -12, cpu -8, error -4; key -40.
-    _current(asm)
+    numbers.load(asm, "out")
     asm.op_reg("mov", R1, R7)
     asm.op("rsh", R1, 32)
     asm.store(4, R10, -40, R1)
@@ -132,23 +131,6 @@ def _source(watched: Hash, events: PerfEvents, lost: Array) -> Assembler:
     asm.op("mov", R0, 0)
     asm.exit()
     return asm
-
-
-def _current(asm: Assembler) -> None:
-    """R7 = numbers of the present process (upper half) and thread, as this process sees them."""
-    namespace = os.stat("/proc/self/ns/pid")
-    if namespace.st_ino == _FIRST_NAMESPACE:
-        asm.call(Helper.GET_CURRENT_PID_TGID)
-        asm.op_reg("mov", R7, R0)
-        return
-    asm.load_number(R1, os.major(namespace.st_dev) << 20 | os.minor(namespace.st_dev))
-    asm.load_number(R2, namespace.st_ino)
-    asm.op_reg("mov", R3, R10)
-    asm.op("add", R3, -16)
-    asm.op("mov", R4, 8)
-    asm.call(Helper.GET_NS_CURRENT_PID_TGID)
-    asm.jump_if("jne", R0, 0, "out")
-    asm.load(R7, R10, -16)
 
 
 class _Ring:
@@ -268,7 +250,7 @@ class FaultRecorder:
             stack.callback(self._events.close)
             stack.callback(self._close_rings)
             self._open_rings(ring_size)
-            program = Program(_source(self._watched, self._events, self._lost_array), "kdamon_faults")
+            program = Program(_source(Numbers(), self._watched, self._events, self._lost_array), "kdamon_faults")
             try:
                 for name in _TRACEPOINTS:
                     stack.callback(os.close, program.attach(name))

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
 from kdamon.mm.inject_target import Target, Traced
+from kdamon.mm.pid_namespace import in_first_pid_namespace
 
 __all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
@@ -104,7 +105,8 @@ def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Res
     _check_machine()
     if pid == os.getpid():
         raise OSError(errno.EOPNOTSUPP, "kdamon cannot stop itself to work on its own memory; name another process")
-    if pid == 1:
+    # In a container it is a process like others.
+    if pid == 1 and in_first_pid_namespace():
         raise OSError(errno.EPERM, "process 1 keeps the system alive and is never stopped; name another process")
     deadline = time.monotonic() + timeout
     while True:

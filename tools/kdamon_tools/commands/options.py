@@ -28,7 +28,12 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
         "--cpus", type=parse_cpus, default=(), metavar="LIST", help="only those made by these CPUs, such as 0-3,5"
     )
     group.add_argument(
-        "--tids", type=parse_tids, default=(), metavar="LIST", help="only those made by these threads, such as 12,13"
+        "--tids",
+        type=parse_tids,
+        default=(),
+        metavar="LIST",
+        help="only those made by these threads, such as 12,13: their numbers where kdamon runs, not those that a "
+        "container below it has for them",
     )
     group.add_argument(
         "--density", action="store_true", help="estimate from reports how densely each region is accessed"
