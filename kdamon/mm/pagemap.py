@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The pages of whole ranges: /proc/PID/pagemap (``fs/proc/task_mmu.c``), and the page table walk where it works.
 
-Memory is looked at in blocks of 2 MiB, what one page table maps. The walk leaves out blocks in which nothing can be,
-so that terabytes of reserved addresses cost no more than what is in them.
+Memory is looked at in blocks of 2 MiB, what one page table maps. Blocks in which nothing is are left out, by the walk
+or by PAGEMAP_SCAN, so that terabytes of reserved addresses cost no more than what is in them. No call holds the
+target's mmap_lock for long, see :mod:`kdamon.mm.mmap_lock`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import U64Array, ranges
+from kdamon.mm.mmap_lock import held
+from kdamon.mm.populated import populated
 from kdamon.mm.walk_program import ACCESSED, LEVEL, PRESENT
 from kdamon.mm.walker import Walker, shared_walker
 
@@ -46,6 +49,7 @@ _GUARD: Final = np.uint64(1 << 58)
 _EXCLUSIVE: Final = np.uint64(1 << 56)
 _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 
+_ENTRIES: Final = np.uint64(BLOCK // PAGE_SIZE)
 _WITHIN: Final = np.arange(0, BLOCK, PAGE_SIZE, dtype=np.uint64)
 
 _Mask = npt.NDArray[np.bool_]
@@ -86,19 +90,27 @@ def exclusive_frames(entries: U64Array) -> U64Array:
 def entries_at(fd: int, addrs: U64Array) -> U64Array:
     """The entries of an open /proc/PID/pagemap for ``addrs`` in any order, 0 beyond its end, shape (n,).
 
-    Pages that follow each other are read at once.
+    Pages of one page table that follow each other are read at once.
     """
     pages = addrs >> np.uint64(12)
     if not len(pages):
         return pages
-    first = np.append(0, np.flatnonzero(pages[1:] != pages[:-1] + np.uint64(1)) + 1)
+    apart = (pages[1:] != pages[:-1] + np.uint64(1)) | (pages[1:] % _ENTRIES == 0)
+    first = np.append(0, np.flatnonzero(apart) + 1)
     counts = np.diff(np.append(first, len(pages)))
+    # Addresses of the kernel's half are beyond the end of the file, or of any file.
     parts = [
-        # Addresses of the kernel's half are beyond the end of the file, or of any file.
-        (os.pread(fd, 8 * count, 8 * page) if page < 1 << 45 else b"").ljust(8 * count, b"\0")
+        _read(fd, page, count) if page < 1 << 45 else bytes(8 * count)
         for page, count in zip(pages[first].tolist(), counts.tolist(), strict=True)
     ]
     return np.frombuffer(b"".join(parts), dtype=np.uint64)
+
+
+def _read(fd: int, page: int, count: int) -> bytes:
+    """``count`` entries of one page table from the number ``page`` on; 0 where the address space ended."""
+    with held:
+        entries = os.pread(fd, 8 * count, 8 * page)
+    return entries.ljust(8 * count, b"\0")
 
 
 class Pagemap:
@@ -117,7 +129,13 @@ class Pagemap:
             self._lacking = error
 
     def groups(self, wanted: U64Array) -> Iterator[U64Array]:
-        """The blocks (as ranges) within ``wanted`` that may hold pages, a gibibyte's at a time."""
+        """The blocks (as ranges) that touch ``wanted`` and may hold pages there, ascending, a gibibyte's at a time.
+
+        Holes cost next to nothing where the page table walk works, or PAGEMAP_SCAN (Linux 6.7).
+        """
+        if self._walker is None:
+            yield from populated(self._fd, wanted)
+            return
         for gib in self._tables(ranges.blocks(wanted, _GIB), _PUD):
             found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), BLOCK), _PMD)
             if len(found):
@@ -125,9 +143,7 @@ class Pagemap:
 
     def _tables(self, candidates: U64Array, level: int) -> U64Array:
         """Those of ``candidates`` for which the walk does not already end at ``level``."""
-        if self._walker is None:
-            return candidates
-        flags = self._walker.young(self._fd, candidates[:, 0])
+        flags = self.walk(candidates[:, 0])
         empty = ((flags & LEVEL) >= level) & ((flags & PRESENT) == 0)
         kept: U64Array = candidates[~empty]
         return kept
@@ -140,10 +156,7 @@ class Pagemap:
 
     def entries(self, blocks: U64Array) -> U64Array:
         """The pagemap's entries for :meth:`pages` of ``blocks``; 0 where the address space ended."""
-        parts = []
-        for start, end in ranges.union(blocks, ranges.NO_RANGES).tolist():
-            size = (end - start) * 8 // PAGE_SIZE
-            parts.append(os.pread(self._fd, size, start * 8 // PAGE_SIZE).ljust(size, b"\0"))
+        parts = [_read(self._fd, start // PAGE_SIZE, BLOCK // PAGE_SIZE) for start in blocks[:, 0].tolist()]
         return np.frombuffer(b"".join(parts), dtype=np.uint64)
 
     def accessed(self, pages: U64Array) -> _Mask:

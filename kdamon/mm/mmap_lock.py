@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Keeps system calls short that hold a target's mmap_lock, and leaves room between them (``linux/mmap_lock.h``).
+
+While such a call goes on, the target's own mmap(), munmap(), brk() and mprotect() wait. The kernel gives the lock up
+now and then during a long call, but takes it back before the waiting thread woke up, for up to 4 ms
+(``kernel/locking/rwsem.c: RWSEM_WAIT_TIMEOUT``), and so do calls that follow each other at once. So what kdamon asks of
+a target's memory is cut into pieces, and kdamon pauses between them without the lock:
+
+* every system call that takes a target's mmap_lock runs within :data:`held`;
+* what such a call does has a bound: one page table of a pagemap, or as much as :class:`CallSize` allows.
+
+Both rely on measured time, because the same call costs ten times as much on one machine as on another. What takes no
+mmap_lock needs neither: the page table walk (:mod:`kdamon.mm.walker`), /proc/kpageflags, the idle page bitmap.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+__all__ = ["LONGEST", "CallSize", "held"]
+
+#: Nanoseconds for which one thread's calls may hold mmap_locks before it pauses.
+_TOGETHER: Final = 100_000
+#: Nanoseconds of a pause: a thread that waits for the lock wakes up meanwhile.
+_PAUSE: Final = 100_000
+#: Nanoseconds that one call should not exceed, well below the 0.3 ms that docs/access-sources.md promises.
+LONGEST: Final = 200_000
+
+
+class _Held(threading.local):
+    """The calls of the present thread: ``with held:`` around each one.
+
+    Entering pauses if the calls since the last pause took too long together. The time that the caller spent otherwise
+    counts as a pause.
+
+    :ivar elapsed: nanoseconds of the last call.
+    """
+
+    elapsed = 0
+    _together = 0
+    _begin = 0
+    _end = 0
+
+    def __enter__(self) -> None:
+        idle = time.monotonic_ns() - self._end
+        if idle < _PAUSE and self._together >= _TOGETHER:
+            time.sleep((_PAUSE - idle) / 1e9)
+            idle = _PAUSE
+        if idle >= _PAUSE:
+            self._together = 0
+        self._begin = time.monotonic_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._end = time.monotonic_ns()
+        self.elapsed = self._end - self._begin
+        self._together += self.elapsed
+
+
+#: Not reentrant; any thread may use it.
+held: Final = _Held()
+
+
+class CallSize:
+    """How much one call may do so that it ends within :data:`LONGEST`; learned from the calls before.
+
+    :param first: where it begins, in units of the caller's.
+    :param least: never less, be the machine as busy as it may.
+    :param most: never more.
+    :ivar now: what the next call may do.
+    """
+
+    def __init__(self, first: int, least: int, most: int) -> None:
+        self.now = first
+        self._least = least
+        self._most = most
+
+    def called(self, did: int) -> None:
+        """Learn from a call within :data:`held` that just ended.
+
+        :param did: what it did, in the same units.
+        """
+        elapsed = held.elapsed
+        if elapsed > LONGEST:
+            # Not at once as little as it looks: the thread may have lost its CPU in the middle.
+            self.now = max(self._least, self.now // 4, min(self.now, did * LONGEST // (2 * elapsed)))
+        elif did >= self.now and elapsed < LONGEST // 4:
+            self.now = min(self._most, 2 * self.now)
+        elif did >= self.now and elapsed < LONGEST * 3 // 4:
+            self.now = min(self._most, self.now + self.now // 16 + 1)

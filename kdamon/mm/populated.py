@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where an address space holds pages: PAGEMAP_SCAN from one page to the next (``fs/proc/task_mmu.c``).
+
+One call finds the first page from an address on, and the next one begins at the following block, so that the cost is
+that of the blocks with pages. The kernel steps over what has no page table a gibibyte or more at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from kdamon.mm import U64Array
+from kdamon.mm.mmap_lock import CallSize, held
+
+__all__ = ["populated"]
+
+_BLOCK: Final = 1 << 21
+_GIB: Final = 1 << 30
+
+# include/uapi/linux/fs.h
+_PAGEMAP_SCAN: Final = 0xC0606610
+_PRESENT: Final = 1 << 3
+_SWAPPED: Final = 1 << 4
+#: ``struct pm_scan_arg``: size, flags, start, end, end of the walk, where to write, room there, limit, and four masks
+#: of categories: inverted ones, those that must match, those of which any must match, those to be returned.
+_ARGUMENT: Final = struct.Struct("<12Q")
+
+#: Blocks of empty page tables cost a call some microseconds each; bounds of what one is let look for.
+_FIRST: Final = 16
+_MOST: Final = 512
+
+
+def populated(fd: int, wanted: U64Array) -> Iterator[U64Array]:
+    """The blocks of 2 MiB (as ranges) that touch ``wanted`` and hold pages there, a gibibyte's at a time.
+
+    Before Linux 6.7 these are all that touch ``wanted``.
+
+    :param fd: open /proc/PID/pagemap.
+    :param wanted: user space addresses, ascending and disjoint ranges.
+    """
+    scan = _Scan(fd)
+    found: list[int] = []
+    for start, end in wanted.tolist():
+        at = start
+        while at < end:
+            try:
+                page = scan.first(at, end)
+            except OSError as error:
+                if error.errno not in {errno.ENOTTY, errno.EINVAL, errno.ENOSYS}:
+                    raise
+                page = at
+            if page is None:
+                break
+            block = page - page % _BLOCK
+            if found and block // _GIB != found[0] // _GIB:
+                yield _blocks(found)
+                found = []
+            if not found or block != found[-1]:
+                found.append(block)
+            at = block + _BLOCK
+    if found:
+        yield _blocks(found)
+
+
+def _blocks(starts: list[int]) -> U64Array:
+    edges = np.array(starts, dtype=np.uint64)
+    return np.stack((edges, edges + np.uint64(_BLOCK)), axis=1)
+
+
+class _Scan:
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._found = (ctypes.c_uint64 * 3)()
+        self._size = CallSize(_FIRST, 1, _MOST)
+
+    def first(self, start: int, end: int) -> int | None:
+        """The address of the first page in [start, end), in memory or in swap; None when there is none.
+
+        :raises OSError: ENOTTY the kernel has no PAGEMAP_SCAN.
+        """
+        while start < end:
+            reach = min(end, start + self._size.now * _BLOCK)
+            place = ctypes.addressof(self._found)
+            argument = bytearray(
+                _ARGUMENT.pack(_ARGUMENT.size, 0, start, reach, 0, place, 1, 1, 0, 0, _PRESENT | _SWAPPED, _PRESENT)
+            )
+            with held:
+                count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
+            if count:
+                return int(self._found[0])
+            self._size.called((reach - start) // _BLOCK)
+            start = reach
+        return None

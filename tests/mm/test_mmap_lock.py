@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""When calls that hold a target's mmap_lock pause, and how much one of them does."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdamon.mm import mmap_lock
+from kdamon.mm.mmap_lock import LONGEST, CallSize, held
+
+MICROSECOND = 1000
+
+
+class FakeTime:
+    """A clock that only calls and pauses move."""
+
+    def __init__(self) -> None:
+        self.now = 10**12
+        self.pauses: list[float] = []
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += round(seconds * 1e9)
+
+    def call(self, microseconds: int) -> None:
+        with held:
+            self.now += microseconds * MICROSECOND
+
+
+@pytest.fixture(name="clock")
+def _clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    clock = FakeTime()
+    monkeypatch.setattr(mmap_lock, "time", clock)
+    # The calls of other tests are long ago.
+    monkeypatch.setattr(held, "_end", 0)
+    return clock
+
+
+def test_calls_pause_after_a_tenth_of_a_millisecond_together(clock: FakeTime) -> None:
+    """However short each of them is."""
+    for _ in range(100):
+        clock.call(20)
+    assert len(clock.pauses) == 19
+    assert set(clock.pauses) == {0.0001}
+
+
+def test_a_long_call_is_followed_by_a_pause(clock: FakeTime) -> None:
+    """Before the next one, not after the last."""
+    clock.call(250)
+    assert clock.pauses == []
+    clock.call(1)
+    assert clock.pauses == [0.0001]
+
+
+def test_what_the_caller_does_in_between_is_a_pause(clock: FakeTime) -> None:
+    """Fully, or a part of one."""
+    for _ in range(10):
+        clock.call(90)
+        clock.now += 100 * MICROSECOND
+    assert clock.pauses == []
+    clock.call(90)
+    clock.call(90)
+    clock.now += 40 * MICROSECOND
+    clock.call(1)
+    assert clock.pauses == pytest.approx([0.00006])
+
+
+def test_a_failed_call_counts(clock: FakeTime) -> None:
+    """It held the lock too."""
+    with pytest.raises(OSError, match="refused"), held:
+        clock.now += 300 * MICROSECOND
+        raise OSError("refused")
+    clock.call(1)
+    assert len(clock.pauses) == 1
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(0, 1), (5, 2), (150, 1), (0, 60)])
+def test_a_size_fits_the_machine(clock: FakeTime, fixed: int, each: int) -> None:
+    """From any size to calls that take neither more than they may nor much less."""
+    for first in (1, 64, 1000):
+        size = CallSize(first, 1, 1000)
+        longest = 0
+        for turn in range(200):
+            did = size.now
+            clock.call(fixed + each * did)
+            size.called(did)
+            if turn > 100:
+                longest = max(longest, held.elapsed)
+        assert longest <= LONGEST + 2 * each * MICROSECOND
+        assert fixed + each * (size.now + 1) >= 75
+
+
+def test_a_size_has_bounds(clock: FakeTime) -> None:
+    """Never less than the least nor more than the most, and a call that did less than it might teaches no growth."""
+    size = CallSize(64, 32, 128)
+    for _ in range(10):
+        clock.call(5000)
+        size.called(size.now)
+    assert size.now == 32
+    clock.call(1)
+    size.called(10)
+    assert size.now == 32
+    for _ in range(10):
+        clock.call(1)
+        size.called(size.now)
+    assert size.now == 128
+
+
+def test_one_long_call_does_not_make_it_tiny(clock: FakeTime) -> None:
+    """The thread may only have waited for a CPU."""
+    size = CallSize(64, 1, 128)
+    clock.call(100_000)
+    size.called(64)
+    assert size.now == 16
