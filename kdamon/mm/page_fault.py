@@ -18,6 +18,7 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -28,19 +29,22 @@ from typing import Final
 import numpy as np
 
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array, maps
+from kdamon.mm.fault_sample import FaultSample, State, States
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
 from kdamon.mm.process import NOTHING, ProcessSpace
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.protection import Protection, has_its_own
 from kdamon.mm.ranges import NO_RANGES
-from kdamon.mm.uffd import FILE, HUGE, PRESENT, WRITTEN, ZERO, Pages, Userfaultfd, has_userfaultfd
+from kdamon.mm.uffd import Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["PageFault", "PageFaultSpace"]
 
 log = logging.getLogger("kdamon")
 
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+
+_NO_SAMPLE: Final = FaultSample(NOTHING, np.empty(0, dtype=np.uint8))
 
 #: What is done to memory because it is not accessed.
 _FOR_COLD: Final = frozenset({"cold", "pageout"})
@@ -67,9 +71,7 @@ class PageFaultSpace(ProcessSpace):
         self._protection: Protection | None = None
         self._ask_at = 0
         self._ask_after = _ASK_AGAIN
-        #: Pages of the present sample that were not found written yet, and which of them are armed.
-        self._waiting = NOTHING
-        self._waiting_armed = np.zeros(0, dtype=np.bool_)
+        self._sample = _NO_SAMPLE
 
     def same(self, files: ProcessFiles) -> bool:
         """Tell whether ``files`` are of this address space, by the random place of its last mapping, the vdso."""
@@ -100,22 +102,17 @@ class PageFaultSpace(ProcessSpace):
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
         pages = addrs & _PAGE_MASK
         with self._lock:
-            self._unknown = self._waiting = NOTHING
+            self._sample = _NO_SAMPLE
             if self._closed or not len(pages):
                 return
             protection = self._protection or self._ask()
-            if protection is None:
-                self._unknown = pages
-                return
-            protection.disarm(self, self._table)
-            try:
-                armed, unknown = protection.arm(self, self._table, pages, self._files.maps)
-            except ProcessLookupError:
-                # The process left it just now; it ended, or has another one.
-                self._unknown = pages
-                return
-            self._unknown = pages[unknown]
-            self._waiting, self._waiting_armed = pages[~unknown], armed[~unknown]
+            states: States = np.full(len(pages), State.UNKNOWN, dtype=np.uint8)
+            if protection is not None:
+                protection.disarm(self, self._table)
+                # Else the process left it just now; it ended, or has another one.
+                with contextlib.suppress(ProcessLookupError):
+                    states = protection.arm(self, self._table, pages, self._files.maps)
+            self._sample = FaultSample(pages, states)
 
     def young(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.AddressSpace.young`."""
@@ -125,9 +122,9 @@ class PageFaultSpace(ProcessSpace):
                 return answers
             if self._protection is not None:
                 self._protection.disarm(self, self._table)
-            self._waiting = NOTHING
-            if len(self._unknown):
-                answers[np.isin(addrs & _PAGE_MASK, self._unknown)] = UNKNOWN
+            self._sample.end()
+            if len(self._sample.unknown):
+                answers[np.isin(addrs & _PAGE_MASK, self._sample.unknown)] = UNKNOWN
             return answers
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
@@ -143,22 +140,11 @@ class PageFaultSpace(ProcessSpace):
         return applied
 
     def written(self) -> Faults:
-        """Which sampled pages were written since they were armed, or came: each once, without who did it."""
+        """Which sampled pages were written, or came, since this was last asked, see :class:`FaultSample`."""
         with self._lock:
-            if self._closed or not len(self._waiting):
+            if self._closed:
                 return np.empty(0, dtype=FAULT_DTYPE)
-            categories = self._table.categories(self._waiting)
-            hit = (categories & np.uint64(PRESENT | WRITTEN | HUGE)) == PRESENT | WRITTEN
-            faults = np.zeros(int(hit.sum()), dtype=FAULT_DTYPE)
-            faults["time"], faults["pid"] = time.monotonic_ns(), self._pid
-            faults["cpu"] = faults["node_id"] = -1
-            faults["addr"] = self._waiting[hit]
-            # The zero page came by a read, and a page of a file that was not there may have.
-            read = (categories[hit] & np.uint64(ZERO)) != 0
-            read |= ((categories[hit] & np.uint64(FILE)) != 0) & ~self._waiting_armed[hit]
-            faults["write"] = ~read
-            self._waiting, self._waiting_armed = self._waiting[~hit], self._waiting_armed[~hit]
-            return faults
+            return self._sample.faults(self._table, self._pid)
 
     def close(self) -> None:
         """See :meth:`kdamon.mm.process.ProcessSpace.close`; nothing stays armed."""

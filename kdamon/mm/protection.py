@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import U64Array, maps
+from kdamon.mm.fault_sample import State, States
 from kdamon.mm.pagemap import BLOCK
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract
-from kdamon.mm.uffd import FILE, HUGE, PRESENT, WPALLOWED, Pages, Userfaultfd, has_userfaultfd
+from kdamon.mm.uffd import FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["Protection", "has_its_own"]
 
@@ -115,26 +116,24 @@ class Protection:
                     "that one first, or monitor by page_table instead",
                 )
 
-    def arm(self, user: object, table: Pages, pages: U64Array, read: Callable[[], bytes]) -> tuple[_Mask, _Mask]:
-        """Arm ``pages`` for ``user``.
+    def arm(self, user: object, table: Pages, pages: U64Array, read: Callable[[], bytes]) -> States:
+        """Arm ``pages`` for ``user``, as far as they can be.
 
         :param table: of this address space, the user's own.
         :param read: reads /proc/PID/maps, for when some mappings are not registered.
-        :returns: which are armed, and which are mapped but cannot be armed.
+        :returns: their states, shape (n,).
         """
         with self._lock:
-            armed = self._arm(table, pages)
-            unarmed = np.flatnonzero(~armed)
-            missed, again = self._missed(table, pages[unarmed])
+            states = np.zeros(len(pages), dtype=np.uint8)
+            unarmed = np.flatnonzero(~self._arm(table, pages))
+            states[unarmed], again = self._look(table, pages[unarmed])
             if again and time.monotonic_ns() >= self._register_at:
                 self._register(read())
-                armed[unarmed] = self._arm(table, pages[unarmed])
-                unarmed = np.flatnonzero(~armed)
-                missed, _ = self._missed(table, pages[unarmed])
-            unknown = np.zeros(len(pages), dtype=np.bool_)
-            unknown[unarmed[missed]] = True
-            self._armed[user] = pages[armed]
-            return armed, unknown
+                unarmed = unarmed[~self._arm(table, pages[unarmed])]
+                states[:] = State.ARMED
+                states[unarmed], _ = self._look(table, pages[unarmed])
+            self._armed[user] = pages[states == State.ARMED]
+            return states
 
     def _arm(self, table: Pages, pages: U64Array) -> _Mask:
         # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
@@ -145,15 +144,15 @@ class Protection:
         armed[ours] = table.arm(pages[ours])
         return armed
 
-    def _missed(self, table: Pages, pages: U64Array) -> tuple[_Mask, bool]:
-        """Which of ``pages``, that were not armed, are there; and whether registering could help.
-
-        Those that came just now are not missed: that was a first touch.
-        """
+    def _look(self, table: Pages, pages: U64Array) -> tuple[States, bool]:
+        """The states of ``pages``, that were not armed; and whether registering could help."""
         categories = table.categories(pages)
-        there = ((categories & np.uint64(PRESENT)) != 0) & ~inside(self._spared, pages)
-        huge = there & self._unknown_huge(pages, categories)
-        if huge.any() and not self._told_huge:
+        spared = inside(self._spared, pages)
+        there = ((categories & np.uint64(PRESENT)) != 0) & ~spared
+        huge = there & ((categories & np.uint64(HUGE)) != 0)
+        copied = huge & ~self._unknown_huge(pages, categories)
+        unknown_huge = huge & ~copied
+        if unknown_huge.any() and not self._told_huge:
             self._told_huge = True
             log.warning(
                 "process %d: huge pages are neither sampled nor paged out: page_fault would split them; use page_table "
@@ -161,8 +160,14 @@ class Protection:
                 self._pid,
             )
         ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
-        unregistered = there & ~huge & ~ready
-        return huge | unregistered, bool(unregistered.any())
+        states = np.full(len(pages), State.BARE, dtype=np.uint8)
+        states[ready] = State.EMPTY
+        states[ready & ((categories & np.uint64(SWAPPED)) != 0)] = State.SWAPPED
+        # One that can be armed and was not came between the two looks.
+        states[there] = State.UNKNOWN
+        states[copied & ready] = State.COPIED
+        states[spared] = State.SPARED
+        return states, bool((there & ~unknown_huge & ~ready).any())
 
     def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
         """Which of ``pages`` are of huge pages that can be written without a fault."""

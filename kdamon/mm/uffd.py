@@ -31,6 +31,7 @@ __all__ = [
     "HUGE",
     "PAGE_SIZE",
     "PRESENT",
+    "SWAPPED",
     "WPALLOWED",
     "WRITTEN",
     "ZERO",
@@ -49,7 +50,7 @@ WPALLOWED: Final = 1 << 0
 WRITTEN: Final = 1 << 1
 FILE: Final = 1 << 2
 PRESENT: Final = 1 << 3
-_SWAPPED: Final = 1 << 4
+SWAPPED: Final = 1 << 4
 ZERO: Final = 1 << 5
 HUGE: Final = 1 << 6
 
@@ -280,15 +281,15 @@ class Pages:
 
     def __init__(self, pagemap: int) -> None:
         wanted = PRESENT | HUGE
-        told = WPALLOWED | WRITTEN | FILE | PRESENT | ZERO | HUGE
+        told = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
         self._found = np.empty((0, 3), dtype=np.uint64)
         # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
         # inverted ones, those that must match, those of which any must match, those to be told.
         self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
         alone = WRITTEN | HUGE
-        self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | _SWAPPED))
+        self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
         self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
-        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, PRESENT, 0, told))
+        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, told))
 
     def arm(self, pages: U64Array) -> _Mask:
         """Write-protect those of ``pages`` (addresses, shape (n,)) that are present, registered and not huge.
@@ -304,7 +305,10 @@ class Pages:
         return armed
 
     def categories(self, pages: U64Array) -> U64Array:
-        """The categories of ``pages`` that are present, 0 for others, shape (n,)."""
+        """The categories of ``pages``, 0 for those in no mapping, shape (n,).
+
+        WPALLOWED is about the mapping, also where no page is there; WRITTEN says something with PRESENT and WPALLOWED.
+        """
         found = self._scan(self._look, pages) == 1
         categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
         return categories

@@ -182,6 +182,8 @@ static void prepare(const char *name, const char *path)
 	} else if (!strcmp(name, "shmem")) {
 		memory = anonymous(size, MAP_SHARED);
 		memset(memory, 1, size);
+	} else if (!strcmp(name, "shared")) {
+		memory = anonymous(size, MAP_SHARED);
 	} else if (!strcmp(name, "file")) {
 		memory = file(path, PROT_READ | PROT_WRITE, MAP_SHARED);
 	} else if (!strcmp(name, "private")) {
@@ -242,6 +244,17 @@ int main(int argc, char **argv)
 			if (mmap(memory, pages * PAGE, PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != memory)
 				die("mmap");
+			break;
+		case 'M': { /* move other memory, that is full, to its place */
+			char *from = anonymous(pages * PAGE, MAP_PRIVATE);
+			memset(from, 1, pages * PAGE);
+			if (mremap(from, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory) != memory)
+				die("mremap");
+			break;
+		}
+		case 'p': /* let nobody write */
+			if (mprotect(memory, pages * PAGE, PROT_READ))
+				die("mprotect");
 			break;
 		case 'u': /* take the mapping away for good */
 			munmap(memory, pages * PAGE);
