@@ -10,7 +10,7 @@ from attrs import evolve
 
 from kdamon_tools.compare import Accuracy, PhaseResult
 from kdamon_tools.reporters.comparison import render_comparison
-from kdamon_tools.reporters.heatmap import render_heatmap, worthwhile_ranges
+from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, legend, level_of, paint
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table, summarize
@@ -76,7 +76,7 @@ class TestHeatmap:
         """Lines are addresses, columns are time, characters are frequency."""
         rows = [(0x1000, 0x3000, 20, 1, 0), (0x3000, 0x5000, 0, 1, 0)]
         of = recording([Snapshot.of(100 + t / 10, rows) for t in range(1, 4)], 0.3)
-        assert {"1000": "@@@", "2000": "@@@", "3000": "...", "...": "4.0 KiB hardly accessed"} == picture(of)
+        assert {"1000": "@@@", "2000": "@@@", "3000": "...", "...": "not drawn: 4.0 KiB not accessed"} == picture(of)
         assert "a line is 4.0 KiB, a column 0.1 s" in render_heatmap(of)
 
     def test_time_goes_to_the_right(self) -> None:
@@ -95,7 +95,7 @@ class TestHeatmap:
         """Unmonitored terabytes take one line; idle monitored bytes are counted in it."""
         rows = [(LOW, LOW + MIB, 20, 0, 0), (LOW + MIB, LOW + 101 * MIB, 0, 0, 0), (HIGH, HIGH + MIB, 20, 0, 0)]
         lines = picture(recording([Snapshot.of(101.0, rows)], 1.0), height=20)
-        assert lines["..."].endswith("MiB hardly accessed")
+        assert "not drawn: 99.9 MiB not accessed" == lines["..."]
         assert lines[f"{LOW:x}"] == lines[f"{HIGH:x}"] == "@"
         assert len(lines) <= 21
 
@@ -133,24 +133,6 @@ class TestHeatmap:
         lines = picture(recording([Snapshot.of(101, rows)], 1.0))
         assert ["@", "."] == list(lines.values())[:2]
 
-    def test_one_early_glimpse_makes_no_range_worthwhile(self) -> None:
-        """The large regions of a run's first moments must not spoil the zoom."""
-        coarse = Snapshot.of(100.1, [(LOW, LOW + 200 * MIB, 10, 0, 0)])
-        fine = [(LOW, LOW + 16 * MIB, 20, 0, 0), (LOW + 16 * MIB, LOW + 200 * MIB, 0, 0, 0)]
-        snapshots = [coarse] + [Snapshot.of(100.1 + t / 10, fine) for t in range(1, 100)]
-        ranges, monitored = worthwhile_ranges(snapshots, CONFIG)
-        assert [(LOW, LOW + 17 * MIB)] == ranges
-        assert [(LOW, LOW + 200 * MIB)] == monitored
-
-    def test_what_was_unknown_for_long_is_shown_and_a_short_guess_is_not(self) -> None:
-        """Unknown memory must not pass for idle; one unknown sample of a mapping that came and went says nothing."""
-        hot: list[tuple[int, int, float, int, float]] = [(0x10_0000, 0x11_0000, 20, 0, 0)]
-        short = [*hot, (0x1000_0000, 0x1001_0000, 0, 0, 20)]
-        snapshots = [Snapshot.of(101, short)] + [Snapshot.of(101 + t / 10, hot) for t in range(1, 100)]
-        assert [(0x10_0000, 0x11_0000)] == worthwhile_ranges(snapshots, CONFIG)[0]
-        snapshots = [Snapshot.of(101 + t / 10, short if t < 20 else hot) for t in range(100)]
-        assert [(0x10_0000, 0x11_0000), (0x1000_0000, 0x1001_0000)] == worthwhile_ranges(snapshots, CONFIG)[0]
-
     def test_lines_begin_at_pages(self) -> None:
         """Whatever the surroundings that are shown come to."""
         rows = [(LOW, LOW + 33 * 4096, 20, 0, 0), (LOW + 33 * 4096, LOW + MIB, 0, 0, 0)]
@@ -179,8 +161,32 @@ class TestTable:
         rows = [(n * 0x1000, (n + 1) * 0x1000, n % 10, 0, 0) for n in range(100)]
         lines = render_table(Snapshot.of(101, rows), CONFIG, since=100, height=9).splitlines()
         assert len(lines) <= 9
-        assert ["9000", "13000", "1d000", "27000", "31000"] == [line[:16].strip() for line in lines[2:-1]]
-        assert lines[-1].strip() == "and 95 smaller or colder regions"
+        assert ["9000", "13000", "1d000", "27000", "31000", "3b000"] == [line[:16].strip() for line in lines[2:-1]]
+        assert lines[-1].strip() == "and 94 more: 376.0 KiB accessed in at most 45%"
+
+    def test_hot_regions_that_find_no_room_are_counted(self) -> None:
+        """Those with most accessed bytes are shown; a small hot one comes before a large one that is warm."""
+        rows = [(LOW + n * MIB, LOW + n * MIB + (n + 1) * 4096, 20, 0, 0) for n in range(100)]
+        rows += [(HIGH, HIGH + 1024 * MIB, 9, 0, 0), (HIGH + 1024 * MIB, HIGH + 1025 * MIB, 0, 0, 20)]
+        lines = render_table(Snapshot.of(101, rows), CONFIG, since=100, height=9, width=110).splitlines()
+        shown = [f"{LOW + n * MIB:x}" for n in range(94, 100)]
+        assert shown == [line[:16].strip() for line in lines[2:-1]]
+        hidden = sum(n + 1 for n in range(94)) * 4 / 1024
+        assert lines[-1].strip() == (
+            f"and 96 more: {hidden:.1f} MiB hot in 94 areas, 1.0 MiB unknown, 1.0 GiB accessed in at most 45%"
+        )
+
+    @pytest.mark.parametrize("height", [1, 2, 3, 4, 8, 24])
+    @pytest.mark.parametrize("width", [30, 40, 46, 58, 66, 80])
+    def test_it_fits_any_terminal(self, width: int, height: int) -> None:
+        """Neither wider nor higher; start, size and share are always there."""
+        rows = [(LOW + n * MIB, LOW + (n + 1) * MIB, n % 21, n, n % 5) for n in range(100)]
+        lines = render_table(Snapshot.of(101, rows), CONFIG, since=100, height=height, width=width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert len(lines) <= height
+        if height == 24:
+            assert [f"{LOW + 20 * MIB:x}", "1.0", "MiB"] == next(line.split()[:3] for line in lines if "100%" in line)
+            assert "hot in" in " ".join(lines)
 
     @pytest.mark.parametrize("width", [40, 60, 80])
     def test_no_line_is_wider_than_the_terminal(self, width: int) -> None:
@@ -198,9 +204,9 @@ def test_addresses_that_were_asked_for_are_all_drawn() -> None:
     """Also where nothing happens: pictures of several runs can be laid side by side."""
     snapshot = Snapshot.of(101, [(LOW, LOW + 4 * MIB, 20, 0, 0), (LOW + 4 * MIB, LOW + 400 * MIB, 0, 0, 0)])
     made = recording([snapshot], 1.0)
-    assert "hardly accessed" in render_heatmap(made, height=20)
+    assert "not drawn" in render_heatmap(made, height=20)
     made = evolve(made, config=Config(pid=42, ops="fvaddr", ranges=((LOW, LOW + 400 * MIB),)))
-    assert "hardly accessed" not in render_heatmap(made, height=20)
+    assert "not drawn" not in render_heatmap(made, height=20)
     lines = picture(made, height=20)
     assert f"{LOW:x}" == next(iter(lines))
     assert 15 <= len(lines) <= 22

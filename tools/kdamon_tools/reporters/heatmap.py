@@ -3,27 +3,29 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-from attrs import frozen
 
-from kdamon_tools.reporters.shades import ABSENT, UNKNOWN, legend, level_of, paint
-from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
+from kdamon_tools.reporters.areas import (
+    Edges,
+    Floats,
+    choose_areas,
+    line_size,
+    monitored_ranges,
+    profile_of,
+    rest_of,
+)
+from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
+from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
-__all__ = ["render_heatmap", "worthwhile_ranges"]
+__all__ = ["render_heatmap"]
 
 _LABEL: Final = 18
-#: An address is worth a line if it was accessed in this share of all samples.
-_WORTHWHILE: Final = 0.02
-#: It is worth one too if it was unknown most of the time, and there for at least this share of the run.
-_LONG: Final = 0.1
-_PAGE: Final = 4096
-
-Floats = npt.NDArray[np.float64]
-Edges = npt.NDArray[np.uint64]
+_LEAST_COLUMNS: Final = 10
+_LEAST_LINES: Final = 4
 
 
 def render_heatmap(
@@ -31,121 +33,48 @@ def render_heatmap(
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
-    Address ranges that were hardly accessed are cut out, and a line says how much; those that were asked for are not.
+    All that was hot is drawn as long as there are lines for it; the rest is left out, and words say how much it is and
+    how hot it was. Addresses that were asked for are all drawn, in one line each at least.
 
-    :param width: columns that a line may take, at least 40.
-    :param height: about how many lines of addresses to draw.
+    :param width: columns that a line may take, at least 28.
+    :param height: lines of addresses to draw at most, at least 4.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
         return (
             "nothing to draw: the process has no memory of its own, or the run was shorter than an aggregation interval"
         )
-    columns = _columns(recording, max(10, width - _LABEL))
-    ranges, monitored = worthwhile_ranges(snapshots, recording.config)
-    if recording.config.ranges:
+    config = recording.config
+    columns = _columns(recording, max(_LEAST_COLUMNS, width - _LABEL))
+    profile = profile_of(snapshots, config)
+    height = max(_LEAST_LINES, height)
+    if config.ranges:
         # Whoever chose the addresses wants to see them, in all pictures at the same place.
-        ranges = monitored
-    ranges, line_bytes = _fit(ranges, height)
+        ranges = monitored_ranges(profile)
+    else:
+        ranges = choose_areas(profile, sum(snapshot.merged for snapshot in snapshots), config, height)
+    # Lines between the ranges are for a picture of few ranges; the labels say where another one begins.
+    apart = 2 * len(ranges) + 1 <= height
+    line_bytes = line_size(ranges, height - len(ranges) - 1 if apart else height)
     heading = f"a line is {format_bytes(line_bytes)}, a column {format_seconds(recording.seconds / len(columns))}"
-    lines = [f"{'address':>{_LABEL - 2}}  {heading}"[:width]]
+    labelled = f"{'address':>{_LABEL - 2}}  {heading}"
+    lines = [labelled] if len(labelled) <= width else textwrap.wrap(heading, width)
     previous_end = 0
     for start, end in ranges:
-        lines += _cut_line(monitored, previous_end, start)
-        edges = np.append(np.arange(start, end, line_bytes, dtype=np.uint64), np.uint64(end))
-        cells = _cells(columns, edges, recording.config)
-        for edge, line in zip(edges, cells, strict=False):
-            lines.append(f"{int(edge):{_LABEL - 2}x}  {paint(line, colour)}".rstrip())
+        if apart:
+            lines += _rest_line(rest_of(profile, ranges, config, previous_end, start), width, bool(previous_end))
+        edges = np.array([*range(start, end, line_bytes), end], np.uint64)
+        for edge, cells in zip(edges, _cells(columns, edges, config), strict=False):
+            lines.append(f"{int(edge):{_LABEL - 2}x}  {paint(cells, colour)}".rstrip())
         previous_end = end
-    lines += _cut_line(monitored, previous_end, 1 << 64)
+    if apart:
+        lines += _rest_line(rest_of(profile, ranges, config, previous_end), width, False)
+    else:
+        lines += _rest_line(rest_of(profile, ranges, config), width, False)
     lines.append(_time_axis(recording.seconds, len(columns)))
     if show_legend:
-        lines += legend(colour)
+        lines += legend(colour, width)
     return "\n".join(lines)
-
-
-@frozen(eq=False)
-class _Profile:
-    """What happened at each address over a whole recording: piece i is [edges[i], edges[i + 1])."""
-
-    edges: Edges
-    covered: Floats
-    accesses: Floats
-    unknown: Floats
-
-
-def _profile(snapshots: list[Snapshot]) -> _Profile:
-    """Sum up all snapshots per address, by one sweep over the edges of all regions."""
-    tables = [snapshot.regions for snapshot in snapshots]
-    weights = np.repeat([float(snapshot.merged) for snapshot in snapshots], [len(table) for table in tables])
-    rows = np.concatenate(tables)
-    addresses = np.concatenate([rows["start"], rows["end"]])
-    edges, index = np.unique(addresses, return_inverse=True)
-    sums = []
-    for values in (weights, weights * rows["nr_accesses"], weights * rows["nr_unknown"]):
-        steps = np.bincount(index, np.concatenate([values, -values]), len(edges))
-        sums.append(np.maximum(np.cumsum(steps)[:-1], 0))
-    return _Profile(edges, *sums)
-
-
-def worthwhile_ranges(snapshots: list[Snapshot], config: Config) -> tuple[list[Range], list[Range]]:
-    """The address ranges worth showing, and all that were ever monitored; both in address order and disjoint.
-
-    Worth showing is what was accessed, or could not be sampled, during a noticeable share of the run, with some
-    of its surroundings; everything if nothing was.
-    """
-    profile = _profile(snapshots)
-    total = sum(snapshot.merged for snapshot in snapshots)
-    monitored = _ranges_where(profile.edges, profile.covered > 0.5)
-    possible = config.max_nr_accesses * total
-    long_unknown = (profile.covered >= _LONG * total) & (
-        profile.unknown > 0.5 * config.max_nr_accesses * profile.covered
-    )
-    wanted = (profile.accesses >= _WORTHWHILE * possible) | long_unknown
-    if not wanted.any():
-        wanted = profile.accesses > 0.5
-    ranges = _ranges_where(profile.edges, wanted)
-    if not ranges:
-        return monitored, monitored
-    margin = max(1, sum(end - start for start, end in ranges) // 16 // _PAGE) * _PAGE
-    return _widen(ranges, monitored, margin), monitored
-
-
-def _ranges_where(edges: Edges, wanted: npt.NDArray[np.bool_]) -> list[Range]:
-    """Touching pieces for which ``wanted`` is true, joined."""
-    flags = np.concatenate([[False], wanted, [False]]).astype(np.int8)
-    steps = np.diff(flags)
-    return [
-        (int(start), int(end))
-        for start, end in zip(edges[np.flatnonzero(steps == 1)], edges[np.flatnonzero(steps == -1)], strict=True)
-    ]
-
-
-def _widen(ranges: list[Range], monitored: list[Range], margin: int) -> list[Range]:
-    """``ranges`` with ``margin`` bytes around, within the monitored area of each; joined where they meet."""
-    widened: list[Range] = []
-    for start, end in ranges:
-        area_start, area_end = next(area for area in monitored if area[0] <= start < area[1])
-        start, end = max(area_start, start - margin), min(area_end, end + margin)  # noqa: PLW2901
-        if widened and start <= widened[-1][1]:
-            widened[-1] = (widened[-1][0], max(end, widened[-1][1]))
-        else:
-            widened.append((start, end))
-    return widened
-
-
-def _fit(ranges: list[Range], height: int) -> tuple[list[Range], int]:
-    """The ranges that ``height`` lines can show, and the bytes of a line, whole pages and the same everywhere."""
-    height = max(4, height)
-    if len(ranges) > height // 2:
-        largest = sorted(ranges, key=lambda area: area[0] - area[1])[: height // 2]
-        ranges = sorted(largest)
-    total = sum(end - start for start, end in ranges)
-    # Each range may leave its last line partly filled.
-    line_bytes = max(_PAGE, total // max(1, height - len(ranges)))
-    # Three significant bits: labels are easier to read, and the picture is hardly smaller.
-    step = max(_PAGE, 1 << max(0, line_bytes.bit_length() - 4))
-    return ranges, -(-line_bytes // step) * step
 
 
 def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
@@ -166,44 +95,68 @@ def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
 
 
 def _cells(columns: list[list[Snapshot]], edges: Edges, config: Config) -> list[str]:
-    """One string for each of the lines between ``edges``, one character for each column."""
+    """One string for each of the lines between ``edges``, one character for each column.
+
+    A line is as hot as its hottest part was, on the average of the column's snapshots.
+    """
     levels = np.full((len(edges) - 1, len(columns)), ABSENT)
     for column, snapshots in enumerate(columns):
-        covered, accesses, unknown = np.sum([_integrals(snapshot, edges) for snapshot in snapshots], axis=0)
+        sums = np.zeros((4, len(edges) - 1))
+        for snapshot in snapshots:
+            sums += snapshot.merged * _measure(snapshot, edges, config)
+        covered, unknown, hottest, known = sums
+        shares = hottest / np.maximum(known, 1)
         for line in np.flatnonzero(covered > 0):
-            possible = covered[line] * config.max_nr_accesses
-            levels[line, column] = UNKNOWN if unknown[line] > 0.5 * possible else level_of(accesses[line] / possible)
+            level = level_of(shares[line])
+            levels[line, column] = UNKNOWN if level == LEVELS[0] and unknown[line] > 0.5 * covered[line] else level
     return ["".join(line) for line in levels]
 
 
-def _integrals(snapshot: Snapshot, edges: Edges) -> Floats:
-    """Covered bytes, bytes x accesses and bytes x unknown samples between neighbouring edges, shape (3, n)."""
+def _measure(snapshot: Snapshot, edges: Edges, config: Config) -> Floats:
+    """What ``snapshot`` says of each line between ``edges``, shape (4, n).
+
+    Rows: bytes that are covered; bytes that are mostly unknown; how often the hottest known region was accessed, as a
+    share from 0 to 1; and 1 where there is a known region.
+    """
     regions = snapshot.regions
     if not len(regions):
-        return np.zeros((3, len(edges) - 1))
+        return np.zeros((4, len(edges) - 1))
+    known = regions["nr_unknown"] <= 0.5 * config.max_nr_accesses
+    shares = np.append(np.where(known, np.minimum(1.0, regions["nr_accesses"] / config.max_nr_accesses), -1.0), -1.0)
+    # The regions of each line, first and end (exclusive); one more region makes every end an index.
+    first = np.searchsorted(regions["end"], edges[:-1], side="right")
+    end = np.searchsorted(regions["start"], edges[1:], side="left")
+    hottest = np.maximum.reduceat(shares, np.stack([first, end], axis=1).ravel())[::2]
+    sampled = (first < end) & (hottest >= 0)
+    covered = _bytes_between(snapshot, edges, np.ones(len(regions)))
+    unknown = _bytes_between(snapshot, edges, (~known).astype(np.float64))
+    return np.stack([covered, unknown, np.where(sampled, hottest, 0.0), sampled.astype(np.float64)])
+
+
+def _bytes_between(snapshot: Snapshot, edges: Edges, factors: Floats) -> Floats:
+    """Bytes of the regions of ``snapshot`` between neighbouring ``edges``, each times its factor, shape (n,)."""
+    regions = snapshot.regions
     # Relative to the first edge: addresses near 2**64 leave a double no room for pages.
     base = edges[0]
     points = np.empty(2 * len(regions))
     points[0::2] = (regions["start"] - base).view(np.int64)
     points[1::2] = (regions["end"] - base).view(np.int64)
-    where = (edges - base).astype(np.float64)
-    rows = []
-    for values in (1.0, regions["nr_accesses"], regions["nr_unknown"]):
-        sums = np.cumsum(snapshot.sizes * values * snapshot.merged)
-        integral = np.empty(2 * len(regions))
-        integral[0], integral[1::2], integral[2::2] = 0, sums, sums[:-1]
-        rows.append(np.diff(np.interp(where, points, integral)))
-    return np.array(rows)
+    sums = np.cumsum(snapshot.sizes * factors)
+    integral = np.empty(2 * len(regions))
+    integral[0], integral[1::2], integral[2::2] = 0, sums, sums[:-1]
+    between: Floats = np.diff(np.interp((edges - base).astype(np.float64), points, integral))
+    return between
 
 
-def _cut_line(monitored: list[Range], start: int, end: int) -> list[str]:
-    """A line for what was monitored between ``start`` and ``end`` but is not shown; none if there is nothing."""
-    hidden = sum(max(0, min(area[1], end) - max(area[0], start)) for area in monitored)
-    if hidden:
-        return [f"{'...':>{_LABEL - 2}}  {format_bytes(hidden)} hardly accessed"]
-    if start and end < 1 << 64:
-        return [f"{'...':>{_LABEL - 2}}"]
-    return []
+def _rest_line(rest: str, width: int, separates: bool) -> list[str]:
+    """A line for what is not drawn here; without anything, a mark if it ``separates`` two ranges."""
+    mark = f"{'...':>{_LABEL - 2}}  "
+    if not rest:
+        return [mark.rstrip()] if separates else []
+    text = f"not drawn: {rest}"
+    if len(mark) + len(text) <= width:
+        return [mark + text]
+    return textwrap.wrap(text, max(20, width), initial_indent="... ", subsequent_indent="    ")
 
 
 def _time_axis(seconds: float, columns: int) -> str:

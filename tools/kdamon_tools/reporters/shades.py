@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Final
 
 __all__ = ["ABSENT", "LEVELS", "UNKNOWN", "legend", "level_of", "paint"]
@@ -54,14 +55,24 @@ def paint(text: str, colour: bool) -> str:
     return "".join(painted)
 
 
-def legend(colour: bool) -> list[str]:
-    """Lines that explain the characters."""
+def legend(colour: bool, width: int = 80) -> list[str]:
+    """Lines that explain the characters.
+
+    :param width: columns that a line may take.
+    """
     steps = len(LEVELS) - 1
-    shares = "  ".join(
-        f"{paint(character, colour)} {100 * level / steps:.0f}%" for level, character in enumerate(LEVELS) if level
+    words = [(LEVELS[0], "below 1%")]
+    words += [(character, f"{100 * level / steps:.0f}%") for level, character in enumerate(LEVELS) if level]
+    lines = textwrap.wrap(
+        "the hottest part of a line was accessed in at most this share of the sampling intervals:", width
     )
-    return [
-        "accessed in at most this share of the sampling intervals:",
-        f"  {paint(LEVELS[0], colour)} below 1%  {shares}",
-        f"  {UNKNOWN} mostly not sampled, nothing is known   blank: not monitored then",
-    ]
+    room = 0
+    for character, text in words:
+        size = len(f"  {character} {text}")
+        if size > room:
+            lines.append("")
+            room = width
+        lines[-1] += f"  {paint(character, colour)} {text}"
+        room -= size
+    others = f"  {UNKNOWN} mostly not sampled, nothing is known   blank: not monitored then"
+    return lines + textwrap.wrap(others, width, subsequent_indent="  ")

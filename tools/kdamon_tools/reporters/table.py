@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import textwrap
+from typing import Final
+
 import numpy as np
+import numpy.typing as npt
 
 from kdamon_fs.kstrtox import bitmap_list
+from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
-from kdamon_tools.snapshot import Config, Recording, RegionTable, Snapshot
+from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
 __all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", "summarize"]
@@ -15,46 +20,89 @@ __all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", 
 #: Said where it could be taken for something else.
 SEES_WRITES_ONLY = "page_fault sees writes and first touches, not reads of memory that is mapped"
 
-_BAR = 10
+_MOST_BAR: Final = 10
 
 
 def render_table(
     snapshot: Snapshot, config: Config, *, since: float, width: int = 80, height: int = 24, colour: bool = False
 ) -> str:
-    """The regions of ``snapshot``, hottest ones first when not all of them fit, always in address order.
+    """The regions of ``snapshot`` in address order; if not all of them fit, hot ones first, and words about the rest.
 
     :param since: CLOCK_MONOTONIC seconds from which the time is counted.
-    :param width: columns that a line may take.
-    :param height: lines that the table may take, the heading and the line of totals included.
+    :param width: columns that a line may take, at least 30; a narrow table leaves out what matters least.
+    :param height: lines that the table may take, at least 1.
     """
-    regions = snapshot.regions
-    shown, left_out = _choose(regions, snapshot, max(1, height - 3))
-    lines = [render_line(snapshot, config, since)]
-    lines.append(f"{'start':>16}  {'size':>10}  {'accessed':<{_BAR + 6}}  {'age':>10}  unknown")
-    for region in shown:
+    layout = _Layout(width)
+    line = render_line(snapshot, config, since)
+    lines = [line] if len(line) <= width else textwrap.wrap(line.strip(), width)
+    lines.append(layout.heading())
+    room = max(0, height - len(lines))
+    chosen, rest = np.ones(len(snapshot.regions), bool), list[str]()
+    if len(chosen) > room:
+        # Words take the room of regions, which then need words too: these have a few lines at most.
+        for reserved in range(1, 6):
+            chosen = _choose(snapshot, config, room - reserved)
+            rest = layout.wrap(_rest(snapshot, config, ~chosen))
+            if len(rest) <= reserved:
+                break
+    lines += [layout.line(region, config, colour) for region in snapshot.regions[chosen]]
+    return "\n".join((lines + rest)[: max(1, height)])
+
+
+class _Layout:
+    """The columns of a table that is ``width`` wide."""
+
+    def __init__(self, width: int) -> None:
+        self._unknown = width >= 67
+        self._age = width >= 57
+        narrow = width < 46
+        self._start, self._space = (12, " ") if narrow else (16, "  ")
+        self._bar = min(_MOST_BAR, max(1, width - 29)) if narrow else _MOST_BAR
+        self._width = width
+
+    def heading(self) -> str:
+        """The names of the columns."""
+        columns = [f"{'start':>{self._start}}", f"{'size':>10}", f"{'accessed'[: self._bar + 5]:<{self._bar + 6}}"]
+        columns += [f"{'age':>10}"] if self._age else []
+        columns += ["unknown"] if self._unknown else []
+        return self._space.join(columns).rstrip()
+
+    def wrap(self, text: str) -> list[str]:
+        """Lines of words, below the regions."""
+        indent = " " * (self._start + 2 if self._age else 0)
+        return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
+
+    def line(self, region: np.void, config: Config, colour: bool) -> str:
+        """A row of :data:`kdamon_tools.snapshot.REGION`."""
         share = min(1.0, float(region["nr_accesses"]) / config.max_nr_accesses)
-        unknown = float(region["nr_unknown"]) / config.max_nr_accesses
-        filled = round(share * _BAR)
+        unknown = min(1.0, float(region["nr_unknown"]) / config.max_nr_accesses)
+        filled = max(1, round(share * self._bar))
         character = UNKNOWN if unknown > 0.5 else level_of(share)
-        bar = paint(character * max(1, filled), colour and character in LEVELS) + " " * (_BAR - max(1, filled))
-        age = format_seconds(int(region["age"]) * config.aggr_us / 1e6)
-        size = format_bytes(int(region["end"]) - int(region["start"]))
-        unknown_text = f"{min(1.0, unknown):7.0%}" if unknown else ""
-        lines.append(f"{int(region['start']):16x}  {size:>10}  {bar} {share:4.0%}  {age:>10}  {unknown_text}".rstrip())
-    if left_out:
-        lines.append(f"{'':16}  and {left_out} smaller or colder regions")
-    if colour:
-        return "\n".join(lines)
-    return "\n".join(line[:width] for line in lines)
+        bar = paint(character * filled, colour and character in LEVELS) + " " * (self._bar - filled)
+        start, end = int(region["start"]), int(region["end"])
+        columns = [f"{start:{self._start}x}", f"{format_bytes(end - start):>10}", f"{bar} {share:4.0%}"]
+        columns += [f"{format_seconds(int(region['age']) * config.aggr_us / 1e6):>10}"] if self._age else []
+        columns += [f"{unknown:7.0%}"] if self._unknown and unknown else []
+        return self._space.join(columns)
 
 
-def _choose(regions: RegionTable, snapshot: Snapshot, room: int) -> tuple[RegionTable, int]:
-    """The regions to show in ``room`` lines, and how many are left out."""
-    if len(regions) <= room:
-        return regions, 0
-    order = np.lexsort((-snapshot.sizes, -regions["nr_accesses"].astype(np.float64)))
-    chosen = np.sort(order[: room - 1])
-    return regions[chosen], len(regions) - len(chosen)
+def _shares(snapshot: Snapshot, config: Config) -> npt.NDArray[np.float64]:
+    return snapshot.regions["nr_accesses"].astype(np.float64) / config.max_nr_accesses
+
+
+def _choose(snapshot: Snapshot, config: Config, room: int) -> npt.NDArray[np.bool_]:
+    """Which regions to show in ``room`` lines: hot ones first, then by accessed bytes."""
+    shares = _shares(snapshot, config)
+    chosen = np.zeros(len(shares), bool)
+    chosen[np.lexsort((-shares * snapshot.sizes, shares < HOT))[: max(0, room)]] = True
+    return chosen
+
+
+def _rest(snapshot: Snapshot, config: Config, which: npt.NDArray[np.bool_]) -> str:
+    """Words about regions that are not shown."""
+    unknown = snapshot.regions["nr_unknown"] > 0.5 * config.max_nr_accesses
+    about = describe_rest(snapshot.sizes[which], _shares(snapshot, config)[which], unknown[which])
+    return f"and {int(which.sum())} more: {about}"
 
 
 def render_line(snapshot: Snapshot, config: Config, since: float) -> str:

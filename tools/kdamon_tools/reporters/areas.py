@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which addresses a picture shows: all that was hot, as far as its lines reach, and an account of the rest."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from kdamon.kernel import ULONG_MAX
+from kdamon_tools.reporters.rest import HOT, describe_rest
+from kdamon_tools.snapshot import Config, Range, Snapshot
+
+__all__ = ["Edges", "Floats", "Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rest_of"]
+
+#: An address is worth a line if it was accessed in this share of all samples, or hot for some time.
+_WORTHWHILE: Final = 0.02
+#: It is worth one too if it was unknown most of the time, and there for at least this share of the run.
+_LONG: Final = 0.1
+#: Memory was hot for some time if it was hot over so many aggregations: one may be a glimpse of a region that is being
+#: split.
+_SOME_TIME: Final = 3
+#: A run is divided into at most so many times, which is about the number of columns of a picture.
+_MOST_TIMES: Final = 64
+#: Ranges are joined across at most so many lines.
+_FAR: Final = 256
+_PAGE: Final = 4096
+
+Floats = npt.NDArray[np.float64]
+Edges = npt.NDArray[np.uint64]
+
+
+@frozen(eq=False)
+class Profile:
+    """What happened at each address over a whole recording: piece i is [edges[i], edges[i + 1]).
+
+    :ivar covered: aggregations in which it was monitored.
+    :ivar accesses: sum of its accesses.
+    :ivar unknown: sum of its unknown samples.
+    :ivar peak: in what share of the sampling intervals it was accessed while it was hottest, 0 to 1.
+    """
+
+    edges: Edges
+    covered: Floats
+    accesses: Floats
+    unknown: Floats
+    peak: Floats
+
+    @property
+    def sizes(self) -> Floats:
+        """Bytes of each piece, shape (n,)."""
+        sizes: Floats = np.diff(self.edges).astype(np.float64)
+        return sizes
+
+
+def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
+    """Sum up all snapshots per address, by sweeps over the edges of all regions."""
+    tables = [snapshot.regions for snapshot in snapshots]
+    lengths = [len(table) for table in tables]
+    merged = np.array([float(snapshot.merged) for snapshot in snapshots])
+    weights = np.repeat(merged, lengths)
+    rows = np.concatenate(tables)
+    addresses = np.concatenate([rows["start"], rows["end"]])
+    edges, index = np.unique(addresses, return_inverse=True)
+    index = index.reshape(2, -1)
+
+    def swept(values: Floats, which: slice) -> Floats:
+        """Sum of ``values`` of the rows ``which`` at each piece."""
+        steps = np.bincount(index[0, which], values[which], len(edges)) - np.bincount(
+            index[1, which], values[which], len(edges)
+        )
+        sums: Floats = np.maximum(np.cumsum(steps)[:-1], 0)
+        return sums
+
+    everything = slice(None)
+    accesses = weights * rows["nr_accesses"]
+    peak = np.zeros(max(0, len(edges) - 1))
+    row_ends = np.cumsum(lengths)
+    for first, end in _times(merged):
+        of_time = slice(int(row_ends[first] - lengths[first]), int(row_ends[end - 1]))
+        share = swept(accesses, of_time) / (config.max_nr_accesses * merged[first:end].sum())
+        peak = np.maximum(peak, share)
+    return Profile(
+        edges,
+        swept(weights, everything),
+        swept(accesses, everything),
+        swept(weights * rows["nr_unknown"], everything),
+        np.minimum(peak, 1.0),
+    )
+
+
+def _times(merged: Floats) -> list[tuple[int, int]]:
+    """Neighbouring snapshots, first and end (exclusive), that stand for about equally long times."""
+    after = np.cumsum(merged)
+    count = int(np.clip(after[-1] // _SOME_TIME, 1, _MOST_TIMES))
+    of_each = np.minimum((after - merged / 2) * count // after[-1], count - 1).astype(int)
+    starts = np.flatnonzero(np.diff(of_each, prepend=-1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(merged)], strict=True))
+
+
+def monitored_ranges(profile: Profile) -> list[Range]:
+    """All addresses that were ever monitored, in order and disjoint."""
+    return _ranges_where(profile.edges, profile.covered > 0.5)
+
+
+def choose_areas(profile: Profile, total: int, config: Config, most: int) -> list[Range]:
+    """The addresses that are worth showing, in order and disjoint, at most ``most`` ranges.
+
+    Worth showing is what was hot for some time, or accessed or unknown during a noticeable share of the run, with some
+    of its surroundings; everything if nothing was. Where there are more ranges than lines, hot ones come first, then
+    those with most accessed bytes.
+
+    :param total: aggregations of the recording.
+    """
+    possible = config.max_nr_accesses * total
+    long_unknown = (profile.covered >= _LONG * total) & _mostly_unknown(profile, config)
+    wanted = (profile.accesses >= _WORTHWHILE * possible) | (profile.peak >= HOT) | long_unknown
+    if not wanted.any():
+        wanted = profile.accesses > 0.5
+    if not wanted.any():
+        wanted = profile.covered > 0.5
+    ranges = _join_near(_ranges_where(profile.edges, wanted), most)
+    ranges = _most_important(ranges, profile, most)
+    size = sum(end - start for start, end in ranges)
+    margin = max(1, size // (16 * len(ranges)) // _PAGE) * _PAGE
+    return _widen(ranges, monitored_ranges(profile), margin)
+
+
+def _mostly_unknown(profile: Profile, config: Config) -> npt.NDArray[np.bool_]:
+    return profile.unknown > 0.5 * config.max_nr_accesses * profile.covered
+
+
+def _ranges_where(edges: Edges, wanted: npt.NDArray[np.bool_]) -> list[Range]:
+    """Touching pieces for which ``wanted`` is true, joined."""
+    flags = np.concatenate([[False], wanted, [False]]).astype(np.int8)
+    steps = np.diff(flags)
+    return [
+        (int(start), int(end))
+        for start, end in zip(edges[np.flatnonzero(steps == 1)], edges[np.flatnonzero(steps == -1)], strict=True)
+    ]
+
+
+def _join_near(ranges: list[Range], lines: int) -> list[Range]:
+    """Join ranges between which there is less than a line: cutting that out would save nothing.
+
+    Where there are more ranges than lines, the nearest ones are joined too, unless hot memory would become a dot in
+    what is drawn then.
+    """
+    starts, ends = np.array(ranges, np.uint64).T
+    gaps = starts[1:] - ends[:-1]
+    line = max(1, int((ends - starts).sum()) // lines)
+    nearest = np.argsort(gaps, kind="stable")[: max(0, len(ranges) - lines)]
+    joined = gaps <= line
+    joined[nearest] |= gaps[nearest] <= line * _FAR
+    first = np.concatenate([[True], ~joined])
+    last = np.concatenate([~joined, [True]])
+    return list(zip(starts[first].tolist(), ends[last].tolist(), strict=True))
+
+
+def _most_important(ranges: list[Range], profile: Profile, most: int) -> list[Range]:
+    """At most ``most`` of ``ranges``: hot ones first, then by accessed bytes; in address order."""
+    if len(ranges) <= most:
+        return ranges
+    # Ranges begin and end at edges. A piece at the end makes the last edge an index too.
+    bounds = np.searchsorted(profile.edges, np.array(ranges, np.uint64).ravel())
+    heat = np.maximum.reduceat(np.append(profile.peak, 0), bounds)[::2]
+    bytes_accessed = np.add.reduceat(np.append(profile.accesses * profile.sizes, 0), bounds)[::2]
+    order = np.lexsort((-bytes_accessed, heat < HOT))
+    return [ranges[at] for at in np.sort(order[:most])]
+
+
+def _widen(ranges: list[Range], monitored: list[Range], margin: int) -> list[Range]:
+    """``ranges`` with ``margin`` bytes around, within the monitored area at each side; joined where they meet."""
+    starts = np.array([start for start, _ in monitored], np.uint64)
+    widened: list[Range] = []
+    for start, end in ranges:
+        area_start = monitored[int(np.searchsorted(starts, np.uint64(start), side="right")) - 1][0]
+        area_end = monitored[int(np.searchsorted(starts, np.uint64(end - 1), side="right")) - 1][1]
+        start, end = max(area_start, start - margin), min(area_end, end + margin)  # noqa: PLW2901
+        if widened and start <= widened[-1][1]:
+            widened[-1] = (widened[-1][0], max(end, widened[-1][1]))
+        else:
+            widened.append((start, end))
+    return widened
+
+
+def line_size(ranges: list[Range], lines: int) -> int:
+    """The smallest number of bytes of a line with which ``lines`` lines can show ``ranges``, no line two of them.
+
+    Whole pages and three significant bits: labels are easier to read. Where there are more ranges than lines, each has
+    one line.
+    """
+    sizes = np.array([end - start for start, end in ranges], np.float64)
+    lines = max(lines, len(ranges))
+    for shift in range(64):
+        for step in (4, 5, 6, 7):
+            size = step << shift >> 2
+            if np.ceil(sizes / (size * _PAGE)).sum() <= lines:
+                return size * _PAGE
+    return 1 << 64
+
+
+def rest_of(profile: Profile, drawn: list[Range], config: Config, start: int = 0, end: int = ULONG_MAX) -> str:
+    """Words about what was monitored between ``start`` and ``end`` but is not ``drawn``; empty if there is nothing."""
+    bounds = np.array([start, end, *(edge for area in drawn for edge in area)], np.uint64)
+    edges = np.unique(np.concatenate([profile.edges, bounds]))
+    starts, ends = edges[:-1], edges[1:]
+    # Which piece of the profile each one is part of; those outside are none.
+    piece = np.searchsorted(profile.edges, starts, side="right") - 1
+    left = (piece >= 0) & (piece < len(profile.covered)) & (starts >= np.uint64(start)) & (ends <= np.uint64(end))
+    piece[~left] = 0
+    left &= profile.covered[piece] > 0.5
+    for first, last in drawn:
+        left &= (starts < np.uint64(first)) | (starts >= np.uint64(last))
+    if not left.any():
+        return ""
+    starts, ends, piece = starts[left], ends[left], piece[left]
+    apart = np.concatenate([[True], starts[1:] != ends[:-1]])
+    sizes = (ends - starts).astype(np.float64)
+    return describe_rest(sizes, profile.peak[piece], _mostly_unknown(profile, config)[piece], apart)
