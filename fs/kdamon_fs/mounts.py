@@ -16,7 +16,9 @@ __all__ = [
     "MNT_DETACH",
     "MS_BIND",
     "MS_MOVE",
+    "MS_RDONLY",
     "MS_REC",
+    "MS_REMOUNT",
     "MS_SLAVE",
     "mount",
     "mount_at",
@@ -29,6 +31,8 @@ __all__ = [
     "unshare_mount_namespace",
 ]
 
+MS_RDONLY: Final = 1
+MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
 MS_MOVE: Final = 8192
 MS_REC: Final = 16384
@@ -56,11 +60,11 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
     :raises OSError: as the system call, naming the target.
     """
     arguments = (
-        source.encode(),
+        os.fsencode(source),
         os.fsencode(target),
         fstype.encode() or None,
         ctypes.c_ulong(flags),
-        data.encode() or None,
+        os.fsencode(data) or None,
     )
     _check(_libc.mount(*arguments), f"cannot mount {fstype or source} on {target}")
 
@@ -107,11 +111,13 @@ def set_parent_death_signal(number: signal.Signals) -> None:
 class mount_entry:
     """A line of ``/proc/self/mountinfo``.
 
-    :ivar target: where it is mounted.
+    :ivar root: which directory of its file system is mounted.
+    :ivar target: where it is mounted. As all names of files, with surrogates for bytes that are not UTF-8.
     :ivar fstype: type of the file system.
     :ivar shared: whether mounts inside show up in other namespaces.
     """
 
+    root: str
     target: str
     fstype: str
     shared: bool
@@ -120,14 +126,20 @@ class mount_entry:
 def mounts() -> list[mount_entry]:
     """All mounts of this namespace, later ones on top of earlier ones."""
     entries = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
+    with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
-            before, _, after = line.partition(" - ")
-            fields = before.split(" ")
-            target = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
-            shared = any(field.startswith("shared:") for field in fields[6:])
-            entries.append(mount_entry(target, after.split(" ")[0], shared))
+            before, _, after = line.partition(b" - ")
+            fields = before.split(b" ")
+            shared = any(field.startswith(b"shared:") for field in fields[6:])
+            fstype = after.split(b" ")[0].decode("ascii", "backslashreplace")
+            entries.append(mount_entry(_unescape(fields[3]), _unescape(fields[4]), fstype, shared))
     return entries
+
+
+def _unescape(name: bytes) -> str:
+    """The name that the kernel wrote with ``\\040`` for a space, and so on."""
+    return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda octal: bytes([int(octal[1], 8)]), name))
 
 
 def mount_at(path: str) -> mount_entry | None:

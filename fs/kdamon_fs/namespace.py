@@ -4,12 +4,10 @@
 :func:`run_in_namespace` ``(argv, abi, machine) -> int`` gives this process a private mount namespace, mounts the tree
 there and runs a command in it; nothing of that is visible to any other process of the machine.
 
-* A kernel without DAMON has no such directory and sysfs lets nobody make one: then ``/sys/kernel/mm`` is covered by a
-  tmpfs with the same content and ``damon``. The same goes for ``/sys/module`` and the kernel's modules: what is loaded
-  later does not show up there.
-* damo does not start without a tracefs; one is mounted where none is.
-* damo keeps what it found out about the kernel in ``~/.damo.sysinfo``, and would mix up the kernel's features with the
-  tree's. The command gets that one file for itself and keeps the rest of its home directory.
+* The machine's own DAMON cannot be reached by those places, also once the tree is gone (:mod:`kdamon_fs.places`).
+* damo does not start without a tracefs; one is mounted where none is. Its cache is apart (:mod:`kdamon_fs.damo`).
+* The first ``perf`` on the command's PATH knows DAMON's events as kdamon serves them, which ``damo record`` asks for
+  (:mod:`kdamon_fs.perf_standin`).
 * When this process is killed, the command is too (SIGKILL), and what was made for damo's cache goes; the namespace
   ends with the last process in it.
 """
@@ -18,41 +16,38 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
+import shlex
 import signal
-import tempfile
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
 from kdamon.mm import Machine
+from kdamon_fs import perf_standin
+from kdamon_fs.damo import fill_damo_cache, private_damo_cache
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_fs.mount import mounted_tree, raise_file_limit
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,
-    MS_MOVE,
-    MS_REC,
     mount,
-    mounts,
     set_parent_death_signal,
     umount,
     unshare_mount_namespace,
 )
+from kdamon_fs.places import DAMON_DIRECTORY, MODULE_DIRECTORY, OWN_DIRECTORY, preparing_places
 from kdamon_fs.sysfs import damon_sysfs_init
+from kdamon_fs.trace_server import EVENTS, TraceServer
 
 __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "run_in_namespace"]
 
 log = logging.getLogger("kdamon")
 
-#: Where the kernel has its own tree.
-DAMON_DIRECTORY: Final = "/sys/kernel/mm/damon"
-
-#: Where the kernel has the parameters of its modules.
-MODULE_DIRECTORY: Final = "/sys/module"
-
-_TRACEFS_DIRECTORIES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+#: Where the events are served, and the directory of the ``perf`` that asks for them.
+_EVENTS_SOCKET: Final = f"{OWN_DIRECTORY}/events"
+_PROGRAMS: Final = f"{OWN_DIRECTORY}/bin"
 
 #: Passed on to the command.
 _FORWARDED: Final = (
@@ -72,33 +67,6 @@ _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 
 
-def _make_directories(parent: str, names: Sequence[str]) -> None:
-    """Make the directories ``names`` exist in ``parent``, where the kernel lets nobody make any."""
-    missing = [name for name in names if not os.path.isdir(os.path.join(parent, name))]
-    if not missing:
-        return
-    workspace = tempfile.mkdtemp(prefix="kdamon-")
-    try:
-        # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
-        mount("tmpfs", workspace, "tmpfs", data="mode=755")
-        for name in os.listdir(parent):
-            source, target = os.path.join(parent, name), os.path.join(workspace, name)
-            if os.path.isdir(source):
-                os.mkdir(target)
-            else:
-                os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
-            mount(source, target, flags=MS_BIND | MS_REC)
-        for name in missing:
-            os.mkdir(os.path.join(workspace, name), 0o755)
-        mount(workspace, parent, flags=MS_MOVE)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot make {missing[0]} in {parent}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            umount(workspace, MNT_DETACH)
-        os.rmdir(workspace)
-
-
 @contextlib.contextmanager
 def _modules_in_place(names: Sequence[str]) -> Iterator[None]:
     """Show the parameters of the modules ``names`` of the tree, which is served already, where the kernel has them."""
@@ -116,91 +84,23 @@ def _modules_in_place(names: Sequence[str]) -> Iterator[None]:
                 umount(place, MNT_DETACH)
 
 
-def _mount_tracefs() -> None:
-    """Have a tracefs mounted; where that is impossible damo says so itself."""
-    if any(entry.fstype == "tracefs" for entry in mounts()):
-        return
-    for directory in _TRACEFS_DIRECTORIES:
-        if os.path.isdir(directory):
-            try:
-                mount("tracefs", directory, "tracefs")
-            except OSError as error:
-                log.warning("%s; damo needs it", error.strerror)
-            return
-
-
-@contextlib.contextmanager
-def _private_damo_cache() -> Iterator[None]:
-    """Cover damo's cache by an empty file that only this namespace sees; damo takes an empty one for none.
-
-    A process of its own takes the cover away, so that nothing is left when this one is killed.
-    """
-    path = os.path.join(os.environ.get("HOME", "/nonexistent"), ".damo.sysinfo")
-    try:
-        lock = _lock_cache(path)
-        _cover(path)
-    except OSError as error:
-        log.info("damo's cache stays as it is: %s", error.strerror)
-        yield
-        return
-    ended, running = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            os.close(running)
-            os.read(ended, 1)
-            _uncover(path, lock)
-        finally:
-            os._exit(0)
-    os.close(ended)
-    try:
-        yield
-    finally:
-        os.close(running)
-        os.waitpid(pid, 0)
-        os.close(lock)
-
-
-def _lock_cache(path: str) -> int:
-    """Open the file at ``path``, make it if it is missing, and lock it: nobody removes it then."""
-    while True:
-        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(lock)):
-                    return lock
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)
-
-
-def _cover(path: str) -> None:
-    handle, cover = tempfile.mkstemp(prefix="kdamon-")
-    os.close(handle)
-    try:
-        mount(cover, path, flags=MS_BIND)
-    finally:
-        # The mount keeps the file, so that nothing is left to clean up.
-        os.unlink(cover)
-
-
-def _uncover(path: str, lock: int) -> None:
-    """Unmount the cover, and remove the file below it if it is as it was made and nobody else covers it."""
-    with contextlib.suppress(OSError):
-        umount(path, MNT_DETACH)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.stat(path), os.fstat(lock)) and os.path.getsize(path) == 0:
-            os.unlink(path)
+def _install_perf() -> None:
+    """Put the stand-in for perf where the command will find it first."""
+    os.mkdir(_PROGRAMS, 0o755)
+    words = (sys.executable, "-I", "-S", perf_standin.__file__, _EVENTS_SOCKET, _PROGRAMS)
+    path = f"{_PROGRAMS}/perf"
+    with open(path, "xb") as script:
+        # Not the interpreter in the first line: that has a limit, and no way to quote.
+        script.write(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.join(words)))
+    os.chmod(path, 0o755)
 
 
 class _command:
     """A command that is forked now, while this process has one thread, and started later."""
 
-    def __init__(self, argv: Sequence[str], signals: set[int | signal.Signals]) -> None:
+    def __init__(self, argv: Sequence[str], signals: set[int | signal.Signals], fill_cache: bool) -> None:
         self._argv = list(argv)
+        self._fill_cache = fill_cache
         self._signals = signals
         self._go_read, self._go = os.pipe()
         self._failure, self._failed = os.pipe()
@@ -222,6 +122,9 @@ class _command:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path()])
+                if self._fill_cache:
+                    fill_damo_cache()
                 os.execvp(self._argv[0], self._argv)
         except (OSError, ValueError) as error:
             # The name that is empty is a ValueError; a shell does not find it.
@@ -279,21 +182,23 @@ def run_in_namespace(
     :raises OSError: EINVAL unknown ``abi``; EPERM not root; what :class:`kdamon_fs.mount.mounted_tree` raises.
     """
     tree = damon_sysfs_init(machine, abi)
+    events = [name for name, since in EVENTS.items() if tree.has(since)]
     unshare_mount_namespace()
     modules = list(tree.modules.children)
-    _make_directories(os.path.dirname(DAMON_DIRECTORY), [os.path.basename(DAMON_DIRECTORY)])
-    _make_directories(MODULE_DIRECTORY, modules)
-    _mount_tracefs()
+    with preparing_places(modules, [f"damon:{name}" for name in events]):
+        _install_perf()
+        server = TraceServer(_EVENTS_SOCKET, events)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
     try:
-        with _private_damo_cache(), contextlib.ExitStack() as serving:
-            command = _command(argv, mask)
+        with private_damo_cache() as cached, contextlib.ExitStack() as serving:
+            command = _command(argv, mask, cached)
             raise_file_limit()
             try:
                 if beside is not None:
                     serving.enter_context(beside)
                 serving.enter_context(mounted_tree(tree, DAMON_DIRECTORY, private=True))
                 serving.enter_context(_modules_in_place(modules))
+                serving.enter_context(server)
             except BaseException:
                 command.cancel()
                 raise

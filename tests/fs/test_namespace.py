@@ -23,6 +23,7 @@ import pytest
 
 HERE = Path(__file__).parent
 DAMON = "/sys/kernel/mm/damon"
+MODULES = ("damon_lru_sort", "damon_reclaim", "damon_stat")
 MADE_SURE = f"grep -q '^kdamon {DAMON} fuse.kdamon ' /proc/mounts || exit 99\n"
 
 if not os.path.exists("/dev/fuse"):
@@ -190,26 +191,103 @@ def test_what_the_command_leaves_behind_loses_the_tree(start: Start) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_kernel_without_damon_gets_a_place_for_the_tree(start: Start, tmp_path: Path) -> None:
-    """Beside everything else that is in the directory."""
-    hide = tmp_path / "hide.sh"
-    hide.write_text(
-        """#!/bin/bash -e
+#: To be left in the background: says at what moment it looks, and what it finds then. It writes nothing anywhere.
+LOOKS = """
+    look() {
+        echo $1; ls -A /sys/kernel/mm/damon; ls /sys/module/damon_*
+        [ -e /sys/kernel/mm/damon/admin ] && echo OPEN
+    }
+    until [ -e go ]; do sleep 0.05; done
+    look after
+    for place in /sys/kernel/mm/damon /sys/module/damon_*; do while umount $place; do :; done; done
+    look unmounted
+    touch /sys/kernel/mm/damon/file /sys/kernel/mm/file /sys/module/file && echo WRITABLE
+    mv said.new said
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "umount", "kill"])
+def test_what_outlives_the_tree_does_not_find_the_machines(start: Start, tmp_path: Path, end: str) -> None:
+    """Neither at the places of the tree, nor below them, nor with kdamon killed; the directories are empty."""
+    if not os.path.isdir(f"{DAMON}/admin"):
+        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
+    before = outside()
+    (tmp_path / "looks.sh").write_text(LOOKS)
+    unmount = f"umount -l {DAMON}" if end == "umount" else "true"
+    script = f"""{MADE_SURE} cd {tmp_path}
+        setsid sh looks.sh > said.new 2> /dev/null < /dev/null &
+        {unmount}; echo ready; read line"""
+    process = start("sh", "-c", script, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if end == "kill":
+        process.kill()
+        process.wait()
+    else:
+        process.communicate("\n", timeout=60)
+    (tmp_path / "go").touch()
+    until((tmp_path / "said").exists, "what is left")
+    empty = "".join(f"/sys/module/{name}:\n\n" for name in MODULES).removesuffix("\n")
+    # The mount that kdamon leaves when it is killed is dead: nothing can be listed in it.
+    dead = end == "kill"
+    assert (tmp_path / "said").read_text() == f"after\n{'' if dead else empty}unmounted\n{empty}"
+    assert outside() == before
+
+
+def test_the_machines_modules_do_not_show_up_in_any_version(start: Start, tmp_path: Path) -> None:
+    """Neither those that the version had not yet, nor those that kdamon has not at all."""
+    wrap = covering(
+        tmp_path, "/sys/module", "damon_stat/parameters", "damon_sample_wsse/parameters", "damon_new", "zoo"
+    )
+    before = outside()
+    for abi, names in (("6.12", {"damon_lru_sort", "damon_reclaim"}), ("next", {*MODULES})):
+        status, said = finish(start("sh", "-c", f"{MADE_SURE} ls /sys/module", abi=abi, before=wrap))
+        assert status == 0
+        found = set(said.split())
+        assert {name for name in found if name.startswith("damon")} == names
+        assert "zoo" in found
+    assert outside() == before
+
+
+def test_another_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path: Path) -> None:
+    """As a container's directory has one."""
+    wrapper, other = tmp_path / "outer.sh", tmp_path / "sys"
+    other.mkdir()
+    wrapper.write_text(f'#!/bin/bash -e\nmount -t sysfs sysfs {other}\nexec "$@"\n')
+    wrap = ("unshare", "--mount", "--propagation", "private", "bash", str(wrapper))
+    script = f"{MADE_SURE} ls -A {other}/kernel/mm/damon | wc -l; ls {other}/kernel | grep -c '^mm$'"
+    if not os.path.isdir(DAMON):
+        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
+    assert finish(start("sh", "-c", script, before=wrap)) == (0, "0\n1\n")
+
+
+def covering(directory: Path, place: str, *made: str) -> tuple[str, ...]:
+    """A wrapper that runs a command where ``place`` has directories ``made`` in addition, and none of DAMON else."""
+    script = directory / "covering.sh"
+    script.write_text(
+        f"""#!/bin/bash -e
         [ "$(readlink /proc/self/ns/mnt)" != "$OUTSIDE" ]
         cover=$(mktemp -d); mount -t tmpfs tmpfs $cover
-        for child in /sys/kernel/mm/*; do
-            [ ${child##*/} = damon ] && continue
-            mkdir $cover/${child##*/}; mount --bind $child $cover/${child##*/}
+        for child in {place}/*; do
+            name=${{child##*/}}
+            case $name in damon*) continue;; esac
+            if [ -d $child ]; then mkdir $cover/$name; else touch $cover/$name; fi
+            mount --bind $child $cover/$name
         done
-        mount --move $cover /sys/kernel/mm; rmdir $cover
-        [ ! -e /sys/kernel/mm/damon ]
+        (cd $cover; [ -z "{" ".join(made)}" ] || mkdir -p {" ".join(made)})
+        mount --move $cover {place}; rmdir $cover
         exec "$@"
         """
     )
+    outer = os.readlink("/proc/self/ns/mnt")
+    return ("unshare", "--mount", "--propagation", "private", "env", f"OUTSIDE={outer}", "bash", str(script))
+
+
+def test_a_kernel_without_damon_gets_a_place_for_the_tree(start: Start, tmp_path: Path) -> None:
+    """Beside everything else that is in the directory."""
     before = outside()
     others = [name for name in os.listdir("/sys/kernel/mm") if name != "damon"]
-    outer = os.readlink("/proc/self/ns/mnt")
-    wrap = ("unshare", "--mount", "--propagation", "private", "env", f"OUTSIDE={outer}", "bash", str(hide))
+    wrap = covering(tmp_path, "/sys/kernel/mm")
     script = f"{MADE_SURE} ls /sys/kernel/mm; cat {DAMON}/admin/kdamonds/nr_kdamonds; ls /sys/kernel/mm/*/ | wc -l"
     status, said = finish(start("sh", "-c", script, before=wrap))
     assert status == 0
@@ -259,16 +337,125 @@ def test_a_tracefs_is_there(start: Start) -> None:
     assert finish(start("sh", "-c", script)) == (0, "1\n")
 
 
+@pytest.mark.parametrize("debugfs", [False, True])
+def test_a_tracefs_names_the_events_that_are_served_and_has_none_of_the_machines(
+    start: Start, tmp_path: Path, debugfs: bool
+) -> None:
+    """In each place where one is mounted; nothing can enable the machine's either."""
+    wrapper = tmp_path / "outer.sh"
+    wrapper.write_text('#!/bin/bash -e\nmount -t debugfs debugfs /sys/kernel/debug\nexec "$@"\n')
+    wrap = ("unshare", "--mount", "--propagation", "private", "bash", str(wrapper)) if debugfs else ()
+    script = f"""{MADE_SURE}
+        for place in $(grep -w tracefs /proc/mounts | cut -d' ' -f2); do
+            cd $place; ls -d events/sched; ls -A events/damon instances; grep damon: available_events
+            [ -w set_event ] && echo CAN; [ -w instances ] && echo CAN; true
+        done"""
+    status, said = finish(start("sh", "-c", script, abi="6.12", before=wrap))
+    assert status == 0
+    shown = "events/sched\nevents/damon:\n\ninstances:\ndamon:damon_aggregated\ndamon:damos_before_apply\n"
+    assert said.replace(shown, "") == ""
+    assert said
+
+
+RECORD = f"""{MADE_SURE}
+    cd {DAMON}/admin/kdamonds; echo 1 > nr_kdamonds; cd 0; echo 1 > contexts/nr_contexts
+    echo 1 > contexts/0/targets/nr_targets; echo 150 > contexts/0/targets/0/pid_target; echo on > state
+    cat pid; cd "$HOME"
+"""
+
+
+def test_perf_records_the_trees_events(start: Start, home: Path) -> None:
+    """As damo calls it: a whole table of regions for each aggregation interval, in order, with the kdamond's pid."""
+    script = f"""{RECORD}
+        perf record -a -o events -e damon:damon_aggregated -e damon:damon_monitor_intervals_tune & recorder=$!
+        until [ "$(wc -l < events)" -gt 30 ]; do sleep 0.1; done
+        kill -INT $recorder; wait $recorder || exit 98
+        perf script --force -i events > text"""
+    # A shell's background processes ignore SIGINT, but the wanted handler is the program's own.
+    status, said = finish(start("bash", "-m", "-c", script))
+    assert status == 0
+    pid = said.split()[0]
+    lines = (home / "text").read_text().splitlines()
+    begin = r" kdamond\.0 (\d+) \[\d{3}\] (\d+\.\d{6}): damon:damon_aggregated: "
+    found = [re.fullmatch(begin + r"target_id=0 nr_regions=(\d+) (\d+)-(\d+): \d+ \d+", line) for line in lines]
+    events = [match.groups() for match in found if match]
+    assert len(events) == len(lines)
+    assert {event[0] for event in events} == {pid}
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for event in events:
+        tables.setdefault(event[1], []).append(event)
+    assert list(tables) == sorted(tables, key=float)
+    for table in tables.values():
+        assert [int(event[2]) for event in table] == [len(table)] * len(table)
+        bounds = [(int(event[3]), int(event[4])) for event in table]
+        assert bounds == sorted(bounds)
+        assert all(start < end for start, end in bounds)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("stat -e damon:damon_aggregated true", "stat does not"),
+        ("record -e damon:damos_esz -e cycles true", "record cycles by a perf of its own"),
+        ("record -e damon:damos_esz,cycles true", "record cycles by a perf of its own"),
+        ("record -e damon:nothing true", "DAMON has no event nothing here; there are damon_aggregated, "),
+        ("record -g -e damon:damos_esz true", "-g is not understood with them"),
+        ("record -o /nowhere/file -edamon:damos_esz true", "/nowhere/file: No such file or directory"),
+        ("report --input=events", "'perf script' prints them"),
+    ],
+)
+def test_perf_refuses_what_it_would_record_wrongly(start: Start, words: str, said: str) -> None:
+    """In one sentence."""
+    script = f"perf record -q --output events --event=damon:damos_esz -- true; perf {words} 2>&1"
+    status, answer = finish(start("sh", "-c", f'cd "$HOME"; {script}'))
+    assert status == 1
+    assert answer.startswith("perf: ")
+    assert said in answer
+    assert answer.count("\n") == 1
+
+
+def test_perf_is_the_machines_for_everything_else(start: Start, home: Path) -> None:
+    """Where there is one; without it the sentence says so, and the version can be asked for."""
+    machines = home / "bin" / "perf"
+    machines.parent.mkdir()
+    machines.write_text('#!/bin/sh\necho the machine "$@"\n')
+    machines.chmod(0o755)
+    script = f"""
+        PATH=${{PATH%%:*}}:{machines.parent}:$PATH
+        perf record -o x.profile; perf --version; perf script -i notes; perf
+        PATH=${{PATH%%:*}}
+        perf --version; perf record 2>&1"""
+    status, said = finish(start("sh", "-c", f'cd "$HOME"; {script}'))
+    assert said.splitlines() == [
+        *("the machine record -o x.profile", "the machine --version", "the machine script -i notes", "the machine"),
+        "perf version kdamon",
+        "perf: it is not installed; kdamon serves DAMON's events alone",
+    ]
+    assert status == 1
+
+
+def test_perf_says_that_kdamon_ended(start: Start, home: Path) -> None:
+    """To what is left of the command."""
+    script = """cd "$HOME"; (
+        until [ -e go ]; do sleep 0.05; done
+        perf record -e damon:damos_esz true; mv said.new said) > said.new 2>&1 < /dev/null &"""
+    assert finish(start("sh", "-c", script))[0] == 0
+    (home / "go").touch()
+    until((home / "said").exists, "what perf says")
+    assert (home / "said").read_text() == "perf: kdamon exec serves no events any more (Connection refused)\n"
+
+
 @pytest.mark.parametrize("cached", [None, "what damo knows about the machine\n"])
 def test_damos_cache_is_private_and_the_rest_of_home_is_not(start: Start, home: Path, cached: str | None) -> None:
-    """It begins empty for each command; the user's own is neither seen nor changed nor made."""
+    """It begins without what it held for each command; the user's own is neither seen nor changed nor made."""
     cache = home / ".damo.sysinfo"
     if cached is not None:
         cache.write_text(cached)
     script = (
-        f"{MADE_SURE} cat ~/.damo.sysinfo; echo tree > ~/.damo.sysinfo; cat ~/.damo.sysinfo ~/notes; echo x > ~/new"
+        f"{MADE_SURE} grep -c 'damo knows' ~/.damo.sysinfo; echo tree > ~/.damo.sysinfo; cat ~/.damo.sysinfo ~/notes"
+        "; echo x > ~/new"
     )
-    assert finish(start("sh", "-c", script)) == (0, "tree\nmine\n")
+    assert finish(start("sh", "-c", script)) == (0, "0\ntree\nmine\n")
     assert (cache.read_text() if cache.exists() else None) == cached
     assert (home / "new").read_text() == "x\n"
 

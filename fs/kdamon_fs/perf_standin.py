@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ``perf`` that a command in ``kdamon exec`` finds: it knows DAMON's events as kdamon serves them.
+
+``perf_standin.py SOCKET DIRECTORY ARGUMENT...`` records them from the socket of a
+:class:`kdamon_fs.trace_server.TraceServer`: ``perf record -e damon:...``, ``perf script`` of such a record, and
+``perf trace -e damon:...``, as ``damo record`` and ``damo report trace`` call them. Everything else is for the
+machine's ``perf``, the first on PATH that is not in DIRECTORY.
+
+It runs as ``python -I -S perf_standin.py``, with the standard library and nothing else, to start quickly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NoReturn
+
+#: The first line of a record. damo takes a line of three words for none.
+_MAGIC: Final = b"# kdamon events\n"
+_DEFAULT_FILE: Final = "perf.data"
+#: What reads a record.
+_READERS: Final = frozenset({"annotate", "data", "evlist", "inject", "report", "script", "timechart"})
+_PREFIX: Final = "damon:"
+#: How often to look whether the command that is recorded ended, seconds.
+_POLL: Final = 0.1
+
+#: Options that change nothing about DAMON's events, which come from kdamon's threads alone.
+_NO_MATTER: Final = frozenset(
+    {"-a", "--all-cpus", "-f", "--force", "-q", "--quiet", "-v", "--verbose", "-R", "--raw-samples"}
+    | {"-T", "--timestamp", "--libtraceevent_print"}
+)
+
+
+class _RefusedError(Exception):
+    """A sentence on what cannot be done."""
+
+
+class _Words:
+    """What follows ``perf record`` or ``perf trace`` with events of DAMON: the events, the file, and a command."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.events: list[str] = []
+        self.output = _DEFAULT_FILE
+        self.command: list[str] = []
+        rest = list(words)
+        while rest and rest[0].startswith("-") and rest[0] != "--":
+            if rest[0] in _NO_MATTER:
+                del rest[0]
+            elif event := _take(rest, "-e", "--event"):
+                self.events += event.split(",")
+            elif output := _take(rest, "-o", "--output"):
+                self.output = output
+            else:
+                raise _RefusedError(f"DAMON's events come from kdamon, and {rest[0]} is not understood with them")
+        self.command = rest[1:] if rest[:1] == ["--"] else rest
+
+
+def _take(words: list[str], short: str, long: str) -> str:
+    """Remove an option from the beginning of ``words``, in any spelling, and return its value; empty if none."""
+    for begin in (f"{long}=", short):
+        if words[0].startswith(begin) and words[0] != short:
+            return words.pop(0).removeprefix(begin)
+    if words[0] in (short, long) and len(words) > 1:
+        del words[0]
+        return words.pop(0)
+    return ""
+
+
+def _machines_perf(own: str) -> str | None:
+    """The ``perf`` that would be found without this one."""
+    for directory in os.get_exec_path():
+        path = os.path.join(directory, "perf")
+        if directory != own and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def _pass_on(own: str, words: Sequence[str]) -> NoReturn:
+    perf = _machines_perf(own)
+    if perf is None:
+        if list(words[:1]) in (["--version"], ["version"]):
+            print("perf version kdamon")
+            sys.exit(0)
+        raise _RefusedError("it is not installed; kdamon serves DAMON's events alone")
+    os.execv(perf, ["perf", *words])
+
+
+def _is_record(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def _end_signals() -> list[int]:
+    """Collect the signals that ask for the end of a recording."""
+    came: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: came.append(number))
+    return came
+
+
+def _names(events: Sequence[str]) -> list[str]:
+    """The names of DAMON's events, without the system."""
+    for event in events:
+        if not event.startswith(_PREFIX):
+            raise _RefusedError(f"DAMON's events come from kdamon: record {event} by a perf of its own")
+    return [event.removeprefix(_PREFIX) for event in events]
+
+
+def _ask(path: str, names: Sequence[str]) -> tuple[socket.socket, bytes]:
+    """A connection that sends the events, and the first of what it sent."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+        connection.sendall(" ".join(names).encode(errors="surrogateescape") + b"\n")
+        answer = b""
+        while b"\n" not in answer:
+            data = connection.recv(1 << 16)
+            if not data:
+                raise _RefusedError("kdamon did not answer")
+            answer += data
+    except OSError as error:
+        raise _RefusedError(f"kdamon exec serves no events any more ({error.strerror})") from None
+    first, _, rest = answer.partition(b"\n")
+    if first != b"ok":
+        raise _RefusedError(first.decode(errors="backslashreplace"))
+    return connection, rest
+
+
+def _events(path: str, words: _Words) -> Iterator[bytes]:
+    """What happens until the command ends, or a signal comes; in pieces, of which the first may be empty."""
+    ends = _end_signals()
+    connection, first = _ask(path, _names(words.events))
+    child = None
+    try:
+        if words.command:
+            child = subprocess.Popen(words.command)
+        yield first
+        asked = False
+        while True:
+            if not asked and (ends or (child is not None and child.poll() is not None)):
+                connection.shutdown(socket.SHUT_WR)
+                asked = True
+            if select.select([connection], [], [], _POLL)[0]:
+                data = connection.recv(1 << 16)
+                if not data:
+                    return
+                yield data
+    except OSError as error:
+        raise _RefusedError(f"{' '.join(words.command) or 'kdamon exec'}: {error.strerror}") from None
+    finally:
+        connection.close()
+        if child is not None and child.poll() is None:
+            child.terminate()
+            child.wait()
+
+
+def _record(path: str, words: _Words) -> int:
+    pieces = _events(path, words)
+    # It says what cannot be recorded before a file is touched.
+    first = next(pieces)
+    try:
+        if os.path.isfile(words.output):
+            # As perf does.
+            os.replace(words.output, f"{words.output}.old")
+        with open(words.output, "wb", buffering=0, opener=_private) as file:
+            for piece in itertools.chain((_MAGIC, first), pieces):
+                file.write(piece)
+    except OSError as error:
+        raise _RefusedError(f"{words.output}: {error.strerror}") from None
+    return 0
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _script(path: str) -> int:
+    """Print what a record holds, and report on standard error what was lost."""
+    lost = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(b"# lost "):
+                lost += int(line.split()[2])
+            elif not line.startswith(b"#") and line.endswith(b"\n"):
+                sys.stdout.buffer.write(line)
+    if lost:
+        print(f"perf: {lost} events were lost", file=sys.stderr)
+    return 0
+
+
+def _trace(path: str, words: _Words) -> int:
+    """Print events as they happen, in perf trace's way: milliseconds, task, event and fields in parentheses."""
+    rest = b""
+    for piece in _events(path, words):
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            fields = line.split()
+            if line.startswith(b"#") or len(fields) < 5:
+                continue
+            seconds, event = float(fields[3][:-1]), fields[4][:-1]
+            sys.stdout.buffer.write(
+                b"%10.3f %s/%s %s(%s)\n" % (seconds * 1000, fields[0], fields[1], event, b" ".join(fields[5:]))
+            )
+        sys.stdout.flush()
+    return 0
+
+
+def _input(words: Sequence[str]) -> str:
+    """The file that ``words`` want to read."""
+    for i in range(len(words)):
+        if value := _take(list(words[i:]), "-i", "--input"):
+            return value
+    return _DEFAULT_FILE
+
+
+def main(path: str, own: str, words: Sequence[str]) -> int:
+    """Do what ``words`` ask for, or become the machine's perf."""
+    verb = words[0] if words else ""
+    if any(_PREFIX in word for word in words[1:]):
+        verbs: dict[str, Callable[[str, _Words], int]] = {"record": _record, "trace": _trace}
+        if verb not in verbs:
+            raise _RefusedError(f"DAMON's events come from kdamon: record, script and trace know them, {verb} does not")
+        return verbs[verb](path, _Words(words[1:]))
+    if verb in _READERS and _is_record(file := _input(words[1:])):
+        if verb != "script":
+            raise _RefusedError(f"{file} holds DAMON's events from kdamon: 'perf script' prints them")
+        return _script(file)
+    _pass_on(own, words)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    except _RefusedError as reason:
+        print(f"perf: {reason}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        os._exit(1)

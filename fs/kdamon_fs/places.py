@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel's places for DAMON in a private mount namespace: room for the tree, closed to the machine's own DAMON.
+
+``with preparing_places(modules, events)`` covers what leads to the machine's DAMON, which may be in use:
+
+* ``/sys/kernel/mm`` and ``/sys/module``, by read-only copies that have directories for the tree instead. sysfs lets
+  no process make a directory; and what is below a mount of the tree once that is gone, by ``umount`` or because kdamon
+  ended, is an empty directory of the copy. Modules that are loaded later do not show up in it.
+* ``damon`` in any debugfs, and the same in any other sysfs that is mounted;
+* DAMON's events in any tracefs: their directory, the file that can enable them by name, and the other instances, which
+  have them all again. The list of events names those that kdamon serves (:mod:`kdamon_fs.trace_server`).
+
+What is not covered: a file system that is mounted afterwards, and the places once ``/sys/kernel/mm`` or ``/sys/module``
+itself is unmounted. Both take the intention and root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from kdamon_fs.mounts import (
+    MNT_DETACH,
+    MS_BIND,
+    MS_MOVE,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    mount,
+    mounts,
+    umount,
+)
+
+__all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_places"]
+
+log = logging.getLogger("kdamon")
+
+#: Where the kernel has its own tree.
+DAMON_DIRECTORY: Final = "/sys/kernel/mm/damon"
+
+#: Where the kernel has the parameters of its modules.
+MODULE_DIRECTORY: Final = "/sys/module"
+
+#: What only the command needs: it ends with the namespace, however kdamon ends.
+OWN_DIRECTORY: Final = "/sys/kernel/mm/.kdamon"
+
+#: Names of the kernel's directories for DAMON and its modules, and of what an outer kdamon put there.
+_MACHINES: Final = re.compile(r"damon(?:_.*)?$|\.kdamon$", re.DOTALL)
+
+_TRACEFS_DIRECTORIES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
+
+
+@contextlib.contextmanager
+def preparing_places(modules: Sequence[str], events: Iterable[str]) -> Iterator[None]:
+    """Close the machine's places, and make those of the tree and its modules.
+
+    While it is entered, the caller may put into :data:`OWN_DIRECTORY` what the command needs; it is read-only then.
+
+    :param modules: names of the modules whose parameters the tree has.
+    :param events: tracepoints that are served, as ``damon:damon_aggregated``.
+    :raises OSError: a place cannot be made or closed.
+    """
+    parent = os.path.dirname(DAMON_DIRECTORY)
+    _mount_tracefs()
+    _copy_directory(parent, [os.path.basename(DAMON_DIRECTORY), os.path.basename(OWN_DIRECTORY)])
+    _copy_directory(MODULE_DIRECTORY, modules)
+    _hide_elsewhere(events)
+    yield
+    for copy in (parent, MODULE_DIRECTORY):
+        mount("tmpfs", copy, flags=MS_REMOUNT | MS_RDONLY)
+
+
+def _mount_tracefs() -> None:
+    """Have a tracefs mounted, which damo needs; where that is impossible damo reports it itself."""
+    for entry in mounts():
+        if entry.fstype == "debugfs":
+            # The kernel mounts a tracefs there as soon as the directory is looked into.
+            os.path.exists(os.path.join(entry.target, "tracing", "events"))
+    if any(entry.fstype == "tracefs" for entry in mounts()):
+        return
+    for directory in _TRACEFS_DIRECTORIES:
+        if os.path.isdir(directory):
+            try:
+                mount("tracefs", directory, "tracefs")
+            except OSError as error:
+                log.warning("%s; damo needs it", error.strerror)
+            return
+
+
+def _copy_directory(parent: str, made: Sequence[str]) -> None:
+    """Cover ``parent`` by a directory with the same content, but empty directories ``made`` for the machine's own."""
+    workspace = tempfile.mkdtemp(prefix="kdamon-")
+    try:
+        # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
+        mount("tmpfs", workspace, "tmpfs", data="mode=755")
+        for name in os.listdir(parent):
+            if not _MACHINES.match(name):
+                _bind(os.path.join(parent, name), os.path.join(workspace, name))
+        for name in made:
+            os.mkdir(os.path.join(workspace, name), 0o755)
+        mount(workspace, parent, flags=MS_MOVE)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot make {made[0]} in {parent}: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            umount(workspace, MNT_DETACH)
+        os.rmdir(workspace)
+
+
+def _bind(source: str, target: str) -> None:
+    if os.path.isdir(source):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o600))
+    mount(source, target, flags=MS_BIND | MS_REC)
+
+
+def _hide_elsewhere(events: Iterable[str]) -> None:
+    """Close the places that are not those of the tree, each by what lies in a directory of kdamon's own."""
+    nothing, no_text = (os.path.join(OWN_DIRECTORY, name) for name in ("nothing", "no_text"))
+    os.mkdir(nothing, 0o555)
+    _write(no_text, b"")
+    for number, entry in enumerate(mounts()):
+        if entry.root != "/":
+            continue
+        top = entry.target
+        hidden: list[str] = []
+        if entry.fstype == "sysfs" and top != "/sys":
+            hidden = [os.path.join(top, "kernel/mm/damon"), *_machines_modules(os.path.join(top, "module"))]
+        elif entry.fstype == "debugfs":
+            hidden = [os.path.join(top, "damon")]
+        elif entry.fstype == "tracefs":
+            hidden = [os.path.join(top, "events/damon"), os.path.join(top, "instances")]
+            _cover_file(no_text, os.path.join(top, "set_event"))
+            available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
+            _write(available, _available_events(os.path.join(top, "available_events"), events))
+            _cover_file(available, os.path.join(top, "available_events"))
+        for directory in hidden:
+            if os.path.isdir(directory):
+                mount(nothing, directory, flags=MS_BIND)
+
+
+def _machines_modules(directory: str) -> list[str]:
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return [os.path.join(directory, name) for name in names if _MACHINES.match(name)]
+
+
+def _available_events(path: str, events: Iterable[str]) -> bytes:
+    """The list of a tracefs with those of DAMON that are served instead of the machine's."""
+    try:
+        with open(path, "rb") as lines:
+            others = [line for line in lines if not line.startswith(b"damon:")]
+    except OSError:
+        others = []
+    return b"".join([*others, *(f"{event}\n".encode() for event in events)])
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+
+
+def _cover_file(cover: str, path: str) -> None:
+    if os.path.exists(path):
+        mount(cover, path, flags=MS_BIND)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""DAMON's tracepoint events (``include/trace/events/damon.h``) as text, for programs that connect to a socket.
+
+A client sends the names of events, or patterns such as ``damos_*``, and a newline; the answer is ``ok`` or a sentence,
+and a newline. From then on it gets a line for each event, as ``perf script`` prints it, until it shuts down its side of
+the connection; it then gets what had happened until then, and the end. ``# lost N`` says that the client read too
+slowly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fnmatch
+import itertools
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final
+
+from kdamon import trace
+from kdamon.damon import damon_ctx, damon_mvsum, damon_target, damon_window_left_bp
+from kdamon.regions import damon_regions
+from kdamon.schemes import damos
+
+__all__ = ["EVENTS", "TraceServer"]
+
+log = logging.getLogger("kdamon")
+
+#: The tracepoints, and the kernel version that each came with; None is older than the versions that are told apart.
+EVENTS: Final[dict[str, str | None]] = {
+    "damon_aggregated": None,
+    "damon_monitor_intervals_tune": "6.17",
+    "damon_region_aggregated": "7.2",
+    "damos_before_apply": None,
+    "damos_esz": "6.17",
+    "damos_stat_after_apply_interval": "7.0",
+}
+
+#: How many events wait for a client at most; a region table is one.
+_MOST_WAITING: Final = 4096
+#: How often a client gets what waits for it, and how long it may take to read that, seconds.
+_PERIOD: Final = 0.1
+_PATIENCE: Final = 10.0
+_LONGEST_REQUEST: Final = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: A line without its beginning, for each region or the like that an event is about.
+_Texts = Iterable[str]
+_Probe = Callable[..., None]
+
+
+def _region_texts(target: int, table: damon_regions) -> _Texts:
+    begin = f"target_id={target} nr_regions={len(table)} "
+    columns = (column.tolist() for column in (table.start, table.end, table.nr_accesses, table.age))
+    for start, end, nr_accesses, age in zip(*columns, strict=True):
+        yield f"{begin}{start}-{end}: {nr_accesses} {age}"
+
+
+def _probed_texts(target: int, table: damon_regions, probes: int) -> _Texts:
+    hits = [] if table.probe_hits is None else table.probe_hits[:, :probes].tolist()
+    for text, row in zip(_region_texts(target, table), hits, strict=True):
+        yield f"{text} probe_hits={' '.join(f'{number:02x}' for number in row)}"
+
+
+def _scheme(ctx: damon_ctx, s: damos) -> str:
+    return f"ctx_idx=0 scheme_idx={next((i for i, other in enumerate(ctx.schemes) if other is s), 0)}"
+
+
+class _Recording:
+    """What one client waits for. The probes run in kdamonds: they copy, and leave the text to the client's thread."""
+
+    def __init__(self, events: Sequence[str]) -> None:
+        self.lost = 0
+        self._waiting: deque[tuple[str, int, str, Callable[[], _Texts]]] = deque()
+        self._probes = {name: getattr(self, f"_{name}") for name in events}
+
+    def __enter__(self) -> _Recording:
+        for name, probe in self._probes.items():
+            getattr(trace, name).register(probe)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for name, probe in self._probes.items():
+            getattr(trace, name).unregister(probe)
+
+    def text(self) -> bytes:
+        """The lines of what happened since the last call."""
+        lines = []
+        # What comes meanwhile is for the next call, or a fast kdamond would keep this one busy for ever.
+        for _ in range(len(self._waiting)):
+            who, now, event, texts = self._waiting.popleft()
+            seconds, rest = divmod(now, 10**9)
+            begin = f" {who} {seconds}.{rest // 1000:06d}: damon:{event}: "
+            lines += [f"{begin}{text}\n" for text in texts()]
+        if lost := self.lost:
+            self.lost -= lost
+            lines.append(f"# lost {lost}\n")
+        return "".join(lines).encode()
+
+    def _add(self, event: str, texts: Callable[[], _Texts]) -> None:
+        if len(self._waiting) >= _MOST_WAITING:
+            self.lost += 1
+            return
+        who = f"{threading.current_thread().name} {threading.get_native_id()} [{_libc.sched_getcpu():03d}]"
+        self._waiting.append((who, time.monotonic_ns(), event, texts))
+
+    # The probes, under the names of their tracepoints.
+
+    def _damon_aggregated(self, _ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+        table = regions.copy()
+        self._add("damon_aggregated", lambda: _region_texts(target, table))
+
+    def _damon_region_aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+        table, probes = regions.copy(), len(ctx.probes)
+        self._add("damon_region_aggregated", lambda: _probed_texts(target, table, probes))
+
+    def _damon_monitor_intervals_tune(self, _ctx: damon_ctx, sample_us: int) -> None:
+        self._add("damon_monitor_intervals_tune", lambda: [f"sample_us={sample_us}"])
+
+    def _damos_before_apply(self, ctx: damon_ctx, t: damon_target, row: int, s: damos) -> None:
+        target = next((i for i, other in enumerate(ctx.adaptive_targets) if other is t), 0)
+        r, one = t.regions, slice(row, row + 1)
+        nr_accesses = int(damon_mvsum(r.nr_accesses[one], r.last_nr_accesses[one], damon_window_left_bp(ctx))[0])
+        text = (
+            f"{_scheme(ctx, s)} target_idx={target} nr_regions={len(r)} {r.start[row]}-{r.end[row]}: {nr_accesses} "
+            f"{r.age[row]}"
+        )
+        self._add("damos_before_apply", lambda: [text])
+
+    def _damos_esz(self, ctx: damon_ctx, s: damos, esz: int) -> None:
+        text = f"{_scheme(ctx, s)} esz={esz}"
+        self._add("damos_esz", lambda: [text])
+
+    def _damos_stat_after_apply_interval(self, ctx: damon_ctx, s: damos) -> None:
+        stat = s.stat
+        # The kernel prints the label sz_tried twice; the second one is sz_applied.
+        text = (
+            f"{_scheme(ctx, s)} nr_tried={stat.nr_tried} sz_tried={stat.sz_tried} nr_applied={stat.nr_applied} "
+            f"sz_tried={stat.sz_applied} sz_ops_filter_passed={stat.sz_ops_filter_passed} "
+            f"qt_exceeds={stat.qt_exceeds} nr_snapshots={stat.nr_snapshots}"
+        )
+        self._add("damos_stat_after_apply_interval", lambda: [text])
+
+
+class TraceServer:
+    """The socket, and a thread for each client while it is entered.
+
+    :param path: where to make the socket.
+    :param events: names of the tracepoints that may be asked for, of :data:`EVENTS`.
+    :raises OSError: as ``bind(2)``.
+    """
+
+    def __init__(self, path: str, events: Sequence[str]) -> None:
+        self._events = tuple(events)
+        self._closing = threading.Event()
+        self._numbers = itertools.count()
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._listener.bind(os.fsencode(path))
+            self._listener.listen()
+        except BaseException:
+            self._listener.close()
+            raise
+
+    def __enter__(self) -> TraceServer:
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(2 * _PERIOD)
+        self._listener.close()
+
+    def _start(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(
+            target=function, args=arguments, name=f"kdamon-trace.{next(self._numbers)}", daemon=True
+        )
+        self._threads = [other for other in self._threads if other.is_alive()]
+        thread.start()
+        self._threads.append(thread)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
+                    return
+                self._closing.wait(_PERIOD)
+                continue
+            self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            client.settimeout(_PATIENCE)
+            try:
+                self._record(client)
+            except OSError as error:
+                log.info("a client of DAMON's events is gone: %s", error.strerror or error)
+
+    def _record(self, client: socket.socket) -> None:
+        request = b""
+        while not request.endswith(b"\n"):
+            data = client.recv(_LONGEST_REQUEST)
+            if not data or len(request) > _LONGEST_REQUEST:
+                return
+            request += data
+        patterns = request.decode("ascii", "backslashreplace").split()
+        names = [name for name in self._events if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        unknown = [pattern for pattern in patterns if not any(fnmatch.fnmatchcase(name, pattern) for name in names)]
+        if unknown or not names:
+            what = f"DAMON has no event {' '.join(unknown)} here" if unknown else "no event of DAMON was named"
+            client.sendall(f"{what}; there are {', '.join(self._events)}\n".encode())
+            return
+        with _Recording(names) as recording:
+            client.sendall(b"ok\n")
+            while not self._closing.is_set() and not select.select([client], [], [], _PERIOD)[0]:
+                client.sendall(recording.text())
+        client.sendall(recording.text())
