@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import U64Array
+from kdamon.mm.mmap_lock import held
 
 __all__ = ["containing", "parse", "read", "text"]
 
@@ -40,7 +41,8 @@ def text(fd: int) -> bytes:
     offset = 0
     while True:
         try:
-            part = os.pread(fd, _CHUNK, offset)
+            with held:
+                part = os.pread(fd, _CHUNK, offset)
         except ProcessLookupError:
             break
         if not part:

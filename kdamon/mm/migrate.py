@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf import syscall
 from kdamon.mm.folios import shared_folios
+from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.pagemap import Pagemap, frames, present
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.walker import missing_capability
@@ -31,6 +32,9 @@ _NR_MOVE_PAGES: Final = 279
 #: Only pages that nobody else maps.
 _MPOL_MF_MOVE: Final = 2
 _PAGE_SHIFT: Final = np.uint64(12)
+#: Pages (or first pages of folios) of one call: the lock is taken for each 16 at most, but again and again.
+_PAGES: Final = 128
+_MOST_PAGES: Final = 4096
 _MAPPING: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+)", re.MULTILINE)
 
 #: A node for each page, or a negative errno.
@@ -93,18 +97,25 @@ def _move_pages(pid: int, addrs: U64Array, nodes: Nodes | None) -> Nodes:
     # The kernel may stop early; what it did not come to is not known to be anywhere.
     status = np.full(len(pages), -errno.EAGAIN, dtype=np.int32)
     wanted = None if nodes is None else np.ascontiguousarray(nodes, dtype=np.int32)
-    result = syscall(
-        _NR_MOVE_PAGES,
-        ctypes.c_long(pid),
-        ctypes.c_long(len(pages)),
-        ctypes.c_void_p(pages.ctypes.data),
-        ctypes.c_void_p(None if wanted is None else wanted.ctypes.data),
-        ctypes.c_void_p(status.ctypes.data),
-        ctypes.c_long(_MPOL_MF_MOVE),
-    )
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"move_pages(): {os.strerror(number).lower()}")
+    size = CallSize(_PAGES, _PAGES, _MOST_PAGES)
+    done = 0
+    while done < len(pages):
+        count = min(size.now, len(pages) - done)
+        with held:
+            result = syscall(
+                _NR_MOVE_PAGES,
+                ctypes.c_long(pid),
+                ctypes.c_long(count),
+                ctypes.c_void_p(pages[done:].ctypes.data),
+                ctypes.c_void_p(None if wanted is None else wanted[done:].ctypes.data),
+                ctypes.c_void_p(status[done:].ctypes.data),
+                ctypes.c_long(_MPOL_MF_MOVE),
+            )
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"move_pages(): {os.strerror(number).lower()}")
+        size.called(count)
+        done += count
     return status
 
 

@@ -173,7 +173,9 @@ class PageTableSpace(ProcessSpace):
         np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
         ranges = ordered[first]
         lengths = sizes[wanted[first]]
-        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse)
+        # The entries of a folio lie side by side, and of each range one at least is young: it counts as one.
+        single = np.ones(len(ranges), dtype=np.uint64)
+        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse, single)
         if failed.any():
             refused[wanted] = failed[first.cumsum() - 1]
 

@@ -19,9 +19,11 @@ import pytest
 
 from kdamon.mm import AddressSpace, U64Array
 from kdamon.mm.advice import Advice
+from kdamon.mm.folios import shared_folios
 from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.page_table import PageTableSpace
+from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.process_files import ProcessFiles
 from tests.mm.workload import Workload
 
@@ -143,6 +145,31 @@ def test_it_is_told_for_each_range(machine: LinuxMachine, program: Path, data: P
                 size - slack <= one <= size
                 for one, size in zip(told[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
             )
+
+
+def test_small_pages_are_paged_out_piece_by_piece(
+    machine: LinuxMachine, program: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no call takes long, and no folio is cut: private copies of pages are folios of their own."""
+    batches = []
+    each = Adviser.advise_each
+
+    def noted(self: Adviser, starts: U64Array, sizes: U64Array, *rest: object) -> npt.NDArray[np.bool_]:
+        batches.append((starts, sizes))
+        return each(self, starts, sizes, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Adviser, "advise_each", noted)
+    with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
+        with open(f"/proc/{work.pid}/pagemap", "rb") as pagemap:
+            addrs = np.arange(work.base, work.base + SIZE, PAGE, dtype=np.uint64)
+            table = shared_folios().table(frames(entries_at(pagemap.fileno(), addrs)))
+        mm.advise("pageout", pages(work, 0, PAGES))
+        ((starts, sizes),) = batches
+        cut = np.isin(addrs, starts)
+        assert (table.heads[cut] == table.pfns[cut]).all()
+        for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
+            inside = (addrs >= start) & (addrs < start + size)
+            assert size <= 1 << 18 or (table.pages[inside] > 1).any()
 
 
 def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, program: Path, data: Path) -> None:

@@ -266,3 +266,13 @@ def test_advice_that_the_kernel_does_not_know(directory: Path) -> None:
         with pytest.raises(OSError, match="does not take that advice") as info:
             inject_madvise(process.pid, [(0x10000, 0x11000)], 12345, lambda: True, 5)
         assert info.value.errno == errno.EOPNOTSUPP
+
+
+def test_one_range_changes_a_bounded_number_of_mappings() -> None:
+    """Neighbours are joined, 64 at most: the process's mmap_lock is held for one of them."""
+    start = np.arange(200, dtype=np.uint64) * np.uint64(PAGE)
+    start[150:] += np.uint64(PAGE)
+    joined = huge_pages._joined(np.stack((start, start + np.uint64(PAGE)), axis=1))
+    edges = [[0, 64], [64, 128], [128, 150], [151, 201]]
+    assert (np.array(edges) * PAGE).tolist() == joined.tolist()
+    assert [] == huge_pages._joined(np.empty((0, 2), np.uint64)).tolist()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import MADV_COLD, Adviser, pidfd_open
+from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, Adviser, pidfd_open
 
 PAGE = 4096
 
@@ -88,3 +88,34 @@ def test_an_absent_process_has_no_pidfd() -> None:
     """ESRCH, as from any other call."""
     with pytest.raises(ProcessLookupError):
         pidfd_open(1 << 22)
+
+
+@pytest.mark.parametrize(
+    ("advice", "pages", "entries", "most"),
+    [
+        (MADV_COLD, 1, None, 128),
+        (MADV_COLD, 512, None, 2),
+        (MADV_COLD, 512, 1, 128),
+        (MADV_PAGEOUT, 1, None, 57),
+        (MADV_PAGEOUT, 64, None, 1),
+        (MADV_COLLAPSE, 512, None, 1),
+    ],
+)
+def test_no_call_has_more_than_is_done_quickly(  # noqa: PLR0917 -- fixture and columns
+    adviser: Adviser, monkeypatch: pytest.MonkeyPatch, advice: int, pages: int, entries: int | None, most: int
+) -> None:
+    """By pages, and by page table entries where huge pages have fewer; all ranges are advised nevertheless."""
+    call, counts = adviser._call, []
+
+    def counted(count: int, advice: int) -> int:
+        counts.append(count)
+        return call(count, advice)
+
+    monkeypatch.setattr(adviser, "_call", counted)
+    memory, base = _memory(301 * pages)
+    starts = np.uint64(base) + np.arange(300, dtype=np.uint64) * np.uint64(pages * PAGE)
+    many = None if entries is None else np.full(300, entries, dtype=np.uint64)
+    adviser.advise_each(starts, np.full(300, pages * PAGE, dtype=np.uint64), advice, lambda addr: addr, many)
+    assert 300 == sum(counts)
+    assert max(counts) <= most
+    memory.close()
