@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from kdamon_tools.compare import PhaseResult, compare, phases
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
@@ -27,7 +28,13 @@ def snapshot(time: float, hot_start: int, hot_end: int, nr_accesses: int = 20) -
 
 
 def recording(*snapshots: Snapshot) -> Recording:
-    """A recording from 100 to 110 with the default intervals."""
+    """A recording from 100 to 110 with the default intervals and without pauses."""
+    times = [100.0, *(snapshot.time for snapshot in snapshots)]
+    return paused(*(evolve(snapshot, began=began) for began, snapshot in zip(times, snapshots, strict=False)))
+
+
+def paused(*snapshots: Snapshot) -> Recording:
+    """The same, of snapshots between which there may be pauses."""
     return Recording(Config(pid=1), list(snapshots), Counters(), 100.0, 110.0)
 
 
@@ -72,9 +79,26 @@ def test_delay_is_the_first_snapshot_with_half_of_the_window() -> None:
 
 def test_a_move_that_nobody_saw_is_missed() -> None:
     """It has no delay, and it is counted."""
-    found = compare(recording(snapshot(106.0, 0, 10)), EVENTS)
+    found = compare(recording(snapshot(106.0, 0, 10), snapshot(109.0, 0, 10)), EVENTS)
     assert (1, 1, []) == (found.nr_moves, found.nr_moves_missed, found.delays_s)
     assert (PhaseResult(105.0, (10 * PAGE, 20 * PAGE), 10 * PAGE, 0.0, 0.0, None),) == found.phases
+
+
+def test_a_move_while_nothing_was_sampled() -> None:
+    """The delay counts from when sampling went on, and the moments after that are not judged."""
+    times = [round(100 + t / 10, 1) for t in range(1, 40)] + [round(107.0 + t / 10, 1) for t in range(1, 30)]
+    seen = [snapshot(time, 0, 10) if time < 107.35 else snapshot(time, 10, 20) for time in times]
+    found = compare(paused(*seen), EVENTS)
+    assert (1, 0, [0.4]) == (found.nr_moves, found.nr_moves_missed, [round(delay, 6) for delay in found.delays_s])
+    # The snapshot of 107.3 is the first to be judged, and not right yet.
+    assert [1.0, 26 / 27] == [phase.recall for phase in found.phases]
+
+
+def test_a_phase_that_was_over_before_sampling_went_on_is_not_judged() -> None:
+    """No move was missed that nobody could see, and the warm-up lasts as long as sampling did."""
+    resumed = [snapshot(round(109.2 + t / 10, 1), 10, 20) for t in range(8)]
+    found = compare(paused(snapshot(103.1, 0, 10), *resumed), EVENTS)
+    assert (0, 0, 0) == (found.nr_moves, found.nr_moves_missed, found.nr_judged)
 
 
 def test_nothing_is_judged_without_snapshots() -> None:

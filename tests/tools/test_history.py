@@ -122,3 +122,13 @@ class TestHistory:
             history.add(Snapshot.of(t, [(0, 4096, 1, 0, 0)]))
         weights = [s.merged for s in history.snapshots[:-4]]
         assert max(weights) <= 4 * min(weights)
+
+    def test_snapshots_around_a_pause_are_not_merged(self) -> None:
+        """Time in which nothing was sampled is not what a snapshot covers."""
+        history = History(max_snapshots=16)
+        for t in range(200):
+            history.add(Snapshot.of(t / 10 + (1000 if t >= 90 else 0), [(0, 4096, 1, 0, 0)]))
+        assert 200 == sum(s.merged for s in history.snapshots)
+        assert 25 > max(s.time - s.began for s in history.snapshots)
+        pauses = [b.began - a.time for a, b in itertools.pairwise(history.snapshots)]
+        assert 1 == sum(pause > 900 for pause in pauses)

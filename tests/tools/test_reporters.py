@@ -22,7 +22,9 @@ LOW, HIGH = 0x7F00_0000_0000, 0x7FFF_0000_0000
 
 
 def recording(snapshots: list[Snapshot], seconds: float, counters: Counters | None = None) -> Recording:
-    """A recording of ``snapshots`` that began at time 100."""
+    """A recording of ``snapshots`` that began at time 100, without pauses."""
+    begins = [100.0, *(snapshot.time for snapshot in snapshots)]
+    snapshots = [evolve(snapshot, began=began) for began, snapshot in zip(begins, snapshots, strict=False)]
     return Recording(CONFIG, snapshots, counters or Counters(), 100.0, 100.0 + seconds)
 
 
@@ -221,7 +223,7 @@ class TestSummary:
         """Three snapshots whose median is not their mean."""
         return [
             Snapshot.of(100 + t, [(0, size, 20, 0, 0), (size, 2 * size, 1, 0, 0), (2 * size, 1 << 30, 0, 0, 0)])
-            for t, size in enumerate((MIB, 2 * MIB, 200 * MIB), 1)
+            for t, size in ((1, MIB), (2, 2 * MIB), (10, 200 * MIB))
         ]
 
     def test_figures(self) -> None:
@@ -231,6 +233,7 @@ class TestSummary:
             "hot_bytes": 2 * MIB,
             "unknown_percent": 2.5,
             "missed_intervals": 7,
+            "unsampled_seconds": 0.0,
             "kdamond_cpu_percent": 2.5,
         } == summarize(recording(self.snapshots(), 10, self.COUNTERS))
 
@@ -300,6 +303,7 @@ class TestJson:
         assert {"config", "started", "seconds", "note", "snapshots", "counters", "summary"} == set(document)
         assert [
             {
+                "began": 0.0,
                 "time": 0.25,
                 "merged": 1,
                 "regions": [{"start": 0x1000, "end": 0x2000, "nr_accesses": 20, "age": 3, "nr_unknown": 1}],

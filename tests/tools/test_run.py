@@ -194,6 +194,32 @@ def test_interrupting_shows_the_heatmap(start: Start) -> None:
     assert workload.poll() is None
 
 
+def test_time_in_which_kdamon_was_stopped_is_no_time_of_a_snapshot(start: Start) -> None:
+    """Stopped for a second and continued: nothing was sampled meanwhile, and that is what it says."""
+    workload, _ = start("--seconds", "60", "--rest-us", "300")
+    words = [sys.executable, "-m", "kdamon_tools", "run", "--pid", str(workload.pid), "--json"]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        run.stderr.readline()
+        run.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, run.pid, os.WSTOPPED)
+        stopped = time.monotonic()
+        time.sleep(1)
+        continued = time.monotonic()
+        run.send_signal(signal.SIGCONT)
+        run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=30)
+    assert 0 == run.returncode, err
+    document = json.loads(out)
+    snapshots = [(document["started"] + s["began"], document["started"] + s["time"]) for s in document["snapshots"]]
+    # A sample lasts 5 ms, and the last one may have begun just before.
+    meanwhile = [(began, end) for began, end in snapshots if end > stopped + 0.05 and began < continued]
+    assert [] == meanwhile
+    assert all(began < end for began, end in snapshots)
+    assert document["summary"]["unsampled_seconds"] >= 0.95
+
+
 def test_a_command_is_monitored_from_its_start_to_its_end(tmp_path: Path) -> None:
     """The workload as the command: its status, and the comparison below the heatmap."""
     truth = tmp_path / "truth.jsonl"

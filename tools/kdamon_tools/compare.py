@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from attrs import frozen
 
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
@@ -100,13 +101,22 @@ def _found(snapshot: Snapshot, config: Config, hot: Range) -> tuple[float, float
     return float((ends - starts).sum()), float(np.maximum(inside, 0).sum())
 
 
+def _sampled(pauses: npt.NDArray[np.float64], begin: float, end: float) -> float:
+    """Seconds from ``begin`` to ``end`` without the ``pauses`` (shape (n, 2)), in which nothing could be seen."""
+    unsampled = np.minimum(pauses[:, 1], end) - np.maximum(pauses[:, 0], begin)
+    return end - begin - float(unsampled[unsampled > 0].sum())
+
+
 def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM_UP_S) -> Accuracy:
     """Judge ``recording`` by the ``events`` of the workload that was recorded.
+
+    Time in which nothing was sampled does not count: neither for the warm-up nor for delays.
 
     :param warm_up: seconds at the start of the recording that are not judged.
     """
     config = recording.config
-    settle = _SETTLE_AGGRS * config.aggr_us / 1e6
+    settle = max(_SETTLE_AGGRS * config.aggr_us / 1e6, _SAME_MOMENT_S)
+    pauses = np.array(recording.pauses()).reshape(-1, 2)
     results: list[PhaseResult] = []
     judged: list[tuple[float, float]] = []
     nr_moves = nr_missed = 0
@@ -119,15 +129,15 @@ def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM
             if not phase.begin <= snapshot.time < phase.end:
                 continue
             total, right = _found(snapshot, config, phase.hot)
+            watched = _sampled(pauses, phase.begin, snapshot.time)
             if delay is None and right >= size / 2:
-                delay = snapshot.time - phase.begin
-            late_enough = snapshot.time >= phase.begin + max(settle, _SAME_MOMENT_S)
-            if late_enough and snapshot.time - recording.started >= warm_up:
+                delay = watched
+            if watched >= settle and _sampled(pauses, recording.started, snapshot.time) >= warm_up:
                 found.append(total)
                 scores.append((right / size, right / total if total else 0.0))
         # A move can be judged if it came after the warm-up and was watched for as long as moves may take.
-        watched = min(phase.end, recording.ended) - phase.begin
-        is_move = number > 0 and phase.begin - recording.started >= warm_up and watched >= 1.0
+        watched = _sampled(pauses, phase.begin, min(phase.end, recording.ended))
+        is_move = number > 0 and _sampled(pauses, recording.started, phase.begin) >= warm_up and watched >= 1.0
         nr_moves += is_move
         nr_missed += is_move and delay is None
         judged += scores

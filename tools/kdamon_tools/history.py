@@ -37,7 +37,7 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     pieces["nr_accesses"][known] = accesses[known] / weights[known]
     pieces["nr_unknown"][known] = unknown[known] / weights[known]
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
-    return Snapshot(newer.time, merged, older.merged + newer.merged)
+    return Snapshot(older.began, newer.time, merged, older.merged + newer.merged)
 
 
 def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
@@ -90,10 +90,14 @@ class History:
     def _merge_one_pair(self) -> None:
         """Merge the two neighbours that together stand for the shortest time, the oldest of such pairs.
 
+        A pause between them is part of that time, so that snapshots around a long one are merged last.
+
         One pair at a time: the monitor shares its interpreter with this, and a long pass would delay its samples.
         """
-        weights = np.array([snapshot.merged for snapshot in self.snapshots])
-        at = int(np.argmin(weights[:-1] + weights[1:]))
+        began = np.array([snapshot.began for snapshot in self.snapshots[:-1]])
+        ended = np.array([snapshot.time for snapshot in self.snapshots[1:]])
+        # Times that differ by less than a microsecond are equally long.
+        at = int(np.argmin(np.round(ended - began, 6)))
         older, newer = self.snapshots[at : at + 2]
         merged = merge_snapshots(older, newer)
         self.snapshots[at : at + 2] = [merged]

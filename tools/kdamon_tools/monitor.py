@@ -35,11 +35,13 @@ from kdamon.damon import (
     damon_sample_filter_type,
     damon_target,
 )
+from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mm import Machine
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
 from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.sysfs_sample import damon_sysfs_check_faults
+from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapshot
 
 __all__ = ["OPS", "Monitor", "add_target", "new_context", "region_table"]
@@ -102,13 +104,16 @@ class Monitor:
         self.config = config
         self.started = 0.0
         self.ended = 0.0
-        self._collected: deque[tuple[float, damon_regions]] = deque()
+        self._collected: deque[tuple[int, int, damon_regions]] = deque()
+        self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
+        self._suspended = _suspended()
         self._cpu_s = 0.0
         self._ctx = self._new_ctx(machine)
 
     def _new_ctx(self, machine: Machine | None) -> damon_ctx:
         config = self.config
         ctx = new_context(config)
+        ctx.clock = self._clock
         ctx.machine = machine
         if machine is not None and config.ops == "paddr":
             memory = machine.physical_memory()
@@ -145,15 +150,15 @@ class Monitor:
     def _aggregated(self, ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
         """Runs in the kdamond: only copy, so that its next sample is not late."""
         if ctx is self._ctx:
-            self._collected.append((self._now(), regions.copy()))
+            self._collected.append((*self._clock.take_span(), regions.copy()))
             self._cpu_s = time.thread_time()
 
     def drain(self) -> list[Snapshot]:
         """The snapshots that were taken since the last call, oldest first."""
         snapshots = []
         while self._collected:
-            taken_at, regions = self._collected.popleft()
-            snapshots.append(Snapshot(taken_at, region_table(regions)))
+            began, ended, regions = self._collected.popleft()
+            snapshots.append(Snapshot(began / 1e9, ended / 1e9, region_table(regions)))
         return snapshots
 
     def running(self) -> bool:
@@ -174,7 +179,13 @@ class Monitor:
             cpu_s=self._cpu_s,
             reports=attrs.asdict(damon_report_counters_of(ctx)),
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost,
+            suspended_s=_suspended() - self._suspended,
         )
+
+
+def _suspended() -> float:
+    """How long the machine was suspended since it was booted, seconds, to a hundredth."""
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(), 2)
 
 
 def _sample_control(config: Config) -> damon_sample_control:

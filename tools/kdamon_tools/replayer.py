@@ -17,13 +17,14 @@ import numpy.typing as npt
 from kdamon import trace
 from kdamon.core import damon_is_running, damon_run, damon_start, damon_stop
 from kdamon.damon import damon_ctx
-from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, VirtualClock
+from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, damon_report_counters_of
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import History
 from kdamon_tools.monitor import add_target, new_context, region_table
 from kdamon_tools.records import Records, reports_of
+from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
 
 __all__ = ["Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
@@ -145,7 +146,8 @@ class Replay:
                 f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to go through in "
                 f"steps of {configs[0].sample_us} us; is a time wrong? If not, use longer intervals",
             )
-        self._collected: deque[tuple[int, int, damon_regions]] = deque()
+        self._collected: deque[tuple[int, int, int, damon_regions]] = deque()
+        self._span = (0, 0)
         self._histories = [History() for _ in configs]
         self._began = 0
         self._aggregations = 0
@@ -165,6 +167,7 @@ class Replay:
 
     def in_real_time(self) -> list[Recording]:
         """Replay in the time that it took, by a kdamond as any other."""
+        self._ctx.clock = SampledTime(RealClock(), self._aggregation)
         trace.damon_aggregated.register(self._aggregated)
         try:
             damon_start([self._ctx], exclusive=False)
@@ -186,15 +189,24 @@ class Replay:
 
     def _aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
         if ctx is self._ctx:
-            self._collected.append((ctx.clock.now(), target, regions.copy()))
-            self._aggregations += target == 0
+            if target == 0:
+                self._span = self._take_span()
+                self._aggregations += 1
+            self._collected.append((*self._span, target, regions.copy()))
+
+    def _take_span(self) -> tuple[int, int]:
+        """From when to when samples were taken, nanoseconds of the clock."""
+        clock = self._ctx.clock
+        if isinstance(clock, SampledTime):
+            return clock.take_span()
+        return clock.now() - self._aggregation, clock.now()
 
     def _drain(self, now: int) -> None:
         """Put what was collected into the histories, which do not grow without bounds."""
         while self._collected:
-            at, target, regions = self._collected.popleft()
-            when = self._tape.started + at - self._began
-            self._histories[target].add(Snapshot(when / 1e9, region_table(regions)))
+            began, ended, target, regions = self._collected.popleft()
+            began, ended = (self._tape.started + at - self._began for at in (began, ended))
+            self._histories[target].add(Snapshot(began / 1e9, ended / 1e9, region_table(regions)))
         if self._progress is not None:
             self._progress(now, self._duration)
 

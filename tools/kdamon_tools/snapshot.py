@@ -82,6 +82,7 @@ class Counters:
     :ivar faults_lost: faults that the monitor did not fetch in time.
     :ivar producers: what went through the rings of other processes, by name; empty if none were served.
     :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
+    :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC.
     """
 
     missed_intervals: int = 0
@@ -92,25 +93,36 @@ class Counters:
     faults_lost: int = 0
     producers: dict[str, int] = field(factory=dict)
     recorded: dict[str, int] = field(factory=dict)
+    suspended_s: float = 0.0
 
 
 @frozen(eq=False)
 class Snapshot:
     """The regions at the end of an aggregation interval, or the mean of several neighbouring ones.
 
-    :ivar time: CLOCK_MONOTONIC seconds of the end.
+    Samples were taken from ``began`` to ``time``. In between are pauses at most if it is the mean of several.
+
+    :ivar began: CLOCK_MONOTONIC seconds of the begin.
+    :ivar time: the same of the end.
     :ivar regions: rows of :data:`REGION`, in address order and disjoint.
     :ivar merged: of how many aggregations this is the mean.
     """
 
+    began: float
     time: float
     regions: RegionTable
     merged: int = 1
 
     @classmethod
-    def of(cls, time: float, rows: Iterable[tuple[int, int, float, int, float]], merged: int = 1) -> Snapshot:
-        """Make a snapshot from rows (start, end, nr_accesses, age, nr_unknown)."""
-        return cls(time, np.array(list(rows), dtype=REGION), merged)
+    def of(
+        cls,
+        time: float,
+        rows: Iterable[tuple[int, int, float, int, float]],
+        merged: int = 1,
+        seconds: float = 0.1,
+    ) -> Snapshot:
+        """Make a snapshot of ``seconds`` until ``time`` from rows (start, end, nr_accesses, age, nr_unknown)."""
+        return cls(time - seconds, time, np.array(list(rows), dtype=REGION), merged)
 
     @property
     def sizes(self) -> npt.NDArray[np.float64]:
@@ -143,3 +155,12 @@ class Recording:
     def seconds(self) -> float:
         """How long was monitored."""
         return max(0.0, self.ended - self.started)
+
+    def pauses(self) -> list[tuple[float, float]]:
+        """From when to when no snapshot tells of anything, CLOCK_MONOTONIC seconds, in order.
+
+        They may be very short: a run begins and ends within an aggregation interval.
+        """
+        begins = [self.started, *(snapshot.time for snapshot in self.snapshots)]
+        ends = [*(snapshot.began for snapshot in self.snapshots), self.ended]
+        return [(begin, end) for begin, end in zip(begins, ends, strict=True) if begin < end]

@@ -78,19 +78,26 @@ def render_heatmap(
 
 
 def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
-    """The snapshots of each column; a column without one of its own takes the one whose time it falls into."""
+    """The snapshots whose middle each column contains, or else the one in which its own middle lies, if there is one.
+
+    As many columns as there would be snapshots without pauses, if there is room for them.
+    """
     snapshots = recording.snapshots
-    count = min(room, len(snapshots))
-    times = np.array([snapshot.time for snapshot in snapshots])
-    edges = np.linspace(recording.started, max(recording.ended, times[-1]), count + 1)[1:]
-    edges[-1] = np.inf
-    column_of = np.searchsorted(edges, times, side="left")
+    began = np.array([snapshot.began for snapshot in snapshots])
+    ended = np.array([snapshot.time for snapshot in snapshots])
+    start, end = min(recording.started, began[0]), max(recording.ended, ended[-1])
+    usual = max(float(np.median(ended - began)), (end - start) / room)
+    count = max(1, round((end - start) / usual)) if usual else 1
+    edges = np.linspace(start, end, count + 1)
     columns: list[list[Snapshot]] = [[] for _ in range(count)]
-    for snapshot, column in zip(snapshots, column_of, strict=True):
+    for snapshot, column in zip(
+        snapshots, np.searchsorted(edges[1:-1], (began + ended) / 2, side="right"), strict=True
+    ):
         columns[column].append(snapshot)
-    for column in range(count - 1, -1, -1):
-        if not columns[column]:
-            columns[column] = columns[column + 1][:1] if column + 1 < count else [snapshots[-1]]
+    for column, middle in enumerate((edges[:-1] + edges[1:]) / 2):
+        around = int(np.searchsorted(ended, middle))
+        if not columns[column] and around < len(snapshots) and began[around] <= middle:
+            columns[column] = [snapshots[around]]
     return columns
 
 

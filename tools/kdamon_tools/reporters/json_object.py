@@ -19,8 +19,8 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None) -> str:
     """One object on one line.
 
     Keys: ``config``; ``started`` (CLOCK_MONOTONIC seconds) and ``seconds``; ``note``; ``snapshots``, each with
-    ``time`` (seconds since ``started``), ``merged`` (of how many aggregations it is the mean) and ``regions``;
-    ``counters``; ``summary``; and ``accuracy`` where the truth was known.
+    ``began`` and ``time`` (from when to when samples were taken, seconds since ``started``), ``merged`` (of how many
+    aggregations it is the mean) and ``regions``; ``counters``; ``summary``; and ``accuracy`` where the truth was known.
     """
     document: dict[str, Any] = {
         "config": attrs.asdict(recording.config) | {"max_nr_accesses": recording.config.max_nr_accesses},
@@ -40,6 +40,7 @@ def _snapshot(snapshot: Snapshot, since: float) -> dict[str, Any]:
     names = snapshot.regions.dtype.names or ()
     rows = snapshot.regions.tolist()
     return {
+        "began": round(snapshot.began - since, 6),
         "time": round(snapshot.time - since, 6),
         "merged": snapshot.merged,
         "regions": [{name: _number(value) for name, value in zip(names, row, strict=True)} for row in rows],

@@ -21,6 +21,9 @@ __all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", 
 SEES_WRITES_ONLY = "page_fault sees writes and first touches, not reads of memory that is mapped"
 
 _MOST_BAR: Final = 10
+#: A run begins and ends within an aggregation interval; this much more than that is worth a line.
+_NOTABLE_S: Final = 0.5
+_NOTABLE_AGGRS: Final = 3
 
 
 def render_table(
@@ -121,6 +124,8 @@ def summarize(recording: Recording) -> dict[str, float]:
     Bytes are medians over the snapshots: the first ones of a run know little yet, and a median forgives them.
     """
     config, counters = recording.config, recording.counters
+    unsampled = sum(end - begin for begin, end in recording.pauses())
+    sampled = recording.seconds - unsampled
     accessed = [snapshot.bytes_at_least(1) for snapshot in recording.snapshots]
     hot = [snapshot.bytes_at_least(config.max_nr_accesses / 2) for snapshot in recording.snapshots]
     return {
@@ -128,7 +133,8 @@ def summarize(recording: Recording) -> dict[str, float]:
         "hot_bytes": int(np.median(hot)) if hot else 0,
         "unknown_percent": 100 * counters.unknown / counters.samples if counters.samples else 0.0,
         "missed_intervals": counters.missed_intervals,
-        "kdamond_cpu_percent": 100 * counters.cpu_s / recording.seconds if recording.seconds else 0.0,
+        "unsampled_seconds": round(unsampled, 6),
+        "kdamond_cpu_percent": 100 * counters.cpu_s / sampled if sampled > 0 else 0.0,
     }
 
 
@@ -149,6 +155,11 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
     lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
+    if figures["unsampled_seconds"] > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
+        unsampled = format_seconds(figures["unsampled_seconds"])
+        lines.append(f"nothing was sampled for           {unsampled:>10}  of the {format_seconds(recording.seconds)}")
+    if counters.suspended_s:
+        lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
     if counters.cpu_s:
         lines.append(f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU")
     return "\n".join(lines)
