@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The tree in the file system, through FUSE: the only module that imports fusepy.
+"""The tree in the file system, through FUSE.
 
 * :func:`mount_tree` ``(tree, mountpoint, ready=None)`` mounts a tree that :func:`kdamon_fs.sysfs.damon_sysfs_init` made
   and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``: what a command does in the foreground.
@@ -33,12 +33,13 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.leftovers import FSTYPE, Leftovers
 from kdamon.mm.walker import missing_capability
+from kdamon_fs.fuse_binding import device_lack, load_fuse
 from kdamon_fs.kobject import open_file
 from kdamon_fs.mounts import (
     MNT_DETACH,
@@ -161,26 +162,6 @@ class _operations:
     mkdir = rmdir = unlink = rename = link = symlink = mknod = _refuse
 
 
-def _import_fuse() -> ModuleType:
-    try:
-        import fuse  # noqa: PLC0415 -- it raises where libfuse2 is missing, and only a mount needs it
-    except OSError as error:
-        raise OSError(
-            errno.ENOSYS,
-            "mounting needs libfuse 2: install it with 'apt install libfuse2' ('libfuse2t64' on newer releases)",
-        ) from error
-    module: ModuleType = fuse
-    return module
-
-
-def _check_fuse_device() -> None:
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        remedy = "load it with 'modprobe fuse'" if error.errno in (errno.ENOENT, errno.ENODEV) else "run this as root"
-        raise OSError(error.errno, f"/dev/fuse cannot be opened ({error.strerror}): {remedy}") from None
-
-
 def _check_permission() -> None:
     if missing_capability("CAP_SYS_ADMIN") and shutil.which("fusermount") is None:
         raise OSError(errno.EPERM, "mounting needs CAP_SYS_ADMIN or fusermount: run as root, or 'apt install fuse'")
@@ -264,7 +245,7 @@ class mounted_tree:
         if os.listdir(self.mountpoint):
             options["nonempty"] = True
         try:
-            _import_fuse().FUSE(self._operations, os.fsencode(self.mountpoint).decode("latin-1"), **options)
+            load_fuse().FUSE(self._operations, os.fsencode(self.mountpoint).decode("latin-1"), **options)
         except RuntimeError as error:
             log.error("%s: FUSE ended with status %s", self.mountpoint, error)
 
@@ -273,8 +254,9 @@ class mounted_tree:
 
         :raises OSError: what is in the way, and what to do.
         """
-        _import_fuse()
-        _check_fuse_device()
+        load_fuse()
+        if lack := device_lack():
+            raise lack.error("cannot mount")
         _check_permission()
         _clean_mountpoint(self.mountpoint)
         if not self._private:

@@ -414,17 +414,6 @@ sys.exit(3)
     assert mount_at(str(tmp_path)) is None
 
 
-def test_a_missing_library_is_named_with_its_package(
-    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """fusepy raises when it is imported without libfuse 2."""
-    (tmp_path / "fuse.py").write_text("raise OSError('Unable to find libfuse')\n")
-    monkeypatch.delitem(sys.modules, "fuse")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(OSError, match="apt install libfuse2"):
-        mounted_tree(session.tree, tmp_path).start()
-
-
 # Errors that are bugs.
 
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 from typing import Final
 
@@ -48,23 +46,20 @@ def tool_checks() -> list[Check]:
 
 
 def _libfuse() -> Check:
-    name = "libfuse 2 (mount, exec)"
-    if importlib.util.find_spec("fuse") is None:
-        return Check(name, False, "the Python package fusepy is not installed", "pip install fusepy")
-    try:
-        import fuse  # noqa: F401, PLC0415 (it loads the library, or raises)
-    except OSError as error:
-        return Check(name, False, str(error), "apt-get install libfuse2 (libfuse2t64 on newer releases)")
+    from kdamon_fs.fuse_binding import Lack, python_fuse  # noqa: PLC0415 (needs more than the other verbs)
+
+    name, found = "libfuse 2 (mount, exec)", python_fuse()
+    if isinstance(found, Lack):
+        return Check(name, False, found.why, found.remedy)
     return Check(name, True, "fusepy loads it")
 
 
 def _fuse_device() -> Check:
-    name = "/dev/fuse (mount, exec)"
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        remedy = "run as root" if isinstance(error, PermissionError) else "modprobe fuse"
-        return Check(name, False, (error.strerror or str(error)).lower(), remedy)
+    from kdamon_fs.fuse_binding import device_lack  # noqa: PLC0415 (needs more than the other verbs)
+
+    name, lack = "/dev/fuse (mount, exec)", device_lack()
+    if lack is not None:
+        return Check(name, False, lack.why, lack.remedy)
     return Check(name, True, "it can be opened")
 
 
