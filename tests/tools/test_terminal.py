@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
+import os
+import signal
+import termios
 
 import pytest
 
-from kdamon_tools.terminal import LiveView, terminal_size, use_colour
+from kdamon_tools.terminal import LiveView, cut, terminal_size, use_colour
 from kdamon_tools.units import format_bytes, format_seconds, parse_range
 
 
@@ -43,11 +47,79 @@ def test_colours(
     assert expected == use_colour(when, Terminal() if terminal else io.StringIO())
 
 
-def test_the_size_comes_from_the_environment_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As everywhere; and too small ones are not believed."""
-    monkeypatch.setenv("COLUMNS", "133")
-    monkeypatch.setenv("LINES", "5")
-    assert (133, 10) == terminal_size()
+def test_the_size_is_that_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard error may be a terminal and standard output none; what is no terminal has the environment's size."""
+    master, slave = os.openpty()
+    try:
+        with os.fdopen(slave, "w") as stream:
+            for variables, expected in (({}, (80, 24)), ({"COLUMNS": "133", "LINES": "5"}, (133, 5))):
+                for name, value in variables.items():
+                    monkeypatch.setenv(name, value)
+                termios.tcsetwinsize(stream.fileno(), (0, 0))
+                assert expected == terminal_size(stream) == terminal_size(io.StringIO())
+                termios.tcsetwinsize(stream.fileno(), (12, 60))
+                assert (60, 12) == terminal_size(stream)
+                assert (60, 11) == LiveView(stream, in_place=True).size()
+    finally:
+        os.close(master)
+    for nonsense in ("0", "-5", "x", "", "1e3", "999999"):
+        monkeypatch.setenv("COLUMNS", nonsense)
+        assert 80 == terminal_size(io.StringIO())[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "expected"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdef", 5, "abcde"),
+        ("", 5, ""),
+        # Colours take no room, and the last one is always taken back.
+        ("a\x1b[48;5;17mbcd\x1b[0mef", 3, "a\x1b[48;5;17mbc\x1b[0m"),
+        # Wide characters are not halved, and nothing slips into the column that they leave.
+        ("日本語", 5, "日本"),
+        ("a日b", 2, "a"),
+        ("e\u0301e\u0301e", 2, "e\u0301e\u0301"),
+        # What would move the cursor.
+        ("a\tb\nc\x1b]0;title\x07", 99, "a?b?c?]0;title?"),
+        ("\udc80", 5, "?"),
+    ],
+)
+def test_a_line_is_cut_to_the_columns_that_it_takes(text: str, width: int, expected: str) -> None:
+    """Not to so many characters."""
+    assert expected == cut(text, width)
+
+
+def test_nothing_is_erased_once_the_cursor_may_be_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped and continued, after a message, and in the background; what was before is as before."""
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _descriptor: groups.pop(0) if groups else os.getpgrp())
+    groups: list[int] = []
+    handlers = logging.getLogger().handlers.copy()
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+    stream = Terminal()
+    stream.fileno = lambda: 2  # type: ignore[method-assign]
+    view = LiveView(stream, in_place=True)
+    view.show("one")
+    os.kill(os.getpid(), signal.SIGCONT)
+    view.show("two")
+    logging.getLogger("kdamon").error("a message of the test")
+    view.show("three")
+    groups = [1, 1]
+    view.show("in the background")
+    view.show("four")
+    view.show("five")
+    view.clear()
+    assert "one\ntwo\nthree\nfour\n\x1b[1F\x1b[Jfive\n\x1b[1F\x1b[J" == stream.getvalue()
+    assert signal.SIG_DFL == signal.getsignal(signal.SIGCONT)
+    assert handlers == logging.getLogger().handlers
+
+
+def test_a_view_is_not_higher_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would scroll, and what scrolled away can no longer be erased."""
+    monkeypatch.setenv("COLUMNS", "4")
+    monkeypatch.setenv("LINES", "3")
+    stream = Terminal()
+    LiveView(stream, in_place=True).show("12345\n2\n3\n4")
+    assert "1234\n2\n" == stream.getvalue()
 
 
 def test_a_view_is_redrawn_in_place() -> None:

@@ -192,7 +192,7 @@ class _Progress:
 
     def _show(self, text: Callable[[], str]) -> None:
         if self._view is not None and time.monotonic() - self._shown_at >= _REDRAW_S:
-            self._view.show(text()[: terminal_size()[0]])
+            self._view.show(text())
             self._shown_at = time.monotonic()
 
     def clear(self) -> None:

@@ -314,10 +314,8 @@ def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: boo
     if not view.in_place:
         view.show(render_line(snapshot, monitor.config, monitor.started))
         return
-    width, height = terminal_size()
-    view.show(
-        render_table(snapshot, monitor.config, since=monitor.started, width=width, height=height - 2, colour=colour)
-    )
+    width, height = view.size()
+    view.show(render_table(snapshot, monitor.config, since=monitor.started, width=width, height=height, colour=colour))
 
 
 def _compare(recording: Recording, truth: Path | None) -> Accuracy | None:

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The live table of ``kdamon run`` in a terminal emulator: it fits, stays in place, and erases nothing but itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyte
+import pytest
+
+ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+ENVIRONMENT |= {"PYTHONPATH": ":".join(ROOTS), "TERM": "xterm-256color", "PS1": "$ ", "HISTFILE": "/dev/null"}
+#: Generous: a busy machine is no mistake of the table.
+PATIENCE_S = 90.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def monitoring() -> None:
+    """Skip where this machine cannot monitor, with its own reason."""
+    from kdamon.mm.linux import linux_machine
+
+    try:
+        linux_machine().close()
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}monitoring is not possible: {error.strerror}")
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[int]:
+    """A process of many mappings, some of them hot; it ends with its standard input."""
+    script = """
+import mmap, sys, threading
+areas = [mmap.mmap(-1, 1 << 22) for _ in range(30)]
+threading.Thread(target=sys.stdin.read, daemon=False).start()
+while threading.active_count() > 1:
+    for area in areas[::3]:
+        for page in range(0, len(area), 4096):
+            area[page] = 1
+    threading.Event().wait(0.001)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        yield process.pid
+
+
+class Emulator:
+    """A terminal and what runs in it, from a line of another program's output on.
+
+    :ivar screen: what can be seen, and what was scrolled away.
+    """
+
+    def __init__(self, words: list[str], columns: int, lines: int, told: tuple[int, int] | None = None) -> None:
+        self.screen = pyte.HistoryScreen(columns, lines, history=1000)
+        # New lines are carriage returns too, as a terminal's driver has it.
+        self._stream = pyte.ByteStream(self.screen)
+        self._stream.feed(b"others' output\r\n")
+        self.pid, self._master = os.forkpty()
+        if not self.pid:
+            if told is None:
+                termios.tcsetwinsize(2, (lines, columns))
+            else:
+                termios.tcsetwinsize(2, told)
+            os.execvpe(words[0], words, ENVIRONMENT)
+        self._status: int | None = None
+
+    def type(self, text: str) -> None:
+        """As at a keyboard."""
+        os.write(self._master, text.encode())
+
+    def resize(self, columns: int, lines: int) -> None:
+        """As one drags a corner of a window."""
+        self.screen.resize(lines, columns)
+        termios.tcsetwinsize(self._master, (lines, columns))
+
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """Go on until ``condition`` holds."""
+        give_up = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < give_up, f"{what} did not come:\n" + "\n".join(self.lines())
+            if select.select([self._master], [], [], 0.1)[0]:
+                try:
+                    self._stream.feed(os.read(self._master, 65536))
+                except OSError:
+                    assert condition(), f"it ended before {what}:\n" + "\n".join(self.lines())
+                    return
+
+    def lines(self) -> list[str]:
+        """What can be seen, without blanks at the ends."""
+        return [line.rstrip() for line in self.screen.display]
+
+    def all_lines(self) -> list[str]:
+        """The same, after what was scrolled away."""
+        columns = range(self.screen.columns)
+        gone = ["".join(line[at].data for at in columns).rstrip() for line in self.screen.history.top]
+        return gone + self.lines()
+
+    def tables(self) -> list[str]:
+        """The times of the tables that can be seen or were scrolled away."""
+        return [found[1] for line in self.all_lines() if (found := re.match(r" *(\d+\.\d) s +\d+ regions", line))]
+
+    def wait_for_tables(self, count: int = 3) -> None:
+        """Until the table was redrawn."""
+        seen: set[str] = set()
+
+        def enough() -> bool:
+            seen.update(self.tables()[-1:])
+            return len(seen) >= count
+
+        self.wait(enough, "another table")
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._master)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+Start = Callable[..., Emulator]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start programs in terminals; end them afterwards."""
+    started = []
+
+    def start_one(words: list[str], columns: int, lines: int, told: tuple[int, int] | None = None) -> Emulator:
+        started.append(Emulator(words, columns, lines, told))
+        return started[-1]
+
+    yield start_one
+    for emulator in started:
+        emulator.close()
+
+
+def kdamon(pid: int, *options: str) -> list[str]:
+    """The command."""
+    return [sys.executable, "-m", "kdamon_tools", "run", "--pid", str(pid), *options]
+
+
+@pytest.mark.parametrize(
+    ("size", "told", "colour"),
+    [
+        ((60, 24), None, "always"),
+        ((80, 12), None, "never"),
+        ((30, 24), None, "always"),
+        ((30, 5), None, "never"),
+        ((20, 3), None, "always"),
+        ((80, 24), (0, 0), "always"),
+    ],
+)
+def test_it_fits(start: Start, target: int, size: tuple[int, int], told: tuple[int, int] | None, colour: str) -> None:
+    """One table, below what was there before, however often it is redrawn; a terminal of size 0 is one of 80 x 24."""
+    emulator = start(kdamon(target, "--color", colour), *size, told)
+    emulator.wait_for_tables()
+    everything = emulator.all_lines()
+    assert 1 == len(emulator.tables())
+    assert "others' output" == everything[0]
+    # Scrolled was once, when the first table was drawn.
+    assert len(everything) <= size[1] + 1
+    regions = [line for line in everything if re.search(r"\d%", line)]
+    assert len(regions) >= min(15, size[1] - 5)
+    emulator.type("\x03")
+    emulator.wait(lambda: "monitored pid" in "".join(emulator.all_lines()), "the result")
+    assert [] == emulator.tables()
+    assert "others' output" == emulator.all_lines()[0]
+
+
+def test_it_follows_the_size(start: Start, target: int) -> None:
+    """Wider, narrower, higher, lower while it goes on: one table that fits, and no one else's line is lost."""
+    emulator = start(kdamon(target), 80, 30)
+    emulator.wait_for_tables()
+    for columns, lines in ((120, 30), (50, 40)):
+        emulator.resize(columns, lines)
+        emulator.wait_for_tables()
+        assert 1 == len(emulator.tables())
+        assert "others' output" == emulator.all_lines()[0]
+    emulator.resize(40, 10)
+    emulator.wait_for_tables()
+    assert 1 == len([line for line in emulator.lines() if "start" in line])
+    assert emulator.lines()[-1] == ""
+
+
+def test_stopped_and_continued(start: Start, target: int) -> None:
+    """Ctrl-Z, another program's output, fg: the table begins anew below it; standard output is no terminal."""
+    emulator = start(["bash", "--norc", "-i"], 80, 40)
+    emulator.type(shlex.join(kdamon(target)) + " >/dev/null\n")
+    emulator.wait_for_tables()
+    emulator.type("\x1a")
+    emulator.wait(lambda: any("Stopped" in line for line in emulator.lines()), "the shell's message")
+    emulator.type("echo precious; echo out''put\n")
+    emulator.wait(lambda: "output" in emulator.all_lines(), "output")
+    emulator.type("fg\n")
+    emulator.wait_for_tables()
+    everything = emulator.all_lines()
+    assert ["precious", "output"] == [line for line in everything if line in ("precious", "output")]
+    assert any("Stopped" in line for line in everything)
+    # The one that was there when it was stopped, and the present one.
+    assert 2 == len(emulator.tables())
+
+
+def test_in_the_background_nothing_is_drawn(start: Start, target: int) -> None:
+    """The terminal is somebody else's then; back in the foreground, the table begins anew."""
+    emulator = start(["bash", "--norc", "-i"], 80, 40)
+    emulator.type(shlex.join(kdamon(target)) + "\n")
+    emulator.wait_for_tables()
+    emulator.type("\x1abg\n")
+    emulator.wait(lambda: any("&" in line for line in emulator.lines()), "the background")
+    # An answer of the shell after a second: kdamon draws twice in that time.
+    emulator.type("sleep 1; echo do''ne\n")
+    emulator.wait(lambda: "done" in emulator.all_lines(), "an answer")
+    before = emulator.tables()
+    emulator.type("fg\n")
+    emulator.wait_for_tables()
+    assert before == emulator.tables()[:-1]
+    assert "done" in emulator.all_lines()
