@@ -38,9 +38,9 @@ from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.leftovers import FSTYPE, Leftovers
-from kdamon.mm.walker import missing_capability
 from kdamon_fs.fuse_binding import device_lack, load_fuse
 from kdamon_fs.kobject import open_file
+from kdamon_fs.mount_checks import check_may_mount
 from kdamon_fs.mounts import (
     MNT_DETACH,
     mount_at,
@@ -162,11 +162,6 @@ class _operations:
     mkdir = rmdir = unlink = rename = link = symlink = mknod = _refuse
 
 
-def _check_permission() -> None:
-    if missing_capability("CAP_SYS_ADMIN") and shutil.which("fusermount") is None:
-        raise OSError(errno.EPERM, "mounting needs CAP_SYS_ADMIN or fusermount: run as root, or 'apt install fuse'")
-
-
 def _unmount(target: str) -> None:
     """Unmount ``target``, at once from the file system's tree and from use when its last user closes it."""
     try:
@@ -257,7 +252,7 @@ class mounted_tree:
         load_fuse()
         if lack := device_lack():
             raise lack.error("cannot mount")
-        _check_permission()
+        check_may_mount()
         _clean_mountpoint(self.mountpoint)
         if not self._private:
             _check_mountpoint(self.mountpoint)

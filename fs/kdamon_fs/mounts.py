@@ -12,6 +12,8 @@ from typing import Final
 
 from attrs import frozen
 
+from kdamon_fs.mount_checks import refusal_to_unshare
+
 __all__ = [
     "MNT_DETACH",
     "MS_BIND",
@@ -85,7 +87,10 @@ def unshare_mount_namespace() -> None:
 
     :raises OSError: EPERM without the capability CAP_SYS_ADMIN.
     """
-    _check(_libc.unshare(_CLONE_NEWNS), "cannot make a private mount namespace, which takes root")
+    result = _libc.unshare(_CLONE_NEWNS)
+    if result < 0 and ctypes.get_errno() == errno.EPERM:
+        raise refusal_to_unshare()
+    _check(result, "cannot make a private mount namespace")
     mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 

@@ -39,6 +39,7 @@ from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present, swapped
 from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.rights import refusal
 
 __all__ = ["Advice", "has_swap"]
 
@@ -131,10 +132,8 @@ class Advice:
             if not self._files.alive():
                 return
             if error.errno == errno.EPERM:
-                raise OSError(
-                    errno.EPERM,
-                    f"{purpose or action} on another process's memory needs CAP_SYS_NICE; run as root or give that "
-                    "capability",
+                raise refusal(
+                    f"{purpose or action} on another process's memory needs", "process_madvise()", "CAP_SYS_NICE"
                 ) from error
             if error.errno in {errno.EINVAL, errno.ENOSYS}:
                 raise OSError(

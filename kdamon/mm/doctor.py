@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -19,24 +16,26 @@ from attrs import frozen
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
 from kdamon.mm.btf import vmlinux
+from kdamon.mm.doctor_processes import Refusals, refusals
 from kdamon.mm.doctor_schemes import SCHEME_PROBES, loaded_child
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.folios import Folios
 from kdamon.mm.inject import take_userfaultfd
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.mm.madvise import Adviser, drain_lru, pidfd_open
+from kdamon.mm.linux import LinuxMachine, check_cold, linux_machine
+from kdamon.mm.madvise import drain_lru, pidfd_open
 from kdamon.mm.page_idle import BITMAP
 from kdamon.mm.pagemap import entries_at, frames
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.rights import locked_down, refusal
 from kdamon.mm.uffd import WRITTEN, Pages, Userfaultfd
 from kdamon.mm.walk_program import PRESENT
-from kdamon.mm.walker import missing_capability, shared_walker
+from kdamon.mm.walker import shared_walker
 
-__all__ = ["Primitive", "can_monitor", "primitives"]
+__all__ = ["Primitive", "examine"]
 
 _PAGE_SIZE: Final = mmap.PAGESIZE
 _PAGES: Final = 64
-_NOBODY: Final = 65534
+
+_OTHERS: Final = "other users' processes"
 
 #: What the primitive page_fault is good for.
 _SEES: Final = "it sees writes and first touches only, not reads of what is mapped"
@@ -67,18 +66,20 @@ class _Unavailable(Exception):
         self.remedy = remedy
 
 
-def can_monitor() -> bool:
-    """Tell whether accessed bits of real processes can be told here."""
-    try:
-        linux_machine().close()
-    except OSError:
-        return False
-    return True
+def examine() -> tuple[list[Primitive], tuple[str, ...], tuple[str, ...]]:
+    """Probe everything; takes a second or two, and leaves nothing behind.
+
+    :returns: what there is; and by which primitives (``page_table``, ``page_fault``) processes of this user, and those
+        of other users, can be monitored.
+    """
+    found = {name: _probed(name, probe) for name, probe in (_PROBES | SCHEME_PROBES).items()}
+    own, others = refusals()
+    found[_OTHERS] = _probed(_OTHERS, lambda: _other_users(own, others))
+    return list(found.values()), _works(own), _works(others)
 
 
-def primitives() -> list[Primitive]:
-    """Probe everything; takes a second, and leaves nothing behind."""
-    return [_probed(name, probe) for name, probe in (_PROBES | SCHEME_PROBES).items()]
+def _works(tried: Refusals) -> tuple[str, ...]:
+    return tuple(name for name, error in tried.items() if error is None)
 
 
 def _probed(name: str, probe: Callable[[], str]) -> Primitive:
@@ -90,7 +91,7 @@ def _probed(name: str, probe: Callable[[], str]) -> Primitive:
         # Sentences of this package are "what is wrong; what to do".
         why, _, remedy = (error.strerror or str(error)).partition("; ")
         if not remedy and isinstance(error, PermissionError):
-            remedy = "run as root"
+            remedy = "run as root" if os.geteuid() else "start kdamon with all of root's capabilities"
         return Primitive(name, False, why, remedy)
 
 
@@ -123,15 +124,11 @@ def _btf() -> str:
 
 
 def _lockdown() -> str:
-    try:
-        text = Path("/sys/kernel/security/lockdown").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return "this kernel has no lockdown, or securityfs is not mounted"
-    if "[confidentiality]" in text:
+    if locked_down():
         raise _Unavailable(
             "lockdown=confidentiality forbids programs that read kernel memory", "boot with lockdown=integrity"
         )
-    return f"not in the way: {text.strip()}"
+    return "no lockdown is in the way, as far as this kernel shows"
 
 
 def _page_table_test() -> str:
@@ -182,27 +179,18 @@ def _page_idle() -> str:
             f"{BITMAP} is missing", "a kernel with CONFIG_IDLE_PAGE_TRACKING=y; page_table works without it"
         ) from None
     except PermissionError as error:
-        raise _Unavailable(f"{BITMAP}: {os.strerror(error.errno or 0)}".lower(), "run as root") from None
+        if error.filename is None:
+            raise
+        raise refusal(f"{BITMAP} needs", "opening it", "CAP_DAC_OVERRIDE") from None
 
 
 def _process_madvise() -> str:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with loaded_child() as pid:
+        pidfd = pidfd_open(pid)
         try:
-            pidfd = pidfd_open(child.pid)
-            try:
-                Adviser(pidfd).check()
-            finally:
-                os.close(pidfd)
-        except OSError as error:
-            if error.errno == errno.ENOSYS:
-                raise _Unavailable("the kernel has no process_madvise()", "Linux 5.10 or later") from None
-            lacking = " and ".join(missing_capability("CAP_SYS_NICE", "CAP_SYS_PTRACE"))
-            raise _Unavailable(
-                f"refused for a child process: {os.strerror(error.errno or 0).lower()}",
-                f"run as root, or give {lacking or 'permission in the container'}",
-            ) from None
+            check_cold(pidfd)
         finally:
-            child.kill()
+            os.close(pidfd)
     return "the kernel takes advice about a child process"
 
 
@@ -214,42 +202,24 @@ def _frame_numbers() -> str:
         finally:
             os.close(fd)
     if not int.from_bytes(raw, "little") & ((1 << 55) - 1):
-        raise _Unavailable("/proc/PID/pagemap hides page frame numbers", "run as root or give CAP_SYS_ADMIN")
+        raise refusal("the numbers of page frames, from /proc/PID/pagemap, need", "seeing them", "CAP_SYS_ADMIN")
     return "/proc/PID/pagemap shows them"
 
 
 def _page_flags() -> str:
     with closing(Folios()) as folios:
-        if folios.flags(1) is None:
-            raise _Unavailable(
-                "/proc/kpageflags cannot be read: accesses to large folios of files are not told",
-                "run as root, on a kernel with CONFIG_PROC_PAGE_MONITOR=y",
-            )
+        # Without them accesses to large folios of files are not known.
+        folios.table(np.ones(1, np.uint64))
     return "/proc/kpageflags tells which pages belong together"
 
 
-def _other_users() -> str:
-    lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"))
-    if os.geteuid() != 0:
-        if lacking:
-            raise _Unavailable(
-                f"without {lacking} only processes of the same user can be monitored", f"run as root or give {lacking}"
-            )
-        return "the capabilities for them are there"
-    with subprocess.Popen(["sleep", "60"], user=_NOBODY, group=_NOBODY, extra_groups=[]) as child:
-        try:
-            directory = os.open(f"/proc/{child.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                ProcessFiles(directory).close()
-            finally:
-                os.close(directory)
-        except PermissionError:
-            raise _Unavailable(
-                "another user's process is out of reach", f"give {lacking or 'CAP_SYS_PTRACE in the container'}"
-            ) from None
-        finally:
-            child.kill()
-    return "another user's process can be looked at"
+def _other_users(own: Refusals, others: Refusals) -> str:
+    # Of what does not even work for this user's other lines say why.
+    for name in _works(own) or tuple(others):
+        error = others[name]
+        if error is not None:
+            raise OSError(error.errno, f"by {name}: {error.strerror}")
+    return f"another user's process can be monitored by {' and '.join(_works(others))}"
 
 
 def _physical() -> str:
@@ -326,7 +296,7 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     "page frame numbers": _frame_numbers,
     "page flags": _page_flags,
     "physical addresses": _physical,
-    "other users' processes": _other_users,
+    _OTHERS: lambda: "",
     "page_fault: arm": _page_fault_arm,
     "page_fault: take": _page_fault_take,
     "page_fault: who": _page_fault_who,

@@ -10,7 +10,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,14 +23,21 @@ from kdamon.mm.inject import inject_madvise
 from kdamon.mm.madvise import MADV_COLLAPSE, MADV_NOHUGEPAGE, Adviser, pidfd_open
 from kdamon.mm.metrics import memcg_id, metric
 from kdamon.mm.migrate import memory_nodes
+from kdamon.mm.rights import needs_linux, refusal
 
 __all__ = ["SCHEME_PROBES", "loaded_child"]
 
 
 @contextmanager
-def loaded_child() -> Iterator[int]:
-    """A child process, whose program and libraries are loaded, that waits: its number."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+def loaded_child(user: int | None = None) -> Iterator[int]:
+    """A child process, whose program and libraries are loaded, that waits: its number.
+
+    :param user: whose it is to be; OSError EPERM where this process may not give it away. None: this user's.
+    """
+    groups: list[int] | None = None if user is None else []
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user, group=user, extra_groups=groups
+    ) as child:
         try:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -39,7 +46,9 @@ def loaded_child() -> Iterator[int]:
             child.stdout.read(1)
             yield child.pid
         finally:
-            child.kill()
+            # Without the right to, it ends with its standard input.
+            with suppress(PermissionError):
+                child.kill()
 
 
 def _pageout() -> str:
@@ -60,8 +69,11 @@ def _collapse() -> str:
             if error.errno == errno.EINVAL:
                 raise OSError(
                     errno.EOPNOTSUPP,
-                    "the kernel collapses no other process's memory; Linux 6.1 or later with transparent huge pages",
+                    f"the kernel collapses no other process's memory into huge pages; {needs_linux('6.1')}",
                 ) from None
+            if error.errno == errno.EPERM:
+                what = "collapsing another process's memory needs"
+                raise refusal(what, "process_madvise()", "CAP_SYS_NICE") from None
             raise
         finally:
             os.close(pidfd)

@@ -42,7 +42,7 @@ from kdamon.mm.bpf import (
     syscall,
 )
 from kdamon.mm.pid_namespace import Numbers
-from kdamon.mm.walker import missing_capability
+from kdamon.mm.rights import refused_program
 
 __all__ = ["FaultRecorder"]
 
@@ -328,19 +328,10 @@ class FaultRecorder:
 
 
 def _explained(error: OSError) -> OSError:
-    """``error`` of getting ready, with what stands behind it and what to do about it."""
+    """``error`` of getting ready, with the reason and what to do about it."""
     if error.errno == errno.EMFILE:
         return OSError(errno.EMFILE, "too many files are open; raise the limit with 'ulimit -n'")
-    lacking = missing_capability("CAP_BPF", "CAP_PERFMON")
-    if lacking and missing_capability("CAP_SYS_ADMIN"):
-        return OSError(
-            errno.EPERM,
-            f"recording who causes page faults needs {' and '.join(lacking)}; run as root or give these capabilities",
-        )
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return OSError(
-            errno.EPERM,
-            "the kernel refuses to record page faults although this process may; in a container its seccomp filter "
-            "must allow bpf() and perf_event_open()",
-        )
-    return OSError(errno.EOPNOTSUPP, f"the kernel does not record page faults ({error.strerror})")
+    if "; " in (error.strerror or ""):
+        # It says so itself, as where BTF is missing.
+        return error
+    return refused_program("recording who causes page faults needs", error)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from attrs import frozen
 
 from kdamon.mm import U64Array
+from kdamon.mm.rights import refusal
 
 __all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "FolioTable", "Folios", "shared_folios"]
 
@@ -217,11 +218,7 @@ class Folios:
         :param beyond: the number of those behind the end of memory.
         """
         if fd < 0:
-            raise OSError(
-                errno.EPERM,
-                "what the kernel knows about pages is for root alone, in /proc/kpageflags and /proc/kpagecgroup; run "
-                "as root",
-            )
+            raise _unreadable()
         if not len(pfns):
             return np.empty(0, dtype=np.uint64)
         frames, back = np.unique(pfns, return_inverse=True)
@@ -264,6 +261,18 @@ def _extents(
     end = np.append(end[:, 1:], np.full((len(end), 1), _MAX_PAGES), axis=1)
     first = head[row, within]
     return first, end[row, first]
+
+
+def _unreadable() -> OSError:
+    """Why the files cannot be read; EPERM in any case."""
+    for path, option in (("/proc/kpageflags", "CONFIG_PROC_PAGE_MONITOR"), ("/proc/kpagecgroup", "CONFIG_MEMCG")):
+        if not os.path.exists(path):
+            return OSError(errno.EPERM, f"{path} is missing; use a kernel with {option}=y")
+    return refusal(
+        "what the kernel knows about pages, in /proc/kpageflags and /proc/kpagecgroup, needs",
+        "reading these",
+        "CAP_DAC_READ_SEARCH",
+    )
 
 
 @functools.cache

@@ -8,7 +8,6 @@ table entries of every process that may be looked at.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -25,6 +24,7 @@ from kdamon.mm.folios import Folios
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, exclusive_frames
 from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.rights import refusal
 from kdamon.mm.walker import Walker
 
 __all__ = ["LinuxFrames", "runs_of_pages"]
@@ -116,7 +116,12 @@ class LinuxFrames:
         """See :meth:`kdamon.mm.PhysicalMemory.ram`: what /proc/iomem calls System RAM."""
         found = _system_ram(Path("/proc/iomem").read_text(encoding="utf-8", errors="replace"))
         if not len(found):
-            raise OSError(errno.EPERM, "/proc/iomem hides where memory is; run as root, or name the addresses")
+            raise refusal(
+                "the addresses of memory, from /proc/iomem, need",
+                "seeing it",
+                "CAP_SYS_ADMIN",
+                otherwise="name the addresses",
+            )
         return found
 
     def zones(self) -> list[tuple[int, int, int]]:

@@ -30,6 +30,7 @@ from typing import IO, Any, Final, NamedTuple, TypeVar
 
 from kdamon.mm.inject_target import Target, Traced
 from kdamon.mm.pid_namespace import in_first_pid_namespace
+from kdamon.mm.rights import needs_linux
 
 __all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
@@ -132,7 +133,7 @@ def _check_machine() -> None:
         os.close(os.pidfd_open(os.getpid(), _PIDFD_THREAD))
     except OSError as error:
         raise OSError(
-            errno.EOPNOTSUPP, f"the kernel has no file descriptors for threads; use Linux 6.9 or later, or {_INSTEAD}"
+            errno.EOPNOTSUPP, f"the kernel has no file descriptors for threads; {needs_linux('6.9')}, or {_INSTEAD}"
         ) from error
 
 

@@ -12,8 +12,9 @@ import os
 import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from kdamon.mm.rights import refusal_to_trace
 
 __all__ = ["Target", "Traced"]
 
@@ -193,11 +194,7 @@ def _explained(pid: int) -> Iterator[None]:
     except (FileNotFoundError, ProcessLookupError):
         raise _ended(pid) from None
     except PermissionError as error:
-        reason = f"process {pid} may not be traced: that needs CAP_SYS_PTRACE, or its user and group"
-        scope = Path("/proc/sys/kernel/yama/ptrace_scope")
-        if scope.exists() and scope.read_text() != "0\n":
-            reason += f" with 0 instead of {scope.read_text().strip()} in {scope}"
-        raise OSError(errno.EPERM, f"{reason}; run as root or give that") from error
+        raise refusal_to_trace(pid) from error
 
 
 def _ended(pid: int) -> OSError:

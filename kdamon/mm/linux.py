@@ -19,9 +19,10 @@ from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
 from kdamon.mm.physical import Physical
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.walker import Walker, missing_capability, shared_walker
+from kdamon.mm.rights import OF_PROCESS, may, needs_linux, refusal
+from kdamon.mm.walker import Walker, shared_walker
 
-__all__ = ["LinuxMachine", "LinuxTask", "linux_machine"]
+__all__ = ["LinuxMachine", "LinuxTask", "check_cold", "linux_machine"]
 
 log = logging.getLogger("kdamon")
 
@@ -64,26 +65,29 @@ class _PageTable:
         self._folios = Folios()
 
     def check(self, pidfd: int) -> None:
-        try:
-            Adviser(pidfd).check()
-        except OSError as error:
-            if error.errno == errno.EPERM:
-                lacking = " and ".join(missing_capability("CAP_SYS_NICE", "CAP_SYS_PTRACE")) or "more rights"
-                raise OSError(
-                    errno.EPERM,
-                    f"marking another process's pages as not accessed needs {lacking}; run as root or give that "
-                    "capability",
-                ) from error
-            if error.errno == errno.ENOSYS:
-                raise OSError(
-                    errno.EOPNOTSUPP, "the kernel has no process_madvise(); Linux 5.10 or later is needed"
-                ) from error
+        check_cold(pidfd)
 
     def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space:
         return PageTableSpace(self._walker, self._folios, files, pidfd)
 
     def close(self) -> None:
         self._folios.close()
+
+
+def check_cold(pidfd: int) -> None:
+    """Find out whether pages of a process can be marked as not accessed.
+
+    :raises OSError: EPERM, EOPNOTSUPP with a sentence.
+    """
+    try:
+        Adviser(pidfd).check()
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise refusal(
+                "marking another process's pages as not accessed needs", "process_madvise()", "CAP_SYS_NICE"
+            ) from error
+        if error.errno == errno.ENOSYS:
+            raise OSError(errno.EOPNOTSUPP, f"the kernel has no process_madvise(); {needs_linux('5.10')}") from error
 
 
 class _PageIdle:
@@ -100,11 +104,8 @@ class _PageIdle:
             raise
 
     def check(self, pidfd: int) -> None:
-        if missing_capability("CAP_SYS_ADMIN"):
-            raise OSError(
-                errno.EPERM,
-                "the idle page bitmap is of use only with page frame numbers, which CAP_SYS_ADMIN shows; run as root",
-            )
+        if not may("CAP_SYS_ADMIN"):
+            raise refusal("the numbers of page frames, for the idle page bitmap, need", "seeing them", "CAP_SYS_ADMIN")
 
     def open(self, files: ProcessFiles, pidfd: int, pid: int) -> _Space:
         return PageIdleSpace(self._bitmap, self._folios, files, pidfd, PagemapFrames(files.pagemap))
@@ -235,13 +236,13 @@ class LinuxTask:
         except ProcessLookupError:
             return
         except PermissionError as error:
-            lacking = " and ".join(missing_capability("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"))
-            why = (
-                f"needs {lacking}; run as root or as the same user"
-                if lacking
-                else "is refused in spite of all capabilities, as by a security module; choose another process"
-            )
-            raise OSError(errno.EPERM, f"looking at the memory of process {self._pid} {why}") from error
+            raise refusal(
+                f"looking at the memory of process {self._pid} needs",
+                f"/proc/{self._pid}/pagemap",
+                *("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
+                where=OF_PROCESS,
+                otherwise="choose a process of this user that has no more capabilities",
+            ) from error
         self._primitive.check(self._pidfd)
 
 
@@ -264,7 +265,11 @@ class LinuxMachine:
     def get_task(self, pid: int, primitive: str = "page_table") -> LinuxTask:
         """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
         if primitive == "page_table":
-            return LinuxTask(self._accessed_bits(), pid)
+            try:
+                accessed = self._accessed_bits()
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
+            return LinuxTask(accessed, pid)
         if primitive != "page_fault":
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
         task = LinuxTask(self._page_fault, pid)
@@ -286,9 +291,9 @@ class LinuxMachine:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""
         primitive = self._accessed_bits()
         # Seeing page frames, looking at every process's memory, marking its pages as not accessed.
-        lacking = missing_capability("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYS_NICE")
-        if lacking:
-            raise OSError(errno.EPERM, f"physical addresses need {' and '.join(lacking)}; run as root")
+        needed = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYS_NICE")
+        if not may(*needed):
+            raise refusal("physical addresses need", "looking at all processes", *needed)
         return Physical(LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid)))
 
     def adopt_userfaultfd(self, pid: int, fd: int) -> None:
@@ -358,10 +363,10 @@ def _accessed_bits() -> _Primitive:
     try:
         return _PageTable()
     except OSError as error:
-        if os.access(BITMAP, os.R_OK | os.W_OK) and not missing_capability("CAP_SYS_ADMIN"):
+        if os.access(BITMAP, os.R_OK | os.W_OK) and may("CAP_SYS_ADMIN"):
             log.info("using the idle page bitmap: %s", error.strerror)
             return _PageIdle()
-        raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
+        raise
 
 
 def _check_proc() -> None:

@@ -24,7 +24,7 @@ from kdamon.mm.folios import shared_folios
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.pagemap import Pagemap, frames, present
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.walker import missing_capability
+from kdamon.mm.rights import OF_PROCESS, refusal
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
 
@@ -180,10 +180,7 @@ class Migration:
 def _folios(pfns: U64Array) -> tuple[_Indexes, _Indexes, U64Array]:
     """The folios of page frames: the first row of each, the folio of each row, and the folios' orders."""
     if not pfns.any():
-        raise OSError(
-            errno.EPERM,
-            "migration needs the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give it",
-        )
+        raise refusal("the numbers of page frames, for migration, need", "seeing them", "CAP_SYS_ADMIN")
     found = shared_folios().table(pfns)
     _, first, folio = np.unique(found.heads, return_index=True, return_inverse=True)
     return first, folio.reshape(-1), np.log2(found.pages[first]).astype(np.uint64)
@@ -216,12 +213,13 @@ def _check(dests: Sequence[tuple[int, int]]) -> None:
 
 def _explained(error: OSError) -> OSError:
     if error.errno == errno.EPERM:
-        why = (
-            "needs CAP_SYS_PTRACE; run as root or give that capability"
-            if missing_capability("CAP_SYS_PTRACE")
-            else "is refused, as by a container's seccomp filter; use another action"
+        return refusal(
+            "migration of this process's memory needs",
+            "move_pages()",
+            "CAP_SYS_PTRACE",
+            where=OF_PROCESS,
+            otherwise="use another action",
         )
-        return OSError(errno.EPERM, f"migration of this process's memory {why}")
     if error.errno == errno.ENOSYS:
         return OSError(errno.EOPNOTSUPP, "this kernel has no move_pages(), so pages stay; use another action")
     if error.errno in {errno.EACCES, errno.ENODEV}:

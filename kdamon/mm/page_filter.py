@@ -7,7 +7,6 @@ are in the range that is asked about. What is not mapped, the zero page, huge TL
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from kdamon.mm import PageFilter, U64Array, ranges
 from kdamon.mm.folios import shared_folios
 from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, anonymous, frames, present
+from kdamon.mm.rights import refusal
 
 __all__ = ["PageGroup"]
 
@@ -38,11 +38,7 @@ class PageGroup:
         here = np.flatnonzero(present(entries) & ranges.inside(wanted, pages))
         pfns = frames(entries[here])
         if len(pfns) and not pfns.any():
-            raise OSError(
-                errno.EPERM,
-                "filters on pages need the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give that "
-                "capability",
-            )
+            raise refusal("the numbers of page frames, for filters on pages, need", "seeing them", "CAP_SYS_ADMIN")
         folios = shared_folios().table(pfns)
         ordinary = folios.ordinary()
         self._folios = folios.rows(ordinary)

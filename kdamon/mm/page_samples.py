@@ -18,6 +18,7 @@ import numpy.typing as npt
 from kdamon.mm import OLD, YOUNG, Answers, PageFilter, U64Array
 from kdamon.mm.folios import shared_folios
 from kdamon.mm.pagemap import PAGE_SIZE, entries_at, frames, present
+from kdamon.mm.rights import refusal
 from kdamon.mm.walk_program import LEVEL, PRESENT
 from kdamon.mm.walker import shared_walker
 
@@ -80,11 +81,7 @@ class PageSamples:
             entries = entries_at(fd, addrs[unknown])
             pfns[unknown] = frames(entries)
             if present(entries).any() and not pfns.any():
-                raise OSError(
-                    errno.EPERM,
-                    "filters on pages need the numbers of page frames, which CAP_SYS_ADMIN shows; run as root or give "
-                    "that capability",
-                )
+                raise refusal("the numbers of page frames, for filters on pages, need", "seeing them", "CAP_SYS_ADMIN")
         return cls(pfns, huge, listed=False)
 
     @classmethod

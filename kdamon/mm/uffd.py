@@ -25,6 +25,7 @@ import numpy.typing as npt
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
 from kdamon.mm.pagemap import BLOCK
+from kdamon.mm.rights import needs_linux
 
 __all__ = [
     "FILE",
@@ -199,7 +200,7 @@ class Userfaultfd:
             os.close(fd)
             raise OSError(
                 errno.EOPNOTSUPP,
-                "the kernel's userfaultfd knows no asynchronous write protection; Linux 6.7 or later is needed",
+                f"the kernel's userfaultfd knows no asynchronous write protection; {needs_linux('6.7')}",
             ) from error
         self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
         self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))

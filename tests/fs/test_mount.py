@@ -350,9 +350,10 @@ def test_mounting_without_the_right_to_names_what_is_missing(
     session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libfuse would ask fusermount, which is not there."""
-    monkeypatch.setattr("kdamon_fs.mount.missing_capability", lambda *names: list(names))
+    monkeypatch.setattr("kdamon_fs.mount_checks.missing_capability", lambda *names: list(names))
+    monkeypatch.setattr("kdamon.mm.rights.missing_capability", lambda *names: list(names))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OSError, match="mounting needs CAP_SYS_ADMIN or fusermount: run as root, or 'apt install fuse'"):
+    with pytest.raises(OSError, match=r"mounting needs CAP_SYS_ADMIN.*or install fusermount \('apt install fuse'\)"):
         mounted_tree(session.tree, tmp_path).start()
 
 
@@ -433,3 +434,15 @@ def test_a_bug_is_an_io_error_and_a_traceback_in_the_log(
     assert error.value.errno == 5
     assert re.search(r"getattr of /admin failed", caplog.text)
     assert "Traceback" in caplog.text
+
+
+def test_a_user_namespace_without_its_own_mount_namespace_says_so() -> None:
+    """All capabilities there are of no use: libfuse would fail to find fusermount."""
+    script = "from kdamon_fs.mount_checks import check_may_mount; check_may_mount()"
+    for options, refused in (("-Ur", True), ("-Urm", False)):
+        words = ["unshare", options, sys.executable, "-c", script]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.stderr.startswith("unshare:"):
+            pytest.skip("kernel lacks: user namespaces")
+        assert refused == ("mounting needs a mount namespace that belongs to this user namespace" in done.stderr)
+        assert refused == bool(done.returncode), done.stderr

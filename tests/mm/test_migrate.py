@@ -167,9 +167,14 @@ except OSError as error:
             ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"],
             0,
             errno.EPERM,
-            "needs CAP_SYS_PTRACE; run",
+            "needs CAP_SYS_PTRACE, which root lacks here; start",
         ),
-        ([], errno.EPERM, errno.EPERM, "is refused, as by a container's seccomp filter; use another action"),
+        (
+            [],
+            errno.EPERM,
+            errno.EPERM,
+            "needs move_pages(), which is refused although",
+        ),
         ([], errno.ENOSYS, errno.EOPNOTSUPP, "this kernel has no move_pages(), so pages stay; use another action"),
     ],
 )

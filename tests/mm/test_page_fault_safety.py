@@ -264,7 +264,7 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
     )
     assert done.stdout.splitlines() == [
         "who causes a page fault is not known, only where: recording who causes page faults needs CAP_BPF and "
-        "CAP_PERFMON; run as root or give these capabilities",
+        "CAP_PERFMON, which root lacks here; start kdamon with these capabilities, as by a container's --cap-add",
         "False False",
         "0",
         "True 0",
@@ -272,6 +272,6 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
         "False",
         "0",
         "[False, True]",
-        "reading page tables needs CAP_BPF and CAP_PERFMON; run as root or give these capabilities, or use page_fault, "
-        "which sees writes",
+        "reading page tables needs CAP_BPF and CAP_PERFMON, which root lacks here; start kdamon with these "
+        "capabilities, as by a container's --cap-add, or use page_fault, which sees writes",
     ], done.stderr

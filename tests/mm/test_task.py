@@ -343,7 +343,7 @@ def test_a_missing_capability_is_named(machine: LinuxMachine, program: Path, wit
         said = _as_root_without(without, GET_TASK, str(work.pid))
     assert said.startswith("EPERM ")
     assert named in said
-    assert "run as root" in said
+    assert "root lacks here; start kdamon with that capability" in said
     assert said.count("\n") == 1
 
 

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import shutil
-from typing import Final
+from collections.abc import Callable
 
 from attrs import frozen
 
-__all__ = ["Check", "monitor_checks", "tool_checks"]
-
-#: What page_fault cannot do without; without the rest it does not tell who writes.
-_PAGE_FAULT: Final = ("page_fault: arm", "page_fault: take")
+__all__ = ["Check", "Usable", "monitor_checks", "tool_checks"]
 
 
 @frozen
@@ -30,19 +27,32 @@ class Check:
     remedy: str = ""
 
 
-def monitor_checks() -> tuple[list[Check], tuple[str, ...]]:
-    """What monitoring is made of, and the primitives by which processes can be monitored here."""
-    from kdamon.mm.doctor import can_monitor, primitives  # noqa: PLC0415 (needs more than the other verbs)
+@frozen
+class Usable:
+    """By which primitives processes can be monitored.
 
-    checks = [Check(p.name, p.available, p.why, p.remedy) for p in primitives()]
-    faults = all(check.available for check in checks if check.name in _PAGE_FAULT)
-    works = {"page_table": can_monitor(), "page_fault": faults}
-    return checks, tuple(name for name in works if works[name])
+    :ivar own: those of this user that have no more capabilities than kdamon.
+    :ivar others: those of other users.
+    """
+
+    own: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.own or self.others)
+
+
+def monitor_checks() -> tuple[list[Check], Usable]:
+    """What monitoring is made of, and the primitives by which processes can be monitored here."""
+    from kdamon.mm.doctor import examine  # noqa: PLC0415 (needs more than the other verbs)
+
+    primitives, own, others = examine()
+    return [Check(p.name, p.available, p.why, p.remedy) for p in primitives], Usable(own, others)
 
 
 def tool_checks() -> list[Check]:
     """What ``kdamon mount`` and ``kdamon exec`` need, and the client that they are mostly for."""
-    return [_libfuse(), _fuse_device(), _mount_namespace(), _damo()]
+    return [_libfuse(), _fuse_device(), *_mounting(), _damo()]
 
 
 def _libfuse() -> Check:
@@ -63,13 +73,23 @@ def _fuse_device() -> Check:
     return Check(name, True, "it can be opened")
 
 
-def _mount_namespace() -> Check:
-    from kdamon.mm.walker import missing_capability  # noqa: PLC0415 (needs more than the other verbs)
+def _mounting() -> list[Check]:
+    from kdamon_fs import mount_checks  # noqa: PLC0415 (needs more than the other verbs)
 
-    name = "mount namespace (exec)"
-    if missing_capability("CAP_SYS_ADMIN"):
-        return Check(name, False, "making one needs CAP_SYS_ADMIN", "run as root")
-    return Check(name, True, "the capability for it is there")
+    return [
+        _tried("mounting (mount)", mount_checks.check_may_mount, "the right for it is there"),
+        _tried("mount namespace (exec)", mount_checks.check_may_unshare, "the capability for it is there"),
+    ]
+
+
+def _tried(name: str, check: Callable[[], None], works: str) -> Check:
+    """What ``check`` finds out, whose errors are "what is wrong; what to do"."""
+    try:
+        check()
+    except OSError as error:
+        why, _, remedy = (error.strerror or str(error)).partition("; ")
+        return Check(name, False, why, remedy)
+    return Check(name, True, works)
 
 
 def _damo() -> Check:

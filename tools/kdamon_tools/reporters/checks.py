@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import attrs
 
-from kdamon_tools.checks import Check
+from kdamon_tools.checks import Check, Usable
 
 __all__ = ["render_checks", "render_checks_json"]
 
 
-def render_checks(checks: Sequence[Check], usable: Sequence[str], width: int = 80) -> str:
+def render_checks(checks: Sequence[Check], usable: Usable, width: int = 80) -> str:
     """A line or more for each check: name, yes or no, why, and the remedy below.
 
     :param usable: the primitives that processes can be monitored by.
@@ -30,16 +30,32 @@ def render_checks(checks: Sequence[Check], usable: Sequence[str], width: int = 8
     return "\n".join([*lines, *textwrap.wrap(_verdict(usable), width)])
 
 
-def _verdict(usable: Sequence[str]) -> str:
-    if "page_table" in usable:
-        return "this machine can monitor processes"
-    if "page_fault" in usable:
-        return "only writes and first touches of processes can be monitored: use --primitive page_fault"
-    return "this machine cannot monitor processes"
+def _verdict(usable: Usable) -> str:
+    what, by = ("processes", usable.others) if usable.others else ("processes of this user", usable.own)
+    if not by:
+        return "this machine cannot monitor processes"
+    if "page_table" not in by:
+        return f"only writes and first touches of {what} can be monitored: use --primitive page_fault"
+    verdict = f"this machine can monitor {what}"
+    if "page_fault" in by:
+        return verdict
+    return f"{verdict}, but not by --primitive page_fault (--write-only, --cpus, --tids){_own_too(usable)}"
 
 
-def render_checks_json(checks: Sequence[Check], usable: Sequence[str]) -> str:
-    """One object: ``possible``, ``primitives`` that work, and ``checks`` with name, available, why and remedy."""
+def _own_too(usable: Usable) -> str:
+    return ", which works for this user's only" if "page_fault" in usable.own else ""
+
+
+def render_checks_json(checks: Sequence[Check], usable: Usable) -> str:
+    """One object: ``possible``, ``primitives``, ``own_primitives``, and ``checks``: name, available, why and remedy.
+
+    ``primitives`` work for processes of any user, ``own_primitives`` for those of this user without more capabilities.
+    """
     return json.dumps(
-        {"possible": bool(usable), "primitives": list(usable), "checks": [attrs.asdict(check) for check in checks]}
+        {
+            "possible": bool(usable),
+            "primitives": list(usable.others),
+            "own_primitives": list(usable.own),
+            "checks": [attrs.asdict(check) for check in checks],
+        }
     )

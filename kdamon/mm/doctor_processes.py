@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whose processes can be monitored here, found out as ``kdamon run`` would; a part of :mod:`kdamon.mm.doctor`.
+
+What is allowed for this user's own process need not be for another user's, and rights are not all there is to it: so
+both are tried, on processes made for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Final, TypeVar
+
+from kdamon.mm.doctor_schemes import loaded_child
+from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.rights import refusal_to_trace
+
+__all__ = ["Refusals", "refusals"]
+
+_NOBODY: Final = 65534
+_PRIMITIVES: Final = ("page_table", "page_fault")
+
+_What = TypeVar("_What")
+
+#: For each primitive, why a process cannot be monitored by it; None where it can.
+Refusals = dict[str, OSError | None]
+
+
+def refusals() -> tuple[Refusals, Refusals]:
+    """Try each primitive on a process of this user, and on one of another user."""
+    with closing(linux_machine("page_fault")) as machine:
+        with loaded_child() as pid:
+            own = _tried(machine, pid)
+        try:
+            # Nobody itself needs another one.
+            with loaded_child(_NOBODY if os.geteuid() != _NOBODY else _NOBODY - 1) as pid:
+                return own, _tried(machine, pid)
+        except (OSError, ValueError):
+            # It takes a right of its own to make such a process: one that is there is looked at, and left alone.
+            return own, _looked_at(machine, own)
+
+
+def _tried(machine: LinuxMachine, pid: int) -> Refusals:
+    """What :class:`kdamon_tools.monitor.Monitor` does to begin."""
+    return {name: _refusal(lambda name: machine.get_task(pid, name).put(), name) for name in _PRIMITIVES}
+
+
+def _refusal(attempt: Callable[[_What], None], what: _What) -> OSError | None:
+    try:
+        attempt(what)
+    except OSError as error:
+        return error
+    return None
+
+
+def _looked_at(machine: LinuxMachine, own: Refusals) -> Refusals:
+    for pid in _strangers():
+        page_table = _refusal(lambda pid: machine.get_task(pid, "page_table").put(), pid)
+        page_fault = own["page_fault"] or _refusal(_open_memory, pid)
+        if os.path.exists(f"/proc/{pid}"):
+            return {"page_table": page_table, "page_fault": page_fault}
+    return own
+
+
+def _strangers() -> Iterator[int]:
+    """Processes of other users; after them those of this user that have more capabilities."""
+    alike = []
+    for name in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):
+        with contextlib.suppress(OSError):
+            status = _status(name)
+            if "VmSize" not in status:
+                continue
+            if int(status["Uid"].split()[1]) != os.geteuid():
+                yield int(name)
+            elif int(status["CapPrm"], 16) & ~int(_status("self")["CapPrm"], 16):
+                alike.append(int(name))
+    yield from alike
+
+
+def _status(name: str) -> dict[str, str]:
+    with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+        return {key: value for key, _, value in (line.partition(":") for line in file)}
+
+
+def _open_memory(pid: int) -> None:
+    """What page_fault does to a process before it stops a thread of it."""
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ProcessFiles(directory).close()
+        os.close(os.open("mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=directory))
+    except PermissionError:
+        raise refusal_to_trace(pid) from None
+    finally:
+        os.close(directory)
