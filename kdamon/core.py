@@ -59,7 +59,7 @@ from kdamon.probes import (
     damon_probe_weights,
     damon_valid_probe_params,
 )
-from kdamon.regions import COLUMNS, damon_regions
+from kdamon.regions import COLUMNS, damon_regions, mostly_unknown
 from kdamon.reports import (
     damon_report_counters_of,
     damon_report_queue,
@@ -335,7 +335,9 @@ def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregatin
         else:
             regions.nr_accesses = _convert(regions.nr_accesses, old_max, new_max)
             regions.nr_unknown = _convert(regions.nr_unknown, old_max, new_max)
+        regions.last_nr_unknown = _convert(regions.last_nr_unknown, old_max, new_max)
         regions.age = (regions.age * old_aggr // new_aggr).astype(np.uint32)
+        regions.unknown_age = (regions.unknown_age * old_aggr // new_aggr).astype(np.uint32)
         if regions.probe_hits is not None and regions.last_probe_hits is not None:
             # Kernel: hits of probes that are gone stay as they are. Here: they are converted too, as nobody sees them.
             regions.last_probe_hits = _convert(regions.last_probe_hits, old_max, new_max).astype(np.uint8)
@@ -693,17 +695,30 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
 
 
 def damon_merge_regions_of(
-    t: damon_target, threshold: int, sz_limit: int, count_age: bool, weights: npt.NDArray[np.uint32] | None = None
+    t: damon_target,
+    threshold: int,
+    sz_limit: int,
+    count_age: bool,
+    weights: npt.NDArray[np.uint32] | None = None,
+    *,
+    nr_samples: int = UINT_MAX,
+    unknown_apart: bool = True,
 ) -> None:
     """Merge neighbours of ``t`` with similar access frequencies, and let regions age.
 
     :param threshold: largest difference of nr_accesses to merge.
     :param sz_limit: largest region to make, core address units.
     :param weights: of the probes: go by their hits instead, see :meth:`kdamon.regions.damon_regions.merge_scores`.
+    :param nr_samples: samples of each region in an aggregation interval, to find those that are mostly unknown.
+    :param unknown_apart: merge these with each other only.
     """
+    # Kernel: takes every sample. Here: regions of which most samples could not be taken do not become a part of others,
+    # because they would be as cold as these.
+    rows = mostly_unknown(t.regions.nr_unknown, nr_samples)
+    unknown = rows if rows.any() else None
     if count_age:
-        t.regions.count_age(threshold, weights)
-    t.regions.merge_similar(threshold, sz_limit, weights)
+        t.regions.count_age(threshold, weights, unknown)
+    t.regions.merge_similar(threshold, sz_limit, weights, unknown, unknown_apart=unknown_apart)
 
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
@@ -711,16 +726,19 @@ def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None
     weights = damon_probe_weights(ctx)
     if ctx.density and weights is None and kdamond_adjust_regions_by_density(ctx, sz_limit):
         return
-    max_threshold = damon_nr_samples_per_aggr(ctx.attrs)
+    max_threshold = nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
     if weights is not None:
         # Kernel: as for accesses, so that with large weights there stay more regions than max_nr_regions. Here: up to
         # the largest difference that there can be.
         max_threshold *= int(weights.sum(dtype=np.uint64))
-    count_age = True
+    count_age = unknown_apart = True
     while True:
         for t in ctx.adaptive_targets:
-            damon_merge_regions_of(t, threshold, sz_limit, count_age, weights)
-        count_age = False
+            damon_merge_regions_of(
+                t, threshold, sz_limit, count_age, weights, nr_samples=nr_samples, unknown_apart=unknown_apart
+            )
+        # There are too many: what is known gives way.
+        count_age = unknown_apart = False
         nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
         if nr_regions <= ctx.attrs.max_nr_regions or max_threshold <= threshold:
             break
@@ -991,7 +1009,7 @@ def validate_ctx(ctx: damon_ctx) -> None:
     samples = damon_nr_samples_per_aggr(ctx.attrs)
     for t in ctx.adaptive_targets:
         validate_regions(t.regions)
-        for column in (t.regions.nr_accesses, t.regions.nr_unknown):
+        for column in (t.regions.nr_accesses, t.regions.nr_unknown, t.regions.last_nr_unknown):
             assert int(column.max(initial=0)) <= samples, "a region was counted more often than it was sampled"
         if t.regions.probe_hits is not None:
             assert int(t.regions.probe_hits.max(initial=0)) <= samples, "a probe was hit more often than it was applied"

@@ -19,7 +19,7 @@ from attrs import define, field
 
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Machine, Task, U64Array
-from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions
+from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions, mostly_unknown
 from kdamon.schemes import (
     DAMOS_MAX_SCORE,
     damon_size_range,
@@ -84,11 +84,14 @@ __all__ = [
     "damos_walk_control",
     "damos_watermarks",
     "damos_wmark_metric",
+    "nr_unknown_mvsum",
+    "unknown_rows",
 ]
 
 DAMON_MIN_REGION_SZ = PAGE_SIZE
 
 U32Array = npt.NDArray[np.uint32]
+Mask = npt.NDArray[np.bool_]
 
 
 @define(slots=True, eq=False)
@@ -526,6 +529,20 @@ def damon_mvsum(current: U32Array, last: U32Array, left_bp: int) -> U32Array:
 def damon_nr_accesses_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
     """Moving sum of nr_accesses over the last aggregation interval's time, shape (n,)."""
     return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, damon_window_left_bp(ctx))
+
+
+def nr_unknown_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
+    """As :func:`damon_nr_accesses_mvsum`, of the samples that could not be taken."""
+    return damon_mvsum(regions.nr_unknown, regions.last_nr_unknown, damon_window_left_bp(ctx))
+
+
+def unknown_rows(regions: damon_regions, ctx: damon_ctx) -> Mask:
+    """Tell which regions are mostly unknown in the time that :func:`damon_nr_accesses_mvsum` is about, shape (n,).
+
+    That is :func:`kdamon.regions.mostly_unknown`, of the samples there were when the first interval is not over.
+    """
+    nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
+    return mostly_unknown(nr_unknown_mvsum(regions, ctx), min(nr_samples, ctx.passed_sample_intervals or nr_samples))
 
 
 def damon_window_left_bp(ctx: damon_ctx) -> int:

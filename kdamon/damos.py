@@ -17,20 +17,25 @@ from kdamon import trace
 from kdamon.damon import (
     damon_ctx,
     damon_nr_accesses_mvsum,
+    damon_region,
     damon_region_sz_limit,
     damon_target,
     damos,
     damos_action,
     damos_migrate_dests,
     damos_walk_control,
+    nr_unknown_mvsum,
+    unknown_rows,
 )
 from kdamon.damos_filters import (
     damos_commit_filters,
     damos_core_filter_candidates,
     damos_core_filter_out,
     damos_for_each_part,
+    damos_known_rows,
     damos_pattern_rows,
     damos_set_filters_default_reject,
+    damos_wanted_rows,
 )
 from kdamon.damos_quota import (
     damos_adjust_quota,
@@ -134,8 +139,12 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
     if ctx.ops is not None and ctx.ops.apply_scheme is not None and _asks_ops(s):
         applied, passed = ctx.ops.apply_scheme(ctx, t, rows, s)
     if ctx.walk_control is not None and not s.walk_completed:
-        for row, accesses, sz_passed in zip(rows.tolist(), nr_accesses.tolist(), passed.tolist(), strict=True):
-            _damos_walk_call_walk(ctx, t, row, s, accesses, sz_passed)
+        nr_unknown = nr_unknown_mvsum(regions, ctx)[rows]
+        columns = (column.tolist() for column in (rows, nr_accesses, nr_unknown, passed))
+        for row, accesses, unknown, sz_passed in zip(*columns, strict=True):
+            _damos_walk_call_walk(
+                ctx, t, s, evolve(regions.region(row), nr_accesses=accesses, nr_unknown=unknown), sz_passed
+            )
     if damos_quota_is_set(quota):
         quota.total_charged_ns += ctx.clock.now() - begin
         for size, sz_applied in zip(sizes.tolist(), applied.tolist(), strict=True):
@@ -144,7 +153,7 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
             quota.charge_target_from = t
             quota.charge_addr_from = int(regions.end[rows[-1]])
     if s.action is not damos_action.DAMOS_STAT:
-        regions.age[rows] = 0
+        regions.age[rows] = regions.unknown_age[rows] = 0
     stat = s.stat
     stat.nr_tried += len(rows)
     stat.sz_tried += int(sizes.sum())
@@ -153,13 +162,26 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
     stat.sz_ops_filter_passed += int(passed.sum())
 
 
+def _damos_is_over(s: damos) -> bool:
+    """Tell whether ``s`` had all the snapshots that it may have."""
+    return bool(s.max_nr_snapshots) and s.max_nr_snapshots <= s.stat.nr_snapshots
+
+
+def _damos_count_unknown(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
+    """Count the memory of ``t`` that has the access pattern of ``s`` but is mostly unknown."""
+    unknown = unknown_rows(t.regions, ctx)
+    if unknown.any() and not _damos_is_over(s):
+        unknown &= damos_pattern_rows(t.regions, nr_accesses, s)
+        s.stat.sz_unknown += int(t.regions.sizes()[unknown].sum())
+
+
 def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
     """Apply ``s``, which has neither quota nor core filters, to every region of ``t`` that it wants."""
-    if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
+    if _damos_is_over(s):
         return
     s.stat.nr_snapshots += 1
     s.core_filters_allowed = False
-    rows = damos_pattern_rows(t.regions, nr_accesses, s).nonzero()[0]
+    rows = damos_wanted_rows(ctx, t.regions, nr_accesses, s).nonzero()[0]
     _damos_apply_rows(ctx, t, rows, s, nr_accesses[rows])
 
 
@@ -244,7 +266,9 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
     """Apply ``s`` to the regions of ``t`` one after another (``damon_do_apply_schemes()`` for one scheme)."""
     regions, quota = t.regions, s.quota
     scores = damos_scores(ctx, t, s) if damos_quota_is_set(quota) else None
-    worth = np.ones(len(regions), np.bool_) if scores is None else scores >= quota.min_score
+    worth = damos_known_rows(ctx, regions, s)
+    if scores is not None:
+        worth &= scores >= quota.min_score
     visit = damos_pattern_rows(regions, nr_accesses, s) & worth
     if s.core_filters:
         visit &= damos_core_filter_candidates(ctx, t, s)
@@ -259,7 +283,7 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
             break
         if damos_skip_charged_region(t, row, s, ctx.min_region_sz):
             continue
-        if s.max_nr_snapshots and s.max_nr_snapshots <= s.stat.nr_snapshots:
+        if _damos_is_over(s):
             continue
         accesses = int(nr_accesses[first])
         if worth[first] and _damos_has_pattern(regions, row, accesses, s):
@@ -286,6 +310,7 @@ def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], ma
         return
     for s in active:
         nr_accesses = damon_nr_accesses_mvsum(t.regions, ctx)
+        _damos_count_unknown(ctx, t, s, nr_accesses)
         if s.core_filters or damos_quota_is_set(s.quota):
             _damos_apply_by_region(ctx, t, s, nr_accesses)
         else:
@@ -323,13 +348,9 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
 # Walks.
 
 
-def _damos_walk_call_walk(  # noqa: PLR0917 -- all that a walk function is given
-    ctx: damon_ctx, t: damon_target, row: int, s: damos, nr_accesses: int, sz_passed: int
-) -> None:
+def _damos_walk_call_walk(ctx: damon_ctx, t: damon_target, s: damos, region: damon_region, sz_passed: int) -> None:
     control = ctx.walk_control
     assert control is not None
-    region = t.regions.region(row)
-    region.nr_accesses = nr_accesses
     control.walk_fn(control.data, ctx, t, region, s, sz_passed)
 
 

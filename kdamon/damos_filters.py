@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve
 
-from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type
+from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type, unknown_rows
 from kdamon.kernel import ALIGN_DOWN
 from kdamon.probes import damon_probe_hits_wsum
 from kdamon.regions import damon_regions
@@ -28,9 +28,11 @@ __all__ = [
     "damos_filter_for_ops",
     "damos_filter_match",
     "damos_for_each_part",
+    "damos_known_rows",
     "damos_new_filter",
     "damos_pattern_rows",
     "damos_set_filters_default_reject",
+    "damos_wanted_rows",
 ]
 
 _OF_CORE = (
@@ -57,6 +59,25 @@ def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) 
     mask &= (nr_accesses >= pattern.min_nr_accesses) & (nr_accesses <= pattern.max_nr_accesses)
     mask &= (regions.age >= pattern.min_age_region) & (regions.age <= pattern.max_age_region)
     return mask
+
+
+def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
+    """Tell which regions are known well enough to get the action of ``s``, shape (n,).
+
+    Those of an action that needs it are not mostly unknown, nor were so in the time for which they have to be stable.
+    """
+    if not s.needs_known:
+        return np.ones(len(regions), np.bool_)
+    mask: Mask = ~unknown_rows(regions, ctx) & (regions.known_age() >= s.pattern.min_age_region)
+    return mask
+
+
+def damos_wanted_rows(ctx: damon_ctx, regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
+    """Tell which regions ``s`` is for: those that have its access pattern and are known well enough, shape (n,).
+
+    :param nr_accesses: moving sums of the regions, shape (n,).
+    """
+    return damos_pattern_rows(regions, nr_accesses, s) & damos_known_rows(ctx, regions, s)
 
 
 def damos_for_each_part(regions: damon_regions, rows: list[int]) -> Iterator[tuple[int, int]]:

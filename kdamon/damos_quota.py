@@ -27,7 +27,7 @@ from kdamon.damos_filters import (
     damos_core_filter_candidates,
     damos_core_filter_out,
     damos_for_each_part,
-    damos_pattern_rows,
+    damos_wanted_rows,
 )
 from kdamon.kernel import ALIGN_DOWN, NSEC_PER_MSEC, PAGE_SIZE, ULONG_MAX, mult_frac, ulong
 
@@ -170,7 +170,7 @@ def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
     s = next(s for s in ctx.schemes if any(one is goal for one in s.quota.goals))
     eligible: Counter[int] = Counter()
     for t in ctx.adaptive_targets:
-        wanted = damos_pattern_rows(t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
+        wanted = damos_wanted_rows(ctx, t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
         rows = np.flatnonzero(wanted & damos_core_filter_candidates(ctx, t, s))
         eligible.update(ctx.ops.node_mem(ctx, t, rows))
     return mult_frac(eligible[goal.nid], 10000, eligible.total() or 1)
@@ -278,7 +278,7 @@ def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
         if scores is None:
             return
         regions = t.regions
-        wanted = damos_pattern_rows(regions, damon_nr_accesses_mvsum(regions, ctx), s)
+        wanted = damos_wanted_rows(ctx, regions, damon_nr_accesses_mvsum(regions, ctx), s)
         if s.core_filters:
             rows = (wanted & damos_core_filter_candidates(ctx, t, s)).nonzero()[0]
             for first, row in damos_for_each_part(regions, rows.tolist()):

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.damon import damon_nr_samples_per_aggr
+from kdamon.regions import mostly_unknown
 from kdamon.report_memory import Place, damon_report_memory, damon_report_run, spread
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
         _count(ctx, t.memory, t.regions)
     largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
     for t in ctx.adaptive_targets:
-        t.regions.count_age(largest // 10)
+        unknown = mostly_unknown(t.regions.nr_unknown, damon_nr_samples_per_aggr(ctx.attrs))
+        t.regions.count_age(largest // 10, unknown=unknown)
     return True
 
 

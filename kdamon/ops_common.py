@@ -91,13 +91,14 @@ def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     left_bp = damon_window_left_bp(ctx)
     nr_accesses = mult_frac(r.last_nr_accesses, left_bp, 10000) + (r.nr_accesses if left_bp != 10000 else 0)
     frequency = mult_frac(nr_accesses, DAMON_MAX_SUBSCORE, damon_nr_samples_per_aggr(ctx.attrs))
-    seconds = uint(r.age * ctx.attrs.aggr_interval // 1_000_000)
+    age = r.age - r.unknown_age if s.needs_known else r.age
+    seconds = uint(age * ctx.attrs.aggr_interval // 1_000_000)
     age_in_log = min(seconds.bit_length(), DAMON_MAX_AGE_IN_LOG)
     # A region that is not accessed is the colder the longer that is so.
     signed = age_in_log if frequency else -age_in_log
-    age = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
+    subscore = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
     weights = s.quota.weight_nr_accesses + s.quota.weight_age
-    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * age) // (weights or 1)
+    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * subscore) // (weights or 1)
     return min(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
 
 
@@ -112,13 +113,14 @@ def damon_hot_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores
         damon_nr_accesses_mvsum(regions, ctx).astype(np.int64), damon_nr_samples_per_aggr(ctx.attrs)
     )
     frequency = whole * DAMON_MAX_SUBSCORE + part * DAMON_MAX_SUBSCORE // damon_nr_samples_per_aggr(ctx.attrs)
-    seconds = regions.age.astype(np.uint64) * np.uint64(ctx.attrs.aggr_interval) // np.uint64(1_000_000)
+    age = regions.known_age() if s.needs_known else regions.age
+    seconds = age.astype(np.uint64) * np.uint64(ctx.attrs.aggr_interval) // np.uint64(1_000_000)
     # The exponent of a floating point number is the number of its bits.
     age_in_log = np.frexp(seconds.astype(np.uint32).astype(np.float64))[1].astype(np.int64)
     signed = np.where(frequency != 0, age_in_log, -age_in_log)
-    age = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
+    subscore = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
     weights = s.quota.weight_nr_accesses + s.quota.weight_age
-    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * age) // (weights or 1)
+    hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * subscore) // (weights or 1)
     scores: Scores = np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
     return scores
 

@@ -17,7 +17,15 @@ from attrs import define
 
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 
-__all__ = ["COLUMNS", "DAMON_MAX_PROBES", "Draw", "damon_addr_range", "damon_region", "damon_regions"]
+__all__ = [
+    "COLUMNS",
+    "DAMON_MAX_PROBES",
+    "Draw",
+    "damon_addr_range",
+    "damon_region",
+    "damon_regions",
+    "mostly_unknown",
+]
 
 DAMON_MAX_PROBES = 4
 
@@ -31,7 +39,7 @@ _1, _9, _10, _32 = (np.uint64(n) for n in (1, 9, 10, 32))
 Draw = Callable[[int], U64]
 
 #: Columns that a split copies to both parts, besides the probe counters.
-_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "nr_unknown")
+_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
 _OF_DENSITY = ("density", "density_since")
 _OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", *_OF_DENSITY)
 #: Every column; the optional ones are None while nobody needs them.
@@ -60,8 +68,10 @@ class damon_region:
     sampling_addr: int = 0
     probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
     last_probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
-    #: Samples of the present aggregation interval that could not be taken (no kernel counterpart).
+    #: No kernel counterparts, see :class:`damon_regions`.
+    unknown_age: int = 0
     nr_unknown: int = 0
+    last_nr_unknown: int = 0
 
     @property
     def start(self) -> int:
@@ -79,6 +89,20 @@ class damon_region:
         return self.ar.end - self.ar.start
 
 
+def mostly_unknown(nr_unknown: U32, nr_samples: int) -> Mask:
+    """Decide which regions are mostly unknown: at least half of their samples could not be taken, shape (n,).
+
+    Whether such a region is accessed is not known, however few accesses were seen: its age is no evidence, it is not
+    merged with regions that are known, and actions that cost something where memory is in use leave it alone. No kernel
+    counterpart: the kernel can take every sample.
+
+    :param nr_unknown: samples that could not be taken, shape (n,).
+    :param nr_samples: samples of each region in the same time.
+    """
+    mask: Mask = nr_unknown >= max((nr_samples + 1) // 2, 1)
+    return mask
+
+
 class damon_regions:
     """Regions of one target, sorted by address and disjoint, as columns of shape (n,).
 
@@ -88,7 +112,10 @@ class damon_regions:
     :ivar nr_accesses: accesses seen in the present aggregation interval.
     :ivar last_nr_accesses: the same of the aggregation interval before.
     :ivar age: aggregation intervals for which the access pattern was stable.
+    :ivar unknown_age: the age at which it was mostly unknown last (:func:`mostly_unknown`), 0 not since it is stable:
+        the access pattern is known for the rest of ``age`` (no kernel counterpart).
     :ivar nr_unknown: samples of the present aggregation interval that could not be taken (no kernel counterpart).
+    :ivar last_nr_unknown: the same of the aggregation interval before.
     :ivar access_reported: a report was counted in the present sampling interval (the series' second version); None
         while none was.
     :ivar probe_hits: probe hits, shape (n, DAMON_MAX_PROBES); None in a context without probes.
@@ -106,7 +133,9 @@ class damon_regions:
     nr_accesses: U32
     last_nr_accesses: U32
     age: U32
+    unknown_age: U32
     nr_unknown: U32
+    last_nr_unknown: U32
     access_reported: Mask | None
     probe_hits: npt.NDArray[np.uint8] | None
     last_probe_hits: npt.NDArray[np.uint8] | None
@@ -121,7 +150,9 @@ class damon_regions:
         self.nr_accesses = np.zeros(n, np.uint32)
         self.last_nr_accesses = np.zeros(n, np.uint32)
         self.age = np.zeros(n, np.uint32)
+        self.unknown_age = np.zeros(n, np.uint32)
         self.nr_unknown = np.zeros(n, np.uint32)
+        self.last_nr_unknown = np.zeros(n, np.uint32)
         self.access_reported = None
         self.probe_hits = None
         self.last_probe_hits = None
@@ -157,6 +188,10 @@ class damon_regions:
         """Sum of the sizes."""
         return int(self.sizes().sum())
 
+    def known_age(self) -> U32:
+        """For how many aggregation intervals up to now each region was stable and not mostly unknown, shape (n,)."""
+        return self.age - self.unknown_age
+
     # Rows as values.
 
     def region(self, row: int) -> damon_region:
@@ -173,7 +208,9 @@ class damon_regions:
             sampling_addr=int(self.sampling_addr[row]),
             probe_hits=hits,
             last_probe_hits=last_hits,
+            unknown_age=int(self.unknown_age[row]),
             nr_unknown=int(self.nr_unknown[row]),
+            last_nr_unknown=int(self.last_nr_unknown[row]),
         )
 
     def insert(self, row: int, region: damon_region) -> None:
@@ -185,7 +222,9 @@ class damon_regions:
         self.nr_accesses[row] = region.nr_accesses
         self.last_nr_accesses[row] = region.last_nr_accesses
         self.age[row] = region.age
+        self.unknown_age[row] = region.unknown_age
         self.nr_unknown[row] = region.nr_unknown
+        self.last_nr_unknown[row] = region.last_nr_unknown
         if any(region.probe_hits) or any(region.last_probe_hits) or self.probe_hits is not None:
             self.use_probes()
             assert self.probe_hits is not None
@@ -249,6 +288,7 @@ class damon_regions:
         """Start a new aggregation interval: the counters become the last ones and zero."""
         self.last_nr_accesses = self.nr_accesses
         self.nr_accesses = np.zeros(len(self), np.uint32)
+        self.last_nr_unknown = self.nr_unknown
         self.nr_unknown = np.zeros(len(self), np.uint32)
         if self.probe_hits is not None:
             self.last_probe_hits = self.probe_hits
@@ -337,34 +377,51 @@ class damon_regions:
         hits = self.last_probe_hits if last else self.probe_hits
         return np.zeros(len(self), np.uint32) if hits is None else hits.astype(np.uint32) @ weights
 
-    def count_age(self, threshold: int, weights: U32 | None = None) -> None:
+    def count_age(self, threshold: int, weights: U32 | None = None, unknown: Mask | None = None) -> None:
         """Make every region one aggregation older, or new where what was counted changed by more than ``threshold``.
 
         :param weights: as for :meth:`merge_scores`.
+        :param unknown: which are mostly unknown, shape (n,).
         """
         now, last = self.merge_scores(weights), self.merge_scores(weights, last=True)
         stable = np.maximum(now, last) - np.minimum(now, last) <= threshold
         stable &= (now == 0) == (last == 0)
         self.age += _ONE
         self.age *= stable
+        self.unknown_age *= stable
+        if unknown is not None:
+            self.unknown_age[unknown] = self.age[unknown]
 
-    def merge_similar(self, threshold: int, sz_limit: int, weights: U32 | None = None) -> None:
+    def merge_similar(
+        self,
+        threshold: int,
+        sz_limit: int,
+        weights: U32 | None = None,
+        unknown: Mask | None = None,
+        *,
+        unknown_apart: bool = True,
+    ) -> None:
         """Merge neighbours whose nr_accesses differ by at most ``threshold`` (``damon_merge_regions_of()``).
 
         :param sz_limit: largest region to make, core address units.
         :param weights: compare the weighted sums of probe hits instead, see :meth:`merge_scores`.
+        :param unknown: which are mostly unknown, shape (n,); so is what they are merged into.
+        :param unknown_apart: merge these with each other only.
         """
         if len(self) < 2:
             return
+        touching = self.start[1:] == self.end[:-1]
+        if unknown is not None and unknown_apart:
+            touching &= unknown[1:] == unknown[:-1]
         if weights is not None:
-            self._merge_similar_hits(threshold, sz_limit, weights)
+            self._merge_similar_hits(threshold, sz_limit, weights, touching, unknown)
             return
         # A merged region's score lies within threshold of its last part's: so a pair that differs by more than
         # twice the threshold is never merged, whatever was merged before it.
         now = self.nr_accesses
         apart = np.maximum(now[1:], now[:-1]) - np.minimum(now[1:], now[:-1])
         close = apart <= min(2 * threshold, 0xFFFF_FFFF)
-        close &= self.start[1:] == self.end[:-1]
+        close &= touching
         pairs = close.nonzero()[0].tolist()
         if not pairs:
             return
@@ -387,11 +444,16 @@ class damon_regions:
             merged.append(right)
         if merged:
             self.nr_accesses = np.array(scores, np.uint32)
-            self._merge_into_left(merged, sizes)
+            self._merge_into_left(merged, sizes, unknown)
 
-    def _merge_similar_hits(self, threshold: int, sz_limit: int, weights: U32) -> None:
-        """:meth:`merge_similar` by probe hits: what regions are compared by is computed anew after each merge."""
-        pairs = (self.start[1:] == self.end[:-1]).nonzero()[0].tolist()
+    def _merge_similar_hits(
+        self, threshold: int, sz_limit: int, weights: U32, touching: Mask, unknown: Mask | None
+    ) -> None:
+        """:meth:`merge_similar` by probe hits: what regions are compared by is computed anew after each merge.
+
+        :param touching: whether each region may be merged with the one after it, shape (n - 1,).
+        """
+        pairs = touching.nonzero()[0].tolist()
         self.use_probes()
         assert self.probe_hits is not None
         hits, scores = self.probe_hits.tolist(), self.merge_scores(weights).tolist()
@@ -416,18 +478,20 @@ class damon_regions:
             merged.append(right)
         if merged:
             self.nr_accesses = _means(self.nr_accesses, sizes, merged)
-            self._merge_into_left(merged, sizes)
+            self._merge_into_left(merged, sizes, unknown)
 
     def merge_runs(self, heads: Rows) -> None:
         """Merge all regions from each of the rows ``heads`` to before the next one; the first row is one of them.
 
-        Counters become means weighted by size, rounded down; ``density`` is the caller's.
+        Counters become means weighted by size, rounded down, but for ``nr_unknown``: what was unknown stays so.
+        ``density`` is the caller's.
         """
         if len(heads) == len(self):
             return
         size = self.sizes().astype(np.float64)
         total = np.add.reduceat(size, heads)
         means = {name: np.add.reduceat(getattr(self, name) * size, heads) // total for name in _INHERITED}
+        means["nr_unknown"] = np.maximum.reduceat(self.nr_unknown, heads)
         since = None if self.density_since is None else np.maximum.reduceat(self.density_since, heads)
         hits = None
         if self.probe_hits is not None:
@@ -448,7 +512,8 @@ class damon_regions:
         if len(self) < 2:
             return
         same = self.start[1:] == self.end[:-1]
-        for column in (self.age, self.last_nr_accesses, self.nr_accesses, self.nr_unknown):
+        for name in _INHERITED:
+            column = getattr(self, name)
             same &= column[1:] == column[:-1]
         for hits in (self.probe_hits, self.last_probe_hits):
             if hits is not None:
@@ -472,11 +537,23 @@ class damon_regions:
         if merged:
             self._remove(merged)
 
-    def _merge_into_left(self, merged: list[int], sizes: list[int]) -> None:
-        """Merge each row of ``merged`` into the one before it; nr_accesses has its means already."""
+    def _merge_into_left(self, merged: list[int], sizes: list[int], unknown: Mask | None = None) -> None:
+        """Merge each row of ``merged`` into the one before it; nr_accesses has its means already.
+
+        :param unknown: as for :meth:`merge_similar`.
+        """
         self.age = _means(self.age, sizes, merged)
-        if self.nr_unknown.any():
-            self.nr_unknown = _means(self.nr_unknown, sizes, merged)
+        if self.unknown_age.any():
+            self.unknown_age = _means(self.unknown_age, sizes, merged)
+        nr_unknown = self.nr_unknown
+        if nr_unknown.any():
+            self.nr_unknown = _means(nr_unknown, sizes, merged)
+        if unknown is not None:
+            heads = np.delete(np.arange(len(self)), merged)
+            stays = np.logical_or.reduceat(unknown, heads)
+            rows = heads[stays]
+            self.nr_unknown[rows] = np.maximum.reduceat(nr_unknown, heads)[stays]
+            self.unknown_age[rows] = self.age[rows]
         if self.probe_hits is not None:
             for i in range(DAMON_MAX_PROBES):
                 self.probe_hits[:, i] = _means(self.probe_hits[:, i], sizes, merged)

@@ -236,7 +236,11 @@ class damos_migrate_dests:
 
 @define(slots=True)
 class damos_stat:
-    """Statistics of a scheme; sizes in core address units."""
+    """Statistics of a scheme; sizes in core address units.
+
+    :ivar sz_unknown: of all snapshots, regions that had the access pattern but are mostly unknown, whatever filters and
+        quotas make of them (no kernel counterpart). Actions that :attr:`damos.needs_known` says leave them alone.
+    """
 
     nr_tried: int = 0
     sz_tried: int = 0
@@ -245,6 +249,21 @@ class damos_stat:
     sz_ops_filter_passed: int = 0
     qt_exceeds: int = 0
     nr_snapshots: int = 0
+    sz_unknown: int = 0
+
+
+#: Actions that cost the process something where memory is in use after all: reading it back, a fault, a slower node,
+#: smaller pages. Kernel: knows of every access. Here: they leave alone what is mostly unknown, because it may be hot.
+#: The others go to memory that accesses were seen in, or cost the process nothing.
+_NEED_KNOWN = frozenset(
+    {
+        damos_action.DAMOS_PAGEOUT,
+        damos_action.DAMOS_COLD,
+        damos_action.DAMOS_MIGRATE_COLD,
+        damos_action.DAMOS_LRU_DEPRIO,
+        damos_action.DAMOS_NOHUGEPAGE,
+    }
+)
 
 
 @define(slots=True, eq=False)
@@ -279,3 +298,8 @@ class damos:
     core_filters_allowed: bool = False
     core_filters_default_reject: bool = False
     ops_filters_default_reject: bool = False
+
+    @property
+    def needs_known(self) -> bool:
+        """Whether its action leaves alone what is mostly unknown, see :func:`kdamon.damos_filters.damos_known_rows`."""
+        return self.action in _NEED_KNOWN

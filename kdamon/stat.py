@@ -13,8 +13,9 @@ from kdamon.core import damon_destroy_ctx, damon_set_attrs
 from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_nr_samples_per_aggr
 from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
 from kdamon.modules_common import damon_module
+from kdamon.regions import mostly_unknown
 
-__all__ = ["damon_stat", "damon_stat_bandwidth", "damon_stat_idle_percentiles"]
+__all__ = ["damon_stat", "damon_stat_bandwidth", "damon_stat_idle_percentiles", "unknown_mem_bp"]
 
 I64Array = npt.NDArray[np.int64]
 
@@ -39,16 +40,15 @@ def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
     :returns: percentiles 0 to 100, milliseconds; None if there is no memory that anything is known of
         (``damon_stat_set_idletime_percentiles()``).
     """
-    # Kernel: knows of every access. Here: regions of which most samples are unknown are left out, because they would
-    # look idle.
-    most = damon_nr_samples_per_aggr(ctx.attrs) // 2
+    # Kernel: knows of every access. Here: regions that are mostly unknown are left out, because they would look idle.
+    nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
     tables = [t.regions for t in ctx.adaptive_targets if len(t.regions)]
-    known = [regions.nr_unknown <= most for regions in tables]
+    known = [~mostly_unknown(regions.nr_unknown, nr_samples) for regions in tables]
     if not any(rows.any() for rows in known):
         return None
     rows = np.concatenate(known)
     sizes = np.concatenate([regions.sizes() for regions in tables])[rows]
-    ages: I64Array = np.concatenate([regions.age for regions in tables])[rows].astype(np.int64) + 1
+    ages: I64Array = np.concatenate([regions.known_age() for regions in tables])[rows].astype(np.int64) + 1
     idle = np.where(np.concatenate([regions.nr_accesses for regions in tables])[rows] > 0, -ages, ages)
     order = np.argsort(idle, kind="stable")
     accounted = sizes[order].cumsum()
@@ -60,12 +60,21 @@ def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
     return tuple(abs(n) * aggr_us // 1000 * (1 if n > 0 else -1) for n in idle[order][at].tolist())
 
 
+def unknown_mem_bp(ctx: damon_ctx) -> int:
+    """Share of the memory that is mostly unknown, and left out of the percentiles, 1/10000 (no kernel counterpart)."""
+    nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
+    tables = [t.regions for t in ctx.adaptive_targets]
+    unknown = sum(int(regions.sizes()[mostly_unknown(regions.nr_unknown, nr_samples)].sum()) for regions in tables)
+    return unknown * 10000 // (sum(regions.total() for regions in tables) or 1)
+
+
 @define(slots=True, eq=False, kw_only=True)
 class damon_stat(damon_module):
     """The module. Its results stay readable after it is disabled.
 
     :ivar estimated_memory_bandwidth: see :func:`damon_stat_bandwidth`.
     :ivar memory_idle_ms_percentiles: see :func:`damon_stat_idle_percentiles`.
+    :ivar unknown_mem_bp: see :func:`unknown_mem_bp`.
     :ivar aggr_interval_us: the tuned aggregation interval that they come from, microseconds.
     """
 
@@ -73,6 +82,7 @@ class damon_stat(damon_module):
 
     estimated_memory_bandwidth: int = 0
     memory_idle_ms_percentiles: tuple[int, ...] = (0,) * 101
+    unknown_mem_bp: int = 0
     aggr_interval_us: int = 0
     _last_refresh: int = field(default=0, init=False)
 
@@ -109,4 +119,5 @@ class damon_stat(damon_module):
         self._last_refresh = now
         self.aggr_interval_us = ctx.attrs.aggr_interval
         self.estimated_memory_bandwidth = damon_stat_bandwidth(ctx)
+        self.unknown_mem_bp = unknown_mem_bp(ctx)
         self.memory_idle_ms_percentiles = damon_stat_idle_percentiles(ctx) or self.memory_idle_ms_percentiles

@@ -188,7 +188,10 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
     """Count the regions whose chosen page was accessed."""
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
-        if mm is None or not len(t.regions):
+        if mm is None:
+            t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none
+            continue
+        if not len(t.regions):
             continue
         # After an exec in between, nobody prepared the pages of this address space.
         known = mm is t.mm

@@ -2,7 +2,8 @@
 """The parameters of DAMON's modules, as in ``/sys/module/damon_*/parameters`` (``kernel/params.c``).
 
 ``/module/damon_stat/parameters`` and so on in the tree. The parameters ``monitor_pids`` and ``monitor_cgroup`` are
-kdamon's own; they are there whatever kernel version the tree shows, because nothing is monitored without them.
+kdamon's own; they are there whatever kernel version the tree shows, because nothing is monitored without them. So are
+the results about memory that is mostly unknown, which are there where the tree shows the newest version.
 """
 
 from __future__ import annotations
@@ -151,6 +152,7 @@ class _damon_stat_params(_module_params):
         _result("estimated_memory_bandwidth", attrgetter("estimated_memory_bandwidth")),
         _result("memory_idle_ms_percentiles", lambda module: ",".join(map(str, module.memory_idle_ms_percentiles))),
         _result("aggr_interval_us", attrgetter("aggr_interval_us"), "6.18"),
+        _result("unknown_mem_bp", attrgetter("unknown_mem_bp"), "next"),
         _result("kdamond_pid", damon_module.kdamond_pid, "7.2"),
     )
 
@@ -164,6 +166,7 @@ class _damon_reclaim_params(_module_params):
         _bool("skip_anon"),
         _bool("autotune_monitoring_intervals", "7.2"),
         *_stats("stat", "reclaim_tried_regions", "reclaimed_regions", "quota_exceeds"),
+        _result("bytes_reclaim_unknown_regions", attrgetter("stat.sz_unknown"), "next"),
     )
 
 
@@ -178,6 +181,7 @@ class _damon_lru_sort_params(_module_params):
         _bool("filter_young_pages", "7.0"),
         *_stats("hot_stat", "lru_sort_tried_hot_regions", "lru_sorted_hot_regions", "hot_quota_exceeds"),
         *_stats("cold_stat", "lru_sort_tried_cold_regions", "lru_sorted_cold_regions", "cold_quota_exceeds"),
+        _result("bytes_lru_sort_unknown_cold_regions", attrgetter("cold_stat.sz_unknown"), "next"),
     )
 
 

@@ -69,9 +69,12 @@ class damon_sysfs_probe_hits(kobject):
 
 
 class damon_sysfs_scheme_region(kobject):
-    """A region that the scheme tried; ``hits`` are those of each probe."""
+    """A region that the scheme tried; ``hits`` are those of each probe.
 
-    __slots__ = ("age", "end", "nr_accesses", "start", "sz_filter_passed")
+    ``nr_unknown`` is kdamon's own: the samples that could not be taken in the time that ``nr_accesses`` is about.
+    """
+
+    __slots__ = ("age", "end", "nr_accesses", "nr_unknown", "start", "sz_filter_passed")
 
     default_attributes = (
         read_only_attribute("start"),
@@ -79,6 +82,7 @@ class damon_sysfs_scheme_region(kobject):
         read_only_attribute("nr_accesses"),
         read_only_attribute("age"),
         read_only_attribute("sz_filter_passed", since="6.14"),
+        read_only_attribute("nr_unknown", since="next"),
     )
 
     def __init__(self, tree: Tree, region: damon_region, sz_filter_passed: int, hits: list[int]) -> None:
@@ -87,6 +91,7 @@ class damon_sysfs_scheme_region(kobject):
         self.end = region.end
         self.nr_accesses = region.nr_accesses
         self.age = region.age
+        self.nr_unknown = region.nr_unknown
         self.sz_filter_passed = sz_filter_passed
         if hits:
             probes = kobject(tree)
@@ -119,7 +124,10 @@ class damon_sysfs_scheme_regions(kobject):
 
 
 class damon_sysfs_stats(kobject):
-    """What the scheme did so far, as of the last update; and the limit ``max_nr_snapshots``, an input."""
+    """What the scheme did so far, as of the last update; and the limit ``max_nr_snapshots``, an input.
+
+    ``sz_unknown`` is kdamon's own, see :class:`kdamon.damon.damos_stat`.
+    """
 
     __slots__ = (
         "max_nr_snapshots",
@@ -130,6 +138,7 @@ class damon_sysfs_stats(kobject):
         "sz_applied",
         "sz_ops_filter_passed",
         "sz_tried",
+        "sz_unknown",
     )
 
     default_attributes = (
@@ -141,6 +150,7 @@ class damon_sysfs_stats(kobject):
         read_only_attribute("qt_exceeds"),
         read_only_attribute("nr_snapshots", since="7.0"),
         ulong_attribute("max_nr_snapshots", since="7.0"),
+        read_only_attribute("sz_unknown", since="next"),
     )
 
     def __init__(self, tree: Tree) -> None:
@@ -150,6 +160,7 @@ class damon_sysfs_stats(kobject):
         self.sz_ops_filter_passed = 0
         self.qt_exceeds = 0
         self.nr_snapshots = self.max_nr_snapshots = 0
+        self.sz_unknown = 0
 
 
 # Filters.
@@ -464,6 +475,7 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
         stats.sz_ops_filter_passed = s.stat.sz_ops_filter_passed
         stats.qt_exceeds = s.stat.qt_exceeds
         stats.nr_snapshots = s.stat.nr_snapshots
+        stats.sz_unknown = s.stat.sz_unknown
 
 
 def damon_sysfs_schemes_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:

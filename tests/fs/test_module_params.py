@@ -36,6 +36,12 @@ MODULES = ("damon_stat", "damon_reclaim", "damon_lru_sort")
 
 #: kdamon's own parameters, in every module.
 OWN = {"monitor_pids": "\\n", "monitor_cgroup": "\\n"}
+#: And those that show memory of which most samples are unknown, each in one module.
+UNKNOWN = (
+    "damon_stat/unknown_mem_bp",
+    "damon_reclaim/bytes_reclaim_unknown_regions",
+    "damon_lru_sort/bytes_lru_sort_unknown_cold_regions",
+)
 
 
 class Row(NamedTuple):
@@ -160,6 +166,7 @@ def test_parameters_are_those_of_linux(session: Any) -> None:
         ("7.0", {"damon_lru_sort/active_mem_bp", "damon_lru_sort/autotune_monitoring_intervals"}),
         ("7.0", {"damon_lru_sort/filter_young_pages"}),
         ("7.2", {"damon_stat/kdamond_pid", "damon_reclaim/autotune_monitoring_intervals"}),
+        ("next", set(UNKNOWN)),
     ],
 )
 def test_older_kernels_have_fewer(make_session: Callable[..., Any], since: str, paths: set[str]) -> None:

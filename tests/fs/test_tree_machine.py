@@ -60,7 +60,7 @@ SCHEME: Model = {
     "watermarks": {"metric": "none", "interval_us": "0", "high": "0", "mid": "0", "low": "0"},
     "stats": {
         **dict.fromkeys(("nr_tried", "sz_tried", "nr_applied", "sz_applied", "sz_ops_filter_passed"), "0"),
-        **dict.fromkeys(("qt_exceeds", "nr_snapshots", "max_nr_snapshots"), "0"),
+        **dict.fromkeys(("qt_exceeds", "nr_snapshots", "max_nr_snapshots", "sz_unknown"), "0"),
     },
     "tried_regions": {"total_bytes": "0"},
 }
@@ -118,6 +118,7 @@ READ_ONLY = frozenset(
         "effective_bytes",
         "nr_tried",
         "sz_tried",
+        "sz_unknown",
         "nr_applied",
         "sz_applied",
         "sz_ops_filter_passed",

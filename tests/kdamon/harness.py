@@ -210,7 +210,7 @@ def in_kdamond(ctx: damon_ctx, fn: Callable[[], Any]) -> Any:
 
 def bytes_of(regions: damon_regions) -> bytes:
     """Everything that a table holds."""
-    names = ("start", "end", "nr_accesses", "last_nr_accesses", "age", "nr_unknown")
+    names = ("start", "end", "nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
     return b"".join(np.ascontiguousarray(getattr(regions, name)).tobytes() for name in names)
 
 

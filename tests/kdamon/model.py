@@ -17,7 +17,7 @@ EINVAL = 22
 
 @dataclass
 class Region:
-    """``struct damon_region``, with the port's count of unknown samples."""
+    """``struct damon_region``, with what the port keeps of unknown samples."""
 
     start: int
     end: int
@@ -27,6 +27,11 @@ class Region:
     nr_unknown: int = 0
     probe_hits: list[int] = field(default_factory=lambda: [0] * 4)
     last_probe_hits: list[int] = field(default_factory=lambda: [0] * 4)
+    last_nr_unknown: int = 0
+    unknown_age: int = 0
+
+    def mostly_unknown(self, samples: int) -> bool:
+        return self.nr_unknown > 0 and 2 * self.nr_unknown >= samples
 
     @property
     def size(self) -> int:
@@ -131,21 +136,32 @@ def merge_two(left: Region, right: Region) -> None:
 
     left.nr_accesses = mean(left.nr_accesses, right.nr_accesses)
     left.age = mean(left.age, right.age)
+    left.unknown_age = mean(left.unknown_age, right.unknown_age)
     left.nr_unknown = mean(left.nr_unknown, right.nr_unknown)
     left.probe_hits = [mean(a, b) for a, b in zip(left.probe_hits, right.probe_hits, strict=True)]
     left.end = right.end
 
 
-def merge_regions_of(regions: Regions, threshold: int, sz_limit: int, count_age: bool) -> None:
-    """``damon_merge_regions_of()``."""
+def merge_regions_of(  # noqa: PLR0917 -- the kernel's, and two of the port
+    regions: Regions, threshold: int, sz_limit: int, count_age: bool, samples: int = U32, unknown_apart: bool = True
+) -> None:
+    """``damon_merge_regions_of()``, with regions apart that are mostly unknown: ``samples`` says which."""
     merged: Regions = []
+    unknown: list[list[int]] = []
     for r in regions:
+        is_unknown = r.mostly_unknown(samples)
         if count_age:
             changed = abs(r.nr_accesses - r.last_nr_accesses) > threshold
             woke_or_slept = (r.nr_accesses == 0) != (r.last_nr_accesses == 0)
-            r.age = 0 if changed or woke_or_slept else (r.age + 1) % U32
+            if changed or woke_or_slept:
+                r.age = r.unknown_age = 0
+            else:
+                r.age = (r.age + 1) % U32
+            if is_unknown:
+                r.unknown_age = r.age
         if (
             merged
+            and (bool(unknown[-1]) == is_unknown or not unknown_apart)
             and merged[-1].end == r.start
             and abs(r.nr_accesses - merged[-1].nr_accesses) <= threshold
             and merged[-1].size + r.size <= sz_limit
@@ -153,6 +169,11 @@ def merge_regions_of(regions: Regions, threshold: int, sz_limit: int, count_age:
             merge_two(merged[-1], r)
         else:
             merged.append(r)
+            unknown.append([])
+        unknown[-1] += [r.nr_unknown] if is_unknown else []
+    for r, counts in zip(merged, unknown, strict=True):
+        if counts and len(merged) < len(regions):
+            r.nr_unknown, r.unknown_age = max(counts), r.age
     regions[:] = merged
 
 
@@ -161,7 +182,7 @@ def kdamond_merge_regions(targets: Sequence[Regions], threshold: int, sz_limit: 
     count_age = True
     while True:
         for regions in targets:
-            merge_regions_of(regions, threshold, sz_limit, count_age)
+            merge_regions_of(regions, threshold, sz_limit, count_age, samples, unknown_apart=count_age)
         count_age = False
         if sum(len(regions) for regions in targets) <= max_nr or samples <= threshold:
             return
@@ -240,7 +261,9 @@ def update_monitoring_results(regions: Regions, old: tuple[int, int], new: tuple
         r.last_nr_accesses = convert(r.last_nr_accesses)
         r.nr_accesses = 0 if aggregating else convert(r.nr_accesses)
         r.nr_unknown = 0 if aggregating else convert(r.nr_unknown)
+        r.last_nr_unknown = convert(r.last_nr_unknown)
         r.age = r.age * old[1] % U64 // new[1] % U32
+        r.unknown_age = r.unknown_age * old[1] % U64 // new[1] % U32
 
 
 # Reports.

@@ -33,7 +33,7 @@ def effort(examples: int, **more: Any) -> settings:
 def table_of(regions: Sequence[Region], probes: bool = False) -> damon_regions:
     """The table with the content of the model's ``regions``."""
     table = damon_regions([r.start for r in regions], [r.end for r in regions])
-    for name in ("nr_accesses", "last_nr_accesses", "age", "nr_unknown"):
+    for name in ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown"):
         setattr(table, name, np.array([getattr(r, name) for r in regions], np.uint32))
     if probes:
         table.use_probes()
@@ -56,6 +56,8 @@ def model_of(table: damon_regions) -> list[Region]:
             r.nr_unknown,
             list(r.probe_hits),
             list(r.last_probe_hits),
+            r.last_nr_unknown,
+            r.unknown_age,
         )
         for r in rows
     ]
@@ -129,6 +131,7 @@ def region_lists(
     oldest = draw(st.sampled_from([0, 1, 5, 1000, 2**32 - 1]))
     steady = draw(st.booleans())
     with_probes = probes and draw(st.booleans())
+    most_unknown = draw(st.sampled_from([0, 2, 20]))
 
     sizes = rng.integers(1, largest_size, n, endpoint=True) * unit
     gaps = np.where(rng.random(n) < gap_share, rng.integers(1, largest_size, n, endpoint=True) * unit, 0)
@@ -140,6 +143,7 @@ def region_lists(
         counts = np.repeat(counts, rng.integers(1, 6, n))[:n]
     last = np.where(rng.random(n) < 0.5, counts, rng.integers(0, largest_count, n, endpoint=True))
     ages = rng.integers(0, oldest, n, endpoint=True)
+    unknown_ages = np.where(rng.random(n) < 0.5, 0, rng.integers(0, ages, endpoint=True))
     hits = rng.integers(0, 255, (n, 8), endpoint=True) if with_probes else np.zeros((n, 8), int)
     regions = []
     at = first
@@ -153,9 +157,11 @@ def region_lists(
                 int(counts[i]),
                 int(last[i]),
                 int(ages[i]),
-                int(rng.integers(0, 3)),
+                int(rng.integers(0, most_unknown, endpoint=True)),
                 hits[i, :4].tolist(),
                 hits[i, 4:].tolist(),
+                int(rng.integers(0, most_unknown, endpoint=True)),
+                int(unknown_ages[i]) if most_unknown else 0,
             )
         )
         at = end

@@ -387,7 +387,8 @@ class ContextMachine(RuleBasedStateMachine):
 
 def model_row(regions: damon_regions, row: int) -> tuple[int, ...]:
     r = regions.region(row)
-    return (r.start, r.end, r.nr_accesses, r.last_nr_accesses, r.age, r.nr_unknown)
+    counts = (r.nr_accesses, r.last_nr_accesses, r.age, r.unknown_age, r.nr_unknown, r.last_nr_unknown)
+    return (r.start, r.end, *counts)
 
 
 ContextMachine.TestCase.settings = effort(25, stateful_step_count=40)

@@ -513,3 +513,18 @@ def test_scores() -> None:
             assert scores[0] < scores[1]
         else:
             assert [DAMOS_MAX_SCORE] * 2 == scores
+
+
+def test_page_cache_is_not_taken_for_cold() -> None:
+    """Where no process maps it, all of it is unknown: pageout does not try it."""
+    machine = SimMachine(seed=1)
+    spawn(machine)
+    machine.cached = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 128 * MIB]], np.uint64)
+    ctx = pa_ctx(machine, (PHYSICAL + 64 * MIB, PHYSICAL + 128 * MIB))
+    schemes = [damos(action=action) for action in (damos_action.DAMOS_STAT, damos_action.DAMOS_PAGEOUT)]
+    for scheme in schemes:
+        damon_add_scheme(ctx, scheme)
+    damon_run(ctx, seconds=2)
+    stat, pageout = (scheme.stat for scheme in schemes)
+    assert 0 < stat.sz_tried == stat.sz_unknown == pageout.sz_unknown
+    assert 0 == pageout.nr_tried

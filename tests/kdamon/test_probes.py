@@ -444,7 +444,8 @@ def by_hits(regions: list[Region], weights: list[int], threshold: int, sz_limit:
     for r in regions:
         now, last = score(r.probe_hits), score(r.last_probe_hits)
         if count_age:
-            r.age = 0 if abs(now - last) > threshold or (now == 0) != (last == 0) else (r.age + 1) % model.U32
+            stable = abs(now - last) <= threshold and (now == 0) == (last == 0)
+            r.age, r.unknown_age = ((r.age + 1) % model.U32, r.unknown_age) if stable else (0, 0)
         left = merged[-1] if merged else None
         if (
             left is not None

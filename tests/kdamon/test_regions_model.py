@@ -71,14 +71,15 @@ class Draws:
 
 
 @effort(150)
-@given(region_lists(), THRESHOLDS, LIMITS, st.booleans())
+@given(region_lists(), THRESHOLDS, LIMITS, st.booleans(), st.tuples(st.sampled_from([1, 2, 20]), st.booleans()))
 def test_merge_regions_of_equals_the_model(
-    regions: list[Region], threshold: int, sz_limit: int, count_age: bool
+    regions: list[Region], threshold: int, sz_limit: int, count_age: bool, unknown: tuple[int, bool]
 ) -> None:
+    samples, unknown_apart = unknown
     expected = copies(regions)
-    model.merge_regions_of(expected, threshold, sz_limit, count_age)
+    model.merge_regions_of(expected, threshold, sz_limit, count_age, samples, unknown_apart)
     t = target_of(tables(regions))
-    damon_merge_regions_of(t, threshold, sz_limit, count_age)
+    damon_merge_regions_of(t, threshold, sz_limit, count_age, nr_samples=samples, unknown_apart=unknown_apart)
     assert expected == model_of(t.regions)
     assert well_formed(t.regions)
 
@@ -128,6 +129,7 @@ def test_merge_equal_equals_the_model(regions: list[Region], kinds: int, parts: 
     for r in regions:
         r.age %= kinds
         r.nr_accesses = r.last_nr_accesses = 0
+        r.unknown_age = r.last_nr_unknown = 0
         r.nr_unknown //= 2
         r.probe_hits = [hits // 200 for hits in r.probe_hits[:1]] + [0] * 3
         r.last_probe_hits = [hits // 200 for hits in r.last_probe_hits[:1]] + [0] * 3
@@ -395,7 +397,8 @@ def test_reset_aggregated_makes_counters_the_last_ones(regions: list[Region]) ->
     ctx = ctx_of(tables(regions))
     kdamond_reset_aggregated(ctx)
     for r in regions:
-        r.last_nr_accesses, r.nr_accesses, r.nr_unknown = r.nr_accesses, 0, 0
+        r.last_nr_accesses, r.nr_accesses = r.nr_accesses, 0
+        r.last_nr_unknown, r.nr_unknown = r.nr_unknown, 0
         r.last_probe_hits, r.probe_hits = r.probe_hits, [0] * 4
     assert regions == model_of(ctx.adaptive_targets[0].regions)
 

@@ -91,9 +91,9 @@ def test_memory_of_which_nothing_is_known_is_left_out() -> None:
     """It is not idle because nobody can tell whether it is accessed; the last percentiles stay if all is like that."""
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 0, 0)])
     [regions] = [t.regions for t in ctx.adaptive_targets]
-    regions.nr_unknown = np.array([11, 0, 10], np.uint32)
+    regions.nr_unknown = np.array([10, 0, 9], np.uint32)
     assert damon_stat_idle_percentiles(ctx) == (-500,) * 51 + (100,) * 50
-    regions.nr_unknown = np.array([20, 20, 11], np.uint32)
+    regions.nr_unknown = np.array([20, 20, 10], np.uint32)
     assert damon_stat_idle_percentiles(ctx) is None
 
 
