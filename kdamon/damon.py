@@ -112,6 +112,10 @@ class damon_target:
     mm: AddressSpace | None = None
     #: The reports that are remembered for :mod:`kdamon.density`, None while none are.
     memory: Any = None
+    #: Bytes that the regions cover and bytes that are populated in them, if that is so little that hardly any access is
+    #: found, and when to look at that again, clock nanoseconds (no kernel counterpart).
+    sparse: tuple[int, int] | None = None
+    next_sparse_look: int = 0
 
 
 class damon_ops_id(IntEnum):

@@ -18,7 +18,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
-import numpy as np
 from attrs import define, evolve, field
 
 import kdamon.vaddr  # noqa: F401 -- registers the operations sets
@@ -53,10 +52,10 @@ from kdamon.damon import (
     damos_wmark_metric,
 )
 from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
-from kdamon.mm import Machine, Task, U64Array
-from kdamon.regions import damon_regions
+from kdamon.mapped import follow_mappings
+from kdamon.mm import Machine, Task
 
-__all__ = ["damon_module", "damon_scheme_module", "mapped_ranges", "module_scope"]
+__all__ = ["damon_module", "damon_scheme_module", "module_scope"]
 
 log = logging.getLogger("kdamon")
 
@@ -211,7 +210,7 @@ class damon_module(ABC):
         damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR if scope.fixed() else damon_ops_id.DAMON_OPS_VADDR)
         assert ctx.ops is not None
         if not scope.fixed():
-            ctx.ops = evolve(ctx.ops, init=_update, update=_update)
+            follow_mappings(ctx)
         if scope.cgroup:
             # A group without processes, as of a service that starts again, waits for the next one.
             ctx.ops = evolve(ctx.ops, target_valid=None)
@@ -268,38 +267,6 @@ class damon_module(ABC):
                 _add_target(ctx, self._scope, pid, ctx.machine.get_task(pid))
             except OSError as error:
                 log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
-
-
-def mapped_ranges(vmas: U64Array, nr_max: int) -> list[damon_addr_range]:
-    """The mapped address space as at most ``nr_max`` ranges: the gaps that are left out are the biggest ones.
-
-    :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
-    """
-    if not len(vmas):
-        return []
-    gaps = vmas[1:, 0] - vmas[:-1, 1]
-    biggest = np.argsort(gaps, kind="stable")[len(gaps) - min(max(nr_max, 1) - 1, len(gaps)) :]
-    apart = np.sort(biggest[gaps[biggest] > 0])
-    starts = np.concatenate([vmas[:1, 0], vmas[apart + 1, 0]])
-    ends = np.concatenate([vmas[apart, 1], vmas[-1:, 1]])
-    return [damon_addr_range(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def _update(ctx: damon_ctx) -> None:
-    """Let the regions of every target be what is mapped.
-
-    vaddr leaves out two gaps alone: between a program and its heap there may be a gigabyte of nothing that looks cold,
-    uses up a quota and hides the accesses beside it. Physical memory has no such holes.
-    """
-    # All targets together leave room to split the ranges; each has three at least, as with vaddr.
-    nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
-    for t in ctx.adaptive_targets:
-        mm = None if t.task is None else t.task.get_mm()
-        ranges = [] if mm is None else mapped_ranges(mm.vmas(), nr_ranges)
-        if ranges:
-            damon_set_regions(t, ranges, ctx.min_region_sz)
-        else:
-            t.regions = damon_regions()  # it ended, and is not reaped yet
 
 
 def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:

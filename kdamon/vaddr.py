@@ -28,6 +28,7 @@ from kdamon.damon import (
     damos_filter,
 )
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
+from kdamon.mapped import note_sparse_regions
 from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
@@ -68,6 +69,9 @@ _ADVICE = {
     damos_action.DAMOS_LRU_DEPRIO: "cold",
 }
 
+#: What helps where the three regions are too large.
+_NARROW = "'kdamon run' leaves out what is not populated unless --vaddr-regions says kernel; or name ranges by fvaddr"
+
 #: Actions that are applied to nothing, and why.
 _NOT_APPLIED = {
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
@@ -107,13 +111,15 @@ def _damon_va_set_three_regions(t: damon_target, ctx: damon_ctx) -> bool:
     mm = _damon_get_mm(t)
     if mm is None:
         return False
+    vmas = mm.vmas()
     try:
-        damon_set_regions(t, damon_va_three_regions(mm.vmas(), ctx.min_region_sz), ctx.min_region_sz)
+        damon_set_regions(t, damon_va_three_regions(vmas, ctx.min_region_sz), ctx.min_region_sz)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         log.debug("process %d keeps its regions: %s", t.pid, error.strerror)
         return False
+    note_sparse_regions(ctx, t, mm, vmas, _NARROW)
     return True
 
 
@@ -167,8 +173,8 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     if mm is not t.mm:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
         # they follow at once, because samples of the old ones would only show that nothing is there.
-        if t.mm is not None and ctx.ops is not None and ctx.ops.update is not None:
-            _damon_va_set_three_regions(t, ctx)
+        if t.mm is not None and mm is not None and ctx.ops is not None and ctx.ops.update is not None:
+            ctx.ops.update(ctx)
         t.mm = mm
     if mm is None or not len(t.regions):
         return None

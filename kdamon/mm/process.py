@@ -14,9 +14,9 @@ import numpy.typing as npt
 from kdamon.mm import Answers, PageFilter, U64Array, maps
 from kdamon.mm.advice import Advice
 from kdamon.mm.page_samples import PageSamples
-from kdamon.mm.pagemap import entries_at, exclusive_frames, frames
+from kdamon.mm.pagemap import Pagemap, entries_at, exclusive_frames, frames
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES
+from kdamon.mm.ranges import NO_RANGES, intersect, union
 
 __all__ = ["NOTHING", "ProcessSpace"]
 
@@ -58,6 +58,11 @@ class ProcessSpace(ABC):
         """See :meth:`kdamon.mm.AddressSpace.vmas`."""
         with self._lock:
             return maps.parse(b"") if self._closed else self._files.vmas()
+
+    def populated(self, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.populated`."""
+        blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(ranges))])
+        return intersect(ranges, union(blocks, NO_RANGES))
 
     def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
         """See :meth:`kdamon.mm.AddressSpace.young_frames`."""

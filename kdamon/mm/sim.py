@@ -160,6 +160,10 @@ class SimProcess:
         """The mappings, shape (n, 2)."""
         return self._vmas
 
+    def populated(self, ranges: U64Array) -> U64Array:
+        """What is mapped in ``ranges``: simulated memory is all there."""
+        return intersect(ranges, self._vmas)
+
     def mkold(self, addrs: U64Array) -> None:
         """Begin a sample of the pages at ``addrs``."""
         now = self.clock.now()

@@ -17,7 +17,6 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon
 from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
 from kdamon.mm.sim import SimMachine
-from kdamon.modules_common import mapped_ranges
 from kdamon.regions import damon_regions
 from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
 from tests.kdamon.harness import eventually, stopped
@@ -126,17 +125,6 @@ def test_percentiles_are_the_kernels(regions: list[Region], aggr_us: int) -> Non
 
 
 # Which memory.
-
-
-def test_the_biggest_gaps_are_left_out() -> None:
-    """As many as there is room for ranges; mappings that touch are one."""
-    vmas = np.array([[10, 20], [20, 30], [31, 40], [50, 60], [62, 70]], np.uint64)
-    bounds = {n: [(r.start, r.end) for r in mapped_ranges(vmas, n)] for n in (0, 1, 2, 3, 9)}
-    assert bounds[0] == bounds[1] == [(10, 70)]
-    assert bounds[2] == [(10, 40), (50, 70)]
-    assert bounds[3] == [(10, 40), (50, 60), (62, 70)]
-    assert bounds[9] == [(10, 30), (31, 40), (50, 60), (62, 70)]
-    assert mapped_ranges(vmas[:0], 5) == []
 
 
 def test_regions_are_what_is_mapped() -> None:

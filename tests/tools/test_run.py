@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -134,6 +135,52 @@ def test_sees_the_hot_window_move(start: Start) -> None:
     document = best_of(3, seen, lambda: monitored(workload.pid, truth, "--seconds", "14"))
     assert document["accuracy"]["nr_moves"] >= 2
     assert seen(document), document["accuracy"]
+
+
+RESERVING = """
+import ctypes, mmap, os, sys, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+start = libc.mmap(None, 160 << 30, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0) + (50 << 30)
+print(start, flush=True)
+while os.getppid() != 1:
+    ctypes.memset(start, 1, 4 << 20)
+    time.sleep(0.0005)
+"""
+
+
+@pytest.fixture
+def reserving() -> Iterator[tuple[int, int]]:
+    """A process that reserves 160 GiB and writes to 4 MiB of them without pause: its number, and where."""
+    with subprocess.Popen([sys.executable, "-c", RESERVING], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+        process.kill()
+
+
+def test_finds_a_little_among_much_that_is_reserved(reserving: tuple[int, int]) -> None:
+    """All of it is hot; what is not populated is not even monitored."""
+    pid, start = reserving
+    result = kdamon("run", "--pid", str(pid), "--json", "--quiet", "--seconds", "4")
+    assert (0, "") == (result.returncode, result.stderr)
+    document = json.loads(result.stdout)
+    assert "mappings" == document["config"]["vaddr_regions"]
+    assert document["counters"]["sparse"] is None
+    last = document["snapshots"][-1]["regions"]
+    assert sum(region["end"] - region["start"] for region in last) < 256 * MIB
+    assert 4 * MIB <= document["summary"]["hot_bytes"] < 8 * MIB
+    assert mean_accesses(document, start, start + 4 * MIB) > 10
+
+
+def test_says_that_the_kernels_regions_are_too_large(reserving: tuple[int, int]) -> None:
+    """While it monitors and in the result."""
+    result = kdamon("run", "--pid", str(reserving[0]), "--vaddr-regions", "kernel", "--quiet", "--seconds", "2")
+    assert 0 == result.returncode
+    said = r"kdamon: process \d+: its regions cover 16\d\.\d GiB, of which \d+ MiB are populated, .*--vaddr-regions.*\n"
+    assert re.fullmatch(said, result.stderr)
+    line = r"^the regions covered 16\d\.\d GiB, of which \d+\.\d MiB were populated"
+    assert re.search(line, result.stdout, re.MULTILINE)
 
 
 def test_monitors_the_machines_memory(start: Start) -> None:

@@ -36,6 +36,7 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
+from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
@@ -63,6 +64,8 @@ def new_context(config: Config, seed: int | None = None) -> damon_ctx:
     """
     ctx = damon_new_ctx(seed)
     damon_select_ops(ctx, OPS[config.ops])
+    if config.ops == "vaddr" and config.vaddr_regions == "mappings":
+        follow_mappings(ctx)
     damon_set_attrs(
         ctx,
         damon_attrs(
@@ -118,13 +121,14 @@ class Monitor:
         if machine is not None and config.ops == "paddr":
             memory = machine.physical_memory()
             ranges = config.ranges or tuple((start, end) for start, end in memory.ram().tolist())
-            add_target(ctx, attrs.evolve(config, ranges=ranges)).task = memory
+            self._target = add_target(ctx, attrs.evolve(config, ranges=ranges))
+            self._target.task = memory
             return ctx
-        target = add_target(ctx, config)
+        self._target = add_target(ctx, config)
         if machine is not None:
             if config.primitive == "page_fault":
                 damon_sysfs_check_faults(ctx.sample_control, machine)
-            target.task = machine.get_task(config.pid, config.primitive)
+            self._target.task = machine.get_task(config.pid, config.primitive)
         return ctx
 
     def __enter__(self) -> Monitor:
@@ -178,6 +182,7 @@ class Monitor:
             unknown=ctx.nr_unknown,
             cpu_s=self._cpu_s,
             reports=attrs.asdict(damon_report_counters_of(ctx)),
+            sparse=self._target.sparse,
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost,
             suspended_s=_suspended() - self._suspended,
         )

@@ -32,6 +32,8 @@ class Config:
     :ivar ops: the operations set's keyword.
     :ivar command: what was started for it, empty if the process was there before.
     :ivar ranges: monitored ranges in bytes where they were given, else empty.
+    :ivar vaddr_regions: which memory vaddr monitors: what is populated in ``mappings``, or as the ``kernel`` does all
+        between the first and the last mapping but the two biggest gaps.
     :ivar primitive: how accesses were sampled, page_table or page_fault; empty if reports of others alone counted.
     :ivar write_only: only writes counted.
     :ivar cpus: only accesses made by these CPUs counted; empty is all.
@@ -48,6 +50,7 @@ class Config:
     min_regions: int = 10
     max_regions: int = 1000
     ranges: tuple[Range, ...] = ()
+    vaddr_regions: str = "mappings"
     primitive: str = "page_table"
     write_only: bool = False
     cpus: tuple[int, ...] = ()
@@ -81,6 +84,8 @@ class Counters:
     :ivar reports: what became of pushed access reports, by name; faults are such reports.
     :ivar faults_lost: faults that the monitor did not fetch in time.
     :ivar producers: what went through the rings of other processes, by name; empty if none were served.
+    :ivar sparse: bytes that the regions covered, and bytes that were populated in them, if that was so little that
+        hardly any access is found; else None.
     :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
     :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC.
     """
@@ -93,6 +98,7 @@ class Counters:
     faults_lost: int = 0
     producers: dict[str, int] = field(factory=dict)
     recorded: dict[str, int] = field(factory=dict)
+    sparse: tuple[int, int] | None = None
     suspended_s: float = 0.0
 
 

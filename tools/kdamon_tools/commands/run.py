@@ -83,6 +83,13 @@ def register(subparsers: Subparsers) -> None:
         metavar="US",
         help="time between looks at the mappings",
     )
+    how.add_argument(
+        "--vaddr-regions",
+        choices=("mappings", "kernel"),
+        default=defaults.vaddr_regions,
+        help="what is all of the memory of a process: what is populated in its mappings, or as the kernel has it three "
+        "regions around all of them",
+    )
     form = parser.add_argument_group("what to show")
     form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
     form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
@@ -194,7 +201,7 @@ def _check_physical(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:
-    names = ("ops", "update_us", *SAMPLING, *FILTERS)
+    names = ("ops", "update_us", "vaddr_regions", *SAMPLING, *FILTERS)
     config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
     config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
     if config.ops == "reports":

@@ -155,6 +155,9 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
     lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
+    if counters.sparse:
+        covered, populated = map(format_bytes, counters.sparse)
+        lines.append(f"the regions covered {covered}, of which {populated} were populated: hardly any access was found")
     if figures["unsampled_seconds"] > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
         unsampled = format_seconds(figures["unsampled_seconds"])
         lines.append(f"nothing was sampled for           {unsampled:>10}  of the {format_seconds(recording.seconds)}")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Regions that cover what a process has in memory, where the kernel's vaddr leaves out two gaps alone.
+
+Kernel: the three regions of ``__damon_va_three_regions()`` may cover terabytes, of which a program like Node.js or one
+with AddressSanitizer uses megabytes at places all over; no sampled address ever hits these. Here: gaps between mappings
+are left out, and so are parts of mappings in which nothing is populated, as far as the number of regions allows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import numpy as np
+from attrs import evolve
+
+from kdamon.core import damon_set_regions
+from kdamon.damon import damon_addr_range, damon_ctx, damon_target
+from kdamon.mm import AddressSpace, U64Array
+from kdamon.mm.ranges import NO_RANGES, subtract, total, union
+from kdamon.regions import damon_regions
+
+__all__ = ["follow_mappings", "mapped_ranges", "note_sparse_regions"]
+
+log = logging.getLogger("kdamon")
+
+#: Regions are too large to find anything if they cover so many times what is populated in them.
+_SPARSE: Final = 100
+#: Nanoseconds between looks at that.
+_LOOK: Final = 60_000_000_000
+#: Unless the average region may be so small: what is populated is known in blocks of this size.
+_BLOCK: Final = 1 << 21
+
+
+def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None) -> list[damon_addr_range]:
+    """The mapped address space as at most ``nr_max`` ranges: the gaps that are left out are the biggest ones.
+
+    :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
+    :param populated: the parts of ``vmas`` that hold pages, ascending and disjoint, bytes. Other parts are left out
+        too, the biggest first, until no more than half of what remains is such; None: nothing is known about that.
+    """
+    parts = union(vmas, NO_RANGES)
+    if populated is not None and len(populated):
+        holes = subtract(parts, populated)
+        sizes = holes[:, 1] - holes[:, 0]
+        ascending = np.argsort(sizes, kind="stable")
+        left_out = ascending[np.cumsum(sizes[ascending]) > np.uint64(total(populated))]
+        parts = subtract(parts, holes[np.sort(left_out)])
+    if not len(parts):
+        return []
+    gaps = parts[1:, 0] - parts[:-1, 1]
+    apart = np.sort(np.argsort(gaps, kind="stable")[len(gaps) - min(max(nr_max, 1) - 1, len(gaps)) :])
+    starts = np.concatenate([parts[:1, 0], parts[apart + 1, 0]])
+    ends = np.concatenate([parts[apart, 1], parts[-1:, 1]])
+    return [damon_addr_range(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def follow_mappings(ctx: damon_ctx) -> None:
+    """Let ``ctx``, whose operations set is vaddr, cover what its processes have in memory, now and at each update."""
+    assert ctx.ops is not None
+    ctx.ops = evolve(ctx.ops, init=_update, update=_update)
+
+
+def _update(ctx: damon_ctx) -> None:
+    """Let the regions of every target be what is mapped, see :func:`mapped_ranges`."""
+    # All targets together leave room to split the ranges; each has three at least, as with vaddr.
+    nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
+    for t in ctx.adaptive_targets:
+        mm = None if t.task is None else t.task.get_mm()
+        vmas = NO_RANGES if mm is None else mm.vmas()
+        ranges = [] if mm is None else mapped_ranges(vmas, nr_ranges, mm.populated(vmas))
+        if ranges:
+            damon_set_regions(t, ranges, ctx.min_region_sz)
+            note_sparse_regions(ctx, t, mm, vmas, "raise the maximum number of regions, its memory lies all over")
+        else:
+            t.regions = damon_regions()  # it ended, and is not reaped yet
+
+
+def note_sparse_regions(ctx: damon_ctx, t: damon_target, mm: AddressSpace | None, vmas: U64Array, remedy: str) -> None:
+    """Say once in the log if the regions of ``t`` are too large to find anything, and keep that in ``t.sparse``.
+
+    :param mm: its address space, ``vmas`` all of its mappings.
+    :param remedy: what can be done about it, as a clause.
+    """
+    covered = int(t.regions.sizes().sum())
+    now = ctx.clock.now()
+    if mm is None or covered < _BLOCK * ctx.attrs.max_nr_regions or t.sparse or now < t.next_sparse_look:
+        return
+    t.next_sparse_look = now + _LOOK
+    populated = total(mm.populated(vmas))
+    if populated and covered >= _SPARSE * populated:
+        t.sparse = (covered, populated)
+        log.warning(
+            "process %d: its regions cover %.1f GiB, of which %d MiB are populated, so that hardly any access is "
+            "found; %s",
+            t.pid,
+            covered / (1 << 30),
+            -(-populated >> 20),
+            remedy,
+        )
