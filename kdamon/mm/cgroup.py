@@ -3,25 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
 
-__all__ = ["processes"]
+__all__ = ["frozen", "processes"]
 
 
-def _root() -> tuple[Path, str]:
-    """Where the second version is mounted, and which group that directory is."""
+def _root(controller: str = "") -> tuple[Path, str]:
+    """Where the second version, or a controller of the first, is mounted, and which group that directory is."""
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         mount, _, filesystem = line.partition(" - ")
-        if filesystem.startswith("cgroup2 "):
+        kind, _, options = filesystem.split(" ")[:3]
+        if kind == ("cgroup" if controller else "cgroup2") and (not controller or controller in options.split(",")):
             root, directory = mount.split(" ")[3:5]
             return Path(directory), root
-    raise OSError(errno.ENOENT, "no control groups of the second version are mounted")
+    version = f"of the first version with {controller}" if controller else "of the second version"
+    raise OSError(errno.ENOENT, f"no control groups {version} are mounted")
 
 
 def _directory(path: str) -> Path:
-    mounted, root = _root()
+    return _below(path, *_root())
+
+
+def _below(path: str, mounted: Path, root: str) -> Path:
     inside = path == root or path.startswith(root.rstrip("/") + "/")
     below = path.removeprefix(root.rstrip("/")).lstrip("/")
     found = mounted / below
@@ -45,3 +51,30 @@ def processes(path: str) -> tuple[int, ...]:
                 raise
     # 0 is a process that this PID namespace has no number for.
     return tuple(sorted(pids - {0, os.getpid()}))
+
+
+def frozen(contents: str) -> bool:
+    """Tell whether a process is frozen, or being frozen, with its control group of either version.
+
+    :param contents: of its /proc/PID/cgroup. What of its groups cannot be seen from here counts as not frozen.
+    """
+    for line in contents.splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        with contextlib.suppress(OSError):
+            if hierarchy == "0" and _freezing(_directory(path)):
+                return True
+            if "freezer" in controllers.split(","):
+                state = _below(path, *_root("freezer")) / "freezer.state"
+                if state.read_text() != "THAWED\n":
+                    return True
+    return False
+
+
+def _freezing(directory: Path) -> bool:
+    """Tell whether a control group of the second version, or one above it, is frozen or about to be."""
+    # The topmost one has no such file, nor has what is above it.
+    while (directory / "cgroup.freeze").exists():
+        if (directory / "cgroup.freeze").read_text() != "0\n":
+            return True
+        directory = directory.parent
+    return False

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
-from kdamon.mm.inject_target import Target, Traced
+from kdamon.mm.inject_target import Momentary, Target
 from kdamon.mm.pid_namespace import in_first_pid_namespace
 from kdamon.mm.rights import needs_linux
 
@@ -46,8 +46,14 @@ _AT_ONCE: Final = 8
 _BETWEEN: Final = 0.005
 #: Seconds that a helper may take to end.
 _END: Final = 0.5
-#: Seconds between attempts.
+#: Seconds between two attempts, at first; each pause is twice as long as the last one, up to the second number.
 _PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 0.64
+#: Seconds in the last 60 for which threads of a process may have stood still for us; then it is left alone.
+_BUDGET: Final = 2.0
+_BUDGET_TIME: Final = 60.0
+#: Seconds after which the helper's timer lets a thread go.
+_HOLD: Final = 0.25
 
 #: How SCM_RIGHTS gives a file descriptor.
 _FD: Final = struct.Struct("i")
@@ -57,6 +63,59 @@ _INSTEAD: Final = "monitor it by page_table instead"
 _OTHERWISE: Final = "use another action"
 
 _Result = TypeVar("_Result")
+#: Errno and reason for each thread that cannot be used.
+_Unsuitable = dict[int, tuple[int, str]]
+
+
+class _StoppedTime:
+    """For how long threads of processes stood still for us in the last minute."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: For each process when and for how long; in the order of the last time.
+        self._spent: dict[tuple[int, str], list[tuple[float, float]]] = {}
+
+    def check(self, pid: int) -> None:
+        """:raises OSError: EBUSY it has been long enough."""
+        with self._lock:
+            self._forget()
+            spent = sum(seconds for _, seconds in self._spent.get((pid, _start_time(pid)), ()))
+        if spent >= _BUDGET:
+            raise OSError(
+                errno.EBUSY,
+                f"process {pid} was stopped for {spent:.1f} s in the last minute, and more would disturb it; try again "
+                "in a minute",
+            )
+
+    @contextlib.contextmanager
+    def spending(self, pid: int) -> Iterator[None]:
+        """A thread of the process may stand still in this context."""
+        key = pid, _start_time(pid)
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            with self._lock:
+                self._spent[key] = [*self._spent.pop(key, ()), (now, min(now - begin, _HOLD))]
+
+    def _forget(self) -> None:
+        since = time.monotonic() - _BUDGET_TIME
+        for key, spent in list(self._spent.items()):
+            self._spent[key] = [one for one in spent if one[0] > since]
+            if not self._spent[key]:
+                del self._spent[key]
+
+
+def _start_time(pid: int) -> str:
+    """What distinguishes a process from a later one of the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    except (OSError, IndexError):
+        return ""
+
+
+_stopped_time: Final = _StoppedTime()
 
 
 def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
@@ -66,10 +125,12 @@ def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
     keeps none, and it is gone when the last copy of ours is closed. One thread of the process stands still for about
     half a millisecond; whatever happens to us meanwhile, it goes on within a quarter of a second.
 
-    :param timeout: seconds after which a process whose threads cannot be stopped right now is given up.
+    :param timeout: seconds after which a process whose threads cannot be stopped right now is given up. What does not
+        change meanwhile is not waited for.
     :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls;
-        EBUSY it is traced, stopped or none of its threads can be stopped; EOPNOTSUPP the kernel is too old, or it is
-        no x86-64 program, a Go program or one with a shadow stack; EAGAIN it may not have another thread.
+        EBUSY it is traced, stopped, frozen, none of its threads can be stopped, or they were for long enough;
+        EOPNOTSUPP the kernel is too old, or it is no x86-64 program, a Go program or one with a shadow stack; EAGAIN
+        it may not have another thread.
     """
     return _patiently(pid, timeout, functools.partial(_take, pid))
 
@@ -92,17 +153,21 @@ def inject_madvise(
     """
     left = list(ranges)
     taken: list[int] = []
+
+    def advise(unsuitable: _Unsuitable) -> None:
+        _advise(pid, left, taken, advice, valid, unsuitable=unsuitable)
+
     while left:
         try:
-            _patiently(pid, timeout, functools.partial(_advise, pid, left, taken, advice, valid))
+            _patiently(pid, timeout, advise)
         except OSError as error:
             what, _, remedy = str(error.strerror).rpartition("; ")
             raise OSError(error.errno, f"{what}; {_OTHERWISE if 'page_table' in remedy else remedy}") from error
     return sum(taken)
 
 
-def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Result:
-    """Try until it works, or ``timeout`` seconds have passed."""
+def _patiently(pid: int, timeout: float, attempt: Callable[[_Unsuitable], _Result]) -> _Result:
+    """Try until it works, it cannot work, or ``timeout`` seconds have passed."""
     _check_machine()
     if pid == os.getpid():
         raise OSError(errno.EOPNOTSUPP, "kdamon cannot stop itself to work on its own memory; name another process")
@@ -110,20 +175,49 @@ def _patiently(pid: int, timeout: float, attempt: Callable[[], _Result]) -> _Res
     if pid == 1 and in_first_pid_namespace():
         raise OSError(errno.EPERM, "process 1 keeps the system alive and is never stopped; name another process")
     deadline = time.monotonic() + timeout
+    pause = _PAUSE
+    unsuitable: _Unsuitable = {}
     while True:
+        _stopped_time.check(pid)
         try:
-            return attempt()
-        except Traced as error:
+            return attempt(unsuitable)
+        except Momentary as error:
             refusal: OSError = error
+            pause = _PAUSE
         except _Again as error:
             refusal = OSError(errno.EBUSY, f"process {pid} cannot be stopped safely ({error}); try again later")
+            if error.unsuitable:
+                unsuitable |= error.unsuitable
+                # Where there is no other thread, nothing is to be waited for.
+                with contextlib.suppress(Momentary), contextlib.ExitStack() as stack:
+                    _target(pid, stack, unsuitable)
         if time.monotonic() >= deadline:
             raise refusal
-        time.sleep(_PAUSE)
+        time.sleep(pause)
+        # Each attempt may begin a timeout of the process anew.
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 class _Again(Exception):
-    """It did not work this time."""
+    """It did not work this time.
+
+    :param unsuitable: threads that make no sense to be tried again.
+    """
+
+    def __init__(self, why: str, unsuitable: _Unsuitable | None = None) -> None:
+        super().__init__(why)
+        self.unsuitable = unsuitable or {}
+
+
+def _target(pid: int, stack: contextlib.ExitStack, unsuitable: _Unsuitable) -> Target:
+    """What is known of a process, of which some threads were tried in vain."""
+    target = Target(pid, stack, unsuitable)
+    if not target.tids:
+        number, why = next(iter(unsuitable.values()))
+        which = f"thread {next(iter(unsuitable))}: {why}"
+        more = f"; {len(unsuitable) - 1} more" if len(unsuitable) > 1 else ""
+        raise OSError(number, f"process {pid} cannot be stopped safely ({which}{more}); {_INSTEAD}")
+    return target
 
 
 def _check_machine() -> None:
@@ -137,29 +231,38 @@ def _check_machine() -> None:
         ) from error
 
 
-def _take(pid: int) -> int:
+def _take(pid: int, unsuitable: _Unsuitable | None = None) -> int:
     with contextlib.ExitStack() as stack:
-        target = Target(pid, stack)
+        target = _target(pid, stack, unsuitable or {})
         channel, _ = stack.enter_context(_helper("take"))
         # The job is worked out while it starts.
         _give(channel, target.job(), target.memory)
-        answer, fd = _answer(channel)
+        answer, fd = _stopping_answer(channel, pid)
     _check_answer(pid, answer)
     assert fd is not None
     return fd
 
 
-def _advise(pid: int, left: list[tuple[int, int]], taken: list[int], advice: int, valid: Callable[[], bool]) -> None:
+def _advise(
+    pid: int,
+    left: list[tuple[int, int]],
+    taken: list[int],
+    advice: int,
+    valid: Callable[[], bool],
+    *,
+    unsuitable: _Unsuitable,
+) -> None:
     """Have ranges advised, until all are or something changed that must be known of the process.
 
     :param left: the ranges; those that were dealt with are removed.
     :param taken: how many of them were taken at each stop is appended.
     """
     with contextlib.ExitStack() as stack:
-        target = Target(pid, stack)
+        target = _target(pid, stack, unsuitable)
         job = target.job()
         kept = True
         while left and kept:
+            _stopped_time.check(pid)
             if not valid():
                 raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
             answer = _ask_adviser(job | {"ranges": left[:_AT_ONCE], "advice": advice}, target.memory)
@@ -208,7 +311,7 @@ def _ask_adviser(job: dict[str, Any], memory: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         stack.push(adviser.end)
         _give(adviser.channel, job, memory)
-        answer, _ = _answer(adviser.channel)
+        answer, _ = _stopping_answer(adviser.channel, job["pid"])
         if answer.get("kept"):
             stack.pop_all()
             _idle.append(adviser)
@@ -217,7 +320,8 @@ def _ask_adviser(job: dict[str, Any], memory: int) -> dict[str, Any]:
 
 def _check_answer(pid: int, answer: dict[str, Any]) -> None:
     if answer.get("again"):
-        raise _Again(answer["why"])
+        unsuitable = answer["unsuitable"].items()
+        raise _Again(answer["why"], {int(tid): (number, why) for tid, (number, why) in unsuitable})
     if answer["errno"]:
         raise OSError(answer["errno"], f"process {pid}: {answer['why']}")
 
@@ -368,6 +472,18 @@ def _give(channel: socket.socket, job: dict[str, Any], *fds: int) -> None:
         channel.sendall(json.dumps(job).encode() + b"\n")
     except OSError:
         raise _Again(_KILLED) from None
+
+
+def _stopping_answer(channel: socket.socket, pid: int) -> tuple[dict[str, Any], int | None]:
+    """As :func:`_answer` for a job that has threads of process ``pid`` stopped; the time is counted."""
+    try:
+        begun = channel.recv(1)
+    except (TimeoutError, ConnectionError):
+        begun = b""
+    if not begun:
+        raise _Again(_KILLED)
+    with _stopped_time.spending(pid):
+        return _answer(channel)
 
 
 def _answer(channel: socket.socket) -> tuple[dict[str, Any], int | None]:

@@ -7,9 +7,30 @@ and nothing went wrong: whatever it traces is let go with its end only.
 
 The stopped thread runs one system call only: a clone() of a second thread, and waits for its end as a parent waits
 after vfork(). The second thread does the rest in a table of file descriptors of its own. Both go on safely at any
-instant without us: the first finds a signal frame on its stack that gives it all registers, floating point state and
-signal mask back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no
-file descriptor either, since a table of which the second thread was the only user ends with it.
+instant without us: the first finds a signal frame that gives it all registers, floating point state and signal mask
+back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no file
+descriptor either, since a table of which the second thread was the only user ends with it.
+
+The frames lie in the unused part of the thread's own stack, in a page that nothing was ever written to, or that holds
+such frames of an earlier attempt and nothing else. The stack's bounds are what the thread library recorded, or the
+kernel's for the first thread: where the stack pointer is elsewhere, the thread is left alone.
+
+These are the states in which the death of this process may leave the two threads for as long as they get no CPU
+(frozen, starved). All are left by the threads themselves. Another attempt finds them by the frames' mark near the
+stack pointer, or by the code and the blocked signals, and uses neither thread:
+
+=================  ==============================  =====================================================
+thread             at                              goes on by
+=================  ==============================  =====================================================
+first, restoring   rt_sigreturn                    its own frame
+first, diverted    syscall, for clone()            clone(), waiting for the second, return to its frame
+first, waiting     clone(), cannot be stopped      the second thread's end, return to its frame
+second             syscall or after it             at most that call, return to its frame
+second, ending     syscall, for exit()             exit()
+=================  ==============================  =====================================================
+
+A first thread that was diverted and does not run is put back where it was before this process gives up. In pause() it
+stays on its frames until a signal comes; that is no half-done attempt, and can be stopped again.
 
 An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything
 wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still,
@@ -42,6 +63,14 @@ _HOLD: Final = 0.25
 _HOLD_AT_EXEC: Final = 10.0
 #: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
 _STOP: Final = 0.05
+#: The same for one that waits for a CPU, so that it is there when a call of it would return EINTR.
+_STOP_RUNNABLE: Final = 0.15
+#: Seconds to wait until a thread that runs again comes to its system call; one that is frozen does not.
+_RUN: Final = 0.05
+#: Reasons that are given when no thread can be used.
+_REASONS: Final = 3
+#: What is sent before a thread is stopped for a job.
+_BEGIN: Final = b"."
 #: Seconds for which one that advises waits for another job.
 _IDLE: Final = 2.0
 
@@ -79,6 +108,7 @@ _NR_RT_SIGSUSPEND: Final = 130
 _NR_RESTART_SYSCALL: Final = 219
 _NR_TIMER_CREATE: Final = 222
 _NR_TIMER_SETTIME: Final = 223
+_NR_PROCESS_VM_READV: Final = 310
 _NR_USERFAULTFD: Final = 323
 _NR_PIDFD_OPEN: Final = 434
 _NR_CLOSE_RANGE: Final = 436
@@ -116,13 +146,33 @@ _RECEIVES: Final = {45: 3, 47: 2}
 _MSG_WAITALL: Final = 0x100
 
 _ALL_SIGNALS: Final = (1 << 64) - 1
+#: What stays of it in a thread's mask. C libraries leave out more, so that no thread blocks all that for long.
+_ALL_BLOCKED: Final = _ALL_SIGNALS & ~(1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1)
 _USER_CS: Final = 0x33
 _USER_SS: Final = 0x2B
 _RED_ZONE: Final = 128
-#: struct rt_sigframe without its siginfo, which rt_sigreturn does not read, in multiples of 16 bytes.
+#: struct rt_sigframe without its siginfo, which rt_sigreturn does not read, in multiples of 64 bytes.
 _FRAME: Final = 320
 #: Where the signal mask is in it.
 _FRAME_MASK: Final = 304
+#: What a frame of ours has in its reserved words, which the kernel neither reads nor restores, and where they are.
+_MARK: Final = b"kdamon: a thread returns by this, and nothing else is here".ljust(64, b"\0")
+_FRAME_MARK: Final = 240
+#: The second thread's frame, the first one's, another one for pause(); the extended state comes after them.
+_FRAMES: Final = 3 * _FRAME
+_OWN: Final = _FRAME
+_THIRD: Final = 2 * _FRAME
+_PAGE: Final = 4096
+#: Bits of an entry of /proc/PID/pagemap: present, swapped.
+_POPULATED: Final = 3 << 62
+#: Bytes below the frames that a signal handler may need, should it come to run there.
+_HANDLER: Final = 16384
+#: Bytes above a thread's TCB in its stack, at most; and of the TCB, in which the stack's bounds are looked for.
+_ABOVE_TCB: Final = 16384
+_TCB: Final = 2304
+_LARGEST_STACK: Final = 1 << 40
+#: Bytes by which the first thread's stack may have grown since the job was made.
+_GROWTH: Final = 16 << 20
 #: UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS.
 _UC_FLAGS: Final = 7
 #: No valid flags of a signal stack: rt_sigreturn leaves the thread's own as it is.
@@ -135,6 +185,9 @@ _XSTATE_BV: Final = 512
 _AMX: Final = 3 << 17
 #: Bytes of the state below AMX, on all processors that have AMX.
 _BELOW_AMX: Final = 2696
+
+_NOT_RUN: Final = "it gets no CPU, or was frozen just now"
+_PENDING: Final = "it is about to end an earlier attempt of the kind"
 
 #: The fields of ``struct user_regs_struct`` in order.
 _REGISTERS: Final = (
@@ -184,6 +237,30 @@ class _Registers(ctypes.Structure):
 
 class _Again(Exception):
     """This thread cannot be used at this moment; later or another one can."""
+
+
+class _Unsuitable(_Again):
+    """This thread cannot be used, nor will it soon; another one may be."""
+
+    def __init__(self, why: str, number: int = errno.EBUSY) -> None:
+        super().__init__(why)
+        self.number = number
+
+
+class _NoThread(_Again):
+    """No thread can be used.
+
+    :param unsuitable: errno and reason for each thread that it makes no sense to try again.
+    """
+
+    def __init__(self, reasons: list[str], unsuitable: dict[int, tuple[int, str]]) -> None:
+        more = [f"{len(reasons) - _REASONS} more"] if len(reasons) > _REASONS else []
+        super().__init__("; ".join(reasons[:_REASONS] + more))
+        self.unsuitable = unsuitable
+
+
+class _Late(Exception):
+    """A thread did not get to where it was to be in the time that it was given."""
 
 
 def _signed(value: int) -> int:
@@ -239,21 +316,33 @@ class _Tracee:
         word = ctypes.c_uint64(mask)
         self.request(_PTRACE_SETSIGMASK, 8, ctypes.addressof(word))
 
-    def wait(self) -> int | None:
-        """The next stop: its signal, and from bit 8 its event; None when the thread ended."""
-        _, status = os.waitpid(self.tid, _WALL)
-        return status >> 8 if os.WIFSTOPPED(status) else None
+    def wait(self, seconds: float | None = None) -> int | None:
+        """The next stop: its signal, and from bit 8 its event; None when the thread ended.
+
+        :raises _Late: there was none for so many seconds.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while True:
+            found, status = os.waitpid(self.tid, _WALL if deadline is None else _WALL | os.WNOHANG)
+            if found:
+                return status >> 8 if os.WIFSTOPPED(status) else None
+            assert deadline is not None
+            if signal.sigtimedwait((signal.SIGCHLD,), max(0, deadline - time.monotonic())) is None:
+                raise _Late
 
     def event_message(self) -> int:
         message = ctypes.c_ulong()
         self.request(_PTRACE_GETEVENTMSG, 0, ctypes.addressof(message))
         return message.value
 
-    def run(self, request: int, *stops: int) -> int:
-        """Resume until one of ``stops`` (a system call's signal, or an event), past all others."""
+    def run(self, request: int, *stops: int, seconds: float | None = None) -> int:
+        """Resume until one of ``stops`` (a system call's signal, or an event), past all others.
+
+        :raises _Late: there was none at all for so many seconds.
+        """
         stop = 0
         while True:
-            found = self.resume(request, stop)
+            found = self.resume(request, stop, seconds)
             if found is None:
                 raise ProcessLookupError(errno.ESRCH, "the process ended; nothing is left to monitor")
             stop = found
@@ -261,17 +350,21 @@ class _Tracee:
             if reason in stops:
                 return reason
 
-    def resume(self, request: int, stop: int) -> int | None:
-        """Resume from ``stop`` and wait for the next one, as :meth:`wait` tells them.
+    def resume(self, request: int, stop: int, seconds: float | None = None) -> int | None:
+        """Resume from ``stop`` and wait for the next one, as :meth:`wait` returns them.
 
         SIGSTOP cannot be blocked: the process gets it, goes on nevertheless, and stops once it is let go.
         """
         self.request(request, 0, stop if stop == signal.SIGSTOP else 0)
-        return self.wait()
+        return self.wait(seconds)
 
     def begin_call(self) -> None:
         """Resume to where the kernel is about to carry out the call that is repeated; _Again: a signal came, let go."""
-        stop = self.resume(_PTRACE_SYSCALL, 0)
+        try:
+            stop = self.resume(_PTRACE_SYSCALL, 0, _RUN)
+        except _Late:
+            # It repeats the call when it can, as it would without us.
+            raise _Again(_NOT_RUN) from None
         if stop == _SYSCALL_STOP:
             return
         if stop is not None:
@@ -307,12 +400,12 @@ def _prepared(template: _Registers, number: int, *arguments: int) -> _Registers:
 def _frame(registers: _Registers, mask: int, sigreturn: int, fpstate: int) -> bytes:
     """``struct rt_sigframe`` that sets all registers and the signal mask (``arch/x86/kernel/signal_64.c``)."""
     return struct.pack(
-        "<Q QQ QiiQ 18Q 4H 4Q Q 64x Q",
+        "<Q QQ QiiQ 18Q 4H 4Q Q 64s Q",
         *(sigreturn, _UC_FLAGS if fpstate else _UC_FLAGS & ~1, 0, 0, _NO_STACK, 0, 0),
         *(registers.r8, registers.r9, registers.r10, registers.r11, registers.r12, registers.r13, registers.r14),
         *(registers.r15, registers.rdi, registers.rsi, registers.rbp, registers.rbx, registers.rdx, registers.rax),
         *(registers.rcx, registers.rsp, registers.rip, registers.eflags, registers.cs, 0, 0, registers.ss),
-        *(0, 0, 0, 0, fpstate, mask),
+        *(0, 0, 0, 0, fpstate, _MARK, mask),
     ).ljust(_FRAME, b"\0")
 
 
@@ -333,7 +426,7 @@ def _floating_point(thread: _Tracee) -> bytes:
     (features,) = struct.unpack_from("<Q", state, _SW_RESERVED)
     (used,) = struct.unpack_from("<Q", state, _XSTATE_BV)
     if used & _AMX:
-        raise OSError(errno.EOPNOTSUPP, "it uses AMX tiles, which cannot be restored; monitor it by page_table instead")
+        raise _Unsuitable("it uses AMX tiles, which cannot be restored", errno.EOPNOTSUPP)
     if features & _AMX:
         # A thread without permission for AMX has no room for it in its frames.
         del state[_BELOW_AMX:]
@@ -355,7 +448,10 @@ class _Injection:
         self._gadget: int = job["gadget"]
         self._sigreturn: int = job["sigreturn"]
         self._codes = [(addr, bytes.fromhex(code)) for addr, code in job["codes"]]
-        self._stacks: list[list[int]] = job["stacks"]
+        #: Start and end of the first thread's stack, and bytes to which it may grow.
+        self._stack: list[int] = job["stack"]
+        #: Start and end of what is private, anonymous and may be written to.
+        self._anonymous: list[list[int]] = job["anonymous"]
         self._memory = memory
 
     def stop(self, tid: int) -> tuple[_Tracee, _Registers]:
@@ -370,18 +466,21 @@ class _Injection:
             raise _Again("it ended") from None
         except PermissionError:
             raise _not_traceable(self._pid, tid) from None
-        deadline = time.monotonic() + _STOP
+        seconds = _STOP
         while True:
-            found, status = os.waitpid(tid, _WALL | os.WNOHANG)
-            if not found:
-                if signal.sigtimedwait((signal.SIGCHLD,), max(0, deadline - time.monotonic())) is None:
-                    raise _Again("it did not stop, since it waits in the kernel")
-            elif not os.WIFSTOPPED(status):
+            try:
+                stop = thread.wait(seconds)
+            except _Late:
+                if seconds == _STOP and _runnable(self._pid, tid):
+                    seconds = _STOP_RUNNABLE - _STOP
+                    continue
+                raise _Again("it did not stop, since it waits in the kernel or for a CPU") from None
+            if stop is None:
                 raise _Again("it ended")
-            elif status >> 16 != _PTRACE_EVENT_STOP:
+            if stop >> 8 != _PTRACE_EVENT_STOP:
                 # A signal about to be delivered, which the thread is to get.
-                thread.request(_PTRACE_CONT, 0, os.WSTOPSIG(status))
-            elif os.WSTOPSIG(status) != signal.SIGTRAP:
+                thread.request(_PTRACE_CONT, 0, stop & 0xFF)
+            elif stop & 0xFF != signal.SIGTRAP:
                 thread.request(_PTRACE_DETACH)
                 raise _Again("a signal stopped it")
             else:
@@ -392,12 +491,11 @@ class _Injection:
     ) -> int:
         """Run ``work`` on a second thread of the process of ``thread``, which :meth:`stop` gave; let go of both."""
         mask = ctypes.c_uint64()
-        repeated = _repeated(registers)
-        at_call = repeated in _SIGNAL_CALLS
+        at_call = _repeated(registers) in _SIGNAL_CALLS
         try:
             thread.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
-            self._check(thread.tid, registers)
-            own_stack, second_stack = self._write_frames(thread, registers, mask.value)
+            self._check(thread.tid, registers, mask.value)
+            place = self._write_frames(thread, registers, mask.value)
             if at_call:
                 # Were a signal let in now, it would be gone before the call is repeated. None is where the kernel is
                 # about to begin a call. One that is there already ends the call, but not by way of us: it would be
@@ -409,28 +507,15 @@ class _Injection:
             with contextlib.suppress(ProcessLookupError):
                 thread.request(_PTRACE_DETACH)
             raise
-        # At each instant the thread must be able to go on by itself. So first it gets to where it restores itself, ...
-        template = _Registers.from_buffer_copy(registers)
-        template.rip, template.rsp, template.orig_rax = self._sigreturn, own_stack + 8, _ALL_SIGNALS
-        if at_call:
-            template.orig_rax = _NR_RT_SIGRETURN
-        thread.set_registers(template)
-        # ... then no handler may run any more on the frames: signals wait until the mask is back, ...
-        thread.set_mask(_ALL_SIGNALS)
-        # ... and only then it makes a call.
-        template.rip, template.rsp = self._gadget, own_stack
-        clone = _prepared(template, _NR_CLONE, _CLONE_FLAGS, second_stack, 0, 0, 0)
-        if at_call:
-            clone.rip, clone.orig_rax = self._gadget + 2, _NR_CLONE
-        thread.set_registers(clone)
+        template = self._divert(thread, registers, place, at_call=at_call)
         if not at_call:
-            thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+            self._begin_clone(thread, registers, mask.value, place)
         try:
             if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
                 raise _clone_error(_signed(thread.get_registers().rax))
             second = _Tracee(thread.event_message())
             second.wait()
-            template.rsp = second_stack
+            template.rsp = place
             try:
                 return work(second, template)
             finally:
@@ -441,12 +526,59 @@ class _Injection:
         finally:
             # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call. But
             # pause() has no mask of its own to let signals in with: its frames do that.
-            if repeated != _NR_PAUSE:
+            if _repeated(registers) != _NR_PAUSE:
                 thread.request(_PTRACE_INTERRUPT)
                 thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
                 thread.set_mask(mask.value)
                 thread.set_registers(registers)
             thread.request(_PTRACE_DETACH)
+
+    def _divert(self, thread: _Tracee, registers: _Registers, place: int, *, at_call: bool) -> _Registers:
+        """Make a stopped thread call clone() next; at each instant it must be able to go on by itself.
+
+        :returns: registers with which it makes a call at the same place.
+        """
+        # So first it gets to where it restores itself, ...
+        template = self._restoring(registers, place)
+        if at_call:
+            template.orig_rax = _NR_RT_SIGRETURN
+        thread.set_registers(template)
+        # ... then no handler may run any more on the frames: signals wait until the mask is back, ...
+        thread.set_mask(_ALL_SIGNALS)
+        # ... and only then it makes a call.
+        template.rip, template.rsp = self._gadget, place + _OWN
+        clone = _prepared(template, _NR_CLONE, _CLONE_FLAGS, place, 0, 0, 0)
+        if at_call:
+            clone.rip, clone.orig_rax = self._gadget + 2, _NR_CLONE
+        thread.set_registers(clone)
+        return template
+
+    def _restoring(self, registers: _Registers, place: int) -> _Registers:
+        """The registers with which the first thread restores itself by its frame."""
+        restoring = _Registers.from_buffer_copy(registers)
+        restoring.rip, restoring.rsp, restoring.orig_rax = self._sigreturn, place + _OWN + 8, _ALL_SIGNALS
+        return restoring
+
+    def _begin_clone(self, thread: _Tracee, registers: _Registers, mask: int, place: int) -> None:
+        """Let a diverted thread run until the kernel is about to carry out clone().
+
+        :raises _Again: it does not run; it is where it was, and let go.
+        """
+        try:
+            thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, seconds=_RUN)
+            return
+        except _Late:
+            thread.request(_PTRACE_INTERRUPT)
+        # Where this never comes, our timer ends us, and the thread makes the call when it can.
+        if thread.wait() == _SYSCALL_STOP:
+            # Only now it came there; it is stopped once more, which the kernel makes a failure of clone().
+            return
+        # As in the beginning, backwards; should we die, its frame restores it.
+        thread.set_registers(self._restoring(registers, place))
+        thread.set_mask(mask)
+        thread.set_registers(registers)
+        thread.request(_PTRACE_DETACH)
+        raise _Again(_NOT_RUN)
 
     def _undisturbed(self, thread: _Tracee) -> _Registers:
         """Let the kernel repeat also what returns EINTR when anything wakes it, unless a handler runs."""
@@ -479,37 +611,126 @@ class _Injection:
         start, size, abort = struct.unpack_from("<3Q", description, 8)
         return int(abort) if start <= rip < start + size else 0
 
-    def _check(self, tid: int, registers: _Registers) -> None:
+    def _check(self, tid: int, registers: _Registers, mask: int) -> None:
         """Look again, now that nothing changes any more, at what may have changed since the job was made."""
         if registers.cs != _USER_CS:
-            raise OSError(errno.EOPNOTSUPP, "it runs 32-bit code; monitor it by page_table instead")
+            raise _Unsuitable("it runs 32-bit code", errno.EOPNOTSUPP)
+        if self._half_done(registers, mask):
+            raise _Again(_PENDING)
         with open(f"/proc/{self._pid}/task/{tid}/status", "rb") as file:
             status = file.read()
         if not _seccomp_off(status):
-            raise OSError(errno.EPERM, "it began to filter its system calls; monitor it by page_table instead")
+            raise _Unsuitable("it began to filter its system calls", errno.EPERM)
         if any(os.pread(self._memory, len(code), addr) != code for addr, code in self._codes):
             raise _Again("it began another program")
 
-    def _write_frames(self, thread: _Tracee, registers: _Registers, mask: int) -> tuple[int, int]:
-        """Put the signal frames below the red zone of the thread's stack, where nothing lives.
+    def _half_done(self, registers: _Registers, mask: int) -> bool:
+        """Tell whether a thread is on its way through an attempt of ours or another kdamon's, whose helper is gone."""
+        frame = next((addr for addr in (registers.rsp, registers.rsp - 8) if self._marked(addr)), 0)
+        if frame and _repeated(registers) == _NR_RT_SIGSUSPEND:
+            # It waits in the pause() in which it was, see _pause(), for as long as the program likes.
+            return False
+        at_code = registers.rip in (self._gadget, self._gadget + 2) or 0 <= registers.rip - self._sigreturn < 10
+        return bool(frame) or (at_code and mask == _ALL_BLOCKED)
 
-        :returns: the addresses of the frame of ``thread`` and of that of the second thread.
+    def _marked(self, frame: int) -> bool:
+        """Tell whether there is a frame of ours at an address."""
+        try:
+            return os.pread(self._memory, len(_MARK), frame + _FRAME_MARK) == _MARK
+        except (OSError, OverflowError):
+            return False
+
+    def _write_frames(self, thread: _Tracee, registers: _Registers, mask: int) -> int:
+        """Put the signal frames into memory of the thread's own stack in which nothing lives.
+
+        :returns: the address of the second thread's frame; that of ``thread`` and another one follow it.
         """
         state = _floating_point(thread)
-        fpstate = (registers.rsp - _RED_ZONE - len(state)) & ~63
-        third = fpstate - _FRAME
-        own = third - _FRAME
-        second = own - _FRAME
-        if not any(start <= second and registers.rsp <= end for start, end in self._stacks):
-            raise _Again("it runs on a signal stack, a stack of the program's own making or one without room")
+        filled = -(-(_FRAMES + len(state)) // len(_MARK)) * len(_MARK)
+        size = -(-(filled + 1) // _PAGE) * _PAGE
+        # Where the marks are and nothing but them, the next attempt can do the same.
+        marks = _MARK * ((size - filled) // len(_MARK))
+        place = self._place(thread, registers, size, marks)
         resumed = self._resumed(registers)
-        frames = _frame(resumed, mask, self._sigreturn, fpstate) + bytes(_FRAME)
+        frames = _frame(resumed, mask, self._sigreturn, place + _FRAMES) * 2
         if _repeated(registers) == _NR_PAUSE:
-            frames = self._pause(registers, mask, third, fpstate)
-        data = _exit_frame(self._gadget, self._sigreturn) + frames + state
-        if os.pwrite(self._memory, data, second) != len(data):
-            raise _Again("its stack has no room")
-        return own, second
+            frames = self._pause(registers, mask, place + _THIRD, place + _FRAMES)
+        data = (_exit_frame(self._gadget, self._sigreturn) + frames + state).ljust(filled, b"\0") + marks
+        # It is read again as the thread will read it: writing makes light of protections.
+        if os.pwrite(self._memory, data, place) != size or _read_as(thread.tid, place, size) != data:
+            raise _Unsuitable("its stack has no room")
+        return place
+
+    def _place(self, thread: _Tracee, registers: _Registers, size: int, marks: bytes) -> int:
+        """Where ``size`` bytes can be written since nobody else's data can be there.
+
+        That is neither right below the stack pointer, where there is the rest of the stack if the thread runs in a
+        signal handler or a coroutine on an array in it, nor in what a program uses as a stack by itself.
+
+        :param marks: what an earlier attempt left at the end of such a place.
+        """
+        with open(f"/proc/{self._pid}/task/{thread.tid}/pagemap", "rb", buffering=0) as pagemap:
+            for place in self._places(thread, registers, size):
+                room = place + size <= registers.rsp - _RED_ZONE
+                if room and self._unused(pagemap.fileno(), place, size, marks):
+                    return place
+        raise _Unsuitable("its stack has no room that was never used")
+
+    def _places(self, thread: _Tracee, registers: _Registers, size: int) -> list[int]:
+        """Addresses of pages in the thread's own stack, the best ones first."""
+        low, high = self._recorded_stack(registers)
+        if low < high:
+            if _repeated(registers) == _NR_PAUSE:
+                # A handler will run below the frames, and has less room there than the program gave it.
+                raise _Unsuitable("it waits in pause() on a stack that does not grow")
+            # Far from what the thread uses, with room for a handler: a quarter of the stack above its end at first.
+            distances = [(high - low) >> shift for shift in (*range(2, 32), 1)]
+            return [low + distance & -_PAGE for distance in distances if distance >= _HANDLER + _PAGE]
+        start, end, limit = self._stack
+        if thread.tid != self._pid or not start - _GROWTH <= registers.rsp < end:
+            raise _Unsuitable("it runs on a signal stack, a stack of the program's own making or one without room")
+        if registers.rsp < start:
+            raise _Again("its stack grew just now")
+        # What is below its start is no memory yet, and becomes the stack's when it is written to.
+        below = (min(start, registers.rsp - _RED_ZONE) - size) & -_PAGE
+        return [start, below] if end - below + _HANDLER <= limit else [start]
+
+    def _recorded_stack(self, registers: _Registers) -> tuple[int, int]:
+        """The bounds of the thread's stack as the C library recorded them in its TCB; (0, 0) if it did not.
+
+        glibc: stackblock, stackblock_size, guardsize (nptl/descr.h), with the TCB at the end of the stack. musl:
+        map_base, map_size, stack (its upper end), stack_size, guard_size (src/internal/pthread_impl.h), with the TCB
+        after the stack; what a program gave itself is not recorded there.
+        """
+        tcb, rsp = registers.fs_base, registers.rsp
+        try:
+            words = [word for (word,) in struct.iter_unpack("<Q", os.pread(self._memory, _TCB, tcb)[: _TCB & -8])]
+        except (OSError, OverflowError, struct.error):
+            return 0, 0
+        for base, size, third, fourth, fifth in zip(*(words[number:] for number in range(5)), strict=False):
+            if not (size < _LARGEST_STACK and base <= rsp < tcb < base + size <= tcb + _ABOVE_TCB):
+                continue
+            if third < size:
+                low, high = base + third, tcb
+            elif rsp < third <= tcb and third - fourth == base + fifth:
+                low, high = base + fifth, third
+            else:
+                continue
+            for start, end in self._anonymous:
+                if start <= rsp and high <= end:
+                    # Some runtimes have guards of their own in it.
+                    return max(low, start), high
+        return 0, 0
+
+    def _unused(self, pagemap: int, place: int, size: int, marks: bytes) -> bool:
+        """Tell whether nothing was ever written to pages of an anonymous mapping but by an attempt as this one."""
+        entries = os.pread(pagemap, size // _PAGE * 8, place // _PAGE * 8)
+        if not any(entry & _POPULATED for (entry,) in struct.iter_unpack("<Q", entries)):
+            return len(entries) == size // _PAGE * 8
+        content = os.pread(self._memory, size, place)
+        return content.endswith(marks) and all(
+            content.startswith(_MARK, frame + _FRAME_MARK) for frame in (0, _OWN, _THIRD)
+        )
 
     def _pause(self, registers: _Registers, mask: int, addr: int, fpstate: int) -> bytes:
         """Two frames that repeat pause() such that a signal which came meanwhile ends it.
@@ -552,6 +773,24 @@ def _system_call(pid: int, tid: int) -> list[bytes]:
     return words if len(words) >= 7 else [b"-1"]
 
 
+def _runnable(pid: int, tid: int) -> bool:
+    """Tell whether a thread runs or waits for a CPU."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+        return b"\nState:\tR" in file.read()
+    return False
+
+
+def _read_as(tid: int, addr: int, size: int) -> bytes:
+    """Read memory of a thread that it may itself read, less when there is less."""
+    room = ctypes.create_string_buffer(size)
+    ours, its = (struct.pack("2Q", base, size) for base in (ctypes.addressof(room), addr))
+    try:
+        length = _syscall(_NR_PROCESS_VM_READV, tid, _address(ours), 1, _address(its), 1, 0)
+    except OSError:
+        length = 0
+    return room.raw[:length]
+
+
 def _signal_pending(pid: int, tid: int) -> bool:
     """Tell whether the thread is about to get a signal."""
     with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
@@ -582,9 +821,15 @@ def _seccomp_off(status: bytes) -> bool:
 
 
 def _not_traceable(pid: int, tid: int) -> Exception:
-    with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-        if b"\nTracerPid:\t0\n" not in file.read():
-            return _Again("another process traces it")
+    try:
+        with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
+            status = file.read()
+    except OSError:
+        return _Again("it ended")
+    if b"\nState:\tZ" in status or b"\nState:\tX" in status:
+        return _Again("it ended")
+    if b"\nTracerPid:\t0\n" not in status:
+        return _Again("another process traces it")
     return OSError(errno.EPERM, "it may not be traced; run as root or give CAP_SYS_PTRACE")
 
 
@@ -627,7 +872,7 @@ def _advise(channel: socket.socket, deadline: _Deadline) -> None:
         job, memory = _receive(channel)
         answers: list[int] = []
         advise = functools.partial(_madvise, ranges=job["ranges"], advice=job["advice"], answers=answers)
-        _, kept = _by_any_thread(job, memory, deadline, advise)
+        _, kept = _by_any_thread(job, memory, channel, deadline, advise)
         os.close(memory)
         refusal = next(filter(None, answers), 0)
         _send(channel, {"errno": 0, "taken": answers.count(0), "refusal": refusal, "kept": kept})
@@ -640,7 +885,11 @@ def _madvise(second: _Tracee, template: _Registers, *, ranges: list[list[int]], 
 
 
 def _by_any_thread(
-    job: dict[str, Any], memory: int, deadline: _Deadline, work: Callable[[_Tracee, _Registers], int]
+    job: dict[str, Any],
+    memory: int,
+    channel: socket.socket,
+    deadline: _Deadline,
+    work: Callable[[_Tracee, _Registers], int],
 ) -> tuple[int, bool]:
     """Run ``work`` on a second thread of the process, by way of the first of its threads that can be stopped.
 
@@ -648,18 +897,23 @@ def _by_any_thread(
     """
     injection = _Injection(job, memory)
     reasons: list[str] = []
+    unsuitable: dict[int, tuple[int, str]] = {}
     tids = sorted(job["tids"], key=lambda tid: _reluctance(job["pid"], tid))
+    # From here to the answer, or to our end, a thread may stand still.
+    channel.sendall(_BEGIN)
     deadline.set(_HOLD)
-    end = time.monotonic() + _HOLD - 2 * _STOP
+    end = time.monotonic() + _HOLD - _STOP_RUNNABLE
     for tid in tids:
         try:
             thread, registers = injection.stop(tid)
             return injection.with_second_thread(thread, registers, work), not reasons
         except _Again as error:
             reasons.append(f"thread {tid}: {error}")
+            if isinstance(error, _Unsuitable):
+                unsuitable[tid] = error.number, str(error)
         if time.monotonic() > end:
             break
-    raise _Again("; ".join(reasons))
+    raise _NoThread(reasons, unsuitable)
 
 
 def _take_at_exec(pid: int, channel: socket.socket, deadline: _Deadline) -> int:
@@ -766,7 +1020,9 @@ def main() -> None:
     CHANNEL is an inherited file descriptor; an open /proc/PID/mem comes with a job for ``take`` and ``advise``. An
     answer is an object with ``errno``, 0 for success. Then a file descriptor comes with it; or it has ``taken``, how
     many ranges were, ``refusal``, the errno of one that was not (0 when there is none), and ``kept``, whether another
-    job may follow. Else it has ``why`` and ``again``, whether another attempt may succeed, and is the last one.
+    job may follow. Else it has ``why``, ``again``, whether another attempt may succeed, and ``unsuitable``, threads
+    that this is not true of, with errno and reason of each; and it is the last one. Before ``take`` and ``advise`` stop
+    a thread for a job they send a byte.
     """
     verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if verb == "exec":
@@ -782,13 +1038,14 @@ def main() -> None:
             return
         job, memory = _receive(channel)
         if verb == "take":
-            fd, _ = _by_any_thread(job, memory, deadline, _userfaultfd)
+            fd, _ = _by_any_thread(job, memory, channel, deadline, _userfaultfd)
         else:
             fd = _take_at_exec(job["pid"], channel, deadline)
         deadline.set(0)
         _send(channel, {"errno": 0}, fd)
     except (_Again, ProcessLookupError, ChildProcessError) as error:
-        _send(channel, {"errno": errno.EBUSY, "why": str(error), "again": True})
+        unsuitable = error.unsuitable if isinstance(error, _NoThread) else {}
+        _send(channel, {"errno": errno.EBUSY, "why": str(error), "again": True, "unsuitable": unsuitable})
     except OSError as error:
         _send(channel, {"errno": error.errno, "why": error.strerror})
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
+from kdamon.mm.cgroup import frozen
 from kdamon.mm.rights import refusal_to_trace
 
-__all__ = ["Target", "Traced"]
+__all__ = ["Momentary", "Target"]
 
 #: syscall; ret
 _GADGET: Final = (b"\x0f\x05\xc3",)
@@ -30,8 +33,8 @@ _FIRST: Final = re.compile(r"/(?:libc[.-]|ld[.-]|ld-linux)[^/]*$|^\[vdso\]$")
 
 _MAPPING: Final = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+) *(.*)$", re.MULTILINE)
 
-#: As many threads are looked at; one of them can nearly always be stopped.
-_CANDIDATES: Final = 16
+#: As many threads are tried at once; one of them can nearly always be stopped.
+_CANDIDATES: Final = 64
 
 _PF_KTHREAD: Final = 0x00200000
 _ELF64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
@@ -46,11 +49,18 @@ _GO_BUILDINFO: Final = b"\xff Go buildinf:"
 #: Bytes at the start of the data in which Go keeps its build information.
 _GO_DATA: Final = 1 << 16
 
+#: Private memory that may be written to, as /proc/PID/maps has it.
+_WRITABLE: Final = ("rw-p", "rwxp")
+#: Bytes that the kernel keeps free below the first thread's stack (stack_guard_gap).
+_STACK_GAP: Final = 1 << 20
+#: Functions of the kernel in which a thread sleeps that a control group's freezer stopped.
+_FREEZER: Final = (b"get_signal", b"do_freezer_trap", b"__refrigerator")
+
 _INSTEAD: Final = "monitor it by page_table instead"
 
 
-class Traced(OSError):
-    """Somebody else traces the process: a debugger, or one that does what we do and is done in a moment."""
+class Momentary(OSError):
+    """It may be otherwise in a moment: another process traces this one, as one that does what we do; threads end."""
 
 
 class _Mapping(NamedTuple):
@@ -62,15 +72,17 @@ class _Mapping(NamedTuple):
 
 
 class Target:
-    """A process that can have system calls injected, as far as can be told without stopping it.
+    """A process that can have system calls injected, as far as that can be found out without stopping it.
 
     :param pid: the process.
     :param stack: closes what this object opens.
+    :param unsuitable: threads that are not to be tried.
     :raises OSError: ESRCH, EPERM, EBUSY, EOPNOTSUPP as :func:`kdamon.mm.inject.take_userfaultfd`.
     """
 
-    def __init__(self, pid: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, pid: int, stack: contextlib.ExitStack, unsuitable: Collection[int] = ()) -> None:
         self._pid = pid
+        self._unsuitable = unsuitable
         with _explained(pid):
             directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
@@ -81,16 +93,14 @@ class Target:
             raise OSError(errno.ESRCH, f"{pid} is a thread of process {status['Tgid']}; name the process")
         if flags & _PF_KTHREAD:
             raise OSError(errno.ESRCH, f"process {pid} is a kernel thread without memory of its own; name another one")
-        self._tids = self._threads(directory)
-        # The first thread may have ended, and have no memory any more, while others go on.
-        thread = f"task/{self._tids[0]}"
         with _explained(pid):
-            program = os.open(f"{thread}/exe", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-            stack.callback(os.close, program)
-            #: Open /proc/PID/mem. It stays this program's: after an exec() nothing is read or written by it.
-            self.memory = os.open(f"{thread}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=directory)
-            stack.callback(os.close, self.memory)
-            text = _read(directory, f"{thread}/maps").decode("utf-8", "surrogateescape")
+            self._stack_limit = _limit(_read(directory, "limits"), b"Max stack size ")
+            groups = _read(directory, "cgroup").decode("utf-8", "surrogateescape")
+        if frozen(groups):
+            raise _frozen(pid)
+        #: The threads to try, none when all of them are unsuitable.
+        self.tids = self._threads(directory)
+        program, text = self._open(directory, stack)
         _check_program(pid, program)
         self._mappings = [
             _Mapping(int(start, 16), int(end, 16), permissions, int(inode), name)
@@ -101,8 +111,8 @@ class Target:
         """What the helper must know.
 
         :returns: pid; tids, the threads to try; gadget and sigreturn, addresses of ``syscall; ret`` and of a call of
-            rt_sigreturn; codes, what is there, in hexadecimal; stacks, start and end of mappings on which a frame may
-            be put.
+            rt_sigreturn; codes, what is there, in hexadecimal; stack, start and end of the first thread's and to how
+            many bytes it may grow; anonymous, start and end of private writable memory without a file.
         :raises OSError: EOPNOTSUPP when the program has no such code.
         """
         gadget = sigreturn = None
@@ -115,11 +125,12 @@ class Target:
                 if gadget and sigreturn:
                     return {
                         "pid": self._pid,
-                        "tids": self._tids,
+                        "tids": self.tids,
                         "gadget": gadget[0],
                         "sigreturn": sigreturn[0],
                         "codes": [gadget, sigreturn],
-                        "stacks": self._stacks(),
+                        "stack": self._stack(),
+                        "anonymous": self._anonymous(),
                     }
         raise OSError(
             errno.EOPNOTSUPP,
@@ -128,30 +139,69 @@ class Target:
         )
 
     def _threads(self, directory: int) -> list[int]:
-        """The threads to try, the first one of the process first."""
+        """Some threads to try, those that sleep first."""
         pid = self._pid
-        with _explained(pid):
+        found: list[int] = []
+        sleeping = 0
+        refusal: OSError | None = None
+        tids = self._listed(directory)
+        for tid in tids:
+            try:
+                status = _status(directory, f"task/{tid}/status")
+                if status["State"][0] in "ZX":
+                    continue
+                _check_state(pid, status)
+                _check_thread(pid, status)
+                if _sleeps_frozen(directory, tid, status):
+                    raise _frozen(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            except Momentary:
+                raise
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise
+                refusal = error
+                continue
+            asleep = status["State"][0] == "S"
+            found.insert(sleeping if asleep else len(found), tid)
+            sleeping += asleep
+            if sleeping == _CANDIDATES:
+                break
+        if not found:
+            raise refusal or (_ended(pid) if tids == [pid] else _short_lived(pid))
+        return [tid for tid in found if tid not in self._unsuitable][:_CANDIDATES]
+
+    def _listed(self, directory: int) -> list[int]:
+        """All threads, the first one of the process first."""
+        with _explained(self._pid):
             listing = os.open("task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
             try:
                 tids = sorted(int(name) for name in os.listdir(listing))
             finally:
                 os.close(listing)
-        tids.sort(key=lambda tid: tid != pid)
-        found = []
-        for tid in tids:
+        tids.sort(key=lambda tid: tid != self._pid)
+        return tids
+
+    def _open(self, directory: int, stack: contextlib.ExitStack) -> tuple[int, str]:
+        """Open what shows the memory, by a living thread: the first one may have ended, and have none any more.
+
+        :returns: a file descriptor of the program, and what /proc/PID/maps has.
+        """
+        for tid in self._listed(directory):
             try:
-                status = _status(directory, f"task/{tid}/status")
-            except (FileNotFoundError, ProcessLookupError):
+                with _explained(self._pid):
+                    program = os.open(f"task/{tid}/exe", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+                    stack.callback(os.close, program)
+                    #: Open /proc/PID/mem. It stays this program's: after an exec() nothing is accessed by it.
+                    self.memory = os.open(f"task/{tid}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=directory)
+                    stack.callback(os.close, self.memory)
+                    text = _read(directory, f"task/{tid}/maps").decode("utf-8", "surrogateescape")
+            except ProcessLookupError:
                 continue
-            if status["State"][0] in "ZX":
-                continue
-            _check_thread(pid, status)
-            found.append(tid)
-            if len(found) == _CANDIDATES:
-                break
-        if not found:
-            raise _ended(pid)
-        return found
+            if text:
+                return program, text
+        raise _short_lived(self._pid)
 
     def _chunks(self, mapping: _Mapping) -> Iterator[tuple[int, bytes]]:
         """The code in a mapping, piece by piece, each with its address."""
@@ -161,20 +211,23 @@ class Target:
             except OSError:
                 return
 
-    def _stacks(self) -> list[tuple[int, int]]:
-        """Mappings that are stacks and nothing else: what is below the stack pointer in them is nobody's.
+    def _stack(self) -> tuple[int, int, int]:
+        """The first thread's stack: start, end, and bytes to which it may grow."""
+        for before, mapping in itertools.pairwise([_Mapping(0, 0, "", 0, ""), *self._mappings]):
+            if mapping.name == "[stack]" and mapping.permissions in _WRITABLE:
+                room = mapping.end - before.end - _STACK_GAP
+                return mapping.start, mapping.end, min(self._stack_limit, room)
+        return 0, 0, 0
 
-        The kernel names the first thread's; the others are known by the guard below them. Elsewhere (signal stacks,
-        coroutines on the heap, Go) something may live right below.
-        """
-        stacks = []
-        before: _Mapping | None = None
+    def _anonymous(self) -> list[tuple[int, int]]:
+        """Memory in which a page that is not there holds nothing: start and end of neighbours together."""
+        found: list[tuple[int, int]] = []
         for mapping in self._mappings:
-            guarded = before is not None and before.end == mapping.start and before.permissions == "---p"
-            if mapping.permissions in ("rw-p", "rwxp") and (guarded or mapping.name == "[stack]"):
-                stacks.append((mapping.start, mapping.end))
-            before = mapping
-        return stacks
+            if mapping.permissions not in _WRITABLE or mapping.inode:
+                continue
+            start = found.pop()[0] if found and found[-1][1] == mapping.start else mapping.start
+            found.append((start, mapping.end))
+        return found
 
 
 def _find(wanted: tuple[bytes, ...], addr: int, code: bytes) -> tuple[int, str] | None:
@@ -201,9 +254,28 @@ def _ended(pid: int) -> OSError:
     return OSError(errno.ESRCH, f"process {pid} ended; name a running one")
 
 
+def _short_lived(pid: int) -> OSError:
+    return Momentary(errno.EBUSY, f"the threads of process {pid} end while they are looked at; {_INSTEAD}")
+
+
+def _frozen(pid: int) -> OSError:
+    return OSError(errno.EBUSY, f"process {pid} is frozen with its control group; thaw that and try again")
+
+
+def _sleeps_frozen(directory: int, tid: int, status: dict[str, str]) -> bool:
+    """Tell whether a thread sleeps where the freezer has it sleep, also where its control group cannot be seen."""
+    return status["State"][0] in "SD" and _read(directory, f"task/{tid}/wchan") in _FREEZER
+
+
 def _read(directory: int, name: str) -> bytes:
     with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory), "rb") as file:
         return file.read()
+
+
+def _limit(contents: bytes, name: bytes) -> int:
+    """The soft limit of a name in /proc/PID/limits."""
+    words = next((line[len(name) :].split() for line in contents.splitlines() if line.startswith(name)), [b"0"])
+    return sys.maxsize if words[0] == b"unlimited" else int(words[0])
 
 
 def _status(directory: int, name: str) -> dict[str, str]:
@@ -211,14 +283,18 @@ def _status(directory: int, name: str) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
-def _check_thread(pid: int, status: dict[str, str]) -> None:
-    """Refuse what a thread's status shows to be unsafe."""
+def _check_state(pid: int, status: dict[str, str]) -> None:
+    """Refuse a process that others have in their hands, as a thread's status shows it."""
     if status["TracerPid"] != "0":
-        raise Traced(
+        raise Momentary(
             errno.EBUSY, f"process {pid} is traced by process {status['TracerPid']} already; end that one first"
         )
     if status["State"][0] in "Tt":
         raise OSError(errno.EBUSY, f"process {pid} is stopped; continue it (kill -CONT {pid}) and try again")
+
+
+def _check_thread(pid: int, status: dict[str, str]) -> None:
+    """Refuse a thread that its status shows to be unsafe."""
     if status.get("Seccomp", "0") != "0":
         raise OSError(
             errno.EPERM,

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["KINDS", "SOAK", "Suspicious", "build", "eventually", "left_behind", "running", "sockets"]
+__all__ = [
+    "KINDS",
+    "SOAK",
+    "Suspicious",
+    "build",
+    "eventually",
+    "left_behind",
+    "mapping_of",
+    "memory_file",
+    "running",
+    "sockets",
+]
 
 #: What ``inject_target.c`` can do over and over.
 KINDS = ("spin", "sleep", "epoll", "select", "futex", "ipc", "signal", "socket", "aio", "pipe", "threads")
@@ -44,13 +55,13 @@ print("good")
 
 
 def build(directory: Path, name: str, *flags: str) -> Path:
-    """Compile ``inject_target.c``; skip the test where there is no compiler."""
+    """Compile ``inject_stacks.c``, or for other names ``inject_target.c``; skip the test where there is no compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("cc is missing: apt-get install gcc libc6-dev")
     program = directory / name
     if not program.exists():
-        source = Path(__file__).with_name("inject_target.c")
+        source = Path(__file__).with_name("inject_stacks.c" if name == "inject_stacks" else "inject_target.c")
         subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
     return program
 
@@ -113,11 +124,26 @@ def left_behind(pid: int) -> list[str]:
             found += [line for line in lines if line.startswith(("State:\tt", "State:\tT"))]
             # All signals blocked, which none of the targets does for long in its main thread.
             if thread.name == str(pid):
-                found += [line for line in lines if line.startswith("SigBlk:\tfffffffe")]
+                found += [line for line in lines if line.startswith(("SigBlk:\tfffffffe", "SigBlk:\tffffffff"))]
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             found += [target] if "userfaultfd" in (target := os.readlink(link)) else []
     return found
+
+
+def memory_file(pid: int, name: str) -> str:
+    """A file such as maps of a process, also where its first thread ended."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            if text := (thread / name).read_text():
+                return text
+    raise ProcessLookupError(pid)
+
+
+def mapping_of(pid: int) -> tuple[int, int]:
+    """Start and end of a part of a process's program."""
+    start, end = memory_file(pid, "maps").split()[0].split("-")
+    return int(start, 16), int(end, 16)
 
 
 def sockets() -> set[str]:

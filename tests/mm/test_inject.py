@@ -24,18 +24,46 @@ from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, 
 
 NOBODY = 65534
 
-#: A filter that allows everything.
-SECCOMP = """
-import ctypes, sys, time
+#: A filter that allows everything, for the thread that calls it.
+FILTER = """
+import ctypes, sys, threading, time
 libc = ctypes.CDLL(None)
 class Filter(ctypes.Structure):
     _fields_ = [("n", ctypes.c_ushort), ("p", ctypes.c_void_p)]
 code = (ctypes.c_uint64 * 1)(0x7FFF000000000006)
-libc.prctl(38, 1, 0, 0, 0)
-assert libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(code)))) == 0
+def filter_calls():
+    libc.prctl(38, 1, 0, 0, 0)
+    assert libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(code)))) == 0
+"""
+SECCOMP = (
+    FILTER
+    + """
+filter_calls()
 print("ready", flush=True)
 sys.stdin.read()
 """
+)
+#: 70 threads, of which one does not filter its system calls, or none when there is no such number.
+SECCOMP_BUT_ONE = (
+    FILTER
+    + """
+ready = threading.Barrier(70)
+def work(number):
+    if number != int(sys.argv[1]):
+        filter_calls()
+    ready.wait()
+    if number:
+        threading.Event().wait()
+def start(number):
+    # Each by the one before, which has no filter yet.
+    if number < 70:
+        threading.Thread(target=lambda: (start(number + 1), work(number)), daemon=True).start()
+start(1)
+work(0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+)
 
 
 def refused(number: int, pid: int, words: str, timeout: float = 0.2) -> None:
@@ -213,6 +241,32 @@ def test_refused_seccomp() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         refused(errno.EPERM, process.pid, "seccomp")
+
+
+@pytest.mark.parametrize("free", [0, 35, 69, 70])
+def test_one_thread_without_a_filter_is_enough(free: int) -> None:
+    """Wherever it is among the others."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SECCOMP_BUT_ONE, str(free)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        if free == 70:
+            refused(errno.EPERM, process.pid, "seccomp")
+        else:
+            os.close(take_userfaultfd(process.pid))
+        assert left_behind(process.pid) == []
+        process.kill()
+
+
+def test_a_process_whose_threads_end_at_once_has_not_ended(directory: Path) -> None:
+    """It is tried again for the time that there is."""
+    with Suspicious(build(directory, "inject_stacks", "-Wl,-z,now"), "threads_short") as process:
+        for timeout in (0.0, 0.3):
+            try:
+                os.close(take_userfaultfd(process.pid, timeout))
+            except OSError as error:
+                assert error.errno == errno.EBUSY, error
 
 
 def elf(bits: int, machine: int, code: bytes, base: int = 0x400000, note: bytes = b"") -> bytes:

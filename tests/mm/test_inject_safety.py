@@ -76,7 +76,10 @@ def attempt(process: Suspicious) -> bool:
 
 @pytest.fixture
 def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process."""
+    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process.
+
+    Before that the process's control group is frozen, if one is given.
+    """
     script = tmp_path / "inject_helper_ends.py"
     shutil.copy(Path(__file__).with_name(script.name), script)
     order = script.with_suffix(".order")
@@ -84,7 +87,9 @@ def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[.
     monkeypatch.setattr(inject, "_HELPER", script)
     # Those that are kept from before would not do that.
     monkeypatch.setattr(inject, "_idle", [])
-    return lambda step, number, first=0: order.write_text(f"{step} {number} {first} {helper}") and None
+    return lambda step, number, first=0, group="": (
+        order.write_text(f"{step} {number} {first} {helper} {group}") and None
+    )
 
 
 @pytest.mark.parametrize("kind", UNAWARE)

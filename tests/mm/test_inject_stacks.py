@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a process is stopped, nothing of its memory changes, whatever its threads have for stacks.
+
+Frames are written into a thread's own stack where nothing ever was, or the thread is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdamon.mm import inject
+from kdamon.mm.inject import inject_madvise, take_userfaultfd
+from kdamon.mm.madvise import MADV_NOHUGEPAGE
+from tests.mm.inject_targets import SOAK, Suspicious, build, mapping_of, memory_file
+from tests.mm.test_inject_safety import attempt, check
+from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
+
+#: Threads on their own stacks: also in handlers and coroutines on arrays in them; given by the program, but never used;
+#: and first threads that used more than ever before, or nearly all that they may have.
+TAKEN = (
+    *("on_main", "signal_own", "thread_coroutine", "thread_signal", "thread_plain"),
+    *("threads_fresh", "threads_arena", "main_deep", "main_full"),
+)
+#: Coroutines and handlers on memory of all sorts; stacks given by the program that hold something where a frame would
+#: be, or are used up; and one in pause() on a stack that does not grow.
+REFUSED = (
+    *("on_pool", "on_heap", "on_bss", "signal_heap", "signal_bss"),
+    *("threads_marked", "threads_deep", "thread_pause"),
+)
+
+
+def stacks(directory: Path, kind: str) -> Suspicious:
+    return Suspicious(build(directory, "inject_stacks", "-Wl,-z,now"), kind)
+
+
+@pytest.mark.parametrize("kind", TAKEN)
+def test_what_is_beside_a_stack_stays_as_it_is(directory: Path, kind: str) -> None:
+    with stacks(directory, kind) as process:
+        for _ in range(SOAK or 3):
+            os.close(take_userfaultfd(process.pid))
+            assert inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 5) == 1
+
+
+@pytest.mark.parametrize("kind", ["signal_own", "thread_plain", "main_deep"])
+def test_also_if_the_helper_dies(directory: Path, kind: str, ending_helper: Callable[..., None]) -> None:
+    """No attempt takes memory that one before it could have used."""
+    with stacks(directory, kind) as process:
+        ending_helper(1000, signal.SIGKILL)
+        os.close(take_userfaultfd(process.pid))
+        before = written(process.pid)
+        step = random.randrange(3)
+        ending_helper(step, signal.SIGKILL)
+        while not attempt(process):
+            check(process)
+            step += 1 if SOAK else 3
+            ending_helper(step, signal.SIGKILL)
+        assert written(process.pid) == before
+
+
+def written(pid: int) -> int:
+    """KiB that a process and nobody else has."""
+    lines = memory_file(pid, "smaps").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
+
+
+@pytest.fixture(name="stops")
+def _stops(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that threads were stopped of, once for each job."""
+    seen: list[int] = []
+    answer = inject._stopping_answer
+
+    def counted(channel: socket.socket, pid: int) -> tuple[dict[str, Any], int | None]:
+        seen.append(pid)
+        return answer(channel, pid)
+
+    monkeypatch.setattr(inject, "_stopping_answer", counted)
+    return seen
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, stops: list[int]) -> None:
+    """After one stop, however long there is time: it does not change."""
+    with stacks(directory, kind) as process:
+        with pytest.raises(OSError, match=r"cannot be stopped safely .*; monitor it by page_table") as info:
+            take_userfaultfd(process.pid, 1e6)
+        assert info.value.errno == errno.EBUSY
+        assert stops == [process.pid]
+
+
+def test_a_process_stands_still_for_two_seconds_a_minute_at_most(
+    directory: Path, stops: list[int], ending_helper: Callable[..., None]
+) -> None:
+    """Whatever is asked of it, and however often; here by helpers that hang until their timer ends them."""
+    with stacks(directory, "main_deep") as process:
+        ending_helper(8, signal.SIGSTOP)
+        with pytest.raises(OSError, match=r"was stopped for \d\.\d s in the last minute") as info:
+            take_userfaultfd(process.pid, 1e6)
+        assert info.value.errno == errno.EBUSY
+        assert len(stops) >= 2.0 / 0.25
+        stops.clear()
+        with pytest.raises(OSError, match="in the last minute"):
+            inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 1e6)
+        assert stops == []
+        # It is not about others.
+        with stacks(directory, "thread_plain") as other:
+            ending_helper(1000, signal.SIGKILL)
+            os.close(take_userfaultfd(other.pid))
+
+
+def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
+    """The first thread stays on our frames in pause(); its stack grows below them."""
+    with Suspicious(build(directory, "inject_stacks", "-Wl,-z,now"), "main_pause") as process:
+        assert process.process.stdout is not None
+        for _ in range(3):
+            os.close(take_userfaultfd(process.pid))
+            os.kill(process.pid, signal.SIGUSR1)
+            assert process.process.stdout.readline() == "got it\n"
