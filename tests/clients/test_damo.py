@@ -19,16 +19,33 @@ SCRIPT = """
 set -e
 grep -q '^kdamon /sys/kernel/mm/damon fuse.kdamon ' /proc/mounts
 cd "$HOME"
-damo=$1; pid=$2; tree=/sys/kernel/mm/damon/admin/kdamonds
+damo=$1; pid=$2; python=$3; good=$4; sizes=$5; tree=/sys/kernel/mm/damon/admin/kdamonds
 $damo start --target_pid $pid
 cat $tree/0/state
-sleep 3
-$damo report access --json > access.json
+for i in $(seq 60); do
+    sleep 0.5
+    $damo report access --json > access.json
+    if $python -c "$good" $sizes < access.json; then break; fi
+done
 $damo tune --target_pid $pid --monitoring_intervals 10ms 200ms 1s --monitoring_nr_regions_range 20 500
 cat $tree/0/state $tree/0/contexts/0/monitoring_attrs/{intervals/{sample,aggr}_us,nr_regions/{min,max}}
 $damo report damon > damon.txt
 $damo stop
 cat $tree/0/state $tree/0/pid
+"""
+
+
+#: Whether a report finds about what the workload reads hot, and most of the rest cold; given those sizes.
+GOOD = """
+import json, sys
+number = lambda shown: int(str(shown).replace(",", ""))
+((snapshot,),) = (record["snapshots"] for record in json.load(sys.stdin))
+sizes = {True: 0, False: 0}
+for region in snapshot["regions"]:
+    hot = number(region["nr_accesses"]["samples"]) > 10
+    sizes[hot] += number(region["end"]) - number(region["start"])
+hot, cold = map(int, sys.argv[1].split(","))
+sys.exit(not (0.8 * hot <= sizes[True] <= 1.3 * hot and sizes[False] >= 0.8 * cold))
 """
 
 
@@ -45,10 +62,13 @@ if not DAMO.exists():
 
 
 @pytest.fixture(scope="module")
-def session(kdamon_exec: Any, workload: int, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def session(
+    kdamon_exec: Any, workload: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
     """start, report access, tune, report damon, stop."""
     home = tmp_path_factory.mktemp("home")
-    done = kdamon_exec(home, "bash", "-c", SCRIPT, "bash", str(DAMO), str(workload))
+    words = (str(DAMO), str(workload), sys.executable, GOOD, ",".join(map(str, sizes)))
+    done = kdamon_exec(home, "bash", "-c", SCRIPT, "bash", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return Answers(done.stdout, home, workload)
 

@@ -19,7 +19,11 @@ cd "$HOME"
 damo=$1; pid=$2; tree=/sys/kernel/mm/damon/admin/kdamonds/0; scheme=$tree/contexts/0/schemes/0
 show() { echo update_schemes_stats > $tree/state; echo update_schemes_effective_quotas > $tree/state; "$@"; }
 $damo start --target_pid $pid --damos_action stat --damos_quotas 0 8M 500ms 0 0% 1% --damos_filter allow anon
-sleep 3
+for i in $(seq 300); do
+    show true
+    [ $(cat $scheme/stats/qt_exceeds) -lt 3 ] || break
+    sleep 0.1
+done
 $damo report damon --damos_stats
 show grep . $scheme/quotas/effective_bytes $scheme/stats/{sz_tried,qt_exceeds} $scheme/ops_filters/0/type
 $damo tune --target_pid $pid --damos_action stat --damos_quota_interval 100 --damos_quota_goal user_input 100 0
@@ -29,10 +33,13 @@ for i in $(seq 100); do
 done
 show cat $scheme/quotas/effective_bytes
 $damo tune --target_pid $pid --damos_action stat --damos_wmarks free_mem_rate 100ms 0.1% 0.1% 0.1%
-sleep 0.5
-show cat $scheme/stats/nr_tried
-sleep 0.5
-show cat $scheme/stats/nr_tried
+for i in $(seq 20); do
+    before=$(show cat $scheme/stats/nr_tried)
+    sleep 0.5
+    after=$(show cat $scheme/stats/nr_tried)
+    [ $before -ne $after ] || break
+done
+echo $before; echo $after
 cat $tree/state
 $damo stop
 """

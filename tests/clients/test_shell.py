@@ -26,9 +26,13 @@ echo 18446744073709551615 > 0/access_pattern/age/max
 cd ../../..
 echo on > state
 cat state pid
-sleep 3
-echo update_schemes_tried_regions > state
-cat contexts/0/schemes/0/tried_regions/total_bytes
+for i in $(seq 120); do
+    sleep 0.5
+    echo update_schemes_tried_regions > state
+    hot=$(cat contexts/0/schemes/0/tried_regions/total_bytes)
+    if [ $hot -ge $2 ] && [ $hot -le $3 ]; then break; fi
+done
+echo $hot
 echo update_schemes_stats > state
 cat contexts/0/schemes/0/stats/nr_tried
 echo off > state
@@ -40,10 +44,13 @@ def test_the_session_of_the_usage_document_finds_the_hot_memory(
     kdamon_exec: Any, workload: int, sizes: tuple[int, int], tmp_path: Path
 ) -> None:
     """A scheme for what is accessed in most samples counts about as much as the workload reads."""
-    done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", str(workload), abi="7.2")
+    least, most = round(0.8 * sizes[0]), round(1.3 * sizes[0])
+    words = (str(workload), str(least), str(most))
+    done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *words, abi="7.2")
     assert (done.returncode, done.stderr) == (0, "")
     on, kdamond, hot, tried, off, ended = done.stdout.split()
     assert (on, off, ended) == ("on", "off", "-1")
     assert int(kdamond) > 0
-    assert 0.8 * sizes[0] <= int(hot) <= 1.3 * sizes[0]
+    # On a busy machine it takes longer, and the script waits for it.
+    assert least <= int(hot) <= most
     assert int(tried) > 0

@@ -85,7 +85,7 @@ def outside() -> tuple[list[str], list[str]]:
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for something that is sure to come."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.02)

@@ -32,7 +32,7 @@ Metric = damos_quota_goal_metric
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.005)

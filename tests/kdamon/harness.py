@@ -76,7 +76,7 @@ class SteppedClock:
 
     def wait_asleep(self) -> None:
         """Wait until the sleeper sleeps."""
-        assert self._asleep.acquire(timeout=20), "nobody went to sleep"
+        assert self._asleep.acquire(timeout=60), "nobody went to sleep"
 
     def step(self) -> None:
         """Let the sleeper do one round, to its next sleep."""
@@ -93,7 +93,7 @@ class SteppedClock:
         self._go.release()
 
 
-def eventually(condition: Callable[[], Any], what: str = "condition", seconds: float = 20) -> None:
+def eventually(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> None:
     """Wait until ``condition()`` is true; fail when that takes absurdly long."""
     end = time.monotonic() + seconds
     while not condition():

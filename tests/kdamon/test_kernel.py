@@ -113,7 +113,7 @@ def test_a_long_sleep_can_be_woken() -> None:
     sleeper = threading.Thread(target=RealClock().sleep_until, args=(time.monotonic_ns() + 10**15, wake))
     sleeper.start()
     wake.set()
-    sleeper.join(20)
+    sleeper.join(60)
     assert not sleeper.is_alive()
 
 
@@ -140,7 +140,7 @@ def test_a_kthread_runs_until_it_is_asked_to_stop() -> None:
 
     thread = kthread(work, None, "kthread-test")
     thread.start()
-    assert started.wait(20)
+    assert started.wait(60)
     assert thread.alive() and thread.pid > 0
     thread.stop()
     assert not thread.alive() and thread.error is None

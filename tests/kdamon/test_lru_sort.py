@@ -186,7 +186,7 @@ def test_a_commit_that_waits_for_the_watermarks_ends_with_the_module(end: Callab
     ctx = lru_sort.ctx
     eventually(lambda: len(ctx.call_controls) == 2, "the commit")
     end(lru_sort)
-    waiting.join(20)
+    waiting.join(60)
     assert answers in ([None], [errno.ECANCELED])
     assert not lru_sort.enabled()
 

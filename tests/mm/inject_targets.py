@@ -104,7 +104,7 @@ def running(*command: str | Path) -> Iterator[int]:
             process.kill()
 
 
-def eventually(what: Callable[[], object], seconds: float = 20) -> bool:
+def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
     """Wait until ``what()`` is true; tell whether it became so."""
     end = time.monotonic() + seconds
     while not what():

@@ -80,7 +80,7 @@ def armed(work: Workload) -> npt.NDArray[np.intp]:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll until ``condition`` holds."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)

@@ -18,7 +18,7 @@ def test_the_parts_follow_each_other_and_are_swept() -> None:
     """What is written, what is read, what is cold; it counts sweeps each second."""
     out = io.StringIO()
     with tempfile.TemporaryFile() as file:
-        coldhalf.run(coldhalf.Pattern(total=8 * MIB, written=2 * MIB, read=3 * MIB, duration=1.3), file, out)
+        coldhalf.run(coldhalf.Pattern(total=8 * MIB, written=2 * MIB, read=3 * MIB, duration=3), file, out)
     events = {event["event"]: event for event in map(json.loads, out.getvalue().splitlines())}
     base = events["map"]["start"]
     places = [

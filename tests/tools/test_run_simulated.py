@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kdamon import trace
+from kdamon.damon import damon_ctx
 from kdamon.kernel import RealClock
 from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.regions import damon_regions
 from kdamon.report_client import ReportClient
 from kdamon.reports import report_array
 from kdamon_tools import cli, units
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.report_file import RecordingWriter, open_recording
+from kdamon_tools.terminal import LiveView
 
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000
@@ -62,17 +67,46 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         sleeping.kill()
 
 
+@contextmanager
+def after(
+    aggregations: int, act: Callable[[], object], once: Callable[[damon_regions], bool] = lambda _: True
+) -> Iterator[None]:
+    """Do something when so many aggregations are over, however long they take, and ``once`` holds for the regions."""
+    seen = itertools.count(1)
+    done = threading.Event()
+
+    def aggregated(_ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
+        number = next(seen)
+        # A condition that never comes is for the test's own assertions.
+        if not done.is_set() and number >= aggregations and (once(regions) or number > 50 * aggregations):
+            done.set()
+            act()
+
+    trace.damon_aggregated.register(aggregated)
+    try:
+        yield
+    finally:
+        trace.damon_aggregated.unregister(aggregated)
+
+
+def interrupt() -> None:
+    """Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_json_has_regions_of_each_aggregation(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One object with the configuration, the snapshots and the counters; the hot range is in them."""
-    status = cli.main(["run", "--pid", str(process.pid), "--seconds", "1.5", "--json", "--quiet", *QUICK])
+    with after(50, process.kill):
+        status = cli.main(["run", "--pid", str(process.pid), "--json", "--quiet", *QUICK])
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert (0, "") == (status, err)
     assert (process.pid, 20) == (document["config"]["pid"], document["config"]["max_nr_accesses"])
-    assert document["note"] == "the time was over"
-    assert 30 <= len(document["snapshots"]) <= 75
+    assert document["note"] == "the process ended"
+    assert len(document["snapshots"]) >= 50
+    assert all(snapshot["began"] < snapshot["time"] for snapshot in document["snapshots"])
     last = document["snapshots"][-1]["regions"]
     hot = [region for region in last if region["nr_accesses"] >= 10]
     assert BASE in [region["start"] for region in hot]
@@ -81,16 +115,18 @@ def test_json_has_regions_of_each_aggregation(
 
 
 def test_the_result_is_a_heatmap_with_a_summary(
-    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines about the present state on standard error, the result on standard output."""
-    assert 0 == cli.main(["run", "--pid", str(process.pid), "--seconds", "2.5", *QUICK])
+    monkeypatch.setattr(run_verb, "_LINE_S", 0.5)
+    ends_when_shown(monkeypatch, process, 2)
+    assert 0 == cli.main(["run", "--pid", str(process.pid), *QUICK])
     out, err = capsys.readouterr()
     assert 2 == err.count("accessed")
     assert f"{BASE:x}  " in out
     assert "@@@@@" in out
     assert "\x1b" not in out
-    assert f"monitored pid {process.pid} for 2.5 s" in out
+    assert f"monitored pid {process.pid} for " in out
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -102,7 +138,9 @@ def test_a_file_may_take_the_result(
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--json", "--quiet", "--output", str(path), *QUICK]
     assert 0 == cli.main(words)
     assert "" == capsys.readouterr().out
-    assert json.loads(path.read_text())["seconds"] >= 0.3
+    document = json.loads(path.read_text())
+    assert document["note"] == "the time was over"
+    assert document["seconds"] >= 0.3
 
 
 class PhysicalMachine(RealTimeMachine):
@@ -123,7 +161,8 @@ class PhysicalMachine(RealTimeMachine):
 def test_physical_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """All there is, without a process; or ranges of it, for as long as a command runs."""
     monkeypatch.setattr(run_verb, "machine_when_needed", PhysicalMachine)
-    assert 0 == cli.main(["run", "--ops", "paddr", "--seconds", "1", "--json", "--quiet", *QUICK])
+    with after(40, interrupt):
+        assert 0 == cli.main(["run", "--ops", "paddr", "--json", "--quiet", *QUICK])
     document = json.loads(capsys.readouterr().out)
     assert (0, "paddr") == (document["config"]["pid"], document["config"]["ops"])
     last = document["snapshots"][-1]["regions"]
@@ -165,15 +204,8 @@ def test_a_signal_ends_it_cleanly(
 ) -> None:
     """Ctrl-C shows the result and is a success; afterwards signals do what they did before."""
     before = signal.getsignal(number)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
-    timer.start()
-    try:
-        status = cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
-    finally:
-        # A run that ended too early must not get the tests killed.
-        timer.cancel()
-        timer.join()
-    assert 0 == status
+    with after(20, lambda: os.kill(os.getpid(), number)):
+        assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
     assert "stopped by a signal" in capsys.readouterr().out
     assert before == signal.getsignal(number)
 
@@ -183,12 +215,10 @@ def test_a_hangup_that_is_ignored_ends_nothing(
 ) -> None:
     """As with nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGHUP))
-    timer.start()
     try:
-        assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", "--seconds", "1", *QUICK])
+        with after(2, lambda: os.kill(os.getpid(), signal.SIGHUP)):
+            assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", "--seconds", "1", *QUICK])
     finally:
-        timer.join()
         signal.signal(signal.SIGHUP, before)
     assert "the time was over" in capsys.readouterr().out
 
@@ -212,12 +242,8 @@ def _parent(process: Path) -> int:
 
 def test_the_process_may_end_first(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
     """A note says so, also when its parent has not looked yet; what was seen until then is shown."""
-    timer = threading.Timer(0.5, process.send_signal, (signal.SIGKILL,))
-    timer.start()
-    began = time.monotonic()
-    assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
-    timer.join()
-    assert time.monotonic() - began < 20
+    with after(25, process.kill):
+        assert 0 == cli.main(["run", "--pid", str(process.pid), "--quiet", *QUICK])
     out = capsys.readouterr().out
     assert "the process ended" in out
     assert "@@@" in out
@@ -233,14 +259,14 @@ def test_the_exit_status_of_a_command_is_passed_on(
     assert "it runs" in capfd.readouterr().out
 
 
-def test_a_command_ends_with_the_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_command_ends_with_the_time(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing that was started for monitoring outlives it."""
-    pid_file = tmp_path / "pid"
-    words = ["run", "--quiet", "--seconds", "0.5", *QUICK, "--", "sh", "-c", f"echo $$ > {pid_file}; exec sleep 600"]
-    assert 0 == cli.main(words)
-    assert "the time was over" in capsys.readouterr().out
+    assert 0 == cli.main(["run", "--quiet", "--seconds", "0.5", *QUICK, "--", "sleep", "600"])
+    out = capsys.readouterr().out
+    assert "the time was over" in out
+    (pid,) = re.findall(r"^monitored pid (\d+) ", out, re.MULTILINE)
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid_file.read_text()), 0)
+        os.kill(int(pid), 0)
 
 
 def test_a_command_that_cannot_be_started(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,6 +283,20 @@ def test_intervals_that_cannot_be(process: subprocess.Popen[bytes], capsys: pyte
     assert err.startswith("kdamon: ")
 
 
+def ends_when_shown(monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes], times: int) -> None:
+    """End ``process`` once its present state was shown so often."""
+    show = LiveView.show
+    shown = itertools.count(1)
+
+    def counted(view: LiveView, text: str) -> None:
+        show(view, text)
+        if next(shown) == times:
+            process.kill()
+            process.wait()
+
+    monkeypatch.setattr(LiveView, "show", counted)
+
+
 def test_on_a_terminal_the_table_is_redrawn(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +310,8 @@ def test_on_a_terminal_the_table_is_redrawn(
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert 0 == cli.main(["run", "--pid", str(process.pid), "--seconds", "1.7", *QUICK])
+    ends_when_shown(monkeypatch, process, 3)
+    assert 0 == cli.main(["run", "--pid", str(process.pid), *QUICK])
     shown = screen.getvalue()
     assert 3 == shown.count("start        size")
     assert shown.count("start        size") == shown.count("\x1b[J")
@@ -301,9 +342,9 @@ def readers_and_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "nr_cpu_ids", lambda: 4)
 
 
-def hot_parts(document: dict[str, Any], nr_accesses: int = 10) -> str:
-    """Which parts are mostly in regions that count so often in the last snapshot, 10 is half of the samples."""
-    hot = [r for r in document["snapshots"][-1]["regions"] if r["nr_accesses"] >= nr_accesses]
+def hot_parts(regions: list[dict[str, Any]], nr_accesses: int = 10) -> str:
+    """Which parts are mostly in regions that count so often, 10 is half of the samples."""
+    hot = [r for r in regions if r["nr_accesses"] >= nr_accesses]
     found = ""
     for name, start in ReadersAndWriters.parts.items():
         end = start + 16 * MIB
@@ -334,13 +375,13 @@ def test_only_what_is_asked_for_counts(
     wanted: str,
 ) -> None:
     """A filter implies page_fault; what became of the faults adds up."""
-    words = ["run", "--pid", str(process.pid), "--seconds", "0.8", "--json", "--quiet", *options, *QUICK]
-    assert 0 == cli.main(words)
+    with after(40, process.kill):
+        assert 0 == cli.main(["run", "--pid", str(process.pid), "--json", "--quiet", *options, *QUICK])
     out, err = capsys.readouterr()
     assert "" == err
     document = json.loads(out)
     assert primitive == document["config"]["primitive"]
-    assert wanted == hot_parts(document)
+    assert wanted == hot_parts(document["snapshots"][-1]["regions"])
     reports = document["counters"]["reports"]
     assert reports["accepted"] == sum(reports.values()) - reports["accepted"] - reports["dropped"]
     assert bool(reports["accepted"]) == (primitive == "page_fault")
@@ -349,9 +390,13 @@ def test_only_what_is_asked_for_counts(
 
 
 @pytest.mark.usefixtures("readers_and_writers")
-def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_faults_do_not_show(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On standard error at the start, and below the heatmap; not to those who asked for writes only."""
     sentence = "page_fault sees writes and first touches, not reads of memory that is mapped\n"
+    # Nothing about the present state, however long it takes.
+    monkeypatch.setattr(run_verb, "_LINE_S", float("inf"))
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--cpus", "0", *QUICK]
     assert 0 == cli.main(words)
     out, err = capsys.readouterr()
@@ -420,13 +465,19 @@ def test_reports_of_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Nothing is sampled, and what is reported about need not be a process; the recording has all of it."""
     socket, recording = tmp_path / "socket", tmp_path / "reports.npy"
     words = ["run", "--ops", "reports", "--pid", str(os.getpid()), "--range", f"{BASE:x}-{BASE + 64 * MIB:x}"]
-    words += ["--reports", str(socket), "--record", str(recording), "--seconds", "1.5", "--quiet", *QUICK]
-    with producing(socket, os.getpid(), BASE + 24 * MIB):
+    words += ["--reports", str(socket), "--record", str(recording), "--quiet", *QUICK]
+
+    def found(regions: damon_regions) -> bool:
+        names = ("start", "end", "nr_accesses")
+        rows = zip(*(getattr(regions, name).tolist() for name in names), strict=True)
+        # The source may not get its turn in each sampling interval.
+        return hot_parts([dict(zip(names, row, strict=True)) for row in rows], 3) == "B"
+
+    with producing(socket, os.getpid(), BASE + 24 * MIB), after(20, interrupt, once=found):
         assert 0 == cli.main([*words, "--json"])
     document = json.loads(capsys.readouterr().out)
     assert "" == document["config"]["primitive"]
-    # The source may not get its turn in each sampling interval.
-    assert "B" == hot_parts(document, 3)
+    assert "B" in [hot_parts(snapshot["regions"], 3) for snapshot in document["snapshots"]]
     counters = document["counters"]
     assert counters["producers"]["received"] >= counters["reports"]["accepted"] > 0
     assert counters["recorded"] == {"written": len(open_recording(recording)), "lost": 0}

@@ -183,7 +183,7 @@ class _Progress:
     def reading(self, done: int, size: int) -> None:
         """So many bytes of a file were read."""
         self._show(
-            lambda: f"{self._name}: {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + " read"
+            lambda: f"read {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + f": {self._name}"
         )
 
     def replaying(self, done: int, duration: int) -> None:
