@@ -209,7 +209,9 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
     for r in ranges:
         start, end = ALIGN_DOWN(r.start, min_region_sz), ulong(ALIGN(r.end, min_region_sz))
         if start >= end or (aligned and aligned[-1][1] > start):
-            raise OSError(errno.EINVAL, f"region {r.start}-{r.end} is empty, or overlaps or precedes the one before")
+            raise OSError(
+                errno.EINVAL, f"region {r.start:#x}-{r.end:#x} is empty, or overlaps or precedes the one before"
+            )
         aligned.append((start, end))
 
     regions = t.regions

@@ -130,7 +130,8 @@ def damos_commit_filter(dst: damos_filter, src: damos_filter) -> None:
     """
     if src.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR and src.addr_range.start > src.addr_range.end:
         raise OSError(
-            errno.EINVAL, f"a filter's addresses {src.addr_range.start} to {src.addr_range.end} end before they start"
+            errno.EINVAL,
+            f"a filter's addresses {src.addr_range.start:#x} to {src.addr_range.end:#x} end before they start",
         )
     if src.type is damos_filter_type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE and src.sz_range.min > src.sz_range.max:
         raise OSError(errno.EINVAL, f"a filter's minimum size, {src.sz_range.min}, exceeds its maximum")

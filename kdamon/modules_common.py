@@ -326,7 +326,7 @@ class damon_scheme_module(damon_module):
         """See :meth:`damon_module.scope`; also EINVAL where the addresses end before they start."""
         start, end = self.monitor_region_start, self.monitor_region_end
         if start > end:
-            raise OSError(errno.EINVAL, f"monitor_region_end, {end}, lies before monitor_region_start, {start}")
+            raise OSError(errno.EINVAL, f"monitor_region_end, {end:#x}, lies before monitor_region_start, {start:#x}")
         return evolve(damon_module.scope(self), start=start, end=end)
 
     def commit_inputs(self) -> None:

@@ -309,7 +309,7 @@ def _damon_sysfs_set_regions(t: damon_target, regions: damon_sysfs_regions, min_
         region = regions.at(i)
         assert isinstance(region, damon_sysfs_region)
         if region.start > region.end:
-            raise OSError(errno.EINVAL, f"{region.location()}: start {region.start} is behind end {region.end}")
+            raise OSError(errno.EINVAL, f"{region.location()}: start {region.start:#x} is after end {region.end:#x}")
         if ranges and ranges[-1].end > region.start:
             raise OSError(errno.EINVAL, f"{region.location()}: begins before the end of the region before it")
         ranges.append(damon_addr_range(region.start, region.end))

@@ -198,6 +198,55 @@ def test_what_only_processes_have_is_refused_for_physical_memory(
     assert sentence == capsys.readouterr().err
 
 
+def test_ranges_in_which_nothing_is_mapped(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said before and after; what is mapped counts."""
+    words = ["run", "--pid", str(process.pid), "--ops", "fvaddr", "--quiet", "--seconds", "0.5", *QUICK]
+    assert 0 == cli.main([*words, "--range", "10000-20000", "--range", f"{BASE:x}-{BASE + MIB:x}"])
+    out, err = capsys.readouterr()
+    assert (
+        "kdamon: --range 10000-20000: nothing is mapped there now, and without that no access is seen; addresses are "
+        in err
+    )
+    assert 1 == err.count("--range")
+    assert "never mapped                        64.0 KiB  of the 1.1 MiB of the ranges\n" in out
+    assert 0 == cli.main([*words, "--range", f"{BASE:x}-{BASE + MIB:x}", "--json"])
+    out, err = capsys.readouterr()
+    assert "" == err
+    assert 0 == json.loads(out)["counters"]["never_mapped"]
+
+
+@pytest.mark.parametrize(
+    ("ops", "addresses", "said"),
+    [
+        ("fvaddr", "139873495060480-139873562169344", "0x139873495060480 is beyond user space, which ends at 0x"),
+        ("fvaddr", "7f0000000000-ffffffffffffffff", "0xffffffffffffffff is beyond user space, which ends at 0x"),
+        (
+            "paddr",
+            "139873495060480-139873562169344",
+            "0x139873495060480 is beyond the machine's memory, which ends at 0x",
+        ),
+    ],
+)
+def test_addresses_that_cannot_be_are_refused_before_a_command_begins(  # noqa: PLR0917 -- columns and fixtures
+    ops: str,
+    addresses: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As a mistake on the command line."""
+    monkeypatch.setattr(run_verb, "machine_when_needed", PhysicalMachine)
+    begun = tmp_path / "begun"
+    assert 2 == cli.main(["run", "--ops", ops, "--range", addresses, "--", "touch", str(begun)])
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.endswith("; addresses are hexadecimal\n")
+    assert not begun.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_cleanly(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], number: signal.Signals

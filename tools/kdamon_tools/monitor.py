@@ -37,11 +37,13 @@ from kdamon.damon import (
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mapped import follow_mappings
-from kdamon.mm import Machine
+from kdamon.mm import Machine, PhysicalMemory, U64Array
+from kdamon.mm.ranges import NO_RANGES
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
 from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.sysfs_sample import damon_sysfs_check_faults
+from kdamon_tools.addresses import size_within
 from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapshot
 
@@ -111,6 +113,7 @@ class Monitor:
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
         self._suspended = _suspended()
         self._cpu_s = 0.0
+        self._mapped: int | None = None
         self._ctx = self._new_ctx(machine)
 
     def _new_ctx(self, machine: Machine | None) -> damon_ctx:
@@ -165,6 +168,28 @@ class Monitor:
             snapshots.append(Snapshot(began / 1e9, ended / 1e9, region_table(regions)))
         return snapshots
 
+    def look_at_ranges(self) -> U64Array | None:
+        """What is mapped now, or the machine's memory, and remember how much of the given ranges that is.
+
+        :returns: bytes, ascending and disjoint, shape (n, 2); None where no ranges were given, where reports alone
+            count, and where it cannot be known.
+        """
+        task = self._target.task
+        if not self.config.ranges or task is None:
+            return None
+        try:
+            mm = None if isinstance(task, PhysicalMemory) else task.get_mm()
+            present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
+        except OSError:
+            return None
+        self._mapped = max(self._mapped or 0, size_within(self.config.ranges, present))
+        return present
+
+    def _never_mapped(self) -> int:
+        """Bytes of the ranges in which nothing was whenever that was looked at."""
+        size = sum(end - start for start, end in self.config.ranges)
+        return 0 if self._mapped is None else size - self._mapped
+
     def running(self) -> bool:
         """Tell whether monitoring goes on; it ends by itself when the process is gone."""
         return damon_is_running(self._ctx)
@@ -183,6 +208,7 @@ class Monitor:
             cpu_s=self._cpu_s,
             reports=attrs.asdict(damon_report_counters_of(ctx)),
             sparse=self._target.sparse,
+            never_mapped=self._never_mapped(),
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost,
             suspended_s=_suspended() - self._suspended,
         )

@@ -86,6 +86,8 @@ class Counters:
     :ivar producers: what went through the rings of other processes, by name; empty if none were served.
     :ivar sparse: bytes that the regions covered, and bytes that were populated in them, if that was so little that
         hardly any access is found; else None.
+    :ivar never_mapped: bytes of the given ranges in which nothing was mapped whenever that was looked at, or that are
+        no memory.
     :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
     :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC.
     """
@@ -99,6 +101,7 @@ class Counters:
     producers: dict[str, int] = field(factory=dict)
     recorded: dict[str, int] = field(factory=dict)
     sparse: tuple[int, int] | None = None
+    never_mapped: int = 0
     suspended_s: float = 0.0
 
 

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from attrs import evolve
 
+from kdamon_tools.addresses import check_physical_addresses, check_user_addresses, doubtful_ranges
 from kdamon_tools.commands import add_verb, machine_when_needed, open_output
 from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
 from kdamon_tools.compare import Accuracy, compare
@@ -26,7 +27,7 @@ from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
-from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
@@ -125,6 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
     machine = None if arguments.ops == "reports" else machine_when_needed()
+    if machine is not None and arguments.ops == "paddr" and arguments.ranges:
+        _check_memory(arguments.ranges, machine)
     with ExitStack() as stack:
         output = stack.enter_context(open_output(arguments.output))
         stop = stack.enter_context(_stop_signals())
@@ -139,6 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
         history = History()
         monitor = Monitor(config, machine)
+        present = monitor.look_at_ranges()
+        # What a command that just begins will map is not known.
+        if present is not None and child is None:
+            what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
+            for sentence in doubtful_ranges(config.ranges, present, what):
+                print(f"kdamon: {sentence}", file=sys.stderr)
         # What reports are about need not be a process that is here, and physical memory is none.
         ends_by_itself = child is not None or arguments.ops not in {"paddr", "reports"}
         pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
@@ -175,6 +184,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if bool(arguments.ranges) != (arguments.ops != "vaddr"):
         ops = "fvaddr" if arguments.ops == "vaddr" else arguments.ops
         raise CommandError(f"--ops {ops} and --range START-END go together", 2)
+    if arguments.ops == "fvaddr":
+        check_user_addresses(arguments.ranges)
     if arguments.ops == "reports" and arguments.primitive:
         raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
     if arguments.primitive == "page_table" and _config(arguments, 0).filtered:
@@ -198,6 +209,16 @@ def _check_physical(arguments: argparse.Namespace) -> None:
     ):
         if given:
             raise CommandError(f"--ops paddr monitors the machine's memory, not a process: leave {option} out", 2)
+
+
+def _check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
+    """Refuse ranges beyond the machine's memory, where it is known how much that is."""
+    memory = machine.physical_memory()
+    try:
+        with suppress(PermissionError):
+            check_physical_addresses(ranges, memory.ram())
+    finally:
+        memory.put()
 
 
 def _config(arguments: argparse.Namespace, pid: int) -> Config:
@@ -292,7 +313,7 @@ def _watch(
     view = LiveView(sys.stderr, in_place)
     colour = in_place and use_colour(arguments.color, sys.stderr)
     deadline = monitor.started + arguments.seconds if arguments.seconds else float("inf")
-    shown_at = monitor.started
+    shown_at = looked_at = monitor.started
     poller = select.poll()
     if pidfd is not None:
         poller.register(pidfd, select.POLLIN)
@@ -302,6 +323,9 @@ def _watch(
         ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
         for snapshot in monitor.drain():
             history.add(snapshot)
+        if time.monotonic() - looked_at >= arguments.update_us / 1e6:
+            looked_at = time.monotonic()
+            monitor.look_at_ranges()
         if stop:
             note = "stopped by a signal"
         elif ended or not monitor.running():

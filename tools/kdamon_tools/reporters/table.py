@@ -155,6 +155,10 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
     lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
+    if counters.never_mapped:
+        size = sum(end - start for start, end in config.ranges)
+        what = "no memory" if config.ops == "paddr" else "never mapped"
+        lines.append(f"{what:<34}{format_bytes(counters.never_mapped):>10}  of the {format_bytes(size)} of the ranges")
     if counters.sparse:
         covered, populated = map(format_bytes, counters.sparse)
         lines.append(f"the regions covered {covered}, of which {populated} were populated: hardly any access was found")
