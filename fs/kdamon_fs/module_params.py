@@ -22,6 +22,7 @@ from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 from kdamon_fs.kstrtox import kstrtobool, kstrtoint, kstrtoul
+from kdamon_fs.sysfs_common import name_of, text_of
 
 __all__ = ["damon_module_params"]
 
@@ -111,7 +112,7 @@ def _monitor_pids_store(params: _module_params, text: str) -> None:
 
 
 def _monitor_cgroup_store(params: _module_params, text: str) -> None:
-    params.module.monitor_cgroup = text.removesuffix("\n")
+    params.module.monitor_cgroup = name_of(text)
 
 
 _MODULE: Final = (
@@ -119,7 +120,9 @@ _MODULE: Final = (
     kobj_attribute(
         "monitor_pids", lambda params: ",".join(map(str, params.module.monitor_pids)) + "\n", _monitor_pids_store
     ),
-    kobj_attribute("monitor_cgroup", lambda params: f"{params.module.monitor_cgroup}\n", _monitor_cgroup_store),
+    kobj_attribute(
+        "monitor_cgroup", lambda params: f"{text_of(params.module.monitor_cgroup)}\n", _monitor_cgroup_store
+    ),
 )
 
 _SCHEMES: Final = (

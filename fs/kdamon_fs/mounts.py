@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The system calls on mounts and namespaces that Python has no function for, and ``/proc/self/mountinfo``."""
+"""The system calls on mounts and namespaces that Python has no function for, and what is mounted where."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import re
 import signal
 from typing import Final
 
-from attrs import frozen
-
+from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mount_checks import refusal_to_unshare
 
 __all__ = [
@@ -25,8 +24,6 @@ __all__ = [
     "mount",
     "mount_at",
     "mount_containing",
-    "mount_entry",
-    "mounts",
     "private_mount_namespace",
     "set_parent_death_signal",
     "umount",
@@ -110,41 +107,6 @@ def set_parent_death_signal(number: signal.Signals) -> None:
     :raises OSError: as ``prctl(2)``.
     """
     _check(_libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0), "cannot ask for a parent death signal")
-
-
-@frozen(slots=True)
-class mount_entry:
-    """A line of ``/proc/self/mountinfo``.
-
-    :ivar root: which directory of its file system is mounted.
-    :ivar target: where it is mounted. As all names of files, with surrogates for bytes that are not UTF-8.
-    :ivar fstype: type of the file system.
-    :ivar shared: whether mounts inside show up in other namespaces.
-    """
-
-    root: str
-    target: str
-    fstype: str
-    shared: bool
-
-
-def mounts() -> list[mount_entry]:
-    """All mounts of this namespace, later ones on top of earlier ones."""
-    entries = []
-    # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
-    with open("/proc/self/mountinfo", "rb") as lines:
-        for line in lines:
-            before, _, after = line.partition(b" - ")
-            fields = before.split(b" ")
-            shared = any(field.startswith(b"shared:") for field in fields[6:])
-            fstype = after.split(b" ")[0].decode("ascii", "backslashreplace")
-            entries.append(mount_entry(_unescape(fields[3]), _unescape(fields[4]), fstype, shared))
-    return entries
-
-
-def _unescape(name: bytes) -> str:
-    """The name that the kernel wrote with ``\\040`` for a space, and so on."""
-    return os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", lambda octal: bytes([int(octal[1], 8)]), name))
 
 
 def mount_at(path: str) -> mount_entry | None:

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from kdamon.mm.mountinfo import mounts
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,
@@ -32,7 +33,6 @@ from kdamon_fs.mounts import (
     MS_REC,
     MS_REMOUNT,
     mount,
-    mounts,
     umount,
 )
 

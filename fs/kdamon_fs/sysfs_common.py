@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -17,9 +18,11 @@ __all__ = [
     "damon_sysfs_ul_range",
     "int_attribute",
     "keyword_attribute",
+    "name_of",
     "not_supported",
     "read_only_attribute",
     "text_attribute",
+    "text_of",
     "uint_attribute",
     "ulong_attribute",
 ]
@@ -135,13 +138,26 @@ class damon_sysfs_ul_range(kobject):
         self.max = maximum
 
 
+def name_of(text: str) -> str:
+    """The name of a file or control group that was written into the tree; one newline at the end does not count.
+
+    The tree's text has a character for each byte; names have surrogates for bytes that are not UTF-8.
+    """
+    return os.fsdecode(text.removesuffix("\n").encode("latin-1"))
+
+
+def text_of(name: str) -> str:
+    """The tree's text for a name, without a newline."""
+    return os.fsencode(name).decode("latin-1")
+
+
 def damon_sysfs_memcg_id(kobj: kobject, name: str, text: str, machine: Callable[[], Machine]) -> int:
     """The number of the memory cgroup that a file names; one newline at the end does not count.
 
     :raises OSError: EINVAL there is none.
     """
     try:
-        return machine().memcg_id(text.removesuffix("\n"))
+        return machine().memcg_id(name_of(text))
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise

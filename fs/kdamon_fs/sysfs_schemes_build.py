@@ -29,7 +29,7 @@ from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_commit_quota_goals
 from kdamon.kernel import uint
 from kdamon.mm import Machine
-from kdamon_fs.sysfs_common import damon_sysfs_memcg_id
+from kdamon_fs.sysfs_common import damon_sysfs_memcg_id, name_of
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_quotas,
     damon_sysfs_scheme,
@@ -66,7 +66,7 @@ def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_
         target_value=goal.target_value,
         current_value=goal.current_value,
         nid=goal.nid,
-        memcg_path=goal.path.removesuffix("\n"),
+        memcg_path=name_of(goal.path),
     )
 
 

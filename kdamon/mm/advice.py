@@ -266,7 +266,7 @@ class Advice:
 def has_swap() -> bool:
     """Tell whether anonymous memory has somewhere to go."""
     try:
-        with open("/proc/swaps", encoding="utf-8", errors="replace") as swaps:
+        with open("/proc/swaps", "rb") as swaps:
             return len(swaps.readlines()) > 1
     except OSError:
         # A kernel without swap has no such file.

@@ -8,17 +8,16 @@ import errno
 import os
 from pathlib import Path
 
+from kdamon.mm.mountinfo import mounts
+
 __all__ = ["frozen", "processes"]
 
 
 def _root(controller: str = "") -> tuple[Path, str]:
     """Where the second version, or a controller of the first, is mounted, and which group that directory is."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        kind, _, options = filesystem.split(" ")[:3]
-        if kind == ("cgroup" if controller else "cgroup2") and (not controller or controller in options.split(",")):
-            root, directory = mount.split(" ")[3:5]
-            return Path(directory), root
+    for entry in mounts():
+        if entry.fstype == ("cgroup" if controller else "cgroup2") and (not controller or controller in entry.options):
+            return Path(entry.target), entry.root
     version = f"of the first version with {controller}" if controller else "of the second version"
     raise OSError(errno.ENOENT, f"no control groups {version} are mounted")
 
@@ -58,7 +57,7 @@ def frozen(contents: str) -> bool:
 
     :param contents: of its /proc/PID/cgroup. What of its groups cannot be seen from here counts as not frozen.
     """
-    for line in contents.splitlines():
+    for line in filter(None, contents.split("\n")):
         hierarchy, controllers, path = line.split(":", 2)
         with contextlib.suppress(OSError):
             if hierarchy == "0" and _freezing(_directory(path)):

@@ -794,7 +794,7 @@ def _read_as(tid: int, addr: int, size: int) -> bytes:
 def _signal_pending(pid: int, tid: int) -> bool:
     """Tell whether the thread is about to get a signal."""
     with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
-        status = dict(line.split(b":", 1) for line in file.read().splitlines())
+        status = dict(line.split(b":", 1) for line in file.read().split(b"\n") if line)
     own, shared, blocked = (int(status[name], 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk"))
     return bool((own | shared) & ~blocked)
 
@@ -967,12 +967,12 @@ def _take_directly(command: _Tracee, registers: _Registers) -> int:
 
 def _system_call_in(pid: int) -> int:
     """The address of a ``syscall`` instruction of a process; [vdso] has one, and is among the last mappings."""
-    with open(f"/proc/{pid}/maps") as file:
+    with open(f"/proc/{pid}/maps", "rb") as file:
         mappings = [line.split() for line in file]
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for words in reversed(mappings):
-            start, end = (int(word, 16) for word in words[0].split("-"))
-            if "x" in words[1] and end >> 63 == 0:
+            start, end = (int(word, 16) for word in words[0].split(b"-"))
+            if b"x" in words[1] and end >> 63 == 0:
                 found = os.pread(memory.fileno(), end - start, start).find(b"\x0f\x05")
                 if found >= 0:
                     return start + found

@@ -95,7 +95,7 @@ class Target:
             raise OSError(errno.ESRCH, f"process {pid} is a kernel thread without memory of its own; name another one")
         with _explained(pid):
             self._stack_limit = _limit(_read(directory, "limits"), b"Max stack size ")
-            groups = _read(directory, "cgroup").decode("utf-8", "surrogateescape")
+            groups = os.fsdecode(_read(directory, "cgroup"))
         if frozen(groups):
             raise _frozen(pid)
         #: The threads to try, none when all of them are unsuitable.
@@ -274,12 +274,13 @@ def _read(directory: int, name: str) -> bytes:
 
 def _limit(contents: bytes, name: bytes) -> int:
     """The soft limit of a name in /proc/PID/limits."""
-    words = next((line[len(name) :].split() for line in contents.splitlines() if line.startswith(name)), [b"0"])
+    words = next((line[len(name) :].split() for line in contents.split(b"\n") if line.startswith(name)), [b"0"])
     return sys.maxsize if words[0] == b"unlimited" else int(words[0])
 
 
 def _status(directory: int, name: str) -> dict[str, str]:
-    lines = _read(directory, name).decode("utf-8", "replace").splitlines()
+    # Not splitlines(): a thread's name may hold a carriage return.
+    lines = _read(directory, name).decode("utf-8", "replace").split("\n")
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 

@@ -221,8 +221,9 @@ class LinuxTask:
     def _open_pidfd(self) -> int:
         """A pidfd of the process that ``pid`` is a thread of."""
         fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-        with open(fd, encoding="utf-8", errors="replace") as status:
-            self._group = next(int(line.split()[1]) for line in status if line.startswith("Tgid:"))
+        # Bytes: a thread's name may hold a carriage return, which text takes for the end of a line.
+        with open(fd, "rb") as status:
+            self._group = next(int(line.split()[1]) for line in status if line.startswith(b"Tgid:"))
         pidfd = pidfd_open(self._group)
         if not self._exists():
             # The number may be another process's by now.

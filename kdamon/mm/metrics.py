@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import PAGE_SIZE, mult_frac
+from kdamon.mm.mountinfo import mounts
 
 __all__ = ["memcg_id", "metric"]
 
@@ -105,14 +106,12 @@ def _node_memcg_bp(nid: int, path: str, free: bool) -> int:
 
 def _memcg_root() -> tuple[Path, str]:
     """Where memory cgroups are mounted, and which of them that directory is."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        kind, _source, options = filesystem.split(" ", 2)
-        root, directory = mount.split(" ")[3:5]
-        if kind == "cgroup" and "memory" in options.split(","):
-            return Path(directory), root
-        if kind == "cgroup2" and "memory" in Path(directory, "cgroup.controllers").read_text().split():
-            return Path(directory), root
+    for entry in mounts():
+        directory = Path(entry.target)
+        if entry.fstype == "cgroup" and "memory" in entry.options:
+            return directory, entry.root
+        if entry.fstype == "cgroup2" and "memory" in (directory / "cgroup.controllers").read_text().split():
+            return directory, entry.root
     raise OSError(errno.ENOENT, "no memory cgroups are mounted")
 
 

@@ -8,6 +8,7 @@ process is let go because it needs the only place for a userfaultfd itself.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import threading
@@ -41,7 +42,7 @@ _Mask = npt.NDArray[np.bool_]
 def _written_files_and_memory(contents: bytes) -> bytes:
     """Those lines of /proc/PID/maps that are no files, or files that may be written."""
     kept = []
-    for line in contents.splitlines(keepends=True):
+    for line in _lines(contents):
         _, permissions, _, _, inode, *_ = line.split(None, 5)
         if b"w" in permissions or inode == b"0":
             kept.append(line)
@@ -50,8 +51,12 @@ def _written_files_and_memory(contents: bytes) -> bytes:
 
 def _private(contents: bytes) -> bytes:
     """Those lines of /proc/PID/maps whose memory gets a copy of a page of a file when it is written."""
-    lines = contents.splitlines(keepends=True)
-    return b"".join(line for line in lines if line.split(None, 2)[1].endswith(b"p"))
+    return b"".join(line for line in _lines(contents) if line.split(None, 2)[1].endswith(b"p"))
+
+
+def _lines(contents: bytes) -> list[bytes]:
+    """The lines with their ends. Not splitlines(), for which a carriage return in a file's name is one."""
+    return io.BytesIO(contents).readlines()
 
 
 def has_its_own(pid: int) -> OSError:

@@ -63,7 +63,8 @@ _LOCKDOWN: Final = "/sys/kernel/security/lockdown"
 
 def _status(name: str) -> str:
     """A line of /proc/self/status, "" where this kernel has none."""
-    with open("/proc/self/status", encoding="utf-8", errors="replace") as status:
+    # No universal newlines: a name may hold a carriage return.
+    with open("/proc/self/status", encoding="utf-8", errors="replace", newline="\n") as status:
         return next((line.split(":", 1)[1].strip() for line in status if line.startswith(f"{name}:")), "")
 
 

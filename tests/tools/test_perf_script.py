@@ -163,6 +163,45 @@ def test_accesses_to_other_nodes_are_counted(data_src: str, remote: int) -> None
     assert (1, remote, -1) == (len(records), notes.remote, records["node_id"][0])
 
 
+#: What a thread may call itself: what looks like the fields of a sample, bytes that are no text, blanks at the ends.
+COMMS = (
+    *(b"cat", b"a b", b"1 2 [3] 4.5: a", b"1/2 [3] 4.5: ", b"4.5: abc", b"9 4.5: 77 ab", b"[001] 1.0: 7f", b"123"),
+    *(b"x 1 [2] 3.4: a", b"a: 1 2.3: 4", b"x/y 1/1 2.0: ", b"\r\xff\x85 x", b"fifteen bytes..", b" lead", b"trail "),
+)
+#: What perf prints after the name, by its formats, and the thread, process and CPU that are in it.
+FIELDS = (
+    (b"%7d/%-7d [%03d] " % (1234, 1235, 1), (1234, 1235, 1)),
+    (b"%7d [%03d] " % (1235, 1), (1235, 1235, 1)),
+    (b"%7d " % 1235, (1235, 1235, -1)),
+)
+
+
+@pytest.mark.parametrize("comm", [*COMMS, None], ids=repr)
+@pytest.mark.parametrize(("seconds", "ns"), [(b"1.123456", 1_123456000), (b"12345.123456789", 12345_123456789)])
+def test_a_threads_name_may_look_like_a_sample(comm: bytes | None, seconds: bytes, ns: int) -> None:
+    """In its column of 16 bytes, of its own width as with callchains, and left out."""
+    names = (b"",) if comm is None else (b"%16s " % comm, b"%s " % comm)
+    fields = [(name + numbers, found) for name in names for numbers, found in FIELDS]
+    # Without a thread only the column says where a name ends.
+    fields += [(b"%16s [%03d] " % (comm or b"", 1), (0, 0, 1))]
+    for begin, (pid, tid, cpu) in fields:
+        for end in (b"%16x\n", b"10 cpu/mem-loads/: %16x 68100142 |OP LOAD|LVL L1 hit\n"):
+            line = begin + b"%12s: " % seconds + end % 0x7F0012345678
+            reader = PerfScript()
+            records = reader.parse(line)
+            assert [(pid, tid, cpu, ns, 0x7F0012345678)] == records[["pid", "tid", "cpu", "time", "addr"]].tolist(), (
+                line
+            )
+            assert reader.notes.unparsable == 0
+
+
+def test_a_threads_name_with_a_newline_costs_no_sample() -> None:
+    """perf prints it as it is, so the sample begins in the next line."""
+    records, notes = parse("             x\n1 [0] 1.1: a    1234/1235    [001]    99.123456: 7f0012345678\n")
+    assert [(1234, 1235, 0x7F0012345678)] == records[["pid", "tid", "addr"]].tolist()
+    assert (2, 1) == (notes.lines, notes.unparsable)
+
+
 def test_how_a_file_is_cut_into_blocks_does_not_matter() -> None:
     """One reader for block after block finds what it finds in the whole."""
     lines = (DATA / "perf_script_callchains.txt").read_bytes().splitlines(keepends=True)

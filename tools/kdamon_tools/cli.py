@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import NoReturn
 from kdamon import __version__
 from kdamon_tools.commands import doctor, exec, mount, replay, run  # noqa: A004 (a verb's module has the verb's name)
 from kdamon_tools.errors import CommandError
+from kdamon_tools.readable import readable
 
 __all__ = ["main"]
 
@@ -50,6 +52,24 @@ def _open_closed_streams() -> None:
             os.open(os.devnull, flags)
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As standard error has it: what a locale has no character for is no reason to lose the rest.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class _Formatter(logging.Formatter):
+    """Messages with names that may hold anything; a traceback keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class's name)
+        return readable(super().formatMessage(record))
+
+
+def _log_to_stderr(debug: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _Formatter("%(asctime)s %(threadName)s %(name)s: %(message)s" if debug else "kdamon: %(message)s")
+    )
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,10 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     separator = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:separator]
     options = [word for word in words[:separator] if word != "--debug"]
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(asctime)s %(threadName)s %(name)s: %(message)s" if debug else "kdamon: %(message)s",
-    )
+    _log_to_stderr(debug)
     try:
         arguments = _parser().parse_args(options)
         arguments.command = words[separator + 1 :]
@@ -107,7 +124,7 @@ def _sentence(error: OSError) -> str:
 def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> int:
     if debug:
         logging.getLogger("kdamon").debug("where it comes from", exc_info=error)
-    print(f"kdamon: {sentence}", file=sys.stderr)
+    print(f"kdamon: {readable(sentence)}", file=sys.stderr)
     return status
 
 

@@ -19,10 +19,14 @@ from kdamon_tools.records import Records, TextNotes, new_records
 
 __all__ = ["PerfScript", "count_samples"]
 
-#: Possessive, and with a command's name of bounded length, so that lines which are no samples are left quickly.
+#: A command's name may hold anything, also what looks like a sample. It has 15 bytes at most, and perf puts it at the
+#: end of a column of 16, or of no fixed width where it shows callchains: then the longest that leaves a thread is it.
+#: Possessive, and with a name of bounded length, so that lines which are no samples are left quickly.
 _SAMPLE: Final = re.compile(
     rb"""
-    ^[ \t]*+ (?:[^\n]{1,24}?[ \t]++)??                    # a command's name may hold anything
+    ^(?:[ ][^\n]{14}(?:[^ \n][ ]|[ ]{2}(?=[ ]*+[-\d]\d*+(?:/\S++)?[ ]|[ ]*+\[\d))[ \t]*+      # in its column
+      |(?!\t)[^\n]{1,15}[ \t]++(?=-?\d{1,9}+(?:/-?\d{1,9}+)?[ \t]++(?:\[\d{1,6}+\][ \t]++)?\d{1,10}+\.\d{1,9}+:[ \t])
+      |[ \t]*+(?:[^\n]{1,24}?[ \t]++)??)
     (?:(-?\d{1,9}+)(?:/(-?\d{1,9}+))?[ \t]++)?            # pid/tid, or one number: perf's default is the thread's
     (?:\[(\d{1,6}+)\][ \t]++)?                           # cpu
     (\d{1,10}+)\.(\d{1,9}+):[ \t]++                      # seconds

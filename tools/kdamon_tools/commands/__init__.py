@@ -52,5 +52,5 @@ def open_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
     else:
-        with path.open("w", encoding="utf-8") as output:
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as output:
             yield output

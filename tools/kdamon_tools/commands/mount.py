@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.readable import readable
 from kdamon_tools.serving import add_reports, serve_reports
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def ready() -> None:
         serving.enter_context(serve_reports(arguments))
-        print(f"kdamon: the tree is at {arguments.directory}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
+        print(f"kdamon: the tree is at {readable(arguments.directory)}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
 
     tree = damon_sysfs_init(machine_when_needed, arguments.abi)
     tree.list_modules()

@@ -19,6 +19,7 @@ from kdamon_tools.commands import add_verb, open_output
 from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
 from kdamon_tools.errors import CommandError
 from kdamon_tools.lackey import DEFAULT_RATE
+from kdamon_tools.readable import readable
 from kdamon_tools.report_file import FORMATS, open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, show, and return 0."""
     from kdamon_tools.replayer import Replay, Tape  # noqa: PLC0415 (not before the command line made sense)
 
-    name = "standard input" if str(arguments.file) == "-" else str(arguments.file)
+    name = "standard input" if str(arguments.file) == "-" else readable(str(arguments.file))
     progress = _Progress(name)
     with (
         open_output(arguments.output) as output,

@@ -291,11 +291,12 @@ def _pidfd(pid: int) -> Iterator[int]:
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        status = dict(line.split(":", 1) for line in lines if ":" in line)
-        if "VmSize" not in status and status["State"].split()[0] not in "ZX":
+        # Bytes: the name may hold anything, and what text takes for the end of a line is part of it.
+        lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
+        status = dict(line.split(b":", 1) for line in lines if line)
+        if b"VmSize" not in status and status[b"State"].split()[0] not in b"ZX":
             raise CommandError(f"process {pid} is a thread of the kernel: it has no memory of its own to monitor")
-        descriptor = os.pidfd_open(int(status["Tgid"]))
+        descriptor = os.pidfd_open(int(status[b"Tgid"]))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise CommandError(f"process {pid} has just ended") from error
     try:

@@ -70,11 +70,11 @@ def show(pid: int, ctx: damon.damon_ctx, scheme: damon.damos, seconds: float, us
     while (passed := time.monotonic() - began) < seconds and core.damon_is_running(ctx):
         core.damon_call(ctx, damon.damon_call_control(look))
         stat, esz = rows[-1]
-        faults = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        faults = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         here = in_memory(pid, used) if used else float("nan")
         row = f"{passed:5.0f} {resident(pid) / MIB:7.1f} {here:7.1f} {stat.sz_tried / MIB:9.0f}"
         row += f" {stat.sz_applied / MIB:7.1f} {stat.qt_exceeds:10} {esz:9} {last['formula']:>11}"
-        print(row, f"{faults[9]:>6} {faults[7]:>14}", flush=True)
+        print(row, f"{int(faults[9]):>6} {int(faults[7]):>14}", flush=True)
         time.sleep(2)
 
 

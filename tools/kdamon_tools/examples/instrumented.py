@@ -59,8 +59,9 @@ def build(program: Path, folder: Path) -> Path:
 
 def writable_ranges(pid: int) -> list[damon_addr_range]:
     """What to monitor: the process's writable mappings."""
-    lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
-    edges = [line[0].split("-") for line in lines if line[1].startswith("rw")]
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        lines = [line.split(None, 2) for line in file]
+    edges = [line[0].split(b"-") for line in lines if line[1].startswith(b"rw")]
     return [damon_addr_range(int(start, 16), int(end, 16)) for start, end in edges]
 
 

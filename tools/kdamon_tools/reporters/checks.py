@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 
 import attrs
 
 from kdamon_tools.checks import Check, Usable
+from kdamon_tools.readable import json_text, readable
 
 __all__ = ["render_checks", "render_checks_json"]
 
@@ -24,7 +24,7 @@ def render_checks(checks: Sequence[Check], usable: Usable, width: int = 80) -> s
     lines = []
     for check in checks:
         text = check.why if check.available or not check.remedy else f"{check.why}; remedy: {check.remedy}"
-        wrapped = textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(readable(text), max(20, width - indent), break_on_hyphens=False) or [""]
         lines.append(f"{check.name:<{indent - 6}}  {'yes' if check.available else 'no ':3} {wrapped[0]}".rstrip())
         lines += [" " * indent + line for line in wrapped[1:]]
     return "\n".join([*lines, *textwrap.wrap(_verdict(usable), width)])
@@ -51,7 +51,7 @@ def render_checks_json(checks: Sequence[Check], usable: Usable) -> str:
 
     ``primitives`` work for processes of any user, ``own_primitives`` for those of this user without more capabilities.
     """
-    return json.dumps(
+    return json_text(
         {
             "possible": bool(usable),
             "primitives": list(usable.others),

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import attrs
 
 from kdamon_tools.compare import Accuracy
+from kdamon_tools.readable import json_text
 from kdamon_tools.reporters.table import summarize
 from kdamon_tools.snapshot import Recording, Snapshot
 
@@ -33,7 +33,7 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None) -> str:
     }
     if accuracy is not None:
         document["accuracy"] = attrs.asdict(accuracy)
-    return json.dumps(document, separators=(",", ":"))
+    return json_text(document, separators=(",", ":"))
 
 
 def _snapshot(snapshot: Snapshot, since: float) -> dict[str, Any]:

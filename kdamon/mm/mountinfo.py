@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mounts that this process sees, of ``/proc/self/mountinfo`` (``fs/proc_namespace.c: show_mountinfo()``)."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from attrs import frozen
+
+__all__ = ["mount_entry", "mounts"]
+
+#: What the kernel writes for a blank, a tab, a newline, a backslash and a number sign.
+_ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
+
+
+@frozen(slots=True)
+class mount_entry:
+    """A line of ``/proc/self/mountinfo``. Names are as all names of files: with surrogates for what is not UTF-8.
+
+    :ivar root: which directory of its file system is mounted.
+    :ivar target: where it is mounted.
+    :ivar fstype: type of the file system.
+    :ivar options: options of the file system.
+    :ivar shared: whether mounts inside show up in other namespaces.
+    """
+
+    root: str
+    target: str
+    fstype: str
+    options: tuple[str, ...]
+    shared: bool
+
+
+def mounts() -> list[mount_entry]:
+    """All mounts of this namespace, later ones on top of earlier ones."""
+    # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [_entry(line.rstrip(b"\n")) for line in lines]
+
+
+def _entry(line: bytes) -> mount_entry:
+    before, _, after = line.partition(b" - ")
+    fields = before.split(b" ")
+    fstype, _source, options = after.split(b" ")[:3]
+    shared = any(field.startswith(b"shared:") for field in fields[6:])
+    return mount_entry(
+        _name(fields[3]), _name(fields[4]), _name(fstype), tuple(map(_name, options.split(b","))), shared
+    )
+
+
+def _name(escaped: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), escaped))

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Names as people and programs can read them: a name may hold any byte but NUL, text and JSON may not.
+
+``\\xff`` stands for a byte that is no text, and ``\\x0a`` for a character that would move a terminal's cursor.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+__all__ = ["json_text", "readable"]
+
+#: Surrogates, which stand for bytes that are not UTF-8; control characters, and what ends a line for some programs.
+_UNREADABLE: Final = re.compile("[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
+
+
+def readable(text: str) -> str:
+    """``text`` on one line, whatever names are in it."""
+    return _UNREADABLE.sub(_escaped, text)
+
+
+def json_text(document: Any, **options: Any) -> str:
+    """``document`` as JSON without surrogates, which many readers refuse."""
+    return json.dumps(_with_text(document), **options)
+
+
+def _escaped(character: re.Match[str]) -> str:
+    code = ord(character[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code &= 0xFF
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
+
+
+def _with_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATES.sub(_escaped, value)
+    if isinstance(value, dict):
+        return {_with_text(key): _with_text(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_text(one) for one in value]
+    return value
