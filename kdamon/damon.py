@@ -20,6 +20,7 @@ from attrs import define, field
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Machine, Task, U64Array
 from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions, mostly_unknown
+from kdamon.sample_threads import FilteredThreads
 from kdamon.schemes import (
     DAMOS_MAX_SCORE,
     damon_size_range,
@@ -465,6 +466,7 @@ class damon_ctx:
     #: Where :func:`kdamon.core.damon_split_some_regions` goes on (kernel: one variable for all contexts).
     split_rotation: int = 0
     maybe_corrupted: bool = False
+    filtered_threads: FilteredThreads = field(factory=FilteredThreads)
     #: When the present sampling interval ends, nanoseconds of the clock.
     deadline: int = 0
 

@@ -212,6 +212,7 @@ def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
 
     :param sampled: there are such samples.
     """
+    ctx.filtered_threads.look(ctx)
     if ctx.machine is not None:
         faults = ctx.machine.faults()
         if len(faults):

@@ -143,7 +143,7 @@ class Advice:
             if error.errno == errno.ESRCH:
                 raise OSError(
                     errno.ESRCH,
-                    f"{purpose or action} goes by the process's first thread, which ended; use hugepage or nohugepage",
+                    f"{purpose or action} needs the process's first thread, which ended; use hugepage or nohugepage",
                 ) from error
             raise
         if action in {"cold", "collapse"}:

@@ -43,7 +43,7 @@ class _Space(AddressSpace, Protocol):
 
 
 class _Primitive(Protocol):
-    """A way to tell accesses."""
+    """A way to tell accesses; what :meth:`check` raises ESRCH for reaches a process by its first thread alone."""
 
     @property
     def name(self) -> str: ...
@@ -77,10 +77,12 @@ class _PageTable:
 def check_cold(pidfd: int) -> None:
     """Find out whether pages of a process can be marked as not accessed.
 
-    :raises OSError: EPERM, EOPNOTSUPP with a sentence.
+    :raises OSError: EPERM, EOPNOTSUPP with a sentence; ESRCH its first thread ended, others may go on.
     """
     try:
         Adviser(pidfd).check()
+    except ProcessLookupError:
+        raise
     except OSError as error:
         if error.errno == errno.EPERM:
             raise refusal(
@@ -119,8 +121,7 @@ class LinuxTask:
     """A process of this machine.
 
     ``pid`` may be the id of any thread, as find_get_pid() takes it in the kernel: the address space is the
-    process's, and the task ends with that thread. The address space of a process whose first thread ended while
-    others run is reached through the id of one of those.
+    process's, and the task ends with that thread. A process goes on as long as one of its threads does.
 
     :raises OSError: ESRCH no such process; EPERM, EOPNOTSUPP with a sentence.
     """
@@ -131,6 +132,7 @@ class LinuxTask:
         self._lock = threading.Lock()
         self._space: _Space | None = None
         self._recheck_at = 0
+        self._said_unreachable = False
         self._directory = self._pidfd = -1
         try:
             self._directory = _open_directory(pid)
@@ -190,10 +192,24 @@ class LinuxTask:
             if self._space is not None:
                 if self._space.alive() and self._space.same(files):
                     files.close()
+                    self._look_whether_reached()
                     return self._space
                 self._drop()
             self._space = self._primitive.open(files, self._pidfd, self._group)
             return self._space
+
+    def has_thread(self, tid: int) -> bool:
+        """See :meth:`kdamon.mm.Task.has_thread`."""
+        with self._lock:
+            if self._directory < 0:
+                return False
+            try:
+                fd = os.open(f"task/{tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+                with open(fd, "rb") as stat:
+                    # The name before it may hold anything.
+                    return stat.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+            except (FileNotFoundError, ProcessLookupError):
+                return False
 
     def put(self) -> None:
         """Give everything back."""
@@ -231,9 +247,22 @@ class LinuxTask:
             raise _no_such(self._pid)
         return pidfd
 
+    def _look_whether_reached(self) -> None:
+        """Say once that the process cannot be sampled any more, though it goes on."""
+        if self._said_unreachable:
+            return
+        try:
+            self._primitive.check(self._pidfd)
+        except ProcessLookupError:
+            if self._space is not None and self._space.alive():
+                self._said_unreachable = True
+                log.warning("%s", _unreachable(self._group, self._primitive.name).strerror)
+        except OSError as error:
+            log.debug("process %d: %s", self._group, error)
+
     def _check(self) -> None:
         try:
-            ProcessFiles(self._directory).close()
+            files = ProcessFiles(self._directory)
         except ProcessLookupError:
             return
         except PermissionError as error:
@@ -244,7 +273,13 @@ class LinuxTask:
                 where=OF_PROCESS,
                 otherwise="choose a process of this user that has no more capabilities",
             ) from error
-        self._primitive.check(self._pidfd)
+        try:
+            self._primitive.check(self._pidfd)
+        except ProcessLookupError:
+            if files.alive():
+                raise _unreachable(self._group, self._primitive.name) from None
+        finally:
+            files.close()
 
 
 class LinuxMachine:
@@ -399,6 +434,15 @@ def _take(task: LinuxTask) -> None:
                 raise
             refused = mm
             time.sleep(_LOADING)
+
+
+def _unreachable(pid: int, primitive: str) -> OSError:
+    """Why process ``pid`` cannot be monitored by ``primitive`` although it has memory."""
+    return OSError(
+        errno.EOPNOTSUPP,
+        f"process {pid} cannot be sampled by {primitive}: its first thread ended, and the kernel takes advice about a "
+        "process (process_madvise) by that one alone; use page_fault (--primitive page_fault)",
+    )
 
 
 def _no_such(pid: int) -> OSError:

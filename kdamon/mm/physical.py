@@ -210,6 +210,10 @@ class Physical:
     def get_mm(self) -> None:
         """It is no process's address space."""
 
+    def has_thread(self, tid: int) -> bool:
+        """It is no process, and has none."""
+        return False
+
     def put(self) -> None:
         """See :meth:`kdamon.mm.Task.put`."""
         self._put_tasks(0)

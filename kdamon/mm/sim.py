@@ -84,6 +84,7 @@ class SimProcess:
     :ivar pid: its number.
     :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
     :ivar primitive: how accesses are told, by the last :meth:`SimMachine.get_task`.
+    :ivar ended_threads: threads that it does not have; it has any other one.
     """
 
     pid: int
@@ -94,6 +95,7 @@ class SimProcess:
     unknown: list[tuple[int, int]] = field(factory=list)
     alive: bool = True
     primitive: str = "page_table"
+    ended_threads: set[int] = field(factory=set)
     placed: list[SimPlace] = field(factory=list)
     _sample: _Sample | None = None
     _paged_out: U64Array = field(factory=NO_RANGES.copy)
@@ -150,6 +152,10 @@ class SimProcess:
     def get_mm(self) -> SimProcess | None:
         """Its address space: itself."""
         return self if self.alive else None
+
+    def has_thread(self, tid: int) -> bool:
+        """Tell whether it did not end."""
+        return self.alive and tid not in self.ended_threads
 
     def put(self) -> None:
         """Nothing is held."""

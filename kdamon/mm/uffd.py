@@ -267,10 +267,23 @@ class Userfaultfd:
 def has_userfaultfd(pid: int) -> bool:
     """Tell whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
+        if names := os.listdir(f"/proc/{pid}/fd"):
+            return _among(f"/proc/{pid}/fd", names)
+        # Its first thread may have ended.
+        for tid in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:[userfaultfd]":
-                    return True
+                directory = f"/proc/{pid}/task/{tid}/fd"
+                if names := os.listdir(directory):
+                    return _among(directory, names)
+    return False
+
+
+def _among(directory: str, names: list[str]) -> bool:
+    """Tell whether a userfaultfd is among the open files ``names`` in ``directory``."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            if os.readlink(f"{directory}/{name}") == "anon_inode:[userfaultfd]":
+                return True
     return False
 
 

@@ -365,7 +365,7 @@ def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: P
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_first_thread_has_to_be_there(machine: LinuxMachine, action: str) -> None:
+def test_the_first_thread_has_to_be_there(action: str) -> None:
     """The kernel finds the memory by it; else that is said."""
     script = """
 import ctypes, sys, threading
@@ -374,11 +374,16 @@ ctypes.CDLL(None).pthread_exit(None)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        tid = int(process.stdout.readline())
+        process.stdout.readline()
         while "State:\tZ" not in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"):
             time.sleep(0.01)
-        with space_of(machine, tid) as mm, pytest.raises(ProcessLookupError, match="first thread, which ended"):
-            mm.advise(action, EVERYTHING)
+        directory = os.open(f"/proc/{process.pid}", os.O_RDONLY | os.O_DIRECTORY)
+        files, pidfd = ProcessFiles(directory), pidfd_open(process.pid)
+        with pytest.raises(ProcessLookupError, match="first thread, which ended"):
+            list(Advice(files, pidfd).apply(action, EVERYTHING))
+        files.close()
+        os.close(pidfd)
+        os.close(directory)
         process.kill()
 
 

@@ -65,6 +65,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "1", "--cpus", "4294967296"], "names a CPU that this machine does not have"),
         (["run", "--pid", "1", "--tids", "12,x"], "'12,x' is not a list of threads, such as 12,13"),
         (["run", "--pid", "1", "--tids", "0"], "'0' is not a list of threads"),
+        (["run", "--tids", "12", "--", "true"], "--tids names threads that run already"),
         (["run", "--pid", "1", "--tids", "2147483648"], "is not a list of threads"),
         (["run", "--pid", "1", "ls"], "unrecognized arguments: ls"),
         (["mount"], "the following arguments are required: DIRECTORY"),

@@ -104,8 +104,17 @@ def test_only_one_cpu_and_thread(workload: dict[str, Any]) -> None:
     parts = {part["name"]: part for part in workload["parts"]}
     if parts["A"]["cpu"] == parts["B"]["cpu"]:
         pytest.skip("kernel lacks: a second CPU")
-    document = settled(workload, "A", "--cpus", str(parts["A"]["cpu"]), "--tids", f"{parts['A']['tid']},1")
+    document = settled(workload, "A", "--cpus", str(parts["A"]["cpu"]), "--tids", str(parts["A"]["tid"]))
     assert document["counters"]["reports"]["filtered"] > 0
+
+
+def test_a_thread_that_is_not_the_process_s_is_refused(workload: dict[str, Any]) -> None:
+    """With the number: nothing would be seen, which looks like memory that is cold."""
+    tid = str(workload["parts"][0]["tid"])
+    result = kdamon("run", "--pid", str(workload["pid"]), "--tids", f"{tid},{os.getpid()}", "--seconds", "1", "--quiet")
+    assert (1, "") == (result.returncode, result.stdout)
+    assert f"kdamon: process {workload['pid']} has no thread {os.getpid()}, or it ended; name threads" in result.stderr
+    assert tid not in result.stderr.replace(str(workload["pid"]), "").replace(str(os.getpid()), "")
 
 
 @pytest.mark.parametrize("wrapper", [[], ["sh", "-c", 'exec "$@"', "sh"]], ids=["itself", "by exec"])

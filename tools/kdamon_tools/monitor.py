@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 
 import attrs
@@ -37,7 +39,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mapped import follow_mappings
-from kdamon.mm import Machine, PhysicalMemory, U64Array
+from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
 from kdamon.mm.ranges import NO_RANGES
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
@@ -132,6 +134,8 @@ class Monitor:
             if config.primitive == "page_fault":
                 damon_sysfs_check_faults(ctx.sample_control, machine)
             self._target.task = machine.get_task(config.pid, config.primitive)
+            if config.primitive == "page_fault":
+                _check_threads(config.tids, self._target.task)
         return ctx
 
     def __enter__(self) -> Monitor:
@@ -217,6 +221,19 @@ class Monitor:
 def _suspended() -> float:
     """How long the machine was suspended since it was booted, seconds, to a hundredth."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(), 2)
+
+
+def _check_threads(tids: Sequence[int], task: Task) -> None:
+    """Refuse threads that are none of the process, and give ``task`` back: OSError ESRCH."""
+    strange = [tid for tid in tids if not task.has_thread(tid)]
+    if strange:
+        task.put()
+        names = " and ".join(map(str, strange))
+        raise OSError(
+            errno.ESRCH,
+            f"process {task.pid} has no thread {names}, or it ended; name threads as /proc/{task.pid}/task does, by "
+            "their numbers where kdamon runs",
+        )
 
 
 def _sample_control(config: Config) -> damon_sample_control:

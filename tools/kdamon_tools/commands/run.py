@@ -186,6 +186,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise CommandError(f"--ops {ops} and --range START-END go together", 2)
     if arguments.ops == "fvaddr":
         check_user_addresses(arguments.ranges)
+    if arguments.tids and arguments.command and arguments.ops != "reports":
+        raise CommandError("--tids names threads that run already, and COMMAND has none yet: use --pid", 2)
     if arguments.ops == "reports" and arguments.primitive:
         raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
     if arguments.primitive == "page_table" and _config(arguments, 0).filtered:
