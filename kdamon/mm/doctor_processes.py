@@ -8,6 +8,7 @@ both are tried, on processes made for that.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,6 +16,7 @@ from typing import Final, TypeVar
 
 from kdamon.mm.doctor_schemes import loaded_child
 from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.pid_namespace import in_first_pid_namespace
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.rights import refusal_to_trace
 
@@ -31,7 +33,7 @@ Refusals = dict[str, OSError | None]
 
 def refusals() -> tuple[Refusals, Refusals]:
     """Try each primitive on a process of this user, and on one of another user."""
-    with closing(linux_machine("page_fault")) as machine:
+    with closing(linux_machine("page_fault")) as machine, _quietly():
         with loaded_child() as pid:
             own = _tried(machine, pid)
         try:
@@ -41,6 +43,18 @@ def refusals() -> tuple[Refusals, Refusals]:
         except (OSError, ValueError):
             # It takes a right of its own to make such a process: one that is there is looked at, and left alone.
             return own, _looked_at(machine, own)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Log no warnings: another line of the doctor says what is missing to tell who makes a fault."""
+    log = logging.getLogger("kdamon")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _tried(machine: LinuxMachine, pid: int) -> Refusals:
@@ -66,18 +80,27 @@ def _looked_at(machine: LinuxMachine, own: Refusals) -> Refusals:
 
 
 def _strangers() -> Iterator[int]:
-    """Processes of other users; after them those of this user that have more capabilities."""
+    """Processes of other users; after them those of this user that are in another user namespace or may do more."""
     alike = []
     for name in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):
         with contextlib.suppress(OSError):
             status = _status(name)
-            if "VmSize" not in status:
+            # The machine's first process may have a protection of its own.
+            if "VmSize" not in status or (name == "1" and in_first_pid_namespace()):
                 continue
             if int(status["Uid"].split()[1]) != os.geteuid():
                 yield int(name)
-            elif int(status["CapPrm"], 16) & ~int(_status("self")["CapPrm"], 16):
+            elif int(status["CapPrm"], 16) & ~int(_status("self")["CapPrm"], 16) or not _in_own_user_namespace(name):
                 alike.append(int(name))
     yield from alike
+
+
+def _in_own_user_namespace(name: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(f"/proc/{name}/ns/user"), os.stat("/proc/self/ns/user"))
+    except PermissionError:
+        # Of a process in it, this user could see it.
+        return False
 
 
 def _status(name: str) -> dict[str, str]:

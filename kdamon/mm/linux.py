@@ -19,7 +19,7 @@ from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
 from kdamon.mm.physical import Physical
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.rights import OF_PROCESS, may, needs_linux, refusal
+from kdamon.mm.rights import OF_PROCESS, OTHER_PROCESS, may, needs_linux, refusal
 from kdamon.mm.walker import Walker, shared_walker
 
 __all__ = ["LinuxMachine", "LinuxTask", "check_cold", "linux_machine"]
@@ -271,7 +271,7 @@ class LinuxTask:
                 f"/proc/{self._pid}/pagemap",
                 *("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
                 where=OF_PROCESS,
-                otherwise="choose a process of this user that has no more capabilities",
+                otherwise=OTHER_PROCESS,
             ) from error
         try:
             self._primitive.check(self._pidfd)

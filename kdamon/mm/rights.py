@@ -18,6 +18,7 @@ from typing import Final
 __all__ = [
     "FIRST",
     "OF_PROCESS",
+    "OTHER_PROCESS",
     "OWN",
     "in_first_user_namespace",
     "locked_down",
@@ -53,6 +54,9 @@ _AS_GOOD: Final = {
 FIRST: Final = "the machine's first user namespace"
 OF_PROCESS: Final = "the user namespace of the process that is monitored"
 OWN: Final = "its own user namespace"
+
+#: A way out where a process is refused.
+OTHER_PROCESS: Final = "choose a process of this user and user namespace that has no more capabilities"
 
 #: The number of the first user namespace's file (PROC_USER_INIT_INO).
 _FIRST_NAMESPACE: Final = 0xEFFFFFFD
@@ -148,7 +152,7 @@ def refusal(what: str, tried: str, *capabilities: str, where: str = FIRST, other
 
 def refusal_to_trace(pid: int) -> OSError:
     """The reason why no thread of process ``pid`` may be stopped, and what to do about it."""
-    own = "choose a process of this user that has no more capabilities"
+    own = OTHER_PROCESS
     try:
         with open(_PTRACE_SCOPE, encoding="ascii") as file:
             scope = file.read().strip()
@@ -214,7 +218,7 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 def _and(names: Sequence[str]) -> str:
-    return " and ".join(names)
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _them(names: Sequence[str]) -> str:

@@ -172,3 +172,10 @@ def test_type_information_that_cannot_be_read_has_a_remedy(tmp_path: Path, cover
     )
     assert expected in done.stderr
     assert "; let" in done.stderr
+
+
+def test_capabilities_are_listed_as_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With commas between the first ones."""
+    situation(monkeypatch, effective=0, root=False)
+    said = refusal("all need", "it", "CAP_BPF", "CAP_PERFMON", "CAP_SYS_NICE").strerror
+    assert "all need CAP_BPF, CAP_PERFMON and CAP_SYS_NICE; run as root or give these capabilities" == said
