@@ -124,9 +124,18 @@ class TestHeatmap:
         assert {"1000": ".", "2000": "."} == picture(of)
 
     def test_nothing_monitored_is_said(self) -> None:
-        """No snapshots, or only empty ones."""
-        assert render_heatmap(recording([], 1.0)) == render_heatmap(recording([Snapshot.of(101, [])], 1.0))
-        assert "nothing to draw" in render_heatmap(recording([], 1.0))
+        """Why: only empty snapshots, none in so short a time, or none because the monitor could not keep up."""
+        said = [
+            render_heatmap(recording([Snapshot.of(101, [])], 1.0)),
+            render_heatmap(recording([], 0.01)),
+            render_heatmap(recording([], 10.0, Counters(missed_intervals=1900))),
+        ]
+        assert [
+            "nothing to draw: the process has no memory of its own",
+            "nothing to draw: the run was shorter than an aggregation interval",
+            "nothing to draw: no aggregation interval ended, 1900 sampling intervals were missed; use a longer "
+            "--sample-us and --aggr-us",
+        ] == said
 
     def test_addresses_at_the_end_of_the_address_space(self) -> None:
         """Doubles have no room for pages up there; the picture must not lose them."""

@@ -153,7 +153,8 @@ class Monitor:
     ) -> None:
         damon_stop([self._ctx])
         trace.damon_aggregated.unregister(self._aggregated)
-        self.ended = self._now()
+        # Not now: to let a process go may take seconds.
+        self.ended = (self._clock.reached or self._clock.now()) / 1e9
 
     def _now(self) -> float:
         return self._ctx.clock.now() / 1e9

@@ -48,6 +48,11 @@ class SampledTime:
             self._pauses.append((planned, now))
         self._reached = now
 
+    @property
+    def reached(self) -> int:
+        """Nanoseconds until which the kdamond came so far; 0 before it first sleeps."""
+        return self._reached
+
     def take_span(self) -> tuple[int, int]:
         """From when to when samples were taken since the last call, or since the start: nanoseconds.
 

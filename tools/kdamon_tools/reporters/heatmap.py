@@ -28,6 +28,18 @@ _LEAST_COLUMNS: Final = 10
 _LEAST_LINES: Final = 4
 
 
+def _why_nothing(recording: Recording) -> str:
+    if recording.snapshots:
+        return "the process has no memory of its own"
+    config = recording.config
+    if recording.seconds * 1e6 < config.aggr_us:
+        return "the run was shorter than an aggregation interval"
+    return (
+        f"no aggregation interval ended, {recording.counters.missed_intervals} sampling intervals were missed; "
+        "use a longer --sample-us and --aggr-us"
+    )
+
+
 def render_heatmap(
     recording: Recording, *, width: int = 80, height: int = 24, colour: bool = False, show_legend: bool = True
 ) -> str:
@@ -41,9 +53,7 @@ def render_heatmap(
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
-        return (
-            "nothing to draw: the process has no memory of its own, or the run was shorter than an aggregation interval"
-        )
+        return f"nothing to draw: {_why_nothing(recording)}"
     config = recording.config
     columns = _columns(recording, max(_LEAST_COLUMNS, width - _LABEL))
     profile = profile_of(snapshots, config)
