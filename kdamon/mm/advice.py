@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -53,6 +52,9 @@ _ADVICE: Final = {
 #: Bytes that are paged out in one call, where no folio reaches over the cut: the call takes some 0.1 ms.
 _PIECE: Final = 1 << 18
 
+#: Bytes of a file that are brought into memory in one step.
+_GIB: Final = 1 << 30
+
 #: Nanoseconds for which a list of mappings is used.
 _REMEMBERED: Final = 100_000_000
 
@@ -70,8 +72,6 @@ class Advice:
         self._pagemap = Pagemap(files.pagemap)
         self._huge_pages = HugePages(files, pidfd)
         self._checked: set[str] = set()
-        self._vmas = maps.parse(b"")
-        self._vmas_until = 0
 
     def apply(self, action: str, wanted: U64Array) -> Iterator[U64Array]:
         """Apply ``action`` to the memory in ``wanted``, at most a gibibyte at each step.
@@ -152,11 +152,7 @@ class Advice:
         self._checked.add(action)
 
     def _mappings(self) -> U64Array:
-        now = time.monotonic_ns()
-        if now >= self._vmas_until:
-            self._vmas_until = now + _REMEMBERED
-            self._vmas = self._files.vmas()
-        return self._vmas
+        return self._files.mappings.recent(_REMEMBERED).ranges
 
     def _advise(self, chunks: U64Array, action: str, huge: U64Array = ranges.NO_RANGES) -> U64Array:
         """Advise ``chunks``, each in one mapping and small enough for the adviser; returns those that were taken.
@@ -170,7 +166,7 @@ class Advice:
         return chunks[self._adviser.advise_each(chunks[:, 0], sizes, _ADVICE[action], refused, entries)]
 
     def _end_of_mapping(self, addr: int) -> int:
-        found = maps.containing(self._vmas, addr)
+        found = maps.containing(self._files.mappings.known().ranges, addr)
         return addr if found is None else found[1]
 
     def _pageout(self, blocks: U64Array, mapped: U64Array) -> U64Array:
@@ -250,17 +246,29 @@ class Advice:
     def _willneed(self, wanted: U64Array) -> Iterator[U64Array]:
         # The link leads to /proc/PID/pagemap; a process that ended since is noticed before anything is counted.
         directory = os.path.dirname(os.readlink(f"/proc/self/fd/{self._files.pagemap}"))
-        files = FileMappings(directory, self._files.maps())
+        files = FileMappings(directory, self._files.mappings.recent(_REMEMBERED))
         # Cut where one of the wanted ranges ends: what comes into memory is counted for each.
         of_files, others = files.within(ranges.intersect(wanted, self._mappings()))
-        self._advise(ranges.intersect(others, ranges.blocks(others, BLOCK)), "willneed")
-        for start, end in of_files.tolist():
+        if has_swap():
+            for blocks in self._pagemap.groups(others):
+                pages = self._pagemap.pages(blocks)
+                there = ranges.of_pages(pages[swapped(self._pagemap.entries(blocks)) & ranges.inside(others, pages)])
+                self._advise(ranges.intersect(ranges.intersect(there, others), blocks), "willneed")
+                yield np.zeros(len(wanted), dtype=np.uint64)
+        for start, end in _pieces(of_files, _GIB):
             before = files.cached(start, end)
             piece = np.array([[start, end]], dtype=np.uint64)
             self._advise(ranges.intersect(piece, ranges.blocks(piece, BLOCK)), "willneed")
             after = files.cached(start, end)
             if before is not None and after is not None and self._files.alive():
                 yield np.where(ranges.overlaps(wanted, piece) > 0, np.uint64(max(after - before, 0)), np.uint64(0))
+
+
+def _pieces(wanted: U64Array, size: int) -> Iterator[tuple[int, int]]:
+    """``wanted`` in pieces of at most ``size`` bytes."""
+    for start, end in wanted.tolist():
+        for first in range(start, end, size):
+            yield first, min(first + size, end)
 
 
 def has_swap() -> bool:

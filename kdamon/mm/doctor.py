@@ -260,7 +260,7 @@ def _page_fault_arm() -> str:
                 own.touch(2)
                 written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0
             finally:
-                userfaultfd.close(np.empty((0, 2), dtype=np.uint64))
+                userfaultfd.close()
         finally:
             os.close(fd)
     if not armed.all() or not written[::2].all() or written[1::2].any():

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
 from kdamon.mm.page_samples import PageSamples
-from kdamon.mm.pagemap import PAGE_SIZE, Pagemap, exclusive_frames
+from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, exclusive_frames
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.rights import refusal
 from kdamon.mm.walker import Walker
@@ -36,6 +36,8 @@ _MAX_PROCESSES: Final = 4096
 _MAX_PAGES: Final = 1 << 24
 #: Page tables that are read at once.
 _BLOCKS: Final = 8
+#: Mappings that are read at once.
+_MAPPINGS: Final = 512
 
 
 def runs_of_pages(pages: U64Array, pfns: U64Array) -> U64Array:
@@ -184,7 +186,13 @@ class _Pages:
     def runs(self) -> Iterator[tuple[U64Array, int]]:
         """Runs of pages that are this process's alone, and how many pages were looked at, piece by piece."""
         pagemap = Pagemap(self.files.pagemap)
-        for group in pagemap.groups(self.files.vmas()):
+        mappings = self.files.mappings
+        mappings.begin()
+        mappings.go_on(_MAPPINGS)
+        while mappings.under_way:
+            yield np.empty((0, 3), np.uint64), _BLOCKS * BLOCK // PAGE_SIZE
+            mappings.go_on(_MAPPINGS)
+        for group in pagemap.groups(mappings.known().ranges):
             for first in range(0, len(group), _BLOCKS):
                 blocks = group[first : first + _BLOCKS]
                 pages = pagemap.pages(blocks)

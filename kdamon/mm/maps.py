@@ -1,93 +1,247 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mappings of a process from /proc/PID/maps (``fs/proc/task_mmu.c: show_map_vma()``)."""
+"""The mappings of a process from /proc/PID/maps (``fs/proc/task_mmu.c: show_map_vma()``).
+
+A process may have tens of thousands, and to read them all takes longer than a sampling interval. So :class:`MapsReader`
+reads them in pieces, and :class:`RecentMappings` keeps the last whole list meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from attrs import frozen
 
 from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import held
 
-__all__ = ["containing", "parse", "read", "text"]
+__all__ = ["Mappings", "MapsReader", "RecentMappings", "containing", "parse"]
 
-#: What one read may return; the kernel fills at most its own buffer.
+#: What one read may return; the kernel fills at most its own buffer, a page, unless one line needs more.
 _CHUNK: Final = 1 << 16
 #: No address has more hexadecimal digits.
 _DIGITS: Final = 16
 #: [vsyscall] is shown in the kernel's half; it is no mapping of the process.
 _KERNEL_HALF: Final = np.uint64(1 << 63)
 
+#: Mappings that are read at once: some milliseconds.
+_AT_ONCE: Final = 1024
+
 _HEX = np.zeros(256, dtype=np.uint64)
 _HEX[ord("0") : ord("9") + 1] = np.arange(10)
 _HEX[ord("a") : ord("f") + 1] = np.arange(10, 16)
-_SHIFTS = np.arange(_DIGITS - 1, -1, -1, dtype=np.uint64) * np.uint64(4)
-_COLUMNS = np.arange(_DIGITS)
 
 _Indexes = npt.NDArray[np.intp]
+_Mask = npt.NDArray[np.bool_]
 
 
-def read(fd: int) -> U64Array:
-    """The mappings behind an open /proc/PID/maps, see :func:`parse`; none when the address space is gone."""
-    return parse(text(fd))
+@frozen
+class Mappings:
+    """Mappings in address order.
+
+    :ivar ranges: start and end, bytes, ascending and disjoint, shape (n, 2).
+    :ivar offsets: where each begins in its file, bytes, shape (n,); 0 without a file.
+    :ivar devices: the device that each file is on, as st_dev, shape (n,); 0 without a file.
+    :ivar writable: which may be written now, shape (n,).
+    :ivar shared: which are shared, shape (n,).
+    :ivar files: which are of a file, be it one of shared memory, shape (n,).
+    """
+
+    ranges: U64Array
+    offsets: U64Array
+    devices: U64Array
+    writable: _Mask
+    shared: _Mask
+    files: _Mask
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def of(self, rows: _Mask) -> Mappings:
+        """Those of ``rows``."""
+        return Mappings(
+            self.ranges[rows],
+            self.offsets[rows],
+            self.devices[rows],
+            self.writable[rows],
+            self.shared[rows],
+            self.files[rows],
+        )
+
+    @staticmethod
+    def joined(parts: list[Mappings]) -> Mappings:
+        """All of ``parts``, each of which begins after the one before; at least one."""
+        return Mappings(
+            np.concatenate([part.ranges for part in parts]),
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.devices for part in parts]),
+            np.concatenate([part.writable for part in parts]),
+            np.concatenate([part.shared for part in parts]),
+            np.concatenate([part.files for part in parts]),
+        )
+
+    @classmethod
+    def parse(cls, lines: bytes) -> Mappings:
+        """The mappings in whole lines of /proc/PID/maps.
+
+        The kernel gives the list in pieces, between which mappings come and go: a line that is not above the one
+        before it is left out.
+        """
+        # Room for the digits that an address at the very start does not have.
+        data = np.frombuffer(b"\n" * _DIGITS + lines, dtype=np.uint8)
+        ends = np.flatnonzero(data == ord("\n"))[_DIGITS - 1 :]
+        begins, ends = ends[:-1] + 1, ends[1:]
+        dash = _first(data, "-", begins)
+        after_range = _first(data, " ", dash)
+        after_permissions = _first(data, " ", after_range + 1)
+        after_offset = _first(data, " ", after_permissions + 1)
+        colon = _first(data, ":", after_offset)
+        after_device = _first(data, " ", colon)
+        ranges = np.stack((_numbers(data, begins, dash), _numbers(data, dash + 1, after_range)), axis=1)
+        inode = np.minimum(after_device + 1, ends - 1)
+        # No number begins with 0.
+        files = data[inode] != ord("0")
+        offsets = np.zeros(len(ranges), dtype=np.uint64)
+        offsets[files] = _numbers(data, after_permissions[files] + 1, after_offset[files])
+        devices = np.zeros(len(ranges), dtype=np.uint64)
+        major = _numbers(data, after_offset[files] + 1, colon[files])
+        minor = _numbers(data, colon[files] + 1, after_device[files])
+        devices[files] = major << np.uint64(8) | minor & np.uint64(0xFF) | (minor >> np.uint64(8)) << np.uint64(20)
+        writable, shared = data[after_range + 2] == ord("w"), data[after_range + 4] == ord("s")
+        return cls(ranges, offsets, devices, writable, shared, files).above(0)
+
+    def above(self, last: int) -> Mappings:
+        """Those that begin at ``last`` or above, and at the end of the one before or above."""
+        kept = (self.ranges[:, 0] < _KERNEL_HALF) & (self.ranges[:, 0] >= np.uint64(last))
+        if (self.ranges[1:, 0] < self.ranges[:-1, 1]).any():
+            for row, (start, end) in enumerate(self.ranges.tolist()):
+                kept[row] &= start >= last
+                last = end if kept[row] else last
+        return self if kept.all() else self.of(kept)
 
 
-def text(fd: int) -> bytes:
-    """The contents of an open /proc/PID/maps; nothing when the address space is gone."""
-    parts = []
-    offset = 0
-    while True:
-        try:
-            with held:
-                part = os.pread(fd, _CHUNK, offset)
-        except ProcessLookupError:
-            break
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
+def _first(data: npt.NDArray[np.uint8], character: str, places: _Indexes) -> _Indexes:
+    """Where ``character`` is first, at each of ``places`` or after it; the end of ``data`` where it is not."""
+    found = np.append(np.flatnonzero(data == ord(character)), len(data) - 1)
+    first: _Indexes = found[np.minimum(np.searchsorted(found, places), len(found) - 1)]
+    return first
+
+
+def _numbers(data: npt.NDArray[np.uint8], begins: _Indexes, ends: _Indexes) -> U64Array:
+    """The hexadecimal numbers from ``begins`` to ``ends`` (exclusive) in ``data``."""
+    widths = ends - begins
+    columns = np.arange(widths.max(initial=0))
+    digits = _HEX[data[ends[:, None] - 1 - columns]] << (columns.astype(np.uint64) * np.uint64(4))
+    digits[widths[:, None] <= columns] = 0
+    numbers: U64Array = np.bitwise_or.reduce(digits, axis=1)
+    return numbers
 
 
 def parse(contents: bytes) -> U64Array:
-    """The mappings in ``contents``, those of /proc/PID/maps.
+    """Start and end of each mapping in ``contents``, those of /proc/PID/maps, see :class:`Mappings`."""
+    return Mappings.parse(contents).ranges
 
-    The kernel gives the list in pieces, between which mappings come and go: a line that is not above the one
-    before it is left out, so that the result is ascending and disjoint.
 
-    :returns: start and end of each mapping in address order, bytes, shape (n, 2).
+class MapsReader:
+    """Reads an open /proc/PID/maps from its beginning to its end.
+
+    :param fd: stays the caller's; nobody else reads it meanwhile, or the kernel starts over each time.
     """
-    if not contents:
-        return np.empty((0, 2), dtype=np.uint64)
-    # Room for the digits that an address at the very start does not have.
-    data = np.frombuffer(b"\n" * _DIGITS + contents, dtype=np.uint8)
-    ends = np.flatnonzero(data == ord("\n"))[_DIGITS - 1 :]
-    begins = ends[:-1] + 1
-    head = data[np.minimum(begins[:, None] + np.arange(2 * _DIGITS + 2), len(data) - 1)]
-    dashes = (head == ord("-")).argmax(axis=1)
-    spaces = (head == ord(" ")).argmax(axis=1)
-    vmas = np.empty((len(begins), 2), dtype=np.uint64)
-    vmas[:, 0] = _numbers(data, begins + dashes, dashes)
-    vmas[:, 1] = _numbers(data, begins + spaces, spaces - dashes - 1)
-    vmas = vmas[vmas[:, 0] < _KERNEL_HALF]
-    if (vmas[1:, 0] < vmas[:-1, 1]).any():
-        rows: list[list[int]] = []
-        for start, end in vmas.tolist():
-            if not rows or start >= rows[-1][1]:
-                rows.append([start, end])
-        vmas = np.array(rows, dtype=np.uint64)
-    return vmas
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._offset = 0
+        self._rest = b""
+        self._parts = [Mappings.parse(b"")]
+        self._last = 0
+
+    def step(self, count: int) -> Mappings | None:
+        """Read about ``count`` mappings more; returns all of them once the last was read.
+
+        There are none when the address space is gone.
+        """
+        texts = [self._rest]
+        while count > 0:
+            try:
+                with held:
+                    text = os.pread(self._fd, _CHUNK, self._offset)
+            except ProcessLookupError:
+                return Mappings.parse(b"")
+            if not text:
+                break
+            self._offset += len(text)
+            texts.append(text)
+            count -= text.count(b"\n")
+        lines, newline, self._rest = b"".join(texts).rpartition(b"\n")
+        part = Mappings.parse(lines + newline).above(self._last)
+        if len(part):
+            self._parts.append(part)
+            self._last = int(part.ranges[-1, 1])
+        return Mappings.joined(self._parts) if count > 0 else None
+
+    def all(self) -> Mappings:
+        """Read to the end."""
+        while (found := self.step(_AT_ONCE)) is None:
+            pass
+        return found
 
 
-def _numbers(data: npt.NDArray[np.uint8], ends: _Indexes, widths: _Indexes) -> U64Array:
-    """The hexadecimal numbers of ``widths`` digits that stop before ``ends`` in ``data``."""
-    digits = _HEX[data[ends[:, None] - _DIGITS + _COLUMNS]]
-    digits[_DIGITS - widths[:, None] > _COLUMNS] = 0
-    numbers: U64Array = np.bitwise_or.reduce(digits << _SHIFTS, axis=1)
-    return numbers
+class RecentMappings:
+    """The mappings of an address space as they were a moment ago.
+
+    :param fd: its open /proc/PID/maps, see :class:`MapsReader`.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._reader: MapsReader | None = None
+        self._read_at = 0
+        self._known: Mappings | None = None
+
+    def known(self) -> Mappings:
+        """The last list that was read to its end."""
+        if self._known is None:
+            self._read_at = time.monotonic_ns()
+            self._known = MapsReader(self._fd).all()
+        return self._known
+
+    def now(self) -> Mappings:
+        """The mappings now, if they are not so many that reading them would take long.
+
+        Else they are read on with each :meth:`go_on`, and this returns the list before.
+        """
+        if self._known is None:
+            return self.known()
+        self.begin()
+        self._step(_AT_ONCE)
+        return self._known
+
+    def recent(self, age: int) -> Mappings:
+        """As :meth:`now`, or a list that began to be read less than ``age`` nanoseconds ago."""
+        return self.now() if time.monotonic_ns() >= self._read_at + age else self.known()
+
+    def begin(self) -> None:
+        """Read them again, unless that is under way."""
+        if self._reader is None:
+            self._reader = MapsReader(self._fd)
+            self._read_at = time.monotonic_ns()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether they are being read."""
+        return self._reader is not None
+
+    def go_on(self, count: int) -> None:
+        """Read about ``count`` mappings more, if that is under way."""
+        if self._reader is not None:
+            self._step(count)
+
+    def _step(self, count: int) -> None:
+        if self._reader is not None and (found := self._reader.step(count)) is not None:
+            self._known, self._reader = found, None
 
 
 def containing(vmas: U64Array, addr: int) -> tuple[int, int] | None:

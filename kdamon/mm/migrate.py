@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -35,7 +34,6 @@ _PAGE_SHIFT: Final = np.uint64(12)
 #: Pages (or first pages of folios) of one call: the lock is taken for each 16 at most, but again and again.
 _PAGES: Final = 128
 _MOST_PAGES: Final = 4096
-_MAPPING: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ (\d+)", re.MULTILINE)
 
 #: A node for each page, or a negative errno.
 Nodes = npt.NDArray[np.int32]
@@ -142,8 +140,10 @@ class Migration:
             return
         # The link leads to /proc/PID/pagemap.
         pid = int(os.readlink(f"/proc/self/fd/{self._files.pagemap}").split("/")[-2])
-        mappings = _mappings(self._files.maps())
-        for blocks in self._pagemap.groups(ranges.intersect(wanted, mappings[:, :2])):
+        mappings = self._files.mappings.now()
+        # Of anonymous memory no offset is shown: it is that of its address unless it was moved.
+        firsts = np.where(mappings.files, mappings.offsets, mappings.ranges[:, 0]) >> _PAGE_SHIFT
+        for blocks in self._pagemap.groups(ranges.intersect(wanted, mappings.ranges)):
             pages = self._pagemap.pages(blocks)
             entries = self._pagemap.entries(blocks)
             here = present(entries) & ranges.inside(wanted, pages)
@@ -151,8 +151,8 @@ class Migration:
                 continue
             pages = pages[here]
             first, folio, orders = _folios(frames(entries[here]))
-            rows = np.searchsorted(mappings[:, 0], pages[first], side="right") - 1
-            index = interleave_index(pages[first], mappings[rows, 0], mappings[rows, 2], orders)
+            rows = np.searchsorted(mappings.ranges[:, 0], pages[first], side="right") - 1
+            index = interleave_index(pages[first], mappings.ranges[rows, 0], firsts[rows], orders)
             migrated = self._migrate(pid, pages, (first, folio), choose_nodes(index, dests))
             if not self._files.alive():
                 return
@@ -184,17 +184,6 @@ def _folios(pfns: U64Array) -> tuple[_Indexes, _Indexes, U64Array]:
     found = shared_folios().table(pfns)
     _, first, folio = np.unique(found.heads, return_index=True, return_inverse=True)
     return first, folio.reshape(-1), np.log2(found.pages[first]).astype(np.uint64)
-
-
-def _mappings(contents: bytes) -> U64Array:
-    """Start and end, bytes, and first page of each mapping in ``contents``, those of /proc/PID/maps."""
-    rows: list[tuple[int, int, int]] = []
-    for match in _MAPPING.finditer(contents):
-        start, end, offset = (int(word, 16) for word in match.groups()[:3])
-        if (not rows or start >= rows[-1][1]) and start >> 63 == 0:
-            # Of anonymous memory no offset is shown: it is that of its address unless it was moved.
-            rows.append((start, end, (offset if match[4] != b"0" else start) >> 12))
-    return np.array(rows, dtype=np.uint64).reshape(-1, 3)
 
 
 def _check(dests: Sequence[tuple[int, int]]) -> None:

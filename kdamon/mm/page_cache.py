@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import stat
 from typing import Final
 
@@ -13,31 +12,25 @@ import numpy as np
 
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf import syscall
+from kdamon.mm.maps import Mappings
 
 __all__ = ["FileMappings"]
 
 _NR_CACHESTAT: Final = 451
-
-#: Start, end, offset in the file, of a line of /proc/PID/maps with an inode.
-_LINE: Final = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) \S+ [1-9]", re.MULTILINE)
 
 
 class FileMappings:
     """The files behind a process's mappings.
 
     :param directory: path of /proc/PID.
-    :param text: contents of its maps.
+    :param mappings: all of its mappings.
     """
 
-    def __init__(self, directory: str, text: bytes) -> None:
+    def __init__(self, directory: str, mappings: Mappings) -> None:
         self._directory = directory
-        rows = [[int(number, 16) for number in line.groups()] for line in _LINE.finditer(text)]
-        found = np.array(rows, dtype=np.uint64).reshape(-1, 3)
-        # The kernel gives the list in pieces, between which mappings come and go.
-        ends = np.maximum.accumulate(found[:, 1])
-        found = found[np.append(True, found[1:, 0] >= ends[:-1])[: len(found)]]
-        self._offsets = found[:, 2]
-        self.ranges: U64Array = found[:, :2]
+        found = mappings.of(mappings.files)
+        self._offsets = found.offsets
+        self.ranges: U64Array = found.ranges
 
     def cached(self, start: int, end: int) -> int | None:
         """How many bytes of the file behind [start, end), within one mapping, are in memory.

@@ -18,7 +18,6 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -28,14 +27,16 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array, maps
-from kdamon.mm.fault_sample import FaultSample, State, States
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
+from kdamon.mm.fault_sample import FaultSample, State
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
+from kdamon.mm.maps import Mappings
+from kdamon.mm.pagemap import Pagemap
 from kdamon.mm.process import NOTHING, ProcessSpace
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.protection import Protection, has_its_own
-from kdamon.mm.ranges import NO_RANGES
+from kdamon.mm.ranges import NO_RANGES, intersect
 from kdamon.mm.uffd import Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["PageFault", "PageFaultSpace"]
@@ -48,6 +49,11 @@ _NO_SAMPLE: Final = FaultSample(NOTHING, np.empty(0, dtype=np.uint8))
 
 #: What is done to memory because it is not accessed.
 _FOR_COLD: Final = frozenset({"cold", "pageout"})
+
+#: Mappings that are registered at once.
+_AT_ONCE: Final = 1024
+#: Nanoseconds after which mappings that turned out not to be registered are looked for again.
+_FOLLOW_AGAIN: Final = 1_000_000_000
 
 #: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
 _ASK_AGAIN: Final = 1_000_000_000
@@ -71,12 +77,14 @@ class PageFaultSpace(ProcessSpace):
         self._protection: Protection | None = None
         self._ask_at = 0
         self._ask_after = _ASK_AGAIN
+        self._followed: Mappings | None = None
+        self._missing_at = 0
         self._sample = _NO_SAMPLE
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space, by the random place of its last mapping, the vdso."""
+        """Tell whether ``files`` are of this address space."""
         with self._lock:
-            return not self._closed and np.array_equal(self._files.vmas()[-1:, 1], files.vmas()[-1:, 1])
+            return not self._closed and self._files.same(files)
 
     def take(self) -> None:
         """Make the address space ready to be armed.
@@ -90,13 +98,11 @@ class PageFaultSpace(ProcessSpace):
     def vmas(self) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
         with self._lock:
-            contents = b"" if self._closed else self._files.maps()
-            if self._protection is not None and contents:
-                try:
-                    self._protection.register(contents)
-                except ProcessLookupError:
-                    log.debug("pid %d: its address space ended", self._pid)
-            return maps.parse(contents)
+            if self._closed:
+                return NO_RANGES
+            mappings = self._files.mappings.now()
+            self._follow(_AT_ONCE)
+            return mappings.ranges
 
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
@@ -106,12 +112,17 @@ class PageFaultSpace(ProcessSpace):
             if self._closed or not len(pages):
                 return
             protection = self._protection or self._ask()
-            states: States = np.full(len(pages), State.UNKNOWN, dtype=np.uint8)
-            if protection is not None:
-                protection.disarm(self, self._table)
-                # Else the process left it just now; it ended, or has another one.
-                with contextlib.suppress(ProcessLookupError):
-                    states = protection.arm(self, self._table, pages, self._files.maps)
+            if protection is None:
+                self._sample = FaultSample(pages, np.full(len(pages), State.UNKNOWN, dtype=np.uint8))
+                return
+            protection.disarm(self)
+            count = self._share()
+            self._files.mappings.go_on(count)
+            self._follow(count)
+            states, missing = protection.arm(self, pages)
+            if missing and time.monotonic_ns() >= self._missing_at:
+                self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
+                self._files.mappings.begin()
             self._sample = FaultSample(pages, states)
 
     def young(self, addrs: U64Array) -> Answers:
@@ -121,7 +132,7 @@ class PageFaultSpace(ProcessSpace):
             if self._closed or not len(addrs):
                 return answers
             if self._protection is not None:
-                self._protection.disarm(self, self._table)
+                self._protection.disarm(self)
             self._sample.end()
             if len(self._sample.unknown):
                 answers[np.isin(addrs & _PAGE_MASK, self._sample.unknown)] = UNKNOWN
@@ -134,7 +145,8 @@ class PageFaultSpace(ProcessSpace):
         with self._lock:
             known = NO_RANGES
             if self._protection is not None and not self._closed:
-                known = self._protection.known(self._table, ranges, self._files.vmas())
+                mapped = intersect(ranges, self._files.mappings.recent(_FOLLOW_AGAIN).ranges)
+                known = self._protection.known(mapped, Pagemap(self._files.pagemap))
         applied = np.zeros(len(ranges), dtype=np.uint64)
         np.add.at(applied, np.searchsorted(ranges[:, 0], known[:, 0], side="right") - 1, super().advise(action, known))
         return applied
@@ -151,9 +163,22 @@ class PageFaultSpace(ProcessSpace):
         with self._lock:
             protection, self._protection = self._protection, None
             if protection is not None:
-                protection.disarm(self, self._table)
+                protection.disarm(self)
                 self._primitive.release(self._pid, protection, self)
         super().close()
+
+    def _follow(self, count: int) -> None:
+        """Let what is mapped be armed, ``count`` mappings more."""
+        if self._protection is None:
+            return
+        mappings = self._files.mappings.known()
+        try:
+            if mappings is not self._followed:
+                self._followed = mappings
+                self._protection.follow(mappings)
+            self._protection.register(count)
+        except ProcessLookupError:
+            log.debug("pid %d: its address space ended", self._pid)
 
     def _ask(self) -> Protection | None:
         """Try to get ready after an exec(); refusals are told once, and asked about more and more seldom."""
@@ -203,15 +228,16 @@ class PageFault:
             former = self._adopted.pop(pid, None)
             self._adopted[pid] = userfaultfd
         if former is not None:
-            former.close(NO_RANGES)
+            former.close()
 
     def acquire(self, pid: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
         with self._lock:
             protection = self._protections.get(pid)
-            if protection is None or not protection.fits(files.maps()):
+            if protection is None or not protection.fits(files):
                 protection = self._protections[pid] = self._protect(pid, files)
             else:
+                _register_all(protection, files)
                 protection.check()
             protection.users += 1
             self._spaces = (*self._spaces, user)
@@ -230,21 +256,22 @@ class PageFault:
         self._unwatch(pid)
 
     def _protect(self, pid: int, files: ProcessFiles) -> Protection:
-        contents = files.maps()
         adopted = self._adopted.pop(pid, None)
         if adopted is not None:
-            protection = Protection(pid, adopted, contents)
-            if protection.fits(contents):
-                self._watch(pid)
-                return protection
+            protection = Protection(pid, adopted, files)
+            if protection.fits(files):
+                return self._begin(pid, protection, files)
             protection.close()
         if pid != os.getpid() and has_userfaultfd(pid):
             raise has_its_own(pid)
         taken = Userfaultfd.own() if pid == os.getpid() else Userfaultfd(take_userfaultfd(pid))
-        protection = Protection(pid, taken, contents)
+        return self._begin(pid, Protection(pid, taken, files), files)
+
+    def _begin(self, pid: int, protection: Protection, files: ProcessFiles) -> Protection:
         try:
-            if not files.alive() or not protection.fits(files.maps()):
+            if not files.alive() or not protection.fits(files):
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
+            _register_all(protection, files)
             protection.check_alone()
             self._watch(pid)
         except BaseException:
@@ -312,5 +339,12 @@ class PageFault:
         """Give everything back that no address space has."""
         with self._lock:
             for userfaultfd in self._adopted.values():
-                userfaultfd.close(NO_RANGES)
+                userfaultfd.close()
             self._adopted.clear()
+
+
+def _register_all(protection: Protection, files: ProcessFiles) -> None:
+    """Let everything that ``files`` show be armed."""
+    protection.follow(files.mappings.now())
+    while protection.register(_AT_ONCE):
+        pass

@@ -104,9 +104,9 @@ class PageIdleSpace(ProcessSpace):
         self._frames = frames
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space, by the random place of its last mapping, the vdso."""
+        """Tell whether ``files`` are of this address space."""
         with self._lock:
-            return not self._closed and np.array_equal(self._files.vmas()[-1:], files.vmas()[-1:])
+            return not self._closed and self._files.same(files)
 
     def mkold(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.AddressSpace.mkold`."""
@@ -114,6 +114,7 @@ class PageIdleSpace(ProcessSpace):
             self._unknown = NOTHING
             if self._closed or not len(addrs):
                 return
+            self._files.mappings.go_on(self._share())
             pfns, tracked = self._heads(addrs)
             self._bitmap.set_idle(np.unique(pfns[tracked]))
             self._unknown = np.unique((addrs >> _PAGE_SHIFT)[(pfns != 0) & ~tracked])

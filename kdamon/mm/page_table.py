@@ -60,7 +60,6 @@ class PageTableSpace(ProcessSpace):
         self._walker = walker
         self._folios = folios
         self._adviser = Adviser(pidfd)
-        self._vmas: U64Array | None = None
         self._refusing: list[tuple[int, int]] = []
         self._forget_at = 0
 
@@ -76,6 +75,7 @@ class PageTableSpace(ProcessSpace):
             self._unknown = NOTHING
             if self._closed or not len(pages):
                 return
+            self._files.mappings.go_on(self._share())
             flags, entries = self._walker.walk(self._files.pagemap, pages)
             young = np.flatnonzero(flags & ACCESSED)
             if len(young):
@@ -192,17 +192,13 @@ class PageTableSpace(ProcessSpace):
         return found[1]
 
     def _mappings(self) -> U64Array:
-        self._forget()
-        if self._vmas is None:
-            self._vmas = self._files.vmas()
-        return self._vmas
+        return self._files.mappings.recent(_REMEMBERED).ranges
 
     def _forget(self) -> None:
         now = time.monotonic_ns()
         if now >= self._forget_at:
             self._forget_at = now + _REMEMBERED
             self._refusing.clear()
-            self._vmas = None
 
     def _in_refusing(self, pages: U64Array) -> _Mask:
         self._forget()

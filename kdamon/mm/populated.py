@@ -18,6 +18,7 @@ import numpy as np
 
 from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import CallSize, held
+from kdamon.mm.ranges import NO_RANGES, union
 
 __all__ = ["populated"]
 
@@ -47,8 +48,10 @@ def populated(fd: int, wanted: U64Array) -> Iterator[U64Array]:
     """
     scan = _Scan(fd)
     found: list[int] = []
-    for start, end in wanted.tolist():
-        at = start
+    at = 0
+    # Neighbours at once, and no more calls for small ranges in one block once that is found.
+    for start, end in union(wanted, NO_RANGES).tolist():
+        at = max(at, start)
         while at < end:
             try:
                 page = scan.first(at, end)

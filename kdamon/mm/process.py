@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
@@ -11,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import Answers, PageFilter, U64Array, maps
+from kdamon.mm import Answers, PageFilter, U64Array
 from kdamon.mm.advice import Advice
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import Pagemap, entries_at, exclusive_frames, frames
@@ -21,6 +22,11 @@ from kdamon.mm.ranges import NO_RANGES, intersect, union
 __all__ = ["NOTHING", "ProcessSpace"]
 
 _Step = TypeVar("_Step")
+
+#: Nanoseconds of monitoring for each mapping that is looked at meanwhile, some thirty times as long as that takes.
+_TIME_OF_MAPPING: Final = 32_000
+#: How many are looked at within some milliseconds.
+_MAPPINGS_AT_ONCE: Final = 1024
 
 #: No addresses.
 NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
@@ -38,9 +44,16 @@ class ProcessSpace(ABC):
         self._pidfd = pidfd
         self._lock = threading.Lock()
         self._closed = False
+        self._shared_at = time.monotonic_ns()
         #: Pages of the present sample that could not be made old.
         self._unknown = NOTHING
         self._advice: Advice | None = None
+
+    def _share(self) -> int:
+        """How many mappings may be looked at beside this sample, so that all of that takes a small part of the time."""
+        now = time.monotonic_ns()
+        elapsed, self._shared_at = now - self._shared_at, now
+        return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)
 
     def alive(self) -> bool:
         """Tell whether a process still lives in this address space."""
@@ -57,7 +70,7 @@ class ProcessSpace(ABC):
     def vmas(self) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.vmas`."""
         with self._lock:
-            return maps.parse(b"") if self._closed else self._files.vmas()
+            return NO_RANGES if self._closed else self._files.mappings.now().ranges
 
     def populated(self, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.populated`."""

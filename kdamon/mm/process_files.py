@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from kdamon.mm import U64Array, maps
+from kdamon.mm.maps import RecentMappings
 
 __all__ = ["ProcessFiles"]
 
@@ -18,6 +18,7 @@ class ProcessFiles:
     A process whose first thread ended, as by pthread_exit(), while others go on has its memory by one of those.
 
     :param directory: open /proc/PID, which stands for that process also when its number is used again.
+    :ivar mappings: the mappings.
     :raises OSError: ESRCH when the process has no memory of its own (ended, or a kernel thread); EPERM, EACCES
         without ptrace access.
     """
@@ -31,13 +32,15 @@ class ProcessFiles:
     def _open(self, directory: int, thread: str) -> bool:
         """Open the files of a thread, unless it has no memory any more."""
         try:
-            # In this order: if the process calls exec() in between, the older file shows it.
+            # In this order: if the process calls exec() in between, the older file shows it, or the older identity.
+            self.identity = _identity(directory, thread)
             self.pagemap = os.open(f"{thread}pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         except (FileNotFoundError, ProcessLookupError):
             return False
         try:
             if self.alive():
                 self._maps = os.open(f"{thread}maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+                self.mappings = RecentMappings(self._maps)
                 return True
         except (FileNotFoundError, ProcessLookupError):
             # It ended meanwhile.
@@ -52,13 +55,12 @@ class ProcessFiles:
         """Tell whether the address space is still some process's: the pagemap of one that ended is empty."""
         return len(os.pread(self.pagemap, 8, 0)) == 8
 
-    def vmas(self) -> U64Array:
-        """All mappings, see :func:`kdamon.mm.maps.read`."""
-        return maps.read(self._maps)
+    def same(self, files: ProcessFiles) -> bool:
+        """Tell whether ``files`` are of this address space, in a time that does not depend on its size.
 
-    def maps(self) -> bytes:
-        """The contents of /proc/PID/maps."""
-        return maps.text(self._maps)
+        Two programs that were started without random addresses (``setarch -R``), and alike in all else, look the same.
+        """
+        return self.identity == files.identity
 
     def close(self) -> None:
         """Give both file descriptors back."""
@@ -80,3 +82,12 @@ def _threads(directory: int) -> Iterator[str]:
     finally:
         os.close(listing)
     yield from (f"task/{tid}/" for tid in threads)
+
+
+def _identity(directory: int, thread: str) -> bytes:
+    """The auxiliary vector: random addresses of the program, its stack and the vdso, given at each exec()."""
+    fd = os.open(f"{thread}auxv", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, 1 << 12)
+    finally:
+        os.close(fd)

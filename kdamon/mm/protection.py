@@ -7,56 +7,37 @@ process is let go because it needs the only place for a userfaultfd itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import U64Array, maps
+from kdamon.mm import U64Array
 from kdamon.mm.fault_sample import State, States
-from kdamon.mm.pagemap import BLOCK
-from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, subtract
+from kdamon.mm.maps import Mappings
+from kdamon.mm.pagemap import BLOCK, Pagemap
+from kdamon.mm.populated import populated
+from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.ranges import NO_RANGES, inside, intersect, subtract
+from kdamon.mm.shared_memory import PIECE, make_writable, present_runs, shared_memory
 from kdamon.mm.uffd import FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, Pages, Userfaultfd, has_userfaultfd
 
 __all__ = ["Protection", "has_its_own"]
 
 log = logging.getLogger("kdamon")
 
-#: Nanoseconds after which mappings that turned out not to be registered are looked for again.
-_REGISTER_AGAIN: Final = 1_000_000_000
 #: A userfaultfd of the process's own is looked for after so many times as long as the last look took.
 _LOOK_RARELY: Final = 100
 #: Seconds after which a process has given away, and closed, one that it was only asked for.
 _GIVEN_AWAY: Final = 0.02
 
 _Mask = npt.NDArray[np.bool_]
-
-
-def _written_files_and_memory(contents: bytes) -> bytes:
-    """Those lines of /proc/PID/maps that are no files, or files that may be written."""
-    kept = []
-    for line in _lines(contents):
-        _, permissions, _, _, inode, *_ = line.split(None, 5)
-        if b"w" in permissions or inode == b"0":
-            kept.append(line)
-    return b"".join(kept)
-
-
-def _private(contents: bytes) -> bytes:
-    """Those lines of /proc/PID/maps whose memory gets a copy of a page of a file when it is written."""
-    return b"".join(line for line in _lines(contents) if line.split(None, 2)[1].endswith(b"p"))
-
-
-def _lines(contents: bytes) -> list[bytes]:
-    """The lines with their ends. Not splitlines(), for which a carriage return in a file's name is one."""
-    return io.BytesIO(contents).readlines()
 
 
 def has_its_own(pid: int) -> OSError:
@@ -73,36 +54,67 @@ class Protection:
 
     :param pid: the process.
     :param userfaultfd: becomes this object's.
-    :param contents: of /proc/PID/maps, whose last mapping tells this address space from others.
+    :param files: of the address space; stays the caller's.
     """
 
-    def __init__(self, pid: int, userfaultfd: Userfaultfd, contents: bytes) -> None:
+    def __init__(self, pid: int, userfaultfd: Userfaultfd, files: ProcessFiles) -> None:
         self._pid = pid
         self._userfaultfd = userfaultfd
-        self._vdso = maps.parse(contents)[-1:, 1]
+        self._identity = files.identity
+        self._pagemap = os.dup(files.pagemap)
+        self._table = Pages(self._pagemap)
         self._lock = threading.Lock()
-        self._ranges = self._spared = self._private = NO_RANGES
+        self._mappings: Mappings | None = None
+        # Mappings that are registered, those of them that may be others by now, mappings that are to be registered,
+        # those that are not because nobody writes there, those with memory of their own.
+        self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
         self._armed: dict[object, U64Array] = {}
-        self._register_at = 0
         self._told_huge = False
         self._let_go = False
         self._look_at = 0
         self.users = 0
 
-    def fits(self, contents: bytes) -> bool:
-        """Tell whether /proc/PID/maps is of this address space and it is alive; if so its mappings are registered."""
-        if not np.array_equal(maps.parse(contents)[-1:, 1], self._vdso):
-            return False
-        try:
-            self.register(contents)
-        except ProcessLookupError:
-            return False
-        return True
-
-    def register(self, contents: bytes) -> None:
-        """Let pages in mappings be armed, as far as that is possible; OSError ESRCH the address space ended."""
+    def fits(self, files: ProcessFiles) -> bool:
+        """Tell whether ``files`` are of this address space and it is alive."""
         with self._lock:
-            self._register(contents)
+            return files.identity == self._identity and (self._let_go or self._userfaultfd.alive())
+
+    def follow(self, mappings: Mappings) -> None:
+        """Let pages in ``mappings``, all of the address space as they were lately, be armed once they are registered.
+
+        Those that were registered before are, the others with :meth:`register`.
+        """
+        with self._lock:
+            if self._let_go or self._wanted_by_process():
+                return
+            kept = mappings.writable | ~mappings.files
+            wanted = mappings.ranges[kept]
+            before = _among(self._ranges, wanted)
+            self._ranges = self._unsure = wanted[before]
+            self._pending = wanted[~before]
+            self._spared = mappings.ranges[~kept]
+            self._private = mappings.ranges[~mappings.shared]
+            self._mappings = mappings
+
+    def register(self, count: int) -> bool:
+        """Register at most ``count`` mappings; returns whether there are more.
+
+        :raises OSError: ESRCH the address space ended.
+        """
+        with self._lock:
+            part, self._pending = self._pending[:count], self._pending[count:]
+            unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
+            if len(unsure):
+                # Another mapping may have taken the same place.
+                lost = unsure[~self._table.registered(unsure[:, 0])]
+                if len(lost):
+                    self._ranges = self._ranges[~_among(lost, self._ranges)]
+                    part = np.concatenate((part, lost))
+            if len(part):
+                found = part[self._userfaultfd.register(part)]
+                self._ranges = np.concatenate((self._ranges, found))
+                self._ranges = self._ranges[self._ranges[:, 0].argsort(kind="stable")]
+            return len(self._pending) + len(self._unsure) > 0
 
     def check(self) -> None:
         """Refuse a process that needs the only place for a userfaultfd, once :meth:`fits` was asked; OSError EBUSY."""
@@ -121,37 +133,35 @@ class Protection:
                     "that one first, or monitor by page_table instead",
                 )
 
-    def arm(self, user: object, table: Pages, pages: U64Array, read: Callable[[], bytes]) -> States:
+    def arm(self, user: object, pages: U64Array) -> tuple[States, bool]:
         """Arm ``pages`` for ``user``, as far as they can be.
 
-        :param table: of this address space, the user's own.
-        :param read: reads /proc/PID/maps, for when some mappings are not registered.
-        :returns: their states, shape (n,).
+        :returns: their states, shape (n,), and whether some are in mappings that are not registered: to follow all
+            mappings anew would help.
         """
         with self._lock:
             states = np.zeros(len(pages), dtype=np.uint8)
-            unarmed = np.flatnonzero(~self._arm(table, pages))
-            states[unarmed], again = self._look(table, pages[unarmed])
-            if again and time.monotonic_ns() >= self._register_at:
-                self._register(read())
-                unarmed = unarmed[~self._arm(table, pages[unarmed])]
-                states[:] = State.ARMED
-                states[unarmed], _ = self._look(table, pages[unarmed])
+            unarmed = np.flatnonzero(~self._arm(pages))
+            states[unarmed], missing = self._look(pages[unarmed])
+            if len(missing):
+                # Others are at their place by now: those are to be registered.
+                gone = np.searchsorted(self._ranges[:, 0], missing[inside(self._ranges, missing)], side="right") - 1
+                self._ranges = np.delete(self._ranges, gone, axis=0)
             self._armed[user] = pages[states == State.ARMED]
-            return states
+            return states, bool(len(missing))
 
-    def _arm(self, table: Pages, pages: U64Array) -> _Mask:
+    def _arm(self, pages: U64Array) -> _Mask:
         # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
         ours = inside(self._ranges, pages)
         if ours.all():
-            return table.arm(pages)
+            return self._table.arm(pages)
         armed = np.zeros(len(pages), dtype=np.bool_)
-        armed[ours] = table.arm(pages[ours])
+        armed[ours] = self._table.arm(pages[ours])
         return armed
 
-    def _look(self, table: Pages, pages: U64Array) -> tuple[States, bool]:
-        """The states of ``pages``, that were not armed; and whether registering could help."""
-        categories = table.categories(pages)
+    def _look(self, pages: U64Array) -> tuple[States, U64Array]:
+        """The states of ``pages``, that were not armed; and those that are there but not registered."""
+        categories = self._table.categories(pages)
         spared = inside(self._spared, pages)
         there = ((categories & np.uint64(PRESENT)) != 0) & ~spared
         huge = there & ((categories & np.uint64(HUGE)) != 0)
@@ -172,7 +182,7 @@ class Protection:
         states[there] = State.UNKNOWN
         states[copied & ready] = State.COPIED
         states[spared] = State.SPARED
-        return states, bool((there & ~unknown_huge & ~ready).any())
+        return states, pages[there & ~unknown_huge & ~ready]
 
     def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
         """Which of ``pages`` are of huge pages that can be written without a fault."""
@@ -180,27 +190,21 @@ class Protection:
         unknown: _Mask = ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
         return unknown
 
-    def known(self, table: Pages, ranges: U64Array, vmas: U64Array) -> U64Array:
-        """What of ``ranges`` can be sampled: all but such huge pages, nothing of a process that was let go.
+    def known(self, wanted: U64Array, pagemap: Pagemap) -> U64Array:
+        """What of ``wanted`` can be sampled: all but such huge pages, nothing of a process that was let go.
 
-        :param table: of this address space, the caller's own.
-        :param vmas: its mappings.
+        :param pagemap: of this address space.
         """
+        huge = [NO_RANGES]
+        for blocks in pagemap.groups(wanted):
+            # PAGEMAP_SCAN shows it all, but the page table walk is faster.
+            with contextlib.suppress(OSError):
+                blocks = blocks[pagemap.huge(blocks)[0]]  # noqa: PLW2901
+            with self._lock:
+                categories = self._table.huge(blocks[:, 0])
+                huge.append(blocks[self._unknown_huge(blocks[:, 0], categories)])
         with self._lock:
-            if self._let_go:
-                return NO_RANGES
-            starts = blocks(intersect(ranges, vmas), BLOCK)[:, 0]
-            huge = starts[self._unknown_huge(starts, table.huge(starts))]
-            return subtract(ranges, np.stack((huge, huge + np.uint64(BLOCK)), axis=1))
-
-    def _register(self, contents: bytes) -> None:
-        self._register_at = time.monotonic_ns() + _REGISTER_AGAIN
-        if self._let_go or self._wanted_by_process():
-            return
-        wanted = maps.parse(_written_files_and_memory(contents))
-        self._ranges = wanted[self._userfaultfd.register(wanted)]
-        self._spared = subtract(maps.parse(contents), wanted)
-        self._private = maps.parse(_private(contents))
+            return NO_RANGES if self._let_go else subtract(wanted, np.concatenate(huge))
 
     def _wanted_by_process(self) -> bool:
         """Let the process go if it made a userfaultfd of its own."""
@@ -222,7 +226,7 @@ class Protection:
             self._close()
         return found
 
-    def disarm(self, user: object, table: Pages) -> None:
+    def disarm(self, user: object) -> None:
         """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
         with self._lock:
             pages = self._armed.pop(user, np.empty(0, dtype=np.uint64))
@@ -231,14 +235,53 @@ class Protection:
             if len(pages) and self._armed:
                 pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
             if len(pages):
-                self._userfaultfd.disarm(pages[table.armed(pages)])
+                self._userfaultfd.disarm(pages[self._table.armed(pages)])
 
     def close(self) -> None:
         """Take all protection off."""
         with self._lock:
             if not self._let_go:
                 self._close()
+            os.close(self._pagemap)
 
     def _close(self) -> None:
-        self._userfaultfd.close(self._ranges)
-        self._ranges = NO_RANGES
+        registered = self._ranges
+        self._ranges = self._unsure = self._pending = NO_RANGES
+        with contextlib.suppress(ProcessLookupError):
+            self._unregister(registered)
+        self._userfaultfd.close()
+
+    def _unregister(self, registered: U64Array) -> None:
+        """Let ``registered`` go block by block where pages are, and spare the process what faults that may cause."""
+        memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
+        rest = np.ones(len(registered), dtype=np.bool_)
+        for blocks in populated(self._pagemap, registered):
+            parts = intersect(registered, blocks)
+            memory = self._unregister_shared(intersect(parts, memory), memory)
+            # From the beginning of each mapping: parts of it that went before cost nothing, and holes little.
+            at = np.searchsorted(registered[:, 0], parts[:, 0], side="right") - 1
+            self._userfaultfd.unregister(np.stack((registered[at, 0], parts[:, 1]), axis=1))
+            rest[at[parts[:, 1] == registered[at, 1]]] = False
+        self._userfaultfd.unregister(registered[rest])
+
+    def _unregister_shared(self, parts: U64Array, memory: U64Array) -> U64Array:
+        """Let ``parts`` of blocks in ``memory`` go; returns of which memory that is worth while from now on."""
+        huge = self._table.huge(parts[:, 0] & ~np.uint64(BLOCK - 1)) != 0
+        for (start, end), whole in zip(parts.tolist(), huge.tolist(), strict=True):
+            for first in range(start, end, BLOCK if whole else PIECE):
+                last = min(first + (BLOCK if whole else PIECE), end)
+                runs = present_runs(self._pagemap, first, last)
+                # Nothing but this comes in between: meanwhile each write faults.
+                self._userfaultfd.unregister(np.array([[first, last]], dtype=np.uint64))
+                if not os.pread(self._pagemap, 8, 0) or not make_writable(self._pid, runs):
+                    return NO_RANGES
+        return memory
+
+
+def _among(known: U64Array, wanted: U64Array) -> _Mask:
+    """Which rows of ``wanted`` are rows of ``known``, shape (n,)."""
+    if not len(known):
+        return np.zeros(len(wanted), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(known[:, 0], wanted[:, 0]), len(known) - 1)
+    among: _Mask = (known[at] == wanted).all(axis=1)
+    return among

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
+from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.pagemap import BLOCK
 from kdamon.mm.rights import needs_linux
 
@@ -70,9 +71,9 @@ _MODE_WP: Final = 2
 _PAGEMAP_SCAN: Final = 0xC0606610
 _WP_MATCHING: Final = 1
 
-#: Bytes unregistered in one call: the kernel visits every page of it while the target cannot map anything. Pieces end
-#: at multiples of it, because a mapping that is cut within a huge page has that split.
-_PIECE: Final = 1 << 25
+#: Calls that are made together while the target cannot map anything: to begin with, and at most.
+_TOGETHER: Final = 8
+_TOGETHER_AT_MOST: Final = 256
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -166,6 +167,7 @@ class _Arguments:
         self._words = words
         self.rows = np.empty((0, len(words)), dtype=np.uint64)
         self._places = np.empty(0, dtype=np.uint64)
+        self._together = CallSize(_TOGETHER, _TOGETHER, _TOGETHER_AT_MOST)
 
     def reserve(self, count: int) -> bool:
         """Make room for ``count`` calls; tells whether :attr:`rows` are new ones."""
@@ -181,6 +183,18 @@ class _Arguments:
     def run(self, count: int) -> npt.NDArray[np.int64]:
         """Make the calls of the first ``count`` rows, see :meth:`Batch.run`."""
         return self._batch.run(self._places[:count])
+
+    def run_apart(self, count: int) -> npt.NDArray[np.int64]:
+        """As :meth:`run`, of calls that take long: with pauses, in which the target can map memory."""
+        results = np.empty(count, dtype=np.int64)
+        at = 0
+        while at < count:
+            part = self._places[at : min(at + self._together.now, count)]
+            with held:
+                results[at : at + len(part)] = self._batch.run(part)
+            self._together.called(len(part))
+            at += len(part)
+        return results
 
 
 class Userfaultfd:
@@ -205,7 +219,7 @@ class Userfaultfd:
         self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
         self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))
         self._protect = _Arguments(fd, _UFFDIO_WRITEPROTECT, (0, PAGE_SIZE, 0))
-        #: Whether another userfaultfd had some of the mappings that :meth:`register` was last called for.
+        #: Whether another userfaultfd had some of the mappings that :meth:`register` was called for.
         self.contested = False
 
     @classmethod
@@ -228,13 +242,20 @@ class Userfaultfd:
         rows = self._register.rows[: len(ranges)]
         rows[:, 0] = ranges[:, 0]
         rows[:, 1] = ranges[:, 1] - ranges[:, 0]
-        results = self._register.run(len(ranges))
-        # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
-        if (results == -errno.ESRCH).any() or (len(results) and (results == -errno.ENOMEM).all()):
-            raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
-        self.contested = bool((results == -errno.EBUSY).any())
+        results = self._register.run_apart(len(ranges))
         registered: _Mask = results == 0
+        self.contested |= bool((results == -errno.EBUSY).any())
+        # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
+        if (results == -errno.ENOMEM).any() and not self.alive():
+            raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
         return registered
+
+    def alive(self) -> bool:
+        """Tell whether some process still lives in the address space."""
+        self._protect.reserve(1)
+        # Nothing is registered there.
+        self._protect.rows[0, 0] = 0
+        return int(self._protect.run(1)[0]) != -errno.ESRCH
 
     def disarm(self, pages: U64Array) -> None:
         """Take the protection off ``pages`` (their addresses, shape (n,)).
@@ -245,22 +266,23 @@ class Userfaultfd:
         self._protect.rows[: len(pages), 0] = pages
         self._protect.run(len(pages))
 
-    def close(self, ranges: U64Array) -> None:
+    def unregister(self, ranges: U64Array) -> None:
+        """Let ``ranges`` go (start and end, bytes, shape (n, 2)); none of their pages stays protected.
+
+        The kernel visits every page of a range while the target cannot map anything: 2 MiB in some tens of
+        microseconds. A huge page that one ends in is split.
+        """
+        self._unregister.reserve(len(ranges))
+        rows = self._unregister.rows[: len(ranges)]
+        rows[:, 0] = ranges[:, 0]
+        rows[:, 1] = ranges[:, 1] - ranges[:, 0]
+        self._unregister.run_apart(len(ranges))
+
+    def close(self) -> None:
         """Give the file descriptor back; nothing stays protected.
 
-        Closing alone would do, but it visits all pages of all mappings at once, while the target cannot map memory:
-        some tens of milliseconds a GiB. So big ones of ``ranges`` (what was registered) are let go piece by piece
-        before.
+        That visits all pages of all mappings that are still registered at once, see :meth:`unregister`.
         """
-        pieces = [
-            (max(start, first), min(start + _PIECE, end) - max(start, first))
-            for first, end in ranges[ranges[:, 1] - ranges[:, 0] > _PIECE].tolist()
-            for start in range(first // _PIECE * _PIECE, end, _PIECE)
-        ]
-        self._unregister.reserve(len(pieces))
-        if pieces:
-            self._unregister.rows[: len(pieces)] = pieces
-            self._unregister.run(len(pieces))
         os.close(self._fd)
 
 
@@ -303,6 +325,7 @@ class Pages:
         alone = WRITTEN | HUGE
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
         self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
+        self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, told))
 
     def arm(self, pages: U64Array) -> _Mask:
@@ -327,16 +350,23 @@ class Pages:
         categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
         return categories
 
+    def registered(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are in mappings that some userfaultfd has, be they there or not; shape (n,)."""
+        registered: _Mask = self._scan(self._registered, pages, apart=True) == 1
+        return registered
+
     def huge(self, blocks: U64Array) -> U64Array:
         """HUGE, and FILE if it is of one, for those of ``blocks`` that are a huge page, 0 for others, shape (n,).
 
         :param blocks: addresses of the places that huge pages can have, shape (n,).
         """
-        found = self._scan(self._huge, blocks, BLOCK) == 1
+        found = self._scan(self._huge, blocks, BLOCK, apart=True) == 1
         categories: U64Array = np.where(found, self._found[: len(blocks), 2], np.uint64(0))
         return categories
 
-    def _scan(self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE) -> npt.NDArray[np.int64]:
+    def _scan(
+        self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False
+    ) -> npt.NDArray[np.int64]:
         count = len(pages)
         if count > len(self._found):
             self._found = np.empty((count, 3), dtype=np.uint64)
@@ -345,4 +375,4 @@ class Pages:
         rows[:, 2] = pages
         rows[:, 3] = pages + np.uint64(size)
         rows[:, 5] = np.uint64(self._found.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(24)
-        return arguments.run(count)
+        return arguments.run_apart(count) if apart else arguments.run(count)

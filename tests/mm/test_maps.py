@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdamon.mm import maps
@@ -51,7 +54,7 @@ def test_a_living_process_agrees_with_a_plain_reading() -> None:
     """Through several reads of the file."""
     fd = os.open("/proc/self/maps", os.O_RDONLY)
     try:
-        found = maps.read(fd)
+        found = maps.MapsReader(fd).all().ranges
         text = b"".join(iter(lambda: os.read(fd, 1 << 16), b"")).decode()
     finally:
         os.close(fd)
@@ -63,6 +66,27 @@ def test_a_living_process_agrees_with_a_plain_reading() -> None:
     # The reading itself may have grown the heap.
     assert len(found) > 10
     assert sum(row in expected for row in found.tolist()) >= len(found) - 2
+
+
+def test_each_mapping_has_what_its_line_says(tmp_path: Path) -> None:
+    """Offset, device, whether it may be written, is shared, is of a file."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8192))
+    with path.open("rb") as file:
+        private = np.frombuffer(mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=4096), np.uint8)
+    shared = np.frombuffer(mmap.mmap(-1, 4096, mmap.MAP_SHARED), np.uint8)
+    with open("/proc/self/maps", "rb") as lines:
+        found = maps.Mappings.parse(lines.read())
+    row = np.searchsorted(found.ranges[:, 0], np.uint64(private.ctypes.data), side="right") - 1
+    assert (4096, path.stat().st_dev) == (found.offsets[row], found.devices[row])
+    assert (False, False, True) == (found.writable[row], found.shared[row], found.files[row])
+    row = np.searchsorted(found.ranges[:, 0], np.uint64(shared.ctypes.data), side="right") - 1
+    assert (True, True, True) == (found.writable[row], found.shared[row], found.files[row])
+    nothing = np.searchsorted(found.ranges[:, 0], np.uint64(np.zeros(1).ctypes.data), side="right") - 1
+    assert (0, 0, True, False, False) == (
+        found.offsets[nothing], found.devices[nothing], found.writable[nothing], found.shared[nothing],
+        found.files[nothing],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

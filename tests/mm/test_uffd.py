@@ -59,7 +59,7 @@ def _table() -> Iterator[Pages]:
 def _fault() -> Iterator[Userfaultfd]:
     found = Userfaultfd.own()
     yield found
-    found.close(np.empty((0, 2), dtype=np.uint64))
+    found.close()
 
 
 def _page_tables() -> int:
@@ -179,7 +179,8 @@ def test_huge_pages_are_neither_armed_nor_split(table: Pages, fault: Userfaultfd
     for page in range(4 * HUGE_PAGE // PAGE):
         own.write(page)
     assert not table.armed(own.addrs)[huge].any()
-    other.close(own.range)
+    other.unregister(own.range)
+    other.close()
     assert ((table.categories(own.addrs) & np.uint64(HUGE)) != 0)[huge].all()
 
 
@@ -211,7 +212,8 @@ def test_closing_takes_the_protection_off_and_leaves_the_mappings(table: Pages) 
     fault = Userfaultfd.own()
     fault.register(own.range)
     assert table.arm(own.addrs).any()
-    fault.close(own.range)
+    fault.unregister(own.range)
+    fault.close()
     assert np.array_equal(table.categories(own.addrs), before)
     assert [line for line in maps.splitlines() if b"%x-" % own.range[0, 0] in line] == [
         line for line in Path("/proc/self/maps").read_bytes().splitlines() if b"%x-" % own.range[0, 0] in line
@@ -233,7 +235,9 @@ def test_an_address_space_that_ended_is_told() -> None:
             time.sleep(0.01)
         with pytest.raises(ProcessLookupError):
             fault.register(parse(Path(f"/proc/{command.pid}/maps").read_bytes()))
-        fault.close(ranges)
+        assert not fault.alive()
+        fault.unregister(ranges)
+        fault.close()
     finally:
         command.kill()
         command.wait()

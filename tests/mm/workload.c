@@ -200,6 +200,14 @@ static void prepare(const char *name, const char *path)
 		} else if (strcmp(name, "untouched")) {
 			memset(memory, 1, size);
 		}
+		/* As many mappings as pages. */
+		for (size_t i = 0; !strcmp(name, "many") && i < pages; i += 2)
+			if (mprotect(memory + i * PAGE, PAGE, PROT_READ))
+				die("mprotect");
+		/* 4 TiB of addresses without memory. */
+		if (!strcmp(name, "reserved") &&
+		    mmap(NULL, 1ul << 42, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+			die("mmap");
 	}
 	if (!strcmp(name, "mlock") && mlock(memory, size))
 		die("mlock");

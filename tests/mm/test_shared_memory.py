@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process that was monitored by faults writes its shared memory as before."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.maps import Mappings
+from kdamon.mm.shared_memory import make_writable, present_runs, shared_memory
+from tests.mm.sampling import mm_of, sample, task_of
+from tests.mm.workload import Workload
+
+PAGES = 2048
+EVERY = np.arange(PAGES)
+
+
+def _faults(pid: int) -> int:
+    """How many faults without I/O the process had so far."""
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[7])
+
+
+@pytest.mark.parametrize("kind", ["shmem", "tmpfs", "file", "anon", "thp"])
+def test_no_page_faults_once_more_when_monitoring_ends(
+    faulting: LinuxMachine, program: Path, directory: Path, kind: str
+) -> None:
+    """Whatever the memory is; a write after the end of one that was armed is none of those."""
+    data = Path("/dev/shm", f"kdamon-test-{os.getpid()}") if kind == "tmpfs" else directory / "shared"
+    data.write_bytes(bytes(4096 * PAGES))
+    try:
+        with Workload([program], "file" if kind == "tmpfs" else kind, PAGES, str(data)) as work:
+            work.order("w", EVERY)
+            before = _faults(work.pid)
+            work.order("w", EVERY)
+            quiet = _faults(work.pid) - before
+            with task_of(faulting, work.pid) as task:
+                sample(faulting, mm_of(task), work, EVERY[::8], lambda: work.order("w", EVERY[::16]))
+            before = _faults(work.pid)
+            work.order("w", EVERY)
+            assert _faults(work.pid) - before < PAGES // 16 + quiet
+            assert 0 == work.spoilt(EVERY)
+    finally:
+        data.unlink()
+
+
+def test_pages_that_are_not_there_are_not_made(faulting: LinuxMachine, program: Path) -> None:
+    """Memory that the process never used stays unused."""
+    with Workload([program], "shared", PAGES) as work:
+        work.order("w", EVERY[::32])
+        task_of_it = task_of(faulting, work.pid)
+        with task_of_it as task:
+            sample(faulting, mm_of(task), work, EVERY, lambda: None)
+        entries = Path(f"/proc/{work.pid}/pagemap")
+        with entries.open("rb", buffering=0) as pagemap:
+            present = np.frombuffer(os.pread(pagemap.fileno(), 8 * PAGES, work.base >> 9), np.uint64) >> np.uint64(63)
+        assert PAGES // 32 == np.count_nonzero(present)
+        assert 0 == work.spoilt(EVERY[::32])
+
+
+def test_what_is_there_is_not_changed() -> None:
+    """Every byte of memory that is made writable is what it was."""
+    memory = mmap.mmap(-1, 1 << 21, mmap.MAP_SHARED)
+    bytes_of = np.frombuffer(memory, dtype=np.uint8)
+    bytes_of[:] = np.random.default_rng(1).integers(0, 256, len(bytes_of), dtype=np.uint8)
+    before = bytes_of.copy()
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        runs = present_runs(fd, bytes_of.ctypes.data, bytes_of.ctypes.data + len(bytes_of))
+        assert make_writable(os.getpid(), runs)
+    finally:
+        os.close(fd)
+    assert np.array_equal(before, bytes_of)
+
+
+def test_shared_memory_is_what_is_in_no_other_file(directory: Path) -> None:
+    """Shared, writable, of a file system that is in memory."""
+    disk = directory / "on disk"
+    disk.write_bytes(bytes(4096))
+    fd = os.memfd_create("kdamon-test")
+    os.ftruncate(fd, 4096)
+    with disk.open("r+b") as file:
+        kinds = {
+            "anonymous": mmap.mmap(-1, 4096, mmap.MAP_SHARED),
+            "memfd": mmap.mmap(fd, 4096, mmap.MAP_SHARED),
+            "read-only": mmap.mmap(fd, 4096, mmap.MAP_SHARED, mmap.PROT_READ),
+            "private": mmap.mmap(fd, 4096, mmap.MAP_PRIVATE),
+            "disk": mmap.mmap(file.fileno(), 4096, mmap.MAP_SHARED),
+        }
+    os.close(fd)
+    with open("/proc/self/maps", "rb") as lines:
+        found = shared_memory(os.getpid(), Mappings.parse(lines.read()))
+    places = {name: np.uint64(np.frombuffer(memory, np.uint8).ctypes.data) for name, memory in kinds.items()}
+    inside = [name for name, at in places.items() if ((found[:, 0] <= at) & (at < found[:, 1])).any()]
+    assert ["anonymous", "memfd"] == inside
