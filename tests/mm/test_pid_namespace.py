@@ -99,6 +99,23 @@ def test_a_process_of_another_namespace_is_not_taken_for_one_with_its_number() -
     assert (0, "0\n") == (done.returncode, done.stdout), done.stderr
 
 
+TAKE = "import os, sys; from kdamon.mm.inject import take_userfaultfd; os.close(take_userfaultfd(int(sys.argv[1]), 20))"
+
+
+def test_a_containers_main_process_is_one_like_others() -> None:
+    """It can be asked for its userfaultfd, from inside, where it is process 1, and from outside; and goes on."""
+    inside = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1], '1']))"
+    done = subprocess.run(within(1, inside, TAKE), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    waits = "import os, sys; print(os.getpid(), flush=True); sys.stdin.readline(); print('goes on')"
+    with subprocess.Popen(within(1, waits), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert "1\n" == started.stdout.readline()
+        main = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text(encoding="ascii").strip()
+        subprocess.run([sys.executable, "-c", TAKE, main], cwd=ROOT, check=True)
+        assert "goes on\n" == started.communicate("\n")[0]
+
+
 def test_only_the_machines_own_namespace_is_the_first() -> None:
     """A container's is not."""
     script = "from kdamon.mm.pid_namespace import in_first_pid_namespace; print(in_first_pid_namespace())"
