@@ -68,7 +68,7 @@ class Advice:
 
     def __init__(self, files: ProcessFiles, pidfd: int) -> None:
         self._files = files
-        self._adviser = Adviser(pidfd)
+        self._adviser = Adviser(pidfd, files.pagemap)
         self._pagemap = Pagemap(files.pagemap)
         self._huge_pages = HugePages(files, pidfd)
         self._checked: set[str] = set()

@@ -149,10 +149,12 @@ class MapsReader:
     """Reads an open /proc/PID/maps from its beginning to its end.
 
     :param fd: stays the caller's; nobody else reads it meanwhile, or the kernel starts over each time.
+    :param pagemap: open /proc/PID/pagemap of the same address space, see :data:`kdamon.mm.mmap_lock.held`; -1 for none.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, pagemap: int = -1) -> None:
         self._fd = fd
+        self._pagemap = pagemap
         self._offset = 0
         self._rest = b""
         self._parts = [Mappings.parse(b"")]
@@ -166,7 +168,7 @@ class MapsReader:
         texts = [self._rest]
         while count > 0:
             try:
-                with held:
+                with held.of(self._pagemap):
                     text = os.pread(self._fd, _CHUNK, self._offset)
             except ProcessLookupError:
                 return Mappings.parse(b"")
@@ -193,10 +195,12 @@ class RecentMappings:
     """The mappings of an address space as they were a moment ago.
 
     :param fd: its open /proc/PID/maps, see :class:`MapsReader`.
+    :param pagemap: as for it.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, pagemap: int = -1) -> None:
         self._fd = fd
+        self._pagemap = pagemap
         self._reader: MapsReader | None = None
         self._read_at = 0
         self._known: Mappings | None = None
@@ -205,7 +209,7 @@ class RecentMappings:
         """The last list that was read to its end."""
         if self._known is None:
             self._read_at = time.monotonic_ns()
-            self._known = MapsReader(self._fd).all()
+            self._known = MapsReader(self._fd, self._pagemap).all()
         return self._known
 
     def now(self) -> Mappings:
@@ -226,7 +230,7 @@ class RecentMappings:
     def begin(self) -> None:
         """Read them again, unless that is under way."""
         if self._reader is None:
-            self._reader = MapsReader(self._fd)
+            self._reader = MapsReader(self._fd, self._pagemap)
             self._read_at = time.monotonic_ns()
 
     @property

@@ -6,7 +6,8 @@ now and then during a long call, but takes it back before the waiting thread wok
 (``kernel/locking/rwsem.c: RWSEM_WAIT_TIMEOUT``), and so do calls that follow each other at once. So what kdamon asks of
 a target's memory is cut into pieces, and kdamon pauses between them without the lock:
 
-* every system call that takes a target's mmap_lock runs within :data:`held`;
+* every system call that takes a target's mmap_lock runs within :data:`held`, which pauses only while a thread waits
+  for the lock, where that can be seen (:meth:`kdamon.mm.walker.Walker.waited_for`);
 * what such a call does has a bound: one page table of a pagemap, or as much as :class:`CallSize` allows.
 
 Both rely on measured time, because the same call costs ten times as much on one machine as on another. What takes no
@@ -19,6 +20,8 @@ import threading
 import time
 from typing import Final
 
+from kdamon.mm.walker import made_walker
+
 __all__ = ["LONGEST", "CallSize", "held"]
 
 #: Nanoseconds for which one thread's calls may hold mmap_locks before it pauses.
@@ -30,10 +33,10 @@ LONGEST: Final = 200_000
 
 
 class _Held(threading.local):
-    """The calls of the present thread: ``with held:`` around each one.
+    """The calls of the present thread: ``with held:`` or ``with held.of(pagemap):`` around each one.
 
-    Entering pauses if the calls since the last pause took too long together. The time that the caller spent otherwise
-    counts as a pause.
+    Entering pauses if the calls since the last pause took too long together and a thread waits for the lock. The time
+    that the caller spent otherwise counts as a pause.
 
     :ivar elapsed: nanoseconds of the last call.
     """
@@ -42,11 +45,18 @@ class _Held(threading.local):
     _together = 0
     _begin = 0
     _end = 0
+    _pagemap = -1
+
+    def of(self, pagemap: int) -> _Held:
+        """The same for a call that is about the address space of an open /proc/PID/pagemap: it may need no pause."""
+        self._pagemap = pagemap
+        return self
 
     def __enter__(self) -> None:
         idle = time.monotonic_ns() - self._end
         if idle < _PAUSE and self._together >= _TOGETHER:
-            time.sleep((_PAUSE - idle) / 1e9)
+            if _waited_for(self._pagemap):
+                time.sleep((_PAUSE - idle) / 1e9)
             idle = _PAUSE
         if idle >= _PAUSE:
             self._together = 0
@@ -54,8 +64,15 @@ class _Held(threading.local):
 
     def __exit__(self, *_: object) -> None:
         self._end = time.monotonic_ns()
+        self._pagemap = -1
         self.elapsed = self._end - self._begin
         self._together += self.elapsed
+
+
+def _waited_for(pagemap: int) -> bool:
+    """Whether a thread waits for the lock; True where that is not known."""
+    walker = made_walker()
+    return pagemap < 0 or walker is None or walker.waited_for(pagemap)
 
 
 #: Not reentrant; any thread may use it.

@@ -59,7 +59,7 @@ class PageTableSpace(ProcessSpace):
         super().__init__(files, pidfd)
         self._walker = walker
         self._folios = folios
-        self._adviser = Adviser(pidfd)
+        self._adviser = Adviser(pidfd, files.pagemap)
         self._refusing: list[tuple[int, int]] = []
         self._forget_at = 0
 

@@ -108,7 +108,7 @@ def entries_at(fd: int, addrs: U64Array) -> U64Array:
 
 def _read(fd: int, page: int, count: int) -> bytes:
     """``count`` entries of one page table from the number ``page`` on; 0 where the address space ended."""
-    with held:
+    with held.of(fd):
         entries = os.pread(fd, 8 * count, 8 * page)
     return entries.ljust(8 * count, b"\0")
 

@@ -94,7 +94,7 @@ class _Scan:
             argument = bytearray(
                 _ARGUMENT.pack(_ARGUMENT.size, 0, start, reach, 0, place, 1, 1, 0, 0, _PRESENT | _SWAPPED, _PRESENT)
             )
-            with held:
+            with held.of(self._fd):
                 count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
             if count:
                 return int(self._found[0])

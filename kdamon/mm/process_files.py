@@ -40,7 +40,7 @@ class ProcessFiles:
         try:
             if self.alive():
                 self._maps = os.open(f"{thread}maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-                self.mappings = RecentMappings(self._maps)
+                self.mappings = RecentMappings(self._maps, self.pagemap)
                 return True
         except (FileNotFoundError, ProcessLookupError):
             # It ended meanwhile.

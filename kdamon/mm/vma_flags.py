@@ -79,7 +79,7 @@ def mappings_with_flags(files: ProcessFiles, pidfd: int) -> Mappings:
     """
     iterator = _vma_iterator()
     try:
-        found = _from_smaps(files) if iterator is None else _iterate(iterator, pidfd)
+        found = _from_smaps(files) if iterator is None else _iterate(iterator, pidfd, files.pagemap)
     except ProcessLookupError:
         found = np.empty((0, 3), dtype=np.uint64)
     if not files.alive():
@@ -92,12 +92,12 @@ def mappings_with_flags(files: ProcessFiles, pidfd: int) -> Mappings:
     return found[rows]
 
 
-def _iterate(iterator: TaskIterator, pidfd: int) -> Mappings:
+def _iterate(iterator: TaskIterator, pidfd: int, pagemap: int = -1) -> Mappings:
     parts = []
     fd = iterator.open(pidfd)
     try:
         while True:
-            with held:
+            with held.of(pagemap):
                 part = os.read(fd, _CHUNK)
             if not part:
                 break

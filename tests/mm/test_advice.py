@@ -110,7 +110,10 @@ def test_a_cold_half_is_paged_out_and_comes_back(machine: LinuxMachine, program:
     with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         rss = smaps(work, "Rss")
         out = int(mm.advise("pageout", pages(work, 0, half)).sum())
-        assert out == rss - smaps(work, "Rss") == PAGE * np.count_nonzero(~present(work))
+        left = rss - smaps(work, "Rss")
+        assert left == PAGE * np.count_nonzero(~present(work))
+        # A page that some CPU holds on to for a moment is unmapped, and stays in memory.
+        assert left - IN_BATCHES * PAGE <= out <= left
         assert out >= (half - IN_BATCHES) * PAGE
         assert present(work, half).all()
         assert mm.advise("pageout", pages(work, 0, half)).sum() <= IN_BATCHES * PAGE

@@ -9,6 +9,8 @@ from kdamon.mm import mmap_lock
 from kdamon.mm.mmap_lock import LONGEST, CallSize, held
 
 MICROSECOND = 1000
+#: A pagemap whose lock no thread waits for.
+NOT_WAITED_FOR = 5
 
 
 class FakeTime:
@@ -25,14 +27,15 @@ class FakeTime:
         self.pauses.append(seconds)
         self.now += round(seconds * 1e9)
 
-    def call(self, microseconds: int) -> None:
-        with held:
+    def call(self, microseconds: int, pagemap: int = -1) -> None:
+        with held.of(pagemap):
             self.now += microseconds * MICROSECOND
 
 
 @pytest.fixture(name="clock")
 def _clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     clock = FakeTime()
+    monkeypatch.setattr(mmap_lock, "_waited_for", lambda pagemap: pagemap != NOT_WAITED_FOR)
     monkeypatch.setattr(mmap_lock, "time", clock)
     # The calls of other tests are long ago.
     monkeypatch.setattr(held, "_end", 0)
@@ -66,6 +69,16 @@ def test_what_the_caller_does_in_between_is_a_pause(clock: FakeTime) -> None:
     clock.now += 40 * MICROSECOND
     clock.call(1)
     assert clock.pauses == pytest.approx([0.00006])
+
+
+def test_no_pause_is_made_for_a_lock_that_no_thread_waits_for(clock: FakeTime) -> None:
+    """It is asked before each call anew."""
+    for _ in range(100):
+        clock.call(90, NOT_WAITED_FOR)
+    assert clock.pauses == []
+    clock.call(110, NOT_WAITED_FOR)
+    clock.call(1)
+    assert len(clock.pauses) == 1
 
 
 def test_a_failed_call_counts(clock: FakeTime) -> None:

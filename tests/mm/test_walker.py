@@ -6,8 +6,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,3 +159,44 @@ def test_what_is_told_of_page_frames_is_what_the_kernel_shows_of_them() -> None:
         assert [] == pfns.tolist()
     finally:
         folios.close()
+
+
+WAITER = """
+import mmap, os, threading
+memory = mmap.mmap(-1, 256 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for place in range(0, len(memory), 4096):
+    memory[place] = 1
+print("ready", flush=True)
+while os.getppid() != 1:
+    mmap.mmap(-1, 4096).close()
+"""
+
+
+def test_a_thread_that_waits_for_mmap_lock_is_seen(machine: LinuxMachine) -> None:
+    """While the lock is held for long, as by a look at smaps; never where nothing else happens."""
+    assert machine.primitive == "page_table"
+    walker = shared_walker()
+    done = threading.Event()
+
+    def look(pid: int) -> None:
+        while not done.is_set():
+            Path(f"/proc/{pid}/smaps").read_bytes()
+
+    with subprocess.Popen(["sleep", "60"]) as sleeping, open(f"/proc/{sleeping.pid}/pagemap", "rb") as pagemap:
+        assert not any(walker.waited_for(pagemap.fileno()) for _ in range(100))
+        sleeping.kill()
+    with subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == b"ready\n"
+        looker = threading.Thread(target=look, args=(waiting.pid,))
+        looker.start()
+        try:
+            with open(f"/proc/{waiting.pid}/pagemap", "rb") as pagemap:
+                give_up = time.monotonic() + 60
+                while not walker.waited_for(pagemap.fileno()):
+                    assert time.monotonic() < give_up
+        finally:
+            done.set()
+            looker.join()
+            waiting.kill()
