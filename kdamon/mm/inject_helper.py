@@ -195,6 +195,8 @@ _REGISTERS: Final = (
     "fs_base gs_base ds es fs gs"
 )
 
+_PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -830,7 +832,27 @@ def _not_traceable(pid: int, tid: int) -> Exception:
         return _Again("it ended")
     if b"\nTracerPid:\t0\n" not in status:
         return _Again("another process traces it")
-    return OSError(errno.EPERM, "it may not be traced; run as root or give CAP_SYS_PTRACE")
+    scope = _ptrace_scope()
+    if scope != "0" and not _may_trace():
+        return OSError(errno.EPERM, f"it may not be traced with {scope} in {_PTRACE_SCOPE}; run as root or set it to 0")
+    # Its memory was opened, which takes the same right: another tracer was there just now, or a rule forbids it.
+    return _Again("it may not be traced now, because of another tracer or by a rule of a security module")
+
+
+def _ptrace_scope() -> str:
+    """Who may trace processes of the same user: with 0, each other; with more, only their ancestors, or nobody."""
+    try:
+        with open(_PTRACE_SCOPE) as file:
+            return file.read().strip()
+    except OSError:
+        return "0"
+
+
+def _may_trace() -> bool:
+    """Return whether this process has CAP_SYS_PTRACE."""
+    with open("/proc/self/status") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return bool(effective >> 19 & 1)
 
 
 def _clone_error(number: int) -> Exception:
