@@ -59,7 +59,7 @@ def kdamon_exec() -> KdamonExec:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=270,
             check=False,
         )
 

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from kdamon.kernel import ULONG_MAX
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.snapshot import Config, Range, Snapshot
 
-__all__ = ["Edges", "Floats", "Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rest_of"]
+__all__ = ["Edges", "Floats", "Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rests_of"]
 
 #: An address is worth a line if it was accessed in this share of all samples, or hot for some time.
 _WORTHWHILE: Final = 0.02
@@ -202,21 +201,35 @@ def line_size(ranges: list[Range], lines: int) -> int:
     return 1 << 64
 
 
-def rest_of(profile: Profile, drawn: list[Range], config: Config, start: int = 0, end: int = ULONG_MAX) -> str:
-    """Words about what was monitored between ``start`` and ``end`` but is not ``drawn``; empty if there is nothing."""
-    bounds = np.array([start, end, *(edge for area in drawn for edge in area)], np.uint64)
-    edges = np.unique(np.concatenate([profile.edges, bounds]))
+def rests_of(profile: Profile, drawn: list[Range], config: Config, *, together: bool) -> list[str]:
+    """Words about what was monitored but is not ``drawn``: before each of the ranges, and after the last one.
+
+    They are empty where there is nothing.
+
+    :param together: all of it is in the last words.
+    """
+    bounds = np.array(drawn, np.uint64)
+    edges = np.unique(np.concatenate([profile.edges, bounds.ravel()]))
     starts, ends = edges[:-1], edges[1:]
-    # Which piece of the profile each one is part of; those outside are none.
+    # Which piece of the profile each one is part of, and how many ranges begin and end before its end.
     piece = np.searchsorted(profile.edges, starts, side="right") - 1
-    left = (piece >= 0) & (piece < len(profile.covered)) & (starts >= np.uint64(start)) & (ends <= np.uint64(end))
+    left = (piece >= 0) & (piece < len(profile.covered))
     piece[~left] = 0
-    left &= profile.covered[piece] > 0.5
-    for first, last in drawn:
-        left &= (starts < np.uint64(first)) | (starts >= np.uint64(last))
-    if not left.any():
+    begun = np.searchsorted(bounds[:, 0], starts, side="right")
+    left &= (profile.covered[piece] > 0.5) & (begun == np.searchsorted(bounds[:, 1], starts, side="right"))
+    starts, ends, piece, begun = starts[left], ends[left], piece[left], begun[left]
+    if together:
+        begun[:] = len(drawn)
+    unknown = _mostly_unknown(profile, config)
+    words = []
+    for place in range(len(drawn) + 1):
+        here = slice(*np.searchsorted(begun, [place, place + 1]))
+        words.append(_describe(starts[here], ends[here], profile.peak[piece[here]], unknown[piece[here]]))
+    return words
+
+
+def _describe(starts: Edges, ends: Edges, peak: Floats, unknown: npt.NDArray[np.bool_]) -> str:
+    if not len(starts):
         return ""
-    starts, ends, piece = starts[left], ends[left], piece[left]
     apart = np.concatenate([[True], starts[1:] != ends[:-1]])
-    sizes = (ends - starts).astype(np.float64)
-    return describe_rest(sizes, profile.peak[piece], _mostly_unknown(profile, config)[piece], apart)
+    return describe_rest((ends - starts).astype(np.float64), peak, unknown, apart)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from typing import Final
 
@@ -15,7 +16,7 @@ from kdamon_tools.reporters.areas import (
     line_size,
     monitored_ranges,
     profile_of,
-    rest_of,
+    rests_of,
 )
 from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
 from kdamon_tools.snapshot import Config, Recording, Snapshot
@@ -66,21 +67,16 @@ def render_heatmap(
     # Lines between the ranges are for a picture of few ranges; the labels say where another one begins.
     apart = 2 * len(ranges) + 1 <= height
     line_bytes = line_size(ranges, height - len(ranges) - 1 if apart else height)
+    rests = rests_of(profile, ranges, config, together=not apart)
     heading = f"a line is {format_bytes(line_bytes)}, a column {format_seconds(recording.seconds / len(columns))}"
     labelled = f"{'address':>{_LABEL - 2}}  {heading}"
     lines = [labelled] if len(labelled) <= width else textwrap.wrap(heading, width)
-    previous_end = 0
-    for start, end in ranges:
-        if apart:
-            lines += _rest_line(rest_of(profile, ranges, config, previous_end, start), width, bool(previous_end))
-        edges = np.array([*range(start, end, line_bytes), end], np.uint64)
-        for edge, cells in zip(edges, _cells(columns, edges, config), strict=False):
-            lines.append(f"{int(edge):{_LABEL - 2}x}  {paint(cells, colour)}".rstrip())
-        previous_end = end
-    if apart:
-        lines += _rest_line(rest_of(profile, ranges, config, previous_end), width, False)
-    else:
-        lines += _rest_line(rest_of(profile, ranges, config), width, False)
+    spans = [[(edge, min(edge + line_bytes, end)) for edge in range(start, end, line_bytes)] for start, end in ranges]
+    cells = iter(_cells(columns, np.array(list(itertools.chain(*spans)), np.uint64), config))
+    for place, of_range in enumerate(spans):
+        lines += _rest_lines(rests[place], width, apart and place > 0)
+        lines += [f"{start:{_LABEL - 2}x}  {paint(next(cells), colour)}".rstrip() for start, _ in of_range]
+    lines += _rest_lines(rests[-1], width, False)
     lines.append(_time_axis(recording.seconds, len(columns)))
     if show_legend:
         lines += legend(colour, width)
@@ -111,16 +107,17 @@ def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
     return columns
 
 
-def _cells(columns: list[list[Snapshot]], edges: Edges, config: Config) -> list[str]:
-    """One string for each of the lines between ``edges``, one character for each column.
+def _cells(columns: list[list[Snapshot]], lines: Edges, config: Config) -> list[str]:
+    """One string for each of ``lines`` (start and end, shape (n, 2)), one character for each column.
 
     A line is as hot as its hottest part was, on the average of the column's snapshots.
     """
-    levels = np.full((len(edges) - 1, len(columns)), ABSENT)
+    levels = np.full((len(lines), len(columns)), ABSENT)
     for column, snapshots in enumerate(columns):
-        sums = np.zeros((4, len(edges) - 1))
+        sums = np.zeros((4, len(lines)))
         for snapshot in snapshots:
-            sums += snapshot.merged * _measure(snapshot, edges, config)
+            if len(snapshot.regions):
+                sums += snapshot.merged * _measure(snapshot, lines, config)
         covered, unknown, hottest, known = sums
         shares = hottest / np.maximum(known, 1)
         for line in np.flatnonzero(covered > 0):
@@ -129,44 +126,43 @@ def _cells(columns: list[list[Snapshot]], edges: Edges, config: Config) -> list[
     return ["".join(line) for line in levels]
 
 
-def _measure(snapshot: Snapshot, edges: Edges, config: Config) -> Floats:
-    """What ``snapshot`` says of each line between ``edges``, shape (4, n).
+def _measure(snapshot: Snapshot, lines: Edges, config: Config) -> Floats:
+    """What ``snapshot``, which has regions, says of each of ``lines``, shape (4, n).
 
     Rows: bytes that are covered; bytes that are mostly unknown; how often the hottest known region was accessed, as a
     share from 0 to 1; and 1 where there is a known region.
     """
     regions = snapshot.regions
-    if not len(regions):
-        return np.zeros((4, len(edges) - 1))
     known = regions["nr_unknown"] <= 0.5 * config.max_nr_accesses
     shares = np.append(np.where(known, np.minimum(1.0, regions["nr_accesses"] / config.max_nr_accesses), -1.0), -1.0)
     # The regions of each line, first and end (exclusive); one more region makes every end an index.
-    first = np.searchsorted(regions["end"], edges[:-1], side="right")
-    end = np.searchsorted(regions["start"], edges[1:], side="left")
+    first = np.searchsorted(regions["end"], lines[:, 0], side="right")
+    end = np.searchsorted(regions["start"], lines[:, 1], side="left")
     hottest = np.maximum.reduceat(shares, np.stack([first, end], axis=1).ravel())[::2]
     sampled = (first < end) & (hottest >= 0)
-    covered = _bytes_between(snapshot, edges, np.ones(len(regions)))
-    unknown = _bytes_between(snapshot, edges, (~known).astype(np.float64))
+    covered = _bytes_in(snapshot, lines, np.ones(len(regions)))
+    unknown = _bytes_in(snapshot, lines, (~known).astype(np.float64))
     return np.stack([covered, unknown, np.where(sampled, hottest, 0.0), sampled.astype(np.float64)])
 
 
-def _bytes_between(snapshot: Snapshot, edges: Edges, factors: Floats) -> Floats:
-    """Bytes of the regions of ``snapshot`` between neighbouring ``edges``, each times its factor, shape (n,)."""
+def _bytes_in(snapshot: Snapshot, lines: Edges, factors: Floats) -> Floats:
+    """Bytes of the regions of ``snapshot`` in each of ``lines``, each times its region's factor, shape (n,)."""
     regions = snapshot.regions
-    # Relative to the first edge: addresses near 2**64 leave a double no room for pages.
-    base = edges[0]
+    # Relative to the first line: addresses near 2**64 leave a double no room for pages.
+    base = lines[0, 0]
     points = np.empty(2 * len(regions))
     points[0::2] = (regions["start"] - base).view(np.int64)
     points[1::2] = (regions["end"] - base).view(np.int64)
     sums = np.cumsum(snapshot.sizes * factors)
     integral = np.empty(2 * len(regions))
     integral[0], integral[1::2], integral[2::2] = 0, sums, sums[:-1]
-    between: Floats = np.diff(np.interp((edges - base).astype(np.float64), points, integral))
+    at_edges = np.interp((lines - base).astype(np.float64), points, integral)
+    between: Floats = at_edges[:, 1] - at_edges[:, 0]
     return between
 
 
-def _rest_line(rest: str, width: int, separates: bool) -> list[str]:
-    """A line for what is not drawn here; without anything, a mark if it ``separates`` two ranges."""
+def _rest_lines(rest: str, width: int, separates: bool) -> list[str]:
+    """Lines for what is not drawn here; without anything, a mark if it ``separates`` two ranges."""
     mark = f"{'...':>{_LABEL - 2}}  "
     if not rest:
         return [mark.rstrip()] if separates else []
