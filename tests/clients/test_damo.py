@@ -120,5 +120,5 @@ def test_damo_finds_the_features_of_the_version_that_was_asked_for(kdamon_exec: 
 def test_nothing_is_left_of_a_session(session: Answers) -> None:
     """No cache in the home directory, no mount, and the process lives on."""
     assert not (session.home / ".damo.sysinfo").exists()
-    assert b"fuse.kdamon /sys" not in Path("/proc/mounts").read_bytes()
+    assert b"kdamon /sys" not in Path("/proc/mounts").read_bytes()
     assert Path(f"/proc/{session.pid}").exists()

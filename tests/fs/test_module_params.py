@@ -505,9 +505,9 @@ def kdamon(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
-def outside() -> tuple[list[str], list[str]]:
+def outside() -> tuple[list[bytes], list[str]]:
     """What must not change: the mounts below /sys, and the machine's own modules."""
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if " /sys" in line]
+    mounts = [line for line in Path("/proc/self/mountinfo").read_bytes().splitlines() if b" /sys" in line]
     return mounts, sorted(os.listdir("/sys/module"))
 
 
@@ -559,7 +559,7 @@ class TestShell:
         *names, pid = said.split()
         try:
             assert {*before[1], *MODULES, "admin"} <= set(names)
-            assert "kdamon /sys/" not in Path(f"/proc/{pid}/mounts").read_text()
+            assert b"kdamon /sys/" not in Path(f"/proc/{pid}/mounts").read_bytes()
         finally:
             os.kill(int(pid), signal.SIGKILL)
         assert outside() == before
