@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -22,11 +24,10 @@ from kdamon.mm import U64Array
 from kdamon.mm.fault_sample import State, States
 from kdamon.mm.maps import Mappings
 from kdamon.mm.pagemap import BLOCK, Pagemap
-from kdamon.mm.populated import populated
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES, inside, intersect, subtract
 from kdamon.mm.shared_memory import PIECE, make_writable, present_runs, shared_memory
-from kdamon.mm.uffd import FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, Pages, Userfaultfd, has_userfaultfd
+from kdamon.mm.uffd import FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, Pages, Userfaultfd, has_userfaultfd, userfaultfds
 
 __all__ = ["Protection", "has_its_own"]
 
@@ -34,6 +35,8 @@ log = logging.getLogger("kdamon")
 
 #: A userfaultfd of the process's own is looked for after so many times as long as the last look took.
 _LOOK_RARELY: Final = 100
+#: File descriptors of a process that are looked at at once.
+_DESCRIPTORS: Final = 1024
 #: Seconds after which a process has given away, and closed, one that it was only asked for.
 _GIVEN_AWAY: Final = 0.02
 
@@ -61,7 +64,11 @@ class Protection:
         self._pid = pid
         self._userfaultfd = userfaultfd
         self._identity = files.identity
-        self._pagemap = os.dup(files.pagemap)
+        try:
+            self._pagemap = os.dup(files.pagemap)
+        except OSError:
+            userfaultfd.close()
+            raise
         self._table = Pages(self._pagemap)
         self._lock = threading.Lock()
         self._mappings: Mappings | None = None
@@ -71,6 +78,8 @@ class Protection:
         self._armed: dict[object, U64Array] = {}
         self._told_huge = False
         self._let_go = False
+        self._search: Iterator[bool] | None = None
+        self._searched = 0
         self._look_at = 0
         self.users = 0
 
@@ -85,7 +94,12 @@ class Protection:
         Those that were registered before are, the others with :meth:`register`.
         """
         with self._lock:
-            if self._let_go or self._wanted_by_process():
+            if self._let_go:
+                return
+            if self._search is None and self._pid != os.getpid() and time.monotonic_ns() >= self._look_at:
+                self._search, self._searched = userfaultfds(self._pid), 0
+            self._look_for_another(_DESCRIPTORS)
+            if self._let_go:
                 return
             kept = mappings.writable | ~mappings.files
             wanted = mappings.ranges[kept]
@@ -99,9 +113,12 @@ class Protection:
     def register(self, count: int) -> bool:
         """Register at most ``count`` mappings; returns whether there are more.
 
+        As many file descriptors are looked at, if the process has so many that :meth:`follow` could not see all.
+
         :raises OSError: ESRCH the address space ended.
         """
         with self._lock:
+            self._look_for_another(count)
             part, self._pending = self._pending[:count], self._pending[count:]
             unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
             if len(unsure):
@@ -206,25 +223,26 @@ class Protection:
         with self._lock:
             return NO_RANGES if self._let_go else subtract(wanted, np.concatenate(huge))
 
-    def _wanted_by_process(self) -> bool:
-        """Let the process go if it made a userfaultfd of its own."""
+    def _look_for_another(self, count: int) -> None:
+        """Look at ``count`` more of the process's file descriptors; let it go if it made a userfaultfd of its own."""
+        if self._search is None:
+            return
         began = time.monotonic_ns()
-        if self._pid == os.getpid() or began < self._look_at:
-            return False
-        found = has_userfaultfd(self._pid)
-        if found:
+        looked = [*itertools.islice(self._search, count)]
+        self._searched += time.monotonic_ns() - began
+        if any(looked):
             # It may be just giving one to another kdamon.
             time.sleep(_GIVEN_AWAY)
-            found = has_userfaultfd(self._pid)
-        now = time.monotonic_ns()
-        self._look_at = now + _LOOK_RARELY * (now - began)
-        if found:
-            log.warning(
-                "process %d: its memory is sampled no more: it uses a userfaultfd of its own; use page_table", self._pid
-            )
-            self._let_go = True
-            self._close()
-        return found
+            if has_userfaultfd(self._pid):
+                log.warning(
+                    "process %d: its memory is sampled no more: it uses a userfaultfd of its own; use page_table",
+                    self._pid,
+                )
+                self._let_go = True
+                self._close()
+        if any(looked) or len(looked) < count:
+            self._search = None
+            self._look_at = time.monotonic_ns() + _LOOK_RARELY * self._searched
 
     def disarm(self, user: object) -> None:
         """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
@@ -247,15 +265,18 @@ class Protection:
     def _close(self) -> None:
         registered = self._ranges
         self._ranges = self._unsure = self._pending = NO_RANGES
-        with contextlib.suppress(ProcessLookupError):
+        try:
             self._unregister(registered)
-        self._userfaultfd.close()
+        except OSError as error:
+            log.debug("process %d: its protection goes all at once: %s", self._pid, error.strerror)
+        finally:
+            self._userfaultfd.close()
 
     def _unregister(self, registered: U64Array) -> None:
         """Let ``registered`` go block by block where pages are, and spare the process what faults that may cause."""
         memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
         rest = np.ones(len(registered), dtype=np.bool_)
-        for blocks in populated(self._pagemap, registered):
+        for blocks in Pagemap(self._pagemap).groups(registered):
             parts = intersect(registered, blocks)
             memory = self._unregister_shared(intersect(parts, memory), memory)
             # From the beginning of each mapping: parts of it that went before cost nothing, and holes little.

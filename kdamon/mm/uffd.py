@@ -11,12 +11,13 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import logging
 import mmap
 import os
 import platform
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -41,6 +42,7 @@ __all__ = [
     "Pages",
     "Userfaultfd",
     "has_userfaultfd",
+    "userfaultfds",
 ]
 
 log = logging.getLogger("kdamon")
@@ -286,27 +288,30 @@ class Userfaultfd:
         os.close(self._fd)
 
 
+def userfaultfds(pid: int) -> Iterator[bool]:
+    """Whether each of the file descriptors that process ``pid`` holds is a userfaultfd."""
+    directories = itertools.chain([f"/proc/{pid}/fd"], (f"/proc/{pid}/task/{tid}/fd" for tid in _threads(pid)))
+    for directory in directories:
+        none = True
+        with contextlib.suppress(OSError), os.scandir(directory) as descriptors:
+            for descriptor in descriptors:
+                none = found = False
+                with contextlib.suppress(OSError):
+                    found = os.readlink(descriptor.path) == "anon_inode:[userfaultfd]"
+                yield found
+        if not none:
+            return
+        # A thread that ended has none; that may be the first one.
+
+
+def _threads(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        yield from os.listdir(f"/proc/{pid}/task")
+
+
 def has_userfaultfd(pid: int) -> bool:
     """Tell whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
-    with contextlib.suppress(OSError):
-        if names := os.listdir(f"/proc/{pid}/fd"):
-            return _among(f"/proc/{pid}/fd", names)
-        # Its first thread may have ended.
-        for tid in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                directory = f"/proc/{pid}/task/{tid}/fd"
-                if names := os.listdir(directory):
-                    return _among(directory, names)
-    return False
-
-
-def _among(directory: str, names: list[str]) -> bool:
-    """Tell whether a userfaultfd is among the open files ``names`` in ``directory``."""
-    for name in names:
-        with contextlib.suppress(OSError):
-            if os.readlink(f"{directory}/{name}") == "anon_inode:[userfaultfd]":
-                return True
-    return False
+    return any(userfaultfds(pid))
 
 
 class Pages:

@@ -17,7 +17,7 @@ import pytest
 
 from kdamon.mm import OLD, UNKNOWN, protection
 from kdamon.mm.linux import LinuxMachine, linux_machine
-from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of
+from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload
 
 PAGES = 1024
@@ -141,6 +141,26 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
         ]
         with pytest.raises(OSError, match="of its own"):
             faulting.get_task(work.pid, "page_fault")
+
+
+def test_a_userfaultfd_among_many_open_files_is_found(
+    faulting: LinuxMachine, program: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked at a few with each sample."""
+    monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
+    monkeypatch.setattr(protection, "_DESCRIPTORS", 1)
+    with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
+        mm = mm_of(task)
+        work.order("T")
+        mm.vmas()
+        assert "is sampled no more" not in caplog.text
+
+        def let_go() -> bool:
+            _, answers = sample(faulting, mm, work, EVERY, lambda: None)
+            return set(answers.tolist()) == {UNKNOWN}
+
+        wait_until(let_go)
+        assert "is sampled no more" in caplog.text
 
 
 def test_who_else_monitors_a_process_is_in_the_way(faulting: LinuxMachine, program: Path) -> None:
