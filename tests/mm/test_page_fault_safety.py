@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, protection
+from kdamon.mm import OLD, UNKNOWN, page_fault, protection
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload
@@ -149,6 +149,7 @@ def test_a_userfaultfd_among_many_open_files_is_found(
     """They are looked at a few with each sample."""
     monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
     monkeypatch.setattr(protection, "_DESCRIPTORS", 1)
+    monkeypatch.setattr(page_fault, "_AT_ONCE", 1)
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
         work.order("T")
