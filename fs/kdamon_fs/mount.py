@@ -300,12 +300,18 @@ class mounted_tree:
 
 
 class _signals_kept_from_fuse:
-    """While it is entered, no signal has its default action: libfuse makes such signals end its loop."""
+    """While it is entered, no signal has its default action: libfuse makes such signals end its loop.
+
+    A broken pipe gets a handler for good: where it is ignored, libfuse gives it its default action back when the loop
+    ends, and the next log line would kill this process.
+    """
 
     def __enter__(self) -> None:
         self._defaults: list[signal.Signals] = []
         if threading.current_thread() is not threading.main_thread():
             return
+        if signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN:
+            signal.signal(signal.SIGPIPE, lambda _number, _frame: None)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         for number in _END_SIGNALS:
             if number not in blocked and signal.getsignal(number) is signal.SIG_DFL:

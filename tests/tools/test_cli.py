@@ -170,7 +170,7 @@ def test_debug_shows_where_an_error_comes_from() -> None:
     for words in (["--debug", "run", "--pid", "1", "--output", "/nonexistent/file"],
                   ["run", "--debug", "--pid", "1", "--output", "/nonexistent/file"]):  # fmt: skip
         result = kdamon(*words)
-        assert 1 == result.returncode
+        assert 2 == result.returncode
         assert "Traceback" in result.stderr
         assert result.stderr.splitlines()[-1].startswith("kdamon: ")
 
@@ -212,4 +212,4 @@ def test_standard_streams_may_be_closed(closed: str, expected: int) -> None:
     )
     possible = kdamon("doctor", "--json").returncode
     assert max(expected, possible) == result.returncode
-    assert ("kdamon: Bad file descriptor\n" if closed == ">&-" else "") == result.stderr
+    assert ("kdamon: standard output: Bad file descriptor\n" if closed == ">&-" else "") == result.stderr

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -15,6 +13,7 @@ from kdamon import __version__
 from kdamon_tools.commands import doctor, exec, mount, replay, run  # noqa: A004 (a verb's module has the verb's name)
 from kdamon_tools.errors import CommandError
 from kdamon_tools.readable import readable
+from kdamon_tools.streams import finish_output, prepare_streams, write_result
 
 __all__ = ["main"]
 
@@ -24,6 +23,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message}; see {self.prog} --help", 2)
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        """Help and the version are results: argparse would not say that they cannot be written."""
+        write_result([message])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,23 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     for module in (run, replay, mount, exec, doctor):
         module.register(verbs)
     return parser
-
-
-def _open_closed_streams() -> None:
-    """Keep files of other use from getting the numbers of standard streams that are closed (``>&-``).
-
-    Writing to standard output is an error then, as it should be; nobody misses what goes to standard error.
-    """
-    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, flags)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # As standard error has it: what a locale has no character for is no reason to lose the rest.
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class _Formatter(logging.Formatter):
@@ -75,10 +61,10 @@ def _log_to_stderr(debug: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv``; returns the exit status.
 
-    0 done, 1 it failed, 2 the command line makes no sense, 130 interrupted; ``run`` and ``exec`` pass on the exit
-    status of their command.
+    0 done, 1 it failed (also when standard output could not be written), 2 the command line makes no sense, 130
+    interrupted; ``run`` and ``exec`` pass on the exit status of their command. Nothing depends on standard error.
     """
-    _open_closed_streams()
+    prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     # What follows "--" is somebody else's command line, argparse must not look at it.
     separator = words.index("--") if "--" in words else len(words)
@@ -86,15 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = [word for word in words[:separator] if word != "--debug"]
     _log_to_stderr(debug)
     try:
+        status = _run(options, words[separator + 1 :], debug)
+    except SystemExit:
+        # Help, or the version.
+        if (error := finish_output()) is None:
+            raise
+        return _fail(error, _sentence(error), debug)
+    error = finish_output()
+    return status if error is None or status else _fail(error, _sentence(error), debug)
+
+
+def _run(options: list[str], command: list[str], debug: bool) -> int:
+    """Run a verb, and make one sentence of each error that was foreseen."""
+    try:
         arguments = _parser().parse_args(options)
-        arguments.command = words[separator + 1 :]
+        arguments.command = command
         arguments.debug = debug
         status: int = arguments.run(arguments)
         return status
-    except BrokenPipeError:
-        # Whoever read the output has enough.
-        _give_output_up()
-        return 1
     except KeyboardInterrupt:
         return 130
     except CommandError as error:
@@ -103,16 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sentence = f"the Python package '{error.name}' is missing: install it, for instance with pip"
         return _fail(error, sentence, debug)
     except OSError as error:
-        _give_output_up()
         return _fail(error, _sentence(error), debug)
-
-
-def _give_output_up() -> None:
-    """Let the interpreter not fail once more on output that cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: OSError) -> str:
@@ -122,6 +108,11 @@ def _sentence(error: OSError) -> str:
 
 
 def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> int:
+    # What stays in the buffer of standard output must not be tried, and fail, once more.
+    finish_output()
+    if isinstance(error, BrokenPipeError):
+        # The reader of the output has enough.
+        return status
     if debug:
         logging.getLogger("kdamon").debug("where it comes from", exc_info=error)
     print(f"kdamon: {readable(sentence)}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kdamon_tools.checks import monitor_checks, tool_checks
 from kdamon_tools.commands import add_verb
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
+from kdamon_tools.streams import write_result
 from kdamon_tools.terminal import terminal_size
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Say it; returns 0 if processes can be monitored, else 1."""
     monitoring, usable = monitor_checks()
     checks = monitoring + tool_checks()
-    if arguments.json:
-        print(render_checks_json(checks, usable), flush=True)
-    else:
-        print(render_checks(checks, usable, terminal_size()[0]), flush=True)
+    columns = terminal_size()[0]
+    write_result(
+        [render_checks_json(checks, usable) if arguments.json else render_checks(checks, usable, columns), "\n"]
+    )
     return 0 if usable else 1
