@@ -44,7 +44,7 @@ def reports_of(records: Records) -> Records:
 
 @define
 class TextNotes:
-    """What became of the lines of a text file.
+    """What became of a file, and of its lines if it is a text.
 
     :ivar lines: all of them.
     :ivar unparsable: those that are neither an access nor known to be something else.
@@ -52,6 +52,7 @@ class TextNotes:
     :ivar without_operation: accesses of which it is not known whether they were writes; taken for reads.
     :ivar without_process: accesses that tell the thread only.
     :ivar remote: accesses that were served by the memory or a cache of another NUMA node.
+    :ivar cut: how the file ends earlier than it should, a sentence; empty where it does not.
     """
 
     lines: int = 0
@@ -60,6 +61,7 @@ class TextNotes:
     without_operation: int = 0
     without_process: int = 0
     remote: int = 0
+    cut: str = ""
 
 
 class TextFormat(Protocol):
@@ -74,7 +76,7 @@ class TextFormat(Protocol):
 
 
 def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[bytes]:
-    """Blocks of whole lines from ``stream``, of about ``size`` bytes; the last line gets its end if it has none.
+    """Blocks of whole lines from ``stream``, of about ``size`` bytes; a last line without end is a block of its own.
 
     A line that is longer than any of a text is cut: memory is bounded, whatever the file is.
 
@@ -90,5 +92,5 @@ def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[byt
         elif len(rest) > _LONGEST_LINE:
             yield rest + b"\n"
             rest = b""
-    if rest:
-        yield rest if rest.endswith(b"\n") else rest + b"\n"
+    end = rest.rfind(b"\n") + 1
+    yield from filter(None, (rest[:end], rest[end:]))

@@ -7,7 +7,7 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 import attrs
@@ -23,9 +23,10 @@ from kdamon.reports import damon_report_accesses, damon_report_counters_of
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import History
 from kdamon_tools.monitor import add_target, new_context, region_table
-from kdamon_tools.records import Records, reports_of
+from kdamon_tools.records import reports_of
 from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
+from kdamon_tools.stored_records import RecordSource
 
 __all__ = ["Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
 
@@ -52,16 +53,15 @@ class Tape:
     """Recorded reports in the order of their times, counted from the first one's.
 
     :param records: shape (n,), in any order; of equal times the first one goes first.
+    :raises OSError: they cannot be read (any more); so do all methods.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: RecordSource) -> None:
         self._records = records
         self._block = _BLOCK
         self._order = self._find_order()
-        first, last = (0, len(records) - 1) if self._order is None else (self._order[0], self._order[-1])
         #: Time of the first report and of the last, nanoseconds of the clock of the file's source.
-        self.started = int(records["time"][first]) if len(records) else 0
-        self.ended = int(records["time"][last]) if len(records) else 0
+        self.started, self.ended = self._ends()
         self._next = 0
         self._now = records[:0]
         self._times: U64Array = np.zeros(0, np.uint64)
@@ -70,12 +70,22 @@ class Tape:
     def _find_order(self) -> npt.NDArray[np.intp] | None:
         """The rows by their times, None where they are in order."""
         previous = np.uint64(0)
-        for at in range(0, len(self._records), self._block):
-            times = self._records["time"][at : at + self._block]
+        for times in self._blocks_of_times():
             if times[0] < previous or (times[1:] < times[:-1]).any():
-                return np.argsort(self._records["time"], kind="stable")
+                return np.argsort(np.concatenate(list(self._blocks_of_times())), kind="stable")
             previous = times[-1]
         return None
+
+    def _blocks_of_times(self) -> Iterator[U64Array]:
+        for at in range(0, len(self._records), self._block):
+            yield self._records[at : at + self._block]["time"].copy()
+
+    def _ends(self) -> tuple[int, int]:
+        if not len(self._records):
+            return 0, 0
+        rows = np.array([0, len(self._records) - 1]) if self._order is None else self._order[[0, -1]]
+        started, ended = self._records[rows]["time"].tolist()
+        return started, ended
 
     def _load(self) -> bool:
         """Take the next block up; returns False at the end."""
@@ -222,17 +232,17 @@ class Replay:
         ]
 
 
-def processes_of(records: Records) -> list[int]:
+def processes_of(records: RecordSource) -> list[int]:
     """The processes that ``records`` are about, those with most reports first."""
     counts: dict[int, int] = {}
     for at in range(0, len(records), _BLOCK):
-        pids, numbers = np.unique(records["pid"][at : at + _BLOCK], return_counts=True)
+        pids, numbers = np.unique(records[at : at + _BLOCK]["pid"], return_counts=True)
         for pid, number in zip(pids.tolist(), numbers.tolist(), strict=True):
             counts[pid] = counts.get(pid, 0) + number
     return sorted(counts, key=lambda pid: (-counts[pid], pid))
 
 
-def ranges_of(records: Records, pids: Collection[int]) -> dict[int, list[Range]]:
+def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Range]]:
     """What to monitor of each process: the pages that its reports are about, without the two biggest gaps.
 
     As vaddr cuts the mappings of a process. Addresses of the kernel are left out; a process that has no other ones is

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
+import stat
 import tempfile
 import threading
-import tokenize
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final
@@ -26,20 +25,25 @@ from kdamon.reports import REPORT_DTYPE, damon_report_queue, damon_report_subscr
 from kdamon_tools.lackey import DEFAULT_RATE, Lackey, count_accesses
 from kdamon_tools.perf_script import PerfScript, count_samples
 from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, line_blocks, new_records, reports_of
+from kdamon_tools.replacement import Replacement
+from kdamon_tools.stored_records import HEAD_BYTES, MAGIC, StoredRecords, parse_head
+from kdamon_tools.streams import stdin_descriptor
 
 __all__ = ["FORMATS", "RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
 
 #: Names of what can be read.
 FORMATS: Final = ("recording", "perf", "lackey")
 
-_MAGIC: Final = b"\x93NUMPY"
-_READ_HEAD: Final = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+#: What begins so is no text, and what to do about it.
+_NOT_READ: Final = {
+    b"PERFILE2": "this is perf's own file; give what 'perf script' writes about it",
+    b"\x1f\x8b": "it is compressed; use zcat FILE | kdamon replay -",
+    b"BZh": "it is compressed; use bzcat FILE | kdamon replay -",
+    b"\xfd7zXZ\0": "it is compressed; use xzcat FILE | kdamon replay -",
+    b"\x28\xb5\x2f\xfd": "it is compressed; use zstdcat FILE | kdamon replay -",
+    b"PK\x03\x04": "it is an archive (zip, npz); take what is in it out first",
 }
-_PERF_DATA: Final = b"PERFILE2"
 _BLOCK_BYTES: Final = 1 << 22
-_LOOK_BYTES: Final = 1 << 16
 _DRAIN_S: Final = 0.05
 
 #: Told how many bytes of a file were read, and how many there are (0: unknown).
@@ -79,40 +83,23 @@ class RecordingWriter:
 
 
 def open_recording(path: Path | str) -> Records:
-    """The records of a recording, mapped from the file, shape (n,).
+    """The records of a recording, shape (n,), in memory.
 
     All whole records that the file holds: when its writer was killed, the number in its head may be another.
 
     :raises OSError: it cannot be read, or EINVAL it is no recording.
     """
-    with open(path, "rb") as file:
-        return _map_recording(file, str(path))
-
-
-def _map_recording(file: IO[bytes], name: str) -> Records:
-    try:
-        file.seek(0)
-        version = np.lib.format.read_magic(file)
-        read_head = _READ_HEAD[version]
-        _, fortran_order, dtype = read_head(file)
-    except (ValueError, KeyError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        raise OSError(errno.EINVAL, "this is no array of numpy's that can be read", name) from error
-    if dtype != RECORD_DTYPE or fortran_order:
-        raise OSError(errno.EINVAL, "this array of numpy's does not hold access reports with their times", name)
-    offset = file.tell()
-    n = (os.fstat(file.fileno()).st_size - offset) // RECORD_DTYPE.itemsize
-    if not n:
-        return np.zeros(0, RECORD_DTYPE)
-    return np.memmap(file, RECORD_DTYPE, "r", offset, (n,))
+    return read_reports(path, "recording")
 
 
 class Recorder:
     """Writes every access report of this process to a file while the ``with`` block runs.
 
     Reports are recorded as they are made, whether or not any context uses them. Memory is bounded: what the recorder
-    cannot take is lost and counted.
+    cannot take is lost and counted. What the file held before is replaced at the end, unless an error ended the block
+    before anything was recorded; see :class:`kdamon_tools.replacement.Replacement`.
 
-    :param path: the file; what it held is overwritten.
+    :param path: the file.
     :ivar recorded: how many reports were written.
     :raises OSError: the file cannot be written; when it fails within the block, it is told at its end.
     """
@@ -132,14 +119,17 @@ class Recorder:
         return self._queue.snapshot().dropped + self._not_written
 
     def __enter__(self) -> Recorder:
-        self._file = self.path.open("wb", buffering=0)
+        self._replacement = Replacement(self.path)
         try:
-            self._writer = RecordingWriter(self._file)
+            self._writer = RecordingWriter(self._replacement.file)
             damon_report_subscribe(self._queue)
             self._thread.start()
-        except BaseException:
+        except BaseException as error:
             damon_report_unsubscribe(self._queue)
-            self._file.close()
+            self._replacement.discard()
+            if isinstance(error, OSError):
+                sentence = f"no recording can be written there: {error.strerror}"
+                raise OSError(error.errno, sentence, str(self.path)) from error
             raise
         return self
 
@@ -149,12 +139,22 @@ class Recorder:
         damon_report_unsubscribe(self._queue)
         self._stop.set()
         self._thread.join()
-        try:
-            self._file.close()
-        except OSError as failure:
-            self._error = self._error or failure
-        if self._error is not None and error is None:
-            raise OSError(self._error.errno, f"the recording is not whole: {self._error.strerror}", str(self.path))
+        with self._replacement:
+            if error is not None and not self.recorded:
+                return
+            if self._error is None:
+                try:
+                    self._replacement.commit()
+                except OSError as failure:
+                    self._error = failure
+            if self._error is not None and error is None:
+                raise self._not_whole(self._error)
+            self._replacement.keep_part()
+
+    def _not_whole(self, error: OSError) -> OSError:
+        part = self._replacement.keep_part()
+        left = f"; what was recorded is in {part}" if part not in (None, self.path) else ""
+        return OSError(error.errno, f"the recording is not whole: {error.strerror}{left}", str(self.path))
 
     def _run(self) -> None:
         while not self._stop.wait(_DRAIN_S):
@@ -197,23 +197,34 @@ def _records(time: int, entry: damon_access_report | Records) -> Records:
 
 def _text_format(name: str, look: bytes, path: str, *, pid: int | None, rate: int, instructions: bool) -> TextFormat:
     """The reader of the text format ``name``; "auto" is what most lines of ``look`` are."""
-    if look.startswith(_PERF_DATA):
-        raise OSError(errno.EINVAL, "this is perf's own file; give what 'perf script' writes about it", path)
+    for begin, sentence in _NOT_READ.items():
+        if look.startswith(begin):
+            raise OSError(errno.EINVAL, sentence, path)
     if name == "auto":
         samples, accesses = count_samples(look), count_accesses(look)
         if not samples and not accesses:
             sentence = "neither a recording, nor output of perf script, nor a trace of lackey; --format says which"
-            raise OSError(errno.EINVAL, sentence, path)
+            raise OSError(errno.EINVAL, sentence if look else "it is empty", path)
         name = "perf" if samples > accesses else "lackey"
     return PerfScript(pid) if name == "perf" else Lackey(pid, rate, instructions)
 
 
-def _spool(writer: RecordingWriter, records: Records) -> None:
+def _append(spool: IO[bytes], data: bytes | memoryview) -> None:
+    """Write all of ``data`` to a temporary file."""
+    rest = memoryview(data)
     try:
-        writer.write(records)
+        while rest:
+            rest = rest[spool.write(rest) :]
     except OSError as error:
         sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to where there is"
         raise OSError(error.errno, sentence, tempfile.gettempdir()) from error
+
+
+@contextmanager
+def _temporary() -> Iterator[IO[bytes]]:
+    """A temporary file without a name, so that nothing is left behind whatever happens."""
+    with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as spool:
+        yield spool
 
 
 @contextmanager
@@ -225,10 +236,11 @@ def open_reports(
     rate: int = DEFAULT_RATE,
     instructions: bool = False,
     progress: Progress | None = None,
-) -> Iterator[tuple[Records, TextNotes | None]]:
-    """The reports in a file, and for a text what became of its lines; they are there within the ``with`` block.
+) -> Iterator[tuple[StoredRecords, TextNotes]]:
+    """The reports in a file, and what became of it; they are there within the ``with`` block.
 
-    A text is turned into a temporary recording first, so that files of any size fit into memory.
+    A text, and what comes through a pipe, is put into a temporary recording first, so that files of any size fit into
+    memory.
 
     :param path: "-" is standard input.
     :param file_format: one of :data:`FORMATS`, or "auto".
@@ -239,27 +251,49 @@ def open_reports(
     """
     piped = str(path) == "-"
     name = "standard input" if piped else str(path)
-    with open(sys.stdin.fileno() if piped else path, "rb", closefd=not piped) as stream:
-        look = stream.read(_LOOK_BYTES)
-        if file_format == "recording" or (file_format == "auto" and look.startswith(_MAGIC)):
-            if piped:
-                raise OSError(errno.EINVAL, "a recording has to be given by its name", name)
-            yield open_recording(path), None
-            return
-        reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)
-        size, done = os.fstat(stream.fileno()).st_size, 0
-        # Without a name, so that nothing is left behind whatever happens.
-        with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as spool:
-            writer = RecordingWriter(spool)
+    with ExitStack() as stack:
+        stream = stack.enter_context(open(stdin_descriptor() if piped else path, "rb", closefd=not piped))
+        status = os.fstat(stream.fileno())
+        regular = stat.S_ISREG(status.st_mode)
+        from_start = regular and stream.tell() == 0
+        look = stream.read(HEAD_BYTES)
+        if file_format == "recording" or (file_format == "auto" and look.startswith(MAGIC)):
+            head = parse_head(look, name)
+            if from_start:
+                records = StoredRecords(stream, head.offset, name)
+            else:
+                # Without its head.
+                spool = stack.enter_context(_temporary())
+                part = look[head.offset :]
+                while part:
+                    _append(spool, part)
+                    part = stream.read(_BLOCK_BYTES)
+                records = StoredRecords(spool, 0, name)
+            notes = TextNotes(cut=_cut(head.promised, records))
+        else:
+            reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)
+            spool = stack.enter_context(_temporary())
+            done = 0
             for block in line_blocks(stream, _BLOCK_BYTES, look):
-                _spool(writer, reader.parse(block))
+                if block.endswith(b"\n"):
+                    _append(spool, np.ascontiguousarray(reader.parse(block)).view(np.uint8).data)
+                else:
+                    reader.notes.cut = "the last line has no end"
                 done += len(block)
                 if progress is not None:
-                    progress(done, size)
-            yield _map_recording(spool, name), reader.notes
+                    progress(done, status.st_size if regular else 0)
+            records, notes = StoredRecords(spool, 0, name), reader.notes
+        yield records, notes
+
+
+def _cut(promised: int, records: StoredRecords) -> str:
+    """How a recording ends earlier than it should, "" where it does not."""
+    if promised > len(records):
+        return f"of {promised} reports only the first {len(records)} are there"
+    return "the last report is there only in part" if records.rest else ""
 
 
 def read_reports(path: Path | str, file_format: str = "auto") -> Records:
     """All reports in a file of any format, shape (n,), in the file's order; see :func:`open_reports`."""
     with open_reports(path, file_format) as (records, _):
-        return np.array(records)
+        return records[:]
