@@ -25,6 +25,7 @@ __all__ = [
     "mount_at",
     "mount_containing",
     "private_mount_namespace",
+    "set_child_subreaper",
     "set_parent_death_signal",
     "umount",
     "unshare_mount_namespace",
@@ -40,6 +41,7 @@ MNT_DETACH: Final = 2
 
 _CLONE_NEWNS: Final = 0x20000
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
 
 #: Inode numbers that the first mount namespace of a machine can have, by kernel version.
 _FIRST_MOUNT_NAMESPACES: Final = (4026531832, 4026531840, 4026531841)
@@ -107,6 +109,14 @@ def set_parent_death_signal(number: signal.Signals) -> None:
     :raises OSError: as ``prctl(2)``.
     """
     _check(_libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0), "cannot ask for a parent death signal")
+
+
+def set_child_subreaper(wanted: bool) -> None:
+    """Become the parent of descendants whose own parents end, or stop becoming it.
+
+    :raises OSError: as ``prctl(2)``.
+    """
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0), "cannot adopt processes")
 
 
 def mount_at(path: str) -> mount_entry | None:

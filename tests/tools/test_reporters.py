@@ -309,7 +309,7 @@ class TestJson:
         text = render_json(recording([snapshot], 1.0, Counters(samples=10, reports={"accepted": 4})))
         assert "\n" not in text
         document = json.loads(text)
-        assert {"config", "started", "seconds", "note", "snapshots", "counters", "summary"} == set(document)
+        assert {"config", "started", "seconds", "note", "remarks", "snapshots", "counters", "summary"} == set(document)
         assert [
             {
                 "began": 0.0,

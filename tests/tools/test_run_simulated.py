@@ -326,7 +326,7 @@ def test_a_command_that_cannot_be_started(capsys: pytest.CaptureFixture[str]) ->
 
 def test_intervals_that_cannot_be(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
     """The core's own sentence."""
-    assert 1 == cli.main(["run", "--pid", str(process.pid), "--sample-us", "5000", "--aggr-us", "1000"])
+    assert 2 == cli.main(["run", "--pid", str(process.pid), "--sample-us", "5000", "--aggr-us", "1000"])
     out, err = capsys.readouterr()
     assert ("", 1) == (out, err.count("\n"))
     assert err.startswith("kdamon: ")
@@ -553,9 +553,10 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     """A disk that gets full is told after the heatmap; a recording that cannot be begun is told at once."""
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", "--write-only", *QUICK]
     for impossible in (str(tmp_path), "/dev/full"):
-        assert 1 == cli.main([*words, "--record", impossible])
+        assert 2 == cli.main([*words, "--record", impossible])
         out, err = capsys.readouterr()
         assert ("", 1) == (out, err.count("\n"))
+        assert f"--record: {impossible}: " in err
 
     def no_room(_writer: RecordingWriter, _records: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -564,4 +565,4 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     assert 1 == cli.main([*words, "--record", str(tmp_path / "r.npy")])
     out, err = capsys.readouterr()
     assert "monitored pid" in out
-    assert "No space left on device" in err
+    assert f"{tmp_path}/r.npy: the recording is not whole: No space left on device" in err

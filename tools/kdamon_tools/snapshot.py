@@ -151,6 +151,7 @@ class Recording:
     :ivar started: CLOCK_MONOTONIC seconds when monitoring began.
     :ivar ended: the same for its end.
     :ivar note: why it ended, as a sentence without capital and full stop.
+    :ivar remarks: what else a person should know about it, as such sentences.
     """
 
     config: Config
@@ -159,6 +160,7 @@ class Recording:
     started: float
     ended: float
     note: str = ""
+    remarks: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -17,11 +17,11 @@ __all__ = ["ReportSources"]
 
 
 class ReportSources:
-    """Serves producers and records while the ``with`` block runs, or until :meth:`close`.
+    """Records while the ``with`` block runs, or until :meth:`close`, and serves producers from :meth:`serve` on.
 
     :param socket: where to serve producers, "" is the usual place; None serves none.
     :param record: the file for a recording; None makes none.
-    :raises OSError: on entering, the socket or the file cannot be made; at the end, the recording is not whole.
+    :raises OSError: on entering, the file cannot be made; at the end, the recording is not whole.
     """
 
     def __init__(self, socket: str | None, record: Path | None) -> None:
@@ -30,13 +30,17 @@ class ReportSources:
         self._stack = ExitStack()
 
     def __enter__(self) -> ReportSources:
-        with ExitStack() as stack:
-            if self._recorder is not None:
-                stack.enter_context(self._recorder)
-            if self._server is not None:
-                stack.enter_context(self._server)
-            self._stack = stack.pop_all()
+        if self._recorder is not None:
+            self._stack.enter_context(self._recorder)
         return self
+
+    def serve(self) -> None:
+        """Serve producers from now on, if that was asked for.
+
+        :raises OSError: the socket cannot be made.
+        """
+        if self._server is not None:
+            self._stack.enter_context(self._server)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None

@@ -12,12 +12,18 @@ import threading
 import unicodedata
 from contextlib import suppress
 from types import FrameType
-from typing import Final, TextIO
+from typing import Final, Protocol, TextIO
 
 __all__ = ["LiveView", "cut", "terminal_size", "use_colour"]
 
 #: A colour, or a character.
 _PIECE: Final = re.compile(r"\x1b\[[0-9;]*m|.", re.DOTALL)
+
+
+class Stream(Protocol):
+    """Something that may be a terminal."""
+
+    def isatty(self) -> bool: ...
 
 
 def terminal_size(stream: TextIO | None = None) -> tuple[int, int]:
@@ -37,7 +43,7 @@ def _from_environment(name: str, default: int) -> int:
     return int(value) if re.fullmatch("[1-9][0-9]{0,4}", value) else default
 
 
-def use_colour(when: str, stream: TextIO) -> bool:
+def use_colour(when: str, stream: Stream) -> bool:
     """Tell whether to colour what goes to ``stream``.
 
     :param when: ``always``, ``never``, or ``auto``: on a terminal that is not dumb, unless NO_COLOR is set.

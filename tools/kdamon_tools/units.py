@@ -6,15 +6,19 @@ from __future__ import annotations
 import argparse
 import errno
 import re
+from decimal import Decimal
 from typing import Final
 
-from kdamon_fs.kstrtox import bitmap_parselist
+from kdamon.kernel import INT_MAX
+from kdamon_fs.kstrtox import bitmap_parselist, kstrtoul
 from kdamon_fs.sysfs_sample import nr_cpu_ids
 
 __all__ = [
     "format_bytes",
     "format_seconds",
     "parse_cpus",
+    "parse_interval",
+    "parse_number",
     "parse_positive",
     "parse_range",
     "parse_seconds",
@@ -23,6 +27,16 @@ __all__ = [
 ]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+# Spelled out: Python's own conversions also take 5_000, +5, blanks around, and the digits of any script.
+_NUMBER: Final = re.compile(r"[0-9a-fA-FxX]+")
+_HEXADECIMAL: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
+_DECIMAL: Final = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
+_TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
+_TIME: Final = re.compile(rf"({_DECIMAL})({'|'.join(_TIME_UNITS)})")
+_SIZE_UNITS: Final = {name + suffix: 10 * (n + 1) for n, name in enumerate("KMGT") for suffix in ("", "iB", "B")}
+_SIZE: Final = re.compile(rf"([0-9]{{1,20}})({'|'.join(_SIZE_UNITS)})")
+#: What fits a signed number of nanoseconds.
+_LONGEST_US: Final = (1 << 63) // 1000 - 1
 
 
 def format_bytes(size: float) -> str:
@@ -46,47 +60,75 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_unsigned(text: str) -> int:
-    """A number from 0 to 2**64 - 1, decimal or 0x..., from a command line."""
+    """A number from 0 to 2**64 - 1 as files of the tree take it: decimal, 0x... hexadecimal, 0... octal."""
+    # The tree also takes a plus and a newline, which nobody means on a command line.
+    if not _NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
     try:
-        value = int(text, 0)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 on")
-    if value >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"'{text}' is too large")
-    return value
+        return kstrtoul(text)
+    except OSError as error:
+        what = "is too large" if error.errno == errno.ERANGE else "is not a number from 0 on"
+        raise argparse.ArgumentTypeError(f"{text!r} {what}") from None
 
 
 def parse_positive(text: str) -> int:
     """A number from 1 on, from a command line."""
     value = parse_unsigned(text)
     if not value:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return value
+
+
+def parse_number(text: str, least: int = 0) -> int:
+    """A number from ``least`` to 2**31 - 1, from a command line: a process, or how many regions."""
+    value = parse_positive(text) if least else parse_unsigned(text)
+    if value > INT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large: {INT_MAX} is the largest")
+    return value
+
+
+def parse_interval(text: str) -> int:
+    """A time in microseconds, from 1 on, from a command line: 5000, or with a unit as 5ms, 0.1s, 2m."""
+    if not (match := _TIME.fullmatch(text)):
+        microseconds = Decimal(parse_positive(text))
+    else:
+        microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]]
+    if microseconds > _LONGEST_US:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large")
+    if microseconds < 1 or microseconds % 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000 or 5ms"
+        )
+    return int(microseconds)
 
 
 def parse_seconds(text: str) -> float:
-    """A positive, finite time in seconds, from a command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive number of seconds")
-    return value
+    """A positive time in seconds, from a command line: 30, 0.5, or with a unit as 500ms, 2m."""
+    match = _TIME.fullmatch(text) or re.fullmatch(rf"({_DECIMAL})()", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds, such as 30, 0.5 or 2m")
+    microseconds = Decimal(match[1]) * _TIME_UNITS[match[2] or "s"]
+    if microseconds > _LONGEST_US:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large")
+    if microseconds < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds: a microsecond is the shortest")
+    return float(microseconds / _TIME_UNITS["s"])
+
+
+def _parse_address(text: str) -> int:
+    """An address, hexadecimal, or a decimal number with a unit of bytes such as 4G; -1 if it is none."""
+    if match := _SIZE.fullmatch(text):
+        return int(match[1]) << _SIZE_UNITS[match[2]]
+    return int(text, 16) if _HEXADECIMAL.fullmatch(text) else -1
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x."""
+    """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x; or with units of bytes, as 4G-6G."""
     start_text, dash, end_text = text.partition("-")
-    try:
-        start, end = int(start_text, 16), int(end_text, 16)
-    except ValueError:
-        start, end = 0, 0
+    start, end = _parse_address(start_text), _parse_address(end_text)
     if not dash or not 0 <= start < end < 1 << 64:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"
+            f"{text!r} is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"
         )
     return start, end
 
@@ -102,12 +144,12 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
     except OSError as error:
         if error.errno in (errno.ERANGE, errno.EOVERFLOW):
             raise argparse.ArgumentTypeError(
-                f"'{text}' names a CPU that {'cannot be' if nr_cpus else 'this machine does not have'}: "
+                f"{text!r} names a CPU that {'cannot be' if nr_cpus else 'this machine does not have'}: "
                 f"the last one is {limit - 1}"
             ) from None
         cpus = ()
     if not cpus:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of CPUs, such as 0-3,5")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of CPUs, such as 0-3,5")
     return cpus
 
 
@@ -117,4 +159,4 @@ def parse_tids(text: str) -> tuple[int, ...]:
         tids = tuple(int(word) for word in text.split(","))
         if all(0 < tid < 1 << 31 for tid in tids):
             return tids
-    raise argparse.ArgumentTypeError(f"'{text}' is not a list of threads, such as 12,13")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a list of threads, such as 12,13")

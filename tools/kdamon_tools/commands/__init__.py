@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdamon.mm.linux import LinuxMachine
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_verb", "machine_when_needed", "open_output"]
+__all__ = ["add_verb", "machine_when_needed"]
 
 
 def add_verb(subparsers: Subparsers, verb: str, summary: str, usage: str) -> argparse.ArgumentParser:
@@ -44,13 +40,3 @@ def machine_when_needed() -> LinuxMachine:
     from kdamon.mm.linux import linux_machine  # noqa: PLC0415 (not before it is needed)
 
     return linux_machine("page_fault")
-
-
-@contextmanager
-def open_output(path: Path | None) -> Iterator[TextIO]:
-    """Where the result goes; opened before monitoring, so that a run is not lost to a mistyped name."""
-    if path is None:
-        yield sys.stdout
-    else:
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as output:
-            yield output

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdamon_tools.commands import add_verb, machine_when_needed
 from kdamon_tools.commands.mount import add_abi
+from kdamon_tools.commands.options import check_socket
 from kdamon_tools.errors import CommandError
 from kdamon_tools.serving import add_reports, find_reports, serve_reports
 
@@ -34,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     if not arguments.command:
         raise CommandError("say what to run: kdamon exec -- COMMAND", 2)
+    if not arguments.no_reports:
+        check_socket(arguments.reports)
     from kdamon_fs.namespace import run_in_namespace  # noqa: PLC0415 (needs more than the other verbs)
 
     find_reports(arguments)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.commands.options import check_socket
 from kdamon_tools.readable import readable
 from kdamon_tools.serving import add_reports, serve_reports
 
@@ -47,6 +48,8 @@ def add_abi(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes or somebody unmounts it."""
+    if not arguments.no_reports:
+        check_socket(arguments.reports)
     from kdamon_fs.mount import mount_tree  # noqa: PLC0415 (needs more than the other verbs)
     from kdamon_fs.sysfs import damon_sysfs_init  # noqa: PLC0415
 

@@ -7,16 +7,23 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
-from attrs import evolve
-
-from kdamon.kernel import INT_MAX
-from kdamon_tools.commands import add_verb, open_output
-from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
+from kdamon_tools.commands import add_verb
+from kdamon_tools.commands.options import (
+    FILTERS,
+    SAMPLING,
+    STDOUT,
+    add_filters,
+    add_sampling,
+    check_files,
+    check_monitoring,
+    refused,
+)
 from kdamon_tools.errors import CommandError
 from kdamon_tools.lackey import DEFAULT_RATE
 from kdamon_tools.readable import readable
@@ -24,12 +31,14 @@ from kdamon_tools.report_file import FORMATS, open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import render_summary
-from kdamon_tools.snapshot import Config, Recording
+from kdamon_tools.result import ResultFile
+from kdamon_tools.snapshot import Config, Range, Recording
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.units import (
     format_bytes,
     format_seconds,
     parse_cpus,
+    parse_number,
     parse_positive,
     parse_range,
     parse_unsigned,
@@ -37,7 +46,8 @@ from kdamon_tools.units import (
 
 if TYPE_CHECKING:
     from kdamon_tools.commands import Subparsers
-    from kdamon_tools.records import Records, TextNotes
+    from kdamon_tools.records import TextNotes
+    from kdamon_tools.stored_records import RecordSource
 
 __all__ = ["register", "run"]
 
@@ -61,7 +71,7 @@ def register(subparsers: Subparsers) -> None:
         default="auto",
         help="kdamon's recording, output of perf script on a recording of perf mem, or a trace of valgrind's lackey",
     )
-    what.add_argument("--pid", type=_parse_pid, help="only this process; by default all that the file tells of")
+    what.add_argument("--pid", type=parse_number, help="only this process; by default all that the file tells of")
     what.add_argument(
         "--range",
         type=parse_range,
@@ -88,14 +98,6 @@ def register(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-def _parse_pid(text: str) -> int:
-    """A number that a report can carry as its process."""
-    pid = parse_unsigned(text)
-    if pid > INT_MAX:
-        raise argparse.ArgumentTypeError(f"'{text}' is too large for a process")
-    return pid
-
-
 def _parse_rate(text: str) -> int:
     """Accesses that make a second: one in a nanosecond at most."""
     rate = parse_positive(text)
@@ -108,33 +110,44 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay, show, and return 0."""
     from kdamon_tools.replayer import Replay, Tape  # noqa: PLC0415 (not before the command line made sense)
 
+    check_monitoring(_config(arguments, 0, arguments.ranges))
+    output = ("--output", arguments.output) if arguments.output is not None else ("standard output", STDOUT)
+    check_files(("FILE", None if str(arguments.file) == "-" else arguments.file), output)
     name = "standard input" if str(arguments.file) == "-" else readable(str(arguments.file))
     progress = _Progress(name)
-    with (
-        open_output(arguments.output) as output,
-        open_reports(
-            arguments.file,
-            arguments.format,
-            pid=arguments.pid,
-            rate=arguments.rate,
-            instructions=arguments.instructions,
-            progress=progress.reading,
-        ) as (records, notes),
-    ):
+    with ExitStack() as stack:
+        with refused("--output"):
+            result = stack.enter_context(ResultFile(arguments.output))
+        records, notes = stack.enter_context(
+            open_reports(
+                arguments.file,
+                arguments.format,
+                pid=arguments.pid,
+                rate=arguments.rate,
+                instructions=arguments.instructions,
+                progress=progress.reading,
+            )
+        )
         progress.clear()
-        if notes is not None:
-            for sentence in _about_lines(notes):
-                print(f"kdamon: {name}: {sentence}", file=sys.stderr)
+        for sentence in _about_lines(notes):
+            print(f"kdamon: {name}: {sentence}", file=sys.stderr)
         replay = Replay(Tape(records), _configs(arguments, records, name), arguments.seed, progress.replaying)
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
             progress.clear()
-        _show(recordings, output, arguments)
+        result.write(lambda: _rendered(recordings, result, arguments))
+        if notes.cut:
+            raise CommandError(f"{name}: cut off: {notes.cut}; the result is about what is there")
     return 0
 
 
-def _configs(arguments: argparse.Namespace, records: Records, name: str) -> list[Config]:
+def _config(arguments: argparse.Namespace, pid: int, ranges: Sequence[Range]) -> Config:
+    options = {option: getattr(arguments, option) for option in (*SAMPLING, *FILTERS)}
+    return Config(pid=pid, ops="reports", primitive="", ranges=tuple(ranges), **options)
+
+
+def _configs(arguments: argparse.Namespace, records: RecordSource, name: str) -> list[Config]:
     """What to monitor of each process and how."""
     from kdamon_tools.replayer import processes_of, ranges_of  # noqa: PLC0415
 
@@ -148,9 +161,7 @@ def _configs(arguments: argparse.Namespace, records: Records, name: str) -> list
     ranges = dict.fromkeys(pids, arguments.ranges) if arguments.ranges else ranges_of(records, pids)
     if not ranges:
         raise CommandError(f"{name}: all addresses are the kernel's; say with --range what to monitor")
-    options = {option: getattr(arguments, option) for option in (*SAMPLING, *FILTERS)}
-    config = Config(pid=0, ops="reports", primitive="", **options)
-    return [evolve(config, pid=pid, ranges=tuple(areas)) for pid, areas in ranges.items()]
+    return [_config(arguments, pid, areas) for pid, areas in ranges.items()]
 
 
 def _about_lines(notes: TextNotes) -> list[str]:
@@ -202,18 +213,18 @@ class _Progress:
             self._view.clear()
 
 
-def _show(recordings: Sequence[Recording], output: TextIO, arguments: argparse.Namespace) -> None:
+def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.json:
         for recording in recordings:
-            print(render_json(recording), file=output, flush=True)
+            yield render_json(recording) + "\n"
         return
     width, height = terminal_size()
     parts = []
     for recording in recordings[:_MOST_PICTURES]:
-        colour = use_colour(arguments.color, output)
+        colour = use_colour(arguments.color, result)
         parts.append(render_heatmap(recording, width=width, height=max(20, height - 16), colour=colour))
         parts.append(render_summary(recording))
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
         parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json tells of all")
-    print("\n\n".join(parts), file=output, flush=True)
+    yield "\n\n".join(parts) + "\n"

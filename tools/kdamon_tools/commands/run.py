@@ -7,36 +7,39 @@ import argparse
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
-from kdamon_tools.addresses import check_physical_addresses, check_user_addresses, doubtful_ranges
-from kdamon_tools.commands import add_verb, machine_when_needed, open_output
-from kdamon_tools.commands.options import FILTERS, SAMPLING, add_filters, add_sampling
+from kdamon_tools.addresses import doubtful_ranges
+from kdamon_tools.child import Command
+from kdamon_tools.commands import add_verb, machine_when_needed
+from kdamon_tools.commands.options import add_filters, add_sampling, refused
+from kdamon_tools.commands.run_checks import check_command_line, check_memory, config_of
 from kdamon_tools.compare import Accuracy, compare
+from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.errors import CommandError
 from kdamon_tools.history import History
+from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
-from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
+from kdamon_tools.result import ResultFile
+from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import parse_cpus, parse_positive, parse_range, parse_seconds
+from kdamon_tools.units import parse_cpus, parse_interval, parse_number, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
-    from kdamon.mm.linux import LinuxMachine
     from kdamon_tools.commands import Subparsers
     from kdamon_tools.monitor import Monitor
-    from kdamon_tools.sources import ReportSources
 
 __all__ = ["register", "run"]
 
@@ -45,8 +48,9 @@ _USAGE: Final = "[options] (--pid PID | --ops paddr | -- COMMAND [ARGUMENT...])"
 _TICK_S: Final = 0.1
 _REDRAW_S: Final = 0.5
 _LINE_S: Final = 1.0
-#: A command that was asked to end gets so long before it is killed.
-_GRACE_S: Final = 5.0
+#: Who does the work is known after so long.
+_WORK_S: Final = 2.0
+_ENDED: Final = "the process ended"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -54,7 +58,7 @@ def register(subparsers: Subparsers) -> None:
     parser = add_verb(subparsers, "run", "monitor a process or a command and show what it accesses", _USAGE)
     defaults = Config(pid=0)
     what = parser.add_argument_group("what to monitor")
-    what.add_argument("--pid", type=parse_positive, help="a process that runs already")
+    what.add_argument("--pid", type=partial(parse_number, least=1), help="a process that runs already")
     what.add_argument(
         "--ops",
         choices=("vaddr", "fvaddr", "paddr", "reports"),
@@ -69,20 +73,24 @@ def register(subparsers: Subparsers) -> None:
         default=[],
         dest="ranges",
         metavar="START-END",
-        help="hexadecimal addresses to monitor with --ops fvaddr, paddr or reports; may be repeated",
+        help="hexadecimal addresses, or sizes such as 4G-6G, to monitor with --ops fvaddr, paddr or reports; may be "
+        "repeated",
     )
     what.add_argument(
-        "--seconds", type=parse_seconds, help="end after this time, and with it the command; default: when it ends"
+        "--seconds",
+        type=parse_seconds,
+        metavar="TIME",
+        help="stop after this time, such as 30, 0.5 or 2m, and end the command and what it started; default: when it "
+        "ends by itself",
     )
     _add_counting(parser.add_argument_group("which accesses count"))
     how = parser.add_argument_group("how")
     add_sampling(how)
     how.add_argument(
         "--update-us",
-        type=parse_positive,
-        default=defaults.update_us,
-        metavar="US",
-        help="time between looks at the mappings",
+        type=parse_interval,
+        metavar="TIME",
+        help=f"time between looks at the mappings; default: {defaults.update_us}",
     )
     how.add_argument(
         "--vaddr-regions",
@@ -120,116 +128,76 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Monitor, show, and return the exit status: that of the command if it ended by itself, else 0."""
-    _check(arguments)
+    check_command_line(arguments)
     # Only now: a mistake on the command line must not need what monitoring needs.
     from kdamon_tools.monitor import Monitor  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
-    machine = None if arguments.ops == "reports" else machine_when_needed()
-    if machine is not None and arguments.ops == "paddr" and arguments.ranges:
-        _check_memory(arguments.ranges, machine)
     with ExitStack() as stack:
-        output = stack.enter_context(open_output(arguments.output))
+        with refused("--output"):
+            result = stack.enter_context(ResultFile(arguments.output))
+        with refused("--record"):
+            sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
+        machine = None if arguments.ops == "reports" else machine_when_needed()
+        if machine is not None and arguments.ops == "paddr" and arguments.ranges:
+            check_memory(arguments.ranges, machine)
         stop = stack.enter_context(_stop_signals())
-        sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
-        child = None
+        sources.serve()
+        command = None
         if arguments.command:
-            faults = machine if _config(arguments, 0).primitive == "page_fault" else None
-            child = stack.enter_context(_child(arguments.command, sources.environment(), faults))
-        pid = child.pid if child else arguments.pid
-        config = _config(arguments, 0 if arguments.ops == "paddr" else pid)
+            faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
+            command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
+        pid = command.pid if command else arguments.pid
+        config = config_of(arguments, 0 if arguments.ops == "paddr" else pid)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
-        history = History()
         monitor = Monitor(config, machine)
         present = monitor.look_at_ranges()
         # What a command that just begins will map is not known.
-        if present is not None and child is None:
+        if present is not None and command is None:
             what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
             for sentence in doubtful_ranges(config.ranges, present, what):
                 print(f"kdamon: {sentence}", file=sys.stderr)
         # What reports are about need not be a process that is here, and physical memory is none.
-        ends_by_itself = child is not None or arguments.ops not in {"paddr", "reports"}
+        ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
         pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
+        work = None
+        if pid and config.ops != "reports":
+            work = CpuWatch(pid, command.family if command else partial(family_of, pid))
         with monitor:
-            note = _watch(monitor, history, pidfd, stop, arguments)
+            history, note = _watch(monitor, pidfd, stop, work, arguments)
+        if command is not None:
+            command.released = note == _ENDED
+        recording = evolve(_recording(monitor, history, note), remarks=_remarks(work, command))
         try:
             sources.close()
         finally:
             # A recording that failed is an error, but no reason to lose what was seen.
-            _show(_recording(monitor, history, sources, note), output, arguments)
-        if child is not None and not stop and child.poll() is not None:
-            return child.returncode if child.returncode >= 0 else 128 - child.returncode
+            counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
+            _show(evolve(recording, counters=counters), result, arguments)
+        if (error := monitor.error()) is not None:
+            raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
+        if command is not None and command.released:
+            return command.status() or 0
     return 0
 
 
-def _recording(monitor: Monitor, history: History, sources: ReportSources, note: str) -> Recording:
+def _recording(monitor: Monitor, history: History, note: str) -> Recording:
     """Everything that was seen, once monitoring ended."""
     for snapshot in monitor.drain():
         history.add(snapshot)
-    error = monitor.error()
-    if error is not None:
-        raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
-    counters = evolve(monitor.counters(), producers=sources.producers(), recorded=sources.recorded())
-    return Recording(monitor.config, history.snapshots, counters, monitor.started, monitor.ended, note)
+    return Recording(monitor.config, history.snapshots, monitor.counters(), monitor.started, monitor.ended, note)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse command lines that make no sense, before anything is started."""
-    if arguments.ops == "paddr":
-        _check_physical(arguments)
-        return
-    if (arguments.pid is None) == (not arguments.command):
-        raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
-    if bool(arguments.ranges) != (arguments.ops != "vaddr"):
-        ops = "fvaddr" if arguments.ops == "vaddr" else arguments.ops
-        raise CommandError(f"--ops {ops} and --range START-END go together", 2)
-    if arguments.ops == "fvaddr":
-        check_user_addresses(arguments.ranges)
-    if arguments.tids and arguments.command and arguments.ops != "reports":
-        raise CommandError("--tids names threads that run already, and COMMAND has none yet: use --pid", 2)
-    if arguments.ops == "reports" and arguments.primitive:
-        raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
-    if arguments.primitive == "page_table" and _config(arguments, 0).filtered:
-        raise CommandError(
-            "accessed bits do not tell who accessed what, and whether it was a write: use --primitive page_fault", 2
-        )
-    if arguments.density and _config(arguments, 0).primitive == "page_fault":
-        raise CommandError(
-            "faults come from one page of each region, which says nothing about density: leave --density out, or use "
-            "--ops reports with a source that samples accesses",
-            2,
-        )
-
-
-def _check_physical(arguments: argparse.Namespace) -> None:
-    for given, option in (
-        (arguments.pid, "--pid"),
-        (_config(arguments, 0).filtered, "--write-only, --cpus and --tids"),
-        (arguments.primitive == "page_fault", "--primitive page_fault"),
-        (arguments.truth, "--truth"),
-    ):
-        if given:
-            raise CommandError(f"--ops paddr monitors the machine's memory, not a process: leave {option} out", 2)
-
-
-def _check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
-    """Refuse ranges beyond the machine's memory, where it is known how much that is."""
-    memory = machine.physical_memory()
-    try:
-        with suppress(PermissionError):
-            check_physical_addresses(ranges, memory.ram())
-    finally:
-        memory.put()
-
-
-def _config(arguments: argparse.Namespace, pid: int) -> Config:
-    names = ("ops", "update_us", "vaddr_regions", *SAMPLING, *FILTERS)
-    config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
-    config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
-    if config.ops == "reports":
-        return evolve(config, primitive="")
-    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.filtered else "page_table"))
+def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
+    """What the monitored process left to others, in sentences."""
+    remarks = []
+    if work is not None:
+        work.look(at_once=True)
+        remarks.append(work.sentence())
+    if command is not None and command.released:
+        remarks.append(command.left_running())
+    return tuple(filter(None, remarks))
 
 
 @contextmanager
@@ -257,36 +225,6 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _child(
-    command: list[str], environment: dict[str, str], faults: LinuxMachine | None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Start ``command`` with this process's standard streams; it does not outlive the monitoring.
-
-    :param faults: what is to monitor it by faults, from its first instruction on; None monitors it otherwise.
-    """
-    child: subprocess.Popen[bytes]
-    if faults is None:
-        child = subprocess.Popen(command, env=environment)
-    else:
-        from kdamon.mm.inject import launch  # noqa: PLC0415 (few need it)
-
-        child = launched = launch(command, env=environment)
-        # Otherwise it is asked like any other process, which tells what is in the way.
-        if launched.fd is not None:
-            faults.adopt_userfaultfd(child.pid, launched.fd)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(_GRACE_S)
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
-@contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
     """A file descriptor that tells when the process ends, also while its parent does not look.
 
@@ -308,9 +246,10 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def _watch(
-    monitor: Monitor, history: History, pidfd: int | None, stop: list[int], arguments: argparse.Namespace
-) -> str:
-    """Gather snapshots until something ends the run; returns what did."""
+    monitor: Monitor, pidfd: int | None, stop: list[int], work: CpuWatch | None, arguments: argparse.Namespace
+) -> tuple[History, str]:
+    """Gather snapshots until something ends the run; returns them and what did."""
+    history = History()
     # A command writes to the same terminal: nothing may be overwritten then.
     in_place = sys.stderr.isatty() and not arguments.command and os.environ.get("TERM") != "dumb"
     view = LiveView(sys.stderr, in_place)
@@ -326,22 +265,27 @@ def _watch(
         ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
         for snapshot in monitor.drain():
             history.add(snapshot)
-        if time.monotonic() - looked_at >= arguments.update_us / 1e6:
+        if time.monotonic() - looked_at >= monitor.config.update_us / 1e6:
             looked_at = time.monotonic()
             monitor.look_at_ranges()
         if stop:
             note = "stopped by a signal"
         elif ended or not monitor.running():
-            note = "the process ended" if monitor.error() is None else "monitoring failed"
+            note = _ENDED if monitor.error() is None else "monitoring failed"
         elif left <= 0:
             note = "the time was over"
-        elif history.snapshots and not arguments.quiet:
-            now = time.monotonic()
+        elif work is not None:
+            work.look()
+        now = time.monotonic()
+        if history.snapshots and not note and not arguments.quiet:
+            if work is not None and now - monitor.started >= _WORK_S and (remark := work.sentence_once()):
+                view.clear()
+                print(f"kdamon: {remark}", file=sys.stderr)
             if now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
                 shown_at = now
                 _show_live(view, history.snapshots[-1], monitor, colour)
     view.clear()
-    return note
+    return history, note
 
 
 def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: bool) -> None:
@@ -352,28 +296,33 @@ def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: boo
     view.show(render_table(snapshot, monitor.config, since=monitor.started, width=width, height=height, colour=colour))
 
 
-def _compare(recording: Recording, truth: Path | None) -> Accuracy | None:
-    if truth is None:
-        return None
-    try:
-        return compare(recording, load_truth(truth))
-    except ValueError as error:
-        raise CommandError(str(error)) from error
+def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
+    """Write the result; what it is to be compared with may be missing by now, which is an error after that."""
+    accuracy: Accuracy | None = None
+    failure: Exception | None = None
+    if arguments.truth is not None:
+        try:
+            accuracy = compare(recording, load_truth(arguments.truth))
+        except OSError as error:
+            failure = error
+        except ValueError as error:
+            failure = CommandError(str(error))
+    result.write(lambda: _rendered(recording, accuracy, result, arguments))
+    if failure is not None:
+        raise failure
 
 
-def _show(recording: Recording, output: TextIO, arguments: argparse.Namespace) -> None:
-    accuracy = _compare(recording, arguments.truth)
+def _rendered(
+    recording: Recording, accuracy: Accuracy | None, result: ResultFile, arguments: argparse.Namespace
+) -> Iterator[str]:
     if arguments.json:
-        print(render_json(recording, accuracy), file=output, flush=True)
+        yield render_json(recording, accuracy) + "\n"
         return
     width, height = terminal_size()
     heatmap = render_heatmap(
-        recording,
-        width=width,
-        height=max(20, height - 16),
-        colour=use_colour(arguments.color, output),
+        recording, width=width, height=max(20, height - 16), colour=use_colour(arguments.color, result)
     )
     parts = [heatmap, render_summary(recording)]
     if accuracy is not None:
         parts.append(render_comparison(accuracy, recording.started))
-    print("\n\n".join(parts), file=output, flush=True)
+    yield "\n\n".join(parts) + "\n"

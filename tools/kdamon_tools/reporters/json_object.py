@@ -18,15 +18,17 @@ __all__ = ["render_json"]
 def render_json(recording: Recording, accuracy: Accuracy | None = None) -> str:
     """One object on one line.
 
-    Keys: ``config``; ``started`` (CLOCK_MONOTONIC seconds) and ``seconds``; ``note``; ``snapshots``, each with
-    ``began`` and ``time`` (from when to when samples were taken, seconds since ``started``), ``merged`` (of how many
-    aggregations it is the mean) and ``regions``; ``counters``; ``summary``; and ``accuracy`` where the truth was known.
+    Keys: ``config``; ``started`` (CLOCK_MONOTONIC seconds) and ``seconds``; ``note``; ``remarks`` (sentences);
+    ``snapshots``, each with ``began`` and ``time`` (from when to when samples were taken, seconds since ``started``),
+    ``merged`` (of how many aggregations it is the mean) and ``regions``; ``counters``; ``summary``; and ``accuracy``
+    where the truth was known.
     """
     document: dict[str, Any] = {
         "config": attrs.asdict(recording.config) | {"max_nr_accesses": recording.config.max_nr_accesses},
         "started": recording.started,
         "seconds": recording.seconds,
         "note": recording.note,
+        "remarks": list(recording.remarks),
         "snapshots": [_snapshot(snapshot, recording.started) for snapshot in recording.snapshots],
         "counters": attrs.asdict(recording.counters),
         "summary": summarize(recording),

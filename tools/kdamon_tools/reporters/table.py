@@ -24,6 +24,7 @@ _MOST_BAR: Final = 10
 #: A run begins and ends within an aggregation interval; this much more than that is worth a line.
 _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
+_REMARK_WIDTH: Final = 80
 
 
 def render_table(
@@ -169,6 +170,8 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
     if counters.cpu_s:
         lines.append(f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU")
+    for remark in recording.remarks:
+        lines += textwrap.wrap(remark, _REMARK_WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
 
 

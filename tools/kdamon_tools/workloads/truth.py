@@ -41,6 +41,12 @@ def write_event(out: TextIO | None, event: str, start: int, end: int, **detail: 
         out.flush()
 
 
+def _number(value: Any) -> Any:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
 def load_truth(path: Path | str) -> list[Event]:
     """Read the events of a truth file in their order.
 
@@ -48,11 +54,12 @@ def load_truth(path: Path | str) -> list[Event]:
     :raises ValueError: it is not a truth file; the message says in which line.
     """
     events = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             values: dict[str, Any] = json.loads(line)
-            named = {name: values.pop(name) for name in ("time", "event", "start", "end")}
-        except (ValueError, KeyError, TypeError) as error:
+            name = values.pop("event")
+            numbers = {name: _number(values.pop(name)) for name in ("time", "start", "end")}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} line {number} is not an event of a truth file") from error
-        events.append(Event(**named, detail=values))
+        events.append(Event(event=name, **numbers, detail=values))
     return events

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command that is monitored: started with this process's terminal, and ended with all that it started.
+
+The command stays in this process's own process group. In a group of its own it would not get what is typed (Ctrl-C,
+Ctrl-Z) and could not read the terminal, unless that was handed over, as a shell does; and a shell script that started
+this would then be without its terminal if this was killed. So what the command started is found by descent: for as long
+as it runs, this process adopts descendants whose parents end. What makes a session of its own, as a daemon does, wants
+to outlive its starter, and is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+from kdamon_fs.mounts import set_child_subreaper
+from kdamon_tools.process_tree import ProcessStat, descendants, read_stat, read_stats
+
+if TYPE_CHECKING:
+    from kdamon.mm.linux import LinuxMachine
+
+__all__ = ["Command"]
+
+#: What was asked to end gets so long before it is killed, and what was killed to be gone, seconds.
+_GRACE_S: Final = 5.0
+_LOOK_S: Final = 0.05
+#: What ends along with the command is gone after so long, seconds.
+_SETTLE_S: Final = 0.2
+#: Processes to name in a sentence.
+_MOST_NAMES: Final = 5
+
+
+class Command:
+    """A command while the ``with`` block runs; nothing that it started in this session outlives the block.
+
+    :param argv: the command and its arguments.
+    :param environment: its environment.
+    :param faults: what is to monitor it by faults, from its first instruction on; None monitors it otherwise.
+    :ivar released: set it where the command ended by itself: what it left running is left then.
+    :raises OSError: on entering, it cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], environment: dict[str, str], faults: LinuxMachine | None) -> None:
+        self._argv = list(argv)
+        self._environment = environment
+        self._faults = faults
+        self._adopting = False
+        self._session = os.getsid(0)
+        self.released = False
+
+    def __enter__(self) -> Command:
+        # Who has children already would adopt what these leave, too.
+        self._adopting = not any(stat.parent == os.getpid() for stat in read_stats().values())
+        if self._adopting:
+            set_child_subreaper(True)
+        try:
+            self._process = self._start()
+        except BaseException:
+            self._stop_adopting()
+            raise
+        self.pid = self._process.pid
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            if not self.released:
+                self._end()
+        finally:
+            self._stop_adopting()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._faults is None:
+            return subprocess.Popen(self._argv, env=self._environment)
+        from kdamon.mm.inject import launch  # noqa: PLC0415 (few need it)
+
+        launched = launch(self._argv, env=self._environment)
+        # Otherwise it is asked like any other process, which tells what is in the way.
+        if launched.fd is not None:
+            self._faults.adopt_userfaultfd(launched.pid, launched.fd)
+        return launched
+
+    def _stop_adopting(self) -> None:
+        if self._adopting:
+            set_child_subreaper(False)
+            self._adopting = False
+
+    def status(self) -> int | None:
+        """Its exit status, 128 + number for a signal; None while it runs."""
+        code = self._process.poll()
+        return 128 - code if code is not None and code < 0 else code
+
+    def family(self) -> list[ProcessStat]:
+        """The command itself, and everything that descends from it and is in its session; what ended is waited for."""
+        stats = read_stats()
+        adopted = [stat.pid for stat in stats.values() if stat.parent == os.getpid()] if self._adopting else []
+        # Once it was waited for, its number may be another process's.
+        roots = [self.pid, *adopted] if self._process.returncode is None else adopted
+        # It may have made a session itself, as setsid(1) does.
+        sessions = {self._session, self.pid}
+        members = [stat for stat in descendants(stats, roots) if stat.session in sessions]
+        for stat in members:
+            if stat.ended and stat.pid in adopted and stat.pid != self.pid:
+                with suppress(ChildProcessError):
+                    os.waitpid(stat.pid, os.WNOHANG)
+        return members
+
+    def left_running(self) -> str:
+        """Say what of it still runs although the command itself ended; empty if nothing does."""
+        known = {stat.identity for stat in self._running(())}
+        if known:
+            # The rest of a pipeline, say, needs a moment.
+            time.sleep(_SETTLE_S)
+        left = [f"{stat.pid} ({stat.name})" for stat in self._running(()) if stat.identity in known]
+        if not left:
+            return ""
+        others = f" and {len(left) - _MOST_NAMES} others" if len(left) > _MOST_NAMES else ""
+        return f"the command ended and left running: {', '.join(left[:_MOST_NAMES])}{others}"
+
+    def _end(self) -> None:
+        """Ask all of it to end, and kill what does not."""
+        known: set[tuple[int, int]] = set()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            give_up = time.monotonic() + _GRACE_S
+            with suppress(KeyboardInterrupt):
+                while time.monotonic() < give_up:
+                    running = self._running(known)
+                    if not running:
+                        return
+                    for stat in running:
+                        # What is started meanwhile is asked as well, each once; to be killed, again and again.
+                        if number == signal.SIGKILL or stat.identity not in known:
+                            known.add(stat.identity)
+                            _send(stat, number)
+                    time.sleep(_LOOK_S)
+
+    def _running(self, known: Iterable[tuple[int, int]]) -> list[ProcessStat]:
+        """The family, and those of ``known`` that are not found by descent any more."""
+        found = {stat.identity: stat for stat in self.family()}
+        self._process.poll()
+        for identity in known:
+            if identity not in found and (stat := read_stat(identity[0])) is not None and stat.identity == identity:
+                found[identity] = stat
+        return [stat for stat in found.values() if not stat.ended]
+
+
+def _send(stat: ProcessStat, number: signal.Signals) -> None:
+    """Send ``number``, and let it be noticed if it is stopped, to the very process that ``stat`` is about."""
+    try:
+        pidfd = os.pidfd_open(stat.pid)
+    except OSError:
+        return
+    try:
+        now = read_stat(stat.pid)
+        if now is not None and now.identity == stat.identity:
+            with suppress(OSError):
+                signal.pidfd_send_signal(pidfd, number)
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+    finally:
+        os.close(pidfd)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is wrong with a command line of ``kdamon run``, found out before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
+from kdamon_tools.commands.options import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
+from kdamon_tools.errors import CommandError
+from kdamon_tools.snapshot import Config, Range
+from kdamon_tools.workloads.truth import load_truth
+
+if TYPE_CHECKING:
+    from kdamon.mm.linux import LinuxMachine
+
+__all__ = ["check_command_line", "check_memory", "config_of"]
+
+
+def config_of(arguments: argparse.Namespace, pid: int) -> Config:
+    """How to monitor process ``pid``, or physical memory if it is 0."""
+    names = ("ops", "vaddr_regions", *SAMPLING, *FILTERS)
+    config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
+    config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
+    if arguments.update_us is not None:
+        config = evolve(config, update_us=arguments.update_us)
+    if config.ops == "reports":
+        return evolve(config, primitive="")
+    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.filtered else "page_table"))
+
+
+def check_command_line(arguments: argparse.Namespace) -> None:
+    """Refuse what makes no sense.
+
+    :raises CommandError: with the exit status 2.
+    """
+    config = config_of(arguments, arguments.pid or 0)
+    if config.ops == "paddr":
+        _check_physical(arguments, config)
+    else:
+        _check_process(arguments, config)
+    if config.density and config.primitive == "page_fault":
+        raise CommandError(
+            "faults come from one page of each region, which says nothing about density: leave --density out, or use "
+            "--ops reports with a source that samples accesses",
+            2,
+        )
+    if config.density and config.ops != "reports" and arguments.reports is None:
+        raise CommandError("--density estimates from reports, and none would come: add --reports", 2)
+    check_monitoring(config)
+    check_socket(arguments.reports)
+    output = ("--output", arguments.output) if arguments.output is not None else ("standard output", STDOUT)
+    check_files(output, ("--record", arguments.record), ("--truth", arguments.truth))
+    if arguments.truth is not None:
+        _check_truth(arguments.truth, written_meanwhile=bool(arguments.command))
+
+
+def _check_process(arguments: argparse.Namespace, config: Config) -> None:
+    if (arguments.pid is None) == (not arguments.command):
+        raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
+    if bool(config.ranges) != (config.ops != "vaddr"):
+        ops = "fvaddr" if config.ops == "vaddr" else config.ops
+        raise CommandError(f"--ops {ops} and --range START-END go together", 2)
+    if config.ops == "fvaddr":
+        check_user_addresses(config.ranges)
+    if config.tids and config.command and config.ops != "reports":
+        raise CommandError("--tids names threads that run already, and COMMAND has none yet: use --pid", 2)
+    if config.ops == "reports" and arguments.primitive:
+        raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
+    if config.ops == "reports" and arguments.update_us is not None:
+        raise CommandError("--ops reports looks at no mappings: leave --update-us out", 2)
+    if arguments.primitive == "page_table" and config.filtered:
+        raise CommandError(
+            "accessed bits do not tell who accessed what, and whether it was a write: use --primitive page_fault", 2
+        )
+
+
+def _check_physical(arguments: argparse.Namespace, config: Config) -> None:
+    for given, option in (
+        (arguments.pid, "--pid"),
+        (config.filtered, "--write-only, --cpus and --tids"),
+        (arguments.primitive == "page_fault", "--primitive page_fault"),
+        (arguments.truth, "--truth"),
+    ):
+        if given:
+            raise CommandError(f"--ops paddr monitors the machine's memory, not a process: leave {option} out", 2)
+
+
+def check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
+    """Refuse ranges beyond the machine's memory, where it is known how much that is."""
+    memory = machine.physical_memory()
+    try:
+        with suppress(PermissionError):
+            check_physical_addresses(ranges, memory.ram())
+    finally:
+        memory.put()
+
+
+def _check_truth(path: Path, *, written_meanwhile: bool) -> None:
+    """Refuse a file that can never be compared with; a command that runs writes it only then."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CommandError(f"--truth {path}: it is no regular file", 2)
+        if not written_meanwhile:
+            load_truth(path)
+    except FileNotFoundError as error:
+        if not (written_meanwhile and path.parent.is_dir()):
+            raise CommandError(f"--truth {path}: {error.strerror}", 2) from error
+    except OSError as error:
+        raise CommandError(f"--truth {path}: {error.strerror}", 2) from error
+    except ValueError as error:
+        raise CommandError(f"--truth {error}", 2) from error

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which processes descend from which, and how much CPU time they took, from ``/proc/PID/stat``."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from attrs import frozen
+
+__all__ = ["ProcessStat", "descendants", "family_of", "read_stat", "read_stats"]
+
+_TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
+
+
+@frozen
+class ProcessStat:
+    """A process at some moment.
+
+    :ivar name: its command's name, 15 bytes at most.
+    :ivar state: a letter; Z and X ended.
+    :ivar started: when, in clock ticks since boot: with the number it is the identity of a process.
+    :ivar cpu_s: CPU time that it took, seconds.
+    :ivar ended_children_cpu_s: what its children took, and theirs, that ended and were waited for.
+    """
+
+    pid: int
+    name: str
+    state: str
+    parent: int
+    session: int
+    started: int
+    cpu_s: float
+    ended_children_cpu_s: float
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What no other process ever has: its number and when it started."""
+        return self.pid, self.started
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ended, and its parent has not looked yet."""
+        return self.state in "ZX"
+
+
+def read_stat(pid: int) -> ProcessStat | None:
+    """What process ``pid`` is now; None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            content = file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    # A name may hold anything, parentheses too.
+    name, _, rest = content.partition(b"(")[2].rpartition(b")")
+    fields = rest.split()
+    user, system, children_user, children_system = (int(fields[at]) / _TICKS_A_SECOND for at in range(11, 15))
+    return ProcessStat(
+        pid=pid,
+        name=os.fsdecode(name),
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        cpu_s=user + system,
+        ended_children_cpu_s=children_user + children_system,
+    )
+
+
+def read_stats() -> dict[int, ProcessStat]:
+    """All processes that are visible here, by their numbers."""
+    stats = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (stat := read_stat(int(name))) is not None:
+            stats[stat.pid] = stat
+    return stats
+
+
+def descendants(stats: dict[int, ProcessStat], pids: Iterable[int]) -> Iterator[ProcessStat]:
+    """The processes ``pids`` that are in ``stats``, and what descends from them, parents first."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for stat in stats.values():
+        children[stat.parent].append(stat.pid)
+    left = list(pids)
+    seen: set[int] = set()
+    for pid in left:
+        if pid in stats and pid not in seen:
+            seen.add(pid)
+            yield stats[pid]
+            left += children[pid]
+
+
+def family_of(pid: int) -> list[ProcessStat]:
+    """Process ``pid`` and what descends from it, now."""
+    return list(descendants(read_stats(), [pid]))
