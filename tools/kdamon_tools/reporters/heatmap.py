@@ -50,7 +50,7 @@ def render_heatmap(
     how hot it was. Addresses that were asked for are all drawn, in one line each at least.
 
     :param width: columns that a line may take, at least 28.
-    :param height: lines of addresses to draw at most, at least 4.
+    :param height: lines of addresses to draw at most, at least 4; up to half as many may say what is not drawn.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
@@ -66,7 +66,7 @@ def render_heatmap(
         ranges = choose_areas(profile, sum(snapshot.merged for snapshot in snapshots), config, height)
     # Lines between the ranges are for a picture of few ranges; the labels say where another one begins.
     apart = 2 * len(ranges) + 1 <= height
-    line_bytes = line_size(ranges, height - len(ranges) - 1 if apart else height)
+    line_bytes = line_size(ranges, height)
     rests = rests_of(profile, ranges, config, together=not apart)
     heading = f"a line is {format_bytes(line_bytes)}, a column {format_seconds(recording.seconds / len(columns))}"
     labelled = f"{'address':>{_LABEL - 2}}  {heading}"
