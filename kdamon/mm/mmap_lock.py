@@ -6,8 +6,8 @@ now and then during a long call, but takes it back before the waiting thread wok
 (``kernel/locking/rwsem.c: RWSEM_WAIT_TIMEOUT``), and so do calls that follow each other at once. So what kdamon asks of
 a target's memory is cut into pieces, and kdamon pauses between them without the lock:
 
-* every system call that takes a target's mmap_lock runs within :data:`held`, which pauses only while a thread waits
-  for the lock, where that can be seen (:meth:`kdamon.mm.walker.Walker.waited_for`);
+* every system call that takes a target's mmap_lock runs within :data:`held`, which pauses only if a thread waits for
+  the lock or did so in the last second, where that can be seen (:meth:`kdamon.mm.walker.Walker.waited_for`);
 * what such a call does has a bound: one page table of a pagemap, or as much as :class:`CallSize` allows.
 
 Both rely on measured time, because the same call costs ten times as much on one machine as on another. What takes no
@@ -28,6 +28,8 @@ __all__ = ["LONGEST", "CallSize", "held"]
 _TOGETHER: Final = 100_000
 #: Nanoseconds of a pause: a thread that waits for the lock wakes up meanwhile.
 _PAUSE: Final = 100_000
+#: Nanoseconds for which a thread is expected that waits for the lock, once one did: after mmap() comes munmap().
+_SOON: Final = 1_000_000_000
 #: Nanoseconds that one call should not exceed, well below the 0.3 ms that docs/access-sources.md promises.
 LONGEST: Final = 200_000
 
@@ -35,8 +37,8 @@ LONGEST: Final = 200_000
 class _Held(threading.local):
     """The calls of the present thread: ``with held:`` or ``with held.of(pagemap):`` around each one.
 
-    Entering pauses if the calls since the last pause took too long together and a thread waits for the lock. The time
-    that the caller spent otherwise counts as a pause.
+    Entering pauses if the calls since the last pause took too long together and a thread waits for the lock, or lately
+    did. The time that the caller spent otherwise counts as a pause.
 
     :ivar elapsed: nanoseconds of the last call.
     """
@@ -45,6 +47,7 @@ class _Held(threading.local):
     _together = 0
     _begin = 0
     _end = 0
+    _waited_at = -_SOON
     _pagemap = -1
 
     def of(self, pagemap: int) -> _Held:
@@ -53,9 +56,13 @@ class _Held(threading.local):
         return self
 
     def __enter__(self) -> None:
-        idle = time.monotonic_ns() - self._end
+        now = time.monotonic_ns()
+        idle = now - self._end
         if idle < _PAUSE and self._together >= _TOGETHER:
             if _waited_for(self._pagemap):
+                self._waited_at = now
+            idle = time.monotonic_ns() - self._end
+            if now < self._waited_at + _SOON and idle < _PAUSE:
                 time.sleep((_PAUSE - idle) / 1e9)
             idle = _PAUSE
         if idle >= _PAUSE:

@@ -39,6 +39,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     monkeypatch.setattr(mmap_lock, "time", clock)
     # The calls of other tests are long ago.
     monkeypatch.setattr(held, "_end", 0)
+    monkeypatch.setattr(held, "_waited_at", 0)
     return clock
 
 
@@ -72,13 +73,19 @@ def test_what_the_caller_does_in_between_is_a_pause(clock: FakeTime) -> None:
 
 
 def test_no_pause_is_made_for_a_lock_that_no_thread_waits_for(clock: FakeTime) -> None:
-    """It is asked before each call anew."""
+    """Until one does, and for a second then: it will map memory again."""
     for _ in range(100):
         clock.call(90, NOT_WAITED_FOR)
     assert clock.pauses == []
     clock.call(110, NOT_WAITED_FOR)
-    clock.call(1)
+    clock.call(110)
     assert len(clock.pauses) == 1
+    clock.call(110, NOT_WAITED_FOR)
+    assert len(clock.pauses) == 2
+    clock.now += 10**9
+    for _ in range(100):
+        clock.call(110, NOT_WAITED_FOR)
+    assert len(clock.pauses) == 2
 
 
 def test_a_failed_call_counts(clock: FakeTime) -> None:
