@@ -68,7 +68,7 @@ def _file_systems_of_memory(pid: int) -> set[int]:
         with open(f"/proc/{pid}/mountinfo", "rb") as mounts:
             for line in mounts:
                 fields, _, source = line.partition(b" - ")
-                if source.startswith((b"tmpfs ", b"devtmpfs ", b"ramfs ")):
+                if source.startswith((b"tmpfs ", b"ramfs ")):
                     major, _, minor = fields.split()[2].partition(b":")
                     devices.add(os.makedev(int(major), int(minor)))
     except OSError as error:

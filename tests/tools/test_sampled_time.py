@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
+from kdamon.core import damon_stop
+from kdamon.damon import damon_ctx
 from kdamon.kernel import VirtualClock
+from kdamon_tools import monitor as monitoring
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.table import render_summary, summarize
 from kdamon_tools.sampled_time import SampledTime
@@ -40,13 +44,13 @@ def spans(late: dict[int, int], work: dict[int, int], aggregations: int = 3) -> 
     clock = LateClock()
     clock.work(1000)
     clock.late = late
-    time = SampledTime(clock, LONGEST)
+    sampled = SampledTime(clock, LONGEST)
     found = []
     for sample in range(10 * aggregations):
         clock.work(work.get(sample, 0))
-        time.sleep_until(time.now() // INTERVAL * INTERVAL + INTERVAL, threading.Event())
+        sampled.sleep_until(sampled.now() // INTERVAL * INTERVAL + INTERVAL, threading.Event())
         if sample % 10 == 9:
-            found.append(time.take_span())
+            found.append(sampled.take_span())
     return found
 
 
@@ -124,3 +128,20 @@ def test_time_in_which_the_machine_was_suspended_is_said() -> None:
     assert "suspended" not in render_summary(made)
     made = Recording(CONFIG, made.snapshots, Counters(suspended_s=63.2), 100.0, 102.0)
     assert "the machine was suspended for           63 s  besides" in render_summary(made)
+
+
+def test_the_time_ends_with_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To let a process go may take seconds, in which nothing is monitored."""
+    sampled_until = []
+
+    def stop_slowly(ctxs: list[damon_ctx]) -> None:
+        damon_stop(ctxs)
+        sampled_until.append(time.monotonic())
+        time.sleep(0.01)
+
+    monkeypatch.setattr(monitoring, "damon_stop", stop_slowly)
+    config = Config(pid=42, ops="reports", ranges=((0x1000, 0x5000),))
+    with monitoring.Monitor(config, None) as monitor:
+        while not monitor.drain():
+            time.sleep(0.01)
+    assert monitor.started < monitor.ended <= sampled_until[0]
