@@ -7,8 +7,9 @@
   no process make a directory; and what is below a mount of the tree once that is gone, by ``umount`` or because kdamon
   ended, is an empty directory of the copy. Modules that are loaded later do not show up in it.
 * ``damon`` in any debugfs, and the same in any other sysfs that is mounted;
-* DAMON's events in any tracefs: their directory, the file that can enable them by name, and the other instances, which
-  have them all again. The list of events names those that kdamon serves (:mod:`kdamon_fs.trace_server`).
+* DAMON's events in any tracefs: their directory, the files that can enable them by name or with all others, and the
+  other instances, which have them all again. The list of events names those that kdamon serves
+  (:mod:`kdamon_fs.trace_server`).
 
 What is not covered: a file system that is mounted afterwards, and the places once ``/sys/kernel/mm`` or ``/sys/module``
 itself is unmounted. Both take the intention and root.
@@ -136,7 +137,8 @@ def _hide_elsewhere(events: Iterable[str]) -> None:
             hidden = [os.path.join(top, "damon")]
         elif entry.fstype == "tracefs":
             hidden = [os.path.join(top, "events/damon"), os.path.join(top, "instances")]
-            _cover_file(no_text, os.path.join(top, "set_event"))
+            for name in ("set_event", "events/enable"):
+                _cover_file(no_text, os.path.join(top, name))
             available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
             _write(available, _available_events(os.path.join(top, "available_events"), events))
             _cover_file(available, os.path.join(top, "available_events"))
