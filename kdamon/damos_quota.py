@@ -50,6 +50,9 @@ __all__ = [
 
 log = logging.getLogger("kdamon")
 
+#: The kernel takes windows of so many milliseconds for endless ones (msecs_to_jiffies()).
+_ENDLESS_MS = 1 << 31
+
 Metric = damos_quota_goal_metric
 Scores = npt.NDArray[np.int64]
 
@@ -94,8 +97,11 @@ def damos_commit_quota(dst: damos_quota, src: damos_quota) -> None:
 
     :raises OSError: EINVAL as :func:`damos_commit_quota_goals`.
     """
+    changed = dst.reset_interval != src.reset_interval
     dst.reset_interval, dst.ms, dst.sz = src.reset_interval, src.ms, src.sz
     damos_commit_quota_goals(dst, src)
+    if changed:
+        _doubt_window(dst)
     dst.goal_tuner = src.goal_tuner
     dst.weight_sz, dst.weight_nr_accesses, dst.weight_age = src.weight_sz, src.weight_nr_accesses, src.weight_age
     dst.fail_charge_num, dst.fail_charge_denom = src.fail_charge_num, src.fail_charge_denom
@@ -230,6 +236,16 @@ def damos_quota_is_full(quota: damos_quota, min_region_sz: int) -> bool:
 # Charge windows.
 
 
+def _doubt_window(quota: damos_quota) -> None:
+    """Say that goals are of no use where the window in which they are looked at once practically never ends."""
+    if quota.goals and quota.reset_interval >= _ENDLESS_MS:
+        log.warning(
+            "a charge window of %d ms is 25 days or more, and goals are looked at only when one begins; use a smaller "
+            "reset_interval_ms",
+            quota.reset_interval,
+        )
+
+
 def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
     """Begin a new charge window if the last one is over, and choose which scores are worth the quota."""
     quota = s.quota
@@ -239,6 +255,7 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
     # just that, whatever the time of day at which the kdamond comes to it.
     now = ctx.deadline
     if quota.charged_from is None:
+        _doubt_window(quota)
         quota.charged_from = now
         damos_set_effective_quota(ctx, quota)
         trace.damos_esz(ctx, s, quota.esz)

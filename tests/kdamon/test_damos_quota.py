@@ -24,6 +24,8 @@ from kdamon.damon import (
     damos_filter,
     damos_filter_type,
     damos_quota,
+    damos_quota_goal,
+    damos_quota_goal_metric,
     damos_stat,
 )
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
@@ -264,6 +266,20 @@ def test_a_time_quota_follows_the_measured_throughput() -> None:
     s.quota.total_charged_ns = 10**15
     apply(ctx, WINDOW_MS)
     assert 4096 == s.quota.esz
+
+
+def test_a_window_that_practically_never_ends_is_doubted_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Goals are looked at when a window begins: the kernel takes 2**31 ms and more for endless."""
+    for ms, lines in ((2**31 - 1, 0), (2**31, 1), (2**64 - 1, 1)):
+        caplog.clear()
+        ctx = quota_ctx(table_of([Region(0, 1000)]))
+        goal = damos_quota_goal(damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT, 100, 50)
+        damon_add_scheme(ctx, pageout(30, reset_interval=ms, goals=[goal]))
+        for _ in range(3):
+            apply(ctx, 1000)
+        assert [f"a charge window of {ms} ms is 25 days or more"] * lines == [
+            message.split(",")[0] for message in caplog.messages
+        ]
 
 
 @pytest.mark.parametrize(
