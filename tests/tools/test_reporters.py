@@ -165,7 +165,14 @@ class TestTable:
             "            1000     8.0 KiB  @@@@@@@@@@ 100%       0.3 s",
             "            3000     1.0 MiB  .            0%        60 s",
             "          103000     4.0 KiB  ?            0%       0.0 s      75%",
+            "? cannot be sampled: pages that are mapped more than once (shared, or twice by",
+            "one process), locked, or huge TLB",
         ] == text.splitlines()
+        # Once, where there is room, and in the summary; nothing where all is known.
+        assert "?" not in render_table(Snapshot.of(102.5, self.ROWS[:2]), CONFIG, since=100.0)
+        assert "cannot be sampled" not in render_table(Snapshot.of(102.5, self.ROWS), CONFIG, since=100.0, height=8)
+        summaries = [render_summary(recording([Snapshot.of(101.0, self.ROWS[:n])], 1.0)) for n in (3, 2)]
+        assert [1, 0] == [summary.count("? cannot be sampled: ") for summary in summaries]
 
     def test_the_hottest_are_kept_where_there_is_no_room(self) -> None:
         """A small terminal shows fewer regions, still in address order, and says how many it does not show."""

@@ -131,6 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
         progress.clear()
         for sentence in _about_lines(notes):
             print(f"kdamon: {name}: {sentence}", file=sys.stderr)
+        if not len(records):
+            raise CommandError(f"{name}: there is no report in it" + (f": {notes.cut}" if notes.cut else ""))
         replay = Replay(Tape(records), _configs(arguments, records, name), arguments.seed, progress.replaying)
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
@@ -152,8 +154,6 @@ def _configs(arguments: argparse.Namespace, records: RecordSource, name: str) ->
     from kdamon_tools.replayer import processes_of, ranges_of  # noqa: PLC0415
 
     found = processes_of(records)
-    if not found:
-        raise CommandError(f"{name}: there is no report in it")
     pids = found if arguments.pid is None else [arguments.pid]
     if not set(pids) <= set(found):
         others = ", ".join(map(str, found[:10])) + (" and others" if len(found) > 10 else "")

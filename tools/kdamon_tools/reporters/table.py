@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kdamon_fs.kstrtox import bitmap_list
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
+from kdamon_tools.reporters.unknown import explain_unknown
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
@@ -25,6 +26,8 @@ _MOST_BAR: Final = 10
 _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
 _REMARK_WIDTH: Final = 80
+#: A table of so many lines has room for one of explanation.
+_LINES_PER_NOTE: Final = 10
 
 
 def render_table(
@@ -40,7 +43,10 @@ def render_table(
     line = render_line(snapshot, config, since)
     lines = [line] if len(line) <= width else textwrap.wrap(line.strip(), width)
     lines.append(layout.heading())
-    room = max(0, height - len(lines))
+    explained = textwrap.wrap(explain_unknown([snapshot], config), width)
+    if len(explained) > height // _LINES_PER_NOTE:
+        explained = []
+    room = max(0, height - len(lines) - len(explained))
     chosen, rest = np.ones(len(snapshot.regions), bool), list[str]()
     if len(chosen) > room:
         # Words take the room of regions, which then need words too: these have a few lines at most.
@@ -50,7 +56,7 @@ def render_table(
             if len(rest) <= reserved:
                 break
     lines += [layout.line(region, config, colour) for region in snapshot.regions[chosen]]
-    return "\n".join((lines + rest)[: max(1, height)])
+    return "\n".join((lines + rest + explained)[: max(1, height)])
 
 
 class _Layout:
@@ -170,7 +176,7 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
     if counters.cpu_s:
         lines.append(f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU")
-    for remark in recording.remarks:
+    for remark in filter(None, (explain_unknown(recording.snapshots, config), *recording.remarks)):
         lines += textwrap.wrap(remark, _REMARK_WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
 
