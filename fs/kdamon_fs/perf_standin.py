@@ -57,8 +57,22 @@ class _Words:
             elif output := _take(rest, "-o", "--output"):
                 self.output = output
             else:
-                raise _RefusedError(f"DAMON's events come from kdamon, and {rest[0]} is not understood with them")
+                raise _not_understood(rest[0])
         self.command = rest[1:] if rest[:1] == ["--"] else rest
+
+
+def _not_understood(option: str) -> _RefusedError:
+    return _RefusedError(f"DAMON's events come from kdamon, and {option} is not understood with them")
+
+
+def _check_script(words: Sequence[str]) -> None:
+    """Refuse what would print the events in another way."""
+    rest = list(words)
+    while rest:
+        if rest[0] in _NO_MATTER:
+            del rest[0]
+        elif not _take(rest, "-i", "--input"):
+            raise _not_understood(rest[0])
 
 
 def _take(words: list[str], short: str, long: str) -> str:
@@ -233,6 +247,7 @@ def main(path: str, own: str, words: Sequence[str]) -> int:
     if verb in _READERS and _is_record(file := _input(words[1:])):
         if verb != "script":
             raise _RefusedError(f"{file} holds DAMON's events from kdamon: 'perf script' prints them")
+        _check_script(words[1:])
         return _script(file)
     _pass_on(own, words)
 

@@ -403,6 +403,7 @@ def test_perf_records_the_trees_events(start: Start, home: Path) -> None:
         ("record -g -e damon:damos_esz true", "-g is not understood with them"),
         ("record -o /nowhere/file -edamon:damos_esz true", "/nowhere/file: No such file or directory"),
         ("report --input=events", "'perf script' prints them"),
+        ("script -F time -i events", "-F is not understood with them"),
     ],
 )
 def test_perf_refuses_what_it_would_record_wrongly(start: Start, words: str, said: str) -> None:
