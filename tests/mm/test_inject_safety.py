@@ -237,7 +237,7 @@ def test_a_process_that_is_stopped_meanwhile_stays_so(directory: Path, kind: str
                 done.set()
             if stopped.result():
                 stops += 1
-                assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text(), 5)
+                assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text())
                 os.kill(process.pid, signal.SIGCONT)
             check(process)
         assert stops
