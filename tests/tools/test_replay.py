@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,3 +521,65 @@ def test_density_is_handed_on() -> None:
     """To the context, as the filters are."""
     config = Config(pid=7, ops="reports", primitive="", ranges=((BASE, BASE + 4096),))
     assert [False, True] == [new_context(evolve(config, density=density)).density for density in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "missing"),
+    [
+        (lambda size: size - 1001 * 56, "of 2000 reports only the first 999 are there"),
+        (lambda size: size - 1, "of 2000 reports only the first 1999 are there"),
+        (lambda size: size - 2000 * 56, "there is no report in it: of 2000 reports only the first 0 are there"),
+    ],
+)
+def test_a_recording_that_was_cut_off_is_said_to_be(
+    keep: Callable[[int], int], missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there is shown, what is missing is said, and the status is 1."""
+    name = saved(tmp_path / "r.npy", workload(seconds=0.01))
+    os.truncate(name, keep(os.stat(name).st_size))
+    assert 1 == cli.main(["replay", name])
+    out, err = capsys.readouterr()
+    assert (1, True) == (err.count("\n"), missing in err)
+    assert ("no report" in missing) != ("monitored pid 7" in out)
+
+
+def test_a_text_that_was_cut_off_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number at its end may not be whole: the line is left out."""
+    path = tmp_path / "trace"
+    path.write_bytes((DATA / "lackey_trace.txt").read_bytes() + b" L 1000,8\n L 7f00,1")
+    assert 1 == cli.main(["replay", "--json", str(path)])
+    out, err = capsys.readouterr()
+    assert 59 == json.loads(out)["counters"]["reports"]["accepted"]
+    assert f"kdamon: {path}: cut off: the last line has no end" in err
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+def test_a_file_may_become_shorter_meanwhile(order: slice, tmp_path: Path) -> None:
+    """An error, where memory that is mapped would be the end of the process."""
+    name = saved(tmp_path / "r.npy", workload(seconds=0.1)[order])
+    with report_file.open_reports(name) as (records, _):
+        tape = Tape(records)
+        os.truncate(name, 4096)
+        with pytest.raises(OSError, match="the file became shorter while it was read"):
+            tape.play(1 << 62)
+
+
+def test_a_pipe_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a shell has it for <(...)."""
+    name = saved(tmp_path / "r.npy", workload(seconds=0.01))
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["sh", "-c", 'cat "$1" > "$2"', "sh", name, str(tmp_path / "pipe")]):
+        (document,) = replayed(capsys, str(tmp_path / "pipe"))
+    assert [document] == replayed(capsys, name)
+
+
+def test_rows_are_read_in_any_order(tmp_path: Path) -> None:
+    """Those that are near each other in one piece, others one by one."""
+    records = workload(seconds=0.01)
+    name = saved(tmp_path / "r.npy", records)
+    with report_file.open_reports(name) as (stored, _):
+        for rows in ([], [5], [7, 3, 3], [1999, 0], list(range(100, 50, -1)), [0, 1, 1000, 5]):
+            index = np.array(rows, np.intp)
+            assert records[index].tolist() == stored[index].tolist()
+        for part in (slice(0, 0), slice(3, 10), slice(1990, 3000), slice(None)):
+            assert records[part].tolist() == stored[part].tolist()

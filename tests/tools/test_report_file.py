@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
 import io
+import lzma
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +127,74 @@ def test_other_arrays_are_refused(tmp_path: Path) -> None:
         np.save(tmp_path / "r.npy", array, allow_pickle=True)
         with pytest.raises(OSError, match="does not hold access reports with their times"):
             read_reports(tmp_path / "r.npy")
+
+
+def head(text: str, length: int | None = None) -> bytes:
+    """The beginning of an array's file whose head is ``text`` and says that it has ``length`` bytes."""
+    size = len(text) if length is None else length
+    return b"\x93NUMPY\x02\x00" + size.to_bytes(4, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("shape", "fortran"),
+    [((-5,), False), ((5, 2), False), ((), False), ((5,), True), (("5",), False), ((5.0,), False)],
+)
+def test_arrays_of_other_shapes_are_refused(shape: tuple[Any, ...], fortran: bool, tmp_path: Path) -> None:
+    """Whatever their rows are."""
+    path = tmp_path / "r.npy"
+    descr = np.lib.format.dtype_to_descr(RECORD_DTYPE)
+    path.write_bytes(head(repr({"descr": descr, "fortran_order": fortran, "shape": shape})) + bytes(1000))
+    with pytest.raises(OSError, match=r"no array of numpy's|does not hold access reports"):
+        read_reports(path)
+
+
+def test_a_head_is_believed_as_far_as_it_is_there(tmp_path: Path) -> None:
+    """No memory for a gigabyte of head or rows without number; an expression in it is not evaluated."""
+    path = tmp_path / "r.npy"
+    for content in (head("{" * 100, 1 << 30), head("-" * 9000 + "1"), head("{'descr': '|V99999999999999999'}")):
+        path.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(OSError, match="no array of numpy's"):
+            read_reports(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20
+    descr = np.lib.format.dtype_to_descr(RECORD_DTYPE)
+    whole = repr({"descr": descr, "fortran_order": False, "shape": (1 << 70,)})
+    path.write_bytes(head(whole) + some_records(3).tobytes())
+    with open_reports(path) as (records, notes):
+        assert some_records(3).tolist() == records[:].tolist()
+        assert f"of {1 << 70} reports only the first 3 are there" == notes.cut
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (gzip.compress(b"x"), "zcat FILE"),
+        (bz2.compress(b"x"), "bzcat FILE"),
+        (lzma.compress(b"x"), "xzcat FILE"),
+        (b"PK\x03\x04" + bytes(100), "an archive"),
+    ],
+)
+def test_what_is_packed_is_to_be_unpacked(content: bytes, sentence: str, tmp_path: Path) -> None:
+    """With the program for it."""
+    path = tmp_path / "r.npy.packed"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=sentence):
+        read_reports(path)
+
+
+def test_an_earlier_recording_is_replaced_at_the_end(tmp_path: Path) -> None:
+    """A recorder that fails before anything was recorded leaves it, and so does one that is at work."""
+    path = tmp_path / "r.npy"
+    write_recording(path, some_records(10))
+    with pytest.raises(ZeroDivisionError), Recorder(path):
+        raise ZeroDivisionError
+    with Recorder(path) as recorder:
+        damon_report_accesses(report_array(3, pid=6))
+        eventually(lambda: recorder.recorded == 3)
+        assert 10 == len(read_reports(path))
+    assert ([path], 3) == (list(tmp_path.iterdir()), len(read_reports(path)))
 
 
 @pytest.mark.parametrize(

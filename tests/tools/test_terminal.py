@@ -9,11 +9,23 @@ import logging
 import os
 import signal
 import termios
+from collections.abc import Callable
 
 import pytest
 
 from kdamon_tools.terminal import LiveView, cut, terminal_size, use_colour
-from kdamon_tools.units import format_bytes, format_seconds, parse_range
+from kdamon_tools.units import (
+    format_bytes,
+    format_seconds,
+    parse_cpus,
+    parse_interval,
+    parse_number,
+    parse_positive,
+    parse_range,
+    parse_seconds,
+    parse_tids,
+    parse_unsigned,
+)
 
 
 class Terminal(io.StringIO):
@@ -186,3 +198,63 @@ def test_a_view_that_nobody_can_see_does_not_end_what_it_shows() -> None:
     view.show("three")
     view.clear()
     assert not view.in_place
+
+
+def taken(parse: Callable[[str], object], text: str) -> object:
+    """What ``parse`` makes of ``text``, None where it refuses it."""
+    try:
+        return parse(text)
+    except argparse.ArgumentTypeError:
+        return None
+
+
+@pytest.mark.parametrize(
+    "text", ["5_000", "\uff15", "0b1", "0o7", "+5", " 5", "5 ", "5\n", "-5", "", "0x", "08", "1e3", "\u0665", "x5"]
+)
+def test_numbers_of_other_languages_are_none(text: str) -> None:
+    """Python's among them, wherever a command line has a number."""
+    parsers = [parse_unsigned, parse_positive, parse_number, parse_interval, parse_seconds, parse_cpus, parse_tids]
+    # Each as it takes them, leading zeros, lists and hexadecimal digits.
+    exceptions = {parse_seconds: ["08"], parse_cpus: ["08"], parse_tids: ["08"]}
+    for parse in parsers:
+        assert text in exceptions.get(parse, []) or taken(parse, text) is None, parse
+    assert text in {"08", "1e3", "0b1"} or taken(parse_range, f"{text}-6000") is None
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "expected"),
+    [
+        (parse_unsigned, "0x1388", 5000),
+        (parse_unsigned, "0", 0),
+        (parse_unsigned, "011610", 5000),
+        (parse_unsigned, "18446744073709551615", 2**64 - 1),
+        (parse_unsigned, "18446744073709551616", None),
+        (parse_number, "2147483647", 2**31 - 1),
+        (parse_number, "2147483648", None),
+        (parse_interval, "5000", 5000),
+        (parse_interval, "5ms", 5000),
+        (parse_interval, "0.1s", 100_000),
+        (parse_interval, "2m", 120_000_000),
+        (parse_interval, "1h", 3_600_000_000),
+        (parse_interval, "300us", 300),
+        (parse_interval, "0.5us", None),
+        (parse_interval, "0ms", None),
+        (parse_interval, "5 ms", None),
+        (parse_interval, "18446744073709551615", None),
+        (parse_interval, "99999999999999999999h", None),
+        (parse_seconds, "30", 30.0),
+        (parse_seconds, "0.5", 0.5),
+        (parse_seconds, "500ms", 0.5),
+        (parse_seconds, "2m", 120.0),
+        (parse_seconds, "inf", None),
+        (parse_seconds, "0.0000001", None),
+        (parse_range, "4G-6GiB", (4 << 30, 6 << 30)),
+        (parse_range, "0x1000-2000", (0x1000, 0x2000)),
+        (parse_range, "4K-8K", (4096, 8192)),
+        (parse_range, "4K-4K", None),
+        (parse_range, "4.5G-6G", None),
+    ],
+)
+def test_numbers_are_the_trees_and_may_have_units(parse: Callable[[str], object], text: str, expected: object) -> None:
+    """As damo's users type them."""
+    assert expected == taken(parse, text)

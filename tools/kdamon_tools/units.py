@@ -140,7 +140,8 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
     """
     limit = nr_cpus or nr_cpu_ids()
     try:
-        cpus = bitmap_parselist(text, limit)
+        # White space separates in the tree.
+        cpus = () if re.search(r"\s", text) else bitmap_parselist(text, limit)
     except OSError as error:
         if error.errno in (errno.ERANGE, errno.EOVERFLOW):
             raise argparse.ArgumentTypeError(
