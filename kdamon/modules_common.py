@@ -15,7 +15,8 @@ import errno
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import ClassVar
 
 from attrs import define, evolve, field
@@ -86,13 +87,23 @@ class module_scope:
         return bool(self.start or self.end)
 
 
+def _note_births(module: damon_module, _attribute: object, pids: tuple[int, ...]) -> tuple[int, ...]:
+    """Remember which processes have the numbers that are written to ``monitor_pids``, and what is monitored by them."""
+    module._births = {}
+    for pid in pids:
+        with suppress(OSError):
+            module._births[pid] = module.machine().birth(pid)
+    return pids
+
+
 @define(slots=True, eq=False, kw_only=True)
 class damon_module(ABC):
     """A module: monitors when it is enabled, and then nobody else may (exclusive use).
 
     :ivar machine: finds the machine; called when the module is enabled.
     :ivar clock: of its contexts.
-    :ivar monitor_pids: parameter, numbers of the processes to monitor.
+    :ivar monitor_pids: parameter, numbers of the processes to monitor: those that have them when this is written, or
+        when they are monitored first.
     :ivar monitor_cgroup: parameter, path of a control group, as ``/proc/PID/cgroup`` has it; its processes and those of
         the groups below are monitored, also those that come later.
     :ivar ctx: the present or last context.
@@ -102,10 +113,13 @@ class damon_module(ABC):
 
     machine: Callable[[], Machine]
     clock: Clock = field(factory=RealClock)
-    monitor_pids: tuple[int, ...] = ()
+    monitor_pids: tuple[int, ...] = field(default=(), on_setattr=_note_births)
     monitor_cgroup: str = ""
     ctx: damon_ctx | None = None
     _scope: module_scope = field(factory=module_scope, init=False)
+    #: When the processes of ``monitor_pids`` began, and those that were monitored.
+    _births: dict[int, int] = field(factory=dict, init=False)
+    _monitored: dict[int, int] = field(factory=dict, init=False)
     _next_follow: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
     #: Held while a parameter starts, stops or changes something (the kernel's ``kernel_param_lock()``).
@@ -225,28 +239,64 @@ class damon_module(ABC):
             machine raises.
         """
         assert ctx.machine is not None
-        wanted = dict.fromkeys(scope.pids, True)
-        for pid in _processes_of(ctx.machine, scope.cgroup):
-            wanted.setdefault(pid, False)
+        members = dict.fromkeys(_processes_of(ctx.machine, scope.cgroup))
+        named = dict.fromkeys(scope.pids)
         for t in running.adaptive_targets if running is not None else ():
-            kept = t.pid in wanted and t.task is not None and t.task.valid()
+            kept = (t.pid in named or t.pid in members) and t.task is not None and t.task.valid()
             _add_target(ctx, scope, t.pid, None).obsolete = not kept
             if kept:
-                del wanted[t.pid]
-        reason = ""
-        for pid, named in wanted.items():
-            try:
-                _add_target(ctx, scope, pid, ctx.machine.get_task(pid))
-            except OSError as error:
-                if not named:
-                    reason = f": {error.strerror}"
-                    log.debug("%s: process %d is left out%s", self.name, pid, reason)
-                elif error.errno == errno.ESRCH:
-                    raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
-                else:
-                    raise
+                named.pop(t.pid, None)
+                members.pop(t.pid, None)
+        for pid in named:
+            if self._add_named(ctx, scope, pid, committing=running is not None and damon_is_running(running)):
+                members.pop(pid, None)
+        reason = self._add_members(ctx, scope, members)
         if reason and all(t.obsolete for t in ctx.adaptive_targets):
             raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now{reason}")
+
+    def _add_named(self, ctx: damon_ctx, scope: module_scope, pid: int, *, committing: bool) -> bool:
+        """Give ``ctx`` the process that ``pid`` in ``monitor_pids`` means.
+
+        :returns: whether it was given; not where it ended while it was monitored, and nothing else changes by a commit.
+        """
+        assert ctx.machine is not None
+        birth = self._births.get(pid)
+        try:
+            task = ctx.machine.get_task(pid, birth=birth)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            if committing and birth is not None and birth == self._monitored.get(pid):
+                log.info("%s: process %d ended, and stays so until its number is written again", self.name, pid)
+                return False
+            raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
+        self._births[pid] = self._monitored[pid] = task.birth
+        _add_target(ctx, scope, pid, task)
+        return True
+
+    def _add_members(self, ctx: damon_ctx, scope: module_scope, pids: Iterable[int]) -> str:
+        """Give ``ctx`` those of ``pids`` that are in the control group; returns why the last one is left out."""
+        assert ctx.machine is not None
+        reason = ""
+        opened: list[tuple[int, Task]] = []
+        for pid in pids:
+            try:
+                opened.append((pid, ctx.machine.get_task(pid)))
+            except OSError as error:
+                reason = f": {error.strerror}"
+                log.debug("%s: process %d is left out%s", self.name, pid, reason)
+        # A number may have become another process's before that was opened. What is in the group now, and still is
+        # what was opened, is of the group.
+        members: tuple[int, ...] = ()
+        if opened:
+            with suppress(OSError):
+                members = _processes_of(ctx.machine, scope.cgroup)
+        for pid, task in opened:
+            if pid in members and task.valid():
+                _add_target(ctx, scope, pid, task)
+            else:
+                task.put()
+        return reason
 
     def _follow(self, ctx: damon_ctx) -> None:
         """Leave the processes that ended or left the control group, begin with those that came to it."""
@@ -262,11 +312,7 @@ class damon_module(ABC):
             else:
                 damon_destroy_target(t, ctx)
         # A process of monitor_pids that ended is not looked for: its number may be another's by now.
-        for pid in members:
-            try:
-                _add_target(ctx, self._scope, pid, ctx.machine.get_task(pid))
-            except OSError as error:
-                log.debug("%s: process %d is left out: %s", self.name, pid, error.strerror)
+        self._add_members(ctx, self._scope, members)
 
 
 def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:

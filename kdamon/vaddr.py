@@ -140,10 +140,10 @@ def damon_fva_init(ctx: damon_ctx) -> None:
         _take_task(t, ctx)
 
 
-def _take_task(t: damon_target, ctx: damon_ctx) -> None:
+def _take_task(t: damon_target, ctx: damon_ctx, birth: int | None = None) -> None:
     if t.task is None and ctx.machine is not None:
         try:
-            t.task = ctx.machine.get_task(t.pid, _primitive(ctx))
+            t.task = ctx.machine.get_task(t.pid, _primitive(ctx), birth)
         except OSError as error:
             log.warning("process %d cannot be monitored: %s", t.pid, error.strerror)
 
@@ -153,11 +153,12 @@ def _primitive(ctx: damon_ctx) -> str:
 
 
 def _follow_primitive(t: damon_target, ctx: damon_ctx) -> None:
-    """Take the process anew if a commit chose another primitive and brought none."""
-    if t.task is not None and t.task.primitive != _primitive(ctx):
+    """Take the process anew if a commit chose another primitive and brought none, but no other one of its number."""
+    if t.task is not None and t.task.primitive != _primitive(ctx) and t.task.valid():
+        birth = t.task.birth
         t.task.put()
         t.task = t.mm = None
-        _take_task(t, ctx)
+        _take_task(t, ctx, birth)
 
 
 def damon_va_update(ctx: damon_ctx) -> None:
@@ -255,7 +256,8 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
     """Tell whether a report, or which reports of a batch, are about the process of ``t``."""
-    return report.pid == t.pid
+    # Kernel: compares numbers. Here: of a process that ended nothing is reported, because its number may be another's.
+    return (report.pid == t.pid) & (t.task is None or t.task.valid())
 
 
 def damon_va_target_valid(t: damon_target) -> bool:

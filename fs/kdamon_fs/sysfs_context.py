@@ -98,19 +98,40 @@ class damon_sysfs_regions(numbered_dirs):
         return damon_sysfs_region(self.tree)
 
 
-class damon_sysfs_target(kobject):
-    """A process to monitor."""
+_PID_TARGET: Final = int_attribute("pid_target", squash=True, field="pid")
 
-    __slots__ = ("obsolete", "pid", "regions")
+
+def _pid_target_store(target: damon_sysfs_target, text: str) -> None:
+    assert _PID_TARGET.store is not None
+    _PID_TARGET.store(target, text)
+    try:
+        target.birth = target.tree.machine().birth(target.pid)
+    except OSError:
+        target.birth = None
+
+
+class damon_sysfs_target(kobject):
+    """A process to monitor.
+
+    :ivar birth: when the process began that had the number as it was written, see :meth:`kdamon.mm.Machine.birth`; None
+        while there was none.
+    """
+
+    __slots__ = ("birth", "obsolete", "pid", "regions")
+
+    tree: damon_sysfs_tree
 
     default_attributes = (
-        int_attribute("pid_target", squash=True, field="pid"),
+        # Kernel: looks the number up at each start and each commit. Here: when it is written, because it may have
+        # become that of a stranger since.
+        kobj_attribute("pid_target", _PID_TARGET.show, _pid_target_store),
         bool_attribute("obsolete_target", since="6.19", field="obsolete"),
     )
 
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree)
         self.pid = 0
+        self.birth: int | None = None
         self.obsolete = False
         self.regions = damon_sysfs_regions(tree)
         self.add("regions", self.regions)
@@ -324,10 +345,12 @@ def _damon_sysfs_take_task(
     machine: Callable[[], Machine],
     monitored: damon_target | None,
 ) -> None:
-    """Open the process of ``t``, unless the target that it will be committed to has it open in the same way."""
-    no_process = OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
+    """Open the process of ``t``, unless the target that it will be committed to has it open in the same way.
+
+    A target whose process ended while it was monitored stays as it is until its number is written again.
+    """
     if t.pid <= 0:
-        raise no_process
+        raise OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
     ctx.machine = machine()
     primitive = damon_sysfs_sample_primitive(ctx.sample_control)
     if primitive == "page_fault":
@@ -335,11 +358,15 @@ def _damon_sysfs_take_task(
     # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
     # for a userfaultfd that it has.
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
-    if task is None or task.primitive != primitive or not task.valid():
-        try:
-            t.task = ctx.machine.get_task(t.pid, primitive)
-        except OSError as error:
-            raise no_process if error.errno == errno.ESRCH else error from None
+    if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
+        return
+    try:
+        t.task = ctx.machine.get_task(t.pid, primitive, target.birth)
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}") from None
+        raise
+    target.birth = t.task.birth
 
 
 def _damon_sysfs_take_memory(

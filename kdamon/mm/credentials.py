@@ -15,7 +15,7 @@ from typing import Final
 
 from attrs import define, frozen
 
-from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.madvise import exited, pidfd_open
 
 __all__ = ["Credentials", "Rights", "credentials_of", "may_access"]
 
@@ -48,13 +48,6 @@ class Credentials:
     user_ns: tuple[int, int] | None
 
 
-def _exited(pidfd: int) -> bool:
-    """Tell whether the process behind ``pidfd`` ended."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 def credentials_of(pid: int, pidfd: int) -> Credentials:
     """The credentials of process ``pid``, which ``pidfd`` stands for.
 
@@ -72,7 +65,7 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
             user_ns = None
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, f"process {pid} ended") from None
-    if _exited(pidfd):
+    if exited(pidfd):
         raise ProcessLookupError(errno.ESRCH, f"process {pid} ended")
     fields = {name: value.split() for name, _, value in (line.partition(b":") for line in lines)}
     uids = tuple(map(int, fields[b"Uid"][:3]))

@@ -118,7 +118,7 @@ def _start_time(pid: int) -> str:
 _stopped_time: Final = _StoppedTime()
 
 
-def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
+def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] = lambda: True) -> int:
     """Take a userfaultfd of the present address space of process ``pid``.
 
     It is as userfaultfd(2) returns it (no UFFDIO_API yet): O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY. The process
@@ -127,12 +127,13 @@ def take_userfaultfd(pid: int, timeout: float = 5.0) -> int:
 
     :param timeout: seconds after which a process whose threads cannot be stopped right now is given up. What does not
         change meanwhile is not waited for.
+    :param valid: whether the process that is meant still has the number, asked once what is stopped cannot be another.
     :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls;
         EBUSY it is traced, stopped, frozen, none of its threads can be stopped, or they were for long enough;
         EOPNOTSUPP the kernel is too old, or it is no x86-64 program, a Go program or one with a shadow stack; EAGAIN
         it may not have another thread.
     """
-    return _patiently(pid, timeout, functools.partial(_take, pid))
+    return _patiently(pid, timeout, functools.partial(_take, pid, valid))
 
 
 def inject_madvise(
@@ -231,9 +232,11 @@ def _check_machine() -> None:
         ) from error
 
 
-def _take(pid: int, unsuitable: _Unsuitable | None = None) -> int:
+def _take(pid: int, valid: Callable[[], bool], unsuitable: _Unsuitable) -> int:
     with contextlib.ExitStack() as stack:
-        target = _target(pid, stack, unsuitable or {})
+        target = _target(pid, stack, unsuitable)
+        if not valid():
+            raise OSError(errno.ESRCH, f"process {pid} ended")
         channel, _ = stack.enter_context(_helper("take"))
         # The job is worked out while it starts.
         _give(channel, target.job(), target.memory)

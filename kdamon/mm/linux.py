@@ -18,7 +18,7 @@ from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
 from kdamon.mm.physical import Physical
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.process_files import ProcessFiles, birth_of, birth_of_directory, no_such_process, open_directory
 from kdamon.mm.rights import OF_PROCESS, OTHER_PROCESS, may, needs_linux, refusal
 from kdamon.mm.walker import Walker, shared_walker
 
@@ -123,10 +123,11 @@ class LinuxTask:
     ``pid`` may be the id of any thread, as find_get_pid() takes it in the kernel: the address space is the
     process's, and the task ends with that thread. A process goes on as long as one of its threads does.
 
+    :param birth: of the process that is meant, see :meth:`kdamon.mm.Machine.get_task`.
     :raises OSError: ESRCH no such process; EPERM, EOPNOTSUPP with a sentence.
     """
 
-    def __init__(self, primitive: _Primitive, pid: int) -> None:
+    def __init__(self, primitive: _Primitive, pid: int, birth: int | None = None) -> None:
         self._pid = self._group = pid
         self._primitive = primitive
         self._lock = threading.Lock()
@@ -135,7 +136,10 @@ class LinuxTask:
         self._said_unreachable = False
         self._directory = self._pidfd = -1
         try:
-            self._directory = _open_directory(pid)
+            self._directory = open_directory(pid)
+            self._birth = birth_of_directory(self._directory)
+            if birth not in (None, self._birth):
+                raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
             self._pidfd = self._open_pidfd()
             self._check()
         except BaseException as error:
@@ -150,6 +154,11 @@ class LinuxTask:
     def pid(self) -> int:
         """The number that the task was asked for by."""
         return self._pid
+
+    @property
+    def birth(self) -> int:
+        """See :class:`kdamon.mm.Task`."""
+        return self._birth
 
     @property
     def primitive(self) -> str:
@@ -244,7 +253,7 @@ class LinuxTask:
         if not self._exists():
             # The number may be another process's by now.
             os.close(pidfd)
-            raise _no_such(self._pid)
+            raise no_such_process(self._pid)
         return pidfd
 
     def _look_whether_reached(self) -> None:
@@ -298,17 +307,21 @@ class LinuxMachine:
         """The name of what tells accessed bits, page_table or page_idle; page_fault where none was looked for."""
         return self._accessed.name if self._accessed is not None else self._page_fault.name
 
-    def get_task(self, pid: int, primitive: str = "page_table") -> LinuxTask:
+    def birth(self, pid: int) -> int:
+        """See :meth:`kdamon.mm.Machine.birth`."""
+        return birth_of(pid)
+
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> LinuxTask:
         """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
         if primitive == "page_table":
             try:
                 accessed = self._accessed_bits()
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
-            return LinuxTask(accessed, pid)
+            return LinuxTask(accessed, pid, birth)
         if primitive != "page_fault":
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
-        task = LinuxTask(self._page_fault, pid)
+        task = LinuxTask(self._page_fault, pid, birth)
         try:
             task.check_process()
             _take(task)
@@ -443,16 +456,3 @@ def _unreachable(pid: int, primitive: str) -> OSError:
         f"process {pid} cannot be sampled by {primitive}: its first thread ended, and the kernel takes advice about a "
         "process (process_madvise) by that one alone; use page_fault (--primitive page_fault)",
     )
-
-
-def _no_such(pid: int) -> OSError:
-    return OSError(errno.ESRCH, f"there is no process {pid}")
-
-
-def _open_directory(pid: int) -> int:
-    if pid <= 0:
-        raise _no_such(pid)
-    try:
-        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
-        raise _no_such(pid) from None

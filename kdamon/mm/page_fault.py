@@ -31,6 +31,7 @@ from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
 from kdamon.mm.fault_sample import FaultSample, State
 from kdamon.mm.faults import FaultRecorder
 from kdamon.mm.inject import take_userfaultfd
+from kdamon.mm.madvise import exited
 from kdamon.mm.maps import Mappings
 from kdamon.mm.pagemap import Pagemap
 from kdamon.mm.process import NOTHING, ProcessSpace
@@ -93,7 +94,7 @@ class PageFaultSpace(ProcessSpace):
         """
         with self._lock:
             if self._protection is None and not self._closed:
-                self._protection = self._primitive.acquire(self._pid, self._files, self)
+                self._protection = self._acquire()
 
     def vmas(self) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
@@ -180,13 +181,16 @@ class PageFaultSpace(ProcessSpace):
         except ProcessLookupError:
             log.debug("pid %d: its address space ended", self._pid)
 
+    def _acquire(self) -> Protection:
+        return self._primitive.acquire(self._pid, self._pidfd, self._files, self)
+
     def _ask(self) -> Protection | None:
         """Try to get ready after an exec(); refusals are told once, and asked about more and more seldom."""
         now = time.monotonic_ns()
         if now < self._ask_at:
             return None
         try:
-            self._protection = self._primitive.acquire(self._pid, self._files, self)
+            self._protection = self._acquire()
         except OSError as error:
             if not self._files.alive():
                 # It called exec() once more.
@@ -230,12 +234,12 @@ class PageFault:
         if former is not None:
             former.close()
 
-    def acquire(self, pid: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
+    def acquire(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
         with self._lock:
             protection = self._protections.get(pid)
             if protection is None or not protection.fits(files):
-                protection = self._protections[pid] = self._protect(pid, files)
+                protection = self._protections[pid] = self._protect(pid, pidfd, files)
             else:
                 _register_all(protection, files)
                 protection.check()
@@ -255,7 +259,7 @@ class PageFault:
             protection.close()
         self._unwatch(pid)
 
-    def _protect(self, pid: int, files: ProcessFiles) -> Protection:
+    def _protect(self, pid: int, pidfd: int, files: ProcessFiles) -> Protection:
         adopted = self._adopted.pop(pid, None)
         if adopted is not None:
             protection = Protection(pid, adopted, files)
@@ -264,7 +268,10 @@ class PageFault:
             protection.close()
         if pid != os.getpid() and has_userfaultfd(pid):
             raise has_its_own(pid)
-        taken = Userfaultfd.own() if pid == os.getpid() else Userfaultfd(take_userfaultfd(pid))
+        if pid == os.getpid():
+            taken = Userfaultfd.own()
+        else:
+            taken = Userfaultfd(take_userfaultfd(pid, valid=lambda: not exited(pidfd)))
         return self._begin(pid, Protection(pid, taken, files), files)
 
     def _begin(self, pid: int, protection: Protection, files: ProcessFiles) -> Protection:

@@ -191,6 +191,7 @@ class Physical:
 
     pid = 0
     primitive = "page_table"
+    birth = 0
 
     def __init__(self, frames: Frames) -> None:
         self._frames = frames

@@ -9,7 +9,49 @@ from collections.abc import Iterator
 
 from kdamon.mm.maps import RecentMappings
 
-__all__ = ["ProcessFiles"]
+__all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory"]
+
+
+def no_such_process(pid: int) -> OSError:
+    """That there is no process ``pid``."""
+    return OSError(errno.ESRCH, f"there is no process {pid}")
+
+
+def open_directory(pid: int) -> int:
+    """Open /proc/PID, which stands for that process also when its number is used again.
+
+    :returns: a file descriptor, the caller's to close.
+    :raises OSError: ESRCH no such process.
+    """
+    if pid <= 0:
+        raise no_such_process(pid)
+    try:
+        return os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise no_such_process(pid) from None
+
+
+def birth_of(pid: int) -> int:
+    """When process ``pid`` began, see :meth:`kdamon.mm.Machine.birth`."""
+    directory = open_directory(pid)
+    try:
+        return birth_of_directory(directory)
+    finally:
+        os.close(directory)
+
+
+def birth_of_directory(directory: int) -> int:
+    """When the process, or the thread, began whose /proc directory is open as ``directory``, clock ticks since boot.
+
+    :raises OSError: ESRCH it ended.
+    """
+    try:
+        fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, "rb") as file:
+            # Field 22; the name in field 2 may hold anything.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(errno.ESRCH, "the process ended") from None
 
 
 class ProcessFiles:

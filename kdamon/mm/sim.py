@@ -85,6 +85,7 @@ class SimProcess:
     :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
     :ivar primitive: how accesses are told, by the last :meth:`SimMachine.get_task`.
     :ivar ended_threads: threads that it does not have; it has any other one.
+    :ivar birth: its place among all processes of its machine, from the first one on.
     """
 
     pid: int
@@ -97,6 +98,7 @@ class SimProcess:
     primitive: str = "page_table"
     ended_threads: set[int] = field(factory=set)
     placed: list[SimPlace] = field(factory=list)
+    birth: int = 0
     _sample: _Sample | None = None
     _paged_out: U64Array = field(factory=NO_RANGES.copy)
     _huge: U64Array = field(factory=NO_RANGES.copy)
@@ -435,6 +437,7 @@ class SimMachine:
         self.seed = seed
         self.clock = VirtualClock()
         self.processes: dict[int, SimProcess] = {}
+        self._births = 0
         self.metrics = {
             "some_mem_psi_us": 0,
             "node_mem_used_bp": 6000,
@@ -453,11 +456,13 @@ class SimMachine:
         self.cgroups: dict[str, tuple[int, ...]] = {}
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
-        """Start a process with the mappings ``ranges`` (bytes, in address order)."""
+        """Start a process with the mappings ``ranges`` (bytes, in address order); ``pid`` may have been another's."""
         number = pid if pid is not None else 1000 + len(self.processes)
+        self._births += 1
         rng = np.random.default_rng((self.seed, number))
         vmas = np.array(ranges, np.uint64).reshape(-1, 2)
-        process = self.processes[number] = SimProcess(number, self.clock, rng, vmas, placed=self.placed)
+        process = SimProcess(number, self.clock, rng, vmas, placed=self.placed, birth=self._births)
+        self.processes[number] = process
         return process
 
     def place(self, process: SimProcess, start: int, end: int, physical: int) -> None:
@@ -471,14 +476,21 @@ class SimMachine:
     faults_tell_who = True
     faults_lost = 0
 
-    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
-        """Find a process.
-
-        :raises OSError: ESRCH there is none; EINVAL an unknown primitive.
-        """
+    def birth(self, pid: int) -> int:
+        """See :meth:`kdamon.mm.Machine.birth`."""
         process = self.processes.get(pid)
         if process is None or not process.alive:
             raise OSError(errno.ESRCH, f"there is no simulated process {pid}")
+        return process.birth
+
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
+        """Find a process.
+
+        :raises OSError: ESRCH there is none, or another one; EINVAL an unknown primitive.
+        """
+        if self.birth(pid) != (birth or self.processes[pid].birth):
+            raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
+        process = self.processes[pid]
         if primitive not in ("page_table", "page_fault"):
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}")
         process.primitive = primitive

@@ -39,12 +39,14 @@ def test_a_machine_that_cannot_monitor_still_has_a_tree(
 
 
 def test_the_machine_is_looked_for_when_it_is_needed_and_once(make_session: Callable[..., Any]) -> None:
-    """Not by making the tree, not by staging values, not again by a commit."""
+    """Not by making the tree, but by the first number of a process, which says which one is meant; not again."""
     session = make_session()
     calls: list[int] = []
     session.tree = damon_sysfs_init(lambda: calls.append(1) or session.machine, "7.2")  # type: ignore[func-returns-value]
-    session.monitor()
+    session.context()
     assert calls == []
+    session.monitor()
+    assert calls == [1]
     assert session.state("on") == "OK"
     assert session.state("commit") == "OK"
     assert calls == [1]

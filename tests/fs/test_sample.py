@@ -290,7 +290,7 @@ def test_a_commit_opens_no_process_again(session: Any, process: Any, monkeypatch
     opened: list[str] = []
     get_task = session.machine.get_task
     monkeypatch.setattr(
-        session.machine, "get_task", lambda pid, primitive: opened.append(primitive) or get_task(pid, primitive)
+        session.machine, "get_task", lambda pid, how, birth: opened.append(how) or get_task(pid, how, birth)
     )
     for _ in range(3):
         assert session.state("commit") == "OK"

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,13 +228,13 @@ def test_exec_while_a_process_is_asked_is_no_refusal(
     with Workload([program], "anon", PAGES) as work:
         refusals = []
 
-        def take_during_exec(pid: int) -> int:
+        def take_during_exec(pid: int, **how: Any) -> int:
             if not refusals:
                 refusals.append(OSError(errno.EOPNOTSUPP, "there is no code"))
                 work.send("x")
                 work.greet()
                 raise refusals[0]
-            return take_userfaultfd(pid)
+            return take_userfaultfd(pid, **how)
 
         monkeypatch.setattr(page_fault, "take_userfaultfd", take_during_exec)
         with task_of(faulting, work.pid) as task:
@@ -250,7 +251,7 @@ def test_what_cannot_be_monitored_after_exec_is_unknown(
         work.send("x")
         work.greet()
 
-        def refuse(_: int) -> int:
+        def refuse(_: int, **_how: Any) -> int:
             raise OSError(errno.EPERM, "it is not allowed")
 
         with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "kdamon"):

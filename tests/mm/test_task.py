@@ -277,7 +277,8 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
 def test_a_number_that_is_used_again_is_another_process() -> None:
     """The task of the process that had the number before does not become the new one's."""
     script = """
-        import os, signal, sys
+        import os, signal, sys, time
+        from kdamon.mm.inject import take_userfaultfd
         from kdamon.mm.linux import linux_machine
         def child():
             pid = os.fork()
@@ -290,8 +291,11 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
         assert os.getpid() == 1
         machine = linux_machine("page_table")
         first = child()
-        old = machine.get_task(first)
+        birth = machine.birth(first)
+        old = machine.get_task(first, birth=birth)
         assert old.get_mm() is not None
+        assert old.birth == birth
+        time.sleep(0.1)  # births are told in hundredths of a second
         reap(first)
         # A pid namespace has its own counter.
         with open("/proc/sys/kernel/ns_last_pid", "w") as last:
@@ -301,6 +305,21 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
         new = machine.get_task(second)
         assert new.valid() and new.get_mm() is not None
         assert not old.valid() and old.get_mm() is None
+        assert machine.birth(second) != birth
+        for primitive in ("page_table", "page_fault"):
+            try:
+                machine.get_task(second, primitive, birth)
+            except OSError as error:
+                assert "another one has its number now" in str(error), error
+            else:
+                raise AssertionError("a stranger was taken")
+        # What is to be asked for a userfaultfd is asked only while it is who is meant.
+        try:
+            take_userfaultfd(second, valid=lambda: False)
+        except ProcessLookupError:
+            pass
+        else:
+            raise AssertionError("a stranger was asked")
         reap(second)
         print("done")
     """

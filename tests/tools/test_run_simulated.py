@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -41,13 +41,17 @@ QUICK = ["--sample-us", "1000", "--aggr-us", "20000"]
 class RealTimeMachine(SimMachine):
     """Any process has the same simulated memory: 64 MiB, of which 16 MiB are always accessed."""
 
-    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
+    #: Which processes were asked for.
+    meant: ClassVar[list[tuple[int, int | None]]] = []
+
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
         """Make it."""
         vmas = [(0x40_0000, 0x41_0000), (BASE, BASE + 64 * MIB), (0x7FFF_0000_0000, 0x7FFF_0001_0000)]
         process = SimProcess(pid, RealClock(), np.random.default_rng(1), np.array(vmas, np.uint64))  # type: ignore[arg-type]
         process.access(BASE, BASE + 16 * MIB)
         process.primitive = primitive
         self.processes[pid] = process
+        self.meant.append((pid, birth))
         return process
 
 
@@ -143,6 +147,15 @@ def test_a_file_may_take_the_result(
     assert document["seconds"] >= 0.3
 
 
+def test_the_process_that_has_the_number_at_the_beginning_is_meant(process: subprocess.Popen[bytes]) -> None:
+    """And no other one that gets it until monitoring begins."""
+    RealTimeMachine.meant.clear()
+    assert 0 == cli.main(["run", "--pid", str(process.pid), "--seconds", "0.1", "--quiet", *QUICK])
+    with open(f"/proc/{process.pid}/stat", "rb") as stat:
+        began = int(stat.read().rpartition(b")")[2].split()[19])
+    assert [(process.pid, began)] == RealTimeMachine.meant
+
+
 class PhysicalMachine(RealTimeMachine):
     """The memory of one process is at 4 GiB, a quarter of it hot; behind it is as much page cache."""
 
@@ -153,7 +166,7 @@ class PhysicalMachine(RealTimeMachine):
         self.place(process, BASE, BASE + 64 * MIB, 1 << 32)
         self.cached = np.array([[(1 << 32) + 64 * MIB, (1 << 32) + 128 * MIB]], np.uint64)
 
-    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
         """The one that there is."""
         return self.processes[pid]
 
@@ -374,9 +387,9 @@ class ReadersAndWriters(RealTimeMachine):
 
     parts = {"A": BASE, "B": BASE + 24 * MIB, "C": BASE + 48 * MIB}
 
-    def get_task(self, pid: int, primitive: str = "page_table") -> SimProcess:
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
         """Make it."""
-        process = super().get_task(pid, primitive)
+        process = super().get_task(pid, primitive, birth)
         process.script.clear()
         process.access(self.parts["A"], self.parts["A"] + 16 * MIB, cpu=0, tid=1001)
         process.access(self.parts["B"], self.parts["B"] + 16 * MIB, cpu=1, tid=1002)

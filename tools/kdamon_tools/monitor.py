@@ -104,10 +104,11 @@ class Monitor:
 
     :param config: what and how; physical memory without ranges is all there is.
     :param machine: where that is; None where there need not be any, with the operations set for reports.
+    :param birth: of the process that is meant, see :meth:`kdamon.mm.Machine.get_task`.
     :raises OSError: the process or the attributes cannot be monitored; the message says why.
     """
 
-    def __init__(self, config: Config, machine: Machine | None) -> None:
+    def __init__(self, config: Config, machine: Machine | None, birth: int | None = None) -> None:
         self.config = config
         self.started = 0.0
         self.ended = 0.0
@@ -116,9 +117,9 @@ class Monitor:
         self._suspended = _suspended()
         self._cpu_s = 0.0
         self._mapped: int | None = None
-        self._ctx = self._new_ctx(machine)
+        self._ctx = self._new_ctx(machine, birth)
 
-    def _new_ctx(self, machine: Machine | None) -> damon_ctx:
+    def _new_ctx(self, machine: Machine | None, birth: int | None) -> damon_ctx:
         config = self.config
         ctx = new_context(config)
         ctx.clock = self._clock
@@ -133,7 +134,7 @@ class Monitor:
         if machine is not None:
             if config.primitive == "page_fault":
                 damon_sysfs_check_faults(ctx.sample_control, machine)
-            self._target.task = machine.get_task(config.pid, config.primitive)
+            self._target.task = machine.get_task(config.pid, config.primitive, birth)
             if config.primitive == "page_fault":
                 _check_threads(config.tids, self._target.task)
         return ctx

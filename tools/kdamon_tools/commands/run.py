@@ -133,6 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
     from kdamon_tools.monitor import Monitor  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
+    birth = None if arguments.pid is None or arguments.ops == "reports" else _birth(arguments.pid)
     with ExitStack() as stack:
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
@@ -151,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = config_of(arguments, 0 if arguments.ops == "paddr" else pid)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
-        monitor = Monitor(config, machine)
+        monitor = Monitor(config, machine, birth)
         present = monitor.look_at_ranges()
         # What a command that just begins will map is not known.
         if present is not None and command is None:
@@ -222,6 +223,16 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _birth(pid: int) -> int | None:
+    """When the process began that is meant by ``pid``; None where there is none, which is told when it is opened."""
+    from kdamon.mm.process_files import birth_of  # noqa: PLC0415
+
+    try:
+        return birth_of(pid)
+    except ProcessLookupError:
+        return None
 
 
 @contextmanager
