@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,5 +157,43 @@ def test_a_process_that_cannot_be_asked_is_refused_with_the_reason() -> None:
             assert (1, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
             assert "seccomp" in result.stderr
             assert process.poll() is None
+        finally:
+            process.kill()
+
+
+#: A second thread writes 64 pages all the time, and the first one ends.
+WITHOUT_FIRST_THREAD = """
+import ctypes, mmap, threading, time
+memory = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+def write():
+    while True:
+        memory[::4096] = bytes(64)
+        time.sleep(0.001)
+threading.Thread(target=write).start()
+base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+print(base, flush=True)
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+def test_a_process_whose_first_thread_ended_is_monitored_by_its_faults() -> None:
+    """Without an option; page_table, where it is asked for, is refused."""
+    with subprocess.Popen([sys.executable, "-c", WITHOUT_FIRST_THREAD], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            base = int(process.stdout.readline())
+            stat = Path(f"/proc/{process.pid}/stat")
+            while b") Z " not in stat.read_bytes():
+                time.sleep(0.01)
+            result = kdamon("run", "--pid", str(process.pid), "--json", "--seconds", "3")
+            assert 0 == result.returncode
+            assert "its accessed bits cannot be cleared; page_fault is used instead" in result.stderr
+            document = json.loads(result.stdout)
+            part = {"name": "written", "start": base, "end": base + 64 * 4096}
+            assert any("written" in hot_parts(snapshot, [part])[0] for snapshot in document["snapshots"])
+            refused = kdamon("run", "--pid", str(process.pid), "--primitive", "page_table", "--seconds", "3")
+            assert (1, "") == (refused.returncode, refused.stdout)
+            assert "use page_fault (--primitive page_fault)" in refused.stderr
         finally:
             process.kill()

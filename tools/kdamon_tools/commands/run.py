@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
         pid = command.pid if command else arguments.pid
-        config = config_of(arguments, 0 if arguments.ops == "paddr" else pid)
+        config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
         monitor = Monitor(config, machine, birth)
@@ -181,6 +181,32 @@ def run(arguments: argparse.Namespace) -> int:
         if command is not None and command.released:
             return command.status() or 0
     return 0
+
+
+def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
+    """Choose page_fault where no primitive was asked for and accessed bits of the process cannot be cleared."""
+    if arguments.primitive is not None or config.primitive != "page_table" or config.density:
+        return config
+    if not config.pid or not _first_thread_ended(config.pid):
+        return config
+    if not arguments.quiet:
+        print(
+            f"kdamon: the first thread of process {config.pid} ended, so that its accessed bits cannot be cleared; "
+            "page_fault is used instead",
+            file=sys.stderr,
+        )
+    return evolve(config, primitive="page_fault")
+
+
+def _first_thread_ended(pid: int) -> bool:
+    """Return whether other threads of a process outlived its first one."""
+    process = Path(f"/proc/{pid}")
+    try:
+        # The name before the state may hold anything.
+        state = (process / "stat").read_bytes().rpartition(b")")[2].split()[0]
+        return state in (b"Z", b"X") and len(list((process / "task").iterdir())) > 1
+    except OSError:
+        return False
 
 
 def _recording(monitor: Monitor, history: History, note: str) -> Recording:
