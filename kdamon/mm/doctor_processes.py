@@ -104,7 +104,8 @@ def _in_own_user_namespace(name: str) -> bool:
 
 
 def _status(name: str) -> dict[str, str]:
-    with open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file:
+    # No universal newlines: a thread's name may hold a carriage return.
+    with open(f"/proc/{name}/status", encoding="utf-8", errors="replace", newline="\n") as file:
         return {key: value for key, _, value in (line.partition(":") for line in file)}
 
 

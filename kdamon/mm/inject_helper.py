@@ -850,8 +850,8 @@ def _ptrace_scope() -> str:
 
 def _may_trace() -> bool:
     """Return whether this process has CAP_SYS_PTRACE."""
-    with open("/proc/self/status") as status:
-        effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    with open("/proc/self/status", "rb") as status:
+        effective = next(int(line.split()[1], 16) for line in status if line.startswith(b"CapEff:"))
     return bool(effective >> 19 & 1)
 
 

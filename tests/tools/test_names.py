@@ -66,10 +66,15 @@ def needs(*, fuse: bool = False) -> None:
         pytest.skip("fusepy and libfuse2 are not installed")
 
 
-def kdamon(*words: str | Path, environment: dict[str, str] | None = None, status: int = 0) -> str:
+def kdamon(
+    *words: str | Path,
+    environment: dict[str, str] | None = None,
+    status: int = 0,
+    interpreter: str | Path = sys.executable,
+) -> str:
     """What kdamon prints; it says nothing of a bug, and its output is text."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "kdamon_tools", *words],
+        [interpreter, "-P", "-m", "kdamon_tools", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -128,10 +133,12 @@ def test_a_process_is_monitored_whatever_its_names_are(target: int, directory: P
 
 
 def test_faults_of_such_a_process_are_recorded_and_replayed(target: int, directory: Path) -> None:
-    """All that asks a process for its userfaultfd reads its names."""
+    """All that asks a process for its userfaultfd reads its names; and kdamon's own interpreter has such a name."""
     recording = directory / "r\udcfe.npy"
+    environment = {"PYTHONHOME": sys.base_prefix}
     words = ("run", "--pid", str(target), "--primitive", "page_fault", "--seconds", "2", "--quiet", "--json")
-    assert load(kdamon(*words, "--record", recording))["summary"]["hot_bytes"] > 1 << 20
+    said = kdamon(*words, "--record", recording, interpreter=directory / TEXT, environment=environment)
+    assert load(said)["summary"]["hot_bytes"] > 1 << 20
     assert load(kdamon("replay", recording, "--json"))["snapshots"]
 
 
