@@ -459,6 +459,8 @@ class damon_ctx:
     #: Samples that could not be taken, and all samples.
     nr_unknown: int = 0
     nr_samples: int = 0
+    #: Faults that the machine had lost at the last sample.
+    faults_lost: int = 0
 
     rnd: rnd_state = field(factory=rnd_state)
     #: Number of regions after the last split (kernel: one variable for all contexts).

@@ -193,6 +193,11 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
 
 def damon_va_check_accesses(ctx: damon_ctx) -> None:
     """Count the regions whose chosen page was accessed."""
+    _end_samples(ctx, known=True)
+
+
+def _end_samples(ctx: damon_ctx, known: bool) -> None:
+    """Count what the samples of ``ctx`` saw; without ``known`` they are unknown."""
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
         if mm is None:
@@ -200,9 +205,11 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
             continue
         if not len(t.regions):
             continue
+        answers = np.full(len(t.regions), UNKNOWN, np.uint8)
         # After an exec in between, nobody prepared the pages of this address space.
-        known = mm is t.mm
-        answers = mm.young(t.regions.sampling_addr) if known else np.full(len(t.regions), UNKNOWN, np.uint8)
+        if mm is t.mm:
+            seen = mm.young(t.regions.sampling_addr)
+            answers = seen if known else answers
         damon_count_samples(ctx, t, answers)
 
 
@@ -220,8 +227,11 @@ def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
             columns = ("pid", "addr", "node_id", "write", "cpu", "tid")
             damon_report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
     if sampled:
-        # No page is young by faults: this counts the samples, and those that could not be taken.
-        damon_va_check_accesses(ctx)
+        # No page is young by faults: this counts the samples, and those that could not be taken. Where faults were
+        # lost, a page without any may be one that was accessed.
+        lost = ctx.machine.faults_lost if ctx.machine is not None else 0
+        _end_samples(ctx, known=lost <= ctx.faults_lost)
+        ctx.faults_lost = lost
 
 
 def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:

@@ -23,6 +23,7 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.lru_sort import damon_lru_sort
+from kdamon.mm import Faults
 from kdamon.mm.ranges import subtract, total
 from kdamon.mm.sim import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
@@ -233,6 +234,28 @@ def test_memory_out_of_reach_is_unknown() -> None:
     damon_run(ctx, 8)
     assert [0] == seen
     assert gone(process, HEAP, END) > 60 * MEBI
+
+
+def test_where_faults_are_lost_samples_are_unknown() -> None:
+    """A page that no fault is known of may be one whose fault was lost."""
+
+    class Losing(SimMachine):
+        def faults(self) -> Faults:
+            found = super().faults()
+            self.faults_lost += len(found)
+            return found[:0]
+
+    machine = Losing(seed=1)
+    process = spawn(machine)
+    process.unknown = []
+    process.access(HEAP, END)
+    scheme = damos(IDLE, damos_action.DAMOS_PAGEOUT)
+    ctx = ctx_with(process, machine, scheme)
+    ctx.sample_control.primitives_enabled.page_fault = True
+    damon_run(ctx, 3)
+    assert machine.faults_lost > 0
+    assert 0 == scheme.stat.nr_tried
+    assert ctx.nr_unknown == ctx.nr_samples > 0
 
 
 # Regions.
