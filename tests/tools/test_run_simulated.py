@@ -492,7 +492,7 @@ def test_a_refusal_is_told_with_its_reason(
 ) -> None:
     """What the machine says about the process, and nothing else."""
 
-    def refuse(_machine: object, pid: int, primitive: str = "page_table") -> SimProcess:
+    def refuse(_machine: object, pid: int, primitive: str = "page_table", _birth: int | None = None) -> SimProcess:
         raise OSError(errno.EPERM, f"process {pid} filters its system calls; {primitive} is not for it")
 
     monkeypatch.setattr(RealTimeMachine, "get_task", refuse)
