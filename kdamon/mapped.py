@@ -63,6 +63,9 @@ def follow_mappings(ctx: damon_ctx) -> None:
 
 def _update(ctx: damon_ctx) -> None:
     """Let the regions of every target be what is mapped, see :func:`mapped_ranges`."""
+    # A program that just began maps most of its memory at once: look sooner at first, at doubling intervals.
+    passed = ctx.passed_sample_intervals
+    ctx.next_ops_update_sis = min(ctx.next_ops_update_sis, passed + max(passed, ctx.attrs.aggr_samples))
     # All targets together leave room to split the ranges; each has three at least, as with vaddr.
     nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
     for t in ctx.adaptive_targets:

@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from kdamon.core import (
     damon_select_ops,
     damon_set_attrs,
 )
-from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
+from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id
 from kdamon.mapped import follow_mappings, mapped_ranges
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.sim import SimMachine, SimProcess
@@ -147,6 +148,38 @@ def test_mappings_are_followed_and_what_is_accessed_is_found(caplog: pytest.LogC
     assert found == [MIB, 100 * MIB]
     assert [] == caplog.records
     assert t.sparse is None
+
+
+def test_a_program_that_just_began_is_looked_at_sooner() -> None:
+    """Not after the whole update interval only, here ten seconds."""
+    machine = SimMachine(seed=1)
+    process = scattered(machine, 3, MIB)
+    ctx = context(machine, process)
+    ctx.attrs.ops_update_interval = 10_000_000
+    follow_mappings(ctx)
+    (t,) = ctx.adaptive_targets
+    sizes: list[int] = []
+    grown = [(1 << 39, (1 << 39) + 64 * MIB)]
+
+    def grow(_data: None) -> None:
+        sizes.append(int(t.regions.sizes().sum()))
+        if machine.clock.now() >= 0.12e9:
+            process.mmap(grown)
+
+    ctx.call_controls.append(damon_call_control(fn=grow, repeat=True))
+    assert ctx.ops is not None
+    update, updates = ctx.ops.update, list[float]()
+
+    def counted(ctx: damon_ctx) -> None:
+        assert update is not None
+        updates.append(machine.clock.now() / 1e9)
+        update(ctx)
+
+    ctx.ops = evolve(ctx.ops, update=counted)
+    damon_run(ctx, 30)
+    assert {3 * MIB, 64 * MIB} == set(sizes)
+    assert sizes.index(64 * MIB) <= 41
+    assert pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 22.8], abs=0.02) == updates
 
 
 def test_too_many_places_are_said(caplog: pytest.LogCaptureFixture) -> None:
