@@ -197,12 +197,22 @@ def test_a_frozen_process_is_known_without_its_control_group(freezer: Freezer, m
             take_userfaultfd(pid, 1e6)
 
 
+#: Keeps a CPU busy; it ends by itself, should the test be killed.
+LOAD = """
+import os, sys, time
+os.sched_setaffinity(0, [int(sys.argv[1])])
+end = time.monotonic() + 170
+while time.monotonic() < end:
+    pass
+"""
+
+
 def test_a_process_that_gets_no_cpu_survives(directory: Path, ending_helper: Callable[..., None]) -> None:
     """One that has a CPU only where nothing else wants it, beside one that always does."""
     cpu = max(os.sched_getaffinity(0))
     with (
         target(directory, "threads") as process,
-        subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{cpu}])\nwhile 1: pass"]) as load,
+        subprocess.Popen([sys.executable, "-c", LOAD, str(cpu)]) as load,
     ):
         try:
             for tid in map(int, os.listdir(f"/proc/{process.pid}/task")):
