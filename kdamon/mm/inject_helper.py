@@ -170,7 +170,8 @@ _HANDLER: Final = 16384
 #: Bytes above a thread's TCB in its stack, at most; and of the TCB, in which the stack's bounds are looked for.
 _ABOVE_TCB: Final = 16384
 _TCB: Final = 2304
-_LARGEST_STACK: Final = 1 << 40
+#: No memory of a process is below (vm.mmap_min_addr).
+_LOWEST: Final = 65536
 #: Bytes by which the first thread's stack may have grown since the job was made.
 _GROWTH: Final = 16 << 20
 #: UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS.
@@ -700,9 +701,9 @@ class _Injection:
     def _recorded_stack(self, registers: _Registers) -> tuple[int, int]:
         """The bounds of the thread's stack as the C library recorded them in its TCB; (0, 0) if it did not.
 
-        glibc: stackblock, stackblock_size, guardsize (nptl/descr.h), with the TCB at the end of the stack. musl:
-        map_base, map_size, stack (its upper end), stack_size, guard_size (src/internal/pthread_impl.h), with the TCB
-        after the stack; what a program gave itself is not recorded there.
+        glibc: stackblock, stackblock_size, guardsize, reported_guardsize (nptl/descr.h), with the TCB at the end of the
+        stack. musl: map_base, map_size, stack (its upper end), stack_size, guard_size (src/internal/pthread_impl.h),
+        with the TCB after the stack; what a program gave itself is not recorded there.
         """
         tcb, rsp = registers.fs_base, registers.rsp
         try:
@@ -710,18 +711,17 @@ class _Injection:
         except (OSError, OverflowError, struct.error):
             return 0, 0
         for base, size, third, fourth, fifth in zip(*(words[number:] for number in range(5)), strict=False):
-            if not (size < _LARGEST_STACK and base <= rsp < tcb < base + size <= tcb + _ABOVE_TCB):
+            if not (_LOWEST <= base <= rsp < tcb < base + size <= tcb + _ABOVE_TCB):
                 continue
-            if third < size:
+            if fourth <= third < size and not (third | fourth) % _PAGE:
                 low, high = base + third, tcb
-            elif rsp < third <= tcb and third - fourth == base + fifth:
+            elif third <= tcb and third - fourth == base + fifth:
                 low, high = base + fifth, third
             else:
                 continue
-            for start, end in self._anonymous:
-                if start <= rsp and high <= end:
-                    # Some runtimes have guards of their own in it.
-                    return max(low, start), high
+            # All of it is one piece of memory; words that are no stack's bounds do not come to that.
+            if low <= rsp < high and any(start <= low and high <= end for start, end in self._anonymous):
+                return low, high
         return 0, 0
 
     def _unused(self, pagemap: int, place: int, size: int, marks: bytes) -> bool:

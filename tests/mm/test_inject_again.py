@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject, inject_target
+from kdamon.mm import inject_target
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.madvise import MADV_NOHUGEPAGE
 from tests.mm.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running
@@ -120,10 +120,9 @@ def take(process: Suspicious) -> bool:
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_an_attempt_left_another_one_does_no_harm(
-    directory: Path, kind: str, freezer: Freezer, ending_helper: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    directory: Path, kind: str, freezer: Freezer, ending_helper: Callable[..., None]
 ) -> None:
     """The helper dies at each step; until the process runs again other attempts come, and die at any step or not."""
-    monkeypatch.setattr(inject, "_BUDGET", 1e9)
     with target(directory, kind) as process:
         freezer.take_in(process.pid)
         stride = 1 if SOAK else 3
@@ -145,13 +144,12 @@ def test_whatever_an_attempt_left_another_one_does_no_harm(
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("kind", ["spin", "sleep", "select", "threads"])
 def test_a_process_that_is_frozen_meanwhile_is_left_as_it_was(
-    directory: Path, kind: str, freezer: Freezer, ending_helper: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    directory: Path, kind: str, freezer: Freezer, ending_helper: Callable[..., None]
 ) -> None:
     """A helper that lives undoes what it did, unless the second thread is there already: both end by themselves.
 
     What waits in pause() is left to its frames, which lose no signal.
     """
-    monkeypatch.setattr(inject, "_BUDGET", 1e9)
     with target(directory, kind) as process:
         freezer.take_in(process.pid)
         for step in range(2, 24, 1 if SOAK else 3):

@@ -46,8 +46,8 @@ def stacks(directory: Path, kind: str) -> Suspicious:
 def test_what_is_beside_a_stack_stays_as_it_is(directory: Path, kind: str) -> None:
     with stacks(directory, kind) as process:
         for _ in range(SOAK or 3):
-            os.close(take_userfaultfd(process.pid))
-            assert inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 5) == 1
+            os.close(take_userfaultfd(process.pid, 60))
+            assert inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 60) == 1
 
 
 @pytest.mark.parametrize("kind", ["signal_own", "thread_plain", "main_deep"])
@@ -55,7 +55,7 @@ def test_also_if_the_helper_dies(directory: Path, kind: str, ending_helper: Call
     """No attempt takes memory that one before it could have used."""
     with stacks(directory, kind) as process:
         ending_helper(1000, signal.SIGKILL)
-        os.close(take_userfaultfd(process.pid))
+        os.close(take_userfaultfd(process.pid, 60))
         before = written(process.pid)
         step = random.randrange(3)
         ending_helper(step, signal.SIGKILL)
@@ -73,33 +73,54 @@ def written(pid: int) -> int:
 
 
 @pytest.fixture(name="stops")
-def _stops(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The processes that threads were stopped of, once for each job."""
-    seen: list[int] = []
-    answer = inject._stopping_answer
+def _stops(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the helper answered to each job for which it may stop threads; nothing where it was killed."""
+    seen: list[dict[str, Any]] = []
+    ask = inject._stopping_answer
 
-    def counted(channel: socket.socket, pid: int) -> tuple[dict[str, Any], int | None]:
-        seen.append(pid)
-        return answer(channel, pid)
+    def noted(channel: socket.socket, pid: int) -> tuple[dict[str, Any], int | None]:
+        seen.append({})
+        answer, fd = ask(channel, pid)
+        seen[-1].update(answer)
+        return answer, fd
 
-    monkeypatch.setattr(inject, "_stopping_answer", counted)
+    monkeypatch.setattr(inject, "_stopping_answer", noted)
     return seen
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, stops: list[int]) -> None:
-    """After one stop, however long there is time: it does not change."""
+def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, stops: list[dict[str, Any]]) -> None:
+    """After one stop of each thread, however long there is time: it does not change."""
     with stacks(directory, kind) as process:
         with pytest.raises(OSError, match=r"cannot be stopped safely .*; monitor it by page_table") as info:
             take_userfaultfd(process.pid, 1e6)
         assert info.value.errno == errno.EBUSY
-        assert stops == [process.pid]
+        unsuitable = [tid for answer in stops for tid in answer.get("unsuitable", ())]
+        assert len(unsuitable) == len(set(unsuitable)) > 0
+
+
+@pytest.mark.parametrize("compiler", ["cc", "musl-gcc"])
+def test_a_static_program_has_the_same_stacks(directory: Path, compiler: str) -> None:
+    """What describes its first thread is elsewhere than in other programs: in its data, or its heap."""
+    program = build(directory, f"inject_stacks_{compiler}", "-static", compiler=compiler)
+    for kind, taken in (("signal_bss", False), ("signal_heap", False), ("signal_own", True), ("thread_plain", True)):
+        with Suspicious(program, kind) as process:
+            if taken:
+                os.close(take_userfaultfd(process.pid, 60))
+            else:
+                with pytest.raises(OSError, match=r"cannot be stopped safely .*; monitor it by page_table"):
+                    take_userfaultfd(process.pid, 60)
 
 
 def test_a_process_stands_still_for_two_seconds_a_minute_at_most(
-    directory: Path, stops: list[int], ending_helper: Callable[..., None]
+    directory: Path,
+    stops: list[dict[str, Any]],
+    ending_helper: Callable[..., None],
+    budget: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever is asked of it, and however often; here by helpers that hang until their timer ends them."""
+    monkeypatch.setattr(inject, "_BUDGET", budget)
     with stacks(directory, "main_deep") as process:
         ending_helper(8, signal.SIGSTOP)
         with pytest.raises(OSError, match=r"was stopped for \d\.\d s in the last minute") as info:
@@ -113,7 +134,7 @@ def test_a_process_stands_still_for_two_seconds_a_minute_at_most(
         # It is not about others.
         with stacks(directory, "thread_plain") as other:
             ending_helper(1000, signal.SIGKILL)
-            os.close(take_userfaultfd(other.pid))
+            os.close(take_userfaultfd(other.pid, 60))
 
 
 def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
@@ -121,6 +142,6 @@ def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
     with Suspicious(build(directory, "inject_stacks", "-Wl,-z,now"), "main_pause") as process:
         assert process.process.stdout is not None
         for _ in range(3):
-            os.close(take_userfaultfd(process.pid))
+            os.close(take_userfaultfd(process.pid, 60))
             os.kill(process.pid, signal.SIGUSR1)
             assert process.process.stdout.readline() == "got it\n"
