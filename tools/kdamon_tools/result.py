@@ -56,10 +56,11 @@ class ResultFile:
                     rest = rest[self._replacement.file.write(rest) or 0 :]
             self._replacement.commit()
         except OSError as error:
-            failure = OSError(error.errno, error.strerror, str(self._path))
+            sentence = error.strerror
             with contextlib.suppress(OSError):
                 _write_to_output(render)
-            raise failure from error
+                sentence = f"{sentence}; the result is on standard output instead"
+            raise OSError(error.errno, sentence, str(self._path)) from error
 
 
 def _write_to_output(render: Render) -> None:
