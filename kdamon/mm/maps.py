@@ -101,15 +101,13 @@ class Mappings:
         colon = _first(data, ":", after_offset)
         after_device = _first(data, " ", colon)
         ranges = np.stack((_numbers(data, begins, dash), _numbers(data, dash + 1, after_range)), axis=1)
-        inode = np.minimum(after_device + 1, ends - 1)
-        # No number begins with 0.
-        files = data[inode] != ord("0")
+        major = _numbers(data, after_offset + 1, colon)
+        minor = _numbers(data, colon + 1, after_device)
+        devices = major << np.uint64(8) | minor & np.uint64(0xFF) | (minor >> np.uint64(8)) << np.uint64(20)
+        # Not by the inode: the first System V shared memory has number 0.
+        files = devices != 0
         offsets = np.zeros(len(ranges), dtype=np.uint64)
         offsets[files] = _numbers(data, after_permissions[files] + 1, after_offset[files])
-        devices = np.zeros(len(ranges), dtype=np.uint64)
-        major = _numbers(data, after_offset[files] + 1, colon[files])
-        minor = _numbers(data, colon[files] + 1, after_device[files])
-        devices[files] = major << np.uint64(8) | minor & np.uint64(0xFF) | (minor >> np.uint64(8)) << np.uint64(20)
         writable, shared = data[after_range + 2] == ord("w"), data[after_range + 4] == ord("s")
         return cls(ranges, offsets, devices, writable, shared, files).above(0)
 

@@ -50,6 +50,14 @@ def test_lines_that_overlap_those_before_are_left_out() -> None:
     assert maps.parse(text).tolist() == [[0x1000, 0x5000], [0x5000, 0x6000]]
 
 
+def test_the_first_system_v_shared_memory_is_a_file() -> None:
+    """Its inode number is its identifier, which is 0."""
+    line = b"7f0000000000-7f0000021000 rw-s 00000000 00:01 0                          /SYSV00000000 (deleted)\n"
+    found = maps.Mappings.parse(line)
+    assert [True] == found.files[:1].tolist()
+    assert [1] == found.devices[:1].tolist()
+
+
 def test_a_living_process_agrees_with_a_plain_reading() -> None:
     """Through several reads of the file."""
     fd = os.open("/proc/self/maps", os.O_RDONLY)
