@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kdamon_tools import cli
 from kdamon_tools.replacement import Replacement, same_file
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
@@ -137,18 +138,21 @@ def test_a_mistake_leaves_the_earlier_file(option: str, words: list[str], old: P
 
 @pytest.mark.parametrize("name", ["missing/result", "file/result", ".", "loop", "n" * 300])
 @pytest.mark.parametrize("option", ["--output", "--record", "--truth"])
-def test_a_place_where_no_file_can_be_is_a_mistake(option: str, name: str, tmp_path: Path) -> None:
+def test_a_place_where_no_file_can_be_is_a_mistake(
+    option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Found before the command is started, with the name."""
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     words = [*REPORTS_ONLY, option, str(tmp_path / name), "--", "touch", str(tmp_path / "started")]
-    done = subprocess.run([*KDAMON, *words], env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert (2, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
-    assert str(tmp_path / name) in done.stderr
+    assert 2 == cli.main(words)
+    out, err = capsys.readouterr()
+    assert ("", 1) == (out, err.count("\n"))
+    assert str(tmp_path / name) in err
     assert ["file", "loop"] == sorted(os.listdir(tmp_path))
 
 
-def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path) -> None:
+def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under whatever names; a device may be."""
     other = tmp_path / "other"
     other.symlink_to("result")
@@ -162,9 +166,8 @@ def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path) -> None:
         [*base, "--truth", str(old), "--output", str(other)],
         ["replay", str(old), "--output", str(other)],
     ):
-        done = subprocess.run([*KDAMON, *words], env=ENVIRONMENT, capture_output=True, text=True, check=False)
-        assert (2, OLD) == (done.returncode, old.read_text())
-        assert "are the same file" in done.stderr
+        assert (2, OLD) == (cli.main(words), old.read_text())
+        assert "are the same file" in capsys.readouterr().err
     with old.open("a") as stdout:
         words = [*base, "--record", str(old)]
         assert 2 == subprocess.run([*KDAMON, *words], env=ENVIRONMENT, stdout=stdout, check=False).returncode
