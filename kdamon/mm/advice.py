@@ -36,7 +36,7 @@ from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLN
 from kdamon.mm.migrate import Migration
 from kdamon.mm.page_cache import FileMappings
 from kdamon.mm.page_filter import PageGroup
-from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, frames, present, swapped
+from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, exclusive, frames, present, swapped
 from kdamon.mm.process_files import ProcessFiles
 from kdamon.mm.rights import refusal
 
@@ -173,7 +173,9 @@ class Advice:
         """Page out what is mapped in ``blocks``; returns the pages that left memory, as do those that follow."""
         pages = self._pagemap.pages(blocks)
         entries = self._pagemap.entries(blocks)
-        before = present(entries) & ranges.inside(mapped, pages)
+        # Kernel: leaves pages out that other processes map, but not those of large folios that this one maps twice.
+        # Here: those, too, because a view that is not accessed says nothing about the other one.
+        before = present(entries) & exclusive(entries) & ranges.inside(mapped, pages)
         if not has_swap():
             # Kernel: without swap a pageout of anonymous memory reclaims nothing but splits its huge pages. Here: it
             # is not asked for, because that only harms.

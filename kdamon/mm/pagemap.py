@@ -27,6 +27,7 @@ __all__ = [
     "Pagemap",
     "anonymous",
     "entries_at",
+    "exclusive",
     "exclusive_frames",
     "frames",
     "present",
@@ -80,10 +81,15 @@ def frames(entries: U64Array) -> U64Array:
     return found
 
 
+def exclusive(entries: U64Array) -> _Mask:
+    """Which pages are mapped here alone: by no other process, and by no other mapping of this one."""
+    mask: _Mask = (entries & _EXCLUSIVE) != 0
+    return mask
+
+
 def exclusive_frames(entries: U64Array) -> U64Array:
     """Page frame numbers of pages that nobody else maps; 0 for all others."""
-    alone = (entries & _EXCLUSIVE) != 0
-    found: U64Array = np.where(alone, frames(entries), np.uint64(0))
+    found: U64Array = np.where(exclusive(entries), frames(entries), np.uint64(0))
     return found
 
 

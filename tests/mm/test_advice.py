@@ -186,6 +186,37 @@ def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, pr
         assert work.spoilt(range(PAGES)) == 0
 
 
+TWO_VIEWS = """
+import ctypes, mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, os.urandom(4096) * 2048)
+os.fsync(file)
+views = [mmap.mmap(file, 8 << 20) for _ in range(2)]
+for view in views:
+    sum(view[at] for at in range(0, 8 << 20, 4096))
+print(*(ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in views), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_file_that_a_process_maps_twice_is_not_paged_out(machine: LinuxMachine, tmp_path: Path) -> None:
+    """By the view that is not accessed the other one would go, too."""
+    command = [sys.executable, "-c", TWO_VIEWS, str(tmp_path / "views")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        starts = list(map(int, process.stdout.readline().split()))
+        task = machine.get_task(process.pid)
+        mm = task.get_mm()
+        assert mm is not None
+        second = np.array([[starts[1], starts[1] + (8 << 20)]], np.uint64)
+        assert [0] == mm.advise("pageout", second).tolist()
+        task.put()
+        with open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
+            for start in starts:
+                addrs = np.arange(start, start + (8 << 20), 4096, dtype=np.uint64)
+                assert (entries_at(pagemap.fileno(), addrs) >> np.uint64(63)).all()
+
+
 def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
     machine: LinuxMachine, program: Path, data: Path
 ) -> None:
