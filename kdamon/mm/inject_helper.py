@@ -47,6 +47,7 @@ import errno
 import functools
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -659,8 +660,11 @@ class _Injection:
         if _repeated(registers) == _NR_PAUSE:
             frames = self._pause(registers, mask, place + _THIRD, place + _FRAMES)
         data = (_exit_frame(self._gadget, self._sigreturn) + frames + state).ljust(filled, b"\0") + marks
-        # It is read again as the thread will read it: writing makes light of protections.
-        if os.pwrite(self._memory, data, place) != size or _read_as(thread.tid, place, size) != data:
+        # It is read again as the thread will read it: writing makes light of protections. It fails where a stack may
+        # not grow.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._memory, data, place)
+        if _read_as(thread.tid, place, size) != data:
             raise _Unsuitable("its stack has no room")
         return place
 
@@ -729,7 +733,10 @@ class _Injection:
         entries = os.pread(pagemap, size // _PAGE * 8, place // _PAGE * 8)
         if not any(entry & _POPULATED for (entry,) in struct.iter_unpack("<Q", entries)):
             return len(entries) == size // _PAGE * 8
-        content = os.pread(self._memory, size, place)
+        try:
+            content = os.pread(self._memory, size, place)
+        except OSError:
+            return False
         return content.endswith(marks) and all(
             content.startswith(_MARK, frame + _FRAME_MARK) for frame in (0, _OWN, _THIRD)
         )
@@ -1053,6 +1060,9 @@ def main() -> None:
     # The sooner it is over the better for a process that stands still.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)
+    # For the kernel, it is we who have the stack of a process grow.
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (most, most))
     deadline = _Deadline()
     try:
         if verb == "advise":

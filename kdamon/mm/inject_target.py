@@ -264,7 +264,10 @@ def _frozen(pid: int) -> OSError:
 
 def _sleeps_frozen(directory: int, tid: int, status: dict[str, str]) -> bool:
     """Tell whether a thread sleeps where the freezer has it sleep, also where its control group cannot be seen."""
-    return status["State"][0] in "SD" and _read(directory, f"task/{tid}/wchan") in _FREEZER
+    # A kernel without names of its functions has no such file.
+    with contextlib.suppress(FileNotFoundError):
+        return status["State"][0] in "SD" and _read(directory, f"task/{tid}/wchan") in _FREEZER
+    return False
 
 
 def _read(directory: int, name: str) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -48,6 +49,17 @@ def test_what_is_beside_a_stack_stays_as_it_is(directory: Path, kind: str) -> No
         for _ in range(SOAK or 3):
             os.close(take_userfaultfd(process.pid, 60))
             assert inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 60) == 1
+
+
+def test_the_stack_may_grow_as_the_process_may_and_not_as_we_may(directory: Path) -> None:
+    """Our soft limit is as small as can be; so the helper begins with it."""
+    with stacks(directory, "main_deep") as process:
+        soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, hard))
+        try:
+            os.close(take_userfaultfd(process.pid, 60))
+        finally:
+            resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 @pytest.mark.parametrize("kind", ["signal_own", "thread_plain", "main_deep"])
