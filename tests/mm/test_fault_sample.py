@@ -19,7 +19,7 @@ from kdamon.mm.bpf import syscall
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.madvise import MADV_COLLAPSE, Adviser
 from kdamon.mm.ranges import inside
-from tests.mm.sampling import mm_of, pages_of, sample, task_of
+from tests.mm.sampling import mm_of, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload
 
 PAGES = 1024
@@ -71,6 +71,8 @@ def test_a_process_that_sleeps_accesses_nothing(blind: LinuxMachine, program: Pa
         mm, pages = mm_of(task), _mapped(work.pid)
         found = maps.Mappings.parse(Path(f"/proc/{work.pid}/maps").read_bytes())
         spared = inside(found.ranges[found.files & ~found.writable], pages)
+        # It may be on its way from its last answer, which writes to its stack.
+        wait_until(lambda: "State:\tS" in Path(f"/proc/{work.pid}/status").read_text(errors="replace"))
         for _ in range(3):
             mm.mkold(pages)
             assert 0 == len(blind.faults())
