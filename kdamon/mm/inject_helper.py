@@ -173,6 +173,8 @@ _ABOVE_TCB: Final = 16384
 _TCB: Final = 2304
 #: No memory of a process is below (vm.mmap_min_addr).
 _LOWEST: Final = 65536
+#: Bytes from the start of the first thread's stack in which a place of an earlier attempt is looked for.
+_SEARCHED: Final = 1 << 20
 #: Bytes by which the first thread's stack may have grown since the job was made.
 _GROWTH: Final = 16 << 20
 #: UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS.
@@ -698,9 +700,14 @@ class _Injection:
             raise _Unsuitable("it runs on a signal stack, a stack of the program's own making or one without room")
         if registers.rsp < start:
             raise _Again("its stack grew just now")
-        # What is below its start is no memory yet, and becomes the stack's when it is written to.
+        # What an earlier attempt used may have something below it by now: a handler's data, for as long as the thread
+        # was in pause(). What is below the start is no memory yet, and becomes the stack's when it is written to.
+        pages = range(start, min(registers.rsp, start + _SEARCHED), _PAGE)
+        used = [page for page in pages if self._marked(page + _THIRD)]
         below = (min(start, registers.rsp - _RED_ZONE) - size) & -_PAGE
-        return [start, below] if end - below + _HANDLER <= limit else [start]
+        # A handler has at least half of the room there that it has now.
+        room = max(_HANDLER, (limit - (end - registers.rsp)) // 2)
+        return [place for place in (start, *used, below) if limit - (end - place) >= room]
 
     def _recorded_stack(self, registers: _Registers) -> tuple[int, int]:
         """The bounds of the thread's stack as the C library recorded them in its TCB; (0, 0) if it did not.
@@ -737,9 +744,8 @@ class _Injection:
             content = os.pread(self._memory, size, place)
         except OSError:
             return False
-        return content.endswith(marks) and all(
-            content.startswith(_MARK, frame + _FRAME_MARK) for frame in (0, _OWN, _THIRD)
-        )
+        # Below the third frame there may be what a handler left that ran in pause().
+        return content.endswith(marks) and content.startswith(_MARK, _THIRD + _FRAME_MARK)
 
     def _pause(self, registers: _Registers, mask: int, addr: int, fpstate: int) -> bytes:
         """Two frames that repeat pause() such that a signal which came meanwhile ends it.

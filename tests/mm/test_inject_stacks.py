@@ -21,7 +21,7 @@ import pytest
 from kdamon.mm import inject
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.madvise import MADV_NOHUGEPAGE
-from tests.mm.inject_targets import SOAK, Suspicious, build, mapping_of, memory_file
+from tests.mm.inject_targets import SOAK, Suspicious, build, eventually, mapping_of, memory_file
 from tests.mm.test_inject_safety import attempt, check
 from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
 
@@ -153,7 +153,14 @@ def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
     """The first thread stays on our frames in pause(); its stack grows below them."""
     with Suspicious(build(directory, "inject_stacks", "-Wl,-z,now"), "main_pause") as process:
         assert process.process.stdout is not None
-        for _ in range(3):
+        starts = []
+        for _ in range(5):
+            assert eventually(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith("34 "))
             os.close(take_userfaultfd(process.pid, 60))
             os.kill(process.pid, signal.SIGUSR1)
             assert process.process.stdout.readline() == "got it\n"
+            lines = memory_file(process.pid, "maps").splitlines()
+            starts += [line.partition("-")[0] for line in lines if line.endswith("[stack]")]
+        # It does not grow each time.
+        assert len(starts) == 5
+        assert starts[1:] == starts[1:2] * 4
