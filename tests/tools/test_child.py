@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kdamon_tools.cpu_watch import CpuWatch
-from kdamon_tools.process_tree import ProcessStat, descendants, read_stat, read_stats
+from kdamon_tools.process_tree import ProcessStat, descendants, family_of, read_stat, read_stats
 from tests.kdamon.harness import eventually
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
@@ -220,3 +220,14 @@ def test_who_does_the_work_is_said(looks: list[list[ProcessStat]], expected: str
     assert [bool(expected), False] == [bool(watch.sentence_once()), bool(watch.sentence_once())]
     alive = bool(looks[-1]) and len(looks[-1]) > 1
     assert ("use --pid 11" in watch.sentence()) == (alive and "most of it" in expected)
+
+
+def test_what_monitors_is_no_child_of_what_is_monitored() -> None:
+    """As where the monitored process is the shell that kdamon was started from."""
+    child = subprocess.Popen(["sleep", "600"])
+    try:
+        mine = {os.getpid(), child.pid}
+        assert {os.getppid()} == {os.getppid(), *mine} & {stat.pid for stat in family_of(os.getppid())}
+    finally:
+        child.kill()
+        child.wait()

@@ -100,5 +100,7 @@ def descendants(stats: dict[int, ProcessStat], pids: Iterable[int]) -> Iterator[
 
 
 def family_of(pid: int) -> list[ProcessStat]:
-    """Process ``pid`` and what descends from it, now."""
-    return list(descendants(read_stats(), [pid]))
+    """Process ``pid`` and what descends from it, now, without this process, whose shell that may be, and its own."""
+    stats = read_stats()
+    stats.pop(os.getpid(), None)
+    return list(descendants(stats, [pid]))
