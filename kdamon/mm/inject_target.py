@@ -143,6 +143,7 @@ class Target:
         pid = self._pid
         found: list[int] = []
         sleeping = 0
+        checked = False
         refusal: OSError | None = None
         tids = self._listed(directory)
         for tid in tids:
@@ -163,14 +164,17 @@ class Target:
                     raise
                 refusal = error
                 continue
+            checked = True
+            if tid in self._unsuitable:
+                continue
             asleep = status["State"][0] == "S"
             found.insert(sleeping if asleep else len(found), tid)
             sleeping += asleep
             if sleeping == _CANDIDATES:
                 break
-        if not found:
+        if not checked:
             raise refusal or (_ended(pid) if tids == [pid] else _short_lived(pid))
-        return [tid for tid in found if tid not in self._unsuitable][:_CANDIDATES]
+        return found[:_CANDIDATES]
 
     def _listed(self, directory: int) -> list[int]:
         """All threads, the first one of the process first."""

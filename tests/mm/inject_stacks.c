@@ -369,6 +369,31 @@ static void main_full(void)
 	check_until_the_end();
 }
 
+static void *sleep_on(void *unused)
+{
+	for (;;)
+		usleep(100000);
+	return unused;
+}
+
+/* Many threads without room, started before one that has it. */
+static void threads_many(void)
+{
+	pthread_attr_t attributes;
+	pthread_t started;
+	char *stack;
+	int i;
+
+	for (i = 0; i < 150; i++) {
+		stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		memset(stack, 1, STACK);
+		pthread_attr_init(&attributes);
+		pthread_attr_setstack(&attributes, stack, STACK);
+		pthread_create(&started, &attributes, sleep_on, NULL);
+	}
+	thread_on(NULL, 0, some);
+}
+
 /* Each thread starts another one and ends. */
 static void *one_after_another(void *unused)
 {
@@ -407,7 +432,7 @@ static const struct {
 	{ "threads_arena", threads_arena }, { "thread_coroutine", thread_coroutine }, { "thread_signal", thread_signal },
 	{ "thread_plain", thread_plain }, { "thread_pause", thread_pause }, { "main_deep", main_deep },
 	{ "main_full", main_full }, { "main_pause", main_pause },
-	{ "threads_short", threads_short },
+	{ "threads_short", threads_short }, { "threads_many", threads_many },
 };
 
 int main(int argc, char **argv)

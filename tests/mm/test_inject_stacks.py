@@ -111,6 +111,14 @@ def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, 
         assert len(unsuitable) == len(set(unsuitable)) > 0
 
 
+def test_one_thread_that_has_a_place_is_enough(directory: Path, stops: list[dict[str, Any]]) -> None:
+    """However many have none; none of those is tried twice."""
+    with stacks(directory, "threads_many") as process:
+        os.close(take_userfaultfd(process.pid, 60))
+        unsuitable = [tid for answer in stops for tid in answer.get("unsuitable", ())]
+        assert len(unsuitable) == len(set(unsuitable))
+
+
 @pytest.mark.parametrize("compiler", ["cc", "musl-gcc"])
 def test_a_static_program_has_the_same_stacks(directory: Path, compiler: str) -> None:
     """What describes its first thread is elsewhere than in other programs: in its data, or its heap."""
