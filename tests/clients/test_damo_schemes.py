@@ -28,7 +28,7 @@ $damo report damon --damos_stats
 show grep . $scheme/quotas/effective_bytes $scheme/stats/{sz_tried,qt_exceeds} $scheme/ops_filters/0/type
 $damo tune --target_pid $pid --damos_action stat --damos_quota_interval 100 --damos_quota_goal user_input 100 0
 for i in $(seq 100); do
-    show grep -q '^[0-9]\\{4,\\}$' $scheme/quotas/effective_bytes && break
+    show grep -q '^[0-9]\\{4,6\\}$' $scheme/quotas/effective_bytes && break
     sleep 0.1
 done
 show cat $scheme/quotas/effective_bytes
