@@ -157,9 +157,8 @@ class Target:
                     raise _frozen(pid)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            except Momentary:
-                raise
             except OSError as error:
+                # What others have in their hands they have as a whole.
                 if error.errno == errno.EBUSY:
                     raise
                 refusal = error
