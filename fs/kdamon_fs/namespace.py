@@ -95,6 +95,23 @@ def _install_perf() -> None:
     os.chmod(path, 0o755)
 
 
+def _find_directory_again() -> None:
+    """Go to the working directory by its name: it may be the machine's, below what is mounted there by now.
+
+    :raises OSError: ENOTDIR there is no such directory in the namespace.
+    """
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:
+        # It was removed, and has no name.
+        return
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        sentence = f"the working directory, {directory}, is none in the tree ({error.strerror})"
+        raise OSError(errno.ENOTDIR, sentence) from error
+
+
 class _command:
     """A command that is forked now, while this process has one thread, and started later."""
 
@@ -123,14 +140,15 @@ class _command:
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path()])
+                _find_directory_again()
                 if self._fill_cache:
                     fill_damo_cache()
                 os.execvp(self._argv[0], self._argv)
         except (OSError, ValueError) as error:
             # The name that is empty is a ValueError; a shell does not find it.
-            number = error.errno or 0 if isinstance(error, OSError) else errno.ENOENT
-            status = _NOT_FOUND if number == errno.ENOENT else _NOT_RUNNABLE
-            os.write(self._failed, os.strerror(number).encode())
+            known = error if isinstance(error, OSError) else OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            status = _NOT_FOUND if known.errno == errno.ENOENT else _NOT_RUNNABLE
+            os.write(self._failed, os.fsencode(known.strerror or str(known)))
         finally:
             os._exit(status)
 
@@ -139,8 +157,8 @@ class _command:
         os.write(self._go, b"x")
         os.close(self._go)
         with os.fdopen(self._failure, "rb") as failure:
-            if reason := failure.read().decode():
-                log.error("%s cannot be run: %s", self._argv[0] or "''", reason)
+            if reason := failure.read():
+                log.error("%s cannot be run: %s", self._argv[0] or "''", os.fsdecode(reason))
 
     def cancel(self) -> None:
         """Let the process end without becoming the command."""

@@ -6,7 +6,7 @@
 * ``/sys/kernel/mm`` and ``/sys/module``, by read-only copies that have directories for the tree instead. sysfs lets
   no process make a directory; and what is below a mount of the tree once that is gone, by ``umount`` or because kdamon
   ended, is an empty directory of the copy. Modules that are loaded later do not show up in it.
-* ``damon`` in any debugfs, and the same in any other sysfs that is mounted;
+* ``damon`` in any debugfs, and the same in any other sysfs that is mounted, whole or in part;
 * DAMON's events in any tracefs: their directory, the files that can enable them by name or with all others, and the
   other instances, which have them all again. The list of events names those that kdamon serves
   (:mod:`kdamon_fs.trace_server`).
@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kdamon.mm.mountinfo import mounts
+from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,
@@ -127,29 +127,39 @@ def _hide_elsewhere(events: Iterable[str]) -> None:
     os.mkdir(nothing, 0o555)
     _write(no_text, b"")
     for number, entry in enumerate(mounts()):
-        if entry.root != "/":
-            continue
-        top = entry.target
         hidden: list[str] = []
-        if entry.fstype == "sysfs" and top != "/sys":
-            hidden = [os.path.join(top, "kernel/mm/damon"), *_machines_modules(os.path.join(top, "module"))]
+        if entry.fstype == "sysfs" and entry.target != "/sys":
+            hidden = ["/kernel/mm/damon", *_machines_modules(entry)]
         elif entry.fstype == "debugfs":
-            hidden = [os.path.join(top, "damon")]
+            hidden = ["/damon"]
         elif entry.fstype == "tracefs":
-            hidden = [os.path.join(top, "events/damon"), os.path.join(top, "instances")]
-            for name in ("set_event", "events/enable"):
-                _cover_file(no_text, os.path.join(top, name))
-            available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
-            _write(available, _available_events(os.path.join(top, "available_events"), events))
-            _cover_file(available, os.path.join(top, "available_events"))
-        for directory in hidden:
-            if os.path.isdir(directory):
-                mount(nothing, directory, flags=MS_BIND)
+            hidden = ["/events/damon", "/instances", "/set_event", "/events/enable"]
+            if shown := _shown_at(entry, "/available_events"):
+                available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
+                _write(available, _available_events(shown, events))
+                mount(available, shown, flags=MS_BIND)
+        for place in hidden:
+            if shown := _shown_at(entry, place):
+                mount(nothing if os.path.isdir(shown) else no_text, shown, flags=MS_BIND)
 
 
-def _machines_modules(directory: str) -> list[str]:
-    names = os.listdir(directory) if os.path.isdir(directory) else []
-    return [os.path.join(directory, name) for name in names if _MACHINES.match(name)]
+def _shown_at(entry: mount_entry, place: str) -> str | None:
+    """Where a mount, which may be of a part of its file system, shows ``place`` of that or what is below it."""
+    if f"{entry.root}/".startswith(f"{place}/"):
+        return entry.target
+    below = os.path.relpath(place, entry.root)
+    shown = os.path.join(entry.target, below)
+    return shown if not below.startswith("..") and os.path.exists(shown) else None
+
+
+def _machines_modules(entry: mount_entry) -> list[str]:
+    """The places of the modules in a sysfs that is mounted whole or in part."""
+    if entry.root.startswith("/module/"):
+        names = [entry.root.split("/")[2]]
+    else:
+        directory = _shown_at(entry, "/module")
+        names = [] if directory is None else os.listdir(directory)
+    return [f"/module/{name}" for name in names if _MACHINES.match(name)]
 
 
 def _available_events(path: str, events: Iterable[str]) -> bytes:
@@ -165,8 +175,3 @@ def _available_events(path: str, events: Iterable[str]) -> bytes:
 def _write(path: str, content: bytes) -> None:
     with open(path, "xb") as file:
         file.write(content)
-
-
-def _cover_file(cover: str, path: str) -> None:
-    if os.path.exists(path):
-        mount(cover, path, flags=MS_BIND)

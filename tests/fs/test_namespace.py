@@ -262,6 +262,48 @@ def test_another_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path
     assert finish(start("sh", "-c", script, before=wrap)) == (0, "0\n1\n")
 
 
+@pytest.mark.parametrize("directory", ["/sys/kernel/mm", DAMON, f"{DAMON}/admin/kdamonds", "/sys/module"])
+def test_a_working_directory_does_not_lead_to_the_machines_tree(start: Start, directory: str) -> None:
+    """Where the command begins: it is found again by its name."""
+    if not os.path.isdir(directory):
+        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
+    script = f"{MADE_SURE} pwd; [ . -ef {directory} ] && echo same"
+    assert finish(start("sh", "-c", script, cwd=directory)) == (0, f"{directory}\nsame\n")
+
+
+def test_a_working_directory_that_the_tree_lacks_is_refused(start: Start) -> None:
+    """Rather than that the command begins in the machine's."""
+    directory = "/sys/kernel/mm/damon/admin/kdamonds/0"
+    if not os.path.isdir(directory):
+        pytest.skip("the machine's DAMON has no kdamond")
+    process = start("true", cwd=directory)
+    _, complained = process.communicate(timeout=60)
+    assert process.returncode == 126
+    assert f"the working directory, {directory}, is none in the tree" in complained
+
+
+def test_a_working_directory_that_was_removed_is_no_obstacle(start: Start, tmp_path: Path) -> None:
+    """As without kdamon."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    process = start("sh", "-c", "cat; stat -c %h .", cwd=gone, stdin=subprocess.PIPE)
+    gone.rmdir()
+    assert process.communicate("go\n", timeout=60)[0] == "go\n0\n"
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("part", ["kernel", "kernel/mm", "kernel/mm/damon", "kernel/mm/damon/admin"])
+def test_a_part_of_a_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path: Path, part: str) -> None:
+    """Mounted elsewhere."""
+    if not os.path.isdir(DAMON):
+        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
+    wrapper, other = tmp_path / "outer.sh", tmp_path / "part"
+    other.mkdir()
+    wrapper.write_text(f'#!/bin/bash -e\nmount --bind /sys/{part} {other}\nexec "$@"\n')
+    wrap = ("unshare", "--mount", "--propagation", "private", "bash", str(wrapper))
+    assert finish(start("sh", "-c", f"find {other} -name kdamonds", before=wrap)) == (0, "")
+
+
 def covering(directory: Path, place: str, *made: str) -> tuple[str, ...]:
     """A wrapper that runs a command where ``place`` has directories ``made`` in addition, and none of DAMON else."""
     script = directory / "covering.sh"
