@@ -17,6 +17,7 @@ __all__ = [
     "damon_new_sample_filter",
     "damon_sample_filter_matches",
     "damon_sample_filter_out",
+    "only_threads",
 ]
 
 Batch = npt.NDArray[np.void]
@@ -84,3 +85,10 @@ def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Ma
     for f in control.sample_filters:
         out |= damon_sample_filter_matches(reports, f) != f.allow
     return out
+
+
+def only_threads(control: damon_sample_control) -> tuple[int, ...]:
+    """The threads whose accesses alone count by ``control``, in its order (no kernel counterpart)."""
+    # A filter that keeps the accesses of threads out misses nothing when these end.
+    only = [f.tid_arr for f in control.sample_filters if f.tid_arr and f.matching == f.allow]
+    return tuple(dict.fromkeys(tid for tids in only for tid in tids))

@@ -7,24 +7,17 @@ The kernel has nothing like it: there a filter of threads that ended rejects eve
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
-if TYPE_CHECKING:
-    from kdamon.damon import damon_ctx, damon_sample_control
+from kdamon.mm import Task
 
-__all__ = ["FilteredThreads", "awaited_threads"]
+__all__ = ["FilteredThreads"]
 
 log = logging.getLogger("kdamon")
 
 #: Nanoseconds between two looks at the threads.
 _LOOK_AGAIN: Final = 1_000_000_000
-
-
-def awaited_threads(control: damon_sample_control) -> tuple[int, ...]:
-    """The threads whose accesses alone count by ``control``, in its order."""
-    # A filter that keeps the accesses of threads out misses nothing when these end.
-    only = [f.tid_arr for f in control.sample_filters if f.tid_arr and f.matching == f.allow]
-    return tuple(dict.fromkeys(tid for tids in only for tid in tids))
 
 
 class FilteredThreads:
@@ -35,15 +28,19 @@ class FilteredThreads:
         self._seen: set[int] = set()
         self._said: set[int] = set()
 
-    def look(self, ctx: damon_ctx) -> None:
-        """Look at the threads, at most once a second of the clock of ``ctx``."""
-        if ctx.clock.now() < self._look_at:
+    def look(self, now: int, awaited: Sequence[int], monitored: Sequence[Task]) -> None:
+        """Look at the threads, at most once a second.
+
+        :param now: nanoseconds of the context's clock.
+        :param awaited: the threads whose accesses alone count.
+        :param monitored: the processes.
+        """
+        if not awaited or now < self._look_at:
             return
-        self._look_at = ctx.clock.now() + _LOOK_AGAIN
-        awaited = awaited_threads(ctx.sample_control)
+        self._look_at = now + _LOOK_AGAIN
         # With a process its threads end, which is no news.
-        tasks = [t.task for t in ctx.adaptive_targets if t.task is not None and t.task.get_mm() is not None]
-        if not awaited or not tasks:
+        tasks = [task for task in monitored if task.get_mm() is not None]
+        if not tasks:
             return
         there = {tid for tid in awaited if any(task.has_thread(tid) for task in tasks)}
         self._seen |= there

@@ -40,6 +40,7 @@ from kdamon.ops_common import (
 )
 from kdamon.probes import damon_count_probe_hits
 from kdamon.reports import damon_report_accesses, report_array
+from kdamon.sample import only_threads
 
 __all__ = [
     "damon_va_apply_probes",
@@ -220,7 +221,8 @@ def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
 
     :param sampled: there are such samples.
     """
-    ctx.filtered_threads.look(ctx)
+    tasks = [t.task for t in ctx.adaptive_targets if t.task is not None]
+    ctx.filtered_threads.look(ctx.clock.now(), only_threads(ctx.sample_control), tasks)
     if ctx.machine is not None:
         faults = ctx.machine.faults()
         if len(faults):

@@ -12,8 +12,8 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_ctx, damon_sample_filter_type
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
-from kdamon.sample_threads import awaited_threads
+from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter, only_threads
+from kdamon.vaddr import damon_va_report_faults
 
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
 SECOND = 1_000_000_000
@@ -50,19 +50,19 @@ def _said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def test_threads_that_alone_count_are_awaited(matching: bool, allow: bool, expected: tuple[int, ...]) -> None:
     """Those that are kept out are not missed."""
     ctx, _, _ = context((matching, allow, (5, 6, 5)))
-    assert expected == awaited_threads(ctx.sample_control)
+    assert expected == only_threads(ctx.sample_control)
 
 
 def test_a_thread_that_ends_is_said_once(said: Callable[[], list[str]]) -> None:
     """Looked for once a second; others go on."""
     ctx, process, clock = context((True, True, (5, 6)))
-    ctx.filtered_threads.look(ctx)
+    damon_va_report_faults(ctx, sampled=False)
     process.ended_threads.add(5)
-    ctx.filtered_threads.look(ctx)
+    damon_va_report_faults(ctx, sampled=False)
     assert [] == said()
     for _ in range(3):
         clock.sleep_until(clock.now() + SECOND, threading.Event())
-        ctx.filtered_threads.look(ctx)
+        damon_va_report_faults(ctx, sampled=False)
     assert ["thread 5 ended: it accesses nothing any more that could count"] == said()
 
 
@@ -70,7 +70,7 @@ def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) ->
     """With where its number is to be taken from."""
     ctx, process, _ = context((True, True, (5,)))
     process.ended_threads.add(5)
-    ctx.filtered_threads.look(ctx)
+    damon_va_report_faults(ctx, sampled=False)
     assert [
         f"thread 5 is none of process {process.pid}, or ended: nothing counts of it; /proc/{process.pid}/task has the "
         "numbers"
@@ -80,8 +80,8 @@ def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) ->
 def test_with_its_process_a_thread_ends_without_a_word(said: Callable[[], list[str]]) -> None:
     """That the process ended is said elsewhere."""
     ctx, process, clock = context((True, True, (5,)))
-    ctx.filtered_threads.look(ctx)
+    damon_va_report_faults(ctx, sampled=False)
     process.exit()
     clock.sleep_until(clock.now() + SECOND, threading.Event())
-    ctx.filtered_threads.look(ctx)
+    damon_va_report_faults(ctx, sampled=False)
     assert [] == said()
