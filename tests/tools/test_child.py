@@ -174,14 +174,14 @@ def test_descent_is_found_in_any_order() -> None:
 
 
 def test_a_process_is_read_whatever_its_name_is(tmp_path: Path) -> None:
-    """With parentheses, blanks and bytes that are no text in it."""
+    """With parentheses, blanks and bytes that are no text in it; sentences show it on one line."""
     program = os.path.join(os.fsencode(tmp_path), b"a) R 1 (\xff\n")
     os.symlink("/bin/sleep", program)
     with subprocess.Popen([program, b"60"]) as process:
         try:
             eventually(lambda: (stat := read_stat(process.pid)) is not None and "R 1" in stat.name)
             stat = read_stats()[process.pid]
-            assert (os.getpid(), os.getsid(0), "a) R 1 (\udcff\n") == (stat.parent, stat.session, stat.name)
+            assert (os.getpid(), os.getsid(0), "a) R 1 (\\xff\\x0a") == (stat.parent, stat.session, stat.name)
         finally:
             process.kill()
 

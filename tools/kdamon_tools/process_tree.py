@@ -11,6 +11,8 @@ from typing import Final
 
 from attrs import frozen
 
+from kdamon_tools.readable import readable
+
 __all__ = ["ProcessStat", "descendants", "family_of", "read_stat", "read_stats"]
 
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
@@ -23,7 +25,7 @@ _PAUSE_S: Final = 0.0005
 class ProcessStat:
     """A process at some moment.
 
-    :ivar name: its command's name, 15 bytes at most.
+    :ivar name: its command's name, of 15 bytes at most, as people can read it.
     :ivar state: a letter; Z and X ended.
     :ivar started: when, in clock ticks since boot: with the number it is the identity of a process.
     :ivar cpu_s: CPU time that it took, seconds.
@@ -63,7 +65,7 @@ def read_stat(pid: int) -> ProcessStat | None:
     user, system, children_user, children_system = (int(fields[at]) / _TICKS_A_SECOND for at in range(11, 15))
     return ProcessStat(
         pid=pid,
-        name=os.fsdecode(name),
+        name=readable(os.fsdecode(name)),
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),
