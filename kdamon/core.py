@@ -126,7 +126,7 @@ damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
 
 
 def damon_is_registered_ops(ops_id: damon_ops_id) -> bool:
-    """Tell whether the operations set ``ops_id`` can be selected."""
+    """Return whether the operations set ``ops_id`` can be selected."""
     with damon_ops_lock:
         return ops_id in damon_registered_ops
 
@@ -556,7 +556,7 @@ def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
 
 
 def damon_is_running(ctx: damon_ctx) -> bool:
-    """Tell whether ``ctx`` has a kdamond."""
+    """Return whether ``ctx`` has a kdamond."""
     with ctx.kdamond_lock:
         return ctx.kdamond is not None
 
@@ -782,7 +782,7 @@ def kdamond_split_regions(ctx: damon_ctx) -> None:
 
 
 def kdamond_need_stop(ctx: damon_ctx) -> bool:
-    """Tell whether to end: it was asked to, or no target can be monitored any more."""
+    """Return whether to end: it was asked to, or no target can be monitored any more."""
     if ctx.kdamond is not None and ctx.kdamond.should_stop():
         return True
     if ctx.ops is None or ctx.ops.target_valid is None:

@@ -493,7 +493,7 @@ def damon_nr_regions(t: damon_target) -> int:
 
 
 def damon_target_has_pid(ctx: damon_ctx) -> bool:
-    """Tell whether the targets of ``ctx`` are processes."""
+    """Return whether the targets of ``ctx`` are processes."""
     return ctx.ops is not None and ctx.ops.target_has_pid
 
 
@@ -545,7 +545,7 @@ def nr_unknown_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
 
 
 def unknown_rows(regions: damon_regions, ctx: damon_ctx) -> Mask:
-    """Tell which regions are mostly unknown in the time that :func:`damon_nr_accesses_mvsum` is about, shape (n,).
+    """Return which regions are mostly unknown in the time that :func:`damon_nr_accesses_mvsum` is about, shape (n,).
 
     That is :func:`kdamon.regions.mostly_unknown`, of the samples there were when the first interval is not over.
     """

@@ -114,7 +114,7 @@ def _damos_commit(dst: damos, src: damos) -> None:
 
 
 def _asks_ops(s: damos) -> bool:
-    """Tell whether applying ``s`` needs the operations set: ``stat`` does nothing, but its filters may count."""
+    """Return whether applying ``s`` needs the operations set: ``stat`` does nothing, but its filters may count."""
     return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters)
 
 
@@ -163,7 +163,7 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
 
 
 def _damos_is_over(s: damos) -> bool:
-    """Tell whether ``s`` had all the snapshots that it may have."""
+    """Return whether ``s`` had all the snapshots that it may have."""
     return bool(s.max_nr_snapshots) and s.max_nr_snapshots <= s.stat.nr_snapshots
 
 

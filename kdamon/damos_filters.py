@@ -49,7 +49,7 @@ U32Array = npt.NDArray[np.uint32]
 
 
 def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
-    """Tell which regions have the access pattern of ``s`` (``__damos_valid_target()``), shape (n,).
+    """Return which regions have the access pattern of ``s`` (``__damos_valid_target()``), shape (n,).
 
     :param nr_accesses: moving sums of the regions, shape (n,).
     """
@@ -62,7 +62,7 @@ def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) 
 
 
 def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
-    """Tell which regions are known well enough to get the action of ``s``, shape (n,).
+    """Return which regions are known well enough to get the action of ``s``, shape (n,).
 
     Those of an action that needs it are not mostly unknown, nor were so in the time for which they have to be stable.
     """
@@ -73,7 +73,7 @@ def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
 
 
 def damos_wanted_rows(ctx: damon_ctx, regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
-    """Tell which regions ``s`` is for: those that have its access pattern and are known well enough, shape (n,).
+    """Return which regions ``s`` is for: those that have its access pattern and are known well enough, shape (n,).
 
     :param nr_accesses: moving sums of the regions, shape (n,).
     """
@@ -102,7 +102,7 @@ def damos_for_each_part(regions: damon_regions, rows: list[int]) -> Iterator[tup
 
 
 def damos_filter_for_ops(filter_type: damos_filter_type) -> bool:
-    """Tell whether the operations set handles filters of this type, not the core."""
+    """Return whether the operations set handles filters of this type, not the core."""
     return filter_type not in _OF_CORE
 
 
@@ -164,7 +164,7 @@ def damos_commit_filters(dst: damos, src: damos) -> None:
 
 
 def damos_filter_match(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
-    """Tell whether the core filter ``f`` matches a region of ``t``.
+    """Return whether the core filter ``f`` matches a region of ``t``.
 
     A region that reaches over an edge of the filter's addresses is cut there, and ``row`` is its first part then.
     """
@@ -194,7 +194,7 @@ def _within(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
 
 
 def damos_core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
-    """Tell which regions of ``t`` the core filters of ``s`` may let have its action, at least in part, shape (n,).
+    """Return which regions of ``t`` the core filters of ``s`` may let have its action, at least in part, shape (n,).
 
     All others they reject as a whole, whatever they are cut into: nobody needs to look at them one by one.
     """
@@ -224,7 +224,7 @@ def damos_core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> M
 
 
 def damos_core_filter_out(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> bool:
-    """Tell whether the core filters of ``s`` keep its action from a region of ``t``: the first that matches decides.
+    """Return whether the core filters of ``s`` keep its action from a region of ``t``: the first that matches decides.
 
     The region may be cut, see :func:`damos_filter_match`.
     """

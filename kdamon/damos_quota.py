@@ -224,12 +224,12 @@ def _limited(quota: damos_quota) -> bool:
 
 
 def damos_quota_is_set(quota: damos_quota) -> bool:
-    """Tell whether ``quota`` limits anything."""
+    """Return whether ``quota`` limits anything."""
     return bool(quota.esz) or _limited(quota)
 
 
 def damos_quota_is_full(quota: damos_quota, min_region_sz: int) -> bool:
-    """Tell whether there is no room for a region in the present charge window."""
+    """Return whether there is no room for a region in the present charge window."""
     return damos_quota_is_set(quota) and quota.esz - quota.charged_sz - quota.sz_unusable < max(min_region_sz, 1)
 
 
@@ -336,7 +336,7 @@ def damos_forget_charged_target(s: damos, t: damon_target) -> None:
 
 
 def damos_skip_charged_region(t: damon_target, row: int, s: damos, min_region_sz: int) -> bool:
-    """Tell whether a region had its turn before the quota became full.
+    """Return whether a region had its turn before the quota became full.
 
     A region that had it in part is cut where the rest begins, and ``row`` is its first part then.
     """

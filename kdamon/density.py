@@ -73,7 +73,7 @@ def kdamond_remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_acce
 
 
 def damon_reports_are_random(ctx: damon_ctx) -> bool:
-    """Tell whether the reports to ``ctx`` are a sample of all accesses.
+    """Return whether the reports to ``ctx`` are a sample of all accesses.
 
     Those of the faults of pages that were chosen, one in each region, are not: by them the faithful rule is right.
     """

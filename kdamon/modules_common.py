@@ -83,7 +83,7 @@ class module_scope:
     end: int = 0
 
     def fixed(self) -> bool:
-        """Tell whether it is about given addresses."""
+        """Return whether it is about given addresses."""
         return bool(self.start or self.end)
 
 
@@ -136,7 +136,7 @@ class damon_module(ABC):
     # Parameters.
 
     def enabled(self) -> bool:
-        """Tell whether the module monitors; not so after the last process ended that ``monitor_pids`` alone named."""
+        """Return whether the module monitors; not so after the last process ended that ``monitor_pids`` alone named."""
         return self.ctx is not None and damon_is_running(self.ctx)
 
     def enable(self, on: bool) -> None:

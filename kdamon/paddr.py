@@ -127,7 +127,7 @@ def damon_pa_mkold(ctx: damon_ctx, t: damon_target) -> None:
 
 
 def damon_pa_young(ctx: damon_ctx, t: damon_target) -> Answers:
-    """Tell which sampled pages of ``t`` were accessed since :func:`damon_pa_mkold`, shape (n,)."""
+    """Return which sampled pages of ``t`` were accessed since :func:`damon_pa_mkold`, shape (n,)."""
     memory = _memory(t, ctx)
     if memory is None:
         return np.full(len(t.regions), UNKNOWN, np.uint8)
@@ -168,7 +168,7 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
 
 def damon_pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
-    """Tell whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
+    """Return whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
     return report.pid == 0
 
 

@@ -94,12 +94,12 @@ def damon_add_probe(ctx: damon_ctx, probe: damon_probe) -> None:
 
 
 def damon_has_prep(ctx: damon_ctx) -> bool:
-    """Tell whether pages are to be prepared for any probe."""
+    """Return whether pages are to be prepared for any probe."""
     return any(probe.preps for probe in ctx.probes)
 
 
 def damon_has_probe_weights(ctx: damon_ctx) -> bool:
-    """Tell whether any probe has a weight: then accesses are not checked."""
+    """Return whether any probe has a weight: then accesses are not checked."""
     return any(probe.weight for probe in ctx.probes)
 
 

@@ -179,7 +179,7 @@ class damon_regions:
         return self._sizes
 
     def wide(self) -> bool:
-        """Tell whether the size of any region needs more than 32 bits."""
+        """Return whether the size of any region needs more than 32 bits."""
         if self._wide is None:
             self._wide = bool((self.sizes() >> np.uint64(32)).any())
         return self._wide

@@ -134,7 +134,7 @@ class ReportClient:
         return self._head - tail
 
     def connected(self) -> bool:
-        """Tell whether kdamon still reads; when it ended, reports find no room sooner or later."""
+        """Return whether kdamon still reads; when it ended, reports find no room sooner or later."""
         if self._words[CLOSED]:
             return False
         poll = select.poll()

@@ -75,7 +75,7 @@ class region_lookup:
         self._spent = 0
 
     def fits(self, regions: damon_regions) -> bool:
-        """Tell whether ``regions`` still has the ranges that this was made for."""
+        """Return whether ``regions`` still has the ranges that this was made for."""
         return regions.start is self._start and regions.end is self._end
 
     def find(self, addr: U64, size: U64) -> tuple[Rows, Mask | None]:
@@ -99,7 +99,7 @@ class region_lookup:
         return rows, across
 
     def _worth_a_table(self, n: int) -> bool:
-        """Tell whether there are tables; made once bisections have cost as much as making them does."""
+        """Return whether there are tables; made once bisections have cost as much as making them does."""
         if self._spans is None:
             self._spent += n * _BLOCKS_PER_BISECTION
             nr_blocks = min(1 << (len(self._start) * _BLOCKS_PER_REGION).bit_length(), _MAX_BLOCKS)

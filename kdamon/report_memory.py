@@ -156,7 +156,7 @@ class damon_report_memory:
         self.now = 0
 
     def holds_any(self) -> bool:
-        """Tell whether any report is remembered, or arrived in the present interval."""
+        """Return whether any report is remembered, or arrived in the present interval."""
         return self._nr_arrived > 0 or any(map(len, self.runs))
 
     def scale(self) -> float:

@@ -194,7 +194,7 @@ class ReportRing:
 
 
 def well_formed(records: Records) -> Mask | None:
-    """Tell which ``records``, shape (n,), can be reports; None when all of them are.
+    """Return which ``records``, shape (n,), can be reports; None when all of them are.
 
     Refused are: no bytes or a range that wraps around, a negative pid or tid, no accesses, a CPU or node that no
     kernel has (-1 is unknown), and a bool that is neither 0 nor 1.

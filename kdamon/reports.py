@@ -209,7 +209,7 @@ def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
 
 
 def _fits(single: tuple[Any, ...]) -> bool:
-    """Tell whether the fields of a batch can hold the values of one report."""
+    """Return whether the fields of a batch can hold the values of one report."""
     try:
         np.array(single, REPORT_DTYPE)
     except (OverflowError, TypeError, ValueError):

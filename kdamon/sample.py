@@ -52,7 +52,7 @@ def damon_commit_sample_control(dst: damon_sample_control, src: damon_sample_con
 
 
 def damon_sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
-    """Tell which ``reports``, shape (n,), the filter ``f`` matches.
+    """Return which ``reports``, shape (n,), the filter ``f`` matches.
 
     A report whose CPU or thread is unknown was made by none of those that a filter names.
     """
@@ -74,7 +74,7 @@ def _among(column: npt.NDArray[np.int32], wanted: tuple[int, ...]) -> Mask:
 
 
 def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Mask:
-    """Tell which ``reports``, shape (n,), the filters of ``control`` discard.
+    """Return which ``reports``, shape (n,), the filters of ``control`` discard.
 
     Every filter answers ``allow`` for what it matches and the opposite for the rest; the first rejection discards.
     """

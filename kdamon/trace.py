@@ -44,7 +44,7 @@ class tracepoint(Generic[P]):
         self._probes = tuple(p for p in self._probes if p is not probe)
 
     def enabled(self) -> bool:
-        """Tell whether anything is attached."""
+        """Return whether anything is attached."""
         return bool(self._probes)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -267,13 +267,13 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
-    """Tell whether a report, or which reports of a batch, are about the process of ``t``."""
+    """Return whether a report, or which reports of a batch, are about the process of ``t``."""
     # Kernel: compares numbers. Here: of a process that ended nothing is reported, because its number may be another's.
     return (report.pid == t.pid) & (t.task is None or t.task.valid())
 
 
 def damon_va_target_valid(t: damon_target) -> bool:
-    """Tell whether the process of ``t`` exists; one that ended but was not reaped does."""
+    """Return whether the process of ``t`` exists; one that ended but was not reaped does."""
     return t.task is not None and t.task.valid()
 
 

@@ -302,7 +302,7 @@ class Tree:
     # For the directories.
 
     def has(self, since: str | None) -> bool:
-        """Tell whether what came with kernel version ``since`` is there."""
+        """Return whether what came with kernel version ``since`` is there."""
         return since is None or since in self._known
 
     def attributes_of(self, cls: type[kobject]) -> dict[str, tuple[int, kobj_attribute]]:

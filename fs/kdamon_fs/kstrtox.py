@@ -84,7 +84,7 @@ def kstrtobool(text: str) -> bool:
 
 
 def sysfs_streq(written: str, keyword: str) -> bool:
-    """Tell whether ``written`` is ``keyword``, one newline at its end left aside."""
+    """Return whether ``written`` is ``keyword``, one newline at its end left aside."""
     return written.removesuffix("\n") == keyword
 
 

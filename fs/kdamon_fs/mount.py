@@ -267,7 +267,7 @@ class mounted_tree:
                     raise OSError(errno.EIO, f"FUSE could not mount on {self.mountpoint}; it said why on stderr")
 
     def alive(self) -> bool:
-        """Tell whether the tree is still served; not so after somebody unmounted it."""
+        """Return whether the tree is still served; not so after somebody unmounted it."""
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:

@@ -94,7 +94,7 @@ def unshare_mount_namespace() -> None:
 
 
 def private_mount_namespace() -> bool:
-    """Tell whether this process is in another mount namespace than the machine's first process."""
+    """Return whether this process is in another mount namespace than the machine's first process."""
     own = os.readlink("/proc/self/ns/mnt")
     try:
         return own != os.readlink("/proc/1/ns/mnt")

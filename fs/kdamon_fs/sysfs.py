@@ -174,7 +174,7 @@ class damon_sysfs_kdamond(kobject):
         self.add("contexts", self.contexts)
 
     def running(self) -> bool:
-        """Tell whether it monitors."""
+        """Return whether it monitors."""
         return self.damon_ctx is not None and damon_is_running(self.damon_ctx)
 
     def release(self) -> None:

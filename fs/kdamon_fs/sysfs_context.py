@@ -214,7 +214,7 @@ def _operations(context: damon_sysfs_context) -> tuple[str, ...]:
 
 
 def _available(context: damon_sysfs_context, name: str) -> bool:
-    """Tell whether this machine has what the operations set ``name`` needs, whatever is to be monitored by it."""
+    """Return whether this machine has what the operations set ``name`` needs, whatever is to be monitored by it."""
     if name == "paddr":
         try:
             context.tree.machine().physical_memory().put()

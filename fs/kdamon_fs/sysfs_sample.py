@@ -229,6 +229,6 @@ def damon_sysfs_check_faults(control: damon_sample_control, machine: Machine) ->
 
 
 def damon_sysfs_sees_writes_only(control: damon_sample_control) -> bool:
-    """Tell whether reads stay unseen although no filter says that they are not wanted."""
+    """Return whether reads stay unseen although no filter says that they are not wanted."""
     writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
     return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)

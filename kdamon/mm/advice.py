@@ -274,7 +274,7 @@ def _pieces(wanted: U64Array, size: int) -> Iterator[tuple[int, int]]:
 
 
 def has_swap() -> bool:
-    """Tell whether anonymous memory has somewhere to go."""
+    """Return whether anonymous memory has somewhere to go."""
     try:
         with open("/proc/swaps", "rb") as swaps:
             return len(swaps.readlines()) > 1

@@ -53,7 +53,7 @@ def processes(path: str) -> tuple[int, ...]:
 
 
 def frozen(contents: str) -> bool:
-    """Tell whether a process is frozen, or being frozen, with its control group of either version.
+    """Return whether a process is frozen, or being frozen, with its control group of either version.
 
     :param contents: of its /proc/PID/cgroup. What of its groups cannot be seen from here counts as not frozen.
     """
@@ -70,7 +70,7 @@ def frozen(contents: str) -> bool:
 
 
 def _freezing(directory: Path) -> bool:
-    """Tell whether a control group of the second version, or one above it, is frozen or about to be."""
+    """Return whether a control group of the second version, or one above it, is frozen or about to be."""
     # The topmost one has no such file, nor has what is above it.
     while (directory / "cgroup.freeze").exists():
         if (directory / "cgroup.freeze").read_text() != "0\n":

@@ -80,7 +80,7 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
 
 
 def may_access(peer: Credentials, target: Credentials) -> bool:
-    """Tell whether ``peer`` may look at ``target`` (``PTRACE_MODE_READ_REALCREDS``).
+    """Return whether ``peer`` may look at ``target`` (``PTRACE_MODE_READ_REALCREDS``).
 
     Kernel: a capability counts for the targets of descendant user namespaces, too. Here: it does not, because /proc
     does not tell how namespaces are related.

@@ -301,7 +301,7 @@ class FaultRecorder:
 
     @property
     def watching(self) -> bool:
-        """Tell whether any process is watched."""
+        """Return whether any process is watched."""
         with self._lock:
             return bool(self._watchers)
 

@@ -146,7 +146,7 @@ class Folios:
         return (first + head, pages) if pfn < first + head + pages else None
 
     def clearable(self, pfn: int, *, listed: bool) -> bool:
-        """Tell whether MADV_COLD clears the accessed bit of page ``pfn``: one mapping, and no special page.
+        """Return whether MADV_COLD clears the accessed bit of page ``pfn``: one mapping, and no special page.
 
         :param listed: ask for a page on an LRU list too, which MADV_COLD wants of pages of 4 KiB.
         """

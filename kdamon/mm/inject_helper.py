@@ -631,7 +631,7 @@ class _Injection:
             raise _Again("it began another program")
 
     def _half_done(self, registers: _Registers, mask: int) -> bool:
-        """Tell whether a thread is on its way through an attempt of ours or another kdamon's, whose helper is gone."""
+        """Return whether a thread is on its way through an attempt of ours or another kdamon's, whose helper is gone."""
         frame = next((addr for addr in (registers.rsp, registers.rsp - 8) if self._marked(addr)), 0)
         if frame and _repeated(registers) == _NR_RT_SIGSUSPEND:
             # It waits in the pause() in which it was, see _pause(), for as long as the program likes.
@@ -640,7 +640,7 @@ class _Injection:
         return bool(frame) or (at_code and mask == _ALL_BLOCKED)
 
     def _marked(self, frame: int) -> bool:
-        """Tell whether there is a frame of ours at an address."""
+        """Return whether there is a frame of ours at an address."""
         try:
             return os.pread(self._memory, len(_MARK), frame + _FRAME_MARK) == _MARK
         except (OSError, OverflowError):
@@ -736,7 +736,7 @@ class _Injection:
         return 0, 0
 
     def _unused(self, pagemap: int, place: int, size: int, marks: bytes) -> bool:
-        """Tell whether nothing was ever written to pages of an anonymous mapping but by an attempt as this one."""
+        """Return whether nothing was ever written to pages of an anonymous mapping but by an attempt as this one."""
         entries = os.pread(pagemap, size // _PAGE * 8, place // _PAGE * 8)
         if not any(entry & _POPULATED for (entry,) in struct.iter_unpack("<Q", entries)):
             return len(entries) == size // _PAGE * 8
@@ -789,7 +789,7 @@ def _system_call(pid: int, tid: int) -> list[bytes]:
 
 
 def _runnable(pid: int, tid: int) -> bool:
-    """Tell whether a thread runs or waits for a CPU."""
+    """Return whether a thread runs or waits for a CPU."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
         return b"\nState:\tR" in file.read()
     return False
@@ -807,7 +807,7 @@ def _read_as(tid: int, addr: int, size: int) -> bytes:
 
 
 def _signal_pending(pid: int, tid: int) -> bool:
-    """Tell whether the thread is about to get a signal."""
+    """Return whether the thread is about to get a signal."""
     with open(f"/proc/{pid}/task/{tid}/status", "rb") as file:
         status = dict(line.split(b":", 1) for line in file.read().split(b"\n") if line)
     own, shared, blocked = (int(status[name], 16) for name in (b"SigPnd", b"ShdPnd", b"SigBlk"))
@@ -815,7 +815,7 @@ def _signal_pending(pid: int, tid: int) -> bool:
 
 
 def _transferring(pid: int, tid: int) -> bool:
-    """Tell whether the thread waits in the middle of a call that may have done a part of its work."""
+    """Return whether the thread waits in the middle of a call that may have done a part of its work."""
     words = _system_call(pid, tid)
     number = int(words[0])
     flags = _RECEIVES.get(number)

@@ -266,7 +266,7 @@ def _frozen(pid: int) -> OSError:
 
 
 def _sleeps_frozen(directory: int, tid: int, status: dict[str, str]) -> bool:
-    """Tell whether a thread sleeps where the freezer has it sleep, also where its control group cannot be seen."""
+    """Return whether a thread sleeps where the freezer has it sleep, also where its control group cannot be seen."""
     # A kernel without names of its functions has no such file.
     with contextlib.suppress(FileNotFoundError):
         return status["State"][0] in "SD" and _read(directory, f"task/{tid}/wchan") in _FREEZER

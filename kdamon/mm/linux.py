@@ -166,7 +166,7 @@ class LinuxTask:
         return "page_fault" if self._primitive.name == "page_fault" else "page_table"
 
     def valid(self) -> bool:
-        """Tell whether the process exists; one that ended but was not reaped still does."""
+        """Return whether the process exists; one that ended but was not reaped still does."""
         with self._lock:
             return self._exists()
 

@@ -83,7 +83,7 @@ class PageFaultSpace(ProcessSpace):
         self._sample = _NO_SAMPLE
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space."""
+        """Return whether ``files`` are of this address space."""
         with self._lock:
             return not self._closed and self._files.same(files)
 

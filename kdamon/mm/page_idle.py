@@ -81,7 +81,7 @@ class Bitmap:
             os.pwrite(self._fd, value.to_bytes(8, "little"), 8 * word)
 
     def idle(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
-        """Tell which page frames ``pfns`` are idle, shape (n,), bool; one that does not exist is not."""
+        """Return which page frames ``pfns`` are idle, shape (n,), bool; one that does not exist is not."""
         words, back = np.unique(pfns >> np.uint64(6), return_inverse=True)
         raw = b"".join(os.pread(self._fd, 8, 8 * word).ljust(8, b"\0") for word in words.tolist())
         values = np.frombuffer(raw, dtype=np.uint64)[back.reshape(-1)]
@@ -104,7 +104,7 @@ class PageIdleSpace(ProcessSpace):
         self._frames = frames
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space."""
+        """Return whether ``files`` are of this address space."""
         with self._lock:
             return not self._closed and self._files.same(files)
 

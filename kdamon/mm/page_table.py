@@ -64,7 +64,7 @@ class PageTableSpace(ProcessSpace):
         self._forget_at = 0
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this very address space."""
+        """Return whether ``files`` are of this very address space."""
         with self._lock:
             return not self._closed and self._walker.mm(files.pagemap) == self._walker.mm(self._files.pagemap)
 

@@ -56,7 +56,7 @@ class ProcessSpace(ABC):
         return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)
 
     def alive(self) -> bool:
-        """Tell whether a process still lives in this address space."""
+        """Return whether a process still lives in this address space."""
         with self._lock:
             return not self._closed and self._files.alive()
 

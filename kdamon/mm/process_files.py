@@ -94,11 +94,11 @@ class ProcessFiles:
         return False
 
     def alive(self) -> bool:
-        """Tell whether the address space is still some process's: the pagemap of one that ended is empty."""
+        """Return whether the address space is still some process's: the pagemap of one that ended is empty."""
         return len(os.pread(self.pagemap, 8, 0)) == 8
 
     def same(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space, in a time that does not depend on its size.
+        """Return whether ``files`` are of this address space, in a time that does not depend on its size.
 
         Two programs that were started without random addresses (``setarch -R``), and alike in all else, look the same.
         """

@@ -84,7 +84,7 @@ class Protection:
         self.users = 0
 
     def fits(self, files: ProcessFiles) -> bool:
-        """Tell whether ``files`` are of this address space and it is alive."""
+        """Return whether ``files`` are of this address space and it is alive."""
         with self._lock:
             return files.identity == self._identity and (self._let_go or self._userfaultfd.alive())
 

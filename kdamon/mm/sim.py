@@ -148,7 +148,7 @@ class SimProcess:
     # Task.
 
     def valid(self) -> bool:
-        """Tell whether it did not exit."""
+        """Return whether it did not exit."""
         return self.alive
 
     def get_mm(self) -> SimProcess | None:
@@ -156,7 +156,7 @@ class SimProcess:
         return self if self.alive else None
 
     def has_thread(self, tid: int) -> bool:
-        """Tell whether it did not end."""
+        """Return whether it did not end."""
         return self.alive and tid not in self.ended_threads
 
     def put(self) -> None:
@@ -184,7 +184,7 @@ class SimProcess:
             self._sample = _Sample(now, addrs)
 
     def young(self, addrs: U64Array) -> Answers:
-        """Tell which pages the script accessed since :meth:`mkold`; without one before, nothing is known."""
+        """Return which pages the script accessed since :meth:`mkold`; without one before, nothing is known."""
         sample = self._sample
         if sample is None or sample.addrs is not addrs:
             return np.full(len(addrs), UNKNOWN, np.uint8)

@@ -253,7 +253,7 @@ class Userfaultfd:
         return registered
 
     def alive(self) -> bool:
-        """Tell whether some process still lives in the address space."""
+        """Return whether some process still lives in the address space."""
         self._protect.reserve(1)
         # Nothing is registered there.
         self._protect.rows[0, 0] = 0
@@ -310,7 +310,7 @@ def _threads(pid: int) -> Iterator[str]:
 
 
 def has_userfaultfd(pid: int) -> bool:
-    """Tell whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
+    """Return whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
     return any(userfaultfds(pid))
 
 

@@ -64,7 +64,7 @@ def model_of(table: damon_regions) -> list[Region]:
 
 
 def well_formed(table: damon_regions) -> bool:
-    """Tell whether all columns have the table's length and their dtypes, and cached sizes are right."""
+    """Return whether all columns have the table's length and their dtypes, and cached sizes are right."""
     dtypes = {"access_reported": np.bool_, "probe_hits": np.uint8, "last_probe_hits": np.uint8, "density": np.float64}
     dtypes |= dict.fromkeys(("start", "end", "sampling_addr"), np.uint64)
     for name in COLUMNS:
@@ -169,5 +169,5 @@ def region_lists(
 
 
 def has_probes(regions: Sequence[Region]) -> bool:
-    """Tell whether any region has a probe's hits."""
+    """Return whether any region has a probe's hits."""
     return any(any(r.probe_hits) or any(r.last_probe_hits) for r in regions)

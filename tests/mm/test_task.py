@@ -46,7 +46,7 @@ def _mm(task: LinuxTask) -> AddressSpace:
 
 
 def _sees(mm: AddressSpace, work: Workload) -> bool:
-    """Tell whether ``mm`` is where ``work`` touches."""
+    """Return whether ``mm`` is where ``work`` touches."""
     touched = np.arange(0, PAGES, 2)
     addrs = work.addrs(np.arange(PAGES))
     mm.mkold(addrs)

@@ -197,7 +197,7 @@ class Monitor:
         return 0 if self._mapped is None else size - self._mapped
 
     def running(self) -> bool:
-        """Tell whether monitoring goes on; it ends by itself when the process is gone."""
+        """Return whether monitoring goes on; it ends by itself when the process is gone."""
         return damon_is_running(self._ctx)
 
     def error(self) -> BaseException | None:

@@ -94,7 +94,7 @@ class Replacement:
         return made
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return whether it is a terminal."""
         return self.file.isatty()
 
     def commit(self) -> None:
@@ -185,7 +185,7 @@ def _copy(source: int, target: int) -> None:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Tell whether two names are of one regular file, or will be when it exists."""
+    """Return whether two names are of one regular file, or will be when it exists."""
     try:
         status = os.stat(one)
         return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(other))

@@ -37,7 +37,7 @@ class ResultFile:
             self._replacement.discard()
 
     def isatty(self) -> bool:
-        """Tell whether it is a terminal."""
+        """Return whether it is a terminal."""
         return sys.stdout.isatty() if self._replacement is None else self._replacement.isatty()
 
     def write(self, render: Render) -> None:

@@ -44,7 +44,7 @@ def _from_environment(name: str, default: int) -> int:
 
 
 def use_colour(when: str, stream: Stream) -> bool:
-    """Tell whether to colour what goes to ``stream``.
+    """Return whether to colour what goes to ``stream``.
 
     :param when: ``always``, ``never``, or ``auto``: on a terminal that is not dumb, unless NO_COLOR is set.
     """
