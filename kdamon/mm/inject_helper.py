@@ -631,7 +631,7 @@ class _Injection:
             raise _Again("it began another program")
 
     def _half_done(self, registers: _Registers, mask: int) -> bool:
-        """Return whether a thread is on its way through an attempt of ours or another kdamon's, whose helper is gone."""
+        """Return whether a thread is on its way through an attempt, ours or another kdamon's, whose helper is gone."""
         frame = next((addr for addr in (registers.rsp, registers.rsp - 8) if self._marked(addr)), 0)
         if frame and _repeated(registers) == _NR_RT_SIGSUSPEND:
             # It waits in the pause() in which it was, see _pause(), for as long as the program likes.
