@@ -88,6 +88,7 @@ _PTRACE_LISTEN: Final = 0x4208
 _PTRACE_GETSIGMASK: Final = 0x420A
 _PTRACE_SETSIGMASK: Final = 0x420B
 _PTRACE_GET_RSEQ_CONFIGURATION: Final = 0x420F
+_PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: Final = 0x4211
 _PTRACE_O_TRACESYSGOOD: Final = 1
 _PTRACE_O_TRACEVFORK: Final = 1 << 2
 _PTRACE_O_TRACEEXEC: Final = 1 << 4
@@ -336,6 +337,12 @@ class _Tracee:
             if signal.sigtimedwait((signal.SIGCHLD,), max(0, deadline - time.monotonic())) is None:
                 raise _Late
 
+    def dispatches_system_calls(self) -> bool:
+        """Tell whether the thread gets SIGSYS for system calls, as Wine's (PR_SET_SYSCALL_USER_DISPATCH)."""
+        setting = (ctypes.c_uint64 * 4)()
+        self.request(_PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, ctypes.sizeof(setting), ctypes.addressof(setting))
+        return setting[0] != 0
+
     def event_message(self) -> int:
         message = ctypes.c_ulong()
         self.request(_PTRACE_GETEVENTMSG, 0, ctypes.addressof(message))
@@ -500,7 +507,7 @@ class _Injection:
         at_call = _repeated(registers) in _SIGNAL_CALLS
         try:
             thread.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
-            self._check(thread.tid, registers, mask.value)
+            self._check(thread, registers, mask.value)
             place = self._write_frames(thread, registers, mask.value)
             if at_call:
                 # Were a signal let in now, it would be gone before the call is repeated. None is where the kernel is
@@ -617,16 +624,18 @@ class _Injection:
         start, size, abort = struct.unpack_from("<3Q", description, 8)
         return int(abort) if start <= rip < start + size else 0
 
-    def _check(self, tid: int, registers: _Registers, mask: int) -> None:
+    def _check(self, thread: _Tracee, registers: _Registers, mask: int) -> None:
         """Look again, now that nothing changes any more, at what may have changed since the job was made."""
         if registers.cs != _USER_CS:
             raise _Unsuitable("it runs 32-bit code", errno.EOPNOTSUPP)
         if self._half_done(registers, mask):
             raise _Again(_PENDING)
-        with open(f"/proc/{self._pid}/task/{tid}/status", "rb") as file:
+        with open(f"/proc/{self._pid}/task/{thread.tid}/status", "rb") as file:
             status = file.read()
         if not _seccomp_off(status):
             raise _Unsuitable("it began to filter its system calls", errno.EPERM)
+        if thread.dispatches_system_calls():
+            raise _Unsuitable("it dispatches system calls in user space, and one more might be its end", errno.EPERM)
         if any(os.pread(self._memory, len(code), addr) != code for addr, code in self._codes):
             raise _Again("it began another program")
 

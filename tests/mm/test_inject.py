@@ -243,6 +243,23 @@ def test_refused_seccomp() -> None:
         refused(errno.EPERM, process.pid, "seccomp")
 
 
+def test_refused_syscall_user_dispatch() -> None:
+    """Where the program blocks system calls, as Wine does beside code for Windows, one more would be its end."""
+    script = """
+import ctypes, sys
+selector = ctypes.c_char(0)
+PR_SET_SYSCALL_USER_DISPATCH, ON = 59, 1
+assert ctypes.CDLL(None).prctl(PR_SET_SYSCALL_USER_DISPATCH, ON, 0, 0, ctypes.byref(selector)) == 0
+print("ready", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        refused(errno.EPERM, process.pid, "dispatches system calls")
+        assert left_behind(process.pid) == []
+
+
 @pytest.mark.parametrize("free", [0, 35, 69, 70])
 def test_one_thread_without_a_filter_is_enough(free: int) -> None:
     """Wherever it is among the others."""
