@@ -65,15 +65,22 @@ def test_ranges_up_to_the_end_of_user_space_are_taken(monkeypatch: pytest.Monkey
     check_user_addresses([])
 
 
-def test_ranges_beyond_memory_are_refused() -> None:
-    """If they begin there: what reaches beyond has some."""
+@pytest.mark.parametrize(
+    ("start", "end", "beyond"),
+    [
+        (2 * GIB, 3 * GIB, 2 * GIB),
+        # A GiB in decimal, from the beginning.
+        (0, 0x1073741824, 0x1073741824),
+    ],
+)
+def test_ranges_beyond_memory_are_refused(start: int, end: int, beyond: int) -> None:
+    """All of a range has to be below the end of the last memory; holes are taken."""
     ram = np.array([[0x1000, 0x9F000], [GIB, 2 * GIB]], np.uint64)
-    check_physical_addresses([(0xA0000, 0xB0000), (GIB, 100 * GIB)], ram)
-    with pytest.raises(
-        CommandError, match="0x80000000 is beyond the machine's memory, which ends at 0x80000000"
-    ) as raised:
-        check_physical_addresses([(2 * GIB, 3 * GIB)], ram)
+    check_physical_addresses([(0xA0000, 0xB0000), (0, 2 * GIB)], ram)
+    with pytest.raises(CommandError) as raised:
+        check_physical_addresses([(start, end)], ram)
     assert 2 == raised.value.exit_code
+    assert f"{beyond:#x} is beyond the machine's memory, which ends at 0x80000000" in str(raised.value)
 
 
 def test_ranges_in_which_nothing_is_are_doubted() -> None:

@@ -36,23 +36,22 @@ def end_of_user_space(cpuinfo: str | None = None) -> int:
 
 def check_user_addresses(ranges: Sequence[Range]) -> None:
     """Refuse ranges that reach beyond user space: CommandError with status 2."""
-    limit = end_of_user_space()
-    for start, end in ranges:
-        if end > limit:
-            beyond = start if start >= limit else end
-            why = f"{beyond:#x} is beyond user space, which ends at {limit:#x}"
-            raise CommandError(f"--range {start:x}-{end:x}: {why}; {_HEXADECIMAL}", 2)
+    _check_end(ranges, end_of_user_space(), "user space")
 
 
 def check_physical_addresses(ranges: Sequence[Range], ram: U64Array) -> None:
-    """Refuse ranges that lie beyond the machine's memory: CommandError with status 2.
+    """Refuse ranges that reach beyond the machine's memory: CommandError with status 2.
 
     :param ram: what is memory, bytes, ascending, shape (n, 2).
     """
-    limit = int(ram[-1, 1]) if len(ram) else 0
+    _check_end(ranges, int(ram[-1, 1]) if len(ram) else 0, "the machine's memory")
+
+
+def _check_end(ranges: Sequence[Range], limit: int, what: str) -> None:
     for start, end in ranges:
-        if start >= limit:
-            why = f"{start:#x} is beyond the machine's memory, which ends at {limit:#x}"
+        if end > limit:
+            beyond = start if start >= limit else end
+            why = f"{beyond:#x} is beyond {what}, which ends at {limit:#x}"
             raise CommandError(f"--range {start:x}-{end:x}: {why}; {_HEXADECIMAL}", 2)
 
 
