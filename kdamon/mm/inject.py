@@ -162,8 +162,9 @@ def inject_madvise(
         try:
             _patiently(pid, timeout, advise)
         except OSError as error:
-            what, _, remedy = str(error.strerror).rpartition("; ")
-            raise OSError(error.errno, f"{what}; {_OTHERWISE if 'page_table' in remedy else remedy}") from error
+            what, semicolon, remedy = str(error.strerror).partition("; ")
+            remedy = _OTHERWISE if "page_table" in remedy else remedy
+            raise OSError(error.errno, f"{what}{semicolon}{remedy}") from error
     return sum(taken)
 
 
@@ -441,13 +442,7 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
     ours, its = socket.socketpair()
     with ours:
         with its:
-            process = subprocess.Popen(
-                [*_interpreter(), verb, str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(its.fileno(),),
-                start_new_session=True,
-            )
+            process = _start(verb, its.fileno())
         ours.settimeout(_PATIENCE)
         try:
             yield ours, process.pid
@@ -457,6 +452,20 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
             # Killed in the middle it is as safe as anywhere else.
             process.kill()
             process.wait()
+
+
+def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [*_interpreter(), verb, str(channel)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(channel,),
+            start_new_session=True,
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        why = f"this user cannot run {sys.executable}, which the helper program needs"
+        raise OSError(error.errno, f"{why}; let this user run it, or install Python where every user can") from error
 
 
 def _not_run(process: subprocess.Popen[bytes]) -> OSError | None:

@@ -161,6 +161,17 @@ os.close(inject.take_userfaultfd(int(sys.argv[1])))
             assert taken.stderr.count("can't open file") <= 1
 
 
+def test_an_interpreter_that_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where it is in another user's home, and this user got there by dropping privileges."""
+    python = tmp_path / "python3"
+    python.touch(0o644)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with running("sleep", "30") as pid:
+        refused(
+            errno.EACCES, pid, f"this user cannot run {python}, which the helper program needs; let this user run it"
+        )
+
+
 def test_refused_gone_and_kernel() -> None:
     """Ended processes, kernel threads, threads by themselves, process 1 and the caller have nothing to take."""
     with subprocess.Popen(["true"]) as process:
