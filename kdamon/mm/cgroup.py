@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The processes of a control group of the second version."""
+"""The processes of a control group of the second version, and what groups of either version do to a process."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import sys
 from pathlib import Path
 
 from kdamon.mm.mountinfo import mounts
 
-__all__ = ["frozen", "processes"]
+__all__ = ["frozen", "memory_left", "processes"]
 
 
 def _root(controller: str = "") -> tuple[Path, str]:
@@ -77,3 +78,43 @@ def _freezing(directory: Path) -> bool:
             return True
         directory = directory.parent
     return False
+
+
+def memory_left(contents: str) -> int:
+    """Bytes for which a process may be charged until one of its control groups' processes is killed for want of memory.
+
+    What the kernel can take back first counts as left.
+
+    :param contents: of its /proc/PID/cgroup. What of its groups cannot be seen from here counts as without a limit.
+    """
+    left = sys.maxsize
+    for line in filter(None, contents.split("\n")):
+        hierarchy, controllers, path = line.split(":", 2)
+        with contextlib.suppress(OSError):
+            if hierarchy == "0":
+                left = min(left, _left(_directory(path), "memory.max", "memory.current", ""))
+            elif "memory" in controllers.split(","):
+                directory = _below(path, *_root("memory"))
+                left = min(left, _left(directory, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"))
+    return left
+
+
+def _left(directory: Path, limit: str, usage: str, prefix: str) -> int:
+    """The same for a control group and those above it; ``prefix`` is that of sums over groups in memory.stat."""
+    left = sys.maxsize
+    while (directory / "cgroup.procs").exists():
+        # A group need not have the controller, and the topmost one has no limit.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            most, used = (int((directory / name).read_text()) for name in (limit, usage))
+            words = (line.split() for line in (directory / "memory.stat").read_text().splitlines())
+            amounts = {name: int(number) for name, number in words}
+            swappable = min(_swap_free(), sum(amounts[f"{prefix}{kind}_anon"] for kind in ("active", "inactive")))
+            files = sum(amounts[f"{prefix}{kind}_file"] for kind in ("active", "inactive"))
+            left = min(left, most - used + files + swappable)
+        directory = directory.parent
+    return left
+
+
+def _swap_free() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("SwapFree:")), 0)

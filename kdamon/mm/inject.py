@@ -129,7 +129,7 @@ def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] =
         change meanwhile is not waited for.
     :param valid: whether the process that is meant still has the number, asked once what is stopped cannot be another.
     :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls;
-        EBUSY it is traced, stopped, frozen, none of its threads can be stopped, or they were for long enough;
+        EBUSY it is traced, stopped, frozen, out of memory, none of its threads can be stopped, or was for long enough;
         EOPNOTSUPP the kernel is too old, or it is no x86-64 program, a Go program or one with a shadow stack; EAGAIN
         it may not have another thread.
     """

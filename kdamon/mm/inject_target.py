@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
 
-from kdamon.mm.cgroup import frozen
+from kdamon.mm.cgroup import frozen, memory_left
 from kdamon.mm.rights import refusal_to_trace
 
 __all__ = ["Momentary", "Target"]
@@ -53,6 +53,9 @@ _GO_DATA: Final = 1 << 16
 _WRITABLE: Final = ("rw-p", "rwxp")
 #: Bytes that the kernel keeps free below the first thread's stack (stack_guard_gap).
 _STACK_GAP: Final = 1 << 20
+#: Bytes that a control group must have left: a thread, what the kernel keeps of it, and what it has set aside for each
+#: CPU. It takes some 30 KiB.
+_MEMORY: Final = 1 << 20
 #: Functions of the kernel in which a thread sleeps that a control group's freezer stopped.
 _FREEZER: Final = (b"get_signal", b"do_freezer_trap", b"__refrigerator")
 
@@ -98,6 +101,12 @@ class Target:
             groups = os.fsdecode(_read(directory, "cgroup"))
         if frozen(groups):
             raise _frozen(pid)
+        if memory_left(groups) < _MEMORY:
+            raise OSError(
+                errno.EBUSY,
+                f"process {pid} has used up the memory of its control group and might be killed for one thread more; "
+                f"raise that limit or {_INSTEAD}",
+            )
         #: The threads to try, none when all of them are unsuitable.
         self.tids = self._threads(directory)
         program, text = self._open(directory, stack)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -269,6 +270,54 @@ sys.stdin.read()
         assert process.stdout.readline() == b"ready\n"
         refused(errno.EPERM, process.pid, "dispatches system calls")
         assert left_behind(process.pid) == []
+
+
+@contextlib.contextmanager
+def memory_group() -> Iterator[tuple[Path, str, str]]:
+    """A control group that can limit memory: its directory, and its files for the limit and for what is used."""
+    version = None
+    for files, mounted in (
+        (("memory.max", "memory.current"), "/sys/fs/cgroup"),
+        (("memory.limit_in_bytes", "memory.usage_in_bytes"), "/sys/fs/cgroup/memory"),
+    ):
+        directory = Path(mounted, f"kdamon-test-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            directory.mkdir()
+            if (directory / files[0]).exists():
+                version = directory, *files
+                break
+            directory.rmdir()
+    if version is None:
+        pytest.skip("control groups that limit memory are missing, or may not be made")
+    try:
+        yield version
+    finally:
+        assert eventually(lambda: not (directory / "cgroup.procs").read_text())
+        directory.rmdir()
+
+
+def test_refused_without_memory_for_a_thread() -> None:
+    """The kernel would kill a process of its control group for the second thread."""
+    script = "print('ready', flush=True); input(); kept = b'x' * (8 << 20); print('ready', flush=True); input()"
+    with (
+        memory_group() as (directory, limit, usage),
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            (directory / "cgroup.procs").write_text(str(process.pid))
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"ready\n"
+            (directory / limit).write_text(str(int((directory / usage).read_text()) + (64 << 10)))
+            refused(errno.EBUSY, process.pid, "used up the memory of its control group")
+            (directory / limit).write_text(str(1 << 30))
+            os.close(take_userfaultfd(process.pid))
+            assert left_behind(process.pid) == []
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("free", [0, 35, 69, 70])
