@@ -208,10 +208,10 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
     aligned: list[tuple[int, int]] = []
     for r in ranges:
         start, end = ALIGN_DOWN(r.start, min_region_sz), ulong(ALIGN(r.end, min_region_sz))
-        if start >= end or (aligned and aligned[-1][1] > start):
-            raise OSError(
-                errno.EINVAL, f"region {r.start:#x}-{r.end:#x} is empty, or overlaps or precedes the one before"
-            )
+        if start >= end:
+            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} is empty in units of {min_region_sz} bytes")
+        if aligned and aligned[-1][1] > start:
+            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} overlaps or precedes the one before")
         aligned.append((start, end))
 
     regions = t.regions

@@ -175,7 +175,7 @@ class LinuxTask:
         if self._group != self._pid:
             raise OSError(
                 errno.EINVAL,
-                f"{self._pid} is a thread of process {self._group}, whose number faults are told by; name the process",
+                f"{self._pid} is a thread of process {self._group}, and faults carry that number; name the process",
             )
 
     def get_mm(self) -> AddressSpace | None:

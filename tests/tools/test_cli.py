@@ -46,7 +46,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "1", "--ops", "nowhere"], "invalid choice: 'nowhere'"),
         (["run", "--pid", "1", "--ops", "fvaddr"], "--ops fvaddr and --range START-END go together"),
         (["run", "--pid", "1", "--range", "1000-2000"], "--ops fvaddr and --range START-END go together"),
-        (["run", "--pid", "1", "--range", "2000-1000"], "'2000-1000' is not a range START-END"),
+        (
+            ["run", "--pid", "1", "--range", "2000-1000"],
+            "'2000-1000' is empty: the end of a range must be above",
+        ),
         (["run", "--pid", "1", "--range", "0-10000000000000000"], "is not a range START-END"),
         (["run", "--pid", "1", "--ops", "reports"], "--ops reports and --range START-END go together"),
         (

@@ -215,7 +215,7 @@ def test_numbers_of_other_languages_are_none(text: str) -> None:
     """Python's among them, wherever a command line has a number."""
     parsers = [parse_unsigned, parse_positive, parse_number, parse_interval, parse_seconds, parse_cpus, parse_tids]
     # Each as it takes them, leading zeros, lists and hexadecimal digits.
-    exceptions = {parse_seconds: ["08"], parse_cpus: ["08"], parse_tids: ["08"]}
+    exceptions = {parse_seconds: ["08"], parse_cpus: ["08"]}
     for parse in parsers:
         assert text in exceptions.get(parse, []) or taken(parse, text) is None, parse
     assert text in {"08", "1e3", "0b1"} or taken(parse_range, f"{text}-6000") is None

@@ -126,10 +126,12 @@ def parse_range(text: str) -> tuple[int, int]:
     """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x; or with units of bytes, as 4G-6G."""
     start_text, dash, end_text = text.partition("-")
     start, end = _parse_address(start_text), _parse_address(end_text)
-    if not dash or not 0 <= start < end < 1 << 64:
+    if not dash or not (0 <= start < 1 << 64 and 0 <= end < 1 << 64):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"
         )
+    if start >= end:
+        raise argparse.ArgumentTypeError(f"{text!r} is empty: the end of a range must be above its start")
     return start, end
 
 
@@ -155,9 +157,8 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
 
 
 def parse_tids(text: str) -> tuple[int, ...]:
-    """Numbers of threads, such as 12,13, from a command line."""
-    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text):
-        tids = tuple(int(word) for word in text.split(","))
-        if all(0 < tid < 1 << 31 for tid in tids):
-            return tids
-    raise argparse.ArgumentTypeError(f"{text!r} is not a list of threads, such as 12,13")
+    """Numbers of threads, such as 12,13, from a command line; each as :func:`parse_unsigned` takes it."""
+    try:
+        return tuple(parse_number(word, least=1) for word in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of threads, such as 12,13") from None
