@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import sys
 import time
@@ -99,15 +100,18 @@ def test_a_python_process_is_monitored(faulting: LinuxMachine) -> None:
 
 def test_this_process_is_monitored_by_itself(faulting: LinuxMachine) -> None:
     """Its userfaultfd is its own."""
-    memory = np.zeros(64 * 4096, dtype=np.uint8)
+    # Not from the heap: that may have huge pages, which are not sampled.
+    pages = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    memory = np.frombuffer(pages, dtype=np.uint8)
     memory[:] = 1
-    first = memory.ctypes.data + -memory.ctypes.data % 4096
+    first = memory.ctypes.data
     with task_of(faulting, os.getpid()) as task:
         mm = mm_of(task)
         addrs: U64Array = np.uint64(first) + np.arange(8, dtype=np.uint64) * np.uint64(4096)
         faulting.faults()
         mm.mkold(addrs)
-        memory[first - memory.ctypes.data + 4096 * 5] = 2
+        memory[4096 * 5] = 2
         faults = faulting.faults()
         mm.young(addrs)
         assert addrs[5] in faults["addr"]
