@@ -216,6 +216,13 @@ class damon_sysfs_kdamond(kobject):
         self.damon_ctx = ctx
         if damon_sysfs_sees_writes_only(ctx.sample_control):
             log.warning("%s: page_fault sees writes and first touches, not reads of what is mapped", self.location())
+        taken = {s.action.value: None for s in ctx.schemes if s.needs_known}
+        if taken and ctx.sample_control.primitives_enabled.page_fault:
+            log.warning(
+                "%s: memory that is only read looks cold to page_fault, and %s takes it; use page_table",
+                self.location(),
+                ", ".join(taken),
+            )
         if ctx.density and not damon_reports_are_random(ctx):
             log.warning("%s: density has no effect with page_fault, which samples one page a region", self.location())
         try:

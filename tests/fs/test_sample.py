@@ -231,6 +231,22 @@ def test_faults_see_writes_and_win_over_accessed_bits(
     wait_for_hot_parts(session, "AB")
 
 
+def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
+    session: Any, process: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory that is only read looks cold to faults of writes, and would be paged out again and again."""
+    scheme = "admin/kdamonds/0/contexts/0/schemes"
+    session.put(f"{scheme}/nr_schemes", "2")
+    session.put(f"{scheme}/0/action", "stat")
+    session.put(f"{scheme}/1/action", "pageout")
+    session.put(f"{SAMPLE}/primitives/page_fault", "Y")
+    assert session.state("on") == "OK"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "admin/kdamonds/0: page_fault sees writes and first touches, not reads of what is mapped",
+        "admin/kdamonds/0: memory that is only read looks cold to page_fault, and pageout takes it; use page_table",
+    ]
+
+
 @pytest.mark.parametrize(
     ("installed", "wanted"),
     [
