@@ -99,6 +99,9 @@ def _library_lack() -> Lack | None:
 
 
 def _wrong_with(path: str) -> str | None:
+    # The loader would wait for a writer of a FIFO. A name without a slash is looked up among libraries.
+    if "/" in path and os.path.exists(path) and not os.path.isfile(path):
+        return "cannot be loaded (it is no regular file)"
     try:
         library = ctypes.CDLL(path)
     except (OSError, ValueError) as error:

@@ -96,6 +96,13 @@ def test_another_library_is_named_with_the_variable(tmp_path: Path, name: str) -
     assert "unset FUSE_LIBRARY_PATH" in said
 
 
+def test_a_pipe_for_a_library_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody ever writes to it."""
+    os.mkfifo(tmp_path / "pipe")
+    said = refused_alike(tmp_path, FUSE_LIBRARY_PATH=str(tmp_path / "pipe"))
+    assert "which cannot be loaded (it is no regular file)" in said
+
+
 def test_libfuse_3_is_no_substitute(tmp_path: Path) -> None:
     """It has the names, with other arguments; a call would be the end of the process."""
     compiler = shutil.which("cc")

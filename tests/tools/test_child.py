@@ -220,6 +220,7 @@ def test_who_does_the_work_is_said(looks: list[list[ProcessStat]], expected: str
     assert [bool(expected), False] == [bool(watch.sentence_once()), bool(watch.sentence_once())]
     alive = bool(looks[-1]) and len(looks[-1]) > 1
     assert ("use --pid 11" in watch.sentence()) == (alive and "most of it" in expected)
+    assert "use --pid" not in watch.sentence(lives_on=False)
 
 
 def test_what_monitors_is_no_child_of_what_is_monitored() -> None:

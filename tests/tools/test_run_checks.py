@@ -37,7 +37,7 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--sample-us", "200ms"], "the sampling interval must not exceed the aggregation interval"),
         (["--aggr-us", "4999"], "the sampling interval must not exceed the aggregation interval"),
         (["--sample-us", "1", "--aggr-us", "4294967296"], "the aggregation interval is too long"),
-        (["--update-us", "0"], "'0' is not a number from 1 on"),
+        (["--update-us", "0"], "'0' is not a whole number of microseconds from 1 on"),
         (["--seconds", "1h1"], "'1h1' is not a positive number of seconds"),
         ([*FVADDR, "1000-3000", "--range", "2000-4000"], "region 0x2000-0x4000 overlaps"),
         # Apart, but not after rounding to pages.

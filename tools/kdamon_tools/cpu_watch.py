@@ -59,8 +59,11 @@ class CpuWatch:
         ended = time.monotonic()
         self._next = ended + max(self._pause, (ended - began) / _COST)
 
-    def sentence(self) -> str:
-        """What to say where children took more CPU time than the process; empty where they did not."""
+    def sentence(self, *, lives_on: bool = True) -> str:
+        """What to say where children took more CPU time than the process; empty where they did not.
+
+        :param lives_on: the processes go on after the monitoring, so that one of them can be monitored itself.
+        """
         process = self._process
         if process is None:
             return ""
@@ -74,7 +77,7 @@ class CpuWatch:
         which, remedy = "", ""
         if child is not None and 2 * took >= total:
             which = f", most of it {child.pid} ({child.name})"
-            if child.identity in self._now and not child.ended:
+            if lives_on and child.identity in self._now and not child.ended:
                 remedy = f"use --pid {child.pid} while it runs, or "
         return (
             f"the children of process {self._pid} ({process.name}) took {total:.1f} s of CPU time{which}; the process "

@@ -7,6 +7,7 @@ import argparse
 import errno
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import INT_MAX
@@ -17,6 +18,7 @@ __all__ = [
     "format_bytes",
     "format_seconds",
     "parse_cpus",
+    "parse_file",
     "parse_interval",
     "parse_number",
     "parse_positive",
@@ -61,14 +63,18 @@ def format_seconds(seconds: float) -> str:
 
 def parse_unsigned(text: str) -> int:
     """A number from 0 to 2**64 - 1 as files of the tree take it: decimal, 0x... hexadecimal, 0... octal."""
-    # The tree also takes a plus and a newline, which nobody means on a command line.
-    if not _NUMBER.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
     try:
-        return kstrtoul(text)
+        return kstrtoul(_spelled_out(text))
     except OSError as error:
         what = "is too large" if error.errno == errno.ERANGE else "is not a number from 0 on"
         raise argparse.ArgumentTypeError(f"{text!r} {what}") from None
+
+
+def _spelled_out(text: str) -> str:
+    """``text`` without what the tree also takes and no command line means, a plus and a newline; OSError EINVAL."""
+    if not _NUMBER.fullmatch(text):
+        raise OSError(errno.EINVAL, "not a number")
+    return text
 
 
 def parse_positive(text: str) -> int:
@@ -89,15 +95,16 @@ def parse_number(text: str, least: int = 0) -> int:
 
 def parse_interval(text: str) -> int:
     """A time in microseconds, from 1 on, from a command line: 5000, or with a unit as 5ms, 0.1s, 2m."""
-    if not (match := _TIME.fullmatch(text)):
-        microseconds = Decimal(parse_positive(text))
-    else:
-        microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]]
+    try:
+        match = _TIME.fullmatch(text)
+        microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]] if match else Decimal(kstrtoul(_spelled_out(text)))
+    except OSError as error:
+        microseconds = Decimal(_LONGEST_US + 1 if error.errno == errno.ERANGE else 0)
     if microseconds > _LONGEST_US:
         raise argparse.ArgumentTypeError(f"{text!r} is too large")
     if microseconds < 1 or microseconds % 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000 or 5ms"
+            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000, or 5ms (us, ms, s, m, h)"
         )
     return int(microseconds)
 
@@ -120,6 +127,13 @@ def _parse_address(text: str) -> int:
     if match := _SIZE.fullmatch(text):
         return int(match[1]) << _SIZE_UNITS[match[2]]
     return int(text, 16) if _HEXADECIMAL.fullmatch(text) else -1
+
+
+def parse_file(text: str) -> Path:
+    """The name of a file, from a command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("a file has to have a name")
+    return Path(text)
 
 
 def parse_range(text: str) -> tuple[int, int]:

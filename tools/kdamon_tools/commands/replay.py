@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kdamon_tools.commands import add_verb
@@ -38,6 +37,7 @@ from kdamon_tools.units import (
     format_bytes,
     format_seconds,
     parse_cpus,
+    parse_file,
     parse_number,
     parse_positive,
     parse_range,
@@ -64,7 +64,7 @@ def register(subparsers: Subparsers) -> None:
     """Add the verb."""
     parser = add_verb(subparsers, "replay", "monitor by recorded reports and show what was accessed", _USAGE)
     what = parser.add_argument_group("what to replay")
-    what.add_argument("file", type=Path, metavar="FILE", help="the reports; - is standard input")
+    what.add_argument("file", type=parse_file, metavar="FILE", help="the reports; - is standard input")
     what.add_argument(
         "--format",
         choices=("auto", *FORMATS),
@@ -93,7 +93,7 @@ def register(subparsers: Subparsers) -> None:
     add_sampling(how)
     form = parser.add_argument_group("what to show")
     form.add_argument("--json", action="store_true", help="a JSON object for each process, one a line")
-    form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
+    form.add_argument("--output", type=parse_file, metavar="FILE", help="write the result here, not to standard output")
     form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
     parser.set_defaults(run=run)
 

@@ -34,7 +34,7 @@ from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_s
 from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import parse_cpus, parse_interval, parse_number, parse_range, parse_seconds
+from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
@@ -101,10 +101,12 @@ def register(subparsers: Subparsers) -> None:
     )
     form = parser.add_argument_group("what to show")
     form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
-    form.add_argument("--output", type=Path, metavar="FILE", help="write the result here instead of to standard output")
+    form.add_argument("--output", type=parse_file, metavar="FILE", help="write the result here, not to standard output")
     form.add_argument("--quiet", action="store_true", help="only the result, nothing while monitoring")
-    form.add_argument("--record", type=Path, metavar="FILE", help="keep all reports there, faults too, to replay them")
-    form.add_argument("--truth", type=Path, metavar="FILE", help="compare with what a bundled workload wrote there")
+    form.add_argument(
+        "--record", type=parse_file, metavar="FILE", help="keep all reports there, and faults, to replay them"
+    )
+    form.add_argument("--truth", type=parse_file, metavar="FILE", help="compare with what a bundled workload wrote")
     form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
     parser.set_defaults(run=run)
 
@@ -221,7 +223,8 @@ def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
     remarks = []
     if work is not None:
         work.look(at_once=True)
-        remarks.append(work.sentence())
+        # A command that did not end by itself ends with the monitoring, and its children with it.
+        remarks.append(work.sentence(lives_on=command is None or command.released))
     if command is not None and command.released:
         remarks.append(command.left_running())
     return tuple(filter(None, remarks))
