@@ -671,13 +671,13 @@ class _Injection:
         if _repeated(registers) == _NR_PAUSE:
             frames = self._pause(registers, mask, place + _THIRD, place + _FRAMES)
         data = (_exit_frame(self._gadget, self._sigreturn) + frames + state).ljust(filled, b"\0") + marks
-        # It is read again as the thread will read it: writing makes light of protections. It fails where a stack may
-        # not grow.
+        # It fails where a stack may not grow, and where a userfaultfd of the program's is to fill a page. To read such
+        # a page would wait for that.
         with contextlib.suppress(OSError):
-            os.pwrite(self._memory, data, place)
-        if _read_as(thread.tid, place, size) != data:
-            raise _Unsuitable("its stack has no room")
-        return place
+            # It is read again as the thread will read it: writing makes light of protections.
+            if os.pwrite(self._memory, data, place) == size and _read_as(thread.tid, place, size) == data:
+                return place
+        raise _Unsuitable("its stack has no room")
 
     def _place(self, thread: _Tracee, registers: _Registers, size: int, marks: bytes) -> int:
         """Where ``size`` bytes can be written since nobody else's data can be there.

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <alloca.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -13,8 +14,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -241,6 +244,20 @@ static void threads_deep(void)
 	thread_on(stacks + 2 * STACK, STACK, deep);
 }
 
+/* What is not there yet is to come from somebody else, who never answers. */
+static void threads_lazy(void)
+{
+	char *stack = mmap(NULL, STACKS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register lazy = { .range = { (uintptr_t)stack, STACKS * STACK }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	int fd = syscall(SYS_userfaultfd, 0);
+
+	memset(stack + (STACKS - 1) * STACK, 1, STACK);
+	if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &lazy))
+		abort();
+	thread_on(stack, STACKS * STACK, some);
+}
+
 static void *arena(void *unused)
 {
 	/* An arena of its own, which has a mapping without permissions around it. */
@@ -432,7 +449,7 @@ static const struct {
 	{ "threads_arena", threads_arena }, { "thread_coroutine", thread_coroutine }, { "thread_signal", thread_signal },
 	{ "thread_plain", thread_plain }, { "thread_pause", thread_pause }, { "main_deep", main_deep },
 	{ "main_full", main_full }, { "main_pause", main_pause },
-	{ "threads_short", threads_short }, { "threads_many", threads_many },
+	{ "threads_short", threads_short }, { "threads_many", threads_many }, { "threads_lazy", threads_lazy },
 };
 
 int main(int argc, char **argv)

@@ -111,6 +111,16 @@ def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, 
         assert len(unsuitable) == len(set(unsuitable)) > 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd for faults of the kernel needs root")
+def test_nobody_waits_for_a_page_that_somebody_else_is_to_fill(directory: Path, stops: list[dict[str, Any]]) -> None:
+    """As where CRIU brings a process's memory after it: there may be contents for what is not there."""
+    with stacks(directory, "threads_lazy") as process:
+        with pytest.raises(OSError, match=r"has no room\); monitor it by page_table"):
+            take_userfaultfd(process.pid, 60)
+        # It answered: its timer did not end it.
+        assert [bool(answer) for answer in stops] == [True]
+
+
 def test_one_thread_that_has_a_place_is_enough(directory: Path, stops: list[dict[str, Any]]) -> None:
     """However many have none; none of those is tried twice."""
     with stacks(directory, "threads_many") as process:
