@@ -155,7 +155,7 @@ class damon_sysfs_kdamond(kobject):
     :ivar refresh_ms: how often results are updated without a command, 0 never.
     """
 
-    __slots__ = ("_next_refresh", "contexts", "damon_ctx", "refresh_ms")
+    __slots__ = ("_doubted", "_next_refresh", "contexts", "damon_ctx", "refresh_ms")
 
     tree: damon_sysfs_tree
 
@@ -171,6 +171,8 @@ class damon_sysfs_kdamond(kobject):
         self.damon_ctx: damon_ctx | None = None
         self.refresh_ms = 0
         self._next_refresh = 0
+        #: What was said of the present context by :meth:`_doubt`.
+        self._doubted: tuple[str, ...] = ()
         self.add("contexts", self.contexts)
 
     def running(self) -> bool:
@@ -214,21 +216,27 @@ class damon_sysfs_kdamond(kobject):
             damon_destroy_ctx(ctx)
             raise
         self.damon_ctx = ctx
-        if damon_sysfs_sees_writes_only(ctx.sample_control):
-            log.warning("%s: page_fault sees writes and first touches, not reads of what is mapped", self.location())
-        taken = {s.action.value: None for s in ctx.schemes if s.needs_known}
-        if taken and ctx.sample_control.primitives_enabled.page_fault:
-            log.warning(
-                "%s: memory that is only read looks cold to page_fault, and %s takes it; use page_table",
-                self.location(),
-                ", ".join(taken),
-            )
-        if ctx.density and not damon_reports_are_random(ctx):
-            log.warning("%s: density has no effect with page_fault, which samples one page a region", self.location())
+        self._doubted = ()
+        self._doubt(ctx)
         try:
             damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
         except OSError as error:
             log.debug("%s ended at once: %s", self.location(), error.strerror)
+
+    def _doubt(self, ctx: damon_ctx) -> None:
+        """Log what ``ctx`` is not going to see, or act on wrongly; once, until it changes."""
+        doubts = []
+        if damon_sysfs_sees_writes_only(ctx.sample_control):
+            doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
+        taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
+        if taken and ctx.sample_control.primitives_enabled.page_fault:
+            doubts.append(f"memory that is only read looks cold to page_fault, and {taken} takes it; use page_table")
+        if ctx.density and not damon_reports_are_random(ctx):
+            doubts.append("density has no effect with page_fault, which samples one page a region")
+        for doubt in doubts:
+            if doubt not in self._doubted:
+                log.warning("%s: %s", self.location(), doubt)
+        self._doubted = tuple(doubts)
 
     def turn_off(self) -> None:
         """Stop monitoring (``damon_sysfs_turn_damon_off()``)."""
@@ -246,6 +254,7 @@ class damon_sysfs_kdamond(kobject):
         try:
             damon_commit_ctx(ctx, wanted)
             ctx.machine = ctx.machine or wanted.machine
+            self._doubt(ctx)
         finally:
             damon_destroy_ctx(wanted)
 

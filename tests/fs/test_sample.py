@@ -231,6 +231,11 @@ def test_faults_see_writes_and_win_over_accessed_bits(
     wait_for_hot_parts(session, "AB")
 
 
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged so far."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
     session: Any, process: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -240,11 +245,19 @@ def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
     session.put(f"{scheme}/0/action", "stat")
     session.put(f"{scheme}/1/action", "pageout")
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
-    assert session.state("on") == "OK"
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+    expected = [
         "admin/kdamonds/0: page_fault sees writes and first touches, not reads of what is mapped",
         "admin/kdamonds/0: memory that is only read looks cold to page_fault, and pageout takes it; use page_table",
     ]
+    assert session.state("on") == "OK"
+    assert expected == warnings_of(caplog)
+    assert session.state("commit") == "OK"
+    assert expected == warnings_of(caplog)
+    # What a commit brings is doubted as well.
+    session.put(f"{scheme}/0/action", "cold")
+    assert session.state("commit") == "OK"
+    expected.append(expected[-1].replace("pageout takes", "cold, pageout takes"))
+    assert expected == warnings_of(caplog)
 
 
 @pytest.mark.parametrize(
