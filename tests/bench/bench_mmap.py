@@ -36,6 +36,7 @@ from kdamon.damon import (
     damon_attrs,
     damon_ctx,
     damon_ops_id,
+    damon_primitives_enabled,
     damos,
     damos_action,
     damos_filter,
@@ -48,14 +49,15 @@ MIB = 128
 ANON = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=True)
 
 
-def schemes() -> dict[str, damos | None]:
-    """What is done meanwhile."""
+def done() -> dict[str, tuple[str, damos | None]]:
+    """What is done meanwhile: the primitive, and a scheme."""
     return {
-        "monitored": None,
-        "stat, filter anon": damos(ops_filters=[ANON], ops_filters_default_reject=True),
-        "cold": damos(action=damos_action.DAMOS_COLD),
-        "pageout": damos(action=damos_action.DAMOS_PAGEOUT),
-        "hugepage": damos(action=damos_action.DAMOS_HUGEPAGE),
+        "page_table": ("page_table", None),
+        "page_fault": ("page_fault", None),
+        "stat, filter anon": ("page_table", damos(ops_filters=[ANON], ops_filters_default_reject=True)),
+        "cold": ("page_table", damos(action=damos_action.DAMOS_COLD)),
+        "pageout": ("page_table", damos(action=damos_action.DAMOS_PAGEOUT)),
+        "hugepage": ("page_table", damos(action=damos_action.DAMOS_HUGEPAGE)),
     }
 
 
@@ -80,14 +82,17 @@ def mapper() -> Iterator[tuple[int, IO[str], IO[str]]]:
                 process.kill()
 
 
-def monitoring(machine: LinuxMachine, pid: int, s: damos | None) -> damon_ctx:
-    """Monitor the process, with the scheme if there is one."""
+def monitoring(machine: LinuxMachine, pid: int, primitive: str, s: damos | None) -> damon_ctx:
+    """Monitor the process by ``primitive``, with the scheme if there is one."""
     ctx = damon_new_ctx(seed=1)
     ctx.machine = machine
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
     damon_set_attrs(ctx, damon_attrs(5000, 100_000))
+    ctx.sample_control.primitives_enabled = damon_primitives_enabled(
+        primitive == "page_table", primitive == "page_fault"
+    )
     t = damon_new_target()
-    t.pid, t.task = pid, machine.get_task(pid)
+    t.pid, t.task = pid, machine.get_task(pid, primitive)
     damon_add_target(ctx, t)
     if s is not None:
         damon_add_scheme(ctx, s)
@@ -114,8 +119,8 @@ def main() -> int:
 
             for _ in range(turns):
                 measure("alone")
-                for name, s in schemes().items():
-                    ctx = monitoring(machine, pid, s)
+                for name, (primitive, s) in done().items():
+                    ctx = monitoring(machine, pid, primitive, s)
                     damon_start([ctx], exclusive=False)
                     try:
                         time.sleep(0.3)
