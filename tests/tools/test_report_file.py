@@ -334,3 +334,10 @@ def test_a_recorder_that_is_killed_leaves_a_recording(tmp_path: Path) -> None:
     loaded = np.load(path)
     assert loaded.tolist() == records[: len(loaded)].tolist()
     assert len(loaded) >= 2000
+
+
+def test_an_error_of_reading_names_the_file() -> None:
+    # Nothing is mapped at address 0.
+    with pytest.raises(OSError) as error, open_reports("/proc/self/mem"):
+        pass
+    assert (errno.EIO, "/proc/self/mem") == (error.value.errno, error.value.filename)

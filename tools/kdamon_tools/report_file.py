@@ -228,6 +228,17 @@ def _temporary() -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors that name no file are about the one called ``name``."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+@contextmanager
 def open_reports(
     path: Path | str,
     file_format: str = "auto",
@@ -256,7 +267,8 @@ def open_reports(
         status = os.fstat(stream.fileno())
         regular = stat.S_ISREG(status.st_mode)
         from_start = regular and stream.tell() == 0
-        look = stream.read(HEAD_BYTES)
+        with _named(name):
+            look = stream.read(HEAD_BYTES)
         if file_format == "recording" or (file_format == "auto" and look.startswith(MAGIC)):
             head = parse_head(look, name)
             if from_start:
