@@ -40,8 +40,10 @@ _COSTS: Final = 100
 _RANGES: Final = 1024
 #: Mappings that one range has.
 _TOGETHER: Final = 64
-#: Nanoseconds for which a process that could not be stopped is left alone.
+#: Nanoseconds for which a process that could not be stopped is left alone, at first; each time twice as long, up to the
+#: second number. Each attempt may begin a timeout of the process anew.
 _PAUSE: Final = 10_000_000_000
+_LONGEST_PAUSE: Final = 64 * _PAUSE
 
 
 class HugePages:
@@ -58,6 +60,7 @@ class HugePages:
         self._known_until = 0
         self._refusal: OSError | None = None
         self._refused_until = 0
+        self._pause = _PAUSE
 
     def apply(self, action: str, wanted: U64Array) -> U64Array:
         """Advise what is mapped in ``wanted`` and has not that flag.
@@ -81,7 +84,10 @@ class HugePages:
                 # All that was there is gone.
                 return np.zeros(len(wanted), dtype=np.uint64)
             # It would be refused for the next region, too.
-            self._refusal, self._refused_until = error, time.monotonic_ns() + _PAUSE
+            self._refusal, self._refused_until = error, time.monotonic_ns() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        else:
+            self._pause = _PAUSE
         self._known_until = 0
         applied = ranges.overlaps(wanted, ranges.intersect(missing, self._mappings(flag, wanted_flag=True)))
         if self._refusal is not None and not applied.any():

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
+from kdamon.mm.inject_budget import StopBudget
 from kdamon.mm.inject_target import Momentary, Target
 from kdamon.mm.pid_namespace import in_first_pid_namespace
 from kdamon.mm.rights import needs_linux
@@ -49,11 +50,6 @@ _END: Final = 0.5
 #: Seconds between two attempts, at first; each pause is twice as long as the last one, up to the second number.
 _PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.64
-#: Seconds in the last 60 for which threads of a process may have stood still for us; then it is left alone.
-_BUDGET: Final = 2.0
-_BUDGET_TIME: Final = 60.0
-#: Seconds after which the helper's timer lets a thread go.
-_HOLD: Final = 0.25
 
 #: How SCM_RIGHTS gives a file descriptor.
 _FD: Final = struct.Struct("i")
@@ -67,55 +63,8 @@ _Result = TypeVar("_Result")
 _Unsuitable = dict[int, tuple[int, str]]
 
 
-class _StoppedTime:
-    """For how long threads of processes stood still for us in the last minute."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        #: For each process when and for how long; in the order of the last time.
-        self._spent: dict[tuple[int, str], list[tuple[float, float]]] = {}
-
-    def check(self, pid: int) -> None:
-        """:raises OSError: EBUSY it has been long enough."""
-        with self._lock:
-            self._forget()
-            spent = sum(seconds for _, seconds in self._spent.get((pid, _start_time(pid)), ()))
-        if spent >= _BUDGET:
-            raise OSError(
-                errno.EBUSY,
-                f"process {pid} was stopped for {spent:.1f} s in the last minute, and more would disturb it; try again "
-                "in a minute",
-            )
-
-    @contextlib.contextmanager
-    def spending(self, pid: int) -> Iterator[None]:
-        """A thread of the process may stand still in this context."""
-        key = pid, _start_time(pid)
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            now = time.monotonic()
-            with self._lock:
-                self._spent[key] = [*self._spent.pop(key, ()), (now, min(now - begin, _HOLD))]
-
-    def _forget(self) -> None:
-        since = time.monotonic() - _BUDGET_TIME
-        for key, spent in list(self._spent.items()):
-            self._spent[key] = [one for one in spent if one[0] > since]
-            if not self._spent[key]:
-                del self._spent[key]
-
-
-def _start_time(pid: int) -> str:
-    """What distinguishes a process from a later one of the same number."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
-    except (OSError, IndexError):
-        return ""
-
-
-_stopped_time: Final = _StoppedTime()
+#: The stops of all processes by this one.
+_budget: Final = StopBudget()
 
 
 def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] = lambda: True) -> int:
@@ -179,15 +128,17 @@ def _patiently(pid: int, timeout: float, attempt: Callable[[_Unsuitable], _Resul
     deadline = time.monotonic() + timeout
     pause = _PAUSE
     unsuitable: _Unsuitable = {}
+    why = ""
     while True:
-        _stopped_time.check(pid)
+        _budget.check(pid, why)
         try:
             return attempt(unsuitable)
         except Momentary as error:
             refusal: OSError = error
             pause = _PAUSE
         except _Again as error:
-            refusal = OSError(errno.EBUSY, f"process {pid} cannot be stopped safely ({error}); try again later")
+            why = str(error)
+            refusal = OSError(errno.EBUSY, f"process {pid} cannot be stopped safely ({why}); try again later")
             if error.unsuitable:
                 unsuitable |= error.unsuitable
                 # Where there is no other thread, nothing is to be waited for.
@@ -266,7 +217,7 @@ def _advise(
         job = target.job()
         kept = True
         while left and kept:
-            _stopped_time.check(pid)
+            _budget.check(pid)
             if not valid():
                 raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
             answer = _ask_adviser(job | {"ranges": left[:_AT_ONCE], "advice": advice}, target.memory)
@@ -494,8 +445,10 @@ def _stopping_answer(channel: socket.socket, pid: int) -> tuple[dict[str, Any], 
         begun = b""
     if not begun:
         raise _Again(_KILLED)
-    with _stopped_time.spending(pid):
-        return _answer(channel)
+    with _budget.spending(pid) as stop:
+        answer, fd = _answer(channel)
+        stop.in_vain = bool(answer["errno"])
+        return answer, fd
 
 
 def _answer(channel: socket.socket) -> tuple[dict[str, Any], int | None]:

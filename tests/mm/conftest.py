@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from kdamon.mm import inject
+from kdamon.mm.inject_budget import StopBudget
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from tests.mm.workload import MONITOR_CPU, build
 
 
 @pytest.fixture(name="budget", autouse=True)
-def _budget(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Processes that are stopped as often as a test likes; the seconds in a minute that they otherwise may be."""
-    seconds = inject._BUDGET
-    monkeypatch.setattr(inject, "_BUDGET", 1e9)
-    return seconds
+def _budget(monkeypatch: pytest.MonkeyPatch) -> StopBudget:
+    """Processes that are stopped as often as a test likes; what they otherwise may be."""
+    monkeypatch.setattr(inject, "_budget", StopBudget(1e9, 1e9))
+    return StopBudget()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@
  */
 #define _GNU_SOURCE
 #include <alloca.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,6 +19,9 @@
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <linux/userfaultfd.h>
+#endif
 
 #define STACK (64 << 10)
 #define STACKS 4
@@ -245,6 +247,8 @@ static void threads_deep(void)
 }
 
 /* What is not there yet is to come from somebody else, who never answers. */
+/* musl comes without the headers of the kernel. */
+#ifdef __GLIBC__
 static void threads_lazy(void)
 {
 	char *stack = mmap(NULL, STACKS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -257,6 +261,9 @@ static void threads_lazy(void)
 		abort();
 	thread_on(stack, STACKS * STACK, some);
 }
+#else
+#define threads_lazy abort
+#endif
 
 static void *arena(void *unused)
 {

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,30 @@ def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: L
                     mm.advise("hugepage", mm.vmas())
                 assert info.value.errno == errno.EPERM
         assert len(calls) == 1
+        process.communicate(timeout=20)
+
+
+def test_a_process_that_refuses_is_tried_less_and_less_often(
+    machine: LinuxMachine, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt may begin a timeout of it anew, which would never be over otherwise."""
+    now = 1_000_000_000_000
+    monkeypatch.setattr(huge_pages, "time", SimpleNamespace(monotonic_ns=lambda: now))
+    with subprocess.Popen(
+        [sys.executable, "-c", SECCOMP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        with space_of(machine, process.pid) as mm:
+            attempts = []
+            for second in range(1300):
+                tried = len(calls)
+                if second % 10 == 0:
+                    with pytest.raises(OSError, match="seccomp"):
+                        mm.advise("hugepage", mm.vmas())
+                attempts += [second] * (len(calls) - tried)
+                now += 1_000_000_000
+        assert [0, 10, 30, 70, 150, 310, 630, 1270] == attempts
         process.communicate(timeout=20)
 
 
