@@ -69,7 +69,9 @@ def _write_to_output(render: Render) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno != errno.EBADF:
-            for part in render():
-                sys.stderr.write(part)
-        raise
+        if error.errno == errno.EBADF:
+            raise
+        for part in render():
+            sys.stderr.write(part)
+        sentence = f"{error.strerror}; the result is on standard error instead"
+        raise OSError(error.errno, sentence, error.filename) from error
