@@ -104,26 +104,33 @@ class LiveView(logging.Handler):
 
     def show(self, text: str) -> None:
         """Show ``text`` in place of what was shown before, as much of it as fits the terminal."""
-        self.clear()
+        # Together with what comes next: between two writes the terminal would be empty, and flicker.
+        erased = self._leave()
         if not self.in_place:
-            self._write(text + "\n")
+            self._write(erased + text + "\n")
             return
         if not self._in_foreground():
             return
         columns, room = self.size()
         lines = [cut(line, columns) for line in text.splitlines()[:room]]
         self._watch_others()
-        self._write("\n".join(lines) + "\n")
+        self._write(erased + "\n".join(lines) + "\n")
         self._drawn = len(lines)
 
     def clear(self) -> None:
         """Take what was shown in place away."""
+        erased = self._leave()
+        if erased:
+            self._write(erased)
+
+    def _leave(self) -> str:
+        """What erases what was shown in place; empty where it is not there any more, or not ours to erase."""
         if not self._drawn:
-            return
-        if self._in_foreground() and not self._disturbed:
-            self._write(f"\x1b[{self._drawn}F\x1b[J")
+            return ""
+        erased = f"\x1b[{self._drawn}F\x1b[J" if self._in_foreground() and not self._disturbed else ""
         self._drawn = 0
         self._watch_others_no_more()
+        return erased
 
     def _in_foreground(self) -> bool:
         """Whether the terminal is ours to draw on, as far as it knows of jobs."""

@@ -71,7 +71,7 @@ def register(subparsers: Subparsers) -> None:
         default="auto",
         help="kdamon's recording, output of perf script on a recording of perf mem, or a trace of valgrind's lackey",
     )
-    what.add_argument("--pid", type=parse_number, help="only this process; by default all that the file tells of")
+    what.add_argument("--pid", type=parse_number, help="only this process; by default all that the file names")
     what.add_argument(
         "--range",
         type=parse_range,
@@ -176,7 +176,7 @@ def _about_lines(notes: TextNotes) -> list[str]:
     if notes.without_process:
         sentences.append(
             f"process unknown: {notes.without_process} accesses tell the thread only, which stands for it unless --pid "
-            "is given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src tells both"
+            "is given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src has both"
         )
     if notes.remote:
         sentences.append(f"not kept: {notes.remote} accesses were served by another NUMA node")
@@ -226,5 +226,5 @@ def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: ar
         parts.append(render_summary(recording))
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
-        parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json tells of all")
+        parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json has all")
     yield "\n\n".join(parts) + "\n"

@@ -115,7 +115,7 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--primitive",
         choices=("page_table", "page_fault"),
-        help="accessed bits, or faults of sampled pages, which tell who writes; default: page_fault if one of the next "
+        help="accessed bits, or faults of sampled pages, which show who writes; default: page_fault if one of the next "
         "three is given",
     )
     add_filters(group, parse_cpus)
@@ -266,7 +266,7 @@ def _birth(pid: int) -> int | None:
 
 @contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
-    """A file descriptor that tells when the process ends, also while its parent does not look.
+    """A file descriptor that shows when the process ends, also while its parent does not look.
 
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
