@@ -437,7 +437,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
         (
             ["{tmp}/r.npy", "--range", "1000-3000", "--range", "2000-4000"],
             2,
-            "region 0x2000-0x4000 is empty",
+            "region 0x2000-0x4000 overlaps",
         ),
         (["{tmp}/r.npy", "--aggr-us", "1000"], 2, "the sampling interval must not exceed the aggregation interval"),
         (["{tmp}/years.npy"], 1, "the first and the last report are 1000000000 s apart, too long to go through in"),
