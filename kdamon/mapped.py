@@ -37,19 +37,24 @@ def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None
 
     :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
     :param populated: the parts of ``vmas`` that hold pages, ascending and disjoint, bytes. Other parts are left out
-        too, the biggest first, until no more than half of what remains is such; None: nothing is known about that.
+        too, the biggest first, until no more than half of what remains is such; and so many of the smallest gaps stay,
+        because each range costs samples. None: nothing is known about that.
     """
     parts = union(vmas, NO_RANGES)
+    spare = 0
     if populated is not None and len(populated):
         holes = subtract(parts, populated)
         sizes = holes[:, 1] - holes[:, 0]
         ascending = np.argsort(sizes, kind="stable")
         left_out = ascending[np.cumsum(sizes[ascending]) > np.uint64(total(populated))]
         parts = subtract(parts, holes[np.sort(left_out)])
+        spare = 2 * total(populated) - total(parts)
     if not len(parts):
         return []
     gaps = parts[1:, 0] - parts[:-1, 1]
-    apart = np.sort(np.argsort(gaps, kind="stable")[len(gaps) - min(max(nr_max, 1) - 1, len(gaps)) :])
+    ascending = np.argsort(gaps, kind="stable")
+    nr_joined = max(int((np.cumsum(gaps[ascending]) <= np.uint64(spare)).sum()), len(gaps) - max(nr_max, 1) + 1)
+    apart = np.sort(ascending[nr_joined:])
     starts = np.concatenate([parts[:1, 0], parts[apart + 1, 0]])
     ends = np.concatenate([parts[apart, 1], parts[-1:, 1]])
     return [damon_addr_range(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]

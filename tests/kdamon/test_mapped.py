@@ -63,6 +63,12 @@ def test_memory_that_will_be_populated_soon_stays() -> None:
     assert [(0, 100 * MIB), (GIB, GIB + 70 * MIB)] == bounds(vmas, 250, populated)
 
 
+def test_small_gaps_stay() -> None:
+    """Each range costs samples: many small mappings side by side are one."""
+    vmas = of(*((number * 3 * MIB, number * 3 * MIB + 2 * MIB) for number in range(50)), (GIB, GIB + 2 * MIB))
+    assert [(0, 149 * MIB), (GIB, GIB + 2 * MIB)] == bounds(vmas, 250, vmas)
+
+
 def test_where_nothing_is_known_to_be_populated_all_is_taken() -> None:
     """As of a process that is just being started."""
     vmas = of((0, 100 * MIB), (GIB, GIB + 400 * MIB))
