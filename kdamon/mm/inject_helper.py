@@ -338,7 +338,7 @@ class _Tracee:
                 raise _Late
 
     def dispatches_system_calls(self) -> bool:
-        """Tell whether the thread gets SIGSYS for system calls, as Wine's (PR_SET_SYSCALL_USER_DISPATCH)."""
+        """Return whether the thread gets SIGSYS for system calls, as Wine's (PR_SET_SYSCALL_USER_DISPATCH)."""
         setting = (ctypes.c_uint64 * 4)()
         self.request(_PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, ctypes.sizeof(setting), ctypes.addressof(setting))
         return setting[0] != 0
