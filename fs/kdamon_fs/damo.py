@@ -13,13 +13,14 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Final
 
-from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, umount
+from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
 
 __all__ = ["fill_damo_cache", "private_damo_cache"]
 
@@ -106,6 +107,14 @@ def fill_damo_cache() -> None:
     program = shutil.which("damo") or shutil.which("damo", path=os.path.dirname(sys.executable))
     if program is None:
         return
+    asking = os.getpid()
+
+    def end_with_this() -> None:
+        # Where kdamon is killed, this process is, and damo has nothing to look over any more.
+        set_parent_death_signal(signal.SIGKILL)
+        if os.getppid() != asking:
+            os._exit(1)
+
     try:
         subprocess.run(
             [program, "report", "sysinfo"],
@@ -113,6 +122,7 @@ def fill_damo_cache() -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=_PATIENCE,
+            preexec_fn=end_with_this,
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -67,21 +67,27 @@ _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 
 
+def _put_modules_in_place(names: Sequence[str]) -> None:
+    """Show the parameters of the modules ``names`` of the tree, which is served already, where the kernel has them.
+
+    Only for a process that does not serve the tree. The one that serves it must never look into it: killed while it
+    waits for its own answer, it would keep the FUSE device open, and with it the request that cannot be interrupted.
+    """
+    for name in names:
+        source = os.path.join(DAMON_DIRECTORY, "module", name)
+        mount(source, os.path.join(MODULE_DIRECTORY, name), flags=MS_BIND)
+
+
 @contextlib.contextmanager
-def _modules_in_place(names: Sequence[str]) -> Iterator[None]:
-    """Show the parameters of the modules ``names`` of the tree, which is served already, where the kernel has them."""
-    places: list[str] = []
+def _modules_removed(names: Sequence[str]) -> Iterator[None]:
+    """At the end, unmount what :func:`_put_modules_in_place` mounted; that does not look into the tree."""
     try:
-        for name in names:
-            place = os.path.join(MODULE_DIRECTORY, name)
-            mount(os.path.join(DAMON_DIRECTORY, "module", name), place, flags=MS_BIND)
-            places.append(place)
         yield
     finally:
-        for place in places:
+        for name in names:
             # The tree does not end as long as a part of it is mounted anywhere; the command may have unmounted this.
             with contextlib.suppress(OSError):
-                umount(place, MNT_DETACH)
+                umount(os.path.join(MODULE_DIRECTORY, name), MNT_DETACH)
 
 
 def _install_perf() -> None:
@@ -113,10 +119,16 @@ def _find_directory_again() -> None:
 
 
 class _command:
-    """A command that is forked now, while this process has one thread, and started later."""
+    """A command that is forked now, while this process has one thread, and started later.
 
-    def __init__(self, argv: Sequence[str], signals: set[int | signal.Signals], fill_cache: bool) -> None:
+    What has to be done in the served tree before the command runs, its process does.
+    """
+
+    def __init__(
+        self, argv: Sequence[str], modules: Sequence[str], signals: set[int | signal.Signals], fill_cache: bool
+    ) -> None:
         self._argv = list(argv)
+        self._modules = list(modules)
         self._fill_cache = fill_cache
         self._signals = signals
         self._go_read, self._go = os.pipe()
@@ -139,6 +151,7 @@ class _command:
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                _put_modules_in_place(self._modules)
                 os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path()])
                 _find_directory_again()
                 if self._fill_cache:
@@ -209,13 +222,13 @@ def run_in_namespace(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
     try:
         with private_damo_cache() as cached, contextlib.ExitStack() as serving:
-            command = _command(argv, mask, cached)
+            command = _command(argv, modules, mask, cached)
             raise_file_limit()
             try:
                 if beside is not None:
                     serving.enter_context(beside)
                 serving.enter_context(mounted_tree(tree, DAMON_DIRECTORY, private=True))
-                serving.enter_context(_modules_in_place(modules))
+                serving.enter_context(_modules_removed(modules))
                 serving.enter_context(server)
             except BaseException:
                 command.cancel()

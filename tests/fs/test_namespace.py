@@ -180,6 +180,19 @@ def test_the_command_does_not_outlive_a_kdamon_that_is_killed(start: Start) -> N
     assert outside() == before
 
 
+@pytest.mark.parametrize("verb", ["exec", "mount"])
+def test_what_serves_the_tree_does_not_ask_it(verb: str, home: Path, tmp_path: Path) -> None:
+    """Killed while it waits for its own answer, it would hang for ever: the request keeps the FUSE device open."""
+    (tmp_path / "tree").mkdir()
+    words = ["unshare", "--mount", sys.executable, str(HERE / "own_requests.py"), verb, str(tmp_path / "tree")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+    asked = done.stdout.splitlines()
+    assert [] == [line for line in asked if line.startswith("own ")]
+    assert "other read /admin/kdamonds/nr_kdamonds" in asked
+
+
 def test_what_the_command_leaves_behind_loses_the_tree(start: Start) -> None:
     """A background process lives on, without the tree."""
     process = start("sh", "-c", f"{MADE_SURE} sleep 600 > /dev/null 2>&1 & echo $!")
