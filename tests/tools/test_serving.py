@@ -100,7 +100,7 @@ mount -t tmpfs none /run && mkdir /run/tree || exit 99
 until [ -S /run/kdamon/reports ]; do sleep 0.02; done
 kill -9 $!
 wait
-while cat /proc/[0-9]*/comm | grep -qx 'python.*\|damo'; do sleep 0.05; done
+while cat /proc/[0-9]*/comm | grep -qxE 'python.*|damo'; do sleep 0.05; done
 ls -R /run
 for process in /proc/[0-9]*; do read -r name < $process/comm && echo $name; done
 grep fuse.kdamon /proc/mounts
