@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files that no other user can change or exchange: what root may run, load or write to by a name it was given.
+
+``sudo -E``, ``su -m`` and a container's start keep HOME, PATH, TMPDIR and the like of another user. A name from there
+is trusted if each directory and symbolic link on the way to it and the file itself belong to root or to the user of
+this process, and no other user can write to them; a directory on the way may be open to all if it is sticky, as /tmp.
+
+* :func:`open_trusted` opens such a name, or says what of it is not trusted;
+* :func:`find_program` finds a program on PATH, and skips what is not trusted.
+
+A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
+for that cannot be killed.
+
+In a user namespace the owners outside of it look all the same. What belongs to them counts as root's there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+__all__ = ["UntrustedError", "find_program", "open_trusted"]
+
+_LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: As many symbolic links as the kernel follows.
+_MAX_LINKS: Final = 40
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UntrustedError(PermissionError):
+    """Another user can change what a name stands for; ``strerror`` says by what, ``filename`` is the name."""
+
+
+def open_trusted(path: str | os.PathLike[str], *, sticky: bool = False) -> int:
+    """Open what ``path`` stands for with ``O_PATH``; the descriptor is the caller's to close.
+
+    :param path: symbolic links are followed.
+    :param sticky: accept a directory like /tmp as well, in which each user has files that the others cannot exchange.
+    :raises UntrustedError: another user can exchange it; also for a relative name.
+    :raises OSError: as ``open(2)``.
+    """
+    name = os.fspath(path)
+    if not os.path.isabs(name):
+        raise _untrusted(name, "it is relative to the working directory")
+    trusted = _trusted_owners()
+    here = os.open("/", _LOOK)
+    try:
+        seen, shared, links = _mount_id(here), False, 0
+        parts = _parts(name)
+        while parts:
+            entry = _open_entry(here, parts.pop(), name)
+            try:
+                mount = _mount_id(entry)
+                if mount != seen:
+                    _check_server(name, mount, trusted)
+                status = os.fstat(entry)
+                _check(name, status, shared, trusted)
+                if not stat.S_ISLNK(status.st_mode):
+                    here, entry, seen = entry, here, mount
+                    shared = bool(status.st_mode & _OTHERS_WRITE)
+                    continue
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+                target = os.readlink("", dir_fd=entry)
+                parts += _parts(target)
+                if os.path.isabs(target):
+                    root = os.open("/", _LOOK)
+                    os.close(here)
+                    here, seen, shared = root, _mount_id(root), False
+            finally:
+                os.close(entry)
+        if shared and not sticky:
+            raise _untrusted(name, "other users can write to it")
+        return here
+    except BaseException:
+        os.close(here)
+        raise
+
+
+def find_program(name: str) -> str | None:
+    """Where the first program ``name`` on PATH is that no other user can change; None if there is none."""
+    for directory in os.get_exec_path():
+        path = os.path.join(directory, name)
+        try:
+            found = open_trusted(path)
+        except (OSError, ValueError):
+            continue
+        try:
+            if stat.S_ISREG(os.fstat(found).st_mode) and os.access(path, os.X_OK):
+                return path
+        finally:
+            os.close(found)
+    return None
+
+
+def _parts(path: str) -> list[str]:
+    """The names in ``path``, the first one last."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
+def _open_entry(directory: int, entry: str, name: str) -> int:
+    try:
+        return os.open(entry, _LOOK, dir_fd=directory)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+
+
+def _check(name: str, status: os.stat_result, shared: bool, trusted: frozenset[int]) -> None:
+    """Refuse a step on the way to ``name``, in a directory that others may write to if that is ``shared``."""
+    if status.st_uid not in trusted:
+        raise _untrusted(name, f"user {status.st_uid} can change what that is")
+    if stat.S_ISDIR(status.st_mode):
+        if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            raise _untrusted(name, "other users can write to a directory on the way")
+    elif shared:
+        # Others may have put a hard link there.
+        raise _untrusted(name, "other users can write to its directory")
+    elif status.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(status.st_mode):
+        raise _untrusted(name, "other users can write to it")
+
+
+def _untrusted(name: str, why: str) -> UntrustedError:
+    return UntrustedError(errno.EPERM, why, name)
+
+
+def _trusted_owners() -> frozenset[int]:
+    owners = {0, os.geteuid()}
+    with open("/proc/self/uid_map", "rb") as lines:
+        ranges = [tuple(map(int, line.split())) for line in lines]
+    with open("/proc/sys/kernel/overflowuid", "rb") as file:
+        overflow = int(file.read())
+    if not any(first <= overflow < first + number for first, _, number in ranges):
+        owners.add(overflow)
+    return frozenset(owners)
+
+
+def _mount_id(descriptor: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        return next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
+
+
+def _check_server(name: str, mount: bytes, trusted: frozenset[int]) -> None:
+    """Refuse a file system that another user serves."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            before, _, after = line.rstrip(b"\n").partition(b" - ")
+            fstype, _source, options = after.split(b" ")[:3]
+            if before.split(b" ", 1)[0] != mount or fstype.split(b".")[0] not in (b"fuse", b"fuseblk"):
+                continue
+            for option in options.split(b","):
+                key, _, user = option.partition(b"=")
+                if key == b"user_id" and int(user) not in trusted:
+                    raise _untrusted(name, f"it is in a file system that user {int(user)} serves")
