@@ -96,31 +96,37 @@ def test_a_command_in_exec_finds_the_socket(places: tuple[Path, Path]) -> None:
 
 KILLED = """
 mount -t tmpfs none /run && mkdir /run/tree || exit 99
+others=$(grep fuse.kdamon /proc/mounts)
+awaited=$1
+shift
 "$@" > /dev/null 2>&1 &
 until [ -S /run/kdamon/reports ]; do sleep 0.02; done
+until [ -z "$awaited" ] || cat /proc/[0-9]*/comm | grep -qx "$awaited"; do sleep 0.02; done
 kill -9 $!
 wait
-while cat /proc/[0-9]*/comm | grep -qxE 'python.*|damo'; do sleep 0.05; done
+while cat /proc/[0-9]*/comm | grep -qxE 'python.*|damo|kdamon'; do sleep 0.05; done
 ls -R /run
 for process in /proc/[0-9]*; do read -r name < $process/comm && echo $name; done
-grep fuse.kdamon /proc/mounts
+grep fuse.kdamon /proc/mounts | grep -vxF "${others:-none}"
 """
 
 
 @pytest.mark.parametrize(
-    ("words", "left"),
+    ("words", "awaited", "left"),
     [
-        (("mount", "/run/tree"), []),
-        (("exec", "--", "sleep", "1000"), []),
-        (("run", "--reports", "--", "sleep", "1000"), ["sleep"]),
-        (("run", "--ops", "reports", "--range", "0-1000000", "--pid", "1", "--reports"), []),
+        (("mount", "/run/tree"), "", []),
+        (("exec", "--", "sleep", "1000"), "", []),
+        (("exec", "--", "sleep", "1000"), "sleep", []),
+        (("run", "--reports", "--", "sleep", "1000"), "sleep", ["sleep"]),
+        (("run", "--ops", "reports", "--range", "0-1000000", "--pid", "1", "--reports"), "", []),
     ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+    ids=["mount", "exec", "exec-started", "run-started", "run"],
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 @pytest.mark.usefixtures("fuse")
-def test_killed_it_leaves_nothing(words: tuple[str, ...], left: list[str]) -> None:
+def test_killed_it_leaves_nothing(words: tuple[str, ...], awaited: str, left: list[str]) -> None:
     """Neither mount nor socket, directory or process, but for a command that ``run`` started."""
-    inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", KILLED, "bash", *KDAMON, *words]
+    inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", KILLED, "bash", awaited]
+    inside += [*KDAMON, *words]
     done = subprocess.run(inside, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False)
     assert ["/run:", "tree", "", "/run/tree:", "bash", *left] == done.stdout.splitlines(), done.stderr
