@@ -19,6 +19,7 @@ import stat
 import struct
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -29,6 +30,7 @@ from attrs import define, field
 from kdamon.leftovers import Leftovers
 from kdamon.mm.credentials import Rights
 from kdamon.mm.madvise import pidfd_open
+from kdamon.report_connections import ReportListener
 from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, Records, ReportRing, ring_size, well_formed
 from kdamon.reports import damon_report_accesses
 
@@ -54,8 +56,12 @@ _MAX_PER_USER: Final = 64
 _MAX_RECORDS_PER_USER: Final = 1 << 22
 #: Seconds for which a lock may be held by what cleans up after a server that was killed.
 _CLEANING_UP: Final = 0.2
-#: New connections between two looks at the rings.
+#: New connections between two looks at the rings, and seconds that one may take to say hello.
 _ACCEPTED_AT_ONCE: Final = 16
+_HELLO_WITHIN: Final = 5.0
+#: Seconds that the thread may take to end, and the longest between two looks at what is not a ring.
+_END: Final = 5.0
+_LOOK: Final = 0.1
 
 _SO_PEERPIDFD: Final = 77
 #: Of sun_path.
@@ -123,7 +129,7 @@ class _Producer:
         return self.counters
 
     def close(self) -> None:
-        self.connection.close()
+        """Free all but the connection."""
         if self.rights is not None:
             self.rights.close()
         if self.ring is not None:
@@ -136,20 +142,26 @@ class ReportServer:
 
     :param path: of the socket; :func:`default_report_path` if None. What a server that was killed left there,
         because its :class:`kdamon.leftovers.Leftovers` were killed too, is replaced.
+    :param refusing: as for :class:`kdamon.report_connections.ReportListener`.
     :raises OSError: on entering: EADDRINUSE another kdamon serves there; ENOENT, EACCES the socket cannot be made
         there; EEXIST something else is there.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, refusing: bool = True) -> None:
         self.path = Path(path).absolute() if path is not None else default_report_path()
         self._own_directory = path is None
         self._lock = -1
         self._leftovers: Leftovers | None = None
-        self._listener: socket.socket | None = None
+        self._bound = False
+        self._refusing = refusing
+        self._listener: ReportListener | None = None
         self._epoll: select.epoll | None = None
         self._stop_read, self._stop = -1, -1
         self._thread: threading.Thread | None = None
+        self._lost = False
         self._producers: dict[int, _Producer] = {}
+        #: Those that connected and did not say hello yet, and until when they may.
+        self._silent: deque[tuple[float, _Producer]] = deque()
         #: Whether it was said that connections cannot be accepted.
         self._complained = False
         #: Of producers that are gone; and what protects the moments when one comes or goes, or counters change.
@@ -167,6 +179,8 @@ class ReportServer:
 
     def start(self) -> None:
         """Make the socket and serve it in a thread of its own."""
+        if self._lost:
+            raise OSError(errno.EBUSY, "the thread that read reports did not end; make another server")
         try:
             self._bind()
             assert self._listener is not None
@@ -181,13 +195,28 @@ class ReportServer:
             raise
 
     def close(self) -> None:
-        """Read what producers wrote so far, then end the thread and leave nothing behind; may be repeated."""
+        """Read what producers wrote so far, then end the thread and leave nothing behind; may be repeated.
+
+        It takes a few seconds at most: a thread that does not end is left.
+        """
         if self._thread is not None:
-            os.write(self._stop, b"x")
-            self._thread.join()
-            self._thread = None
+            if not self._lost:
+                os.write(self._stop, b"x")
+                self._thread.join(_END)
+            if self._thread.is_alive():
+                # It may go on at any time: what it uses stays as it is, as long as this process lives.
+                if not self._lost:
+                    log.error("the thread that reads reports does not end; what producers sent last may be lost")
+                self._lost = True
+                self._unbind()
+                return
+            self._thread, self._lost = None, False
         for producer in list(self._producers.values()):
             self._free(producer)
+        self._silent.clear()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
         if self._epoll is not None:
             self._epoll.close()
             self._epoll = None
@@ -219,14 +248,15 @@ class ReportServer:
                 raise OSError(errno.EEXIST, f"{self.path} is there and is no socket; choose another path for reports")
             # We have the lock, so whoever made this is dead.
             os.unlink(self.path)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.setblocking(False)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._listener.bind(os.fspath(self.path))
+            bound.bind(os.fspath(self.path))
+            self._bound = True
             # Who may tell about what is decided for each producer.
             os.chmod(self.path, 0o666)
-            self._listener.listen(64)
+            self._listener = ReportListener(bound, self._refusing)
         except OSError as error:
+            bound.close()
             raise OSError(
                 error.errno, f"the socket of reports cannot be made at {self.path}: {error.strerror}"
             ) from None
@@ -246,9 +276,8 @@ class ReportServer:
         raise OSError(errno.ENOENT, f"there is no directory {self.path.parent} for the socket of reports; make it")
 
     def _unbind(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        if self._bound:
+            self._bound = False
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
         if self._lock >= 0:
@@ -270,12 +299,15 @@ class ReportServer:
         while True:
             moved, full = self._drain_all()
             wait = _BUSY_WAIT if moved else min(2 * wait, _IDLE_WAIT)
-            assert self._epoll is not None
-            ready = {fd for fd, _ in self._epoll.poll(wait - _BUSY_WAIT if self._producers else -1)}
+            assert self._epoll is not None and self._listener is not None
+            idle = _LOOK if self._listener.waiting else -1
+            ready = {fd for fd, _ in self._epoll.poll(wait - _BUSY_WAIT if self._producers else idle)}
             if self._stop_read in ready:
                 break
             if ready:
                 self._hear(ready)
+            self._hang_up_on_the_silent()
+            self._listener.tidy()
             if not full:
                 # However often connections come, the interpreter is left to the kdamonds in between.
                 time.sleep(_BUSY_WAIT)
@@ -288,11 +320,13 @@ class ReportServer:
         if self._listener.fileno() in ready:
             for _ in range(_ACCEPTED_AT_ONCE):
                 try:
-                    connection, _ = self._listener.accept()
+                    connection = self._listener.accept()
                 except OSError as error:
-                    if error.errno != errno.EAGAIN and not self._complained:
+                    if not self._complained:
                         self._complained = True
                         log.warning("a producer of reports has to wait: %s", error.strerror)
+                    break
+                if connection is None:
                     break
                 self._complained = False
                 self._accept(connection)
@@ -304,8 +338,20 @@ class ReportServer:
                 log.exception("process %d is sent away by an internal error", producer.pid)
                 self._free(producer)
 
+    def _hang_up_on_the_silent(self) -> None:
+        """Give the places of connections that did not say hello in time to others."""
+        now = time.monotonic()
+        while self._silent:
+            until, producer = self._silent[0]
+            gone = self._producers.get(producer.connection.fileno()) is not producer
+            if not gone and producer.ring is None:
+                if now < until:
+                    return
+                self._refuse(producer.connection, OSError(errno.ETIMEDOUT, f"process {producer.pid} did not say hello"))
+                self._free(producer)
+            self._silent.popleft()
+
     def _accept(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         try:
             pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             same_user = sum(producer.uid == uid for producer in self._producers.values())
@@ -315,33 +361,34 @@ class ReportServer:
                 raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
             producer = _Producer(connection, pid, uid, gid, _peer_pidfd(connection, pid))
         except OSError as error:
-            _refuse(connection, error)
+            self._refuse(connection, error)
+            self._hang_up(connection)
             return
         with self._lists_lock:
             self._producers[connection.fileno()] = producer
+        self._silent.append((time.monotonic() + _HELLO_WITHIN, producer))
         assert self._epoll is not None
-        self._epoll.register(connection, select.EPOLLIN | select.EPOLLRDHUP)
+        self._epoll.register(connection, select.EPOLLIN)
 
     def _answer(self, producer: _Producer) -> None:
-        """Hand out the ring to a producer that says hello; any other word, and silence, is a hangup."""
-        try:
-            hello = producer.connection.recv(HELLO.size + 1)
-        except BlockingIOError:
-            return
-        except OSError:
-            hello = b""
+        """Hand out the ring to a producer that says hello, or take notice that it hung up."""
+        assert self._epoll is not None and self._listener is not None
         if producer.ring is not None:
             # Its ring is freed when it was read to its end.
-            assert self._epoll is not None
             self._epoll.unregister(producer.connection)
             producer.left = producer.ring.capacity
             return
         try:
+            hello = self._listener.receive(producer.connection, HELLO.size)
+            if hello is None:
+                return
             if hello:
                 self._welcome(producer, hello)
+                # It can say no more: all that is to be noticed is its hangup, which always is.
+                self._epoll.modify(producer.connection, 0)
                 return
         except OSError as error:
-            _refuse(producer.connection, error, close=False)
+            self._refuse(producer.connection, error)
         self._free(producer)
 
     def _welcome(self, producer: _Producer, hello: bytes) -> None:
@@ -407,10 +454,23 @@ class ReportServer:
 
     def _free(self, producer: _Producer) -> None:
         with self._lists_lock:
-            # It leaves the epoll set by being closed.
             del self._producers[producer.connection.fileno()]
             _add(self._gone, producer.told())
+        if self._epoll is not None:
+            # It may not be closed at once.
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(producer.connection)
+        self._hang_up(producer.connection)
         producer.close()
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        assert self._listener is not None
+        self._listener.hang_up(connection)
+
+    def _refuse(self, connection: socket.socket, error: OSError) -> None:
+        log.info("a producer of reports is refused: %s", error.strerror)
+        with contextlib.suppress(OSError):
+            connection.send(REPLY.pack(MAGIC, VERSION, error.errno or errno.EIO, 0, 0, 0))
 
 
 def _permitted(producer: _Producer, records: Records) -> Records:
@@ -436,14 +496,6 @@ def _pick(records: Records, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) ->
 def _add(total: ReportServerCounters, part: ReportServerCounters) -> None:
     for name in ("received", "malformed", "not_permitted", "resyncs", "sent", "dropped"):
         setattr(total, name, getattr(total, name) + getattr(part, name))
-
-
-def _refuse(connection: socket.socket, error: OSError, close: bool = True) -> None:
-    log.info("a producer of reports is refused: %s", error.strerror)
-    with contextlib.suppress(OSError):
-        connection.send(REPLY.pack(MAGIC, VERSION, error.errno or errno.EIO, 0, 0, 0))
-    if close:
-        connection.close()
 
 
 def _peer_pidfd(connection: socket.socket, pid: int) -> int:

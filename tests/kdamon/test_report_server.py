@@ -58,6 +58,15 @@ counters = server.counters()
 print(counters.received, counters.not_permitted, flush=True)
 """
 
+SILENT = """
+import socket, struct, sys
+silent = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(int(sys.argv[2]))]
+for connection in silent:
+    connection.connect(sys.argv[1])
+for connection in silent:
+    print(struct.unpack("<QIiQiI", connection.recv(100))[2])
+"""
+
 
 @pytest.fixture(scope="module")
 def public() -> Iterator[Path]:
@@ -392,13 +401,26 @@ def test_who_says_something_else_than_hello_is_refused(server: ReportServer, hel
         assert b"" == connection.recv(100)
 
 
-def test_who_says_more_than_hello_loses_its_ring(server: ReportServer) -> None:
-    client = ReportClient(server.path)
-    client.report(report_array(3, pid=PID))
-    client._connection.send(b"more")
-    eventually(lambda: not client.connected(), "the end of the connection")
-    client.close()
-    assert 3 == server.counters().received
+def test_a_producer_can_send_nothing_after_its_hello(server: ReportServer) -> None:
+    """So its connection cannot fill memory of the kernel either."""
+    with ReportClient(server.path) as client:
+        client.report(report_array(3, pid=PID))
+        with pytest.raises(BrokenPipeError):
+            client._connection.send(b"more")
+        received(server, 3)
+        assert client.connected()
+    eventually(lambda: alone(server), "the end of the producer")
+
+
+def test_a_second_hello_is_refused(server: ReportServer) -> None:
+    with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(str(server.path))
+        for _ in range(2):
+            connection.send(HELLO.pack(MAGIC, VERSION, 0))
+    with connection:
+        assert errno.EPROTO == REPLY.unpack(connection.recv(100))[2]
+        assert b"" == connection.recv(100)
 
 
 def test_who_says_nothing_costs_nothing(server: ReportServer) -> None:
@@ -408,6 +430,20 @@ def test_who_says_nothing_costs_nothing(server: ReportServer) -> None:
         client.report(report_array(3, pid=PID))
         assert 1 == received(server, 3).producers
     silent.close()
+
+
+def test_a_silent_connection_loses_its_place(server: ReportServer, program: Path) -> None:
+    """A user's silent connections are in the way of that user's producers for a few seconds, and then not."""
+    with patch("kdamon.report_server._MAX_PER_USER", 1), patch("kdamon.report_server._HELLO_WITHIN", 0.05):
+        silent = subprocess.Popen(
+            ["python3", "-c", SILENT, server.path, "2"], stdout=subprocess.PIPE, user=NOBODY, group=NOBODY,
+            extra_groups=[],
+        )  # fmt: skip
+        said, _ = silent.communicate(timeout=60)
+        assert [errno.ETIMEDOUT, errno.ETIMEDOUT] == [int(word) for word in said.split()]
+        with Reporter(program, server.path, user=NOBODY) as c:
+            assert 0 == c.errno
+    eventually(lambda: alone(server), "the end of the producer")
 
 
 def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Path) -> None:
