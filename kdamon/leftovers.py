@@ -16,12 +16,13 @@ import os
 import select
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 from typing import Final
 
-__all__ = ["FSTYPE", "Leftovers"]
+__all__ = ["FSTYPE", "Leftovers", "lock_name", "open_lock", "remove_dead_socket", "remove_directory", "same_file"]
 
 log = logging.getLogger("kdamon")
 
@@ -41,9 +42,11 @@ class Leftovers:
     :param kind: "mount": unmounts the dead mount that this process left there, and nothing else; "socket": removes the
         socket and the lock of a :class:`kdamon.report_server.ReportServer`, unless another one serves there; and
         "directory": the same, and the directory that they are in, if it is empty then.
+    :param descriptors: for "socket" of the directory that it is in, for "directory" of the one that this is in, too:
+        then only the last components of ``path`` count.
     """
 
-    def __init__(self, kind: str, path: str) -> None:
+    def __init__(self, kind: str, path: str, *descriptors: int) -> None:
         self._watcher: subprocess.Popen[bytes] | None = None
         # It inherits the mask and has a session of its own: what asks this process to end is not for it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
@@ -51,12 +54,12 @@ class Leftovers:
             pidfd = os.pidfd_open(os.getpid())
             try:
                 self._watcher = subprocess.Popen(
-                    [sys.executable, "-I", "-S", __file__, kind, path, str(pidfd)],
+                    [sys.executable, "-I", "-S", __file__, kind, path, *map(str, (pidfd, *descriptors))],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     cwd="/",
-                    pass_fds=[pidfd],
+                    pass_fds=[pidfd, *descriptors],
                     start_new_session=True,
                 )
             finally:
@@ -98,21 +101,115 @@ def _unmount_dead(path: str) -> None:
             os.execv(fusermount, [fusermount, "-u", "-z", path])
 
 
-def _remove_socket(path: str, with_directory: bool) -> None:
-    """Remove the socket ``path`` and its lock, unless somebody has the lock."""
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_NOFOLLOW)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if not os.path.samestat(os.stat(f"{path}.lock"), os.fstat(lock)):
-        return
+def same_file(directory: int, name: str, fd: int) -> bool:
+    """Return whether ``name`` in ``directory`` is the open file ``fd``."""
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-    os.unlink(f"{path}.lock")
-    if with_directory:
-        os.rmdir(os.path.dirname(path))
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd))
+    return False
 
 
-def main(kind: str, path: str, pidfd: str) -> None:
+def lock_name(name: str) -> str:
+    """The name of the lock of the socket ``name``, in the same directory."""
+    return f"{name}.lock"
+
+
+def open_lock(directory: int, name: str, create: bool = False) -> int:
+    """Open a lock file that this user made, and that no other user can open.
+
+    :param directory: a descriptor of the directory that it is in.
+    :param create: make it if it is missing.
+    :raises OSError: EEXIST something else is there, which is not opened; ENOENT; else as ``open(2)``.
+    """
+    while True:
+        if create:
+            with contextlib.suppress(FileExistsError):
+                return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            found = _find(directory, name)
+        except FileNotFoundError:
+            if create:
+                continue
+            raise
+        try:
+            status = os.fstat(found)
+            private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+            if not stat.S_ISREG(status.st_mode) or not private or status.st_nlink > 1:
+                sentence = f"{name} is there and is no lock that a kdamon of this user made"
+                raise FileExistsError(errno.EEXIST, f"{sentence}; remove it, or choose another path")
+            return os.open(f"/proc/self/fd/{found}", os.O_RDWR | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+
+
+def _find(directory: int, name: str) -> int:
+    """Open what is ``name`` in ``directory`` for O_PATH: that does nothing to it, and waits for nothing.
+
+    :raises OSError: EEXIST it is in another file system, whose server may be another user and never answer.
+    """
+    found = os.open(name, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    if _mount_id(found) != _mount_id(directory):
+        os.close(found)
+        raise FileExistsError(errno.EEXIST, f"something is mounted on {name}; unmount it, or choose another path")
+    return found
+
+
+def _mount_id(descriptor: int) -> bytes:
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
+        return next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
+
+
+def remove_dead_socket(directory: int, name: str) -> None:
+    """Remove a socket of this user that no process serves, if it is there.
+
+    :param directory: a descriptor of the directory that it is in.
+    :raises OSError: EEXIST something else is there; EADDRINUSE a process serves it.
+    """
+    try:
+        found = _find(directory, name)
+    except FileNotFoundError:
+        return
+    try:
+        status = os.fstat(found)
+        if not stat.S_ISSOCK(status.st_mode):
+            raise FileExistsError(errno.EEXIST, f"{name} is there and is no socket; choose another path")
+        if status.st_uid != os.geteuid():
+            sentence = f"{name} is there and is user {status.st_uid}'s; remove it, or choose another path"
+            raise FileExistsError(errno.EEXIST, sentence)
+        if not _dead(found):
+            raise OSError(errno.EADDRINUSE, f"another process serves {name}; choose another path")
+        os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(found)
+
+
+def _dead(found: int) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        # Any other answer, also that the type is a wrong one, comes from a socket that is open.
+        return probe.connect_ex(f"/proc/self/fd/{found}") == errno.ECONNREFUSED
+
+
+def remove_directory(parent: int, name: str, directory: int) -> None:
+    """Remove the directory with the descriptor ``directory``, if it is empty and still ``name`` in ``parent``."""
+    if same_file(parent, name, directory):
+        os.rmdir(name, dir_fd=parent)
+
+
+def _remove_socket(path: str, directory: int, parent: int = -1) -> None:
+    """Remove a socket and its lock, unless another process has that; then the directory, if ``parent`` has one."""
+    above, name = os.path.split(path)
+    lock = open_lock(directory, lock_name(name))
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not same_file(directory, lock_name(name), lock):
+        return
+    with contextlib.suppress(OSError):
+        remove_dead_socket(directory, name)
+    os.unlink(lock_name(name), dir_fd=directory)
+    if parent >= 0:
+        remove_directory(parent, os.path.basename(above), directory)
+
+
+def main(kind: str, path: str, pidfd: str, *descriptors: str) -> None:
     """Wait for the end of a process, then clean up what it left."""
     # Not waitid(): it is no child of ours.
     poll = select.poll()
@@ -123,7 +220,7 @@ def main(kind: str, path: str, pidfd: str) -> None:
         if kind == "mount":
             _unmount_dead(path)
         else:
-            _remove_socket(path, kind == "directory")
+            _remove_socket(path, *map(int, descriptors))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import select
 import socket
-import stat
 import struct
 import threading
 import time
@@ -27,11 +25,11 @@ from typing import Final
 import numpy as np
 from attrs import define, field
 
-from kdamon.leftovers import Leftovers
 from kdamon.mm.credentials import Rights
 from kdamon.mm.madvise import pidfd_open
 from kdamon.report_connections import ReportListener
 from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, Records, ReportRing, ring_size, well_formed
+from kdamon.report_socket import ReportSocket
 from kdamon.reports import damon_report_accesses
 
 __all__ = ["DEFAULT_CAPACITY", "ReportServer", "ReportServerCounters", "default_report_path"]
@@ -54,8 +52,6 @@ _TAKEN_FROM_OTHERS: Final = 1 << 14
 #: have to pay for.
 _MAX_PER_USER: Final = 64
 _MAX_RECORDS_PER_USER: Final = 1 << 22
-#: Seconds for which a lock may be held by what cleans up after a server that was killed.
-_CLEANING_UP: Final = 0.2
 #: New connections between two looks at the rings, and seconds that one may take to say hello.
 _ACCEPTED_AT_ONCE: Final = 16
 _HELLO_WITHIN: Final = 5.0
@@ -64,8 +60,6 @@ _END: Final = 5.0
 _LOOK: Final = 0.1
 
 _SO_PEERPIDFD: Final = 77
-#: Of sun_path.
-_MAX_PATH: Final = 107
 _UCRED: Final = struct.Struct("iII")
 
 
@@ -143,16 +137,12 @@ class ReportServer:
     :param path: of the socket; :func:`default_report_path` if None. What a server that was killed left there,
         because its :class:`kdamon.leftovers.Leftovers` were killed too, is replaced.
     :param refusing: as for :class:`kdamon.report_connections.ReportListener`.
-    :raises OSError: on entering: EADDRINUSE another kdamon serves there; ENOENT, EACCES the socket cannot be made
-        there; EEXIST something else is there.
+    :raises OSError: on entering, what :meth:`kdamon.report_socket.ReportSocket.bind` raises.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, refusing: bool = True) -> None:
         self.path = Path(path).absolute() if path is not None else default_report_path()
-        self._own_directory = path is None
-        self._lock = -1
-        self._leftovers: Leftovers | None = None
-        self._bound = False
+        self._place = ReportSocket(self.path.absolute(), own_directory=path is None)
         self._refusing = refusing
         self._listener: ReportListener | None = None
         self._epoll: select.epoll | None = None
@@ -182,8 +172,7 @@ class ReportServer:
         if self._lost:
             raise OSError(errno.EBUSY, "the thread that read reports did not end; make another server")
         try:
-            self._bind()
-            assert self._listener is not None
+            self._listener = ReportListener(self._place.bind(), self._refusing)
             self._stop_read, self._stop = os.pipe2(os.O_CLOEXEC)
             self._epoll = select.epoll()
             self._epoll.register(self._listener, select.EPOLLIN)
@@ -208,7 +197,7 @@ class ReportServer:
                 if not self._lost:
                     log.error("the thread that reads reports does not end; what producers sent last may be lost")
                 self._lost = True
-                self._unbind()
+                self._place.remove()
                 return
             self._thread, self._lost = None, False
         for producer in list(self._producers.values()):
@@ -224,7 +213,7 @@ class ReportServer:
             if fd >= 0:
                 os.close(fd)
         self._stop_read = self._stop = -1
-        self._unbind()
+        self._place.remove()
 
     def counters(self) -> ReportServerCounters:
         """What went through the rings since the server was made."""
@@ -235,62 +224,6 @@ class ReportServer:
             for part in parts:
                 _add(total, part)
         return total
-
-    # The socket.
-
-    def _bind(self) -> None:
-        if len(os.fsencode(self.path)) > _MAX_PATH:
-            raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {_MAX_PATH} bytes of a socket's path")
-        self._lock = self._take_lock()
-        self._leftovers = Leftovers("directory" if self._own_directory else "socket", os.fspath(self.path))
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                raise OSError(errno.EEXIST, f"{self.path} is there and is no socket; choose another path for reports")
-            # We have the lock, so whoever made this is dead.
-            os.unlink(self.path)
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            bound.bind(os.fspath(self.path))
-            self._bound = True
-            # Who may tell about what is decided for each producer.
-            os.chmod(self.path, 0o666)
-            self._listener = ReportListener(bound, self._refusing)
-        except OSError as error:
-            bound.close()
-            raise OSError(
-                error.errno, f"the socket of reports cannot be made at {self.path}: {error.strerror}"
-            ) from None
-
-    def _take_lock(self) -> int:
-        for attempt in range(10):
-            if self._own_directory:
-                with contextlib.suppress(FileNotFoundError, FileExistsError):
-                    self.path.parent.mkdir()
-                    self.path.parent.chmod(0o755)
-            try:
-                return _lock_beside(self.path)
-            except FileNotFoundError:
-                # Another kdamon that ended may just have removed the directory.
-                if not self._own_directory or not self.path.parent.parent.exists() or attempt == 9:
-                    break
-        raise OSError(errno.ENOENT, f"there is no directory {self.path.parent} for the socket of reports; make it")
-
-    def _unbind(self) -> None:
-        if self._bound:
-            self._bound = False
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-        if self._lock >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(_lock_path(self.path))
-            os.close(self._lock)
-            self._lock = -1
-            if self._own_directory:
-                with contextlib.suppress(OSError):
-                    self.path.parent.rmdir()
-        if self._leftovers is not None:
-            self._leftovers.forget()
-            self._leftovers = None
 
     # The thread.
 
@@ -510,35 +443,3 @@ def _peer_pidfd(connection: socket.socket, pid: int) -> int:
             raise
     # Before Linux 6.5. The number may be another process's by now, but not one of another user: Rights looks at that.
     return pidfd_open(pid)
-
-
-def _lock_path(path: Path) -> str:
-    return f"{path}.lock"
-
-
-def _lock_beside(path: Path) -> int:
-    """Take the lock of whoever serves at ``path``: it is held as long as the server lives, and a moment
-    longer if it was killed.
-
-    :raises OSError: EADDRINUSE somebody lives there.
-    """
-    patience = time.monotonic() + _CLEANING_UP
-    while True:
-        lock = os.open(_lock_path(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(_lock_path(path)), os.fstat(lock)):
-                    return lock
-        except BlockingIOError:
-            os.close(lock)
-            if time.monotonic() < patience:
-                time.sleep(_CLEANING_UP / 10)
-                continue
-            raise OSError(
-                errno.EADDRINUSE, f"another kdamon serves reports at {path}; choose another path for this one"
-            ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)

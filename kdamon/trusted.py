@@ -11,7 +11,8 @@ this process, and no other user can write to them; a directory on the way may be
 A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
 for that cannot be killed.
 
-In a user namespace the owners outside of it look all the same. What belongs to them counts as root's there.
+In a user namespace the owners outside of it look all the same. What belongs to them counts as root's there. A user's
+own group, the one of this process, may write where the user is not root: with a umask of 002 each user has one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ __all__ = ["UntrustedError", "find_program", "open_trusted"]
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: As many symbolic links as the kernel follows.
 _MAX_LINKS: Final = 40
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class UntrustedError(PermissionError):
@@ -48,23 +48,30 @@ def open_trusted(path: str | os.PathLike[str], *, sticky: bool = False) -> int:
     here = os.open("/", _LOOK)
     try:
         seen, shared, links = _mount_id(here), False, 0
-        parts = _parts(name)
+        parts, jump = _parts(name), False
         while parts:
-            entry = _open_entry(here, parts.pop(), name)
+            part = parts.pop()
+            entry = _open_entry(here, part, name, jump)
+            jump = False
             try:
                 mount = _mount_id(entry)
                 if mount != seen:
                     _check_server(name, mount, trusted)
                 status = os.fstat(entry)
-                _check(name, status, shared, trusted)
+                _check(name, entry, status, shared, trusted)
                 if not stat.S_ISLNK(status.st_mode):
                     here, entry, seen = entry, here, mount
-                    shared = bool(status.st_mode & _OTHERS_WRITE)
+                    shared = _others_write(status)
                     continue
                 links += 1
                 if links > _MAX_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                 target = os.readlink("", dir_fd=entry)
+                if os.path.isabs(target) and status.st_dev == os.stat("/proc").st_dev:
+                    # /proc/PID/root and its like do not lead where they say.
+                    parts.append(part)
+                    jump = True
+                    continue
                 parts += _parts(target)
                 if os.path.isabs(target):
                     root = os.open("/", _LOOK)
@@ -101,25 +108,40 @@ def _parts(path: str) -> list[str]:
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
-def _open_entry(directory: int, entry: str, name: str) -> int:
+def _open_entry(directory: int, entry: str, name: str, jump: bool) -> int:
+    """Open ``entry``, or, for ``jump``, where it leads as a link."""
+    flags = _LOOK & ~os.O_NOFOLLOW if jump else _LOOK
     try:
-        return os.open(entry, _LOOK, dir_fd=directory)
+        try:
+            # An automounter mounts what is opened as a directory.
+            return os.open(entry, flags | os.O_DIRECTORY, dir_fd=directory)
+        except NotADirectoryError:
+            return os.open(entry, flags, dir_fd=directory)
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
 
 
-def _check(name: str, status: os.stat_result, shared: bool, trusted: frozenset[int]) -> None:
+def _check(name: str, entry: int, status: os.stat_result, shared: bool, trusted: frozenset[int]) -> None:
     """Refuse a step on the way to ``name``, in a directory that others may write to if that is ``shared``."""
     if status.st_uid not in trusted:
-        raise _untrusted(name, f"user {status.st_uid} can change what that is")
+        raise _untrusted(name, f"user {status.st_uid} owns {_place(entry)}")
     if stat.S_ISDIR(status.st_mode):
-        if status.st_mode & _OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
-            raise _untrusted(name, "other users can write to a directory on the way")
+        if _others_write(status) and not status.st_mode & stat.S_ISVTX:
+            raise _untrusted(name, f"other users can write to {_place(entry)}")
     elif shared:
         # Others may have put a hard link there.
-        raise _untrusted(name, "other users can write to its directory")
-    elif status.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(status.st_mode):
-        raise _untrusted(name, "other users can write to it")
+        raise _untrusted(name, f"other users can write to the directory of {_place(entry)}")
+    elif _others_write(status) and not stat.S_ISLNK(status.st_mode):
+        raise _untrusted(name, f"other users can write to {_place(entry)}")
+
+
+def _others_write(status: os.stat_result) -> bool:
+    own_group = os.geteuid() != 0 and status.st_gid == os.getegid()
+    return bool(status.st_mode & (stat.S_IWOTH if own_group else stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _place(entry: int) -> str:
+    return os.readlink(f"/proc/self/fd/{entry}")
 
 
 def _untrusted(name: str, why: str) -> UntrustedError:

@@ -72,7 +72,7 @@ for connection in silent:
 def public() -> Iterator[Path]:
     """A directory that every user may use."""
     directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o777)
+    directory.chmod(0o1777)
     yield directory
     shutil.rmtree(directory)
 

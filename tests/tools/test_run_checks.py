@@ -100,3 +100,19 @@ def test_the_other_verbs_check_their_socket(
     """Before they mount anything."""
     assert 2 == cli.main([word.format(tmp=tmp_path) for word in words])
     assert f"kdamon: --reports {tmp_path}: it is a directory\n" == capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other users' directories need root")
+@pytest.mark.parametrize("words", [["mount", "{tmp}"], ["exec", "--", "true"], ["run", "--pid", "1"]])
+def test_a_socket_below_another_users_directory_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose user could lead it elsewhere; before anything is mounted or started."""
+    os.chown(tmp_path, 65534, 65534)
+    socket = tmp_path / "socket"
+    assert 2 == cli.main([words[0], "--reports", str(socket), *(word.format(tmp=tmp_path) for word in words[1:])])
+    sentence = (
+        f"user 65534 owns {tmp_path} and could replace what is there; choose a directory that only root can change"
+    )
+    assert f"kdamon: --reports {socket}: {sentence}\n" == capsys.readouterr().err
+    assert [] == os.listdir(tmp_path)

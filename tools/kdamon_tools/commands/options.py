@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import INT_MAX
+from kdamon.report_socket import open_directory
 from kdamon_tools.errors import CommandError
 from kdamon_tools.replacement import same_file
 from kdamon_tools.snapshot import Config
@@ -130,5 +131,7 @@ def check_socket(path: str | None) -> None:
     elif place.exists() and not place.is_socket():
         problem = "something else is there"
     else:
+        with refused(f"--reports {path}"):
+            os.close(open_directory(place.absolute().parent))
         return
     raise CommandError(f"--reports {path}: {problem}", 2)
