@@ -505,7 +505,7 @@ def test_processes_come_by_the_number_of_their_reports(monkeypatch: pytest.Monke
     records = new_records(7, pid=np.array([3, 5, 5, 4, 9, 9, 2]))
     for block in (1 << 18, 2):
         monkeypatch.setattr(replayer, "_BLOCK", block)
-        assert [5, 9, 2, 3, 4] == processes_of(records)
+        assert [5, 9, 2, 3, 4] == processes_of(records).tolist()
 
 
 def test_a_replay_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

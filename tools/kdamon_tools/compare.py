@@ -24,6 +24,8 @@ __all__ = ["Accuracy", "Phase", "PhaseResult", "compare", "phases"]
 WARM_UP_S: Final = 3.0
 #: Neither are so many aggregation intervals after a move.
 _SETTLE_AGGRS: Final = 2.5
+#: To be noticed, a move may take so long.
+_MOVE_S: Final = 1.0
 #: Snapshots and moves closer than this are the same moment.
 _SAME_MOMENT_S: Final = 0.05
 
@@ -107,6 +109,15 @@ def _sampled(pauses: npt.NDArray[np.float64], begin: float, end: float) -> float
     return end - begin - float(unsampled[unsampled > 0].sum())
 
 
+def _may_be_judged(recording: Recording, pauses: npt.NDArray[np.float64], move: Phase, warm_up: float) -> bool:
+    """Whether a move came after the warm-up and was watched for as long as moves may take."""
+    end = min(move.end, recording.ended)
+    # A file may name very many: only those that were within the run are worth a look at the pauses.
+    if move.begin - recording.started < warm_up or end - move.begin < _MOVE_S:
+        return False
+    return _sampled(pauses, recording.started, move.begin) >= warm_up and _sampled(pauses, move.begin, end) >= _MOVE_S
+
+
 def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM_UP_S) -> Accuracy:
     """Judge ``recording`` by the ``events`` of the workload that was recorded.
 
@@ -120,14 +131,14 @@ def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM
     results: list[PhaseResult] = []
     judged: list[tuple[float, float]] = []
     nr_moves = nr_missed = 0
+    times = np.array([snapshot.time for snapshot in recording.snapshots])
     for number, phase in enumerate(phases(events)):
         size = phase.hot[1] - phase.hot[0]
         found: list[float] = []
         scores: list[tuple[float, float]] = []
         delay = None
-        for snapshot in recording.snapshots:
-            if not phase.begin <= snapshot.time < phase.end:
-                continue
+        first, behind = np.searchsorted(times, (phase.begin, phase.end)).tolist()
+        for snapshot in recording.snapshots[first:behind]:
             total, right = _found(snapshot, config, phase.hot)
             watched = _sampled(pauses, phase.begin, snapshot.time)
             if delay is None and right >= size / 2:
@@ -135,9 +146,7 @@ def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM
             if watched >= settle and _sampled(pauses, recording.started, snapshot.time) >= warm_up:
                 found.append(total)
                 scores.append((right / size, right / total if total else 0.0))
-        # A move can be judged if it came after the warm-up and was watched for as long as moves may take.
-        watched = _sampled(pauses, phase.begin, min(phase.end, recording.ended))
-        is_move = number > 0 and _sampled(pauses, recording.started, phase.begin) >= warm_up and watched >= 1.0
+        is_move = number > 0 and _may_be_judged(recording, pauses, phase, warm_up)
         nr_moves += is_move
         nr_missed += is_move and delay is None
         judged += scores

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from kdamon_tools.snapshot import REGION, RegionTable, Snapshot
 
-__all__ = ["History", "merge_snapshots"]
+__all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots"]
+
+#: What a history keeps unless it is made otherwise.
+MOST_SNAPSHOTS: Final = 4096
+MOST_ROWS: Final = 1 << 20
 
 
 def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
@@ -74,7 +80,7 @@ class History:
     :param max_rows: how many regions to keep at most over all snapshots.
     """
 
-    def __init__(self, max_snapshots: int = 4096, max_rows: int = 1 << 20) -> None:
+    def __init__(self, max_snapshots: int = MOST_SNAPSHOTS, max_rows: int = MOST_ROWS) -> None:
         self.snapshots: list[Snapshot] = []
         self._max_snapshots = max_snapshots
         self._max_rows = max_rows

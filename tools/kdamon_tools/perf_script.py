@@ -37,12 +37,12 @@ _SAMPLE: Final = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 #: Symbols may come before it, and before Linux 5.18 perf did not decode the operation.
-_DATA_SRC: Final = re.compile(rb"(?:^|[ \t])([0-9a-f]{1,16})[ \t]+(?:\|OP |[A-Z][^|]*\|SNP )")
+_DATA_SRC: Final = re.compile(rb"(?:^|[ \t])([0-9a-f]{1,16}+)[ \t]++(?:\|OP |[A-Z][^|]{0,64}+\|SNP )")
 #: An address is followed by nothing, by another number, or by its own symbol and then another number. What is
 #: followed by a symbol only is an instruction's address.
-_AFTER_DATA_ADDRESS: Final = re.compile(rb"[ \t]*(?:$|(?:\d+|[0-9a-f]{6,16})(?!\S)|.*\)[ \t]+[0-9a-f]+(?!\S))")
+_AFTER_DATA_ADDRESS: Final = re.compile(rb"[ \t]*+(?:$|(?:\d++|[0-9a-f]{6,16}+)(?!\S)|.*\)[ \t]++[0-9a-f]++(?!\S))")
 #: Comments, empty lines, callchains, and records that are not samples.
-_NO_SAMPLE: Final = re.compile(rb"[ \t]*(?:$|#|.*PERF_RECORD_)|\t *[0-9a-f]+(?: |$)| +[0-9a-f]+ [^ ].*\)$")
+_NO_SAMPLE: Final = re.compile(rb"[ \t]*+(?:$|#|.*PERF_RECORD_)|\t *+[0-9a-f]++(?: |$)| ++[0-9a-f]++ [^ ].*\)$")
 
 # Bits of data_src (include/uapi/linux/perf_event.h).
 _NOTHING_KNOWN: Final = b"1"

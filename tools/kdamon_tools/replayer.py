@@ -21,14 +21,14 @@ from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, damon_report_counters_of
 from kdamon.vaddr import damon_va_three_regions
-from kdamon_tools.history import History
+from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History
 from kdamon_tools.monitor import add_target, new_context, region_table
 from kdamon_tools.records import reports_of
 from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
 from kdamon_tools.stored_records import RecordSource
 
-__all__ = ["Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
+__all__ = ["MOST_PROCESSES", "Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
 
 #: How many records are looked at at once: files may be larger than memory.
 _BLOCK: Final = 1 << 18
@@ -40,8 +40,14 @@ _TICK_NS: Final = 1_000_000
 #: How often to look what the kdamond does where no reports are due.
 _LOOK_NS: Final = 20_000_000
 
+#: What the histories of all processes keep together.
+_ALL_SNAPSHOTS: Final = 1 << 19
+_ALL_ROWS: Final = 1 << 24
 #: Sampling intervals that a replay may have: hours of work, but an end.
 _MOST_INTERVALS: Final = 100_000_000
+
+#: Processes that are monitored at once: of each, a second of a recording takes some milliseconds.
+MOST_PROCESSES: Final = 1000
 
 #: Told how much of the time is over, and how much there is, nanoseconds.
 Progress = Callable[[int, int], None]
@@ -158,7 +164,10 @@ class Replay:
             )
         self._collected: deque[tuple[int, int, int, damon_regions]] = deque()
         self._span = (0, 0)
-        self._histories = [History() for _ in configs]
+        self._histories = [
+            History(min(MOST_SNAPSHOTS, _ALL_SNAPSHOTS // len(configs)), min(MOST_ROWS, _ALL_ROWS // len(configs)))
+            for _ in configs
+        ]
         self._began = 0
         self._aggregations = 0
         self._ctx = new_context(configs[0], seed)
@@ -232,14 +241,54 @@ class Replay:
         ]
 
 
-def processes_of(records: RecordSource) -> list[int]:
-    """The processes that ``records`` are about, those with most reports first."""
-    counts: dict[int, int] = {}
+class _Merged:
+    """Two columns that grow by blocks, merged whenever they have doubled, so that many blocks take little time.
+
+    :param merge: the columns of several blocks together as they are to be kept.
+    """
+
+    def __init__(self, merge: Callable[[U64Array, U64Array], tuple[U64Array, U64Array]]) -> None:
+        self._merge = merge
+        self._parts: list[tuple[U64Array, U64Array]] = []
+        self._merged = self._waiting = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, one: U64Array, other: U64Array) -> None:
+        """Add the two columns of a block."""
+        self._parts.append((one, other))
+        self._waiting += len(one)
+        if self._waiting > self._merged:
+            self.columns()
+
+    def columns(self) -> tuple[U64Array, U64Array]:
+        """What there is."""
+        one, other = self._merge(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
+        self._parts = [(one, other)]
+        self._merged, self._waiting = len(one), 0
+        return one, other
+
+
+def _counted(keys: U64Array, counts: U64Array) -> tuple[U64Array, U64Array]:
+    """Each key once, ascending, with the sum of its counts."""
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    return keys[first], np.add.reduceat(counts, first)
+
+
+def processes_of(records: RecordSource) -> npt.NDArray[np.int64]:
+    """The processes that ``records`` are about, those with most reports first, shape (n,)."""
+    counts = _Merged(_counted)
     for at in range(0, len(records), _BLOCK):
-        pids, numbers = np.unique(records[at : at + _BLOCK]["pid"], return_counts=True)
-        for pid, number in zip(pids.tolist(), numbers.tolist(), strict=True):
-            counts[pid] = counts.get(pid, 0) + number
-    return sorted(counts, key=lambda pid: (-counts[pid], pid))
+        of_block, times = np.unique(records[at : at + _BLOCK]["pid"], return_counts=True)
+        counts.add(of_block.astype(np.int64).view(np.uint64), times.astype(np.uint64))
+    if not len(records):
+        return np.zeros(0, np.int64)
+    keys, numbers = counts.columns()
+    pids = keys.view(np.int64)
+    return pids[np.lexsort((pids, ~numbers))]
 
 
 def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Range]]:
@@ -248,20 +297,21 @@ def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Ra
     As vaddr cuts the mappings of a process. Addresses of the kernel are left out; a process that has no other ones is
     missing in the answer.
     """
-    pages: dict[int, tuple[U64Array, U64Array]] = {}
+    pages = {pid: _Merged(_joined) for pid in pids}
+    wanted = np.fromiter(pids, np.int64, len(pids))
     for at in range(0, len(records), _BLOCK):
         block = records[at : at + _BLOCK]
-        addr, size = block["addr"].copy(), np.maximum(block["size"], np.uint64(1))
-        usable = (addr < _KERNEL_HALF) & (size < _KERNEL_HALF)
-        of_block = block["pid"].copy()
-        for pid in np.unique(of_block).tolist():
-            if pid not in pids:
-                continue
-            rows = usable & (of_block == pid)
-            start, behind = addr[rows] // _PAGE, (addr[rows] + size[rows] + _PAGE - np.uint64(1)) // _PAGE
-            before = pages.get(pid, (start[:0], start[:0]))
-            pages[pid] = _joined(np.concatenate([before[0], start]), np.concatenate([before[1], behind]))
-    return {pid: _three_ranges(*pages[pid]) for pid in pids if pid in pages and len(pages[pid][0])}
+        addr, size = block["addr"], np.maximum(block["size"], np.uint64(1))
+        usable = (addr < _KERNEL_HALF) & (size < _KERNEL_HALF) & np.isin(block["pid"], wanted)
+        # By processes: a pass over the block for each would take as long as there are processes and rows.
+        rows = np.flatnonzero(usable)
+        rows = rows[np.argsort(block["pid"][rows], kind="stable")]
+        of_rows = block["pid"][rows]
+        starts, ends = addr[rows] // _PAGE, (addr[rows] + size[rows] + _PAGE - np.uint64(1)) // _PAGE
+        first = np.flatnonzero(np.concatenate(([True], of_rows[1:] != of_rows[:-1]))[: len(rows)]).tolist()
+        for begin, end in zip(first, [*first[1:], len(rows)], strict=False):
+            pages[int(of_rows[begin])].add(*_joined(starts[begin:end], ends[begin:end]))
+    return {pid: _three_ranges(*merged.columns()) for pid, merged in pages.items() if merged}
 
 
 def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:

@@ -8,10 +8,8 @@ of this process (SIGBUS). What a file claims of itself is believed as far as it 
 from __future__ import annotations
 
 import errno
-import io
 import os
-import tokenize
-import warnings
+import re
 from typing import IO, Final, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -25,20 +23,14 @@ __all__ = ["HEAD_BYTES", "MAGIC", "RecordSource", "StoredRecords", "parse_head"]
 MAGIC: Final = b"\x93NUMPY"
 #: More than any head of a recording.
 HEAD_BYTES: Final = 1 << 16
-_READ_HEAD: Final = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-#: What numpy raises on a head that is none; it evaluates literals only, so nothing in it is ever executed.
-_NO_HEAD: Final = (
-    ValueError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-    tokenize.TokenError,
+#: How many bytes hold the length of the text that follows, in each version that numpy writes where all is ASCII.
+_LENGTH_BYTES: Final = {b"\x01\x00": 2, b"\x02\x00": 4}
+#: What numpy writes of an array, and of an array of records. Nothing else is taken for a head: numpy's own reader
+#: evaluates it as Python's literals, for which memory and the stack can be too small.
+_ARRAY: Final = r"\{{'descr': {}, 'fortran_order': {}, 'shape': \({}\)(?:, )?\}} *\n?"
+_ANY_ARRAY: Final = re.compile(_ARRAY.format(r"[\[']\S.*[\]']", "(?:True|False)", "[^()]{0,200}").encode(), re.DOTALL)
+_RECORDS: Final = re.compile(
+    _ARRAY.format(re.escape(repr(np.lib.format.dtype_to_descr(RECORD_DTYPE))), "False", r"(\d{1,40}),").encode()
 )
 #: Rows that lie so much wider than close together are read one by one.
 _WIDE: Final = 8
@@ -71,16 +63,16 @@ def parse_head(begin: bytes, name: str) -> Head:
     :param name: the file's, for errors.
     :raises OSError: EINVAL it is none.
     """
-    stream = io.BytesIO(begin)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shape, fortran_order, dtype = _READ_HEAD[np.lib.format.read_magic(stream)](stream)
-    except _NO_HEAD as error:
-        raise OSError(errno.EINVAL, "this is no array of numpy's that can be read", name) from error
-    if dtype != RECORD_DTYPE or fortran_order or len(shape) != 1 or shape[0] < 0:
+    at = len(MAGIC) + 2
+    length_bytes = _LENGTH_BYTES.get(begin[len(MAGIC) : at], 0)
+    offset = at + length_bytes + int.from_bytes(begin[at : at + length_bytes], "little")
+    text = begin[at + length_bytes : offset]
+    if not begin.startswith(MAGIC) or offset > len(begin) or not (length_bytes and _ANY_ARRAY.fullmatch(text)):
+        raise OSError(errno.EINVAL, "this is no array of numpy's that can be read", name)
+    records = _RECORDS.fullmatch(text)
+    if records is None:
         raise OSError(errno.EINVAL, "this array of numpy's does not hold access reports with their times", name)
-    return Head(stream.tell(), int(shape[0]))
+    return Head(offset, int(records[1]))
 
 
 class StoredRecords:

@@ -12,6 +12,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from attrs import evolve
+
 from kdamon_tools.commands import add_verb
 from kdamon_tools.commands.options import (
     FILTERS,
@@ -133,11 +135,16 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"kdamon: {name}: {sentence}", file=sys.stderr)
         if not len(records):
             raise CommandError(f"{name}: there is no report in it" + (f": {notes.cut}" if notes.cut else ""))
-        replay = Replay(Tape(records), _configs(arguments, records, name), arguments.seed, progress.replaying)
+        configs, left_out = _configs(arguments, records, name)
+        if left_out:
+            print(f"kdamon: {name}: {left_out}", file=sys.stderr)
+        replay = Replay(Tape(records), configs, arguments.seed, progress.replaying)
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
             progress.clear()
+        if left_out:
+            recordings = [evolve(recording, remarks=(*recording.remarks, left_out)) for recording in recordings]
         result.write(lambda: _rendered(recordings, result, arguments))
         if notes.cut:
             raise CommandError(f"{name}: cut off: {notes.cut}; the result is about what is there")
@@ -149,19 +156,22 @@ def _config(arguments: argparse.Namespace, pid: int, ranges: Sequence[Range]) ->
     return Config(pid=pid, ops="reports", primitive="", ranges=tuple(ranges), **options)
 
 
-def _configs(arguments: argparse.Namespace, records: RecordSource, name: str) -> list[Config]:
-    """What to monitor of each process and how."""
-    from kdamon_tools.replayer import processes_of, ranges_of  # noqa: PLC0415
+def _configs(arguments: argparse.Namespace, records: RecordSource, name: str) -> tuple[list[Config], str]:
+    """What to monitor of each process and how, and a sentence on the processes that are not; empty if all are."""
+    from kdamon_tools.replayer import MOST_PROCESSES, processes_of, ranges_of  # noqa: PLC0415
 
     found = processes_of(records)
-    pids = found if arguments.pid is None else [arguments.pid]
-    if not set(pids) <= set(found):
-        others = ", ".join(map(str, found[:10])) + (" and others" if len(found) > 10 else "")
+    pids = found[:MOST_PROCESSES].tolist() if arguments.pid is None else [arguments.pid]
+    if arguments.pid is not None and arguments.pid not in found:
+        others = ", ".join(map(str, found[:10].tolist())) + (" and others" if len(found) > 10 else "")
         raise CommandError(f"{name}: no report is about process {arguments.pid}, but there are some of {others}")
+    left_out = ""
+    if len(pids) < len(found) and arguments.pid is None:
+        left_out = f"{len(found)} processes have reports; only the {len(pids)} with most are monitored: use --pid PID"
     ranges = dict.fromkeys(pids, arguments.ranges) if arguments.ranges else ranges_of(records, pids)
     if not ranges:
         raise CommandError(f"{name}: all addresses are the kernel's; say with --range what to monitor")
-    return [_config(arguments, pid, areas) for pid, areas in ranges.items()]
+    return [_config(arguments, pid, areas) for pid, areas in ranges.items()], left_out
 
 
 def _about_lines(notes: TextNotes) -> list[str]:
@@ -226,5 +236,7 @@ def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: ar
         parts.append(render_summary(recording))
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
-        parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json has all")
+        parts.append(
+            f"and {rest} processes with fewer reports: --pid shows one of them, --json has all that are monitored"
+        )
     yield "\n\n".join(parts) + "\n"

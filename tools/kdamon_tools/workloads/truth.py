@@ -8,17 +8,29 @@ second, ``end`` the workload is over.
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import math
+import os
+import stat
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
 from attrs import field, frozen
 
 __all__ = ["Event", "load_truth", "write_event"]
 
+#: A line of a workload's has some 150 bytes and a few figures, and it writes one to three a second: this is for a day.
+_LONGEST_LINE: Final = 512
+_MOST_FIGURES: Final = 8
+_MOST_LINES: Final = 1 << 18
+#: What nanoseconds of 63 bits can count, seconds.
+_LATEST: Final = (1 << 63) / 1e9
 
-@frozen
+
+@frozen(slots=True)
 class Event:
     """One thing that a workload did.
 
@@ -41,25 +53,68 @@ def write_event(out: TextIO | None, event: str, start: int, end: int, **detail: 
         out.flush()
 
 
-def _number(value: Any) -> Any:
-    if not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    return value
-
-
 def load_truth(path: Path | str) -> list[Event]:
     """Read the events of a truth file in their order.
 
-    :raises OSError: the file cannot be read.
+    The file may be another user's, and may be written meanwhile: what it held when it was opened is read, and no more
+    than a workload writes.
+
+    :raises OSError: the file cannot be read; EINVAL it is no regular file.
     :raises ValueError: it is not a truth file; the message says in which line.
     """
-    events = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            values: dict[str, Any] = json.loads(line)
-            name = values.pop("event")
-            numbers = {name: _number(values.pop(name)) for name in ("time", "start", "end")}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} line {number} is not an event of a truth file") from error
-        events.append(Event(event=name, **numbers, detail=values))
-    return events
+    events: list[Event] = []
+    with open(path, "rb", opener=_open_regular) as file:
+        left = os.fstat(file.fileno()).st_size
+        for number in itertools.count(1):
+            line = file.readline(min(left, _LONGEST_LINE + 1))
+            if not line:
+                return events
+            left -= len(line)
+            if number > _MOST_LINES:
+                raise ValueError(f"{path} has more than the {_MOST_LINES} lines of a truth file")
+            try:
+                events.append(_event(line, events[-1].time if events else 0.0))
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+                if events and not left and not line.endswith(b"\n"):
+                    # It is being written.
+                    return events
+                raise ValueError(f"{path} line {number} is not an event of a truth file") from error
+    raise AssertionError
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a file that is regular and gives what it has at once; the opener of :func:`open`."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return descriptor
+
+
+def _event(line: bytes, earliest: float) -> Event:
+    """The event that a line describes; one of the errors that :func:`load_truth` catches where it is none."""
+    if len(line) > _LONGEST_LINE:
+        raise ValueError("too long")
+    values: dict[str, Any] = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+    name = values.pop("event")
+    time, start, end = (values.pop(key) for key in ("time", "start", "end"))
+    if not isinstance(name, str) or not all(map(_is_number, (time, *values.values()))):
+        raise TypeError("not of the right types")
+    if len(values) > _MOST_FIGURES:
+        raise ValueError("too many figures")
+    if type(start) is not int or type(end) is not int:
+        raise TypeError("addresses are whole numbers")
+    # The range of a sweep may be empty, but something is hot.
+    if not 0 <= start <= end < 1 << 64 or (name == "hot" and start == end):
+        raise ValueError("no range of addresses")
+    if not earliest <= time <= _LATEST:
+        raise ValueError("no time of CLOCK_MONOTONIC, or earlier than the line before")
+    return Event(float(time), name, start, end, values)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON's")
