@@ -37,14 +37,19 @@ __all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
 _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 
-#: Seconds after which the helper is not waited for any more; its own timer ended it long before.
-_PATIENCE: Final = 20.0
+#: Seconds after which the helper is not waited for any more; its own timer ended it long before, unless it waits for
+#: what a process has its program or memory on.
+_PATIENCE: Final = 10.0
+#: Helpers that may wait for that for ever, before no more are started.
+_LOST: Final = 8
 #: Seconds that a killed process may need to end.
 _DYING: Final = 1.0
 #: Ranges that are advised at one stop: together about as long as the stop itself takes.
 _AT_ONCE: Final = 8
 #: Seconds for which a process runs between two stops.
 _BETWEEN: Final = 0.005
+#: What the helper sends before it stops a thread.
+_BEGIN: Final = b"."
 #: Seconds that a helper may take to end.
 _END: Final = 0.5
 #: Seconds between two attempts, at first; each pause is twice as long as the last one, up to the second number.
@@ -70,17 +75,18 @@ _budget: Final = StopBudget()
 def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] = lambda: True) -> int:
     """Take a userfaultfd of the present address space of process ``pid``.
 
-    It is as userfaultfd(2) returns it (no UFFDIO_API yet): O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY. The process
-    keeps none, and it is gone when the last copy of ours is closed. One thread of the process stands still for about
-    half a millisecond; whatever happens to us meanwhile, it goes on within a quarter of a second.
+    It is O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY, and has its API chosen, with asynchronous write protection. It is
+    one of that address space, whatever the process does meanwhile; the process keeps none, and it is gone when the last
+    copy of ours is closed. One thread of the process stands still for about half a millisecond; whatever happens to us
+    meanwhile, it goes on within a quarter of a second.
 
     :param timeout: seconds after which a process whose threads cannot be stopped right now is given up. What does not
         change meanwhile is not waited for.
     :param valid: whether the process that is meant still has the number, asked once what is stopped cannot be another.
-    :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls;
-        EBUSY it is traced, stopped, frozen, out of memory, none of its threads can be stopped, or was for long enough;
-        EOPNOTSUPP the kernel is too old, or it is no x86-64 program, a Go program or one with a shadow stack; EAGAIN
-        it may not have another thread.
+    :raises OSError: ESRCH it ended or has no memory; EPERM no right to trace it, or it filters its system calls or
+        changes those that it is to make; EBUSY it is traced, stopped, frozen, out of memory, none of its threads can be
+        stopped, or was for long enough, or its program cannot be read in time; EOPNOTSUPP the kernel is too old, or it
+        is no x86-64 program, a Go program or one with a shadow stack; EAGAIN it may not have another thread.
     """
     return _patiently(pid, timeout, functools.partial(_take, pid, valid))
 
@@ -191,7 +197,7 @@ def _take(pid: int, valid: Callable[[], bool], unsuitable: _Unsuitable) -> int:
             raise OSError(errno.ESRCH, f"process {pid} ended")
         channel, _ = stack.enter_context(_helper("take"))
         # The job is worked out while it starts.
-        _give(channel, target.job(), target.memory)
+        _give(channel, target.job(), target.memory, target.directory)
         answer, fd = _stopping_answer(channel, pid)
     _check_answer(pid, answer)
     assert fd is not None
@@ -220,8 +226,9 @@ def _advise(
             _budget.check(pid)
             if not valid():
                 raise OSError(errno.ESRCH, f"process {pid} ended or began another program; nothing is left to advise")
-            answer = _ask_adviser(job | {"ranges": left[:_AT_ONCE], "advice": advice}, target.memory)
+            answer = _ask_adviser(job | {"ranges": left[:_AT_ONCE], "advice": advice}, target)
             _check_answer(pid, answer)
+            job["code"] = answer["code"]
             if not answer["taken"] and answer["refusal"] == errno.EINVAL:
                 raise OSError(errno.EOPNOTSUPP, f"this kernel does not take that advice; {_OTHERWISE}")
             taken.append(answer["taken"])
@@ -257,7 +264,7 @@ _idle: Final[list[_Adviser]] = []
 os.register_at_fork(after_in_child=_idle.clear)
 
 
-def _ask_adviser(job: dict[str, Any], memory: int) -> dict[str, Any]:
+def _ask_adviser(job: dict[str, Any], target: Target) -> dict[str, Any]:
     """Have a helper process advise; it is kept for another job if it may get one."""
     try:
         adviser = _idle.pop()
@@ -265,7 +272,7 @@ def _ask_adviser(job: dict[str, Any], memory: int) -> dict[str, Any]:
         adviser = _Adviser()
     with contextlib.ExitStack() as stack:
         stack.push(adviser.end)
-        _give(adviser.channel, job, memory)
+        _give(adviser.channel, job, target.memory, target.directory)
         answer, _ = _stopping_answer(adviser.channel, job["pid"])
         if answer.get("kept"):
             stack.pop_all()
@@ -402,10 +409,25 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
         finally:
             # Killed in the middle it is as safe as anywhere else.
             process.kill()
-            process.wait()
+            try:
+                process.wait(_END)
+            except subprocess.TimeoutExpired:
+                # The end of what it waits for is up to the process that it was to look at.
+                _lost.append(process)
+
+
+#: Those that were killed and did not end.
+_lost: Final[list[subprocess.Popen[bytes]]] = []
 
 
 def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
+    _lost[:] = [process for process in _lost if process.poll() is None]
+    if len(_lost) >= _LOST:
+        raise OSError(
+            errno.EBUSY,
+            f"{len(_lost)} helper processes still wait for memory of processes that should be monitored, as on a file "
+            "system that does not answer; end those processes first",
+        )
     try:
         return subprocess.Popen(
             [*_interpreter(), verb, str(channel)],
@@ -441,22 +463,31 @@ def _stopping_answer(channel: socket.socket, pid: int) -> tuple[dict[str, Any], 
     """As :func:`_answer` for a job that has threads of process ``pid`` stopped; the time is counted."""
     try:
         begun = channel.recv(1)
-    except (TimeoutError, ConnectionError):
+    except TimeoutError:
+        raise OSError(
+            errno.EBUSY,
+            f"the program of process {pid} could not be read in {_PATIENCE:.0f} s: the machine is busy, or it is "
+            f"on a file system that does not answer; {_INSTEAD}",
+        ) from None
+    except ConnectionError:
         begun = b""
-    if not begun:
-        raise _Again(_KILLED)
+    if begun != _BEGIN:
+        return _answer(channel, begun)
     with _budget.spending(pid) as stop:
         answer, fd = _answer(channel)
         stop.in_vain = bool(answer["errno"])
         return answer, fd
 
 
-def _answer(channel: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """What the helper answers, and the file descriptor that came with it."""
+def _answer(channel: socket.socket, begun: bytes = b"") -> tuple[dict[str, Any], int | None]:
+    """What the helper answers, and the file descriptor that came with it.
+
+    :param begun: the beginning of the answer, which was read already.
+    """
     try:
         data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC)
     except (TimeoutError, ConnectionError):
         data = b""
     if not data:
         raise _Again(_KILLED)
-    return json.loads(data), _FD.unpack(ancillary[0][2])[0] if ancillary else None
+    return json.loads(begun + data), _FD.unpack(ancillary[0][2])[0] if ancillary else None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Makes a thread of another process run system calls: a short-lived process of its own, see :mod:`kdamon.mm.inject`.
 
-It runs as ``python -I -S inject_helper.py``, with the standard library and nothing else, so that it starts fast and
-that no work of a monitor can hold a stopped thread up. One that advises stays for further jobs as long as they come
-and nothing went wrong: whatever it traces is let go with its end only.
+It runs as ``python -I -S inject_helper.py``, with the standard library and :mod:`kdamon.mm.inject_code`, so that it
+starts fast and that no work of a monitor can hold a stopped thread up. One that advises stays for further jobs as long
+as they come and nothing went wrong: whatever it traces is let go with its end only.
 
 The stopped thread runs one system call only: a clone() of a second thread, and waits for its end as a parent waits
 after vfork(). The second thread does the rest in a table of file descriptors of its own. Both go on safely at any
@@ -32,6 +32,14 @@ second, ending     syscall, for exit()             exit()
 A first thread that was diverted and does not run is put back where it was before this process gives up. In pause() it
 stays on its frames until a signal comes; that is no half-done attempt, and can be stopped again.
 
+The process may be hostile. At any time its other threads can change its memory, the code by which the two threads make
+calls (also that of [vdso], or of a file that they may not write), and what a seccomp filter makes of a call. So nothing
+of that is believed. Right before the kernel carries out a call, this process makes sure that it is the one that was
+asked for, with its arguments: nothing else can change it then. Filters cannot be taken off, so that a thread that has
+none after its calls had none before. Thus what the kernel answers is true, and a userfaultfd is a new one of the
+process's own address space. Before it is passed on, it is checked nevertheless: to close a file that the target chose
+may take for ever, and only this process may be lost.
+
 An interrupted system call is repeated by the kernel, timeouts included; calls that return EINTR whenever anything
 wakes them (epoll_wait and its kin) begin their timeout anew. Only if this process dies while the thread stands still,
 more may show: a relative timeout begins anew; epoll_wait and its kin return EINTR if that was before the first look
@@ -44,6 +52,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -53,8 +62,15 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from kdamon.mm import inject_code
+else:
+    # The last place: there are no modules of the standard library's names.
+    sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+    import inject_code
 
 __all__ = ["main"]
 
@@ -72,6 +88,8 @@ _RUN: Final = 0.05
 _REASONS: Final = 3
 #: What is sent before a thread is stopped for a job.
 _BEGIN: Final = b"."
+#: Seconds for a look at the program and its code; where they do not come, a kill ends that or nothing does.
+_LOOK: Final = 2.0
 #: Seconds for which one that advises waits for another job.
 _IDLE: Final = 2.0
 
@@ -87,6 +105,7 @@ _PTRACE_INTERRUPT: Final = 0x4207
 _PTRACE_LISTEN: Final = 0x4208
 _PTRACE_GETSIGMASK: Final = 0x420A
 _PTRACE_SETSIGMASK: Final = 0x420B
+_PTRACE_GET_SYSCALL_INFO: Final = 0x420E
 _PTRACE_GET_RSEQ_CONFIGURATION: Final = 0x420F
 _PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: Final = 0x4211
 _PTRACE_O_TRACESYSGOOD: Final = 1
@@ -123,6 +142,16 @@ _CLOSE_RANGE_UNSHARE: Final = 2
 _PIDFD_THREAD: Final = os.O_EXCL
 #: UFFD_USER_MODE_ONLY: faults of the process itself, which needs no privilege.
 _UFFD_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK | 1
+
+_USERFAULTFD: Final = "anon_inode:[userfaultfd]"
+_UFFDIO_API: Final = 0xC018AA3F
+_API: Final = 0xAA
+_FEATURE_WP_ASYNC: Final = 1 << 15
+
+#: The beginning of struct ptrace_syscall_info: PTRACE_SYSCALL_INFO_ENTRY, AUDIT_ARCH_X86_64.
+_ENTRY: Final = 0xC000003E << 32 | 1
+#: Where it has the number of the call; the arguments follow.
+_NUMBER: Final = 3
 
 _ERESTARTNOINTR: Final = -513
 _ERESTARTNOHAND: Final = -514
@@ -266,6 +295,18 @@ class _NoThread(_Again):
         self.unsuitable = unsuitable
 
 
+class _Changed(OSError):
+    """The process, or somebody else, interferes with the calls: neither they nor their results are to be believed.
+
+    Its threads may be anywhere, and are let go by the end of this process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            errno.EPERM, "it changes the system calls that it is to make; monitor it by page_table instead"
+        )
+
+
 class _Late(Exception):
     """A thread did not get to where it was to be in the time that it was given."""
 
@@ -392,8 +433,22 @@ class _Tracee:
         """
         self.set_registers(_prepared(template, number, *arguments))
         self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
+        self.expect(number, *arguments)
         self.run(_PTRACE_SYSCALL, _SYSCALL_STOP)
         return _signed(self.get_registers().rax)
+
+    def expect(self, number: int, *arguments: int) -> None:
+        """Make sure that the kernel is about to carry out a call, be the code what it may; _Changed: it is not."""
+        info = (ctypes.c_uint64 * 16)()
+        self.request(_PTRACE_GET_SYSCALL_INFO, ctypes.sizeof(info), ctypes.addressof(info))
+        if info[0] != _ENTRY or info[_NUMBER : _NUMBER + 1 + len(arguments)] != [number, *arguments]:
+            raise _Changed
+
+    def expect_no_filter(self) -> None:
+        """Make sure that nothing but the kernel answered the calls so far; _Changed: a filter may have."""
+        with open(f"/proc/{self.tid}/status", "rb") as file:
+            if not _seccomp_off(file.read()):
+                raise _Changed
 
 
 def _repeated(registers: _Registers) -> int:
@@ -458,9 +513,10 @@ class _Injection:
 
     def __init__(self, job: dict[str, Any], memory: int) -> None:
         self._pid: int = job["pid"]
-        self._gadget: int = job["gadget"]
-        self._sigreturn: int = job["sigreturn"]
-        self._codes = [(addr, bytes.fromhex(code)) for addr, code in job["codes"]]
+        code = job["code"]
+        self._gadget: int = code["gadget"]
+        self._sigreturn: int = code["sigreturn"]
+        self._codes = [(addr, bytes.fromhex(content)) for addr, content in code["codes"]]
         #: Start and end of the first thread's stack, and bytes to which it may grow.
         self._stack: list[int] = job["stack"]
         #: Start and end of what is private, anonymous and may be written to.
@@ -523,28 +579,28 @@ class _Injection:
         template = self._divert(thread, registers, place, at_call=at_call)
         if not at_call:
             self._begin_clone(thread, registers, mask.value, place)
-        try:
+        thread.expect(_NR_CLONE, _CLONE_FLAGS, place, 0, 0, 0)
+        with _then(functools.partial(self._let_go, thread, registers, mask.value)):
             if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
+                thread.expect_no_filter()
                 raise _clone_error(_signed(thread.get_registers().rax))
             second = _Tracee(thread.event_message())
             second.wait()
             template.rsp = place
-            try:
+            with _then(functools.partial(_end, second)):
                 return work(second, template)
-            finally:
-                # It exits by its frame. What stops the whole process must not stop it before that.
-                stop: int | None = 0
-                while stop is not None:
-                    stop = second.resume(_PTRACE_CONT, stop)
-        finally:
-            # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call. But
-            # pause() has no mask of its own to let signals in with: its frames do that.
-            if _repeated(registers) != _NR_PAUSE:
-                thread.request(_PTRACE_INTERRUPT)
-                thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
-                thread.set_mask(mask.value)
-                thread.set_registers(registers)
-            thread.request(_PTRACE_DETACH)
+
+    @staticmethod
+    def _let_go(thread: _Tracee, registers: _Registers, mask: int) -> None:
+        """Put the first thread back where it was."""
+        # Stop it on its way back to user mode: there the kernel itself repeats an interrupted system call. But pause()
+        # has no mask of its own to let signals in with: its frames do that.
+        if _repeated(registers) != _NR_PAUSE:
+            thread.request(_PTRACE_INTERRUPT)
+            thread.run(_PTRACE_CONT, _PTRACE_EVENT_STOP)
+            thread.set_mask(mask)
+            thread.set_registers(registers)
+        thread.request(_PTRACE_DETACH)
 
     def _divert(self, thread: _Tracee, registers: _Registers, place: int, *, at_call: bool) -> _Registers:
         """Make a stopped thread call clone() next; at each instant it must be able to go on by itself.
@@ -787,6 +843,26 @@ class _Injection:
         return resumed
 
 
+@contextlib.contextmanager
+def _then(done: Callable[[], None]) -> Iterator[None]:
+    """Call ``done`` at the end, but not where threads may be anywhere."""
+    try:
+        yield
+    except _Changed:
+        raise
+    except BaseException:
+        done()
+        raise
+    done()
+
+
+def _end(second: _Tracee) -> None:
+    """Let the second thread exit by its frame. What stops the whole process must not stop it before that."""
+    stop: int | None = 0
+    while stop is not None:
+        stop = second.resume(_PTRACE_CONT, stop)
+
+
 def _system_call(pid: int, tid: int) -> list[bytes]:
     """Number and arguments of the call that a thread waits in; the number is -1 when there is none."""
     try:
@@ -892,14 +968,28 @@ def _userfaultfd(second: _Tracee, template: _Registers) -> int:
 
     The other threads never see it, nor does a child that they fork: the second thread has a table of its own by then.
     """
-    result = second.call(template, _NR_CLOSE_RANGE, 0, (1 << 32) - 1, _CLOSE_RANGE_UNSHARE)
-    if result < 0:
-        raise OSError(-result, f"unsharing file descriptors: {os.strerror(-result).lower()}")
-    result = second.call(template, _NR_USERFAULTFD, _UFFD_FLAGS)
+    unshared = second.call(template, _NR_CLOSE_RANGE, 0, (1 << 32) - 1, _CLOSE_RANGE_UNSHARE)
+    result = second.call(template, _NR_USERFAULTFD, _UFFD_FLAGS) if unshared == 0 else unshared
+    second.expect_no_filter()
+    if unshared < 0:
+        raise OSError(-unshared, f"unsharing file descriptors: {os.strerror(-unshared).lower()}")
     if result < 0:
         raise _refusal(-result)
     pidfd = _syscall(_NR_PIDFD_OPEN, second.tid, _PIDFD_THREAD)
-    return _syscall(_NR_PIDFD_GETFD, pidfd, result, 0)
+    return _with_api(_syscall(_NR_PIDFD_GETFD, pidfd, result, 0))
+
+
+def _with_api(fd: int) -> int:
+    """Choose the API of a new userfaultfd, and return it; _Changed: it is none."""
+    if os.readlink(f"/proc/self/fd/{fd}") != _USERFAULTFD:
+        raise _Changed
+    try:
+        fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
+    except OSError as error:
+        raise OSError(
+            errno.EOPNOTSUPP, "the kernel's userfaultfd knows no asynchronous write protection; it needs Linux 6.7"
+        ) from error
+    return fd
 
 
 def _refusal(number: int) -> OSError:
@@ -913,24 +1003,27 @@ def _advise(channel: socket.socket, deadline: _Deadline) -> None:
     kept = True
     while kept:
         deadline.set(_IDLE)
-        job, memory = _receive(channel)
+        job, fds = _receive(channel)
         answers: list[int] = []
         advise = functools.partial(_madvise, ranges=job["ranges"], advice=job["advice"], answers=answers)
-        _, kept = _by_any_thread(job, memory, channel, deadline, advise)
-        os.close(memory)
+        _, kept = _by_any_thread(job, fds, channel, deadline, advise)
+        for fd in fds:
+            os.close(fd)
         refusal = next(filter(None, answers), 0)
-        _send(channel, {"errno": 0, "taken": answers.count(0), "refusal": refusal, "kept": kept})
+        known = {"taken": answers.count(0), "refusal": refusal, "kept": kept, "code": job["code"]}
+        _send(channel, {"errno": 0} | known)
 
 
 def _madvise(second: _Tracee, template: _Registers, *, ranges: list[list[int]], advice: int, answers: list[int]) -> int:
     """Make the second thread advise; each range's errno goes to ``answers``."""
     answers.extend(-second.call(template, _NR_MADVISE, start, end - start, advice) for start, end in ranges)
+    second.expect_no_filter()
     return 0
 
 
 def _by_any_thread(
     job: dict[str, Any],
-    memory: int,
+    fds: list[int],
     channel: socket.socket,
     deadline: _Deadline,
     work: Callable[[_Tracee, _Registers], int],
@@ -939,6 +1032,10 @@ def _by_any_thread(
 
     :returns: what ``work`` does, and whether no thread is left that did not stop and will as soon as it can.
     """
+    memory, directory = fds
+    deadline.set(_LOOK)
+    if "code" not in job:
+        job["code"] = _code(job, memory, directory)
     injection = _Injection(job, memory)
     reasons: list[str] = []
     unsuitable: dict[int, tuple[int, str]] = {}
@@ -958,6 +1055,19 @@ def _by_any_thread(
         if time.monotonic() > end:
             break
     raise _NoThread(reasons, unsuitable)
+
+
+def _code(job: dict[str, Any], memory: int, directory: int) -> dict[str, Any]:
+    """Find code by which system calls can be made, see :func:`inject_code.find_code`."""
+    try:
+        program = os.open(job["program"], os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        inject_code.check_program(program)
+        os.close(program)
+    except FileNotFoundError as error:
+        raise ProcessLookupError(errno.ESRCH, "it ended; name a running one") from error
+    except PermissionError as error:
+        raise OSError(errno.EACCES, "its program cannot be read; monitor it by page_table instead") from error
+    return inject_code.find_code(memory, job["texts"])
 
 
 def _take_at_exec(pid: int, channel: socket.socket, deadline: _Deadline) -> int:
@@ -1004,7 +1114,7 @@ def _take_directly(command: _Tracee, registers: _Registers) -> int:
     if result < 0:
         raise _refusal(-result)
     try:
-        return _syscall(_NR_PIDFD_GETFD, os.pidfd_open(command.tid), result, 0)
+        return _with_api(_syscall(_NR_PIDFD_GETFD, os.pidfd_open(command.tid), result, 0))
     finally:
         command.call(template, _NR_CLOSE, result)
 
@@ -1040,16 +1150,16 @@ def _exec(channel: socket.socket, tracer: int) -> None:
     os._exit(127)
 
 
-def _receive(channel: socket.socket) -> tuple[dict[str, Any], int]:
-    """A job, which is a line, and the file descriptor that came with it, -1 when there is none."""
-    data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 1)
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A job, which is a line, and the file descriptors that came with it."""
+    data, fds, _, _ = socket.recv_fds(channel, 1 << 16, 2)
     while not data.endswith(b"\n"):
         part = channel.recv(1 << 16)
         if not part:
             # Nobody wants anything any more.
             sys.exit(1)
         data += part
-    return json.loads(data), next(iter(fds), -1)
+    return json.loads(data), fds
 
 
 def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
@@ -1061,12 +1171,13 @@ def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
 def main() -> None:
     """Serve one job: ``take CHANNEL``, ``launch CHANNEL`` or ``exec CHANNEL TRACER``; or many: ``advise CHANNEL``.
 
-    CHANNEL is an inherited file descriptor; an open /proc/PID/mem comes with a job for ``take`` and ``advise``. An
-    answer is an object with ``errno``, 0 for success. Then a file descriptor comes with it; or it has ``taken``, how
-    many ranges were, ``refusal``, the errno of one that was not (0 when there is none), and ``kept``, whether another
-    job may follow. Else it has ``why``, ``again``, whether another attempt may succeed, and ``unsuitable``, threads
-    that this is not true of, with errno and reason of each; and it is the last one. Before ``take`` and ``advise`` stop
-    a thread for a job they send a byte.
+    CHANNEL is an inherited file descriptor; open /proc/PID/mem and /proc/PID come with a job for ``take`` and
+    ``advise``. An answer is an object with ``errno``, 0 for success. Then a file descriptor comes with it; or it has
+    ``taken``, how many ranges were, ``refusal``, the errno of one that was not (0 when there is none), ``kept``,
+    whether another job may follow, and ``code``, which that job may have. Else it has ``why``, ``again``, whether
+    another attempt may succeed, and ``unsuitable``, threads that this is not true of, with errno and reason of each;
+    and it is the last one. Before ``take`` and ``advise`` stop a thread for a job they send a byte; a refusal may come
+    without one.
     """
     verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if verb == "exec":
@@ -1083,9 +1194,9 @@ def main() -> None:
         if verb == "advise":
             _advise(channel, deadline)
             return
-        job, memory = _receive(channel)
+        job, fds = _receive(channel)
         if verb == "take":
-            fd, _ = _by_any_thread(job, memory, channel, deadline, _userfaultfd)
+            fd, _ = _by_any_thread(job, fds, channel, deadline, _userfaultfd)
         else:
             fd = _take_at_exec(job["pid"], channel, deadline)
         deadline.set(0)

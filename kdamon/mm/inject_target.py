@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What must be known of a process before a thread of it may be stopped to run system calls (:mod:`kdamon.mm.inject`).
 
-Whatever could do harm to the process is refused here, by what /proc and its program file show.
+Whatever could do harm to the process is refused here, by what /proc shows. Only the helper looks at its memory and its
+program (:mod:`kdamon.mm.inject_code`): the process may have them on a file system that never answers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import errno
 import itertools
 import os
 import re
-import struct
 import sys
 from collections.abc import Collection, Iterator
 from typing import Any, Final, NamedTuple
@@ -21,33 +21,17 @@ from kdamon.mm.rights import refusal_to_trace
 
 __all__ = ["Momentary", "Target"]
 
-#: syscall; ret
-_GADGET: Final = (b"\x0f\x05\xc3",)
-#: mov $15, %rax (or %eax); syscall: what C libraries have signal handlers return to.
-_SIGRETURN: Final = (b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05", b"\xb8\x0f\0\0\0\x0f\x05")
-_CHUNK: Final = 1 << 20
-#: Bytes by which chunks overlap, so that no code is cut in two.
-_OVERLAP: Final = 16
 #: Mappings to look into first, since a program keeps them for all its life.
 _FIRST: Final = re.compile(r"/(?:libc[.-]|ld[.-]|ld-linux)[^/]*$|^\[vdso\]$")
 
 _MAPPING: Final = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+) *(.*)$", re.MULTILINE)
 
+#: As much of a program's code is looked at, in mappings.
+_TEXTS: Final = 4096
 #: As many threads are tried at once; one of them can nearly always be stopped.
 _CANDIDATES: Final = 64
 
 _PF_KTHREAD: Final = 0x00200000
-_ELF64_LITTLE_ENDIAN: Final = b"\x7fELF\x02\x01"
-_EM_X86_64: Final = b"\x3e\0"
-_PT_LOAD: Final = 1
-_PT_NOTE: Final = 4
-_PF_W: Final = 2
-_GO_SECTIONS: Final = (b"\0.go.buildinfo\0", b"\0.note.go.buildid\0")
-#: struct elf64_note: sizes of name and description, type 4, then the name.
-_GO_NOTE: Final = re.compile(rb"\x04\0\0\0....\x04\0\0\0Go\0\0", re.DOTALL)
-_GO_BUILDINFO: Final = b"\xff Go buildinf:"
-#: Bytes at the start of the data in which Go keeps its build information.
-_GO_DATA: Final = 1 << 16
 
 #: Private memory that may be written to, as /proc/PID/maps has it.
 _WRITABLE: Final = ("rw-p", "rwxp")
@@ -87,7 +71,8 @@ class Target:
         self._pid = pid
         self._unsuitable = unsuitable
         with _explained(pid):
-            directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            #: Open /proc/PID.
+            self.directory = directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
             status = _status(directory, "status")
             # Field 9; the name in field 2 may hold anything.
@@ -109,8 +94,7 @@ class Target:
             )
         #: The threads to try, none when all of them are unsuitable.
         self.tids = self._threads(directory)
-        program, text = self._open(directory, stack)
-        _check_program(pid, program)
+        text = self._open(stack)
         self._mappings = [
             _Mapping(int(start, 16), int(end, 16), permissions, int(inode), name)
             for start, end, permissions, inode, name in _MAPPING.findall(text)
@@ -119,33 +103,23 @@ class Target:
     def job(self) -> dict[str, Any]:
         """What the helper must know.
 
-        :returns: pid; tids, the threads to try; gadget and sigreturn, addresses of ``syscall; ret`` and of a call of
-            rt_sigreturn; codes, what is there, in hexadecimal; stack, start and end of the first thread's and to how
-            many bytes it may grow; anonymous, start and end of private writable memory without a file.
-        :raises OSError: EOPNOTSUPP when the program has no such code.
+        :returns: pid; tids, the threads to try; program, the name of its file below :attr:`directory`; texts, start and
+            end of its code, what is nearly always the right one first; stack, start and end of the first thread's and
+            to how many bytes it may grow; anonymous, start and end of private writable memory without a file.
         """
-        gadget = sigreturn = None
-        for mapping in sorted(self._mappings, key=lambda mapping: not _FIRST.search(mapping.name)):
-            if mapping.permissions != "r-xp" or not (mapping.inode or mapping.name == "[vdso]"):
-                continue
-            for addr, code in self._chunks(mapping):
-                gadget = gadget or _find(_GADGET, addr, code)
-                sigreturn = sigreturn or _find(_SIGRETURN, addr, code)
-                if gadget and sigreturn:
-                    return {
-                        "pid": self._pid,
-                        "tids": self.tids,
-                        "gadget": gadget[0],
-                        "sigreturn": sigreturn[0],
-                        "codes": [gadget, sigreturn],
-                        "stack": self._stack(),
-                        "anonymous": self._anonymous(),
-                    }
-        raise OSError(
-            errno.EOPNOTSUPP,
-            f"the program of process {self._pid} has no code to return from signals, by which a system call could be "
-            f"made safely; {_INSTEAD}",
-        )
+        texts = [
+            (mapping.start, mapping.end)
+            for mapping in sorted(self._mappings, key=lambda mapping: not _FIRST.search(mapping.name))
+            if mapping.permissions == "r-xp" and (mapping.inode or mapping.name == "[vdso]")
+        ]
+        return {
+            "pid": self._pid,
+            "tids": self.tids,
+            "program": self._program,
+            "texts": texts[:_TEXTS],
+            "stack": self._stack(),
+            "anonymous": self._anonymous(),
+        }
 
     def _threads(self, directory: int) -> list[int]:
         """Some threads to try, those that sleep first."""
@@ -195,33 +169,24 @@ class Target:
         tids.sort(key=lambda tid: tid != self._pid)
         return tids
 
-    def _open(self, directory: int, stack: contextlib.ExitStack) -> tuple[int, str]:
+    def _open(self, stack: contextlib.ExitStack) -> str:
         """Open what shows the memory, by a living thread: the first one may have ended, and have none any more.
 
-        :returns: a file descriptor of the program, and what /proc/PID/maps has.
+        :returns: what /proc/PID/maps has.
         """
-        for tid in self._listed(directory):
+        for tid in self._listed(self.directory):
             try:
                 with _explained(self._pid):
-                    program = os.open(f"task/{tid}/exe", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-                    stack.callback(os.close, program)
                     #: Open /proc/PID/mem. It stays this program's: after an exec() nothing is accessed by it.
-                    self.memory = os.open(f"task/{tid}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=directory)
+                    self.memory = os.open(f"task/{tid}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.directory)
                     stack.callback(os.close, self.memory)
-                    text = _read(directory, f"task/{tid}/maps").decode("utf-8", "surrogateescape")
+                    text = _read(self.directory, f"task/{tid}/maps").decode("utf-8", "surrogateescape")
             except ProcessLookupError:
                 continue
             if text:
-                return program, text
+                self._program = f"task/{tid}/exe"
+                return text
         raise _short_lived(self._pid)
-
-    def _chunks(self, mapping: _Mapping) -> Iterator[tuple[int, bytes]]:
-        """The code in a mapping, piece by piece, each with its address."""
-        for addr in range(mapping.start, mapping.end, _CHUNK):
-            try:
-                yield addr, os.pread(self.memory, min(_CHUNK + _OVERLAP, mapping.end - addr), addr)
-            except OSError:
-                return
 
     def _stack(self) -> tuple[int, int, int]:
         """The first thread's stack: start, end, and bytes to which it may grow."""
@@ -240,15 +205,6 @@ class Target:
             start = found.pop()[0] if found and found[-1][1] == mapping.start else mapping.start
             found.append((start, mapping.end))
         return found
-
-
-def _find(wanted: tuple[bytes, ...], addr: int, code: bytes) -> tuple[int, str] | None:
-    """Where one of ``wanted`` is in ``code``, which begins at ``addr``, and which one."""
-    for one in wanted:
-        found = code.find(one)
-        if found >= 0:
-            return addr + found, one.hex()
-    return None
 
 
 @contextlib.contextmanager
@@ -318,36 +274,3 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
         )
     if "shstk" in status.get("x86_Thread_features", "").split():
         raise OSError(errno.EOPNOTSUPP, f"process {pid} has a shadow stack, which forbids to call anything; {_INSTEAD}")
-
-
-def _check_program(pid: int, program: int) -> None:
-    header = os.pread(program, 64, 0)
-    if len(header) < 64 or header[:6] != _ELF64_LITTLE_ENDIAN or header[18:20] != _EM_X86_64:
-        raise OSError(errno.EOPNOTSUPP, f"process {pid} runs no 64-bit x86 program; {_INSTEAD}")
-    if _is_go(program, header):
-        raise OSError(
-            errno.EOPNOTSUPP,
-            f"process {pid} is a Go program, whose stacks have no room for what is below them; start it by kdamon, or "
-            f"{_INSTEAD}",
-        )
-
-
-def _is_go(program: int, header: bytes) -> bool:
-    """Tell by its build id, its build information or the names of its sections that Go made a program."""
-    segments, sections = struct.unpack_from("<QQ", header, 32)
-    segment_size, segment_count, section_size, section_count, names = struct.unpack_from("<5H", header, 54)
-    for number in range(segment_count):
-        segment = os.pread(program, 56, segments + number * segment_size)
-        if len(segment) < 56:
-            break
-        kind, flags, offset, _, _, size = struct.unpack_from("<IIQQQQ", segment)
-        if kind == _PT_NOTE and _GO_NOTE.search(os.pread(program, min(size, _GO_DATA), offset)):
-            return True
-        if kind == _PT_LOAD and flags & _PF_W and _GO_BUILDINFO in os.pread(program, min(size, _GO_DATA), offset):
-            return True
-    section = os.pread(program, 64, sections + names * section_size) if names < section_count else b""
-    if len(section) < 64:
-        return False
-    offset, size = struct.unpack_from("<QQ", section, 24)
-    strings = os.pread(program, min(size, _GO_DATA), offset)
-    return any(name in strings for name in _GO_SECTIONS)

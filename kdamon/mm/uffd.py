@@ -204,20 +204,11 @@ class Userfaultfd:
 
     All protection goes with the last copy of the file descriptor.
 
-    :param fd: a new one; becomes this object's.
-    :raises OSError: EOPNOTSUPP the kernel has no WP_ASYNC.
+    :param fd: a new one with this API chosen; becomes this object's.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        try:
-            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
-        except OSError as error:
-            os.close(fd)
-            raise OSError(
-                errno.EOPNOTSUPP,
-                f"the kernel's userfaultfd knows no asynchronous write protection; {needs_linux('6.7')}",
-            ) from error
         self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
         self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))
         self._protect = _Arguments(fd, _UFFDIO_WRITEPROTECT, (0, PAGE_SIZE, 0))
@@ -226,11 +217,19 @@ class Userfaultfd:
 
     @classmethod
     def own(cls) -> Userfaultfd:
-        """One of this process's own memory; OSError as userfaultfd(2)."""
+        """One of this process's own memory; OSError as userfaultfd(2), EOPNOTSUPP the kernel has no WP_ASYNC."""
         fd = int(syscall(_NR_USERFAULTFD, ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)))
         if fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"userfaultfd: {os.strerror(number).lower()}")
+        try:
+            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
+        except OSError as error:
+            os.close(fd)
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"the kernel's userfaultfd knows no asynchronous write protection; {needs_linux('6.7')}",
+            ) from error
         return cls(fd)
 
     def register(self, ranges: U64Array) -> _Mask:

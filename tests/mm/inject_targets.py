@@ -55,12 +55,18 @@ print("good")
 
 
 def build(directory: Path, name: str, *flags: str, compiler: str = "cc") -> Path:
-    """Compile ``inject_stacks.c`` or ``inject_target.c``, as a name begins; skip the test without a compiler."""
+    """Compile ``inject_stacks.c``, ``inject_hostile.c`` or ``inject_target.c``, as a name begins.
+
+    The test is skipped without a compiler.
+    """
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is missing: apt-get install {'gcc libc6-dev' if compiler == 'cc' else 'musl-tools'}")
     program = directory / name
     if not program.exists():
-        source = Path(__file__).with_name("inject_stacks.c" if name.startswith("inject_stacks") else "inject_target.c")
+        known = next(
+            (known for known in ("inject_stacks", "inject_hostile") if name.startswith(known)), "inject_target"
+        )
+        source = Path(__file__).with_name(f"{known}.c")
         subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
     return program
 

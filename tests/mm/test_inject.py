@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject, inject_target
+from kdamon.mm import inject, inject_code, inject_target
 from kdamon.mm.inject import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, running, sockets
@@ -83,7 +83,7 @@ def suspicious(directory: Path) -> Iterator[Suspicious]:
 
 
 def test_it_is_a_userfaultfd(suspicious: Suspicious) -> None:
-    """What comes back is a userfaultfd of ours alone: close-on-exec, non-blocking, without its API chosen."""
+    """What comes back is a userfaultfd of ours alone: close-on-exec, non-blocking, with its API chosen."""
     fd = take_userfaultfd(suspicious.pid)
     try:
         assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
@@ -91,7 +91,7 @@ def test_it_is_a_userfaultfd(suspicious: Suspicious) -> None:
         assert not os.get_blocking(fd)
         with pytest.raises(OSError) as info:
             os.read(fd, 32)
-        assert info.value.errno == errno.EINVAL
+        assert info.value.errno == errno.EAGAIN
         assert left_behind(suspicious.pid) == []
     finally:
         os.close(fd)
@@ -141,7 +141,8 @@ os.close(inject.take_userfaultfd(int(sys.argv[1])))
     # So may the checkout.
     with tempfile.TemporaryDirectory(prefix="kdamon-test-") as name:
         helper = Path(shutil.copy(inject._HELPER, name))
-        helper.chmod(0o644)
+        for file in (helper, Path(shutil.copy(inject_code.__file__, name))):
+            file.chmod(0o644)
         for owner, mode, expected in (
             (NOBODY, 0o755, ""),
             (0, 0o755, "CAP_SYS_PTRACE"),
@@ -411,7 +412,7 @@ def test_go_is_known_by_its_build_information(tmp_path: Path) -> None:
         # A segment that may be written.
         content = elf(64, 62, code).replace(struct.pack("<II", 1, 5), struct.pack("<II", 1, 7), 1)
         with program_of(tmp_path, content).open("rb") as file:
-            assert inject_target._is_go(file.fileno(), content[:64]) == go
+            assert inject_code.is_go(file.fileno(), content[:64]) == go
 
 
 def test_refused_a_shadow_stack() -> None:

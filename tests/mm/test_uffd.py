@@ -111,15 +111,6 @@ def test_other_threads_run_during_a_batch() -> None:
     assert after > before
 
 
-def test_what_is_not_a_userfaultfd_is_refused_and_closed() -> None:
-    """As is one whose kernel has no asynchronous write protection."""
-    fd = os.open(os.devnull, os.O_RDONLY)
-    with pytest.raises(OSError, match=r"no asynchronous write protection; Linux .*6\.7") as caught:
-        Userfaultfd(fd)
-    assert caught.value.errno == errno.EOPNOTSUPP
-    assert not os.path.exists(f"/proc/self/fd/{fd}")
-
-
 def test_pages_that_are_there_are_armed(table: Pages, fault: Userfaultfd) -> None:
     """Until they are written or disarmed; reading leaves them armed."""
     own = _Memory(PAGES * PAGE)
