@@ -22,7 +22,19 @@ import subprocess
 import sys
 from typing import Final
 
-__all__ = ["FSTYPE", "Leftovers", "lock_name", "open_lock", "remove_dead_socket", "remove_directory", "same_file"]
+__all__ = [
+    "FSTYPE",
+    "Leftovers",
+    "detach",
+    "lock_name",
+    "mount_number",
+    "open_lock",
+    "open_mounted",
+    "remove_dead_socket",
+    "remove_directory",
+    "same_file",
+    "unmount_by_helper",
+]
 
 log = logging.getLogger("kdamon")
 
@@ -34,6 +46,8 @@ _ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 #: Seconds that cleaning up may take.
 _PATIENCE: Final = 10
 _MNT_DETACH: Final = 2
+#: How often a directory is looked for whose name changes all the time.
+_LOOKS: Final = 100
 
 
 class Leftovers:
@@ -42,19 +56,21 @@ class Leftovers:
     :param kind: "mount": unmounts the dead mount that this process left there, and nothing else; "socket": removes the
         socket and the lock of a :class:`kdamon.report_server.ReportServer`, unless another one serves there; and
         "directory": the same, and the directory that they are in, if it is empty then.
-    :param descriptors: for "socket" of the directory that it is in, for "directory" of the one that this is in, too:
-        then only the last components of ``path`` count.
+    :param descriptors: for "socket" of the directory that it is in, for "directory" of the one that this is in, too,
+        for "mount" of the directory below it: then only the last components of ``path`` count.
+    :param number: for "mount", with a descriptor: the kernel's id of the mount.
     """
 
-    def __init__(self, kind: str, path: str, *descriptors: int) -> None:
+    def __init__(self, kind: str, path: str, *descriptors: int, number: int | None = None) -> None:
         self._watcher: subprocess.Popen[bytes] | None = None
         # It inherits the mask and has a session of its own: what asks this process to end is not for it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ASKING)
         try:
             pidfd = os.pidfd_open(os.getpid())
+            numbers = [pidfd, *descriptors] + ([] if number is None else [number])
             try:
                 self._watcher = subprocess.Popen(
-                    [sys.executable, "-I", "-S", __file__, kind, path, *map(str, (pidfd, *descriptors))],
+                    [sys.executable, "-I", "-S", __file__, kind, path, *map(str, numbers)],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -77,28 +93,97 @@ class Leftovers:
             self._watcher = None
 
 
-def _unmount_dead(path: str) -> None:
-    """Unmount what is topmost on ``path`` if it is a mount of ours that nobody serves."""
-    mount = os.open(path, os.O_PATH)
-    try:
-        os.fstat(mount)
-        return
-    except OSError as error:
-        if error.errno != errno.ENOTCONN:
-            return
-    with open(f"/proc/self/fdinfo/{mount}", "rb") as info:
+def mount_number(descriptor: int) -> int:
+    """The kernel's id of the mount that an open file or directory is in (``fs/proc/fd.c: seq_show()``)."""
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as info:
         (number,) = (line.split()[1] for line in info if line.startswith(b"mnt_id:"))
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        (fields,) = (line.split() for line in mounts if line.split(None, 1)[0] == number)
-    if fields[fields.index(b"-") + 1] != FSTYPE.encode():
-        return
-    # By the descriptor, because another one may be mounted there meanwhile.
+    return int(number)
+
+
+def _mounts() -> list[list[bytes]]:
+    """The fields of all mounts. Names hold no blank there, but may hold what else bytes.split() takes for one."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return [line.rstrip(b"\n").split(b" ") for line in lines]
+
+
+def _is_ours(number: int) -> bool:
+    """Return whether a tree is mounted as ``number``."""
+    return any(int(line[0]) == number and line[line.index(b"-") + 1] == FSTYPE.encode() for line in _mounts())
+
+
+def detach(root: int) -> None:
+    """Unmount the mount whose root is open as ``root``; nothing if it is unmounted already.
+
+    :raises OSError: EBUSY something else is mounted on or in it; or as ``umount2(2)``.
+    """
+    number = mount_number(root)
+    if any(int(line[1]) == number for line in _mounts()):
+        # The kernel would unmount what is on top instead, and what is inside along with it.
+        raise OSError(errno.EBUSY, "something else is mounted on or in it")
+    # Not UMOUNT_NOFOLLOW: it would mean the link itself, which leads to nothing but what was opened.
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(b"/proc/self/fd/%d" % mount, _MNT_DETACH) and ctypes.get_errno() == errno.EPERM:
-        # The helper of users that may not mount. It knows names only.
-        fusermount = shutil.which("fusermount") or shutil.which("fusermount3")
-        if fusermount is not None:
-            os.execv(fusermount, [fusermount, "-u", "-z", path])
+    if libc.umount2(b"/proc/self/fd/%d" % root, _MNT_DETACH) and ctypes.get_errno() != errno.EINVAL:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def open_mounted(directory: int, number: int, name: str) -> int | None:
+    """Open the root of the tree that is mounted as ``number``, without looking into it; None if there is none.
+
+    :param directory: a descriptor of the directory that it is on, wherever that is by now.
+    :param name: the last name that the directory is known by, for where its path is too long.
+    :raises OSError: ESTALE it is not found, because something else is mounted on it or its name changes all the time.
+    """
+    for _ in range(_LOOKS):
+        if not _is_ours(number):
+            return None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            root = _open_mounted_on(directory, name)
+            # By then the name may be that of another directory.
+            if mount_number(root) == number:
+                return root
+            os.close(root)
+    raise OSError(errno.ESTALE, "something else is mounted on it, or its directory has another name each time")
+
+
+def _open_mounted_on(directory: int, name: str) -> int:
+    """Open the root of what is topmost on ``directory``, by the name that this has in its parent."""
+    with contextlib.suppress(OSError):
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{directory}"))
+    parent = os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
+def unmount_by_helper(path: str) -> None:
+    """Have ``path`` unmounted by the helper of users that may not; it knows names only, and checks them itself."""
+    program = shutil.which("fusermount") or shutil.which("fusermount3")
+    if program is not None:
+        subprocess.run([program, "-u", "-z", path], check=False)
+
+
+def _unmount_dead(path: str, directory: int = -1, number: int = -1) -> None:
+    """Unmount a tree that is not served any more.
+
+    :param path: its name, which counts for what the helper mounted.
+    :param directory: the directory that it is on, if this is known.
+    :param number: of the mount.
+    """
+    known = directory >= 0
+    root = open_mounted(directory, number, os.path.basename(path.rstrip("/"))) if known else os.open(path, os.O_PATH)
+    if root is None:
+        return
+    try:
+        os.fstat(root)
+    except OSError as error:
+        # Others may have unmounted it, and the number be that of another one.
+        if error.errno != errno.ENOTCONN or not _is_ours(mount_number(root)):
+            return
+        if known:
+            detach(root)
+        else:
+            unmount_by_helper(path)
 
 
 def same_file(directory: int, name: str, fd: int) -> bool:
@@ -147,15 +232,10 @@ def _find(directory: int, name: str) -> int:
     :raises OSError: EEXIST it is in another file system, whose server may be another user and never answer.
     """
     found = os.open(name, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
-    if _mount_id(found) != _mount_id(directory):
+    if mount_number(found) != mount_number(directory):
         os.close(found)
         raise FileExistsError(errno.EEXIST, f"something is mounted on {name}; unmount it, or choose another path")
     return found
-
-
-def _mount_id(descriptor: int) -> bytes:
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as lines:
-        return next(line.split()[1] for line in lines if line.startswith(b"mnt_id:"))
 
 
 def remove_dead_socket(directory: int, name: str) -> None:
@@ -209,7 +289,7 @@ def _remove_socket(path: str, directory: int, parent: int = -1) -> None:
         remove_directory(parent, os.path.basename(above), directory)
 
 
-def main(kind: str, path: str, pidfd: str, *descriptors: str) -> None:
+def main(kind: str, path: str, pidfd: str, *numbers: str) -> None:
     """Wait for the end of a process, then clean up what it left."""
     # Not waitid(): it is no child of ours.
     poll = select.poll()
@@ -218,9 +298,9 @@ def main(kind: str, path: str, pidfd: str, *descriptors: str) -> None:
     signal.alarm(_PATIENCE)
     with contextlib.suppress(OSError):
         if kind == "mount":
-            _unmount_dead(path)
+            _unmount_dead(path, *map(int, numbers))
         else:
-            _remove_socket(path, *map(int, descriptors))
+            _remove_socket(path, *map(int, numbers))
 
 
 if __name__ == "__main__":

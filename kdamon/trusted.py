@@ -22,7 +22,7 @@ import os
 import stat
 from typing import Final
 
-__all__ = ["UntrustedError", "find_program", "open_trusted"]
+__all__ = ["UntrustedError", "find_program", "open_trusted", "trusted_owners"]
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: As many symbolic links as the kernel follows.
@@ -44,7 +44,7 @@ def open_trusted(path: str | os.PathLike[str], *, sticky: bool = False) -> int:
     name = os.fspath(path)
     if not os.path.isabs(name):
         raise _untrusted(name, "it is relative to the working directory")
-    trusted = _trusted_owners()
+    trusted = trusted_owners()
     here = os.open("/", _LOOK)
     try:
         seen, shared, links = _mount_id(here), False, 0
@@ -148,7 +148,8 @@ def _untrusted(name: str, why: str) -> UntrustedError:
     return UntrustedError(errno.EPERM, why, name)
 
 
-def _trusted_owners() -> frozenset[int]:
+def trusted_owners() -> frozenset[int]:
+    """The users whose files are trusted: root, this process's, and in a user namespace those outside of it."""
     owners = {0, os.geteuid()}
     with open("/proc/self/uid_map", "rb") as lines:
         ranges = [tuple(map(int, line.split())) for line in lines]

@@ -21,7 +21,7 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["Lack", "device_lack", "load_fuse", "python_fuse"]
+__all__ = ["Lack", "device_lack", "load_fuse", "open_device", "python_fuse"]
 
 _DEVICE: Final = "/dev/fuse"
 #: Major and minor number of the device (Documentation/admin-guide/devices.txt).
@@ -130,6 +130,11 @@ def _not_fusepy(problem: str) -> Lack:
     else:
         remedy = "move that file away, and pip install fusepy"
     return Lack(errno.ENOSYS, why, remedy)
+
+
+def open_device() -> int:
+    """Open ``/dev/fuse``, for a file system that this process mounts itself."""
+    return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
 
 def device_lack() -> Lack | None:

@@ -21,33 +21,28 @@ Where a mount differs from the kernel's own tree:
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
+import functools
 import itertools
 import logging
 import os
 import resource
-import shutil
 import signal
 import stat
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
-from kdamon.leftovers import FSTYPE, Leftovers
-from kdamon_fs.fuse_binding import device_lack, load_fuse
+from kdamon.leftovers import FSTYPE, Leftovers, mount_number, unmount_by_helper
+from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
+from kdamon_fs.fuse_channel import Channel
 from kdamon_fs.kobject import open_file
-from kdamon_fs.mount_checks import check_may_mount
-from kdamon_fs.mounts import (
-    MNT_DETACH,
-    mount_at,
-    mount_containing,
-    private_mount_namespace,
-    umount,
-)
+from kdamon_fs.mount_checks import check_may_mount, mounts_by_helper
+from kdamon_fs.mount_point import MountPoint
+from kdamon_fs.mounts import make_mount, mount_of, private_mount_namespace
 from kdamon_fs.sysfs import damon_sysfs_tree
 
 __all__ = ["mount_tree", "mounted_tree", "raise_file_limit"]
@@ -162,45 +157,15 @@ class _operations:
     mkdir = rmdir = unlink = rename = link = symlink = mknod = _refuse
 
 
-def _unmount(target: str) -> None:
-    """Unmount ``target``, at once from the file system's tree and from use when its last user closes it."""
-    try:
-        umount(target)
-    except OSError as error:
-        if error.errno == errno.EPERM and (fusermount := shutil.which("fusermount")):
-            subprocess.run([fusermount, "-u", "-z", target], check=False)
-        elif error.errno == errno.EBUSY:
-            umount(target, MNT_DETACH)
-        elif error.errno != errno.EINVAL:  # EINVAL: nothing is mounted there any more
-            raise
-
-
-def _clean_mountpoint(target: str) -> None:
-    """Unmount what killed predecessors left on ``target``."""
-    while True:
-        try:
-            mode = os.stat(target).st_mode
-        except OSError as error:
-            entry = mount_at(target)
-            if error.errno != errno.ENOTCONN or entry is None or entry.fstype != FSTYPE:
-                raise OSError(error.errno, f"cannot mount on {target}: {error.strerror}") from None
-            log.warning("%s: taking over the mount of a kdamon that was killed", target)
-            umount(target, MNT_DETACH)
-            continue
-        if not stat.S_ISDIR(mode):
-            raise OSError(errno.ENOTDIR, f"cannot mount on {target}: it is not a directory")
-        return
-
-
-def _check_mountpoint(target: str) -> None:
+def _check_unused(point: MountPoint) -> None:
     """Refuse to hide a tree that is in use: another kdamon's, or the machine's own."""
-    containing = mount_containing(target)
+    containing = mount_of(point.directory)
     if containing.fstype == FSTYPE:
-        raise OSError(errno.EBUSY, f"another kdamon serves {target}: stop it first, or choose another directory")
+        raise OSError(errno.EBUSY, f"another kdamon serves {point.name}: stop it first, or choose another directory")
     if containing.fstype == "sysfs" and (containing.shared or not private_mount_namespace()):
         raise OSError(
             errno.EPERM,
-            f"{target} belongs to the kernel: 'kdamon exec -- COMMAND' lets a command see the tree there",
+            f"{point.name} belongs to the kernel: 'kdamon exec -- COMMAND' lets a command see the tree there",
         )
 
 
@@ -208,41 +173,21 @@ class mounted_tree:
     """A tree that is mounted and served in the background, by threads of this process.
 
     :param tree: it is shut down at the end.
-    :param mountpoint: an existing directory.
+    :param mountpoint: an existing directory; it is looked up once (:mod:`kdamon_fs.mount_point`).
     :param private: this process is in a mount namespace made for it, so anything may be hidden.
     :raises OSError: ENOENT the mount point's name is empty.
     """
 
     def __init__(self, tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], *, private: bool = False) -> None:
-        if not os.fspath(mountpoint):
-            # realpath() takes this for the working directory.
+        self.mountpoint = os.fspath(mountpoint)
+        if not self.mountpoint:
             raise OSError(errno.ENOENT, "cannot mount: no directory was given")
-        self.mountpoint = os.path.realpath(mountpoint)
         self._tree = tree
         self._private = private
         self._operations = _operations(tree)
-        self._leftovers: Leftovers | None = None
-        self._thread = threading.Thread(target=self._serve, name="kdamon-fuse", daemon=True)
-
-    def _serve(self) -> None:
-        options: dict[str, Any] = {
-            # Names are bytes; this encoding gives every one of them back as it came.
-            "encoding": "latin-1",
-            "foreground": True,
-            "direct_io": True,
-            "use_ino": True,
-            "big_writes": True,
-            "fsname": "kdamon",
-            "subtype": "kdamon",
-            "entry_timeout": 60,
-            "attr_timeout": 0,
-        }
-        if os.listdir(self.mountpoint):
-            options["nonempty"] = True
-        try:
-            load_fuse().FUSE(self._operations, os.fsencode(self.mountpoint).decode("latin-1"), **options)
-        except RuntimeError as error:
-            log.error("%s: FUSE ended with status %s", self.mountpoint, error)
+        self._ending = contextlib.ExitStack()
+        self._unmount: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=lambda: None)
 
     def start(self) -> None:
         """Mount and serve; returns when the tree can be used.
@@ -253,18 +198,69 @@ class mounted_tree:
         if lack := device_lack():
             raise lack.error("cannot mount")
         check_may_mount()
-        _clean_mountpoint(self.mountpoint)
-        if not self._private:
-            _check_mountpoint(self.mountpoint)
-            # A private namespace ends with its processes, and so do the mounts in it.
-            self._leftovers = Leftovers("mount", self.mountpoint)
-        atexit.register(self.stop)
-        with _signals_kept_from_fuse():
-            self._thread.start()
-            while not self._operations.mounted.wait(0.02):
-                if not self._thread.is_alive():
-                    self._forget()
-                    raise OSError(errno.EIO, f"FUSE could not mount on {self.mountpoint}; it said why on stderr")
+        with contextlib.ExitStack() as ending:
+            point = MountPoint(self.mountpoint)
+            ending.callback(point.close)
+            if not self._private:
+                _check_unused(point)
+                point.warn_of_others()
+            if mounts_by_helper():
+                self._start_by_helper(ending)
+            else:
+                self._start_at(point, ending)
+            atexit.register(self.stop)
+            ending.callback(atexit.unregister, self.stop)
+            self._ending = ending.pop_all()
+
+    def _start_at(self, point: MountPoint, ending: contextlib.ExitStack) -> None:
+        """Mount by descriptors: what is served already becomes visible, so that nobody ever waits for it."""
+        device = open_device()
+        settings = {"source": "kdamon", "subtype": "kdamon", "fd": str(device), "rootmode": f"{stat.S_IFDIR:o}"}
+        settings |= {"user_id": str(os.getuid()), "group_id": str(os.getgid())}
+        try:
+            root = make_mount("fuse", settings)
+        except BaseException:
+            os.close(device)
+            raise
+        try:
+            self._unmount = point.detach
+            self._serve(Channel(device))
+            if not self._private:
+                # A private namespace ends with its processes, and so do the mounts in it.
+                leftovers = Leftovers("mount", point.name, point.directory, number=mount_number(root))
+                ending.callback(leftovers.forget)
+            point.attach(root)
+        finally:
+            # Without this, umount(8) would find it in use.
+            os.close(root)
+
+    def _start_by_helper(self, ending: contextlib.ExitStack) -> None:
+        """Let fusermount mount; it looks the name up with the rights of its user."""
+        target = os.path.realpath(self.mountpoint)
+        settings = "fsname=kdamon,subtype=kdamon" + (",nonempty" if os.listdir(target) else "")
+        leftovers = Leftovers("mount", target)
+        ending.callback(leftovers.forget)
+        self._unmount = functools.partial(unmount_by_helper, target)
+        self._serve(Channel(directory=target, settings=settings))
+
+    def _serve(self, channel: Channel) -> None:
+        """Start to serve, and wait until the kernel's first request is answered."""
+        self._thread = threading.Thread(target=self._answer, args=(channel,), name="kdamon-fuse", daemon=True)
+        self._thread.start()
+        while not self._operations.mounted.wait(0.02):
+            if not self._thread.is_alive():
+                raise OSError(errno.EIO, f"FUSE could not serve {self.mountpoint}; it said why on stderr")
+
+    def _answer(self, channel: Channel) -> None:
+        try:
+            channel.serve(self._operations)
+        except OSError as error:
+            log.error("%s: %s", self.mountpoint, error.strerror)
+        finally:
+            # Before the connection ends, while what is mounted cannot be taken for another one.
+            if channel.connected():
+                self._try_unmount()
+            channel.close()
 
     def alive(self) -> bool:
         """Return whether the tree is still served; not so after somebody unmounted it."""
@@ -278,16 +274,19 @@ class mounted_tree:
         """Stop the kdamonds, unmount, and end the serving threads."""
         self._tree.shutdown()
         if self._thread.is_alive():
-            _unmount(self.mountpoint)
+            self._try_unmount()
             self._thread.join(_END_TIMEOUT)
-        self._forget()
+        self._ending.close()
         if self._thread.is_alive():
             log.warning("%s: still in use by somebody, who gets errors from now on", self.mountpoint)
 
-    def _forget(self) -> None:
-        atexit.unregister(self.stop)
-        if self._leftovers is not None:
-            self._leftovers.forget()
+    def _try_unmount(self) -> None:
+        try:
+            self._unmount()
+        except OSError as error:
+            log.warning(
+                "%s: the tree stays mounted, without anybody who serves it: %s", self.mountpoint, error.strerror
+            )
 
     def __enter__(self) -> mounted_tree:
         self.start()
@@ -299,31 +298,7 @@ class mounted_tree:
         self.stop()
 
 
-class _signals_kept_from_fuse:
-    """While it is entered, no signal has its default action: libfuse makes such signals end its loop.
-
-    A broken pipe gets a handler for good: where it is ignored, libfuse gives it its default action back when the loop
-    ends, and the next log line would kill this process.
-    """
-
-    def __enter__(self) -> None:
-        self._defaults: list[signal.Signals] = []
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN:
-            signal.signal(signal.SIGPIPE, lambda _number, _frame: None)
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        for number in _END_SIGNALS:
-            if number not in blocked and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, signal.SIG_IGN)
-                self._defaults.append(number)
-
-    def __exit__(self, *_exception: object) -> None:
-        for number in self._defaults:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextmanager
+@contextlib.contextmanager
 def _end_signals() -> Iterator[list[int]]:
     """Collect the signals that are to end the tree; further ones cannot disturb its end.
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 import shutil
 
-from kdamon.mm.rights import OWN, missing_capability, owns_mount_namespace, refusal
+from kdamon.mm.rights import OWN, missing_capability, needs_linux, owns_mount_namespace, refusal
 
-__all__ = ["check_may_mount", "check_may_unshare", "refusal_to_unshare"]
+__all__ = ["check_may_mount", "check_may_unshare", "mounts_by_helper", "refusal_to_mount", "refusal_to_unshare"]
 
 
 def check_may_mount() -> None:
@@ -19,7 +19,7 @@ def check_may_mount() -> None:
             "mounting needs a mount namespace that belongs to this user namespace, and this one belongs to one above; "
             "make one, as by 'unshare -Urm' instead of 'unshare -Ur', or run kdamon outside",
         )
-    if missing_capability("CAP_SYS_ADMIN") and shutil.which("fusermount") is None:
+    if mounts_by_helper() and shutil.which("fusermount") is None:
         raise refusal(
             "mounting needs",
             "mount()",
@@ -27,6 +27,18 @@ def check_may_mount() -> None:
             where=OWN,
             otherwise="install fusermount ('apt install fuse'), which mounts for users",
         )
+
+
+def mounts_by_helper() -> bool:
+    """Return whether this process may not mount, so that fusermount has to."""
+    return bool(missing_capability("CAP_SYS_ADMIN"))
+
+
+def refusal_to_mount(number: int) -> OSError:
+    """The reason why the kernel answered ``number``, EPERM or ENOSYS, to a process that may mount; and what to do."""
+    if number == errno.ENOSYS:
+        return OSError(number, f"mounting needs fsopen(); {needs_linux('5.2')}")
+    return refusal("mounting needs", "fsopen()", "CAP_SYS_ADMIN", where=OWN)
 
 
 def check_may_unshare() -> None:

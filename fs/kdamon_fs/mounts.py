@@ -10,8 +10,9 @@ import re
 import signal
 from typing import Final
 
+from kdamon.leftovers import mount_number
 from kdamon.mm.mountinfo import mount_entry, mounts
-from kdamon_fs.mount_checks import refusal_to_unshare
+from kdamon_fs.mount_checks import refusal_to_mount, refusal_to_unshare
 
 __all__ = [
     "MNT_DETACH",
@@ -21,9 +22,10 @@ __all__ = [
     "MS_REC",
     "MS_REMOUNT",
     "MS_SLAVE",
+    "attach_mount",
+    "make_mount",
     "mount",
-    "mount_at",
-    "mount_containing",
+    "mount_of",
     "private_mount_namespace",
     "set_child_subreaper",
     "set_parent_death_signal",
@@ -45,6 +47,20 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 #: Inode numbers that the first mount namespace of a machine can have, by kernel version.
 _FIRST_MOUNT_NAMESPACES: Final = (4026531832, 4026531840, 4026531841)
+
+# The calls that the C library has had since 2022 only; the numbers are those of every architecture but alpha.
+_MOVE_MOUNT: Final = 429
+_FSOPEN: Final = 430
+_FSCONFIG: Final = 431
+_FSMOUNT: Final = 432
+_FSOPEN_CLOEXEC: Final = 1
+_FSCONFIG_SET_STRING: Final = 1
+_FSCONFIG_CMD_CREATE: Final = 6
+_FSMOUNT_CLOEXEC: Final = 1
+_MOUNT_ATTR_NOSUID: Final = 2
+_MOUNT_ATTR_NODEV: Final = 4
+#: MOVE_MOUNT_F_EMPTY_PATH and MOVE_MOUNT_T_EMPTY_PATH: from a descriptor to a descriptor.
+_MOVE_MOUNT_EMPTY_PATHS: Final = 0x44
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -76,6 +92,45 @@ def umount(target: str, flags: int = 0) -> None:
     :raises OSError: as the system call, naming the target.
     """
     _check(_libc.umount2(os.fsencode(target), flags), f"cannot unmount {target}")
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    plain = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+    return int(_libc.syscall(ctypes.c_long(number), *plain))
+
+
+def make_mount(fstype: str, settings: dict[str, str]) -> int:
+    """Make a mount that is nowhere yet, without programs that change user and without devices.
+
+    It ends when its descriptor is closed before :func:`attach_mount`.
+
+    :param settings: the options of the file system.
+    :returns: the descriptor of its root.
+    :raises OSError: EPERM, ENOSYS what is missing; or as the system calls.
+    """
+    context = _syscall(_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+    if context < 0 and ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
+        raise refusal_to_mount(ctypes.get_errno())
+    what = f"cannot make a mount of type {fstype}"
+    _check(context, what)
+    try:
+        for key, value in settings.items():
+            words = (key.encode(), value.encode())
+            _check(_syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, *words, 0), f"{what} with {key}={value}")
+        _check(_syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), what)
+        root = _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
+        _check(root, what)
+        return root
+    finally:
+        os.close(context)
+
+
+def attach_mount(root: int, directory: int) -> None:
+    """Attach a mount of :func:`make_mount` to a directory; both are descriptors, so that no name is looked up.
+
+    :raises OSError: as ``move_mount(2)``; ENOENT the directory was removed.
+    """
+    _check(_syscall(_MOVE_MOUNT, root, b"", directory, b"", _MOVE_MOUNT_EMPTY_PATHS), "cannot attach a mount")
 
 
 def unshare_mount_namespace() -> None:
@@ -119,21 +174,13 @@ def set_child_subreaper(wanted: bool) -> None:
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0), "cannot adopt processes")
 
 
-def mount_at(path: str) -> mount_entry | None:
-    """The topmost mount on exactly ``path`` (absolute, without links), None if nothing is mounted there."""
-    return next((entry for entry in reversed(mounts()) if entry.target == path), None)
+def mount_of(descriptor: int) -> mount_entry:
+    """The mount that an open file or directory is in.
 
-
-def mount_containing(path: str) -> mount_entry:
-    """The mount that ``path`` (absolute, without links) is in.
-
-    :raises OSError: ENOENT there is none, so no root either.
+    :raises OSError: ENOENT it is unmounted, or out of reach of this process.
     """
-    containing: mount_entry | None = None
+    number = mount_number(descriptor)
     for entry in mounts():
-        inside = path == entry.target or path.startswith(entry.target.rstrip("/") + "/")
-        if inside and (containing is None or len(entry.target) >= len(containing.target)):
-            containing = entry
-    if containing is None:
-        raise OSError(errno.ENOENT, f"{path} is in no mount")
-    return containing
+        if entry.number == number:
+            return entry
+    raise OSError(errno.ENOENT, "it is in no mount")

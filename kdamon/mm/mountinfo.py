@@ -19,6 +19,9 @@ _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 class mount_entry:
     """A line of ``/proc/self/mountinfo``. Names are as all names of files: with surrogates for what is not UTF-8.
 
+    :ivar number: the kernel's id of the mount, used again once it is unmounted.
+    :ivar parent: that of the mount which it is on.
+    :ivar device: the device number of its file system, as ``st_dev`` has it.
     :ivar root: which directory of its file system is mounted.
     :ivar target: where it is mounted.
     :ivar fstype: type of the file system.
@@ -26,6 +29,9 @@ class mount_entry:
     :ivar shared: whether mounts inside show up in other namespaces.
     """
 
+    number: int
+    parent: int
+    device: int
     root: str
     target: str
     fstype: str
@@ -45,8 +51,16 @@ def _entry(line: bytes) -> mount_entry:
     fields = before.split(b" ")
     fstype, _source, options = after.split(b" ")[:3]
     shared = any(field.startswith(b"shared:") for field in fields[6:])
+    major, _, minor = fields[2].partition(b":")
     return mount_entry(
-        _name(fields[3]), _name(fields[4]), _name(fstype), tuple(map(_name, options.split(b","))), shared
+        number=int(fields[0]),
+        parent=int(fields[1]),
+        device=os.makedev(int(major), int(minor)),
+        root=_name(fields[3]),
+        target=_name(fields[4]),
+        fstype=_name(fstype),
+        options=tuple(map(_name, options.split(b","))),
+        shared=shared,
     )
 
 

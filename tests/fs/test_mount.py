@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
+from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mount import _operations, mounted_tree
-from kdamon_fs.mounts import MNT_DETACH, mount_at, umount
+from kdamon_fs.mounts import MNT_DETACH, umount
 
 HERE = Path(__file__).parent
 
@@ -32,6 +33,11 @@ except OSError:
     pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("mounting in these tests needs root", allow_module_level=True)
+
+
+def mount_at(path: str) -> mount_entry | None:
+    """The topmost mount on exactly ``path``, None if nothing is mounted there."""
+    return next((entry for entry in reversed(mounts()) if entry.target == path), None)
 
 
 class Server:

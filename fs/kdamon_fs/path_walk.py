@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Directories by name, as root may use names that lead through directories of users.
+
+* :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace.
+* :func:`replaceable` ``(directory)`` says which part of an open directory's path another user may replace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from kdamon.leftovers import mount_number
+from kdamon.trusted import trusted_owners
+from kdamon_fs.mounts import mount_of
+
+__all__ = ["open_directory", "replaceable"]
+
+#: How many links a name may lead through, as in the kernel (MAXSYMLINKS).
+_MOST_LINKS: Final = 40
+
+_OPEN: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_directory(name: str) -> int:
+    """Open a directory (O_PATH), or the root of a dead FUSE mount.
+
+    :raises OSError: ELOOP there are too many links, or one that another user may replace; EACCES a file system that
+        another user serves; ENOTDIR; or as ``openat(2)``.
+    """
+    at = os.open("/" if name.startswith("/") else ".", _OPEN)
+    try:
+        links, mount = 0, mount_number(at)
+        steps = _steps(name)
+        while steps:
+            step = steps.pop()
+            found = os.open(step, _OPEN, dir_fd=at)
+            try:
+                if mount_number(found) != mount:
+                    mount = mount_number(found)
+                    _check_server(found, step)
+                mode = _mode(found, last=not steps)
+                if stat.S_ISLNK(mode):
+                    links += 1
+                    target = _read_link(at, found, step, links)
+                    steps += _steps(target)
+                    found, link = os.open("/" if target.startswith("/") else ".", _OPEN, dir_fd=at), found
+                    os.close(link)
+                    mount = mount_number(found)
+                elif not stat.S_ISDIR(mode):
+                    raise OSError(errno.ENOTDIR, f"{step} is not a directory" if steps else "it is not a directory")
+            except BaseException:
+                os.close(found)
+                raise
+            os.close(at)
+            at = found
+    except BaseException:
+        os.close(at)
+        raise
+    return at
+
+
+def _steps(name: str) -> list[str]:
+    """The names that a name consists of, the first one last."""
+    return [step for step in reversed(name.split("/")) if step]
+
+
+def _check_server(found: int, step: str) -> None:
+    """Refuse a file system that another user serves, before it is asked anything: it need not answer."""
+    entry = mount_of(found)
+    if entry.fstype.partition(".")[0] not in ("fuse", "fuseblk"):
+        return
+    users = [int(option.partition("=")[2]) for option in entry.options if option.startswith("user_id=")]
+    if not trusted_owners().issuperset(users):
+        raise OSError(errno.EACCES, f"user {users[0]} serves the file system of {step}")
+
+
+def _mode(found: int, last: bool) -> int:
+    try:
+        return os.fstat(found).st_mode
+    except OSError as error:
+        if error.errno == errno.ENOTCONN and last:
+            return stat.S_IFDIR
+        raise
+
+
+def _read_link(directory: int, link: int, name: str, number: int) -> str:
+    if number > _MOST_LINKS:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    user = _replacer(os.fstat(directory), os.fstat(link))
+    found = (_path(directory), user) if user else replaceable(directory)
+    if found is not None:
+        place, user = found
+        sentence = f"{name} is a symbolic link, and {user} may replace it or {place}; name the directory that is meant"
+        raise OSError(errno.ELOOP, sentence)
+    return os.readlink("", dir_fd=link)
+
+
+def replaceable(directory: int) -> tuple[str, str] | None:
+    """The nearest part of a directory's path that another user may replace.
+
+    :param directory: a descriptor of it.
+    :returns: the path of that part, and who may replace it; None if only root and this user may.
+    """
+    below = os.dup(directory)
+    try:
+        while True:
+            above = os.open("..", _OPEN, dir_fd=below)
+            below, child = above, below
+            try:
+                outer, inner = os.fstat(above), os.fstat(child)
+                if os.path.samestat(outer, inner):
+                    return None
+                if user := _replacer(outer, inner):
+                    return _path(child), user
+            finally:
+                os.close(child)
+    finally:
+        os.close(below)
+
+
+def _replacer(directory: os.stat_result, entry: os.stat_result) -> str | None:
+    """Which other user may rename, remove and replace ``entry`` of ``directory``."""
+    trusted = trusted_owners()
+    if directory.st_uid not in trusted:
+        return f"user {directory.st_uid}"
+    writers = None
+    if directory.st_mode & stat.S_IWOTH:
+        writers = "every user"
+    elif directory.st_mode & stat.S_IWGRP and directory.st_gid not in (0, os.getegid()):
+        # Access control lists show as the group's bits.
+        writers = f"group {directory.st_gid}"
+    if writers and directory.st_mode & stat.S_ISVTX:
+        return None if entry.st_uid in trusted else f"user {entry.st_uid}"
+    return writers
+
+
+def _path(directory: int) -> str:
+    """The path of an open directory, for sentences."""
+    try:
+        return os.readlink(f"/proc/self/fd/{directory}")
+    except OSError:
+        return "a directory whose path is too long"
