@@ -11,18 +11,24 @@ It runs as ``python -I -S perf_standin.py``, with the standard library and nothi
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NoReturn
+from typing import BinaryIO, Final, NoReturn
 
 #: The first line of a record. damo takes a line of three words for none.
 _MAGIC: Final = b"# kdamon events\n"
+#: Before the number of lost events, which in a record of another user may have any number of digits.
+_LOST: Final = b"# lost "
+_DIGITS: Final = 18
 _DEFAULT_FILE: Final = "perf.data"
 #: What reads a record.
 _READERS: Final = frozenset({"annotate", "data", "evlist", "inject", "report", "script", "timechart"})
@@ -105,12 +111,16 @@ def _pass_on(own: str, words: Sequence[str]) -> NoReturn:
     os.execv(perf, ["perf", *words])
 
 
-def _is_record(path: str) -> bool:
+def _open_record(path: str) -> BinaryIO | None:
+    """Open a record that this program made; None for everything else, which may be a pipe that no process writes to."""
     try:
-        with open(path, "rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return False
+        return None
+    if stat.S_ISREG(os.fstat(fd).st_mode) and os.pread(fd, len(_MAGIC), 0) == _MAGIC:
+        return os.fdopen(fd, "rb")
+    os.close(fd)
+    return None
 
 
 def _end_signals() -> list[int]:
@@ -182,10 +192,7 @@ def _record(path: str, words: _Words) -> int:
     # It says what cannot be recorded before a file is touched.
     first = next(pieces)
     try:
-        if os.path.isfile(words.output):
-            # As perf does.
-            os.replace(words.output, f"{words.output}.old")
-        with open(words.output, "wb", buffering=0, opener=_private) as file:
+        with open(_make_output(words.output), "wb", buffering=0) as file:
             for piece in itertools.chain((_MAGIC, first), pieces):
                 file.write(piece)
     except OSError as error:
@@ -193,19 +200,40 @@ def _record(path: str, words: _Words) -> int:
     return 0
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _make_output(path: str) -> int:
+    """Open a file for a record. An earlier one gets another name, as with perf.
+
+    The directory may be another user's: a file is always a new one, and no link is followed to an existing one.
+    """
+    folder, name = os.path.split(path)
+    directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISREG(os.stat(name, dir_fd=directory).st_mode):
+                os.replace(name, f"{name}.old", src_dir_fd=directory, dst_dir_fd=directory)
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=directory)
+        except FileExistsError:
+            # A terminal, /dev/null, or a pipe that has a reader.
+            file = os.open(name, flags | os.O_NONBLOCK, dir_fd=directory)
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise FileExistsError(errno.EEXIST, "another process made it meanwhile")
+        os.set_blocking(file, True)
+        return file
+    finally:
+        os.close(directory)
 
 
-def _script(path: str) -> int:
+def _script(file: BinaryIO) -> int:
     """Print what a record holds, and report on standard error what was lost."""
     lost = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if line.startswith(b"# lost "):
-                lost += int(line.split()[2])
-            elif not line.startswith(b"#") and line.endswith(b"\n"):
-                sys.stdout.buffer.write(line)
+    for line in file:
+        if line.startswith(_LOST) and (number := line[len(_LOST) : -1]).isdigit():
+            lost += int(number[:_DIGITS])
+        elif not line.startswith(b"#") and line.endswith(b"\n"):
+            sys.stdout.buffer.write(line)
     if lost:
         print(f"perf: {lost} events were lost", file=sys.stderr)
     return 0
@@ -244,11 +272,13 @@ def main(path: str, own: str, words: Sequence[str]) -> int:
         if verb not in verbs:
             raise _RefusedError(f"DAMON's events come from kdamon: record, script and trace know them, {verb} does not")
         return verbs[verb](path, _Words(words[1:]))
-    if verb in _READERS and _is_record(file := _input(words[1:])):
-        if verb != "script":
-            raise _RefusedError(f"{file} holds DAMON's events from kdamon: 'perf script' prints them")
-        _check_script(words[1:])
-        return _script(file)
+    name = _input(words[1:])
+    if verb in _READERS and (file := _open_record(name)) is not None:
+        with file:
+            if verb != "script":
+                raise _RefusedError(f"{name} holds DAMON's events from kdamon: 'perf script' prints them")
+            _check_script(words[1:])
+            return _script(file)
     _pass_on(own, words)
 
 

@@ -166,6 +166,8 @@ class TraceServer:
         self._threads: list[threading.Thread] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # The file has this mode, whatever the umask is: events are for the user of this process.
+            os.fchmod(self._listener.fileno(), 0o600)
             self._listener.bind(os.fsencode(path))
             self._listener.listen()
         except BaseException:

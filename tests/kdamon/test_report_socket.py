@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -23,10 +22,9 @@ import pytest
 
 from kdamon.report_client import ReportClient
 from kdamon.report_server import ReportServer
+from tests.kdamon.attacker import NOBODY, attacker, exchange
 from tests.kdamon.harness import eventually
 
-NOBODY = 65534
-RENAME_EXCHANGE = 2
 SECRET = "only root's"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")
@@ -70,39 +68,6 @@ def unharmed(victim: Path) -> bool:
     """Whether the files are as they were made."""
     found = {path.name: (path.read_text(), stat.S_IMODE(path.stat().st_mode)) for path in victim.iterdir()}
     return found == {"reports": (SECRET, 0o600), "reports.lock": (SECRET, 0o600)}
-
-
-@contextmanager
-def attacker(attack: Callable[[], None]) -> Iterator[None]:
-    """Another user's process that repeats ``attack`` until the end of the block."""
-    ready, started = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            attack()
-            os.write(started, b"x")
-            while True:
-                attack()
-        finally:
-            os._exit(1)
-    os.close(started)
-    try:
-        assert b"x" == os.read(ready, 1)
-        yield
-        assert (0, 0) == os.waitpid(pid, os.WNOHANG)
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-
-def exchange(one: Path, other: Path) -> int:
-    """Exchange two names at once; returns 0, or -1."""
-    names = (os.fsencode(one), os.fsencode(other))
-    return int(ctypes.CDLL(None).renameat2(-100, names[0], -100, names[1], RENAME_EXCHANGE))
 
 
 def of_another_user(path: Path, mode: int = 0o755) -> Path:
