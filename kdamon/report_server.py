@@ -25,6 +25,7 @@ from typing import Final
 import numpy as np
 from attrs import define, field
 
+from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.mm.credentials import Rights
 from kdamon.mm.madvise import pidfd_open
 from kdamon.report_connections import ReportListener
@@ -228,6 +229,8 @@ class ReportServer:
     # The thread.
 
     def _serve(self) -> None:
+        # What producers say can make this thread do no more than look at processes.
+        give_up_capabilities("CAP_SYS_PTRACE")
         wait = _BUSY_WAIT
         while True:
             moved, full = self._drain_all()

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
 from kdamon.mm import Machine
+from kdamon.mm.capabilities import MONITORING, give_up_capabilities
 from kdamon_fs import perf_standin
 from kdamon_fs.damo import fill_damo_cache, private_damo_cache
 from kdamon_fs.kobject import ABI_VERSIONS
@@ -224,6 +225,8 @@ def run_in_namespace(
         with private_damo_cache() as cached, contextlib.ExitStack() as serving:
             command = _command(argv, modules, mask, cached)
             raise_file_limit()
+            # The command was forked with all of them, and signals go to it whoever it became.
+            give_up_capabilities(*MONITORING, "CAP_KILL")
             try:
                 if beside is not None:
                     serving.enter_context(beside)

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from kdamon import trace
 from kdamon.damon import damon_ctx, damon_mvsum, damon_target, damon_window_left_bp
+from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.regions import damon_regions
 from kdamon.schemes import damos
 
@@ -197,6 +198,8 @@ class TraceServer:
         self._threads.append(thread)
 
     def _accept(self) -> None:
+        # Clients need nothing of that, and the threads for them are started here.
+        give_up_capabilities()
         while not self._closing.is_set():
             try:
                 client, _ = self._listener.accept()

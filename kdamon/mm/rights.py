@@ -15,6 +15,8 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from kdamon.mm.capabilities import number_of
+
 __all__ = [
     "FIRST",
     "OF_PROCESS",
@@ -33,15 +35,6 @@ __all__ = [
 
 log = logging.getLogger("kdamon")
 
-_CAPABILITIES: Final = {
-    "CAP_DAC_OVERRIDE": 1,
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21,
-    "CAP_SYS_NICE": 23,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
 #: What the kernel takes for a capability besides it.
 _AS_GOOD: Final = {
     "CAP_DAC_READ_SEARCH": "CAP_DAC_OVERRIDE",
@@ -66,18 +59,18 @@ _LOCKDOWN: Final = "/sys/kernel/security/lockdown"
 
 
 def _status(name: str) -> str:
-    """A line of /proc/self/status, "" where this kernel has none."""
+    """A line of this thread's status, "" where this kernel has none."""
     # No universal newlines: a name may hold a carriage return.
-    with open("/proc/self/status", encoding="utf-8", errors="replace", newline="\n") as status:
+    with open("/proc/thread-self/status", encoding="utf-8", errors="replace", newline="\n") as status:
         return next((line.split(":", 1)[1].strip() for line in status if line.startswith(f"{name}:")), "")
 
 
 def missing_capability(*names: str) -> list[str]:
-    """Those of ``names`` (``CAP_...``) for which this process has neither them nor what is as good in its namespace."""
+    """Those of ``names`` (``CAP_...``) for which this thread has neither them nor what is as good in its namespace."""
     effective = int(_status("CapEff"), 16)
 
     def has(name: str) -> bool:
-        return bool(effective >> _CAPABILITIES[name] & 1)
+        return bool(effective >> number_of(name) & 1)
 
     return [name for name in names if not has(name) and not has(_AS_GOOD.get(name, name))]
 

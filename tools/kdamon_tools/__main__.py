@@ -4,17 +4,21 @@
 import signal
 import sys
 
+from kdamon_tools import privileges
+
 __all__ = ["main"]
 
 
 def main() -> int:
     """Load the command and run it, see :func:`kdamon_tools.cli.main`."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        privileges.begin()
         from kdamon_tools import cli  # noqa: PLC0415 (as below)
 
         return cli.main()
     # Ctrl-C while modules are loaded, or when everything is done, ends the process without a word about where it was.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    privileges.begin()
     from kdamon_tools import cli  # noqa: PLC0415 (only now, see above)
 
     try:

@@ -21,6 +21,7 @@ import numpy as np
 
 from kdamon.damon import damon_access_report
 from kdamon.kernel import RealClock
+from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.reports import REPORT_DTYPE, damon_report_queue, damon_report_subscribe, damon_report_unsubscribe
 from kdamon_tools.lackey import DEFAULT_RATE, Lackey, count_accesses
 from kdamon_tools.perf_script import PerfScript, count_samples
@@ -157,6 +158,8 @@ class Recorder:
         return OSError(error.errno, f"the recording is not whole: {error.strerror}{left}", str(self.path))
 
     def _run(self) -> None:
+        # The file is open.
+        give_up_capabilities()
         while not self._stop.wait(_DRAIN_S):
             self._drain()
         self._drain()
@@ -247,6 +250,7 @@ def open_reports(
     rate: int = DEFAULT_RATE,
     instructions: bool = False,
     progress: Progress | None = None,
+    opened: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[StoredRecords, TextNotes]]:
     """The reports in a file, and what became of it; they are there within the ``with`` block.
 
@@ -258,6 +262,7 @@ def open_reports(
     :param pid: the process of reports of which the file does not tell it.
     :param rate: accesses that make a second in a file without times.
     :param instructions: whether fetching an instruction is an access.
+    :param opened: called when all files are open that are needed, before anything is read.
     :raises OSError: it cannot be read, or EINVAL it is of another format.
     """
     piped = str(path) == "-"
@@ -266,6 +271,8 @@ def open_reports(
         stream = stack.enter_context(open(stdin_descriptor() if piped else path, "rb", closefd=not piped))
         status = os.fstat(stream.fileno())
         regular = stat.S_ISREG(status.st_mode)
+        spool = stack.enter_context(_temporary())
+        opened()
         from_start = regular and stream.tell() == 0
         with _named(name):
             look = stream.read(HEAD_BYTES)
@@ -275,7 +282,6 @@ def open_reports(
                 records = StoredRecords(stream, head.offset, name)
             else:
                 # Without its head.
-                spool = stack.enter_context(_temporary())
                 part = look[head.offset :]
                 while part:
                     _append(spool, part)
@@ -284,7 +290,6 @@ def open_reports(
             notes = TextNotes(cut=_cut(head.promised, records))
         else:
             reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)
-            spool = stack.enter_context(_temporary())
             done = 0
             for block in line_blocks(stream, _BLOCK_BYTES, look):
                 if block.endswith(b"\n"):

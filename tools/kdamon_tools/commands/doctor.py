@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kdamon.mm.capabilities import MONITORING
 from kdamon_tools.checks import monitor_checks, tool_checks
 from kdamon_tools.commands import add_verb
+from kdamon_tools.privileges import keep_only
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
 from kdamon_tools.streams import write_result
 from kdamon_tools.terminal import terminal_size
@@ -27,6 +29,8 @@ def register(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Say it; returns 0 if processes can be monitored, else 1."""
+    # It finds out what the other verbs can do with what they keep.
+    keep_only(*MONITORING)
     monitoring, usable = monitor_checks()
     checks = monitoring + tool_checks()
     columns = terminal_size()[0]

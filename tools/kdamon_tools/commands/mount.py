@@ -8,9 +8,12 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from kdamon.mm.capabilities import MONITORING
+from kdamon.mm.rights import missing_capability
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_tools.commands import add_verb, machine_when_needed
 from kdamon_tools.commands.options import check_socket
+from kdamon_tools.privileges import keep_only
 from kdamon_tools.readable import readable
 from kdamon_tools.serving import add_reports, serve_reports
 
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes or somebody unmounts it."""
     if not arguments.no_reports:
         check_socket(arguments.reports)
+    # Without the right to mount, a set-user-ID program mounts and unmounts.
+    keep_only(*MONITORING, new_privileges=bool(missing_capability("CAP_SYS_ADMIN")))
     from kdamon_fs.mount import mount_tree  # noqa: PLC0415 (needs more than the other verbs)
     from kdamon_fs.sysfs import damon_sysfs_init  # noqa: PLC0415
 

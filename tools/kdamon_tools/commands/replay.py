@@ -27,6 +27,7 @@ from kdamon_tools.commands.options import (
 )
 from kdamon_tools.errors import CommandError
 from kdamon_tools.lackey import DEFAULT_RATE
+from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.readable import readable
 from kdamon_tools.report_file import FORMATS, open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
@@ -128,6 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
                 rate=arguments.rate,
                 instructions=arguments.instructions,
                 progress=progress.reading,
+                opened=partial(keep_only, *capabilities_for(arguments.output)),
             )
         )
         progress.clear()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
+from kdamon.mm.capabilities import MONITORING
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
 from kdamon_tools.commands import add_verb, machine_when_needed
@@ -26,6 +27,7 @@ from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.errors import CommandError
 from kdamon_tools.history import History
+from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
@@ -150,6 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
+        keep_only(*_kept(arguments))
         pid = command.pid if command else arguments.pid
         config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
         if config.sees_writes_only and not arguments.quiet:
@@ -183,6 +186,19 @@ def run(arguments: argparse.Namespace) -> int:
         if command is not None and command.released:
             return command.status() or 0
     return 0
+
+
+def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The capabilities that are needed once COMMAND was started, which has all of them."""
+    kept = capabilities_for(arguments.output, arguments.record, arguments.reports or None)
+    if arguments.ops != "reports":
+        kept += MONITORING
+    if arguments.command:
+        # To end it, whoever it became.
+        kept += ("CAP_KILL",)
+    if arguments.truth is not None:
+        kept += ("CAP_DAC_READ_SEARCH",)
+    return kept
 
 
 def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which capabilities a verb keeps once everything is opened and started; the others it gives up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["begin", "capabilities_for", "keep_only"]
+
+_own_process = False
+
+
+def begin() -> None:
+    """This process is for nothing but the command line, so its capabilities may be given up. Before numpy is loaded."""
+    global _own_process  # noqa: PLW0603 (a process is one)
+    _own_process = True
+    _load_numpy()
+
+
+def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
+    """Give up all capabilities but these, unless this process goes on after the command line.
+
+    See :func:`kdamon.mm.capabilities.give_up_capabilities`.
+    """
+    if _own_process:
+        from kdamon.mm.capabilities import give_up_capabilities  # noqa: PLC0415 (numpy comes with it)
+
+        give_up_capabilities(*capabilities, new_privileges=new_privileges)
+
+
+def _load_numpy() -> None:
+    """Load numpy such that its library starts no threads, as nothing here has work for them.
+
+    They would keep all capabilities, since no thread can give up those of another one.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import numpy  # noqa: F401, PLC0415 (it looks at the environment)
+    finally:
+        # Programs that are started later are none of our business.
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
+    """What it takes to replace or remove the files ``paths`` at the end, names ``CAP_...``.
+
+    Nothing where this process's user owns every directory above them; None stands for no file.
+    """
+    user = os.geteuid()
+    for path in paths:
+        if path is None:
+            continue
+        place = Path(os.path.realpath(path))
+        try:
+            if all(directory.stat().st_uid == user for directory in place.parents):
+                continue
+        except OSError:
+            pass
+        return ("CAP_DAC_OVERRIDE", "CAP_FOWNER")
+    return ()
