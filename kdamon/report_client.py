@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 
@@ -37,6 +40,9 @@ from kdamon.reports import REPORT_DTYPE
 
 __all__ = ["ReportClient", "report_paths"]
 
+_TIMEVAL: Final = struct.Struct("@ll")
+_FD: Final = struct.Struct("@i")
+
 
 def report_paths() -> list[Path]:
     """Where a kdamon may serve: KDAMON_REPORTS alone if that is set, else this user's own kdamon, then root's."""
@@ -52,45 +58,57 @@ def report_paths() -> list[Path]:
 class ReportClient:
     """A ring of our own at a kdamon; a context manager.
 
-    To be used by one thread at a time, and not by children after a fork: each opens its own. No call waits for kdamon.
+    To be used by one thread at a time, and not by children after a fork: each opens its own. No call waits for kdamon,
+    but for making the object.
 
     :param path: of kdamon's socket; the first of :func:`report_paths` that answers if None.
     :param capacity: reports that may be under way; rounded up to a power of two, and kdamon's choice if 0.
-    :raises OSError: ENOENT, ECONNREFUSED no kdamon serves there; EPERM, EUSERS, EPROTONOSUPPORT it refuses.
+    :param patience: seconds to wait for a kdamon that does not answer.
+    :raises OSError: ENOENT, ECONNREFUSED no kdamon serves there; ETIMEDOUT it does not answer; EPERM, EUSERS,
+        EPROTONOSUPPORT it refuses; EPROTO it is no kdamon.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, capacity: int = 0) -> None:
-        self._connection = _connect([Path(path)] if path is not None else report_paths())
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, capacity: int = 0, *, patience: float = 10.0
+    ) -> None:
+        self._connection = _connect([Path(path)] if path is not None else report_paths(), patience)
         try:
-            # Who is refused at once may find the connection closed, and the reason in it.
+            # A refused producer may find the connection closed, and the reason in it.
             with contextlib.suppress(BrokenPipeError):
                 self._connection.send(HELLO.pack(MAGIC, VERSION, capacity))
-            reply, fds, _, _ = socket.recv_fds(self._connection, REPLY.size, 1)
+            reply, memory = _receive(self._connection)
             try:
-                self._map(reply, fds)
+                self._map(reply, memory)
             finally:
-                for fd in fds:
-                    os.close(fd)
+                if memory is not None:
+                    os.close(memory)
         except BaseException:
-            self._connection.close()
+            _hang_up(self._connection)
             raise
         self._head = self._sent = self._dropped = 0
 
-    def _map(self, reply: bytes, fds: list[int]) -> None:
+    def _map(self, reply: bytes, fd: int | None) -> None:
         if len(reply) != REPLY.size:
             raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
         magic, version, error, size, pid, _ = REPLY.unpack(reply)
         #: Our process as kdamon numbers it.
         self.pid: int = pid
-        if error:
+        if error > 0:
             raise OSError(error, f"kdamon gives no ring to this process: {os.strerror(error)}")
         capacity = (size - ring_size(0)) // REPORT_DTYPE.itemsize
-        if magic != MAGIC or version != VERSION or not fds or capacity <= 0 or capacity & (capacity - 1):
-            raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon of this version")
-        self._memory, self._words, self._records = map_ring(fds[0], capacity)
+        stranger = OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon of this version")
+        if magic != MAGIC or version != VERSION or fd is None or capacity <= 0 or capacity & (capacity - 1):
+            raise stranger
+        # Memory that can shrink kills its users.
+        if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size != size:
+            raise stranger
+        self._memory, self._words, self._records = map_ring(fd, capacity)
         #: Reports that may be under way.
         self.capacity = capacity
-        assert self._words[CAPACITY] == capacity
+        if self._words[CAPACITY] != capacity:
+            del self._words, self._records
+            self._memory.close()
+            raise stranger
 
     def report(self, batch: Records) -> int:
         """Report a batch, shape (n,) of :data:`kdamon.reports.REPORT_DTYPE`; what finds no room is dropped.
@@ -146,7 +164,7 @@ class ReportClient:
         if self._connection.fileno() >= 0:
             del self._words, self._records
             self._memory.close()
-            self._connection.close()
+            _hang_up(self._connection)
 
     def __enter__(self) -> ReportClient:
         return self
@@ -157,11 +175,19 @@ class ReportClient:
         self.close()
 
 
-def _connect(paths: list[Path]) -> socket.socket:
+def _connect(paths: list[Path], patience: float) -> socket.socket:
     for path in paths:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # Not settimeout(): with that, connect() does not wait for its turn at all.
+            limit = _TIMEVAL.pack(int(patience), max(1, int(patience % 1 * 1e6)))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             connection.connect(os.fspath(path))
+        except BlockingIOError:
+            connection.close()
+            if path == paths[-1]:
+                raise _no_answer() from None
         except OSError as error:
             connection.close()
             if path == paths[-1]:
@@ -171,3 +197,43 @@ def _connect(paths: list[Path]) -> socket.socket:
         else:
             return connection
     raise AssertionError("there is always a path")
+
+
+def _no_answer() -> OSError:
+    return OSError(errno.ETIMEDOUT, "the kdamon at the socket of reports does not answer; it may be stopped")
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
+    """The reply, and the memory that came with it; anything else that a stranger sends stays in the connection.
+
+    :raises OSError: ETIMEDOUT; EPROTO it came with something else than memory.
+    """
+    look = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
+    try:
+        reply, sent, flags, _ = connection.recvmsg(REPLY.size, socket.CMSG_LEN(_FD.size), look)
+    except BlockingIOError:
+        raise _no_answer() from None
+    fds = [_FD.unpack(data)[0] for _, kind, data in sent if kind == socket.SCM_RIGHTS]
+    stranger = OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
+    try:
+        for fd in fds:
+            fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        raise stranger from None
+    if flags & socket.MSG_CTRUNC:
+        raise stranger
+    # The message is thrown away; we have its memory.
+    connection.recv(1)
+    return reply, next(iter(fds), None)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """Close ``connection``, but leave it to the end of this process if what is in it may take long to close."""
+    flags = 0
+    with contextlib.suppress(OSError):
+        message, _, flags, _ = connection.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        flags |= socket.MSG_CTRUNC if message else 0
+    if flags & socket.MSG_CTRUNC:
+        connection.detach()
+    else:
+        connection.close()

@@ -46,16 +46,18 @@ def attack(path: str, how: str) -> None:
             for _ in range(40 if how == "queued" else 2 if how == "third" else 1):
                 connection.send(HELLO)
         socket.send_fds(connection, [b"" if how == "empty" else HELLO], fds)
-        print(0, flush=True)
     except OSError as error:
         print(error.errno, flush=True)
-    # The one that was sent is the last one.
-    slow.close()
-    if how == "hangup":
-        connection.close()
+    else:
+        # The one that was sent is the last one.
+        slow.close()
+        if how == "hangup":
+            connection.close()
+        print(0, flush=True)
     sys.stdin.readline()
 
 
-os.setresgid(NOBODY, NOBODY, NOBODY)
-os.setresuid(NOBODY, NOBODY, NOBODY)
-attack(sys.argv[1], sys.argv[2])
+if __name__ == "__main__":
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    attack(sys.argv[1], sys.argv[2])

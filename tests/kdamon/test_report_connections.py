@@ -154,8 +154,10 @@ def test_a_refused_producer_reads_the_reason(path: Path) -> None:
 def test_a_server_goes_on_and_ends(path: Path, refusing: bool, caplog: pytest.LogCaptureFixture) -> None:
     """With such a hello, and with one that is still to be accepted when the server ends."""
     with ReportServer(path, refusing) as server, contextlib.ExitStack() as senders, ReportClient(path) as client:
+        eventually(lambda: server.counters().producers == 1, "the other producer")
         for how in ("hello", "empty", "second", "queued", "hangup", "many"):
-            senders.enter_context(sender(path, how))
+            with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+                senders.enter_context(sender(path, how))
             client.report(report_array(10, pid=PID))
             eventually(lambda: client.pending == 0, "reports of another producer")
         assert client.connected()
@@ -179,17 +181,28 @@ def test_processes_that_never_end_are_lost(path: Path, caplog: pytest.LogCapture
         ReportClient(path) as client,
         contextlib.ExitStack() as senders,
     ):
-        for _ in range(6):
-            senders.enter_context(sender(path, "hello"))
+
+        def lost() -> list[str]:
+            return [child for child in children() if stuck in Path(f"/proc/{child}/cmdline").read_text()]
+
+        for number in (1, 2):
+            with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+                senders.enter_context(sender(path, "hello"))
+            eventually(lambda number=number: len(lost()) == number, "the process that closes it")
+        with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+            for _ in range(3):
+                senders.enter_context(sender(path, "hello"))
         eventually(lambda: "no others are taken" in caplog.text, "the sentence")
         eventually(lambda: server._listener is not None and server._listener._closer.waiting == 3, "three that wait")
+        with pytest.raises(TimeoutError):
+            ReportClient(path, patience=0.2)
         client.report(report_array(10, pid=PID))
         eventually(lambda: client.pending == 0, "reports of another producer")
         server.close()
-        lost = [child for child in children() if stuck in Path(f"/proc/{child}/cmdline").read_text()]
         # Two while it ran, and the one of its end.
-        assert 3 == len(lost)
-        for process in map(int, lost):
+        left = lost()
+        assert 3 == len(left)
+        for process in map(int, left):
             os.kill(process, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(process, 0)

@@ -13,7 +13,8 @@
  * Nothing to link with: include this file, from C99, C11 or C++ (GCC or Clang, any libc on Linux).
  *
  * Reports go into a ring in memory that is shared with kdamon. Reporting makes no system call, takes no lock and never
- * waits: a report that finds no room is dropped and counted. If kdamon ends, however it ends, the ring just fills.
+ * waits: a report that finds no room is dropped and counted. If kdamon ends, however it ends, the ring just fills. Only
+ * kdamon_report_open() waits for kdamon, KDAMON_REPORT_PATIENCE seconds at most.
  *
  * A ring has one writer: use one for each thread, or a lock of your own. After fork() a child opens its own.
  *
@@ -25,6 +26,7 @@
 #define KDAMON_REPORT_H
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -32,10 +34,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef __cplusplus
@@ -45,6 +50,12 @@ extern "C" {
 #define KDAMON_REPORT_MAGIC	UINT64_C(0x52526e6f6d61646b)	/* "kdamonRR" */
 #define KDAMON_REPORT_VERSION	1
 #define KDAMON_REPORT_HEADER	4096	/* bytes before the first record */
+#ifndef KDAMON_REPORT_PATIENCE
+#define KDAMON_REPORT_PATIENCE	10	/* seconds to wait for a kdamon that does not answer */
+#endif
+/* As <fcntl.h> has them for _GNU_SOURCE alone. */
+#define KDAMON_REPORT_GET_SEALS		1034
+#define KDAMON_REPORT_SEAL_SHRINK	0x0002
 
 /* One report, as it is in the ring. Start from KDAMON_REPORT_INIT and set what is known. */
 struct kdamon_report_record {
@@ -112,10 +123,35 @@ struct kdamon_report_reply {
 	uint32_t reserved;
 };
 
+/* Monotonic time, microseconds. */
+static inline int64_t kdamon_report_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+/* Let the next call on the socket wait until "deadline" at most; -1 with ETIMEDOUT if that is over. */
+static inline int kdamon_report_limit(int fd, int option, int64_t deadline)
+{
+	int64_t left = deadline - kdamon_report_now();
+	struct timeval limit;
+
+	if (left <= 0) {
+		errno = ETIMEDOUT;
+		return -1;
+	}
+	limit.tv_sec = left / 1000000;
+	limit.tv_usec = left % 1000000;
+	return setsockopt(fd, SOL_SOCKET, option, &limit, sizeof(limit));
+}
+
 static inline int kdamon_report_connect_to(const char *path)
 {
+	int64_t deadline = kdamon_report_now() + KDAMON_REPORT_PATIENCE * INT64_C(1000000);
 	struct sockaddr_un address;
-	int fd, error;
+	int fd, error, failed;
 
 	memset(&address, 0, sizeof(address));
 	address.sun_family = AF_UNIX;
@@ -127,8 +163,14 @@ static inline int kdamon_report_connect_to(const char *path)
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -1;
-	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-		error = errno;
+	/* It waits while too many others do; a signal begins the time that a call may take anew. */
+	do {
+		failed = kdamon_report_limit(fd, SO_SNDTIMEO, deadline);
+		if (!failed)
+			failed = connect(fd, (struct sockaddr *)&address, sizeof(address));
+	} while (failed && errno == EINTR);
+	if (failed) {
+		error = errno == EAGAIN ? ETIMEDOUT : errno;
 		close(fd);
 		errno = error;
 		return -1;
@@ -136,15 +178,21 @@ static inline int kdamon_report_connect_to(const char *path)
 	return fd;
 }
 
+/* An environment variable, but not of a program that has more rights than its user. */
+static inline const char *kdamon_report_getenv(const char *name)
+{
+	return getauxval(AT_SECURE) ? NULL : getenv(name);
+}
+
 /* The path that was given, else $KDAMON_REPORTS, else the kdamon of this user, else root's. */
 static inline int kdamon_report_connect(const char *path)
 {
-	const char *directory = getenv("XDG_RUNTIME_DIR");
+	const char *directory = kdamon_report_getenv("XDG_RUNTIME_DIR");
 	char own[4096];
 	int fd;
 
 	if (!path)
-		path = getenv("KDAMON_REPORTS");
+		path = kdamon_report_getenv("KDAMON_REPORTS");
 	if (path && *path)
 		return kdamon_report_connect_to(path);
 	if (geteuid()) {
@@ -159,9 +207,31 @@ static inline int kdamon_report_connect(const char *path)
 	return kdamon_report_connect_to("/run/kdamon/reports");
 }
 
-/* Receive the reply; returns the memory's file descriptor, or -1 with errno. */
+/* Close the connection; but leave it to the end of the process if what is in it may take long to close. */
+static inline void kdamon_report_hang_up(int connection)
+{
+	struct msghdr message;
+	struct iovec data;
+	char byte;
+	int error = errno;
+
+	memset(&message, 0, sizeof(message));
+	data.iov_base = &byte;
+	data.iov_len = 1;
+	message.msg_iov = &data;
+	message.msg_iovlen = 1;
+	if (recvmsg(connection, &message, MSG_PEEK | MSG_DONTWAIT) <= 0 && !(message.msg_flags & MSG_CTRUNC))
+		close(connection);
+	errno = error;
+}
+
+/*
+ * Receive the reply; returns the memory's file descriptor, or -1 with errno. Anything else that a stranger sends instead
+ * of memory stays in the connection.
+ */
 static inline int kdamon_report_receive(int connection, struct kdamon_report_reply *reply)
 {
+	int64_t deadline = kdamon_report_now() + KDAMON_REPORT_PATIENCE * INT64_C(1000000);
 	union {
 		struct cmsghdr align;
 		char bytes[CMSG_SPACE(sizeof(int))];
@@ -170,26 +240,41 @@ static inline int kdamon_report_receive(int connection, struct kdamon_report_rep
 	struct msghdr message;
 	struct cmsghdr *c;
 	ssize_t n;
-	int fd = -1;
+	int fd = -1, seals;
 
-	memset(&message, 0, sizeof(message));
-	message.msg_iov = &data;
-	message.msg_iovlen = 1;
-	message.msg_control = control.bytes;
-	message.msg_controllen = sizeof(control.bytes);
 	do {
-		n = recvmsg(connection, &message, MSG_CMSG_CLOEXEC);
+		memset(&message, 0, sizeof(message));
+		message.msg_iov = &data;
+		message.msg_iovlen = 1;
+		message.msg_control = control.bytes;
+		/* Not the size, which has room for two. */
+		message.msg_controllen = CMSG_LEN(sizeof(int));
+		if (kdamon_report_limit(connection, SO_RCVTIMEO, deadline))
+			return -1;
+		n = recvmsg(connection, &message, MSG_PEEK | MSG_CMSG_CLOEXEC);
 	} while (n < 0 && errno == EINTR);
-	if (n < 0)
+	if (n < 0) {
+		if (errno == EAGAIN)
+			errno = ETIMEDOUT;
 		return -1;
+	}
 	c = CMSG_FIRSTHDR(&message);
 	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
 		memcpy(&fd, CMSG_DATA(c), sizeof(fd));
-	if (n == (ssize_t)sizeof(*reply) && reply->magic == KDAMON_REPORT_MAGIC && !reply->error && fd >= 0)
+	seals = fd >= 0 ? fcntl(fd, KDAMON_REPORT_GET_SEALS) : -1;
+	if (message.msg_flags & MSG_CTRUNC || (fd >= 0 && seals < 0)) {
+		errno = EPROTO;
+		return -1;
+	}
+	/* The message is thrown away; we have its memory. */
+	recv(connection, &message, 1, MSG_DONTWAIT);
+	/* Memory that can shrink kills those who use it. */
+	if (n == (ssize_t)sizeof(*reply) && reply->magic == KDAMON_REPORT_MAGIC && !reply->error && fd >= 0 &&
+	    seals & KDAMON_REPORT_SEAL_SHRINK)
 		return fd;
 	if (fd >= 0)
 		close(fd);
-	errno = n == (ssize_t)sizeof(*reply) && reply->error ? reply->error : EPROTO;
+	errno = n == (ssize_t)sizeof(*reply) && reply->error > 0 ? reply->error : EPROTO;
 	return -1;
 }
 
@@ -230,7 +315,8 @@ static inline int kdamon_report_map(struct kdamon_reports *r, int memory, uint64
 /*
  * Get a ring of "capacity" records, 0: as many as kdamon finds right (hundreds of thousands). A path of NULL stands for
  * $KDAMON_REPORTS or the default places. Returns NULL with errno: ENOENT or ECONNREFUSED no kdamon is there, EPERM it
- * does not know this process, EUSERS this user has too many rings, EPROTO and EPROTONOSUPPORT it is something else.
+ * does not know this process, EUSERS this user has too many rings, ETIMEDOUT it does not answer, EPROTO and
+ * EPROTONOSUPPORT it is something else.
  */
 static inline struct kdamon_reports *kdamon_report_open_sized(const char *path, uint32_t capacity)
 {
@@ -261,9 +347,7 @@ static inline struct kdamon_reports *kdamon_report_open_sized(const char *path, 
 	return r;
 
 close_connection:
-	error = errno;
-	close(r->connection);
-	errno = error;
+	kdamon_report_hang_up(r->connection);
 free_ring:
 	error = errno;
 	free(r);
@@ -281,6 +365,9 @@ static inline uint64_t kdamon_report_room(struct kdamon_reports *r)
 {
 	/* Acquire: kdamon is done with the records before its tail. */
 	r->limit = __atomic_load_n(&r->shared->tail, __ATOMIC_ACQUIRE) + r->mask + 1;
+	/* A tail that makes no sense must not lead out of the ring. */
+	if (r->limit - r->head > r->mask + 1)
+		r->limit = r->head;
 	return r->limit - r->head;
 }
 
@@ -385,7 +472,7 @@ static inline void kdamon_report_close(struct kdamon_reports *r)
 	if (!r)
 		return;
 	munmap(r->shared, r->size);
-	close(r->connection);
+	kdamon_report_hang_up(r->connection);
 	free(r);
 }
 
