@@ -26,6 +26,7 @@ __all__ = [
     "FSTYPE",
     "Leftovers",
     "detach",
+    "find_beside",
     "lock_name",
     "mount_number",
     "open_lock",
@@ -210,7 +211,7 @@ def open_lock(directory: int, name: str, create: bool = False) -> int:
             with contextlib.suppress(FileExistsError):
                 return os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
         try:
-            found = _find(directory, name)
+            found = find_beside(directory, name)
         except FileNotFoundError:
             if create:
                 continue
@@ -226,10 +227,10 @@ def open_lock(directory: int, name: str, create: bool = False) -> int:
             os.close(found)
 
 
-def _find(directory: int, name: str) -> int:
+def find_beside(directory: int, name: str) -> int:
     """Open what is ``name`` in ``directory`` for O_PATH: that does nothing to it, and waits for nothing.
 
-    :raises OSError: EEXIST it is in another file system, whose server may be another user and never answer.
+    :raises OSError: EEXIST it is in another file system, whose server may be another user and never answer; ENOENT.
     """
     found = os.open(name, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
     if mount_number(found) != mount_number(directory):
@@ -245,7 +246,7 @@ def remove_dead_socket(directory: int, name: str) -> None:
     :raises OSError: EEXIST something else is there; EADDRINUSE a process serves it.
     """
     try:
-        found = _find(directory, name)
+        found = find_beside(directory, name)
     except FileNotFoundError:
         return
     try:

@@ -17,10 +17,18 @@ import time
 from pathlib import Path
 from typing import Final
 
-from kdamon.leftovers import Leftovers, lock_name, open_lock, remove_dead_socket, remove_directory, same_file
+from kdamon.leftovers import (
+    Leftovers,
+    find_beside,
+    lock_name,
+    open_lock,
+    remove_dead_socket,
+    remove_directory,
+    same_file,
+)
 from kdamon.trusted import UntrustedError, open_trusted
 
-__all__ = ["ReportSocket", "open_directory"]
+__all__ = ["ReportSocket", "check_socket_path"]
 
 #: Of sun_path.
 _MAX_PATH: Final = 107
@@ -29,6 +37,28 @@ _MODE: Final = 0o666
 #: Seconds for which a lock may be held by what cleans up after a server that was killed.
 _CLEANING_UP: Final = 0.2
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
+
+
+def check_socket_path(path: Path) -> None:
+    """Find out, without making anything, whether a socket can have this path.
+
+    :param path: absolute.
+    :raises OSError: as :meth:`ReportSocket.bind`; EISDIR it is a directory.
+    """
+    _check_length(path)
+    directory = _open_directory(path.parent)
+    try:
+        found = find_beside(directory, path.name or ".")
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(directory)
+    mode = os.fstat(found).st_mode
+    os.close(found)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory")
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "something else is there")
 
 
 class ReportSocket:
@@ -53,9 +83,8 @@ class ReportSocket:
         :raises OSError: EADDRINUSE another process serves there; ENOENT there is no directory; EPERM other users can
             change what is in it; EEXIST something else is there; ENAMETOOLONG; what else the file system answers.
         """
-        if len(os.fsencode(self.path)) > _MAX_PATH:
-            raise OSError(errno.ENAMETOOLONG, f"{self.path} is longer than the {_MAX_PATH} bytes of a socket's path")
         try:
+            _check_length(self.path)
             self._take_place()
             # Before the socket, so that it goes whenever this process is killed.
             path = os.fspath(self.path)
@@ -96,7 +125,7 @@ class ReportSocket:
                 if self._own_directory:
                     self._make_directory()
                 else:
-                    self._directory = open_directory(self.path.parent)
+                    self._directory = _open_directory(self.path.parent)
                 self._lock = self._take_lock()
                 return
             except FileNotFoundError:
@@ -109,12 +138,12 @@ class ReportSocket:
 
     def _make_directory(self) -> None:
         name = self.path.parent.name
-        self._parent = open_directory(self.path.parent.parent)
+        self._parent = _open_directory(self.path.parent.parent)
         made = False
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=self._parent)
             made = True
-        self._directory = open_directory(self.path.parent)
+        self._directory = _open_directory(self.path.parent)
         if made:
             # Not by mkdir(), which the umask takes something from.
             os.chmod(f"/proc/self/fd/{self._directory}", 0o755)
@@ -164,15 +193,22 @@ class ReportSocket:
         return made
 
 
-def open_directory(path: Path) -> int:
+def _check_length(path: Path) -> None:
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise OSError(errno.ENAMETOOLONG, f"the name is longer than the {_MAX_PATH} bytes of a socket's")
+
+
+def _open_directory(path: Path) -> int:
     """Open a directory that no other user can exchange for another one, nor what this user makes in it.
 
     :param path: absolute.
     :returns: a descriptor for O_PATH, which the caller closes.
-    :raises OSError: EPERM another user can; ENOTDIR; what :func:`kdamon.trusted.open_trusted` raises.
+    :raises OSError: EPERM another user can; ENOENT, ENOTDIR; what else :func:`kdamon.trusted.open_trusted` raises.
     """
     try:
         fd = open_trusted(path, sticky=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, f"there is no directory {path}; make it") from None
     except UntrustedError as error:
         who = "only root" if os.geteuid() == 0 else "only you and root"
         sentence = f"{error.strerror} and could replace what is there; choose a directory that {who} can change"

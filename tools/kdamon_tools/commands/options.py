@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import INT_MAX
-from kdamon.report_socket import open_directory
+from kdamon.report_socket import check_socket_path
 from kdamon_tools.errors import CommandError
 from kdamon_tools.replacement import same_file
 from kdamon_tools.snapshot import Config
@@ -35,8 +34,6 @@ FILTERS: Final = ("write_only", "cpus", "tids", "density")
 SAMPLING: Final = ("sample_us", "aggr_us", "min_regions", "max_regions")
 #: Where a result goes without a name.
 STDOUT: Final = Path("/dev/stdout")
-#: Of sun_path.
-_MAX_SOCKET_PATH: Final = 107
 
 
 def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tuple[int, ...]]) -> None:
@@ -121,17 +118,5 @@ def check_socket(path: str | None) -> None:
     """
     if not path:
         return
-    place = Path(path)
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        problem = f"the name is longer than the {_MAX_SOCKET_PATH} bytes of a socket's"
-    elif place.is_dir():
-        problem = "it is a directory"
-    elif not place.parent.is_dir():
-        problem = f"there is no directory {place.parent}"
-    elif place.exists() and not place.is_socket():
-        problem = "something else is there"
-    else:
-        with refused(f"--reports {path}"):
-            os.close(open_directory(place.absolute().parent))
-        return
-    raise CommandError(f"--reports {path}: {problem}", 2)
+    with refused(f"--reports {path}"):
+        check_socket_path(Path(path).absolute())
