@@ -6,7 +6,7 @@ is trusted if each directory and symbolic link on the way to it and the file its
 this process, and no other user can write to them; a directory on the way may be open to all if it is sticky, as /tmp.
 
 * :func:`open_trusted` opens such a name, or says what of it is not trusted;
-* :func:`find_program` finds a program on PATH, and skips what is not trusted.
+* :func:`find_program` finds a program on PATH, and skips what is not trusted; :func:`trusted_path` is the rest of it.
 
 A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
 for that cannot be killed.
@@ -22,7 +22,7 @@ import os
 import stat
 from typing import Final
 
-__all__ = ["UntrustedError", "find_program", "open_trusted", "trusted_owners"]
+__all__ = ["UntrustedError", "find_program", "open_trusted", "trusted_owners", "trusted_path"]
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: As many symbolic links as the kernel follows.
@@ -87,20 +87,27 @@ def open_trusted(path: str | os.PathLike[str], *, sticky: bool = False) -> int:
         raise
 
 
+def trusted_path() -> str:
+    """PATH without the directories in which another user can put programs."""
+    return os.pathsep.join(directory for directory in os.get_exec_path() if _is_trusted(directory))
+
+
 def find_program(name: str) -> str | None:
     """Where the first program ``name`` on PATH is that no other user can change; None if there is none."""
     for directory in os.get_exec_path():
         path = os.path.join(directory, name)
-        try:
-            found = open_trusted(path)
-        except (OSError, ValueError):
-            continue
-        try:
-            if stat.S_ISREG(os.fstat(found).st_mode) and os.access(path, os.X_OK):
-                return path
-        finally:
-            os.close(found)
+        if _is_trusted(path) and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
     return None
+
+
+def _is_trusted(path: str) -> bool:
+    try:
+        os.close(open_trusted(path))
+    except (OSError, ValueError):
+        # A name may hold a zero byte.
+        return False
+    return True
 
 
 def _parts(path: str) -> list[str]:

@@ -4,44 +4,90 @@
 damo would mix up the kernel's features with the tree's. :func:`private_damo_cache` gives the mount namespace that one
 file for itself. damo finds features out by trying them, and refuses to while a kdamond runs: :func:`fill_damo_cache`
 lets it do so before the command starts.
+
+damo opens that file by its name, and kdamon makes one there. So :func:`trusted_home` chooses a home directory in which
+no other user can put anything else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Final
 
+from kdamon.trusted import UntrustedError, find_program, open_trusted, trusted_path
 from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
+from kdamon_fs.places import OWN_DIRECTORY
 
-__all__ = ["fill_damo_cache", "private_damo_cache"]
+__all__ = ["fill_damo_cache", "private_damo_cache", "trusted_home"]
 
 log = logging.getLogger("kdamon")
+
+_CACHE: Final = ".damo.sysinfo"
 
 #: How long damo may take to look the tree over, seconds.
 _PATIENCE: Final = 20
 
 
+def trusted_home() -> str | None:
+    """HOME for the command: the environment's, or this user's own where another user can change that one.
+
+    None where another user can change both; HOME stays as it is then.
+    """
+    homes = [os.environ["HOME"]] if "HOME" in os.environ else []
+    with contextlib.suppress(KeyError):
+        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    refusal: UntrustedError | None = None
+    for home in homes:
+        try:
+            os.close(open_trusted(home))
+        except UntrustedError as error:
+            refusal = refusal or error
+            continue
+        except OSError:
+            # Where there is none, no other user can make one either.
+            pass
+        if refusal is not None:
+            log.warning("HOME=%s: %s; the command gets %s instead", refusal.filename, refusal.strerror, home)
+        return home
+    if refusal is not None:
+        log.warning("HOME=%s: %s; damo's cache there is used as it is", refusal.filename, refusal.strerror)
+    return None
+
+
 @contextlib.contextmanager
-def private_damo_cache() -> Iterator[bool]:
+def private_damo_cache(home: str | None) -> Iterator[bool]:
     """Cover damo's cache by an empty file that only this namespace sees; damo takes an empty one for none.
 
     A process of its own takes the cover away, so that nothing is left when this one is killed. Yields whether the cache
     is covered.
+
+    :param home: of :func:`trusted_home`; without one nothing is covered.
     """
-    path = os.path.join(os.environ.get("HOME", "/nonexistent"), ".damo.sysinfo")
+    if home is None:
+        yield False
+        return
     try:
-        lock = _lock_cache(path)
-        _cover(path)
+        directory = open_trusted(home)
     except OSError as error:
+        log.info("damo's cache stays as it is: %s", error.strerror)
+        yield False
+        return
+    try:
+        lock = _lock_cache(directory)
+        _cover(lock)
+    except OSError as error:
+        os.close(directory)
         log.info("damo's cache stays as it is: %s", error.strerror)
         yield False
         return
@@ -52,7 +98,7 @@ def private_damo_cache() -> Iterator[bool]:
             os.setsid()
             os.close(running)
             os.read(ended, 1)
-            _uncover(path, lock)
+            _uncover(directory, lock)
         finally:
             os._exit(0)
     os.close(ended)
@@ -62,49 +108,69 @@ def private_damo_cache() -> Iterator[bool]:
         os.close(running)
         os.waitpid(pid, 0)
         os.close(lock)
+        os.close(directory)
 
 
-def _lock_cache(path: str) -> int:
-    """Open the file at ``path``, make it if it is missing, and lock it: nobody removes it then."""
+def _lock_cache(directory: int) -> int:
+    """Open the cache in ``directory``, make it if it is missing, and lock it, so that it is not removed.
+
+    :raises OSError: ELOOP, EPERM it is something else than a file of this user alone.
+    """
+    # A pipe would be waited for, and a terminal taken.
+    flags = os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     while True:
-        lock = os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644)
+        lock = os.open(_CACHE, flags, 0o644, dir_fd=directory)
         try:
+            status = os.fstat(lock)
+            others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or others_write:
+                raise OSError(errno.EPERM, f"{_CACHE} is no file of this user alone")
             fcntl.flock(lock, fcntl.LOCK_SH)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(lock)):
-                    return lock
+            if _is_cache(directory, lock):
+                return lock
         except BaseException:
             os.close(lock)
             raise
         os.close(lock)
 
 
-def _cover(path: str) -> None:
-    handle, cover = tempfile.mkstemp(prefix="kdamon-")
-    os.close(handle)
+def _is_cache(directory: int, lock: int) -> bool:
+    """Whether the open file is still the one of that name."""
     try:
-        mount(cover, path, flags=MS_BIND)
+        return os.path.samestat(os.stat(_CACHE, dir_fd=directory, follow_symlinks=False), os.fstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _cover(lock: int) -> None:
+    """Bind an empty file, of a file system of its own, over the one that is open."""
+    mount("tmpfs", OWN_DIRECTORY, "tmpfs", data="mode=700")
+    try:
+        cover = os.path.join(OWN_DIRECTORY, _CACHE)
+        os.close(os.open(cover, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        mount(cover, f"/proc/self/fd/{lock}", flags=MS_BIND)
     finally:
-        # The mount keeps the file, so that nothing is left to clean up.
-        os.unlink(cover)
+        # The cover keeps the file system, so that nothing is left to clean up.
+        umount(OWN_DIRECTORY, MNT_DETACH)
 
 
-def _uncover(path: str, lock: int) -> None:
-    """Unmount the cover, and remove the file below it if it is as it was made and nobody else covers it."""
+def _uncover(directory: int, lock: int) -> None:
+    """Unmount the cover, and remove the file below it if it is as it was made and nothing else covers it."""
     with contextlib.suppress(OSError):
-        umount(path, MNT_DETACH)
+        cover = os.open(_CACHE, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        umount(f"/proc/self/fd/{cover}", MNT_DETACH)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.stat(path), os.fstat(lock)) and os.path.getsize(path) == 0:
-            os.unlink(path)
+        if _is_cache(directory, lock) and os.fstat(lock).st_size == 0:
+            os.unlink(_CACHE, dir_fd=directory)
 
 
 def fill_damo_cache() -> None:
     """Have damo look the tree over, in which no kdamond runs; only with a cache that is covered.
 
-    By damo itself, whichever version it is: the one on PATH, or else the one beside this Python. Without damo, and if
-    it fails, nothing is done.
+    By damo itself, whichever version it is: the one on PATH that no other user can change, or else the one beside this
+    Python, which kdamon comes from. Without damo, and if it fails, nothing is done.
     """
-    program = shutil.which("damo") or shutil.which("damo", path=os.path.dirname(sys.executable))
+    program = find_program("damo") or shutil.which("damo", path=os.path.dirname(sys.executable))
     if program is None:
         return
     asking = os.getpid()
@@ -118,6 +184,9 @@ def fill_damo_cache() -> None:
     try:
         subprocess.run(
             [program, "report", "sysinfo"],
+            # damo runs further programs by their names.
+            env={**os.environ, "PATH": trusted_path()},
+            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

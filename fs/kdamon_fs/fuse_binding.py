@@ -15,11 +15,14 @@ import importlib.util
 import os
 import stat
 import sys
-from ctypes.util import find_library
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Final
 
 from attrs import frozen
+
+from kdamon.trusted import UntrustedError, open_trusted
 
 __all__ = ["Lack", "device_lack", "load_fuse", "open_device", "python_fuse"]
 
@@ -34,6 +37,11 @@ _VERSIONS: Final = range(28, 30)
 #: What a mount uses of fusepy, and what no other module of its name has.
 _NAMES: Final = ("FUSE", "FuseOSError", "Operations", "fuse_operations")
 
+#: Where fusepy takes the library's name from; without it, it searches by programs of PATH, such as gcc.
+_VARIABLE: Final = "FUSE_LIBRARY_PATH"
+#: Names of libfuse 2, and of the versions that are none, for the loader.
+_LIBRARY: Final = "libfuse.so.2"
+_SUCCESSORS: Final = ("libfuse3.so.3", "libfuse3.so.4")
 _LIBRARY_PACKAGE: Final = "apt install libfuse2 (libfuse2t64 on newer releases)"
 
 
@@ -73,7 +81,8 @@ def python_fuse() -> ModuleType | Lack:
     if lack := _library_lack():
         return lack
     try:
-        module = importlib.import_module("fuse")
+        with _naming_library():
+            module = importlib.import_module("fuse")
     except (Exception, SystemExit) as error:
         # The file may be of any package, or a script, and raise anything.
         return _not_fusepy(type(error).__name__)
@@ -82,20 +91,53 @@ def python_fuse() -> ModuleType | Lack:
     return module
 
 
+@contextmanager
+def _naming_library() -> Iterator[None]:
+    """Let fusepy load the library by its name instead of searching for it."""
+    asked_for = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = asked_for or _LIBRARY
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
+        if asked_for is not None:
+            os.environ[_VARIABLE] = asked_for
+
+
 def _library_lack() -> Lack | None:
     """What is wrong with the library that fusepy is going to load."""
-    asked_for = os.environ.get("FUSE_LIBRARY_PATH")
-    path = asked_for or find_library("fuse")
-    if path is None:
-        only = "libfuse 3 is, and it is no substitute" if find_library("fuse3") else "it is what fusepy loads"
-        return Lack(errno.ENOSYS, f"libfuse 2 is not installed ({only})", _LIBRARY_PACKAGE)
-    wrong = _wrong_with(path)
-    if wrong is None:
-        return None
+    asked_for = os.environ.get(_VARIABLE)
     if asked_for:
-        remedy = "unset FUSE_LIBRARY_PATH, or let it name libfuse.so.2"
-        return Lack(errno.ENOSYS, f"FUSE_LIBRARY_PATH names {path}, which {wrong}", remedy)
-    return Lack(errno.ENOSYS, f"{path} {wrong}", _LIBRARY_PACKAGE)
+        remedy = f"unset {_VARIABLE}, or let it name libfuse.so.2"
+        wrong = _untrusted(asked_for) or _wrong_with(asked_for)
+        return None if wrong is None else Lack(errno.ENOSYS, f"{_VARIABLE} names {asked_for}, which {wrong}", remedy)
+    if not _loads(_LIBRARY):
+        only = "libfuse 3 is, and it is no substitute" if any(map(_loads, _SUCCESSORS)) else "it is what fusepy loads"
+        return Lack(errno.ENOSYS, f"libfuse 2 is not installed ({only})", _LIBRARY_PACKAGE)
+    wrong = _wrong_with(_LIBRARY)
+    return None if wrong is None else Lack(errno.ENOSYS, f"{_LIBRARY} {wrong}", _LIBRARY_PACKAGE)
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def _untrusted(path: str) -> str | None:
+    """What is wrong with a file whose code this process is to run; a name without a slash is one of the loader's."""
+    if "/" not in path:
+        return None
+    try:
+        os.close(open_trusted(os.path.abspath(path)))
+    except UntrustedError as error:
+        return f"is not trusted ({error.strerror})"
+    except (OSError, ValueError):
+        # It cannot be loaded.
+        return None
+    return None
 
 
 def _wrong_with(path: str) -> str | None:

@@ -17,7 +17,6 @@ from kdamon_fs.mount_checks import refusal_to_mount, refusal_to_unshare
 __all__ = [
     "MNT_DETACH",
     "MS_BIND",
-    "MS_MOVE",
     "MS_RDONLY",
     "MS_REC",
     "MS_REMOUNT",
@@ -36,7 +35,6 @@ __all__ = [
 MS_RDONLY: Final = 1
 MS_REMOUNT: Final = 32
 MS_BIND: Final = 4096
-MS_MOVE: Final = 8192
 MS_REC: Final = 16384
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2

@@ -26,8 +26,9 @@ from typing import Final, NoReturn
 
 from kdamon.mm import Machine
 from kdamon.mm.capabilities import MONITORING, give_up_capabilities
+from kdamon.trusted import UntrustedError, open_trusted
 from kdamon_fs import perf_standin
-from kdamon_fs.damo import fill_damo_cache, private_damo_cache
+from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home
 from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_fs.mount import mounted_tree, raise_file_limit
 from kdamon_fs.mounts import (
@@ -105,6 +106,9 @@ def _install_perf() -> None:
 def _find_directory_again() -> None:
     """Go to the working directory by its name: it may be the machine's, below what is mounted there by now.
 
+    Where another user can change what the name stands for, the command begins where kdamon did: no place of the tree is
+    below such a directory, and a file system of that user need not answer.
+
     :raises OSError: ENOTDIR there is no such directory in the namespace.
     """
     try:
@@ -113,7 +117,9 @@ def _find_directory_again() -> None:
         # It was removed, and has no name.
         return
     try:
-        os.chdir(directory)
+        os.fchdir(open_trusted(directory))
+    except UntrustedError:
+        return
     except OSError as error:
         sentence = f"the working directory, {directory}, is none in the tree ({error.strerror})"
         raise OSError(errno.ENOTDIR, sentence) from error
@@ -126,10 +132,16 @@ class _command:
     """
 
     def __init__(
-        self, argv: Sequence[str], modules: Sequence[str], signals: set[int | signal.Signals], fill_cache: bool
+        self,
+        argv: Sequence[str],
+        modules: Sequence[str],
+        signals: set[int | signal.Signals],
+        home: str | None,
+        fill_cache: bool,
     ) -> None:
         self._argv = list(argv)
         self._modules = list(modules)
+        self._home = home
         self._fill_cache = fill_cache
         self._signals = signals
         self._go_read, self._go = os.pipe()
@@ -154,6 +166,8 @@ class _command:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _put_modules_in_place(self._modules)
                 os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path()])
+                if self._home is not None:
+                    os.environ["HOME"] = self._home
                 _find_directory_again()
                 if self._fill_cache:
                     fill_damo_cache()
@@ -170,9 +184,6 @@ class _command:
         """Let the command run."""
         os.write(self._go, b"x")
         os.close(self._go)
-        with os.fdopen(self._failure, "rb") as failure:
-            if reason := failure.read():
-                log.error("%s cannot be run: %s", self._argv[0] or "''", os.fsdecode(reason))
 
     def cancel(self) -> None:
         """Let the process end without becoming the command."""
@@ -188,6 +199,10 @@ class _command:
         while True:
             number, status = os.waitpid(self.pid, os.WNOHANG)
             if number:
+                # Only now: where its program is may not answer, and signals end it nevertheless.
+                with os.fdopen(self._failure, "rb") as failure:
+                    if reason := failure.read():
+                        log.error("%s cannot be run: %s", self._argv[0] or "''", os.fsdecode(reason))
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
             info = signal.sigwaitinfo((*_FORWARDED, signal.SIGCHLD))
@@ -222,8 +237,9 @@ def run_in_namespace(
         server = TraceServer(_EVENTS_SOCKET, events)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FORWARDED, signal.SIGCHLD))
     try:
-        with private_damo_cache() as cached, contextlib.ExitStack() as serving:
-            command = _command(argv, modules, mask, cached)
+        home = trusted_home()
+        with private_damo_cache(home) as cached, contextlib.ExitStack() as serving:
+            command = _command(argv, modules, mask, home, cached)
             raise_file_limit()
             # The command was forked with all of them, and signals go to it whoever it became.
             give_up_capabilities(*MONITORING, "CAP_KILL")

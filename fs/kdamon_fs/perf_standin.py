@@ -96,7 +96,8 @@ def _machines_perf(own: str) -> str | None:
     """The ``perf`` that would be found without this one."""
     for directory in os.get_exec_path():
         path = os.path.join(directory, "perf")
-        if directory != own and os.path.isfile(path) and os.access(path, os.X_OK):
+        # A relative one would be the program of the working directory, which may be anybody's.
+        if directory != own and os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 

@@ -21,20 +21,16 @@ import contextlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mounts import (
-    MNT_DETACH,
     MS_BIND,
-    MS_MOVE,
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
     mount,
-    umount,
 )
 
 __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_places"]
@@ -95,22 +91,21 @@ def _mount_tracefs() -> None:
 
 def _copy_directory(parent: str, made: Sequence[str]) -> None:
     """Cover ``parent`` by a directory with the same content, but empty directories ``made`` for the machine's own."""
-    workspace = tempfile.mkdtemp(prefix="kdamon-")
     try:
-        # Built beside its place: once it covers the directory, what is in there cannot be bound any more.
-        mount("tmpfs", workspace, "tmpfs", data="mode=755")
-        for name in os.listdir(parent):
-            if not _MACHINES.match(name):
-                _bind(os.path.join(parent, name), os.path.join(workspace, name))
+        covered = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            names = os.listdir(covered)
+            mount("tmpfs", parent, "tmpfs", data="mode=755")
+            for name in names:
+                if not _MACHINES.match(name):
+                    # What is covered can be reached by the descriptor alone.
+                    _bind(f"/proc/self/fd/{covered}/{name}", os.path.join(parent, name))
+        finally:
+            os.close(covered)
         for name in made:
-            os.mkdir(os.path.join(workspace, name), 0o755)
-        mount(workspace, parent, flags=MS_MOVE)
+            os.mkdir(os.path.join(parent, name), 0o755)
     except OSError as error:
         raise OSError(error.errno, f"cannot make {made[0]} in {parent}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            umount(workspace, MNT_DETACH)
-        os.rmdir(workspace)
 
 
 def _bind(source: str, target: str) -> None:

@@ -24,6 +24,7 @@ from kdamon.mm.madvise import MADV_COLLAPSE, MADV_NOHUGEPAGE, Adviser, pidfd_ope
 from kdamon.mm.metrics import memcg_id, metric
 from kdamon.mm.migrate import memory_nodes
 from kdamon.mm.rights import needs_linux, refusal
+from kdamon.trusted import find_program
 
 __all__ = ["SCHEME_PROBES", "loaded_child"]
 
@@ -35,8 +36,11 @@ def loaded_child(user: int | None = None) -> Iterator[int]:
     :param user: whose it is to be; OSError EPERM where this process may not give it away. None: this user's.
     """
     groups: list[int] | None = None if user is None else []
+    program = find_program("cat")
+    if program is None:
+        raise OSError(errno.ENOENT, "there is no program cat on PATH that other users cannot change; set PATH")
     with subprocess.Popen(
-        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user, group=user, extra_groups=groups
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=user, group=user, extra_groups=groups
     ) as child:
         try:
             assert child.stdin is not None

@@ -116,12 +116,12 @@ def test_libfuse_3_is_no_substitute(tmp_path: Path) -> None:
 def test_no_library_and_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is named with how to get it."""
     monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
-    monkeypatch.setattr(fuse_binding, "find_library", lambda name: None if name == "fuse" else "libfuse3.so.3")
+    monkeypatch.setattr(fuse_binding, "_loads", lambda name: name == "libfuse3.so.3")
     lack = python_fuse()
     assert isinstance(lack, Lack)
     assert lack.why == "libfuse 2 is not installed (libfuse 3 is, and it is no substitute)"
     assert lack.remedy.startswith("apt install libfuse2")
-    monkeypatch.setattr(fuse_binding, "find_library", lambda _: None)
+    monkeypatch.setattr(fuse_binding, "_loads", lambda _: False)
     monkeypatch.delitem(sys.modules, "fuse")
     monkeypatch.setattr(fuse_binding.importlib.util, "find_spec", lambda _: None)
     assert python_fuse() == Lack(38, "the Python package fusepy is not installed", "pip install fusepy")

@@ -110,7 +110,7 @@ def test_the_exit_status_says_whether_monitoring_is_possible(
 
 def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libfuse 2, the device, root and damo, each line says how to get it."""
-    monkeypatch.setattr(fuse_binding, "find_library", lambda _: None)
+    monkeypatch.setattr(fuse_binding, "_loads", lambda _: False)
     monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(fuse_binding, "_DEVICE", "/nowhere/fuse")
     monkeypatch.setattr(fuse_binding, "_kernel_has_fuse", lambda: False)

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon exec`` by root with what another user left in the environment, as ``sudo -E`` and ``su -m`` keep it.
+
+That user is 65534. What it makes root do would be a file that appears, or a command that never ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if not os.path.exists("/dev/fuse"):
+    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+try:
+    import fuse  # noqa: F401
+except OSError:
+    pytest.skip("libfuse2 is not installed", allow_module_level=True)
+if os.geteuid():
+    pytest.skip("a mount namespace needs root", allow_module_level=True)
+
+HERE = Path(__file__).parent
+USER = 65534
+CACHE = ".damo.sysinfo"
+MADE_SURE = "grep -q '^kdamon /sys/kernel/mm/damon fuse.kdamon ' /proc/mounts || exit 99\n"
+EXEC = ("-P", "-m", "kdamon_tools", "exec", "--no-reports", "--")
+
+#: A command that looks into nothing but the tree.
+BEGINS = """
+import os
+os.stat("/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds")
+print(os.getcwd(), os.environ["HOME"])
+"""
+
+
+class Hostile:
+    """Directories of the user and of root, and commands that root runs there.
+
+    :ivar victim: a file that only root could make.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.chmod(0o755)
+        self.root, self.user = directory / "root", directory / "user"
+        self.silent = self.user / "silent"
+        self.victim = self.root / "victim"
+        for path in (self.root, self.user, self.silent):
+            path.mkdir()
+        self.passwd = directory / "passwd"
+        self.passwd.write_text(f"root:x:0:0:root:{self.root}:/bin/sh\nnobody:x:{USER}:{USER}::/nonexistent:/bin/sh\n")
+        self.give()
+
+    def give(self) -> None:
+        """Let everything of the user be the user's."""
+        for path in (self.user, *self.user.rglob("*")):
+            os.chown(path, USER, USER, follow_symlinks=False)
+
+    def program(self, *names: str) -> Path:
+        """A directory of the user with programs that show that root ran them."""
+        for name in names:
+            path = self.user / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\ntouch {self.victim}\nexit 1\n")
+            path.chmod(0o755)
+        self.give()
+        return self.user / "bin"
+
+    def run(
+        self, *words: str, directory: Path | str = "/", modules: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a Python program in this environment, in a directory; it has to end."""
+        outside = os.readlink("/proc/self/ns/mnt")
+        paths = os.pathsep.join(path for path in sys.path if path) if modules else ""
+        command = ["unshare", "--mount", "--propagation", "private", sys.executable, str(HERE / "hostile.py")]
+        process = subprocess.Popen(
+            [*command, str(self.passwd), str(self.silent), str(directory), sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": paths, "OUTSIDE": outside, "HOME": str(self.root), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said, complained = process.communicate(timeout=60)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        assert "Traceback" not in complained, complained
+        return subprocess.CompletedProcess(words, process.returncode, said, complained)
+
+    def exec(self, script: str, **options: str) -> subprocess.CompletedProcess[str]:
+        """Run a shell script in ``kdamon exec``."""
+        return self.run(*EXEC, "sh", "-c", MADE_SURE + script, **options)
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Hostile:
+    """The user and root."""
+    return Hostile(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "nothing"])
+def test_home_of_another_user_is_replaced(hostile: Hostile, kind: str) -> None:
+    """A link made root create a file of the user's choice, a pipe was waited for, by kdamon and by damo."""
+    cache = hostile.user / CACHE
+    if kind == "link":
+        cache.symlink_to(hostile.victim)
+    elif kind == "pipe":
+        os.mkfifo(cache)
+    hostile.give()
+    before = sorted(os.listdir(hostile.user))
+    done = hostile.exec(f"echo damo > ~/{CACHE}; cat ~/{CACHE}; echo $HOME", HOME=str(hostile.user))
+    assert (done.returncode, done.stdout) == (0, f"damo\n{hostile.root}\n")
+    assert f"HOME={hostile.user}: user 65534 owns {hostile.user}; the command gets {hostile.root}" in done.stderr
+    assert sorted(os.listdir(hostile.user)) == before
+    assert os.listdir(hostile.root) == []
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "theirs", "writable"])
+def test_a_cache_in_ones_own_home_that_is_no_file_of_ones_own(hostile: Hostile, kind: str) -> None:
+    """It is neither followed, nor waited for, nor covered; the command runs."""
+    cache = hostile.root / CACHE
+    if kind == "link":
+        cache.symlink_to(hostile.victim)
+    elif kind == "pipe":
+        os.mkfifo(cache)
+    else:
+        cache.write_text("text\n")
+        if kind == "theirs":
+            os.chown(cache, USER, USER)
+        else:
+            cache.chmod(0o666)
+    done = hostile.exec(f"grep -c '{CACHE}' /proc/self/mountinfo")
+    assert (done.returncode, done.stdout) == (1, "0\n")
+    assert os.listdir(hostile.root) == [CACHE]
+
+
+def test_damo_of_another_user_is_not_run(hostile: Hostile) -> None:
+    """Nor what is called damo in the working directory; kdamon asks damo before the command runs."""
+    directory = hostile.program("damo", "uname", "which", "perf")
+    path = os.environ["PATH"]
+    for first in (f"{directory}:{path}", f":{path}", f".:{path}", f"../bin:{path}"):
+        assert hostile.exec("true", directory=str(directory), PATH=first).returncode == 0
+        assert not hostile.victim.exists()
+
+
+def test_perf_of_the_working_directory_is_not_run(hostile: Hostile) -> None:
+    """kdamon's own perf looks for the machine's one."""
+    directory = hostile.program("perf")
+    done = hostile.exec("perf --version", directory=str(directory), PATH=f":.:{os.environ['PATH']}")
+    assert not hostile.victim.exists()
+    assert done.stdout.startswith("perf version ")
+
+
+def test_nothing_is_made_in_a_directory_for_temporary_files(hostile: Hostile) -> None:
+    """Its user could put a link there, and root would mount on it and bind what it leads to over damo's cache."""
+    before = os.stat(hostile.user).st_mtime_ns
+    assert hostile.exec("true", TMPDIR=str(hostile.user)).returncode == 0
+    assert before == os.stat(hostile.user).st_mtime_ns
+
+
+def test_a_file_system_that_answers_nothing_holds_nothing_up(hostile: Hostile) -> None:
+    """Wherever it is in the environment; the command begins in it, and has to look out for itself."""
+    silent = str(hostile.silent)
+    names = ("TMPDIR", "TEMP", "TMP", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "HOME", "KDAMON_REPORTS")
+    environment = dict.fromkeys(names, silent) | {"PATH": f"{silent}:{os.environ['PATH']}"}
+    command = (sys.executable, "-I", "-S", "-c", BEGINS)
+    done = hostile.run(*EXEC, *command, directory=silent, **environment)
+    assert (done.returncode, done.stdout) == (0, f"{silent} {hostile.root}\n")
+
+
+def test_a_command_that_cannot_be_reached_is_ended_by_a_signal(hostile: Hostile) -> None:
+    """kdamon passes it on although the program was not found yet."""
+    words = (sys.executable, *EXEC, str(hostile.silent / "command"))
+    ending = f"""
+import signal, subprocess, sys, time
+process = subprocess.Popen({words!r})
+def waits_for_it():
+    with open(f"/proc/{{process.pid}}/status") as lines:
+        blocked = int(next(line.split()[1] for line in lines if line.startswith("SigBlk:")), 16)
+    # Where a thread is begun, all are blocked for a moment.
+    return blocked >> signal.SIGTERM - 1 & 1 and not blocked >> signal.SIGALRM - 1 & 1
+while not waits_for_it():
+    time.sleep(0.02)
+process.send_signal(signal.SIGTERM)
+print(process.wait())
+"""
+    assert hostile.run("-c", ending).stdout == f"{128 + signal.SIGTERM}\n"
+
+
+@pytest.mark.parametrize("name", ["library.so", "silent/library.so"])
+def test_a_library_of_another_user_is_not_loaded(hostile: Hostile, name: str) -> None:
+    """Its constructors would run."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("cc is not installed")
+    library = hostile.user / "library.so"
+    text = f'#include <stdlib.h>\n__attribute__((constructor)) void run(void) {{ system("touch {hostile.victim}"); }}\n'
+    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=text, text=True, check=True)
+    hostile.give()
+    done = hostile.exec("true", FUSE_LIBRARY_PATH=str(hostile.user / name))
+    assert done.returncode == 1
+    assert f"FUSE_LIBRARY_PATH names {hostile.user / name}, which is not trusted (" in done.stderr
+    assert not hostile.victim.exists()
+
+
+def test_no_compiler_is_asked_for_a_library(hostile: Hostile) -> None:
+    """Python's own search runs gcc, cc, ld and objdump of PATH where the loader's cache lacks a library."""
+    directory = hostile.program("gcc", "cc", "ld", "objdump", "ldconfig")
+    question = f"""
+import subprocess
+subprocess.run(["mount", "--bind", "/dev/null", "/etc/ld.so.cache"], check=True)
+import os
+os.environ["PATH"] = {str(directory)!r}
+from kdamon_fs.fuse_binding import load_fuse
+print(load_fuse().__name__)
+"""
+    done = hostile.run("-c", question)
+    assert not hostile.victim.exists()
+    assert done.stdout == "fuse\n", done.stderr
+
+
+def test_no_program_of_another_user_is_started_by_doctor(hostile: Hostile) -> None:
+    """As a process to monitor."""
+    question = """
+import os
+from kdamon.mm.doctor_schemes import loaded_child
+with loaded_child() as pid:
+    print(os.readlink(f"/proc/{pid}/exe"))
+"""
+    directory = hostile.program("cat")
+    done = hostile.run("-c", question, PATH=f"{directory}:{os.environ['PATH']}")
+    assert not hostile.victim.exists()
+    assert done.stdout.startswith("/usr/bin/"), done.stderr
