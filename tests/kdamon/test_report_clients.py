@@ -54,9 +54,9 @@ int main(void)
 
 @pytest.fixture(scope="module")
 def public() -> Iterator[Path]:
-    """A directory that every user may use."""
+    """A directory that every user reaches."""
     with tempfile.TemporaryDirectory(prefix="kdamon-test-", dir="/var/tmp") as directory:
-        os.chmod(directory, 0o777)
+        os.chmod(directory, 0o755)
         yield Path(directory)
 
 
