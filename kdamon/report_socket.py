@@ -210,8 +210,8 @@ def _open_directory(path: Path) -> int:
     except FileNotFoundError:
         raise FileNotFoundError(errno.ENOENT, f"there is no directory {path}; make it") from None
     except UntrustedError as error:
-        who = "only root" if os.geteuid() == 0 else "only you and root"
-        sentence = f"{error.strerror} and could replace what is there; choose a directory that {who} can change"
+        advice = "only root can change, such as /run" if os.geteuid() == 0 else "only you and root can change"
+        sentence = f"{error.strerror} and could replace what is there; choose a directory that {advice}"
         raise OSError(error.errno, sentence) from None
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)

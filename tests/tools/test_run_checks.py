@@ -111,8 +111,6 @@ def test_a_socket_below_another_users_directory_is_refused(
     os.chown(tmp_path, 65534, 65534)
     socket = tmp_path / "socket"
     assert 2 == cli.main([words[0], "--reports", str(socket), *(word.format(tmp=tmp_path) for word in words[1:])])
-    sentence = (
-        f"user 65534 owns {tmp_path} and could replace what is there; choose a directory that only root can change"
-    )
-    assert f"kdamon: --reports {socket}: {sentence}\n" == capsys.readouterr().err
+    refusal = f"kdamon: --reports {socket}: user 65534 owns {tmp_path} and could replace what is there"
+    assert f"{refusal}; choose a directory that only root can change, such as /run\n" == capsys.readouterr().err
     assert [] == os.listdir(tmp_path)
