@@ -67,6 +67,7 @@ from kdamon.reports import (
     damon_report_unsubscribe,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
+    kdamond_choose_reports,
     kdamond_discard_reports,
 )
 from kdamon.sample import damon_commit_sample_control
@@ -832,6 +833,7 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.walk_control_obsolete = False
     kdamond_init_ctx(ctx)
     ctx.reports = damon_report_queue(ctx.clock)
+    kdamond_choose_reports(ctx)
     damon_report_subscribe(ctx.reports)
     ctx.kdamond_started.set()
     try:
@@ -869,6 +871,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             ops.prepare_access_checks(ctx)
         if do_prep and ops.prep_probes is not None:
             ops.prep_probes(ctx, not sampling)
+        kdamond_choose_reports(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
         if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
             break  # woken before the interval was over: the samples are worth nothing

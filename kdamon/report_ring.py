@@ -5,8 +5,10 @@ One producer has one ring: a page of counters, then a power of two of records. T
 ``sent``, ``dropped`` and the records, kdamon alone writes ``tail``, and nobody takes a lock. ``docs/reports.md`` has
 the layout; ``kdamon_report.h`` and :mod:`kdamon.report_client` are the other side.
 
-Whatever a producer writes anywhere in this memory, kdamon stays within it: it goes by its own copy of the size and of
-``tail``, reads ``head`` once, and looks at records only after they were copied out.
+Whatever a producer writes anywhere in this memory, kdamon stays within it: it uses its own copy of the size and of
+``tail``, reads ``head`` once, and looks at records only after they were copied out. Those of a producer that is not
+trusted it copies by pread(2), which gives zeros for pages that were never written: a read of mapped memory, which is
+some times as fast, would make the kernel allocate them, for kdamon.
 """
 
 from __future__ import annotations
@@ -131,22 +133,30 @@ class ReportRing:
     """kdamon's end of one ring.
 
     :param capacity: number of records, a power of two.
+    :param mapped: the producer is trusted not to make us allocate the memory.
     :raises OSError: ENOMEM, EMFILE, ENFILE.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, mapped: bool) -> None:
         if capacity <= 0 or capacity & (capacity - 1):
             raise ValueError(f"{capacity} records: the number must be a power of two")
         self.capacity = capacity
         #: Times that ``head`` made no sense.
         self.resyncs = 0
+        #: Times that there was no room for another record.
+        self.full = 0
         self._tail = 0
+        self._records: Records | None = None
         #: To be handed to the producer. Sealed: who truncates it would make kdamon die of SIGBUS.
         self.fd = _memfd_create()
         try:
             os.ftruncate(self.fd, ring_size(capacity))
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self._memory, self._words, self._records = map_ring(self.fd, capacity)
+            if mapped:
+                self._memory, self._words, self._records = map_ring(self.fd, capacity)
+            else:
+                self._memory = mmap.mmap(self.fd, HEADER_SIZE)
+                self._words = np.frombuffer(self._memory, np.uint64)
         except BaseException:
             os.close(self.fd)
             raise
@@ -160,20 +170,34 @@ class ReportRing:
         """
         head = int(self._words[HEAD])
         available = (head - self._tail) & _WRAP
+        self.full += available == self.capacity
         if available > self.capacity:
             self.resyncs += 1
             self._advance(head)
             available = 0
         n = min(available, limit)
-        out = np.empty(n, self._records.dtype)
+        out = np.empty(n, f"V{REPORT_DTYPE.itemsize}")
         if n:
             fence()
             at = self._tail & (self.capacity - 1)
             first = min(n, self.capacity - at)
-            out[:first] = self._records[at : at + first]
-            out[first:] = self._records[: n - first]
+            self._copy(at, out[:first])
+            self._copy(0, out[first:])
             self._advance((self._tail + n) & _WRAP)
         return out.view(REPORT_DTYPE)
+
+    def _copy(self, at: int, out: Records) -> None:
+        """Fill ``out`` with records from number ``at`` on."""
+        if self._records is not None:
+            out[:] = self._records[at : at + len(out)]
+            return
+        offset = HEADER_SIZE + at * REPORT_DTYPE.itemsize
+        rest = out.view(np.uint8)
+        while len(rest):
+            # Sealed against shrinking, the memory has no end before the last record.
+            n = os.preadv(self.fd, [rest.data], offset)
+            offset += n
+            rest = rest[n:]
 
     def _advance(self, tail: int) -> None:
         fence()

@@ -22,16 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-import numpy as np
-from attrs import define, field
-
 from kdamon.mm.capabilities import give_up_capabilities
-from kdamon.mm.credentials import Rights
 from kdamon.mm.madvise import pidfd_open
+from kdamon.report_admission import Admission
 from kdamon.report_connections import ReportListener
-from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, Records, ReportRing, ring_size, well_formed
+from kdamon.report_producers import Producer, ReportServerCounters
+from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ring_size
 from kdamon.report_socket import ReportSocket
-from kdamon.reports import damon_report_accesses
 
 __all__ = ["DEFAULT_CAPACITY", "ReportServer", "ReportServerCounters", "default_report_path"]
 
@@ -49,10 +46,6 @@ _IDLE_WAIT: Final = 0.006
 _TAKEN_AT_ONCE: Final = 1 << 16
 #: Records taken at each look from all rings of users who have no power over us: what they can cost is limited.
 _TAKEN_FROM_OTHERS: Final = 1 << 14
-#: Rings of one user other than ours, twice as many connections, and records in all of these rings: memory that we may
-#: have to pay for.
-_MAX_PER_USER: Final = 64
-_MAX_RECORDS_PER_USER: Final = 1 << 22
 #: New connections between two looks at the rings, and seconds that one may take to say hello.
 _ACCEPTED_AT_ONCE: Final = 16
 _HELLO_WITHIN: Final = 5.0
@@ -69,67 +62,6 @@ def default_report_path() -> Path:
     if os.geteuid() == 0:
         return Path("/run/kdamon/reports")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "kdamon/reports"
-
-
-@define
-class ReportServerCounters:
-    """What went through the rings.
-
-    ``received == malformed + not_permitted`` + what went on to the contexts. Once all rings are empty,
-    ``sent == dropped + received``, if the producers told the truth.
-
-    :ivar producers: how many are connected now.
-    :ivar received: records taken out of rings.
-    :ivar malformed: of these, such that can be no report (:func:`kdamon.report_ring.well_formed`).
-    :ivar not_permitted: of these, about what the producer must not tell about.
-    :ivar resyncs: how often a ring's ``head`` made no sense and the ring was emptied.
-    :ivar sent: what producers wanted to send, as they told.
-    :ivar dropped: what found no room in their rings, as they told.
-    """
-
-    producers: int = 0
-    received: int = 0
-    malformed: int = 0
-    not_permitted: int = 0
-    resyncs: int = 0
-    sent: int = 0
-    dropped: int = 0
-
-
-@define(eq=False)
-class _Producer:
-    """One connection, and the ring that it got once it said what it wants."""
-
-    connection: socket.socket
-    pid: int
-    uid: int
-    gid: int
-    pidfd: int
-    ring: ReportRing | None = None
-    rights: Rights | None = None
-    #: How many more records may come out of the ring of a producer that hung up; None while it did not.
-    left: int | None = None
-    counters: ReportServerCounters = field(factory=ReportServerCounters)
-
-    @property
-    def limited(self) -> bool:
-        """Whether it has a ring, and could not harm us by other means than reports."""
-        return self.rights is not None and not self.rights.everything and self.uid != os.geteuid()
-
-    def told(self) -> ReportServerCounters:
-        """The counters so far."""
-        if self.ring is not None:
-            self.counters.sent, self.counters.dropped = self.ring.told()
-            self.counters.resyncs = self.ring.resyncs
-        return self.counters
-
-    def close(self) -> None:
-        """Free all but the connection."""
-        if self.rights is not None:
-            self.rights.close()
-        if self.ring is not None:
-            self.ring.close()
-        os.close(self.pidfd)
 
 
 class ReportServer:
@@ -150,9 +82,10 @@ class ReportServer:
         self._stop_read, self._stop = -1, -1
         self._thread: threading.Thread | None = None
         self._lost = False
-        self._producers: dict[int, _Producer] = {}
+        self._producers: dict[int, Producer] = {}
+        self._admission = Admission()
         #: Those that connected and did not say hello yet, and until when they may.
-        self._silent: deque[tuple[float, _Producer]] = deque()
+        self._silent: deque[tuple[float, Producer]] = deque()
         #: Whether it was said that connections cannot be accepted.
         self._complained = False
         #: Of producers that are gone; and what protects the moments when one comes or goes, or counters change.
@@ -220,10 +153,9 @@ class ReportServer:
         """What went through the rings since the server was made."""
         total = ReportServerCounters()
         with self._lists_lock:
-            parts = [self._gone, *(producer.told() for producer in self._producers.values())]
+            for part in [self._gone, *(producer.counted() for producer in self._producers.values())]:
+                total.add(part)
             total.producers = sum(producer.ring is not None for producer in self._producers.values())
-            for part in parts:
-                _add(total, part)
         return total
 
     # The thread.
@@ -290,12 +222,14 @@ class ReportServer:
     def _accept(self, connection: socket.socket) -> None:
         try:
             pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            same_user = sum(producer.uid == uid for producer in self._producers.values())
-            if same_user >= 2 * _MAX_PER_USER and uid != os.geteuid():
-                raise OSError(errno.EUSERS, f"user {uid} has too many connections")
             if pid <= 0:
                 raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
-            producer = _Producer(connection, pid, uid, gid, _peer_pidfd(connection, pid))
+            user = self._admission.connect(uid)
+            try:
+                producer = Producer(connection, pid, gid, _peer_pidfd(connection, pid), user)
+            except OSError:
+                self._admission.disconnect(user)
+                raise
         except OSError as error:
             self._refuse(connection, error)
             self._hang_up(connection)
@@ -306,7 +240,7 @@ class ReportServer:
         assert self._epoll is not None
         self._epoll.register(connection, select.EPOLLIN)
 
-    def _answer(self, producer: _Producer) -> None:
+    def _answer(self, producer: Producer) -> None:
         """Hand out the ring to a producer that says hello, or take notice that it hung up."""
         assert self._epoll is not None and self._listener is not None
         if producer.ring is not None:
@@ -327,36 +261,34 @@ class ReportServer:
             self._refuse(producer.connection, error)
         self._free(producer)
 
-    def _welcome(self, producer: _Producer, hello: bytes) -> None:
+    def _welcome(self, producer: Producer, hello: bytes) -> None:
         if len(hello) != HELLO.size or HELLO.unpack(hello)[:2] != (MAGIC, VERSION):
             raise OSError(errno.EPROTONOSUPPORT, f"process {producer.pid} does not speak version {VERSION}")
         wanted = HELLO.unpack(hello)[2] or DEFAULT_CAPACITY
         capacity = 1 << (min(max(wanted, _MIN_CAPACITY), _MAX_CAPACITY) - 1).bit_length()
-        others = [p.ring.capacity for p in self._producers.values() if p.uid == producer.uid and p.ring is not None]
-        too_many = len(others) >= _MAX_PER_USER or sum(others) + capacity > _MAX_RECORDS_PER_USER
-        if too_many and producer.uid != os.geteuid():
-            raise OSError(errno.EUSERS, f"user {producer.uid} has {len(others)} rings of {sum(others)} records already")
-        producer.rights = Rights(producer.pid, producer.pidfd, producer.uid, producer.gid)
-        ring = ReportRing(capacity)
+        ring = producer.open_ring(capacity, self._admission)
         reply = REPLY.pack(MAGIC, VERSION, 0, ring_size(capacity), producer.pid, 0)
         try:
             socket.send_fds(producer.connection, [reply], [ring.fd])
         except OSError:
             ring.close()
+            self._admission.take_back(producer.user, capacity)
             raise
         producer.ring = ring
-        log.debug("process %d of user %d sends reports", producer.pid, producer.uid)
+        log.debug("process %d of user %d sends reports", producer.pid, producer.user.uid)
 
     def _drain_all(self, to_the_end: bool = False) -> tuple[bool, bool]:
         """Read from every ring; returns whether there was something, and whether there is more to be read at once."""
         moved = full = False
-        others = sum(producer.limited for producer in self._producers.values())
-        share = _TAKEN_AT_ONCE if to_the_end else max(_TAKEN_FROM_OTHERS // max(others, 1), 1)
+        users = self._admission.users()
         for producer in list(self._producers.values()):
             if producer.ring is None:
                 continue
+            # Of what all users have that are limited, each has the same share, and each ring of a user.
+            share = users * producer.user.rings if producer.limited else 1
+            limit = max(_TAKEN_FROM_OTHERS // share, 1) if producer.limited and not to_the_end else _TAKEN_AT_ONCE
             try:
-                n = self._drain(producer, share if producer.limited else _TAKEN_AT_ONCE)
+                n = producer.drain(limit, share, users, self._lists_lock)
             except Exception:
                 log.exception("the ring of process %d is given up by an internal error", producer.pid)
                 n, producer.left = 0, 0
@@ -368,36 +300,16 @@ class ReportServer:
                     self._free(producer)
         return moved, full
 
-    def _drain(self, producer: _Producer, limit: int) -> int:
-        """Pass on what the ring of ``producer`` holds; returns how many records there were, at most ``limit``."""
-        assert producer.ring is not None
-        records = producer.ring.drain(limit)
-        taken = len(records)
-        if not taken:
-            return 0
-        good = well_formed(records)
-        if good is not None:
-            records = _pick(records, good)
-        malformed = taken - len(records)
-        records = _permitted(producer, records)
-        damon_report_accesses(records)
-        # Counted when all is done, and all at once: whoever looks at the counters finds that they add up.
-        with self._lists_lock:
-            producer.counters.received += taken
-            producer.counters.malformed += malformed
-            producer.counters.not_permitted += taken - malformed - len(records)
-        return taken
-
-    def _free(self, producer: _Producer) -> None:
+    def _free(self, producer: Producer) -> None:
         with self._lists_lock:
             del self._producers[producer.connection.fileno()]
-            _add(self._gone, producer.told())
+            self._gone.add(producer.counted())
         if self._epoll is not None:
             # It may not be closed at once.
             with contextlib.suppress(OSError):
                 self._epoll.unregister(producer.connection)
         self._hang_up(producer.connection)
-        producer.close()
+        producer.close(self._admission)
 
     def _hang_up(self, connection: socket.socket) -> None:
         assert self._listener is not None
@@ -407,31 +319,6 @@ class ReportServer:
         log.info("a producer of reports is refused: %s", error.strerror)
         with contextlib.suppress(OSError):
             connection.send(REPLY.pack(MAGIC, VERSION, error.errno or errno.EIO, 0, 0, 0))
-
-
-def _permitted(producer: _Producer, records: Records) -> Records:
-    """What ``producer`` may tell of ``records``."""
-    rights = producer.rights
-    assert rights is not None
-    if rights.everything or not len(records):
-        return records
-    pids = records["pid"]
-    if (pids == pids[0]).all():
-        return records if rights.permitted([int(pids[0])])[0] else records[:0]
-    named, which = np.unique(pids, return_inverse=True)
-    return _pick(records, np.array(rights.permitted(named.tolist()))[which])
-
-
-def _pick(records: Records, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Records:
-    """The records where ``mask`` is true: as a whole, not field by field."""
-    opaque = records.view(f"V{records.dtype.itemsize}")
-    picked: Records = opaque[mask].view(records.dtype)
-    return picked
-
-
-def _add(total: ReportServerCounters, part: ReportServerCounters) -> None:
-    for name in ("received", "malformed", "not_permitted", "resyncs", "sent", "dropped"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
 
 
 def _peer_pidfd(connection: socket.socket, pid: int) -> int:

@@ -5,25 +5,24 @@ A source of access information pushes reports with :func:`damon_report_access`, 
 whenever it likes. Every context that is being monitored gets each report once, at its next sampling interval's end,
 and counts it for the region that contains it.
 
-No producer ever blocks or waits: each thread has a queue of its own to each context, which only it fills and only the
-kdamond empties.
+No producer ever blocks or waits: each has a queue of its own to each context, a lane, which only it fills and only the
+kdamond empties. A thread is a producer, and so is a :class:`kdamon.report_queue.damon_report_source` that a thread
+speaks for. What is about no target of a context takes no room on the way to it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from attrs import evolve
 
 from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
 from kdamon.density import damon_reports_are_random, kdamond_remember_reports
-from kdamon.kernel import Clock
 from kdamon.report_lookup import region_lookup
+from kdamon.report_queue import damon_report_queue, damon_report_source
 from kdamon.sample import damon_sample_filter_out
 
 if TYPE_CHECKING:
@@ -36,16 +35,22 @@ __all__ = [
     "damon_report_accesses",
     "damon_report_counters_of",
     "damon_report_queue",
+    "damon_report_source",
     "damon_report_subscribe",
     "damon_report_unsubscribe",
+    "damon_reported_pids",
+    "damon_reports_about",
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
+    "kdamond_choose_reports",
     "kdamond_discard_reports",
+    "pick_reports",
     "report_array",
     "report_columns",
+    "reported_pids",
 ]
 
-#: Reports that one thread can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
+#: Reports that one producer can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
 DAMON_ACCESS_REPORTS_CAP = 1 << 20
 
 #: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
@@ -72,93 +77,8 @@ Mask = npt.NDArray[np.bool_]
 U64Array = npt.NDArray[np.uint64]
 
 
-class _lane:
-    """Reports of one thread on their way to one context: filled by that thread, emptied by the kdamond.
-
-    Each counter has one writer, so that they need no lock and are never wrong.
-    """
-
-    __slots__ = ("dropped", "entries", "pushed", "taken", "thread")
-
-    def __init__(self) -> None:
-        self.entries: deque[tuple[int, damon_access_report | Batch]] = deque()
-        self.thread = threading.current_thread()
-        self.pushed = 0
-        self.dropped = 0
-        self.taken = 0
-
-    def push(self, time: int, entry: damon_access_report | Batch, n: int) -> None:
-        room = DAMON_ACCESS_REPORTS_CAP - (self.pushed - self.taken)
-        if n > room:
-            self.dropped += n - room
-            if isinstance(entry, damon_access_report) or room <= 0:
-                return
-            entry, n = entry[:room], room
-        self.pushed += n
-        self.entries.append((time, entry))
-
-
-class damon_report_queue:
-    """All reports on their way to one context.
-
-    :param clock: the context's; reports are stamped with its time.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.counters = damon_report_counters()
-        #: How the kdamond finds the regions of each target.
-        self.lookups: dict[damon_target, region_lookup] = {}
-        self._local = threading.local()
-        self._lanes: tuple[_lane, ...] = ()
-        self._lanes_lock = threading.Lock()
-        self._gone = damon_report_counters()
-
-    def lane(self) -> _lane:
-        """The calling thread's lane."""
-        try:
-            lane: _lane = self._local.lane
-        except AttributeError:
-            lane = self._local.lane = _lane()
-            # Once in a thread's life; nobody holds this lock while there is work to do on reports.
-            with self._lanes_lock:
-                self._lanes = (*self._lanes, lane)
-        return lane
-
-    def take(self) -> list[tuple[int, damon_access_report | Batch]]:
-        """Everything that was pushed so far, each lane in order; only the kdamond may call this."""
-        taken: list[tuple[int, damon_access_report | Batch]] = []
-        for lane in self._lanes:
-            if not lane.entries:
-                if not lane.thread.is_alive():
-                    self._retire(lane)
-                continue
-            entries = [lane.entries.popleft() for _ in range(len(lane.entries))]
-            lane.taken += sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
-            taken += entries
-        return taken
-
-    def _retire(self, lane: _lane) -> None:
-        """Forget the empty lane of a thread that ended, but not its counters."""
-        if lane.entries:
-            return
-        with self._lanes_lock:
-            self._lanes = tuple(other for other in self._lanes if other is not lane)
-            self._gone.accepted += lane.pushed
-            self._gone.dropped += lane.dropped
-
-    def snapshot(self) -> damon_report_counters:
-        """The counters now; ``pending`` makes the sum right."""
-        # First what became of reports, then how many there were: so none is pending less than not at all.
-        now = evolve(self.counters)
-        done = now.applied + now.ineligible + now.filtered + now.straddling + now.outside + now.late
-        with self._lanes_lock:
-            now.accepted = self._gone.accepted + sum(lane.pushed for lane in self._lanes)
-            now.dropped = self._gone.dropped + sum(lane.dropped for lane in self._lanes)
-        now.pending = now.accepted - done
-        return now
-
-
+#: What is reported about physical memory.
+_PHYSICAL: Final = frozenset({0})
 _subscribers: tuple[damon_report_queue, ...] = ()
 _subscribers_lock = threading.Lock()
 
@@ -183,21 +103,77 @@ def damon_report_access(report: damon_access_report) -> None:
     From any thread; never blocks. The report must not be changed afterwards.
     """
     for queue in _subscribers:
-        queue.lane().push(queue.clock.now(), report, 1)
+        lane = queue.lane()
+        if queue.pids is None or report.pid in queue.pids:
+            lane.push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
+        else:
+            lane.ineligible += 1
 
 
-def damon_report_accesses(reports: Batch) -> None:
+def damon_report_accesses(
+    reports: Batch, source: damon_report_source | None = None, about: frozenset[int] | None = None
+) -> None:
     """Report a batch of accesses, a structured array of :data:`REPORT_DTYPE`, shape (n,).
 
     From any thread; never blocks. The array must not be changed afterwards.
 
+    :param source: the producer, where that is not the calling thread itself; always for the same thread.
+    :param about: processes that all of the reports are about, as far as that is known.
     :raises TypeError: the array has another dtype or shape.
     """
     if reports.dtype != REPORT_DTYPE or reports.ndim != 1:
         raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
-    if len(reports):
-        for queue in _subscribers:
-            queue.lane().push(queue.clock.now(), reports, len(reports))
+    if not len(reports):
+        return
+    room = DAMON_ACCESS_REPORTS_CAP // (1 if source is None else source.share)
+    pids: npt.NDArray[np.int32] | None = None
+    for queue in _subscribers:
+        lane = queue.lane(source)
+        batch = reports
+        if queue.pids is not None and (about is None or not about <= queue.pids):
+            pids = reported_pids(reports) if pids is None else pids
+            batch = damon_reports_about(reports, pids, queue.pids)
+            lane.ineligible += len(reports) - len(batch)
+        if len(batch):
+            dropped = lane.dropped
+            lane.push(queue.clock.now(), batch, len(batch), room)
+            if source is not None:
+                source.lost += lane.dropped - dropped
+
+
+def damon_reported_pids() -> frozenset[int] | None:
+    """What reports may be about that any context can use; None is anything."""
+    chosen: frozenset[int] = frozenset()
+    for queue in _subscribers:
+        if queue.pids is None:
+            return None
+        chosen |= queue.pids
+    return chosen
+
+
+def reported_pids(reports: Batch) -> npt.NDArray[np.int32]:
+    """What at least one of ``reports`` is about, shape (1,), if that is the same for all; else of each, shape (n,)."""
+    pids = reports["pid"]
+    return pids[:1] if (pids == pids[0]).all() else pids
+
+
+def damon_reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset[int]) -> Batch:
+    """Those of ``reports`` that are about any of ``chosen``.
+
+    :param pids: what :func:`reported_pids` found.
+    """
+    if len(pids) == 1:
+        return reports if int(pids[0]) in chosen else reports[:0]
+    return pick_reports(reports, np.isin(pids, list(chosen)))
+
+
+def pick_reports(reports: Batch, mask: Mask) -> Batch:
+    """The reports where ``mask`` is true: as a whole, not field by field."""
+    if mask.all():
+        return reports
+    opaque = reports.view(f"V{REPORT_DTYPE.itemsize}")
+    picked: Batch = opaque[mask].view(REPORT_DTYPE)
+    return picked
 
 
 def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
@@ -292,6 +268,18 @@ class report_columns:
         if name in (REPORT_DTYPE.names or ()):
             return self[name]
         raise AttributeError(f"reports have no {name}")
+
+
+def kdamond_choose_reports(ctx: damon_ctx) -> None:
+    """Let nothing but reports about the targets of ``ctx`` be queued from now on.
+
+    Kernel: an operations set sees every report. Here: what is about no target of a context takes no room on the way to
+    it, so that no producer fills that with what has to be thrown away.
+    """
+    queue: damon_report_queue = ctx.reports
+    pids = frozenset([t.pid for t in ctx.adaptive_targets]) if damon_target_has_pid(ctx) else _PHYSICAL
+    if pids != queue.pids:
+        queue.pids = pids
 
 
 def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:

@@ -10,24 +10,28 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import time
+from collections.abc import Callable
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from kdamon.mm.madvise import exited, pidfd_open
 
-__all__ = ["Credentials", "Rights", "credentials_of", "may_access"]
+__all__ = ["Credentials", "KnownProcesses", "Rights", "credentials_of", "may_access"]
 
 _CAP_SYS_PTRACE: Final = 1 << 19
 
 #: How long an answer about a process holds that may change its credentials, nanoseconds.
 _ANSWER_HOLDS: Final = 1_000_000_000
-#: How many processes a peer without privileges may name at a time: a file descriptor each.
+#: How many processes the peers of one user may name at a time: a file descriptor each.
 _MAX_KNOWN: Final = 256
-#: How often it may make us ask the kernel: questions in a row, and questions a second after that.
+#: How often they may make us ask the kernel: questions in a row, and questions a second after that.
 _QUESTIONS: Final = 256
 _QUESTIONS_A_SECOND: Final = 300
+#: Refusals that are remembered for the peers of one user: a number each.
+_MAX_REFUSED: Final = 1024
 
 
 @frozen
@@ -38,6 +42,7 @@ class Credentials:
     :ivar gids: likewise.
     :ivar dumpable: whether its memory may go to its user (``PR_SET_DUMPABLE``).
     :ivar user_ns: its user namespace, None where that cannot be seen.
+    :ivar pid_ns: its PID namespace, None where that is ours or cannot be seen.
     """
 
     uids: tuple[int, ...]
@@ -46,6 +51,7 @@ class Credentials:
     effective: int
     dumpable: bool
     user_ns: tuple[int, int] | None
+    pid_ns: tuple[int, int] | None = None
 
 
 def credentials_of(pid: int, pidfd: int) -> Credentials:
@@ -58,11 +64,7 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
             lines = file.read().split(b"\n")
             # Its owner is root unless the process is dumpable.
             owner = os.fstat(file.fileno()).st_uid
-        try:
-            namespace = os.stat(f"/proc/{pid}/ns/user")
-            user_ns = (namespace.st_dev, namespace.st_ino)
-        except PermissionError:
-            user_ns = None
+        user_ns, pid_ns = _namespace(f"/proc/{pid}/ns/user"), _namespace(f"/proc/{pid}/ns/pid")
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, f"process {pid} ended") from None
     if exited(pidfd):
@@ -76,16 +78,28 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
         effective=int(fields[b"CapEff"][0], 16),
         dumpable=owner == uids[1],
         user_ns=user_ns,
+        pid_ns=None if pid_ns == _namespace("/proc/self/ns/pid") else pid_ns,
     )
+
+
+def _namespace(path: str) -> tuple[int, int] | None:
+    try:
+        namespace = os.stat(path)
+    except PermissionError:
+        return None
+    return namespace.st_dev, namespace.st_ino
 
 
 def may_access(peer: Credentials, target: Credentials) -> bool:
     """Return whether ``peer`` may look at ``target`` (``PTRACE_MODE_READ_REALCREDS``).
 
     Kernel: a capability counts for the targets of descendant user namespaces, too. Here: it does not, because /proc
-    does not tell how namespaces are related.
+    does not show how namespaces are related. Kernel: a process has no number for what its PID namespace does not
+    contain, and so cannot ask. Here: a peer in another PID namespace than ours may look at that very namespace only.
     """
     if peer.user_ns is None or peer.user_ns != target.user_ns:
+        return False
+    if peer.pid_ns is not None and peer.pid_ns != target.pid_ns:
         return False
     if peer.effective & _CAP_SYS_PTRACE:
         return True
@@ -94,14 +108,122 @@ def may_access(peer: Credentials, target: Credentials) -> bool:
 
 
 @define
-class _Answer:
+class _Held:
+    """A process that some peer may look at."""
+
     pidfd: int
-    permitted: bool
+    credentials: Credentials
     until: int
 
 
+class KnownProcesses:
+    """What is known of the processes that the peers of one user report on: one of these for all of them.
+
+    A process that a peer may look at is held by a pidfd, so that its end is noticed before its number is used again.
+    Of a refusal only the number is kept, for a second at most.
+
+    :param take: called with 1 before a descriptor is taken, and with -1 after one was given back; returns whether it
+        may be taken.
+    """
+
+    def __init__(self, take: Callable[[int], bool] = lambda _n: True) -> None:
+        self._take = take
+        self._held: dict[int, _Held] = {}
+        self._refused: dict[tuple[Credentials, int], int] = {}
+        #: As long as anything is held.
+        self._ends: select.epoll | None = None
+        self._questions: float = _QUESTIONS
+        self._then = time.monotonic_ns()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def look(self, now: int, users: int = 1) -> None:
+        """Forget the processes that ended; to be called after the records in question were copied.
+
+        :param now: nanoseconds of the monotonic clock.
+        :param users: how many users share the questions of a second.
+        """
+        if self._ends is not None and (ended := {fd for fd, _ in self._ends.poll(0)}):
+            for pid in [pid for pid, held in self._held.items() if held.pidfd in ended]:
+                self._forget(pid)
+        rate = _QUESTIONS_A_SECOND / max(users, 1)
+        self._questions = min(self._questions + (now - self._then) * 1e-9 * rate, _QUESTIONS)
+        self._then = now
+
+    def may(self, peer: Credentials, pid: int, now: int, free_numbers: bool = False) -> bool:
+        """Return whether ``peer`` may report on process ``pid``.
+
+        :param free_numbers: it may also report on a number that no process has.
+        """
+        if pid <= 0:
+            return False
+        held = self._held.get(pid)
+        if held is not None and now < held.until:
+            return may_access(peer, held.credentials)
+        if now < self._refused.get((peer, pid), 0) or self._questions < 1:
+            return False
+        if not free_numbers:
+            self._questions -= 1
+        try:
+            permitted = self._ask(peer, pid, held, now)
+        except OSError as error:
+            self._forget(pid)
+            if error.errno == errno.ESRCH and free_numbers:
+                # Not remembered: the number may be a process's a moment later.
+                return True
+            permitted = False
+        if not permitted:
+            while len(self._refused) >= _MAX_REFUSED:
+                del self._refused[next(iter(self._refused))]
+            self._refused[peer, pid] = now + _ANSWER_HOLDS
+        return permitted
+
+    def _ask(self, peer: Credentials, pid: int, held: _Held | None, now: int) -> bool:
+        """Ask the kernel; afterwards the process is held if ``peer`` may look at it, and not held if not."""
+        pidfd = pidfd_open(pid) if held is None else held.pidfd
+        try:
+            credentials = credentials_of(pid, pidfd)
+            permitted = may_access(peer, credentials)
+            if permitted and (held is not None or self._room()):
+                self._held[pid] = _Held(pidfd, credentials, now + _ANSWER_HOLDS)
+                if held is None:
+                    self._ends = self._ends or select.epoll()
+                    self._ends.register(pidfd, select.EPOLLIN)
+            elif held is not None:
+                self._forget(pid)
+        finally:
+            if held is None and pid not in self._held:
+                os.close(pidfd)
+        return permitted
+
+    def _room(self) -> bool:
+        """Take a descriptor for one more process, if need be that of the one that was held first."""
+        if len(self._held) < _MAX_KNOWN and self._take(1):
+            return True
+        if not self._held:
+            return False
+        self._forget(next(iter(self._held)))
+        return self._take(1)
+
+    def _forget(self, pid: int) -> None:
+        held = self._held.pop(pid, None)
+        if held is not None:
+            # It leaves the epoll set by being closed.
+            os.close(held.pidfd)
+            self._take(-1)
+        if not self._held and self._ends is not None:
+            self._ends.close()
+            self._ends = None
+
+    def close(self) -> None:
+        """Give the file descriptors back; it may be used on."""
+        for pid in list(self._held):
+            self._forget(pid)
+
+
 class Rights:
-    """Which processes one peer, at the other end of a socket, may tell about.
+    """Which processes one peer, at the other end of a socket, may report on.
 
     Its credentials are those that it had when it connected, as with an open file.
 
@@ -109,88 +231,70 @@ class Rights:
     * Else itself, and the processes that it could look at with ptrace.
     * Numbers of no process: only for a peer of the very user and group that we run as.
 
+    All numbers are those of our PID namespace.
+
     :param pid: the peer.
     :param pidfd: the peer; stays the caller's to close, after this object.
     :param uid: effective user when it connected (``SO_PEERCRED``).
     :param gid: likewise.
-    :raises OSError: ESRCH the peer ended; EPERM it is not who connected any more.
+    :param known: what all peers of its user share.
+    :raises OSError: ESRCH the peer ended; EPERM it is not the process that connected any more.
     """
 
-    def __init__(self, pid: int, pidfd: int, uid: int, gid: int) -> None:
+    def __init__(self, pid: int, pidfd: int, uid: int, gid: int, known: KnownProcesses) -> None:
         self._pid = pid
         peer = credentials_of(pid, pidfd)
         if peer.uids[1] != uid or peer.gids[1] != gid:
             raise OSError(errno.EPERM, f"process {pid} changed its user or group since it connected")
         if uid and not peer.dumpable:
             # What it may do now it may have gained by an exec() since it connected.
-            peer = Credentials(peer.uids, peer.gids, 0, 0, False, peer.user_ns)
+            peer = evolve(peer, permitted=0, effective=0)
         self._peer = peer
-        own = os.stat("/proc/self/ns/user")
-        at_home = peer.user_ns == (own.st_dev, own.st_ino)
+        at_home = peer.user_ns == _namespace("/proc/self/ns/user")
         #: Nothing is forbidden to this peer.
         self.everything = at_home and bool(peer.effective & _CAP_SYS_PTRACE)
         self._free_numbers = at_home and (uid, gid) == (os.geteuid(), os.getegid())
-        self._answers: dict[int, _Answer] = {}
-        #: Until when reports of the peer about itself count, once it ended: its number is not used again so soon.
-        self._itself_until: int | None = None
-        self._questions: float = _QUESTIONS
-        self._then = time.monotonic_ns()
+        self._known = known
         self._pidfd = pidfd
-        self._exits = select.epoll()
-        self._exits.register(pidfd, select.EPOLLIN)
+        self._end = select.poll()
+        self._end.register(pidfd, select.POLLIN)
 
-    def permitted(self, pids: list[int]) -> list[bool]:
-        """Tell for each of ``pids`` whether the peer may tell about it; costs little for those it told about before."""
+    def permitted(self, pids: list[int], users: int = 1) -> list[bool]:
+        """Return for each of ``pids`` whether the peer may report on it; costs little for those that are known.
+
+        To be called after the reports were copied: then they were made before whatever it finds out.
+
+        :param users: how many users share the questions that may be asked.
+        """
         if self.everything:
             return [True] * len(pids)
         now = time.monotonic_ns()
-        for fd, _ in self._exits.poll(0):
-            if fd == self._pidfd:
-                self._exits.unregister(fd)
-                self._itself_until = now + _ANSWER_HOLDS
-            for pid in [pid for pid, answer in self._answers.items() if answer.pidfd == fd]:
-                self._forget(pid)
-        self._questions = min(self._questions + (now - self._then) * 1e-9 * _QUESTIONS_A_SECOND, _QUESTIONS)
-        self._then = now
-        results = []
-        for pid in pids[:_MAX_KNOWN]:
-            if pid == self._pid:
-                results.append(self._itself_until is None or now < self._itself_until)
-                continue
-            answer = self._answers.get(pid)
-            if answer is None or now >= answer.until:
-                answer = self._ask(pid, now) if self._questions >= 1 else None
-            results.append(answer is not None and answer.permitted)
+        self._known.look(now, users)
+        results = [
+            self._is_itself() if pid == self._pid else self._known.may(self._peer, pid, now, self._free_numbers)
+            for pid in pids[:_MAX_KNOWN]
+        ]
         return results + [False] * (len(pids) - len(results))
 
-    def _ask(self, pid: int, now: int) -> _Answer:
-        self._questions -= 1
-        self._forget(pid)
-        while len(self._answers) >= _MAX_KNOWN:
-            self._forget(next(iter(self._answers)))
-        pidfd = -1
+    def _is_itself(self) -> bool:
+        """Return whether no other process can have had the peer's number when it was reported on."""
+        if not self._end.poll(0):
+            return True
         try:
-            if pid <= 0:
-                permitted = False
-            else:
-                pidfd = pidfd_open(pid)
-                permitted = may_access(self._peer, credentials_of(pid, pidfd))
-                self._exits.register(pidfd, select.EPOLLIN)
-        except OSError as error:
-            permitted = error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL) and self._free_numbers
-            if pidfd >= 0:
-                os.close(pidfd)
-                pidfd = -1
-        answer = self._answers[pid] = _Answer(pidfd, permitted, now + _ANSWER_HOLDS)
-        return answer
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            # It was waited for. Nothing else can have been meant if its number is still free.
+            return _is_free(self._pid)
+        except PermissionError:
+            # It is another user's, and there.
+            pass
+        return True
 
-    def _forget(self, pid: int) -> None:
-        answer = self._answers.pop(pid, None)
-        if answer is not None and answer.pidfd >= 0:
-            os.close(answer.pidfd)
 
-    def close(self) -> None:
-        """Give the file descriptors back."""
-        for pid in list(self._answers):
-            self._forget(pid)
-        self._exits.close()
+def _is_free(pid: int) -> bool:
+    """Return whether no process and no thread has the number ``pid``."""
+    try:
+        os.close(pidfd_open(pid))
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False

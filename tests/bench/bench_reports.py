@@ -23,6 +23,7 @@ from kdamon.damon import damon_access_report, damon_ctx, damon_operations, damon
 from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
 from kdamon.reports import (
+    DAMON_ACCESS_REPORTS_CAP,
     damon_report_access,
     damon_report_accesses,
     damon_report_queue,
@@ -109,7 +110,7 @@ class Bench:
         """The context with all reports in its queue, one by one."""
         self.ctx.reports = queue = damon_report_queue(self.ctx.clock)
         for report in self.reports:
-            queue.lane().push(0, report, 1)
+            queue.lane().push(0, report, 1, DAMON_ACCESS_REPORTS_CAP)
         return self.ctx
 
     def empty(self) -> damon_ctx:
@@ -127,7 +128,7 @@ def count(ctx: Any) -> None:
 def count_often(ctx: Any, batch: Any) -> None:
     """The same in an aggregation interval: the regions are the same in all of its sampling intervals."""
     for _ in range(SAMPLES):
-        ctx.reports.lane().push(0, batch, len(batch))
+        ctx.reports.lane().push(0, batch, len(batch), DAMON_ACCESS_REPORTS_CAP)
         count(ctx)
 
 

@@ -14,6 +14,7 @@ from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
 from kdamon.report_lookup import region_lookup
 from kdamon.reports import (
+    DAMON_ACCESS_REPORTS_CAP,
     REPORT_DTYPE,
     damon_report_queue,
     kdamond_apply_zero_access_report,
@@ -136,7 +137,7 @@ def test_large_batches_count_as_small_ones_do(counts: bool) -> None:
         for _ in range(2):
             for part in np.split(reports, cuts):
                 if len(part):
-                    ctx.reports.lane().push(0, part, len(part))
+                    ctx.reports.lane().push(0, part, len(part), DAMON_ACCESS_REPORTS_CAP)
             assert kdamond_check_reported_accesses(ctx)
             kdamond_apply_zero_access_report(ctx)
         results.append((damon_report_counters_of(ctx), ctx.adaptive_targets[0].regions.nr_accesses.tolist()))
@@ -154,6 +155,6 @@ def test_reports_that_are_not_side_by_side_in_memory_count_too() -> None:
     larger = np.zeros(5, [("time", "<u8"), ("report", REPORT_DTYPE)])
     larger["report"] = report_array(5, addr=4096)
     for part in (every_third, larger["report"], every_third[:2]):
-        ctx.reports.lane().push(0, part, len(part))
+        ctx.reports.lane().push(0, part, len(part), DAMON_ACCESS_REPORTS_CAP)
     kdamond_check_reported_accesses(ctx)
     assert [1, 1, 0, 1, 0, 0, 1, 0, 0, 1] == ctx.adaptive_targets[0].regions.nr_accesses.tolist()

@@ -33,11 +33,13 @@ from kdamon.core import (
     damon_start,
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
+from kdamon.kernel import RealClock
 from kdamon.regions import damon_regions
 from kdamon.report_client import ReportClient, report_paths
+from kdamon.report_queue import damon_report_queue
 from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
 from kdamon.report_server import ReportServer, ReportServerCounters, default_report_path
-from kdamon.reports import report_array
+from kdamon.reports import damon_report_subscribe, damon_report_unsubscribe, report_array
 from tests.kdamon.harness import SteppedClock, eventually, stopped
 from tests.kdamon.reporter import Reporter, compile_c
 
@@ -47,10 +49,14 @@ NOBODY = 65534
 OTHER = 65533
 SERVER = """
 import os, sys
+from kdamon.kernel import RealClock
+from kdamon.report_queue import damon_report_queue
 from kdamon.report_server import ReportServer
+from kdamon.reports import damon_report_subscribe
 user = int(sys.argv[2])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
+damon_report_subscribe(damon_report_queue(RealClock()))
 with ReportServer(sys.argv[1]) as server:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -97,6 +103,15 @@ def nothing_left(public: Path) -> Iterator[None]:
     eventually(lambda: threading.active_count() <= threads, "the end of all threads")
     assert files == len(os.listdir("/proc/self/fd"))
     assert set(os.listdir(public)) <= {"reporter"}
+
+
+@pytest.fixture
+def recorder() -> Iterator[damon_report_queue]:
+    """Something that takes every report, whatever it is about."""
+    queue = damon_report_queue(RealClock())
+    damon_report_subscribe(queue)
+    yield queue
+    damon_report_unsubscribe(queue)
 
 
 def context(*ranges: tuple[int, int], pid: int = PID, **attrs: int) -> damon_ctx:
@@ -152,23 +167,16 @@ def test_reports_of_another_process_are_counted_for_its_regions(server: ReportSe
         assert server.counters() == ReportServerCounters(received=2505, sent=2505)
 
 
-def test_every_field_arrives(server: ReportServer) -> None:
+def test_every_field_arrives(server: ReportServer, recorder: damon_report_queue) -> None:
     """As it was sent."""
     sent = report_array(
         3, pid=[1, 2, 3], addr=[4, 5, 2**63], size=[6, 2**40, 1], nr_accesses=[7, 8, 9], node_id=[0, -1, 3],
         write=[True, False, True], cpu=[-1, 0, 77], tid=[0, 5, 2**31 - 1],
     )  # fmt: skip
-    ctx = context((0, 10))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
-        with ReportClient(server.path) as client:
-            client.report(sent)
-            received(server, 3)
-        arrived = [entry for _, entry in ctx.reports.take()]
-    assert [sent.tolist()] == [batch.tolist() for batch in arrived]
+    with ReportClient(server.path) as client:
+        client.report(sent)
+        received(server, 3)
+    assert [sent.tolist()] == [batch.tolist() for _, batch in recorder.take()]
 
 
 def test_accepted_and_dropped_is_what_was_sent(server: ReportServer, program: Path) -> None:
@@ -252,6 +260,7 @@ def sleepers() -> Iterator[dict[str, int]]:
 ALL = {"itself", "nobody", "nobody of another group", "other", "root", "physical", "none"}
 
 
+@pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize(
     ("who", "may"),
     [
@@ -285,6 +294,7 @@ def test_a_producer_tells_about_what_it_could_look_at(
         assert may == {name for name, pid in pids.items() if permitted(server, c, pid)}
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_process_that_hides_its_memory_is_not_told_about(server: ReportServer, program: Path) -> None:
     """Not by its own user either; it may tell about itself."""
     with Reporter(program, server.path, user=NOBODY) as c, Reporter(program, server.path, user=NOBODY) as hidden:
@@ -294,6 +304,7 @@ def test_a_process_that_hides_its_memory_is_not_told_about(server: ReportServer,
         assert permitted(server, hidden, hidden.pid)
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_process_that_ended_is_not_told_about(server: ReportServer, program: Path) -> None:
     """Its number may be somebody else's by then."""
     with Reporter(program, server.path, user=NOBODY) as c:
@@ -304,20 +315,17 @@ def test_a_process_that_ended_is_not_told_about(server: ReportServer, program: P
         assert not permitted(server, c, target.pid)
 
 
-def test_some_may_be_permitted_and_some_not(server: ReportServer, program: Path, sleepers: dict[str, int]) -> None:
+def test_some_may_be_permitted_and_some_not(
+    server: ReportServer, recorder: damon_report_queue, program: Path, sleepers: dict[str, int]
+) -> None:
     """In one and the same batch."""
-    ctx = context((0, 10))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx), Reporter(program, server.path, user=NOBODY) as c:
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with Reporter(program, server.path, user=NOBODY) as c:
         for pid in range(200):
             c.ask("report", pid + PID, 0, 1, 1)
         for pid in (sleepers["nobody"], 1, sleepers["nobody"]):
             c.ask("report", pid, 0, 1, 1)
         assert 201 == received(server, 203).not_permitted
-        arrived = np.concatenate([entry for _, entry in ctx.reports.take()])
+        arrived = np.concatenate([entry for _, entry in recorder.take()])
         assert [sleepers["nobody"]] * 2 == arrived["pid"].tolist()
 
 
@@ -356,6 +364,7 @@ def test_numbers_of_no_process_are_for_the_user_that_kdamon_runs_as(public: Path
 # Producers that end, stop, or misbehave.
 
 
+@pytest.mark.usefixtures("recorder")
 def test_what_a_dead_producer_wrote_is_read(server: ReportServer, program: Path) -> None:
     """Killed right behind its last report; then its ring is gone."""
     with Reporter(program, server.path) as c:
@@ -365,6 +374,7 @@ def test_what_a_dead_producer_wrote_is_read(server: ReportServer, program: Path)
     assert server.counters() == ReportServerCounters(received=100_000, sent=100_000)
 
 
+@pytest.mark.usefixtures("recorder")
 def test_a_dead_producer_told_about_itself_in_time(server: ReportServer, program: Path) -> None:
     with Reporter(program, server.path, user=NOBODY) as c:
         c.ask("report", c.pid, 0, 1, 50_000)
@@ -434,7 +444,8 @@ def test_who_says_nothing_costs_nothing(server: ReportServer) -> None:
 
 def test_a_silent_connection_loses_its_place(server: ReportServer, program: Path) -> None:
     """A user's silent connections are in the way of that user's producers for a few seconds, and then not."""
-    with patch("kdamon.report_server._MAX_PER_USER", 1), patch("kdamon.report_server._HELLO_WITHIN", 0.05):
+    limit = patch("kdamon.report_admission._DESCRIPTORS_PER_USER", 4)
+    with limit, patch("kdamon.report_server._HELLO_WITHIN", 0.05):
         silent = subprocess.Popen(
             ["python3", "-c", SILENT, server.path, "2"], stdout=subprocess.PIPE, user=NOBODY, group=NOBODY,
             extra_groups=[],
@@ -448,7 +459,7 @@ def test_a_silent_connection_loses_its_place(server: ReportServer, program: Path
 
 def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Path) -> None:
     """Others still get theirs."""
-    with patch("kdamon.report_server._MAX_PER_USER", 2), contextlib.ExitStack() as running:
+    with patch("kdamon.report_admission._RINGS_PER_USER", 2), contextlib.ExitStack() as running:
 
         def refusal(user: int) -> int:
             return running.enter_context(Reporter(program, server.path, 256, user=user)).errno
@@ -459,7 +470,7 @@ def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Pa
 
 
 def test_a_users_rings_have_so_many_records_and_no_more(server: ReportServer, program: Path) -> None:
-    with patch("kdamon.report_server._MAX_RECORDS_PER_USER", 1024), contextlib.ExitStack() as running:
+    with patch("kdamon.report_admission._RECORDS_PER_USER", 1024), contextlib.ExitStack() as running:
 
         def refusal(capacity: int) -> int:
             return running.enter_context(Reporter(program, server.path, capacity, user=NOBODY)).errno

@@ -513,7 +513,7 @@ def test_counters_are_right_at_the_moment_when_a_threads_queue_is_removed() -> N
     class Gone:
         """The counters of removed queues; looks at the sum whenever they are about to change."""
 
-        dropped = 0
+        dropped = ineligible = 0
         _accepted = 0
 
         @property
