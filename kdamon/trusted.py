@@ -6,6 +6,7 @@ is trusted if each directory and symbolic link on the way to it and the file its
 this process, and no other user can write to them; a directory on the way may be open to all if it is sticky, as /tmp.
 
 * :func:`open_trusted` opens such a name, or says what of it is not trusted;
+* :func:`open_place` finds where such a file is without symbolic links of others, in whatever directory;
 * :func:`find_program` finds a program on PATH, and skips what is not trusted; :func:`trusted_path` is the rest of it.
 
 A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
@@ -22,7 +23,15 @@ import os
 import stat
 from typing import Final
 
-__all__ = ["UntrustedError", "find_program", "open_trusted", "trusted_owners", "trusted_path"]
+__all__ = [
+    "UntrustedError",
+    "find_program",
+    "open_place",
+    "open_trusted",
+    "others_may_write",
+    "trusted_owners",
+    "trusted_path",
+]
 
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: As many symbolic links as the kernel follows.
@@ -184,3 +193,68 @@ def _check_server(name: str, mount: bytes, trusted: frozenset[int]) -> None:
                 key, _, user = option.partition(b"=")
                 if key == b"user_id" and int(user) not in trusted:
                     raise _untrusted(name, f"it is in a file system that user {int(user)} serves")
+
+
+def open_place(path: str | os.PathLike[str]) -> tuple[int, str]:
+    """Find where the file ``path`` is, or would be made, without following any other user's symbolic link.
+
+    Directories may be other users': there they can remove the file and put another in its place, but what is done by
+    the descriptor and the name is done in that directory.
+
+    :returns: a descriptor of the directory (``O_PATH``), which is the caller's to close, and the name in it. That is no
+        symbolic link now, but for those of ``/proc/self/fd``.
+    :raises UntrustedError: another user made a symbolic link on the way, or serves a file system there.
+    :raises OSError: as ``open(2)``.
+    """
+    name = os.fspath(path)
+    trusted, own = trusted_owners(), os.stat("/proc/self/fd")
+    parts, links = _parts(name), 0
+    here = os.open("/" if os.path.isabs(name) else ".", _LOOK)
+    try:
+        seen = _mount_id(here)
+        while parts:
+            part = parts.pop()
+            if not parts and os.path.samestat(os.fstat(here), own):
+                return here, part
+            try:
+                entry = _open_entry(here, part, name, False)
+            except FileNotFoundError:
+                if parts or name.endswith("/"):
+                    raise
+                return here, part
+            try:
+                mount, status = _mount_id(entry), os.fstat(entry)
+                if mount != seen:
+                    _check_server(name, mount, trusted)
+                if stat.S_ISLNK(status.st_mode):
+                    # A link that has further names may have been brought there by anyone.
+                    if status.st_uid not in trusted or status.st_nlink > 1:
+                        raise _untrusted(name, f"{_place(entry)} is a symbolic link of user {status.st_uid}")
+                    links += 1
+                    if links > _MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+                    target = os.readlink("", dir_fd=entry)
+                    parts += _parts(target)
+                    if os.path.isabs(target):
+                        root = os.open("/", _LOOK)
+                        os.close(here)
+                        here, seen = root, _mount_id(root)
+                elif not parts and not stat.S_ISDIR(status.st_mode):
+                    return here, part
+                else:
+                    here, entry, seen = entry, here, mount
+            finally:
+                os.close(entry)
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    except BaseException:
+        os.close(here)
+        raise
+
+
+def others_may_write(directory: int) -> bool:
+    """Return whether another user can make files in a directory, sticky or not, and so hard links too.
+
+    :param directory: a descriptor of it.
+    """
+    status = os.fstat(directory)
+    return status.st_uid not in trusted_owners() or _others_write(status)

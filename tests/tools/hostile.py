@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import resource
 import subprocess
-from pathlib import Path
 
 from tests.tools.test_streams import ENVIRONMENT, KDAMON
 
-__all__ = ["ANOTHER_USER", "AS_ANOTHER_USER", "let_others_in", "limited", "one_sentence"]
+__all__ = ["ANOTHER_USER", "AS_ANOTHER_USER", "limited", "one_sentence"]
 
 #: A user who owns nothing, and what makes a command one of that user.
 ANOTHER_USER = 65534
@@ -42,10 +41,3 @@ def one_sentence(done: subprocess.CompletedProcess[str], status: int) -> str:
     """The one line that was said on standard error; nothing was shown and ``status`` is the exit status."""
     assert (status, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n")), done.stderr
     return done.stderr
-
-
-def let_others_in(directory: Path) -> None:
-    """Let other users pass through a directory of pytest's, which makes those of its user alone."""
-    for parent in (directory, *directory.parents):
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)

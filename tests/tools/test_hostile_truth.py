@@ -23,7 +23,7 @@ from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from kdamon_tools.workloads.truth import Event, load_truth
 from tests.kdamon.harness import eventually
 from tests.kdamon.tables import effort
-from tests.tools.hostile import AS_ANOTHER_USER, let_others_in, limited, one_sentence
+from tests.tools.hostile import AS_ANOTHER_USER, limited, one_sentence
 from tests.tools.test_streams import REPORTS_ONLY
 
 
@@ -144,12 +144,11 @@ BECOMES = {
 
 
 @pytest.mark.parametrize("what", BECOMES)
-def test_a_truth_that_becomes_bad_costs_no_result(what: str, tmp_path: Path) -> None:
+def test_a_truth_that_becomes_bad_costs_no_result(what: str, open_path: Path) -> None:
     """The result is whole, and a sentence says why nothing is compared."""
-    directory = tmp_path / "theirs"
+    directory = open_path / "theirs"
     directory.mkdir()
     directory.chmod(0o777)
-    let_others_in(tmp_path)
     truth = directory / "truth"
     command = [*AS_ANOTHER_USER, "sh", "-c", BECOMES[what], "sh", str(truth)]
     done = limited(*REPORTS_ONLY, "--json", "--quiet", "--truth", str(truth), "--", *command)

@@ -12,18 +12,19 @@ import errno
 import io
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from kdamon.trusted import open_place, others_may_write, trusted_owners
+
 __all__ = ["Replacement", "same_file"]
 
-#: As many symbolic links as the kernel follows.
-_MAX_LINKS: Final = 40
 _FLAGS: Final = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
+#: Extended attributes that a file keeps, beside those of users: others give rights, or are a file system's own.
+_ATTRIBUTES: Final = frozenset({"system.posix_acl_access", "security.selinux"})
 
 
 class Replacement:
@@ -34,61 +35,90 @@ class Replacement:
     * A file that does not exist is made at once: when this process is killed, what was written so far is there.
     * Devices, pipes and descriptors of this process (``/dev/stdout``) are written as they are.
 
+    The directory may be another user's. It is looked up once, no symbolic link of other users is followed to it or in
+    it (:func:`kdamon.trusted.open_place`), and everything is done by its descriptor: what others rename or put there
+    meanwhile is not written to, given a mode or removed. Refused are hard links where others can make them, and pipes
+    of other users. Where the name stands for another file in the end, that is an error.
+
     A context manager: what was not committed is discarded at its end.
 
-    :param path: where to; symbolic links are followed.
+    :param path: where to; symbolic links of this user and of root are followed.
     :ivar file: what to write to, without a buffer.
     :raises OSError: it cannot be written there, with ``path`` as its file name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        #: The file to rename or to remove, and the one to copy to.
-        self._part: Path | None = None
-        self._copied_to: int | None = None
-        self._place = Path(os.path.realpath(path))
+        self._directory = -1
+        self._name = ""
+        #: The name of what is written where that is a file of its own: one to rename, or at its place already.
+        self._part: str | None = None
+        #: An existing file that is written where nothing can be renamed to it.
+        self._existing: int | None = None
         try:
+            self._directory, self._name = open_place(path)
             self.file = io.FileIO(self._open(), "w")
         except OSError as error:
+            self._close()
             raise OSError(error.errno, error.strerror, str(path)) from error
+        except BaseException:
+            self._close()
+            raise
 
     def _open(self) -> int:
-        descriptor = _own_descriptor(self.path)
-        if descriptor is not None:
+        if self._name.isdecimal() and self._name.isascii() and _is_own_descriptors(self._directory):
+            # To open it anew would begin at the beginning of a file that a shell appends to.
+            descriptor = int(self._name)
             # It says that it cannot be written now.
             os.write(descriptor, b"")
             return os.dup(descriptor)
         try:
-            existing = os.stat(self._place)
+            found = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         except FileNotFoundError:
-            made = os.open(self._place, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
-            self._part = self._place
+            made = os.open(self._name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._directory)
+            self._part = self._name
             return made
-        # Whether it may be written is found out now, and nothing of it is lost.
-        opened = os.open(self._place, _FLAGS)
-        if not stat.S_ISREG(existing.st_mode):
+        try:
+            status = os.fstat(found)
+            self._check(status)
+            # Whether it may be written is found out now, and nothing of it is lost.
+            opened = os.open(f"/proc/self/fd/{found}", _FLAGS)
+        finally:
+            os.close(found)
+        if not stat.S_ISREG(status.st_mode):
             return opened
-        if existing.st_nlink == 1:
+        self._existing = opened
+        if status.st_nlink == 1:
             with contextlib.suppress(OSError):
-                beside = self._open_beside(existing)
-                os.close(opened)
-                return beside
-        self._copied_to = opened
+                return self._open_beside(status, opened)
         with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as file:
             return os.dup(file.fileno())
 
-    def _open_beside(self, existing: os.stat_result) -> int:
+    def _check(self, status: os.stat_result) -> None:
+        """Refuse an existing file that others may have put there for it to be written."""
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(errno.ELOOP, "a symbolic link took its place")
+        if stat.S_ISFIFO(status.st_mode) and status.st_uid not in trusted_owners():
+            raise OSError(errno.EPERM, f"it is a pipe of user {status.st_uid}")
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and others_may_write(self._directory):
+            raise OSError(errno.EPERM, "it has further names, and other users can write to its directory")
+
+    def _open_beside(self, existing: os.stat_result, opened: int) -> int:
         """Make a file that can take the place of the ``existing`` one."""
-        part = self._place.with_name(f"{self._place.name}.{secrets.token_hex(4)}.part")
-        made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        part = f"{self._name}.{secrets.token_hex(4)}.part"
+        made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         try:
             now = os.fstat(made)
             if (existing.st_uid, existing.st_gid) != (now.st_uid, now.st_gid):
-                os.chown(made, existing.st_uid, existing.st_gid)
-            shutil.copystat(self._place, part)
+                os.fchown(made, existing.st_uid, existing.st_gid)
+            # As the kernel has it when a file is written: what gives rights to a program goes.
+            os.fchmod(made, stat.S_IMODE(existing.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
+            for attribute in os.listxattr(opened):
+                if attribute.startswith("user.") or attribute in _ATTRIBUTES:
+                    os.setxattr(made, attribute, os.getxattr(opened, attribute))
         except BaseException:
+            self._remove(part, made)
             os.close(made)
-            part.unlink()
             raise
         self._part = part
         return made
@@ -103,44 +133,70 @@ class Replacement:
         :raises OSError: it is not there, or only a part of it; ``path`` is its file name.
         """
         try:
+            written = self.file.fileno()
             if self._part is not None:
-                os.fsync(self.file.fileno())
-            if self._part not in (None, self._place):
-                self._rename()
-            elif self._copied_to is not None:
-                _copy(self.file.fileno(), self._copied_to)
+                os.fsync(written)
+            if self._part not in (None, self._name):
+                written = self._rename(written)
+            elif self._existing is not None:
+                _copy(written, self._existing)
+                written = self._existing
+            if self._part is not None or self._existing is not None:
+                self._check_place(written)
             self.file.close()
             self._part = None
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         self.discard()
 
-    def _rename(self) -> None:
+    def _rename(self, written: int) -> int:
+        """Give what was ``written`` its name; returns a descriptor of what has the content now."""
         assert self._part is not None
+        assert self._existing is not None
         try:
-            os.rename(self._part, self._place)
+            os.rename(self._part, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         except OSError:
             # A file that is a mount point, or another user's in a directory like /tmp.
-            self._copied_to = os.open(self._place, _FLAGS)
-            _copy(self.file.fileno(), self._copied_to)
-            self._part.unlink()
+            _copy(written, self._existing)
+            self._remove(self._part, written)
+            written = self._existing
+        self._part = None
+        return written
+
+    def _check_place(self, descriptor: int) -> None:
+        """Raise an error where the path does not lead to what was written: someone removed or renamed something."""
+        directory, name = open_place(self.path)
+        try:
+            if not _has(directory, name, descriptor):
+                raise OSError(errno.ESTALE, "another file took the place of what was written")
+        finally:
+            os.close(directory)
+
+    def _remove(self, name: str, descriptor: int) -> None:
+        """Remove ``name`` if it still is what ``descriptor`` is."""
+        with contextlib.suppress(OSError):
+            if _has(self._directory, name, descriptor):
+                os.unlink(name, dir_fd=self._directory)
 
     def keep_part(self) -> Path | None:
         """Leave what was written so far where it is instead of discarding it; returns where, None nowhere."""
         part, self._part = self._part, None
-        return part
+        return None if part is None else self.path if part == self._name else self.path.with_name(part)
 
     def discard(self) -> None:
         """Leave everything as it was; may be repeated, and does nothing after :meth:`commit`."""
+        if self._part is not None and not self.file.closed:
+            self._remove(self._part, self.file.fileno())
+        self._part = None
         with contextlib.suppress(OSError):
             self.file.close()
-        if self._copied_to is not None:
-            os.close(self._copied_to)
-            self._copied_to = None
-        if self._part is not None:
-            with contextlib.suppress(OSError):
-                self._part.unlink()
-            self._part = None
+        self._close()
+
+    def _close(self) -> None:
+        for descriptor in (self._existing, self._directory):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self._existing, self._directory = None, -1
 
     def __enter__(self) -> Replacement:
         return self
@@ -151,20 +207,17 @@ class Replacement:
         self.discard()
 
 
-def _own_descriptor(path: Path) -> int | None:
-    """The descriptor of this process that ``path`` stands for, as /dev/stdout and /dev/fd/3 do; None for others.
+def _is_own_descriptors(directory: int) -> bool:
+    """Whether a directory is that of this process's descriptors, as of /dev/stdout and /dev/fd/3."""
+    return os.path.samestat(os.fstat(directory), os.stat("/proc/self/fd"))
 
-    Opening these anew would begin at the beginning of a file that a shell appends to.
-    """
-    own = os.path.realpath("/proc/self/fd")
-    for _ in range(_MAX_LINKS):
-        directory = os.path.realpath(path.parent)
-        if directory == own and path.name.isdecimal() and path.name.isascii():
-            return int(path.name)
-        if not path.is_symlink():
-            return None
-        path = Path(directory, os.readlink(path))
-    return None
+
+def _has(directory: int, name: str, descriptor: int) -> bool:
+    """Whether ``name`` in a directory is the file that ``descriptor`` is of."""
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _copy(source: int, target: int) -> None:
@@ -190,4 +243,7 @@ def same_file(one: Path, other: Path) -> bool:
         status = os.stat(one)
         return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(other))
     except OSError:
-        return os.path.realpath(one) == os.path.realpath(other)
+        # Where a link cannot be read, what is wrong is found when the file is opened.
+        with contextlib.suppress(OSError):
+            return os.path.realpath(one) == os.path.realpath(other)
+        return False

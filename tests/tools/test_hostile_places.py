@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""--output and --record into directories of other users: nothing of root's is written, given away or removed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kdamon_tools import cli
+from kdamon_tools.replacement import Replacement
+from tests.tools.hostile import ANOTHER_USER, AS_ANOTHER_USER, limited
+from tests.tools.test_streams import REPORTS_ONLY
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
+
+RUN = [*REPORTS_ONLY, "--pid", "1", "--seconds", "0.1", "--quiet", "--json"]
+SECRET = "root's\n"
+
+
+@pytest.fixture
+def theirs(open_path: Path) -> Path:
+    """A directory of another user."""
+    directory = open_path / "theirs"
+    directory.mkdir()
+    os.chown(directory, ANOTHER_USER, ANOTHER_USER)
+    return directory
+
+
+@pytest.fixture
+def victims(open_path: Path) -> Iterator[Path]:
+    """A directory of root's with a file that must not change, called as the result is."""
+    directory = open_path / "roots"
+    directory.mkdir()
+    (directory / "result").write_text(SECRET)
+    before = (directory / "result").stat()
+    yield directory
+    after = (directory / "result").stat()
+    assert (SECRET, ["result"]) == ((directory / "result").read_text(), os.listdir(directory))
+    assert (before.st_ino, before.st_mode, before.st_uid) == (after.st_ino, after.st_mode, after.st_uid)
+
+
+def they(script: str, *arguments: Path) -> None:
+    """Have the other user run a script of the shell's."""
+    subprocess.run([*AS_ANOTHER_USER, "sh", "-ec", script, "sh", *map(str, arguments)], check=True, timeout=60)
+
+
+PLANTED = {
+    "a link": ('ln -s "$2/result" "$1/result"', "result", "theirs/result is a symbolic link of user 65534"),
+    "a link to nothing": ('ln -s "$2/new" "$1/result"', "result", "theirs/result is a symbolic link of user 65534"),
+    "a link to a directory": ('ln -s "$2" "$1/d"', "d/result", "theirs/d is a symbolic link of user 65534"),
+    "a link to a link": ('ln -s x "$1/result"; ln -s "$2/result" "$1/x"', "result", "is a symbolic link of user 65534"),
+    "a link to a descriptor": ('ln -s /proc/self/fd/2 "$1/result"', "result", "is a symbolic link of user 65534"),
+    "a link of a process": ('ln -s /proc/1/root "$1/d"', "d/etc/kdamon-result", "theirs/d is a symbolic link of user"),
+    "a pipe": ('mkfifo "$1/result"', "result", "it is a pipe of user 65534"),
+    "a directory": ('mkdir "$1/result"', "result", "Is a directory"),
+    "a loop": ('ln -s result "$1/result"', "result", "is a symbolic link of user 65534"),
+}
+
+
+@pytest.mark.parametrize("option", ["--output", "--record"])
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_another_user_planted_is_refused_at_once(what: str, option: str, theirs: Path, victims: Path) -> None:
+    """Status 2, before anything is started, and in one sentence with the name."""
+    script, name, sentence = PLANTED[what]
+    they(script, theirs, victims)
+    done = limited(*RUN, option, str(theirs / name))
+    assert (2, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n")), done.stderr
+    assert f"kdamon: {option}: {theirs}/{name}: " in done.stderr
+    assert sentence in done.stderr
+
+
+def test_a_hard_link_is_not_written(theirs: Path, victims: Path) -> None:
+    """A user makes one to any file where fs.protected_hardlinks is 0."""
+    (theirs / "result").hardlink_to(victims / "result")
+    with pytest.raises(OSError, match="it has further names, and other users can write to its directory"):
+        Replacement(theirs / "result")
+    os.unlink(theirs / "result")
+    theirs.chmod(0o1777)
+    os.chown(theirs, 0, 0)
+    (theirs / "result").hardlink_to(victims / "result")
+    with pytest.raises(OSError, match="it has further names"):
+        Replacement(theirs / "result")
+
+
+def test_links_of_root_are_followed_but_for_hard_ones(theirs: Path, open_path: Path, victims: Path) -> None:
+    """What an administrator set up goes on; a second name of a link may be a user's."""
+    (theirs / "result").symlink_to("../target")
+    with Replacement(theirs / "result") as replacement:
+        replacement.file.write(b"new")
+        replacement.commit()
+    assert "new" == (open_path / "target").read_text()
+    (open_path / "link").symlink_to(victims / "result")
+    os.link(open_path / "link", theirs / "other", follow_symlinks=False)
+    with pytest.raises(OSError, match="is a symbolic link of user 0"):
+        Replacement(theirs / "other")
+
+
+def test_a_link_at_the_name_of_the_temporary_file_is_not_followed(
+    theirs: Path, victims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if it is guessed."""
+    they('echo old > "$1/result"; ln -s "$2/result" "$1/result.guessed.part"', theirs, victims)
+    monkeypatch.setattr(secrets, "token_hex", lambda _n: "guessed")
+    with Replacement(theirs / "result") as replacement:
+        replacement.file.write(b"new")
+        replacement.commit()
+    assert ("new", True) == ((theirs / "result").read_text(), (theirs / "result.guessed.part").is_symlink())
+
+
+EXCHANGES = {
+    "the directory for a link": 'mv "$1" "$1.old"; ln -s "$2" "$1"',
+    "the directory for another": 'mv "$1" "$1.old"; mkdir "$1"; echo mine > "$1/result"',
+    "the file for a link": 'rm -f "$1/"result*; ln -s "$2/result" "$1/result"',
+    "the file for another": 'rm -f "$1/"result*; echo mine > "$1/result"',
+    "the file for a pipe": 'rm -f "$1/"result*; mkfifo "$1/result"',
+    "the file for nothing": 'rm -f "$1/"result*',
+    "the directory for nothing": 'rm -rf "$1"',
+}
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["an earlier file", "a new file"])
+@pytest.mark.parametrize("commit", [True, False], ids=["committed", "discarded"])
+@pytest.mark.parametrize("what", EXCHANGES)
+def test_what_is_exchanged_meanwhile_is_left_alone(
+    what: str, commit: bool, earlier: bool, theirs: Path, victims: Path
+) -> None:
+    """Where the result is not at its place, that is an error; nothing elsewhere is written or removed."""
+    inner = theirs / "inner"
+    they('mkdir "$1"', inner)
+    if earlier:
+        they('echo old > "$1/result"', inner)
+    with Replacement(inner / "result") as replacement:
+        replacement.file.write(b"new")
+        they(EXCHANGES[what], inner, victims)
+        before = sorted((path, path.lstat().st_ino) for path in inner.iterdir()) if inner.is_dir() else []
+        if commit:
+            with pytest.raises(OSError) as raised:
+                replacement.commit()
+            assert str(inner / "result") == raised.value.filename
+            expected = {errno.ESTALE, errno.ENOENT, errno.EPERM}
+            assert raised.value.errno in expected
+    after = sorted((path, path.lstat().st_ino) for path in inner.iterdir()) if inner.is_dir() else []
+    assert before == after
+
+
+def test_a_result_whose_place_was_taken_is_shown(theirs: Path, victims: Path) -> None:
+    """On standard output, and the error says so."""
+    script = f'rm -f "{theirs}/result"; ln -s "{victims}/result" "{theirs}/result"'
+    words = [*REPORTS_ONLY, "--quiet", "--json", "--output", str(theirs / "result")]
+    done = limited(*words, "--", *AS_ANOTHER_USER, "sh", "-c", script)
+    assert (1, "the process ended") == (done.returncode, json.loads(done.stdout)["note"])
+    assert done.stderr.startswith(f"kdamon: {theirs}/result: ")
+    assert done.stderr.endswith("; the result is on standard output instead\n")
+
+
+#: Exchanges a directory and a link to root's again and again, as fast as it can; says when it begins.
+MAZE = f"""
+import ctypes, os, sys
+renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+os.setgroups([])
+os.setresgid({ANOTHER_USER}, {ANOTHER_USER}, {ANOTHER_USER})
+os.setresuid({ANOTHER_USER}, {ANOTHER_USER}, {ANOTHER_USER})
+one, other = (os.fsencode(path) for path in sys.argv[1:])
+print(flush=True)
+while True:
+    if renameat2(-100, one, -100, other, 2):
+        sys.exit(os.strerror(ctypes.get_errno()))
+"""
+
+
+def replaced(path: Path) -> None:
+    with Replacement(path) as replacement:
+        replacement.file.write(b"new")
+        replacement.commit()
+
+
+def discarded(path: Path) -> None:
+    with Replacement(path) as replacement:
+        replacement.file.write(b"new")
+
+
+@pytest.mark.parametrize("what", ["directory", "file"])
+@pytest.mark.parametrize("use", [replaced, discarded])
+def test_no_race_is_won(use: Callable[[Path], None], what: str, theirs: Path, victims: Path) -> None:
+    """Some hundred attempts while what is written to is exchanged for a link and back without a pause."""
+    place = theirs / "inner" / "result"
+    link = theirs / "link"
+    script = 'mkdir "$1/inner"; echo old > "$1/inner/result"; ln -s "$2" "$1/link"'
+    they(script, theirs, victims if what == "directory" else victims / "result")
+    one = place.parent if what == "directory" else place
+    with subprocess.Popen([sys.executable, "-c", MAZE, one, link], stdout=subprocess.PIPE) as attacker:
+        try:
+            assert attacker.stdout is not None
+            attacker.stdout.readline()
+            failed = 0
+            for _ in range(300):
+                try:
+                    use(place)
+                except OSError:
+                    failed += 1
+            assert attacker.poll() is None
+        finally:
+            attacker.kill()
+    assert failed
+
+
+def test_a_file_keeps_no_rights_of_a_program(theirs: Path) -> None:
+    """As if it was written: its owner, mode and attributes stay, but set-user-ID, set-group-ID and capabilities go."""
+    path = theirs / "result"
+    they('echo old > "$1"; chmod 640 "$1"', path)
+    os.setxattr(path, "user.note", b"kept")
+    # cap_setuid in the permitted and effective sets (struct vfs_cap_data, revision 2).
+    os.setxattr(path, "security.capability", bytes.fromhex("0100000280000000") + bytes(12))
+    path.chmod(0o6750)
+    replaced(path)
+    status = path.stat()
+    assert (ANOTHER_USER, 0o750) == (status.st_uid, stat.S_IMODE(status.st_mode))
+    assert (["user.note"], "new") == (os.listxattr(path), path.read_text())
+
+
+def test_a_directory_of_another_user_will_do(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a home where ``sudo kdamon`` is called: a new file is root's, an earlier one stays theirs."""
+    they('echo old > "$1/old"', theirs)
+    for name, owner in (("new", 0), ("old", ANOTHER_USER)):
+        assert (0, "") == (cli.main([*RUN, "--output", str(theirs / name)]), capsys.readouterr().out)
+        assert owner == (theirs / name).stat().st_uid
+        assert "the time was over" == json.loads((theirs / name).read_text())["note"]
+    assert ["new", "old"] == sorted(os.listdir(theirs))
+
+
+def test_a_pipe_of_this_user_is_waited_for(open_path: Path) -> None:
+    """Until a reader comes, as the shell does it."""
+    os.mkfifo(open_path / "result")
+    with subprocess.Popen(["cat", open_path / "result"], stdout=subprocess.PIPE) as reader:
+        replaced(open_path / "result")
+        assert b"new" == reader.communicate()[0]
