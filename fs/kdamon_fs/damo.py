@@ -22,6 +22,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,8 +36,9 @@ log = logging.getLogger("kdamon")
 
 _CACHE: Final = ".damo.sysinfo"
 
-#: How long damo may take to look the tree over, seconds.
+#: How long damo may take to look the tree over, and another kdamon to remove the cache that it made, seconds.
 _PATIENCE: Final = 20
+_UNCOVERING: Final = 5.0
 
 
 def trusted_home() -> str | None:
@@ -114,7 +116,7 @@ def private_damo_cache(home: str | None) -> Iterator[bool]:
 def _lock_cache(directory: int) -> int:
     """Open the cache in ``directory``, make it if it is missing, and lock it, so that it is not removed.
 
-    :raises OSError: ELOOP, EPERM it is something else than a file of this user alone.
+    :raises OSError: ELOOP, EPERM it is something else than a file of this user alone; EAGAIN another process locks it.
     """
     # A pipe would be waited for, and a terminal taken.
     flags = os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -125,13 +127,27 @@ def _lock_cache(directory: int) -> int:
             others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or others_write:
                 raise OSError(errno.EPERM, f"{_CACHE} is no file of this user alone")
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            _wait_for_lock(lock)
             if _is_cache(directory, lock):
                 return lock
         except BaseException:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _wait_for_lock(lock: int) -> None:
+    """Share the lock of the cache, which every user may hold who can read that."""
+    deadline = time.monotonic() + _UNCOVERING
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EAGAIN, f"another process holds the lock of {_CACHE}") from None
+            time.sleep(_UNCOVERING / 100)
+        else:
+            return
 
 
 def _is_cache(directory: int, lock: int) -> bool:

@@ -123,6 +123,33 @@ def test_home_of_another_user_is_replaced(hostile: Hostile, kind: str) -> None:
     assert os.listdir(hostile.root) == []
 
 
+#: Holds a lock as another user, who may read the file.
+HOLDS = f"""
+import fcntl, os, signal
+os.setresuid({USER}, {USER}, {USER})
+fcntl.flock(0, fcntl.LOCK_EX)
+print(flush=True)
+signal.pause()
+"""
+
+
+def test_a_lock_that_another_user_holds_is_not_waited_for(hostile: Hostile) -> None:
+    """On a cache that every user may read: the command runs, and finds it as it is."""
+    cache = hostile.root / CACHE
+    cache.write_text("text\n")
+    with (
+        cache.open("rb") as file,
+        subprocess.Popen([sys.executable, "-c", HOLDS], stdin=file, stdout=subprocess.PIPE) as holder,
+    ):
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"\n"
+            done = hostile.exec(f"cat ~/{CACHE}")
+        finally:
+            holder.kill()
+    assert (done.returncode, done.stdout) == (0, "text\n")
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe", "theirs", "writable"])
 def test_a_cache_in_ones_own_home_that_is_no_file_of_ones_own(hostile: Hostile, kind: str) -> None:
     """It is neither followed, nor waited for, nor covered; the command runs."""
