@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,7 @@ from kdamon.kernel import (
     VirtualClock,
     is_power_of_2,
     kthread,
+    kthread_stop,
     mult_frac,
     rnd_state,
     time_after_eq,
@@ -121,6 +123,10 @@ _running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
 
 damon_ops_lock = threading.Lock()
 damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
+
+
+#: Seconds that kdamonds may take to end.
+_END: Final = 20.0
 
 
 # Operations sets.
@@ -525,7 +531,8 @@ def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
             if exclusive and _running["nr_ctxs"]:
                 _running["exclusive"] = True
     except OSError:
-        damon_stop(started)
+        with contextlib.suppress(OSError):
+            damon_stop(started)
         raise
 
 
@@ -548,12 +555,20 @@ def damon_run(ctx: damon_ctx, seconds: float) -> None:
 
 
 def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
-    """Stop the kdamonds of ``ctxs`` and wait for their end."""
+    """Stop the kdamonds of ``ctxs`` and wait for their end.
+
+    :raises OSError: EBUSY one of them does not end in time; it will end as soon as it can.
+    """
+    # Kernel: damon_stop() waits for as long as it takes. Here: for some seconds, because a kdamond may wait for the
+    # process that it monitors, and that may be hostile.
+    kdamonds = []
     for ctx in ctxs:
         with ctx.kdamond_lock:
-            kdamond = ctx.kdamond
-        if kdamond is not None:
-            kdamond.stop()
+            if ctx.kdamond is not None:
+                kdamonds.append(ctx.kdamond)
+    if lingering := kthread_stop(kdamonds, _END):
+        names = " and ".join(kdamond.name for kdamond in lingering)
+        raise OSError(errno.EBUSY, f"{names} did not end within {_END:g} seconds, and will as soon as it can")
 
 
 def damon_is_running(ctx: damon_ctx) -> bool:
@@ -608,7 +623,7 @@ def _wait_end(ctx: damon_ctx) -> None:
     with ctx.kdamond_lock:
         kdamond = ctx.kdamond
     if kdamond is not None:
-        kdamond.join()
+        kdamond.join(_END)
 
 
 def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:

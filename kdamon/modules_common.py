@@ -167,15 +167,18 @@ class damon_module(ABC):
     def shutdown(self) -> None:
         """Stop monitoring, for good."""
         self._closing = True
-        self._stop()
-        # A write that was under way may have started it since.
-        if self._lock.acquire(timeout=_SHUTDOWN_TIMEOUT):
-            try:
-                self._stop()
-            finally:
-                self._lock.release()
-        else:
-            log.error("%s: a parameter is still being changed, although monitoring was stopped", self.name)
+        try:
+            self._stop()
+            # A write that was under way may have started it since.
+            if self._lock.acquire(timeout=_SHUTDOWN_TIMEOUT):
+                try:
+                    self._stop()
+                finally:
+                    self._lock.release()
+            else:
+                log.error("%s: a parameter is still being changed, although monitoring was stopped", self.name)
+        except OSError as error:
+            log.error("%s: %s", self.name, error.strerror)
 
     def _stop(self) -> None:
         if self.ctx is not None:

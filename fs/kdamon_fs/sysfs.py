@@ -105,8 +105,11 @@ class damon_sysfs_tree(Tree):
     def shutdown(self) -> None:
         """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""
         self.closing = True
-        self._stop_kdamonds()
+        ended = self._stop_kdamonds()
         self.modules.shutdown()
+        if not ended:
+            # A command may wait for it, with the lock.
+            return
         # A command that was under way may have started one since.
         if self.acquire(_SHUTDOWN_TIMEOUT):
             try:
@@ -116,9 +119,14 @@ class damon_sysfs_tree(Tree):
         else:
             log.error("a command still waits, although all kdamonds were stopped")
 
-    def _stop_kdamonds(self) -> None:
+    def _stop_kdamonds(self) -> bool:
         contexts = (kdamond.damon_ctx for kdamond in self.kdamonds.present())
-        damon_stop([ctx for ctx in contexts if ctx is not None])
+        try:
+            damon_stop([ctx for ctx in contexts if ctx is not None])
+        except OSError as error:
+            log.error("%s", error.strerror)
+            return False
+        return True
 
 
 def _state_show(kdamond: damon_sysfs_kdamond) -> str:

@@ -185,8 +185,10 @@ class TraceServer:
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        # What still waits for its client is left.
+        give_up = time.monotonic() + 2 * _PERIOD
         for thread in self._threads:
-            thread.join(2 * _PERIOD)
+            thread.join(max(give_up - time.monotonic(), 0))
         self._listener.close()
 
     def _start(self, function: Callable[..., None], *arguments: Any) -> None:

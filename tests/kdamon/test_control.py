@@ -154,6 +154,26 @@ def test_stopping_what_does_not_run_is_no_error() -> None:
     damon_stop([ctx, ctx])
 
 
+def test_a_kdamond_that_does_not_end_is_waited_for_and_named() -> None:
+    """It may wait for the process that it monitors, for as long as that likes; nothing else waits with it."""
+    waits, go_on = threading.Event(), threading.Event()
+
+    def wait(_ctx: damon_ctx) -> None:
+        waits.set()
+        assert go_on.wait(600)
+
+    stuck, other = quick_ctx(ops=report_ops(check_accesses=wait)), quick_ctx()
+    with stopped(stuck, other), patch("kdamon.core._END", 0.1):
+        damon_start([stuck, other], exclusive=False)
+        assert waits.wait(60)
+        with pytest.raises(OSError, match=r"^\[Errno 16\] kdamond.0 did not end within 0.1 seconds") as lingering:
+            damon_stop([stuck, other])
+        assert errno.EBUSY == lingering.value.errno
+        assert [True, False] == [damon_is_running(stuck), damon_is_running(other)]
+        go_on.set()
+        eventually(lambda: not damon_is_running(stuck), "its end, which nothing more is needed for")
+
+
 def test_stop_is_quick_in_a_long_interval() -> None:
     """A sleep of an hour ends when it is asked to, and what was sampled in it is worth nothing."""
     checked: list[damon_ctx] = []

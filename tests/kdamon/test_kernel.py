@@ -20,6 +20,7 @@ from kdamon.kernel import (
     VirtualClock,
     is_power_of_2,
     kthread,
+    kthread_stop,
     mult_frac,
     rnd_state,
     time_after_eq,
@@ -123,9 +124,9 @@ def test_a_kthread_keeps_what_killed_it() -> None:
 
     thread = kthread(fail, "what", "kthread-test")
     assert -1 == thread.pid
-    thread.join()
+    assert thread.join(60)
     thread.start()
-    thread.join()
+    assert thread.join(60)
     assert not thread.alive()
     assert isinstance(thread.error, ZeroDivisionError)
 
@@ -142,5 +143,5 @@ def test_a_kthread_runs_until_it_is_asked_to_stop() -> None:
     thread.start()
     assert started.wait(60)
     assert thread.alive() and thread.pid > 0
-    thread.stop()
+    assert [] == kthread_stop([thread], 60)
     assert not thread.alive() and thread.error is None

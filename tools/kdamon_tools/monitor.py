@@ -111,6 +111,8 @@ class Monitor:
     def __init__(self, config: Config, machine: Machine | None, birth: int | None = None) -> None:
         self.config = config
         self.started = 0.0
+        #: Why monitoring did not end, empty where it did.
+        self.not_ended = ""
         self.ended = 0.0
         self._collected: deque[tuple[int, int, damon_regions]] = deque()
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
@@ -152,7 +154,11 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        damon_stop([self._ctx])
+        try:
+            damon_stop([self._ctx])
+        except OSError as lingering:
+            # What was seen until now can be shown all the same.
+            self.not_ended = lingering.strerror or str(lingering)
         trace.damon_aggregated.unregister(self._aggregated)
         # Not now: to let a process go may take seconds.
         self.ended = (self._clock.reached or self._clock.now()) / 1e9

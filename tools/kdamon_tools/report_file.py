@@ -46,6 +46,8 @@ _NOT_READ: Final = {
 }
 _BLOCK_BYTES: Final = 1 << 22
 _DRAIN_S: Final = 0.05
+#: Seconds that the rest of a recording may take to be written.
+_END_S: Final = 20.0
 
 #: Told how many bytes of a file were read, and how many there are (0: unknown).
 Progress = Callable[[int, int], None]
@@ -139,7 +141,14 @@ class Recorder:
     ) -> None:
         damon_report_unsubscribe(self._queue)
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_END_S)
+        if self._thread.is_alive():
+            # It may go on at any time: the file stays as it is.
+            if error is None:
+                raise OSError(
+                    errno.ETIMEDOUT, "the recording is not whole: writing to it takes too long", str(self.path)
+                )
+            return
         with self._replacement:
             if error is not None and not self.recorded:
                 return
