@@ -63,6 +63,9 @@ log = logging.getLogger("kdamon")
 #: How often it is looked which processes a control group has and what is mapped, nanoseconds.
 _FOLLOW_INTERVAL = 5000 * NSEC_PER_MSEC
 
+#: Targets of a module with a control group: each takes descriptors, and a user may have any number of processes in it.
+_MOST_MEMBERS = 1000
+
 #: How long a parameter's change that was canceled may take to end, seconds.
 _SHUTDOWN_TIMEOUT = 5.0
 
@@ -121,6 +124,8 @@ class damon_module(ABC):
     _births: dict[int, int] = field(factory=dict, init=False)
     _monitored: dict[int, int] = field(factory=dict, init=False)
     _next_follow: int = field(default=0, init=False)
+    #: Whether it was said that not all processes are monitored.
+    _crowded: bool = field(default=False, init=False)
     _closing: bool = field(default=False, init=False)
     #: Held while a parameter starts, stops or changes something (the kernel's ``kernel_param_lock()``).
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
@@ -282,7 +287,11 @@ class damon_module(ABC):
         assert ctx.machine is not None
         reason = ""
         opened: list[tuple[int, Task]] = []
+        left = _MOST_MEMBERS - len(ctx.adaptive_targets)
         for pid in pids:
+            if len(opened) >= left:
+                self._say_crowded(scope)
+                break
             try:
                 opened.append((pid, ctx.machine.get_task(pid)))
             except OSError as error:
@@ -290,16 +299,26 @@ class damon_module(ABC):
                 log.debug("%s: process %d is left out%s", self.name, pid, reason)
         # A number may have become another process's before that was opened. What is in the group now, and still is
         # what was opened, is of the group.
-        members: tuple[int, ...] = ()
+        members: frozenset[int] = frozenset()
         if opened:
             with suppress(OSError):
-                members = _processes_of(ctx.machine, scope.cgroup)
+                members = frozenset(_processes_of(ctx.machine, scope.cgroup))
         for pid, task in opened:
             if pid in members and task.valid():
                 _add_target(ctx, scope, pid, task)
             else:
                 task.put()
         return reason
+
+    def _say_crowded(self, scope: module_scope) -> None:
+        if not self._crowded:
+            self._crowded = True
+            log.warning(
+                "%s: of %s only %d processes at once are monitored; name a smaller control group",
+                self.name,
+                scope.cgroup,
+                _MOST_MEMBERS,
+            )
 
     def _follow(self, ctx: damon_ctx) -> None:
         """Leave the processes that ended or left the control group, begin with those that came to it."""

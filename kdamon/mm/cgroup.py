@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sys
+from collections import deque
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 from kdamon.mm.mountinfo import mounts
 
 __all__ = ["frozen", "memory_left", "processes"]
+
+log = logging.getLogger("kdamon")
+
+#: Control groups that are looked at below one.
+_MOST_GROUPS: Final = 10_000
 
 
 def _root(controller: str = "") -> tuple[Path, str]:
@@ -31,7 +40,7 @@ def _below(path: str, mounted: Path, root: str) -> Path:
     inside = path == root or path.startswith(root.rstrip("/") + "/")
     below = path.removeprefix(root.rstrip("/")).lstrip("/")
     found = mounted / below
-    if not (path.startswith("/") and ".." not in path.split("/") and inside and found.is_dir()):
+    if not (path.startswith("/") and ".." not in path.split("/") and inside and os.path.isdir(found)):
         raise OSError(errno.ENOENT, f"there is no control group {path!r} below {mounted}")
     return found
 
@@ -42,15 +51,31 @@ def processes(path: str) -> tuple[int, ...]:
     :raises OSError: ENOENT there is none.
     """
     pids: set[int] = set()
-    for directory, _directories, _files in os.walk(_directory(path)):
+    groups = deque([os.fspath(_directory(path))])
+    # Users make as many as they like, one in the other, where groups are delegated to them.
+    room = _MOST_GROUPS
+    while groups:
+        directory = groups.popleft()
         try:
             pids.update(map(int, Path(directory, "cgroup.procs").read_text().split()))
+            with os.scandir(directory) as entries:
+                below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError as error:
-            # The group went, or its processes are those of the threaded group above.
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+            # The group went, or its processes are those of the threaded group above, or its name is too long.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENAMETOOLONG):
                 raise
+            continue
+        groups += below[:room]
+        if len(below) > room:
+            _say_once(f"more than {_MOST_GROUPS} control groups are below {path!r}: some of them are left out")
+        room -= min(room, len(below))
     # 0 is a process that this PID namespace has no number for.
     return tuple(sorted(pids - {0, os.getpid()}))
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def frozen(contents: str) -> bool:

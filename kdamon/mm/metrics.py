@@ -122,7 +122,7 @@ def _memcg_directory(path: str) -> Path:
     inside = path == root or path.startswith(root.rstrip("/") + "/")
     canonical = path == "/" or (path.startswith("/") and os.path.normpath(path) == path and not path.startswith("//"))
     found = directory / below.lstrip("/")
-    if not (canonical and inside and found.is_dir()):
+    if not (canonical and inside and os.path.isdir(found)):
         raise OSError(errno.ENOENT, f"there is no memory cgroup {path!r} below {directory}")
     return found
 

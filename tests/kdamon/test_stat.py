@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon import modules_common
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_start, damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
@@ -253,6 +254,32 @@ def test_a_control_groups_processes_are_followed() -> None:
 
     run(stat, ctx, 21, watch)
     assert seen == [[4, 1, 2], [4, 2, 3], [4, 3], [4]]
+
+
+def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_there_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user may have any number in it: those of the lowest numbers are monitored, until they end; it is said once."""
+    monkeypatch.setattr(modules_common, "_MOST_MEMBERS", 3)
+    machine = SimMachine(seed=1)
+    for pid in range(1, 9):
+        spawn(machine, pid)
+    machine.cgroups = {"/service": tuple(range(1, 9))}
+    stat = module(damon_stat, machine, monitor_cgroup="/service")
+    ctx = stat.build_ctx()
+    seen: list[list[int]] = []
+
+    def watch() -> None:
+        pids = [t.pid for t in ctx.adaptive_targets]
+        if not seen or seen[-1] != pids:
+            seen.append(pids)
+        if machine.clock.now() > 3e9:
+            machine.processes[2].exit()
+
+    run(stat, ctx, 11, watch)
+    assert [[1, 2, 3], [1, 3, 4]] == seen
+    sentence = "damon_stat: of /service only 3 processes at once are monitored; name a smaller control group"
+    assert [sentence] == [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_memory_of_processes_that_ended_does_not_count() -> None:
