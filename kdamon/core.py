@@ -54,6 +54,7 @@ from kdamon.kernel import (
     ulong,
     virtual_kthread,
 )
+from kdamon.patience import damon_held_up, damon_wait_for
 from kdamon.probes import (
     damon_commit_probes,
     damon_has_prep,
@@ -596,7 +597,8 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
 
     Waits for the call unless it is to be repeated.
 
-    :raises OSError: EINVAL no context; ECANCELED its kdamond does not run (any more); what ``fn`` raised.
+    :raises OSError: EINVAL no context; ECANCELED its kdamond does not run (any more); EBUSY it is held up, and calls
+        ``fn`` no more unless it does so now; what ``fn`` raised.
     """
     if ctx is None:
         raise OSError(errno.EINVAL, "there is no context to call a function for")
@@ -610,7 +612,10 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
     if not obsolete:
         if control.repeat:
             return
-        control.completion.wait()
+        if not damon_wait_for(ctx, control.completion.wait):
+            with ctx.call_controls_lock:
+                control.canceled = True
+            raise damon_held_up(ctx)
     if obsolete or control.canceled:
         _wait_end(ctx)
         raise OSError(errno.ECANCELED, "the kdamond does not run")
@@ -619,7 +624,7 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
 
 
 def _wait_end(ctx: damon_ctx) -> None:
-    """Return once ``ctx`` has no kdamond, as a failed call promises."""
+    """Return once ``ctx`` has no kdamond, as a failed call promises, or its end is held up."""
     with ctx.kdamond_lock:
         kdamond = ctx.kdamond
     if kdamond is not None:
@@ -639,7 +644,7 @@ def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
             break
         if cancel:
             control.canceled = True
-        else:
+        elif not control.canceled:
             try:
                 control.fn(control.data)
             except OSError as error:

@@ -50,6 +50,7 @@ from kdamon.damos_quota import (
 )
 from kdamon.damos_wmarks import damos_commit_watermarks
 from kdamon.kernel import ALIGN_DOWN, time_after_eq
+from kdamon.patience import damon_held_up, damon_wait_for
 from kdamon.regions import damon_regions
 
 __all__ = [
@@ -351,23 +352,33 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
 def _damos_walk_call_walk(ctx: damon_ctx, t: damon_target, s: damos, region: damon_region, sz_passed: int) -> None:
     control = ctx.walk_control
     assert control is not None
-    control.walk_fn(control.data, ctx, t, region, s, sz_passed)
+    if not control.canceled:
+        control.walk_fn(control.data, ctx, t, region, s, sz_passed)
 
 
 def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
     """Call ``control.walk_fn`` for each region that the schemes try in their next application, and wait for it.
 
-    :raises OSError: ECANCELED the kdamond does not run, ended, is paused or has no scheme; EBUSY another walk goes on.
+    :raises OSError: ECANCELED the kdamond does not run, ended, is paused or has no scheme; EBUSY another walk goes on,
+        or the kdamond is held up.
     """
     control.completion.clear()
     control.canceled = False
-    with ctx.walk_control_lock:
+    # It is held while schemes are applied.
+    if not damon_wait_for(ctx, lambda seconds: ctx.walk_control_lock.acquire(timeout=seconds)):
+        raise damon_held_up(ctx)
+    try:
         if ctx.walk_control_obsolete:
             raise OSError(errno.ECANCELED, "the kdamond does not run, so no regions can be walked")
         if ctx.walk_control is not None:
             raise OSError(errno.EBUSY, "another walk of the regions is still going on")
         ctx.walk_control = control
-    control.completion.wait()
+    finally:
+        ctx.walk_control_lock.release()
+    if not damon_wait_for(ctx, control.completion.wait):
+        # The kdamond has the lock, and takes the walk for done when it goes on.
+        control.canceled = True
+        raise damon_held_up(ctx)
     if control.canceled:
         raise OSError(errno.ECANCELED, "the walk was canceled: no scheme, paused, or the kdamond ended")
 

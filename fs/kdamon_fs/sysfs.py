@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable
 from typing import Final
 
 import kdamon.paddr
 import kdamon.reported
 import kdamon.vaddr  # noqa: F401 -- all register operations sets
+from kdamon import patience
 from kdamon.core import (
     damon_call,
     damon_commit_ctx,
@@ -54,7 +56,7 @@ log = logging.getLogger("kdamon")
 
 _NSEC_PER_MSEC: Final = 1_000_000
 
-#: How long a command that was canceled may take to end, seconds.
+#: How long a command that was canceled, or a kdamond, may take to end, seconds.
 _SHUTDOWN_TIMEOUT: Final = 5.0
 
 
@@ -135,17 +137,17 @@ def _state_show(kdamond: damon_sysfs_kdamond) -> str:
 
 
 def _state_store(kdamond: damon_sysfs_kdamond, text: str) -> None:
-    name = next((name for name in ("off", *_COMMANDS) if sysfs_streq(text, name)), None)
+    names = ("off", *_BUILDING, *_COMMANDS)
+    name = next((name for name in names if sysfs_streq(text, name)), None)
     if name is None:
-        raise OSError(errno.EINVAL, f"{text[:40]!r} is no command; there are off, {', '.join(_COMMANDS)}")
-    with kdamond.tree.trylock():
-        try:
-            kdamond.command(name)
-        except OSError as error:
-            # Whoever wrote the command gets to see a number at most.
-            level = logging.WARNING if name in ("on", "commit") else logging.INFO
-            log.log(level, "%s: %s: %s", kdamond.location(), name, error.strerror)
-            raise
+        raise OSError(errno.EINVAL, f"{text[:40]!r} is no command; there are {', '.join(names)}")
+    try:
+        kdamond.command(name)
+    except OSError as error:
+        # Whoever wrote the command gets to see a number at most.
+        level = logging.WARNING if name in ("on", "commit") and error.errno != errno.EBUSY else logging.INFO
+        log.log(level, "%s: %s: %s", kdamond.location(), name, error.strerror)
+        raise
 
 
 def _pid_show(kdamond: damon_sysfs_kdamond) -> str:
@@ -163,7 +165,7 @@ class damon_sysfs_kdamond(kobject):
     :ivar refresh_ms: how often results are updated without a command, 0 never.
     """
 
-    __slots__ = ("_doubted", "_next_refresh", "contexts", "damon_ctx", "refresh_ms")
+    __slots__ = ("_building", "_doubted", "_next_refresh", "contexts", "damon_ctx", "refresh_ms")
 
     tree: damon_sysfs_tree
 
@@ -181,11 +183,17 @@ class damon_sysfs_kdamond(kobject):
         self._next_refresh = 0
         #: What was said of the present context by :meth:`_doubt`.
         self._doubted: tuple[str, ...] = ()
+        #: A command that builds a context goes on without the tree's lock.
+        self._building = False
         self.add("contexts", self.contexts)
 
     def running(self) -> bool:
         """Return whether it monitors."""
         return self.damon_ctx is not None and damon_is_running(self.damon_ctx)
+
+    def in_use(self) -> bool:
+        """Return whether it monitors, or a command is about to let it."""
+        return self._building or self.running()
 
     def release(self) -> None:
         """Give the last context back."""
@@ -196,29 +204,78 @@ class damon_sysfs_kdamond(kobject):
     # The commands.
 
     def command(self, name: str) -> None:
-        """Do what writing ``name`` to ``state`` asks for (``damon_sysfs_handle_cmd()``); the tree's lock is held.
+        """Do what writing ``name`` to ``state`` asks for (``damon_sysfs_handle_cmd()``).
 
-        :raises OSError: EINVAL it cannot be done with what the files say, or was never started; EBUSY it runs already;
-            ECANCELED it ran, but does not any more, or is paused; EPERM off, but it ended by itself.
+        :raises OSError: EINVAL it cannot be done with what the files say, or was never started; EBUSY it runs already,
+            its targets hold it up, or another command is being handled; ECANCELED it ran, but does not any more, or is
+            paused; EPERM off, but it ended by itself.
         """
-        if name == "off":
-            self.turn_off()
+        if name in _BUILDING:
+            self._build_and(*_BUILDING[name])
             return
-        self.contexts.context()
-        _COMMANDS[name](self)
+        with self.tree.trylock():
+            self._check_free()
+            if name == "off":
+                self.turn_off()
+                return
+            self.contexts.context()
+            _COMMANDS[name](self)
 
-    def turn_on(self) -> None:
-        """Start monitoring what the files describe (``damon_sysfs_turn_damon_on()``)."""
+    def _check_free(self) -> None:
+        if self._building:
+            raise OSError(errno.EBUSY, f"another command for {self.location()} is being handled; try again")
+
+    def _build_and(
+        self,
+        begin: Callable[[damon_sysfs_kdamond], damon_ctx | None],
+        finish: Callable[[damon_sysfs_kdamond, damon_ctx], None],
+    ) -> None:
+        """Build a context, and go on with it.
+
+        Kernel: all under one lock. Here: not while the processes are opened, because they decide how long it takes, and
+        no other kdamond is to wait for them.
+
+        :param begin: refuses what needs no context; returns the one that the new one will be committed to.
+        :param finish: takes the new one.
+        """
+        opening: list[Callable[[], None]] = []
+        with self.tree.trylock():
+            self._check_free()
+            context = self.contexts.context()
+            running = begin(self)
+            ctx = damon_sysfs_build_ctx(context, self.tree.machine, self.tree.clock, running, opening)
+            self._building = True
+        try:
+            for open_task in opening:
+                open_task()
+            if not self.tree.acquire(patience.PATIENCE):
+                raise OSError(errno.EBUSY, "another command is being handled; try again")
+        except BaseException:
+            damon_destroy_ctx(ctx)
+            self._building = False
+            raise
+        try:
+            self._building = False
+            finish(self, ctx)
+        finally:
+            self.tree.release()
+
+    def begin_turning_on(self) -> None:
+        """Refuse to start what runs."""
         if self.running():
             raise OSError(errno.EBUSY, f"{self.location()} is on already; commit applies changes")
         if self.tree.closing:
             raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
         self.release()
-        ctx = self._build_ctx(None)
+
+    def turn_on(self, ctx: damon_ctx) -> None:
+        """Start monitoring ``ctx``, which the files describe (``damon_sysfs_turn_damon_on()``)."""
         for t in ctx.adaptive_targets:
             # Measured on Linux 7.2: the mark is for commits, a start takes no notice of it.
             t.obsolete = False
         try:
+            if self.tree.closing:
+                raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
             damon_start([ctx], exclusive=False)
         except BaseException:
             damon_destroy_ctx(ctx)
@@ -254,17 +311,35 @@ class damon_sysfs_kdamond(kobject):
             raise OSError(errno.EPERM, f"{self.location()} is off already")
         damon_stop([self.damon_ctx])
 
-    def commit(self) -> None:
-        """Apply the files to what is monitored; to be called in the kdamond (``damon_sysfs_commit_input()``)."""
-        ctx = self.damon_ctx
-        assert ctx is not None
-        wanted = self._build_ctx(ctx)
+    def begin_commit(self) -> damon_ctx:
+        """Refuse to commit to what does not run; returns what does."""
+        if self.damon_ctx is None or not self.running():
+            self.call(lambda _: None)
+        assert self.damon_ctx is not None
+        return self.damon_ctx
+
+    def commit(self, wanted: damon_ctx) -> None:
+        """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
+        # Whoever takes it first destroys what was wanted: the kdamond may come to it when nothing waits for that.
+        taken = threading.Lock()
+
+        def apply(_: damon_sysfs_kdamond) -> None:
+            ctx = self.damon_ctx
+            assert ctx is not None
+            if not taken.acquire(blocking=False):
+                return
+            try:
+                damon_commit_ctx(ctx, wanted)
+                ctx.machine = ctx.machine or wanted.machine
+                self._doubt(ctx)
+            finally:
+                damon_destroy_ctx(wanted)
+
         try:
-            damon_commit_ctx(ctx, wanted)
-            ctx.machine = ctx.machine or wanted.machine
-            self._doubt(ctx)
+            self.call(apply)
         finally:
-            damon_destroy_ctx(wanted)
+            if taken.acquire(blocking=False):
+                damon_destroy_ctx(wanted)
 
     def commit_schemes_quota_goals(self) -> None:
         """Apply the goals alone; to be called in the kdamond."""
@@ -336,9 +411,6 @@ class damon_sysfs_kdamond(kobject):
         finally:
             self.tree.release()
 
-    def _build_ctx(self, running: damon_ctx | None) -> damon_ctx:
-        return damon_sysfs_build_ctx(self.contexts.context(), self.tree.machine, self.tree.clock, running)
-
 
 def _refresh(kdamond: damon_sysfs_kdamond) -> None:
     kdamond.refresh()
@@ -348,10 +420,18 @@ def _calling(fn: Callable[[damon_sysfs_kdamond], None]) -> Callable[[damon_sysfs
     return lambda kdamond: kdamond.call(fn)
 
 
-#: What may be written to ``state``, besides ``off``.
+#: What may be written to ``state`` and builds a context: what is to be done before that, and with the context.
+_BUILDING: Final[
+    dict[
+        str, tuple[Callable[[damon_sysfs_kdamond], damon_ctx | None], Callable[[damon_sysfs_kdamond, damon_ctx], None]]
+    ]
+] = {
+    "on": (damon_sysfs_kdamond.begin_turning_on, damon_sysfs_kdamond.turn_on),
+    "commit": (damon_sysfs_kdamond.begin_commit, damon_sysfs_kdamond.commit),
+}
+
+#: What else may be written to ``state``, besides ``off``.
 _COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
-    "on": damon_sysfs_kdamond.turn_on,
-    "commit": _calling(damon_sysfs_kdamond.commit),
     "commit_schemes_quota_goals": _calling(damon_sysfs_kdamond.commit_schemes_quota_goals),
     "update_schemes_stats": _calling(damon_sysfs_kdamond.update_schemes_stats),
     "update_schemes_tried_bytes": lambda kdamond: kdamond.update_schemes_tried_regions(total_bytes_only=True),
@@ -385,7 +465,7 @@ class damon_sysfs_kdamonds(numbered_dirs):
         :raises OSError: EBUSY one of them is running.
         """
         kdamonds = self.present()
-        if any(kdamond.running() for kdamond in kdamonds):
+        if any(kdamond.in_use() for kdamond in kdamonds):
             raise OSError(errno.EBUSY, "a kdamond is on; turn it off first")
         super().rm_dirs()
         for kdamond in kdamonds:

@@ -8,6 +8,7 @@ each commit.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -344,8 +345,10 @@ def _damon_sysfs_take_task(
     target: damon_sysfs_target,
     machine: Callable[[], Machine],
     monitored: damon_target | None,
+    *,
+    opening: list[Callable[[], None]],
 ) -> None:
-    """Open the process of ``t``, unless the target that it will be committed to has it open in the same way.
+    """Have the process of ``t`` opened, unless the target that it will be committed to has it open in the same way.
 
     A target whose process ended while it was monitored stays as it is until its number is written again.
     """
@@ -360,8 +363,12 @@ def _damon_sysfs_take_task(
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
     if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
         return
+    opening.append(functools.partial(_damon_sysfs_open_task, ctx.machine, t, target, primitive))
+
+
+def _damon_sysfs_open_task(machine: Machine, t: damon_target, target: damon_sysfs_target, primitive: str) -> None:
     try:
-        t.task = ctx.machine.get_task(t.pid, primitive, target.birth)
+        t.task = machine.get_task(t.pid, primitive, target.birth)
     except OSError as error:
         if error.errno == errno.ESRCH:
             raise OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}") from None
@@ -383,7 +390,11 @@ def _damon_sysfs_take_memory(
 
 
 def _damon_sysfs_add_target(
-    ctx: damon_ctx, target: damon_sysfs_target, machine: Callable[[], Machine], monitored: damon_target | None
+    ctx: damon_ctx,
+    target: damon_sysfs_target,
+    machine: Callable[[], Machine],
+    monitored: damon_target | None,
+    opening: list[Callable[[], None]],
 ) -> None:
     t = damon_new_target()
     t.obsolete = target.obsolete
@@ -391,7 +402,7 @@ def _damon_sysfs_add_target(
     if ctx.ops is not None and ctx.ops.target_has_pid:
         t.pid = target.pid
         if ctx.ops.needs_task:
-            _damon_sysfs_take_task(ctx, t, target, machine, monitored)
+            _damon_sysfs_take_task(ctx, t, target, machine, monitored, opening=opening)
         elif monitored is None and not target.regions.nr:
             raise OSError(
                 errno.EINVAL,
@@ -403,7 +414,11 @@ def _damon_sysfs_add_target(
 
 
 def _damon_sysfs_apply_inputs(
-    ctx: damon_ctx, context: damon_sysfs_context, machine: Callable[[], Machine], running: damon_ctx | None
+    ctx: damon_ctx,
+    context: damon_sysfs_context,
+    machine: Callable[[], Machine],
+    running: damon_ctx | None,
+    opening: list[Callable[[], None]],
 ) -> None:
     ops_id = _OPERATIONS[context.operations]
     if not damon_is_registered_ops(ops_id):
@@ -423,7 +438,7 @@ def _damon_sysfs_apply_inputs(
     for i in range(context.targets.nr):
         target = context.targets.at(i)
         assert isinstance(target, damon_sysfs_target)
-        _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None)
+        _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None, opening)
     damon_sysfs_add_schemes(ctx, context.schemes, machine)
 
 
@@ -431,21 +446,25 @@ def damon_sysfs_build_ctx(
     context: damon_sysfs_context,
     machine: Callable[[], Machine],
     clock: Clock | None,
-    running: damon_ctx | None = None,
+    running: damon_ctx | None,
+    opening: list[Callable[[], None]],
 ) -> damon_ctx:
     """Make the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
 
     :param machine: where processes are found, asked for when a target or scheme needs it.
     :param clock: the context's clock, None the real one.
     :param running: the context that the new one will be committed to: what that has open is not opened again.
-    :raises OSError: EINVAL the values do not fit together, a process does not exist, or something is asked for that has
-        no effect here; ENOMEM a scheme cannot be made; what ``machine`` and its ``get_task()`` raise.
+    :param opening: what opens the targets' processes is appended, to be called before the context is used and without
+        the tree's lock, as a process decides how long it takes; each call raises EINVAL where the process does not
+        exist, and what ``machine``'s ``get_task()`` raises.
+    :raises OSError: EINVAL the values do not fit together, or something is asked for that has no effect here; ENOMEM a
+        scheme cannot be made; what ``machine`` raises.
     """
     ctx = damon_new_ctx()
     if clock is not None:
         ctx.clock = clock
     try:
-        _damon_sysfs_apply_inputs(ctx, context, machine, running)
+        _damon_sysfs_apply_inputs(ctx, context, machine, running, opening)
     except BaseException:
         damon_destroy_ctx(ctx)
         raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process with code on a file system of its own that never answers a read: ``silent_fuse.py DIRECTORY UID``.
+"""A process with code and data on a file system of its own that never answers a read: ``silent_fuse.py DIRECTORY UID``.
 
 It mounts the file system in a mount namespace of its own, becomes that user, maps the code so that it is the first one
 that is looked at, prints "ready" and sleeps.
@@ -17,6 +17,8 @@ CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 PROT_READ_EXEC, MAP_PRIVATE_FIXED = 5, 0x10 | 2
 PLACE = 0x10000000
+PROT_READ, MAP_SHARED = 1, 1
+SIZE = 1 << 26
 FORGET, LOOKUP, GETATTR, OPEN, READ, INIT, BATCH_FORGET = 2, 1, 3, 14, 15, 26, 42
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -28,7 +30,7 @@ def must(result):
 
 
 def attributes(node):
-    mode, size = (0o40755, 0) if node == 1 else (0o100755, 1 << 16)
+    mode, size = (0o40755, 0) if node == 1 else (0o100755, SIZE)
     return struct.pack("<6Q10I", node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
@@ -73,6 +75,7 @@ def main():
     libc.mmap.restype = ctypes.c_long
     place = libc.mmap(ctypes.c_void_p(PLACE), 4096, PROT_READ_EXEC, MAP_PRIVATE_FIXED, code, ctypes.c_long(0))
     must(place)
+    must(libc.mmap(None, ctypes.c_size_t(SIZE), PROT_READ, MAP_SHARED, code, ctypes.c_long(0)))
     # Its end would wait for an answer to a flush, which it gives itself.
     os.close(code)
     print("ready", flush=True)
