@@ -173,7 +173,7 @@ def test_damo_of_another_user_is_not_run(hostile: Hostile) -> None:
     """Nor what is called damo in the working directory; kdamon asks damo before the command runs."""
     directory = hostile.program("damo", "uname", "which", "perf")
     path = os.environ["PATH"]
-    for first in (f"{directory}:{path}", f":{path}", f".:{path}", f"../bin:{path}"):
+    for first in (f"{directory}:{path}", f":.:../bin:{path}"):
         assert hostile.exec("true", directory=str(directory), PATH=first).returncode == 0
         assert not hostile.victim.exists()
 
@@ -201,6 +201,52 @@ def test_a_file_system_that_answers_nothing_holds_nothing_up(hostile: Hostile) -
     command = (sys.executable, "-I", "-S", "-c", BEGINS)
     done = hostile.run(*EXEC, *command, directory=silent, **environment)
     assert (done.returncode, done.stdout) == (0, f"{silent} {hostile.root}\n")
+
+
+def test_a_replay_does_not_wait_for_such_a_file_system(hostile: Hostile) -> None:
+    """In which its temporary recording would be; the working directory is in it, too."""
+    text = HERE.parent / "tools" / "data" / "perf_script_mem.txt"
+    silent = str(hostile.silent)
+    words = ("-P", "-m", "kdamon_tools", "replay", str(text))
+    done = hostile.run(*words, directory=silent, TMPDIR=silent, TEMP=silent, TMP=silent)
+    assert done.returncode == 0
+    assert f"TMPDIR={silent} is not used: user 65534 owns {hostile.user}" in done.stderr
+
+
+#: Goes to the working directory by its name, again and again, until the user exchanged it for a link many times.
+GOES = """
+import os, subprocess, sys
+from kdamon_fs.namespace import _find_directory_again
+here = os.stat(".")
+while not os.path.exists(sys.argv[1]):
+    _find_directory_again()
+    assert os.path.samestat(here, os.stat(".")), os.getcwd()
+"""
+
+#: Exchanges two names, many times, then makes a file.
+EXCHANGES = """
+import ctypes, os, sys
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+exchange = ctypes.CDLL(None).renameat2
+for _ in range(100000):
+    if exchange(-100, b"directory", -100, b"link", 2):
+        sys.exit("they were not exchanged")
+open("done", "x").close()
+"""
+
+
+def test_a_working_directory_that_its_user_exchanges_is_not_left(hostile: Hostile) -> None:
+    """A link in its place would lead root's command, and what it writes, to where the user likes."""
+    (hostile.user / "directory").mkdir()
+    (hostile.user / "link").symlink_to(hostile.root)
+    hostile.give()
+    with subprocess.Popen(
+        [sys.executable, "-c", EXCHANGES], cwd=hostile.user, stderr=subprocess.PIPE, text=True
+    ) as user:
+        done = hostile.run("-c", GOES, str(hostile.user / "done"), directory=str(hostile.user / "directory"))
+        _, complained = user.communicate(timeout=60)
+    assert (done.returncode, complained) == (0, ""), done.stderr
 
 
 def test_a_command_that_cannot_be_reached_is_ended_by_a_signal(hostile: Hostile) -> None:

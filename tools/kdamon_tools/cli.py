@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -107,6 +108,16 @@ def _sentence(error: OSError) -> str:
     return f"{error.filename}: {text}" if error.filename else text
 
 
+def _removed_directory(error: BaseException) -> str:
+    """The cause that no name says: what is relative is looked up in a directory that was removed."""
+    if isinstance(error if isinstance(error, OSError) else error.__context__, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return " (the working directory was removed: change to another one)"
+    return ""
+
+
 def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> int:
     # What stays in the buffer of standard output must not be tried, and fail, once more.
     finish_output()
@@ -115,7 +126,7 @@ def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> 
         return status
     if debug:
         logging.getLogger("kdamon").debug("where it comes from", exc_info=error)
-    print(f"kdamon: {readable(sentence)}", file=sys.stderr)
+    print(f"kdamon: {readable(sentence)}{_removed_directory(error)}", file=sys.stderr)
     return status
 
 

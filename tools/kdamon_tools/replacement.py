@@ -13,12 +13,12 @@ import io
 import os
 import secrets
 import stat
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from kdamon.trusted import open_place, others_may_write, trusted_owners
+from kdamon_tools.temporary import temporary_file
 
 __all__ = ["Replacement", "same_file"]
 
@@ -91,7 +91,7 @@ class Replacement:
         if status.st_nlink == 1:
             with contextlib.suppress(OSError):
                 return self._open_beside(status, opened)
-        with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as file:
+        with temporary_file() as file:
             return os.dup(file.fileno())
 
     def _check(self, status: os.stat_result) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, l
 from kdamon_tools.replacement import Replacement
 from kdamon_tools.stored_records import HEAD_BYTES, MAGIC, StoredRecords, parse_head
 from kdamon_tools.streams import stdin_descriptor
+from kdamon_tools.temporary import temporary_directory, temporary_file
 
 __all__ = ["FORMATS", "RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
 
@@ -229,14 +229,7 @@ def _append(spool: IO[bytes], data: bytes | memoryview) -> None:
             rest = rest[spool.write(rest) :]
     except OSError as error:
         sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to where there is"
-        raise OSError(error.errno, sentence, tempfile.gettempdir()) from error
-
-
-@contextmanager
-def _temporary() -> Iterator[IO[bytes]]:
-    """A temporary file without a name, so that nothing is left behind whatever happens."""
-    with tempfile.TemporaryFile(prefix="kdamon-", buffering=0) as spool:
-        yield spool
+        raise OSError(error.errno, sentence, temporary_directory()) from error
 
 
 @contextmanager
@@ -280,7 +273,7 @@ def open_reports(
         stream = stack.enter_context(open(stdin_descriptor() if piped else path, "rb", closefd=not piped))
         status = os.fstat(stream.fileno())
         regular = stat.S_ISREG(status.st_mode)
-        spool = stack.enter_context(_temporary())
+        spool = stack.enter_context(temporary_file())
         opened()
         from_start = regular and stream.tell() == 0
         with _named(name):
