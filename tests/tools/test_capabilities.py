@@ -183,16 +183,21 @@ def test_replay_keeps_nothing(tmp_path: Path) -> None:
         process.returncode = 0
 
 
+def recorded() -> np.ndarray:
+    """Some seconds of reports."""
+    records = np.zeros(4000, RECORD_DTYPE)
+    records["pid"], records["addr"], records["size"], records["nr_accesses"] = 7, 0x1000, 64, 1
+    records["time"] = np.arange(4000) * 1_000_000
+    return records
+
+
 def test_replay_of_a_users_file_by_a_users_installation(tmp_path: Path) -> None:
     """All directories are private to another user, whose result takes the place of the earlier one."""
     home = tmp_path / "home"
     shutil.copytree(ROOT / "kdamon", home / "lib/kdamon")
     shutil.copytree(ROOT / "fs/kdamon_fs", home / "lib/kdamon_fs")
     shutil.copytree(ROOT / "tools/kdamon_tools", home / "lib/kdamon_tools")
-    records = np.zeros(4000, RECORD_DTYPE)
-    records["pid"], records["addr"], records["size"], records["nr_accesses"] = 7, 0x1000, 64, 1
-    records["time"] = np.arange(4000) * 1_000_000
-    np.save(home / "r.npy", records)
+    np.save(home / "r.npy", recorded())
     (home / "result").write_text("earlier\n")
     for directory, _, names in os.walk(home):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
@@ -210,6 +215,48 @@ def test_replay_of_a_users_file_by_a_users_installation(tmp_path: Path) -> None:
         shown = (home / "result").read_text() if output else done.stdout
         assert '"pid": 7' in shown or '"pid":7' in shown
     assert NOBODY == (home / "result").stat().st_uid
+
+
+#: A kdamon that says which modules it loads once it gave up what may be needed to read them.
+LOADING = """
+    import sys
+    from kdamon_tools import privileges
+    privileges.begin()
+    from kdamon.mm import capabilities
+    give_up = capabilities.give_up_capabilities
+    loaded = []
+    def give_up_and_note(*keep, **options):
+        loaded.append(set(sys.modules))
+        give_up(*keep, **options)
+    capabilities.give_up_capabilities = give_up_and_note
+    from kdamon_tools import cli
+    assert 0 == cli.main(sys.argv[1:])
+    print(*sorted(set(sys.modules) - loaded[-1]), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "{tmp}/r.npy", "--output", "{tmp}/out"),
+        ("replay", "{data}/perf_script_mem.txt", "--json"),
+        ("replay", "{data}/lackey_trace.txt", "--density"),
+        ("run", "--pid", "{pid}", "--ops", "reports", "--range", "0-1M", "--seconds", "0.5", "--quiet"),
+        ("run", "--pid", "{pid}", "--ops", "reports", "--range", "0-1M", "--seconds", "0.5", "--reports", "{tmp}/s"),
+    ],
+)
+def test_nothing_is_loaded_once_nothing_is_kept(tmp_path: Path, words: Sequence[str]) -> None:
+    """Modules may be below another user's directory, also those of Python itself."""
+    np.save(tmp_path / "r.npy", recorded())
+    places = {"tmp": tmp_path, "data": ROOT / "tests/tools/data", "pid": os.getpid()}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LOADING), *(word.format_map(places) for word in words)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (0, "") == (done.returncode, done.stderr.splitlines()[-1])
 
 
 def test_doctor_finds_that_what_is_kept_is_enough() -> None:

@@ -24,6 +24,10 @@ def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
     See :func:`kdamon.mm.capabilities.give_up_capabilities`.
     """
     if _own_process:
+        # What numpy loads when it is used may be out of reach then.
+        import numpy.ma  # noqa: PLC0415
+        import numpy.random  # noqa: F401, PLC0415
+
         from kdamon.mm.capabilities import give_up_capabilities  # noqa: PLC0415 (numpy comes with it)
 
         give_up_capabilities(*capabilities, new_privileges=new_privileges)
