@@ -39,6 +39,7 @@ from kdamon.damos import (
 from kdamon.damos_quota import damon_feed_loop_next_input, damos_forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density import damon_forget_density, kdamond_adjust_regions_by_density
+from kdamon.file_limit import files_ran_out, too_many_files
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -858,6 +859,12 @@ def kdamond_fn(ctx: damon_ctx) -> None:
     ctx.kdamond_started.set()
     try:
         _kdamond_loop(ctx)
+    except OSError as error:
+        explained = too_many_files(error, "memory cannot be looked at") if files_ran_out(error) else error
+        ctx.kdamond_error = explained
+        if explained is error:
+            raise
+        raise explained from error
     except BaseException as error:
         ctx.kdamond_error = error
         raise

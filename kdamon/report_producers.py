@@ -9,6 +9,7 @@ import socket
 import threading
 
 import numpy as np
+import numpy.ma
 from attrs import define, field, fields
 
 from kdamon.mm.credentials import Rights

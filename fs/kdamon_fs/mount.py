@@ -27,7 +27,6 @@ import functools
 import itertools
 import logging
 import os
-import resource
 import signal
 import stat
 import threading
@@ -35,6 +34,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final
 
+from kdamon.file_limit import raise_file_limit
 from kdamon.kernel import PAGE_SIZE
 from kdamon.leftovers import FSTYPE, Leftovers, mount_number, unmount_by_helper
 from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
@@ -45,7 +45,7 @@ from kdamon_fs.mount_point import MountPoint
 from kdamon_fs.mounts import make_mount, mount_of, private_mount_namespace
 from kdamon_fs.sysfs import damon_sysfs_tree
 
-__all__ = ["mount_tree", "mounted_tree", "raise_file_limit"]
+__all__ = ["mount_tree", "mounted_tree"]
 
 log = logging.getLogger("kdamon")
 
@@ -315,15 +315,6 @@ def _end_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def raise_file_limit() -> None:
-    """Let this process have as many files open as it may: a few for each process that is monitored.
-
-    The usual limit, 1024, is that of select(), which nothing here uses. Not for a process that runs other programs.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def mount_tree(

@@ -24,13 +24,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
+from kdamon.file_limit import raise_file_limit
 from kdamon.mm import Machine
 from kdamon.mm.capabilities import MONITORING, give_up_capabilities
 from kdamon.trusted import UntrustedError, open_trusted
 from kdamon_fs import perf_standin
 from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home
 from kdamon_fs.kobject import ABI_VERSIONS
-from kdamon_fs.mount import mounted_tree, raise_file_limit
+from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,

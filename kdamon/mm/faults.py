@@ -8,7 +8,6 @@ tracepoints, so that nobody else's tracing is touched.
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import struct
@@ -21,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.file_limit import files_ran_out, too_many_files
 from kdamon.mm import FAULT_DTYPE, Faults, U64Array
 from kdamon.mm.bpf import (
     R0,
@@ -329,8 +329,8 @@ class FaultRecorder:
 
 def _explained(error: OSError) -> OSError:
     """``error`` of getting ready, with the reason and what to do about it."""
-    if error.errno == errno.EMFILE:
-        return OSError(errno.EMFILE, "too many files are open; raise the limit with 'ulimit -n'")
+    if files_ran_out(error):
+        return too_many_files(error, "page faults cannot be recorded")
     if "; " in (error.strerror or ""):
         # It says so itself, as where BTF is missing.
         return error

@@ -7,7 +7,6 @@ table entries of every process that may be looked at.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.file_limit import files_ran_out, too_many_files
 from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
 from kdamon.mm.page_samples import PageSamples
@@ -84,15 +84,20 @@ class LinuxFrames:
             if len(seen) >= _MAX_PROCESSES or pages >= _MAX_PAGES:
                 _say_limit(f"page frames of {len(seen)} processes are known, of the others none: there are too many")
                 return
-            with contextlib.suppress(OSError), _Pages(pid) as process:
-                mm = self._walker.mm(process.files.pagemap)
-                if mm in seen:
-                    # A child of vfork(), which runs in its parent's memory.
-                    continue
-                seen.add(mm)
-                for runs, count in process.runs():
-                    pages += count
-                    yield pid, runs, count
+            try:
+                with _Pages(pid) as process:
+                    mm = self._walker.mm(process.files.pagemap)
+                    if mm in seen:
+                        # A child of vfork(), which runs in its parent's memory.
+                        continue
+                    seen.add(mm)
+                    for runs, count in process.runs():
+                        pages += count
+                        yield pid, runs, count
+            except OSError as error:
+                if files_ran_out(error):
+                    # Its memory would look idle until the next update.
+                    raise too_many_files(error, f"the memory of process {pid} cannot be looked at") from error
 
     def task(self, pid: int) -> Task:
         """See :meth:`kdamon.mm.physical.Frames.task`."""

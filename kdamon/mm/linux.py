@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Final, Protocol
 
+from kdamon.file_limit import FileShortage, files_ran_out, too_many_files
 from kdamon.mm import AddressSpace, Faults, cgroup, metrics
 from kdamon.mm.folios import Folios
 from kdamon.mm.frames import LinuxFrames
@@ -134,6 +135,7 @@ class LinuxTask:
         self._space: _Space | None = None
         self._recheck_at = 0
         self._said_unreachable = False
+        self._shortage = FileShortage()
         self._directory = self._pidfd = -1
         try:
             self._directory = open_directory(pid)
@@ -144,10 +146,8 @@ class LinuxTask:
             self._check()
         except BaseException as error:
             self.put()
-            if isinstance(error, OSError) and error.errno == errno.EMFILE:
-                raise OSError(
-                    errno.EMFILE, f"process {pid}: too many files are open; raise the limit with 'ulimit -n'"
-                ) from error
+            if isinstance(error, OSError) and files_ran_out(error):
+                raise too_many_files(error, f"process {pid}") from error
             raise
 
     @property
@@ -183,6 +183,9 @@ class LinuxTask:
 
         An exec() leaves an empty address space behind, which is seen at once. One after vfork() leaves the
         parent's, which is seen within a tenth of a second.
+
+        :raises OSError: EMFILE, ENFILE it has been impossible for a second to look at the process, because too many
+            files are open.
         """
         with self._lock:
             if self._directory < 0:
@@ -194,10 +197,14 @@ class LinuxTask:
             try:
                 files = ProcessFiles(self._directory)
             except OSError as error:
+                if files_ran_out(error):
+                    self._shortage.bear(error, f"process {self._pid} cannot be looked at")
+                    return self._space if self._space is not None and self._space.alive() else None
                 if error.errno != errno.ESRCH and self._space is not None:
                     log.warning("pid %d: its memory is out of reach now: %s", self._pid, os.strerror(error.errno or 0))
                 self._drop()
                 return None
+            self._shortage.end()
             if self._space is not None:
                 if self._space.alive() and self._space.same(files):
                     files.close()

@@ -27,6 +27,7 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.file_limit import FileShortage, files_ran_out
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
 from kdamon.mm.fault_sample import FaultSample, State
 from kdamon.mm.faults import FaultRecorder
@@ -59,6 +60,8 @@ _FOLLOW_AGAIN: Final = 1_000_000_000
 #: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
 _ASK_AGAIN: Final = 1_000_000_000
 _ASK_AT_MOST: Final = 64_000_000_000
+#: The same where too many files were open.
+_SHORTAGE: Final = 100_000_000
 
 
 class PageFaultSpace(ProcessSpace):
@@ -78,6 +81,7 @@ class PageFaultSpace(ProcessSpace):
         self._protection: Protection | None = None
         self._ask_at = 0
         self._ask_after = _ASK_AGAIN
+        self._shortage = FileShortage()
         self._followed: Mappings | None = None
         self._missing_at = 0
         self._sample = _NO_SAMPLE
@@ -191,9 +195,14 @@ class PageFaultSpace(ProcessSpace):
             return None
         try:
             self._protection = self._acquire()
+            self._shortage.end()
         except OSError as error:
             if not self._files.alive():
                 # It called exec() once more.
+                return None
+            if files_ran_out(error):
+                self._shortage.bear(error, f"process {self._pid} cannot be looked at")
+                self._ask_at = now + _SHORTAGE
                 return None
             say = log.warning if not self._ask_at else log.debug
             say("process %d: its memory is not sampled after an exec: %s", self._pid, error.strerror)
@@ -330,7 +339,7 @@ class PageFault:
         try:
             self._recorder = FaultRecorder()
         except OSError as error:
-            if error.errno == errno.EMFILE:
+            if files_ran_out(error):
                 raise
             if self._tells_who is None:
                 log.warning("who causes a page fault is not known, only where: %s", error.strerror)

@@ -19,6 +19,7 @@ import time
 from typing import Final
 
 import numpy as np
+import numpy.ma
 import numpy.typing as npt
 
 from kdamon.mm import UNKNOWN, Answers, U64Array, maps

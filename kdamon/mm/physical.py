@@ -30,6 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.file_limit import FileShortage, files_ran_out
 from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task, U64Array
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
@@ -198,6 +199,7 @@ class Physical:
         self._map = ReverseMap([])
         self._updated = False
         self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
+        self._shortage = FileShortage()
         self._addrs = np.empty(0, np.uint64)
         self._sampled: list[tuple[AddressSpace, _Indexes, U64Array]] = []
         self._turn = 0
@@ -365,8 +367,11 @@ class Physical:
         try:
             task = self._frames.task(pid)
         except OSError as error:
+            if files_ran_out(error):
+                self._shortage.bear(error, f"the memory of process {pid} cannot be looked at")
             log.debug("process %d is left out: %s", pid, error.strerror)
             return None
+        self._shortage.end()
         return task, task.get_mm()
 
     def _put_tasks(self, left: int) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from kdamon.file_limit import files_ran_out
 from kdamon_tools.process_tree import ProcessStat
 
 __all__ = ["CpuWatch"]
@@ -47,7 +48,15 @@ class CpuWatch:
         began = time.monotonic()
         if began < self._next and not at_once:
             return
-        earlier, self._now = self._now, {stat.identity: stat for stat in self._family()}
+        try:
+            family = self._family()
+        except OSError as error:
+            if not files_ran_out(error):
+                raise
+            # If that lasts, monitoring ends, and the result tells more than this would.
+            self._next = began + self._pause
+            return
+        earlier, self._now = self._now, {stat.identity: stat for stat in family}
         self._process = self._find() or self._process
         for identity, stat in earlier.items():
             if identity not in self._now and stat.pid != self._pid:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
+from kdamon.file_limit import files_ran_out, raise_file_limit
 from kdamon.mm.capabilities import MONITORING
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
@@ -152,6 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.command:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
+        raise_file_limit()
         keep_only(*_kept(arguments))
         pid = command.pid if command else arguments.pid
         config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
@@ -182,6 +184,8 @@ def run(arguments: argparse.Namespace) -> int:
             counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
             _show(evolve(recording, counters=counters), result, arguments)
         if (error := monitor.error()) is not None:
+            if isinstance(error, OSError) and files_ran_out(error):
+                raise CommandError(f"monitoring ended: {error.strerror}") from error
             raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
         if command is not None and command.released:
             return command.status() or 0
