@@ -112,15 +112,18 @@ def _is_ours(number: int) -> bool:
     return any(int(line[0]) == number and line[line.index(b"-") + 1] == FSTYPE.encode() for line in _mounts())
 
 
+def _check_alone(number: int) -> None:
+    if any(int(line[1]) == number for line in _mounts()):
+        # The kernel would unmount what is on top instead, and what is inside along with it.
+        raise OSError(errno.EBUSY, "something else is mounted on or in it; unmount that first, then this")
+
+
 def detach(root: int) -> None:
     """Unmount the mount whose root is open as ``root``; nothing if it is unmounted already.
 
     :raises OSError: EBUSY something else is mounted on or in it; or as ``umount2(2)``.
     """
-    number = mount_number(root)
-    if any(int(line[1]) == number for line in _mounts()):
-        # The kernel would unmount what is on top instead, and what is inside along with it.
-        raise OSError(errno.EBUSY, "something else is mounted on or in it")
+    _check_alone(mount_number(root))
     # Not UMOUNT_NOFOLLOW: it would mean the link itself, which leads to nothing but what was opened.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(b"/proc/self/fd/%d" % root, _MNT_DETACH) and ctypes.get_errno() != errno.EINVAL:
@@ -132,18 +135,19 @@ def open_mounted(directory: int, number: int, name: str) -> int | None:
 
     :param directory: a descriptor of the directory that it is on, wherever that is by now.
     :param name: the last name that the directory is known by, for where its path is too long.
-    :raises OSError: ESTALE it is not found, because something else is mounted on it or its name changes all the time.
+    :raises OSError: EBUSY something else is mounted on or in it; ESTALE its directory has another name each time.
     """
     for _ in range(_LOOKS):
         if not _is_ours(number):
             return None
+        _check_alone(number)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             root = _open_mounted_on(directory, name)
             # By then the name may be that of another directory.
             if mount_number(root) == number:
                 return root
             os.close(root)
-    raise OSError(errno.ESTALE, "something else is mounted on it, or its directory has another name each time")
+    raise OSError(errno.ESTALE, "its directory has another name each time")
 
 
 def _open_mounted_on(directory: int, name: str) -> int:

@@ -273,20 +273,19 @@ class mounted_tree:
     def stop(self) -> None:
         """Stop the kdamonds, unmount, and end the serving threads."""
         self._tree.shutdown()
-        if self._thread.is_alive():
-            self._try_unmount()
+        if self._thread.is_alive() and self._try_unmount():
             self._thread.join(_END_TIMEOUT)
+            if self._thread.is_alive():
+                log.warning("%s: still in use by somebody, who gets errors from now on", self.mountpoint)
         self._ending.close()
-        if self._thread.is_alive():
-            log.warning("%s: still in use by somebody, who gets errors from now on", self.mountpoint)
 
-    def _try_unmount(self) -> None:
+    def _try_unmount(self) -> bool:
         try:
             self._unmount()
         except OSError as error:
-            log.warning(
-                "%s: the tree stays mounted, without anybody who serves it: %s", self.mountpoint, error.strerror
-            )
+            log.warning("%s stays mounted, and every use of it will fail: %s", self.mountpoint, error.strerror)
+            return False
+        return True
 
     def __enter__(self) -> mounted_tree:
         self.start()

@@ -8,12 +8,15 @@ mount on safe/d that the attacker is after.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -21,6 +24,7 @@ from typing import Any, Final
 from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon.mm.sim import SimMachine
 from kdamon_fs.mount import mounted_tree
+from kdamon_fs.mounts import set_parent_death_signal
 from kdamon_fs.sysfs import damon_sysfs_init
 
 NOBODY: Final = 65534
@@ -28,8 +32,12 @@ HOME: Final = "/mnt/home"
 SAFE: Final = "/mnt/safe"
 #: Where root mounts, and what the attacker wants to be there instead.
 TARGET: Final = f"{HOME}/x/d"
+#: Numbers of dead trees of root's that the attacker is after.
+DECOYS: Final[set[int]] = set()
 #: How many points of time each attack is tried at.
 POINTS: Final = 24
+#: How often it is tried where the time is left to chance.
+ROUNDS: Final = 40
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,6 +46,9 @@ def prepare(outer: str) -> None:
     """Make sure that nothing gets out, then make the directories."""
     assert os.readlink("/proc/self/ns/mnt") != outer
     assert not any(entry.shared for entry in mounts())
+    for entry in trees():
+        # A copy of another test's, which would be in use by this.
+        unmount(entry.target)
     mount_tmpfs("/mnt")
     for path in ("/mnt", HOME, SAFE, f"{SAFE}/d"):
         os.makedirs(path, exist_ok=True)
@@ -64,8 +75,25 @@ def on(path: str) -> list[str]:
 
 
 def trees() -> list[mount_entry]:
-    """What kdamon mounted."""
-    return [entry for entry in mounts() if entry.fstype == "fuse.kdamon"]
+    """What kdamon mounted, but for the decoy."""
+    return [entry for entry in mounts() if entry.fstype == "fuse.kdamon" and entry.number not in DECOYS]
+
+
+def mount_dead(path: str) -> None:
+    """What a kdamon that was killed leaves there."""
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+    if _libc.mount(b"kdamon", os.fsencode(path), b"fuse.kdamon", ctypes.c_ulong(0), options):
+        raise OSError(ctypes.get_errno(), path)
+    os.close(device)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that is sure to come."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 class Attacker:
@@ -79,6 +107,7 @@ class Attacker:
             os.setgroups([])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
+            set_parent_death_signal(signal.SIGKILL)
             while line := theirs.recv(4096):
                 try:
                     exec(line)
@@ -90,7 +119,15 @@ class Attacker:
 
     def do(self, line: str) -> str:
         """Run it; "done" or why that was refused."""
+        self.send(line)
+        return self.answer()
+
+    def send(self, line: str) -> None:
+        """Have it run, and do not wait."""
         self._lines.send(line.encode())
+
+    def answer(self) -> str:
+        """Wait until that is done."""
         return self._lines.recv(4096).decode()
 
     def make_target(self) -> None:
@@ -202,6 +239,196 @@ def stop_disturbed(attacker: Attacker, move: str) -> list[str]:
     """Unmount while the user does ``move``."""
     one = _Round(attacker)
     return at_points(one.prepare_started, one.stop, lambda: attacker.do(MOVES[move]))
+
+
+def exchanged_all_the_time(attacker: Attacker) -> list[str]:
+    """Mount and unmount while the user exchanges the directory above for a link and back, as fast as possible."""
+    attacker.make_target()
+    attacker.do(f"os.symlink('{SAFE}', '{HOME}/link')")
+    exchange = f"ctypes.CDLL(None).renameat2(-100, b'{HOME}/x', -100, b'{HOME}/link', 2)"
+    attacker.send(f"while not os.path.exists('{SAFE}/stop'): {exchange}")
+    one, seen = _Round(attacker), set()
+    for _ in range(ROUNDS):
+        one.tree = make_tree()
+        seen.add(one.start_and_stop())
+    with open(f"{SAFE}/stop", "x", encoding="ascii"):
+        assert attacker.answer() == "done"
+    return sorted(seen)
+
+
+def take_over_disturbed(attacker: Attacker, move: str) -> list[str]:
+    """Take over a dead tree while the user has the name lead to another one."""
+    mount_dead(f"{SAFE}/d")
+    DECOYS.update(entry.number for entry in trees())
+    one = _Round(attacker)
+
+    def prepare_dead() -> None:
+        for entry in trees():
+            unmount(entry.target)
+        one.prepare()
+        mount_dead(TARGET)
+
+    def take_over() -> str:
+        with contextlib.suppress(OSError):
+            one.tree.start()
+        one.tree.stop()
+        return str(on(f"{SAFE}/d"))
+
+    return at_points(prepare_dead, take_over, lambda: attacker.do(MOVES[move]))
+
+
+def mounted_upon(_attacker: Attacker, place: str) -> list[str]:
+    """Root mounts on the tree or in it; what is left of that when kdamon ends."""
+    os.makedirs(TARGET)
+    tree = make_tree()
+    tree.start()
+    mount_tmpfs(os.path.join(TARGET, place))
+    tree.stop()
+    return on(os.path.normpath(os.path.join(TARGET, place)))
+
+
+def mounted_meanwhile(attacker: Attacker) -> list[str]:
+    """Root mounts something else on the directory at one point of time or another; what is left of that."""
+    one = _Round(attacker)
+
+    def prepare_bare() -> None:
+        while on(TARGET):
+            unmount(TARGET)
+        one.prepare()
+
+    def act() -> str:
+        with contextlib.suppress(OSError):
+            one.tree.start()
+        one.tree.stop()
+        return str([fstype for fstype in on(TARGET) if fstype != "fuse.kdamon"])
+
+    return at_points(prepare_bare, act, lambda: mount_tmpfs(TARGET))[:2]
+
+
+def killed(attacker: Attacker, move: str) -> list[list[str]]:
+    """A server is killed when the name leads to a dead tree of another one; what is left of both."""
+    mount_dead(f"{SAFE}/d")
+    DECOYS.update(entry.number for entry in trees())
+    attacker.make_target()
+    serve_and_die(TARGET, lambda: attacker.do(MOVES[move]))
+    until(lambda: not trees())
+    return [on(f"{SAFE}/d"), [entry.target for entry in trees()]]
+
+
+def serve_and_die(path: str, action: Callable[[], object]) -> None:
+    """A process mounts there, does something, and is killed."""
+    if (pid := os.fork()) == 0:
+        make_tree(path).start()
+        action()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+#: Names that look like parts of what the kernel says of mounts.
+NAMES: Final = (
+    b"a b\\040\\012c\nd\te#",
+    b"x (deleted)",
+    b"d\x0b-\x0bfuse.kdamon\x0bx\r1 1 0:1 \\ - fuse.kdamon",
+    b"\xff\xfe\x80",
+    b"n" * 255,
+)
+
+
+def odd_names(attacker: Attacker) -> list[str]:
+    """Mount in directories with such names, unmount, and be killed; the names that something was left on."""
+    left = []
+    for name in NAMES:
+        path = os.path.join(HOME, os.fsdecode(name))
+        attacker.do(f"os.mkdir({path!r})")
+        tree = make_tree(path)
+        tree.start()
+        assert on(path) == ["fuse.kdamon"]
+        tree.stop()
+        left += on(path)
+        serve_and_die(path, lambda: None)
+        until(lambda path=path: not on(path))  # type: ignore[misc]
+    return left
+
+
+def long_path(attacker: Attacker) -> list[int]:
+    """Mount where the path is longer than any that the kernel takes; how many are left, unmounted and killed."""
+    os.chdir(HOME)
+    attacker.do(f"os.chdir({HOME!r})")
+    for _ in range(20):
+        attacker.do(f"os.mkdir({'l' * 250!r})")
+        attacker.do(f"os.chdir({'l' * 250!r})")
+        os.chdir("l" * 250)
+    attacker.do("os.mkdir('d')")
+    tree = make_tree("d")
+    tree.start()
+    assert [len(entry.target) > 4096 for entry in trees()] == [True]
+    tree.stop()
+    left = len(trees())
+    serve_and_die("d", lambda: None)
+    until(lambda: not trees())
+    return [left, len(trees())]
+
+
+def propagation(attacker: Attacker) -> list[list[int]]:
+    """A namespace that gets what is mounted here; how many trees are in both, before, while, and after."""
+    assert _libc.mount(None, b"/mnt", None, ctypes.c_ulong(1 << 20), None) == 0
+    attacker.make_target()
+    ready, begun = os.pipe()
+    if (pid := os.fork()) == 0:
+        assert _libc.unshare(0x20000) == 0
+        os.write(begun, b"x")
+        signal.pause()
+    os.read(ready, 1)
+
+    def count() -> list[int]:
+        with open(f"/proc/{pid}/mountinfo", "rb") as lines:
+            return [len(trees()), sum(b" - fuse.kdamon " in line for line in lines)]
+
+    seen = [count()]
+    with make_tree():
+        seen.append(count())
+    seen.append(count())
+    os.kill(pid, signal.SIGKILL)
+    return seen
+
+
+def sentences(attacker: Attacker) -> list[str]:
+    """What root is answered to names that lead through what users made."""
+    attacker.make_target()
+    attacker.do(f"os.symlink('{SAFE}', '{HOME}/link')")
+    os.makedirs("/mnt/shared")
+    os.chmod("/mnt/shared", 0o1777)
+    attacker.do(f"os.symlink('{SAFE}', '/mnt/shared/theirs')")
+    os.symlink(SAFE, "/mnt/shared/ours")
+    os.makedirs(f"{SAFE}/free")
+    answers = []
+    for path in (f"{HOME}/link/d", "/mnt/shared/theirs/d", "/mnt/shared/ours/free", f"{SAFE}/../safe/./free/", "/"):
+        tree = make_tree(path)
+        try:
+            tree.start()
+            answers.append(trees()[0].target)
+        except OSError as error:
+            answers.append(error.strerror or "")
+        tree.stop()
+    return answers
+
+
+def hanging_server(attacker: Attacker) -> str:
+    """Root is to mount in a file system that the user serves, who never answers."""
+    attacker.do(f"os.mkdir('{HOME}/fs')")
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other" % (device, NOBODY, NOBODY)
+    assert _libc.mount(b"theirs", f"{HOME}/fs".encode(), b"fuse.kdamon", ctypes.c_ulong(0), options) == 0
+    if (pid := os.fork()) == 0:
+        signal.pause()
+    os.close(device)
+    answer = ""
+    try:
+        make_tree(f"{HOME}/fs/d").start()
+    except OSError as error:
+        answer = error.strerror or ""
+    os.kill(pid, signal.SIGKILL)
+    return answer
 
 
 def main(attack: str, outer: str, *arguments: str) -> None:

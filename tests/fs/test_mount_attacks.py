@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from kdamon_fs.path_walk import open_directory, replaceable
+
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")
 
@@ -44,15 +46,105 @@ def attack(name: str, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+VICTIM = "['tmpfs']"
+DECOY = ["tmpfs", "fuse.kdamon"]
+
+
 @pytest.mark.parametrize("move", MOVES)
 def test_root_mounts_where_it_looked_or_nowhere(move: str) -> None:
     """Whatever the user puts in place of the directory, and whenever: nothing of root's is covered or unmounted."""
     outcomes = attack("start_disturbed", move)
-    assert set(outcomes) <= {"mounted ['tmpfs'] 0", "refused ['tmpfs'] 0"}
-    assert "mounted ['tmpfs'] 0" in outcomes
+    assert set(outcomes) <= {f"mounted {VICTIM} 0", f"refused {VICTIM} 0"}
+    assert f"mounted {VICTIM} 0" in outcomes
+
+
+def test_names_that_change_all_the_time() -> None:
+    """The user runs beside root."""
+    assert set(attack("exchanged_all_the_time")) <= {f"mounted {VICTIM} 0", f"refused {VICTIM} 0"}
 
 
 @pytest.mark.parametrize("move", MOVES)
 def test_root_unmounts_what_it_mounted(move: str) -> None:
     """It finds its own mount wherever that is by then, and never another one."""
-    assert attack("stop_disturbed", move) == ["['tmpfs'] 0"]
+    assert attack("stop_disturbed", move) == [f"{VICTIM} 0"]
+
+
+@pytest.mark.parametrize("move", ["link above", "link itself"])
+def test_a_dead_tree_is_taken_over_and_no_other_one(move: str) -> None:
+    """The name of the directory comes to lead to another kdamon's dead tree."""
+    assert attack("take_over_disturbed", move) == [str(DECOY)]
+
+
+@pytest.mark.parametrize("move", ["link above", "link itself"])
+def test_a_killed_server_leaves_no_mount_and_takes_no_other(move: str) -> None:
+    """The name of its directory leads to another kdamon's dead tree by then."""
+    assert attack("killed", move) == [DECOY, []]
+
+
+@pytest.mark.parametrize("place", [".", "admin"])
+def test_what_root_mounted_on_the_tree_stays(place: str) -> None:
+    """On top of it, where the kernel would unmount that instead, and inside, where it would go along."""
+    assert attack("mounted_upon", place)[-1] == "tmpfs"
+
+
+def test_what_root_mounts_meanwhile_stays() -> None:
+    """At whatever point of time that is."""
+    assert attack("mounted_meanwhile") == [VICTIM]
+
+
+def test_names_that_look_like_the_kernels_own_words() -> None:
+    """Blanks, newlines, escapes, "(deleted)", and parts of a line of mountinfo."""
+    assert attack("odd_names") == []
+
+
+def test_paths_longer_than_the_kernel_takes() -> None:
+    """A relative name leads there; what was mounted is found again."""
+    assert attack("long_path") == [0, 0]
+
+
+def test_other_namespaces_get_the_mount_and_its_end() -> None:
+    """Where the directory's mount is shared."""
+    assert attack("propagation") == [[0, 0], [1, 1], [0, 0]]
+
+
+def test_links_of_users_are_refused_and_roots_followed() -> None:
+    """In a directory of the user, and in a sticky one."""
+    theirs, shared, ours, dots, top = attack("sentences")
+    assert "link is a symbolic link, and user 65534 may replace it or /mnt/home; name the directory" in theirs
+    assert "theirs is a symbolic link, and user 65534 may replace it" in shared
+    assert (ours, dots) == ("/mnt/safe/free", "/mnt/safe/free")
+    assert "it is the root directory" in top
+
+
+def test_a_users_file_system_is_not_asked_anything() -> None:
+    """Its server may never answer, and root would wait for ever."""
+    assert attack("hanging_server") == "cannot mount on /mnt/home/fs/d: user 65534 serves the file system of fs"
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "child", "user"),
+    [
+        (0, 0o755, 65534, None),
+        (65534, 0o755, 0, "user 65534"),
+        (0, 0o777, 0, "every user"),
+        (0, 0o1777, 0, None),
+        (0, 0o1777, 65534, "user 65534"),
+        (0, 0o775, 0, "group 65534"),
+        (65534, 0o1777, 0, "user 65534"),
+    ],
+)
+def test_who_may_replace_a_directory(tmp_path: Path, owner: int, mode: int, child: int, user: str | None) -> None:
+    """By owner, mode and sticky bit of the directory that it is in."""
+    place = tmp_path / "above" / "below" / "inmost"
+    place.mkdir(parents=True)
+    os.chown(place.parent, child, child)
+    os.chown(place.parent.parent, owner, 65534)
+    place.parent.parent.chmod(mode)
+    if child:
+        # Its owner may replace what is in it, too.
+        place = place.parent
+    directory = open_directory(str(place))
+    try:
+        assert replaceable(directory) == (None if user is None else (str(tmp_path / "above" / "below"), user))
+    finally:
+        os.close(directory)
