@@ -127,7 +127,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 def memory(size: int = SIZE, seals: int = fcntl.F_SEAL_SHRINK, capacity: int = CAPACITY) -> int:
     """A ring's memory as a server makes it, but for what the arguments say."""
-    ring = ReportRing(CAPACITY)
+    ring = ReportRing(CAPACITY, mapped=True)
     head = bytearray(os.pread(ring.fd, 4096, 0))
     head[24:32] = capacity.to_bytes(8, "little")
     ring.close()
@@ -186,7 +186,7 @@ def answer(server: socket.socket, what: str) -> None:
 def test_a_tail_that_makes_no_sense_keeps_a_producer_in_its_ring(place: Path, program: Path) -> None:
     """The server says that it read what was never written: the ring is full then."""
     with listening(place) as server:
-        ring = ReportRing(CAPACITY)
+        ring = ReportRing(CAPACITY, mapped=True)
         command = subprocess.Popen([program, place, "256"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         connection, _ = server.accept()
         connection.recv(HELLO.size)
