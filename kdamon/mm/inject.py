@@ -433,6 +433,8 @@ def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
             [*_interpreter(), verb, str(channel)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            # Where it is lost, it is not to keep what kdamon writes to open.
+            stderr=subprocess.DEVNULL,
             pass_fds=(channel,),
             start_new_session=True,
         )

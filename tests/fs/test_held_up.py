@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kdamon import core, patience
+from kdamon.mm import madvise_apart
 from kdamon.mm.linux import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
 
@@ -74,18 +75,20 @@ def wish(write: Callable[[str, str], object], number: int, pid: int, action: str
         write(path, value)
 
 
-def held_up(pid: int, tids: Callable[[], list[str]]) -> bool:
-    """Return whether a thread of process ``pid`` waits in process_madvise()."""
-    with contextlib.suppress(OSError):
-        return any(
-            Path(f"/proc/{pid}/task/{tid}/syscall").read_text().startswith(f"{NR_PROCESS_MADVISE} ") for tid in tids()
-        )
+def held_up(pid: int) -> bool:
+    """Return whether a helper of process ``pid`` waits in process_madvise()."""
+    for helper in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = helper.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and (helper / "syscall").read_text().startswith(f"{NR_PROCESS_MADVISE} "):
+                return True
     return False
 
 
 @pytest.fixture(name="tree")
 def _tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[damon_sysfs_tree]:
-    """A tree of this machine whose kdamonds are waited for by a second."""
+    """A tree of this machine whose kdamonds are waited for by a second; helpers, without an end."""
+    monkeypatch.setattr(madvise_apart, "_PATIENCE", 1e6)
     monkeypatch.setattr(patience, "PATIENCE", 1.0)
     monkeypatch.setattr(core, "_END", 1.0)
     machine = linux_machine()
@@ -109,7 +112,7 @@ def test_commands_do_not_wait_for_it(tree: damon_sysfs_tree, silent: int) -> Non
     write(f"{KDAMONDS}/nr_kdamonds", "2")
     wish(write, 0, silent, "willneed")
     write(f"{KDAMONDS}/0/state", "on")
-    assert eventually(lambda: held_up(os.getpid(), lambda: [tree.read(f"{KDAMONDS}/0/pid").decode().strip()]))
+    assert eventually(lambda: held_up(os.getpid()))
 
     for command in ("update_schemes_stats", "update_schemes_tried_bytes", "commit", "off"):
         assert (command, errno.EBUSY) == (command, refusal(command))
@@ -125,3 +128,59 @@ def test_commands_do_not_wait_for_it(tree: damon_sysfs_tree, silent: int) -> Non
     os.kill(silent, signal.SIGKILL)
     # It was turned off.
     assert eventually(lambda: tree.read(f"{KDAMONDS}/0/state") == b"off\n")
+
+
+def test_memory_that_does_not_answer_is_left_alone(
+    tree: damon_sysfs_tree, silent: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kdamond loses the helper that asked for it, says so once, and goes on."""
+    monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)
+    lost: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(madvise_apart, "_lost", lost)
+
+    def write(path: str, value: str) -> None:
+        tree.write(path, value.encode())
+
+    write(f"{KDAMONDS}/nr_kdamonds", "1")
+    wish(write, 0, silent, "willneed")
+    write(f"{KDAMONDS}/0/state", "on")
+    assert eventually(lambda: "its memory is of a file system that does not answer" in caplog.text)
+    tried = f"{KDAMONDS}/0/contexts/0/schemes/0/stats/nr_tried"
+
+    def tried_more() -> bool:
+        write(f"{KDAMONDS}/0/state", "update_schemes_stats")
+        return int(tree.read(tried)) > before
+
+    before = 0
+    assert eventually(tried_more)
+    before = int(tree.read(tried))
+    assert eventually(tried_more)
+    write(f"{KDAMONDS}/0/state", "off")
+    assert 1 == len(lost)
+    os.kill(silent, signal.SIGKILL)
+    assert eventually(lambda: lost[0].poll() is not None)
+
+
+def test_a_signal_ends_what_serves_the_tree(silent: int, tmp_path: Path) -> None:
+    """SIGTERM unmounts the tree and ends ``kdamon mount``, be its kdamond where it may."""
+    words = [sys.executable, "-m", "kdamon_tools", "mount", "--no-reports", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            assert "the tree is at" in server.stderr.readline()
+
+            def write(path: str, value: str) -> None:
+                Path(f"{tmp_path}{path}").write_text(value)
+
+            write(f"{KDAMONDS}/nr_kdamonds", "1")
+            wish(write, 0, silent, "willneed")
+            write(f"{KDAMONDS}/0/state", "on")
+            assert eventually(lambda: held_up(server.pid))
+            server.terminate()
+            said = server.stderr.read()
+            server.wait(60)
+        finally:
+            server.kill()
+    assert "willneed is applied to nothing: its memory is of a file system that does not answer" in said
+    assert not os.path.ismount(tmp_path)
