@@ -154,14 +154,23 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End monitoring, as the ``with`` block does; may be repeated."""
         try:
             damon_stop([self._ctx])
         except OSError as lingering:
             # What was seen until now can be shown all the same.
             self.not_ended = lingering.strerror or str(lingering)
+        self.give_up(self.not_ended)
+
+    def give_up(self, why: str) -> None:
+        """Be done with monitoring that did not end."""
+        self.not_ended = why
         trace.damon_aggregated.unregister(self._aggregated)
         # Not now: to let a process go may take seconds.
-        self.ended = (self._clock.reached or self._clock.now()) / 1e9
+        self.ended = self.ended or (self._clock.reached or self._clock.now()) / 1e9
 
     def _now(self) -> float:
         return self._ctx.clock.now() / 1e9

@@ -28,6 +28,7 @@ class ReportSources:
         self._server = None if socket is None else ReportServer(socket or None)
         self._recorder = None if record is None else Recorder(record)
         self._stack = ExitStack()
+        self._closing = False
 
     def __enter__(self) -> ReportSources:
         if self._recorder is not None:
@@ -45,11 +46,13 @@ class ReportSources:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, where)
+        if not self._closing:
+            self._closing = True
+            self._stack.__exit__(kind, error, where)
 
     def close(self) -> None:
-        """Read what producers wrote so far, and end the recording; may be repeated."""
-        self._stack.close()
+        """Read what producers wrote so far, and end the recording; may be repeated, also before it is done."""
+        self.__exit__(None, None, None)
 
     def environment(self) -> dict[str, str]:
         """The environment for a command whose producers are to find the socket."""

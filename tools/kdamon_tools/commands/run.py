@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,6 +36,7 @@ from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
 from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.stopping import StopSignals
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
@@ -54,6 +55,9 @@ _LINE_S: Final = 1.0
 #: Who does the work is known after so long.
 _WORK_S: Final = 2.0
 _ENDED: Final = "the process ended"
+#: What ends last has limits of its own; this one is for what nobody thought of.
+_END_S: Final = 60.0
+_SOURCES_WAIT: Final = "what producers and the recording still had to say was not waited for any longer"
 
 
 def register(subparsers: Subparsers) -> None:
@@ -147,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
         machine = None if arguments.ops == "reports" else machine_when_needed()
         if machine is not None and arguments.ops == "paddr" and arguments.ranges:
             check_memory(arguments.ranges, machine)
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(StopSignals())
         sources.serve()
         command = None
         if arguments.command:
@@ -172,17 +176,21 @@ def run(arguments: argparse.Namespace) -> int:
         work = None
         if pid and config.ops != "reports":
             work = CpuWatch(pid, command.family if command else partial(family_of, pid))
-        with monitor:
+        with _ending(monitor, stop):
             history, note = _watch(monitor, pidfd, stop, work, arguments)
         if command is not None:
             command.released = note == _ENDED
         recording = evolve(_recording(monitor, history, note), remarks=_remarks(work, command))
         try:
-            sources.close()
+            if not stop.wait_for(sources.close, _END_S):
+                print(f"kdamon: {_SOURCES_WAIT}", file=sys.stderr)
         finally:
             # A recording that failed is an error, but no reason to lose what was seen.
             counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
             _show(evolve(recording, counters=counters), result, arguments)
+            stop.let_through()
+        if monitor.not_ended:
+            raise CommandError(f"monitoring did not end: {monitor.not_ended}")
         if (error := monitor.error()) is not None:
             if isinstance(error, OSError) and files_ran_out(error):
                 raise CommandError(f"monitoring ended: {error.strerror}") from error
@@ -203,6 +211,17 @@ def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.truth is not None:
         kept += ("CAP_DAC_READ_SEARCH",)
     return kept
+
+
+@contextmanager
+def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[None]:
+    """Monitor while the ``with`` block runs, and end even if what is monitored does not let go."""
+    monitor.__enter__()
+    try:
+        yield
+    finally:
+        if not stop.wait_for(monitor.stop, _END_S):
+            monitor.give_up("it was not waited for any longer")
 
 
 def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
@@ -250,30 +269,6 @@ def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
     return tuple(filter(None, remarks))
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP in a list; the second one of a kind has its usual effect.
-
-    SIGHUP stays ignored where nohup made it so.
-    """
-    received: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if previous[signal.SIGHUP] is signal.SIG_IGN:
-        del previous[signal.SIGHUP]
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def _birth(pid: int) -> int | None:
     """When the process began that is meant by ``pid``; None where there is none, which is told when it is opened."""
     from kdamon.mm.process_files import birth_of  # noqa: PLC0415
@@ -306,7 +301,7 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def _watch(
-    monitor: Monitor, pidfd: int | None, stop: list[int], work: CpuWatch | None, arguments: argparse.Namespace
+    monitor: Monitor, pidfd: int | None, stop: StopSignals, work: CpuWatch | None, arguments: argparse.Namespace
 ) -> tuple[History, str]:
     """Gather snapshots until something ends the run; returns them and what did."""
     history = History()
@@ -320,6 +315,7 @@ def _watch(
     if pidfd is not None:
         poller.register(pidfd, select.POLLIN)
     note = ""
+    look = threading.Thread()
     while not note:
         left = deadline - time.monotonic()
         ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
@@ -327,7 +323,10 @@ def _watch(
             history.add(snapshot)
         if time.monotonic() - looked_at >= monitor.config.update_us / 1e6:
             looked_at = time.monotonic()
-            monitor.look_at_ranges()
+            # Aside, because a process can keep its list of mappings locked, and the signals are to be noticed.
+            if not look.is_alive():
+                look = threading.Thread(target=monitor.look_at_ranges, name="kdamon-ranges", daemon=True)
+                look.start()
         if stop:
             note = "stopped by a signal"
         elif ended or not monitor.running():

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The end of a verb: the signals that ask for it, and work that must not keep it waiting."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+__all__ = ["StopSignals"]
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Seconds between two looks whether a signal came.
+_LOOK_S: Final = 0.02
+
+
+class StopSignals:
+    """Collects SIGINT, SIGTERM and SIGHUP while the ``with`` block runs; true once one came.
+
+    The second one of a kind ends :meth:`wait_for`, and the third one has its usual effect. SIGHUP stays ignored where
+    nohup made it so.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._came)
+
+    def __enter__(self) -> StopSignals:
+        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+        if self._previous[signal.SIGHUP] is signal.SIG_IGN:
+            del self._previous[signal.SIGHUP]
+        for number in self._previous:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.let_through()
+
+    def let_through(self) -> None:
+        """Give the signals their usual effect back; may be repeated."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._came.append(number)
+        if self._came.count(number) > 1 and number in self._previous:
+            signal.signal(number, self._previous[number])
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a signal came a second time."""
+        return len(self._came) > len(set(self._came))
+
+    def wait_for(self, work: Callable[[], object], seconds: float) -> bool:
+        """Do ``work`` in a thread, which is left when ``seconds`` passed, or a signal comes a second time.
+
+        :returns: whether it is done.
+        :raises: what ``work`` raised.
+        """
+        failures: list[BaseException] = []
+
+        def do() -> None:
+            try:
+                work()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=do, name="kdamon-end", daemon=True)
+        thread.start()
+        give_up = time.monotonic() + seconds
+        while thread.is_alive() and time.monotonic() < give_up and not self.urgent:
+            thread.join(_LOOK_S)
+        if failures:
+            raise failures[0]
+        return not thread.is_alive()
