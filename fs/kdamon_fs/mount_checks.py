@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 
 from kdamon.mm.rights import OWN, missing_capability, needs_linux, owns_mount_namespace, refusal
@@ -19,7 +20,12 @@ def check_may_mount() -> None:
             "mounting needs a mount namespace that belongs to this user namespace, and this one belongs to one above; "
             "make one, as by 'unshare -Urm' instead of 'unshare -Ur', or run kdamon outside",
         )
-    if mounts_by_helper() and shutil.which("fusermount") is None:
+    if not mounts_by_helper():
+        return
+    # The helper gives root nothing, and PATH may be another user's.
+    if os.geteuid() == 0:
+        raise refusal("mounting needs", "mount()", "CAP_SYS_ADMIN", where=OWN)
+    if shutil.which("fusermount") is None:
         raise refusal(
             "mounting needs",
             "mount()",

@@ -351,14 +351,19 @@ def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server],
         mounted_tree(session.tree, first.mountpoint / "admin").start()
 
 
+@pytest.mark.parametrize(
+    ("user", "remedy"),
+    [(0, r"which root lacks here; .*--cap-add$"), (1000, r"or install fusermount \('apt install fuse'\)")],
+)
 def test_mounting_without_the_right_to_names_what_is_missing(
-    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, remedy: str
 ) -> None:
-    """libfuse would ask fusermount, which is not there."""
+    """libfuse would ask fusermount, which is not there for users, and could do nothing for root."""
     monkeypatch.setattr("kdamon_fs.mount_checks.missing_capability", lambda *names: list(names))
     monkeypatch.setattr("kdamon.mm.rights.missing_capability", lambda *names: list(names))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OSError, match=r"mounting needs CAP_SYS_ADMIN.*or install fusermount \('apt install fuse'\)"):
+    with pytest.raises(OSError, match=f"mounting needs CAP_SYS_ADMIN.*{remedy}"):
         mounted_tree(session.tree, tmp_path).start()
 
 
