@@ -300,6 +300,18 @@ print(load_fuse().__name__)
     assert done.stdout == "fuse\n", done.stderr
 
 
+def test_fusermount_of_another_user_is_not_run(hostile: Hostile) -> None:
+    """Where root may not mount, as in a container, it would be what mounts."""
+    directory = hostile.program("fusermount", "fusermount3")
+    mountpoint = hostile.root / "mountpoint"
+    mountpoint.mkdir()
+    words = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-P", "-m", "kdamon_tools", "mount"]
+    without = f"import os; os.execvp('setpriv', {[*words, '--no-reports', str(mountpoint)]!r})"
+    done = hostile.run("-c", without, PATH=f"{directory}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert not hostile.victim.exists()
+
+
 def test_no_program_of_another_user_is_started_by_doctor(hostile: Hostile) -> None:
     """As a process to monitor."""
     question = """
