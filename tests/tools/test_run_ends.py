@@ -88,7 +88,7 @@ def report(place: str) -> None:
 
 
 def connect(place: str) -> None:
-    """Give the thread of reports something to do."""
+    """Give the thread of reports something to do, once there is one."""
     eventually(lambda: os.path.exists(place), "the socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         eventually(lambda: connection.connect_ex(place) == 0, "a server at the socket")
@@ -99,7 +99,7 @@ def connect(place: str) -> None:
 def test_descriptors_that_a_user_sends_do_not_keep_it_from_ending(place: str, how: str) -> None:
     """They take an hour to close. Other producers' reports count, and the result comes."""
     with started("-m", "kdamon_tools", *WORDS, "--reports", place) as process:
-        eventually(lambda: os.path.exists(place), "the socket")
+        connect(place)
         report(place)
         with started(str(SENDER), place, how) as sender:
             assert sender.stdout is not None
