@@ -271,6 +271,23 @@ def test_a_user_serves_in_a_directory_of_a_group_of_the_users_own(public: Path) 
     assert f"other users can write to {place} and could replace" in done.stderr
 
 
+def test_a_runtime_directory_of_another_user_is_refused(public: Path) -> None:
+    """Which XDG_RUNTIME_DIR names; one of the user's own is taken, and what is made there goes."""
+    place = of_another_user(public / "run", 0o700)
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(place)}
+
+    def serve(user: int) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", SERVER, "", str(user), "22"]
+        return subprocess.run(
+            words, env=environment, input="\n", capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert "ready\n" == serve(NOBODY).stdout
+    place.chmod(0o755)
+    assert f"user {NOBODY} owns {place} and could replace" in serve(NOBODY - 1).stderr
+    assert [] == os.listdir(place)
+
+
 # What is in the directory already.
 
 
@@ -476,6 +493,24 @@ def test_a_file_system_on_a_name_is_not_asked(public: Path, name: str) -> None:
     words = ["unshare", "--mount", sys.executable, "-c", BESIDE_A_MOUNT, str(public / "reports"), str(public / name)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert f"something is mounted on {name}; unmount it, or choose another path\n" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("how", ["ends", "is killed"])
+def test_names_that_are_another_users_by_now_stay(public: Path, how: str) -> None:
+    """An administrator removed the server's files, and a user made others."""
+    with serving(public / "reports") as server:
+        (watcher,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        for name in os.listdir(public):
+            (public / name).unlink()
+        _socket(public / "reports")
+        _file(public / "reports.lock")
+        if how == "ends":
+            server.communicate("\n")
+            assert 0 == server.returncode
+        else:
+            server.kill()
+        eventually(lambda: not os.path.exists(f"/proc/{watcher}"), "the end of what cleans up")
+    assert {"reports", "reports.lock"} == set(os.listdir(public))
 
 
 # kdamon's own directory below /run, in a /run of its own.
