@@ -18,11 +18,13 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -157,11 +159,18 @@ class PageFaultSpace(ProcessSpace):
         return applied
 
     def written(self) -> Faults:
-        """Which sampled pages were written, or came, since this was last asked, see :class:`FaultSample`."""
-        with self._lock:
+        """Which sampled pages were written, or came, since this was last asked, see :class:`FaultSample`.
+
+        Nothing while another thread is at work on this address space: that one asks for itself.
+        """
+        if not self._lock.acquire(blocking=False):
+            return np.empty(0, dtype=FAULT_DTYPE)
+        try:
             if self._closed:
                 return np.empty(0, dtype=FAULT_DTYPE)
             return self._sample.faults(self._table, self._pid)
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """See :meth:`kdamon.mm.process.ProcessSpace.close`; nothing stays armed."""
@@ -211,6 +220,17 @@ class PageFaultSpace(ProcessSpace):
         return self._protection
 
 
+class _Turn:
+    """Whose turn it is with a process.
+
+    :ivar users: how many have the turn or wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
 class PageFault:
     """What all address spaces of a machine share that are monitored by ``page_fault``; any thread may use it."""
 
@@ -218,9 +238,11 @@ class PageFault:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # Those of a process are used in its turn only.
+        self._turns: dict[int, _Turn] = {}
         self._protections: dict[int, Protection] = {}
         self._adopted: dict[int, Userfaultfd] = {}
-        # Replaced, never changed: faults() goes through it without the lock, which is held while a process is asked.
+        # Replaced, never changed: faults() goes through it without the lock.
         self._spaces: tuple[PageFaultSpace, ...] = ()
         self._recorder_lock = threading.Lock()
         self._recorder: FaultRecorder | None = None
@@ -245,7 +267,7 @@ class PageFault:
 
     def acquire(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
-        with self._lock:
+        with self._turn(pid):
             protection = self._protections.get(pid)
             if protection is None or not protection.fits(files):
                 protection = self._protections[pid] = self._protect(pid, pidfd, files)
@@ -253,13 +275,15 @@ class PageFault:
                 _register_all(protection, files)
                 protection.check()
             protection.users += 1
-            self._spaces = (*self._spaces, user)
+            with self._lock:
+                self._spaces = (*self._spaces, user)
             return protection
 
     def release(self, pid: int, protection: Protection, user: PageFaultSpace) -> None:
         """Undo :meth:`acquire`."""
         with self._lock:
             self._spaces = tuple(space for space in self._spaces if space is not user)
+        with self._turn(pid):
             protection.users -= 1
             if protection.users:
                 return
@@ -267,6 +291,21 @@ class PageFault:
                 del self._protections[pid]
             protection.close()
         self._unwatch(pid)
+
+    @contextlib.contextmanager
+    def _turn(self, pid: int) -> Iterator[None]:
+        """What is about process ``pid`` comes one at a time; what it delays holds up nothing about other processes."""
+        with self._lock:
+            turn = self._turns.setdefault(pid, _Turn())
+            turn.users += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.users -= 1
+                if not turn.users:
+                    del self._turns[pid]
 
     def _protect(self, pid: int, pidfd: int, files: ProcessFiles) -> Protection:
         adopted = self._adopted.pop(pid, None)
@@ -354,9 +393,9 @@ class PageFault:
     def close(self) -> None:
         """Give everything back that no address space has."""
         with self._lock:
-            for userfaultfd in self._adopted.values():
-                userfaultfd.close()
-            self._adopted.clear()
+            adopted, self._adopted = self._adopted, {}
+        for userfaultfd in adopted.values():
+            userfaultfd.close()
 
 
 def _register_all(protection: Protection, files: ProcessFiles) -> None:

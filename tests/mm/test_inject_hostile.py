@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,38 @@ def test_code_that_is_never_read_is_not_waited_for(directory: Path, monkeypatch:
         assert 1 == len(lost)
     # Its end frees the helper.
     assert eventually(lambda: all(helper.poll() is not None for helper in lost))
+
+
+def waits_for_a_file_system() -> bool:
+    """Return whether a helper of this process does."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid() and (process / "wchan").read_text() == "request_wait_answer":
+                return True
+    return False
+
+
+def test_a_process_that_is_waited_for_holds_up_no_other(
+    directory: Path, faulting: LinuxMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is begun and ended with while the helper still waits for the first one's code."""
+    monkeypatch.setattr(inject, "_PATIENCE", 3600)
+    script = Path(__file__).with_name("silent_fuse.py")
+    mounted = tempfile.mkdtemp(dir=directory)
+    with (
+        ThreadPoolExecutor() as threads,
+        as_nobody(sys.executable, script, mounted, str(NOBODY), cwd=directory, wanted=0) as (process, line),
+    ):
+        assert b"ready\n" == line
+        waiting = threads.submit(lambda: faulting.get_task(process.pid, "page_fault").put())
+        assert eventually(waits_for_a_file_system)
+        with subprocess.Popen(["sleep", "60"]) as other:
+            faulting.get_task(other.pid, "page_fault").put()
+            other.kill()
+        assert not waiting.done()
+        process.kill()
+        assert eventually(waiting.done)
 
 
 def test_not_many_helpers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Final
 
 import attrs
 import numpy as np
@@ -51,6 +54,8 @@ from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapsho
 
 __all__ = ["OPS", "Monitor", "add_target", "new_context", "region_table"]
 
+#: Seconds that a look at the mappings is waited for.
+_LOOK_S: Final = 1.0
 #: Operations sets by keyword.
 OPS = {
     "vaddr": damon_ops_id.DAMON_OPS_VADDR,
@@ -119,6 +124,8 @@ class Monitor:
         self._suspended = _suspended()
         self._cpu_s = 0.0
         self._mapped: int | None = None
+        self._looking: threading.Thread | None = None
+        self._present: U64Array | None = None
         self._ctx = self._new_ctx(machine, birth)
 
     def _new_ctx(self, machine: Machine | None, birth: int | None) -> damon_ctx:
@@ -193,18 +200,28 @@ class Monitor:
         """What is mapped now, or the machine's memory, and remember how much of the given ranges that is.
 
         :returns: bytes, ascending and disjoint, shape (n, 2); None where no ranges were given, where reports alone
-            count, and where it cannot be known.
+            count, and where it cannot be known, or not in a second.
         """
+        if not self.config.ranges or self._target.task is None:
+            return None
+        if self._looking is None:
+            self._looking = threading.Thread(target=self._look, daemon=True)
+            self._looking.start()
+        # The process decides how long a look takes; who calls must be able to end.
+        self._looking.join(_LOOK_S)
+        if self._looking.is_alive():
+            return None
+        self._looking = None
+        if self._present is not None:
+            self._mapped = max(self._mapped or 0, size_within(self.config.ranges, self._present))
+        return self._present
+
+    def _look(self) -> None:
         task = self._target.task
-        if not self.config.ranges or task is None:
-            return None
-        try:
-            mm = None if isinstance(task, PhysicalMemory) else task.get_mm()
-            present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
-        except OSError:
-            return None
-        self._mapped = max(self._mapped or 0, size_within(self.config.ranges, present))
-        return present
+        self._present = None
+        with contextlib.suppress(OSError):
+            mm = None if task is None or isinstance(task, PhysicalMemory) else task.get_mm()
+            self._present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
 
     def _never_mapped(self) -> int:
         """Bytes of the ranges in which nothing was whenever that was looked at."""
