@@ -7,6 +7,7 @@ this process, and no other user can write to them; a directory on the way may be
 
 * :func:`open_trusted` opens such a name, or says what of it is not trusted;
 * :func:`open_place` finds where such a file is without symbolic links of others, in whatever directory;
+* :func:`open_to_read` opens a file that need not be trusted;
 * :func:`find_program` finds a program on PATH, and skips what is not trusted; :func:`trusted_path` is the rest of it.
 
 A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
@@ -25,8 +26,10 @@ from typing import Final
 
 __all__ = [
     "UntrustedError",
+    "check_server",
     "find_program",
     "open_place",
+    "open_to_read",
     "open_trusted",
     "others_may_write",
     "trusted_owners",
@@ -195,45 +198,55 @@ def _check_server(name: str, mount: bytes, trusted: frozenset[int]) -> None:
                     raise _untrusted(name, f"it is in a file system that user {int(user)} serves")
 
 
-def open_place(path: str | os.PathLike[str]) -> tuple[int, str]:
+def open_place(path: str | os.PathLike[str], *, links_of_others: bool = False) -> tuple[int, str]:
     """Find where the file ``path`` is, or would be made, without following any other user's symbolic link.
 
     Directories may be other users': there they can remove the file and put another in its place, but what is done by
     the descriptor and the name is done in that directory.
 
+    :param links_of_others: follow them nevertheless, where the file is only read.
     :returns: a descriptor of the directory (``O_PATH``), which is the caller's to close, and the name in it. That is no
-        symbolic link now, but for those of ``/proc/self/fd``.
+        symbolic link now, but for those of a process in ``/proc``.
     :raises UntrustedError: another user made a symbolic link on the way, or serves a file system there.
     :raises OSError: as ``open(2)``.
     """
     name = os.fspath(path)
-    trusted, own = trusted_owners(), os.stat("/proc/self/fd")
-    parts, links = _parts(name), 0
+    trusted, own, proc = trusted_owners(), os.stat("/proc/self/fd"), os.stat("/proc").st_dev
+    parts, links, jump = _parts(name), 0, False
     here = os.open("/" if os.path.isabs(name) else ".", _LOOK)
     try:
         seen = _mount_id(here)
+        _check_server(name, seen, trusted)
         while parts:
             part = parts.pop()
             if not parts and os.path.samestat(os.fstat(here), own):
                 return here, part
             try:
-                entry = _open_entry(here, part, name, False)
+                entry = _open_entry(here, part, name, jump)
             except FileNotFoundError:
                 if parts or name.endswith("/"):
                     raise
                 return here, part
+            jump = False
             try:
-                mount, status = _mount_id(entry), os.fstat(entry)
+                # Before anything is asked about it, which its server would have to answer.
+                mount = _mount_id(entry)
                 if mount != seen:
                     _check_server(name, mount, trusted)
+                status = os.fstat(entry)
                 if stat.S_ISLNK(status.st_mode):
                     # A link that has further names may have been brought there by anyone.
-                    if status.st_uid not in trusted or status.st_nlink > 1:
+                    if not links_of_others and (status.st_uid not in trusted or status.st_nlink > 1):
                         raise _untrusted(name, f"{_place(entry)} is a symbolic link of user {status.st_uid}")
                     links += 1
                     if links > _MAX_LINKS:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                     target = os.readlink("", dir_fd=entry)
+                    if status.st_dev == proc and (os.path.isabs(target) or ":" in target):
+                        # /proc/PID/root and its like do not lead where they say.
+                        parts.append(part)
+                        jump = True
+                        continue
                     parts += _parts(target)
                     if os.path.isabs(target):
                         root = os.open("/", _LOOK)
@@ -249,6 +262,39 @@ def open_place(path: str | os.PathLike[str]) -> tuple[int, str]:
     except BaseException:
         os.close(here)
         raise
+
+
+def open_to_read(path: str | os.PathLike[str], flags: int = 0) -> int:
+    """Open a file to read it, whoever's it is; the descriptor is the caller's to close.
+
+    :param flags: more of ``open(2)``.
+    :raises UntrustedError: another user serves the file system that it is in.
+    :raises OSError: as ``open(2)``.
+    """
+    name = os.fspath(path)
+    directory, entry = open_place(name, links_of_others=True)
+    try:
+        found = os.open(entry, _LOOK, dir_fd=directory)
+        try:
+            check_server(found, name)
+            if stat.S_ISLNK(os.fstat(found).st_mode):
+                # Of a process in /proc: what it leads to, as the kernel knows it.
+                return os.open(entry, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | flags, dir_fd=directory)
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | flags)
+        finally:
+            os.close(found)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, name) from None
+    finally:
+        os.close(directory)
+
+
+def check_server(descriptor: int, name: str) -> None:
+    """Refuse a file, a descriptor of which is asked nothing, in a file system that another user serves.
+
+    :raises UntrustedError: it is.
+    """
+    _check_server(name, _mount_id(descriptor), trusted_owners())
 
 
 def others_may_write(directory: int) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from kdamon_tools import cli
 from kdamon_tools.replacement import Replacement
 from tests.tools.hostile import ANOTHER_USER, AS_ANOTHER_USER, limited
-from tests.tools.test_streams import REPORTS_ONLY
+from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
 
@@ -211,6 +211,82 @@ def test_no_race_is_won(use: Callable[[Path], None], what: str, theirs: Path, vi
         finally:
             attacker.kill()
     assert failed
+
+
+#: Mounts on the path $1 what another user serves and never answers for, in a namespace of its own; the rest goes on.
+SILENT = f"""
+import ctypes, os, stat, sys
+
+def serve(path):
+    device = os.open("/dev/fuse", os.O_RDWR)
+    os.set_inheritable(device, True)
+    mode = stat.S_IFDIR if os.path.isdir(path) else stat.S_IFREG
+    data = f"fd={{device}},rootmode={{mode | 0o755:o}},user_id={ANOTHER_USER},group_id={ANOTHER_USER},allow_other"
+    if ctypes.CDLL(None).mount(b"fuse", os.fsencode(path), b"fuse", 0, data.encode()):
+        sys.exit("cannot mount")
+
+"""
+SILENT_FIRST = SILENT + "serve(sys.argv[1])\nos.execv(sys.argv[2], sys.argv[2:])\n"
+SILENT_THEN = (
+    SILENT
+    + """
+import glob
+from pathlib import Path
+from kdamon_tools.replacement import Replacement
+place, over, end = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+try:
+    with Replacement(place) as replacement:
+        replacement.file.write(b"new")
+        serve(glob.glob(over)[0])
+        getattr(replacement, end)()
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+)
+
+
+def in_a_namespace(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a mount namespace; what waits for an answer is killed."""
+    command = ["timeout", "--signal=KILL", "120", "unshare", "--mount", sys.executable, "-c", script, *map(str, words)]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
+@pytest.mark.parametrize("whole", [True, False], ids=["a directory", "a file"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*RUN, "--output"],
+        [*RUN, "--record"],
+        [*RUN, "--truth"],
+        [*REPORTS_ONLY, "--truth", "{}", "--", "true"],
+        ["replay"],
+        ["replay", str(Path(__file__).parent / "data" / "lackey_trace.txt"), "--output"],
+    ],
+    ids=lambda words: " ".join(words[-2:])[-20:],
+)
+def test_what_another_user_serves_is_not_waited_for(words: list[str], whole: bool, theirs: Path) -> None:
+    """It is refused at once: who waits for an answer cannot be interrupted."""
+    they('mkdir "$1/d"; touch "$1/d/result"', theirs)
+    name = str(theirs / "d" / "result")
+    words = [name if word == "{}" else word for word in words] if "{}" in words else [*words, name]
+    done = in_a_namespace(SILENT_FIRST, theirs / "d" if whole else name, *KDAMON, *words)
+    assert (1 if words[:-1] == ["replay"] else 2, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n"))
+    assert f"{name}: it is in a file system that user {ANOTHER_USER} serves\n" in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
+@pytest.mark.parametrize("end", ["commit", "discard"])
+@pytest.mark.parametrize("over", ["d", "d/result", "d/result.*.part"])
+def test_nor_what_another_user_serves_in_the_end(over: str, end: str, theirs: Path) -> None:
+    """Mounted over what is written, or over what it is to replace, or over all of it."""
+    they('mkdir "$1/d"; echo old > "$1/d/result"', theirs)
+    done = in_a_namespace(SILENT_THEN, theirs / "d" / "result", theirs / over, end)
+    assert (0, "") == (done.returncode, done.stderr)
+    # What cannot be renamed is copied, which is no error where it is at its place then.
+    expected = end == "commit" and not over.endswith("part")
+    assert expected == done.stdout.startswith(f"{theirs}/d/result ")
+    assert ("new" if end == "commit" else "old\n") == (theirs / "d" / "result").read_text()
 
 
 def test_a_file_keeps_no_rights_of_a_program(theirs: Path) -> None:

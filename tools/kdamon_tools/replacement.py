@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from kdamon.trusted import open_place, others_may_write, trusted_owners
+from kdamon.leftovers import mount_number
+from kdamon.trusted import UntrustedError, check_server, open_place, open_to_read, others_may_write, trusted_owners
 from kdamon_tools.temporary import temporary_file
 
 __all__ = ["Replacement", "same_file"]
@@ -79,6 +80,7 @@ class Replacement:
             self._part = self._name
             return made
         try:
+            check_server(found, self._name)
             status = os.fstat(found)
             self._check(status)
             # Whether it may be written is found out now, and nothing of it is lost.
@@ -215,9 +217,14 @@ def _is_own_descriptors(directory: int) -> bool:
 def _has(directory: int, name: str, descriptor: int) -> bool:
     """Whether ``name`` in a directory is the file that ``descriptor`` is of."""
     try:
-        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(descriptor))
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except FileNotFoundError:
         return False
+    try:
+        # Where another user mounted something there, it is asked nothing.
+        return mount_number(found) == mount_number(descriptor) and os.path.sameopenfile(found, descriptor)
+    finally:
+        os.close(found)
 
 
 def _copy(source: int, target: int) -> None:
@@ -240,10 +247,21 @@ def _copy(source: int, target: int) -> None:
 def same_file(one: Path, other: Path) -> bool:
     """Return whether two names are of one regular file, or will be when it exists."""
     try:
-        status = os.stat(one)
-        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.stat(other))
+        status = _status(one)
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, _status(other))
+    except UntrustedError:
+        # It is refused when it is opened.
+        return False
     except OSError:
         # Where a link cannot be read, what is wrong is found when the file is opened.
         with contextlib.suppress(OSError):
             return os.path.realpath(one) == os.path.realpath(other)
         return False
+
+
+def _status(path: Path) -> os.stat_result:
+    descriptor = open_to_read(path, os.O_PATH)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,6 +22,7 @@ from kdamon.damon import damon_access_report
 from kdamon.kernel import RealClock
 from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.reports import REPORT_DTYPE, damon_report_queue, damon_report_subscribe, damon_report_unsubscribe
+from kdamon.trusted import open_to_read
 from kdamon_tools.lackey import DEFAULT_RATE, Lackey, count_accesses
 from kdamon_tools.perf_script import PerfScript, count_samples
 from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, line_blocks, new_records, reports_of
@@ -243,6 +244,12 @@ def _named(name: str) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, name) from error
 
 
+def _open(path: Path | str, piped: bool) -> IO[bytes]:
+    if piped:
+        return open(stdin_descriptor(), "rb", closefd=False)
+    return open(open_to_read(path), "rb")
+
+
 @contextmanager
 def open_reports(
     path: Path | str,
@@ -270,7 +277,7 @@ def open_reports(
     piped = str(path) == "-"
     name = "standard input" if piped else str(path)
     with ExitStack() as stack:
-        stream = stack.enter_context(open(stdin_descriptor() if piped else path, "rb", closefd=not piped))
+        stream = stack.enter_context(_open(path, piped))
         status = os.fstat(stream.fileno())
         regular = stat.S_ISREG(status.st_mode)
         spool = stack.enter_context(temporary_file())

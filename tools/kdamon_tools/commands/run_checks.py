@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from kdamon.trusted import open_to_read
 from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
 from kdamon_tools.commands.options import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
 from kdamon_tools.errors import CommandError
@@ -106,10 +108,16 @@ def check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
 def _check_truth(path: Path, *, written_meanwhile: bool) -> None:
     """Refuse a file that can never be compared with; a command that runs writes it only then."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CommandError(f"--truth {path}: it is no regular file", 2)
         if not written_meanwhile:
             load_truth(path)
+            return
+        found = open_to_read(path, os.O_PATH)
+        regular = stat.S_ISREG(os.fstat(found).st_mode)
+        os.close(found)
+        if not regular:
+            raise CommandError(f"--truth {path}: it is no regular file", 2)
+    except IsADirectoryError as error:
+        raise CommandError(f"--truth {path}: it is no regular file", 2) from error
     except FileNotFoundError as error:
         if not (written_meanwhile and path.parent.is_dir()):
             raise CommandError(f"--truth {path}: {error.strerror}", 2) from error

@@ -20,6 +20,8 @@ from typing import Any, Final, NoReturn, TextIO
 
 from attrs import field, frozen
 
+from kdamon.trusted import open_to_read
+
 __all__ = ["Event", "load_truth", "write_event"]
 
 #: A line of a workload's has some 150 bytes and a few figures, and it writes one to three a second: this is for a day.
@@ -84,7 +86,7 @@ def load_truth(path: Path | str) -> list[Event]:
 
 def _open_regular(path: str, flags: int) -> int:
     """Open a file that is regular and gives what it has at once; the opener of :func:`open`."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    descriptor = open_to_read(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", path)
