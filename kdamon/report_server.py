@@ -46,8 +46,13 @@ _IDLE_WAIT: Final = 0.006
 _TAKEN_AT_ONCE: Final = 1 << 16
 #: Records taken at each look from all rings of users who have no power over us: what they can cost is limited.
 _TAKEN_FROM_OTHERS: Final = 1 << 14
-#: New connections between two looks at the rings, and seconds that one may take to say hello.
-_ACCEPTED_AT_ONCE: Final = 16
+#: New connections, and hellos or hangups, between two looks at the rings. Together they take one part of this thread's
+#: time in so many, but no pause is longer than that, seconds.
+_ACCEPTED_AT_ONCE: Final = 8
+_HEARD_AT_ONCE: Final = 16
+_HEARING_SHARE: Final = 5
+_LONGEST_PAUSE: Final = 0.01
+#: Seconds that a connection may take to say hello.
 _HELLO_WITHIN: Final = 5.0
 #: Seconds that the thread may take to end, and the longest between two looks at what is not a ring.
 _END: Final = 5.0
@@ -169,16 +174,20 @@ class ReportServer:
             wait = _BUSY_WAIT if moved else min(2 * wait, _IDLE_WAIT)
             assert self._epoll is not None and self._listener is not None
             idle = _LOOK if self._listener.waiting else -1
-            ready = {fd for fd, _ in self._epoll.poll(wait - _BUSY_WAIT if self._producers else idle)}
+            patience = wait - _BUSY_WAIT if self._producers else idle
+            # Which of them come first takes turns.
+            ready = {fd for fd, _ in self._epoll.poll(patience, _HEARD_AT_ONCE)}
             if self._stop_read in ready:
                 break
+            began = time.thread_time()
             if ready:
                 self._hear(ready)
             self._hang_up_on_the_silent()
             self._listener.tidy()
             if not full:
                 # However often connections come, the interpreter is left to the kdamonds in between.
-                time.sleep(_BUSY_WAIT)
+                pause = (_HEARING_SHARE - 1) * (time.thread_time() - began)
+                time.sleep(min(max(pause, _BUSY_WAIT), _LONGEST_PAUSE))
         for _ in range(_MAX_CAPACITY // _TAKEN_AT_ONCE):
             if not self._drain_all(to_the_end=True)[1]:
                 break
