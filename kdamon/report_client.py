@@ -76,7 +76,7 @@ class ReportClient:
             # A refused producer may find the connection closed, and the reason in it.
             with contextlib.suppress(BrokenPipeError):
                 self._connection.send(HELLO.pack(MAGIC, VERSION, capacity))
-            reply, memory = _receive(self._connection)
+            reply, memory = _receive(self._connection, patience)
             try:
                 self._map(reply, memory)
             finally:
@@ -182,7 +182,6 @@ def _connect(paths: list[Path], patience: float) -> socket.socket:
             # Not settimeout(): with that, connect() does not wait for its turn at all.
             limit = _TIMEVAL.pack(int(patience), max(1, int(patience % 1 * 1e6)))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             connection.connect(os.fspath(path))
         except BlockingIOError:
             connection.close()
@@ -203,16 +202,18 @@ def _no_answer() -> OSError:
     return OSError(errno.ETIMEDOUT, "the kdamon at the socket of reports does not answer; it may be stopped")
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, int | None]:
+def _receive(connection: socket.socket, patience: float) -> tuple[bytes, int | None]:
     """The reply, and the memory that came with it; anything else that a stranger sends stays in the connection.
 
     :raises OSError: ETIMEDOUT; EPROTO it came with something else than memory.
     """
+    # Unlike SO_RCVTIMEO it does not begin anew with each signal.
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    if not poll.poll(patience * 1000):
+        raise _no_answer()
     look = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
-    try:
-        reply, sent, flags, _ = connection.recvmsg(REPLY.size, socket.CMSG_LEN(_FD.size), look)
-    except BlockingIOError:
-        raise _no_answer() from None
+    reply, sent, flags, _ = connection.recvmsg(REPLY.size, socket.CMSG_LEN(_FD.size), look)
     fds = [_FD.unpack(data)[0] for _, kind, data in sent if kind == socket.SCM_RIGHTS]
     stranger = OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
     try:
