@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Directories by name, as root may use names that lead through directories of users.
 
-* :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace.
+* :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace;
+* :func:`open_place` ``(name)`` does the same for whatever has the name.
 * :func:`replaceable` ``(directory)`` says which part of an open directory's path another user may replace.
 """
 
@@ -16,7 +17,7 @@ from kdamon.leftovers import mount_number
 from kdamon.trusted import trusted_owners
 from kdamon_fs.mounts import mount_of
 
-__all__ = ["open_directory", "replaceable"]
+__all__ = ["open_directory", "open_place", "replaceable"]
 
 #: How many links a name may lead through, as in the kernel (MAXSYMLINKS).
 _MOST_LINKS: Final = 40
@@ -29,6 +30,21 @@ def open_directory(name: str) -> int:
 
     :raises OSError: ELOOP there are too many links, or one that another user may replace; EACCES a file system that
         another user serves; ENOTDIR; or as ``openat(2)``.
+    """
+    place = open_place(name)
+    try:
+        if not stat.S_ISDIR(_mode(place, last=True)):
+            raise OSError(errno.ENOTDIR, "it is not a directory")
+    except BaseException:
+        os.close(place)
+        raise
+    return place
+
+
+def open_place(name: str) -> int:
+    """Open what has a name (O_PATH), of whatever type it is.
+
+    :raises OSError: those of :func:`open_directory`.
     """
     at = os.open("/" if name.startswith("/") else ".", _OPEN)
     try:
@@ -49,8 +65,8 @@ def open_directory(name: str) -> int:
                     found, link = os.open("/" if target.startswith("/") else ".", _OPEN, dir_fd=at), found
                     os.close(link)
                     mount = mount_number(found)
-                elif not stat.S_ISDIR(mode):
-                    raise OSError(errno.ENOTDIR, f"{step} is not a directory" if steps else "it is not a directory")
+                elif steps and not stat.S_ISDIR(mode):
+                    raise OSError(errno.ENOTDIR, f"{step} is not a directory")
             except BaseException:
                 os.close(found)
                 raise

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from kdamon.leftovers import mount_number
 from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mounts import (
     MS_BIND,
@@ -32,6 +33,7 @@ from kdamon_fs.mounts import (
     MS_REMOUNT,
     mount,
 )
+from kdamon_fs.path_walk import open_place
 
 __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_places"]
 
@@ -76,8 +78,9 @@ def _mount_tracefs() -> None:
     """Have a tracefs mounted, which damo needs; where that is impossible damo reports it itself."""
     for entry in mounts():
         if entry.fstype == "debugfs":
-            # The kernel mounts a tracefs there as soon as the directory is looked into.
-            os.path.exists(os.path.join(entry.target, "tracing", "events"))
+            with _opened(entry) as place:
+                # The kernel mounts a tracefs there as soon as the directory is looked into.
+                os.path.exists(f"{place}/tracing/events")
     if any(entry.fstype == "tracefs" for entry in mounts()):
         return
     for directory in _TRACEFS_DIRECTORIES:
@@ -122,37 +125,65 @@ def _hide_elsewhere(events: Iterable[str]) -> None:
     os.mkdir(nothing, 0o555)
     _write(no_text, b"")
     for number, entry in enumerate(mounts()):
-        hidden: list[str] = []
-        if entry.fstype == "sysfs" and entry.target != "/sys":
-            hidden = ["/kernel/mm/damon", *_machines_modules(entry)]
-        elif entry.fstype == "debugfs":
+        if entry.fstype not in ("sysfs", "debugfs", "tracefs"):
+            continue
+        with _opened(entry) as place:
+            if place is None:
+                continue
             hidden = ["/damon"]
-        elif entry.fstype == "tracefs":
-            hidden = ["/events/damon", "/instances", "/set_event", "/events/enable"]
-            if shown := _shown_at(entry, "/available_events"):
-                available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
-                _write(available, _available_events(shown, events))
-                mount(available, shown, flags=MS_BIND)
-        for place in hidden:
-            if shown := _shown_at(entry, place):
-                mount(nothing if os.path.isdir(shown) else no_text, shown, flags=MS_BIND)
+            if entry.fstype == "sysfs":
+                hidden = [] if entry.target == "/sys" else ["/kernel/mm/damon", *_machines_modules(entry, place)]
+            elif entry.fstype == "tracefs":
+                hidden = ["/events/damon", "/instances", "/set_event", "/events/enable"]
+                if shown := _shown_at(entry, place, "/available_events"):
+                    available = os.path.join(OWN_DIRECTORY, f"available_events.{number}")
+                    _write(available, _available_events(shown, events))
+                    mount(available, shown, flags=MS_BIND)
+            for name in hidden:
+                if shown := _shown_at(entry, place, name):
+                    mount(nothing if os.path.isdir(shown) else no_text, shown, flags=MS_BIND)
 
 
-def _shown_at(entry: mount_entry, place: str) -> str | None:
-    """Where a mount, which may be of a part of its file system, shows ``place`` of that or what is below it."""
+@contextlib.contextmanager
+def _opened(entry: mount_entry) -> Iterator[str | None]:
+    """The path of a descriptor of a mount's root: users may move directories above it, and put links in their place.
+
+    None where its name does not lead to it, because something else is mounted there.
+    """
+    if entry.target.startswith("/sys/"):
+        # No user can change these names, and the copies have hundreds of them.
+        yield entry.target
+        return
+    try:
+        place = open_place(entry.target)
+    except OSError as error:
+        log.debug("%s is out of reach: %s", entry.target, error.strerror)
+        yield None
+        return
+    try:
+        yield f"/proc/self/fd/{place}" if mount_number(place) == entry.number else None
+    finally:
+        os.close(place)
+
+
+def _shown_at(entry: mount_entry, path: str, place: str) -> str | None:
+    """Where a mount, which may be of a part of its file system, shows ``place`` of that or what is below it.
+
+    :param path: of the mount's root.
+    """
     if f"{entry.root}/".startswith(f"{place}/"):
-        return entry.target
+        return path
     below = os.path.relpath(place, entry.root)
-    shown = os.path.join(entry.target, below)
+    shown = os.path.join(path, below)
     return shown if not below.startswith("..") and os.path.exists(shown) else None
 
 
-def _machines_modules(entry: mount_entry) -> list[str]:
+def _machines_modules(entry: mount_entry, path: str) -> list[str]:
     """The places of the modules in a sysfs that is mounted whole or in part."""
     if entry.root.startswith("/module/"):
         names = [entry.root.split("/")[2]]
     else:
-        directory = _shown_at(entry, "/module")
+        directory = _shown_at(entry, path, "/module")
         names = [] if directory is None else os.listdir(directory)
     return [f"/module/{name}" for name in names if _MACHINES.match(name)]
 

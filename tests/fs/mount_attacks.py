@@ -25,6 +25,7 @@ from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon.mm.sim import SimMachine
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import set_parent_death_signal
+from kdamon_fs.places import preparing_places
 from kdamon_fs.sysfs import damon_sysfs_init
 
 NOBODY: Final = 65534
@@ -150,14 +151,20 @@ MOVES: Final = {
 
 
 class _at:
-    """While it is entered, ``action`` is done before line ``point`` of kdamon's; counts the lines."""
+    """While it is entered, ``action`` is done before line ``point`` of kdamon's; counts the lines.
 
-    def __init__(self, point: int, action: Callable[[], object]) -> None:
+    :param which: whether those of a call count; by default all do.
+    """
+
+    def __init__(
+        self, point: int, action: Callable[[], object], which: Callable[[FrameType], bool] = lambda _frame: True
+    ) -> None:
         self.lines = 0
+        self._which = which
         self._point, self._action = point, action
 
     def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if "/kdamon" not in frame.f_code.co_filename:
+        if event == "call" and not ("/kdamon" in frame.f_code.co_filename and self._which(frame)):
             return None
         if event == "line":
             if self.lines == self._point:
@@ -411,6 +418,44 @@ def sentences(attacker: Attacker) -> list[str]:
             answers.append(error.strerror or "")
         tree.stop()
     return answers
+
+
+def places_elsewhere(attacker: Attacker) -> list[str]:
+    """``kdamon exec`` hides a sysfs that root mounted below the user's directory, who has its name lead elsewhere.
+
+    What was covered there, of directories of root's.
+    """
+    attacker.make_target()
+    assert _libc.mount(b"sysfs", TARGET.encode(), b"sysfs", ctypes.c_ulong(0), None) == 0
+    names = [name for name in os.listdir("/sys/module") if name.startswith("damon")]
+    for path in ("kernel/mm/damon", *(f"module/{name}" for name in names)):
+        os.makedirs(f"{SAFE}/e/{path}")
+    attacker.do(f"os.symlink('{SAFE}/e', '{HOME}/d')")
+    # So that x/d is the sysfs, and with x exchanged for the directory above, a link to root's directory.
+    exchange = f"os.rename('{HOME}/x', '/mnt/home/y'); os.symlink('{HOME}', '{HOME}/x')"
+
+    def of_target(frame: FrameType) -> bool:
+        return any(value == TARGET or getattr(value, "target", "") == TARGET for value in frame.f_locals.values())
+
+    counted, seen, point = 1, set(), -1
+    while point < counted:
+        answer, theirs = os.pipe()
+        if os.fork() == 0:
+            assert _libc.unshare(0x20000) == 0
+            at = _at(point, lambda: attacker.do(exchange), of_target)
+            with contextlib.suppress(OSError), at, preparing_places([], []):
+                pass
+            covered = [entry.target for entry in mounts() if entry.target.startswith(f"{SAFE}/e")]
+            os.write(theirs, json.dumps([at.lines, covered]).encode())
+            os._exit(0)
+        os.close(theirs)
+        with os.fdopen(answer, "rb") as lines:
+            lines_now, covered = json.loads(lines.read())
+        counted = max(counted, lines_now)
+        seen.update(covered)
+        attacker.do(f"os.unlink('{HOME}/x'); os.rename('{HOME}/y', '{HOME}/x')")
+        point += max(1, counted // POINTS)
+    return sorted(seen)
 
 
 def hanging_server(attacker: Attacker) -> str:

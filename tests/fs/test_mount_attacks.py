@@ -121,6 +121,12 @@ def test_a_users_file_system_is_not_asked_anything() -> None:
     assert attack("hanging_server") == "cannot mount on /mnt/home/fs/d: user 65534 serves the file system of fs"
 
 
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/damon"), reason="kernel lacks: DAMON's sysfs")
+def test_exec_covers_nothing_but_the_machines_places() -> None:
+    """Root mounted a sysfs below a user's directory, whose name leads to root's files while that is closed."""
+    assert attack("places_elsewhere") == []
+
+
 @pytest.mark.parametrize(
     ("owner", "mode", "child", "user"),
     [
