@@ -80,8 +80,9 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
 def outside() -> tuple[list[str], list[str]]:
     """What must not change: the mounts in /sys and the machine's own tree; others may mount things elsewhere."""
     tree = sorted(os.listdir(f"{DAMON}/admin/kdamonds")) if os.path.isdir(f"{DAMON}/admin") else []
-    mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return [line for line in mounts if line.split()[4].startswith("/sys")], tree
+    # Names of mounts elsewhere may hold what text takes for the end of a line.
+    mounts = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape").rstrip("\n").split("\n")
+    return [line for line in mounts if line.split(" ")[4].startswith("/sys")], tree
 
 
 def until(condition: Callable[[], object], what: str) -> None:

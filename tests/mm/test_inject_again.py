@@ -21,6 +21,7 @@ import pytest
 from kdamon.mm import inject_target
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.madvise import MADV_NOHUGEPAGE
+from kdamon.mm.mountinfo import mounts
 from tests.mm.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running
 from tests.mm.test_inject_safety import attempt, check, target
 from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
@@ -31,13 +32,11 @@ KINDS = ("spin", "sleep", "signal", "threads")
 
 def _control_groups() -> Iterator[tuple[str, Path]]:
     """Where control groups are mounted that can freeze: the file for that, and the directory."""
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        kind, _, options = filesystem.split(" ")[:3]
-        if kind == "cgroup2":
-            yield "cgroup.freeze", Path(mount.split(" ")[4])
-        elif kind == "cgroup" and "freezer" in options.split(","):
-            yield "freezer.state", Path(mount.split(" ")[4])
+    for entry in mounts():
+        if entry.fstype == "cgroup2":
+            yield "cgroup.freeze", Path(entry.target)
+        elif entry.fstype == "cgroup" and "freezer" in entry.options:
+            yield "freezer.state", Path(entry.target)
 
 
 class Freezer:
