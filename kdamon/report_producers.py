@@ -10,23 +10,20 @@ import threading
 
 import numpy as np
 import numpy.ma
+import numpy.typing as npt
 from attrs import define, field, fields
 
 from kdamon.mm.credentials import Rights
 from kdamon.report_admission import Admission, User
 from kdamon.report_queue import damon_report_source
 from kdamon.report_ring import Records, ReportRing, well_formed
-from kdamon.reports import (
-    damon_report_accesses,
-    damon_reported_pids,
-    damon_reports_about,
-    pick_reports,
-    reported_pids,
-)
+from kdamon.reports import damon_report_accesses, damon_reported_pids, damon_reports_about, pick_reports
 
 __all__ = ["Producer", "ReportServerCounters"]
 
 log = logging.getLogger("kdamon")
+
+Pids = npt.NDArray[np.int32]
 
 
 @define
@@ -125,17 +122,17 @@ class Producer:
         taken = len(records)
         if not taken:
             return 0
-        good = well_formed(records)
+        good, same = well_formed(records)
         if good is not None:
             records = pick_reports(records, good)
         correct = len(records)
         chosen = damon_reported_pids()
         if correct and chosen is not None:
             # Before anything is asked about them: so nothing that is not monitored costs more than this.
-            records = damon_reports_about(records, reported_pids(records), chosen)
+            records = damon_reports_about(records, _pids(records, same), chosen)
         eligible = len(records)
         if eligible and not self.rights.everything:
-            records = _permitted(self.rights, records, users)
+            records = _permitted(self.rights, records, _pids(records, same), users)
         self.source.share = share
         damon_report_accesses(records, self.source, chosen)
         # Counted when all is done, and all at once: the counters always add up.
@@ -169,9 +166,14 @@ class Producer:
         admission.disconnect(self.user, capacity)
 
 
-def _permitted(rights: Rights, records: Records, users: int) -> Records:
+def _pids(records: Records, same: bool) -> Pids:
+    """What each of ``records`` is about, or, if it is the ``same`` for all, what one of them is."""
+    pids: Pids = records["pid"]
+    return pids[:1] if same else pids
+
+
+def _permitted(rights: Rights, records: Records, pids: Pids, users: int) -> Records:
     """What a producer with ``rights`` may report of ``records``, of which there are some."""
-    pids = reported_pids(records)
     if len(pids) == 1:
         return records if rights.permitted(pids.tolist(), users)[0] else records[:0]
     named, which = np.unique(pids, return_inverse=True)

@@ -217,23 +217,28 @@ class ReportRing:
         os.close(self.fd)
 
 
-def well_formed(records: Records) -> Mask | None:
-    """Return which ``records``, shape (n,), can be reports; None when all of them are.
+def well_formed(records: Records) -> tuple[Mask | None, bool]:
+    """Return which ``records``, shape (n,), can be reports, None when all of them are; and whether all have one pid.
 
     Refused are: no bytes or a range that wraps around, a negative pid or tid, no accesses, a CPU or node that no
     kernel has (-1 is unknown), and a bool that is neither 0 nor 1.
     """
     good = np.empty(len(records), np.bool_)
+    same = True
+    first = int(records["pid"][0]) if len(records) else 0
     for at in range(0, len(records), _JUDGED_AT_ONCE):
         part = records[at : at + _JUDGED_AT_ONCE]
         addr, size = part["addr"], part["size"]
         ok = size - np.uint64(1) <= ~addr
         ok &= size != 0
-        ok &= part["pid"] >= 0
+        pid = part["pid"]
+        same = same and bool((pid == first).all())
+        if not same or first < 0:
+            ok &= pid >= 0
         ok &= part["nr_accesses"] > 0
         ok &= (part["node_id"] + np.int32(1)).view(np.uint32) <= MAX_NODE + 1
         ok &= (part["cpu"] + np.int32(1)).view(np.uint32) <= MAX_CPU + 1
         ok &= part["tid"] >= 0
         ok &= part["write"].view(np.uint8) <= 1
         good[at : at + len(part)] = ok
-    return None if good.all() else good
+    return None if good.all() else good, same

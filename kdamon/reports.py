@@ -7,7 +7,7 @@ and counts it for the region that contains it.
 
 No producer ever blocks or waits: each has a queue of its own to each context, a lane, which only it fills and only the
 kdamond empties. A thread is a producer, and so is a :class:`kdamon.report_queue.damon_report_source` that a thread
-speaks for. What is about no target of a context takes no room on the way to it.
+speaks for, as for another process. Of these, what is about no target of a context takes no room on the way to it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ __all__ = [
     "pick_reports",
     "report_array",
     "report_columns",
-    "reported_pids",
 ]
 
 #: Reports that one producer can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
@@ -103,11 +102,7 @@ def damon_report_access(report: damon_access_report) -> None:
     From any thread; never blocks. The report must not be changed afterwards.
     """
     for queue in _subscribers:
-        lane = queue.lane()
-        if queue.pids is None or report.pid in queue.pids:
-            lane.push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
-        else:
-            lane.ineligible += 1
+        queue.lane().push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
 
 
 def damon_report_accesses(
@@ -117,7 +112,8 @@ def damon_report_accesses(
 
     From any thread; never blocks. The array must not be changed afterwards.
 
-    :param source: the producer, where that is not the calling thread itself; always for the same thread.
+    :param source: the producer, where that is not the calling thread itself; always for the same thread. What is about
+        no target of a context takes no room on the way to it.
     :param about: processes that all of the reports are about, as far as that is known.
     :raises TypeError: the array has another dtype or shape.
     """
@@ -125,20 +121,26 @@ def damon_report_accesses(
         raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
     if not len(reports):
         return
-    room = DAMON_ACCESS_REPORTS_CAP // (1 if source is None else source.share)
-    pids: npt.NDArray[np.int32] | None = None
     for queue in _subscribers:
-        lane = queue.lane(source)
-        batch = reports
-        if queue.pids is not None and (about is None or not about <= queue.pids):
-            pids = reported_pids(reports) if pids is None else pids
-            batch = damon_reports_about(reports, pids, queue.pids)
-            lane.ineligible += len(reports) - len(batch)
-        if len(batch):
-            dropped = lane.dropped
-            lane.push(queue.clock.now(), batch, len(batch), room)
-            if source is not None:
-                source.lost += lane.dropped - dropped
+        if source is None:
+            queue.lane().push(queue.clock.now(), reports, len(reports), DAMON_ACCESS_REPORTS_CAP)
+        else:
+            _report_for(source, reports, about, queue)
+
+
+def _report_for(
+    source: damon_report_source, reports: Batch, about: frozenset[int] | None, queue: damon_report_queue
+) -> None:
+    lane = queue.lane(source)
+    chosen = reports
+    if queue.pids is not None and about is not queue.pids and (about is None or not about <= queue.pids):
+        pids = reports["pid"]
+        chosen = damon_reports_about(reports, pids[:1] if (pids == pids[0]).all() else pids, queue.pids)
+        lane.ineligible += len(reports) - len(chosen)
+    if len(chosen):
+        dropped = lane.dropped
+        lane.push(queue.clock.now(), chosen, len(chosen), DAMON_ACCESS_REPORTS_CAP // source.share)
+        source.lost += lane.dropped - dropped
 
 
 def damon_reported_pids() -> frozenset[int] | None:
@@ -147,20 +149,14 @@ def damon_reported_pids() -> frozenset[int] | None:
     for queue in _subscribers:
         if queue.pids is None:
             return None
-        chosen |= queue.pids
+        chosen = chosen | queue.pids if chosen else queue.pids
     return chosen
-
-
-def reported_pids(reports: Batch) -> npt.NDArray[np.int32]:
-    """What at least one of ``reports`` is about, shape (1,), if that is the same for all; else of each, shape (n,)."""
-    pids = reports["pid"]
-    return pids[:1] if (pids == pids[0]).all() else pids
 
 
 def damon_reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset[int]) -> Batch:
     """Those of ``reports`` that are about any of ``chosen``.
 
-    :param pids: what :func:`reported_pids` found.
+    :param pids: what of each, shape (n,); or of all of them, shape (1,).
     """
     if len(pids) == 1:
         return reports if int(pids[0]) in chosen else reports[:0]
@@ -271,10 +267,10 @@ class report_columns:
 
 
 def kdamond_choose_reports(ctx: damon_ctx) -> None:
-    """Let nothing but reports about the targets of ``ctx`` be queued from now on.
+    """Let other processes' reports be queued from now on only if they are about the targets of ``ctx``.
 
     Kernel: an operations set sees every report. Here: what is about no target of a context takes no room on the way to
-    it, so that no producer fills that with what has to be thrown away.
+    it, so that no process fills that with what has to be thrown away.
     """
     queue: damon_report_queue = ctx.reports
     pids = frozenset([t.pid for t in ctx.adaptive_targets]) if damon_target_has_pid(ctx) else _PHYSICAL

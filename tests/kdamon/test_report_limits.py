@@ -29,7 +29,7 @@ from kdamon.core import (
     damon_set_attrs,
     damon_start,
 )
-from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
+from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id, damon_target
 from kdamon.kernel import RealClock
 from kdamon.regions import damon_regions
 from kdamon.report_admission import Admission, User
@@ -124,6 +124,14 @@ def recording() -> Iterator[damon_report_queue]:
         damon_report_unsubscribe(queue)
 
 
+def target(pid: int) -> damon_target:
+    """A target that is process ``pid``, with one region."""
+    t = damon_new_target()
+    t.pid = pid
+    t.regions = damon_regions([0], [1 << 32])
+    return t
+
+
 @contextlib.contextmanager
 def monitored(*pids: int) -> Iterator[tuple[damon_ctx, SteppedClock]]:
     """A context that only reports on ``pids`` drive; its first sample ends when its clock is stepped."""
@@ -131,10 +139,7 @@ def monitored(*pids: int) -> Iterator[tuple[damon_ctx, SteppedClock]]:
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_REPORTS)
     damon_set_attrs(ctx, damon_attrs(1_000_000, 10**9, min_nr_regions=3))
     for pid in pids:
-        t = damon_new_target()
-        t.pid = pid
-        t.regions = damon_regions([0], [1 << 32])
-        damon_add_target(ctx, t)
+        damon_add_target(ctx, target(pid))
     ctx.clock = clock = SteppedClock()
     with stopped(ctx):
         damon_start([ctx], exclusive=False)
@@ -312,6 +317,41 @@ def test_a_flood_about_what_is_not_monitored_takes_no_room(server: ReportServer,
         assert (100, 0) == (damon_report_counters_of(ctx).accepted, damon_report_counters_of(ctx).dropped)
 
 
+def test_each_context_gets_what_is_about_its_targets(server: ReportServer, program: Path) -> None:
+    """What another context wants is ineligible for it, and takes no room; sums are as for any other report."""
+    with (
+        patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 200),
+        Reporter(program, server.path, 1 << 16) as c,
+        monitored(7) as (one, clock),
+        monitored(8, 9) as (other, _clock),
+    ):
+        for pid, n in ((7, 100), (8, 50), (9, 30), (10, 20)):
+            assert n == c.ask("batch", pid, 0, 1, n)
+        received(server, 200)
+        counters = [damon_report_counters_of(ctx) for ctx in (one, other)]
+        assert 20 == server.counters().ineligible
+        assert [180, 180] == [each.accepted for each in counters]
+        assert [(80, 100), (100, 80)] == [(each.ineligible, each.pending) for each in counters]
+        clock.step()
+        assert 100 == damon_report_counters_of(one).applied
+
+
+def test_what_is_monitored_may_change(server: ReportServer, program: Path) -> None:
+    """A target that comes is reported on from the next sampling interval on, and one that goes no more."""
+    with Reporter(program, server.path) as c, monitored(7) as (ctx, clock):
+        for pids in ([7], [7, 8], [8]):
+            # The kdamond sleeps.
+            ctx.adaptive_targets = [target(pid) for pid in pids]
+            clock.step()
+            before, ineligible = damon_report_counters_of(ctx).accepted, server.counters().ineligible
+            for pid in (7, 8, 9):
+                assert 10 == c.ask("report", pid, 0, 1, 10)
+            sent = c.ask_all("counters")[0]
+            received(server, sent)
+            assert 10 * len(pids) == damon_report_counters_of(ctx).accepted - before
+            assert 30 - 10 * len(pids) == server.counters().ineligible - ineligible
+
+
 def test_many_small_batches_are_limited_as_large_ones_are() -> None:
     """Each costs memory besides its reports."""
     from kdamon.report_queue import damon_report_source
@@ -339,7 +379,7 @@ with ReportClient(sys.argv[1], 256) as client:
     subprocess.run([sys.executable, "-c", as_user(script), server.path], cwd=ROOT, check=True, timeout=60)
     with Reporter(program, server.path, 256) as root, patch.object(ReportRing, "drain", lambda _r, _n: report_array()):
         assert 256 == root.ask("batch", 1, 0, 1, 300)
-    eventually(lambda: server.counters().producers == 0, "the end of both")
+    eventually(lambda: server.counters().sent >= 310, "the reports of both")
     counters = server.counters()
     assert (310, 44) == (counters.sent, counters.dropped)
 

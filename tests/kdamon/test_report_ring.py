@@ -167,7 +167,7 @@ def test_each_field_has_its_range(field: str, good: list[int], bad: list[int]) -
     records = report_array(len(good) + len(bad) + 1)
     column = records[field].view(np.uint8) if field == "write" else records[field]
     column[1:] = good + bad
-    mask = well_formed(records)
+    mask, _ = well_formed(records)
     expected = [True] * (len(good) + 1) + [False] * len(bad)
     assert expected == (mask.tolist() if mask is not None else [True] * len(records))
     assert (mask is None) == (not bad)
@@ -179,7 +179,7 @@ def test_each_field_has_its_range(field: str, good: list[int], bad: list[int]) -
 )
 def test_a_range_must_not_wrap_around(addr: int, size: int, fine: bool) -> None:
     """Its last byte may be the last of all addresses."""
-    assert fine == (well_formed(report_array(1, addr=addr, size=size)) is None)
+    assert fine == (well_formed(report_array(1, addr=addr, size=size))[0] is None)
 
 
 def plain_judgement(row: tuple[int, ...], write: int) -> bool:
@@ -198,7 +198,7 @@ def test_judgement_of_random_bytes_equals_a_plain_one(content: bytes, data: st.D
             records[name] = value
     if data.draw(st.booleans()):
         records["write"] = False
-    mask = well_formed(records)
+    mask, _ = well_formed(records)
     writes = records["write"].view(np.uint8).tolist()
     expected = [plain_judgement(row, write) for row, write in zip(records.tolist(), writes, strict=True)]
     assert expected == (mask.tolist() if mask is not None else [True] * n)
@@ -217,7 +217,7 @@ def test_a_head_without_records_allocates_nothing() -> None:
             producer.words[HEAD] = turn * ring.capacity
             taken = 0
             while len(records := ring.drain(5000)):
-                mask = well_formed(records)
+                mask, _ = well_formed(records)
                 assert mask is not None
                 assert not mask.any()
                 taken += len(records)
@@ -285,7 +285,7 @@ def test_memory_that_changes_while_it_is_read(mapped: bool) -> None:
             for _ in range(100):
                 records = ring.drain(300)
                 assert len(records) <= 300
-                good = well_formed(records)
+                good, _ = well_formed(records)
                 if good is not None:
                     for row in records[good].tolist():
                         assert plain_judgement(row, 0)
