@@ -100,7 +100,7 @@ class ReportSocket:
 
     def remove(self) -> None:
         """Remove what is still there of what :meth:`bind` made; may be repeated."""
-        # The lock last: who has it may replace the socket.
+        # The lock last: its holder may replace the socket.
         for name, fd in ((self._name, self._bound), (lock_name(self._name), self._lock)):
             with contextlib.suppress(OSError):
                 if fd >= 0 and same_file(self._directory, name, fd):
