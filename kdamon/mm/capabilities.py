@@ -27,6 +27,8 @@ _NAMES: Final = (
     "CHECKPOINT_RESTORE",
 )  # fmt: skip
 
+_CAP_SYS_PTRACE: Final = 1 << _NAMES.index("SYS_PTRACE")
+
 #: What looking at other processes and acting on their memory takes:
 #: their files in /proc, one of which is written to; their memory; advice about it, and migration; page frames, mounts;
 #: programs that walk page tables, and before Linux 5.11 the memory of those programs.
@@ -71,6 +73,9 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
     What is given up leaves all sets: effective, permitted, inheritable, ambient, and bounding. Where the system refuses
     that (a filter of system calls, say), a log line says so.
 
+    If CAP_SYS_PTRACE is to be kept, but is not there, all that is there stays: without it a process may look at those
+    of its user that have no more capabilities than itself.
+
     :param keep: names, ``CAP_...``; one that the thread does not have it does not get.
     :param new_privileges: whether programs that it starts may gain privileges, as set-user-ID programs do.
     """
@@ -78,10 +83,12 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
     try:
         if not new_privileges:
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        pieces = _get()
+        if kept & ~(pieces[0].effective | pieces[1].effective << 32) & _CAP_SYS_PTRACE:
+            return
         for number in range(64):
             if not kept >> number & 1 and not _leave_sets_of_programs(number):
                 break
-        pieces = _get()
         for place, piece in enumerate(pieces):
             mask = kept >> 32 * place & 0xFFFFFFFF
             piece.effective &= mask

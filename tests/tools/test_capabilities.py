@@ -96,6 +96,14 @@ def threads(pid: int) -> int:
         return 0
 
 
+def stopped_child(pid: int) -> str:
+    """The child of a process that is stopped, or nothing."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if "T (stopped)" == status(int(child), child)["State"]:
+            return child
+    return ""
+
+
 @pytest.fixture
 def target() -> Iterator[int]:
     """A process of another user that writes to its memory."""
@@ -162,13 +170,32 @@ def test_a_command_gets_all_that_it_would_have_had(tmp_path: Path, primitive: st
             lines = (tmp_path / "status").read_text().splitlines()
             command = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
             assert {name: own[name] for name in names} == {name: command[name] for name in names}
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            for child in children:
-                os.kill(int(child), signal.SIGCONT)
+            until(partial(stopped_child, process.pid), "a command that is stopped")
+            os.kill(int(stopped_child(process.pid)), signal.SIGCONT)
             if words[0] == "exec":
                 # Its status is the command's, which a signal would end.
                 process.wait(60)
         (tmp_path / "status").unlink()
+
+
+def test_root_of_a_container_keeps_what_its_neighbours_have(tmp_path: Path) -> None:
+    """Without CAP_SYS_PTRACE it may look at processes that have no more capabilities; it gives up being one of them."""
+    usual = "+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_raw,+sys_chroot,+mknod,+setfcap"
+    drop = ["setpriv", "--inh-caps=-all", f"--bounding-set=-all,{usual}"]
+    options = ("--primitive", "page_fault", "--seconds", "0.5", "--json", "--reports", str(tmp_path / "r.sock"))
+    with subprocess.Popen([*drop, "sleep", "600"]) as neighbour:
+        try:
+            done = subprocess.run(
+                [*drop, sys.executable, "-m", "kdamon_tools", "run", "--pid", str(neighbour.pid), *options],
+                env=ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        finally:
+            neighbour.kill()
+    assert 0 == done.returncode, done.stderr
+    assert json.loads(done.stdout)["snapshots"]
 
 
 def test_replay_keeps_nothing(tmp_path: Path) -> None:
