@@ -22,6 +22,8 @@ from kdamon.reports import report_array
 from tests.kdamon.harness import eventually
 from tests.tools.test_tree_verbs import ENVIRONMENT
 
+#: Linux 6.16: descriptors are refused (SO_PASSRIGHTS).
+REFUSED = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
 SENDER = Path(__file__).parents[1] / "kdamon/hostile_sender.py"
 PID = 4_194_305  # no process has this number
 WORDS = ("run", "--json", "--quiet", "--ops", "reports", "--pid", str(PID), "--range", "0-100000")
@@ -29,7 +31,7 @@ WORDS = ("run", "--json", "--quiet", "--ops", "reports", "--pid", str(PID), "--r
 #: kdamon, with a part of it that waits for ever, and the limits of others as given.
 STUCK = """
 import os, sys, threading
-from kdamon import core, report_server
+from kdamon import core, report_connections, report_server
 from kdamon_tools.cli import main
 from kdamon_tools.stopping import StopSignals
 what, limit = sys.argv.pop(1), float(sys.argv.pop(1))
@@ -45,7 +47,9 @@ def for_ever():
     threading.Event().wait()
 
 StopSignals.wait_for = say_and_wait
-if what == "producers":
+if what == "older kernel":
+    report_connections._refuse_descriptors = lambda bound: False
+elif what == "producers":
     report_server.ReportServer._hang_up_on_the_silent = lambda server: for_ever()
 elif what == "kdamond":
     reset = core.kdamond_reset_aggregated
@@ -95,19 +99,24 @@ def connect(place: str) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")
-@pytest.mark.parametrize("how", ["hello", "second", "many", "hangup"])
-def test_descriptors_that_a_user_sends_do_not_keep_it_from_ending(place: str, how: str) -> None:
+@pytest.mark.parametrize("kernel", ["this kernel", "older kernel"])
+@pytest.mark.parametrize("how", ["hello", "second", "queued", "many", "hangup"])
+def test_descriptors_that_a_user_sends_do_not_keep_it_from_ending(place: str, how: str, kernel: str) -> None:
     """They take an hour to close. Other producers' reports count, and the result comes."""
-    with started("-m", "kdamon_tools", *WORDS, "--reports", place) as process:
+    with started("-c", STUCK, kernel, "60", *WORDS, "--reports", place) as process:
         connect(place)
         report(place)
+        # What is sent must have no other owner when it is looked at.
+        process.send_signal(signal.SIGSTOP)
         with started(str(SENDER), place, how) as sender:
             assert sender.stdout is not None
-            sender.stdout.readline()
+            assert (sender.stdout.readline() == "0\n") == (kernel == "older kernel" or not REFUSED)
+            process.send_signal(signal.SIGCONT)
             report(place)
             process.send_signal(signal.SIGTERM)
             status, seen, complaints = result(process)
-    assert (0, "", 6) == (status, complaints, seen["counters"]["producers"]["received"])
+    assert (0, 6) == (status, seen["counters"]["producers"]["received"])
+    assert {"waits"} == set(complaints.splitlines())
 
 
 def test_a_thread_of_reports_that_waits_for_ever_is_left(place: str) -> None:

@@ -20,13 +20,14 @@ _LOOK_S: Final = 0.02
 class StopSignals:
     """Collects SIGINT, SIGTERM and SIGHUP while the ``with`` block runs; true once one came.
 
-    The second one of a kind ends :meth:`wait_for`, and the third one has its usual effect. SIGHUP stays ignored where
-    nohup made it so.
+    The second one of a kind has its usual effect; from :meth:`protect` on it ends :meth:`wait_for` instead, and the
+    third one has that effect. SIGHUP stays ignored where nohup made it so.
     """
 
     def __init__(self) -> None:
         self._came: list[int] = []
         self._previous: dict[int, Any] = {}
+        self._noted = 1
 
     def __bool__(self) -> bool:
         return bool(self._came)
@@ -52,8 +53,14 @@ class StopSignals:
 
     def _note(self, number: int, _frame: object) -> None:
         self._came.append(number)
-        if self._came.count(number) > 1 and number in self._previous:
+        if self._came.count(number) >= self._noted and number in self._previous:
             signal.signal(number, self._previous[number])
+
+    def protect(self) -> None:
+        """Note one more signal of each kind: there is something to be lost from now on."""
+        self._noted = 2
+        for number in self._previous:
+            signal.signal(number, self._note)
 
     @property
     def urgent(self) -> bool:

@@ -217,6 +217,7 @@ def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
 def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[None]:
     """Monitor while the ``with`` block runs, and end even if what is monitored does not let go."""
     monitor.__enter__()
+    stop.protect()
     try:
         yield
     finally:
