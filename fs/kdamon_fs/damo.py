@@ -39,6 +39,8 @@ _CACHE: Final = ".damo.sysinfo"
 #: How long damo may take to look the tree over, and another kdamon to remove the cache that it made, seconds.
 _PATIENCE: Final = 20
 _UNCOVERING: Final = 5.0
+#: How long damo may take to be gone once it is killed, seconds.
+_DYING: Final = 1
 
 
 def trusted_home() -> str | None:
@@ -46,11 +48,8 @@ def trusted_home() -> str | None:
 
     None where another user can change both; HOME stays as it is then.
     """
-    homes = [os.environ["HOME"]] if "HOME" in os.environ else []
-    with contextlib.suppress(KeyError):
-        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
     refusal: UntrustedError | None = None
-    for home in homes:
+    for home in _homes():
         try:
             os.close(open_trusted(home))
         except UntrustedError as error:
@@ -65,6 +64,14 @@ def trusted_home() -> str | None:
     if refusal is not None:
         log.warning("HOME=%s: %s; damo's cache there is used as it is", refusal.filename, refusal.strerror)
     return None
+
+
+def _homes() -> Iterator[str]:
+    if (home := os.environ.get("HOME")) is not None:
+        yield home
+    # Only then is a directory service asked.
+    with contextlib.suppress(KeyError):
+        yield pwd.getpwuid(os.geteuid()).pw_dir
 
 
 @contextlib.contextmanager
@@ -198,7 +205,7 @@ def fill_damo_cache() -> None:
             os._exit(1)
 
     try:
-        subprocess.run(
+        process = subprocess.Popen(
             [program, "report", "sysinfo"],
             # damo runs further programs by their names.
             env={**os.environ, "PATH": trusted_path()},
@@ -206,9 +213,15 @@ def fill_damo_cache() -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE,
-            preexec_fn=end_with_this,
-            check=True,
+            preexec_fn=end_with_this,  # noqa: PLW1509 (there is one thread)
         )
+        if status := process.wait(_PATIENCE):
+            log.info("damo's cache stays empty: damo failed with status %s", status)
+    except subprocess.TimeoutExpired as error:
+        log.info("damo's cache stays empty: %s", error)
+        process.kill()
+        # Nothing ends it where a file system does not answer.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_DYING)
     except (OSError, subprocess.SubprocessError) as error:
         log.info("damo's cache stays empty: %s", error)

@@ -2,7 +2,8 @@
 """Runs a command beside a hostile user: ``hostile.py PASSWD SILENT DIRECTORY COMMAND...``, in its own mount namespace.
 
 PASSWD is /etc/passwd there. On the directory SILENT is a file system of user 65534, open to all, that answers until
-this process is in DIRECTORY, and then never again: what asks it waits until this process ends.
+this process is in DIRECTORY, and then never again: what asks it waits until this process ends. It covers a sysfs, a
+debugfs and a tracefs where SILENT has directories of these names.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def main(passwd: str, silent: str, directory: str, *command: str) -> int:
     if os.readlink("/proc/self/ns/mnt") == os.environ["OUTSIDE"]:
         sys.exit("this is the machine's mount namespace")
     mount(passwd, "/etc/passwd", "", MS_BIND, "")
+    for fstype in ("sysfs", "debugfs", "tracefs"):
+        if os.path.isdir(place := os.path.join(silent, fstype)):
+            mount(fstype, place, fstype, 0, "")
     device = os.open("/dev/fuse", os.O_RDWR)
     mount("fuse", silent, "fuse", 0, f"fd={device},rootmode=40755,user_id={USER},group_id={USER},allow_other")
     entering = threading.Thread(target=os.chdir, args=(directory,), daemon=True)

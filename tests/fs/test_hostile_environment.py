@@ -203,6 +203,20 @@ def test_a_file_system_that_answers_nothing_holds_nothing_up(hostile: Hostile) -
     assert (done.returncode, done.stdout) == (0, f"{silent} {hostile.root}\n")
 
 
+def test_mounts_below_such_a_file_system_are_not_looked_for(hostile: Hostile) -> None:
+    """kdamon closes the machine's places in all mounts, and their names lead into it."""
+    for name in ("sysfs", "debugfs", "tracefs"):
+        (hostile.silent / name).mkdir()
+    hostile.give()
+    question = """
+from kdamon_fs.places import preparing_places
+with preparing_places([], []):
+    print("done")
+"""
+    done = hostile.run("-c", question)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
 def test_a_replay_does_not_wait_for_such_a_file_system(hostile: Hostile) -> None:
     """In which its temporary recording would be; the working directory is in it, too."""
     text = HERE.parent / "tools" / "data" / "perf_script_mem.txt"
