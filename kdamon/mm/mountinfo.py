@@ -39,10 +39,10 @@ class mount_entry:
     shared: bool
 
 
-def mounts() -> list[mount_entry]:
-    """All mounts of this namespace, later ones on top of earlier ones."""
+def mounts(pid: int | str = "self") -> list[mount_entry]:
+    """All mounts of this namespace, or of that of another process, later ones on top of earlier ones."""
     # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
-    with open("/proc/self/mountinfo", "rb") as lines:
+    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         return [_entry(line.rstrip(b"\n")) for line in lines]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf import syscall
+from kdamon.mm.file_systems import answers
 from kdamon.mm.maps import Mappings
 
 __all__ = ["FileMappings"]
@@ -35,19 +36,25 @@ class FileMappings:
     def cached(self, start: int, end: int) -> int | None:
         """How many bytes of the file behind [start, end), within one mapping, are in memory.
 
-        None where it is no regular file, where we may not look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE), and before
-        Linux 6.5.
+        None where it is no regular file, where we may not look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE), where that
+        would wait for another user's process, and before Linux 6.5.
         """
         row = int(np.searchsorted(self.ranges[:, 0], np.uint64(start), side="right")) - 1
         first, last = self.ranges[row].tolist()
-        path = f"{self._directory}/map_files/{first:x}-{last:x}"
         try:
-            # To open a device would do something to it.
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                return None
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            # The process may have another file there by now: it is this one that is looked at.
+            found = os.open(f"{self._directory}/map_files/{first:x}-{last:x}", os.O_PATH | os.O_CLOEXEC)
         except OSError:
             return None
+        try:
+            # To open a device would do something to it.
+            if not answers(int(os.path.basename(self._directory)), found) or not stat.S_ISREG(os.fstat(found).st_mode):
+                return None
+            fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        finally:
+            os.close(found)
         try:
             return _cached(fd, int(self._offsets[row]) + start - first, end - start)
         finally:

@@ -79,7 +79,8 @@ def held_up(pid: int) -> bool:
     """Return whether a helper of process ``pid`` waits in process_madvise()."""
     for helper in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = helper.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+            # The names of other processes may be any bytes.
+            parent = helper.joinpath("stat").read_bytes().rpartition(b")")[2].split()[1]
             if int(parent) == pid and (helper / "syscall").read_text().startswith(f"{NR_PROCESS_MADVISE} "):
                 return True
     return False

@@ -2,7 +2,7 @@
 """A process with code and data on a file system of its own that never answers a read: ``silent_fuse.py DIRECTORY UID``.
 
 It mounts the file system in a mount namespace of its own, becomes that user, maps the code so that it is the first one
-that is looked at, prints "ready" and sleeps.
+that is looked at, prints "ready" and sleeps. With options for the mount after UID, nothing is answered any more then.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ SIZE = 1 << 26
 FORGET, LOOKUP, GETATTR, OPEN, READ, INIT, BATCH_FORGET = 2, 1, 3, 14, 15, 26, 42
 
 libc = ctypes.CDLL(None, use_errno=True)
+quiet = threading.Event()
 
 
 def must(result):
@@ -50,7 +51,7 @@ def serve(device):
     while True:
         request = os.read(device, 1 << 17)
         _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
-        if opcode in (FORGET, READ, BATCH_FORGET):
+        if quiet.is_set() or opcode in (FORGET, READ, BATCH_FORGET):
             continue
         content = answer(opcode, node)
         error = 0 if content is not None else -errno.ENOSYS
@@ -63,7 +64,7 @@ def main():
     must(libc.unshare(CLONE_NEWNS))
     must(libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC_PRIVATE), None))
     device = os.open("/dev/fuse", os.O_RDWR)
-    options = f"fd={device},rootmode=40000,user_id={uid},group_id={uid}".encode()
+    options = ",".join((f"fd={device},rootmode=40000,user_id={uid},group_id={uid}", *sys.argv[3:])).encode()
     must(libc.mount(b"silent", os.fsencode(directory), b"fuse", ctypes.c_ulong(0), options))
     os.setgroups([])
     os.setgid(uid)
@@ -78,6 +79,8 @@ def main():
     must(libc.mmap(None, ctypes.c_size_t(SIZE), PROT_READ, MAP_SHARED, code, ctypes.c_long(0)))
     # Its end would wait for an answer to a flush, which it gives itself.
     os.close(code)
+    if sys.argv[3:]:
+        quiet.set()
     print("ready", flush=True)
     time.sleep(3600)
 
