@@ -34,6 +34,7 @@ from kdamon.report_ring import (
     Records,
     fence,
     map_ring,
+    own_report_path,
     ring_size,
 )
 from kdamon.reports import REPORT_DTYPE
@@ -51,8 +52,7 @@ def report_paths() -> list[Path]:
     system = Path("/run/kdamon/reports")
     if os.geteuid() == 0:
         return [system]
-    own = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "kdamon/reports"
-    return [own, system]
+    return [own_report_path(), system]
 
 
 class ReportClient:

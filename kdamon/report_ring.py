@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import threading
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -44,6 +45,7 @@ __all__ = [
     "ReportRing",
     "fence",
     "map_ring",
+    "own_report_path",
     "ring_size",
     "well_formed",
 ]
@@ -91,6 +93,15 @@ Words = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 
 _order = threading.Lock()
+
+
+def own_report_path() -> Path:
+    """Where a kdamon of this user, who is not root, serves reports.
+
+    A relative XDG_RUNTIME_DIR is invalid, as its specification has it: it would be anybody's working directory.
+    """
+    directory = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(directory if os.path.isabs(directory) else f"/run/user/{os.geteuid()}", "kdamon/reports")
 
 
 def fence() -> None:

@@ -27,7 +27,7 @@ from kdamon.mm.madvise import pidfd_open
 from kdamon.report_admission import Admission
 from kdamon.report_connections import ReportListener
 from kdamon.report_producers import Producer, ReportServerCounters
-from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ring_size
+from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, own_report_path, ring_size
 from kdamon.report_socket import ReportSocket
 
 __all__ = ["DEFAULT_CAPACITY", "ReportServer", "ReportServerCounters", "default_report_path"]
@@ -66,7 +66,7 @@ def default_report_path() -> Path:
     """Where a kdamon of this user serves reports: below /run for root, else below XDG_RUNTIME_DIR."""
     if os.geteuid() == 0:
         return Path("/run/kdamon/reports")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "kdamon/reports"
+    return own_report_path()
 
 
 class ReportServer:

@@ -232,3 +232,29 @@ def test_the_environment_of_a_set_uid_program_is_ignored(public: Path, variable:
                 came = True
             assert connected == came
     place.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a program of another user is needed: run as root")
+@pytest.mark.parametrize(("directory", "connected"), [("absolute", True), (".", False), ("", False)])
+def test_a_relative_runtime_directory_is_not_used(public: Path, directory: str, connected: bool) -> None:
+    """It would lead into the working directory, which may be anybody's."""
+    (public / "open.c").write_text(OPEN)
+    opener = compile_c(public / "open.c", public / "opener")
+    place = public / "kdamon" / "reports"
+    place.parent.mkdir(exist_ok=True)
+    place.parent.chmod(0o755)
+    environment = {"XDG_RUNTIME_DIR": directory.replace("absolute", os.fspath(public))}
+    with listening(place) as server:
+        server.setblocking(False)
+        with subprocess.Popen(
+            [opener], env=environment, cwd=public, user=NOBODY, group=NOBODY, extra_groups=[]
+        ) as process:
+            came = False
+            ended = False
+            while not ended:
+                ended = process.poll() is not None
+                with contextlib.suppress(BlockingIOError):
+                    server.accept()[0].close()
+                    came = True
+    assert connected == came
+    place.unlink()

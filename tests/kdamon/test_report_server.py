@@ -659,6 +659,9 @@ def test_the_default_places(monkeypatch: pytest.MonkeyPatch) -> None:
     own, system = Path("/run/user/7/kdamon/reports"), Path("/run/kdamon/reports")
     monkeypatch.setattr(os, "geteuid", lambda: 7)
     assert (own, [own, system]) == (default_report_path(), report_paths())
+    for invalid in ("", ".", "run/user/7"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", invalid)
+        assert (own, [own, system]) == (default_report_path(), report_paths())
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert (own, [own, system]) == (default_report_path(), report_paths())
     monkeypatch.setattr(os, "geteuid", lambda: 0)

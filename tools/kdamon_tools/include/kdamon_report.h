@@ -196,7 +196,8 @@ static inline int kdamon_report_connect(const char *path)
 	if (path && *path)
 		return kdamon_report_connect_to(path);
 	if (geteuid()) {
-		if (directory && *directory)
+		/* Relative to any working directory it would be invalid. */
+		if (directory && *directory == '/')
 			snprintf(own, sizeof(own), "%s/kdamon/reports", directory);
 		else
 			snprintf(own, sizeof(own), "/run/user/%u/kdamon/reports", (unsigned int)geteuid());
