@@ -123,8 +123,9 @@ def at_a_rate(program: Path | None, path: Path, seconds: float, sample_us: int) 
                 counters, told = damon_report_counters_of(ctx), server.counters()
                 regions = sum(len(t.regions) for t in ctx.adaptive_targets)
             sent, dropped, elapsed, producers_cpu = map(int, said.split())
-        lost = dropped + told.malformed + told.not_permitted + counters.dropped + counters.late
-        assert sent == dropped + told.malformed + told.not_permitted + counters.accepted + counters.dropped
+        refused = told.malformed + told.ineligible + told.not_permitted
+        lost = dropped + refused + counters.dropped + counters.late
+        assert sent == dropped + refused + counters.accepted + counters.dropped
         rows.append(
             (
                 name, f"{sent / elapsed * 1e3:.2f}", f"{counters.applied / elapsed * 1e3:.2f}", dropped,
