@@ -160,6 +160,8 @@ class _operations:
 def _check_unused(point: MountPoint) -> None:
     """Refuse to hide a tree that is in use: another kdamon's, or the machine's own."""
     containing = mount_of(point.directory)
+    if containing is None:
+        return
     if containing.fstype == FSTYPE:
         raise OSError(errno.EBUSY, f"another kdamon serves {point.name}: stop it first, or choose another directory")
     if containing.fstype == "sysfs" and (containing.shared or not private_mount_namespace()):

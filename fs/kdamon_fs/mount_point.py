@@ -91,10 +91,7 @@ class MountPoint:
             attach_mount(root, self.directory)
         except OSError as error:
             raise self._refusal(error) from None
-        try:
-            entry = mount_of(root)
-        except OSError:
-            entry = None
+        entry = mount_of(root)
         if entry is None or entry.parent != below:
             with contextlib.suppress(OSError):
                 detach(root)
@@ -111,7 +108,8 @@ class MountPoint:
             return
         try:
             # A number is used again, and so is a device, but not while its file system is there.
-            if mount_of(root).device == self._device:
+            entry = mount_of(root)
+            if entry is not None and entry.device == self._device:
                 detach(root)
         finally:
             os.close(root)
@@ -139,7 +137,8 @@ def _is_dead(directory: int) -> bool:
     try:
         os.fstat(directory)
     except OSError as error:
-        return error.errno == errno.ENOTCONN and mount_of(directory).fstype == FSTYPE
+        entry = mount_of(directory)
+        return error.errno == errno.ENOTCONN and entry is not None and entry.fstype == FSTYPE
     return False
 
 

@@ -172,13 +172,7 @@ def set_child_subreaper(wanted: bool) -> None:
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0), "cannot adopt processes")
 
 
-def mount_of(descriptor: int) -> mount_entry:
-    """The mount that an open file or directory is in.
-
-    :raises OSError: ENOENT it is unmounted, or out of reach of this process.
-    """
+def mount_of(descriptor: int) -> mount_entry | None:
+    """The mount that an open file or directory is in; None if it is unmounted, or its root is outside of a chroot."""
     number = mount_number(descriptor)
-    for entry in mounts():
-        if entry.number == number:
-            return entry
-    raise OSError(errno.ENOENT, "it is in no mount")
+    return next((entry for entry in mounts() if entry.number == number), None)

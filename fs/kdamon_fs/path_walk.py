@@ -86,7 +86,7 @@ def _steps(name: str) -> list[str]:
 def _check_server(found: int, step: str) -> None:
     """Refuse a file system that another user serves, before it is asked anything: it need not answer."""
     entry = mount_of(found)
-    if entry.fstype.partition(".")[0] not in ("fuse", "fuseblk"):
+    if entry is None or entry.fstype.partition(".")[0] not in ("fuse", "fuseblk"):
         return
     users = [int(option.partition("=")[2]) for option in entry.options if option.startswith("user_id=")]
     if not trusted_owners().issuperset(users):

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon.mm.sim import SimMachine
+from kdamon_fs.fuse_binding import load_fuse
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import set_parent_death_signal
 from kdamon_fs.places import preparing_places
@@ -418,6 +419,20 @@ def sentences(attacker: Attacker) -> list[str]:
             answers.append(error.strerror or "")
         tree.stop()
     return answers
+
+
+def in_chroot(_attacker: Attacker) -> list[str]:
+    """Mount below a root directory whose own mount is out of sight; where it is, and what is left."""
+    for directory in ("proc", "dev", "d"):
+        os.makedirs(f"{SAFE}/root/{directory}")
+    assert _libc.mount(b"/proc", f"{SAFE}/root/proc".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
+    assert _libc.mount(b"/dev", f"{SAFE}/root/dev".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
+    load_fuse()
+    os.chroot(f"{SAFE}/root")
+    os.chdir("/")
+    with make_tree("/d"):
+        where = [entry.target for entry in trees()]
+    return where + [entry.target for entry in trees()]
 
 
 def places_elsewhere(attacker: Attacker) -> list[str]:

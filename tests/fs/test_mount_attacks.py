@@ -107,6 +107,11 @@ def test_other_namespaces_get_the_mount_and_its_end() -> None:
     assert attack("propagation") == [[0, 0], [1, 1], [0, 0]]
 
 
+def test_a_root_directory_whose_mount_is_out_of_sight() -> None:
+    """As in a chroot environment: the kernel does not list that mount."""
+    assert attack("in_chroot") == ["/d"]
+
+
 def test_links_of_users_are_refused_and_roots_followed() -> None:
     """In a directory of the user, and in a sticky one."""
     theirs, shared, ours, dots, top = attack("sentences")
