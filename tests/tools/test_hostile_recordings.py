@@ -202,6 +202,15 @@ def test_zeros_without_end_take_no_memory(source: str, file_format: str, tmp_pat
     assert done.returncode in ((1,) if file_format in ("auto", "recording") else (-24, -9)), done.stderr
 
 
+def test_a_hole_that_is_to_be_sorted_takes_no_memory(tmp_path: Path) -> None:
+    """A terabyte that costs its maker a page."""
+    path = tmp_path / "r.npy"
+    np.save(path, new_records(2, time=5, pid=7, addr=0x1000))
+    os.truncate(path, 1 << 40)
+    done = limited("replay", str(path), "--pid", "7", "--range", "1000-9000")
+    assert "reports are not in the order of their times, and sorting them takes " in one_sentence(done, 1)
+
+
 def test_a_recording_of_many_processes_is_replayed_of_the_busiest(tmp_path: Path) -> None:
     """The others are said, counted, and there for --pid."""
     path = tmp_path / "r.npy"
@@ -233,7 +242,7 @@ def test_a_text_of_many_processes_is_no_other(tmp_path: Path) -> None:
 
 
 #: What is not to reach a terminal: escape sequences and other control characters.
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 NAME = "\x1b]0;owned\x07\x1b[2J\r\u202e\x9b31m.npy"
 
 

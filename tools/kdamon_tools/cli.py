@@ -98,6 +98,8 @@ def _run(options: list[str], command: list[str], debug: bool) -> int:
     except ModuleNotFoundError as error:
         sentence = f"the Python package '{error.name}' is missing: install it, for instance with pip"
         return _fail(error, sentence, debug)
+    except MemoryError as error:
+        return _fail(error, "there is not enough memory", debug)
     except OSError as error:
         return _fail(error, _sentence(error), debug)
 

@@ -12,8 +12,11 @@ from typing import Any, Final
 
 __all__ = ["json_text", "readable"]
 
-#: Surrogates, which stand for bytes that are not UTF-8; control characters, and what ends a line for some programs.
-_UNREADABLE: Final = re.compile("[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029]")
+#: Surrogates, which stand for bytes that are not UTF-8; control characters, and what ends a line for some programs;
+#: and what turns the direction of writing round, so that a line shows other words than it has.
+_UNREADABLE: Final = re.compile(
+    "[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import attrs
@@ -18,6 +20,7 @@ from kdamon import trace
 from kdamon.core import damon_is_running, damon_run, damon_start, damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
+from kdamon.mm.cgroup import memory_left
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_accesses, damon_report_counters_of
 from kdamon.vaddr import damon_va_three_regions
@@ -27,6 +30,7 @@ from kdamon_tools.records import reports_of
 from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
 from kdamon_tools.stored_records import RecordSource
+from kdamon_tools.units import format_bytes
 
 __all__ = ["MOST_PROCESSES", "Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
 
@@ -40,6 +44,8 @@ _TICK_NS: Final = 1_000_000
 #: How often to look what the kdamond does where no reports are due.
 _LOOK_NS: Final = 20_000_000
 
+#: Of memory, for each report: its time, its place, and what sorting needs beside.
+_SORTING_BYTES: Final = 32
 #: What the histories of all processes keep together.
 _ALL_SNAPSHOTS: Final = 1 << 19
 _ALL_ROWS: Final = 1 << 24
@@ -78,6 +84,7 @@ class Tape:
         previous = np.uint64(0)
         for times in self._blocks_of_times():
             if times[0] < previous or (times[1:] < times[:-1]).any():
+                _check_room(len(self._records))
                 return np.argsort(np.concatenate(list(self._blocks_of_times())), kind="stable")
             previous = times[-1]
         return None
@@ -117,6 +124,19 @@ class Tape:
         if self._at < len(self._times) or self._load():
             return int(self._times[self._at])
         return None
+
+
+def _check_room(n: int) -> None:
+    """Refuse to sort more times than fit into memory: a file may have any size, and most of it may be a hole."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    left = min(available, memory_left(os.fsdecode(Path("/proc/self/cgroup").read_bytes())))
+    if n * _SORTING_BYTES > left:
+        raise OSError(
+            errno.ENOMEM,
+            f"the {n} reports are not in the order of their times, and sorting them takes "
+            f"{format_bytes(n * _SORTING_BYTES)} of memory, of which there is {format_bytes(left)}",
+        )
 
 
 class ReplayClock(VirtualClock):

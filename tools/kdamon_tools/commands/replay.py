@@ -137,10 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"kdamon: {name}: {sentence}", file=sys.stderr)
         if not len(records):
             raise CommandError(f"{name}: there is no report in it" + (f": {notes.cut}" if notes.cut else ""))
+        tape = Tape(records)
         configs, left_out = _configs(arguments, records, name)
         if left_out:
             print(f"kdamon: {name}: {left_out}", file=sys.stderr)
-        replay = Replay(Tape(records), configs, arguments.seed, progress.replaying)
+        replay = Replay(tape, configs, arguments.seed, progress.replaying)
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
