@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from kdamon.mm.mountinfo import mounts
+from kdamon_tools.process_tree import read_stat
 from kdamon_tools.readable import json_text, readable
 
 #: As long as a thread's name may be, so that the same one does for all.
@@ -317,3 +318,23 @@ def kdamon_any(*words: str, environment: dict[str, str]) -> bytes:
         timeout=120,
         check=True,
     ).stdout
+
+
+def test_the_name_of_a_hostile_process_does_nothing_to_a_terminal() -> None:
+    """Another user's process has a name that would set a title, clear the screen or turn the text beside it around."""
+    script = """
+import ctypes, sys, time
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode() + b"\\x1b[2J\\x07\\x9d\\xff", 0, 0, 0)
+print(flush=True)
+time.sleep(60)
+"""
+    words = ["/usr/bin/python3", "-c", script, "\u202e\u2066"]
+    with subprocess.Popen(words, user=65534, group=65534, extra_groups=[], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            stat = read_stat(process.pid)
+        finally:
+            process.kill()
+    assert stat is not None
+    assert "\\u202e\\u2066\\x1b[2J\\x07\\x9d\\xff" == stat.name
