@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from kdamon_fs import fuse_binding, mount_checks
 from kdamon_tools import cli
-from kdamon_tools.checks import Check, Usable, tool_checks
+from kdamon_tools.checks import Check, Usable, own_checks, tool_checks
 from kdamon_tools.commands import doctor
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
 
@@ -121,3 +125,42 @@ def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     assert [] == [check for check in found.values() if check.available or not check.remedy]
     assert "libfuse2" in found["libfuse"].remedy
     assert "modprobe fuse" in found["/dev/fuse"].remedy
+
+
+def test_own_files_that_another_user_can_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Root would run what that user likes: as the interpreter, a module, or one that is not there yet."""
+    (good := tmp_path / "good").mkdir(mode=0o755)
+    (bad := tmp_path / "bad").mkdir()
+    bad.chmod(0o777)
+    (bad / "python").touch()
+    (good / "module.py").touch()
+    monkeypatch.setattr(sys, "executable", "/bin/sh")
+    monkeypatch.setattr(sys, "path", [str(good), str(tmp_path / "nothing")])
+    module = ModuleType("module")
+    monkeypatch.setattr(sys, "modules", {"sys": sys, "module": module})
+    module.__file__ = str(good / "module.py")
+    assert [Check("kdamon's own files", True, "no other user can change them")] == own_checks()
+
+    (good / "module.py").chmod(0o666)
+    (check,) = own_checks()
+    assert (False, f"{good}/module.py: other users can write to {good}/module.py") == (check.available, check.why)
+    (good / "module.py").chmod(0o644)
+    os.chown(good, 65534, -1)
+    (check,) = own_checks()
+    assert (False, f"{good}: user 65534 owns {good}") == (check.available, check.why)
+    os.chown(good, 0, -1)
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o1777)
+    for path, why in (
+        (bad, f"{bad}: other users can write to {bad}"),
+        (shared, f"{shared}: other users can write to it"),
+    ):
+        for place in (path, path / "python312.zip"):
+            monkeypatch.setattr(sys, "path", [str(good), str(place)])
+            (check,) = own_checks()
+            assert (False, why) == (check.available, check.why.replace(f"{bad}/python312.zip", str(bad)))
+    monkeypatch.setattr(sys, "path", [str(good)])
+    monkeypatch.setattr(sys, "executable", str(bad / "python"))
+    (check,) = own_checks()
+    assert (False, f"{bad}/python: other users can write to {bad}") == (check.available, check.why)
+    assert check.remedy

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 
 from attrs import frozen
 
-__all__ = ["Check", "Usable", "monitor_checks", "tool_checks"]
+from kdamon.trusted import UntrustedError, open_trusted
+
+__all__ = ["Check", "Usable", "monitor_checks", "own_checks", "tool_checks"]
 
 
 @frozen
@@ -48,6 +52,40 @@ def monitor_checks() -> tuple[list[Check], Usable]:
 
     primitives, own, others = examine()
     return [Check(p.name, p.available, p.why, p.remedy) for p in primitives], Usable(own, others)
+
+
+def own_checks() -> list[Check]:
+    """Whether another user can change what runs here: the interpreter, its modules, or the directories of these."""
+    name = "kdamon's own files"
+    for path in sorted(_own_files()):
+        if why := _changeable(path):
+            remedy = "to run kdamon as root, install it where root alone can write, as in a virtual environment in /opt"
+            return [Check(name, False, why, remedy)]
+    return [Check(name, True, "no other user can change them")]
+
+
+def _own_files() -> set[str]:
+    """The interpreter, where it looks for modules, and what it has loaded or would load of them."""
+    files = {sys.executable, *sys.path}
+    for module in list(sys.modules.values()):
+        files.add(getattr(module, "__file__", None) or "")
+        files.add(getattr(getattr(module, "__spec__", None), "cached", None) or "")
+    return {os.path.abspath(path) for path in files if path}
+
+
+def _changeable(path: str) -> str | None:
+    """Why another user can change ``path``, or put something there if it does not exist; None if no other user can."""
+    while True:
+        try:
+            os.close(open_trusted(path))
+        except UntrustedError as error:
+            return f"{path}: {error.strerror}"
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path)
+        except OSError as error:
+            return f"{path} cannot be looked at: {error.strerror}"
+        else:
+            return None
 
 
 def tool_checks() -> list[Check]:

@@ -7,7 +7,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from kdamon.mm.capabilities import MONITORING
-from kdamon_tools.checks import monitor_checks, tool_checks
+from kdamon_tools.checks import monitor_checks, own_checks, tool_checks
 from kdamon_tools.commands import add_verb
 from kdamon_tools.privileges import keep_only
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     # It finds out what the other verbs can do with what they keep.
     keep_only(*MONITORING)
     monitoring, usable = monitor_checks()
-    checks = monitoring + tool_checks()
+    checks = monitoring + tool_checks() + own_checks()
     columns = terminal_size()[0]
     write_result(
         [render_checks_json(checks, usable) if arguments.json else render_checks(checks, usable, columns), "\n"]
