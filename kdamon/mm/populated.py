@@ -41,7 +41,7 @@ _MOST: Final = 512
 def populated(fd: int, wanted: U64Array) -> Iterator[U64Array]:
     """The blocks of 2 MiB (as ranges) that touch ``wanted`` and hold pages there, a gibibyte's at a time.
 
-    Before Linux 6.7 these are all that touch ``wanted``.
+    Before Linux 6.7 these are all that touch ``wanted``. Once the process ended there are none.
 
     :param fd: open /proc/PID/pagemap.
     :param wanted: user space addresses, ascending and disjoint ranges.
@@ -55,6 +55,8 @@ def populated(fd: int, wanted: U64Array) -> Iterator[U64Array]:
         while at < end:
             try:
                 page = scan.first(at, end)
+            except ProcessLookupError:
+                return
             except OSError as error:
                 if error.errno not in {errno.ENOTTY, errno.EINVAL, errno.ENOSYS}:
                     raise

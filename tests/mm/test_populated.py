@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -90,3 +91,11 @@ def test_all_blocks_are_found_where_the_kernel_cannot_scan() -> None:
     with reserved(GIB) as base, open("/proc/self/maps", "rb") as other:
         wanted = np.array([[base + 4096, base + 3 * BLOCK + 1]], np.uint64)
         assert [0, 1, 2, 3] == found(populated(other.fileno(), wanted), base)
+
+
+def test_nothing_is_found_once_the_process_ended() -> None:
+    """It may end at any time, also between the look at its mappings and the one at their pages."""
+    with subprocess.Popen(["sleep", "60"]) as process, open(f"/proc/{process.pid}/pagemap", "rb") as pagemap:
+        process.kill()
+        process.wait()
+        assert [] == list(populated(pagemap.fileno(), np.array([[0, 1 << 46]], np.uint64)))
