@@ -19,10 +19,10 @@ import errno
 import logging
 import os
 import socket
-import subprocess
-import sys
 import time
 from typing import Final
+
+from kdamon.apart import LostProcesses, python, start_apart
 
 __all__ = ["ReportListener"]
 
@@ -183,7 +183,7 @@ class _Closer:
 
     def __init__(self) -> None:
         self._connections: list[socket.socket] = []
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lost = LostProcesses(_MOST_LOST)
         self._next = 0.0
         self._complained = False
 
@@ -199,8 +199,7 @@ class _Closer:
         if not self._connections or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _CLOSER_PERIOD
-        self._processes = [process for process in self._processes if process.poll() is None]
-        if len(self._processes) < _MOST_LOST:
+        if not self._lost.full():
             self._close()
         elif not self._complained:
             self._complained = True
@@ -209,19 +208,12 @@ class _Closer:
     def _close(self) -> None:
         ended, running = os.pipe2(os.O_CLOEXEC)
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _CLOSER],
-                stdin=ended,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=[connection.fileno() for connection in self._connections],
-                start_new_session=True,
-            )
+            inherited = [connection.fileno() for connection in self._connections]
+            process = start_apart(python("-c", _CLOSER), *inherited, stdin=ended)
         except OSError as error:
             log.warning("connections of producers of reports stay open: %s", error.strerror)
         else:
-            self._processes.append(process)
+            self._lost.add(process)
             # None of these is the last close, because the process has them all until its standard input ends.
             for connection in self._connections:
                 connection.close()
@@ -238,8 +230,4 @@ class _Closer:
             # The end of this process closes them.
             connection.detach()
         self._connections.clear()
-        patience = time.monotonic() + _CLOSER_END
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(patience - time.monotonic(), 0))
-        self._processes.clear()
+        self._lost.wait(_CLOSER_END)

@@ -14,12 +14,14 @@ import os
 import struct
 from typing import Final
 
+from kdamon.leftovers import mount_number
 from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon.trusted import trusted_owners
 
-__all__ = ["answers"]
+__all__ = ["MEMORY", "answers", "memory_device"]
 
-_MEMORY: Final = ("tmpfs", "ramfs")
+#: Types of file systems that hold their files in memory.
+MEMORY: Final = ("tmpfs", "ramfs")
 
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
@@ -35,8 +37,7 @@ def answers(pid: int, file: int) -> bool:
     :param file: its descriptor, of O_PATH: the file's own file system is not asked anything.
     :raises OSError: as ``statx(2)``; ENOENT the process ended.
     """
-    with open(f"/proc/self/fdinfo/{file}", "rb") as lines:
-        number = next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
+    number = mount_number(file)
     own = mounts()
     for entry in own:
         if entry.number == number:
@@ -45,11 +46,15 @@ def answers(pid: int, file: int) -> bool:
         if entry.number == number:
             shared = any(entry.device == other.device and _is_trusted(other) for other in own)
             # Devices with a major number are disks.
-            return shared or entry.fstype in _MEMORY or os.major(entry.device) != 0
-    # The kernel's own file system for shared memory is mounted nowhere.
+            return shared or entry.fstype in MEMORY or os.major(entry.device) != 0
+    return _device(file) == memory_device()
+
+
+def memory_device() -> int:
+    """The device of the kernel's own file system for shared memory, which is mounted nowhere."""
     memory = os.memfd_create("kdamon")
     try:
-        return _device(file) == os.fstat(memory).st_dev
+        return os.fstat(memory).st_dev
     finally:
         os.close(memory)
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
+from kdamon.apart import LostProcesses, python, start_apart
 from kdamon.mm.inject_budget import StopBudget
 from kdamon.mm.inject_target import Momentary, Target
 from kdamon.mm.pid_namespace import in_first_pid_namespace
@@ -40,8 +41,6 @@ _HELPER: Final = Path(__file__).with_name("inject_helper.py")
 #: Seconds after which the helper is not waited for any more; its own timer ended it long before, unless it waits for
 #: what a process has its program or memory on.
 _PATIENCE: Final = 10.0
-#: Helpers that may wait for that for ever, before no more are started.
-_LOST: Final = 8
 #: Seconds that a killed process may need to end.
 _DYING: Final = 1.0
 #: Ranges that are advised at one stop: together about as long as the stop itself takes.
@@ -327,7 +326,7 @@ def launch(
     with ours:
         with _helper("launch") as (helper, tracer):
             with its:
-                words = [*_interpreter(), "exec", str(its.fileno()), str(tracer)]
+                words = python(str(_HELPER), "exec", str(its.fileno()), str(tracer))
                 command = Launched(words, pass_fds=(its.fileno(),), **order.streams)
             command.args = order.argv
             try:
@@ -387,10 +386,6 @@ def _check_privileges(order: _Order) -> None:
         raise OSError(errno.EPERM, f"{order.argv[0]} runs with other rights than ours; run as root")
 
 
-def _interpreter() -> list[str]:
-    return [sys.executable, "-I", "-S", str(_HELPER)]
-
-
 @contextlib.contextmanager
 def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
     """A helper process: the socket to it and its pid; it is gone afterwards.
@@ -413,31 +408,22 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
                 process.wait(_END)
             except subprocess.TimeoutExpired:
                 # The end of what it waits for is up to the process that it was to look at.
-                _lost.append(process)
+                _lost.add(process)
 
 
 #: Those that were killed and did not end.
-_lost: Final[list[subprocess.Popen[bytes]]] = []
+_lost: Final = LostProcesses()
 
 
 def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
-    _lost[:] = [process for process in _lost if process.poll() is None]
-    if len(_lost) >= _LOST:
+    if _lost.full():
         raise OSError(
             errno.EBUSY,
             f"{len(_lost)} helper processes still wait for memory of processes that should be monitored, as on a file "
             "system that does not answer; end those processes first",
         )
     try:
-        return subprocess.Popen(
-            [*_interpreter(), verb, str(channel)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            # Where it is lost, it is not to keep what kdamon writes to open.
-            stderr=subprocess.DEVNULL,
-            pass_fds=(channel,),
-            start_new_session=True,
-        )
+        return start_apart(python(str(_HELPER), verb, str(channel)), channel)
     except (FileNotFoundError, PermissionError) as error:
         why = f"this user cannot run {sys.executable}, which the helper program needs"
         raise OSError(error.errno, f"{why}; let this user run it, or install Python where every user can") from error

@@ -13,11 +13,11 @@ import errno
 import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Final
+
+from kdamon.apart import LostProcesses, python, start_apart
 
 __all__ = ["advise_apart"]
 
@@ -25,8 +25,6 @@ _HELPER: Final = Path(__file__).with_name("madvise_helper.py")
 
 #: Seconds that a call may take.
 _PATIENCE: Final = 10.0
-#: Helpers that may wait for a file system for ever, before no more are started.
-_LOST: Final = 8
 
 
 class _Helper:
@@ -35,15 +33,7 @@ class _Helper:
     def __init__(self) -> None:
         self.channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_HELPER), str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # Where it is lost, it is not to keep what kdamon writes to open.
-                stderr=subprocess.DEVNULL,
-                pass_fds=(its.fileno(),),
-                start_new_session=True,
-            )
+            self.process = start_apart(python(str(_HELPER), str(its.fileno())), its.fileno())
         # It ends when no request comes for some time, and leaves nothing then.
         threading.Thread(target=self.process.wait, name="kdamon-helper", daemon=True).start()
 
@@ -61,7 +51,7 @@ class _Helper:
 #: Those that have nothing to do.
 _idle: Final[list[_Helper]] = []
 #: Those that did not answer, and did not end yet.
-_lost: Final[list[subprocess.Popen[bytes]]] = []
+_lost: Final = LostProcesses()
 # A child process has its own, as otherwise it would get our answers.
 os.register_at_fork(after_in_child=_idle.clear)
 
@@ -86,7 +76,7 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
                 result = helper.ask(request, pidfd)
             except TimeoutError:
                 helper.process.kill()
-                _lost.append(helper.process)
+                _lost.add(helper.process)
                 raise OSError(
                     errno.EBUSY, "its memory is of a file system that does not answer; end the process"
                 ) from None
@@ -99,8 +89,7 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
 
 
 def _started() -> _Helper:
-    _lost[:] = [process for process in _lost if process.poll() is None]
-    if len(_lost) >= _LOST:
+    if _lost.full():
         raise OSError(
             errno.EBUSY,
             f"{len(_lost)} helper processes still wait for file systems that do not answer; end the processes that "

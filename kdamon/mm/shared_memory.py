@@ -18,7 +18,6 @@ import fcntl
 import functools
 import logging
 import mmap
-import os
 import struct
 from typing import Final
 
@@ -27,8 +26,10 @@ import numpy.typing as npt
 
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
+from kdamon.mm.file_systems import MEMORY, memory_device
 from kdamon.mm.maps import Mappings
 from kdamon.mm.mmap_lock import held
+from kdamon.mm.mountinfo import mounts
 from kdamon.mm.ranges import NO_RANGES
 
 __all__ = ["PIECE", "make_writable", "present_runs", "shared_memory"]
@@ -58,19 +59,9 @@ def shared_memory(pid: int, mappings: Mappings) -> U64Array:
 
 def _file_systems_of_memory(pid: int) -> set[int]:
     """The devices of file systems that hold their files in memory, as process ``pid`` sees them."""
-    # The kernel's own is mounted nowhere.
-    fd = os.memfd_create("kdamon")
+    devices = {memory_device()}
     try:
-        devices = {os.fstat(fd).st_dev}
-    finally:
-        os.close(fd)
-    try:
-        with open(f"/proc/{pid}/mountinfo", "rb") as mounts:
-            for line in mounts:
-                fields, _, source = line.partition(b" - ")
-                if source.startswith((b"tmpfs ", b"ramfs ")):
-                    major, _, minor = fields.split()[2].partition(b":")
-                    devices.add(os.makedev(int(major), int(minor)))
+        devices |= {entry.device for entry in mounts(pid) if entry.fstype in MEMORY}
     except OSError as error:
         log.debug("process %d: its mounts are not known: %s", pid, error.strerror)
     return devices

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from kdamon import core, patience
+from kdamon.apart import LostProcesses
 from kdamon.mm import madvise_apart
 from kdamon.mm.linux import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
@@ -136,7 +137,7 @@ def test_memory_that_does_not_answer_is_left_alone(
 ) -> None:
     """The kdamond loses the helper that asked for it, says so once, and goes on."""
     monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)
-    lost: list[subprocess.Popen[bytes]] = []
+    lost = LostProcesses()
     monkeypatch.setattr(madvise_apart, "_lost", lost)
 
     def write(path: str, value: str) -> None:
@@ -159,7 +160,7 @@ def test_memory_that_does_not_answer_is_left_alone(
     write(f"{KDAMONDS}/0/state", "off")
     assert 1 == len(lost)
     os.kill(silent, signal.SIGKILL)
-    assert eventually(lambda: lost[0].poll() is not None)
+    assert eventually(lambda: not lost)
 
 
 def test_a_signal_ends_what_serves_the_tree(silent: int, tmp_path: Path) -> None:

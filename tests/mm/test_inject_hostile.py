@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from kdamon.apart import LostProcesses
 from kdamon.mm import inject, inject_helper, linux
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.linux import LinuxMachine
@@ -159,7 +160,7 @@ def test_what_is_no_userfaultfd_is_not_asked_for_its_api() -> None:
 def test_code_that_is_never_read_is_not_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Code on a FUSE file system that never answers holds a helper, which is lost, and not kdamon."""
     monkeypatch.setattr(inject, "_PATIENCE", 2.0)
-    lost: list[subprocess.Popen[bytes]] = []
+    lost = LostProcesses()
     monkeypatch.setattr(inject, "_lost", lost)
     script = Path(__file__).with_name("silent_fuse.py")
     mounted = tempfile.mkdtemp(dir=directory)
@@ -173,7 +174,7 @@ def test_code_that_is_never_read_is_not_waited_for(directory: Path, monkeypatch:
         assert errno.EBUSY == info.value.errno
         assert 1 == len(lost)
     # Its end frees the helper.
-    assert eventually(lambda: all(helper.poll() is not None for helper in lost))
+    assert eventually(lambda: not lost)
 
 
 def waits_for_a_file_system() -> bool:
@@ -211,7 +212,9 @@ def test_a_process_that_is_waited_for_holds_up_no_other(
 def test_not_many_helpers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once some wait for what never comes, no more are started, and it is said what to do."""
     with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as target:
-        monkeypatch.setattr(inject, "_lost", [one] * inject._LOST)
+        lost = LostProcesses(1)
+        lost.add(one)
+        monkeypatch.setattr(inject, "_lost", lost)
         with pytest.raises(OSError, match=r"helper processes still wait .*; end those processes first") as info:
             take(target.pid)
         assert errno.EBUSY == info.value.errno

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Work that may never return, as on a file system that does not answer: done by processes that kdamon can lose.
+
+The kernel lets them wait for such a file system without an end, and then not even SIGKILL ends them. kdamon goes on
+without them; a few may be lost at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+__all__ = ["LostProcesses", "python", "start_apart"]
+
+
+def python(*words: str) -> list[str]:
+    """The command of a Python program that uses the standard library alone, so that it starts fast."""
+    return [sys.executable, "-I", "-S", *words]
+
+
+def start_apart(command: Sequence[str], *descriptors: int, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    """Start a process that keeps nothing of this one in use, and that signals of its terminal do not reach.
+
+    :param descriptors: what it inherits, besides ``stdin``.
+    :raises OSError: as :class:`subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        command,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        # What reads kdamon's standard error is not to wait for a process that is lost.
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
+
+
+class LostProcesses:
+    """Processes that were to end and may not; any thread may use it.
+
+    :param most: how many there may be before no others are started.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many did not end yet."""
+        with self._lock:
+            self._processes = [process for process in self._processes if process.poll() is None]
+            return len(self._processes)
+
+    def full(self) -> bool:
+        """Return whether no others may be started."""
+        return len(self) >= self._most
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """Count ``process`` until it ends."""
+        with self._lock:
+            self._processes.append(process)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until all ended, or ``seconds`` passed."""
+        give_up = time.monotonic() + seconds
+        with self._lock:
+            processes = list(self._processes)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(give_up - time.monotonic(), 0))
