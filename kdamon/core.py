@@ -478,6 +478,9 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     """
     _damon_commit_ctx(_damon_new_test_ctx(dst), src, dry_run=True)
     _damon_commit_ctx(dst, src, dry_run=False)
+    if dst.reports is not None:
+        # What is reported on a new target as soon as the caller knows of it counts.
+        kdamond_choose_reports(dst)
 
 
 # Minimum number of regions.

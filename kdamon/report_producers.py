@@ -94,6 +94,7 @@ class Producer:
         :raises OSError: its user has too many; EPERM, ESRCH it is not the process that connected any more.
         """
         self.rights = Rights(self.pid, self.pidfd, self.user.uid, self.gid, self.user.known)
+        self.source = damon_report_source(self.user.uid if self.limited else None)
         admission.grant(self.user, capacity)
         try:
             return ReportRing(capacity, mapped=not self.user.limited)
@@ -133,7 +134,7 @@ class Producer:
         eligible = len(records)
         if eligible and not self.rights.everything:
             records = _permitted(self.rights, records, _pids(records, same), users)
-        self.source.share = share
+        self.source.share, self.source.users = share, users
         damon_report_accesses(records, self.source, chosen)
         # Counted when all is done, and all at once: the counters always add up.
         with lock:

@@ -49,7 +49,8 @@ __all__ = [
     "report_columns",
 ]
 
-#: Reports that one producer can have under way to one context. Kernel: 1000 for all, and the 1000th drops all of them.
+#: Reports that one producer, or those of one user together, can have under way to one context. Kernel: 1000 for all,
+#: and the 1000th drops all of them.
 DAMON_ACCESS_REPORTS_CAP = 1 << 20
 
 #: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
@@ -139,7 +140,8 @@ def _report_for(
         lane.ineligible += len(reports) - len(chosen)
     if len(chosen):
         dropped = lane.dropped
-        lane.push(queue.clock.now(), chosen, len(chosen), DAMON_ACCESS_REPORTS_CAP // source.share)
+        rest = queue.rest(source, DAMON_ACCESS_REPORTS_CAP)
+        lane.push(queue.clock.now(), chosen, len(chosen), DAMON_ACCESS_REPORTS_CAP // source.share, rest)
         source.lost += lane.dropped - dropped
 
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
@@ -22,6 +23,8 @@ from kdamon import report_admission
 from kdamon import reports as reports_module
 from kdamon.core import (
     damon_add_target,
+    damon_call,
+    damon_commit_ctx,
     damon_new_ctx,
     damon_new_target,
     damon_report_counters_of,
@@ -29,14 +32,27 @@ from kdamon.core import (
     damon_set_attrs,
     damon_start,
 )
-from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id, damon_target
+from kdamon.damon import (
+    damon_access_report,
+    damon_attrs,
+    damon_call_control,
+    damon_ctx,
+    damon_ops_id,
+    damon_target,
+)
 from kdamon.kernel import RealClock
 from kdamon.regions import damon_regions
 from kdamon.report_admission import Admission, User
-from kdamon.report_queue import damon_report_queue
+from kdamon.report_queue import damon_report_queue, damon_report_source
 from kdamon.report_ring import ReportRing
 from kdamon.report_server import ReportServer
-from kdamon.reports import damon_report_accesses, damon_report_subscribe, damon_report_unsubscribe, report_array
+from kdamon.reports import (
+    damon_report_accesses,
+    damon_report_subscribe,
+    damon_report_unsubscribe,
+    damon_reported_pids,
+    report_array,
+)
 from tests.kdamon.harness import SteppedClock, eventually, stopped
 from tests.kdamon.reporter import Reporter, compile_c
 
@@ -300,6 +316,99 @@ def test_a_flood_about_its_own_producer_loses_its_own_reports_alone(server: Repo
         assert cap // 2 + 4000 == damon_report_counters_of(ctx).applied
 
 
+#: Reports on itself through one ring after the other, COUNT times.
+AGAIN = """
+batch = report_array(20000, pid=os.getpid())
+for _ in range(int(sys.argv[2])):
+    with ReportClient(sys.argv[1], 1 << 15) as client:
+        taken = client.report(batch)
+        while client.pending:
+            pass
+        print(taken, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_connecting_again_gives_no_new_room(server: ReportServer, program: Path) -> None:
+    """Before: all that is there, each time; a gigabyte in ten seconds. Now: one user's share, and others get theirs."""
+    cap = 20_000
+    with (
+        patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", cap),
+        subprocess.Popen(
+            [sys.executable, "-c", as_user(AGAIN), server.path, "20"], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        ) as flood,
+        Reporter(program, server.path, 1 << 16, user=OTHER) as honest,
+        monitored(flood.pid, honest.pid) as (ctx, clock),
+    ):  # fmt: skip
+        assert flood.stdout is not None
+        assert ["20000\n"] * 20 == [flood.stdout.readline() for _ in range(20)]
+        eventually(lambda: server.counters().producers == 1, "the end of the last connection")
+        before = server.counters()
+        counters = damon_report_counters_of(ctx)
+        # Some of its reports may have come before there was a context.
+        assert before.received - before.ineligible == counters.accepted + counters.dropped
+        assert counters.accepted <= cap
+        assert 4000 == honest.ask("report", honest.pid, 1 << 20, 1, 4000)
+        received(server, before.received + 4000)
+        assert counters.accepted + 4000 == damon_report_counters_of(ctx).accepted
+        assert len(ctx.reports._lanes) <= 4
+        clock.step()
+        assert counters.accepted + 4000 == damon_report_counters_of(ctx).applied
+        clock.step()
+        assert 1 == len(ctx.reports._users)
+        assert (0, 0) == (ctx.reports._of_users.used, ctx.reports._users[OTHER].room.used)
+        flood.communicate(timeout=60)
+
+
+def test_users_that_come_and_go_have_limited_room_together() -> None:
+    """And the next one gets some of it, as often as they come; what they left is forgotten once it is taken."""
+    with recording() as queue, patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000):
+        taken = []
+        for user in range(50_000, 50_100):
+            source = damon_report_source(user)
+            damon_report_accesses(report_array(5000), source)
+            taken.append(5000 - source.lost)
+            source.close()
+        assert [1000, 500, 250] == taken[:3]
+        assert sum(taken) <= 2000
+        assert sum(taken) == sum(len(batch) for _, batch in queue.take() if not isinstance(batch, damon_access_report))
+        damon_report_accesses(report_array(5000), source := damon_report_source(60_000))
+        assert 4000 == source.lost
+        assert [60_000] == list(queue._users)
+        assert (100 * 5000 + 5000, sum(taken) + 1000) == (
+            queue.snapshot().accepted + queue.snapshot().dropped,
+            queue.snapshot().accepted,
+        )
+
+
+def test_reports_on_a_new_target_count_as_soon_as_it_is_committed() -> None:
+    """Before: not until the kdamond was about to sleep, which a scheme may hold up."""
+    fates = []
+
+    def commit(_data: object) -> None:
+        new = damon_new_ctx(seed=1)
+        damon_select_ops(new, damon_ops_id.DAMON_OPS_REPORTS)
+        damon_set_attrs(new, damon_attrs(1_000_000, 10**9, min_nr_regions=3))
+        for pid in (7, 8):
+            damon_add_target(new, target(pid))
+        damon_commit_ctx(ctx, new)
+        # What the caller may do once it knows.
+        damon_report_accesses(report_array(10, pid=8), source)
+        fates.append(damon_reported_pids())
+
+    source = damon_report_source()
+    with monitored(7) as (ctx, clock):
+        caller = threading.Thread(target=damon_call, args=(ctx, damon_call_control(fn=commit)))
+        caller.start()
+        eventually(lambda: ctx.call_controls, "the call")
+        clock.step()
+        caller.join(60)
+        assert [frozenset({7, 8})] == fates
+        clock.step()
+        assert (10, 0) == (damon_report_counters_of(ctx).applied, damon_report_counters_of(ctx).ineligible)
+
+
 def test_a_flood_about_what_is_not_monitored_takes_no_room(server: ReportServer, program: Path) -> None:
     """Neither of its own producer nor of the context; root's flood as well."""
     with (
@@ -354,8 +463,6 @@ def test_what_is_monitored_may_change(server: ReportServer, program: Path) -> No
 
 def test_many_small_batches_are_limited_as_large_ones_are() -> None:
     """Each costs memory besides its reports."""
-    from kdamon.report_queue import damon_report_source
-
     with recording() as queue, patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000):
         source = damon_report_source()
         for _ in range(500):
