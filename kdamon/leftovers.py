@@ -27,13 +27,13 @@ __all__ = [
     "Leftovers",
     "detach",
     "find_beside",
+    "is_entry",
     "lock_name",
     "mount_number",
     "open_lock",
     "open_mounted",
     "remove_dead_socket",
     "remove_directory",
-    "same_file",
     "unmount_by_helper",
 ]
 
@@ -191,11 +191,16 @@ def _unmount_dead(path: str, directory: int = -1, number: int = -1) -> None:
             unmount_by_helper(path)
 
 
-def same_file(directory: int, name: str, fd: int) -> bool:
-    """Return whether ``name`` in ``directory`` is the open file ``fd``."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), os.fstat(fd))
-    return False
+def is_entry(directory: int, name: str, fd: int) -> bool:
+    """Return whether ``name`` in ``directory`` is the open file ``fd``; what is mounted on it is asked nothing."""
+    try:
+        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return False
+    try:
+        return mount_number(found) == mount_number(fd) and os.path.sameopenfile(found, fd)
+    finally:
+        os.close(found)
 
 
 def lock_name(name: str) -> str:
@@ -276,7 +281,7 @@ def _dead(found: int) -> bool:
 
 def remove_directory(parent: int, name: str, directory: int) -> None:
     """Remove the directory with the descriptor ``directory``, if it is empty and still ``name`` in ``parent``."""
-    if same_file(parent, name, directory):
+    if is_entry(parent, name, directory):
         os.rmdir(name, dir_fd=parent)
 
 
@@ -285,7 +290,7 @@ def _remove_socket(path: str, directory: int, parent: int = -1) -> None:
     above, name = os.path.split(path)
     lock = open_lock(directory, lock_name(name))
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if not same_file(directory, lock_name(name), lock):
+    if not is_entry(directory, lock_name(name), lock):
         return
     with contextlib.suppress(OSError):
         remove_dead_socket(directory, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who gets how much: limits for the producers of reports.
+"""How much each user gets: limits for the producers of reports.
 
 Every producer takes file descriptors, a ring of memory and time of the thread that reads it, and any user may be one.
 Root, and the user that kdamon runs as, take what they like, except that half of all file descriptors is left to
@@ -33,7 +33,7 @@ _MAX_DESCRIPTORS: Final = 8192
 _SHARE_OF_OTHERS: Final = 4
 _SHARE_OF_ALL: Final = 2
 
-#: What a connection takes: itself and a pidfd; and a ring: its memory, and the mapping of its head. What tells of ends
+#: What a connection takes: itself and a pidfd; and a ring: its memory, and the mapping of its head. What reports ends
 #: is one more for each user.
 _CONNECTION: Final = 2
 _RING: Final = 2

@@ -31,7 +31,7 @@ class ReportServerCounters:
     """What went through the rings.
 
     ``received == malformed + ineligible + not_permitted`` + what went on to the contexts. Once all rings are empty,
-    ``sent == dropped + received``, if the producers told the truth.
+    ``sent == dropped + received``, if what the producers say is true.
 
     :ivar producers: how many are connected now.
     :ivar received: records taken out of rings.
@@ -106,7 +106,7 @@ class Producer:
         """The counters so far."""
         if self.ring is not None:
             self.counters.sent, self.counters.dropped = (
-                (self.counters.received, 0) if self.user.limited else self.ring.told()
+                (self.counters.received, 0) if self.user.limited else self.ring.claimed()
             )
             self.counters.resyncs, self.counters.full = self.ring.resyncs, self.ring.full
         return self.counters
@@ -157,7 +157,7 @@ class Producer:
         self.source.close()
         capacity = 0
         if self.ring is not None:
-            sent, dropped = self.ring.told()
+            sent, dropped = self.ring.claimed()
             log.debug(
                 "process %d of user %d says it sent %d reports, %d without room", self.pid, self.user.uid, sent, dropped
             )

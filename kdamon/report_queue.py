@@ -170,7 +170,7 @@ class damon_report_queue:
         return min(cap // source.users - used, (2 * cap - self._of_users.used - used) // 2)
 
     def _new_lane(self, producer: threading.Thread | damon_report_source) -> _lane:
-        # Once in a producer's life; nobody holds this lock while there is work to do on reports.
+        # Once in a producer's life; no thread holds this lock while there is work to do on reports.
         with self._lanes_lock:
             if not isinstance(producer, damon_report_source):
                 lane = _lane(producer)

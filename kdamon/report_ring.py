@@ -215,7 +215,7 @@ class ReportRing:
         self._tail = tail
         self._words[TAIL] = tail
 
-    def told(self) -> tuple[int, int]:
+    def claimed(self) -> tuple[int, int]:
         """What the producer says it wanted to send, and how much of that found no room; only for people to read."""
         return int(self._words[SENT]), int(self._words[DROPPED])
 

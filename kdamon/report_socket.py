@@ -20,11 +20,11 @@ from typing import Final
 from kdamon.leftovers import (
     Leftovers,
     find_beside,
+    is_entry,
     lock_name,
     open_lock,
     remove_dead_socket,
     remove_directory,
-    same_file,
 )
 from kdamon.trusted import UntrustedError, open_trusted
 
@@ -103,7 +103,7 @@ class ReportSocket:
         # The lock last: its holder may replace the socket.
         for name, fd in ((self._name, self._bound), (lock_name(self._name), self._lock)):
             with contextlib.suppress(OSError):
-                if fd >= 0 and same_file(self._directory, name, fd):
+                if fd >= 0 and is_entry(self._directory, name, fd):
                     os.unlink(name, dir_fd=self._directory)
         if self._lock >= 0 and self._own_directory:
             with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ class ReportSocket:
             lock = open_lock(self._directory, name, create=True)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if same_file(self._directory, name, lock):
+                if is_entry(self._directory, name, lock):
                     return lock
             except BlockingIOError:
                 os.close(lock)

@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from kdamon.leftovers import is_entry
 from kdamon.trusted import UntrustedError, find_program, open_trusted, trusted_path
 from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
 from kdamon_fs.places import OWN_DIRECTORY
@@ -135,7 +136,7 @@ def _lock_cache(directory: int) -> int:
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or others_write:
                 raise OSError(errno.EPERM, f"{_CACHE} is no file of this user alone")
             _wait_for_lock(lock)
-            if _is_cache(directory, lock):
+            if is_entry(directory, _CACHE, lock):
                 return lock
         except BaseException:
             os.close(lock)
@@ -157,14 +158,6 @@ def _wait_for_lock(lock: int) -> None:
             return
 
 
-def _is_cache(directory: int, lock: int) -> bool:
-    """Whether the open file is still the one of that name."""
-    try:
-        return os.path.samestat(os.stat(_CACHE, dir_fd=directory, follow_symlinks=False), os.fstat(lock))
-    except FileNotFoundError:
-        return False
-
-
 def _cover(lock: int) -> None:
     """Bind an empty file, of a file system of its own, over the one that is open."""
     mount("tmpfs", OWN_DIRECTORY, "tmpfs", data="mode=700")
@@ -183,7 +176,7 @@ def _uncover(directory: int, lock: int) -> None:
         cover = os.open(_CACHE, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         umount(f"/proc/self/fd/{cover}", MNT_DETACH)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_cache(directory, lock) and os.fstat(lock).st_size == 0:
+        if is_entry(directory, _CACHE, lock) and os.fstat(lock).st_size == 0:
             os.unlink(_CACHE, dir_fd=directory)
 
 

@@ -215,7 +215,7 @@ class mounted_tree:
             self._ending = ending.pop_all()
 
     def _start_at(self, point: MountPoint, ending: contextlib.ExitStack) -> None:
-        """Mount by descriptors: what is served already becomes visible, so that nobody ever waits for it."""
+        """Mount by descriptors: what is served already becomes visible, so that no process ever waits for it."""
         device = open_device()
         settings = {"source": "kdamon", "subtype": "kdamon", "fd": str(device), "rootmode": f"{stat.S_IFDIR:o}"}
         settings |= {"user_id": str(os.getuid()), "group_id": str(os.getgid())}

@@ -69,7 +69,7 @@ class MountPoint:
             self.directory = -1
 
     def warn_of_others(self) -> None:
-        """Log who may lead programs that use the tree by its name to something else."""
+        """Log which user may lead programs that use the tree by its name to something else."""
         found = replaceable(self.directory)
         if found is not None:
             place, user = found

@@ -242,7 +242,7 @@ def run_in_namespace(
         with private_damo_cache(home) as cached, contextlib.ExitStack() as serving:
             command = _command(argv, modules, mask, home, cached)
             raise_file_limit()
-            # The command was forked with all of them, and signals go to it whoever it became.
+            # The command was forked with all of them, and signals go to it whatever user it became.
             give_up_capabilities(*MONITORING, "CAP_KILL")
             try:
                 if beside is not None:

@@ -144,7 +144,7 @@ def _state_store(kdamond: damon_sysfs_kdamond, text: str) -> None:
     try:
         kdamond.command(name)
     except OSError as error:
-        # Whoever wrote the command gets to see a number at most.
+        # The writer of the command sees a number at most.
         level = logging.WARNING if name in ("on", "commit") and error.errno != errno.EBUSY else logging.INFO
         log.log(level, "%s: %s: %s", kdamond.location(), name, error.strerror)
         raise
@@ -320,7 +320,7 @@ class damon_sysfs_kdamond(kobject):
 
     def commit(self, wanted: damon_ctx) -> None:
         """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
-        # Whoever takes it first destroys what was wanted: the kdamond may come to it when nothing waits for that.
+        # The first to take it destroys what was wanted: the kdamond may come to it when nothing waits for that.
         taken = threading.Lock()
 
         def apply(_: damon_sysfs_kdamond) -> None:

@@ -127,7 +127,7 @@ def test_the_memory_cannot_be_made_smaller(ring: ReportRing) -> None:
 
 def test_what_a_producer_tells_is_told(ring: ReportRing, producer: Producer) -> None:
     producer.words[SENT], producer.words[DROPPED] = 12, 5
-    assert (12, 5) == ring.told()
+    assert (12, 5) == ring.claimed()
 
 
 def test_the_end_is_told() -> None:

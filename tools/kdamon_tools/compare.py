@@ -137,8 +137,8 @@ def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM
         found: list[float] = []
         scores: list[tuple[float, float]] = []
         delay = None
-        first, behind = np.searchsorted(times, (phase.begin, phase.end)).tolist()
-        for snapshot in recording.snapshots[first:behind]:
+        first, end = np.searchsorted(times, (phase.begin, phase.end)).tolist()
+        for snapshot in recording.snapshots[first:end]:
             total, right = _found(snapshot, config, phase.hot)
             watched = _sampled(pauses, phase.begin, snapshot.time)
             if delay is None and right >= size / 2:

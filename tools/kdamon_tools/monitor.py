@@ -207,7 +207,7 @@ class Monitor:
         if self._looking is None:
             self._looking = threading.Thread(target=self._look, daemon=True)
             self._looking.start()
-        # The process decides how long a look takes; who calls must be able to end.
+        # The process decides how long a look takes; the caller must be able to end.
         self._looking.join(_LOOK_S)
         if self._looking.is_alive():
             return None

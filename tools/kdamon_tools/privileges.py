@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+
+from kdamon.trusted import open_place
 
 __all__ = ["begin", "capabilities_for", "keep_only"]
 
@@ -56,15 +59,21 @@ def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
 
     Nothing where this process's user owns every directory above them; None stands for no file.
     """
-    user = os.geteuid()
     for path in paths:
-        if path is None:
-            continue
-        place = Path(os.path.realpath(path))
-        try:
-            if all(directory.stat().st_uid == user for directory in place.parents):
-                continue
-        except OSError:
-            pass
-        return ("CAP_DAC_OVERRIDE", "CAP_FOWNER")
+        if path is not None and not _is_below_own_directories(path):
+            return ("CAP_DAC_OVERRIDE", "CAP_FOWNER")
     return ()
+
+
+def _is_below_own_directories(path: Path) -> bool:
+    """Whether this process's user owns all directories that lead to ``path``; no other user's file system is asked."""
+    with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+        below, _ = open_place(path)
+        opened.callback(os.close, below)
+        while os.fstat(below).st_uid == os.geteuid():
+            above = os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=below)
+            opened.callback(os.close, above)
+            if os.path.sameopenfile(above, below):
+                return True
+            below = above
+    return False

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from kdamon.leftovers import mount_number
+from kdamon.leftovers import is_entry
 from kdamon.trusted import UntrustedError, check_server, open_place, open_to_read, others_may_write, trusted_owners
 from kdamon_tools.temporary import temporary_file
 
@@ -169,7 +169,7 @@ class Replacement:
         """Raise an error where the path does not lead to what was written: someone removed or renamed something."""
         directory, name = open_place(self.path)
         try:
-            if not _has(directory, name, descriptor):
+            if not is_entry(directory, name, descriptor):
                 raise OSError(errno.ESTALE, "another file took the place of what was written")
         finally:
             os.close(directory)
@@ -177,7 +177,7 @@ class Replacement:
     def _remove(self, name: str, descriptor: int) -> None:
         """Remove ``name`` if it still is what ``descriptor`` is."""
         with contextlib.suppress(OSError):
-            if _has(self._directory, name, descriptor):
+            if is_entry(self._directory, name, descriptor):
                 os.unlink(name, dir_fd=self._directory)
 
     def keep_part(self) -> Path | None:
@@ -212,19 +212,6 @@ class Replacement:
 def _is_own_descriptors(directory: int) -> bool:
     """Whether a directory is that of this process's descriptors, as of /dev/stdout and /dev/fd/3."""
     return os.path.samestat(os.fstat(directory), os.stat("/proc/self/fd"))
-
-
-def _has(directory: int, name: str, descriptor: int) -> bool:
-    """Whether ``name`` in a directory is the file that ``descriptor`` is of."""
-    try:
-        found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    except FileNotFoundError:
-        return False
-    try:
-        # Where another user mounted something there, it is asked nothing.
-        return mount_number(found) == mount_number(descriptor) and os.path.sameopenfile(found, descriptor)
-    finally:
-        os.close(found)
 
 
 def _copy(source: int, target: int) -> None:

@@ -55,7 +55,7 @@ _LINE_S: Final = 1.0
 #: Who does the work is known after so long.
 _WORK_S: Final = 2.0
 _ENDED: Final = "the process ended"
-#: What ends last has limits of its own; this one is for what nobody thought of.
+#: What ends last has limits of its own; this one is for what was not foreseen.
 _END_S: Final = 60.0
 _SOURCES_WAIT: Final = "what producers and the recording still had to say was not waited for any longer"
 
@@ -206,7 +206,7 @@ def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.ops != "reports":
         kept += MONITORING
     if arguments.command:
-        # To end it, whoever it became.
+        # To end it, whatever user it became.
         kept += ("CAP_KILL",)
     if arguments.truth is not None:
         kept += ("CAP_DAC_READ_SEARCH",)
