@@ -21,6 +21,8 @@ from kdamon.mm.madvise import exited, pidfd_open
 
 __all__ = ["Credentials", "KnownProcesses", "Rights", "credentials_of", "may_access"]
 
+_CAP_SETGID: Final = 1 << 6
+_CAP_SETUID: Final = 1 << 7
 _CAP_SYS_PTRACE: Final = 1 << 19
 
 #: How long an answer about a process holds that may change its credentials, nanoseconds.
@@ -105,6 +107,15 @@ def may_access(peer: Credentials, target: Credentials) -> bool:
         return True
     same_user = set(target.uids) == {peer.uids[0]} and set(target.gids) == {peer.gids[0]}
     return same_user and target.dumpable and not target.permitted & ~peer.permitted
+
+
+def _gained(before: Credentials, now: Credentials) -> bool:
+    """Return whether a process has more than it had, which only the program that it called exec() for can have."""
+    users = set(now.uids) <= set(before.uids) or before.permitted & _CAP_SETUID
+    groups = set(now.gids) <= set(before.gids) or before.permitted & _CAP_SETGID
+    # In a user namespace that it made it has all capabilities, but none of them here.
+    capable = now.user_ns == before.user_ns and now.permitted & ~before.permitted
+    return not users or not groups or bool(capable)
 
 
 @define
@@ -228,7 +239,7 @@ class Rights:
     Its credentials are those that it had when it connected, as with an open file.
 
     * With CAP_SYS_PTRACE in our user namespace: every number, 0 (physical memory) and numbers of no process included.
-    * Else itself, and the processes that it could look at with ptrace.
+    * Else itself, unless it gained privileges since, and the processes that it could look at with ptrace.
     * Numbers of no process: only for a peer of the very user and group that we run as.
 
     All numbers are those of our PID namespace.
@@ -246,6 +257,7 @@ class Rights:
         peer = credentials_of(pid, pidfd)
         if peer.uids[1] != uid or peer.gids[1] != gid:
             raise OSError(errno.EPERM, f"process {pid} changed its user or group since it connected")
+        self._then = peer
         if uid and not peer.dumpable:
             # What it may do now it may have gained by an exec() since it connected.
             peer = evolve(peer, permitted=0, effective=0)
@@ -258,6 +270,8 @@ class Rights:
         self._pidfd = pidfd
         self._end = select.poll()
         self._end.register(pidfd, select.POLLIN)
+        #: Until when it is known to be what it was, nanoseconds.
+        self._itself_until = 0
 
     def permitted(self, pids: list[int], users: int = 1) -> list[bool]:
         """Return for each of ``pids`` whether the peer may report on it; costs little for those that are known.
@@ -271,14 +285,21 @@ class Rights:
         now = time.monotonic_ns()
         self._known.look(now, users)
         results = [
-            self._is_itself() if pid == self._pid else self._known.may(self._peer, pid, now, self._free_numbers)
+            self._is_itself(now) if pid == self._pid else self._known.may(self._peer, pid, now, self._free_numbers)
             for pid in pids[:_MAX_KNOWN]
         ]
         return results + [False] * (len(pids) - len(results))
 
-    def _is_itself(self) -> bool:
-        """Return whether no other process can have had the peer's number when it was reported on."""
+    def _is_itself(self, now: int) -> bool:
+        """Return whether the peer's number can have meant nothing else when it was reported on."""
         if not self._end.poll(0):
+            if now >= self._itself_until:
+                try:
+                    if _gained(self._then, credentials_of(self._pid, self._pidfd)):
+                        return False
+                except ProcessLookupError:
+                    return True
+                self._itself_until = now + _ANSWER_HOLDS
             return True
         try:
             signal.pidfd_send_signal(self._pidfd, 0)

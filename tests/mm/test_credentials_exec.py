@@ -127,6 +127,44 @@ def test_a_producer_that_became_another_user_has_no_rights(programs: dict[str, s
             pass
 
 
+@pytest.mark.parametrize("name", ["set-uid", "set-gid", "capability"])
+def test_what_a_producer_became_is_not_itself(programs: dict[str, str], name: str) -> None:
+    """It leaves its ring to a child, which must not report on the privileged program that has the number now."""
+    with running(programs[name]) as peer, rights_of(peer.pid) as rights:
+        assert [True] == rights.permitted([peer.pid])
+        become(peer, programs[name])
+        until(lambda: [False] == rights.permitted([peer.pid]), "the refusal")
+    with running(programs["plain"]) as peer, rights_of(peer.pid) as rights:
+        become(peer, programs["plain"])
+        assert [True] == rights.permitted([peer.pid])
+
+
+def test_a_producer_that_gives_up_privileges_stays_itself() -> None:
+    """As a service does once it has started; root without CAP_SYS_PTRACE, to which not all is permitted."""
+    script = """
+import os, sys
+print("ready", flush=True)
+sys.stdin.readline()
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+print("gave up", flush=True)
+sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        ["setpriv", "--bounding-set=-sys_ptrace", sys.executable, "-c", script], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    ) as peer:  # fmt: skip
+        assert peer.stdin is not None and peer.stdout is not None
+        assert "ready\n" == peer.stdout.readline()
+        with rights_of(peer.pid, 0) as rights:
+            assert not rights.everything
+            peer.stdin.write("\n")
+            peer.stdin.flush()
+            assert "gave up\n" == peer.stdout.readline()
+            assert [True] == rights.permitted([peer.pid])
+        peer.communicate("\n", timeout=60)
+
+
 def test_a_producers_capabilities_by_exec_are_discounted(programs: dict[str, str]) -> None:
     """It may report about processes of its user and no others, whatever the program that it became may do."""
     with running(programs["may trace"]) as peer, running(programs["plain"]) as other:
