@@ -107,7 +107,11 @@ class ReportServer:
         self.close()
 
     def start(self) -> None:
-        """Make the socket and serve it in a thread of its own."""
+        """Make the socket and serve it in a thread of its own.
+
+        :raises OSError: what :meth:`kdamon.report_socket.ReportSocket.bind` raises; EBUSY a thread of this server did
+            not end.
+        """
         if self._lost:
             raise OSError(errno.EBUSY, "the thread that read reports did not end; make another server")
         try:

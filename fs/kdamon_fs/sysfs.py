@@ -261,7 +261,10 @@ class damon_sysfs_kdamond(kobject):
             self.tree.release()
 
     def begin_turning_on(self) -> None:
-        """Refuse to start what runs."""
+        """Refuse to start what runs, and give the last context back.
+
+        :raises OSError: EBUSY it runs; ESHUTDOWN the tree is being unmounted.
+        """
         if self.running():
             raise OSError(errno.EBUSY, f"{self.location()} is on already; commit applies changes")
         if self.tree.closing:
@@ -269,7 +272,10 @@ class damon_sysfs_kdamond(kobject):
         self.release()
 
     def turn_on(self, ctx: damon_ctx) -> None:
-        """Start monitoring ``ctx``, which the files describe (``damon_sysfs_turn_damon_on()``)."""
+        """Start monitoring ``ctx``, which the files describe (``damon_sysfs_turn_damon_on()``).
+
+        :raises OSError: ESHUTDOWN the tree is being unmounted; what :func:`kdamon.core.damon_start` raises.
+        """
         for t in ctx.adaptive_targets:
             # Measured on Linux 7.2: the mark is for commits, a start takes no notice of it.
             t.obsolete = False
@@ -304,19 +310,28 @@ class damon_sysfs_kdamond(kobject):
         self._doubted = tuple(doubts)
 
     def turn_off(self) -> None:
-        """Stop monitoring (``damon_sysfs_turn_damon_off()``)."""
+        """Stop monitoring (``damon_sysfs_turn_damon_off()``).
+
+        :raises OSError: EINVAL it was never on; EPERM it is off; EBUSY it does not end in time.
+        """
+        ctx = self._started()
+        if not damon_is_running(ctx):
+            raise OSError(errno.EPERM, f"{self.location()} is off already")
+        damon_stop([ctx])
+
+    def _started(self) -> damon_ctx:
         if self.damon_ctx is None:
             raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
-        if not damon_is_running(self.damon_ctx):
-            raise OSError(errno.EPERM, f"{self.location()} is off already")
-        damon_stop([self.damon_ctx])
+        return self.damon_ctx
 
     def begin_commit(self) -> damon_ctx:
-        """Refuse to commit to what does not run; returns what does."""
-        if self.damon_ctx is None or not self.running():
+        """Refuse to commit to what does not run; returns what does.
+
+        :raises OSError: EINVAL it was never on; ECANCELED it does not run any more.
+        """
+        if not self.running():
             self.call(lambda _: None)
-        assert self.damon_ctx is not None
-        return self.damon_ctx
+        return self._started()
 
     def commit(self, wanted: damon_ctx) -> None:
         """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
@@ -368,14 +383,16 @@ class damon_sysfs_kdamond(kobject):
         intervals.aggr_us = ctx.attrs.aggr_interval
 
     def update_schemes_tried_regions(self, total_bytes_only: bool) -> None:
-        """Show the regions that each scheme tries in its next application, which this waits for."""
-        if self.damon_ctx is None:
-            raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
+        """Show the regions that each scheme tries in its next application, which this waits for.
+
+        :raises OSError: EINVAL it was never on; what :func:`kdamon.damos.damos_walk` raises.
+        """
+        ctx = self._started()
         schemes = self.contexts.context().schemes
         damon_sysfs_schemes_clear_regions(schemes)
         data = damos_sysfs_walk_data(schemes, total_bytes_only)
         try:
-            damos_walk(self.damon_ctx, damos_walk_control(walk_fn=damos_sysfs_populate_region_dir, data=data))
+            damos_walk(ctx, damos_walk_control(walk_fn=damos_sysfs_populate_region_dir, data=data))
         finally:
             self.tree.forget_paths()
 
@@ -384,10 +401,11 @@ class damon_sysfs_kdamond(kobject):
         damon_sysfs_schemes_clear_regions(self.contexts.context().schemes)
 
     def call(self, fn: Callable[[damon_sysfs_kdamond], None]) -> None:
-        """Call ``fn`` in the kdamond and wait for it (``damon_sysfs_damon_call()``)."""
-        if self.damon_ctx is None:
-            raise OSError(errno.EINVAL, f"{self.location()} was not turned on")
-        damon_call(self.damon_ctx, damon_call_control(fn=fn, data=self))
+        """Call ``fn`` in the kdamond and wait for it (``damon_sysfs_damon_call()``).
+
+        :raises OSError: EINVAL it was never on; what :func:`kdamon.core.damon_call` raises.
+        """
+        damon_call(self._started(), damon_call_control(fn=fn, data=self))
 
     def refresh(self) -> None:
         """Update results if their time has come; called each iteration (``damon_sysfs_repeat_call_fn()``).
