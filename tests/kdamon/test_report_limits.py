@@ -7,10 +7,8 @@ import contextlib
 import errno
 import os
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +52,7 @@ from kdamon.reports import (
     report_array,
 )
 from tests.kdamon.harness import SteppedClock, eventually, stopped
-from tests.kdamon.reporter import Reporter, compile_c
+from tests.kdamon.reporter import Reporter
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -86,21 +84,6 @@ for client in clients:
     client.report(report_array(last - first, pid=range(first, last)))
 sys.stdin.read()
 """
-
-
-@pytest.fixture(scope="module")
-def public() -> Iterator[Path]:
-    """A directory that every user may look into."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def program(public: Path) -> Path:
-    """The producer in C."""
-    return compile_c(Path(__file__).parent / "reporter.c", public / "reporter")
 
 
 @pytest.fixture

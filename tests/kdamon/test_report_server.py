@@ -41,7 +41,7 @@ from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
 from kdamon.report_server import ReportServer, ReportServerCounters, default_report_path
 from kdamon.reports import damon_report_subscribe, damon_report_unsubscribe, report_array
 from tests.kdamon.harness import SteppedClock, eventually, stopped
-from tests.kdamon.reporter import Reporter, compile_c
+from tests.kdamon.reporter import Reporter
 
 SOAK = int(os.environ.get("KDAMON_SOAK", "0"))
 PID = 4_194_305  # no process has this number
@@ -81,12 +81,6 @@ def public() -> Iterator[Path]:
     directory.chmod(0o1777)
     yield directory
     shutil.rmtree(directory)
-
-
-@pytest.fixture(scope="module")
-def program(public: Path) -> Path:
-    """The producer in C."""
-    return compile_c(Path(__file__).parent / "reporter.c", public / "reporter")
 
 
 @pytest.fixture

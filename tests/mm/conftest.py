@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject
+from kdamon.mm import cgroup, inject
 from kdamon.mm.inject_budget import StopBudget
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from tests.mm.workload import MONITOR_CPU, build
@@ -77,3 +77,21 @@ def pinned() -> Iterator[None]:
     os.sched_setaffinity(0, {MONITOR_CPU})
     yield
     os.sched_setaffinity(0, before)
+
+
+@pytest.fixture
+def group() -> Iterator[tuple[str, Path]]:
+    """A control group of a test: its path as the kernel writes it, and its directory."""
+    try:
+        mounted, root = cgroup._root()
+    except OSError:
+        pytest.skip("kernel lacks: control groups of the second version, or they are not mounted")
+    name = f"kdamon-test-{os.getpid()}"
+    directory = mounted / name
+    try:
+        directory.mkdir()
+    except OSError as error:
+        pytest.skip(f"making a control group needs root: {error.strerror}")
+    yield f"{root.rstrip('/')}/{name}", directory
+    # Bottom up, in pieces: the names may be too long for one system call.
+    subprocess.run(["find", directory, "-depth", "-type", "d", "-execdir", "rmdir", "{}", ";"], check=True)

@@ -3,36 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kdamon.mm import cgroup
 from kdamon.mm.linux import linux_machine
-
-
-@pytest.fixture
-def group() -> Iterator[tuple[str, Path]]:
-    """A control group of this test: its path as the kernel writes it, and its directory."""
-    try:
-        mounted, root = cgroup._root()
-    except OSError:
-        pytest.skip("kernel lacks: control groups of the second version, or nobody mounted them")
-    name = f"kdamon-test-{os.getpid()}"
-    directory = mounted / name
-    try:
-        directory.mkdir()
-    except OSError as error:
-        pytest.skip(f"making a control group needs root: {error.strerror}")
-    yield f"{root.rstrip('/')}/{name}", directory
-    for path in (directory / "below", directory):
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()
 
 
 def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> None:

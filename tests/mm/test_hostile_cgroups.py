@@ -7,7 +7,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,23 +34,12 @@ time.sleep(600)
 
 
 @pytest.fixture
-def delegated() -> Iterator[tuple[str, Path]]:
+def delegated(group: tuple[str, Path]) -> tuple[str, Path]:
     """A control group that belongs to another user: its path as the kernel writes it, and its directory."""
-    try:
-        mounted, root = cgroup._root()
-    except OSError:
-        pytest.skip("kernel lacks: control groups of the second version, or they are not mounted")
-    name = f"kdamon-test-{os.getpid()}"
-    directory = mounted / name
-    try:
-        directory.mkdir()
-    except OSError as error:
-        pytest.skip(f"making a control group needs root: {error.strerror}")
+    _, directory = group
     for path in (directory, directory / "cgroup.procs", directory / "cgroup.subtree_control"):
         os.chown(path, USER, USER)
-    yield f"{root.rstrip('/')}/{name}", directory
-    # Bottom up, in pieces: the names are too long for one system call.
-    subprocess.run(["find", directory, "-depth", "-type", "d", "-execdir", "rmdir", "{}", ";"], check=True)
+    return group
 
 
 def test_groups_deep_in_each_other_are_all_looked_at(delegated: tuple[str, Path]) -> None:
