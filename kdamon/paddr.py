@@ -25,7 +25,7 @@ from kdamon.damon import (
     damos_action,
 )
 from kdamon.kernel import HPAGE_PMD_SIZE
-from kdamon.mm import UNKNOWN, AddressSpace, Answers, PageFilter, PhysicalMemory, U64Array
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
@@ -204,7 +204,7 @@ def damon_pa_apply_scheme(
     return applied // np.uint64(ctx.addr_unit), passed // np.uint64(ctx.addr_unit)
 
 
-def _damon_pa_act(mm: AddressSpace, s: damos, parts: U64Array) -> U64Array:
+def _damon_pa_act(mm: Owner, s: damos, parts: U64Array) -> U64Array:
     """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
     if s.action in _MIGRATIONS:
         # As in the kernel, destinations with weights are for virtual addresses.

@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Final, TypeVar
 
+from kdamon.mm.apart import Apart, HeldUpError
 from kdamon.mm.doctor_schemes import loaded_child
 from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.looked_at import looking_at
 from kdamon.mm.pid_namespace import in_first_pid_namespace
 from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.rights import refusal_to_trace
+from kdamon.mm.rights import may, refusal_to_trace
 
 __all__ = ["Refusals", "refusals"]
 
 _NOBODY: Final = 65534
+#: Processes that do not let themselves be looked at, before no other ones are tried.
+_HELD_UP: Final = 4
 _PRIMITIVES: Final = ("page_table", "page_fault")
 
 _What = TypeVar("_What")
@@ -39,10 +43,42 @@ def refusals() -> tuple[Refusals, Refusals]:
         try:
             # Nobody itself needs another one.
             with loaded_child(_NOBODY if os.geteuid() != _NOBODY else _NOBODY - 1) as pid:
-                return own, _tried(machine, pid)
-        except (OSError, ValueError):
+                return own, _apart("tried", pid)
+        except (OSError, ValueError, HeldUpError):
             # It takes a right of its own to make such a process: one that is there is looked at, and left alone.
-            return own, _looked_at(machine, own)
+            return own, _looked_at(own)
+
+
+class Attempts:
+    """What a helper process does, because other users' processes may let it wait for ever."""
+
+    def __init__(self) -> None:
+        self._machine = linux_machine("page_fault")
+
+    def tried(self, pid: int) -> Refusals:
+        """Try each primitive on process ``pid``."""
+        looking_at(pid)
+        return _tried(self._machine, pid)
+
+    def looked_at(self, pid: int) -> Refusals:
+        """As :meth:`tried`, but do nothing to the process."""
+        looking_at(pid)
+        page_table = _refusal(lambda pid: self._machine.get_task(pid, "page_table").put(), pid)
+        return {"page_table": page_table, "page_fault": _refusal(_open_memory, pid)}
+
+
+def _apart(method: str, pid: int) -> Refusals:
+    found: Refusals
+    if not may("CAP_SYS_PTRACE"):
+        # The kernel refuses it before anything waits.
+        found = getattr(Attempts(), method)(pid)
+        return found
+    attempts = Apart(__name__, "Attempts")
+    try:
+        found = attempts.call(method, pid)
+        return found
+    finally:
+        attempts.close()
 
 
 @contextlib.contextmanager
@@ -70,12 +106,18 @@ def _refusal(attempt: Callable[[_What], None], what: _What) -> OSError | None:
     return None
 
 
-def _looked_at(machine: LinuxMachine, own: Refusals) -> Refusals:
+def _looked_at(own: Refusals) -> Refusals:
+    held_up = 0
     for pid in _strangers():
-        page_table = _refusal(lambda pid: machine.get_task(pid, "page_table").put(), pid)
-        page_fault = own["page_fault"] or _refusal(_open_memory, pid)
+        try:
+            found = _apart("looked_at", pid)
+        except HeldUpError:
+            held_up += 1
+            if held_up >= _HELD_UP:
+                break
+            continue
         if os.path.exists(f"/proc/{pid}"):
-            return {"page_table": page_table, "page_fault": page_fault}
+            return {**found, "page_fault": own["page_fault"] or found["page_fault"]}
     return own
 
 

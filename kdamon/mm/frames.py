@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from kdamon.file_limit import files_ran_out, too_many_files
 from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
+from kdamon.mm.looked_at import looking_at
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, exclusive_frames
 from kdamon.mm.process_files import ProcessFiles
@@ -38,6 +40,10 @@ _MAX_PAGES: Final = 1 << 24
 _BLOCKS: Final = 8
 #: Mappings that are read at once.
 _MAPPINGS: Final = 512
+#: Seconds that somebody waits for the lock of a process's memory before it counts as one that is held for ever.
+_LOCKED: Final = 0.02
+#: Processes that are named because they cannot be looked at.
+_NAMED: Final = 10
 
 
 def runs_of_pages(pages: U64Array, pfns: U64Array) -> U64Array:
@@ -61,12 +67,17 @@ class LinuxFrames:
 
     :param walker: skips what is not mapped, and tells address spaces apart.
     :param open_task: opens a process to take samples of it.
+    :param left_out: whether a process is not to be looked at.
     :raises OSError: EPERM page flags may not be read.
     """
 
-    def __init__(self, walker: Walker, open_task: Callable[[int], Task]) -> None:
+    def __init__(
+        self, walker: Walker, open_task: Callable[[int], Task], left_out: Callable[[int], bool] = lambda pid: False
+    ) -> None:
         self._walker = walker
         self._open_task = open_task
+        self._left_out = left_out
+        self._locked: set[int] = set()
         self._zones: list[tuple[int, int, int]] | None = None
         self._folios = Folios()
         try:
@@ -84,6 +95,9 @@ class LinuxFrames:
             if len(seen) >= _MAX_PROCESSES or pages >= _MAX_PAGES:
                 _say_limit(f"page frames of {len(seen)} processes are known, of the others none: there are too many")
                 return
+            if self._left_out(pid):
+                continue
+            looking_at(pid)
             try:
                 with _Pages(pid) as process:
                     mm = self._walker.mm(process.files.pagemap)
@@ -91,13 +105,31 @@ class LinuxFrames:
                         # A child of vfork(), which runs in its parent's memory.
                         continue
                     seen.add(mm)
+                    if self._stays_locked(pid, process.files.pagemap):
+                        yield pid, np.empty((0, 3), np.uint64), 0
+                        continue
                     for runs, count in process.runs():
                         pages += count
                         yield pid, runs, count
+                        looking_at(pid)
             except OSError as error:
                 if files_ran_out(error):
                     # Its memory would look idle until the next update.
                     raise too_many_files(error, f"the memory of process {pid} cannot be looked at") from error
+
+    def _stays_locked(self, pid: int, pagemap: int) -> bool:
+        """Whether others wait for the lock of a process's memory, as they may do for ever."""
+        # Of one that was so the last time, it is not waited for anew.
+        end = time.monotonic() + (0 if pid in self._locked else _LOCKED)
+        while self._walker.waited_for(pagemap):
+            if time.monotonic() >= end:
+                if pid not in self._locked:
+                    self._locked.add(pid)
+                    say_left_out(pid)
+                return True
+            time.sleep(_LOCKED / 20)
+        self._locked.discard(pid)
+        return False
 
     def task(self, pid: int) -> Task:
         """See :meth:`kdamon.mm.physical.Frames.task`."""
@@ -202,6 +234,20 @@ class _Pages:
                 blocks = group[first : first + _BLOCKS]
                 pages = pagemap.pages(blocks)
                 yield runs_of_pages(pages, exclusive_frames(pagemap.entries(blocks))), len(pages)
+
+
+def say_left_out(pid: int) -> None:
+    """Log that process ``pid`` does not let itself be looked at, of some processes at most."""
+    _say_left_out(pid) if _named_left_out() < _NAMED else _say_limit("nor do more processes, which are not named")
+
+
+def _named_left_out() -> int:
+    return _say_left_out.cache_info().currsize
+
+
+@functools.cache
+def _say_left_out(pid: int) -> None:
+    log.warning("physical memory: process %d holds the lock of its memory; what it maps is unknown", pid)
 
 
 @functools.cache

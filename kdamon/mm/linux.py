@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from kdamon.file_limit import FileShortage, files_ran_out, too_many_files
@@ -15,6 +16,7 @@ from kdamon.mm import AddressSpace, Faults, cgroup, metrics
 from kdamon.mm.folios import Folios
 from kdamon.mm.frames import LinuxFrames
 from kdamon.mm.madvise import Adviser, pidfd_open
+from kdamon.mm.memory_apart import MemoryApart
 from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
@@ -343,14 +345,25 @@ class LinuxMachine:
                 self._accessed = _accessed_bits()
             return self._accessed
 
-    def physical_memory(self) -> Physical:
+    def physical_memory(self) -> MemoryApart:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""
         primitive = self._accessed_bits()
         # Seeing page frames, looking at every process's memory, marking its pages as not accessed.
         needed = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYS_NICE")
         if not may(*needed):
             raise refusal("physical addresses need", "looking at all processes", *needed)
-        return Physical(LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid)))
+        return MemoryApart(primitive.name, self._frames(primitive))
+
+    def physical_memory_here(self, left_out: Callable[[int], bool]) -> Physical:
+        """As :meth:`physical_memory`, for a process that any process may hold up.
+
+        :param left_out: whether a process is not to be looked at.
+        """
+        return Physical(self._frames(self._accessed_bits(), left_out))
+
+    @staticmethod
+    def _frames(primitive: _Primitive, left_out: Callable[[int], bool] = lambda pid: False) -> LinuxFrames:
+        return LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid), left_out)
 
     def adopt_userfaultfd(self, pid: int, fd: int) -> None:
         """Use ``fd`` to monitor process ``pid`` by page_fault, as :func:`kdamon.mm.inject.launch` got it.

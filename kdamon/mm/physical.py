@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from kdamon.file_limit import FileShortage, files_ran_out
 from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task, U64Array
+from kdamon.mm.looked_at import looking_at
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
 
@@ -201,7 +202,7 @@ class Physical:
         self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
         self._shortage = FileShortage()
         self._addrs = np.empty(0, np.uint64)
-        self._sampled: list[tuple[AddressSpace, _Indexes, U64Array]] = []
+        self._sampled: list[tuple[int, AddressSpace, _Indexes, U64Array]] = []
         self._turn = 0
         self._looking: Generator[tuple[int, U64Array, int]] | None = None
         self._found: list[tuple[int, U64Array]] = []
@@ -289,7 +290,7 @@ class Physical:
             if mm is not None:
                 there = where[rows]
                 mm.mkold(there)
-                self._sampled.append((mm, rows, there))
+                self._sampled.append((pid, mm, rows, there))
 
     def young(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.AddressSpace.young`."""
@@ -298,14 +299,16 @@ class Physical:
             return answers
         pfns = addrs >> _PAGE_SHIFT
         told = np.zeros(len(addrs), np.bool_)
-        for mm, rows, there in self._sampled:
+        for pid, mm, rows, there in self._sampled:
+            looking_at(pid)
             answers[rows], found = mm.young_frames(there)
             told[rows] = found == pfns[rows]
         # Now, not before: who mapped a page frame meanwhile may have accessed it.
         kinds = self._frames.kinds(pfns)
-        for mm, rows, there in self._sampled:
+        for pid, mm, rows, there in self._sampled:
             doubtful = told[rows] & (kinds[rows] != FrameKind.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
             if doubtful.any():
+                looking_at(pid)
                 told[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
         untold = np.flatnonzero(~told & (kinds == FrameKind.UNTOLD))
         nobody = kinds == FrameKind.UNREACHABLE
@@ -355,6 +358,7 @@ class Physical:
 
     def _mm(self, pid: int) -> AddressSpace | None:
         """The address space that a process had when it was first asked for since the update; it may be empty by now."""
+        looking_at(pid)
         if pid in self._tasks:
             self._tasks.move_to_end(pid)
         else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from kdamon.mm.maps import RecentMappings
 
-__all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory"]
+__all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory", "user_of"]
 
 
 def no_such_process(pid: int) -> OSError:
@@ -54,6 +54,15 @@ def birth_of_directory(directory: int) -> int:
         raise ProcessLookupError(errno.ESRCH, "the process ended") from None
 
 
+def user_of(pid: int) -> int:
+    """The real user of process ``pid``.
+
+    :raises OSError: ESRCH, ENOENT no such process.
+    """
+    with open(f"/proc/{pid}/status", "rb") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+
+
 class ProcessFiles:
     """/proc/PID/pagemap and /proc/PID/maps of one address space.
 
@@ -94,8 +103,17 @@ class ProcessFiles:
         return False
 
     def alive(self) -> bool:
-        """Return whether the address space is still some process's: the pagemap of one that ended is empty."""
-        return len(os.pread(self.pagemap, 8, 0)) == 8
+        """Return whether the address space is still some process's: the pagemap of one that ended is empty.
+
+        Part of an entry cannot be read, which is refused before the process's mmap_lock is taken.
+        """
+        try:
+            os.pread(self.pagemap, 1, 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return True
+        return False
 
     def same(self, files: ProcessFiles) -> bool:
         """Return whether ``files`` are of this address space, in a time that does not depend on its size.

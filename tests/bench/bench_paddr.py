@@ -56,7 +56,7 @@ class ByFiles(Physical):
         answers = np.full(len(addrs), UNKNOWN, np.uint8)
         pfns = addrs // np.uint64(PAGE)
         left = np.ones(len(addrs), np.bool_)
-        for mm, rows, there in self._sampled:
+        for _, mm, rows, there in self._sampled:
             told = mm.young(there)
             same = mm.frames(there) == pfns[rows]
             answers[rows[same]] = told[same]

@@ -59,23 +59,39 @@ def serve(device):
         os.write(device, struct.pack("<IiQ", 16 + len(content), error, unique) + content)
 
 
-def main():
-    directory, uid = sys.argv[1], int(sys.argv[2])
+def mounted(directory, uid, options=()):
+    """Mount it in a mount namespace of our own; returns what it is served by."""
     must(libc.unshare(CLONE_NEWNS))
     must(libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC_PRIVATE), None))
     device = os.open("/dev/fuse", os.O_RDWR)
-    options = ",".join((f"fd={device},rootmode=40000,user_id={uid},group_id={uid}", *sys.argv[3:])).encode()
-    must(libc.mount(b"silent", os.fsencode(directory), b"fuse", ctypes.c_ulong(0), options))
+    words = ",".join((f"fd={device},rootmode=40000,user_id={uid},group_id={uid}", *options)).encode()
+    must(libc.mount(b"silent", os.fsencode(directory), b"fuse", ctypes.c_ulong(0), words))
+    return device
+
+
+def become(uid):
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
     # PR_SET_DUMPABLE, which the change of user took.
     must(libc.prctl(4, 1, 0, 0, 0))
+
+
+def mapped(file):
+    """Map code of an open file; returns where."""
+    libc.mmap.restype = ctypes.c_long
+    place = libc.mmap(ctypes.c_void_p(PLACE), 4096, PROT_READ_EXEC, MAP_PRIVATE_FIXED, file, ctypes.c_long(0))
+    must(place)
+    return place
+
+
+def main():
+    directory, uid = sys.argv[1], int(sys.argv[2])
+    device = mounted(directory, uid, sys.argv[3:])
+    become(uid)
     threading.Thread(target=serve, args=(device,), daemon=True).start()
     code = os.open(f"{directory}/libc-silent.so", os.O_RDONLY)
-    libc.mmap.restype = ctypes.c_long
-    place = libc.mmap(ctypes.c_void_p(PLACE), 4096, PROT_READ_EXEC, MAP_PRIVATE_FIXED, code, ctypes.c_long(0))
-    must(place)
+    mapped(code)
     must(libc.mmap(None, ctypes.c_size_t(SIZE), PROT_READ, MAP_SHARED, code, ctypes.c_long(0)))
     # Its end would wait for an answer to a flush, which it gives itself.
     os.close(code)
@@ -85,4 +101,5 @@ def main():
     time.sleep(3600)
 
 
-main()
+if __name__ == "__main__":
+    main()

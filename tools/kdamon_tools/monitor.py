@@ -43,6 +43,7 @@ from kdamon.damon import (
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
+from kdamon.mm.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES
 from kdamon.regions import damon_regions
 from kdamon.reports import damon_report_counters_of
@@ -186,7 +187,8 @@ class Monitor:
         """Runs in the kdamond: only copy, so that its next sample is not late."""
         if ctx is self._ctx:
             self._collected.append((*self._clock.take_span(), regions.copy()))
-            self._cpu_s = time.thread_time()
+            task = self._target.task
+            self._cpu_s = time.thread_time() + (task.cpu_s if isinstance(task, MemoryApart) else 0.0)
 
     def drain(self) -> list[Snapshot]:
         """The snapshots that were taken since the last call, oldest first."""

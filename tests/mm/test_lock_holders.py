@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process that holds the lock of its memory for ever costs what it maps, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm import UNKNOWN, U64Array, apart, doctor_processes, frames, maps, memory_apart
+from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.pagemap import entries_at
+from tests.mm.lock_holders import LockHolder, lock_holder
+
+PAGE = np.uint64(4096)
+
+pytestmark = [
+    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
+]
+
+
+def eventually(what: Callable[[], object]) -> bool:
+    """Wait until ``what()`` is true; tell whether it became so."""
+    end = time.monotonic() + 60
+    while not what():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def state(pid: int) -> bytes:
+    """The letter of a process's state."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+
+
+@pytest.fixture(name="holder")
+def _holder() -> Iterator[LockHolder]:
+    with lock_holder() as holder:
+        yield holder
+
+
+@pytest.fixture(name="machine")
+def _machine() -> Iterator[LinuxMachine]:
+    frames._say_left_out.cache_clear()
+    with closing(linux_machine()) as machine:
+        yield machine
+
+
+def addresses(pid: int) -> U64Array:
+    """Physical addresses of up to 2000 pages that a process alone maps."""
+    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+    try:
+        ranges = maps.parse(Path(f"/proc/{pid}/maps").read_bytes())
+        pages = np.concatenate([np.arange(s, min(e, s + (1 << 22)), 4096, np.uint64) for s, e in ranges.tolist()])
+        found = frames.exclusive_frames(entries_at(fd, pages))
+    finally:
+        os.close(fd)
+    return found[found > 0][:2000] * PAGE
+
+
+def test_one_that_holds_it_already_is_passed_by(
+    machine: LinuxMachine, holder: LockHolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No helper process is lost, others' memory is known, and it is said once."""
+    holder.hold()
+    memory = machine.physical_memory()
+    try:
+        memory.update()
+        helper = memory._helper
+        memory.update()
+        assert 0 < memory.known()[0]
+        assert memory._helper is helper
+    finally:
+        memory.put()
+    assert 1 == caplog.text.count(f"process {holder.pid} holds the lock of its memory")
+
+
+def test_one_that_takes_it_while_it_is_sampled_is_left_out(
+    machine: LinuxMachine, holder: LockHolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The helper process is lost, a new one goes on with the others' memory, and nothing stays."""
+    its = addresses(holder.pid)
+    memory = machine.physical_memory()
+    try:
+        memory.update()
+        memory.mkold(its)
+        assert (memory.young(its) != UNKNOWN).any()
+        lost = memory._helper
+        assert lost is not None
+        holder.hold()
+        while memory._helper is lost:
+            memory.mkold(its)
+        assert eventually(lambda: memory.mkold(its) or memory.known()[0])
+        own = addresses(os.getpid())
+        memory.mkold(own)
+        assert (memory.young(own) != UNKNOWN).any()
+        memory.mkold(its)
+        assert (memory.young(its) == UNKNOWN).all()
+    finally:
+        memory.put()
+    assert 1 == caplog.text.count(f"process {holder.pid} holds the lock of its memory")
+    assert lost._process.poll() is None
+    holder.let_go()
+    assert eventually(lambda: lost._process.poll() is not None)
+
+
+def test_users_whose_processes_do_it_again_and_again(
+    machine: LinuxMachine, holder: LockHolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some of them, no process of that user is looked at any more."""
+    monkeypatch.setattr(memory_apart, "_OF_USER", 1)
+    with subprocess.Popen(["sleep", "3600"], user=65534, group=65534, extra_groups=[]) as another:
+        try:
+            memory = machine.physical_memory()
+            try:
+                its, others = addresses(holder.pid), addresses(another.pid)
+                memory.update()
+                holder.hold()
+                assert eventually(lambda: memory.mkold(its) or memory._held_up)
+                memory.update()
+                memory.mkold(others)
+                assert (memory.young(others) == UNKNOWN).all()
+            finally:
+                memory.put()
+        finally:
+            another.kill()
+
+
+def test_not_many_helpers_are_lost(machine: LinuxMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once too many are, memory is unknown, and known again when they ended."""
+    monkeypatch.setattr(apart, "_lost", [])
+    monkeypatch.setattr(apart, "_LOST", 1)
+    with subprocess.Popen(["sleep", "3600"]) as lost:
+        try:
+            apart._lost.append(lost)
+            memory = machine.physical_memory()
+            try:
+                memory.update()
+                assert 0 == memory.known()[0]
+                lost.kill()
+                assert eventually(lambda: memory.update() or memory.known()[0])
+            finally:
+                memory.put()
+        finally:
+            lost.kill()
+
+
+def test_a_helper_ends_with_kdamon(holder: LockHolder) -> None:
+    """Also one that waits for the lock, and whatever ended kdamon."""
+    script = (
+        "import sys\n"
+        "from kdamon.mm.apart import Apart\n"
+        "helper = Apart('builtins', 'open', sys.argv[1], 'rb', 0)\n"
+        "print(helper._process.pid, flush=True)\n"
+        "helper.call('read', 8)\n"
+    )
+    holder.hold()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, f"/proc/{holder.pid}/pagemap"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as kdamon:
+        try:
+            assert kdamon.stdout is not None
+            helper = int(kdamon.stdout.readline())
+            assert eventually(lambda: "pagemap_read" in Path(f"/proc/{helper}/wchan").read_text())
+        finally:
+            kdamon.kill()
+    assert eventually(lambda: not Path(f"/proc/{helper}/wchan").exists() or state(helper) == b"Z")
+
+
+def test_doctor_looks_at_another_one(holder: LockHolder) -> None:
+    """It says what can be done, and ends."""
+    holder.hold()
+    own = {"page_table": None, "page_fault": None}
+    strangers = doctor_processes._strangers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor_processes, "_strangers", lambda: iter((holder.pid, *strangers())))
+        assert own == doctor_processes._looked_at(own)
