@@ -173,6 +173,10 @@ class ReportRing:
             raise
         _IDENTITY.pack_into(self._memory, 0, MAGIC, VERSION, HEADER_SIZE, REPORT_DTYPE.itemsize, 0, capacity)
 
+    def waiting(self) -> int:
+        """How many records are in it, as far as that makes sense."""
+        return min((int(self._words[HEAD]) - self._tail) & _WRAP, self.capacity)
+
     def drain(self, limit: int) -> Records:
         """Take the oldest records out, at most ``limit``: a copy of :data:`REPORT_DTYPE`, shape (n,).
 

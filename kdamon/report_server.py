@@ -24,7 +24,7 @@ from typing import Final
 
 from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.mm.madvise import pidfd_open
-from kdamon.report_admission import Admission
+from kdamon.report_admission import Admission, User
 from kdamon.report_connections import ReportListener
 from kdamon.report_producers import Producer, ReportServerCounters
 from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, own_report_path, ring_size
@@ -46,6 +46,8 @@ _IDLE_WAIT: Final = 0.006
 _TAKEN_AT_ONCE: Final = 1 << 16
 #: Records taken at each look from all rings of users who have no power over us: what they can cost is limited.
 _TAKEN_FROM_OTHERS: Final = 1 << 14
+#: Of that, a ring's share, or so many: how many records they have costs less than how many rings they are in.
+_TAKEN_FROM_A_RING: Final = 1 << 10
 #: New connections, and hellos or hangups, between two looks at the rings. Together they take one part of this thread's
 #: time in so many, but no pause is longer than that, seconds.
 _ACCEPTED_AT_ONCE: Final = 8
@@ -54,7 +56,9 @@ _HEARING_SHARE: Final = 5
 _LONGEST_PAUSE: Final = 0.01
 #: Seconds that a connection may take to say hello.
 _HELLO_WITHIN: Final = 5.0
-#: Seconds that the thread may take to end, and the longest between two looks at what is not a ring.
+#: Seconds in which what is in the rings at the end is read, and that the thread may take to end; and the longest
+#: between two looks at what is not a ring.
+_LAST_READ: Final = 2.0
 _END: Final = 5.0
 _LOOK: Final = 0.1
 
@@ -192,9 +196,7 @@ class ReportServer:
                 # However often connections come, the interpreter is left to the kdamonds in between.
                 pause = (_HEARING_SHARE - 1) * (time.thread_time() - began)
                 time.sleep(min(max(pause, _BUSY_WAIT), _LONGEST_PAUSE))
-        for _ in range(_MAX_CAPACITY // _TAKEN_AT_ONCE):
-            if not self._drain_all(to_the_end=True)[1]:
-                break
+        self._drain_to_the_end()
 
     def _hear(self, ready: set[int]) -> None:
         assert self._listener is not None
@@ -290,16 +292,31 @@ class ReportServer:
         producer.ring = ring
         log.debug("process %d of user %d sends reports", producer.pid, producer.user.uid)
 
-    def _drain_all(self, to_the_end: bool = False) -> tuple[bool, bool]:
-        """Read from every ring; returns whether there was something, and whether there is more to be read at once."""
+    def _drain_to_the_end(self) -> None:
+        """Read what is in the rings now: where floods leave no time for that, first of all what others wrote."""
+        until = time.monotonic() + _LAST_READ
+        for producer in self._producers.values():
+            if producer.ring is not None:
+                producer.left = producer.ring.waiting()
+        while time.monotonic() < until and any(producer.ring is not None for producer in self._producers.values()):
+            self._drain_all()
+
+    def _drain_all(self) -> tuple[bool, bool]:
+        """Read from the rings; returns whether there was something, and whether there is more to be read at once."""
         moved = full = False
         users = self._admission.users()
+        rest: dict[User, int] = {}
         for producer in list(self._producers.values()):
             if producer.ring is None:
                 continue
-            # Of what all users have that are limited, each has the same share, and each ring of a user.
-            share = users * producer.user.rings if producer.limited else 1
-            limit = max(_TAKEN_FROM_OTHERS // share, 1) if producer.limited and not to_the_end else _TAKEN_AT_ONCE
+            user, limit, share = producer.user, _TAKEN_AT_ONCE, 1
+            if producer.limited:
+                # All users that are limited have the same share, and so has each ring of a user, in turn.
+                of_user = max(_TAKEN_FROM_OTHERS // users, 1)
+                limit = min(rest.get(user, of_user), max(of_user // user.rings, _TAKEN_FROM_A_RING))
+                share = users * user.rings
+                if not limit:
+                    continue
             try:
                 n = producer.drain(limit, share, users, self._lists_lock)
             except Exception:
@@ -307,11 +324,20 @@ class ReportServer:
                 n, producer.left = 0, 0
             moved |= n > 0
             full |= n == _TAKEN_AT_ONCE
+            if producer.limited and n:
+                rest[user] = rest.get(user, of_user) - n
+                self._put_last(producer)
             if producer.left is not None:
                 producer.left -= n
                 if n == 0 or producer.left <= 0:
                     self._free(producer)
         return moved, full
+
+    def _put_last(self, producer: Producer) -> None:
+        """Let the others have their turn first the next time."""
+        fd = producer.connection.fileno()
+        with self._lists_lock:
+            self._producers[fd] = self._producers.pop(fd)
 
     def _free(self, producer: Producer) -> None:
         with self._lists_lock:
