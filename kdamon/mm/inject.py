@@ -473,9 +473,12 @@ def _answer(channel: socket.socket, begun: bytes = b"") -> tuple[dict[str, Any],
     :param begun: the beginning of the answer, which was read already.
     """
     try:
-        data, ancillary, _, _ = channel.recvmsg(1 << 16, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = channel.recvmsg(1 << 16, socket.CMSG_LEN(_FD.size), socket.MSG_CMSG_CLOEXEC)
     except (TimeoutError, ConnectionError):
         data = b""
     if not data:
         raise _Again(_KILLED)
+    if flags & socket.MSG_CTRUNC:
+        # The kernel found no room for the file descriptor.
+        return {"errno": errno.EMFILE, "why": os.strerror(errno.EMFILE).lower()}, None
     return json.loads(begun + data), _FD.unpack(ancillary[0][2])[0] if ancillary else None

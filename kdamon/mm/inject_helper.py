@@ -194,6 +194,9 @@ _FRAMES: Final = 3 * _FRAME
 _OWN: Final = _FRAME
 _THIRD: Final = 2 * _FRAME
 _PAGE: Final = 4096
+#: The entry of the auxiliary vector that has the address of random bytes, and their number.
+_AT_RANDOM: Final = 25
+_RANDOM: Final = 16
 #: Bits of an entry of /proc/PID/pagemap: present, swapped.
 _POPULATED: Final = 3 << 62
 #: Bytes below the frames that a signal handler may need, should it come to run there.
@@ -671,14 +674,20 @@ class _Injection:
         (area,) = struct.unpack_from("<Q", setting)
         if not area:
             return 0
-        sequence = os.pread(self._memory, 8, area + 8)
+        sequence = self._read(8, area + 8)
         if len(sequence) < 8 or not any(sequence):
             return 0
-        description = os.pread(self._memory, 32, *struct.unpack("<Q", sequence))
+        description = self._read(32, *struct.unpack("<Q", sequence))
         if len(description) < 32:
             return 0
         start, size, abort = struct.unpack_from("<3Q", description, 8)
         return int(abort) if start <= rip < start + size else 0
+
+    def _read(self, size: int, addr: int) -> bytes:
+        """Read memory at an address that the process chose, be it none at all; less where there is less."""
+        with contextlib.suppress(OSError, OverflowError):
+            return os.pread(self._memory, size, addr)
+        return b""
 
     def _check(self, thread: _Tracee, registers: _Registers, mask: int) -> None:
         """Look again, now that nothing changes any more, at what may have changed since the job was made."""
@@ -692,8 +701,21 @@ class _Injection:
             raise _Unsuitable("it began to filter its system calls", errno.EPERM)
         if thread.dispatches_system_calls():
             raise _Unsuitable("it dispatches system calls in user space, and one more might be its end", errno.EPERM)
-        if any(os.pread(self._memory, len(code), addr) != code for addr, code in self._codes):
+        same = self._is_memory_of(thread.tid)
+        if not same or any(self._read(len(code), addr) != code for addr, code in self._codes):
             raise _Again("it began another program")
+
+    def _is_memory_of(self, tid: int) -> bool:
+        """Return whether a thread lives in this address space, which may go on without it, as a parent's after vfork().
+
+        Each exec() draws random bytes (AT_RANDOM), which no other address space has at that place.
+        """
+        with open(f"/proc/{tid}/auxv", "rb") as file:
+            vector = dict(struct.iter_unpack("<QQ", file.read()))
+        place = vector.get(_AT_RANDOM, 0)
+        with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory, contextlib.suppress(OSError, OverflowError):
+            return self._read(_RANDOM, place) == os.pread(memory.fileno(), _RANDOM, place)
+        return False
 
     def _half_done(self, registers: _Registers, mask: int) -> bool:
         """Return whether a thread is on its way through an attempt, ours or another kdamon's, whose helper is gone."""
@@ -706,10 +728,7 @@ class _Injection:
 
     def _marked(self, frame: int) -> bool:
         """Return whether there is a frame of ours at an address."""
-        try:
-            return os.pread(self._memory, len(_MARK), frame + _FRAME_MARK) == _MARK
-        except (OSError, OverflowError):
-            return False
+        return self._read(len(_MARK), frame + _FRAME_MARK) == _MARK
 
     def _write_frames(self, thread: _Tracee, registers: _Registers, mask: int) -> int:
         """Put the signal frames into memory of the thread's own stack in which nothing lives.
@@ -782,10 +801,8 @@ class _Injection:
         with the TCB after the stack; what a program gave itself is not recorded there.
         """
         tcb, rsp = registers.fs_base, registers.rsp
-        try:
-            words = [word for (word,) in struct.iter_unpack("<Q", os.pread(self._memory, _TCB, tcb)[: _TCB & -8])]
-        except (OSError, OverflowError, struct.error):
-            return 0, 0
+        content = self._read(_TCB, tcb)
+        words = [word for (word,) in struct.iter_unpack("<Q", content[: len(content) & -8])]
         for base, size, third, fourth, fifth in zip(*(words[number:] for number in range(5)), strict=False):
             if not (_LOWEST <= base <= rsp < tcb < base + size <= tcb + _ABOVE_TCB):
                 continue
@@ -805,10 +822,7 @@ class _Injection:
         entries = os.pread(pagemap, size // _PAGE * 8, place // _PAGE * 8)
         if not any(entry & _POPULATED for (entry,) in struct.iter_unpack("<Q", entries)):
             return len(entries) == size // _PAGE * 8
-        try:
-            content = os.pread(self._memory, size, place)
-        except OSError:
-            return False
+        content = self._read(size, place)
         # Below the third frame there may be what a handler left that ran in pause().
         return content.endswith(marks) and content.startswith(_MARK, _THIRD + _FRAME_MARK)
 
@@ -837,7 +851,7 @@ class _Injection:
         resumed.rip -= 2
         if registers.orig_rax == _NR_RESTART_SYSCALL:
             # Interrupted for a second time: which call it was may stand before it, as mov $NUMBER, %eax.
-            code = os.pread(self._memory, 5, resumed.rip - 5)
+            code = self._read(5, resumed.rip - 5)
             if code[:1] == b"\xb8":
                 resumed.rax = int.from_bytes(code[1:], "little")
         return resumed

@@ -5,6 +5,7 @@
  *
  * HOW text: the code that makes system calls is that of a file, which a second thread changes as soon as it sees that
  * the frames for the call are there. HOW seccomp: that thread has all threads filtered then, and answers by the filter.
+ * HOW rseq: it says that the first thread is in a restartable sequence that is at no address.
  *
  * WHAT socket: the answer to userfaultfd() is a socket whose last close() waits for an hour. WHAT other: the
  * userfaultfd of another process. WHAT errno: an error that the kernel does not have.
@@ -26,6 +27,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/rseq.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -170,6 +172,24 @@ static void answer_by_filter(void)
 	}
 }
 
+static void *spoil(void *sequence)
+{
+	char name[64], line[8] = "";
+	FILE *file;
+
+	snprintf(name, sizeof(name), "/proc/self/task/%d/syscall", getpid());
+	while (strncmp(line, "7 ", 2)) {
+		file = fopen(name, "r");
+		must(file != NULL, name);
+		must(fgets(line, sizeof(line), file) != NULL, name);
+		fclose(file);
+	}
+	((struct rseq *)sequence)->rseq_cs = ~0ULL;
+	printf("%d\n", getpid());
+	fflush(stdout);
+	return NULL;
+}
+
 static void *attack(void *unused)
 {
 	uint64_t good, bad;
@@ -209,6 +229,11 @@ int main(int argc, char **argv)
 	handed = !strcmp(argv[2], "other") ? others_userfaultfd() : lingering_socket();
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+	if (!strcmp(argv[1], "rseq")) {
+		pthread_create(&thread, NULL, spoil, (char *)__builtin_thread_pointer() + __rseq_offset);
+		for (;;)
+			poll(NULL, 0, -1);
+	}
 	map_text();
 	find_stack();
 	pthread_create(&thread, NULL, attack, NULL);

@@ -55,7 +55,7 @@ print("good")
 
 
 def build(directory: Path, name: str, *flags: str, compiler: str = "cc") -> Path:
-    """Compile ``inject_stacks.c``, ``inject_hostile.c`` or ``inject_target.c``, as a name begins.
+    """Compile ``inject_stacks.c``, ``inject_hostile.c``, ``inject_vfork.c`` or ``inject_target.c``, as a name begins.
 
     The test is skipped without a compiler.
     """
@@ -63,9 +63,8 @@ def build(directory: Path, name: str, *flags: str, compiler: str = "cc") -> Path
         pytest.skip(f"{compiler} is missing: apt-get install {'gcc libc6-dev' if compiler == 'cc' else 'musl-tools'}")
     program = directory / name
     if not program.exists():
-        known = next(
-            (known for known in ("inject_stacks", "inject_hostile") if name.startswith(known)), "inject_target"
-        )
+        others = ("inject_stacks", "inject_hostile", "inject_vfork")
+        known = next((known for known in others if name.startswith(known)), "inject_target")
         source = Path(__file__).with_name(f"{known}.c")
         subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
     return program

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -527,3 +529,25 @@ def test_launch_refusals(tmp_path: Path) -> None:
     assert command.refusal.errno == errno.EOPNOTSUPP
     command.kill()
     assert command.wait() == -signal.SIGKILL
+
+
+def test_no_room_for_the_file_descriptor_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this process ran out of files just before the helper sent it: EMFILE, after which it is tried again."""
+    answer = inject._stopping_answer
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def answer_without_files(*words: Any) -> Any:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            return answer(*words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    monkeypatch.setattr(inject, "_stopping_answer", answer_without_files)
+    with running("sleep", "60") as pid:
+        with pytest.raises(OSError, match="too many open files") as info:
+            take_userfaultfd(pid)
+        assert errno.EMFILE == info.value.errno
+        assert eventually(lambda: left_behind(pid) == [])

@@ -129,6 +129,15 @@ def test_advice_is_not_taken_by_another_call(hostile: Callable[[str, str], Hosti
     assert "it changes the system calls that it is to make; use another action" in str(refusal)
 
 
+def test_an_address_that_is_none_is_not_the_helpers_failure(hostile: Callable[[str, str], Hostile]) -> None:
+    """A process may say anything of where it is; the helper does not end of that."""
+    try:
+        take(hostile("rseq", "socket").pid)
+    except OSError as error:
+        # It may also end, of its own doing.
+        assert "the helper program" not in str(error)
+
+
 def test_it_cannot_be_monitored_by_page_fault(
     hostile: Callable[[str, str], Hostile], faulting: LinuxMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

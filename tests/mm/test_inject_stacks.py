@@ -12,6 +12,8 @@ import random
 import resource
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,7 +184,8 @@ def test_stops_in_vain_come_to_an_end(
             refusals.append(str(info.value))
         assert budget.in_vain == len(stops)
         assert "was stopped 10 times in vain in the last minute" in refusals[-1]
-        assert "cannot be stopped safely (thread" in refusals[0]
+        # A busy machine may have the helper's timer end some of them.
+        assert any("cannot be stopped safely (thread" in refusal for refusal in refusals)
 
 
 def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
@@ -200,3 +203,33 @@ def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
         # It does not grow each time.
         assert len(starts) == 5
         assert starts[1:] == starts[1:2] * 4
+
+
+def test_a_child_that_leaves_its_parents_memory_meanwhile(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A child of vfork() calls exec() after its parent's memory was looked at: nothing is written into that."""
+    give = inject._give
+    with subprocess.Popen(
+        [build(directory, "inject_vfork", "-Wl,-z,now")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        child = int.from_bytes(parent.stdout.read(4), sys.byteorder)
+        request.addfinalizer(lambda: os.kill(child, signal.SIGKILL))
+
+        def sleeps() -> bool:
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            return b"sleeping" in words and Path(f"/proc/{child}/status").read_text().count("State:\tS") == 1
+
+        def give_late(*words: Any) -> None:
+            assert parent.stdin is not None
+            parent.stdin.write(b"x")
+            assert eventually(sleeps)
+            give(*words)
+
+        monkeypatch.setattr(inject, "_give", give_late)
+        with pytest.raises(inject._Again, match="it began another program"):
+            os.close(inject._take(child, lambda: True, {}))
+        parent.stdin.write(b"x")
+        assert b"good\n" == parent.stdout.readline()
