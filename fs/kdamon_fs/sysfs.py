@@ -222,6 +222,9 @@ class damon_sysfs_kdamond(kobject):
             _COMMANDS[name](self)
 
     def _check_free(self) -> None:
+        if self.removed:
+            # Kernel: a directory goes when all writes to its files are over. Here: one may begin before, end after.
+            raise OSError(errno.ENODEV, f"{self.location()} was removed")
         if self._building:
             raise OSError(errno.EBUSY, f"another command for {self.location()} is being handled; try again")
 
@@ -251,8 +254,8 @@ class damon_sysfs_kdamond(kobject):
             if not self.tree.acquire(patience.PATIENCE):
                 raise OSError(errno.EBUSY, "another command is being handled; try again")
         except BaseException:
-            damon_destroy_ctx(ctx)
             self._building = False
+            damon_destroy_ctx(ctx)
             raise
         try:
             self._building = False

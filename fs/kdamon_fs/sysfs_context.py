@@ -363,17 +363,21 @@ def _damon_sysfs_take_task(
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
     if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
         return
-    opening.append(functools.partial(_damon_sysfs_open_task, ctx.machine, t, target, primitive))
+    opening.append(functools.partial(_damon_sysfs_open_task, ctx.machine, t, target, primitive, birth=target.birth))
 
 
-def _damon_sysfs_open_task(machine: Machine, t: damon_target, target: damon_sysfs_target, primitive: str) -> None:
+def _damon_sysfs_open_task(
+    machine: Machine, t: damon_target, target: damon_sysfs_target, primitive: str, *, birth: int | None
+) -> None:
     try:
-        t.task = machine.get_task(t.pid, primitive, target.birth)
+        t.task = machine.get_task(t.pid, primitive, birth)
     except OSError as error:
         if error.errno == errno.ESRCH:
             raise OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}") from None
         raise
-    target.birth = t.task.birth
+    # Another number may have been written meanwhile.
+    if (target.pid, target.birth) == (t.pid, birth):
+        target.birth = t.task.birth
 
 
 def _damon_sysfs_take_memory(
@@ -434,7 +438,8 @@ def _damon_sysfs_apply_inputs(
     damon_sysfs_set_probes(ctx, context.attrs.probes, machine)
     ctx.sample_control = damon_sysfs_sample_control(context.attrs.sample)
     ctx.density = context.attrs.sample.density
-    monitored = [] if running is None else running.adaptive_targets
+    # Its kdamond may end meanwhile, and leave its targets.
+    monitored = [] if running is None else list(running.adaptive_targets)
     for i in range(context.targets.nr):
         target = context.targets.at(i)
         assert isinstance(target, damon_sysfs_target)

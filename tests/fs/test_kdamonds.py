@@ -121,6 +121,47 @@ def test_a_new_number_of_kdamonds_gives_back_what_the_old_ones_held(session: Any
     assert kdamond.removed
 
 
+def test_a_command_that_comes_to_a_removed_kdamond_starts_nothing(session: Any) -> None:
+    """It passed the check of its open file just before the directory went; nothing could turn it off afterwards."""
+    session.monitor()
+    kdamond = session.tree.kdamonds.present()[0]
+    session.put("/admin/kdamonds/nr_kdamonds", 1)
+    for command in ("on", "commit", "off", "update_schemes_stats"):
+        with pytest.raises(OSError, match="was removed") as info:
+            kdamond.command(command)
+        assert errno.ENODEV == info.value.errno
+    assert not kdamond.running()
+
+
+def test_what_is_written_while_processes_are_opened(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other command for this kdamond, nor its end; a number written then is the next start's, as it is written."""
+    session.monitor()
+    opening, go_on = threading.Event(), threading.Event()
+    get_task = session.machine.get_task
+
+    def get_task_late(*words: Any) -> Any:
+        opening.set()
+        assert go_on.wait(60)
+        return get_task(*words)
+
+    monkeypatch.setattr(session.machine, "get_task", get_task_late)
+    answers: list[str] = []
+    starting = threading.Thread(target=lambda: answers.append(session.state("on")))
+    starting.start()
+    assert opening.wait(60)
+    assert ["EBUSY"] * 4 == [session.state(name) for name in ("on", "commit", "off", "update_schemes_stats")]
+    assert "EBUSY" == session.write("/admin/kdamonds/nr_kdamonds", "0")
+    session.put(f"{CONTEXT}/targets/0/pid_target", 141)
+    go_on.set()
+    starting.join(60)
+    assert ["OK"] == answers
+    kdamond = session.tree.kdamonds.present()[0]
+    assert [150] == [t.pid for t in kdamond.damon_ctx.adaptive_targets]
+    assert "OK" == session.state("off")
+    assert "OK" == session.state("on")
+    assert [141] == [t.pid for t in kdamond.damon_ctx.adaptive_targets]
+
+
 def test_two_thousand_directories_come_into_being_when_they_are_looked_at(session: Any) -> None:
     """Any of them, with any file, at once."""
     session.context()
