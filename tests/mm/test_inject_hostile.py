@@ -190,7 +190,8 @@ def waits_for_a_file_system() -> bool:
     """Return whether a helper of this process does."""
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            # The names of other processes may be any bytes.
+            parent = (process / "stat").read_bytes().rpartition(b")")[2].split()[1]
             if int(parent) == os.getpid() and (process / "wchan").read_text() == "request_wait_answer":
                 return True
     return False
