@@ -76,10 +76,10 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
     If CAP_SYS_PTRACE is to be kept, but is not there, all that is there stays: without it a process may look at those
     of its user that have no more capabilities than itself.
 
-    :param keep: names, ``CAP_...``; one that the thread does not have it does not get.
+    :param keep: names, ``CAP_...``, any of them more than once; one that the thread does not have it does not get.
     :param new_privileges: whether programs that it starts may gain privileges, as set-user-ID programs do.
     """
-    kept = sum(1 << number_of(name) for name in keep)
+    kept = sum({1 << number_of(name) for name in keep})
     try:
         if not new_privileges:
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -68,6 +68,7 @@ def status(pid: int, thread: str) -> dict[str, str]:
 
 
 SERVING = mask(*MONITORING)
+REPLACING = mask(*MONITORING, "CAP_FOWNER")
 LOOKING = mask("CAP_SYS_PTRACE")
 NONE = mask()
 
@@ -138,6 +139,8 @@ def kdamon(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
         (("--pid", "{pid}"), 2, {SERVING}),
         (("--pid", "{pid}", "--primitive", "page_fault", "--record", "{tmp}/r.npy"), 3, {SERVING, NONE}),
         (("--pid", "{pid}", "--reports", "{tmp}/r.sock"), 3, {SERVING, LOOKING}),
+        (("--pid", "{pid}", "--output", "{theirs}/result"), 2, {REPLACING}),
+        (("--pid", "{pid}", "--truth", "{theirs}/truth"), 2, {SERVING}),
         (("--ops", "paddr"), 2, {SERVING}),
         (("--pid", "{pid}", "--ops", "reports", "--range", "0-1M", "--reports", "{tmp}/r.sock"), 3, {NONE, LOOKING}),
     ],
@@ -145,8 +148,15 @@ def kdamon(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
 def test_run_keeps_what_monitoring_takes(
     tmp_path: Path, target: int, options: Sequence[str], kept: int, expected: set[str]
 ) -> None:
-    """The thread that reads reports may look at processes, and one that writes the recording may do nothing."""
-    words = [word.format(pid=target, tmp=tmp_path) for word in options]
+    """The thread that reads reports may look at processes, and one that writes the recording may do nothing.
+
+    Files in a directory of another user take more, and some of what monitoring takes as well.
+    """
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, NOBODY)
+    (theirs / "truth").write_text('{"event": "hot", "time": 0.0, "start": 4096, "end": 8192}\n')
+    words = [word.format(pid=target, tmp=tmp_path, theirs=theirs) for word in options]
     with kdamon("run", "--quiet", *words) as process:
         until(lambda: threads(process.pid) == kept, f"{kept} threads")
         until(partial(stays, process.pid, *expected), f"{expected}")
