@@ -88,6 +88,11 @@ class ProcessFiles:
             self.pagemap = os.open(f"{thread}pagemap", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         except (FileNotFoundError, ProcessLookupError):
             return False
+        except PermissionError:
+            # Without memory its files are root's, whose process it ever was.
+            if _has_memory(directory, thread):
+                raise
+            return False
         try:
             if self.alive():
                 self._maps = os.open(f"{thread}maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
@@ -142,6 +147,16 @@ def _threads(directory: int) -> Iterator[str]:
     finally:
         os.close(listing)
     yield from (f"task/{tid}/" for tid in threads)
+
+
+def _has_memory(directory: int, thread: str) -> bool:
+    """Return whether a thread has memory of its own, as far as everyone may see."""
+    try:
+        fd = os.open(f"{thread}status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, "rb") as status:
+            return any(line.startswith(b"VmSize:") for line in status)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _identity(directory: int, thread: str) -> bytes:

@@ -384,3 +384,46 @@ def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], ex
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert expected in result.stderr
     assert bool(expected) == bool(result.returncode)
+
+
+#: A user's child that ended and was not waited for, or whose first thread did; what becomes of a look at its memory.
+ENDED = """
+    import ctypes, os, sys, threading
+    from kdamon.mm.process_files import ProcessFiles, open_directory
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    ready, done = os.pipe()
+    libc = ctypes.CDLL(None)
+    child = os.fork()
+    if not child:
+        # What its parent could look at otherwise.
+        libc.prctl(4, 1, 0, 0, 0)
+        if sys.argv[1] == "thread":
+            threading.Thread(target=threading.Event().wait).start()
+            os.write(done, b"x")
+            libc.syscall(60, 0)
+        os._exit(0)
+    os.close(done)
+    os.read(ready, 1)
+    while b"State:\\tZ" not in open(f"/proc/{child}/status", "rb").read():
+        pass
+    try:
+        ProcessFiles(open_directory(child))
+        print("it has memory")
+    except OSError as error:
+        print(error.strerror)
+    os.kill(child, 9)
+"""
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("what", "expected"), [("all", "the process has no memory of its own"), ("thread", "it has memory")]
+)
+def test_a_user_may_look_at_what_ended(what: str, expected: str) -> None:
+    """The files in /proc of a thread without memory are root's, and that is no lack of capabilities."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ENDED), what], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (0, f"{expected}\n", "") == (done.returncode, done.stdout, done.stderr)
