@@ -22,7 +22,7 @@ import socket
 import time
 from typing import Final
 
-from kdamon.apart import LostProcesses, python, start_apart
+from kdamon.helpers import LostHelpers, python, start_helper
 
 __all__ = ["ReportListener"]
 
@@ -183,7 +183,7 @@ class _Closer:
 
     def __init__(self) -> None:
         self._connections: list[socket.socket] = []
-        self._lost = LostProcesses(_MOST_LOST)
+        self._lost = LostHelpers(_MOST_LOST)
         self._next = 0.0
         self._complained = False
 
@@ -209,7 +209,7 @@ class _Closer:
         ended, running = os.pipe2(os.O_CLOEXEC)
         try:
             inherited = [connection.fileno() for connection in self._connections]
-            process = start_apart(python("-c", _CLOSER), *inherited, stdin=ended)
+            process = start_helper(python("-c", _CLOSER), *inherited, stdin=ended)
         except OSError as error:
             log.warning("connections of producers of reports stay open: %s", error.strerror)
         else:

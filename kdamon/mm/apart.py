@@ -25,6 +25,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from kdamon.helpers import LostHelpers, start_helper
 from kdamon.mm.looked_at import Looks
 
 __all__ = ["Apart", "HeldUpError"]
@@ -40,12 +41,8 @@ main()
 #: Seconds that one look may wait in the kernel, and those between two looks at that.
 _PATIENCE: Final = 1.0
 _STEP: Final = 0.05
-#: Helpers that may wait for ever, though they were killed, before no more are started.
-_LOST: Final = 16
-
-#: Those that were killed, and did not end yet.
-_lost: Final[list[subprocess.Popen[bytes]]] = []
-_lost_lock: Final = threading.Lock()
+#: Helpers that were killed, and may wait for ever nevertheless.
+_lost: Final = LostHelpers(16)
 
 
 class HeldUpError(Exception):
@@ -72,7 +69,7 @@ class Apart:
 
     def __init__(self, module: str, name: str, *arguments: Any) -> None:
         self.cpu_s = 0.0
-        _make_room()
+        _check_room()
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             here, there = socket.socketpair()
             theirs.enter_context(there)
@@ -149,32 +146,21 @@ class Apart:
         self._process.kill()
         os.close(self._life)
         self._looks.close()
-        with _lost_lock:
-            _lost.append(self._process)
+        _lost.add(self._process)
 
 
 def _started(fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
     # Of relative ones others decide what they stand for.
     path = [place for place in sys.path if os.path.isabs(place)]
-    return subprocess.Popen(
-        [sys.executable, "-I", "-c", _START, json.dumps(path), *map(str, (*fds, log.getEffectiveLevel()))],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        # Where it is lost, it is not to keep what kdamon writes to open.
-        stderr=subprocess.DEVNULL,
-        pass_fds=fds,
-        start_new_session=True,
-    )
+    words = map(str, (*fds, log.getEffectiveLevel()))
+    return start_helper([sys.executable, "-I", "-c", _START, json.dumps(path), *words], *fds)
 
 
-def _make_room() -> None:
-    """Forget the helpers that ended; OSError EBUSY there are too many others."""
-    with _lost_lock:
-        _lost[:] = [process for process in _lost if process.poll() is None]
-        number = len(_lost)
-    if number >= _LOST:
+def _check_room() -> None:
+    """OSError EBUSY too many helpers did not end."""
+    if _lost.full():
         raise OSError(
             errno.EBUSY,
-            f"{number} helper processes still wait for processes that hold the lock of their memory; end those, in "
+            f"{len(_lost)} helper processes still wait for processes that hold the lock of their memory; end those, in "
             "whose stack (/proc/PID/task/*/stack) fuse is",
         )

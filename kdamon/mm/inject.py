@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TypeVar
 
-from kdamon.apart import LostProcesses, python, start_apart
+from kdamon.helpers import LostHelpers, python, start_helper
 from kdamon.mm.inject_budget import StopBudget
 from kdamon.mm.inject_target import Momentary, Target
 from kdamon.mm.pid_namespace import in_first_pid_namespace
@@ -412,7 +412,7 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
 
 
 #: Those that were killed and did not end.
-_lost: Final = LostProcesses()
+_lost: Final = LostHelpers()
 
 
 def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
@@ -423,7 +423,7 @@ def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
             "system that does not answer; end those processes first",
         )
     try:
-        return start_apart(python(str(_HELPER), verb, str(channel)), channel)
+        return start_helper(python(str(_HELPER), verb, str(channel)), channel)
     except (FileNotFoundError, PermissionError) as error:
         why = f"this user cannot run {sys.executable}, which the helper program needs"
         raise OSError(error.errno, f"{why}; let this user run it, or install Python where every user can") from error

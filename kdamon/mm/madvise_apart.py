@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from kdamon.apart import LostProcesses, python, start_apart
+from kdamon.helpers import LostHelpers, python, start_helper
 
 __all__ = ["advise_apart"]
 
@@ -33,7 +33,7 @@ class _Helper:
     def __init__(self) -> None:
         self.channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            self.process = start_apart(python(str(_HELPER), str(its.fileno())), its.fileno())
+            self.process = start_helper(python(str(_HELPER), str(its.fileno())), its.fileno())
         # It ends when no request comes for some time, and leaves nothing then.
         threading.Thread(target=self.process.wait, name="kdamon-helper", daemon=True).start()
 
@@ -51,7 +51,7 @@ class _Helper:
 #: Those that have nothing to do.
 _idle: Final[list[_Helper]] = []
 #: Those that did not answer, and did not end yet.
-_lost: Final = LostProcesses()
+_lost: Final = LostHelpers()
 # A child process has its own, as otherwise it would get our answers.
 os.register_at_fork(after_in_child=_idle.clear)
 

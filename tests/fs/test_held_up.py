@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from kdamon import core, patience
-from kdamon.apart import LostProcesses
+from kdamon.helpers import LostHelpers
 from kdamon.mm import madvise_apart
 from kdamon.mm.linux import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
@@ -137,7 +137,7 @@ def test_memory_that_does_not_answer_is_left_alone(
 ) -> None:
     """The kdamond loses the helper that asked for it, says so once, and goes on."""
     monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)
-    lost = LostProcesses()
+    lost = LostHelpers()
     monkeypatch.setattr(madvise_apart, "_lost", lost)
 
     def write(path: str, value: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.apart import LostProcesses
+from kdamon.helpers import LostHelpers
 from kdamon.mm import inject, inject_helper, linux
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.linux import LinuxMachine
@@ -169,7 +169,7 @@ def test_what_is_no_userfaultfd_is_not_asked_for_its_api() -> None:
 def test_code_that_is_never_read_is_not_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Code on a FUSE file system that never answers holds a helper, which is lost, and not kdamon."""
     monkeypatch.setattr(inject, "_PATIENCE", 2.0)
-    lost = LostProcesses()
+    lost = LostHelpers()
     monkeypatch.setattr(inject, "_lost", lost)
     script = Path(__file__).with_name("silent_fuse.py")
     mounted = tempfile.mkdtemp(dir=directory)
@@ -222,7 +222,7 @@ def test_a_process_that_is_waited_for_holds_up_no_other(
 def test_not_many_helpers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once some wait for what never comes, no more are started, and it is said what to do."""
     with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as target:
-        lost = LostProcesses(1)
+        lost = LostHelpers(1)
         lost.add(one)
         monkeypatch.setattr(inject, "_lost", lost)
         with pytest.raises(OSError, match=r"helper processes still wait .*; end those processes first") as info:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdamon.helpers import LostHelpers
 from kdamon.mm import UNKNOWN, U64Array, apart, doctor_processes, frames, maps, memory_apart
 from kdamon.mm.linux import LinuxMachine, linux_machine
 from kdamon.mm.pagemap import entries_at
@@ -137,11 +138,10 @@ def test_users_whose_processes_do_it_again_and_again(
 
 def test_not_many_helpers_are_lost(machine: LinuxMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once too many are, memory is unknown, and known again when they ended."""
-    monkeypatch.setattr(apart, "_lost", [])
-    monkeypatch.setattr(apart, "_LOST", 1)
+    monkeypatch.setattr(apart, "_lost", LostHelpers(1))
     with subprocess.Popen(["sleep", "3600"]) as lost:
         try:
-            apart._lost.append(lost)
+            apart._lost.add(lost)
             memory = machine.physical_memory()
             try:
                 memory.update()

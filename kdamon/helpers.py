@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Work that may never return, as on a file system that does not answer: done by processes that kdamon can lose.
+"""Helper processes: they do what may never return, as on a file system that does not answer, and can be lost.
 
 The kernel lets them wait for such a file system without an end, and then not even SIGKILL ends them. kdamon goes on
 without them; a few may be lost at a time.
@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-__all__ = ["LostProcesses", "python", "start_apart"]
+__all__ = ["LostHelpers", "python", "start_helper"]
 
 
 def python(*words: str) -> list[str]:
@@ -22,7 +22,7 @@ def python(*words: str) -> list[str]:
     return [sys.executable, "-I", "-S", *words]
 
 
-def start_apart(command: Sequence[str], *descriptors: int, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+def start_helper(command: Sequence[str], *descriptors: int, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """Start a process that keeps nothing of this one in use, and that signals of its terminal do not reach.
 
     :param descriptors: what it inherits, besides ``stdin``.
@@ -40,7 +40,7 @@ def start_apart(command: Sequence[str], *descriptors: int, stdin: int = subproce
     )
 
 
-class LostProcesses:
+class LostHelpers:
     """Processes that were to end and may not; any thread may use it.
 
     :param most: how many there may be before no others are started.
