@@ -113,7 +113,8 @@ class _lane:
             self.dropped += n - fits
             if not fits:
                 return
-            entry, n, need = entry[:fits], fits, max(fits, self._least)  # type: ignore[index]
+            # A copy: what did not fit is not to stay with it.
+            entry, n, need = entry[:fits].copy(), fits, max(fits, self._least)  # type: ignore[index]
         self.pushed += n
         for taken in self._rooms:
             taken.taken += need
