@@ -72,6 +72,15 @@ class Machine(RuleBasedStateMachine):
             self.ineligible += n
             assert lost == source.lost
 
+    @rule(user=st.sampled_from(USERS), n=st.integers(CAP // 2, 2 * CAP))
+    def visit(self, user: int | None, n: int) -> None:
+        """Others go; one comes, reports, and goes."""
+        while self.alive:
+            self.alive.pop().close()
+        self.come(user)
+        self.report(0, n, PIDS[0])
+        self.alive.pop().close()
+
     @rule(pids=st.sampled_from([None, frozenset({7}), frozenset({7, 8}), frozenset()]))
     def choose(self, pids: frozenset[int] | None) -> None:
         self.queue.pids = pids
