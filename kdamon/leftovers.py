@@ -135,7 +135,8 @@ def open_mounted(directory: int, number: int, name: str) -> int | None:
 
     :param directory: a descriptor of the directory that it is on, wherever that is by now.
     :param name: the last name that the directory is known by, for where its path is too long.
-    :raises OSError: EBUSY something else is mounted on or in it; ESTALE its directory has another name each time.
+    :raises OSError: EBUSY something else is mounted on or in it; ESTALE it was moved, or its directory has another name
+        each time.
     """
     for _ in range(_LOOKS):
         if not _is_ours(number):
@@ -147,7 +148,7 @@ def open_mounted(directory: int, number: int, name: str) -> int | None:
             if mount_number(root) == number:
                 return root
             os.close(root)
-    raise OSError(errno.ESTALE, "its directory has another name each time")
+    raise OSError(errno.ESTALE, "it was moved, or its directory has another name each time; unmount it where it is now")
 
 
 def _open_mounted_on(directory: int, name: str) -> int:

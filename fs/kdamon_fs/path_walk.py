@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Directories by name, as root may use names that lead through directories of users.
 
-* :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace;
+* :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace, nor ``..`` of a
+  directory that another user may move;
 * :func:`open_place` ``(name)`` does the same for whatever has the name.
 * :func:`replaceable` ``(directory)`` says which part of an open directory's path another user may replace.
 """
@@ -29,7 +30,8 @@ def open_directory(name: str) -> int:
     """Open a directory (O_PATH), or the root of a dead FUSE mount.
 
     :raises OSError: ELOOP there are too many links, or one that another user may replace; EACCES a file system that
-        another user serves; ENOTDIR; or as ``openat(2)``.
+        another user serves, or ``..`` of a directory that another user may move; EXDEV a link of ``/proc`` leads out of
+        this mount namespace; ENOTDIR; or as ``openat(2)``.
     """
     place = open_place(name)
     try:
@@ -52,7 +54,7 @@ def open_place(name: str) -> int:
         steps = _steps(name)
         while steps:
             step = steps.pop()
-            found = os.open(step, _OPEN, dir_fd=at)
+            found = _open_step(at, step)
             try:
                 if mount_number(found) != mount:
                     mount = mount_number(found)
@@ -60,10 +62,9 @@ def open_place(name: str) -> int:
                 mode = _mode(found, last=not steps)
                 if stat.S_ISLNK(mode):
                     links += 1
-                    target = _read_link(at, found, step, links)
-                    steps += _steps(target)
-                    found, link = os.open("/" if target.startswith("/") else ".", _OPEN, dir_fd=at), found
+                    link, (found, further) = found, _follow(at, found, step, links)
                     os.close(link)
+                    steps += further
                     mount = mount_number(found)
                 elif steps and not stat.S_ISDIR(mode):
                     raise OSError(errno.ENOTDIR, f"{step} is not a directory")
@@ -81,6 +82,19 @@ def open_place(name: str) -> int:
 def _steps(name: str) -> list[str]:
     """The names that a name consists of, the first one last."""
     return [step for step in reversed(name.split("/")) if step]
+
+
+def _open_step(directory: int, step: str) -> int:
+    if step == ".." and (movable := replaceable(directory)):
+        place, user = movable
+        inside = "" if place == (path := _path(directory)) else f" in {place}"
+        sentence = f"'..' leads out of {path}{inside}, and {user} may move that; name the directory that is meant"
+        raise OSError(errno.EACCES, sentence)
+    try:
+        # An automounter mounts what is opened as a directory.
+        return os.open(step, _OPEN | os.O_DIRECTORY, dir_fd=directory)
+    except NotADirectoryError:
+        return os.open(step, _OPEN, dir_fd=directory)
 
 
 def _check_server(found: int, step: str) -> None:
@@ -102,16 +116,37 @@ def _mode(found: int, last: bool) -> int:
         raise
 
 
-def _read_link(directory: int, link: int, name: str, number: int) -> str:
+def _follow(directory: int, link: int, name: str, number: int) -> tuple[int, list[str]]:
+    """Follow the link ``name`` of a directory: open where it starts; and the steps from there, the first one last."""
     if number > _MOST_LINKS:
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    user = _replacer(os.fstat(directory), os.fstat(link))
+    status = os.fstat(link)
+    user = _replacer(os.fstat(directory), status)
     found = (_path(directory), user) if user else replaceable(directory)
     if found is not None:
         place, user = found
         sentence = f"{name} is a symbolic link, and {user} may replace it or {place}; name the directory that is meant"
         raise OSError(errno.ELOOP, sentence)
-    return os.readlink("", dir_fd=link)
+    target = os.readlink("", dir_fd=link)
+    if not target.startswith("/"):
+        return os.dup(directory), _steps(target)
+    if status.st_dev == os.stat("/proc").st_dev:
+        # /proc/PID/root and its like do not lead where they say.
+        return _open_linked(directory, name), []
+    return os.open("/", _OPEN), _steps(target)
+
+
+def _open_linked(directory: int, name: str) -> int:
+    found = os.open(name, _OPEN & ~os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        if mount_of(found) is None:
+            sentence = f"{name} leads out of this mount namespace or root directory; run kdamon there, as by nsenter(1)"
+            raise OSError(errno.EXDEV, sentence)
+        _check_server(found, name)
+    except BaseException:
+        os.close(found)
+        raise
+    return found
 
 
 def replaceable(directory: int) -> tuple[str, str] | None:

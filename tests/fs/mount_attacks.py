@@ -473,7 +473,7 @@ def places_elsewhere(attacker: Attacker) -> list[str]:
     return sorted(seen)
 
 
-def hanging_server(attacker: Attacker) -> str:
+def hanging_server(attacker: Attacker) -> list[str]:
     """Root is to mount in a file system that the user serves, who never answers."""
     attacker.do(f"os.mkdir('{HOME}/fs')")
     device = os.open("/dev/fuse", os.O_RDWR)
@@ -482,13 +482,14 @@ def hanging_server(attacker: Attacker) -> str:
     if (pid := os.fork()) == 0:
         signal.pause()
     os.close(device)
-    answer = ""
-    try:
-        make_tree(f"{HOME}/fs/d").start()
-    except OSError as error:
-        answer = error.strerror or ""
+    served, answers = os.open(f"{HOME}/fs", os.O_PATH), []
+    for path in (f"{HOME}/fs/d", f"/proc/self/fd/{served}/d"):
+        try:
+            make_tree(path).start()
+        except OSError as error:
+            answers.append(error.strerror or "")
     os.kill(pid, signal.SIGKILL)
-    return answer
+    return answers
 
 
 def main(attack: str, outer: str, *arguments: str) -> None:
