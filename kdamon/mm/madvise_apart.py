@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""process_madvise(2) that may wait for a file system: made by a process that may be lost.
+"""Calls about another process's memory that may wait for a file system: made by a process that may be lost.
 
-MADV_WILLNEED and MADV_COLLAPSE read files that a process maps. Where such a file is of a FUSE file system that does not
-answer, which any user can have, the call never returns, and not even SIGKILL ends the thread that makes it
-(``fs/fuse/dev.c: request_wait_answer()``). So a helper process makes it, and is waited for with a limit.
+Writes make pages be read that are not there, and MADV_WILLNEED and MADV_COLLAPSE read files that a process maps. Where
+such a file is of a FUSE file system that does not answer, which any user can have, the call never returns, and not even
+SIGKILL ends the thread that makes it (``fs/fuse/dev.c: request_wait_answer()``). So a helper process makes it, and is
+waited for with a limit.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from kdamon.helpers import LostHelpers, python, start_helper
 
-__all__ = ["advise_apart"]
+__all__ = ["advise_apart", "fault_apart"]
+
+_NR_PROCESS_VM_WRITEV: Final = 311
+_NR_PROCESS_MADVISE: Final = 440
 
 _HELPER: Final = Path(__file__).with_name("madvise_helper.py")
 
@@ -37,11 +42,11 @@ class _Helper:
         # It ends when no request comes for some time, and leaves nothing then.
         threading.Thread(target=self.process.wait, name="kdamon-helper", daemon=True).start()
 
-    def ask(self, request: bytes, pidfd: int) -> int | None:
+    def ask(self, request: bytes, descriptors: Sequence[int]) -> int | None:
         """What the call returned, or a negative errno; None: it ended before it was asked."""
         self.channel.settimeout(_PATIENCE)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(self.channel, [request], [pidfd])
+            socket.send_fds(self.channel, [request], descriptors)
             answer = self.channel.recv(8)
             if answer:
                 return int(struct.unpack("<q", answer)[0])
@@ -64,7 +69,21 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
     :returns: how many bytes were advised, or a negative errno.
     :raises OSError: EBUSY it does not return.
     """
-    request = struct.pack("<Q", advice) + ranges
+    return _call_apart(struct.pack("<QQ", _NR_PROCESS_MADVISE, advice) + ranges, [pidfd])
+
+
+def fault_apart(pid: int, ranges: bytes) -> bool:
+    """Have the kernel fault pages in for writing, by process_vm_writev(2), and write nothing.
+
+    :param pid: the process.
+    :param ranges: pairs of address and size, 8 bytes each.
+    :returns: False where the kernel refuses that.
+    :raises OSError: EBUSY it does not return.
+    """
+    return _call_apart(struct.pack("<QQ", _NR_PROCESS_VM_WRITEV, pid) + ranges, []) == -errno.EFAULT
+
+
+def _call_apart(request: bytes, descriptors: Sequence[int]) -> int:
     while True:
         try:
             helper, new = _idle.pop(), False
@@ -73,7 +92,7 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
         with contextlib.ExitStack() as stack:
             stack.push(helper.channel)
             try:
-                result = helper.ask(request, pidfd)
+                result = helper.ask(request, descriptors)
             except TimeoutError:
                 helper.process.kill()
                 _lost.add(helper.process)

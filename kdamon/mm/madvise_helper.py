@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Advises about memory for a process that may not wait for a file system, see :mod:`kdamon.mm.madvise_apart`.
+"""Calls about memory for a process that may not wait for a file system, see :mod:`kdamon.mm.madvise_apart`.
 
 It runs as ``python -I -S madvise_helper.py CHANNEL``, with the standard library and nothing else, so that it starts
-fast. CHANNEL is an inherited socket that keeps messages apart. Each request is an advice (8 bytes) and pairs of address
-and size (8 bytes each), and comes with a pidfd; the answer is what process_madvise(2) returned, or a negative errno.
+fast. CHANNEL is an inherited socket that keeps messages apart. Each request is the number of a system call, an argument
+and pairs of address and size (8 bytes each). The call is process_madvise(2), with the advice and a pidfd; or
+process_vm_writev(2), with the process's number: one for each pair, from memory that cannot be read, until one returns
+something else than EFAULT; each is of 2 MiB at most. The answer is what the last call returned, or a negative errno.
 """
 
 import ctypes
+import errno
+import functools
 import os
 import socket
 import struct
@@ -15,7 +19,13 @@ from typing import Final
 
 __all__ = ["main"]
 
+_NR_PROCESS_VM_WRITEV: Final = 311
 _NR_PROCESS_MADVISE: Final = 440
+_NR_MMAP: Final = 9
+_PROT_NONE: Final = 0
+_MAP_PRIVATE_ANONYMOUS: Final = 0x22
+#: Bytes that one call writes at most.
+_MOST: Final = 1 << 21
 #: Seconds for which it waits for a request.
 _IDLE: Final = 10.0
 
@@ -23,12 +33,31 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def _advised(request: bytes, pidfd: int) -> int:
-    (advice,) = struct.unpack_from("<Q", request)
-    ranges = ctypes.create_string_buffer(request[8:], len(request) - 8)
-    words = (ctypes.c_long(len(ranges) // 16), ctypes.c_long(advice), ctypes.c_long(0))
-    result = int(_libc.syscall(ctypes.c_long(_NR_PROCESS_MADVISE), ctypes.c_long(pidfd), ranges, *words))
+def _called(number: int, *arguments: int) -> int:
+    result = int(_libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
     return result if result >= 0 else -ctypes.get_errno()
+
+
+def _advised(pidfd: int, advice: int, ranges: bytes) -> int:
+    vector = ctypes.create_string_buffer(ranges, len(ranges))
+    return _called(_NR_PROCESS_MADVISE, pidfd, ctypes.addressof(vector), len(ranges) // 16, advice, 0)
+
+
+@functools.cache
+def _unreadable() -> int:
+    """Where this process has :data:`_MOST` bytes without access to them."""
+    return _called(_NR_MMAP, 0, _MOST, _PROT_NONE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+
+
+def _written(pid: int, ranges: bytes) -> int:
+    result = -errno.EFAULT
+    for addr, size in struct.iter_unpack("<QQ", ranges):
+        source = (ctypes.c_uint64 * 2)(_unreadable(), size)
+        target = (ctypes.c_uint64 * 2)(addr, size)
+        result = _called(_NR_PROCESS_VM_WRITEV, pid, ctypes.addressof(source), 1, ctypes.addressof(target), 1, 0)
+        if result != -errno.EFAULT:
+            break
+    return result
 
 
 def main() -> None:
@@ -42,9 +71,12 @@ def main() -> None:
             return
         if not request:
             return
-        answer = struct.pack("<q", _advised(request, fds[0]))
-        os.close(fds[0])
-        channel.send(answer)
+        number, argument = struct.unpack_from("<QQ", request)
+        ranges = request[16:]
+        result = _written(argument, ranges) if number == _NR_PROCESS_VM_WRITEV else _advised(fds[0], argument, ranges)
+        for fd in fds:
+            os.close(fd)
+        channel.send(struct.pack("<q", result))
 
 
 if __name__ == "__main__":

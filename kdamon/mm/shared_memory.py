@@ -7,7 +7,8 @@ page faults. Where a file system wants to know of writes it makes them writable 
 shared memory, tmpfs. A GiB of it has 262144 faults.
 
 process_vm_writev(2) makes the kernel have those faults in our place. What it is to write cannot be read: it lies where
-we have no access ourselves. So it faults each page in for writing, and then writes nothing (EFAULT).
+we have no access ourselves. So it faults each page in for writing, and then writes nothing (EFAULT). A process that
+maps something else there meanwhile decides how long that takes: for another user's, another process waits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fcntl
 import functools
 import logging
 import mmap
+import os
 import struct
 from typing import Final
 
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from kdamon.mm import U64Array
 from kdamon.mm.bpf import syscall
 from kdamon.mm.file_systems import MEMORY, memory_device
+from kdamon.mm.madvise_apart import fault_apart
 from kdamon.mm.maps import Mappings
 from kdamon.mm.mmap_lock import held
 from kdamon.mm.mountinfo import mounts
@@ -74,12 +77,26 @@ def make_writable(pid: int, runs: list[tuple[int, int]]) -> bool:
     :param runs: start and end of pages that are there, in shared mappings that it may write.
     :returns: False where the kernel refuses; then the process has those faults itself.
     """
-    source = _unreadable().ctypes.data
-    for start, end in runs:
-        for at in range(start, end, PIECE):
-            if _write(pid, source, at, min(PIECE, end - at)) != -errno.EFAULT:
-                return False
-    return True
+    pieces = [(at, min(PIECE, end - at)) for start, end in runs for at in range(start, end, PIECE)]
+    if _is_ours(pid):
+        source = _unreadable().ctypes.data
+        return all(_write(pid, source, at, size) == -errno.EFAULT for at, size in pieces)
+    try:
+        with held:
+            return fault_apart(pid, b"".join(struct.pack("<QQ", at, size) for at, size in pieces))
+    except OSError as error:
+        log.warning("process %d: %s", pid, error.strerror)
+        return False
+
+
+def _is_ours(pid: int) -> bool:
+    """Return whether a process is our user's, who may as well disturb us otherwise."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            users = next(line for line in file if line.startswith(b"Uid:")).split()[1:]
+    except (OSError, StopIteration):
+        return False
+    return all(int(user) == os.geteuid() for user in users)
 
 
 def _write(pid: int, source: int, target: int, size: int) -> int:

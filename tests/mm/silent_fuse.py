@@ -2,7 +2,8 @@
 """A process with code and data on a file system of its own that never answers a read: ``silent_fuse.py DIRECTORY UID``.
 
 It mounts the file system in a mount namespace of its own, becomes that user, maps the code so that it is the first one
-that is looked at, prints "ready" and sleeps. With options for the mount after UID, nothing is answered any more then.
+that is looked at, and the data at twice its address, prints "ready" and sleeps. With options for the mount after UID,
+nothing is answered any more then.
 """
 
 import ctypes
@@ -17,7 +18,7 @@ CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 PROT_READ_EXEC, MAP_PRIVATE_FIXED = 5, 0x10 | 2
 PLACE = 0x10000000
-PROT_READ, MAP_SHARED = 1, 1
+PROT_READ_WRITE, MAP_SHARED_FIXED = 3, 0x10 | 1
 SIZE = 1 << 26
 FORGET, LOOKUP, GETATTR, OPEN, READ, INIT, BATCH_FORGET = 2, 1, 3, 14, 15, 26, 42
 
@@ -92,9 +93,12 @@ def main():
     threading.Thread(target=serve, args=(device,), daemon=True).start()
     code = os.open(f"{directory}/libc-silent.so", os.O_RDONLY)
     mapped(code)
-    must(libc.mmap(None, ctypes.c_size_t(SIZE), PROT_READ, MAP_SHARED, code, ctypes.c_long(0)))
-    # Its end would wait for an answer to a flush, which it gives itself.
+    data = os.open(f"{directory}/libc-silent.so", os.O_RDWR)
+    place = ctypes.c_void_p(2 * PLACE)
+    must(libc.mmap(place, ctypes.c_size_t(SIZE), PROT_READ_WRITE, MAP_SHARED_FIXED, data, ctypes.c_long(0)))
+    # Their ends would wait for an answer to a flush, which it gives itself.
     os.close(code)
+    os.close(data)
     if sys.argv[3:]:
         quiet.set()
     print("ready", flush=True)

@@ -5,18 +5,28 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from kdamon.helpers import LostHelpers
+from kdamon.mm import madvise_apart
+from kdamon.mm import shared_memory as shared_memory_module
 from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.madvise_apart import fault_apart
 from kdamon.mm.maps import Mappings
 from kdamon.mm.shared_memory import make_writable, present_runs, shared_memory
+from tests.mm.inject_targets import eventually
 from tests.mm.sampling import mm_of, sample, task_of
 from tests.mm.workload import Workload
 
 PAGES = 2048
+#: Where silent_fuse.py has its data.
+SILENT = 0x20000000
 EVERY = np.arange(PAGES)
 
 
@@ -97,3 +107,46 @@ def test_shared_memory_is_what_is_in_no_other_file(directory: Path) -> None:
     places = {name: np.uint64(np.frombuffer(memory, np.uint8).ctypes.data) for name, memory in kinds.items()}
     inside = [name for name, at in places.items() if ((found[:, 0] <= at) & (at < found[:, 1])).any()]
     assert ["anonymous", "memfd"] == inside
+
+
+def test_a_file_system_that_does_not_answer_is_not_waited_for(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process of another user may map something else meanwhile: a helper waits for that, and is lost."""
+    monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)
+    lost = LostHelpers()
+    monkeypatch.setattr(madvise_apart, "_lost", lost)
+    words = [sys.executable, Path(__file__).with_name("silent_fuse.py"), directory, "65534"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as silent:
+        try:
+            assert silent.stdout is not None
+            assert b"ready\n" == silent.stdout.readline()
+            assert not make_writable(silent.pid, [(SILENT, SILENT + 2 * 4096)])
+        finally:
+            silent.kill()
+    assert "its memory is of a file system that does not answer" in caplog.text
+    assert eventually(lambda: not lost)
+
+
+def test_no_page_of_another_users_faults_once_more(
+    faulting: LinuxMachine, program: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is spared its faults as well, by the helper."""
+    monkeypatch.setattr(shared_memory_module, "_is_ours", lambda pid: False)
+    asked: list[bool] = []
+
+    def fault_apart_counted(pid: int, ranges: bytes) -> bool:
+        asked.append(fault_apart(pid, ranges))
+        return asked[-1]
+
+    monkeypatch.setattr(shared_memory_module, "fault_apart", fault_apart_counted)
+    test_no_page_faults_once_more_when_monitoring_ends(faulting, program, directory, "shmem")
+    assert asked
+    assert all(asked)
+
+
+def test_a_process_that_ended_is_refused() -> None:
+    """By the helper as by the kernel."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert not fault_apart(process.pid, struct.pack("<2Q", 1 << 20, 4096))
