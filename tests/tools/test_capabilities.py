@@ -141,7 +141,8 @@ def kdamon(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
         (("--pid", "{pid}", "--reports", "{tmp}/r.sock"), 3, {SERVING, LOOKING}),
         (("--pid", "{pid}", "--output", "{theirs}/result"), 2, {REPLACING}),
         (("--pid", "{pid}", "--truth", "{theirs}/truth"), 2, {SERVING}),
-        (("--ops", "paddr"), 2, {SERVING}),
+        # One waits for the end of the helper process.
+        (("--ops", "paddr"), 3, {SERVING}),
         (("--pid", "{pid}", "--ops", "reports", "--range", "0-1M", "--reports", "{tmp}/r.sock"), 3, {NONE, LOOKING}),
     ],
 )
