@@ -18,7 +18,7 @@ from typing import Final
 
 from attrs import define, field
 
-from kdamon.mm.credentials import KnownProcesses
+from kdamon.mm.credentials import KnownProcesses, SpareQuestions
 
 __all__ = ["MAX_RECORDS", "Admission", "User"]
 
@@ -69,6 +69,7 @@ class Admission:
 
     def __init__(self) -> None:
         self._users: dict[int, User] = {}
+        self._spare = SpareQuestions()
 
     def connect(self, uid: int) -> User:
         """Let a producer of user ``uid`` connect; :meth:`disconnect` undoes it.
@@ -131,7 +132,7 @@ class Admission:
         return (user for user in self._users.values() if user.limited)
 
     def _new_user(self, uid: int) -> User:
-        user = User(uid, uid not in {0, os.geteuid()}, KnownProcesses(lambda n: self._take(user, n)))
+        user = User(uid, uid not in {0, os.geteuid()}, KnownProcesses(lambda n: self._take(user, n), self._spare))
         return user
 
     def _take(self, user: User, n: int) -> bool:

@@ -19,7 +19,7 @@ from attrs import define, evolve, frozen
 
 from kdamon.mm.madvise import exited, pidfd_open
 
-__all__ = ["Credentials", "KnownProcesses", "Rights", "credentials_of", "may_access"]
+__all__ = ["Credentials", "KnownProcesses", "Rights", "SpareQuestions", "credentials_of", "may_access"]
 
 _CAP_SETGID: Final = 1 << 6
 _CAP_SETUID: Final = 1 << 7
@@ -127,6 +127,26 @@ class _Held:
     until: int
 
 
+class SpareQuestions:
+    """Questions that some users may ask because the others do not.
+
+    :ivar left: how many; less than none if more than their number was asked.
+    """
+
+    def __init__(self) -> None:
+        self.left = 0.0
+        self._then = 0
+
+    def refill(self, now: int) -> None:
+        """Time goes on: ``now``, nanoseconds."""
+        since, self._then = now - (self._then or now), now
+        self.left = min(self.left + since * 1e-9 * _QUESTIONS_A_SECOND, _QUESTIONS)
+
+    def asked(self) -> None:
+        """Any user asked one."""
+        self.left = max(self.left - 1, -_QUESTIONS)
+
+
 class KnownProcesses:
     """What is known of the processes that the peers of one user report on: one of these for all of them.
 
@@ -135,10 +155,12 @@ class KnownProcesses:
 
     :param take: called with 1 before a descriptor is taken, and with -1 after one was given back; returns whether it
         may be taken.
+    :param spare: what all users share.
     """
 
-    def __init__(self, take: Callable[[int], bool] = lambda _n: True) -> None:
+    def __init__(self, take: Callable[[int], bool] = lambda _n: True, spare: SpareQuestions | None = None) -> None:
         self._take = take
+        self._spare = spare or SpareQuestions()
         self._held: dict[int, _Held] = {}
         self._refused: dict[tuple[Credentials, int], int] = {}
         #: As long as anything is held.
@@ -161,6 +183,7 @@ class KnownProcesses:
         rate = _QUESTIONS_A_SECOND / max(users, 1)
         self._questions = min(self._questions + (now - self._then) * 1e-9 * rate, _QUESTIONS)
         self._then = now
+        self._spare.refill(now)
 
     def may(self, peer: Credentials, pid: int, now: int, free_numbers: bool = False) -> bool:
         """Return whether ``peer`` may report on process ``pid``.
@@ -172,10 +195,8 @@ class KnownProcesses:
         held = self._held.get(pid)
         if held is not None and now < held.until:
             return may_access(peer, held.credentials)
-        if now < self._refused.get((peer, pid), 0) or self._questions < 1:
+        if now < self._refused.get((peer, pid), 0) or not (free_numbers or self._may_ask()):
             return False
-        if not free_numbers:
-            self._questions -= 1
         try:
             permitted = self._ask(peer, pid, held, now)
         except OSError as error:
@@ -189,6 +210,15 @@ class KnownProcesses:
                 del self._refused[next(iter(self._refused))]
             self._refused[peer, pid] = now + _ANSWER_HOLDS
         return permitted
+
+    def _may_ask(self) -> bool:
+        """Take one of its user's own questions, or else one that others do not need."""
+        if self._questions >= 1:
+            self._questions -= 1
+        elif self._spare.left < 1:
+            return False
+        self._spare.asked()
+        return True
 
     def _ask(self, peer: Credentials, pid: int, held: _Held | None, now: int) -> bool:
         """Ask the kernel; afterwards the process is held if ``peer`` may look at it, and not held if not."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,14 @@ from unittest.mock import patch
 import pytest
 from attrs import evolve
 
-from kdamon.mm.credentials import Credentials, KnownProcesses, Rights, credentials_of, may_access
+from kdamon.mm.credentials import (
+    Credentials,
+    KnownProcesses,
+    Rights,
+    SpareQuestions,
+    credentials_of,
+    may_access,
+)
 from kdamon.mm.madvise import pidfd_open
 from tests.kdamon.harness import eventually
 
@@ -138,6 +146,30 @@ def test_questions_are_limited(sleepers: Callable[..., int]) -> None:
         known._then -= 1_000_000_000
         rights.permitted([os.getpid()])
         assert known._questions > 200
+
+
+def test_questions_that_others_do_not_ask_are_not_wasted() -> None:
+    """One that reports on 256 processes, with users beside it that only have rings, asks about each every second."""
+    spare = SpareQuestions()
+    one, other = KnownProcesses(spare=spare), KnownProcesses(spare=spare)
+    second = 1_000_000_000
+    start = time.monotonic_ns()
+
+    def asked(known: KnownProcesses, now: int, n: int) -> int:
+        known.look(now, 10)
+        return sum(known.may(USER, pid, now) for pid in range(1, n + 1))
+
+    with patch.object(KnownProcesses, "_ask", return_value=True):
+        # What each may ask at first.
+        assert 256 <= asked(one, start, 1000)
+        assert 256 <= asked(other, start, 1000)
+        # They asked more than there is.
+        assert 30 == asked(one, start + second, 30)
+        assert [256] * 5 == [asked(one, start + i * second, 256) for i in range(4, 9)]
+        # Others ask, too: each has its own, and all together no more than those of a second.
+        both = [asked(known, start + i * second, 256) for i in range(9, 19) for known in (other, one)]
+        assert min(both) >= 30
+        assert sum(both) <= 300 * 10 + 256
 
 
 def test_nothing_is_kept_of_a_process_that_the_peer_must_not_look_at(sleepers: Callable[..., int]) -> None:
