@@ -711,7 +711,9 @@ class _Injection:
         Each exec() draws random bytes (AT_RANDOM), which no other address space has at that place.
         """
         with open(f"/proc/{tid}/auxv", "rb") as file:
-            vector = dict(struct.iter_unpack("<QQ", file.read()))
+            content = file.read()
+        # That of a 32-bit program may end in the middle.
+        vector = dict(struct.iter_unpack("<QQ", content[: len(content) & -16]))
         place = vector.get(_AT_RANDOM, 0)
         with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory, contextlib.suppress(OSError, OverflowError):
             return self._read(_RANDOM, place) == os.pread(memory.fileno(), _RANDOM, place)
