@@ -128,8 +128,7 @@ class Target:
         sleeping = 0
         checked = False
         refusal: OSError | None = None
-        tids = self._listed(directory)
-        for tid in tids:
+        for tid in self._listed(directory):
             try:
                 status = _status(directory, f"task/{tid}/status")
                 if status["State"][0] in "ZX":
@@ -155,8 +154,15 @@ class Target:
             if sleeping == _CANDIDATES:
                 break
         if not checked:
-            raise refusal or (_ended(pid) if tids == [pid] else _short_lived(pid))
+            raise refusal or self._without_threads()
         return found[:_CANDIDATES]
+
+    def _without_threads(self) -> OSError:
+        """What is the matter with a process of which only threads that ended were found."""
+        with _explained(self._pid):
+            # A listing may miss a thread that another one started just before it ended. The number never does.
+            threads = int(_status(self.directory, "status")["Threads"])
+        return _ended(self._pid) if threads <= 1 else _short_lived(self._pid)
 
     def _listed(self, directory: int) -> list[int]:
         """All threads, the first one of the process first."""
