@@ -8,6 +8,7 @@ both are tried, on processes made for that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -116,7 +117,8 @@ def _looked_at(own: Refusals) -> Refusals:
             if held_up >= _HELD_UP:
                 break
             continue
-        if os.path.exists(f"/proc/{pid}"):
+        page_table = found["page_table"]
+        if (page_table is None or page_table.errno != errno.EBUSY) and os.path.exists(f"/proc/{pid}"):
             return {**found, "page_fault": own["page_fault"] or found["page_fault"]}
     return own
 

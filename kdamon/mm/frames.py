@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import re
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +22,7 @@ from kdamon.file_limit import files_ran_out, too_many_files
 from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.folios import Folios
 from kdamon.mm.looked_at import looking_at
+from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.page_samples import PageSamples
 from kdamon.mm.pagemap import BLOCK, PAGE_SIZE, Pagemap, exclusive_frames
 from kdamon.mm.process_files import ProcessFiles
@@ -120,16 +120,13 @@ class LinuxFrames:
     def _stays_locked(self, pid: int, pagemap: int) -> bool:
         """Whether others wait for the lock of a process's memory, as they may do for ever."""
         # Of one that was so the last time, it is not waited for anew.
-        end = time.monotonic() + (0 if pid in self._locked else _LOCKED)
-        while self._walker.waited_for(pagemap):
-            if time.monotonic() >= end:
-                if pid not in self._locked:
-                    self._locked.add(pid)
-                    say_left_out(pid)
-                return True
-            time.sleep(_LOCKED / 20)
-        self._locked.discard(pid)
-        return False
+        if not stays_locked(pagemap, 0 if pid in self._locked else _LOCKED):
+            self._locked.discard(pid)
+            return False
+        if pid not in self._locked:
+            self._locked.add(pid)
+            say_left_out(pid)
+        return True
 
     def task(self, pid: int) -> Task:
         """See :meth:`kdamon.mm.physical.Frames.task`."""

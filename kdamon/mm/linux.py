@@ -17,6 +17,7 @@ from kdamon.mm.folios import Folios
 from kdamon.mm.frames import LinuxFrames
 from kdamon.mm.madvise import Adviser, pidfd_open
 from kdamon.mm.memory_apart import MemoryApart
+from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.page_table import PageTableSpace
@@ -33,11 +34,16 @@ log = logging.getLogger("kdamon")
 _RECHECK: Final = 100_000_000
 #: Nanoseconds for which a process that calls exec() all the time is asked again.
 _EXECS: Final = 5_000_000_000
+#: Seconds for which others wait for the lock of a process's memory, before that counts as held for ever.
+_LOCKED: Final = 0.02
 #: Seconds after which a program is loaded.
 _LOADING: Final = 0.05
 
 
 class _Space(AddressSpace, Protocol):
+    @property
+    def pagemap(self) -> int: ...
+
     def alive(self) -> bool: ...
 
     def same(self, files: ProcessFiles) -> bool: ...
@@ -136,7 +142,7 @@ class LinuxTask:
         self._lock = threading.Lock()
         self._space: _Space | None = None
         self._recheck_at = 0
-        self._said_unreachable = False
+        self._said_unreachable = self._said_locked = False
         self._shortage = FileShortage()
         self._directory = self._pidfd = -1
         try:
@@ -196,6 +202,8 @@ class LinuxTask:
             if self._space is not None and now < self._recheck_at and self._space.alive():
                 return self._space
             self._recheck_at = now + _RECHECK
+            if self._space is not None and self._stays_locked(self._space):
+                return None
             try:
                 files = ProcessFiles(self._directory)
             except OSError as error:
@@ -215,6 +223,17 @@ class LinuxTask:
                 self._drop()
             self._space = self._primitive.open(files, self._pidfd, self._group)
             return self._space
+
+    def _stays_locked(self, space: _Space) -> bool:
+        """Whether a look at the process may take for ever, which is said once."""
+        if not stays_locked(space.pagemap, _LOCKED):
+            return False
+        # The next look is as soon as this one: until then nothing is to be asked of it.
+        self._recheck_at = 0
+        if not self._said_locked:
+            self._said_locked = True
+            log.warning("%s", _held_locked(self._group).strerror)
+        return True
 
     def has_thread(self, tid: int) -> bool:
         """See :meth:`kdamon.mm.Task.has_thread`."""
@@ -292,6 +311,8 @@ class LinuxTask:
                 otherwise=OTHER_PROCESS,
             ) from error
         try:
+            if stays_locked(files.pagemap, _LOCKED):
+                raise _held_locked(self._group)
             self._primitive.check(self._pidfd)
         except ProcessLookupError:
             if files.alive():
@@ -467,6 +488,15 @@ def _take(task: LinuxTask) -> None:
                 raise
             refused = mm
             time.sleep(_LOADING)
+
+
+def _held_locked(pid: int) -> OSError:
+    """Why process ``pid`` is not looked at."""
+    return OSError(
+        errno.EBUSY,
+        f"process {pid} holds the lock of its memory and is not looked at meanwhile; end it, it seems to wait for a "
+        "file system that does not answer",
+    )
 
 
 def _unreachable(pid: int, primitive: str) -> OSError:

@@ -22,7 +22,7 @@ from typing import Final
 
 from kdamon.mm.walker import made_walker
 
-__all__ = ["LONGEST", "CallSize", "held"]
+__all__ = ["LONGEST", "CallSize", "held", "stays_locked"]
 
 #: Nanoseconds for which one thread's calls may hold mmap_locks before it pauses.
 _TOGETHER: Final = 100_000
@@ -80,6 +80,25 @@ def _waited_for(pagemap: int) -> bool:
     """Whether a thread waits for the lock; True where that is not known."""
     walker = made_walker()
     return pagemap < 0 or walker is None or walker.waited_for(pagemap)
+
+
+def stays_locked(pagemap: int, seconds: float) -> bool:
+    """Return whether threads wait for an mmap_lock all the time: then whoever asks for it may wait for ever.
+
+    It is looked at without the lock. A process may take it right afterwards; False where it cannot be looked at.
+
+    :param pagemap: open /proc/PID/pagemap of the address space.
+    :param seconds: for which it is looked at.
+    """
+    walker = made_walker()
+    if walker is None:
+        return False
+    end = time.monotonic() + seconds
+    while walker.waited_for(pagemap, unseen=False):
+        if time.monotonic() >= end:
+            return True
+        time.sleep(seconds / 20)
+    return False
 
 
 #: Not reentrant; any thread may use it.

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from kdamon.mm import UNKNOWN, Answers, U64Array, maps
 from kdamon.mm.folios import Folios
 from kdamon.mm.madvise import MADV_COLD, Adviser, drain_lru
+from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.pagemap import entries_at, frames
 from kdamon.mm.process import NOTHING, ProcessSpace
 from kdamon.mm.process_files import ProcessFiles
@@ -45,6 +46,9 @@ _REMEMBERED: Final = 1_000_000_000
 #: ACCESSED in a flag byte is YOUNG at this place.
 _ACCESSED_SHIFT: Final = np.uint8(5)
 _ONE: Final = np.uint8(1)
+
+#: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
+_LOCKED: Final = 0.001
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -79,7 +83,9 @@ class PageTableSpace(ProcessSpace):
             self._files.mappings.go_on(self._share())
             flags, entries = self._walker.walk(self._files.pagemap, pages)
             young = np.flatnonzero(flags & ACCESSED)
-            if len(young):
+            if len(young) and stays_locked(self._files.pagemap, _LOCKED):
+                self._unknown = np.unique(pages[young])
+            elif len(young):
                 self._clear(pages[young], flags[young], entries[young])
 
     def young(self, addrs: U64Array) -> Answers:

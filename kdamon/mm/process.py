@@ -55,6 +55,11 @@ class ProcessSpace(ABC):
         elapsed, self._shared_at = now - self._shared_at, now
         return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)
 
+    @property
+    def pagemap(self) -> int:
+        """Its open /proc/PID/pagemap."""
+        return self._files.pagemap
+
     def alive(self) -> bool:
         """Return whether a process still lives in this address space."""
         with self._lock:

@@ -36,6 +36,8 @@ def hold_memory(file):
 
 def main():
     directory, uid = sys.argv[1], int(sys.argv[2])
+    # So that nothing stays, whatever ends the test.
+    silent_fuse.must(silent_fuse.libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
     device = silent_fuse.mounted(directory, uid)
     if os.fork():
         silent_fuse.serve(device)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ import pytest
 
 from kdamon.helpers import LostHelpers
 from kdamon.mm import UNKNOWN, U64Array, apart, doctor_processes, frames, maps, memory_apart
-from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.linux import LinuxMachine, LinuxTask, linux_machine
 from kdamon.mm.pagemap import entries_at
+from kdamon_fs.sysfs import damon_sysfs_init
 from tests.mm.lock_holders import LockHolder, lock_holder
 
 PAGE = np.uint64(4096)
@@ -54,6 +56,22 @@ def _machine() -> Iterator[LinuxMachine]:
     frames._say_left_out.cache_clear()
     with closing(linux_machine()) as machine:
         yield machine
+
+
+def heap(pid: int) -> list[list[int]]:
+    """Where its anonymous memory is that it wrote to."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    heaps = [line.split()[0].split("-") for line in lines if line.endswith("[heap]")]
+    return [[int(end, 16) for end in ends] for ends in heaps]
+
+
+@contextmanager
+def closing_task(task: LinuxTask) -> Iterator[LinuxTask]:
+    """Give it back in the end."""
+    try:
+        yield task
+    finally:
+        task.put()
 
 
 def addresses(pid: int) -> U64Array:
@@ -98,19 +116,16 @@ def test_one_that_takes_it_while_it_is_sampled_is_left_out(
         lost = memory._helper
         assert lost is not None
         holder.hold()
-        while memory._helper is lost:
-            memory.mkold(its)
-        assert eventually(lambda: memory.mkold(its) or memory.known()[0])
-        own = addresses(os.getpid())
-        memory.mkold(own)
-        assert (memory.young(own) != UNKNOWN).any()
+        # No sample is taken, as others wait for the lock; but a scheme looks where the pages are.
+        assert [] == list(memory.owners(np.column_stack((its, its + PAGE))))
+        assert memory._helper is not lost
+        memory.update()
+        assert 0 < memory.known()[0]
         memory.mkold(its)
         assert (memory.young(its) == UNKNOWN).all()
     finally:
         memory.put()
     assert 1 == caplog.text.count(f"process {holder.pid} holds the lock of its memory")
-    assert lost._process.poll() is None
-    holder.let_go()
     assert eventually(lambda: lost._process.poll() is not None)
 
 
@@ -123,10 +138,11 @@ def test_users_whose_processes_do_it_again_and_again(
         try:
             memory = machine.physical_memory()
             try:
-                its, others = addresses(holder.pid), addresses(another.pid)
                 memory.update()
+                its, others = addresses(holder.pid), addresses(another.pid)
+                memory.mkold(its)
                 holder.hold()
-                assert eventually(lambda: memory.mkold(its) or memory._held_up)
+                assert [] == list(memory.owners(np.column_stack((its, its + PAGE))))
                 memory.update()
                 memory.mkold(others)
                 assert (memory.young(others) == UNKNOWN).all()
@@ -187,3 +203,69 @@ def test_doctor_looks_at_another_one(holder: LockHolder) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doctor_processes, "_strangers", lambda: iter((holder.pid, *strangers())))
         assert own == doctor_processes._looked_at(own)
+
+
+def test_a_target_that_holds_it_already_is_refused(machine: LinuxMachine, holder: LockHolder) -> None:
+    """With the reason, by each primitive."""
+    holder.hold()
+    for primitive in ("page_table", "page_fault"):
+        with pytest.raises(OSError, match=f"process {holder.pid} holds the lock of its memory") as info:
+            machine.get_task(holder.pid, primitive)
+        assert errno.EBUSY == info.value.errno
+
+
+def test_a_target_that_takes_it_is_unknown(
+    machine: LinuxMachine, holder: LockHolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its samples are, and it is looked at again once it let go."""
+    pages = np.concatenate([np.arange(*ends, 4096, np.uint64) for ends in heap(holder.pid)])
+    with closing_task(machine.get_task(holder.pid)) as task:
+        mm = task.get_mm()
+        assert mm is not None
+        holder.hold()
+        mm.mkold(pages)
+        assert (mm.young(pages) == UNKNOWN).any()
+        assert eventually(lambda: task.get_mm() is None)
+        assert eventually(lambda: task.get_mm() is None)
+        holder.let_go()
+        assert eventually(lambda: not task.valid() or task.get_mm() is mm)
+    assert 1 == caplog.text.count(f"process {holder.pid} holds the lock of its memory")
+
+
+def test_other_targets_of_the_same_kdamond_are_monitored(machine: LinuxMachine, holder: LockHolder) -> None:
+    """Samples of them are taken, commands are handled, and it ends."""
+    tree = damon_sysfs_init(machine)
+    kdamond = "/admin/kdamonds/0"
+
+    def write(path: str, value: object) -> None:
+        tree.write(f"{kdamond}/{path}", str(value).encode())
+
+    with subprocess.Popen(["sleep", "3600"]) as another:
+        try:
+            tree.write("/admin/kdamonds/nr_kdamonds", b"1")
+            write("contexts/nr_contexts", 1)
+            write("contexts/0/targets/nr_targets", 2)
+            write("contexts/0/targets/0/pid_target", holder.pid)
+            write("contexts/0/targets/1/pid_target", another.pid)
+            write("contexts/0/schemes/nr_schemes", 1)
+            write("contexts/0/schemes/0/action", "stat")
+            for name in ("sz", "nr_accesses", "age"):
+                write(f"contexts/0/schemes/0/access_pattern/{name}/max", (1 << 64) - 1)
+            write("state", "on")
+            holder.hold()
+
+            def tried() -> int:
+                write("state", "update_schemes_stats")
+                return int(tree.read(f"{kdamond}/contexts/0/schemes/0/stats/nr_tried"))
+
+            before = tried()
+            assert eventually(lambda: tried() > before)
+            write("state", "commit")
+            before = tried()
+            assert eventually(lambda: tried() > before)
+            write("state", "off")
+            assert b"off\n" == tree.read(f"{kdamond}/state")
+        finally:
+            another.kill()
+            holder.let_go()
+            tree.shutdown()
