@@ -189,6 +189,7 @@ class mounted_tree:
         self._operations = _operations(tree)
         self._ending = contextlib.ExitStack()
         self._unmount: Callable[[], None] = lambda: None
+        self._unmount_dead: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=lambda: None)
 
     def start(self) -> None:
@@ -225,7 +226,7 @@ class mounted_tree:
             os.close(device)
             raise
         try:
-            self._unmount = point.detach
+            self._unmount, self._unmount_dead = point.detach, point.detach_dead
             self._serve(Channel(device))
             if not self._private:
                 # A private namespace ends with its processes, and so do the mounts in it.
@@ -260,9 +261,15 @@ class mounted_tree:
             log.error("%s: %s", self.mountpoint, error.strerror)
         finally:
             # Before the connection ends, while what is mounted cannot be taken for another one.
-            if channel.connected():
+            connected = channel.connected()
+            if connected:
                 self._try_unmount()
             channel.close()
+            if not connected:
+                # Unmounted already, unless root ended the connection by /sys/fs/fuse/connections. Another mount may
+                # have its number by now, which is no reason to warn.
+                with contextlib.suppress(OSError):
+                    self._unmount_dead()
 
     def alive(self) -> bool:
         """Return whether the tree is still served; not so after somebody unmounted it."""

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+from collections.abc import Callable
 from typing import Final
 
 from kdamon.leftovers import FSTYPE, detach, mount_number, open_mounted, unmount_by_helper
@@ -103,13 +104,23 @@ class MountPoint:
 
         :raises OSError: why it stays.
         """
+        self._detach(lambda _root: True)
+
+    def detach_dead(self) -> None:
+        """Unmount what :meth:`attach` mounted, if it is there still and dead: it may be another kdamon's by now.
+
+        :raises OSError: why it stays.
+        """
+        self._detach(_is_dead)
+
+    def _detach(self, wanted: Callable[[int], bool]) -> None:
         root = open_mounted(self.directory, self._number, self._last)
         if root is None:
             return
         try:
             # A number is used again, and so is a device, but not while its file system is there.
             entry = mount_of(root)
-            if entry is not None and entry.device == self._device:
+            if entry is not None and entry.device == self._device and wanted(root):
                 detach(root)
         finally:
             os.close(root)

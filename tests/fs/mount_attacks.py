@@ -421,6 +421,20 @@ def sentences(attacker: Attacker) -> list[str]:
     return answers
 
 
+def aborted(attacker: Attacker) -> list[str]:
+    """Root ends the connection, as for processes that are stuck in it; what is left when kdamon has ended."""
+    attacker.make_target()
+    os.makedirs(f"{SAFE}/control")
+    assert _libc.mount(b"none", f"{SAFE}/control".encode(), b"fusectl", ctypes.c_ulong(0), None) == 0
+    tree = make_tree()
+    tree.start()
+    with open(f"{SAFE}/control/{os.minor(trees()[0].device)}/abort", "w", encoding="ascii") as abort:
+        abort.write("1")
+    until(lambda: not tree.alive())
+    tree.stop()
+    return [entry.target for entry in trees()]
+
+
 def in_chroot(_attacker: Attacker) -> list[str]:
     """Mount below a root directory whose own mount is out of sight; where it is, and what is left."""
     for directory in ("proc", "dev", "d"):

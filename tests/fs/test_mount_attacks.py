@@ -107,6 +107,11 @@ def test_other_namespaces_get_the_mount_and_its_end() -> None:
     assert attack("propagation") == [[0, 0], [1, 1], [0, 0]]
 
 
+def test_a_connection_that_root_ends_leaves_no_mount() -> None:
+    """By the kernel's file for that, below /sys/fs/fuse/connections."""
+    assert attack("aborted") == []
+
+
 def test_a_root_directory_whose_mount_is_out_of_sight() -> None:
     """As in a chroot environment: the kernel does not list that mount."""
     assert attack("in_chroot") == ["/d"]
