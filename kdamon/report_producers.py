@@ -88,6 +88,10 @@ class Producer:
         """Whether it has a ring, and could not harm us by other means than reports."""
         return self.rights is not None and not self.rights.everything and self.user.limited
 
+    def waiting(self) -> int:
+        """How many records are in its ring."""
+        return self.ring.waiting() if self.ring is not None else 0
+
     def open_ring(self, capacity: int, admission: Admission) -> ReportRing:
         """Make its ring, which is this object's and counts as soon as :attr:`ring` is set.
 
@@ -114,7 +118,7 @@ class Producer:
     def drain(self, limit: int, share: int, users: int, lock: threading.Lock) -> int:
         """Pass on what the ring holds; returns how many records there were, at most ``limit``.
 
-        :param share: it has one part in so many of the room for reports.
+        :param share: it has one part in so many of its user's room for reports.
         :param users: how many users share the time for finding out what may be reported on.
         :param lock: protects the counters.
         """
@@ -134,7 +138,7 @@ class Producer:
         eligible = len(records)
         if eligible and not self.rights.everything:
             records = _permitted(self.rights, records, _pids(records, same), users)
-        self.source.share, self.source.users = share, users
+        self.source.share = share
         damon_report_accesses(records, self.source, chosen)
         # Counted when all is done, and all at once: the counters always add up.
         with lock:

@@ -34,16 +34,15 @@ class damon_report_source:
 
     :param user: sources with the same one, whether they still report or not, have a share together, and all sources
         with any have limited room together: they all report from one thread. None: this source is not limited so.
-    :ivar share: it has one part in so many of the room for reports on their way to each context.
-    :ivar users: its user has one part in so many.
+    :ivar share: it has one part in so many of its user's room for reports on their way to each context.
     :ivar lost: how many of its reports found no room, once for each context.
     """
 
-    __slots__ = ("_alive", "lost", "share", "user", "users")
+    __slots__ = ("_alive", "lost", "share", "user")
 
     def __init__(self, user: int | None = None) -> None:
         self.user = user
-        self.share = self.users = 1
+        self.share = 1
         self.lost = 0
         self._alive = True
 
@@ -160,15 +159,17 @@ class damon_report_queue:
             lane = self._local.lane = self._new_lane(threading.current_thread())
         return lane
 
-    def rest(self, source: damon_report_source, cap: int) -> int | None:
-        """How many more reports the user of ``source`` has room for, whose lane exists; None if it is not limited.
+    def room(self, source: damon_report_source, cap: int) -> tuple[int, int | None]:
+        """How much the lane of ``source``, which exists, may hold; and what its user has left, None for any.
 
-        One user has ``cap`` at most, all of them together twice as much, and none more than what is left to others.
+        ``cap`` is divided by the users that have lanes here: those that may report on what is monitored, and did. All
+        of them together have twice as much, and none has more than what is left to others.
         """
         if source.user is None:
-            return None
+            return cap // source.share, None
+        of_user = cap // max(len(self._users), 1)
         used = self._users[source.user].room.used
-        return min(cap // source.users - used, (2 * cap - self._of_users.used - used) // 2)
+        return of_user // source.share, min(of_user - used, (2 * cap - self._of_users.used - used) // 2)
 
     def _new_lane(self, producer: threading.Thread | damon_report_source) -> _lane:
         # Once in a producer's life; no thread holds this lock while there is work to do on reports.

@@ -305,17 +305,17 @@ class ReportServer:
         """Read from the rings; returns whether there was something, and whether there is more to be read at once."""
         moved = full = False
         users = self._admission.users()
+        producers = [producer for producer in self._producers.values() if producer.ring is not None]
+        # All users that are limited and have something there have the same share, and so has each ring of a user, in
+        # turn.
+        of_user = _TAKEN_FROM_OTHERS // (len({p.user for p in producers if p.limited and p.waiting()}) or 1)
         rest: dict[User, int] = {}
-        for producer in list(self._producers.values()):
-            if producer.ring is None:
-                continue
+        for producer in producers:
             user, limit, share = producer.user, _TAKEN_AT_ONCE, 1
             if producer.limited:
-                # All users that are limited have the same share, and so has each ring of a user, in turn.
-                of_user = max(_TAKEN_FROM_OTHERS // users, 1)
                 limit = min(rest.get(user, of_user), max(of_user // user.rings, _TAKEN_FROM_A_RING))
-                share = users * user.rings
-                if not limit:
+                share = user.rings
+                if limit <= 0:
                     continue
             try:
                 n = producer.drain(limit, share, users, self._lists_lock)

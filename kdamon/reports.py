@@ -140,8 +140,7 @@ def _report_for(
         lane.ineligible += len(reports) - len(chosen)
     if len(chosen):
         dropped = lane.dropped
-        rest = queue.rest(source, DAMON_ACCESS_REPORTS_CAP)
-        lane.push(queue.clock.now(), chosen, len(chosen), DAMON_ACCESS_REPORTS_CAP // source.share, rest)
+        lane.push(queue.clock.now(), chosen, len(chosen), *queue.room(source, DAMON_ACCESS_REPORTS_CAP))
         source.lost += lane.dropped - dropped
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 import kdamon.reported  # noqa: F401 (registers the operations set)
@@ -290,13 +292,13 @@ def test_a_flood_about_its_own_producer_loses_its_own_reports_alone(server: Repo
         assert 4000 == honest.ask("report", honest.pid, 1 << 20, 1, 4000)
         received(server, n + 4000)
         counters = damon_report_counters_of(ctx)
-        # Half of the room is the other user's.
-        assert (cap // 2 + 4000, n - cap // 2) == (counters.accepted, counters.dropped)
+        # As much is left to others.
+        assert (cap + 4000, n - cap) == (counters.accepted, counters.dropped)
         lost = {p.pid: p.counters.lost for p in server._producers.values()}
-        assert {flood.pid: n - cap // 2, honest.pid: 0} == lost
-        assert n - cap // 2 == server.counters().lost
+        assert {flood.pid: n - cap, honest.pid: 0} == lost
+        assert n - cap == server.counters().lost
         clock.step()
-        assert cap // 2 + 4000 == damon_report_counters_of(ctx).applied
+        assert cap + 4000 == damon_report_counters_of(ctx).applied
 
 
 #: Reports on itself through one ring after the other, COUNT times.
@@ -342,6 +344,51 @@ def test_connecting_again_gives_no_new_room(server: ReportServer, program: Path)
         assert 1 == len(ctx.reports._users)
         assert (0, 0) == (ctx.reports._of_users.used, ctx.reports._users[OTHER].room.used)
         flood.communicate(timeout=60)
+
+
+#: Opens a ring as each of 200 users, and waits.
+MANY_USERS = """
+import os, sys
+from kdamon.report_client import ReportClient
+clients = []
+for user in range(50000, 50200):
+    os.setresgid(-1, user, -1)
+    os.setresuid(-1, user, -1)
+    clients.append(ReportClient(sys.argv[1], 256, patience=60))
+    os.setresuid(-1, 0, -1)
+print(len(clients), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_users_that_report_nothing_take_nothing(server: ReportServer, program: Path) -> None:
+    """Before: 200 users that only had rings left an honest one a 201st of the room, and of each look."""
+    drain, limits = ReportRing.drain, set()
+
+    def watched(ring: ReportRing, limit: int) -> npt.NDArray[np.void]:
+        records = drain(ring, limit)
+        if len(records):
+            limits.add(limit)
+        return records
+
+    with (
+        patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 20_000),
+        subprocess.Popen(
+            [sys.executable, "-c", MANY_USERS, server.path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True,
+        ) as many,
+        Reporter(program, server.path, 1 << 15, user=OTHER) as honest,
+        monitored(honest.pid) as (ctx, _clock),
+    ):  # fmt: skip
+        assert many.stdout is not None
+        assert "200\n" == many.stdout.readline()
+        assert 201 == server.counters().producers
+        with patch.object(ReportRing, "drain", watched):
+            assert 20_000 == honest.ask("batch", honest.pid, 0, 1, 20_000)
+            received(server, 20_000)
+        assert (20_000, 0) == (damon_report_counters_of(ctx).accepted, damon_report_counters_of(ctx).dropped)
+        assert 1 << 14 == max(limits)
+        many.communicate(timeout=60)
 
 
 def test_users_that_come_and_go_have_limited_room_together() -> None:

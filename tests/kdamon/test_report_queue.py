@@ -60,11 +60,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 10), n=st.integers(0, 500), pid=st.sampled_from(PIDS))
     def report(self, which: int, n: int, pid: int) -> None:
         source = self.alive[which % len(self.alive)]
-        limited = [other for other in self.alive if other.user is not None]
-        source.users = len({other.user for other in limited}) or 1
-        source.share = 1
-        if source.user is not None:
-            source.share = source.users * sum(other.user == source.user for other in limited)
+        source.share = sum(other.user == source.user for other in self.alive) if source.user is not None else 1
         lost = source.lost
         damon_report_accesses(report_array(n, pid=pid), source)
         self.passed_on += n
