@@ -28,6 +28,7 @@ __all__ = [
     "detach",
     "find_beside",
     "is_entry",
+    "is_same",
     "lock_name",
     "mount_number",
     "open_lock",
@@ -199,9 +200,14 @@ def is_entry(directory: int, name: str, fd: int) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return mount_number(found) == mount_number(fd) and os.path.sameopenfile(found, fd)
+        return is_same(found, fd)
     finally:
         os.close(found)
+
+
+def is_same(one: int, other: int) -> bool:
+    """Return whether two descriptors are of one file; where they are in different mounts, neither is asked anything."""
+    return mount_number(one) == mount_number(other) and os.path.sameopenfile(one, other)
 
 
 def lock_name(name: str) -> str:

@@ -26,7 +26,8 @@ from kdamon.leftovers import (
     remove_dead_socket,
     remove_directory,
 )
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 
 __all__ = ["ReportSocket", "check_socket_path"]
 

@@ -22,12 +22,14 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from typing import Final
 
 from kdamon.leftovers import is_entry
-from kdamon.trusted import UntrustedError, find_program, open_trusted, trusted_path
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import find_program, open_trusted, trusted_path
 from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
 from kdamon_fs.places import OWN_DIRECTORY
 
@@ -183,10 +185,11 @@ def _uncover(directory: int, lock: int) -> None:
 def fill_damo_cache() -> None:
     """Have damo look the tree over, in which no kdamond runs; only with a cache that is covered.
 
-    By damo itself, whichever version it is: the one on PATH that no other user can change, or else the one beside this
-    Python, which kdamon comes from. Without damo, and if it fails, nothing is done.
+    By damo itself, whichever version it is: the one on PATH that no other user can change, or else the one that was
+    installed as kdamon was, with this Python. Without damo, and if it fails, nothing is done.
     """
-    program = find_program("damo") or shutil.which("damo", path=os.path.dirname(sys.executable))
+    beside = os.pathsep.join([os.path.dirname(sys.executable), sysconfig.get_path("scripts")])
+    program = find_program("damo") or shutil.which("damo", path=beside)
     if program is None:
         return
     asking = os.getpid()

@@ -22,7 +22,8 @@ from typing import Final
 
 from attrs import frozen
 
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 
 __all__ = ["Lack", "device_lack", "load_fuse", "open_device", "python_fuse"]
 

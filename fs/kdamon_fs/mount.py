@@ -37,12 +37,13 @@ from typing import Any, Final
 from kdamon.file_limit import raise_file_limit
 from kdamon.kernel import PAGE_SIZE
 from kdamon.leftovers import FSTYPE, Leftovers, mount_number, unmount_by_helper
+from kdamon.mountinfo import mount_of
 from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
 from kdamon_fs.fuse_channel import Channel
 from kdamon_fs.kobject import open_file
 from kdamon_fs.mount_checks import check_may_mount, mounts_by_helper
 from kdamon_fs.mount_point import MountPoint
-from kdamon_fs.mounts import make_mount, mount_of, private_mount_namespace
+from kdamon_fs.mounts import make_mount, private_mount_namespace
 from kdamon_fs.sysfs import damon_sysfs_tree
 
 __all__ = ["mount_tree", "mounted_tree"]

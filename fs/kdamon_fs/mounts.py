@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The system calls on mounts and namespaces that Python has no function for, and what is mounted where."""
+"""The system calls on mounts and namespaces that Python has no function for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import re
 import signal
 from typing import Final
 
-from kdamon.leftovers import mount_number
-from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon_fs.mount_checks import refusal_to_mount, refusal_to_unshare
 
 __all__ = [
@@ -24,7 +22,6 @@ __all__ = [
     "attach_mount",
     "make_mount",
     "mount",
-    "mount_of",
     "private_mount_namespace",
     "set_child_subreaper",
     "set_parent_death_signal",
@@ -170,9 +167,3 @@ def set_child_subreaper(wanted: bool) -> None:
     :raises OSError: as ``prctl(2)``.
     """
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0), "cannot adopt processes")
-
-
-def mount_of(descriptor: int) -> mount_entry | None:
-    """The mount that an open file or directory is in; None if it is unmounted, or its root is outside of a chroot."""
-    number = mount_number(descriptor)
-    return next((entry for entry in mounts() if entry.number == number), None)

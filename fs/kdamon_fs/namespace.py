@@ -27,7 +27,8 @@ from typing import Final, NoReturn
 from kdamon.file_limit import raise_file_limit
 from kdamon.mm import Machine
 from kdamon.mm.capabilities import MONITORING, give_up_capabilities
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 from kdamon_fs import perf_standin
 from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home
 from kdamon_fs.kobject import ABI_VERSIONS

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from kdamon.leftovers import mount_number
-from kdamon.mm.mountinfo import mount_entry, mounts
+from kdamon.mountinfo import mount_entry, mounts
 from kdamon_fs.mounts import (
     MS_BIND,
     MS_RDONLY,
@@ -33,7 +33,7 @@ from kdamon_fs.mounts import (
     MS_REMOUNT,
     mount,
 )
-from kdamon_fs.path_walk import open_place
+from kdamon_fs.replaceable import open_place
 
 __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_places"]
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from kdamon.mm.mountinfo import mounts
+from kdamon.mountinfo import mounts
 
 __all__ = ["frozen", "memory_left", "processes"]
 

@@ -15,8 +15,8 @@ import struct
 from typing import Final
 
 from kdamon.leftovers import mount_number
-from kdamon.mm.mountinfo import mount_entry, mounts
-from kdamon.trusted import trusted_owners
+from kdamon.mountinfo import mount_entry, mounts
+from kdamon.path_walk import trusted_owners
 
 __all__ = ["MEMORY", "answers", "memory_device"]
 
@@ -61,10 +61,7 @@ def memory_device() -> int:
 
 def _is_trusted(entry: mount_entry) -> bool:
     """Whether a mount of ours is of the kernel's own file systems, or of one that a trusted user serves."""
-    if entry.fstype.split(".")[0] not in ("fuse", "fuseblk"):
-        return True
-    servers = [int(option[8:]) for option in entry.options if option.startswith("user_id=")]
-    return trusted_owners().issuperset(servers)
+    return entry.server is None or entry.server in trusted_owners()
 
 
 def _device(file: int) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import PAGE_SIZE, mult_frac
-from kdamon.mm.mountinfo import mounts
+from kdamon.mountinfo import mounts
 
 __all__ = ["memcg_id", "metric"]
 

@@ -32,8 +32,8 @@ from kdamon.mm.file_systems import MEMORY, memory_device
 from kdamon.mm.madvise_apart import fault_apart
 from kdamon.mm.maps import Mappings
 from kdamon.mm.mmap_lock import held
-from kdamon.mm.mountinfo import mounts
 from kdamon.mm.ranges import NO_RANGES
+from kdamon.mountinfo import mounts
 
 __all__ = ["PIECE", "make_writable", "present_runs", "shared_memory"]
 

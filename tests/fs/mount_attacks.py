@@ -21,8 +21,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from kdamon.mm.mountinfo import mount_entry, mounts
 from kdamon.mm.sim import SimMachine
+from kdamon.mountinfo import mount_entry, mounts
 from kdamon_fs.fuse_binding import load_fuse
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import set_parent_death_signal
@@ -197,15 +197,23 @@ def start(tree: mounted_tree) -> str:
     return entry.target
 
 
-def at_points(prepare_one: Callable[[], None], act: Callable[[], str], disturb: Callable[[], object]) -> list[str]:
-    """Act again and again, disturbed at one point of time after the other; what became of it, each once."""
+def at_points(
+    prepare_one: Callable[[], None],
+    act: Callable[[], str],
+    disturb: Callable[[], object],
+    which: Callable[[FrameType], bool] = lambda _frame: True,
+) -> list[str]:
+    """Act again and again, disturbed at one point of time after the other; what became of it, each once.
+
+    :param which: in which calls there are such points; by default in all.
+    """
     prepare_one()
-    with _at(-1, lambda: None) as counted:
+    with _at(-1, lambda: None, which) as counted:
         act()
     seen = set()
     for point in range(0, counted.lines, max(1, counted.lines // POINTS)):
         prepare_one()
-        with _at(point, disturb):
+        with _at(point, disturb, which):
             seen.add(act())
     return sorted(seen)
 
@@ -310,7 +318,14 @@ def mounted_meanwhile(attacker: Attacker) -> list[str]:
         one.tree.stop()
         return str([fstype for fstype in on(TARGET) if fstype != "fuse.kdamon"])
 
-    return at_points(prepare_bare, act, lambda: mount_tmpfs(TARGET))[:2]
+    def before_the_last_look(frame: FrameType) -> bool:
+        # The kernel has no call that unmounts only what nothing is mounted on.
+        calls: FrameType | None = frame
+        while calls is not None and calls.f_code.co_name != "detach":
+            calls = calls.f_back
+        return calls is None or not calls.f_code.co_filename.endswith("leftovers.py")
+
+    return at_points(prepare_bare, act, lambda: mount_tmpfs(TARGET), before_the_last_look)[:2]
 
 
 def killed(attacker: Attacker, move: str) -> list[list[str]]:

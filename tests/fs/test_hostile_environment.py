@@ -178,6 +178,25 @@ def test_damo_of_another_user_is_not_run(hostile: Hostile) -> None:
         assert not hostile.victim.exists()
 
 
+def test_damo_that_was_installed_as_kdamon_was_is_run(tmp_path: Path) -> None:
+    """Where others may write to PATH: Debian has this Python in /usr/bin, and in /usr/local/bin what pip installs."""
+    for directory in ("python", "bin"):
+        (tmp_path / directory).mkdir()
+    base = Path(sys.executable).resolve()
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+    (tmp_path / "python" / "python3").symlink_to(base)
+    (tmp_path / "bin" / "damo").write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked\n")
+    (tmp_path / "bin" / "damo").chmod(0o755)
+    tmp_path.chmod(0o777)
+    subprocess.run(
+        [tmp_path / "python" / "python3", "-c", "from kdamon_fs.damo import fill_damo_cache; fill_damo_cache()"],
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        timeout=60,
+        check=True,
+    )
+    assert "report sysinfo\n" == (tmp_path / "asked").read_text()
+
+
 def test_perf_of_the_working_directory_is_not_run(hostile: Hostile) -> None:
     """kdamon's own perf looks for the machine's one."""
     directory = hostile.program("perf")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.mountinfo import mount_entry, mounts
+from kdamon.mountinfo import mount_entry, mounts
 from kdamon_fs.mount import _operations, mounted_tree
 from kdamon_fs.mounts import MNT_DETACH, umount
 

@@ -201,7 +201,7 @@ def _of_root(mode: int, group: int = 0) -> Callable[[Path], Path]:
         (_link_by_way_of_another_user, "user 65534 owns {public}/other and could replace"),
         (_hard_link_to_a_link_of_root, "other users can write to the directory of {public}/link and could replace"),
         (_of_root(0o777), "other users can write to {public}/root and could replace"),
-        (_of_root(0o775), "other users can write to {public}/root and could replace"),
+        (_of_root(0o775, 65534), "other users can write to {public}/root and could replace"),
     ],
     ids=["owner", "owner above", "sticky", "link", "linked directory", "hard link", "every user", "group"],
 )

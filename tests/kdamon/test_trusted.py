@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.trusted import UntrustedError, find_program, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import find_program, open_trusted
 
 if os.geteuid():
     pytest.skip("giving files to another user needs root", allow_module_level=True)
@@ -64,6 +65,37 @@ def test_a_step_on_the_way_that_another_user_can_change(
     with pytest.raises(UntrustedError) as refusal:
         open_trusted(file)
     assert refusal.value.filename == str(file)
+
+
+def test_directories_that_roots_group_may_write_to(tmp_path: Path) -> None:
+    """Only root is in it; any other group may have members, also the one of a root who has called newgrp."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "directory").chmod(0o775)
+    assert opened(tmp_path / "directory") == str(tmp_path / "directory")
+    os.chown(tmp_path / "directory", 0, USER)
+    words = ["setpriv", "--regid", str(USER), "--clear-groups", sys.executable, "-c", OPENS]
+    for command in (words, words[4:]):
+        done = subprocess.run(
+            [*command, str(tmp_path / "directory")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ("", f"other users can write to {tmp_path}/directory\n") == (done.stderr, done.stdout)
+
+
+#: Opens a name that is not trusted.
+OPENS = """
+import sys
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
+try:
+    open_trusted(sys.argv[1])
+except UntrustedError as error:
+    print(error.strerror)
+"""
 
 
 def test_links_of_another_user_are_not_followed(tmp_path: Path) -> None:
@@ -122,7 +154,8 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 #: Mounts a file system of user 65534 that answers nothing, and looks for what is in it.
 ASKS = """
 import ctypes, os, sys
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 device = os.open("/dev/fuse", os.O_RDWR)
 data = f"fd={device},rootmode=40755,user_id=65534,group_id=65534,allow_other".encode()
 if ctypes.CDLL(None).mount(b"fuse", os.fsencode(sys.argv[1]), b"fuse", 0, data):

@@ -21,7 +21,7 @@ import pytest
 from kdamon.mm import inject_target
 from kdamon.mm.inject import inject_madvise, take_userfaultfd
 from kdamon.mm.madvise import MADV_NOHUGEPAGE
-from kdamon.mm.mountinfo import mounts
+from kdamon.mountinfo import mounts
 from tests.mm.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running
 from tests.mm.test_inject_safety import attempt, check, target
 from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdamon_tools import cli
+from kdamon_tools.records import new_records
 from kdamon_tools.replacement import Replacement
 from tests.tools.hostile import ANOTHER_USER, AS_ANOTHER_USER, limited
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
@@ -311,6 +313,64 @@ def test_a_directory_of_another_user_will_do(theirs: Path, capsys: pytest.Captur
         assert owner == (theirs / name).stat().st_uid
         assert "the time was over" == json.loads((theirs / name).read_text())["note"]
     assert ["new", "old"] == sorted(os.listdir(theirs))
+
+
+def test_links_of_ones_own_that_have_further_names(open_path: Path) -> None:
+    """As a deduplicated or checked-out system has them; other users cannot have brought one into root's directory."""
+    (open_path / "place").mkdir()
+    (open_path / "link").symlink_to("place")
+    os.link(open_path / "link", open_path / "other", follow_symlinks=False)
+    with Replacement(open_path / "link" / "result") as replacement:
+        replacement.file.write(b"new")
+        replacement.commit()
+    assert "new" == (open_path / "place" / "result").read_text()
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a file", "a file of another name"])
+def test_a_descriptor_of_another_process_of_this_user(what: str, open_path: Path) -> None:
+    """As /proc/1/fd/1, the log of a container: it is written as it is, and nothing is renamed to it."""
+    file = open_path / "log"
+    file.write_text("earlier, and longer")
+    reading, writing = os.pipe() if what == "a pipe" else (os.open(file, os.O_RDONLY), os.open(file, os.O_WRONLY))
+    if what == "a file of another name":
+        file.rename(file := open_path / "log.1")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=writing) as process:
+        try:
+            with Replacement(Path(f"/proc/{process.pid}/fd/1")) as replacement:
+                replacement.file.write(b"new")
+                replacement.commit()
+            assert b"new" == os.read(reading, 100)
+        finally:
+            process.kill()
+            os.close(reading)
+            os.close(writing)
+    assert [file.name] == os.listdir(open_path)
+
+
+def test_a_replay_writes_to_a_descriptor_of_another_process(open_path: Path) -> None:
+    """By then it has no capability to look at that process any more."""
+    recording = open_path / "recording"
+    np.save(recording.with_suffix(".npy"), new_records(2, time=1, pid=1, addr=4096, size=8))
+    reading, writing = os.pipe()
+    with open(open_path / "log", "xb") as log, subprocess.Popen(["cat"], stdin=reading, stdout=log) as process:
+        done = limited("replay", "--json", "--output", f"/proc/{process.pid}/fd/1", f"{recording}.npy")
+        os.close(writing)
+    os.close(reading)
+    assert (0, "") == (done.returncode, done.stdout), done.stderr
+    assert 1 == json.loads((open_path / "log").read_text())["config"]["pid"]
+
+
+def test_a_descriptor_of_another_users_process_is_refused(open_path: Path) -> None:
+    """It leads where that user likes."""
+    with subprocess.Popen([*AS_ANOTHER_USER, "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdin is not None
+            while Path(f"/proc/{process.pid}/fd/1").lstat().st_uid == 0:
+                pass
+            with pytest.raises(OSError, match="is a symbolic link of user 65534"):
+                Replacement(Path(f"/proc/{process.pid}/fd/1"))
+        finally:
+            process.kill()
 
 
 def test_a_pipe_of_this_user_is_waited_for(open_path: Path) -> None:

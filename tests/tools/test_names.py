@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.mountinfo import mounts
+from kdamon.mountinfo import mounts
 from kdamon_tools.process_tree import read_stat
 from kdamon_tools.readable import json_text, readable
 
@@ -267,7 +267,7 @@ def test_a_control_group_mount_with_such_a_name_is_found(tmp_path: Path) -> None
     question = """
 import os, sys
 from kdamon.mm import cgroup
-from kdamon.mm.mountinfo import mounts
+from kdamon.mountinfo import mounts
 (entry,) = (entry for entry in mounts() if entry.fstype == "cgroup2")
 assert os.fsencode(entry.target) == os.fsencode(sys.argv[1]), entry
 print(len(cgroup.processes("/")) > 0)

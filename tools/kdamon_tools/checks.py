@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 
 __all__ = ["Check", "Usable", "monitor_checks", "own_checks", "tool_checks"]
 

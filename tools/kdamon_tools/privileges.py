@@ -68,8 +68,7 @@ def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
 def _is_below_own_directories(path: Path) -> bool:
     """Whether this process's user owns all directories that lead to ``path``; no other user's file system is asked."""
     with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
-        below, _ = open_place(path)
-        opened.callback(os.close, below)
+        below = opened.enter_context(open_place(path)).directory
         while os.fstat(below).st_uid == os.geteuid():
             above = os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=below)
             opened.callback(os.close, above)

@@ -17,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from kdamon.leftovers import is_entry
-from kdamon.trusted import UntrustedError, check_server, open_place, open_to_read, others_may_write, trusted_owners
+from kdamon.leftovers import is_entry, is_same
+from kdamon.path_walk import UntrustedError, trusted_owners
+from kdamon.trusted import open_place, open_to_read, others_may_write
 from kdamon_tools.temporary import temporary_file
 
 __all__ = ["Replacement", "same_file"]
@@ -51,14 +52,15 @@ class Replacement:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._directory = -1
-        self._name = ""
         #: The name of what is written where that is a file of its own: one to rename, or at its place already.
         self._part: str | None = None
         #: An existing file that is written where nothing can be renamed to it.
         self._existing: int | None = None
         try:
-            self._directory, self._name = open_place(path)
-            self.file = io.FileIO(self._open(), "w")
+            with open_place(path) as place:
+                self._name = place.name
+                self._directory = os.dup(place.directory)
+                self.file = io.FileIO(self._open(place.found), "w")
         except OSError as error:
             self._close()
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -66,27 +68,22 @@ class Replacement:
             self._close()
             raise
 
-    def _open(self) -> int:
+    def _open(self, found: int) -> int:
+        """Open what is written to; ``found`` is a descriptor of what is there, -1 nothing."""
         if self._name.isdecimal() and self._name.isascii() and _is_own_descriptors(self._directory):
             # To open it anew would begin at the beginning of a file that a shell appends to.
             descriptor = int(self._name)
             # It says that it cannot be written now.
             os.write(descriptor, b"")
             return os.dup(descriptor)
-        try:
-            found = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-        except FileNotFoundError:
+        if found < 0:
             made = os.open(self._name, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=self._directory)
             self._part = self._name
             return made
-        try:
-            check_server(found, self._name)
-            status = os.fstat(found)
-            self._check(status)
-            # Whether it may be written is found out now, and nothing of it is lost.
-            opened = os.open(f"/proc/self/fd/{found}", _FLAGS)
-        finally:
-            os.close(found)
+        status = os.fstat(found)
+        self._check(status)
+        # Whether it may be written is found out now, and nothing of it is lost.
+        opened = os.open(f"/proc/self/fd/{found}", _FLAGS)
         if not stat.S_ISREG(status.st_mode):
             return opened
         self._existing = opened
@@ -98,8 +95,6 @@ class Replacement:
 
     def _check(self, status: os.stat_result) -> None:
         """Refuse an existing file that others may have put there for it to be written."""
-        if stat.S_ISLNK(status.st_mode):
-            raise OSError(errno.ELOOP, "a symbolic link took its place")
         if stat.S_ISFIFO(status.st_mode) and status.st_uid not in trusted_owners():
             raise OSError(errno.EPERM, f"it is a pipe of user {status.st_uid}")
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and others_may_write(self._directory):
@@ -167,12 +162,12 @@ class Replacement:
 
     def _check_place(self, descriptor: int) -> None:
         """Raise an error where the path does not lead to what was written: someone removed or renamed something."""
-        directory, name = open_place(self.path)
-        try:
-            if not is_entry(directory, name, descriptor):
+        if os.fstat(self._directory).st_dev == os.stat("/proc").st_dev:
+            # A descriptor of another process: it is no name, and capabilities to look at it again may be gone.
+            return
+        with open_place(self.path) as place:
+            if place.found < 0 or not is_same(place.found, descriptor):
                 raise OSError(errno.ESTALE, "another file took the place of what was written")
-        finally:
-            os.close(directory)
 
     def _remove(self, name: str, descriptor: int) -> None:
         """Remove ``name`` if it still is what ``descriptor`` is."""

@@ -9,7 +9,8 @@ import tempfile
 from contextlib import AbstractContextManager
 from typing import IO, Final
 
-from kdamon.trusted import UntrustedError, open_trusted
+from kdamon.path_walk import UntrustedError
+from kdamon.trusted import open_trusted
 
 __all__ = ["temporary_directory", "temporary_file"]
 

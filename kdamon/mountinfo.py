@@ -9,7 +9,9 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["mount_entry", "mounts"]
+from kdamon.leftovers import mount_number
+
+__all__ = ["mount_entry", "mount_of", "mounts"]
 
 #: What the kernel writes for a blank, a tab, a newline, a backslash and a number sign.
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
@@ -38,12 +40,25 @@ class mount_entry:
     options: tuple[str, ...]
     shared: bool
 
+    @property
+    def server(self) -> int | None:
+        """The user who serves the file system by FUSE; None if the kernel has it itself."""
+        if self.fstype.partition(".")[0] not in ("fuse", "fuseblk"):
+            return None
+        return next((int(option[8:]) for option in self.options if option.startswith("user_id=")), None)
+
 
 def mounts(pid: int | str = "self") -> list[mount_entry]:
     """All mounts of this namespace, or of that of another process, later ones on top of earlier ones."""
     # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         return [_entry(line.rstrip(b"\n")) for line in lines]
+
+
+def mount_of(descriptor: int) -> mount_entry | None:
+    """The mount that an open file or directory is in; None if it is unmounted, or its root is outside of a chroot."""
+    number = mount_number(descriptor)
+    return next((entry for entry in mounts() if entry.number == number), None)
 
 
 def _entry(line: bytes) -> mount_entry:
