@@ -20,6 +20,7 @@ import os
 import stat
 
 from kdamon.path_walk import Place, Step, UntrustedError, other_writers, path_of, trusted_owners, walk
+from kdamon.replaceable import check_dots
 
 __all__ = ["find_program", "open_place", "open_to_read", "open_trusted", "others_may_write", "trusted_path"]
 
@@ -95,15 +96,19 @@ def open_place(path: str | os.PathLike[str], *, links_of_others: bool = False) -
     Directories may be other users': there they can remove the file and put another in its place, but what is done by
     the descriptor and the name is done in that directory.
 
-    :param links_of_others: follow them nevertheless, where the file is only read.
+    :param links_of_others: follow them nevertheless, and ``..`` of what others may move, where the file is only read.
     :raises UntrustedError: another user made a symbolic link on the way, or serves a file system there.
+    :raises OSError: EACCES ``..`` of a directory that another user may move.
     :raises OSError: as ``open(2)``; EISDIR it is a directory.
     """
     trusted = trusted_owners()
 
     def judge(step: Step) -> None:
         status = step.status
-        if not stat.S_ISLNK(status.st_mode) or links_of_others:
+        if links_of_others:
+            return
+        check_dots(step)
+        if not stat.S_ISLNK(status.st_mode):
             return
         # A link that has further names may have been brought there by anyone who can write there.
         if status.st_uid not in trusted or (status.st_nlink > 1 and others_may_write(step.directory)):

@@ -18,9 +18,9 @@ from typing import Final
 
 from kdamon.leftovers import FSTYPE, detach, mount_number, open_mounted, unmount_by_helper
 from kdamon.mountinfo import mount_of
+from kdamon.replaceable import open_directory, replaceable
 from kdamon_fs.mount_checks import mounts_by_helper
 from kdamon_fs.mounts import attach_mount
-from kdamon_fs.replaceable import open_directory, replaceable
 
 __all__ = ["MountPoint"]
 

@@ -26,6 +26,7 @@ from typing import Final
 
 from kdamon.leftovers import mount_number
 from kdamon.mountinfo import mount_entry, mounts
+from kdamon.replaceable import open_place
 from kdamon_fs.mounts import (
     MS_BIND,
     MS_RDONLY,
@@ -33,7 +34,6 @@ from kdamon_fs.mounts import (
     MS_REMOUNT,
     mount,
 )
-from kdamon_fs.replaceable import open_place
 
 __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_places"]
 

@@ -80,6 +80,29 @@ def test_what_another_user_planted_is_refused_at_once(what: str, option: str, th
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--output", "--record"])
+def test_dots_after_a_directory_that_its_user_may_move_are_refused(option: str, theirs: Path, victims: Path) -> None:
+    """Moved beside a file of root's, it would have root write that one."""
+    victims.chmod(0o1777)
+    they('mkdir "$1/x"; mv "$1/x" "$2/x"', theirs, victims)
+    done = limited(*RUN, option, f"{victims}/x/../result")
+    (victims / "x").rmdir()
+    assert (2, "", 1) == (done.returncode, done.stdout, done.stderr.count("\n")), done.stderr
+    assert "'..' leads out of" in done.stderr
+    assert "name the directory that is meant" in done.stderr
+
+
+def test_dots_where_only_root_moves_something_are_followed(victims: Path) -> None:
+    """As ever."""
+    (victims / "x").mkdir()
+    with Replacement(f"{victims}/x/../new") as replacement:
+        replacement.file.write(b"new")
+        replacement.commit()
+    (victims / "x").rmdir()
+    assert "new" == (victims / "new").read_text()
+    (victims / "new").unlink()
+
+
 def test_a_hard_link_is_not_written(theirs: Path, victims: Path) -> None:
     """A user makes one to any file where fs.protected_hardlinks is 0."""
     (theirs / "result").hardlink_to(victims / "result")

@@ -4,6 +4,7 @@
 * :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace, nor ``..`` of a
   directory that another user may move;
 * :func:`open_place` ``(name)`` does the same for whatever has the name.
+* :func:`check_dots` ``(step)`` is the latter alone.
 * :func:`replaceable` ``(directory)`` says which part of an open directory's path another user may replace.
 """
 
@@ -16,7 +17,7 @@ import stat
 from kdamon.mountinfo import mount_of
 from kdamon.path_walk import Step, other_writers, path_of, trusted_owners, walk
 
-__all__ = ["open_directory", "open_place", "replaceable"]
+__all__ = ["check_dots", "open_directory", "open_place", "replaceable"]
 
 
 def open_directory(name: str) -> int:
@@ -56,12 +57,20 @@ def open_place(name: str) -> int:
         return place.take()
 
 
-def _judge(step: Step) -> None:
+def check_dots(step: Step) -> None:
+    """Refuse ``..`` of a directory that another user may move, and so choose what is above it.
+
+    :raises OSError: EACCES it is.
+    """
     if step.name == ".." and (found := replaceable(step.directory)):
         place, user = found
         inside = "" if place == (path := path_of(step.directory)) else f" in {place}"
         sentence = f"'..' leads out of {path}{inside}, and {user} may move that; name the directory that is meant"
         raise OSError(errno.EACCES, sentence)
+
+
+def _judge(step: Step) -> None:
+    check_dots(step)
     if step.through and mount_of(step.entry) is None:
         sentence = "leads out of this mount namespace or root directory; run kdamon there, as by nsenter(1)"
         raise OSError(errno.EXDEV, f"{step.name} {sentence}")
