@@ -23,14 +23,18 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
 
 #: Runs both in one process, as a user that it becomes before: the first argument, "" to stay.
 SCRIPT = """
-import contextlib, ctypes, io, json, os, pathlib, subprocess, sys
-import kdamon.mm.doctor, kdamon_fs.mount_checks, kdamon_tools.monitor, kdamon_tools.sources, numpy.random
+import contextlib, ctypes, importlib, io, json, os, pathlib, pkgutil, subprocess, sys
+import kdamon, kdamon_fs, numpy.random
 with contextlib.suppress(ImportError, OSError):
     import fuse
 from kdamon_tools import cli
 user, stranger, helper = sys.argv[1:]
 if user:
     # The checkout and the interpreter of these tests may be out of that user's reach.
+    for package in (kdamon, kdamon_fs, sys.modules["kdamon_tools"]):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
     kdamon.mm.inject._HELPER, sys.executable = pathlib.Path(helper), "/usr/bin/python3"
     os.setgroups([])
     os.setresgid(*3 * [int(user)])
