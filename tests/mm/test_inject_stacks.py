@@ -120,8 +120,8 @@ def test_nobody_waits_for_a_page_that_somebody_else_is_to_fill(directory: Path, 
     with stacks(directory, "threads_lazy") as process:
         with pytest.raises(OSError, match=r"has no room\); monitor it by page_table"):
             take_userfaultfd(process.pid, 60)
-        # It answered: its timer did not end it.
-        assert [bool(answer) for answer in stops] == [True]
+        # Each answered, also where one of the threads ended meanwhile: no timer ended it.
+        assert stops and all(stops)
 
 
 def test_one_thread_that_has_a_place_is_enough(directory: Path, stops: list[dict[str, Any]]) -> None:
