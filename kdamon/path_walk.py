@@ -116,7 +116,7 @@ def walk(path: str | os.PathLike[str], judge: Judge, *, own_descriptors: bool = 
     :param path: a relative one starts at the working directory.
     :param judge: what each step has to pass, symbolic links among them, and what they lead to. The root of a FUSE mount
         that is not served any more has no status to be judged, and can be the last step only.
-    :param own_descriptors: accept what this process has open already, whoever serves it, as the last step.
+    :param own_descriptors: accept what this process has open already, on any file system, as the last step.
     :raises UntrustedError: another user serves a file system on the way; or as ``judge``.
     :raises OSError: as ``open(2)``, or as ``judge``, with the name.
     """

@@ -125,7 +125,7 @@ def open_place(path: str | os.PathLike[str], *, links_of_others: bool = False) -
 
 
 def open_to_read(path: str | os.PathLike[str], flags: int = 0) -> int:
-    """Open a file to read it, whoever's it is; the descriptor is the caller's to close.
+    """Open a file of any user to read it; the descriptor is the caller's to close.
 
     :param flags: more of ``open(2)``.
     :raises UntrustedError: another user serves the file system that it is in.

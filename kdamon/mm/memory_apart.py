@@ -31,7 +31,7 @@ _ATTEMPTS: Final = 10
 class MemoryService:
     """What the helper process has.
 
-    :param primitive: what tells accessed bits, see :func:`kdamon.mm.linux.linux_machine`.
+    :param primitive: how accessed bits are read, see :func:`kdamon.mm.linux.linux_machine`.
     :param left_out: processes that are not to be looked at, by their numbers: when each began.
     :param users: whose processes are not.
     """

@@ -83,7 +83,7 @@ def _waited_for(pagemap: int) -> bool:
 
 
 def stays_locked(pagemap: int, seconds: float) -> bool:
-    """Return whether threads wait for an mmap_lock all the time: then whoever asks for it may wait for ever.
+    """Return whether threads wait for an mmap_lock all the time: then any caller that asks for it may wait for ever.
 
     It is looked at without the lock. A process may take it right afterwards; False where it cannot be looked at.
 

@@ -120,10 +120,10 @@ def at_a_rate(program: Path | None, path: Path, seconds: float, sample_us: int) 
                 said, _ = producer.communicate("\n")
                 cpu, wall = cpu_seconds() - cpu, time.monotonic() - begin
                 drained(server, ctx)
-                counters, told = damon_report_counters_of(ctx), server.counters()
+                counters, served = damon_report_counters_of(ctx), server.counters()
                 regions = sum(len(t.regions) for t in ctx.adaptive_targets)
             sent, dropped, elapsed, producers_cpu = map(int, said.split())
-        refused = told.malformed + told.ineligible + told.not_permitted
+        refused = served.malformed + served.ineligible + served.not_permitted
         lost = dropped + refused + counters.dropped + counters.late
         assert sent == dropped + refused + counters.accepted + counters.dropped
         rows.append(

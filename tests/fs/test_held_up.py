@@ -34,7 +34,7 @@ pytestmark = [
 
 
 def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait until ``what()`` is true; tell whether it became so."""
+    """Wait until ``what()`` is true; return whether it became so."""
     end = time.monotonic() + seconds
     while not what():
         if time.monotonic() > end:
@@ -101,7 +101,7 @@ def _tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[damon_sysfs_tree]:
 
 
 def test_commands_do_not_wait_for_it(tree: damon_sysfs_tree, silent: int) -> None:
-    """Each one is told EBUSY, the others' kdamonds can be used, and it ends when its target lets it."""
+    """Each one gets EBUSY, the others' kdamonds can be used, and it ends when its target lets it."""
 
     def write(path: str, value: str) -> None:
         tree.write(path, value.encode())

@@ -109,7 +109,7 @@ def running(*command: str | Path) -> Iterator[int]:
 
 
 def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait until ``what()`` is true; tell whether it became so."""
+    """Wait until ``what()`` is true; return whether it became so."""
     end = time.monotonic() + seconds
     while not what():
         if time.monotonic() > end:

@@ -196,7 +196,7 @@ def test_the_peers_of_one_user_share_what_is_known(sleepers: Callable[..., int])
         for rights in (one, other, one):
             assert [True, False] == rights.permitted([own, foreign])
         assert 1 == len(known)
-        # It, and what tells of its end.
+        # It, and what reports its end.
         assert files + 2 == len(os.listdir("/proc/self/fd"))
         known.close()
         assert files == len(os.listdir("/proc/self/fd"))

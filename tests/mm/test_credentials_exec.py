@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs that gain privileges by exec(): nobody who lacks these tells about them, becomes one to tell, or acts."""
+"""Programs that gain privileges by exec(): a producer without these cannot report on them, nor kdamon act on them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make pr
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[dict[str, str]]:
-    """Copies of one program that differ in what they give to whoever runs them."""
+    """Copies of one program that differ in what they give to their caller."""
     with tempfile.TemporaryDirectory(prefix="kdamon-") as directory:
         os.chmod(directory, 0o755)
         assert not os.statvfs(directory).f_flag & os.ST_NOSUID, "set-user-ID programs do nothing in this directory"

@@ -31,7 +31,7 @@ pytestmark = [
 
 
 def eventually(what: Callable[[], object]) -> bool:
-    """Wait until ``what()`` is true; tell whether it became so."""
+    """Wait until ``what()`` is true; return whether it became so."""
     end = time.monotonic() + 60
     while not what():
         if time.monotonic() > end:

@@ -53,7 +53,7 @@ class CpuWatch:
         except OSError as error:
             if not files_ran_out(error):
                 raise
-            # If that lasts, monitoring ends, and the result tells more than this would.
+            # If that lasts, monitoring ends, and the result says more than this would.
             self._next = began + self._pause
             return
         earlier, self._now = self._now, {stat.identity: stat for stat in family}
