@@ -56,7 +56,7 @@ from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, Task
 
-__all__ = ["damon_module", "damon_scheme_module", "module_scope"]
+__all__ = ["check_cgroup", "damon_module", "damon_scheme_module", "module_scope"]
 
 log = logging.getLogger("kdamon")
 
@@ -335,6 +335,18 @@ class damon_module(ABC):
                 damon_destroy_target(t, ctx)
         # A process of monitor_pids that ended is not looked for: its number may be another's by now.
         self._add_members(ctx, self._scope, members)
+
+
+def check_cgroup(machine: Machine, cgroup: str) -> None:
+    """Refuse a control group that does not exist.
+
+    :param cgroup: its path, as ``/proc/PID/cgroup`` has it.
+    :raises OSError: EINVAL there is none.
+    """
+    try:
+        machine.cgroup_processes(cgroup)
+    except OSError as error:
+        raise OSError(errno.EINVAL, error.strerror) from None
 
 
 def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from kdamon.kernel import Clock, RealClock
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Machine
-from kdamon.modules_common import damon_module, damon_scheme_module
+from kdamon.modules_common import check_cgroup, damon_module, damon_scheme_module
 from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
@@ -112,7 +112,10 @@ def _monitor_pids_store(params: _module_params, text: str) -> None:
 
 
 def _monitor_cgroup_store(params: _module_params, text: str) -> None:
-    params.module.monitor_cgroup = name_of(text)
+    path = name_of(text)
+    if path:
+        _doing(params, "monitor_cgroup", lambda: check_cgroup(params.module.machine(), path))
+    params.module.monitor_cgroup = path
 
 
 _MODULE: Final = (

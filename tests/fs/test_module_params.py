@@ -314,12 +314,26 @@ def test_a_control_group_is_a_scope(session: Any) -> None:
     session.machine.cgroups["/my service"] = (150,)
     for module in MODULES:
         path = path_of(module, "monitor_cgroup")
-        session.put(path, "/nowhere\n")
-        assert session.read(path) == "/nowhere\n"
-        assert session.write(path_of(module, "enabled"), "Y") == "EINVAL"
         session.put(path, "/my service\n")
+        assert "/my service\n" == session.read(path)
         session.put(path_of(module, "enabled"), "Y")
         session.put(path_of(module, "enabled"), "N")
+
+
+def test_a_control_group_that_does_not_exist_is_refused(session: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """At once, with the reason in the log: the group before it stays. One that ends later is refused by ``enabled``."""
+    session.machine.cgroups["/service"] = (150,)
+    for module in MODULES:
+        path = path_of(module, "monitor_cgroup")
+        session.machine.cgroups["/service"] = (150,)
+        session.put(path, "/service\n")
+        assert "EINVAL" == session.write(path, "/nowhere\n")
+        assert "/service\n" == session.read(path)
+        assert "monitor_cgroup: there is no control group '/nowhere'" in caplog.text
+        del session.machine.cgroups["/service"]
+        assert "EINVAL" == session.write(path_of(module, "enabled"), "Y")
+        session.put(path, "\n")
+        assert "\n" == session.read(path)
 
 
 def test_commits_to_a_module_that_was_never_or_is_not_enabled(session: Any) -> None:

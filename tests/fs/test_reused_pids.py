@@ -214,8 +214,8 @@ def test_a_number_of_a_control_group_that_is_a_strangers_by_now(make_session: Ca
             session.machine.cgroups = {"/service": (150,)}
         return found
 
-    session.machine.cgroup_processes = read_then_end
     session.put("/module/damon_stat/parameters/monitor_cgroup", "/service")
+    session.machine.cgroup_processes = read_then_end
     _, module = enabled(session, "damon_stat", "")
     with shut_down(module):
         assert [session.machine.processes[150]] == tasks(module)
