@@ -351,6 +351,7 @@ def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregatin
         regions.unknown_age = (regions.unknown_age * old_aggr // new_aggr).astype(np.uint32)
         if regions.probe_hits is not None and regions.last_probe_hits is not None:
             # Kernel: hits of probes that are gone stay as they are. Here: they are converted too, as nobody sees them.
+            # (docs/deviations.md#hits-of-removed-probes)
             regions.last_probe_hits = _convert(regions.last_probe_hits, old_max, new_max).astype(np.uint8)
             now = np.zeros_like(regions.probe_hits) if aggregating else _convert(regions.probe_hits, old_max, new_max)
             regions.probe_hits = now.astype(np.uint8)
@@ -417,6 +418,7 @@ def _damon_commit_target(dst: damon_target, src: damon_target, min_region_sz: in
     damon_commit_target_regions(dst, src, min_region_sz)
     if not dry_run and src.task is not None:
         # The source gives its reference away instead of both holding one: it is destroyed after the commit.
+        # (docs/deviations.md#a-commit-hands-over-process-references)
         _put_task(dst)
         dst.task, src.task = src.task, None
     dst.pid = src.pid
@@ -565,7 +567,7 @@ def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
     :raises OSError: EBUSY one of them does not end in time; it will end as soon as it can.
     """
     # Kernel: damon_stop() waits for as long as it takes. Here: for some seconds, because a kdamond may wait for the
-    # process that it monitors, and that may be hostile.
+    # process that it monitors, and that may be hostile. (docs/deviations.md#stopping-has-a-time-limit)
     kdamonds = []
     for ctx in ctxs:
         with ctx.kdamond_lock:
@@ -708,7 +710,7 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
     # Kernel: every tuning plans the next update of the operations set, and the next application of each scheme, a whole
     # interval of theirs ahead, so that they never come while tunings are more frequent. Here: they stay when they are,
     # because new mappings wait for the one and users for the other. A scheme without an interval of its own goes by
-    # the new aggregation interval.
+    # the new aggregation interval. (docs/deviations.md#tuning-keeps-planned-updates)
     now, old_sample = ctx.passed_sample_intervals, ctx.attrs.sample_interval
     update_us = max(ctx.next_ops_update_sis - now, 0) * old_sample
     apply_us = [(s, max(s.next_apply_sis - now, 0) * old_sample) for s in ctx.schemes if s.apply_interval_us]
@@ -740,7 +742,7 @@ def damon_merge_regions_of(
     :param unknown_apart: merge these with each other only.
     """
     # Kernel: takes every sample. Here: regions of which most samples could not be taken do not become a part of others,
-    # because they would be as cold as these.
+    # because they would be as cold as these. (docs/deviations.md#unknown-regions-merge-with-each-other)
     rows = mostly_unknown(t.regions.nr_unknown, nr_samples)
     unknown = rows if rows.any() else None
     if count_age:
@@ -756,7 +758,7 @@ def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None
     max_threshold = nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
     if weights is not None:
         # Kernel: as for accesses, so that with large weights there stay more regions than max_nr_regions. Here: up to
-        # the largest difference that there can be.
+        # the largest difference that there can be. (docs/deviations.md#the-merge-threshold-with-weights)
         max_threshold *= int(weights.sum(dtype=np.uint64))
     count_age = unknown_apart = True
     while True:
@@ -800,6 +802,7 @@ def kdamond_split_regions(ctx: damon_ctx) -> None:
                 t.regions.split_random(nr_subs, ctx.min_region_sz, ctx.rnd.u32)
     # Kernel: last_nr_regions and the rotation are static variables that all contexts share. Here: one per context,
     # because the number of regions of another context says nothing about this one.
+    # (docs/deviations.md#split-state-per-context)
     ctx.last_nr_regions = nr_regions
 
 
@@ -821,7 +824,7 @@ def kdamond_usleep(ctx: damon_ctx, usecs: int) -> None:
     Kernel: sleeps ``usecs`` from now, so that the work's time comes on top and every interval is late by it. Here:
     sleeps to the next multiple of the interval. When less than half of an interval is left, the work took too long:
     that interval is counted as missed and the sample lasts to the end of the next one, because a sample of a moment
-    would see no access.
+    would see no access. (docs/deviations.md#deadlines-are-absolute) (docs/deviations.md#missed-intervals-are-counted)
     """
     interval = max(usecs, 1) * NSEC_PER_USEC
     now = ctx.clock.now()
@@ -911,7 +914,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             ops.report_faults(ctx, sampling)
         reported = kdamond_check_reported_accesses(ctx)
         # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
-        # because that says that what others report is to count alone.
+        # because that says that what others report is to count alone. (docs/deviations.md#neither-primitive-or-both)
         if sampling and not primitives.page_fault and ops.check_accesses is not None:
             ops.check_accesses(ctx)
         if ctx.probes and ops.apply_probes is not None:

@@ -339,8 +339,10 @@ class damon_operations:
     :ivar prepare_access_checks: called at the start of each sampling interval.
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
+        (docs/deviations.md#the-largest-count-is-computed-per-aggregation)
     :ivar report_faults: called at its end instead, with ``page_fault``: reports the faults; told whether pages were
         sampled. Also called while nothing is monitored. Kernel: the fault handler reports each when it happens.
+        (docs/deviations.md#faults-are-reported-in-batches)
     :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
     :ivar prep_probes: called at the start of each sampling interval if probes have preps; told whether it has to choose
         the addresses to sample.
@@ -351,6 +353,7 @@ class damon_operations:
     :ivar apply_scheme: applies an action to rows of a target's table, ascending, shape (n,); returns the bytes of each
         that it was applied to, and those that passed the operations set's filters, both shape (n,). Kernel: one region
         at a time. Here: many, because a system call for each would be slower.
+        (docs/deviations.md#many-regions-in-one-call)
     :ivar action_sz: what actions affect as a whole or not at all, bytes, a power of two: where a quota of at least
         twice as much ends in the middle of a region, it ends at a multiple of that (no kernel counterpart).
     :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
@@ -511,6 +514,7 @@ def damon_region_sz_limit(ctx: damon_ctx) -> int:
 
     Kernel: for any number of them, be it more than memory has room for. Here: for four million at most, because the
     whole table is made at once, and takes the machine's memory with it.
+    (docs/deviations.md#at-most-four-million-initial-regions)
     """
     total = sum(t.regions.total() for t in ctx.adaptive_targets)
     if ctx.attrs.min_nr_regions:

@@ -123,6 +123,7 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
     """Apply ``s`` to regions ``rows`` of ``t`` as they are; charge its quota, count, hand them to the installed walk.
 
     Kernel: one region after another. Here: the operations set gets all of them at once.
+    (docs/deviations.md#many-regions-in-one-call)
 
     :param nr_accesses: moving sums of these regions, shape (len(rows),).
     """
@@ -137,6 +138,7 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
             trace.damos_before_apply(ctx, t, row, s)
     # Kernel: without an apply_scheme callback neither filters, charges nor walks. Here: as with one that applies to
     # nothing, because a scheme on reports alone wants to select regions too.
+    # (docs/deviations.md#schemes-without-an-apply-callback)
     if ctx.ops is not None and ctx.ops.apply_scheme is not None and _asks_ops(s):
         applied, passed = ctx.ops.apply_scheme(ctx, t, rows, s)
     if ctx.walk_control is not None and not s.walk_completed:
@@ -208,6 +210,7 @@ class damos_batch:
         """
         # Kernel: cuts by the quota first, so that memory which the filters reject is cut into pieces of the quota's
         # size. Here: filters first, because there may be a million of those pieces.
+        # (docs/deviations.md#core-filters-come-before-the-quota)
         if damos_core_filter_out(self._ctx, self._t, row, self._s):
             return
         quota, regions = self._s.quota, self._t.regions
@@ -239,6 +242,7 @@ class damos_batch:
         """How much of ``size`` from ``start`` on the operations set can make use of."""
         # Kernel: cuts wherever the quota ends, be it in the middle of a huge page. Here: between such pages, because
         # some actions cannot be applied to a part of one, and what was tried has to grow old again before the rest.
+        # (docs/deviations.md#quotas-end-between-huge-pages)
         ctx = self._ctx
         whole = 1 if ctx.ops is None else ctx.ops.action_sz // ctx.addr_unit
         if whole <= 1 or self._s.quota.esz < 2 * whole or self._s.action is damos_action.DAMOS_STAT:
@@ -294,6 +298,7 @@ def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesse
         elif len(regions) > enough:
             # Kernel: goes on, be it for a million parts that the action cannot be applied to and that are charged with
             # next to nothing. Here: the next pass goes on, so that this one comes to an end.
+            # (docs/deviations.md#a-pass-cuts-off-a-limited-number-of-parts)
             batch.apply()
             quota.charge_target_from = t
             quota.charge_addr_from = int(regions.end[row])
@@ -306,7 +311,7 @@ def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], ma
     if not valid or not len(t.regions):
         for s in active:
             # Kernel: only for targets that are not valid. Here: also where nothing is mapped, because the scheme would
-            # wait for the last region of that target for ever.
+            # wait for the last region of that target for ever. (docs/deviations.md#gaps-are-not-advised)
             damos_forget_charged_target(s, t)
         return
     for s in active:
@@ -324,13 +329,14 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
 
     Kernel: region by region, every scheme on each; a part that a later scheme cuts off is shown to the earlier ones
     once more, and counted twice. Here: scheme by scheme, all regions of a target each.
+    (docs/deviations.md#scheme-by-scheme)
     """
     due = [s for s in ctx.schemes if time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)]
     active = [s for s in due if s.wmarks.activated]
     if not active:
         if not any(s.wmarks.activated for s in ctx.schemes):
             # Kernel: a walk waits until a scheme is activated, for ever if need be. Here: it is canceled, as it is
-            # where the watermarks are looked at in intervals.
+            # where the watermarks are looked at in intervals. (docs/deviations.md#waiting-for-watermarks)
             damos_walk_cancel(ctx)
         return
     for s in active:
@@ -405,6 +411,7 @@ def damos_walk_cancel(ctx: damon_ctx) -> None:
         ctx.walk_control = None
         # Kernel: damos_walk_cancel() leaves the marks, so that the next walk misses schemes that had completed.
         # Here: they are cleared, because a walk that was canceled says nothing about the next one.
+        # (docs/deviations.md#a-canceled-walk-leaves-no-marks)
         for s in ctx.schemes:
             s.walk_completed = False
     control.canceled = True

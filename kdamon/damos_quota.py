@@ -86,7 +86,7 @@ def damos_commit_quota_goals(dst: damos_quota, src: damos_quota) -> None:
     dst.goals = goals
     if not _limited(dst):
         # Kernel: the last effective quota stays in force, in a window that never ends. Here: there is no limit, because
-        # that is what was committed.
+        # that is what was committed. (docs/deviations.md#a-quota-that-a-commit-removes)
         dst.total_charged_sz += dst.charged_sz
         dst.esz = dst.charged_sz = dst.charge_addr_from = dst.sz_unusable = dst.min_score = 0
         dst.charged_from = dst.charge_target_from = None
@@ -148,6 +148,7 @@ def _damos_set_quota_goal_current_value(ctx: damon_ctx, goal: damos_quota_goal) 
         value = _measure(ctx, goal)
     except OSError as error:
         # Kernel: counts what it cannot measure as 0, which asks for more and more work. Here: as what it should be.
+        # (docs/deviations.md#a-goal-that-cannot-be-measured)
         goal.current_value, goal.unknown = goal.target_value, True
         if not unknown:
             log.warning("the quota goal %s cannot be measured: %s", goal.metric.value, error.strerror)
@@ -253,6 +254,7 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
         return
     # Kernel: jiffies. Here: when the present sampling interval was to end, so that a window of n apply intervals is
     # just that, whatever the time of day at which the kdamond comes to it.
+    # (docs/deviations.md#charge-windows-follow-sampling-times)
     now = ctx.deadline
     if quota.charged_from is None:
         _doubt_window(quota)
@@ -289,6 +291,7 @@ def damos_scores(ctx: damon_ctx, t: damon_target, s: damos) -> Scores | None:
 def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
     """Find the highest score such that the regions of at least that score fill the quota."""
     # Kernel: one histogram in the context, for all its schemes. Here: a local one.
+    # (docs/deviations.md#one-score-histogram-per-scheme)
     histogram = np.zeros(DAMOS_MAX_SCORE + 1, np.uint64)
     for t in ctx.adaptive_targets:
         scores = damos_scores(ctx, t, s)

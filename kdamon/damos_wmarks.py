@@ -18,6 +18,7 @@ def damos_commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> Non
         dst.activated = True
     # Kernel: a commit activates every scheme, until the metric is looked at again. Here: the state survives, because
     # between mid and high nothing would deactivate a scheme again.
+    # (docs/deviations.md#watermark-state-survives-a-commit)
     dst.metric, dst.interval = src.metric, src.interval
     dst.high, dst.mid, dst.low = src.high, src.mid, src.low
 

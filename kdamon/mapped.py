@@ -4,6 +4,7 @@
 Kernel: the three regions of ``__damon_va_three_regions()`` may cover terabytes, of which a program like Node.js or one
 with AddressSanitizer uses megabytes at places all over; no sampled address ever hits these. Here: gaps between mappings
 are left out, and so are parts of mappings in which nothing is populated, as far as the number of regions allows.
+(docs/deviations.md#sparse-regions-are-reported)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ told to commit its inputs.
 
 Kernel: modules monitor the machine's physical memory. Here: the virtual memory of the processes that the parameters
 ``monitor_pids`` and ``monitor_cgroup`` name, because user space cannot find the users of a page of physical memory.
-With neither a module cannot be enabled.
+With neither a module cannot be enabled. (docs/deviations.md#modules-monitor-named-processes)
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class damon_module(ABC):
             the processes ended meanwhile; what the machine raises.
         """
         # Kernel: disabling waits for a commit, which waits for the kdamond, for an hour if that sleeps so long. Here:
-        # the kdamond ends and the commit with it.
+        # the kdamond ends and the commit with it. (docs/deviations.md#disabling-a-module-ends-its-commit)
         if not on:
             self._stop()
         with self._lock:
@@ -376,7 +376,7 @@ class damon_scheme_module(damon_module):
     :ivar monitor_region_start: Kernel: physical addresses. Here: virtual addresses of each process, bytes; together
         with ``monitor_region_end`` 0 for all that is mapped.
     :ivar addr_unit: Kernel: bytes of an address unit. Here: checked, otherwise without effect, as for every virtual
-        address space.
+        address space. (docs/deviations.md#modules-monitor-named-processes)
     """
 
     sample_interval: int = 5000

@@ -87,6 +87,7 @@ def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     """How hot ``r`` is, 0 to DAMOS_MAX_SCORE: often accessed, for long, as the weights of the scheme's quota have it.
 
     Kernel: products of large weights wrap around. Here: they do not, because a hot region would look cold.
+    (docs/deviations.md#products-that-do-not-wrap)
     """
     left_bp = damon_window_left_bp(ctx)
     nr_accesses = mult_frac(r.last_nr_accesses, left_bp, 10000) + (r.nr_accesses if left_bp != 10000 else 0)
@@ -132,7 +133,7 @@ def damon_cold_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Score
 
 
 #: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,
-#: because only paddr does that. Here: paddr's.
+#: because only paddr does that. Here: paddr's. (docs/deviations.md#lru_deprio-on-virtual-addresses)
 _COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, damos_action.DAMOS_MIGRATE_COLD}
 _HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
 

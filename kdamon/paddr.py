@@ -54,7 +54,7 @@ __all__ = [
 log = logging.getLogger("kdamon")
 
 #: Actions as address spaces know them. Kernel: each is applied to all page frames. Here: to those whose only process is
-#: known, by that process.
+#: known, by that process. (docs/deviations.md#physical-memory-of-one-process-each)
 _ADVICE = {damos_action.DAMOS_PAGEOUT: "pageout", damos_action.DAMOS_LRU_DEPRIO: "cold"}
 
 #: Actions that are applied to nothing although the kernel's paddr has them, and why.
@@ -88,7 +88,10 @@ def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
 
 
 def damon_pa_init(ctx: damon_ctx) -> None:
-    """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings."""
+    """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings.
+
+    (docs/deviations.md#physical-memory-of-one-process-each)
+    """
     for memory in _memories(ctx):
         memory.update()
         known, reachable = (size >> 20 for size in memory.known())
@@ -101,7 +104,10 @@ def damon_pa_init(ctx: damon_ctx) -> None:
 
 
 def damon_pa_update(ctx: damon_ctx) -> None:
-    """Begin to follow the changes of who maps what, while monitoring goes on. Kernel: paddr has no update."""
+    """Begin to follow the changes of who maps what, while monitoring goes on. Kernel: paddr has no update.
+
+    (docs/deviations.md#physical-memory-of-one-process-each)
+    """
     for memory in _memories(ctx):
         memory.begin_update()
 

@@ -4,6 +4,7 @@
 Kernel: waits without a limit, since nothing that a target does can hold a kdamond up. Here: a process decides how fast
 the kernel works on its memory, as where that is of a FUSE file system of its own. So a kdamond may be held up for as
 long as a target likes; what waits for one has to go on, and it ends, or answers, when it can.
+(docs/deviations.md#stopping-has-a-time-limit)
 """
 
 from __future__ import annotations

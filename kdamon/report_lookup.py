@@ -136,6 +136,7 @@ class region_lookup:
         row = np.searchsorted(start, addr, "right") - 1
         end = self._end.take(row, mode="clip")
         # A range that wraps around contains nothing: its end says nothing about where it lies.
+        # (docs/deviations.md#a-range-that-wraps-around)
         begins_in = (row >= 0) & (addr < end)
         within = begins_in & (behind >= addr) & (behind <= end)
         into_next = (behind > start.take(row + 1, mode="clip")) | (behind < addr)

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 #: Reports that one producer, or those of one user together, can have under way to one context. Kernel: 1000 for all,
-#: and the 1000th drops all of them.
+#: and the 1000th drops all of them. (docs/deviations.md#a-queue-per-producer)
 DAMON_ACCESS_REPORTS_CAP = 1 << 20
 
 #: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
@@ -272,6 +272,7 @@ def kdamond_choose_reports(ctx: damon_ctx) -> None:
 
     Kernel: an operations set sees every report. Here: what is about no target of a context takes no room on the way to
     it, so that no process fills that with what has to be thrown away.
+    (docs/deviations.md#a-report-reaches-contexts-of-its-target)
     """
     queue: damon_report_queue = ctx.reports
     pids = frozenset([t.pid for t in ctx.adaptive_targets]) if damon_target_has_pid(ctx) else _PHYSICAL
@@ -284,6 +285,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
 
     Kernel: ignores those that are older than a sampling interval. Here: whatever arrived since the last look counts,
     because the interval has lasted until now, however late the kdamond came to end it.
+    (docs/deviations.md#the-age-of-a-report)
     """
     queue: damon_report_queue = ctx.reports
     entries = queue.take()
@@ -372,6 +374,7 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
         regions.nr_accesses += reported
     else:
         # At most one per region and sampling interval, as a sample of the region would give.
+        # (docs/deviations.md#what-a-report-adds)
         regions.nr_accesses += reported & ~regions.access_reported
     if regions.access_reported is None:
         regions.access_reported = reported

@@ -80,7 +80,7 @@ def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Ma
     """
     # Kernel: in the development tree a matching filter that allows does nothing, and the last filter's allow decides
     # about what no filter rejected: "allow writes" keeps reads. Here: as the series' documentation describes them,
-    # because that is what its users build on.
+    # because that is what its users build on. (docs/deviations.md#sample-filters-are-an-and-chain)
     out = np.zeros(len(reports), np.bool_)
     for f in control.sample_filters:
         out |= damon_sample_filter_matches(reports, f) != f.allow

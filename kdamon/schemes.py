@@ -255,6 +255,7 @@ class damos_stat:
 #: Actions that cost the process something where memory is in use after all: reading it back, a fault, a slower node,
 #: smaller pages. Kernel: knows of every access. Here: they leave alone what is mostly unknown, because it may be hot.
 #: The others go to memory that accesses were seen in, or cost the process nothing.
+#: (docs/deviations.md#mostly-unknown-memory-is-left-alone)
 _NEED_KNOWN = frozenset(
     {
         damos_action.DAMOS_PAGEOUT,

@@ -41,6 +41,7 @@ def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
         (``damon_stat_set_idletime_percentiles()``).
     """
     # Kernel: knows of every access. Here: regions that are mostly unknown are left out, because they would look idle.
+    # (docs/deviations.md#the-idle-time-of-unknown-memory)
     nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
     tables = [t.regions for t in ctx.adaptive_targets if len(t.regions)]
     known = [~mostly_unknown(regions.nr_unknown, nr_samples) for regions in tables]
@@ -113,6 +114,7 @@ class damon_stat(damon_module):
         now = ctx.clock.now()
         # Kernel: anywhere in an aggregation interval, when most accesses may not be counted yet. Here: at its end,
         # because only then the counters mean what the formulas take them for.
+        # (docs/deviations.md#statistics-at-the-end-of-an-aggregation)
         complete = time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis)
         if not complete or now <= self._last_refresh + _REFRESH_INTERVAL:
             return

@@ -59,7 +59,7 @@ __all__ = [
 log = logging.getLogger("kdamon")
 
 #: Actions as address spaces know them. Kernel: vaddr does nothing for lru_deprio. Here: MADV_COLD moves pages to the
-#: inactive LRU list, which is what it asks for.
+#: inactive LRU list, which is what it asks for. (docs/deviations.md#lru_deprio-on-virtual-addresses)
 _ADVICE = {
     damos_action.DAMOS_WILLNEED: "willneed",
     damos_action.DAMOS_COLD: "cold",
@@ -136,7 +136,10 @@ def damon_va_init(ctx: damon_ctx) -> None:
 
 
 def damon_fva_init(ctx: damon_ctx) -> None:
-    """Find the processes; the regions stay what the user made them. Kernel: fvaddr has no init."""
+    """Find the processes; the regions stay what the user made them. Kernel: fvaddr has no init.
+
+    (docs/deviations.md#initialization-finds-the-process)
+    """
     for t in ctx.adaptive_targets:
         _take_task(t, ctx)
 
@@ -175,6 +178,7 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     if mm is not t.mm:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
         # they follow at once, because samples of the old ones would only show that nothing is there.
+        # (docs/deviations.md#regions-follow-an-exec)
         if t.mm is not None and mm is not None and ctx.ops is not None and ctx.ops.update is not None:
             ctx.ops.update(ctx)
         t.mm = mm
@@ -249,6 +253,7 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Count the hits of the probes among the chosen pages.
 
     Kernel: vaddr of 7.2 takes probes and counts no hits; DAMON's development tree counts them. Here: as that.
+    (docs/deviations.md#probes-on-virtual-addresses)
 
     :param set_samples: nobody else chose them.
     """
@@ -269,6 +274,7 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
     """Return whether a report, or which reports of a batch, are about the process of ``t``."""
     # Kernel: compares numbers. Here: of a process that ended nothing is reported, because its number may be another's.
+    # (docs/deviations.md#reports-on-a-process-that-ended)
     return (report.pid == t.pid) & (t.task is None or t.task.valid())
 
 
@@ -284,6 +290,7 @@ def damon_va_apply_scheme(
 
     Kernel: filters on pages count for stat and the migrations only, and a region with a hole in it counts as not
     applied, all others as a whole. Here: they count for every action, and what counts as applied is what happened.
+    (docs/deviations.md#page-filters-on-virtual-addresses) (docs/deviations.md#applied-bytes-are-measured)
 
     :returns: bytes of each region that it was applied to, see :mod:`kdamon.mm.advice`, and bytes that passed the
         filters on pages, 0 without any; both shape (n,).

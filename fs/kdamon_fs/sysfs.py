@@ -224,6 +224,7 @@ class damon_sysfs_kdamond(kobject):
     def _check_free(self) -> None:
         if self.removed:
             # Kernel: a directory goes when all writes to its files are over. Here: one may begin before, end after.
+            # (docs/deviations.md#removed-directories)
             raise OSError(errno.ENODEV, f"{self.location()} was removed")
         if self._building:
             raise OSError(errno.EBUSY, f"another command for {self.location()} is being handled; try again")
@@ -236,7 +237,7 @@ class damon_sysfs_kdamond(kobject):
         """Build a context, and go on with it.
 
         Kernel: all under one lock. Here: not while the processes are opened, because they decide how long it takes, and
-        no other kdamond is to wait for them.
+        no other kdamond is to wait for them. (docs/deviations.md#processes-are-opened-without-the-lock)
 
         :param begin: refuses what needs no context; returns the one that the new one will be committed to.
         :param finish: takes the new one.
@@ -414,6 +415,7 @@ class damon_sysfs_kdamond(kobject):
         """Update results if their time has come; called each iteration (``damon_sysfs_repeat_call_fn()``).
 
         Kernel: one time of the next update for all kdamonds, so that they take turns. Here: each has its own.
+        (docs/deviations.md#one-refresh-time-per-kdamond)
         """
         ctx = self.damon_ctx
         if not self.refresh_ms or ctx is None:

@@ -124,7 +124,7 @@ class damon_sysfs_target(kobject):
 
     default_attributes = (
         # Kernel: looks the number up at each start and each commit. Here: when it is written, because it may have
-        # become that of a stranger since.
+        # become that of a stranger since. (docs/deviations.md#a-pid-stands-for-the-process-it-names)
         kobj_attribute("pid_target", _PID_TARGET.show, _pid_target_store),
         bool_attribute("obsolete_target", since="6.19", field="obsolete"),
     )
@@ -359,7 +359,7 @@ def _damon_sysfs_take_task(
     if primitive == "page_fault":
         damon_sysfs_check_faults(ctx.sample_control, ctx.machine)
     # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
-    # for a userfaultfd that it has.
+    # for a userfaultfd that it has. (docs/deviations.md#a-commit-keeps-monitored-processes)
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
     if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
         return

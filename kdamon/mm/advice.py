@@ -115,6 +115,7 @@ class Advice:
 
         def make_old(young: U64Array) -> None:
             # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, as user space can have no less.
+            # (docs/deviations.md#the-filter-for-young-pages)
             self._check("cold", "a filter of type young")
             young = ranges.intersect(young, mapped)
             self._advise(ranges.intersect(young, ranges.blocks(young, BLOCK)), "cold")
@@ -175,10 +176,11 @@ class Advice:
         entries = self._pagemap.entries(blocks)
         # Kernel: leaves pages out that other processes map, but not those of large folios that this one maps twice.
         # Here: those, too, because a view that is not accessed says nothing about the other one.
+        # (docs/deviations.md#memory-that-a-process-maps-twice)
         before = present(entries) & exclusive(entries) & ranges.inside(mapped, pages)
         if not has_swap():
             # Kernel: without swap a pageout of anonymous memory reclaims nothing but splits its huge pages. Here: it
-            # is not asked for, because that only harms.
+            # is not asked for, because that only harms. (docs/deviations.md#anonymous-memory-without-swap)
             before &= ~anonymous(entries)
         before &= anonymous(entries) | ~ranges.inside(self._partly_meant(blocks, mapped), pages)
         if not before.any():
@@ -209,6 +211,7 @@ class Advice:
         """The huge pages among ``blocks`` of which only a part is in ``mapped``."""
         # Kernel: splits them. Here: those of files stay, because to split one of a file is to unmap it: it leaves the
         # process and stays in memory, where no advice finds it again.
+        # (docs/deviations.md#huge-pages-of-files-stay-whole)
         pieces = ranges.intersect(mapped, blocks)
         whole = pieces[pieces[:, 1] - pieces[:, 0] == BLOCK]
         partly = blocks[~np.isin(blocks[:, 0], whole[:, 0])]

@@ -98,6 +98,7 @@ def may_access(peer: Credentials, target: Credentials) -> bool:
     Kernel: a capability counts for the targets of descendant user namespaces, too. Here: it does not, because /proc
     does not show how namespaces are related. Kernel: a process has no number for what its PID namespace does not
     contain, and so cannot ask. Here: a peer in another PID namespace than ours may look at that very namespace only.
+    (docs/deviations.md#reports-of-other-processes)
     """
     if peer.user_ns is None or peer.user_ns != target.user_ns:
         return False

@@ -109,7 +109,7 @@ class HugePages:
         """How many ranges may be advised now; each may make two mappings more, and at its limit a program fails.
 
         Kernel: goes on to the limit. Here: to a half of it, because the program needs mappings, too; and not for more
-        than about a second, because nothing is sampled meanwhile.
+        than about a second, because nothing is sampled meanwhile. (docs/deviations.md#advice-by-the-process-itself)
         """
         limit = int(Path("/proc/sys/vm/max_map_count").read_text(encoding="ascii"))
         room = (limit // 2 - len(self._known)) // 2

@@ -190,6 +190,7 @@ def _check(dests: Sequence[tuple[int, int]]) -> None:
     """Refuse nodes that have no memory.
 
     Kernel: pages that are to go there stay, without a word. Here: it is said, because it is a mistake.
+    (docs/deviations.md#destinations-without-memory)
     """
     nodes = memory_nodes()
     if not nodes:
