@@ -121,6 +121,7 @@ Mask = npt.NDArray[np.bool_]
 
 damon_lock = threading.Lock()
 #: How many kdamonds run (nr_ctxs), and whether they want to be the only ones (exclusive).
+#: Deviation: docs/deviations.md#exclusive-within-one-kdamon
 _running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
 
 damon_ops_lock = threading.Lock()
@@ -871,6 +872,7 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         if explained is error:
             raise
         raise explained from error
+    # Deviation: docs/deviations.md#an-error-at-the-start-is-visible
     except BaseException as error:
         ctx.kdamond_error = error
         raise
@@ -919,6 +921,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             ops.check_accesses(ctx)
         if ctx.probes and ops.apply_probes is not None:
             ops.apply_probes(ctx, not sampling and not do_prep)
+        # Deviation: docs/deviations.md#reports-beside-checked-accesses
         if reported or ctx.report_counts:
             kdamond_apply_zero_access_report(ctx)
 

@@ -148,7 +148,9 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_
             _damos_walk_call_walk(
                 ctx, t, s, evolve(regions.region(row), nr_accesses=accesses, nr_unknown=unknown), sz_passed
             )
+    # Deviation: docs/deviations.md#schemes-without-a-quota-are-not-charged
     if damos_quota_is_set(quota):
+        # Deviation: docs/deviations.md#action-time-is-measured-exactly
         quota.total_charged_ns += ctx.clock.now() - begin
         for size, sz_applied in zip(sizes.tolist(), applied.tolist(), strict=True):
             damos_charge_quota(quota, size, sz_applied)

@@ -130,6 +130,7 @@ def damon_feed_loop_next_input(last_input: int, score: int) -> int:
     return min(last_input + compensation, ULONG_MAX)
 
 
+# Deviation: docs/deviations.md#memory-pressure-goal-after-a-commit
 def _damos_set_psi_value(goal: damos_quota_goal, total: int) -> None:
     """Set how long tasks stalled for memory since the last measurement, microseconds."""
     if goal.last_psi_total == ULONG_MAX:
@@ -172,12 +173,14 @@ def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
 
     0 where the operations set knows no nodes, as all of virtual addresses.
     """
+    # Deviation: docs/deviations.md#eligible-memory-on-virtual-addresses
     if ctx.ops is None or ctx.ops.node_mem is None:
         return 0
     s = next(s for s in ctx.schemes if any(one is goal for one in s.quota.goals))
     eligible: Counter[int] = Counter()
     for t in ctx.adaptive_targets:
         wanted = damos_wanted_rows(ctx, t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
+        # Deviation: docs/deviations.md#eligible-memory-after-core-filters
         rows = np.flatnonzero(wanted & damos_core_filter_candidates(ctx, t, s))
         eligible.update(ctx.ops.node_mem(ctx, t, rows))
     return mult_frac(eligible[goal.nid], 10000, eligible.total() or 1)

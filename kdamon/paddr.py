@@ -210,6 +210,7 @@ def damon_pa_apply_scheme(
     return applied // np.uint64(ctx.addr_unit), passed // np.uint64(ctx.addr_unit)
 
 
+# Deviation: docs/deviations.md#actions-on-folios-partly-in-a-region
 def _damon_pa_act(mm: Owner, s: damos, parts: U64Array) -> U64Array:
     """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
     if s.action in _MIGRATIONS:
@@ -238,6 +239,7 @@ def _say_once(message: str) -> None:
 
 def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
     """Bytes of regions ``rows`` of ``t`` on each NUMA node, as far as it is memory whose only process is known."""
+    # Deviation: docs/deviations.md#eligible-memory-of-known-processes
     memory = _memory(t, ctx)
     if memory is None:
         return {}

@@ -127,6 +127,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
     if len(ctx.probes) > DAMON_MAX_PROBES:
         raise OSError(errno.EINVAL, f"there are {len(ctx.probes)} probes; there can be {DAMON_MAX_PROBES} at most")
     of_accesses = damon_has_prep(ctx) or any(f.type in _OF_ACCESSES for f in damon_probe_filters(ctx))
+    # Deviation: docs/deviations.md#idle-flags-are-accessed-bits
     if of_accesses and ctx.sample_control.primitives_enabled.page_fault:
         raise OSError(
             errno.EOPNOTSUPP,
@@ -134,6 +135,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
         )
     if not damon_has_probe_weights(ctx):
         return
+    # Deviation: docs/deviations.md#weights-exclude-density
     if ctx.density:
         raise OSError(
             errno.EINVAL,
@@ -242,7 +244,7 @@ def damon_probe_hits_mvsum(probe_idx: int, r: damon_region, ctx: damon_ctx) -> i
 def damon_probe_hits_wsum(regions: damon_regions, ctx: damon_ctx, rows: slice = slice(None)) -> U32Array:
     """Weighted sums of the moving sums of probe hits in ``rows`` of ``regions``, shape (n,).
 
-    Kernel: sums of the counters themselves as well. Here: :meth:`kdamon.regions.damon_regions.merge_scores`.
+    The kernel's also sums the counters themselves: that is :meth:`kdamon.regions.damon_regions.merge_scores`.
     """
     weights = damon_probe_weights(ctx)
     if weights is None or regions.probe_hits is None or regions.last_probe_hits is None:

@@ -103,6 +103,7 @@ def mostly_unknown(nr_unknown: U32, nr_samples: int) -> Mask:
     return mask
 
 
+# Deviation: docs/deviations.md#regions-are-columns
 class damon_regions:
     """Regions of one target, sorted by address and disjoint, as columns of shape (n,).
 
@@ -338,6 +339,7 @@ class damon_regions:
         :param among: rows to cut, shape (n,); a region of exactly twice ``min_size`` is cut then
             (``damon_split_some_regions()``). Default is every region larger than that.
         """
+        # Deviation: docs/deviations.md#cuts-are-drawn-in-rounds
         unit = np.uint64(min_size)
         n = len(self)
         left = np.arange(n, dtype=np.intp)  # where the leftmost part of each region is
@@ -512,6 +514,7 @@ class damon_regions:
         if len(self) < 2:
             return
         same = self.start[1:] == self.end[:-1]
+        # Deviation: docs/deviations.md#neighbours-of-schemes-merge-without-loss
         for name in _INHERITED:
             column = getattr(self, name)
             same &= column[1:] == column[:-1]

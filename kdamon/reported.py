@@ -5,6 +5,7 @@ The series lets an operations set without ``check_accesses`` be driven by :func:
 this is one for whoever has a source of reports and needs nothing else. A target is a number that reports carry as their
 ``pid``: a process, or anything else that has addresses. Its regions have to be given. Schemes select regions, and that
 is all: to act on a process by reports, vaddr is monitored without any primitive.
+(docs/deviations.md#the-operations-set-for-reports-alone)
 """
 
 from __future__ import annotations

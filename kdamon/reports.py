@@ -53,6 +53,7 @@ __all__ = [
 #: and the 1000th drops all of them. (docs/deviations.md#a-queue-per-producer)
 DAMON_ACCESS_REPORTS_CAP = 1 << 20
 
+#: Deviation: docs/deviations.md#fields-of-a-report
 #: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
 #: compiler puts it.
 REPORT_DTYPE = np.dtype(
@@ -83,6 +84,7 @@ _subscribers: tuple[damon_report_queue, ...] = ()
 _subscribers_lock = threading.Lock()
 
 
+# Deviation: docs/deviations.md#producers-never-wait
 def damon_report_subscribe(queue: damon_report_queue) -> None:
     """Let ``queue`` receive the reports from now on."""
     global _subscribers  # noqa: PLW0603 (the kernel's static array of reports)
@@ -337,6 +339,7 @@ def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_repor
             straddling[rows] |= across
     counters.ineligible += len(reports) - int(np.count_nonzero(used))
     if out is not None:
+        # Deviation: docs/deviations.md#filtered-reports-are-counted
         out &= used
         counters.filtered += int(np.count_nonzero(out))
         used &= ~out
@@ -356,6 +359,7 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     within = row >= 0
     if across is None:
         across = np.zeros(len(reports), np.bool_)
+    # Deviation: docs/deviations.md#density-of-reports
     if ctx.density and damon_reports_are_random(ctx):
         kdamond_remember_reports(t, ctx, addr[within], reports["nr_accesses"][within])
         return within, across

@@ -35,6 +35,7 @@ def damon_new_sample_filter(
 
     :raises OSError: EINVAL a filter of threads names none.
     """
+    # Deviation: docs/deviations.md#filters-of-threads-without-a-thread
     if filter_type is damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS and not tid_arr:
         raise OSError(errno.EINVAL, "a sample filter of the type threads names no thread; write their ids to tid_arr")
     return damon_sample_filter(filter_type, matching, allow, cpumask, tid_arr)
@@ -56,6 +57,7 @@ def damon_sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
 
     A report whose CPU or thread is unknown was made by none of those that a filter names.
     """
+    # Deviation: docs/deviations.md#unknown-cpu-or-thread
     if f.type is damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE:
         found = reports["write"]
     elif f.type is damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK:

@@ -75,6 +75,7 @@ _NARROW = "'kdamon run' leaves out what is not populated unless --vaddr-regions 
 
 #: Actions that are applied to nothing, and why.
 _NOT_APPLIED = {
+    # Deviation: docs/deviations.md#lru_prio-on-virtual-addresses
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
 }
 
@@ -206,6 +207,7 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
         if mm is None:
+            # Deviation: docs/deviations.md#samples-can-be-unknown
             t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none
             continue
         if not len(t.regions):

@@ -290,6 +290,7 @@ class Tree:
                 f"the files of kernel version {abi!r} are not known; known are {', '.join(ABI_VERSIONS)}",
             )
         self.abi = abi
+        # Deviation: docs/deviations.md#older-trees-hide-files-only
         self._known = frozenset(ABI_VERSIONS[: ABI_VERSIONS.index(abi) + 1])
         self._attributes: dict[type[kobject], dict[str, tuple[int, kobj_attribute]]] = {}
         self._inodes = 1

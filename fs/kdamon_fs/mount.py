@@ -13,9 +13,12 @@ on what is missing and what to do.
 Where a mount differs from the kernel's own tree:
 
 * a second write to the same file waits until the first is done (the kernel's FUSE takes the file's lock), where the
-  kernel's tree answers EBUSY; any other file of the tree answers EBUSY as it should;
-* users other than the one who mounted it get EACCES for everything, where root's tree lets them list directories;
-* ``fstat()`` of a file whose directory was removed says ENOENT, where the kernel's says that it has no links.
+  kernel's tree answers EBUSY; any other file of the tree answers EBUSY as it should
+  (docs/deviations.md#a-second-command-waits-in-fuse);
+* users other than the one who mounted it get EACCES for everything, where root's tree lets them list directories
+  (docs/deviations.md#the-tree-is-its-users-alone);
+* ``fstat()`` of a file whose directory was removed says ENOENT, where the kernel's says that it has no links
+  (docs/deviations.md#removed-directories).
 """
 
 from __future__ import annotations

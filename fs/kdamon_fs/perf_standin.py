@@ -4,7 +4,7 @@
 ``perf_standin.py SOCKET DIRECTORY ARGUMENT...`` records them from the socket of a
 :class:`kdamon_fs.trace_server.TraceServer`: ``perf record -e damon:...``, ``perf script`` of such a record, and
 ``perf trace -e damon:...``, as ``damo record`` and ``damo report trace`` call them. Everything else is for the
-machine's ``perf``, the first on PATH that is not in DIRECTORY.
+machine's ``perf``, the first on PATH that is not in DIRECTORY. (docs/deviations.md#tracepoints-without-ids)
 
 It runs as ``python -I -S perf_standin.py``, with the standard library and nothing else, to start quickly.
 """

@@ -351,6 +351,7 @@ def _damon_sysfs_take_task(
     """Have the process of ``t`` opened, unless the target that it will be committed to has it open in the same way.
 
     A target whose process ended while it was monitored stays as it is until its number is written again.
+    (docs/deviations.md#a-commit-while-a-target-ended)
     """
     if t.pid <= 0:
         raise OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")

@@ -161,6 +161,7 @@ def _counter_attribute(name: str) -> kobj_attribute:
     return kobj_attribute(name, show)
 
 
+# Deviation: docs/deviations.md#additional-files-of-the-sample-directory
 class damon_sysfs_reports(kobject):
     """What became of the reports to the kdamond's context, now; after its end the last values stay."""
 

@@ -166,6 +166,7 @@ class Advice:
         entries = np.where(np.isin(chunks[:, 0], huge[:, 0]), np.uint64(1), sizes // np.uint64(PAGE_SIZE))
         return chunks[self._adviser.advise_each(chunks[:, 0], sizes, _ADVICE[action], refused, entries)]
 
+    # Deviation: docs/deviations.md#one-mapping-that-refuses
     def _end_of_mapping(self, addr: int) -> int:
         found = maps.containing(self._files.mappings.known().ranges, addr)
         return addr if found is None else found[1]
@@ -191,6 +192,7 @@ class Advice:
         # What is neither there nor in swap was given up by the process itself.
         gone = before & ~present(after) & (swapped(after) | ~anonymous(entries))
         of_files = np.flatnonzero(gone & ~anonymous(entries))
+        # Deviation: docs/deviations.md#dirty-file-pages
         gone[of_files[self._still_cached(frames(entries[of_files]))]] = False
         return pages[gone]
 
@@ -248,6 +250,7 @@ class Advice:
         self._advise(small, "collapse")
         return self._pagemap.pages(small[self._pagemap.huge(small)[0]])
 
+    # Deviation: docs/deviations.md#what-willneed-counts
     def _willneed(self, wanted: U64Array) -> Iterator[U64Array]:
         # The link leads to /proc/PID/pagemap; a process that ended since is noticed before anything is counted.
         directory = os.path.dirname(os.readlink(f"/proc/self/fd/{self._files.pagemap}"))

@@ -220,6 +220,7 @@ def _numbers(ranges: str) -> list[int]:
     return found
 
 
+# Deviation: docs/deviations.md#first-touches-are-reported
 class FaultRecorder:
     """Records the page faults of the processes that are watched; any thread may use it.
 

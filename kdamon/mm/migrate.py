@@ -29,6 +29,7 @@ __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "pag
 
 _NR_MOVE_PAGES: Final = 279
 #: Only pages that nobody else maps.
+#: Deviation: docs/deviations.md#shared-pages-do-not-migrate
 _MPOL_MF_MOVE: Final = 2
 _PAGE_SHIFT: Final = np.uint64(12)
 #: Pages (or first pages of folios) of one call: the lock is taken for each 16 at most, but again and again.
@@ -73,6 +74,7 @@ def choose_nodes(index: U64Array, dests: Sequence[tuple[int, int]]) -> Nodes:
     :param dests: (node, weight) of each destination.
     :returns: nodes; -1 for all when the weights are 0.
     """
+    # Deviation: docs/deviations.md#weights-of-destinations
     bounds = np.cumsum([weight for _, weight in dests], dtype=np.uint64)
     if not len(dests) or not bounds[-1]:
         return np.full(len(index), -1, dtype=np.int32)

@@ -9,6 +9,7 @@ write (userfaultfd WP_ASYNC): the process never waits for us, and when we end al
 * A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
   of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed. Those of files
   that are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
+  (docs/deviations.md#huge-pages-with-page_fault)
 * Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
   by one: nobody writes there. Samples of them are OLD.
 * What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
@@ -314,6 +315,7 @@ class PageFault:
             if protection.fits(files):
                 return self._begin(pid, protection, files)
             protection.close()
+        # Deviation: docs/deviations.md#processes-with-a-userfaultfd
         if pid != os.getpid() and has_userfaultfd(pid):
             raise has_its_own(pid)
         if pid == os.getpid():

@@ -2,7 +2,7 @@
 """What sampled pages are: single ones, where :mod:`kdamon.mm.page_filter` looks at the whole ranges of a process.
 
 As there, what is not mapped, the zero page, huge TLB pages and device memory are of no type. Of page frames only those
-on LRU lists are of any, as in the kernel's ``damon_get_folio()``.
+on LRU lists are of any, as in the kernel's ``damon_get_folio()``. (docs/deviations.md#huge-tlb-pages-have-no-type)
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ It is what ``mm/damon/vaddr.c`` does with damon_ptep_mkold() and damon_young_pmd
   1 GiB pages cannot be made old. Samples of them are UNKNOWN when they were young before.
 * A 2 MiB page, and a folio of the page cache or of a multi-size THP, is made old as a whole: a part of it would make
   the kernel split it. A folio that is not mapped as a whole is left alone, and a young sample in it is UNKNOWN.
-* A young page is moved to the inactive LRU list.
+* A young page is moved to the inactive LRU list. (docs/deviations.md#accessed-bits-are-cleared-by-advice)
 
 As in the kernel, a page that was not mapped and that the fault of a neighbour mapped (fault-around) looks accessed.
 Nothing is armed: nothing is left behind in the target, whatever happens to this process.
@@ -122,6 +122,7 @@ class PageTableSpace(ProcessSpace):
         if not flags.all():
             answers[flags == 0] = UNKNOWN
         if len(self._unknown):
+            # Deviation: docs/deviations.md#pages-whose-bit-cannot-be-cleared
             answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
         return answers
 
@@ -137,6 +138,7 @@ class PageTableSpace(ProcessSpace):
         level = flags & LEVEL
         huge = level == 2
         if huge.any():
+            # Deviation: docs/deviations.md#leaves-and-folios-are-cleared-whole
             starts[huge] &= _PMD_MASK
             sizes[huge] = _PMD_SIZE
         refused = level > 2

@@ -26,6 +26,7 @@ _Step = TypeVar("_Step")
 #: Nanoseconds of monitoring for each mapping that is looked at meanwhile, some thirty times as long as that takes.
 _TIME_OF_MAPPING: Final = 32_000
 #: How many are looked at within some milliseconds.
+#: Deviation: docs/deviations.md#mappings-are-read-in-parts
 _MAPPINGS_AT_ONCE: Final = 1024
 
 #: No addresses.

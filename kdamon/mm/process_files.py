@@ -74,6 +74,7 @@ class ProcessFiles:
         without ptrace access.
     """
 
+    # Deviation: docs/deviations.md#a-process-whose-first-thread-ended
     def __init__(self, directory: int) -> None:
         for thread in _threads(directory):
             if self._open(directory, thread):

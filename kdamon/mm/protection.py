@@ -150,6 +150,7 @@ class Protection:
                     "that one first, or monitor by page_table instead",
                 )
 
+    # Deviation: docs/deviations.md#write-protection-instead-of-access-protection
     def arm(self, user: object, pages: U64Array) -> tuple[States, bool]:
         """Arm ``pages`` for ``user``, as far as they can be.
 
