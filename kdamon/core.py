@@ -302,6 +302,8 @@ def damon_destroy_ctx(ctx: damon_ctx) -> None:
     """Give back what the targets and schemes of ``ctx`` hold; it must not run."""
     for t in list(ctx.adaptive_targets):
         damon_destroy_target(t, ctx)
+    while ctx.replaced_tasks:
+        ctx.replaced_tasks.pop().put()
     ctx.schemes = []
 
 
@@ -420,8 +422,7 @@ def _damon_commit_target(dst: damon_target, src: damon_target, min_region_sz: in
     if not dry_run and src.task is not None:
         # The source gives its reference away instead of both holding one: it is destroyed after the commit.
         # (docs/deviations.md#a-commit-hands-over-process-references)
-        _put_task(dst)
-        dst.task, src.task = src.task, None
+        dst.task, src.task = src.task, dst.task
     dst.pid = src.pid
 
 
@@ -432,6 +433,9 @@ def _damon_commit_targets(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None
         if theirs is not None and not theirs.obsolete:
             _damon_commit_target(mine, theirs, src.min_region_sz, dry_run)
         else:
+            if not dry_run and mine.task is not None:
+                src.replaced_tasks.append(mine.task)
+                mine.task = None
             damon_destroy_target(mine, dst)
     for theirs in src.adaptive_targets[len(before) :]:
         if theirs.obsolete:
@@ -474,7 +478,11 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     """Make the parameters of ``dst`` those of ``src`` and keep its results; ``src`` is to be destroyed afterwards.
 
     Everything is tried on a copy first: when it fails, nothing was changed. To be called in the kdamond of a running
-    ``dst`` (:func:`damon_call`).
+    ``dst`` (:func:`kdamon.commit.damon_call_commit`).
+
+    Kernel: puts the processes that ``dst`` monitors no more. Here: ``src`` gets them, and they are put when that is
+    destroyed: to let a process go can take long, and the kdamond goes on sampling meanwhile.
+    (docs/deviations.md#a-commit-hands-over-process-references)
 
     :raises OSError: EINVAL as :func:`damon_set_attrs` and :func:`damon_set_regions`; a removed target that is not
         there; a smallest region that is not a power of two.

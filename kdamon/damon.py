@@ -474,6 +474,8 @@ class damon_ctx:
     filtered_threads: FilteredThreads = field(factory=FilteredThreads)
     #: When the present sampling interval ends, nanoseconds of the clock.
     deadline: int = 0
+    #: In a commit's source: the processes of removed targets, to be put with it (no kernel counterpart).
+    replaced_tasks: list[Task] = field(factory=list)
 
     kdamond: kthread | None = None
     #: The exception that ended the last kdamond, None if it ended as meant.

@@ -22,6 +22,7 @@ from typing import ClassVar
 from attrs import define, evolve, field
 
 import kdamon.vaddr  # noqa: F401 -- registers the operations sets
+from kdamon.commit import damon_call_commit
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -129,6 +130,8 @@ class damon_module(ABC):
     _closing: bool = field(default=False, init=False)
     #: Held while a parameter starts, stops or changes something (the kernel's ``kernel_param_lock()``).
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    #: Held while targets of the context that runs come or go, or are to keep their places.
+    _places: threading.Lock = field(factory=threading.Lock, init=False)
 
     @abstractmethod
     def _start(self) -> None:
@@ -205,9 +208,13 @@ class damon_module(ABC):
     def call_fn(self, ctx: damon_ctx) -> None:
         """What the kdamond does for the module at the end of each sampling interval."""
         # Not by the operations set's update interval, which stands still while watermarks deactivate everything.
-        if ctx.clock.now() >= self._next_follow:
-            self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
-            self._follow(ctx)
+        # Later where a commit is being made, for which the kdamond is not to wait.
+        if ctx.clock.now() >= self._next_follow and self._places.acquire(blocking=False):
+            try:
+                self._next_follow = ctx.clock.now() + _FOLLOW_INTERVAL
+                self._follow(ctx)
+            finally:
+                self._places.release()
             if ctx.ops is not None and ctx.ops.update is not None:
                 ctx.ops.update(ctx)
         self.refresh(ctx)
@@ -249,8 +256,10 @@ class damon_module(ABC):
         assert ctx.machine is not None
         members = dict.fromkeys(_processes_of(ctx.machine, scope.cgroup))
         named = dict.fromkeys(scope.pids)
-        for t in running.adaptive_targets if running is not None else ():
-            kept = (t.pid in named or t.pid in members) and t.task is not None and t.task.valid()
+        # Its kdamond may end meanwhile.
+        for t in list(running.adaptive_targets) if running is not None else ():
+            task = t.task
+            kept = (t.pid in named or t.pid in members) and task is not None and task.valid()
             _add_target(ctx, scope, t.pid, None).obsolete = not kept
             if kept:
                 named.pop(t.pid, None)
@@ -418,23 +427,46 @@ class damon_scheme_module(damon_module):
         with self._lock:
             if not self._has_started:
                 raise OSError(errno.EINVAL, f"{self.name} was never enabled, so there is nothing to commit to")
-            damon_call(self.ctx, damon_call_control(fn=self._commit_inputs_fn))
+            ctx = self.ctx
+            if ctx is None or not damon_is_running(ctx):
+                damon_call(ctx, damon_call_control(fn=lambda _: None))
+            assert ctx is not None
+            # Kernel: the kdamond reads the parameters. Here: this thread, because processes are opened for them.
+            # (docs/deviations.md#parameters-of-modules-are-read-by-the-writer)
+            with self._places:
+                scope, param_ctx = self._param_ctx()
+                try:
+                    damon_call_commit(ctx, param_ctx, lambda: self._committed(ctx, scope))
+                finally:
+                    damon_destroy_ctx(param_ctx)
 
-    def _commit_inputs_fn(self, _data: None) -> None:
-        self.apply_parameters()
-        assert self.ctx is not None
-        assert self.ctx.ops is not None
+    def _committed(self, ctx: damon_ctx, scope: module_scope) -> None:
+        """What the kdamond does after a commit."""
+        self._scope = scope
         # New targets have no regions yet, and those of fixed addresses may have become all that is mapped.
-        if self.ctx.ops.update is not None:
-            self.ctx.ops.update(self.ctx)
+        if ctx.ops is not None and ctx.ops.update is not None:
+            ctx.ops.update(ctx)
 
     def apply_parameters(self) -> damon_ctx:
-        """Make the context what the parameters say (``damon_*_apply_parameters()``); returns it.
+        """Make the context, which does not run, what the parameters say; returns it.
 
-        To be called while it does not run, or in its kdamond.
+        That is ``damon_*_apply_parameters()``.
 
-        :raises OSError: EINVAL they make no sense, or name no process that exists; nothing changed then; what the
-            machine raises.
+        :raises OSError: as :meth:`_param_ctx`; nothing changed then.
+        """
+        scope, param_ctx = self._param_ctx()
+        try:
+            ctx = self.ctx = self.ctx or self._new_ctx(scope)
+            damon_commit_ctx(ctx, param_ctx)
+        finally:
+            damon_destroy_ctx(param_ctx)
+        self._scope = scope
+        return ctx
+
+    def _param_ctx(self) -> tuple[module_scope, damon_ctx]:
+        """What the parameters say, to be committed to :attr:`ctx`, and destroyed.
+
+        :raises OSError: EINVAL they make no sense, or name no process that exists; what the machine raises.
         """
         scope = self.scope()
         if not is_power_of_2(max(DAMON_MIN_REGION_SZ // self.addr_unit, 1)):
@@ -445,12 +477,10 @@ class damon_scheme_module(damon_module):
             damon_set_attrs(param_ctx, attrs)
             damon_set_schemes(param_ctx, self.new_schemes(attrs))
             self._add_targets(param_ctx, scope, self.ctx)
-            ctx = self.ctx = self.ctx or self._new_ctx(scope)
-            damon_commit_ctx(ctx, param_ctx)
-        finally:
+        except BaseException:
             damon_destroy_ctx(param_ctx)
-        self._scope = scope
-        return ctx
+            raise
+        return scope, param_ctx
 
     def _start(self) -> None:
         self._run(self.apply_parameters())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -21,9 +20,9 @@ import kdamon.paddr
 import kdamon.reported
 import kdamon.vaddr  # noqa: F401 -- all register operations sets
 from kdamon import patience
+from kdamon.commit import damon_call_commit
 from kdamon.core import (
     damon_call,
-    damon_commit_ctx,
     damon_destroy_ctx,
     damon_is_running,
     damon_kdamond_pid,
@@ -48,7 +47,7 @@ from kdamon_fs.sysfs_schemes import (
     damos_sysfs_populate_region_dir,
     damos_sysfs_walk_data,
 )
-from kdamon_fs.sysfs_schemes_build import damos_sysfs_set_quota_scores
+from kdamon_fs.sysfs_schemes_build import damos_sysfs_quota_scores
 
 __all__ = ["damon_sysfs_init", "damon_sysfs_kdamond", "damon_sysfs_kdamonds", "damon_sysfs_tree"]
 
@@ -236,11 +235,13 @@ class damon_sysfs_kdamond(kobject):
     ) -> None:
         """Build a context, and go on with it.
 
-        Kernel: all under one lock. Here: not while the processes are opened, because they decide how long it takes, and
-        no other kdamond is to wait for them. (docs/deviations.md#processes-are-opened-without-the-lock)
+        Kernel: all under one lock, and for a commit in the kdamond. Here: processes are opened, and let go, in this
+        thread and without the lock. They decide how long that takes, and neither the kdamond nor any other file is to
+        wait for them. Meanwhile all other commands for this kdamond get EBUSY, as in the kernel.
+        (docs/deviations.md#processes-are-opened-without-the-lock)
 
         :param begin: refuses what needs no context; returns the one that the new one will be committed to.
-        :param finish: takes the new one.
+        :param finish: takes the new one, which is destroyed unless it is the one that is monitored afterwards.
         """
         opening: list[Callable[[], None]] = []
         with self.tree.trylock():
@@ -251,6 +252,7 @@ class damon_sysfs_kdamond(kobject):
             self._building = True
         try:
             for open_task in opening:
+                self._check_open()
                 open_task()
             if not self.tree.acquire(patience.PATIENCE):
                 raise OSError(errno.EBUSY, "another command is being handled; try again")
@@ -258,11 +260,19 @@ class damon_sysfs_kdamond(kobject):
             self._building = False
             damon_destroy_ctx(ctx)
             raise
+        taken = False
         try:
             self._building = False
             finish(self, ctx)
+            taken = self.damon_ctx is ctx
         finally:
             self.tree.release()
+            if not taken:
+                damon_destroy_ctx(ctx)
+
+    def _check_open(self) -> None:
+        if self.tree.closing:
+            raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
 
     def begin_turning_on(self) -> None:
         """Refuse to start what runs, and give the last context back.
@@ -271,8 +281,7 @@ class damon_sysfs_kdamond(kobject):
         """
         if self.running():
             raise OSError(errno.EBUSY, f"{self.location()} is on already; commit applies changes")
-        if self.tree.closing:
-            raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
+        self._check_open()
         self.release()
 
     def turn_on(self, ctx: damon_ctx) -> None:
@@ -283,13 +292,8 @@ class damon_sysfs_kdamond(kobject):
         for t in ctx.adaptive_targets:
             # Measured on Linux 7.2: the mark is for commits, a start takes no notice of it.
             t.obsolete = False
-        try:
-            if self.tree.closing:
-                raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
-            damon_start([ctx], exclusive=False)
-        except BaseException:
-            damon_destroy_ctx(ctx)
-            raise
+        self._check_open()
+        damon_start([ctx], exclusive=False)
         self.damon_ctx = ctx
         self._doubted = ()
         self._doubt(ctx)
@@ -339,32 +343,21 @@ class damon_sysfs_kdamond(kobject):
 
     def commit(self, wanted: damon_ctx) -> None:
         """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
-        # The first to take it destroys what was wanted: the kdamond may come to it when nothing waits for that.
-        taken = threading.Lock()
-
-        def apply(_: damon_sysfs_kdamond) -> None:
-            ctx = self.damon_ctx
-            assert ctx is not None
-            if not taken.acquire(blocking=False):
-                return
-            try:
-                damon_commit_ctx(ctx, wanted)
-                ctx.machine = ctx.machine or wanted.machine
-                self._doubt(ctx)
-            finally:
-                damon_destroy_ctx(wanted)
-
-        try:
-            self.call(apply)
-        finally:
-            if taken.acquire(blocking=False):
-                damon_destroy_ctx(wanted)
+        ctx = self._started()
+        damon_call_commit(ctx, wanted)
+        self._doubt(ctx)
 
     def commit_schemes_quota_goals(self) -> None:
-        """Apply the goals alone; to be called in the kdamond."""
-        ctx = self.damon_ctx
-        assert ctx is not None
-        damos_sysfs_set_quota_scores(self.contexts.context().schemes, ctx, self.tree.machine)
+        """Apply the goals alone.
+
+        :raises OSError: EINVAL a memory cgroup does not exist: the goals of the schemes before are applied then; what
+            :meth:`call` raises.
+        """
+        ctx = self.begin_commit()
+        scores = damos_sysfs_quota_scores(self.contexts.context().schemes, ctx, self.tree.machine)
+        self.call(lambda _: scores.set(ctx))
+        if scores.error is not None:
+            raise scores.error
 
     def update_schemes_stats(self) -> None:
         """Show the schemes' statistics; to be called in the kdamond."""
@@ -455,7 +448,7 @@ _BUILDING: Final[
 
 #: What else may be written to ``state``, besides ``off``.
 _COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
-    "commit_schemes_quota_goals": _calling(damon_sysfs_kdamond.commit_schemes_quota_goals),
+    "commit_schemes_quota_goals": damon_sysfs_kdamond.commit_schemes_quota_goals,
     "update_schemes_stats": _calling(damon_sysfs_kdamond.update_schemes_stats),
     "update_schemes_tried_bytes": lambda kdamond: kdamond.update_schemes_tried_regions(total_bytes_only=True),
     "update_schemes_tried_regions": lambda kdamond: kdamond.update_schemes_tried_regions(total_bytes_only=False),

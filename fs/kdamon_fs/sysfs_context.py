@@ -364,7 +364,19 @@ def _damon_sysfs_take_task(
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
     if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
         return
+    try:
+        # What else is wrong comes after that, as in the kernel, though the process is opened last.
+        ctx.machine.birth(t.pid)
+    except OSError as error:
+        raise _no_process(target, error) from None
     opening.append(functools.partial(_damon_sysfs_open_task, ctx.machine, t, target, primitive, birth=target.birth))
+
+
+def _no_process(target: damon_sysfs_target, error: OSError) -> OSError:
+    """``error`` of a look for a target's process, with the kernel's errno and the file."""
+    if error.errno != errno.ESRCH:
+        return error
+    return OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}")
 
 
 def _damon_sysfs_open_task(
@@ -373,16 +385,18 @@ def _damon_sysfs_open_task(
     try:
         t.task = machine.get_task(t.pid, primitive, birth)
     except OSError as error:
-        if error.errno == errno.ESRCH:
-            raise OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}") from None
-        raise
+        raise _no_process(target, error) from None
     # Another number may have been written meanwhile.
     if (target.pid, target.birth) == (t.pid, birth):
         target.birth = t.task.birth
 
 
 def _damon_sysfs_take_memory(
-    ctx: damon_ctx, t: damon_target, machine: Callable[[], Machine], monitored: damon_target | None
+    ctx: damon_ctx,
+    t: damon_target,
+    machine: Callable[[], Machine],
+    monitored: damon_target | None,
+    opening: list[Callable[[], None]],
 ) -> None:
     """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
     if damon_sysfs_sample_primitive(ctx.sample_control) == "page_fault":
@@ -391,7 +405,10 @@ def _damon_sysfs_take_memory(
         )
     if monitored is None or not isinstance(monitored.task, PhysicalMemory):
         ctx.machine = machine()
-        t.task = ctx.machine.physical_memory()
+        t.task = memory = ctx.machine.physical_memory()
+        if monitored is not None:
+            # All processes are looked at, which the kdamond does itself when it starts.
+            opening.append(memory.update)
 
 
 def _damon_sysfs_add_target(
@@ -414,7 +431,7 @@ def _damon_sysfs_add_target(
                 f"{target.location()}/regions: nothing but what is written there can be monitored by reports alone",
             )
     else:
-        _damon_sysfs_take_memory(ctx, t, machine, monitored)
+        _damon_sysfs_take_memory(ctx, t, machine, monitored, opening)
     _damon_sysfs_set_regions(t, target.regions, ctx.min_region_sz)
 
 

@@ -43,7 +43,7 @@ from kdamon_fs.sysfs_schemes import (
     damos_sysfs_quota_goals,
 )
 
-__all__ = ["damon_sysfs_add_schemes", "damon_sysfs_mk_scheme", "damos_sysfs_set_quota_scores"]
+__all__ = ["damon_sysfs_add_schemes", "damon_sysfs_mk_scheme", "damos_sysfs_quota_scores"]
 
 log = logging.getLogger("kdamon")
 
@@ -181,15 +181,14 @@ def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> d
     return s
 
 
-def _prepare_metrics(ctx: damon_ctx, s: damos, scheme: damon_sysfs_scheme, machine: FindMachine) -> None:
-    """Give ``ctx`` the machine if the metrics of ``s`` are measured there."""
-    metrics = {goal.metric for goal in s.quota.goals}
+def _measured(ctx: damon_ctx, s: damos, goals: list[damos_quota_goal], scheme: damon_sysfs_scheme) -> bool:
+    """Return whether ``s`` with ``goals`` goes by what is measured on the machine."""
+    metrics = {goal.metric for goal in goals}
     eligible = damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
     if eligible in metrics and ctx.ops is not None and ctx.ops.node_mem is None:
         log.warning("%s: %s is 0 here, it is about physical addresses", scheme.location(), eligible.value)
     given = {damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT}
-    if s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or metrics - given:
-        ctx.machine = ctx.machine or machine()
+    return s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or bool(metrics - given)
 
 
 def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machine: FindMachine) -> None:
@@ -203,15 +202,36 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
             s = damon_sysfs_mk_scheme(schemes.scheme(i), machine)
         except OSError as error:
             raise OSError(errno.ENOMEM if error.errno == errno.EINVAL else error.errno, error.strerror) from error
-        _prepare_metrics(ctx, s, schemes.scheme(i), machine)
+        if _measured(ctx, s, s.quota.goals, schemes.scheme(i)):
+            ctx.machine = ctx.machine or machine()
         damon_add_scheme(ctx, s)
 
 
-def damos_sysfs_set_quota_scores(schemes: damon_sysfs_schemes, ctx: damon_ctx, machine: FindMachine) -> None:
-    """Make the goals of the schemes of ``ctx`` those of the directories; to be called in its kdamond.
+class damos_sysfs_quota_scores:
+    """The goals of the schemes of ``ctx`` as the directories have them (``damos_sysfs_set_quota_scores()``).
 
-    :raises OSError: EINVAL a memory cgroup does not exist; the goals of the schemes before are committed then.
+    Kernel: makes them in the kdamond. Here: in the caller's thread, because memory cgroups are looked for.
+    (docs/deviations.md#goals-are-made-by-the-writer)
+
+    :param machine: as for :func:`damon_sysfs_add_schemes`.
+    :ivar error: EINVAL a memory cgroup does not exist, None if all do; the goals of the schemes before are there.
     """
-    for i, s in enumerate(ctx.schemes[: schemes.nr]):
-        damos_commit_quota_goals(s.quota, damos_quota(goals=_mk_goals(schemes.scheme(i).quotas.goals, machine)))
-        _prepare_metrics(ctx, s, schemes.scheme(i), machine)
+
+    def __init__(self, schemes: damon_sysfs_schemes, ctx: damon_ctx, machine: FindMachine) -> None:
+        self.error: OSError | None = None
+        self._machine: Machine | None = None
+        self._quotas: list[damos_quota] = []
+        try:
+            for i, s in enumerate(ctx.schemes[: schemes.nr]):
+                goals = _mk_goals(schemes.scheme(i).quotas.goals, machine)
+                if _measured(ctx, s, goals, schemes.scheme(i)):
+                    self._machine = machine()
+                self._quotas.append(damos_quota(goals=goals))
+        except OSError as error:
+            self.error = error
+
+    def set(self, ctx: damon_ctx) -> None:
+        """Give them to the schemes; to be called in the kdamond of ``ctx``."""
+        ctx.machine = ctx.machine or self._machine
+        for s, quota in zip(ctx.schemes, self._quotas, strict=False):
+            damos_commit_quota_goals(s.quota, quota)

@@ -606,6 +606,9 @@ def test_a_commit_replaces_targets_place_by_place() -> None:
     assert [kept[0], kept[2]] == ctx.adaptive_targets
     assert [(10, news[0]), (30, news[2])] == [(t.pid, t.task) for t in ctx.adaptive_targets]
     assert [[(500, 600), (700, 1200)], [(300, 350)]] == [ranges_of(t.regions) for t in ctx.adaptive_targets]
+    # The source has them now.
+    assert [0, 0, 0, 0] == [task.puts for task in olds]
+    damon_destroy_ctx(src)
     assert [1, 1, 1, 1] == [task.puts for task in olds]
 
     src = source_of(ctx)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A commit to a context that runs: only the commit itself is made in its kdamond.
+
+Kernel: the kdamond builds the new context, too, which takes no time worth mentioning. Here: to take a process can take
+seconds, as where it has to be stopped for a userfaultfd and cannot be right now; and so can letting one go. The caller
+does both, in a thread of its own, while the kdamond samples. (docs/deviations.md#processes-are-opened-without-the-lock)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from kdamon.core import damon_call, damon_commit_ctx
+from kdamon.damon import damon_call_control, damon_ctx
+
+__all__ = ["damon_call_commit"]
+
+
+def damon_call_commit(ctx: damon_ctx, src: damon_ctx, then: Callable[[], None] = lambda: None) -> None:
+    """Let the kdamond of ``ctx`` commit ``src`` to it, and wait for that.
+
+    ``src`` stays the caller's, to be destroyed afterwards. When this raises, nothing was committed and nothing will be,
+    unless it was ``then`` that raised.
+
+    :param then: called in the kdamond after the commit.
+    :raises OSError: as :func:`kdamon.core.damon_call`; what :func:`kdamon.core.damon_commit_ctx` and ``then`` raise.
+    """
+    # A kdamond that is held up may come to the call after it was given up.
+    turn = threading.Lock()
+    done = given_up = False
+
+    def commit(_: None) -> None:
+        nonlocal done
+        with turn:
+            if not given_up:
+                damon_commit_ctx(ctx, src)
+                ctx.machine = ctx.machine or src.machine
+                then()
+                done = True
+
+    try:
+        damon_call(ctx, damon_call_control(fn=commit))
+    except OSError:
+        with turn:
+            given_up = True
+        if not done:
+            raise
