@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux import linux_machine
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports import damon_report_accesses, report_array
 from tests.kdamon.harness import eventually, first, in_kdamond
@@ -304,6 +306,44 @@ def test_a_commit_that_fails_changes_nothing() -> None:
         with pytest.raises(OSError, match="does not run") as raised:
             reclaim.commit_inputs()
         assert raised.value.errno == errno.ECANCELED
+
+
+def test_a_commit_takes_processes_while_the_kdamond_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the thread that commits; the control group is followed again once the targets have their places."""
+    reclaim = real_time(monitor_cgroup="/group")
+    machine = reclaim.machine()
+    assert isinstance(machine, SimMachine)
+    spawn(machine, 170)
+    machine.cgroups["/group"] = (150,)
+    get_task, asked, answer = machine.get_task, threading.Event(), threading.Event()
+    takers: list[int] = []
+
+    def slow(pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
+        if pid == 160:
+            takers.append(threading.get_ident())
+            asked.set()
+            assert answer.wait(300)
+        return get_task(pid, primitive, birth)
+
+    with shut_down(reclaim), ThreadPoolExecutor(1) as pool:
+        reclaim.enable(True)
+        ctx = reclaim.ctx
+        assert ctx is not None
+        monkeypatch.setattr(machine, "get_task", slow)
+        reclaim.monitor_pids = (150, 160)
+        committing = pool.submit(lambda: reclaim.commit_inputs() or threading.get_ident())
+        try:
+            assert asked.wait(120)
+            machine.cgroups["/group"] = (150, 170)
+            reclaim._next_follow = 0
+            begun = ctx.passed_sample_intervals
+            eventually(lambda: ctx.passed_sample_intervals > begun + 10)
+            assert [t.pid for t in ctx.adaptive_targets] == [150]
+        finally:
+            answer.set()
+        assert takers == [committing.result(120)]
+        assert [t.pid for t in ctx.adaptive_targets][:2] == [150, 160]
+        eventually(lambda: [t.pid for t in ctx.adaptive_targets] == [150, 160, 170])
 
 
 def test_statistics_go_on_when_the_module_is_enabled_again() -> None:
