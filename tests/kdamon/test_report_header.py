@@ -100,7 +100,7 @@ def test_the_example_in_c_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     program = compile_c(tmp_path / "example.c", tmp_path / "example")
     with ReportServer(tmp_path / "reports") as server:
         monkeypatch.setenv("KDAMON_REPORTS", str(server.path))
-        assert "0 of 16384 reports found no room\n" == subprocess.check_output([program], text=True)
+        assert "0 of 16384 reports found no room\n" == subprocess.check_output([program, "4"], text=True)
         eventually(lambda: server.counters().received == 16384, "all reports")
         eventually(lambda: server.counters().producers == 0, "the end of the producer")
     assert (0, 0) == (server.counters().malformed, server.counters().not_permitted)
