@@ -18,15 +18,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from attrs import define, frozen
 
 from kdamon.kernel import PAGE_SIZE
+from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
 
 __all__ = [
-    "ABI_VERSIONS",
     "Tree",
     "kobj_attribute",
     "kobject",
@@ -34,13 +34,6 @@ __all__ = [
     "numbered_dirs",
     "open_file",
 ]
-
-#: Kernel versions whose files are told apart, oldest first; files older than the first have no version. The last one
-#: is no release: it has what DAMON's development tree (damon/next) has in addition, and what only kdamon has.
-ABI_VERSIONS: Final = (
-    "6.12", "6.13", "6.14", "6.15", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3", "next",
-)  # fmt: skip
-
 
 # Attributes.
 
@@ -52,7 +45,8 @@ class kobj_attribute:
     :ivar name: the file's name.
     :ivar show: renders the file's text from its directory.
     :ivar store: takes what was written into the directory; None makes the file read-only.
-    :ivar since: kernel version that the file came with, None when that is older than :data:`ABI_VERSIONS`.
+    :ivar since: kernel version that the file came with, None when that is older than those of
+        :data:`kdamon_fs.abi.ABI_VERSIONS`.
     """
 
     name: str
@@ -279,7 +273,7 @@ class open_file:
 class Tree:
     """A tree of directories and files, addressed by path. Its methods may be called from any thread.
 
-    :param abi: kernel version, one of :data:`ABI_VERSIONS`; files that came later do not exist.
+    :param abi: kernel version, one of :data:`kdamon_fs.abi.ABI_VERSIONS`; files that came later do not exist.
     :raises OSError: EINVAL for an unknown version.
     """
 

@@ -30,8 +30,8 @@ from kdamon.mm.capabilities import MONITORING, give_up_capabilities
 from kdamon.path_walk import UntrustedError
 from kdamon.trusted import open_trusted
 from kdamon_fs import perf_standin
+from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home
-from kdamon_fs.kobject import ABI_VERSIONS
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import (
     MNT_DETACH,

@@ -34,7 +34,8 @@ from kdamon.damos import damos_walk
 from kdamon.density import damon_reports_are_random
 from kdamon.kernel import Clock
 from kdamon.mm import Machine
-from kdamon_fs.kobject import ABI_VERSIONS, Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.kstrtox import sysfs_streq
 from kdamon_fs.module_params import damon_module_params
 from kdamon_fs.sysfs_common import uint_attribute
@@ -498,7 +499,7 @@ def damon_sysfs_init(
     :param machine: where processes are found, or a function that tells, called when a kdamond with processes is turned
         on: what it raises is the answer to that, so the tree can be used where nothing can be monitored. None is the
         machine this runs on.
-    :param abi: kernel version whose files the tree has, one of :data:`kdamon_fs.kobject.ABI_VERSIONS`.
+    :param abi: kernel version whose files the tree has, one of :data:`kdamon_fs.abi.ABI_VERSIONS`.
     :param clock: the clock of all contexts, None the real one.
     :raises OSError: EINVAL for an unknown ``abi``.
     """

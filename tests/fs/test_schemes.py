@@ -22,7 +22,7 @@ from kdamon.damon import (
     damos_watermarks,
     damos_wmark_metric,
 )
-from kdamon_fs.kobject import ABI_VERSIONS
+from kdamon_fs.abi import ABI_VERSIONS
 from tests.fs.conftest import CONTEXT, KDAMOND
 
 SCHEME = f"{CONTEXT}/schemes/0"

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from kdamon import __version__
 from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.errors import CommandError
+from kdamon_tools.options import VERBS, make_parser
 
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 NO_SUCH_PID = 2**22 + 1  # above the kernel's largest pid_max
@@ -32,8 +35,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required"),
-        (["fly"], "invalid choice: 'fly'"),
+        ([], "a verb is missing: run, replay, mount, exec, doctor, completion; see kdamon --help"),
+        (["fly"], "there is no verb 'fly', only run, replay, mount, exec, doctor, completion; see kdamon --help"),
         (["run"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "1", "--", "true"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "0"], "'0' is not a number from 1 on"),
@@ -73,11 +76,15 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run", "--pid", "1", "--tids", "0"], "'0' is not a list of threads"),
         (["run", "--tids", "12", "--", "true"], "--tids names threads that run already"),
         (["run", "--pid", "1", "--tids", "2147483648"], "is not a list of threads"),
-        (["run", "--pid", "1", "ls"], "unrecognized arguments: ls"),
+        (["run", "--pid", "1", "ls"], "unrecognized argument: ls; see kdamon run --help"),
         (["mount"], "the following arguments are required: DIRECTORY"),
         (["mount", "--abi", "2.4", "/mnt"], "invalid choice: '2.4'"),
         (["exec"], "say what to run"),
-        (["exec", "ls"], "unrecognized arguments: ls"),
+        (["exec", "ls", "--", "ls"], "unrecognized argument: ls; see kdamon exec --help"),
+        (["mount", "/mnt", "/srv"], "unrecognized argument: /srv; see kdamon mount --help"),
+        (["run", "--pid", "1", "--nonsense=3"], "unrecognized option: --nonsense; see kdamon run --help"),
+        (["--nonsense"], "unrecognized option: --nonsense; see kdamon --help"),
+        (["completion", "tcsh"], "invalid choice: 'tcsh'"),
     ],
 )
 def test_a_command_line_that_makes_no_sense(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -87,6 +94,43 @@ def test_a_command_line_that_makes_no_sense(capsys: pytest.CaptureFixture[str], 
     assert err.startswith("kdamon: ")
     assert message in err
     assert 1 == err.count("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("12", "to monitor process 12: kdamon run --pid 12"),
+        ("run 12", "to monitor process 12: kdamon run --pid 12"),
+        ("run 12 --seconds 3", "to monitor process 12: kdamon run --pid 12 --seconds 3"),
+        ("run --seconds 3 --reports s 12", "to monitor process 12: kdamon run --seconds 3 --reports s --pid 12"),
+        ("run --seconds=3 12 --json", "to monitor process 12: kdamon run --seconds=3 --pid 12 --json"),
+        ("--pid 12", "--pid is an option of the verb run: kdamon run --pid 12"),
+        ("--pid=12 --json", "--pid is an option of the verb run: kdamon run --pid=12 --json"),
+        ("--seconds 3 run --pid 12", "options follow the verb: kdamon run --seconds 3 --pid 12"),
+        ("rnu --pid 12", "there is no verb 'rnu'; did you mean: kdamon run --pid 12"),
+        ("monut /mnt", "there is no verb 'monut'; did you mean: kdamon mount /mnt"),
+        ("exce -- damo stop", "there is no verb 'exce'; did you mean: kdamon exec -- damo stop"),
+        ("sh -c true", "there is no verb 'sh'; to monitor a command: kdamon run -- sh -c true"),
+        ("-- sh x", "to monitor a command: kdamon run -- sh x"),
+        ("run python x.py -v", "-- is missing before the command: kdamon run -- python x.py -v"),
+        ("run --seconds 3 ./x 12", "-- is missing before the command: kdamon run --seconds 3 -- ./x 12"),
+        (
+            "exec damo start --target_pid 12",
+            "-- is missing before the command: kdamon exec -- damo start --target_pid 12",
+        ),
+        ("run --pid 12 --sampel-us 5ms", "unrecognized option: --sampel-us; did you mean --sample-us?"),
+    ],
+)
+def test_a_slip_shows_what_was_meant(capsys: pytest.CaptureFixture[str], words: str, meant: str) -> None:
+    """Status 2, and a line to paste."""
+    assert (2, f"kdamon: {meant}\n") == said(capsys, *words.split())
+
+
+def test_what_was_meant_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Words are quoted for a shell."""
+    assert (2, "kdamon: to monitor process 12: kdamon run --output 'a b' --pid 12\n") == said(
+        capsys, "run", "--output", "a b", "12"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,8 +230,34 @@ def test_help_names_every_option_and_verb() -> None:
     assert {"run", "mount", "exec", "doctor"} <= set(kdamon("--help").stdout.replace(",", " ").split())
     shown = kdamon("run", "--help").stdout
     for option in ("--pid", "--seconds", "--json", "--sample-us", "--aggr-us", "--update-us", "--min-regions",
-                   "--max-regions", "--ops", "--range", "--quiet", "--output", "--truth", "--color"):  # fmt: skip
+                   "--max-regions", "--ops", "--range", "--quiet", "--output", "--color"):  # fmt: skip
         assert option in shown
+
+
+@pytest.mark.parametrize("verb", [*VERBS, ""])
+def test_help_shows_examples_and_no_python(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Three examples that the command line takes, exit statuses, and no default as Python writes it."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([*verb.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert not re.search(r"\(default|\bNone\b|\(\)|\[\]", shown)
+    assert "exit status:" in shown
+    assert not {"--truth", "--seed"} & set(shown.split())
+    examples = shown.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert (6, [True, False] * 3) == (len(examples), [line.startswith("  # ") for line in examples])
+    assert all(len(line) <= 80 for line in shown.splitlines() if line not in examples)
+
+
+def test_examples_of_help_are_right() -> None:
+    """Each is taken by the parser."""
+    about = [make_parser().about, *(module.ABOUT for module in VERBS.values())]
+    for _, line in (example for one in about for example in one.examples):
+        words = shlex.split(line.partition("kdamon")[2].partition("|")[0].partition(">")[0].strip('")'))
+        options = words[: words.index("--")] if "--" in words else words
+        assert make_parser().parse_args(options).verb in VERBS, line
 
 
 def test_output_that_nobody_reads_any_more() -> None:

@@ -3,60 +3,24 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
+import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from kdamon import __version__
-from kdamon_tools.commands import doctor, exec, mount, replay, run  # noqa: A004 (a verb's module has the verb's name)
+from kdamon_tools import privileges
 from kdamon_tools.errors import CommandError
-from kdamon_tools.readable import readable
-from kdamon_tools.streams import finish_output, prepare_streams, write_result
+from kdamon_tools.options import VERBS, make_parser
+from kdamon_tools.streams import finish_output, prepare_streams
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["main"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """Usage errors are errors like others: one sentence, said in one place."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message}; see {self.prog} --help", 2)
-
-    def _print_message(self, message: str, file: object = None) -> None:
-        """Help and the version are results: argparse would not say that they cannot be written."""
-        write_result([message])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="kdamon",
-        description="DAMON, the kernel's data access monitor, in user space.",
-        usage="kdamon [--version] [--debug] {run,replay,mount,exec,doctor} ...",
-    )
-    parser.add_argument("--version", action="version", version=f"kdamon {__version__}")
-    parser.add_argument("--debug", action="store_true", help="log what happens, and show where errors come from")
-    verbs = parser.add_subparsers(dest="verb", prog="kdamon", required=True, metavar="{run,replay,mount,exec,doctor}")
-    for module in (run, replay, mount, exec, doctor):
-        module.register(verbs)
-    return parser
-
-
-class _Formatter(logging.Formatter):
-    """Messages with names that may hold anything; a traceback keeps its lines."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class's name)
-        return readable(super().formatMessage(record))
-
-
-def _log_to_stderr(debug: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _Formatter("%(asctime)s %(threadName)s %(name)s: %(message)s" if debug else "kdamon: %(message)s")
-    )
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, handlers=[handler])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    # What follows "--" is somebody else's command line, argparse must not look at it.
+    # The command line after "--" is another program's.
     separator = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:separator]
     options = [word for word in words[:separator] if word != "--debug"]
-    _log_to_stderr(debug)
+    if debug:
+        from kdamon_tools.logs import set_up_logs  # noqa: PLC0415 (not for --help)
+
+        set_up_logs(True)
     try:
         status = _run(options, words[separator + 1 :], debug)
     except SystemExit:
@@ -83,13 +50,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status if error is None or status else _fail(error, _sentence(error), debug)
 
 
+def _parse(options: list[str], command: list[str]) -> argparse.Namespace:
+    parser = make_parser()
+    if not options or (options[0] not in VERBS and options[0] not in parser._option_string_actions):
+        from kdamon_tools.options.slips import wrong_verb  # noqa: PLC0415 (few lines are wrong)
+
+        raise wrong_verb(parser, options, command)
+    arguments, stray = parser.parse_known_args(options)
+    if stray:
+        from kdamon_tools.options.slips import stray_words  # noqa: PLC0415 (few lines are wrong)
+
+        raise stray_words(parser, arguments.verb, options[1:], command)
+    return arguments
+
+
+@contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """Let Ctrl-C within the block, where modules are loaded, end this process without a word about where it was."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def _run(options: list[str], command: list[str], debug: bool) -> int:
     """Run a verb, and make one sentence of each error that was foreseen."""
     try:
-        arguments = _parser().parse_args(options)
+        arguments = _parse(options, command)
         arguments.command = command
         arguments.debug = debug
-        status: int = arguments.run(arguments)
+        with _quiet_interrupts():
+            privileges.load_numpy()
+            from kdamon_tools.logs import set_up_logs  # noqa: PLC0415 (not for --help)
+
+            set_up_logs(debug)
+            verb = importlib.import_module(f"kdamon_tools.commands.{arguments.verb}")
+        status: int = verb.run(arguments)
         return status
     except KeyboardInterrupt:
         return 130
@@ -127,7 +128,11 @@ def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> 
         # The reader of the output has enough.
         return status
     if debug:
-        logging.getLogger("kdamon").debug("where it comes from", exc_info=error)
+        from kdamon_tools.logs import log_traceback  # noqa: PLC0415 (not for --help)
+
+        log_traceback(error)
+    from kdamon_tools.readable import readable  # noqa: PLC0415 (not for --help)
+
     print(f"kdamon: {readable(sentence)}{_removed_directory(error)}", file=sys.stderr)
     return status
 

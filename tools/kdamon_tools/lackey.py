@@ -12,12 +12,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon_tools.defaults import LACKEY_RATE
 from kdamon_tools.records import Records, TextNotes, new_records
 
-__all__ = ["DEFAULT_RATE", "Lackey", "count_accesses"]
-
-#: Accesses that make a second unless somebody says otherwise: 5000 in a sampling interval of 5 ms.
-DEFAULT_RATE: Final = 1_000_000
+__all__ = ["Lackey", "count_accesses"]
 
 _ACCESS: Final = re.compile(rb"^(?: [LSM]|I ) [0-9a-f]{1,16},\d{1,6}$", re.MULTILINE)
 _VALGRIND: Final = re.compile(rb"^(?:==|--|\*\*)(\d{1,9})(?:==|--|\*\*)", re.MULTILINE)
@@ -63,7 +61,7 @@ class Lackey:
     :param instructions: whether fetching an instruction is an access too.
     """
 
-    def __init__(self, pid: int | None = None, rate: int = DEFAULT_RATE, instructions: bool = False) -> None:
+    def __init__(self, pid: int | None = None, rate: int = LACKEY_RATE, instructions: bool = False) -> None:
         self.notes = TextNotes()
         self._pid = pid
         self._rate = rate

@@ -5,20 +5,43 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from kdamon.trusted import open_place
+if TYPE_CHECKING:
+    from pathlib import Path
 
-__all__ = ["begin", "capabilities_for", "keep_only"]
+__all__ = ["begin", "capabilities_for", "keep_only", "load_numpy"]
+
+#: How many threads numpy's library starts when it is loaded.
+_NR_THREADS: Final = "OPENBLAS_NUM_THREADS"
 
 _own_process = False
+_threads_before: str | None = None
 
 
 def begin() -> None:
-    """This process is for nothing but the command line, so its capabilities may be given up. Before numpy is loaded."""
-    global _own_process  # noqa: PLW0603 (a process is one)
+    """This process is for nothing but the command line, so its capabilities may be given up. Before numpy is loaded.
+
+    :func:`load_numpy` has to follow before another program is started.
+    """
+    global _own_process, _threads_before  # noqa: PLW0603 (a process is one)
     _own_process = True
-    _load_numpy()
+    _threads_before = os.environ.get(_NR_THREADS)
+    os.environ[_NR_THREADS] = "1"
+
+
+def load_numpy() -> None:
+    """Load numpy such that its library starts no threads, as nothing here has work for them.
+
+    They would keep all capabilities, since no thread can give up those of another one.
+    """
+    import numpy  # noqa: F401, PLC0415 (it looks at the environment)
+
+    # Programs that are started later are none of our business.
+    if _own_process and _threads_before is None:
+        os.environ.pop(_NR_THREADS, None)
+    elif _own_process and _threads_before is not None:
+        os.environ[_NR_THREADS] = _threads_before
 
 
 def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
@@ -36,24 +59,6 @@ def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
         give_up_capabilities(*capabilities, new_privileges=new_privileges)
 
 
-def _load_numpy() -> None:
-    """Load numpy such that its library starts no threads, as nothing here has work for them.
-
-    They would keep all capabilities, since no thread can give up those of another one.
-    """
-    name = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        import numpy  # noqa: F401, PLC0415 (it looks at the environment)
-    finally:
-        # Programs that are started later are none of our business.
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
     """What it takes to replace or remove the files ``paths`` at the end, names ``CAP_...``.
 
@@ -67,6 +72,8 @@ def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
 
 def _is_below_own_directories(path: Path) -> bool:
     """Whether this process's user owns all directories that lead to ``path``; no other user's file system is asked."""
+    from kdamon.trusted import open_place  # noqa: PLC0415 (not for --help)
+
     with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
         below = opened.enter_context(open_place(path)).directory
         while os.fstat(below).st_uid == os.geteuid():

@@ -23,7 +23,8 @@ from kdamon.kernel import RealClock
 from kdamon.mm.capabilities import give_up_capabilities
 from kdamon.reports import REPORT_DTYPE, damon_report_queue, damon_report_subscribe, damon_report_unsubscribe
 from kdamon.trusted import open_to_read
-from kdamon_tools.lackey import DEFAULT_RATE, Lackey, count_accesses
+from kdamon_tools.defaults import LACKEY_RATE
+from kdamon_tools.lackey import Lackey, count_accesses
 from kdamon_tools.perf_script import PerfScript, count_samples
 from kdamon_tools.records import RECORD_DTYPE, Records, TextFormat, TextNotes, line_blocks, new_records, reports_of
 from kdamon_tools.replacement import Replacement
@@ -31,10 +32,7 @@ from kdamon_tools.stored_records import HEAD_BYTES, MAGIC, StoredRecords, parse_
 from kdamon_tools.streams import stdin_descriptor
 from kdamon_tools.temporary import temporary_directory, temporary_file
 
-__all__ = ["FORMATS", "RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
-
-#: Names of what can be read.
-FORMATS: Final = ("recording", "perf", "lackey")
+__all__ = ["RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
 
 #: What begins so is no text, and what to do about it.
 _NOT_READ: Final = {
@@ -256,7 +254,7 @@ def open_reports(
     file_format: str = "auto",
     *,
     pid: int | None = None,
-    rate: int = DEFAULT_RATE,
+    rate: int = LACKEY_RATE,
     instructions: bool = False,
     progress: Progress | None = None,
     opened: Callable[[], None] = lambda: None,
@@ -267,7 +265,7 @@ def open_reports(
     memory.
 
     :param path: "-" is standard input.
-    :param file_format: one of :data:`FORMATS`, or "auto".
+    :param file_format: one of :data:`kdamon_tools.defaults.FORMATS`, or "auto".
     :param pid: the process of reports of which the file does not tell it.
     :param rate: accesses that make a second in a file without times.
     :param instructions: whether fetching an instruction is an access.

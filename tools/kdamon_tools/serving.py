@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports from other processes for as long as a tree is served: the option, and what it does."""
+"""Reports from other processes for as long as a tree is served: what the option --reports does."""
 
 from __future__ import annotations
 
@@ -10,21 +10,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["add_reports", "find_reports", "serve_reports"]
+__all__ = ["find_reports", "serve_reports"]
 
 log = logging.getLogger("kdamon")
-
-
-def add_reports(parser: argparse.ArgumentParser) -> None:
-    """Add the choice of the socket that hands out rings for reports."""
-    parser.add_argument(
-        "--reports",
-        default="",
-        metavar="SOCKET",
-        help="where other processes may hand in reports of accesses; default: kdamon/reports below /run or "
-        "XDG_RUNTIME_DIR, unless another kdamon is there already",
-    )
-    parser.add_argument("--no-reports", action="store_true", help="take no reports from other processes")
 
 
 def find_reports(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
+from kdamon_tools.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+
 __all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Snapshot"]
 
 #: One region: bytes, accesses and unknown samples per aggregation interval, age in aggregation intervals. The
@@ -44,11 +46,11 @@ class Config:
     pid: int
     ops: str = "vaddr"
     command: tuple[str, ...] = ()
-    sample_us: int = 5000
-    aggr_us: int = 100_000
-    update_us: int = 1_000_000
-    min_regions: int = 10
-    max_regions: int = 1000
+    sample_us: int = SAMPLE_US
+    aggr_us: int = AGGR_US
+    update_us: int = UPDATE_US
+    min_regions: int = MIN_REGIONS
+    max_regions: int = MAX_REGIONS
     ranges: tuple[Range, ...] = ()
     vaddr_regions: str = "mappings"
     primitive: str = "page_table"

@@ -10,10 +10,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from kdamon.kernel import INT_MAX
-from kdamon_fs.kstrtox import bitmap_parselist, kstrtoul
-from kdamon_fs.sysfs_sample import nr_cpu_ids
-
 __all__ = [
     "format_bytes",
     "format_seconds",
@@ -37,6 +33,7 @@ _TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 360
 _TIME: Final = re.compile(rf"({_DECIMAL})({'|'.join(_TIME_UNITS)})")
 _SIZE_UNITS: Final = {name + suffix: 10 * (n + 1) for n, name in enumerate("KMGT") for suffix in ("", "iB", "B")}
 _SIZE: Final = re.compile(rf"([0-9]{{1,20}})({'|'.join(_SIZE_UNITS)})")
+_INT_MAX: Final = 2**31 - 1
 #: What fits a signed number of nanoseconds.
 _LONGEST_US: Final = (1 << 63) // 1000 - 1
 
@@ -64,17 +61,22 @@ def format_seconds(seconds: float) -> str:
 def parse_unsigned(text: str) -> int:
     """A number from 0 to 2**64 - 1 as files of the tree take it: decimal, 0x... hexadecimal, 0... octal."""
     try:
-        return kstrtoul(_spelled_out(text))
+        return _number(text)
     except OSError as error:
         what = "is too large" if error.errno == errno.ERANGE else "is not a number from 0 on"
         raise argparse.ArgumentTypeError(f"{text!r} {what}") from None
 
 
-def _spelled_out(text: str) -> str:
-    """``text`` without what the tree also takes and no command line means, a plus and a newline; OSError EINVAL."""
+def _number(text: str) -> int:
+    """``text`` as the tree reads it, but for what no command line means: a plus and a newline.
+
+    :raises OSError: EINVAL, ERANGE.
+    """
+    from kdamon_fs.kstrtox import kstrtoul  # noqa: PLC0415 (not for --help)
+
     if not _NUMBER.fullmatch(text):
         raise OSError(errno.EINVAL, "not a number")
-    return text
+    return kstrtoul(text)
 
 
 def parse_positive(text: str) -> int:
@@ -88,8 +90,8 @@ def parse_positive(text: str) -> int:
 def parse_number(text: str, least: int = 0) -> int:
     """A number from ``least`` to 2**31 - 1, from a command line: a process, or how many regions."""
     value = parse_positive(text) if least else parse_unsigned(text)
-    if value > INT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is too large: {INT_MAX} is the largest")
+    if value > _INT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large: {_INT_MAX} is the largest")
     return value
 
 
@@ -97,7 +99,7 @@ def parse_interval(text: str) -> int:
     """A time in microseconds, from 1 on, from a command line: 5000, or with a unit as 5ms, 0.1s, 2m."""
     try:
         match = _TIME.fullmatch(text)
-        microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]] if match else Decimal(kstrtoul(_spelled_out(text)))
+        microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]] if match else Decimal(_number(text))
     except OSError as error:
         microseconds = Decimal(_LONGEST_US + 1 if error.errno == errno.ERANGE else 0)
     if microseconds > _LONGEST_US:
@@ -154,6 +156,9 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
 
     :param nr_cpus: how many there can be; None: those of this machine.
     """
+    from kdamon_fs.kstrtox import bitmap_parselist  # noqa: PLC0415 (not for --help)
+    from kdamon_fs.sysfs_sample import nr_cpu_ids  # noqa: PLC0415 (likewise)
+
     limit = nr_cpus or nr_cpu_ids()
     try:
         # White space separates in the tree.

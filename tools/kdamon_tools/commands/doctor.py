@@ -4,27 +4,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from kdamon.mm.capabilities import MONITORING
 from kdamon_tools.checks import monitor_checks, own_checks, tool_checks
-from kdamon_tools.commands import add_verb
 from kdamon_tools.privileges import keep_only
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
 from kdamon_tools.streams import write_result
 from kdamon_tools.terminal import terminal_size
 
-if TYPE_CHECKING:
-    from kdamon_tools.commands import Subparsers
-
-__all__ = ["register", "run"]
-
-
-def register(subparsers: Subparsers) -> None:
-    """Add the verb."""
-    parser = add_verb(subparsers, "doctor", "say what this machine can do and what is missing", "[--json]")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

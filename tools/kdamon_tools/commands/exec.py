@@ -4,31 +4,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from kdamon_tools.commands import add_verb, machine_when_needed
-from kdamon_tools.commands.mount import add_abi
-from kdamon_tools.commands.options import check_socket
+from kdamon_tools.commands.common import check_socket, machine_when_needed
 from kdamon_tools.errors import CommandError
-from kdamon_tools.serving import add_reports, find_reports, serve_reports
+from kdamon_tools.serving import find_reports, serve_reports
 
-if TYPE_CHECKING:
-    from kdamon_tools.commands import Subparsers
-
-__all__ = ["register", "run"]
-
-
-def register(subparsers: Subparsers) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "exec",
-        "run a command with the tree at /sys/kernel/mm/damon, visible to it alone",
-        "[OPTION...] -- COMMAND [ARGUMENT...]",
-    )
-    add_abi(parser)
-    add_reports(parser)
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:

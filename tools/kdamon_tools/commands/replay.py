@@ -14,99 +14,35 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
-from kdamon_tools.commands import add_verb
-from kdamon_tools.commands.options import (
+from kdamon_tools.commands.common import (
     FILTERS,
     SAMPLING,
     STDOUT,
-    add_filters,
-    add_sampling,
     check_files,
     check_monitoring,
     refused,
 )
 from kdamon_tools.errors import CommandError
-from kdamon_tools.lackey import DEFAULT_RATE
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.readable import readable
-from kdamon_tools.report_file import FORMATS, open_reports
+from kdamon_tools.report_file import open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import render_summary
 from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Range, Recording
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import (
-    format_bytes,
-    format_seconds,
-    parse_cpus,
-    parse_file,
-    parse_number,
-    parse_positive,
-    parse_range,
-    parse_unsigned,
-)
+from kdamon_tools.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from kdamon_tools.commands import Subparsers
     from kdamon_tools.records import TextNotes
     from kdamon_tools.stored_records import RecordSource
 
-__all__ = ["register", "run"]
+__all__ = ["run"]
 
-_USAGE: Final = "[options] FILE"
 #: Pictures of so many processes are enough for a person; programs get all.
 _MOST_PICTURES: Final = 8
 _REDRAW_S: Final = 0.2
-#: More CPUs than any machine has.
-_MOST_CPUS: Final = 1 << 16
-_MOST_RATE: Final = 1_000_000_000
-
-
-def register(subparsers: Subparsers) -> None:
-    """Add the verb."""
-    parser = add_verb(subparsers, "replay", "monitor by recorded reports and show what was accessed", _USAGE)
-    what = parser.add_argument_group("what to replay")
-    what.add_argument("file", type=parse_file, metavar="FILE", help="the reports; - is standard input")
-    what.add_argument(
-        "--format",
-        choices=("auto", *FORMATS),
-        default="auto",
-        help="kdamon's recording, output of perf script on a recording of perf mem, or a trace of valgrind's lackey",
-    )
-    what.add_argument("--pid", type=parse_number, help="only this process; by default all that the file names")
-    what.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="hexadecimal addresses to monitor; may be repeated; default: where the reports are, but the biggest gaps",
-    )
-    what.add_argument(
-        "--rate", type=_parse_rate, default=DEFAULT_RATE, metavar="N", help="accesses that make a second of lackey's"
-    )
-    what.add_argument("--instructions", action="store_true", help="take lackey's instruction fetches for accesses too")
-    # Any machine's: the file need not be from this one.
-    add_filters(parser.add_argument_group("which accesses count"), partial(parse_cpus, nr_cpus=_MOST_CPUS))
-    how = parser.add_argument_group("how")
-    how.add_argument("--realtime", action="store_true", help="take the time that it took; default: as fast as possible")
-    how.add_argument("--seed", type=parse_unsigned, default=0, metavar="N", help="of the random splits of regions")
-    add_sampling(how)
-    form = parser.add_argument_group("what to show")
-    form.add_argument("--json", action="store_true", help="a JSON object for each process, one a line")
-    form.add_argument("--output", type=parse_file, metavar="FILE", help="write the result here, not to standard output")
-    form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
-    parser.set_defaults(run=run)
-
-
-def _parse_rate(text: str) -> int:
-    """Accesses that make a second: one in a nanosecond at most."""
-    rate = parse_positive(text)
-    if rate > _MOST_RATE:
-        raise argparse.ArgumentTypeError(f"'{text}' is more than one access in a nanosecond")
-    return rate
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -21,8 +21,7 @@ from kdamon.file_limit import files_ran_out, raise_file_limit
 from kdamon.mm.capabilities import MONITORING
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
-from kdamon_tools.commands import add_verb, machine_when_needed
-from kdamon_tools.commands.options import add_filters, add_sampling, refused
+from kdamon_tools.commands.common import machine_when_needed, refused
 from kdamon_tools.commands.run_checks import check_command_line, check_memory, config_of
 from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.cpu_watch import CpuWatch
@@ -38,16 +37,13 @@ from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
 from kdamon_tools.terminal import LiveView, terminal_size, use_colour
-from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
-    from kdamon_tools.commands import Subparsers
     from kdamon_tools.monitor import Monitor
 
-__all__ = ["register", "run"]
+__all__ = ["run"]
 
-_USAGE: Final = "[options] (--pid PID | --ops paddr | -- COMMAND [ARGUMENT...])"
 #: How long a look at the process may take to notice a signal or the end of the time.
 _TICK_S: Final = 0.1
 _REDRAW_S: Final = 0.5
@@ -58,81 +54,6 @@ _ENDED: Final = "the process ended"
 #: What ends last has limits of its own; this one is for what was not foreseen.
 _END_S: Final = 60.0
 _SOURCES_WAIT: Final = "what producers and the recording still had to say was not waited for any longer"
-
-
-def register(subparsers: Subparsers) -> None:
-    """Add the verb."""
-    parser = add_verb(subparsers, "run", "monitor a process or a command and show what it accesses", _USAGE)
-    defaults = Config(pid=0)
-    what = parser.add_argument_group("what to monitor")
-    what.add_argument("--pid", type=partial(parse_number, least=1), help="a process that runs already")
-    what.add_argument(
-        "--ops",
-        choices=("vaddr", "fvaddr", "paddr", "reports"),
-        default=defaults.ops,
-        help="all of its memory, or --range only; paddr: the machine's memory by physical addresses, or --range of it; "
-        "reports: --range only, and nothing is sampled",
-    )
-    what.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="hexadecimal addresses, or sizes such as 4G-6G, to monitor with --ops fvaddr, paddr or reports; may be "
-        "repeated",
-    )
-    what.add_argument(
-        "--seconds",
-        type=parse_seconds,
-        metavar="TIME",
-        help="stop after this time, such as 30, 0.5 or 2m, and end the command and what it started; default: when it "
-        "ends by itself",
-    )
-    _add_counting(parser.add_argument_group("which accesses count"))
-    how = parser.add_argument_group("how")
-    add_sampling(how)
-    how.add_argument(
-        "--update-us",
-        type=parse_interval,
-        metavar="TIME",
-        help=f"time between looks at the mappings; default: {defaults.update_us}",
-    )
-    how.add_argument(
-        "--vaddr-regions",
-        choices=("mappings", "kernel"),
-        default=defaults.vaddr_regions,
-        help="what is all of the memory of a process: what is populated in its mappings, or as the kernel has it three "
-        "regions around all of them",
-    )
-    form = parser.add_argument_group("what to show")
-    form.add_argument("--json", action="store_true", help="one JSON object instead of the heatmap")
-    form.add_argument("--output", type=parse_file, metavar="FILE", help="write the result here, not to standard output")
-    form.add_argument("--quiet", action="store_true", help="only the result, nothing while monitoring")
-    form.add_argument(
-        "--record", type=parse_file, metavar="FILE", help="keep all reports there, and faults, to replay them"
-    )
-    form.add_argument("--truth", type=parse_file, metavar="FILE", help="compare with what a bundled workload wrote")
-    form.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="NO_COLOR is honoured")
-    parser.set_defaults(run=run)
-
-
-def _add_counting(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--primitive",
-        choices=("page_table", "page_fault"),
-        help="accessed bits, or faults of sampled pages, which show who writes; default: page_fault if one of the next "
-        "three is given",
-    )
-    add_filters(group, parse_cpus)
-    group.add_argument(
-        "--reports",
-        nargs="?",
-        const="",
-        metavar="SOCKET",
-        help="take reports from other processes too; they, and the command, find the socket by KDAMON_REPORTS",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from kdamon.trusted import open_to_read
 from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
-from kdamon_tools.commands.options import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
+from kdamon_tools.commands.common import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
 from kdamon_tools.errors import CommandError
 from kdamon_tools.snapshot import Config, Range
 from kdamon_tools.workloads.truth import load_truth

@@ -1,74 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several verbs have."""
+"""What several verbs do: they refuse what makes no sense, and prepare this machine."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdamon.kernel import INT_MAX
 from kdamon.report_socket import check_socket_path
 from kdamon_tools.errors import CommandError
 from kdamon_tools.replacement import same_file
 from kdamon_tools.snapshot import Config
-from kdamon_tools.units import parse_interval, parse_number, parse_tids
+
+if TYPE_CHECKING:
+    from kdamon.mm.linux import LinuxMachine
 
 __all__ = [
     "FILTERS",
     "SAMPLING",
     "STDOUT",
-    "add_filters",
-    "add_sampling",
     "check_files",
     "check_monitoring",
     "check_socket",
+    "machine_when_needed",
     "refused",
 ]
 
-#: Names of the fields of :class:`kdamon_tools.snapshot.Config` that :func:`add_filters` sets.
+#: Names of fields of :class:`kdamon_tools.snapshot.Config`, and of the options that set them: which accesses count.
 FILTERS: Final = ("write_only", "cpus", "tids", "density")
-#: The same for :func:`add_sampling`.
+#: The same: intervals and regions.
 SAMPLING: Final = ("sample_us", "aggr_us", "min_regions", "max_regions")
 #: Where a result goes without a name.
 STDOUT: Final = Path("/dev/stdout")
-
-
-def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tuple[int, ...]]) -> None:
-    """Add what says which accesses count, and how.
-
-    :param parse_cpus: reads a list of CPUs.
-    """
-    group.add_argument("--write-only", action="store_true", help="only writes")
-    group.add_argument(
-        "--cpus", type=parse_cpus, default=(), metavar="LIST", help="only those made by these CPUs, such as 0-3,5"
-    )
-    group.add_argument(
-        "--tids",
-        type=parse_tids,
-        default=(),
-        metavar="LIST",
-        help="only those made by these threads, such as 12,13: their numbers where kdamon runs, not those that a "
-        "container below it has for them",
-    )
-    group.add_argument(
-        "--density", action="store_true", help="estimate from reports how densely each region is accessed"
-    )
-
-
-def add_sampling(group: argparse._ArgumentGroup) -> None:
-    """Add the intervals and the bounds of the number of regions."""
-    defaults = Config(pid=0)
-    for name, metavar, parse, text in (
-        ("sample_us", "TIME", parse_interval, "sampling interval: microseconds, or with a unit: 5ms, 0.1s, 1m"),
-        ("aggr_us", "TIME", parse_interval, "aggregation interval"),
-        ("min_regions", "N", parse_number, "regions at least"),
-        ("max_regions", "N", parse_number, "regions at most"),
-    ):
-        option = "--" + name.replace("_", "-")
-        group.add_argument(option, type=parse, default=getattr(defaults, name), metavar=metavar, help=text)
 
 
 def check_monitoring(config: Config) -> None:
@@ -120,3 +85,16 @@ def check_socket(path: str | None) -> None:
         return
     with refused(f"--reports {path}"):
         check_socket_path(Path(path).absolute())
+
+
+def machine_when_needed() -> LinuxMachine:
+    """This machine, prepared for monitoring; costly enough to be left until something is monitored.
+
+    Whether it can tell accessed bits is found out when a process is to be monitored by them: faults may be all that is
+    needed.
+
+    :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing.
+    """
+    from kdamon.mm.linux import linux_machine  # noqa: PLC0415 (not before it is needed)
+
+    return linux_machine("page_fault")

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon completion``: the completion script of a shell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdamon_tools.shells import completion
+from kdamon_tools.streams import write_result
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print it; returns 0."""
+    write_result([completion(arguments.shell)])
+    return 0

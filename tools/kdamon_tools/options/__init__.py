@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line of ``kdamon``: the options of each verb, its help, examples and exit statuses.
+
+Nothing here loads what monitoring needs, or anything outside of the standard library: help is shown at once, and man
+pages and completions are made where kdamon is built (:mod:`kdamon_tools.shells`, :mod:`kdamon_tools.man_pages`).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from kdamon_tools.options import completion, doctor, exec, mount, replay, run  # noqa: A004 (named after its verb)
+from kdamon_tools.options.parser import About, Parser
+
+__all__ = ["VERBS", "make_parser"]
+
+#: The verbs, in the order in which they are shown.
+VERBS = {
+    "run": run,
+    "replay": replay,
+    "mount": mount,
+    "exec": exec,
+    "doctor": doctor,
+    "completion": completion,
+}
+
+_ABOUT = About(
+    examples=(
+        ("monitor a running process until Ctrl-C, then show a heatmap", "kdamon run --pid 1234"),
+        ("run damo on the tree that kdamon serves", "kdamon exec -- bash"),
+        ("check what this machine supports", "kdamon doctor"),
+    ),
+    statuses=(
+        ("0", "success"),
+        ("1", "failure, one sentence on standard error says why"),
+        ("2", "the command line is wrong"),
+        ("130", "interrupted before there was a result"),
+    ),
+)
+
+
+class _Version(argparse.Action):
+    """Print the version and exit; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
+        from kdamon import __version__  # noqa: PLC0415 (takes longer than the rest)
+        from kdamon_tools.streams import write_result  # noqa: PLC0415 (not where man pages are made)
+
+        write_result([f"kdamon {__version__}\n"])
+        parser.exit()
+
+
+def make_parser() -> Parser:
+    """Make the parser of the whole command line but for ``--`` and what follows it."""
+    parser = Parser(
+        prog="kdamon",
+        description="Monitor which memory is accessed, as the kernel's DAMON does, from user space.",
+        usage="kdamon [--debug] VERB [OPTION...]",
+        about=_ABOUT,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--debug", action="store_true", help="log each step, and print the traceback of an error; works with each verb"
+    )
+    verbs = parser.add_subparsers(dest="verb", prog="kdamon", metavar="VERB", title="verbs", parser_class=Parser)
+    for name, module in VERBS.items():
+        module.add_options(
+            verbs.add_parser(
+                name,
+                help=module.SUMMARY,
+                description=f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
+                usage=f"kdamon {name} {module.USAGE}".rstrip(),
+                about=module.ABOUT,
+            )
+        )
+    return parser

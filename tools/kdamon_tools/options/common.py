@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several verbs have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_tools.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
+from kdamon_tools.units import parse_file, parse_interval, parse_number, parse_tids
+
+__all__ = ["REPORTS_VARIABLE", "TREE_VARIABLES", "add_abi", "add_filters", "add_form", "add_reports", "add_sampling"]
+
+#: The variable by which programs find the socket of access reports.
+REPORTS_VARIABLE = (
+    "KDAMON_REPORTS",
+    "socket to which producers send access reports; kdamon sets it for COMMAND",
+)
+#: What a served tree depends on.
+TREE_VARIABLES = (
+    ("FUSE_LIBRARY_PATH", "file name of libfuse, where the usual one is not to be loaded"),
+    ("XDG_RUNTIME_DIR", "without root, the default socket of access reports is kdamon/reports in it"),
+)
+
+
+def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tuple[int, ...]]) -> None:
+    """Add the filters on accesses, and the estimate of density.
+
+    :param parse_cpus: reads a list of CPUs.
+    """
+    group.add_argument("--write-only", action="store_true", help="count writes only")
+    group.add_argument(
+        "--cpus",
+        type=parse_cpus,
+        default=(),
+        metavar="LIST",
+        help="count accesses by these CPUs only, such as 0-3,5",
+    )
+    group.add_argument(
+        "--tids",
+        type=parse_tids,
+        default=(),
+        metavar="LIST",
+        help="count accesses by these threads only, such as 12,13; thread IDs as kdamon's own PID namespace has them",
+    )
+    group.add_argument(
+        "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
+    )
+
+
+def add_sampling(group: argparse._ArgumentGroup) -> None:
+    """Add the intervals and the bounds of the number of regions."""
+    group.add_argument(
+        "--sample-us",
+        type=parse_interval,
+        default=SAMPLE_US,
+        metavar="TIME",
+        help="sampling interval, in microseconds or with a unit, such as 5ms, 0.1s, 1m; default: 5ms",
+    )
+    group.add_argument(
+        "--aggr-us", type=parse_interval, default=AGGR_US, metavar="TIME", help="aggregation interval; default: 100ms"
+    )
+    group.add_argument(
+        "--min-regions",
+        type=parse_number,
+        default=MIN_REGIONS,
+        metavar="N",
+        help=f"minimum number of regions; default: {MIN_REGIONS}",
+    )
+    group.add_argument(
+        "--max-regions",
+        type=parse_number,
+        default=MAX_REGIONS,
+        metavar="N",
+        help=f"maximum number of regions; default: {MAX_REGIONS}",
+    )
+
+
+def add_form(group: argparse._ArgumentGroup) -> None:
+    """Add where the result goes, and whether in colour."""
+    group.add_argument(
+        "--output", type=parse_file, metavar="FILE", help="write the result to FILE; default: standard output"
+    )
+    group.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+    )
+
+
+def add_abi(group: argparse._ArgumentGroup) -> None:
+    """Add the choice of the kernel version whose files the tree has."""
+    group.add_argument(
+        "--abi",
+        choices=ABI_VERSIONS,
+        default=ABI_VERSIONS[-1],
+        metavar="VERSION",
+        help=f"hide files that newer kernels than VERSION introduced; one of {', '.join(ABI_VERSIONS)}; default: "
+        f"{ABI_VERSIONS[-1]}",
+    )
+
+
+def add_reports(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the socket that hands out rings for access reports."""
+    group = parser.add_argument_group("access reports")
+    group.add_argument(
+        "--reports",
+        default="",
+        metavar="SOCKET",
+        help="socket to which producers send access reports; default: kdamon/reports below /run or XDG_RUNTIME_DIR, "
+        "unless another kdamon serves it",
+    )
+    group.add_argument("--no-reports", action="store_true", help="serve no socket for access reports")

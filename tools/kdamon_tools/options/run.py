@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The options of ``kdamon run``."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Final
+
+from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form, add_sampling
+from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
+from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
+
+__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
+
+SUMMARY: Final = "monitor a process, a command or physical memory, and show which memory is accessed"
+USAGE: Final = "[OPTION...] (--pid PID | --ops paddr | -- COMMAND [ARG...])"
+ABOUT: Final = About(
+    examples=(
+        ("monitor process 1234 until Ctrl-C, then show a heatmap", "kdamon run --pid 1234"),
+        ("start a command and monitor it for 30 seconds", "kdamon run --seconds 30 -- ./server --port 8080"),
+        ("count only writes by CPU 0", "kdamon run --pid 1234 --write-only --cpus 0"),
+    ),
+    statuses=(
+        *STATUSES,
+        ("130", "interrupted before there was a result"),
+        ("other", "that of COMMAND, if COMMAND ended by itself"),
+        *COMMAND_STATUSES[2:],
+    ),
+    environment=(
+        REPORTS_VARIABLE,
+        ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
+        ("TMPDIR", "directory for a result whose own directory cannot be written; default: /tmp"),
+    ),
+    files=(("FILE.RANDOM.part", "a result or recording that is not complete; it replaces FILE when it is"),),
+)
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the verb."""
+    _add_target(parser.add_argument_group("what to monitor"))
+    _add_counting(parser.add_argument_group("which accesses count"))
+    _add_regions(parser.add_argument_group("intervals and regions"))
+    _add_output(parser.add_argument_group("output"))
+
+
+def _add_target(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--pid", type=partial(parse_number, least=1), metavar="PID", help="monitor this process")
+    group.add_argument(
+        "--ops",
+        choices=("vaddr", "fvaddr", "paddr", "reports"),
+        default="vaddr",
+        help="operations set: vaddr, all memory of the process; fvaddr, the memory in --range; paddr, physical memory, "
+        "or --range of it; reports, access reports on --range, without sampling; default: vaddr",
+    )
+    group.add_argument(
+        "--range",
+        type=parse_range,
+        action="append",
+        default=[],
+        dest="ranges",
+        metavar="START-END",
+        help="addresses to monitor, hexadecimal, or sizes such as 4G-6G; END is exclusive; can be repeated",
+    )
+    group.add_argument(
+        "--seconds",
+        type=parse_seconds,
+        metavar="SECONDS",
+        help="stop after SECONDS, such as 30, 0.5 or 2m, and terminate COMMAND; default: until it exits",
+    )
+
+
+def _add_counting(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--primitive",
+        choices=("page_table", "page_fault"),
+        help="page_table samples accessed bits; page_fault samples faults, which see writes only, but identify CPU and "
+        "thread; default: page_fault with --write-only, --cpus or --tids, else page_table",
+    )
+    add_filters(group, parse_cpus)
+    group.add_argument(
+        "--reports",
+        nargs="?",
+        const="",
+        metavar="SOCKET",
+        help="also count access reports that other processes send to SOCKET; COMMAND finds it in KDAMON_REPORTS",
+    )
+
+
+def _add_regions(group: argparse._ArgumentGroup) -> None:
+    add_sampling(group)
+    group.add_argument(
+        "--update-us", type=parse_interval, metavar="TIME", help="interval at which mappings are read; default: 1s"
+    )
+    group.add_argument(
+        "--vaddr-regions",
+        choices=("mappings", "kernel"),
+        default="mappings",
+        help="mappings covers the populated parts of all mappings; kernel covers three regions around all mappings, as "
+        "the kernel does; default: mappings",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of the heatmap")
+    add_form(group)
+    group.add_argument("--quiet", action="store_true", help="print nothing while monitoring, only the result")
+    group.add_argument(
+        "--record", type=parse_file, metavar="FILE", help="record all access reports in FILE, for kdamon replay"
+    )
+    # For developers: the truth file of a bundled workload, to compare the result with.
+    group.add_argument("--truth", type=parse_file, metavar="FILE", help=argparse.SUPPRESS)
