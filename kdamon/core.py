@@ -38,8 +38,7 @@ from kdamon.damos import (
 )
 from kdamon.damos_quota import damon_feed_loop_next_input, damos_forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
-from kdamon.density import damon_forget_density, kdamond_adjust_regions_by_density
-from kdamon.file_limit import files_ran_out, too_many_files
+from kdamon.density.estimator import damon_forget_density, kdamond_adjust_regions_by_density
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -55,7 +54,7 @@ from kdamon.kernel import (
     ulong,
     virtual_kthread,
 )
-from kdamon.patience import damon_held_up, damon_wait_for
+from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.probes import (
     damon_commit_probes,
     damon_has_prep,
@@ -64,7 +63,7 @@ from kdamon.probes import (
     damon_valid_probe_params,
 )
 from kdamon.regions import COLUMNS, damon_regions, mostly_unknown
-from kdamon.reports import (
+from kdamon.reports.apply import (
     damon_report_counters_of,
     damon_report_queue,
     damon_report_subscribe,
@@ -74,7 +73,8 @@ from kdamon.reports import (
     kdamond_choose_reports,
     kdamond_discard_reports,
 )
-from kdamon.sample import damon_commit_sample_control
+from kdamon.sample_control import damon_commit_sample_control
+from kdamon.wait_limits import damon_held_up, damon_wait_for
 
 __all__ = [
     "damon_add_region",

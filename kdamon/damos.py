@@ -50,8 +50,8 @@ from kdamon.damos_quota import (
 )
 from kdamon.damos_wmarks import damos_commit_watermarks
 from kdamon.kernel import ALIGN_DOWN, time_after_eq
-from kdamon.patience import damon_held_up, damon_wait_for
 from kdamon.regions import damon_regions
+from kdamon.wait_limits import damon_held_up, damon_wait_for
 
 __all__ = [
     "damon_commit_schemes",

@@ -2,7 +2,8 @@
 """The operations set for the physical address space (``mm/damon/paddr.c``), as far as user space can have one.
 
 Addresses are those of the machine's memory. Regions have to be given: ranges of System RAM in /proc/iomem are what is
-usually wanted. Which accesses can be told is written in :mod:`kdamon.mm.physical`; all other samples are unknown.
+usually wanted. :mod:`kdamon.mm.sampling.physical` lists the accesses that can be observed; all other samples are
+unknown.
 """
 
 from __future__ import annotations
@@ -183,8 +184,8 @@ def damon_pa_apply_scheme(
 ) -> tuple[U64Array, U64Array]:
     """Apply the action of ``s`` to regions ``rows`` of ``t``, as far as they are memory whose only process is known.
 
-    :returns: core address units of each region that it was applied to, see :mod:`kdamon.mm.advice`, and that passed
-        the filters on pages, shape (n,); of ``stat`` without such filters none, as in the kernel.
+    :returns: core address units of each region that it was applied to, see :mod:`kdamon.mm.actions.advice`, and that
+        passed the filters on pages, shape (n,); of ``stat`` without such filters none, as in the kernel.
     """
     applied, passed = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
     memory = _memory(t, ctx)

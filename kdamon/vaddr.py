@@ -39,8 +39,8 @@ from kdamon.ops_common import (
     damon_scheme_scores,
 )
 from kdamon.probes import damon_count_probe_hits
-from kdamon.reports import damon_report_accesses, report_array
-from kdamon.sample import only_threads
+from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.sample_control import only_threads
 
 __all__ = [
     "damon_va_apply_probes",
@@ -294,8 +294,8 @@ def damon_va_apply_scheme(
     applied, all others as a whole. Here: they count for every action, and what counts as applied is what happened.
     (docs/deviations.md#page-filters-on-virtual-addresses) (docs/deviations.md#applied-bytes-are-measured)
 
-    :returns: bytes of each region that it was applied to, see :mod:`kdamon.mm.advice`, and bytes that passed the
-        filters on pages, 0 without any; both shape (n,).
+    :returns: bytes of each region that it was applied to, see :mod:`kdamon.mm.actions.advice`, and bytes that passed
+        the filters on pages, 0 without any; both shape (n,).
     """
     applied, passed = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
     mm = _damon_get_mm(t)

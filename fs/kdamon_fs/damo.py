@@ -27,9 +27,9 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from kdamon.leftovers import is_entry
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import find_program, open_trusted, trusted_path
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import find_program, open_trusted, trusted_path
+from kdamon.lib.watcher import is_entry
 from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
 from kdamon_fs.places import OWN_DIRECTORY
 

@@ -22,8 +22,8 @@ from typing import Final
 
 from attrs import frozen
 
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import open_trusted
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import open_trusted
 
 __all__ = ["Lack", "device_lack", "load_fuse", "open_device", "python_fuse"]
 

@@ -15,13 +15,13 @@ from operator import attrgetter
 from typing import Any, Final
 
 from kdamon.kernel import Clock, RealClock
+from kdamon.lib.kstrtox import kstrtobool, kstrtoint, kstrtoul
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Machine
 from kdamon.modules_common import check_cgroup, damon_module, damon_scheme_module
 from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
-from kdamon_fs.kstrtox import kstrtobool, kstrtoint, kstrtoul
 from kdamon_fs.sysfs_common import name_of, text_of
 
 __all__ = ["damon_module_params"]

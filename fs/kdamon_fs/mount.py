@@ -37,10 +37,10 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Final
 
-from kdamon.file_limit import raise_file_limit
 from kdamon.kernel import PAGE_SIZE
-from kdamon.leftovers import FSTYPE, Leftovers, mount_number, unmount_by_helper
-from kdamon.mountinfo import mount_of
+from kdamon.lib.file_limit import raise_file_limit
+from kdamon.lib.mountinfo import mount_of
+from kdamon.lib.watcher import FSTYPE, Leftovers, mount_number, unmount_by_helper
 from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
 from kdamon_fs.fuse_channel import Channel
 from kdamon_fs.kobject import open_file

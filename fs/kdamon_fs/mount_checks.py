@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 
-from kdamon.mm.rights import OWN, missing_capability, needs_linux, owns_mount_namespace, refusal
+from kdamon.lib.rights import OWN, missing_capability, needs_linux, owns_mount_namespace, refusal
 
 __all__ = ["check_may_mount", "check_may_unshare", "mounts_by_helper", "refusal_to_mount", "refusal_to_unshare"]
 

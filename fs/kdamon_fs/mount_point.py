@@ -16,9 +16,9 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from kdamon.leftovers import FSTYPE, detach, mount_number, open_mounted, unmount_by_helper
-from kdamon.mountinfo import mount_of
-from kdamon.replaceable import open_directory, replaceable
+from kdamon.lib.mountinfo import mount_of
+from kdamon.lib.replaceable import open_directory, replaceable
+from kdamon.lib.watcher import FSTYPE, detach, mount_number, open_mounted, unmount_by_helper
 from kdamon_fs.mount_checks import mounts_by_helper
 from kdamon_fs.mounts import attach_mount
 

@@ -24,11 +24,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
-from kdamon.file_limit import raise_file_limit
+from kdamon.lib.capabilities import MONITORING, give_up_capabilities
+from kdamon.lib.file_limit import raise_file_limit
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import open_trusted
 from kdamon.mm import Machine
-from kdamon.mm.capabilities import MONITORING, give_up_capabilities
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import open_trusted
 from kdamon_fs import perf_standin
 from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home

@@ -24,9 +24,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kdamon.leftovers import mount_number
-from kdamon.mountinfo import mount_entry, mounts
-from kdamon.replaceable import open_place
+from kdamon.lib.mountinfo import mount_entry, mounts
+from kdamon.lib.replaceable import open_place
+from kdamon.lib.watcher import mount_number
 from kdamon_fs.mounts import (
     MS_BIND,
     MS_RDONLY,

@@ -16,10 +16,10 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+import kdamon.ops_reports
 import kdamon.paddr
-import kdamon.reported
 import kdamon.vaddr  # noqa: F401 -- all register operations sets
-from kdamon import patience
+from kdamon import wait_limits as patience
 from kdamon.commit import damon_call_commit
 from kdamon.core import (
     damon_call,
@@ -31,12 +31,12 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
-from kdamon.density import damon_reports_are_random
+from kdamon.density.estimator import damon_reports_are_random
 from kdamon.kernel import Clock
+from kdamon.lib.kstrtox import sysfs_streq
 from kdamon.mm import Machine
 from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
-from kdamon_fs.kstrtox import sysfs_streq
 from kdamon_fs.module_params import damon_module_params
 from kdamon_fs.sysfs_common import uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
@@ -61,7 +61,7 @@ _SHUTDOWN_TIMEOUT: Final = 5.0
 
 
 def _this_machine() -> Machine:
-    from kdamon.mm.linux import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
+    from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
 
     # What tells accessed bits is looked for when a kdamond goes by them: faults may be all that is needed.
     return linux_machine("page_fault")

@@ -24,11 +24,11 @@ from kdamon.damon import (
     damon_sample_filter,
     damon_sample_filter_type,
 )
+from kdamon.lib.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Machine
-from kdamon.reports import damon_report_counters_of
-from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
+from kdamon.reports.apply import damon_report_counters_of
+from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
-from kdamon_fs.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
 __all__ = [

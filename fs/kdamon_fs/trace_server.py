@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from kdamon import trace
 from kdamon.damon import damon_ctx, damon_mvsum, damon_target, damon_window_left_bp
-from kdamon.mm.capabilities import give_up_capabilities
+from kdamon.lib.capabilities import give_up_capabilities
 from kdamon.regions import damon_regions
 from kdamon.schemes import damos
 

@@ -7,11 +7,11 @@ now and then during a long call, but takes it back before the waiting thread wok
 a target's memory is cut into pieces, and kdamon pauses between them without the lock:
 
 * every system call that takes a target's mmap_lock runs within :data:`held`, which pauses only if a thread waits for
-  the lock or did so in the last second, where that can be seen (:meth:`kdamon.mm.walker.Walker.waited_for`);
+  the lock or did so in the last second, where that can be seen (:meth:`kdamon.mm.bpf.walker.Walker.waited_for`);
 * what such a call does has a bound: one page table of a pagemap, or as much as :class:`CallSize` allows.
 
 Both rely on measured time, because the same call costs ten times as much on one machine as on another. What takes no
-mmap_lock needs neither: the page table walk (:mod:`kdamon.mm.walker`), /proc/kpageflags, the idle page bitmap.
+mmap_lock needs neither: the page table walk (:mod:`kdamon.mm.bpf.walker`), /proc/kpageflags, the idle page bitmap.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Final
 
-from kdamon.mm.walker import made_walker
+from kdamon.mm.bpf.walker import made_walker
 
 __all__ = ["LONGEST", "CallSize", "held", "stays_locked"]
 

@@ -42,7 +42,7 @@ from kdamon.damon import (
     damos_filter,
     damos_filter_type,
 )
-from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 
 HERE = Path(__file__).parent
 MIB = 128

@@ -33,11 +33,11 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_ops_id
 from kdamon.mm import OLD, UNKNOWN, Answers, U64Array
-from kdamon.mm.folios import shared_folios
-from kdamon.mm.frames import LinuxFrames
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.mm.physical import Physical
-from kdamon.mm.walker import shared_walker
+from kdamon.mm.bpf.walker import shared_walker
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.proc.kpageflags import shared_folios
+from kdamon.mm.sampling.frames import LinuxFrames
+from kdamon.mm.sampling.physical import Physical
 from kdamon.regions import damon_regions
 
 GIB = 1 << 30

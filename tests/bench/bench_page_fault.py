@@ -45,9 +45,9 @@ from kdamon.damon import (
     damon_ops_id,
     damon_primitives_enabled,
 )
-from kdamon.mm.faults import FaultRecorder
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.reports import report_array
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.sampling.fault_recorder import FaultRecorder
+from kdamon.reports.apply import report_array
 
 MIB = 1 << 20
 SIZE = 256 * MIB

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from measure import table
 
-import kdamon.reported  # noqa: F401 (registers the operations set)
+import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
@@ -40,10 +40,10 @@ from kdamon.core import (
     damon_stop,
 )
 from kdamon.damon import damon_access_report, damon_attrs, damon_ctx, damon_ops_id
+from kdamon.producers.client import ReportClient
+from kdamon.producers.server import ReportServer
 from kdamon.regions import damon_regions
-from kdamon.report_client import ReportClient
-from kdamon.report_server import ReportServer
-from kdamon.reports import damon_report_access, damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_access, damon_report_accesses, report_array
 
 RATE = 5_000_000
 #: Of a ring: a fifth of a second.

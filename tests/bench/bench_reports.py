@@ -22,7 +22,7 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_access_report, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
-from kdamon.reports import (
+from kdamon.reports.apply import (
     DAMON_ACCESS_REPORTS_CAP,
     damon_report_access,
     damon_report_accesses,

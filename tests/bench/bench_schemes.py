@@ -54,7 +54,7 @@ from kdamon.damon import (
     damos_quota,
 )
 from kdamon.damos import kdamond_apply_schemes
-from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.ops_common import damon_cold_score, damon_cold_scores
 from kdamon.regions import damon_regions
 from kdamon.vaddr import damon_va_apply_scheme

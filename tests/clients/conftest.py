@@ -37,7 +37,7 @@ def _machine_lacks() -> str | None:
     try:
         import fuse  # noqa: F401
 
-        from kdamon.mm.linux import linux_machine
+        from kdamon.mm.linux.machine import linux_machine
 
         linux_machine().close()
     except OSError as error:

@@ -36,7 +36,7 @@ def workload() -> Iterator[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def page_fault(workload: dict[str, Any]) -> None:
     """Skip where faults cannot be sampled, with the machine's own reason."""
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
 
     machine = linux_machine("page_fault")
     try:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm import U64Array
-from kdamon.mm.pagemap import entries_at, exclusive_frames
+from kdamon.mm.proc.pagemap import entries_at, exclusive_frames
 
 DAMO = Path(sys.executable).parent / "damo"
 

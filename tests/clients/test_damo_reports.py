@@ -47,8 +47,8 @@ $damo stop
 PUSH = """
 import time
 import numpy as np
-from kdamon.report_client import ReportClient
-from kdamon.reports import report_array
+from kdamon.producers.client import ReportClient
+from kdamon.reports.apply import report_array
 with ReportClient() as client:
     pages = np.arange({pages}, dtype=np.uint64) * np.uint64(4096)
     told = report_array(len(pages), pid={pid}, addr=pages + np.uint64({start}))
@@ -90,7 +90,7 @@ def present(pid: int, start: int) -> int:
 
 def check_page_fault(pid: int) -> None:
     """Skip where faults cannot be sampled, with the machine's own reason."""
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
 
     machine = linux_machine("page_fault")
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
 
 KDAMONDS = "/admin/kdamonds"

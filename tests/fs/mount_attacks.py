@@ -21,8 +21,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from kdamon.mm.sim import SimMachine
-from kdamon.mountinfo import mount_entry, mounts
+from kdamon.lib.mountinfo import mount_entry, mounts
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.fuse_binding import load_fuse
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import set_parent_death_signal
@@ -326,7 +326,7 @@ def mounted_meanwhile(attacker: Attacker) -> list[str]:
         calls: FrameType | None = frame
         while calls is not None and calls.f_code.co_name != "detach":
             calls = calls.f_back
-        return calls is None or not calls.f_code.co_filename.endswith("leftovers.py")
+        return calls is None or not calls.f_code.co_filename.endswith("watcher.py")
 
     return at_points(prepare_bare, act, lambda: mount_tmpfs(TARGET), before_the_last_look)[:2]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import fuse
 
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.mount import _operations, mounted_tree
 from kdamon_fs.namespace import run_in_namespace
 from kdamon_fs.sysfs import damon_sysfs_init

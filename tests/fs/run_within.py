@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.namespace import run_in_namespace
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.mount import mount_tree
 from kdamon_fs.sysfs import damon_sysfs_init
 

@@ -19,9 +19,9 @@ from attrs import define, field
 
 from kdamon.damon import damon_ctx
 from kdamon.mm import AddressSpace
-from kdamon.mm.linux import linux_machine
-from kdamon.mm.page_fault import PageFaultSpace
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.sampling.page_fault import PageFaultSpace
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
 
 KDAMONDS = "/admin/kdamonds"

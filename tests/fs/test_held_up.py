@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from kdamon import core, patience
-from kdamon.helpers import LostHelpers
-from kdamon.mm import madvise_apart
-from kdamon.mm.linux import linux_machine
+from kdamon import core
+from kdamon import wait_limits as patience
+from kdamon.lib.helpers import LostHelpers
+from kdamon.mm.apart import madvise as madvise_apart
+from kdamon.mm.linux.machine import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
 
 ROOT = Path(__file__).parents[2]

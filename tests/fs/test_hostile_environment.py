@@ -349,7 +349,7 @@ def test_no_program_of_another_user_is_started_by_doctor(hostile: Hostile) -> No
     """As a process to monitor."""
     question = """
 import os
-from kdamon.mm.doctor_schemes import loaded_child
+from kdamon.mm.doctor.schemes import loaded_child
 with loaded_child() as pid:
     print(os.readlink(f"/proc/{pid}/exe"))
 """

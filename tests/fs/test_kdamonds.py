@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
 from tests.kdamon.harness import eventually
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
 from kdamon.modules_common import damon_module
 
 HERE = Path(__file__).parent

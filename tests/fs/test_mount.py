@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.mountinfo import mount_entry, mounts
+from kdamon.lib.mountinfo import mount_entry, mounts
 from kdamon_fs.mount import _operations, mounted_tree
 from kdamon_fs.mounts import MNT_DETACH, umount
 
@@ -360,7 +360,7 @@ def test_mounting_without_the_right_to_names_what_is_missing(
 ) -> None:
     """libfuse would ask fusermount, which is not there for users, and could do nothing for root."""
     monkeypatch.setattr("kdamon_fs.mount_checks.missing_capability", lambda *names: list(names))
-    monkeypatch.setattr("kdamon.mm.rights.missing_capability", lambda *names: list(names))
+    monkeypatch.setattr("kdamon.lib.rights.missing_capability", lambda *names: list(names))
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match=f"mounting needs CAP_SYS_ADMIN.*{remedy}"):
@@ -411,7 +411,7 @@ def test_a_program_that_forgets_its_mount_leaves_none(tmp_path: Path) -> None:
     """What is mounted in the background is unmounted at exit."""
     program = """
 import sys
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.sysfs import damon_sysfs_init
 mounted_tree(damon_sysfs_init(SimMachine()), sys.argv[1]).start()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.replaceable import open_directory, replaceable
+from kdamon.lib.replaceable import open_directory, replaceable
 
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kdamon.mm import PhysicalMemory
-from kdamon.mm.physical import Physical
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sampling.physical import Physical
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
 
 CONTEXT = "/admin/kdamonds/0/contexts/0"

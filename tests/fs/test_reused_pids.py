@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kdamon.damon import damon_ctx
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.fs.conftest import CONTEXT, KDAMOND
 from tests.kdamon.harness import eventually, in_kdamond
 from tests.kdamon.modules import shut_down
@@ -226,7 +226,7 @@ def test_a_number_of_a_control_group_that_is_a_strangers_by_now(make_session: Ca
 
 SCRIPT = """
 import os, signal, sys, time
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init
 
 def child(pid=None):

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from kdamon.kernel import VirtualClock
-from kdamon.mm.sim import SimMachine
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.reports.apply import damon_report_accesses, report_array
 from kdamon_fs import sysfs_sample
 
 KDAMOND = "/admin/kdamonds/0"

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kdamon.mm.sim import SimMachine
+from kdamon.lib.kstrtox import bitmap_list
+from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.kobject import open_file
-from kdamon_fs.kstrtox import bitmap_list
 from kdamon_fs.sysfs import damon_sysfs_init
 from kdamon_fs.sysfs_sample import nr_cpu_ids
 

@@ -33,7 +33,7 @@ from kdamon.damon import (
     damos,
 )
 from kdamon.kernel import VirtualClock
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.regions import damon_regions
 
 MS = 1_000_000

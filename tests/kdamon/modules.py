@@ -14,8 +14,8 @@ import pytest
 from kdamon.core import damon_run
 from kdamon.damon import damon_call_control, damon_ctx
 from kdamon.kernel import rnd_state
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.modules_common import damon_module
 from tests.mm.workload import Pages, Workload
 

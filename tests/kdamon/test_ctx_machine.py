@@ -44,9 +44,9 @@ from kdamon.damon import (
     damos_access_pattern,
 )
 from kdamon.kernel import PAGE_SIZE
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from kdamon.reports import damon_report_access, damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_access, damon_report_accesses, report_array
 from tests.kdamon.harness import SteppedClock
 from tests.kdamon.tables import addr_ranges, effort, ranges_of, well_formed
 

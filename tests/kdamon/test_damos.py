@@ -23,7 +23,7 @@ from kdamon.damon import (
 )
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.kernel import PAGE_SIZE
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from tests.kdamon.harness import WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.model import Region

@@ -26,7 +26,7 @@ from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_adjust_quota
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from tests.kdamon.harness import report_ops, sim_ctx
 from tests.kdamon.tables import ctx_of, effort, ranges_of

@@ -36,7 +36,7 @@ from kdamon.damos_quota import (
     damos_quota_score,
 )
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from tests.kdamon.harness import report_ops
 from tests.kdamon.tables import ctx_of

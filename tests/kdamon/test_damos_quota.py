@@ -31,7 +31,7 @@ from kdamon.damon import (
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from tests.kdamon.harness import WorkClock, report_ops, sim_ctx
 from tests.kdamon.model import Region

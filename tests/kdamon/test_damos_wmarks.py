@@ -32,7 +32,7 @@ from kdamon.damon import (
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.kernel import PAGE_SIZE, RealClock
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from tests.kdamon.harness import eventually, plain_ctx, sim_ctx, stopped
 from tests.kdamon.tables import ctx_of

@@ -14,7 +14,6 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon import density, report_memory
 from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
@@ -24,12 +23,19 @@ from kdamon.core import (
     validate_ctx,
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_nr_accesses_mvsum, damon_target
-from kdamon.density import best_cuts, kdamond_adjust_regions_by_density, kdamond_remember_reports, merge_least_different
+from kdamon.density import estimator as density
+from kdamon.density import history as report_memory
+from kdamon.density.estimator import (
+    best_cuts,
+    kdamond_adjust_regions_by_density,
+    kdamond_remember_reports,
+    merge_least_different,
+)
+from kdamon.density.history import damon_report_memory
 from kdamon.kernel import VirtualClock, rnd_state
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from kdamon.report_memory import damon_report_memory
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
 from tests.kdamon.harness import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.tables import effort, ranges_of, region_lists, table_of, target_of, well_formed

@@ -22,7 +22,7 @@ from kdamon.damon import (
     damos,
 )
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from tests.kdamon.harness import MS, Recorder, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 
 GB = 1 << 30

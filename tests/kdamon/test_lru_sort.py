@@ -26,8 +26,8 @@ from kdamon.damon import (
 from kdamon.kernel import PAGE_SIZE, UINT_MAX
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import PageFilter
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.ops_common import damon_scheme_score
 from tests.kdamon.harness import eventually
 from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn

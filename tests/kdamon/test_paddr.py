@@ -48,12 +48,12 @@ from kdamon.damon import (
 from kdamon.damos_quota import damos_quota_score
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine, PhysicalMemory
-from kdamon.mm.physical import Physical, ReverseMap
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sampling.physical import Physical, ReverseMap
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
 from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
 from kdamon.regions import damon_addr_range, damon_regions
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.kdamon.harness import recorded
 from tests.kdamon.tables import effort
 

@@ -49,7 +49,7 @@ from kdamon.damos_filters import (
     damos_filter_match,
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.probes import (
     damon_add_filter,
     damon_add_probe,
@@ -63,7 +63,7 @@ from kdamon.probes import (
     damon_valid_probe_params,
 )
 from kdamon.regions import damon_regions
-from kdamon.reports import damon_report_access
+from kdamon.reports.apply import damon_report_access
 from tests.kdamon import model
 from tests.kdamon.harness import first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.kdamon.model import Region

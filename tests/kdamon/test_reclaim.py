@@ -28,10 +28,10 @@ from kdamon.damon import (
     damos_wmark_metric,
 )
 from kdamon.kernel import PAGE_SIZE
-from kdamon.mm.linux import linux_machine
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.kdamon.harness import eventually, first, in_kdamond
 from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.mm.workload import Workload, build

@@ -23,7 +23,7 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs
 from kdamon.kernel import ALIGN, rnd_state
 from kdamon.regions import damon_regions
-from kdamon.reports import kdamond_apply_access_reports, report_array
+from kdamon.reports.apply import kdamond_apply_access_reports, report_array
 from tests.kdamon import model
 from tests.kdamon.model import Region, Report
 from tests.kdamon.tables import (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.replaceable import open_directory
+from kdamon.lib.replaceable import open_directory
 
 NOBODY = 65534
 
@@ -135,7 +135,7 @@ def test_the_root_of_a_process_in_another_mount_namespace(public: Path) -> None:
 
 AUTOMOUNT = """
 import os, sys
-from kdamon.replaceable import open_directory
+from kdamon.lib.replaceable import open_directory
 print(os.readlink(f"/proc/self/fd/{open_directory(sys.argv[1])}"))
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.report_ring import HELLO, MAGIC, REPLY, TAIL, VERSION, ReportRing, ring_size
+from kdamon.producers.ring import HELLO, MAGIC, REPLY, TAIL, VERSION, ReportRing, ring_size
 from tests.kdamon.hostile_sender import slow_to_close
 from tests.kdamon.reporter import compile_c
 
@@ -28,7 +28,7 @@ CAPACITY = 256
 SIZE = ring_size(CAPACITY)
 PYTHON = """
 import sys
-from kdamon.report_client import ReportClient
+from kdamon.producers.client import ReportClient
 try:
     with ReportClient(sys.argv[1], patience=0.5):
         print("ready")
@@ -37,7 +37,7 @@ except OSError as error:
 """
 SERVER = """
 import sys
-from kdamon.report_server import ReportServer
+from kdamon.producers.server import ReportServer
 with ReportServer(sys.argv[1]):
     print("ready", flush=True)
     sys.stdin.readline()

@@ -19,11 +19,11 @@ from unittest.mock import patch
 
 import pytest
 
-from kdamon.report_client import ReportClient
-from kdamon.report_connections import ReportListener
-from kdamon.report_ring import HELLO, MAGIC, VERSION
-from kdamon.report_server import ReportServer
-from kdamon.reports import report_array
+from kdamon.producers.client import ReportClient
+from kdamon.producers.connections import ReportListener
+from kdamon.producers.ring import HELLO, MAGIC, VERSION
+from kdamon.producers.server import ReportServer
+from kdamon.reports.apply import report_array
 from tests.kdamon.harness import eventually
 
 PID = 4_194_305  # no process has this number
@@ -156,12 +156,12 @@ def test_a_server_goes_on_and_ends(path: Path, refusing: bool, caplog: pytest.Lo
     with ReportServer(path, refusing) as server, contextlib.ExitStack() as senders, ReportClient(path) as client:
         eventually(lambda: server.counters().producers == 1, "the other producer")
         for how in ("hello", "empty", "second", "queued", "hangup", "many"):
-            with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+            with patch("kdamon.producers.server._ACCEPTED_AT_ONCE", 0):
                 senders.enter_context(sender(path, how))
             client.report(report_array(10, pid=PID))
             eventually(lambda: client.pending == 0, "reports of another producer")
         assert client.connected()
-        with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+        with patch("kdamon.producers.server._ACCEPTED_AT_ONCE", 0):
             senders.enter_context(sender(path, "hello"))
             server.close()
     assert 60 == server.counters().received
@@ -172,11 +172,11 @@ def test_processes_that_never_end_are_lost(path: Path, caplog: pytest.LogCapture
     """So many and no more; then no other connection is accepted, and the rings that are there are read."""
     stuck = "import os, time; os.read(0, 1); time.sleep(600)"
     with (
-        patch("kdamon.report_connections._CLOSER", stuck),
-        patch("kdamon.report_connections._CLOSER_PERIOD", 0),
-        patch("kdamon.report_connections._CLOSER_END", 0),
-        patch("kdamon.report_connections._MOST_LOST", 2),
-        patch("kdamon.report_connections._MOST_WAITING", 3),
+        patch("kdamon.producers.connections._CLOSER", stuck),
+        patch("kdamon.producers.connections._CLOSER_PERIOD", 0),
+        patch("kdamon.producers.connections._CLOSER_END", 0),
+        patch("kdamon.producers.connections._MOST_LOST", 2),
+        patch("kdamon.producers.connections._MOST_WAITING", 3),
         ReportServer(path, refusing=False) as server,
         ReportClient(path) as client,
         contextlib.ExitStack() as senders,
@@ -186,10 +186,10 @@ def test_processes_that_never_end_are_lost(path: Path, caplog: pytest.LogCapture
             return [child for child in children() if stuck in Path(f"/proc/{child}/cmdline").read_text()]
 
         for number in (1, 2):
-            with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+            with patch("kdamon.producers.server._ACCEPTED_AT_ONCE", 0):
                 senders.enter_context(sender(path, "hello"))
             eventually(lambda number=number: len(lost()) == number, "the process that closes it")
-        with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+        with patch("kdamon.producers.server._ACCEPTED_AT_ONCE", 0):
             for _ in range(3):
                 senders.enter_context(sender(path, "hello"))
         eventually(lambda: "no others are taken" in caplog.text, "the sentence")

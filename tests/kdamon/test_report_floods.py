@@ -17,11 +17,11 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from kdamon import report_server
-from kdamon.report_client import ReportClient
-from kdamon.report_ring import ReportRing
-from kdamon.report_server import ReportServer
-from kdamon.reports import report_array
+from kdamon.producers import server as report_server
+from kdamon.producers.client import ReportClient
+from kdamon.producers.ring import ReportRing
+from kdamon.producers.server import ReportServer
+from kdamon.reports.apply import report_array
 from tests.kdamon.harness import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +104,9 @@ def test_other_producers_are_heard(place: Path, way: str, refusing: bool) -> Non
 #: Opens sys.argv[2] rings as user sys.argv[3], with 2000 reports in each.
 RINGS = """
 import os, sys
-from kdamon import report_server
-from kdamon.report_client import ReportClient
-from kdamon.reports import report_array
+from kdamon.producers import server as report_server
+from kdamon.producers.client import ReportClient
+from kdamon.reports.apply import report_array
 user = int(sys.argv[3])
 os.setgroups([])
 os.setresgid(user, user, user)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdamon import report_ring
-from kdamon.report_server import ReportServer
-from kdamon.reports import REPORT_DTYPE
+from kdamon.producers import ring as report_ring
+from kdamon.producers.server import ReportServer
+from kdamon.reports.apply import REPORT_DTYPE
 from tests.kdamon.harness import eventually
 from tests.kdamon.reporter import INCLUDE, compile_c
 

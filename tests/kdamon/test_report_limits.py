@@ -18,9 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import kdamon.reported  # noqa: F401 (registers the operations set)
-from kdamon import report_admission
-from kdamon import reports as reports_module
+import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -41,18 +39,20 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.kernel import RealClock
+from kdamon.producers import admission as report_admission
+from kdamon.producers.admission import Admission, User
+from kdamon.producers.ring import ReportRing
+from kdamon.producers.server import ReportServer
 from kdamon.regions import damon_regions
-from kdamon.report_admission import Admission, User
-from kdamon.report_queue import damon_report_queue, damon_report_source
-from kdamon.report_ring import ReportRing
-from kdamon.report_server import ReportServer
-from kdamon.reports import (
+from kdamon.reports import apply as reports_module
+from kdamon.reports.apply import (
     damon_report_accesses,
     damon_report_subscribe,
     damon_report_unsubscribe,
     damon_reported_pids,
     report_array,
 )
+from kdamon.reports.queue import damon_report_queue, damon_report_source
 from tests.kdamon.harness import SteppedClock, eventually, stopped
 from tests.kdamon.reporter import Reporter
 
@@ -63,9 +63,9 @@ OTHER = 65533
 #: Becomes a user who may not run this interpreter.
 BECOME = """
 import os, sys
-from kdamon.report_client import ReportClient
-from kdamon.report_ring import DROPPED, HEAD, SENT, TAIL
-from kdamon.reports import report_array
+from kdamon.producers.client import ReportClient
+from kdamon.producers.ring import DROPPED, HEAD, SENT, TAIL
+from kdamon.reports.apply import report_array
 os.setgroups([])
 os.setresgid(USER, USER, USER)
 os.setresuid(USER, USER, USER)
@@ -349,7 +349,7 @@ def test_connecting_again_gives_no_new_room(server: ReportServer, program: Path)
 #: Opens a ring as each of 200 users, and waits.
 MANY_USERS = """
 import os, sys
-from kdamon.report_client import ReportClient
+from kdamon.producers.client import ReportClient
 clients = []
 for user in range(50000, 50200):
     os.setresgid(-1, user, -1)
@@ -569,7 +569,7 @@ def test_a_producer_that_kdamons_pid_namespace_does_not_contain_is_refused(publi
     """kdamon has no number for it."""
     script = f"""
 import sys
-from kdamon.report_server import ReportServer
+from kdamon.producers.server import ReportServer
 with ReportServer({str(public / "inner")!r}):
     print("ready", flush=True)
     sys.stdin.readline()

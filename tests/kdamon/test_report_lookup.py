@@ -12,8 +12,7 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
-from kdamon.report_lookup import region_lookup
-from kdamon.reports import (
+from kdamon.reports.apply import (
     DAMON_ACCESS_REPORTS_CAP,
     REPORT_DTYPE,
     damon_report_queue,
@@ -21,6 +20,7 @@ from kdamon.reports import (
     kdamond_check_reported_accesses,
     report_array,
 )
+from kdamon.reports.lookup import region_lookup
 from tests.kdamon.tables import effort
 
 TOP = 2**64

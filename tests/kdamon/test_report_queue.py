@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kdamon import reports as reports_module
 from kdamon.kernel import RealClock
-from kdamon.report_queue import _LEAST_ROOM, damon_report_queue, damon_report_source
-from kdamon.reports import damon_report_accesses, damon_report_subscribe, damon_report_unsubscribe, report_array
+from kdamon.reports import apply as reports_module
+from kdamon.reports.apply import damon_report_accesses, damon_report_subscribe, damon_report_unsubscribe, report_array
+from kdamon.reports.queue import _LEAST_ROOM, damon_report_queue, damon_report_source
 from tests.kdamon.harness import eventually
 
 CAP = 400

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.report_ring import (
+from kdamon.producers.ring import (
     CLOSED,
     DROPPED,
     HEAD,
@@ -28,7 +28,7 @@ from kdamon.report_ring import (
     ring_size,
     well_formed,
 )
-from kdamon.reports import REPORT_DTYPE, report_array
+from kdamon.reports.apply import REPORT_DTYPE, report_array
 from tests.kdamon.tables import effort
 
 SOAK = int(os.environ.get("KDAMON_SOAK", "0"))

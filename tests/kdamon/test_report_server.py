@@ -21,8 +21,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-import kdamon.reported  # noqa: F401 (registers the operations set)
-from kdamon import reports as reports_module
+import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
@@ -34,12 +33,13 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
 from kdamon.kernel import RealClock
+from kdamon.producers.client import ReportClient, report_paths
+from kdamon.producers.ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
+from kdamon.producers.server import ReportServer, ReportServerCounters, default_report_path
 from kdamon.regions import damon_regions
-from kdamon.report_client import ReportClient, report_paths
-from kdamon.report_queue import damon_report_queue
-from kdamon.report_ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
-from kdamon.report_server import ReportServer, ReportServerCounters, default_report_path
-from kdamon.reports import damon_report_subscribe, damon_report_unsubscribe, report_array
+from kdamon.reports import apply as reports_module
+from kdamon.reports.apply import damon_report_subscribe, damon_report_unsubscribe, report_array
+from kdamon.reports.queue import damon_report_queue
 from tests.kdamon.harness import SteppedClock, eventually, stopped
 from tests.kdamon.reporter import Reporter
 
@@ -50,9 +50,9 @@ OTHER = 65533
 SERVER = """
 import os, sys
 from kdamon.kernel import RealClock
-from kdamon.report_queue import damon_report_queue
-from kdamon.report_server import ReportServer
-from kdamon.reports import damon_report_subscribe
+from kdamon.reports.queue import damon_report_queue
+from kdamon.producers.server import ReportServer
+from kdamon.reports.apply import damon_report_subscribe
 user = int(sys.argv[2])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
@@ -417,7 +417,7 @@ def test_a_producer_can_send_nothing_after_its_hello(server: ReportServer) -> No
 
 
 def test_a_second_hello_is_refused(server: ReportServer) -> None:
-    with patch("kdamon.report_server._ACCEPTED_AT_ONCE", 0):
+    with patch("kdamon.producers.server._ACCEPTED_AT_ONCE", 0):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.connect(str(server.path))
         for _ in range(2):
@@ -438,8 +438,8 @@ def test_who_says_nothing_costs_nothing(server: ReportServer) -> None:
 
 def test_a_silent_connection_loses_its_place(server: ReportServer, program: Path) -> None:
     """A user's silent connections are in the way of that user's producers for a few seconds, and then not."""
-    limit = patch("kdamon.report_admission._DESCRIPTORS_PER_USER", 4)
-    with limit, patch("kdamon.report_server._HELLO_WITHIN", 0.05):
+    limit = patch("kdamon.producers.admission._DESCRIPTORS_PER_USER", 4)
+    with limit, patch("kdamon.producers.server._HELLO_WITHIN", 0.05):
         silent = subprocess.Popen(
             ["python3", "-c", SILENT, server.path, "2"], stdout=subprocess.PIPE, user=NOBODY, group=NOBODY,
             extra_groups=[],
@@ -453,7 +453,7 @@ def test_a_silent_connection_loses_its_place(server: ReportServer, program: Path
 
 def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Path) -> None:
     """Others still get theirs."""
-    with patch("kdamon.report_admission._RINGS_PER_USER", 2), contextlib.ExitStack() as running:
+    with patch("kdamon.producers.admission._RINGS_PER_USER", 2), contextlib.ExitStack() as running:
 
         def refusal(user: int) -> int:
             return running.enter_context(Reporter(program, server.path, 256, user=user)).errno
@@ -464,7 +464,7 @@ def test_a_user_gets_so_many_rings_and_no_more(server: ReportServer, program: Pa
 
 
 def test_a_users_rings_have_so_many_records_and_no_more(server: ReportServer, program: Path) -> None:
-    with patch("kdamon.report_admission._RECORDS_PER_USER", 1024), contextlib.ExitStack() as running:
+    with patch("kdamon.producers.admission._RECORDS_PER_USER", 1024), contextlib.ExitStack() as running:
 
         def refusal(capacity: int) -> int:
             return running.enter_context(Reporter(program, server.path, capacity, user=NOBODY)).errno

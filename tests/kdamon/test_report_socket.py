@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.report_client import ReportClient
-from kdamon.report_server import ReportServer
+from kdamon.producers.client import ReportClient
+from kdamon.producers.server import ReportServer
 from tests.kdamon.attacker import NOBODY, attacker, exchange
 from tests.kdamon.harness import eventually
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="other users' processe
 SERVER = """
 import os, sys
 from pathlib import Path
-from kdamon.report_server import ReportServer
+from kdamon.producers.server import ReportServer
 user, umask = int(sys.argv[2]), int(sys.argv[3], 8)
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
@@ -471,7 +471,7 @@ def test_names_that_are_another_servers_by_now_stay(public: Path) -> None:
 #: Mounts a file system of another user's, which answers nothing, on a file, and starts a server beside it.
 BESIDE_A_MOUNT = """
 import ctypes, os, sys
-from kdamon.report_server import ReportServer
+from kdamon.producers.server import ReportServer
 mounted = os.fsencode(sys.argv[2])
 os.close(os.open(mounted, os.O_CREAT, 0o600))
 device = os.open("/dev/fuse", os.O_RDWR)

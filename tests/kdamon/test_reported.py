@@ -44,9 +44,9 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.kernel import VirtualClock
+from kdamon.ops_reports import _say_once  # registers the operations set
 from kdamon.regions import damon_regions
-from kdamon.reported import _say_once  # registers the operations set
-from kdamon.reports import damon_report_accesses, report_array
+from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.kdamon.harness import MS, bytes_of, eventually, in_kdamond, recorded
 
 MIB = 1 << 20

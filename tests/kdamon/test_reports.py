@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from attrs import asdict
 
-from kdamon import reports as reports_module
 from kdamon.core import (
     damon_add_scheme,
     damon_report_counters_of,
@@ -30,9 +29,10 @@ from kdamon.damon import (
     damos_watermarks,
     damos_wmark_metric,
 )
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from kdamon.reports import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
+from kdamon.reports import apply as reports_module
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
 from kdamon.vaddr import damon_va_eligible_report
 from tests.kdamon.harness import (
     MS,

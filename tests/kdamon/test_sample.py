@@ -13,7 +13,7 @@ from attrs import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdamon.reported  # noqa: F401 (registers its operations set)
+import kdamon.ops_reports  # noqa: F401 (registers its operations set)
 from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
@@ -33,10 +33,10 @@ from kdamon.damon import (
     damon_sample_filter,
     damon_sample_filter_type,
 )
-from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon.reports import damon_report_access, report_array
-from kdamon.sample import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
-from kdamon.sample import damon_sample_filter_out as filter_out
+from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.reports.apply import damon_report_access, report_array
+from kdamon.sample_control import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
+from kdamon.sample_control import damon_sample_filter_out as filter_out
 from tests.kdamon.harness import SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, sim_ctx, stopped
 
 CPUMASK = damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK

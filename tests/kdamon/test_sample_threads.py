@@ -11,8 +11,8 @@ import pytest
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_ctx, damon_sample_filter_type
 from kdamon.kernel import VirtualClock
-from kdamon.mm.sim import SimMachine, SimProcess
-from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter, only_threads
+from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter, only_threads
 from kdamon.vaddr import damon_va_report_faults
 
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS

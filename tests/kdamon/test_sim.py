@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 
 PAGE = 4096
 

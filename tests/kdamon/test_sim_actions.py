@@ -25,7 +25,7 @@ from kdamon.damon import (
     damos_quota,
 )
 from kdamon.mm import PageFilter, U64Array
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.ops_common import damon_scheme_score
 from kdamon.regions import damon_addr_range, damon_regions
 from kdamon.vaddr import damon_va_apply_scheme

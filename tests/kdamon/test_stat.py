@@ -17,7 +17,7 @@ from kdamon import modules_common
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_start, damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
-from kdamon.mm.sim import SimMachine
+from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
 from tests.kdamon.harness import eventually, stopped

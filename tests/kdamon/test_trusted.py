@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import find_program, open_trusted
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import find_program, open_trusted
 
 if os.geteuid():
     pytest.skip("giving files to another user needs root", allow_module_level=True)
@@ -89,8 +89,8 @@ def test_directories_that_roots_group_may_write_to(tmp_path: Path) -> None:
 #: Opens a name that is not trusted.
 OPENS = """
 import sys
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import open_trusted
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import open_trusted
 try:
     open_trusted(sys.argv[1])
 except UntrustedError as error:
@@ -154,8 +154,8 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
 #: Mounts a file system of user 65534 that answers nothing, and looks for what is in it.
 ASKS = """
 import ctypes, os, sys
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import open_trusted
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import open_trusted
 device = os.open("/dev/fuse", os.O_RDWR)
 data = f"fd={device},rootmode=40755,user_id=65534,group_id=65534,allow_other".encode()
 if ctypes.CDLL(None).mount(b"fuse", os.fsencode(sys.argv[1]), b"fuse", 0, data):
@@ -208,7 +208,7 @@ def test_programs_that_another_user_can_exchange_are_passed_over(
 #: Becomes root of a user namespace, once that has a map, in which the machine's root is nobody that is known.
 BECOMES_ROOT = """
 import ctypes, os, sys
-from kdamon.trusted import find_program
+from kdamon.lib.trusted import find_program
 if ctypes.CDLL(None).unshare(0x10000000):
     sys.exit("kernel lacks: user namespaces")
 print(flush=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import cgroup, inject
-from kdamon.mm.inject_budget import StopBudget
-from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm.inject import requests as inject
+from kdamon.mm.inject.budget import StopBudget
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.proc import cgroup
 from tests.mm.workload import MONITOR_CPU, build
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The helper process of kdamon.mm.inject, which sends itself a signal when it asks ptrace for the n-th time.
+"""The helper process of kdamon.mm.inject.requests, which sends itself a signal when it asks ptrace for the n-th time.
 
 n, the signal, a signal for the traced process before that (each 0 for none), the helper's path and, if the process is
 to be frozen before all that, the directory of its control group are in a file beside this one; the arguments are the

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.mm import AddressSpace, Answers, Faults, U64Array
-from kdamon.mm.linux import LinuxMachine, LinuxTask
+from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
 from tests.mm.workload import Pages, Workload
 
 __all__ = ["armed", "mm_of", "open_files", "pages_of", "sample", "task_of", "wait_until", "within"]

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pytest
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import drain_lru
-from kdamon.mm.walk_program import LEVEL, PRESENT, Word
-from kdamon.mm.walker import shared_walker
+from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
+from kdamon.mm.bpf.walker import shared_walker
+from kdamon.mm.linux.machine import LinuxMachine
 from tests.mm.workload import Pages, Workload, build
 
 PAGES = 4096

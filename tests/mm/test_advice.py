@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pytest
 
 from kdamon.mm import AddressSpace, U64Array
-from kdamon.mm.advice import Advice
-from kdamon.mm.folios import shared_folios
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import Adviser, pidfd_open
-from kdamon.mm.page_table import PageTableSpace
-from kdamon.mm.pagemap import entries_at, frames
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.actions.advice import Advice
+from kdamon.mm.actions.madvise import Adviser, pidfd_open
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc.kpageflags import shared_folios
+from kdamon.mm.proc.pagemap import entries_at, frames
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.sampling.page_table import PageTableSpace
 from tests.mm.workload import Workload
 
 PAGE = 4096
@@ -430,9 +430,9 @@ def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
 UNPRIVILEGED = """
 import errno, os, sys
 import numpy as np
-from kdamon.mm.advice import Advice
-from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.actions.advice import Advice
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.mm.proc.process_files import ProcessFiles
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -470,9 +470,9 @@ def test_who_may_not_is_told_what_is_missing(program: Path) -> None:
 WITHOUT_WALK = """
 import errno, os, sys
 import numpy as np
-from kdamon.mm.advice import Advice
-from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.actions.advice import Advice
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.mm.proc.process_files import ProcessFiles
 pid, base, size = map(int, sys.argv[1:])
 files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))
 for action in ("collapse", "cold", "pageout", "willneed"):

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from kdamon.mm.bpf import R0, R1, R2, R6, R9, R10, Assembler, Helper
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.walk_program import LEVEL, PRESENT
-from kdamon.mm.walker import Walker, shared_walker
+from kdamon.mm.bpf.program import R0, R1, R2, R6, R9, R10, Assembler, Helper
+from kdamon.mm.bpf.walk_program import LEVEL, PRESENT
+from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.linux.machine import LinuxMachine
 
 
 def test_instructions_are_encoded_as_specified() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import cgroup
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.proc import cgroup
 
 
 def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> None:

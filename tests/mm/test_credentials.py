@@ -16,7 +16,8 @@ from unittest.mock import patch
 import pytest
 from attrs import evolve
 
-from kdamon.mm.credentials import (
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.producers.credentials import (
     Credentials,
     KnownProcesses,
     Rights,
@@ -24,7 +25,6 @@ from kdamon.mm.credentials import (
     credentials_of,
     may_access,
 )
-from kdamon.mm.madvise import pidfd_open
 from tests.kdamon.harness import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -227,8 +227,8 @@ def test_without_room_for_descriptors_answers_are_right_and_nothing_is_kept(slee
 
 REUSED = """
 import os, signal
-from kdamon.mm.credentials import KnownProcesses, Rights
-from kdamon.mm.madvise import pidfd_open
+from kdamon.producers.credentials import KnownProcesses, Rights
+from kdamon.mm.actions.madvise import pidfd_open
 
 def child(user, pid=None):
     if pid:

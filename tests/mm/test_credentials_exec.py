@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.credentials import KnownProcesses, Rights
-from kdamon.mm.madvise import pidfd_open
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.producers.credentials import KnownProcesses, Rights
 
 ROOT = Path(__file__).parents[2]
 USER, OTHER = 65534, 65533
@@ -180,9 +180,9 @@ def test_a_producers_capabilities_by_exec_are_discounted(programs: dict[str, str
 LESS = """
     import ctypes, errno, os, sys
     import numpy as np, numpy.random
-    from kdamon.mm.capabilities import give_up_capabilities
-    from kdamon.mm.linux import linux_machine
-    from kdamon.mm.migrate import page_nodes
+    from kdamon.lib.capabilities import give_up_capabilities
+    from kdamon.mm.linux.machine import linux_machine
+    from kdamon.mm.actions.migrate import page_nodes
     pid = int(sys.argv[1])
     libc = ctypes.CDLL(None)
     # SECBIT_NO_SETUID_FIXUP: the capabilities stay until they are given up.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.doctor import Primitive, examine
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.page_idle import BITMAP
+from kdamon.mm.doctor.checks import Primitive, examine
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling.page_idle import BITMAP
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,7 +85,7 @@ def test_without_privileges_everything_has_a_remedy() -> None:
     """What only root can do is said to be so."""
     script = """if True:
         import os
-        from kdamon.mm.doctor import examine
+        from kdamon.mm.doctor.checks import examine
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)

@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, U64Array, maps
-from kdamon.mm.bpf import syscall
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.mm.madvise import MADV_COLLAPSE, Adviser
+from kdamon.mm import OLD, UNKNOWN, U64Array
+from kdamon.mm.actions.madvise import MADV_COLLAPSE, Adviser
+from kdamon.mm.bpf.program import syscall
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.proc import maps
 from kdamon.mm.ranges import inside
 from tests.mm.sampling import mm_of, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload

@@ -33,9 +33,9 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.mm import OLD
-from kdamon.mm.linux import LinuxMachine
-from kdamon.reports import damon_report_accesses, report_array
-from kdamon.sample import damon_new_sample_filter
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.sample_control import damon_new_sample_filter
 from tests.mm.sampling import mm_of, pages_of, sample, task_of
 from tests.mm.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.test_advice import PAGES as ALL

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import Faults
-from kdamon.mm import faults as faults_module
-from kdamon.mm.faults import _SAMPLE, FaultRecorder, _numbers, _samples
+from kdamon.mm.sampling import fault_recorder as faults_module
+from kdamon.mm.sampling.fault_recorder import _SAMPLE, FaultRecorder, _numbers, _samples
 from tests.mm.workload import TARGET_CPU, Workload
 
 PAGES = 1024
@@ -172,7 +172,7 @@ def test_numbers_are_those_of_this_pid_namespace() -> None:
     """Where process 1 is another one than outside."""
     script = """
         import ctypes, mmap, os
-        from kdamon.mm.faults import FaultRecorder
+        from kdamon.mm.sampling.fault_recorder import FaultRecorder
         recorder = FaultRecorder()
         assert os.getpid() == 1
         recorder.watch(1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.file_systems import answers
+from kdamon.mm.proc.file_systems import answers
 
 NOBODY = 65534
 PLACE = "10000000-10001000"
@@ -29,8 +29,8 @@ pytestmark = [
 LOOKS = """
 import sys
 from pathlib import Path
-from kdamon.mm.maps import Mappings
-from kdamon.mm.page_cache import FileMappings
+from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.actions.page_cache import FileMappings
 process = f"/proc/{sys.argv[1]}"
 mappings = Mappings.parse(Path(f"{process}/maps").read_bytes())
 print(FileMappings(process, mappings).cached(0x10000000, 0x10001000))

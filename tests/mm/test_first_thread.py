@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace, U64Array
-from kdamon.mm.inject import inject_madvise
-from kdamon.mm.linux import LinuxMachine, LinuxTask
-from kdamon.mm.madvise import MADV_NOHUGEPAGE
-from kdamon.mm.maps import containing
-from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.uffd import has_userfaultfd
+from kdamon.mm.actions.madvise import MADV_NOHUGEPAGE
+from kdamon.mm.inject.requests import inject_madvise
+from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
+from kdamon.mm.proc.maps import containing
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.sampling.uffd import has_userfaultfd
 
 PAGES = 64
 

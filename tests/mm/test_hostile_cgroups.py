@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kdamon.mm import cgroup, metrics
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.proc import cgroup, metrics
 from tests.kdamon.tables import effort
 
 USER = 65534

@@ -20,10 +20,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kdamon.mm import AddressSpace, huge_pages, inject
-from kdamon.mm.inject import inject_madvise
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from kdamon.mm import AddressSpace
+from kdamon.mm.actions import huge_pages
+from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from kdamon.mm.inject import requests as inject
+from kdamon.mm.inject.requests import inject_madvise
+from kdamon.mm.linux.machine import LinuxMachine
 from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, sockets
 from tests.mm.test_advice import HUGE, PAGE, pages, smaps, space_of
 from tests.mm.test_inject import SECCOMP

@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm import inject, inject_code, inject_target
-from kdamon.mm.inject import inject_madvise, launch, take_userfaultfd
-from kdamon.mm.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from kdamon.mm.inject import gadgets
+from kdamon.mm.inject import requests as inject
+from kdamon.mm.inject import target as inject_target
+from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from tests.mm.inject_targets import Suspicious, build, eventually, left_behind, running, sockets
 
 NOBODY = 65534
@@ -131,7 +133,7 @@ def test_another_user_s_process() -> None:
     script = """
 import os, sys
 from pathlib import Path
-from kdamon.mm import inject
+from kdamon.mm.inject import requests as inject
 inject._HELPER = Path(sys.argv[2])
 # The interpreter of these tests may be out of that user's reach.
 sys.executable = "/usr/bin/python3"
@@ -143,12 +145,12 @@ os.close(inject.take_userfaultfd(int(sys.argv[1])))
     # So may the checkout.
     with tempfile.TemporaryDirectory(prefix="kdamon-test-") as name:
         helper = Path(shutil.copy(inject._HELPER, name))
-        for file in (helper, Path(shutil.copy(inject_code.__file__, name))):
+        for file in (helper, Path(shutil.copy(gadgets.__file__, name))):
             file.chmod(0o644)
         for owner, mode, expected in (
             (NOBODY, 0o755, ""),
             (0, 0o755, "CAP_SYS_PTRACE"),
-            (NOBODY, 0o700, "inject_helper.py failed; let this user read it"),
+            (NOBODY, 0o700, "helper.py failed; let this user read it"),
         ):
             Path(name).chmod(mode)
             with subprocess.Popen(["sleep", "30"], user=owner, group=owner, extra_groups=[]) as process:
@@ -414,7 +416,7 @@ def test_go_is_known_by_its_build_information(tmp_path: Path) -> None:
         # A segment that may be written.
         content = elf(64, 62, code).replace(struct.pack("<II", 1, 5), struct.pack("<II", 1, 7), 1)
         with program_of(tmp_path, content).open("rb") as file:
-            assert inject_code.is_go(file.fileno(), content[:64]) == go
+            assert gadgets.is_go(file.fileno(), content[:64]) == go
 
 
 def test_refused_a_shadow_stack() -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject_target
-from kdamon.mm.inject import inject_madvise, take_userfaultfd
-from kdamon.mm.madvise import MADV_NOHUGEPAGE
-from kdamon.mountinfo import mounts
+from kdamon.lib.mountinfo import mounts
+from kdamon.mm.actions.madvise import MADV_NOHUGEPAGE
+from kdamon.mm.inject import target as inject_target
+from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from tests.mm.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running
 from tests.mm.test_inject_safety import attempt, check, target
 from tests.mm.test_inject_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture

@@ -19,11 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.helpers import LostHelpers
-from kdamon.mm import inject, inject_helper, linux
-from kdamon.mm.inject import inject_madvise, take_userfaultfd
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import MADV_HUGEPAGE
+from kdamon.lib.helpers import LostHelpers
+from kdamon.mm.actions.madvise import MADV_HUGEPAGE
+from kdamon.mm.inject import helper as inject_helper
+from kdamon.mm.inject import requests as inject
+from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
+from kdamon.mm.linux import machine as linux
+from kdamon.mm.linux.machine import LinuxMachine
 from tests.mm.inject_targets import build, eventually, left_behind
 
 NOBODY = 65534

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import inject
+from kdamon.mm.inject import requests as inject
 from tests.mm.inject_targets import KINDS, PYTHON, SOAK, Suspicious, build, eventually, left_behind
 
 ROOT = Path(__file__).parents[2]
 CALLER = """
 import os, sys
-from kdamon.mm.inject import take_userfaultfd
+from kdamon.mm.inject.requests import take_userfaultfd
 while True:
     os.close(take_userfaultfd(int(sys.argv[1])))
     print("taken", flush=True)

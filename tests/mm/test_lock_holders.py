@@ -15,10 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.helpers import LostHelpers
-from kdamon.mm import UNKNOWN, U64Array, apart, doctor_processes, frames, maps, memory_apart
-from kdamon.mm.linux import LinuxMachine, LinuxTask, linux_machine
-from kdamon.mm.pagemap import entries_at
+from kdamon.lib.helpers import LostHelpers
+from kdamon.mm import UNKNOWN, U64Array
+from kdamon.mm.apart import memory as memory_apart
+from kdamon.mm.apart import objects as apart
+from kdamon.mm.doctor import processes as doctor_processes
+from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
+from kdamon.mm.proc import maps
+from kdamon.mm.proc.pagemap import entries_at
+from kdamon.mm.sampling import frames
 from kdamon_fs.sysfs import damon_sysfs_init
 from tests.mm.lock_holders import LockHolder, lock_holder
 
@@ -174,7 +179,7 @@ def test_a_helper_ends_with_kdamon(holder: LockHolder) -> None:
     """Also one that waits for the lock, and whatever ended kdamon."""
     script = (
         "import sys\n"
-        "from kdamon.mm.apart import Apart\n"
+        "from kdamon.mm.apart.objects import Apart\n"
         "helper = Apart('builtins', 'open', sys.argv[1], 'rb', 0)\n"
         "print(helper._process.pid, flush=True)\n"
         "helper.call('read', 8)\n"

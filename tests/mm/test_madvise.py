@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, Adviser, pidfd_open
+from kdamon.mm.actions.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, Adviser, pidfd_open
+from kdamon.mm.linux.machine import LinuxMachine
 
 PAGE = 4096
 

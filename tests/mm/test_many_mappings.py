@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import maps
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc import maps
+from kdamon.mm.proc.process_files import ProcessFiles
 from tests.mm.sampling import armed, mm_of, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import maps
+from kdamon.mm.proc import maps
 
 TEXT = b"""\
 1000-2000 ---p 00000000 00:00 0

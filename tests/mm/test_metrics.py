@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from kdamon.kernel import PAGE_SIZE
-from kdamon.mm import metrics
-from kdamon.mm.linux import linux_machine
-from kdamon.mm.metrics import memcg_id, metric
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.proc import metrics
+from kdamon.mm.proc.metrics import memcg_id, metric
 
 NODE_METRICS = ("node_mem_used_bp", "node_mem_free_bp")
 

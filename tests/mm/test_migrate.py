@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon.mm import U64Array
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
+from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
+from kdamon.mm.linux.machine import LinuxMachine
 from tests.mm.test_advice import PAGE, ROOT, pages, space_of
 from tests.mm.workload import Workload
 
@@ -135,9 +135,9 @@ def test_a_node_without_memory_is_refused(machine: LinuxMachine, program: Path, 
 ATTEMPT = """
 import ctypes, os, sys
 import numpy as np
-from kdamon.mm.advice import Advice
-from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.actions.advice import Advice
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.mm.proc.process_files import ProcessFiles
 pid, node, number = map(int, sys.argv[1:])
 if number:
     class Filter(ctypes.Structure):

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, U64Array, page_fault
-from kdamon.mm.inject import take_userfaultfd
-from kdamon.mm.linux import LinuxMachine
+from kdamon.mm import OLD, UNKNOWN, U64Array
+from kdamon.mm.inject.requests import take_userfaultfd
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling import page_fault
 from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until, within
 from tests.mm.workload import MONITOR_CPU, TARGET_CPU, Workload
 

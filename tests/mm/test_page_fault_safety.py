@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, page_fault, protection
-from kdamon.mm.linux import LinuxMachine, linux_machine
+from kdamon.mm import OLD, UNKNOWN
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.sampling import page_fault, protection
 from tests.mm.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until
 from tests.mm.workload import Workload
 
@@ -197,7 +198,7 @@ def test_nothing_is_open_when_nobody_is_monitored(faulting: LinuxMachine, progra
 MONITOR = """
     import sys
     import numpy as np
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
     base, pages, pid = map(int, sys.argv[1:])
     machine = linux_machine("page_fault")
     mm = machine.get_task(pid, "page_fault").get_mm()
@@ -244,7 +245,7 @@ WITHOUT_RIGHTS = """
     import logging, sys
     import numpy as np
     from pathlib import Path
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
     from tests.mm.workload import Workload
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     machine = linux_machine("page_fault")

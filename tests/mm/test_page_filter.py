@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import AddressSpace, PageFilter, U64Array, ranges
-from kdamon.mm.folios import COMPOUND_HEAD, COMPOUND_TAIL, Folios
-from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
 from tests.mm.test_advice import EVERYTHING, HUGE, IN_BATCHES, PAGE, PAGES, ROOT, pages, present, smaps, space_of
 from tests.mm.workload import Workload
 
@@ -153,7 +153,7 @@ WITHOUT_FRAMES = """
 import errno, os
 import numpy as np
 from kdamon.mm import PageFilter
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
 try:
     mm = linux_machine().get_task(os.getpid()).get_mm()
     mm.page_filter(np.array([[0, 1 << 47]], np.uint64), [PageFilter("anon", True, True)], True)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
-from kdamon.mm.folios import COMPOUND_HEAD, COMPOUND_TAIL, LRU, Folios
-from kdamon.mm.page_idle import Bitmap, PageIdleSpace, PagemapFrames
-from kdamon.mm.process_files import ProcessFiles
+from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, LRU, Folios
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.sampling.page_idle import Bitmap, PageIdleSpace, PagemapFrames
 
 FRAMES = 4096
 ZERO_PAGE = 1 << 24

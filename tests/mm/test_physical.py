@@ -33,10 +33,10 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id, damos, damos_action
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm import OLD, UNKNOWN, YOUNG, PhysicalMemory, U64Array
-from kdamon.mm import frames as frames_module
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.pagemap import entries_at, frames
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.ranges import of_pages
+from kdamon.mm.sampling import frames as frames_module
 from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
 from kdamon.regions import damon_regions
 from tests.mm.sampling import open_files, wait_until
@@ -343,7 +343,7 @@ def test_processes_may_come_and_go(machine: LinuxMachine) -> None:
 def test_what_is_missing_is_told(capability: str) -> None:
     """Without any one of these nearly everything would be unknown, so that it is not on offer at all."""
     script = (
-        "from kdamon.mm.linux import linux_machine\n"
+        "from kdamon.mm.linux.machine import linux_machine\n"
         "try:\n"
         "    linux_machine('page_fault').physical_memory()\n"
         "except OSError as error:\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import pid_namespace
-from kdamon.mm.btf import vmlinux
-from kdamon.mm.pid_namespace import Numbers
+from kdamon.mm.bpf.btf import vmlinux
+from kdamon.mm.proc import pid_namespace
+from kdamon.mm.proc.pid_namespace import Numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSHARE = ("unshare", "-pf", "--mount-proc")
@@ -35,7 +35,7 @@ threading.Thread(target=write).start()
 #: Records the faults of such a process: how many it saw, and whether process and thread are those of /proc.
 MONITOR = """
 import os, subprocess, sys
-from kdamon.mm.faults import FaultRecorder
+from kdamon.mm.sampling.fault_recorder import FaultRecorder
 def last_child(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as children:
         found = children.read().split()
@@ -81,7 +81,7 @@ def test_a_process_of_another_namespace_is_not_taken_for_one_with_its_number() -
     """Process 1 of a namespace beside and that of the one above have the number of one that is watched."""
     script = """
         import ctypes, mmap, os, subprocess, sys
-        from kdamon.mm.faults import FaultRecorder
+        from kdamon.mm.sampling.fault_recorder import FaultRecorder
         assert os.getpid() == 1
         recorder = FaultRecorder()
         recorder.watch(1)
@@ -99,7 +99,11 @@ def test_a_process_of_another_namespace_is_not_taken_for_one_with_its_number() -
     assert (0, "0\n") == (done.returncode, done.stdout), done.stderr
 
 
-TAKE = "import os, sys; from kdamon.mm.inject import take_userfaultfd; os.close(take_userfaultfd(int(sys.argv[1]), 20))"
+TAKE = """
+import os, sys
+from kdamon.mm.inject.requests import take_userfaultfd
+os.close(take_userfaultfd(int(sys.argv[1]), 20))
+"""
 
 
 def test_a_containers_main_process_is_one_like_others() -> None:
@@ -118,7 +122,7 @@ def test_a_containers_main_process_is_one_like_others() -> None:
 
 def test_only_the_machines_own_namespace_is_the_first() -> None:
     """A container's is not."""
-    script = "from kdamon.mm.pid_namespace import in_first_pid_namespace; print(in_first_pid_namespace())"
+    script = "from kdamon.mm.proc.pid_namespace import in_first_pid_namespace; print(in_first_pid_namespace())"
     done = subprocess.run(within(1, script), cwd=ROOT, capture_output=True, text=True, check=True)
     assert "False\n" == done.stdout
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import U64Array
-from kdamon.mm.pagemap import BLOCK, Pagemap
-from kdamon.mm.populated import populated
+from kdamon.mm.proc.pagemap import BLOCK, Pagemap
+from kdamon.mm.proc.populated import populated
 
 GIB = 1 << 30
 MAP_NORESERVE = 0x4000

@@ -36,8 +36,9 @@ from kdamon.damon import (
     damon_prep,
     damon_probe,
 )
-from kdamon.mm import OLD, YOUNG, PageFilter, U64Array, page_samples
-from kdamon.mm.linux import LinuxMachine
+from kdamon.mm import OLD, YOUNG, PageFilter, U64Array
+from kdamon.mm.actions import page_samples
+from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.regions import damon_regions
 from tests.mm.test_advice import HUGE, PAGE, PAGES, space_of
 from tests.mm.workload import Workload

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm import btf, rights
-from kdamon.mm.rights import OF_PROCESS, OWN, missing_capability, needs_linux, refusal, refused_program
+from kdamon.lib import rights
+from kdamon.lib.rights import OF_PROCESS, OWN, missing_capability, needs_linux, refusal, refused_program
+from kdamon.mm.bpf import btf
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_BPF = ("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin")
@@ -119,8 +120,8 @@ def test_what_is_as_good_as_a_capability(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 SAY = """
-from kdamon.mm.faults import FaultRecorder
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.sampling.fault_recorder import FaultRecorder
+from kdamon.mm.linux.machine import linux_machine
 walk, physical = lambda: linux_machine("page_table"), linux_machine("page_fault").physical_memory
 for attempt in (FaultRecorder, walk, physical):
     try:
@@ -161,7 +162,7 @@ def test_faults_page_tables_and_physical_memory_say_the_same() -> None:
 )
 def test_type_information_that_cannot_be_read_has_a_remedy(tmp_path: Path, cover: str, expected: str) -> None:
     """As where a container covers it: this kernel's file, seen by one process alone."""
-    script = "from kdamon.mm.btf import vmlinux; vmlinux()"
+    script = "from kdamon.mm.bpf.btf import vmlinux; vmlinux()"
     source = "/dev/null" if cover == "/dev/null" else str(tmp_path)
     target = btf.VMLINUX if cover == "/dev/null" else str(Path(btf.VMLINUX).parent)
     if cover == "directory":

@@ -38,7 +38,7 @@ from kdamon.damon import (
     damos_quota,
     damos_stat,
 )
-from kdamon.mm.linux import LinuxMachine
+from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.regions import damon_regions
 from tests.mm.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.test_advice import PAGES as ALL

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.helpers import LostHelpers
-from kdamon.mm import madvise_apart
-from kdamon.mm import shared_memory as shared_memory_module
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise_apart import fault_apart
-from kdamon.mm.maps import Mappings
-from kdamon.mm.shared_memory import make_writable, present_runs, shared_memory
+from kdamon.lib.helpers import LostHelpers
+from kdamon.mm.apart import madvise as madvise_apart
+from kdamon.mm.apart.madvise import fault_apart
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.sampling import shared_memory as shared_memory_module
+from kdamon.mm.sampling.shared_memory import make_writable, present_runs, shared_memory
 from tests.mm.inject_targets import eventually
 from tests.mm.sampling import mm_of, sample, task_of
 from tests.mm.workload import Workload

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace
-from kdamon.mm.linux import LinuxMachine, LinuxTask, linux_machine
+from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
 from tests.mm.workload import Workload
 
 PAGES = 1024
@@ -234,7 +234,7 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
     script = """
         import sys
         import numpy as np
-        from kdamon.mm.linux import linux_machine
+        from kdamon.mm.linux.machine import linux_machine
         base, pages, pid = map(int, sys.argv[1:])
         mm = linux_machine("page_table").get_task(pid).get_mm()
         addrs = np.uint64(base) + np.arange(pages, dtype=np.uint64) * np.uint64(4096)
@@ -278,8 +278,8 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     """The task of the process that had the number before does not become the new one's."""
     script = """
         import os, signal, sys, time
-        from kdamon.mm.inject import take_userfaultfd
-        from kdamon.mm.linux import linux_machine
+        from kdamon.mm.inject.requests import take_userfaultfd
+        from kdamon.mm.linux.machine import linux_machine
         def child():
             pid = os.fork()
             if not pid:
@@ -338,7 +338,7 @@ def _as_root_without(capabilities: str, script: str, *args: str) -> str:
 
 GET_TASK = """
     import errno, sys
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
     try:
         linux_machine("page_table").get_task(int(sys.argv[1]))
     except OSError as error:
@@ -377,7 +377,7 @@ def test_an_unknown_primitive_is_refused() -> None:
 @pytest.mark.parametrize(("options", "expected"), [(["-pf"], "PID namespace; mount it"), (["-pf", "--mount-proc"], "")])
 def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], expected: str) -> None:
     """They stand for other processes than they do in system calls: one would be looked at and another one changed."""
-    script = "from kdamon.mm.linux import linux_machine; import os; linux_machine().get_task(os.getpid()).put()"
+    script = "from kdamon.mm.linux.machine import linux_machine; import os; linux_machine().get_task(os.getpid()).put()"
     command = ["unshare", *options, sys.executable, "-c", script]
     if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True, check=False).returncode:
         pytest.skip("PID namespaces are not allowed here")
@@ -389,7 +389,7 @@ def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], ex
 #: A user's child that ended and was not waited for, or whose first thread did; what becomes of a look at its memory.
 ENDED = """
     import ctypes, os, sys, threading
-    from kdamon.mm.process_files import ProcessFiles, open_directory
+    from kdamon.mm.proc.process_files import ProcessFiles, open_directory
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import U64Array, uffd
-from kdamon.mm.inject import launch
-from kdamon.mm.maps import parse
-from kdamon.mm.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd
+from kdamon.mm import U64Array
+from kdamon.mm.inject.requests import launch
+from kdamon.mm.proc.maps import parse
+from kdamon.mm.sampling import uffd
+from kdamon.mm.sampling.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd
 
 PAGES = 2048
 PAGE = 4096

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kdamon.mm import vma_flags
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import pidfd_open
-from kdamon.mm.process_files import ProcessFiles
-from kdamon.mm.vma_flags import Mappings, VmaFlag, mappings_with_flags
+from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc import vma_flags
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.proc.vma_flags import Mappings, VmaFlag, mappings_with_flags
 
 NAMED = (
     VmaFlag.GROWS_DOWN | VmaFlag.PFN_MAP | VmaFlag.IO | VmaFlag.HUGE_TLB | VmaFlag.MIXED_MAP

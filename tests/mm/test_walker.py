@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from kdamon.mm import FrameKind, U64Array
-from kdamon.mm.folios import Folios
-from kdamon.mm.linux import LinuxMachine
-from kdamon.mm.madvise import drain_lru
-from kdamon.mm.pagemap import entries_at, frames
-from kdamon.mm.walk_program import Word
-from kdamon.mm.walker import Walker, shared_walker
+from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.bpf.walk_program import Word
+from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.proc.kpageflags import Folios
+from kdamon.mm.proc.pagemap import entries_at, frames
 
 GIB = 1 << 30
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm.capabilities import MONITORING, number_of
-from kdamon_tools.report_file import RECORD_DTYPE
+from kdamon.lib.capabilities import MONITORING, number_of
+from kdamon_tools.report_files.report_file import RECORD_DTYPE
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(str(ROOT / part) for part in ("", "fs", "tools"))}
@@ -260,7 +260,7 @@ LOADING = """
     import sys
     from kdamon_tools import privileges
     privileges.begin()
-    from kdamon.mm import capabilities
+    from kdamon.lib import capabilities
     give_up = capabilities.give_up_capabilities
     loaded = []
     def give_up_and_note(*keep, **options):

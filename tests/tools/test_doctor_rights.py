@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm import inject
+from kdamon.mm.inject import requests as inject
 
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
@@ -35,7 +35,7 @@ if user:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    kdamon.mm.inject._HELPER, sys.executable = pathlib.Path(helper), "/usr/bin/python3"
+    kdamon.mm.inject.requests._HELPER, sys.executable = pathlib.Path(helper), "/usr/bin/python3"
     os.setgroups([])
     os.setresgid(*3 * [int(user)])
     os.setresuid(*3 * [int(user)])

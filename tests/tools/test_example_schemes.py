@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "tools" / "kdamon_tools" / "examples" / "cold_memory.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon_tools.temporary import temporary_directory
+from kdamon_tools.output.temporary import temporary_directory
 from tests.tools.test_streams import DATA, ENVIRONMENT, KDAMON
 
 USER = 65534

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from kdamon_tools import cli
-from kdamon_tools.records import new_records
-from kdamon_tools.replacement import Replacement
+from kdamon_tools.output.replacement import Replacement
+from kdamon_tools.report_files.records import new_records
 from tests.tools.hostile import ANOTHER_USER, AS_ANOTHER_USER, limited
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
@@ -257,7 +257,7 @@ SILENT_THEN = (
     + """
 import glob
 from pathlib import Path
-from kdamon_tools.replacement import Replacement
+from kdamon_tools.output.replacement import Replacement
 place, over, end = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 try:
     with Replacement(place) as replacement:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon_tools.lackey import Lackey
-from kdamon_tools.records import RECORD_DTYPE, Records, TextNotes, line_blocks
+from kdamon_tools.report_files.lackey import Lackey
+from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes, line_blocks
 from tests.kdamon.tables import effort
 
 TRACE = Path(__file__).parent / "data" / "lackey_trace.txt"

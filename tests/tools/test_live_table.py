@@ -29,7 +29,7 @@ PATIENCE_S = 90.0
 @pytest.fixture(scope="module", autouse=True)
 def monitoring() -> None:
     """Skip where this machine cannot monitor, with its own reason."""
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
 
     try:
         linux_machine().close()

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from kdamon.mountinfo import mounts
+from kdamon.lib.mountinfo import mounts
+from kdamon_tools.output.readable import json_text, readable
 from kdamon_tools.process_tree import read_stat
-from kdamon_tools.readable import json_text, readable
 
 #: As long as a thread's name may be, so that the same one does for all.
 NAME = b"\xff\r1 \x1c\n\xc2\x85\xe2\x80\xa8\te"
@@ -52,7 +52,7 @@ while time.monotonic() < end:
 
 def needs(*, fuse: bool = False) -> None:
     """Skip where the machine does not let this process do what a test is about."""
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
     from kdamon_fs.fuse_binding import Lack, device_lack, python_fuse
 
     if os.geteuid():
@@ -266,8 +266,8 @@ def test_a_control_group_mount_with_such_a_name_is_found(tmp_path: Path) -> None
     place.mkdir()
     question = """
 import os, sys
-from kdamon.mm import cgroup
-from kdamon.mountinfo import mounts
+from kdamon.mm.proc import cgroup
+from kdamon.lib.mountinfo import mounts
 (entry,) = (entry for entry in mounts() if entry.fstype == "cgroup2")
 assert os.fsencode(entry.target) == os.fsencode(sys.argv[1]), entry
 print(len(cgroup.processes("/")) > 0)

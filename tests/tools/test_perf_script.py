@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon_tools.perf_script import PerfScript
-from kdamon_tools.records import RECORD_DTYPE, Records, TextNotes
+from kdamon_tools.report_files.perf_script import PerfScript
+from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes
 from tests.kdamon.tables import effort
 
 DATA = Path(__file__).parent / "data"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdamon_tools import cli
-from kdamon_tools.replacement import Replacement, same_file
+from kdamon_tools.output.replacement import Replacement, same_file
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
 NO_SUCH_PID = 2**22 + 1

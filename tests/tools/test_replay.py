@@ -18,18 +18,19 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-import kdamon.reported  # noqa: F401 (registers the operations set)
+import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon import trace
 from kdamon.core import damon_run
 from kdamon.damon import damon_access_report, damon_ctx
 from kdamon.kernel import VirtualClock
 from kdamon.regions import damon_regions
-from kdamon.reports import REPORT_DTYPE, damon_report_access, damon_report_accesses
-from kdamon_tools import cli, replayer, report_file
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses
+from kdamon_tools import cli, replayer
 from kdamon_tools.monitor import Monitor, add_target, new_context
-from kdamon_tools.records import Records, new_records, reports_of
 from kdamon_tools.replayer import Replay, Tape, processes_of, ranges_of
-from kdamon_tools.report_file import Recorder, RecordingWriter, read_reports
+from kdamon_tools.report_files import report_file
+from kdamon_tools.report_files.records import Records, new_records, reports_of
+from kdamon_tools.report_files.report_file import Recorder, RecordingWriter, read_reports
 from kdamon_tools.snapshot import Config, Snapshot
 
 DATA = Path(__file__).parent / "data"

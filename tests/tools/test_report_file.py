@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon import reports as reports_module
 from kdamon.damon import damon_access_report
-from kdamon.reports import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
-from kdamon_tools.records import line_blocks, new_records
-from kdamon_tools.report_file import (
+from kdamon.reports import apply as reports_module
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
+from kdamon_tools.report_files.records import line_blocks, new_records
+from kdamon_tools.report_files.report_file import (
     RECORD_DTYPE,
     Recorder,
     RecordingWriter,
@@ -269,8 +269,8 @@ def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pyt
 
 FULL = """
 import resource, sys, time
-from kdamon.reports import damon_report_accesses, report_array
-from kdamon_tools.report_file import Recorder
+from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon_tools.report_files.report_file import Recorder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * 56, 1000 * 56))
 try:
     with Recorder(sys.argv[1]) as recorder:
@@ -308,8 +308,8 @@ def test_a_recorder_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from kdamon.reports import damon_report_accesses, report_array
-from kdamon_tools.report_file import Recorder
+from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon_tools.report_files.report_file import Recorder
 with Recorder(sys.argv[1]) as recorder:
     n = 0
     while True:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from kdamon.report_client import ReportClient
-from kdamon.reports import report_array
+from kdamon.producers.client import ReportClient
+from kdamon.reports.apply import report_array
 from tests.kdamon.harness import eventually
 from tests.tools.test_tree_verbs import ENVIRONMENT
 
@@ -31,7 +31,9 @@ WORDS = ("run", "--json", "--quiet", "--ops", "reports", "--pid", str(PID), "--r
 #: kdamon, with a part of it that waits for ever, and the limits of others as given.
 STUCK = """
 import os, sys, threading
-from kdamon import core, report_connections, report_server
+from kdamon import core
+from kdamon.producers import connections as report_connections
+from kdamon.producers import server as report_server
 from kdamon_tools.cli import main
 from kdamon_tools.stopping import StopSignals
 what, limit = sys.argv.pop(1), float(sys.argv.pop(1))

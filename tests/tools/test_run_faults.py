@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kdamon_tools.report_file import open_recording
+from kdamon_tools.report_files.report_file import open_recording
 
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
@@ -25,7 +25,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module", autouse=True)
 def page_fault(workload: dict[str, Any]) -> None:
     """Skip where faults cannot be sampled, with the machine's own reason."""
-    from kdamon.mm.linux import linux_machine
+    from kdamon.mm.linux.machine import linux_machine
 
     machine = linux_machine("page_fault")
     try:

@@ -24,8 +24,8 @@ KDAMON = (sys.executable, "-m", "kdamon_tools")
 #: A user's 64 rings, each about every number that a process may have.
 ATTACK = """
 import os, sys, time
-from kdamon.report_client import ReportClient
-from kdamon.reports import report_array
+from kdamon.producers.client import ReportClient
+from kdamon.reports.apply import report_array
 user = int(sys.argv[2])
 os.setgroups([])
 os.setresgid(user, user, user)
@@ -146,7 +146,7 @@ def test_run_may_open_as_many_files_as_are_allowed_and_its_command_as_before(pla
 
 TREE = """
 import logging, os, resource, sys, time
-from kdamon.mm.linux import linux_machine
+from kdamon.mm.linux.machine import linux_machine
 from kdamon_fs.sysfs import damon_sysfs_init
 logging.basicConfig(format="%(levelname)s %(message)s")
 tree = damon_sysfs_init(linux_machine("page_table"))

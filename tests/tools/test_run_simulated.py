@@ -24,14 +24,14 @@ import pytest
 from kdamon import trace
 from kdamon.damon import damon_ctx
 from kdamon.kernel import RealClock
-from kdamon.mm.sim import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.producers.client import ReportClient
 from kdamon.regions import damon_regions
-from kdamon.report_client import ReportClient
-from kdamon.reports import report_array
+from kdamon.reports.apply import report_array
 from kdamon_tools import cli, units
 from kdamon_tools.commands import run as run_verb
-from kdamon_tools.report_file import RecordingWriter, open_recording
-from kdamon_tools.terminal import LiveView
+from kdamon_tools.output.terminal import LiveView
+from kdamon_tools.report_files.report_file import RecordingWriter, open_recording
 
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kdamon_tools.terminal import LiveView, cut, terminal_size, use_colour
+from kdamon_tools.output.terminal import LiveView, cut, terminal_size, use_colour
 from kdamon_tools.units import (
     format_bytes,
     format_seconds,

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from kdamon.path_walk import UntrustedError
-from kdamon.trusted import open_trusted
+from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.trusted import open_trusted
 
 __all__ = ["Check", "Usable", "monitor_checks", "own_checks", "tool_checks"]
 
@@ -49,7 +49,7 @@ class Usable:
 
 def monitor_checks() -> tuple[list[Check], Usable]:
     """What monitoring is made of, and the primitives by which processes can be monitored here."""
-    from kdamon.mm.doctor import examine  # noqa: PLC0415 (needs more than the other verbs)
+    from kdamon.mm.doctor.checks import examine  # noqa: PLC0415 (needs more than the other verbs)
 
     primitives, own, others = examine()
     return [Check(p.name, p.available, p.why, p.remedy) for p in primitives], Usable(own, others)

@@ -23,7 +23,7 @@ from kdamon_fs.mounts import set_child_subreaper
 from kdamon_tools.process_tree import ProcessStat, descendants, read_stat, read_stats
 
 if TYPE_CHECKING:
-    from kdamon.mm.linux import LinuxMachine
+    from kdamon.mm.linux.machine import LinuxMachine
 
 __all__ = ["Command"]
 
@@ -79,7 +79,7 @@ class Command:
     def _start(self) -> subprocess.Popen[bytes]:
         if self._faults is None:
             return subprocess.Popen(self._argv, env=self._environment)
-        from kdamon.mm.inject import launch  # noqa: PLC0415 (few need it)
+        from kdamon.mm.inject.requests import launch  # noqa: PLC0415 (few need it)
 
         launched = launch(self._argv, env=self._environment)
         # Otherwise it is asked like any other process, which tells what is in the way.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kdamon_tools import privileges
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options import VERBS, make_parser
-from kdamon_tools.streams import finish_output, prepare_streams
+from kdamon_tools.output.streams import finish_output, prepare_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -131,7 +131,7 @@ def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> 
         from kdamon_tools.logs import log_traceback  # noqa: PLC0415 (not for --help)
 
         log_traceback(error)
-    from kdamon_tools.readable import readable  # noqa: PLC0415 (not for --help)
+    from kdamon_tools.output.readable import readable  # noqa: PLC0415 (not for --help)
 
     print(f"kdamon: {readable(sentence)}{_removed_directory(error)}", file=sys.stderr)
     return status

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from kdamon.file_limit import files_ran_out
+from kdamon.lib.file_limit import files_ran_out
 from kdamon_tools.process_tree import ProcessStat
 
 __all__ = ["CpuWatch"]

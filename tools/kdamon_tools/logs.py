@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 
-from kdamon_tools.readable import readable
+from kdamon_tools.output.readable import readable
 
 __all__ = ["log_traceback", "set_up_logs"]
 

@@ -15,8 +15,8 @@ from typing import Final
 import attrs
 import numpy as np
 
+import kdamon.ops_reports
 import kdamon.paddr
-import kdamon.reported
 import kdamon.vaddr  # noqa: F401 (all three register operations sets)
 from kdamon import trace
 from kdamon.core import (
@@ -43,11 +43,11 @@ from kdamon.damon import (
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
-from kdamon.mm.memory_apart import MemoryApart
+from kdamon.mm.apart.memory import MemoryApart
 from kdamon.mm.ranges import NO_RANGES
 from kdamon.regions import damon_regions
-from kdamon.reports import damon_report_counters_of
-from kdamon.sample import damon_add_sample_filter, damon_new_sample_filter
+from kdamon.reports.apply import damon_report_counters_of
+from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.sysfs_sample import damon_sysfs_check_faults
 from kdamon_tools.addresses import size_within
 from kdamon_tools.sampled_time import SampledTime

@@ -47,14 +47,14 @@ def load_numpy() -> None:
 def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
     """Give up all capabilities but these, unless this process goes on after the command line.
 
-    See :func:`kdamon.mm.capabilities.give_up_capabilities`.
+    See :func:`kdamon.lib.capabilities.give_up_capabilities`.
     """
     if _own_process:
         # What numpy loads when it is used may be out of reach then.
         import numpy.ma  # noqa: PLC0415
         import numpy.random  # noqa: F401, PLC0415
 
-        from kdamon.mm.capabilities import give_up_capabilities  # noqa: PLC0415 (numpy comes with it)
+        from kdamon.lib.capabilities import give_up_capabilities  # noqa: PLC0415 (numpy comes with it)
 
         give_up_capabilities(*capabilities, new_privileges=new_privileges)
 
@@ -72,7 +72,7 @@ def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
 
 def _is_below_own_directories(path: Path) -> bool:
     """Whether this process's user owns all directories that lead to ``path``; no other user's file system is asked."""
-    from kdamon.trusted import open_place  # noqa: PLC0415 (not for --help)
+    from kdamon.lib.trusted import open_place  # noqa: PLC0415 (not for --help)
 
     with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
         below = opened.enter_context(open_place(path)).directory

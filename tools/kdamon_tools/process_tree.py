@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
-from kdamon_tools.readable import readable
+from kdamon_tools.output.readable import readable
 
 __all__ = ["ProcessStat", "descendants", "family_of", "read_stat", "read_stats"]
 

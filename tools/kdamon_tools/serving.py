@@ -27,7 +27,7 @@ def serve_reports(arguments: argparse.Namespace) -> Iterator[None]:
 
     :raises OSError: the socket that was asked for cannot be made.
     """
-    from kdamon.report_server import ReportServer  # noqa: PLC0415 (needs more than the other verbs)
+    from kdamon.producers.server import ReportServer  # noqa: PLC0415 (needs more than the other verbs)
 
     if arguments.no_reports:
         yield

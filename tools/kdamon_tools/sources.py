@@ -10,8 +10,8 @@ from types import TracebackType
 
 import attrs
 
-from kdamon.report_server import ReportServer
-from kdamon_tools.report_file import Recorder
+from kdamon.producers.server import ReportServer
+from kdamon_tools.report_files.report_file import Recorder
 
 __all__ = ["ReportSources"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kdamon.kernel import INT_MAX
-from kdamon.report_socket import check_socket_path
+from kdamon.producers.socket_file import check_socket_path
 from kdamon_tools.errors import CommandError
-from kdamon_tools.replacement import same_file
+from kdamon_tools.output.replacement import same_file
 from kdamon_tools.snapshot import Config
 
 if TYPE_CHECKING:
-    from kdamon.mm.linux import LinuxMachine
+    from kdamon.mm.linux.machine import LinuxMachine
 
 __all__ = [
     "FILTERS",
@@ -95,6 +95,6 @@ def machine_when_needed() -> LinuxMachine:
 
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing.
     """
-    from kdamon.mm.linux import linux_machine  # noqa: PLC0415 (not before it is needed)
+    from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 (not before it is needed)
 
     return linux_machine("page_fault")

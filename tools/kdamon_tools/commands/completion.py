@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kdamon_tools.output.streams import write_result
 from kdamon_tools.shells import completion
-from kdamon_tools.streams import write_result
 
 if TYPE_CHECKING:
     import argparse

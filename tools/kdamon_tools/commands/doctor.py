@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 
-from kdamon.mm.capabilities import MONITORING
+from kdamon.lib.capabilities import MONITORING
 from kdamon_tools.checks import monitor_checks, own_checks, tool_checks
+from kdamon_tools.output.streams import write_result
+from kdamon_tools.output.terminal import terminal_size
 from kdamon_tools.privileges import keep_only
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
-from kdamon_tools.streams import write_result
-from kdamon_tools.terminal import terminal_size
 
 __all__ = ["run"]
 

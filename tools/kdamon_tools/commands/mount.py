@@ -7,11 +7,11 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from kdamon.mm.capabilities import MONITORING
-from kdamon.mm.rights import missing_capability
+from kdamon.lib.capabilities import MONITORING
+from kdamon.lib.rights import missing_capability
 from kdamon_tools.commands.common import check_socket, machine_when_needed
+from kdamon_tools.output.readable import readable
 from kdamon_tools.privileges import keep_only
-from kdamon_tools.readable import readable
 from kdamon_tools.serving import serve_reports
 
 __all__ = ["run"]

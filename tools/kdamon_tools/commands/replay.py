@@ -23,20 +23,20 @@ from kdamon_tools.commands.common import (
     refused,
 )
 from kdamon_tools.errors import CommandError
+from kdamon_tools.output.readable import readable
+from kdamon_tools.output.result import ResultFile
+from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
-from kdamon_tools.readable import readable
-from kdamon_tools.report_file import open_reports
+from kdamon_tools.report_files.report_file import open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import render_summary
-from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Range, Recording
-from kdamon_tools.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from kdamon_tools.records import TextNotes
-    from kdamon_tools.stored_records import RecordSource
+    from kdamon_tools.report_files.records import TextNotes
+    from kdamon_tools.report_files.stored_records import RecordSource
 
 __all__ = ["run"]
 

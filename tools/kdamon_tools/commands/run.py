@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
-from kdamon.file_limit import files_ran_out, raise_file_limit
-from kdamon.mm.capabilities import MONITORING
+from kdamon.lib.capabilities import MONITORING
+from kdamon.lib.file_limit import files_ran_out, raise_file_limit
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
 from kdamon_tools.commands.common import machine_when_needed, refused
@@ -27,16 +27,16 @@ from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.errors import CommandError
 from kdamon_tools.history import History
+from kdamon_tools.output.result import ResultFile
+from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
-from kdamon_tools.result import ResultFile
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
-from kdamon_tools.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
 
 def _birth(pid: int) -> int | None:
     """When the process began that is meant by ``pid``; None where there is none, which is told when it is opened."""
-    from kdamon.mm.process_files import birth_of  # noqa: PLC0415
+    from kdamon.mm.proc.process_files import birth_of  # noqa: PLC0415
 
     try:
         return birth_of(pid)

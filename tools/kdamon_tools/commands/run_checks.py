@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from kdamon.trusted import open_to_read
+from kdamon.lib.trusted import open_to_read
 from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
 from kdamon_tools.commands.common import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
 from kdamon_tools.errors import CommandError
@@ -21,7 +21,7 @@ from kdamon_tools.snapshot import Config, Range
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
-    from kdamon.mm.linux import LinuxMachine
+    from kdamon.mm.linux.machine import LinuxMachine
 
 __all__ = ["check_command_line", "check_memory", "config_of"]
 

@@ -16,8 +16,8 @@ from attrs import evolve
 
 import kdamon.vaddr  # noqa: F401 (the operations sets for processes)
 from kdamon import core, damon
-from kdamon.mm.linux import LinuxMachine, linux_machine
-from kdamon.mm.pagemap import entries_at, present
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.proc.pagemap import entries_at, present
 from kdamon_tools.units import parse_positive, parse_seconds
 from kdamon_tools.workloads.truth import Event, load_truth
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-import kdamon.reported  # noqa: F401 (the operations set for reports alone)
+import kdamon.ops_reports  # noqa: F401 (the operations set for reports alone)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,
@@ -25,7 +25,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_ops_id
 from kdamon.regions import damon_regions
-from kdamon.reports import damon_report_accesses, damon_report_counters_of, report_array
+from kdamon.reports.apply import damon_report_accesses, damon_report_counters_of, report_array
 
 # The source. -fsanitize=thread calls these functions at each access; instead of looking for races they send the
 # addresses away, 500 at once. They never wait: what the monitor does not take in time is lost to it.

@@ -44,7 +44,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
         from kdamon import __version__  # noqa: PLC0415 (takes longer than the rest)
-        from kdamon_tools.streams import write_result  # noqa: PLC0415 (not where man pages are made)
+        from kdamon_tools.output.streams import write_result  # noqa: PLC0415 (not where man pages are made)
 
         write_result([f"kdamon {__version__}\n"])
         parser.exit()

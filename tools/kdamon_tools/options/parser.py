@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: object = None) -> None:
         # Help is a result: argparse would not say that it cannot be written.
-        from kdamon_tools.streams import write_result  # noqa: PLC0415 (not where man pages are made)
+        from kdamon_tools.output.streams import write_result  # noqa: PLC0415 (not where man pages are made)
 
         write_result([message])
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import attrs
 
 from kdamon_tools.checks import Check, Usable
-from kdamon_tools.readable import json_text, readable
+from kdamon_tools.output.readable import json_text, readable
 
 __all__ = ["render_checks", "render_checks_json"]
 

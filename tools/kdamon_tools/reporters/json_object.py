@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from kdamon_tools.compare import Accuracy
-from kdamon_tools.readable import json_text
+from kdamon_tools.output.readable import json_text
 from kdamon_tools.reporters.table import summarize
 from kdamon_tools.snapshot import Recording, Snapshot
 

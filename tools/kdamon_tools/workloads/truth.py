@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn, TextIO
 
 from attrs import field, frozen
 
-from kdamon.trusted import open_to_read
+from kdamon.lib.trusted import open_to_read
 
 __all__ = ["Event", "load_truth", "write_event"]
 

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Advice about another process's memory: process_madvise(2) in batches (``mm/madvise.c``).
+
+The kernel holds the process's mmap_lock during a batch (since Linux 6.15 during all of it), so batches are short, see
+:mod:`kdamon.mm.mmap_lock`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import select
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import U64Array
+from kdamon.mm.apart.madvise import advise_apart
+from kdamon.mm.bpf.program import syscall
+from kdamon.mm.mmap_lock import CallSize, held
+
+__all__ = [
+    "MADV_COLD",
+    "MADV_COLLAPSE",
+    "MADV_HUGEPAGE",
+    "MADV_NOHUGEPAGE",
+    "MADV_PAGEOUT",
+    "MADV_WILLNEED",
+    "Adviser",
+    "drain_lru",
+    "exited",
+    "pidfd_open",
+]
+
+MADV_WILLNEED: Final = 3
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_COLD: Final = 20
+MADV_PAGEOUT: Final = 21
+MADV_COLLAPSE: Final = 25
+
+_NR_PIDFD_OPEN: Final = 434
+_NR_PROCESS_MADVISE: Final = 440
+#: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
+_BATCH: Final = 1023
+#: What a batch may cost, in page table entries that MADV_COLD changes side by side: some 0.1 ms, and as much again
+#: where other CPUs have to forget them.
+_BUDGET: Final = 1152
+_LEAST: Final = _BUDGET // 2
+#: Advice that reads files.
+_READING: Final = frozenset((MADV_WILLNEED, MADV_COLLAPSE))
+#: What a range costs besides its entries, and what an entry costs.
+_RANGE: Final = 8
+_ENTRY: Final = {
+    MADV_PAGEOUT: 12,
+    # It waits for all CPUs and copies all of the memory: each in a call of its own.
+    MADV_COLLAPSE: _BUDGET,
+}
+
+
+def exited(pidfd: int) -> bool:
+    """Return whether the process ended that ``pidfd`` stands for, be it reaped or not."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def pidfd_open(pid: int) -> int:
+    """A file descriptor for process ``pid``; OSError as pidfd_open(2)."""
+    fd = int(syscall(_NR_PIDFD_OPEN, ctypes.c_long(pid), ctypes.c_long(0)))
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"pidfd_open({pid}): {os.strerror(number)}")
+    return fd
+
+
+class Adviser:
+    """Gives advice to one process.
+
+    :param pidfd: the process; stays the caller's to close.
+    :param pagemap: its open /proc/PID/pagemap, see :data:`kdamon.mm.mmap_lock.held`; stays the caller's to close.
+    """
+
+    def __init__(self, pidfd: int, pagemap: int = -1) -> None:
+        self._pidfd = ctypes.c_long(pidfd)
+        self._pagemap = pagemap
+        self._budgets: dict[int, CallSize] = {}
+        self._ranges = np.empty((_BATCH, 2), dtype=np.uint64)
+        self._pointer = ctypes.c_void_p(self._ranges.ctypes.data)
+        self._flags = ctypes.c_long(0)
+        self._refusal: OSError | None = None
+
+    def _call(self, count: int, advice: int) -> int:
+        """Advise the first ``count`` ranges: how many bytes were taken, or a negative errno."""
+        if advice in _READING and count:
+            return self._call_apart(self._ranges[:count].tobytes(), advice)
+        advised = int(
+            syscall(
+                _NR_PROCESS_MADVISE,
+                self._pidfd,
+                self._pointer,
+                ctypes.c_long(count),
+                ctypes.c_long(advice),
+                self._flags,
+            )
+        )
+        return advised if advised >= 0 else -ctypes.get_errno()
+
+    def _call_apart(self, ranges: bytes, advice: int) -> int:
+        if self._refusal is not None:
+            raise self._refusal
+        try:
+            return advise_apart(int(self._pidfd.value), ranges, advice)
+        except OSError as error:
+            # It would be the same with the next range, and cost as much time.
+            self._refusal = error
+            raise
+
+    def check(self, advice: int = MADV_COLD) -> None:
+        """Advise nothing, which still asks for the permissions.
+
+        :raises OSError: EPERM without CAP_SYS_NICE or ptrace access, EINVAL or ENOSYS when the kernel does not know
+            the call or the advice, ESRCH or EINVAL when the process has no memory.
+        """
+        if (number := -self._call(0, advice)) > 0:
+            raise OSError(number, f"process_madvise(): {os.strerror(number)}")
+
+    def advise(
+        self, starts: U64Array, sizes: U64Array, advice: int, entries: U64Array | None = None
+    ) -> tuple[int, int]:
+        """Advise range after range until one is refused.
+
+        :param starts: page-aligned addresses, bytes, shape (n,).
+        :param sizes: bytes, shape (n,): at most 2 MiB each, or all together less than 2 GiB.
+        :param entries: page table entries of each, shape (n,); None: of pages of 4 KiB.
+        :returns: how many ranges were taken, and the errno of the next one (0 when there is none).
+        :raises OSError: EBUSY the memory is of a file system that does not answer.
+        """
+        total = len(starts)
+        done = 0
+        budget = self._budgets.setdefault(advice, CallSize(_BUDGET, _LEAST, _BUDGET))
+        entries = sizes // np.uint64(mmap.PAGESIZE) if entries is None else entries
+        spent = np.append(0, np.cumsum(entries.astype(np.int64) * _ENTRY.get(advice, 1) + _RANGE))
+        while done < total:
+            fitting = int(np.searchsorted(spent, spent[done] + budget.now, side="right")) - 1 - done
+            count = min(max(fitting, 1), _BATCH)
+            self._ranges[:count, 0] = starts[done : done + count]
+            self._ranges[:count, 1] = sizes[done : done + count]
+            with held.of(self._pagemap):
+                advised = self._call(count, advice)
+            budget.called(int(spent[done + count] - spent[done]))
+            if advised < 0:
+                return done, -advised
+            if advised == int(self._ranges[:count, 1].sum()):
+                done += count
+            else:
+                # It stopped before the first range that it refused; the next round tells why.
+                done += int(np.searchsorted(np.cumsum(self._ranges[:count, 1]), advised, side="right"))
+        return done, 0
+
+    def advise_each(
+        self,
+        starts: U64Array,
+        sizes: U64Array,
+        advice: int,
+        refused: Callable[[int], int],
+        entries: U64Array | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Advise every range that can be, whatever becomes of others.
+
+        :param starts: ascending, otherwise as for :meth:`advise`.
+        :param entries: as for :meth:`advise`.
+        :param refused: is told the address of a range that the kernel does not give this advice for (EINVAL), and
+            answers up to where the following ranges need not be tried.
+        :returns: which ranges were taken, shape (n,).
+        """
+        taken = np.ones(len(starts), dtype=np.bool_)
+        at = 0
+        while at < len(starts):
+            rest = None if entries is None else entries[at:]
+            done, error = self.advise(starts[at:], sizes[at:], advice, rest)
+            at += done
+            if not error:
+                break
+            if error == errno.EINVAL:
+                following = max(at + 1, int(np.searchsorted(starts, np.uint64(refused(int(starts[at]))))))
+            elif error in {errno.ESRCH, errno.EPERM}:
+                following = len(starts)
+            else:
+                # It was unmapped meanwhile (ENOMEM), or nothing could be done about this one now.
+                following = at + 1
+            taken[at:following] = False
+            at = following
+        return taken
+
+
+_spare = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def drain_lru() -> None:
+    """Make this CPU put the pages that it holds back in batches onto their LRU lists.
+
+    MADV_COLD does that first of all, also for a mapping of ours that has no pages.
+    """
+    _spare.madvise(MADV_COLD)

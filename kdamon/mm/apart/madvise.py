@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Calls about another process's memory that may wait for a file system: made by a process that may be lost.
+
+Writes make pages be read that are not there, and MADV_WILLNEED and MADV_COLLAPSE read files that a process maps. Where
+such a file is of a FUSE file system that does not answer, which any user can have, the call never returns, and not even
+SIGKILL ends the thread that makes it (``fs/fuse/dev.c: request_wait_answer()``). So a helper process makes it, and is
+waited for with a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from kdamon.lib.helpers import LostHelpers, python, start_helper
+
+__all__ = ["advise_apart", "fault_apart"]
+
+_NR_PROCESS_VM_WRITEV: Final = 311
+_NR_PROCESS_MADVISE: Final = 440
+
+_HELPER: Final = Path(__file__).with_name("madvise_helper.py")
+
+#: Seconds that a call may take.
+_PATIENCE: Final = 10.0
+
+
+class _Helper:
+    """A helper process."""
+
+    def __init__(self) -> None:
+        self.channel, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            self.process = start_helper(python(str(_HELPER), str(its.fileno())), its.fileno())
+        # It ends when no request comes for some time, and leaves nothing then.
+        threading.Thread(target=self.process.wait, name="kdamon-helper", daemon=True).start()
+
+    def ask(self, request: bytes, descriptors: Sequence[int]) -> int | None:
+        """What the call returned, or a negative errno; None: it ended before it was asked."""
+        self.channel.settimeout(_PATIENCE)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.channel, [request], descriptors)
+            answer = self.channel.recv(8)
+            if answer:
+                return int(struct.unpack("<q", answer)[0])
+        return None
+
+
+#: Those that have nothing to do.
+_idle: Final[list[_Helper]] = []
+#: Those that did not answer, and did not end yet.
+_lost: Final = LostHelpers()
+# A child process has its own, as otherwise it would get our answers.
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
+    """Make one call of process_madvise(2).
+
+    :param pidfd: the process; stays the caller's.
+    :param ranges: pairs of address and size, 8 bytes each.
+    :returns: how many bytes were advised, or a negative errno.
+    :raises OSError: EBUSY it does not return.
+    """
+    return _call_apart(struct.pack("<QQ", _NR_PROCESS_MADVISE, advice) + ranges, [pidfd])
+
+
+def fault_apart(pid: int, ranges: bytes) -> bool:
+    """Have the kernel fault pages in for writing, by process_vm_writev(2), and write nothing.
+
+    :param pid: the process.
+    :param ranges: pairs of address and size, 8 bytes each.
+    :returns: False where the kernel refuses that.
+    :raises OSError: EBUSY it does not return.
+    """
+    return _call_apart(struct.pack("<QQ", _NR_PROCESS_VM_WRITEV, pid) + ranges, []) == -errno.EFAULT
+
+
+def _call_apart(request: bytes, descriptors: Sequence[int]) -> int:
+    while True:
+        try:
+            helper, new = _idle.pop(), False
+        except IndexError:
+            helper, new = _started(), True
+        with contextlib.ExitStack() as stack:
+            stack.push(helper.channel)
+            try:
+                result = helper.ask(request, descriptors)
+            except TimeoutError:
+                helper.process.kill()
+                _lost.add(helper.process)
+                raise OSError(
+                    errno.EBUSY, "its memory is of a file system that does not answer; end the process"
+                ) from None
+            if result is not None:
+                stack.pop_all()
+                _idle.append(helper)
+                return result
+            if new:
+                raise OSError(errno.EIO, f"the helper program {_HELPER} failed; let this user read it")
+
+
+def _started() -> _Helper:
+    if _lost.full():
+        raise OSError(
+            errno.EBUSY,
+            f"{len(_lost)} helper processes still wait for file systems that do not answer; end the processes that "
+            "have memory of these",
+        )
+    return _Helper()

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Physical memory as a helper process sees it, which looks at all processes: see :mod:`kdamon.mm.apart`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, U64Array
+from kdamon.mm.apart.objects import Apart, HeldUpError
+from kdamon.mm.proc.process_files import birth_of, user_of
+from kdamon.mm.sampling.frames import LinuxFrames, say_left_out
+
+__all__ = ["MemoryApart", "MemoryService"]
+
+log = logging.getLogger("kdamon")
+
+#: Processes of one user that may hold a helper up, before none of that user is looked at any more.
+_OF_USER: Final = 3
+#: Updates that are begun, each without the process that held up the one before.
+_ATTEMPTS: Final = 10
+
+
+class MemoryService:
+    """What the helper process has.
+
+    :param primitive: how accessed bits are read, see :func:`kdamon.mm.linux.machine.linux_machine`.
+    :param left_out: processes that are not to be looked at, by their numbers: when each began.
+    :param users: whose processes are not.
+    """
+
+    def __init__(self, primitive: str, left_out: dict[int, int], users: frozenset[int]) -> None:
+        # Needs this module.
+        from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415
+
+        self._left_out = left_out
+        self._users = users
+        self._memory = linux_machine(primitive).physical_memory_here(self._is_left_out)
+        self._owners: Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]] = iter(())
+        self._owner: Owner | None = None
+        memory = self._memory
+        self.begin_update, self.mkold, self.young = memory.begin_update, memory.mkold, memory.young
+        self.known, self.page_match, self.node_mem = memory.known, memory.page_match, memory.node_mem
+
+    def _is_left_out(self, pid: int) -> bool:
+        try:
+            if pid in self._left_out and birth_of(pid) == self._left_out[pid]:
+                return True
+            return bool(self._users) and user_of(pid) in self._users
+        except OSError:
+            # It ended.
+            return True
+
+    def update(self) -> bool:
+        """See :meth:`kdamon.mm.PhysicalMemory.update`; returns that it is done."""
+        self._memory.update()
+        return True
+
+    def begin_owners(self, ranges: U64Array) -> None:
+        """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
+        self._owners = self._memory.owners(ranges)
+
+    def next_owner(self) -> tuple[U64Array, npt.NDArray[np.intp]] | None:
+        """All of the next one but the address space; None for none."""
+        self._owner, wanted, region = next(self._owners, (None, None, None))
+        return None if wanted is None or region is None else (wanted, region)
+
+    def act(self, method: str, *arguments: Any) -> U64Array:
+        """Call a method of the last address space."""
+        found: U64Array = getattr(self._owner, method)(*arguments)
+        return found
+
+
+class _Owner:
+    """The address space that the helper has, see :class:`kdamon.mm.Owner`."""
+
+    def __init__(self, act: Callable[..., U64Array]) -> None:
+        self._act = act
+
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.Owner.advise`."""
+        return self._act("advise", action, ranges)
+
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
+        """See :meth:`kdamon.mm.Owner.migrate`."""
+        return self._act("migrate", ranges, dests)
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """See :meth:`kdamon.mm.Owner.page_filter`."""
+        return self._act("page_filter", ranges, filters, default_reject)
+
+
+class MemoryApart:
+    """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
+
+    A process that holds the helper up is left out from then on: what it maps is unknown.
+
+    :param primitive: as for :class:`MemoryService`.
+    :param frames: what can be known without a look at any process; becomes this object's.
+    """
+
+    pid = 0
+    primitive = "page_table"
+    birth = 0
+
+    def __init__(self, primitive: str, frames: LinuxFrames) -> None:
+        self._primitive = primitive
+        self._frames = frames
+        self._lock = threading.Lock()
+        self._helper: Apart | None = None
+        self._cpu_s = 0.0
+        self._left_out: dict[int, int] = {}
+        self._held_up: Counter[int] = Counter()
+        self._said = ""
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of the helper processes, seconds."""
+        helper = self._helper
+        return self._cpu_s + (0.0 if helper is None else helper.cpu_s)
+
+    def valid(self) -> bool:
+        """There is always memory."""
+        return True
+
+    def get_mm(self) -> None:
+        """It is no process's address space."""
+
+    def has_thread(self, tid: int) -> bool:
+        """It is no process, and has none."""
+        return False
+
+    def put(self) -> None:
+        """See :meth:`kdamon.mm.Task.put`."""
+        with self._lock:
+            self._drop()
+            self._frames.close()
+
+    def _drop(self) -> None:
+        if self._helper is not None:
+            self._helper.close()
+            self._cpu_s += self._helper.cpu_s
+            self._helper = None
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """What the helper says; None where a process held it up, or too many helpers are held up."""
+        with self._lock:
+            try:
+                if self._helper is None:
+                    users = frozenset(user for user, count in self._held_up.items() if user and count >= _OF_USER)
+                    self._helper = Apart(__name__, "MemoryService", self._primitive, self._left_out, users)
+                found = self._helper.call(method, *arguments)
+                self._said = ""
+                return found
+            except HeldUpError as error:
+                self._drop()
+                self._leave_out(error.pid)
+            except OSError as error:
+                if self._helper is not None and self._helper.closed:
+                    self._drop()
+                elif error.errno != errno.EBUSY:
+                    raise
+                if self._said != error.strerror:
+                    self._said = error.strerror or ""
+                    log.warning("physical memory is unknown for now: %s", self._said)
+            return None
+
+    def _leave_out(self, pid: int) -> None:
+        try:
+            self._left_out[pid], user = birth_of(pid), user_of(pid)
+        except OSError:
+            # It ended, or no process was it.
+            return
+        self._held_up[user] += 1
+        say_left_out(pid)
+        if user and self._held_up[user] == _OF_USER:
+            log.warning("physical memory: nor are processes of user %d looked at any more", user)
+
+    def update(self) -> None:
+        """See :meth:`kdamon.mm.PhysicalMemory.update`."""
+        for _ in range(_ATTEMPTS):
+            if self._call("update") or self._said:
+                return
+
+    def begin_update(self) -> None:
+        """See :meth:`kdamon.mm.PhysicalMemory.begin_update`."""
+        self._call("begin_update")
+
+    def known(self) -> tuple[int, int]:
+        """See :meth:`kdamon.mm.PhysicalMemory.known`."""
+        return self._call("known") or (0, self._frames.reachable())
+
+    def ram(self) -> U64Array:
+        """See :meth:`kdamon.mm.PhysicalMemory.ram`."""
+        return self._frames.ram()
+
+    def mkold(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+        self._call("mkold", addrs)
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        answers: Answers | None = self._call("young", addrs)
+        return np.full(len(addrs), UNKNOWN, np.uint8) if answers is None else answers
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.PhysicalMemory.page_match`."""
+        matches: npt.NDArray[np.bool_] | None = self._call("page_match", addrs, filters)
+        return np.zeros((len(filters), len(addrs)), np.bool_) if matches is None else matches
+
+    def node_mem(self, ranges: U64Array) -> dict[int, int]:
+        """See :meth:`kdamon.mm.PhysicalMemory.node_mem`."""
+        return self._call("node_mem", ranges) or {}
+
+    def owners(self, ranges: U64Array) -> Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]]:
+        """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
+        self._call("begin_owners", ranges)
+        while (found := self._call("next_owner")) is not None:
+            yield _Owner(self._act), *found
+
+    def _act(self, method: str, *arguments: Any) -> U64Array:
+        found: U64Array | None = self._call("act", method, *arguments)
+        if found is None:
+            raise OSError(errno.EBUSY, "a process holds the lock of its memory; it is left alone from now on")
+        return found

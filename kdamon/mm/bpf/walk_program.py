@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The BPF program that walks page tables (x86_64): what it shares with this process, and its text."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import Final
+
+from kdamon.mm.bpf.btf import Btf
+from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R6, R7, R8, R9, Assembler, Helper
+
+__all__ = [
+    "ACCESSED",
+    "CLEARABLE",
+    "HEADER_SIZE",
+    "LARGE",
+    "LEVEL",
+    "PAGE_SHIFT",
+    "PAGE_SIZE",
+    "PEEK",
+    "PRESENT",
+    "PTE_PRESENT",
+    "PTE_UNCACHED",
+    "Layout",
+    "PageLayout",
+    "Source",
+    "Word",
+]
+
+PAGE_SHIFT: Final = 12
+PAGE_SIZE: Final = 1 << PAGE_SHIFT
+
+# Page table entry bits (arch/x86/include/asm/pgtable_types.h).
+PTE_PRESENT: Final = 1 << 0
+PTE_UNCACHED: Final = 0x18
+PTE_ACCESSED: Final = 1 << 5
+PTE_PSE: Final = 1 << 7
+PTE_PROTNONE: Final = 1 << 8
+
+#: Parts of a walk's flag byte. The level where the walk ended: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB; 0 = unreadable.
+LEVEL: Final = 0x07
+#: The walk ended at a page.
+PRESENT: Final = 0x08
+#: The page is young 4 KiB, and part of a larger folio, or it could not be told.
+LARGE: Final = 0x10
+#: The page's accessed bit is set.
+ACCESSED: Final = PTE_ACCESSED
+#: The page is young 4 KiB, mapped once and on an LRU list: all that MADV_COLD asks of a page.
+CLEARABLE: Final = 0x40
+
+#: Bytes before the addresses in the shared memory; after them the entries (8 bytes each) and the flags (1 byte each).
+HEADER_SIZE: Final = 128
+#: Value of Word.LEVELS that makes the program read the addresses themselves.
+PEEK: Final = 0
+
+#: Where in the program's frame kernel memory is read to.
+_SLOT: Final = -8
+
+
+class Word:
+    """Words of the header of the memory that is shared with the program."""
+
+    #: How many addresses there are.
+    COUNT: Final = 0
+    #: The /proc/PID/pagemap to walk for.
+    FD: Final = 1
+    #: Where the kernel maps all physical memory.
+    BASE: Final = 2
+    #: Told by the program: the page directory.
+    PGD: Final = 3
+    #: Told by the program: the address space.
+    MM: Final = 4
+    #: The physical address in an entry.
+    MASK: Final = 5
+    #: The end of physical memory.
+    LIMIT: Final = 6
+    #: 4 or 5, or :data:`PEEK`.
+    LEVELS: Final = 7
+    #: Told by the program: 1 when it found no address space.
+    FAILED: Final = 8
+    #: The first address that is not walked for.
+    TOP: Final = 9
+    #: The array of struct page, 0 when its place is not known.
+    VMEMMAP: Final = 10
+
+
+class PageLayout:
+    """Offsets (bytes) and flags of ``struct page``."""
+
+    def __init__(self, btf: Btf) -> None:
+        self.size = btf.size("page")
+        self.flags = btf.offset("page", "flags")
+        self.mapcount = btf.offset("page", "_mapcount")
+        #: Where the number of mappings and the number of uses are, 32 bits each.
+        self.counts = _side_by_side(self.mapcount, btf.offset("page", "_refcount"))
+        self.head = 1 << btf.enumerator("pageflags", "PG_head")
+        self.lru = 1 << btf.enumerator("pageflags", "PG_lru")
+        self.reserved = 1 << btf.enumerator("pageflags", "PG_reserved")
+        #: The number of mappings of a folio of several pages and of its parts, in its second page; Linux 6.10.
+        self.large_mapcount: int | None = None
+        with contextlib.suppress(OSError):
+            self.large_mapcount = btf.offset("folio", "_large_mapcount")
+        # Both were renamed on the way to separate memory descriptors.
+        self.compound = _either(btf, "compound_head", "compound_info")
+        self.index = _either(btf, "index", "__folio_index")
+
+
+def _side_by_side(first: int, second: int) -> int:
+    if second != first + 4:
+        raise OSError(errno.EOPNOTSUPP, "struct page is not as expected")
+    return first
+
+
+def _either(btf: Btf, old: str, new: str) -> int:
+    try:
+        return btf.offset("page", old)
+    except OSError:
+        return btf.offset("page", new)
+
+
+class Layout:
+    """Offsets (bytes) in the running kernel's structures that the program goes through."""
+
+    def __init__(self, btf: Btf) -> None:
+        self.files = btf.offset("task_struct", "files")
+        self.fdt = btf.offset("files_struct", "fdt")
+        self.fd = btf.offset("fdtable", "fd")
+        self.private_data = btf.offset("file", "private_data")
+        self.pgd = btf.offset("mm_struct", "pgd")
+        #: The state of the semaphore mmap_lock; None where it is another kind of lock (PREEMPT_RT).
+        self.mmap_lock: int | None = None
+        with contextlib.suppress(OSError):
+            self.mmap_lock = btf.offset("mm_struct", "mmap_lock") + btf.offset("rw_semaphore", "count")
+        #: None where struct page is not as expected: folios are then not told apart by the program.
+        self.page: PageLayout | None = None
+        with contextlib.suppress(OSError):
+            self.page = PageLayout(btf)
+
+
+class Source:
+    """The program's text.
+
+    Registers: R6 the index, R7 the address, R8 the table, R9 the shared memory.
+    """
+
+    def __init__(self, layout: Layout, map_fd: int, capacity: int) -> None:
+        self._layout = layout
+        self._map_fd = map_fd
+        self._capacity = capacity
+
+    def assemble(self, looped: bool) -> Assembler:
+        """The whole program.
+
+        :param looped: loop with bpf_loop() (kernel 5.17); otherwise with a jump back, which the verifier follows
+            round by round and therefore bounds the batch.
+        """
+        asm = Assembler()
+        asm.load_map_value(R9, self._map_fd)
+        self._find_pgd(asm)
+        if looped:
+            asm.load(R1, R9, 8 * Word.COUNT)
+            asm.load_function(R2, "each")
+            asm.op("mov", R3, 0)
+            asm.op("mov", R4, 0)
+            asm.call(Helper.LOOP)
+        else:
+            asm.op("mov", R6, 0)
+            asm.label("again")
+            asm.load(R1, R9, 8 * Word.COUNT)
+            asm.jump_if_reg("jge", R6, R1, "end")
+            self._one(asm)
+            asm.op("add", R6, 1)
+            asm.jump_if("jlt", R6, self._capacity, "again")
+            asm.label("end")
+        asm.op("mov", R1, 0)
+        asm.jump("leave")
+        asm.label("failed")
+        asm.op("mov", R1, 1)
+        asm.label("leave")
+        asm.store(8, R9, 8 * Word.FAILED, R1)
+        asm.op("mov", R0, 0)
+        asm.exit()
+        if looped:
+            asm.label("each")
+            asm.op_reg("mov", R6, R1)
+            asm.load_map_value(R9, self._map_fd)
+            asm.jump_if("jgt", R6, self._capacity - 1, "stop")
+            self._one(asm)
+            asm.op("mov", R0, 0)
+            asm.exit()
+            asm.label("stop")
+            asm.op("mov", R0, 1)
+            asm.exit()
+        return asm
+
+    def _find_pgd(self, asm: Assembler) -> None:
+        layout = self._layout
+        asm.call(Helper.GET_CURRENT_TASK)
+        asm.op_reg("mov", R3, R0)
+        for offset in (layout.files, layout.fdt, layout.fd):
+            asm.op("add", R3, offset)
+            asm.read_kernel(_SLOT, "failed")
+            asm.op_reg("mov", R3, R1)
+        asm.load(R1, R9, 8 * Word.FD)
+        asm.op("lsh", R1, 3)
+        asm.op_reg("add", R3, R1)
+        asm.read_kernel(_SLOT, "failed")
+        asm.op_reg("mov", R3, R1)
+        asm.op("add", R3, layout.private_data)
+        asm.read_kernel(_SLOT, "failed")
+        asm.store(8, R9, 8 * Word.MM, R1)
+        asm.op_reg("mov", R3, R1)
+        asm.op("add", R3, layout.pgd)
+        asm.read_kernel(_SLOT, "failed")
+        asm.store(8, R9, 8 * Word.PGD, R1)
+
+    def _one(self, asm: Assembler) -> None:
+        """Walk for address number R6: R1 becomes the entry, R2 the flags, and both are stored."""
+        asm.op_reg("mov", R8, R6)
+        asm.op("lsh", R8, 3)
+        asm.op_reg("add", R8, R9)
+        asm.load(R7, R8, HEADER_SIZE)
+        asm.load(R1, R9, 8 * Word.TOP)
+        asm.jump_if_reg("jge", R7, R1, "outside")
+        asm.load(R8, R9, 8 * Word.PGD)
+        asm.load(R1, R9, 8 * Word.LEVELS)
+        asm.jump_if("jeq", R1, PEEK, "peek")
+        asm.jump_if("jne", R1, 5, "level 4")
+        for level in (5, 4, 3, 2, 1):
+            self._step(asm, level)
+        self._leaf(asm)
+        asm.label("peek")
+        asm.op_reg("mov", R3, R7)
+        asm.read_kernel(_SLOT, "unreadable")
+        asm.op("mov", R2, PRESENT)
+        asm.jump("store")
+        asm.label("outside")
+        asm.op("mov", R1, 0)
+        asm.op("mov", R2, LEVEL)
+        asm.jump("store")
+        asm.label("unreadable")
+        asm.op("mov", R1, 0)
+        asm.op("mov", R2, 0)
+        asm.label("store")
+        asm.op_reg("mov", R3, R6)
+        asm.op("lsh", R3, 3)
+        asm.op_reg("add", R3, R9)
+        asm.op("add", R3, HEADER_SIZE + 8 * self._capacity)
+        asm.store(8, R3, 0, R1)
+        asm.op_reg("mov", R3, R6)
+        asm.op_reg("add", R3, R9)
+        asm.op("add", R3, HEADER_SIZE + 16 * self._capacity)
+        asm.store(1, R3, 0, R2)
+
+    def _step(self, asm: Assembler, level: int) -> None:
+        asm.label(f"level {level}")
+        asm.op_reg("mov", R3, R7)
+        asm.op("rsh", R3, PAGE_SHIFT + 9 * (level - 1))
+        asm.op("and", R3, 511)
+        asm.op("lsh", R3, 3)
+        asm.op_reg("add", R3, R8)
+        asm.read_kernel(_SLOT, "unreadable")
+        asm.op("mov", R2, level)
+        if level == 1:
+            # A page of another node that NUMA balancing watches has no P bit but is mapped.
+            asm.jump_if("jset", R1, PTE_PRESENT | PTE_PROTNONE, "leaf")
+            asm.jump("store")
+            return
+        if level in (2, 3):
+            # PSE alone: the kernel takes P away while it splits or changes a large page.
+            asm.jump_if("jset", R1, PTE_PSE, "leaf")
+        asm.jump_if("jset", R1, PTE_PRESENT, f"table {level}")
+        asm.jump("store")
+        asm.label(f"table {level}")
+        asm.load(R2, R9, 8 * Word.MASK)
+        asm.op_reg("and", R1, R2)
+        # A table that is freed under us holds anything; nothing beyond RAM, where devices are, is read for it.
+        asm.load(R2, R9, 8 * Word.LIMIT)
+        asm.jump_if_reg("jge", R1, R2, "unreadable")
+        asm.load(R2, R9, 8 * Word.BASE)
+        asm.op_reg("add", R1, R2)
+        asm.op_reg("mov", R8, R1)
+
+    def _leaf(self, asm: Assembler) -> None:
+        page = self._layout.page
+        asm.label("leaf")
+        asm.op("or", R2, PRESENT)
+        asm.op_reg("mov", R3, R1)
+        asm.op("and", R3, PTE_ACCESSED)
+        asm.op_reg("or", R2, R3)
+        # Only a young 4 KiB page will be cleared, and only then its folio matters.
+        asm.jump_if("jne", R2, 1 | PRESENT | ACCESSED, "store")
+        asm.op_reg("mov", R7, R1)
+        if page is not None:
+            asm.jump_if("jset", R1, PTE_PRESENT, "folio")
+            asm.jump("large")
+            asm.label("folio")
+            asm.load(R8, R9, 8 * Word.VMEMMAP)
+            asm.jump_if("jeq", R8, 0, "large")
+            asm.load(R3, R9, 8 * Word.MASK)
+            asm.op_reg("and", R3, R7)
+            asm.op("rsh", R3, PAGE_SHIFT)
+            asm.op("mul", R3, page.size)
+            asm.op_reg("add", R8, R3)
+            self._page_member(asm, page.compound)
+            asm.jump_if("jset", R1, 1, "large")
+            self._page_member(asm, page.flags)
+            asm.jump_if("jset", R1, page.head, "large")
+            asm.jump_if("jset", R1, page.lru, "listed")
+            asm.jump("small")
+            asm.label("listed")
+            self._page_member(asm, page.mapcount)
+            # 32 bits, and 0 means one mapping.
+            asm.op("lsh", R1, 32)
+            asm.op("mov", R2, 1 | PRESENT | ACCESSED | CLEARABLE)
+            asm.jump_if("jeq", R1, 0, "raw")
+            asm.label("small")
+            asm.op("mov", R2, 1 | PRESENT | ACCESSED)
+            asm.jump("raw")
+        asm.label("large")
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED | LARGE)
+        asm.label("raw")
+        asm.op_reg("mov", R1, R7)
+        asm.jump("store")
+
+    def _page_member(self, asm: Assembler, offset: int) -> None:
+        """R1 = 8 bytes at ``offset`` in the struct page at R8."""
+        asm.op_reg("mov", R3, R8)
+        asm.op("add", R3, offset)
+        asm.read_kernel(_SLOT, "large")

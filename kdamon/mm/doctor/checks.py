@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What this machine can do for monitoring, found out by doing it, and what to do about what it cannot."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+
+from kdamon.lib.rights import locked_down, refusal
+from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
+from kdamon.mm.actions.madvise import drain_lru, pidfd_open
+from kdamon.mm.bpf.btf import vmlinux
+from kdamon.mm.bpf.walk_program import PRESENT
+from kdamon.mm.bpf.walker import shared_walker
+from kdamon.mm.doctor.processes import Refusals, refusals
+from kdamon.mm.doctor.schemes import SCHEME_PROBES, loaded_child
+from kdamon.mm.inject.requests import take_userfaultfd
+from kdamon.mm.linux.machine import LinuxMachine, check_cold, linux_machine
+from kdamon.mm.proc.kpageflags import Folios
+from kdamon.mm.proc.pagemap import entries_at, frames
+from kdamon.mm.sampling.fault_recorder import FaultRecorder
+from kdamon.mm.sampling.page_idle import BITMAP
+from kdamon.mm.sampling.uffd import WRITTEN, Pages, Userfaultfd
+
+__all__ = ["Primitive", "examine"]
+
+_PAGE_SIZE: Final = mmap.PAGESIZE
+_PAGES: Final = 64
+
+_OTHERS: Final = "other users' processes"
+
+#: What the primitive page_fault is good for.
+_SEES: Final = "it sees writes and first touches only, not reads of what is mapped"
+
+
+@frozen
+class Primitive:
+    """One thing that monitoring can use.
+
+    :ivar name: what it is.
+    :ivar available: whether it works here.
+    :ivar why: what was tried, or what is wrong; a sentence without capital and full stop.
+    :ivar remedy: how to get it; empty where it works or cannot be had.
+    """
+
+    name: str
+    available: bool
+    why: str
+    remedy: str = ""
+
+
+class _Unavailable(Exception):
+    """A probe's bad news: why, and the remedy."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.why = why
+        self.remedy = remedy
+
+
+def examine() -> tuple[list[Primitive], tuple[str, ...], tuple[str, ...]]:
+    """Probe everything; takes a second or two, and leaves nothing behind.
+
+    :returns: what there is; and by which primitives (``page_table``, ``page_fault``) processes of this user, and those
+        of other users, can be monitored.
+    """
+    found = {name: _probed(name, probe) for name, probe in (_PROBES | SCHEME_PROBES).items()}
+    own, others = refusals()
+    found[_OTHERS] = _probed(_OTHERS, lambda: _other_users(own, others))
+    return list(found.values()), _works(own), _works(others)
+
+
+def _works(tried: Refusals) -> tuple[str, ...]:
+    return tuple(name for name, error in tried.items() if error is None)
+
+
+def _probed(name: str, probe: Callable[[], str]) -> Primitive:
+    try:
+        return Primitive(name, True, probe())
+    except _Unavailable as bad:
+        return Primitive(name, False, bad.why, bad.remedy)
+    except OSError as error:
+        # Sentences of this package are "what is wrong; what to do".
+        why, _, remedy = (error.strerror or str(error)).partition("; ")
+        if not remedy and isinstance(error, PermissionError):
+            remedy = "run as root" if os.geteuid() else "start kdamon with all of root's capabilities"
+        return Primitive(name, False, why, remedy)
+
+
+class _OwnMemory:
+    """Touched pages of this process."""
+
+    def __enter__(self) -> _OwnMemory:
+        self._memory = mmap.mmap(-1, _PAGES * _PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        anchor = ctypes.c_char.from_buffer(self._memory)
+        base = ctypes.addressof(anchor)
+        del anchor
+        self.addrs: U64Array = np.uint64(base) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(_PAGE_SIZE)
+        self.touch(1)
+        drain_lru()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.close()
+
+    def touch(self, stride: int) -> None:
+        """Write to each ``stride``-th page."""
+        for page in range(0, _PAGES, stride):
+            self._memory[page * _PAGE_SIZE] = 1
+
+
+def _btf() -> str:
+    vmlinux().offset("mm_struct", "pgd")
+    return "the kernel tells the layout of its structures"
+
+
+def _lockdown() -> str:
+    if locked_down():
+        raise _Unavailable(
+            "lockdown=confidentiality forbids programs that read kernel memory", "boot with lockdown=integrity"
+        )
+    return "no lockdown is in the way, as far as this kernel shows"
+
+
+def _page_table_test() -> str:
+    walker = shared_walker()
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            flags, _ = walker.walk(fd, own.addrs)
+        finally:
+            os.close(fd)
+    if not (flags & PRESENT).all():
+        raise _Unavailable("the page table walk does not find this process's own pages", "")
+    return f"a BPF program walked the page tables of {_PAGES} own pages"
+
+
+def _samples_are_right(machine: LinuxMachine) -> str:
+    """Monitor own pages, of which every second one is touched."""
+    with closing(machine), _OwnMemory() as own:
+        task = machine.get_task(os.getpid())
+        try:
+            mm = task.get_mm()
+            if mm is None:
+                raise _Unavailable("this process's own memory was not found", "")
+            mm.mkold(own.addrs)
+            before = mm.young(own.addrs)
+            own.touch(2)
+            after = mm.young(own.addrs)
+        finally:
+            task.put()
+    known = after != UNKNOWN
+    if known.sum() < _PAGES // 2 or (before[known] != OLD).any():
+        raise _Unavailable("accessed bits of this process's own pages were not cleared", "")
+    seen = int((after[::2] == YOUNG).sum())
+    if seen < _PAGES // 4 or (after[1::2] == YOUNG).any():
+        raise _Unavailable("accesses to this process's own pages were told wrong", "")
+    return f"{seen} of {_PAGES // 2} accesses to own pages were seen, and no other"
+
+
+def _page_table_clear() -> str:
+    return _samples_are_right(linux_machine("page_table"))
+
+
+def _page_idle() -> str:
+    try:
+        return _samples_are_right(linux_machine("page_idle"))
+    except FileNotFoundError:
+        raise _Unavailable(
+            f"{BITMAP} is missing", "a kernel with CONFIG_IDLE_PAGE_TRACKING=y; page_table works without it"
+        ) from None
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        raise refusal(f"{BITMAP} needs", "opening it", "CAP_DAC_OVERRIDE") from None
+
+
+def _process_madvise() -> str:
+    with loaded_child() as pid:
+        pidfd = pidfd_open(pid)
+        try:
+            check_cold(pidfd)
+        finally:
+            os.close(pidfd)
+    return "the kernel takes advice about a child process"
+
+
+def _frame_numbers() -> str:
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            raw = os.pread(fd, 8, int(own.addrs[0]) // _PAGE_SIZE * 8)
+        finally:
+            os.close(fd)
+    if not int.from_bytes(raw, "little") & ((1 << 55) - 1):
+        raise refusal("the numbers of page frames, from /proc/PID/pagemap, need", "seeing them", "CAP_SYS_ADMIN")
+    return "/proc/PID/pagemap shows them"
+
+
+def _page_flags() -> str:
+    with closing(Folios()) as folios:
+        # Without them accesses to large folios of files are not known.
+        folios.table(np.ones(1, np.uint64))
+    return "/proc/kpageflags tells which pages belong together"
+
+
+def _other_users(own: Refusals, others: Refusals) -> str:
+    # Of what does not even work for this user's other lines say why.
+    for name in _works(own) or tuple(others):
+        error = others[name]
+        if error is not None:
+            raise OSError(error.errno, f"by {name}: {error.strerror}")
+    return f"another user's process can be monitored by {' and '.join(_works(others))}"
+
+
+def _physical() -> str:
+    """Monitor own pages by their physical addresses, of which every second one is touched."""
+    with closing(linux_machine()) as machine, _OwnMemory() as own:
+        memory = machine.physical_memory()
+        try:
+            fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                where = frames(entries_at(fd, own.addrs)) * np.uint64(_PAGE_SIZE)
+            finally:
+                os.close(fd)
+            memory.update()
+            memory.mkold(where)
+            own.touch(2)
+            answers = memory.young(where)
+            known, reachable = (size >> 20 for size in memory.known())
+        finally:
+            memory.put()
+    seen = int((answers[::2] == YOUNG).sum())
+    if seen < _PAGES // 4 or (answers[1::2] == YOUNG).any():
+        raise _Unavailable("accesses to this process's own page frames were told wrong", "")
+    return (
+        f"{seen} of {_PAGES // 2} accesses to own page frames were seen; of {reachable} MiB that processes and files "
+        f"have, {known} MiB can be told"
+    )
+
+
+def _page_fault_arm() -> str:
+    with _OwnMemory() as own:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            pages = Pages(fd)
+            userfaultfd = Userfaultfd.own()
+            try:
+                userfaultfd.register(np.array([[own.addrs[0], own.addrs[-1] + np.uint64(_PAGE_SIZE)]]))
+                armed = pages.arm(own.addrs)
+                own.touch(2)
+                written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0
+            finally:
+                userfaultfd.close()
+        finally:
+            os.close(fd)
+    if not armed.all() or not written[::2].all() or written[1::2].any():
+        raise _Unavailable("writes to this process's own pages were told wrong", "")
+    return f"userfaultfd tells which pages were written, without who did it; {_SEES}"
+
+
+def _page_fault_take() -> str:
+    with loaded_child() as pid:
+        os.close(take_userfaultfd(pid))
+    return "a child process gave its userfaultfd"
+
+
+def _page_fault_who() -> str:
+    with closing(FaultRecorder()) as recorder:
+        recorder.watch(os.getpid())
+        with _OwnMemory() as own:
+            faults = recorder.read()
+            recorder.unwatch(os.getpid())
+            mine = faults[(faults["addr"] >= own.addrs[0]) & (faults["tid"] == threading.get_native_id())]
+    if len(mine) < _PAGES or not mine["write"].any():
+        raise _Unavailable("page faults of this process were not recorded", "")
+    return "a BPF program tells thread, CPU, and writes from first reads"
+
+
+_PROBES: Final[dict[str, Callable[[], str]]] = {
+    "kernel type information (BTF)": _btf,
+    "lockdown": _lockdown,
+    "page_table: test": _page_table_test,
+    "page_table: clear": _page_table_clear,
+    "page_idle": _page_idle,
+    "process_madvise": _process_madvise,
+    "page frame numbers": _frame_numbers,
+    "page flags": _page_flags,
+    "physical addresses": _physical,
+    _OTHERS: lambda: "",
+    "page_fault: arm": _page_fault_arm,
+    "page_fault: take": _page_fault_take,
+    "page_fault: who": _page_fault_who,
+}

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whose processes can be monitored here, found out as ``kdamon run`` would; a part of :mod:`kdamon.mm.doctor`.
+
+What is allowed for this user's own process need not be for another user's, and rights are not all there is to it: so
+both are tried, on processes made for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Final, TypeVar
+
+from kdamon.lib.rights import may, refusal_to_trace
+from kdamon.mm.apart.looked_at import looking_at
+from kdamon.mm.apart.objects import Apart, HeldUpError
+from kdamon.mm.doctor.schemes import loaded_child
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.proc.pid_namespace import in_first_pid_namespace
+from kdamon.mm.proc.process_files import ProcessFiles
+
+__all__ = ["Refusals", "refusals"]
+
+_NOBODY: Final = 65534
+#: Processes that do not let themselves be looked at, before no other ones are tried.
+_HELD_UP: Final = 4
+_PRIMITIVES: Final = ("page_table", "page_fault")
+
+_What = TypeVar("_What")
+
+#: For each primitive, why a process cannot be monitored by it; None where it can.
+Refusals = dict[str, OSError | None]
+
+
+def refusals() -> tuple[Refusals, Refusals]:
+    """Try each primitive on a process of this user, and on one of another user."""
+    with closing(linux_machine("page_fault")) as machine, _quietly():
+        with loaded_child() as pid:
+            own = _tried(machine, pid)
+        try:
+            # Nobody itself needs another one.
+            with loaded_child(_NOBODY if os.geteuid() != _NOBODY else _NOBODY - 1) as pid:
+                return own, _apart("tried", pid)
+        except (OSError, ValueError, HeldUpError):
+            # It takes a right of its own to make such a process: one that is there is looked at, and left alone.
+            return own, _looked_at(own)
+
+
+class Attempts:
+    """What a helper process does, because other users' processes may let it wait for ever."""
+
+    def __init__(self) -> None:
+        self._machine = linux_machine("page_fault")
+
+    def tried(self, pid: int) -> Refusals:
+        """Try each primitive on process ``pid``."""
+        looking_at(pid)
+        return _tried(self._machine, pid)
+
+    def looked_at(self, pid: int) -> Refusals:
+        """As :meth:`tried`, but do nothing to the process."""
+        looking_at(pid)
+        page_table = _refusal(lambda pid: self._machine.get_task(pid, "page_table").put(), pid)
+        return {"page_table": page_table, "page_fault": _refusal(_open_memory, pid)}
+
+
+def _apart(method: str, pid: int) -> Refusals:
+    found: Refusals
+    if not may("CAP_SYS_PTRACE"):
+        # The kernel refuses it before anything waits.
+        found = getattr(Attempts(), method)(pid)
+        return found
+    attempts = Apart(__name__, "Attempts")
+    try:
+        found = attempts.call(method, pid)
+        return found
+    finally:
+        attempts.close()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Log no warnings: another line of the doctor says what is missing to tell who makes a fault."""
+    log = logging.getLogger("kdamon")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _tried(machine: LinuxMachine, pid: int) -> Refusals:
+    """What :class:`kdamon_tools.monitor.Monitor` does to begin."""
+    return {name: _refusal(lambda name: machine.get_task(pid, name).put(), name) for name in _PRIMITIVES}
+
+
+def _refusal(attempt: Callable[[_What], None], what: _What) -> OSError | None:
+    try:
+        attempt(what)
+    except OSError as error:
+        return error
+    return None
+
+
+def _looked_at(own: Refusals) -> Refusals:
+    held_up = 0
+    for pid in _strangers():
+        try:
+            found = _apart("looked_at", pid)
+        except HeldUpError:
+            held_up += 1
+            if held_up >= _HELD_UP:
+                break
+            continue
+        page_table = found["page_table"]
+        if (page_table is None or page_table.errno != errno.EBUSY) and os.path.exists(f"/proc/{pid}"):
+            return {**found, "page_fault": own["page_fault"] or found["page_fault"]}
+    return own
+
+
+def _strangers() -> Iterator[int]:
+    """Processes of other users; after them those of this user that are in another user namespace or may do more."""
+    alike = []
+    for name in sorted(filter(str.isdecimal, os.listdir("/proc")), key=int):
+        with contextlib.suppress(OSError):
+            status = _status(name)
+            # The machine's first process may have a protection of its own.
+            if "VmSize" not in status or (name == "1" and in_first_pid_namespace()):
+                continue
+            if int(status["Uid"].split()[1]) != os.geteuid():
+                yield int(name)
+            elif int(status["CapPrm"], 16) & ~int(_status("self")["CapPrm"], 16) or not _in_own_user_namespace(name):
+                alike.append(int(name))
+    yield from alike
+
+
+def _in_own_user_namespace(name: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(f"/proc/{name}/ns/user"), os.stat("/proc/self/ns/user"))
+    except PermissionError:
+        # Of a process in it, this user could see it.
+        return False
+
+
+def _status(name: str) -> dict[str, str]:
+    # No universal newlines: a thread's name may hold a carriage return.
+    with open(f"/proc/{name}/status", encoding="utf-8", errors="replace", newline="\n") as file:
+        return {key: value for key, _, value in (line.partition(":") for line in file)}
+
+
+def _open_memory(pid: int) -> None:
+    """What page_fault does to a process before it stops a thread of it."""
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        ProcessFiles(directory).close()
+        os.close(os.open("mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=directory))
+    except PermissionError:
+        raise refusal_to_trace(pid) from None
+    finally:
+        os.close(directory)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The pages of whole ranges: /proc/PID/pagemap (``fs/proc/task_mmu.c``), and the page table walk where it works.
+
+Memory is looked at in blocks of 2 MiB, what one page table maps. Blocks in which nothing is are left out, by the walk
+or by PAGEMAP_SCAN, so that terabytes of reserved addresses cost no more than what is in them. No call holds the
+target's mmap_lock for long, see :mod:`kdamon.mm.mmap_lock`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import U64Array, ranges
+from kdamon.mm.bpf.walk_program import ACCESSED, LEVEL, PRESENT
+from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.mmap_lock import held
+from kdamon.mm.proc.populated import populated
+
+__all__ = [
+    "BLOCK",
+    "PAGE_SIZE",
+    "Pagemap",
+    "anonymous",
+    "entries_at",
+    "exclusive",
+    "exclusive_frames",
+    "frames",
+    "present",
+    "swapped",
+]
+
+PAGE_SIZE: Final = 4096
+#: Bytes that a page table maps, or one huge page is.
+BLOCK: Final = 1 << 21
+_GIB: Final = 1 << 30
+#: Levels of the walk, see :data:`kdamon.mm.bpf.walk_program.LEVEL`.
+_PMD: Final = 2
+_PUD: Final = 3
+
+# Documentation/admin-guide/mm/pagemap.rst
+_PRESENT: Final = np.uint64(1 << 63)
+_SWAP: Final = np.uint64(1 << 62)
+_FILE: Final = np.uint64(1 << 61)
+_GUARD: Final = np.uint64(1 << 58)
+_EXCLUSIVE: Final = np.uint64(1 << 56)
+_PFN_MASK: Final = np.uint64((1 << 55) - 1)
+
+_ENTRIES: Final = np.uint64(BLOCK // PAGE_SIZE)
+_WITHIN: Final = np.arange(0, BLOCK, PAGE_SIZE, dtype=np.uint64)
+
+_Mask = npt.NDArray[np.bool_]
+
+
+def present(entries: U64Array) -> _Mask:
+    """Which pages are in memory and mapped."""
+    found: _Mask = (entries & _PRESENT) != 0
+    return found
+
+
+def anonymous(entries: U64Array) -> _Mask:
+    """Which mapped pages are neither of a file nor of shared memory."""
+    found: _Mask = (entries & (_PRESENT | _FILE)) == _PRESENT
+    return found
+
+
+def swapped(entries: U64Array) -> _Mask:
+    """Which pages are in swap."""
+    # A guard page looks as if it was there, too.
+    found: _Mask = (entries & (_SWAP | _GUARD)) == _SWAP
+    return found
+
+
+def frames(entries: U64Array) -> U64Array:
+    """Page frame numbers; 0 for pages that are not there, and for all without CAP_SYS_ADMIN."""
+    found: U64Array = np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
+    return found
+
+
+def exclusive(entries: U64Array) -> _Mask:
+    """Which pages are mapped here alone: by no other process, and by no other mapping of this one."""
+    mask: _Mask = (entries & _EXCLUSIVE) != 0
+    return mask
+
+
+def exclusive_frames(entries: U64Array) -> U64Array:
+    """Page frame numbers of pages that nobody else maps; 0 for all others."""
+    found: U64Array = np.where(exclusive(entries), frames(entries), np.uint64(0))
+    return found
+
+
+def entries_at(fd: int, addrs: U64Array) -> U64Array:
+    """The entries of an open /proc/PID/pagemap for ``addrs`` in any order, 0 beyond its end, shape (n,).
+
+    Pages of one page table that follow each other are read at once.
+    """
+    pages = addrs >> np.uint64(12)
+    if not len(pages):
+        return pages
+    apart = (pages[1:] != pages[:-1] + np.uint64(1)) | (pages[1:] % _ENTRIES == 0)
+    first = np.append(0, np.flatnonzero(apart) + 1)
+    counts = np.diff(np.append(first, len(pages)))
+    # Addresses of the kernel's half are beyond the end of the file, or of any file.
+    parts = [
+        _read(fd, page, count) if page < 1 << 45 else bytes(8 * count)
+        for page, count in zip(pages[first].tolist(), counts.tolist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(parts), dtype=np.uint64)
+
+
+def _read(fd: int, page: int, count: int) -> bytes:
+    """``count`` entries of one page table from the number ``page`` on; 0 where the address space ended."""
+    with held.of(fd):
+        entries = os.pread(fd, 8 * count, 8 * page)
+    return entries.ljust(8 * count, b"\0")
+
+
+class Pagemap:
+    """The pages of one address space.
+
+    :param fd: open /proc/PID/pagemap; stays the caller's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._walker: Walker | None = None
+        self._lacking: OSError | None = None
+        try:
+            self._walker = shared_walker()
+        except OSError as error:
+            self._lacking = error
+
+    def groups(self, wanted: U64Array) -> Iterator[U64Array]:
+        """The blocks (as ranges) that touch ``wanted`` and may hold pages there, ascending, a gibibyte's at a time.
+
+        Holes cost next to nothing where the page table walk works, or PAGEMAP_SCAN (Linux 6.7).
+        """
+        if self._walker is None:
+            yield from populated(self._fd, wanted)
+            return
+        for gib in self._tables(ranges.blocks(wanted, _GIB), _PUD):
+            found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), BLOCK), _PMD)
+            if len(found):
+                yield found
+
+    def _tables(self, candidates: U64Array, level: int) -> U64Array:
+        """Those of ``candidates`` for which the walk does not already end at ``level``."""
+        flags = self.walk(candidates[:, 0])
+        empty = ((flags & LEVEL) >= level) & ((flags & PRESENT) == 0)
+        kept: U64Array = candidates[~empty]
+        return kept
+
+    @staticmethod
+    def pages(blocks: U64Array) -> U64Array:
+        """The addresses of all pages in ``blocks``, ascending, 512 for each."""
+        found: U64Array = (blocks[:, :1] + _WITHIN).ravel()
+        return found
+
+    def entries(self, blocks: U64Array) -> U64Array:
+        """The pagemap's entries for :meth:`pages` of ``blocks``; 0 where the address space ended."""
+        parts = [_read(self._fd, start // PAGE_SIZE, BLOCK // PAGE_SIZE) for start in blocks[:, 0].tolist()]
+        return np.frombuffer(b"".join(parts), dtype=np.uint64)
+
+    def accessed(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are mapped and have their accessed bit set.
+
+        :raises OSError: see :meth:`walk`.
+        """
+        seen: _Mask = (self.walk(pages) & (PRESENT | ACCESSED)) == PRESENT | ACCESSED
+        return seen
+
+    def huge(self, blocks: U64Array) -> tuple[_Mask, _Mask]:
+        """Which of ``blocks`` one huge page maps, and which a page table.
+
+        :raises OSError: see :meth:`walk`.
+        """
+        flags = self.walk(blocks[:, 0])
+        return (flags & (LEVEL | PRESENT)) == _PMD | PRESENT, (flags & LEVEL) == 1
+
+    def walk(self, addrs: U64Array) -> npt.NDArray[np.uint8]:
+        """The flags of the page table walk for ``addrs``.
+
+        :raises OSError: why this machine cannot walk page tables, see :class:`kdamon.mm.bpf.walker.Walker`.
+        """
+        if self._walker is None:
+            assert self._lacking is not None
+            raise OSError(self._lacking.errno, self._lacking.strerror)
+        return self._walker.young(self._fd, addrs)

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ``page_fault`` primitive: sampled pages are write-protected, and the kernel tells of the faults that follow.
+
+It does what the seed series does with its fault handler: the page that stands for a region is armed, an access to it
+faults, and the fault is reported with address, CPU and thread. The kernel itself takes the protection off at the first
+write (userfaultfd WP_ASYNC): the process never waits for us, and when we end all protection is gone.
+
+* Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
+* A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
+  of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed. Those of files
+  that are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
+  (docs/deviations.md#huge-pages-with-page_fault)
+* Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
+  by one: nobody writes there. Samples of them are OLD.
+* What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
+* A mapping has room for one userfaultfd. A process that has one of its own is not monitored, and let go when it makes
+  one, because the kernel would refuse to register what we have. So is one that another kdamon monitors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from kdamon.lib.file_limit import FileShortage, files_ran_out
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
+from kdamon.mm.actions.madvise import exited
+from kdamon.mm.inject.requests import take_userfaultfd
+from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.proc.pagemap import Pagemap
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.ranges import NO_RANGES, intersect
+from kdamon.mm.sampling.fault_recorder import FaultRecorder
+from kdamon.mm.sampling.fault_sample import FaultSample, State
+from kdamon.mm.sampling.protection import Protection, has_its_own
+from kdamon.mm.sampling.space import NOTHING, ProcessSpace
+from kdamon.mm.sampling.uffd import Pages, Userfaultfd, has_userfaultfd
+
+__all__ = ["PageFault", "PageFaultSpace"]
+
+log = logging.getLogger("kdamon")
+
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+
+_NO_SAMPLE: Final = FaultSample(NOTHING, np.empty(0, dtype=np.uint8))
+
+#: What is done to memory because it is not accessed.
+_FOR_COLD: Final = frozenset({"cold", "pageout"})
+
+#: Mappings that are registered at once.
+_AT_ONCE: Final = 1024
+#: Nanoseconds after which mappings that turned out not to be registered are looked for again.
+_FOLLOW_AGAIN: Final = 1_000_000_000
+
+#: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
+_ASK_AGAIN: Final = 1_000_000_000
+_ASK_AT_MOST: Final = 64_000_000_000
+#: The same where too many files were open.
+_SHORTAGE: Final = 100_000_000
+
+
+class PageFaultSpace(ProcessSpace):
+    """An address space whose sampled pages fault when they are written.
+
+    :param primitive: what this machine's page_fault shares.
+    :param files: becomes this object's; :meth:`close` closes it.
+    :param pidfd: the process; stays the caller's.
+    :param pid: its number (not that of a thread of it).
+    """
+
+    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int, pidfd: int) -> None:
+        super().__init__(files, pidfd)
+        self._primitive = primitive
+        self._pid = pid
+        self._table = Pages(files.pagemap)
+        self._protection: Protection | None = None
+        self._ask_at = 0
+        self._ask_after = _ASK_AGAIN
+        self._shortage = FileShortage()
+        self._followed: Mappings | None = None
+        self._missing_at = 0
+        self._sample = _NO_SAMPLE
+
+    def same(self, files: ProcessFiles) -> bool:
+        """Return whether ``files`` are of this address space."""
+        with self._lock:
+            return not self._closed and self._files.same(files)
+
+    def take(self) -> None:
+        """Make the address space ready to be armed.
+
+        :raises OSError: why that is not possible, see :func:`kdamon.mm.inject.requests.take_userfaultfd`.
+        """
+        with self._lock:
+            if self._protection is None and not self._closed:
+                self._protection = self._acquire()
+
+    def vmas(self) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
+        with self._lock:
+            if self._closed:
+                return NO_RANGES
+            mappings = self._files.mappings.now()
+            self._follow(_AT_ONCE)
+            return mappings.ranges
+
+    def mkold(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            self._sample = _NO_SAMPLE
+            if self._closed or not len(pages):
+                return
+            protection = self._protection or self._ask()
+            if protection is None:
+                self._sample = FaultSample(pages, np.full(len(pages), State.UNKNOWN, dtype=np.uint8))
+                return
+            protection.disarm(self)
+            count = self._share()
+            self._files.mappings.go_on(count)
+            self._follow(count)
+            states, missing = protection.arm(self, pages)
+            if missing and time.monotonic_ns() >= self._missing_at:
+                self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
+                self._files.mappings.begin()
+            self._sample = FaultSample(pages, states)
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
+        with self._lock:
+            if self._closed or not len(addrs):
+                return answers
+            if self._protection is not None:
+                self._protection.disarm(self)
+            self._sample.end()
+            if len(self._sample.unknown):
+                answers[np.isin(addrs & _PAGE_MASK, self._sample.unknown)] = UNKNOWN
+            return answers
+
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.advise`; of what cannot be sampled nobody knows whether it is cold."""
+        if action not in _FOR_COLD:
+            return super().advise(action, ranges)
+        with self._lock:
+            known = NO_RANGES
+            if self._protection is not None and not self._closed:
+                mapped = intersect(ranges, self._files.mappings.recent(_FOLLOW_AGAIN).ranges)
+                known = self._protection.known(mapped, Pagemap(self._files.pagemap))
+        applied = np.zeros(len(ranges), dtype=np.uint64)
+        np.add.at(applied, np.searchsorted(ranges[:, 0], known[:, 0], side="right") - 1, super().advise(action, known))
+        return applied
+
+    def written(self) -> Faults:
+        """Which sampled pages were written, or came, since this was last asked, see :class:`FaultSample`.
+
+        Nothing while another thread is at work on this address space: that one asks for itself.
+        """
+        if not self._lock.acquire(blocking=False):
+            return np.empty(0, dtype=FAULT_DTYPE)
+        try:
+            if self._closed:
+                return np.empty(0, dtype=FAULT_DTYPE)
+            return self._sample.faults(self._table, self._pid)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """See :meth:`kdamon.mm.sampling.space.ProcessSpace.close`; nothing stays armed."""
+        with self._lock:
+            protection, self._protection = self._protection, None
+            if protection is not None:
+                protection.disarm(self)
+                self._primitive.release(self._pid, protection, self)
+        super().close()
+
+    def _follow(self, count: int) -> None:
+        """Let what is mapped be armed, ``count`` mappings more."""
+        if self._protection is None:
+            return
+        mappings = self._files.mappings.known()
+        try:
+            if mappings is not self._followed:
+                self._followed = mappings
+                self._protection.follow(mappings)
+            self._protection.register(count)
+        except ProcessLookupError:
+            log.debug("pid %d: its address space ended", self._pid)
+
+    def _acquire(self) -> Protection:
+        return self._primitive.acquire(self._pid, self._pidfd, self._files, self)
+
+    def _ask(self) -> Protection | None:
+        """Try to get ready after an exec(); refusals are told once, and asked about more and more seldom."""
+        now = time.monotonic_ns()
+        if now < self._ask_at:
+            return None
+        try:
+            self._protection = self._acquire()
+            self._shortage.end()
+        except OSError as error:
+            if not self._files.alive():
+                # It called exec() once more.
+                return None
+            if files_ran_out(error):
+                self._shortage.bear(error, f"process {self._pid} cannot be looked at")
+                self._ask_at = now + _SHORTAGE
+                return None
+            say = log.warning if not self._ask_at else log.debug
+            say("process %d: its memory is not sampled after an exec: %s", self._pid, error.strerror)
+            self._ask_at = time.monotonic_ns() + self._ask_after
+            self._ask_after = min(2 * self._ask_after, _ASK_AT_MOST)
+        return self._protection
+
+
+class _Turn:
+    """Whose turn it is with a process.
+
+    :ivar users: how many have the turn or wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
+class PageFault:
+    """What all address spaces of a machine share that are monitored by ``page_fault``; any thread may use it."""
+
+    name = "page_fault"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Those of a process are used in its turn only.
+        self._turns: dict[int, _Turn] = {}
+        self._protections: dict[int, Protection] = {}
+        self._adopted: dict[int, Userfaultfd] = {}
+        # Replaced, never changed: faults() goes through it without the lock.
+        self._spaces: tuple[PageFaultSpace, ...] = ()
+        self._recorder_lock = threading.Lock()
+        self._recorder: FaultRecorder | None = None
+        self._tells_who: bool | None = None
+        self._lost = 0
+
+    def check(self, pidfd: int) -> None:
+        """Nothing can be told before the process is asked, see :meth:`PageFaultSpace.take`."""
+
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> PageFaultSpace:
+        """An address space, not yet asked for anything; ``files`` becomes its."""
+        return PageFaultSpace(self, files, pid, pidfd)
+
+    def adopt(self, pid: int, fd: int) -> None:
+        """Use the userfaultfd ``fd`` for process ``pid``; it becomes this object's."""
+        userfaultfd = Userfaultfd(fd)
+        with self._lock:
+            former = self._adopted.pop(pid, None)
+            self._adopted[pid] = userfaultfd
+        if former is not None:
+            former.close()
+
+    def acquire(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
+        """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
+        with self._turn(pid):
+            protection = self._protections.get(pid)
+            if protection is None or not protection.fits(files):
+                protection = self._protections[pid] = self._protect(pid, pidfd, files)
+            else:
+                _register_all(protection, files)
+                protection.check()
+            protection.users += 1
+            with self._lock:
+                self._spaces = (*self._spaces, user)
+            return protection
+
+    def release(self, pid: int, protection: Protection, user: PageFaultSpace) -> None:
+        """Undo :meth:`acquire`."""
+        with self._lock:
+            self._spaces = tuple(space for space in self._spaces if space is not user)
+        with self._turn(pid):
+            protection.users -= 1
+            if protection.users:
+                return
+            if self._protections.get(pid) is protection:
+                del self._protections[pid]
+            protection.close()
+        self._unwatch(pid)
+
+    @contextlib.contextmanager
+    def _turn(self, pid: int) -> Iterator[None]:
+        """What is about process ``pid`` comes one at a time; what it delays holds up nothing about other processes."""
+        with self._lock:
+            turn = self._turns.setdefault(pid, _Turn())
+            turn.users += 1
+        try:
+            with turn.lock:
+                yield
+        finally:
+            with self._lock:
+                turn.users -= 1
+                if not turn.users:
+                    del self._turns[pid]
+
+    def _protect(self, pid: int, pidfd: int, files: ProcessFiles) -> Protection:
+        adopted = self._adopted.pop(pid, None)
+        if adopted is not None:
+            protection = Protection(pid, adopted, files)
+            if protection.fits(files):
+                return self._begin(pid, protection, files)
+            protection.close()
+        # Deviation: docs/deviations.md#processes-with-a-userfaultfd
+        if pid != os.getpid() and has_userfaultfd(pid):
+            raise has_its_own(pid)
+        if pid == os.getpid():
+            taken = Userfaultfd.own()
+        else:
+            taken = Userfaultfd(take_userfaultfd(pid, valid=lambda: not exited(pidfd)))
+        return self._begin(pid, Protection(pid, taken, files), files)
+
+    def _begin(self, pid: int, protection: Protection, files: ProcessFiles) -> Protection:
+        try:
+            if not files.alive() or not protection.fits(files):
+                raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
+            _register_all(protection, files)
+            protection.check_alone()
+            self._watch(pid)
+        except BaseException:
+            protection.close()
+            raise
+        return protection
+
+    def faults(self) -> Faults:
+        """See :meth:`kdamon.mm.Machine.faults`."""
+        with self._recorder_lock:
+            if self._recorder is not None:
+                return self._recorder.read()
+        found = [space.written() for space in self._spaces]
+        if not found:
+            return np.empty(0, dtype=FAULT_DTYPE)
+        faults = np.concatenate(found)
+        # Who monitors the same process may have chosen the same page.
+        return faults[np.unique(faults[["pid", "addr"]], return_index=True)[1]]
+
+    @property
+    def tells_who(self) -> bool:
+        """See :attr:`kdamon.mm.Machine.faults_tell_who`."""
+        with self._recorder_lock:
+            if self._tells_who is None:
+                self._open_recorder()
+                self._close_recorder()
+            return bool(self._tells_who)
+
+    @property
+    def lost(self) -> int:
+        """How many faults were lost so far because nobody fetched them in time."""
+        with self._recorder_lock:
+            return self._lost + (self._recorder.lost if self._recorder is not None else 0)
+
+    def _watch(self, pid: int) -> None:
+        with self._recorder_lock:
+            if self._recorder is None:
+                self._open_recorder()
+            if self._recorder is not None:
+                self._recorder.watch(pid)
+
+    def _unwatch(self, pid: int) -> None:
+        with self._recorder_lock:
+            if self._recorder is not None:
+                self._recorder.unwatch(pid)
+                self._close_recorder()
+
+    def _open_recorder(self) -> None:
+        try:
+            self._recorder = FaultRecorder()
+        except OSError as error:
+            if files_ran_out(error):
+                raise
+            if self._tells_who is None:
+                log.warning("who causes a page fault is not known, only where: %s", error.strerror)
+        self._tells_who = self._recorder is not None
+
+    def _close_recorder(self) -> None:
+        if self._recorder is not None and not self._recorder.watching:
+            self._lost += self._recorder.lost
+            self._recorder.close()
+            self._recorder = None
+
+    def close(self) -> None:
+        """Give everything back that no address space has."""
+        with self._lock:
+            adopted, self._adopted = self._adopted, {}
+        for userfaultfd in adopted.values():
+            userfaultfd.close()
+
+
+def _register_all(protection: Protection, files: ProcessFiles) -> None:
+    """Let everything that ``files`` show be armed."""
+    protection.follow(files.mappings.now())
+    while protection.register(_AT_ONCE):
+        pass

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ``page_table`` primitive: accessed bits read by a page table walk and cleared by MADV_COLD.
+
+It is what ``mm/damon/vaddr.c`` does with damon_ptep_mkold() and damon_young_pmd_entry(), with these differences:
+
+* A page that several processes (or two mappings) share, the zero page, locked, huge TLB and device mappings, and
+  1 GiB pages cannot be made old. Samples of them are UNKNOWN when they were young before.
+* A 2 MiB page, and a folio of the page cache or of a multi-size THP, is made old as a whole: a part of it would make
+  the kernel split it. A folio that is not mapped as a whole is left alone, and a young sample in it is UNKNOWN.
+* A young page is moved to the inactive LRU list. (docs/deviations.md#accessed-bits-are-cleared-by-advice)
+
+As in the kernel, a page that was not mapped and that the fault of a neighbour mapped (fault-around) looks accessed.
+Nothing is armed: nothing is left behind in the target, whatever happens to this process.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+import numpy.ma
+import numpy.typing as npt
+
+from kdamon.mm import UNKNOWN, Answers, U64Array
+from kdamon.mm.actions.madvise import MADV_COLD, Adviser, drain_lru
+from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
+from kdamon.mm.bpf.walker import Walker
+from kdamon.mm.mmap_lock import stays_locked
+from kdamon.mm.proc import maps
+from kdamon.mm.proc.kpageflags import Folios
+from kdamon.mm.proc.pagemap import entries_at, frames
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.sampling.space import NOTHING, ProcessSpace
+
+__all__ = ["PageTableSpace"]
+
+_PAGE_SIZE: Final = np.uint64(4096)
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
+_PAGE_SHIFT: Final = np.uint64(12)
+_PMD_SIZE: Final = np.uint64(1 << 21)
+_PMD_MASK: Final = ~np.uint64((1 << 21) - 1)
+
+#: Nanoseconds for which a mapping that refused MADV_COLD is not asked again, and a list of mappings is used.
+_REMEMBERED: Final = 1_000_000_000
+
+#: ACCESSED in a flag byte is YOUNG at this place.
+_ACCESSED_SHIFT: Final = np.uint8(5)
+_ONE: Final = np.uint8(1)
+
+#: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
+_LOCKED: Final = 0.001
+
+_Mask = npt.NDArray[np.bool_]
+
+
+class PageTableSpace(ProcessSpace):
+    """An address space whose accessed bits are read from its page tables.
+
+    :param files: becomes this object's; :meth:`close` closes it.
+    :param pidfd: the process; stays the caller's.
+    """
+
+    def __init__(self, walker: Walker, folios: Folios, files: ProcessFiles, pidfd: int) -> None:
+        super().__init__(files, pidfd)
+        self._walker = walker
+        self._folios = folios
+        self._adviser = Adviser(pidfd, files.pagemap)
+        self._refusing: list[tuple[int, int]] = []
+        self._forget_at = 0
+
+    def same(self, files: ProcessFiles) -> bool:
+        """Return whether ``files`` are of this very address space."""
+        with self._lock:
+            return not self._closed and self._walker.mm(files.pagemap) == self._walker.mm(self._files.pagemap)
+
+    def mkold(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            self._unknown = NOTHING
+            if self._closed or not len(pages):
+                return
+            self._files.mappings.go_on(self._share())
+            flags, entries = self._walker.walk(self._files.pagemap, pages)
+            young = np.flatnonzero(flags & ACCESSED)
+            if len(young) and stays_locked(self._files.pagemap, _LOCKED):
+                self._unknown = np.unique(pages[young])
+            elif len(young):
+                self._clear(pages[young], flags[young], entries[young])
+
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            if self._closed or not len(pages):
+                return np.zeros(len(pages), dtype=np.uint8)
+            return self._answers(pages, self._walker.young(self._files.pagemap, pages))
+
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`; the same entries tell both."""
+        pages = addrs & _PAGE_MASK
+        with self._lock:
+            if self._closed or not len(pages):
+                return np.zeros(len(pages), dtype=np.uint8), np.zeros(len(pages), dtype=np.uint64)
+            flags, entries = self._walker.walk(self._files.pagemap, pages)
+            found = self._walker.pfns(entries)
+            huge = (flags & LEVEL) == 2
+            if huge.any():
+                within = ~_PMD_MASK >> _PAGE_SHIFT
+                found[huge] = (found[huge] & ~within) | (pages[huge] >> _PAGE_SHIFT & within)
+            mapped = (flags & PRESENT) != 0
+            found[~mapped] = 0
+            hidden = np.flatnonzero(mapped & (found == 0))
+            if len(hidden):
+                # Of pages that NUMA balancing watches the entry is no plain one.
+                found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
+            return self._answers(pages, flags), found
+
+    def _answers(self, pages: U64Array, flags: npt.NDArray[np.uint8]) -> Answers:
+        """What a walk's ``flags`` say of ``pages`` that :meth:`mkold` had."""
+        answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
+        if not flags.all():
+            answers[flags == 0] = UNKNOWN
+        if len(self._unknown):
+            # Deviation: docs/deviations.md#pages-whose-bit-cannot-be-cleared
+            answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
+        return answers
+
+    def _clear(self, pages: U64Array, flags: npt.NDArray[np.uint8], entries: U64Array) -> None:
+        """Make young ``pages`` old, and remember those that could not be.
+
+        A page that is young again right after it was cleared is either in heavy use or was not cleared. It was
+        cleared if the kernel had no reason not to, before and after. A page for which the reason went away in
+        between (it sat in a CPU's batch, say) is cleared once more.
+        """
+        starts = pages.copy()
+        sizes = np.full(len(pages), _PAGE_SIZE)
+        level = flags & LEVEL
+        huge = level == 2
+        if huge.any():
+            # Deviation: docs/deviations.md#leaves-and-folios-are-cleared-whole
+            starts[huge] &= _PMD_MASK
+            sizes[huge] = _PMD_SIZE
+        refused = level > 2
+        large = np.flatnonzero(flags & LARGE)
+        if len(large):
+            self._widen(large, pages, entries, starts, sizes, refused)
+        refused |= self._in_refusing(pages)
+        self._cold(starts, sizes, refused)
+
+        drain_lru()
+        flags_after, entries_after = self._walker.walk(self._files.pagemap, pages)
+        still = (flags_after & ACCESSED) != 0
+        if not still.any():
+            return
+        cleared = (flags & flags_after & CLEARABLE) != 0
+        again = np.flatnonzero(still & ~refused & ~cleared)
+        if len(again):
+            failed = ~self._clearable(flags_after[again], entries_after[again])
+            self._cold(starts[again], sizes[again], failed)
+            refused[again] |= failed
+        self._unknown = np.unique(pages[still & refused])
+
+    def _clearable(self, flags: npt.NDArray[np.uint8], entries: U64Array) -> _Mask:
+        clearable: _Mask = (flags & CLEARABLE) != 0
+        # Of single 4 KiB pages the walk told all there is to know.
+        asked = ((flags & LEVEL) == 2) | ((flags & LARGE) != 0)
+        pfns = self._walker.pfns(entries)
+        for index in np.flatnonzero(asked).tolist():
+            listed = int(flags[index]) & LEVEL == 1
+            clearable[index] = self._folios.clearable(int(pfns[index]), listed=listed)
+        return clearable
+
+    def _cold(self, starts: U64Array, sizes: U64Array, refused: _Mask) -> None:
+        """MADV_COLD all ranges that ``refused`` leaves, each once, and add those that fail to it."""
+        wanted = np.flatnonzero(~refused)
+        if not len(wanted):
+            return
+        wanted = wanted[starts[wanted].argsort(kind="stable")]
+        ordered = starts[wanted]
+        first = np.ones(len(wanted), dtype=np.bool_)
+        np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+        ranges = ordered[first]
+        lengths = sizes[wanted[first]]
+        # The entries of a folio lie side by side, and of each range one at least is young: it counts as one.
+        single = np.ones(len(ranges), dtype=np.uint64)
+        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse, single)
+        if failed.any():
+            refused[wanted] = failed[first.cumsum() - 1]
+
+    def _refuse(self, addr: int) -> int:
+        """Note that the mapping at ``addr`` refused MADV_COLD (locked, huge TLB, device), and return its end.
+
+        /proc/PID/smaps would tell in advance, but it visits every page: tens of milliseconds a GiB.
+        """
+        found = maps.containing(self._mappings(), addr)
+        if found is None:
+            return addr
+        if found not in self._refusing:
+            self._refusing.append(found)
+        return found[1]
+
+    def _mappings(self) -> U64Array:
+        return self._files.mappings.recent(_REMEMBERED).ranges
+
+    def _forget(self) -> None:
+        now = time.monotonic_ns()
+        if now >= self._forget_at:
+            self._forget_at = now + _REMEMBERED
+            self._refusing.clear()
+
+    def _in_refusing(self, pages: U64Array) -> _Mask:
+        self._forget()
+        inside = np.zeros(len(pages), dtype=np.bool_)
+        for start, end in self._refusing:
+            inside |= (pages >= np.uint64(start)) & (pages < np.uint64(end))
+        return inside
+
+    def _widen(  # noqa: PLR0917 -- the columns of one batch
+        self,
+        large: npt.NDArray[np.intp],
+        pages: U64Array,
+        entries: U64Array,
+        starts: U64Array,
+        sizes: U64Array,
+        refused: _Mask,
+    ) -> None:
+        """Let the ranges of pages ``large`` be their whole folios, or refuse those that are not mapped as a whole."""
+        wide: list[tuple[int, int, int, int]] = []
+        pfns = self._walker.pfns(entries[large])
+        for index, pfn in zip(large.tolist(), pfns.tolist(), strict=True):
+            extent = self._folios.extent(pfn)
+            if extent is None:
+                refused[index] = True
+            elif extent[1] > 1:
+                first, count = extent
+                wide.append((index, int(pages[index]) - 4096 * (pfn - first), first, count))
+        if not wide:
+            return
+        wanted = np.concatenate([start + 4096 * np.arange(count) for _, start, _, count in wide]).astype(np.uint64)
+        flags, found = self._walker.walk(self._files.pagemap, wanted)
+        found = self._walker.pfns(found)
+        found[(flags & PRESENT) == 0] = 0
+        at = 0
+        for index, start, first, count in wide:
+            expected = np.arange(first, first + count, dtype=np.uint64)
+            whole = np.array_equal(found[at : at + count], expected)
+            at += count
+            vma = maps.containing(self._mappings(), start) if whole else None
+            if vma is None or start + 4096 * count > vma[1]:
+                refused[index] = True
+            else:
+                starts[index] = start
+                sizes[index] = 4096 * count

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The write protection of one address space, by a userfaultfd of its process (``fs/userfaultfd.c``).
+
+A part of :mod:`kdamon.mm.sampling.page_fault`: which mappings are registered, which pages are armed for whom, and when
+the process is let go because it needs the only place for a userfaultfd itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import U64Array
+from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.proc.pagemap import BLOCK, Pagemap
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.ranges import NO_RANGES, inside, intersect, subtract
+from kdamon.mm.sampling.fault_sample import State, States
+from kdamon.mm.sampling.shared_memory import PIECE, make_writable, present_runs, shared_memory
+from kdamon.mm.sampling.uffd import (
+    FILE,
+    HUGE,
+    PRESENT,
+    SWAPPED,
+    WPALLOWED,
+    Pages,
+    Userfaultfd,
+    has_userfaultfd,
+    userfaultfds,
+)
+
+__all__ = ["Protection", "has_its_own"]
+
+log = logging.getLogger("kdamon")
+
+#: A userfaultfd of the process's own is looked for after so many times as long as the last look took.
+_LOOK_RARELY: Final = 100
+#: File descriptors of a process that are looked at at once.
+_DESCRIPTORS: Final = 1024
+#: Seconds after which a process has given away, and closed, one that it was only asked for.
+_GIVEN_AWAY: Final = 0.02
+
+_Mask = npt.NDArray[np.bool_]
+
+
+def has_its_own(pid: int) -> OSError:
+    """Why process ``pid`` cannot be protected by us."""
+    return OSError(
+        errno.EBUSY,
+        f"process {pid} uses a userfaultfd of its own, and memory has room for one only; monitor it by page_table "
+        "instead",
+    )
+
+
+class Protection:
+    """The protection of one address space, shared by all who monitor it: a mapping has room for one userfaultfd.
+
+    :param pid: the process.
+    :param userfaultfd: becomes this object's.
+    :param files: of the address space; stays the caller's.
+    """
+
+    def __init__(self, pid: int, userfaultfd: Userfaultfd, files: ProcessFiles) -> None:
+        self._pid = pid
+        self._userfaultfd = userfaultfd
+        self._identity = files.identity
+        try:
+            self._pagemap = os.dup(files.pagemap)
+        except OSError:
+            userfaultfd.close()
+            raise
+        self._table = Pages(self._pagemap)
+        self._lock = threading.Lock()
+        self._mappings: Mappings | None = None
+        # Mappings that are registered, those of them that may be others by now, mappings that are to be registered,
+        # those that are not because nobody writes there, those with memory of their own.
+        self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
+        self._armed: dict[object, U64Array] = {}
+        self._told_huge = False
+        self._let_go = False
+        self._search: Iterator[bool] | None = None
+        self._searched = 0
+        self._look_at = 0
+        self.users = 0
+
+    def fits(self, files: ProcessFiles) -> bool:
+        """Return whether ``files`` are of this address space and it is alive."""
+        with self._lock:
+            return files.identity == self._identity and (self._let_go or self._userfaultfd.alive())
+
+    def follow(self, mappings: Mappings) -> None:
+        """Let pages in ``mappings``, all of the address space as they were lately, be armed once they are registered.
+
+        Those that were registered before are, the others with :meth:`register`.
+        """
+        with self._lock:
+            if self._let_go:
+                return
+            if self._search is None and self._pid != os.getpid() and time.monotonic_ns() >= self._look_at:
+                self._search, self._searched = userfaultfds(self._pid), 0
+            self._look_for_another(_DESCRIPTORS)
+            if self._let_go:
+                return
+            kept = mappings.writable | ~mappings.files
+            wanted = mappings.ranges[kept]
+            before = _among(self._ranges, wanted)
+            self._ranges = self._unsure = wanted[before]
+            self._pending = wanted[~before]
+            self._spared = mappings.ranges[~kept]
+            self._private = mappings.ranges[~mappings.shared]
+            self._mappings = mappings
+
+    def register(self, count: int) -> bool:
+        """Register at most ``count`` mappings; returns whether there are more.
+
+        As many file descriptors are looked at, if the process has so many that :meth:`follow` could not see all.
+
+        :raises OSError: ESRCH the address space ended.
+        """
+        with self._lock:
+            self._look_for_another(count)
+            part, self._pending = self._pending[:count], self._pending[count:]
+            unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
+            if len(unsure):
+                # Another mapping may have taken the same place.
+                lost = unsure[~self._table.registered(unsure[:, 0])]
+                if len(lost):
+                    self._ranges = self._ranges[~_among(lost, self._ranges)]
+                    part = np.concatenate((part, lost))
+            if len(part):
+                found = part[self._userfaultfd.register(part)]
+                self._ranges = np.concatenate((self._ranges, found))
+                self._ranges = self._ranges[self._ranges[:, 0].argsort(kind="stable")]
+            return len(self._pending) + len(self._unsure) > 0
+
+    def check(self) -> None:
+        """Refuse a process that needs the only place for a userfaultfd, once :meth:`fits` was asked; OSError EBUSY."""
+        with self._lock:
+            if self._let_go:
+                raise has_its_own(self._pid)
+
+    def check_alone(self) -> None:
+        """As :meth:`check`, and refuse one that is watched by another userfaultfd already."""
+        self.check()
+        with self._lock:
+            if self._userfaultfd.contested:
+                raise OSError(
+                    errno.EBUSY,
+                    f"the memory of process {self._pid} is watched by another userfaultfd, as of another kdamon; end "
+                    "that one first, or monitor by page_table instead",
+                )
+
+    # Deviation: docs/deviations.md#write-protection-instead-of-access-protection
+    def arm(self, user: object, pages: U64Array) -> tuple[States, bool]:
+        """Arm ``pages`` for ``user``, as far as they can be.
+
+        :returns: their states, shape (n,), and whether some are in mappings that are not registered: to follow all
+            mappings anew would help.
+        """
+        with self._lock:
+            states = np.zeros(len(pages), dtype=np.uint8)
+            unarmed = np.flatnonzero(~self._arm(pages))
+            states[unarmed], missing = self._look(pages[unarmed])
+            if len(missing):
+                # Others are at their place by now: those are to be registered.
+                gone = np.searchsorted(self._ranges[:, 0], missing[inside(self._ranges, missing)], side="right") - 1
+                self._ranges = np.delete(self._ranges, gone, axis=0)
+            self._armed[user] = pages[states == State.ARMED]
+            return states, bool(len(missing))
+
+    def _arm(self, pages: U64Array) -> _Mask:
+        # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
+        ours = inside(self._ranges, pages)
+        if ours.all():
+            return self._table.arm(pages)
+        armed = np.zeros(len(pages), dtype=np.bool_)
+        armed[ours] = self._table.arm(pages[ours])
+        return armed
+
+    def _look(self, pages: U64Array) -> tuple[States, U64Array]:
+        """The states of ``pages``, that were not armed; and those that are there but not registered."""
+        categories = self._table.categories(pages)
+        spared = inside(self._spared, pages)
+        there = ((categories & np.uint64(PRESENT)) != 0) & ~spared
+        huge = there & ((categories & np.uint64(HUGE)) != 0)
+        copied = huge & ~self._unknown_huge(pages, categories)
+        unknown_huge = huge & ~copied
+        if unknown_huge.any() and not self._told_huge:
+            self._told_huge = True
+            log.warning(
+                "process %d: huge pages are neither sampled nor paged out: page_fault would split them; use page_table "
+                "for those",
+                self._pid,
+            )
+        ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
+        states = np.full(len(pages), State.BARE, dtype=np.uint8)
+        states[ready] = State.EMPTY
+        states[ready & ((categories & np.uint64(SWAPPED)) != 0)] = State.SWAPPED
+        # One that can be armed and was not came between the two looks.
+        states[there] = State.UNKNOWN
+        states[copied & ready] = State.COPIED
+        states[spared] = State.SPARED
+        return states, pages[there & ~unknown_huge & ~ready]
+
+    def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
+        """Which of ``pages`` are of huge pages that can be written without a fault."""
+        copied = ((categories & np.uint64(FILE)) != 0) & inside(self._private, pages)
+        unknown: _Mask = ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
+        return unknown
+
+    def known(self, wanted: U64Array, pagemap: Pagemap) -> U64Array:
+        """What of ``wanted`` can be sampled: all but such huge pages, nothing of a process that was let go.
+
+        :param pagemap: of this address space.
+        """
+        huge = [NO_RANGES]
+        for blocks in pagemap.groups(wanted):
+            # PAGEMAP_SCAN shows it all, but the page table walk is faster.
+            with contextlib.suppress(OSError):
+                blocks = blocks[pagemap.huge(blocks)[0]]  # noqa: PLW2901
+            with self._lock:
+                categories = self._table.huge(blocks[:, 0])
+                huge.append(blocks[self._unknown_huge(blocks[:, 0], categories)])
+        with self._lock:
+            return NO_RANGES if self._let_go else subtract(wanted, np.concatenate(huge))
+
+    def _look_for_another(self, count: int) -> None:
+        """Look at ``count`` more of the process's file descriptors; let it go if it made a userfaultfd of its own."""
+        if self._search is None:
+            return
+        began = time.monotonic_ns()
+        looked = [*itertools.islice(self._search, count)]
+        self._searched += time.monotonic_ns() - began
+        if any(looked):
+            # It may be just giving one to another kdamon.
+            time.sleep(_GIVEN_AWAY)
+            if has_userfaultfd(self._pid):
+                log.warning(
+                    "process %d: its memory is sampled no more: it uses a userfaultfd of its own; use page_table",
+                    self._pid,
+                )
+                self._let_go = True
+                self._close()
+        if any(looked) or len(looked) < count:
+            self._search = None
+            self._look_at = time.monotonic_ns() + _LOOK_RARELY * self._searched
+
+    def disarm(self, user: object) -> None:
+        """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
+        with self._lock:
+            pages = self._armed.pop(user, np.empty(0, dtype=np.uint64))
+            if self._let_go:
+                return
+            if len(pages) and self._armed:
+                pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
+            if len(pages):
+                self._userfaultfd.disarm(pages[self._table.armed(pages)])
+
+    def close(self) -> None:
+        """Take all protection off."""
+        with self._lock:
+            if not self._let_go:
+                self._close()
+            os.close(self._pagemap)
+
+    def _close(self) -> None:
+        registered = self._ranges
+        self._ranges = self._unsure = self._pending = NO_RANGES
+        try:
+            self._unregister(registered)
+        except OSError as error:
+            log.debug("process %d: its protection goes all at once: %s", self._pid, error.strerror)
+        finally:
+            self._userfaultfd.close()
+
+    def _unregister(self, registered: U64Array) -> None:
+        """Let ``registered`` go block by block where pages are, and spare the process what faults that may cause."""
+        memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
+        rest = np.ones(len(registered), dtype=np.bool_)
+        for blocks in Pagemap(self._pagemap).groups(registered):
+            parts = intersect(registered, blocks)
+            memory = self._unregister_shared(intersect(parts, memory), memory)
+            # From the beginning of each mapping: parts of it that went before cost nothing, and holes little.
+            at = np.searchsorted(registered[:, 0], parts[:, 0], side="right") - 1
+            self._userfaultfd.unregister(np.stack((registered[at, 0], parts[:, 1]), axis=1))
+            rest[at[parts[:, 1] == registered[at, 1]]] = False
+        self._userfaultfd.unregister(registered[rest])
+
+    def _unregister_shared(self, parts: U64Array, memory: U64Array) -> U64Array:
+        """Let ``parts`` of blocks in ``memory`` go; returns of which memory that is worth while from now on."""
+        huge = self._table.huge(parts[:, 0] & ~np.uint64(BLOCK - 1)) != 0
+        for (start, end), whole in zip(parts.tolist(), huge.tolist(), strict=True):
+            for first in range(start, end, BLOCK if whole else PIECE):
+                last = min(first + (BLOCK if whole else PIECE), end)
+                runs = present_runs(self._pagemap, first, last)
+                # Nothing but this comes in between: meanwhile each write faults.
+                self._userfaultfd.unregister(np.array([[first, last]], dtype=np.uint64))
+                if not os.pread(self._pagemap, 8, 0) or not make_writable(self._pid, runs):
+                    return NO_RANGES
+        return memory
+
+
+def _among(known: U64Array, wanted: U64Array) -> _Mask:
+    """Which rows of ``wanted`` are rows of ``known``, shape (n,)."""
+    if not len(known):
+        return np.zeros(len(wanted), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(known[:, 0], wanted[:, 0]), len(known) - 1)
+    among: _Mask = (known[at] == wanted).all(axis=1)
+    return among

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What address spaces of real processes have in common, however their accesses are told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.mm import Answers, PageFilter, U64Array
+from kdamon.mm.actions.advice import Advice
+from kdamon.mm.actions.page_samples import PageSamples
+from kdamon.mm.proc.pagemap import Pagemap, entries_at, exclusive_frames, frames
+from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.ranges import NO_RANGES, intersect, union
+
+__all__ = ["NOTHING", "ProcessSpace"]
+
+_Step = TypeVar("_Step")
+
+#: Nanoseconds of monitoring for each mapping that is looked at meanwhile, some thirty times as long as that takes.
+_TIME_OF_MAPPING: Final = 32_000
+#: How many are looked at within some milliseconds.
+#: Deviation: docs/deviations.md#mappings-are-read-in-parts
+_MAPPINGS_AT_ONCE: Final = 1024
+
+#: No addresses.
+NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
+
+
+class ProcessSpace(ABC):
+    """The address space of a real process; its subclasses tell accesses.
+
+    :param files: becomes this object's; :meth:`close` closes it.
+    :param pidfd: the process; stays the caller's.
+    """
+
+    def __init__(self, files: ProcessFiles, pidfd: int) -> None:
+        self._files = files
+        self._pidfd = pidfd
+        self._lock = threading.Lock()
+        self._closed = False
+        self._shared_at = time.monotonic_ns()
+        #: Pages of the present sample that could not be made old.
+        self._unknown = NOTHING
+        self._advice: Advice | None = None
+
+    def _share(self) -> int:
+        """How many mappings may be looked at beside this sample, so that all of that takes a small part of the time."""
+        now = time.monotonic_ns()
+        elapsed, self._shared_at = now - self._shared_at, now
+        return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)
+
+    @property
+    def pagemap(self) -> int:
+        """Its open /proc/PID/pagemap."""
+        return self._files.pagemap
+
+    def alive(self) -> bool:
+        """Return whether a process still lives in this address space."""
+        with self._lock:
+            return not self._closed and self._files.alive()
+
+    def close(self) -> None:
+        """Give the file descriptors back; from then on the address space is empty."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._files.close()
+
+    def vmas(self) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.vmas`."""
+        with self._lock:
+            return NO_RANGES if self._closed else self._files.mappings.now().ranges
+
+    def populated(self, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.populated`."""
+        blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(ranges))])
+        return intersect(ranges, union(blocks, NO_RANGES))
+
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
+        answers = self.young(addrs)
+        with self._lock:
+            if self._closed:
+                return answers, np.zeros(len(addrs), dtype=np.uint64)
+            # In this order: a page frame that is there now was there when the accessed bit was read.
+            return answers, frames(entries_at(self._files.pagemap, addrs))
+
+    def frames(self, addrs: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.frames`."""
+        with self._lock:
+            if self._closed:
+                return np.zeros(len(addrs), dtype=np.uint64)
+            return exclusive_frames(entries_at(self._files.pagemap, addrs))
+
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.advise`."""
+        return self._sum(ranges, self._steps(lambda: self._actions().apply(action, ranges)))
+
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.migrate`."""
+        return self._sum(ranges, self._steps(lambda: self._actions().migrate(ranges, dests)))
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.page_filter`."""
+        found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))
+        return np.concatenate([NO_RANGES, *found])
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.AddressSpace.page_match`."""
+        kinds = {one.type for one in filters}
+        answers = self.young(addrs) if kinds & {"young", "idle"} else None
+        with self._lock:
+            if self._closed or not filters:
+                return np.zeros((len(filters), len(addrs)), dtype=np.bool_)
+            return PageSamples.of_process(self._files.pagemap, addrs).match(filters, answers)
+
+    @abstractmethod
+    def young(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.AddressSpace.young`."""
+
+    @staticmethod
+    def _sum(ranges: U64Array, steps: Iterator[U64Array]) -> U64Array:
+        """What all ``steps`` did to each of ``ranges``, bytes, shape (n,)."""
+        applied = np.zeros(len(ranges), dtype=np.uint64)
+        for step in steps:
+            applied += step
+        return applied
+
+    def _actions(self) -> Advice:
+        if self._advice is None:
+            self._advice = Advice(self._files, self._pidfd)
+        return self._advice
+
+    def _steps(self, begin: Callable[[], Iterator[_Step]]) -> Iterator[_Step]:
+        """Take the steps that ``begin`` starts, each under the lock, so that :meth:`close` waits for one at most."""
+        steps: Iterator[_Step] | None = None
+        while True:
+            with self._lock:
+                if self._closed:
+                    return
+                steps = steps or begin()
+                try:
+                    step = next(steps)
+                except StopIteration:
+                    return
+            yield step

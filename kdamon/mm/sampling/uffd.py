@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Write protection that the kernel resolves by itself: userfaultfd(2) WP_ASYNC and PAGEMAP_SCAN (``fs/userfaultfd.c``).
+
+A page is armed with PAGEMAP_SCAN, which protects it only if it is present and no part of a huge page, all under one
+lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for a page that is not there, and split a huge one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import logging
+import mmap
+import os
+import platform
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.lib.rights import needs_linux
+from kdamon.mm import U64Array
+from kdamon.mm.bpf.program import syscall
+from kdamon.mm.mmap_lock import CallSize, held
+from kdamon.mm.proc.pagemap import BLOCK
+
+__all__ = [
+    "FILE",
+    "HUGE",
+    "PAGE_SIZE",
+    "PRESENT",
+    "SWAPPED",
+    "WPALLOWED",
+    "WRITTEN",
+    "ZERO",
+    "Batch",
+    "Pages",
+    "Userfaultfd",
+    "has_userfaultfd",
+    "userfaultfds",
+]
+
+log = logging.getLogger("kdamon")
+
+PAGE_SIZE: Final = 4096
+
+#: Categories of pages (``enum page_type`` of PAGEMAP_SCAN).
+WPALLOWED: Final = 1 << 0
+WRITTEN: Final = 1 << 1
+FILE: Final = 1 << 2
+PRESENT: Final = 1 << 3
+SWAPPED: Final = 1 << 4
+ZERO: Final = 1 << 5
+HUGE: Final = 1 << 6
+
+_NR_IOCTL: Final = 16
+_NR_USERFAULTFD: Final = 323
+
+_USER_MODE_ONLY: Final = 1
+_API: Final = 0xAA
+_UFFDIO_API: Final = 0xC018AA3F
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+_FEATURE_WP_ASYNC: Final = 1 << 15
+_MODE_WP: Final = 2
+
+_PAGEMAP_SCAN: Final = 0xC0606610
+_WP_MATCHING: Final = 1
+
+#: Calls that are made together while the target cannot map anything: to begin with, and at most.
+_TOGETHER: Final = 8
+_TOGETHER_AT_MOST: Final = 256
+
+_Mask = npt.NDArray[np.bool_]
+
+#: x86-64: for each of n rows (number, three arguments, result), make the system call and store what it returned.
+_LOOP: Final = bytes.fromhex(
+    "f30f1efa"  # endbr64
+    "53"  # push rbx
+    "4154"  # push r12
+    "4889fb"  # mov rbx, rdi
+    "4989f4"  # mov r12, rsi
+    "4d85e4"  # test r12, r12
+    "741e"  # jz end
+    "488b03"  # next: mov rax, [rbx]
+    "488b7b08"  # mov rdi, [rbx + 8]
+    "488b7310"  # mov rsi, [rbx + 16]
+    "488b5318"  # mov rdx, [rbx + 24]
+    "0f05"  # syscall
+    "48894320"  # mov [rbx + 32], rax
+    "4883c328"  # add rbx, 40
+    "49ffcc"  # dec r12
+    "75e2"  # jnz next
+    "415c"  # end: pop r12
+    "5b"  # pop rbx
+    "c3"  # ret
+)
+
+
+def _machine_code() -> Callable[[int, int], None] | None:
+    """The loop as a function, or None where memory of ours may not be executable."""
+    if platform.machine() != "x86_64":
+        return None
+    memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(_LOOP)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_size_t(mmap.PAGESIZE)
+    if libc.mprotect(ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC):
+        log.info("system calls are not batched: %s", os.strerror(ctypes.get_errno()))
+        return None
+    _kept.append(memory)
+    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(address)
+
+
+#: The page of the loop, for as long as the process lives.
+_kept: list[mmap.mmap] = []
+_run_loop = _machine_code()
+
+
+class Batch:
+    """System calls of up to three arguments, made in one call without Python in between; other threads run.
+
+    :param number: the system call's number, and its first two arguments, the same for all.
+    """
+
+    def __init__(self, number: int, first: int, second: int) -> None:
+        self._fixed = (number, first, second)
+        self._calls = np.empty((0, 5), dtype=np.uint64)
+
+    def run(self, third: U64Array) -> npt.NDArray[np.int64]:
+        """Make a call for each of ``third`` (its last argument, shape (n,)).
+
+        :returns: what each returned, shape (n,): negative ones are errno. A view, good until the next run.
+        """
+        count = len(third)
+        if count > len(self._calls):
+            self._calls = np.empty((count, 5), dtype=np.uint64)
+            self._calls[:, :3] = self._fixed
+        calls = self._calls[:count]
+        calls[:, 3] = third
+        if _run_loop is not None:
+            _run_loop(calls.ctypes.data, count)
+        else:
+            self._one_by_one(calls)
+        return calls[:, 4].view(np.int64)
+
+    @staticmethod
+    def _one_by_one(calls: U64Array) -> None:
+        for row, (number, *args, _) in zip(calls, calls.tolist(), strict=True):
+            result = syscall(*map(ctypes.c_ulong, (number, *args)))
+            row[4] = np.int64(-ctypes.get_errno() if result < 0 else result).astype(np.uint64)
+
+
+class _Arguments:
+    """Argument structures of a batch of ioctl(2) calls, as rows of words.
+
+    :param words: a structure's fields.
+    """
+
+    def __init__(self, fd: int, request: int, words: tuple[int, ...]) -> None:
+        self._batch = Batch(_NR_IOCTL, fd, request)
+        self._words = words
+        self.rows = np.empty((0, len(words)), dtype=np.uint64)
+        self._places = np.empty(0, dtype=np.uint64)
+        self._together = CallSize(_TOGETHER, _TOGETHER, _TOGETHER_AT_MOST)
+
+    def reserve(self, count: int) -> bool:
+        """Make room for ``count`` calls; tells whether :attr:`rows` are new ones."""
+        if count <= len(self.rows):
+            return False
+        self.rows = np.empty((count, len(self._words)), dtype=np.uint64)
+        self.rows[:] = self._words
+        self._places = np.uint64(self.rows.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(
+            8 * len(self._words)
+        )
+        return True
+
+    def run(self, count: int) -> npt.NDArray[np.int64]:
+        """Make the calls of the first ``count`` rows, see :meth:`Batch.run`."""
+        return self._batch.run(self._places[:count])
+
+    def run_apart(self, count: int) -> npt.NDArray[np.int64]:
+        """As :meth:`run`, of calls that take long: with pauses, in which the target can map memory."""
+        results = np.empty(count, dtype=np.int64)
+        at = 0
+        while at < count:
+            part = self._places[at : min(at + self._together.now, count)]
+            with held:
+                results[at : at + len(part)] = self._batch.run(part)
+            self._together.called(len(part))
+            at += len(part)
+        return results
+
+
+class Userfaultfd:
+    """A userfaultfd of some address space, with asynchronous write protection as its only feature.
+
+    All protection goes with the last copy of the file descriptor.
+
+    :param fd: a new one with this API chosen; becomes this object's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
+        self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))
+        self._protect = _Arguments(fd, _UFFDIO_WRITEPROTECT, (0, PAGE_SIZE, 0))
+        #: Whether another userfaultfd had some of the mappings that :meth:`register` was called for.
+        self.contested = False
+
+    @classmethod
+    def own(cls) -> Userfaultfd:
+        """One of this process's own memory; OSError as userfaultfd(2), EOPNOTSUPP the kernel has no WP_ASYNC."""
+        fd = int(syscall(_NR_USERFAULTFD, ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)))
+        if fd < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"userfaultfd: {os.strerror(number).lower()}")
+        try:
+            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
+        except OSError as error:
+            os.close(fd)
+            raise OSError(
+                errno.EOPNOTSUPP,
+                f"the kernel's userfaultfd knows no asynchronous write protection; {needs_linux('6.7')}",
+            ) from error
+        return cls(fd)
+
+    def register(self, ranges: U64Array) -> _Mask:
+        """Let pages of the mappings ``ranges`` (start and end, bytes, shape (n, 2)) be protected.
+
+        :returns: which are registered now, shape (n,). Others are special ([vdso]), read-only for good, another
+            userfaultfd's, or gone.
+        :raises OSError: ESRCH the address space ended.
+        """
+        self._register.reserve(len(ranges))
+        rows = self._register.rows[: len(ranges)]
+        rows[:, 0] = ranges[:, 0]
+        rows[:, 1] = ranges[:, 1] - ranges[:, 0]
+        results = self._register.run_apart(len(ranges))
+        registered: _Mask = results == 0
+        self.contested |= bool((results == -errno.EBUSY).any())
+        # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
+        if (results == -errno.ENOMEM).any() and not self.alive():
+            raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
+        return registered
+
+    def alive(self) -> bool:
+        """Return whether some process still lives in the address space."""
+        self._protect.reserve(1)
+        # Nothing is registered there.
+        self._protect.rows[0, 0] = 0
+        return int(self._protect.run(1)[0]) != -errno.ESRCH
+
+    def disarm(self, pages: U64Array) -> None:
+        """Take the protection off ``pages`` (their addresses, shape (n,)).
+
+        Only of pages that :meth:`Pages.armed` tells: of a huge page, the kernel would split it.
+        """
+        self._protect.reserve(len(pages))
+        self._protect.rows[: len(pages), 0] = pages
+        self._protect.run(len(pages))
+
+    def unregister(self, ranges: U64Array) -> None:
+        """Let ``ranges`` go (start and end, bytes, shape (n, 2)); none of their pages stays protected.
+
+        The kernel visits every page of a range while the target cannot map anything: 2 MiB in some tens of
+        microseconds. A huge page that one ends in is split.
+        """
+        self._unregister.reserve(len(ranges))
+        rows = self._unregister.rows[: len(ranges)]
+        rows[:, 0] = ranges[:, 0]
+        rows[:, 1] = ranges[:, 1] - ranges[:, 0]
+        self._unregister.run_apart(len(ranges))
+
+    def close(self) -> None:
+        """Give the file descriptor back; nothing stays protected.
+
+        That visits all pages of all mappings that are still registered at once, see :meth:`unregister`.
+        """
+        os.close(self._fd)
+
+
+def userfaultfds(pid: int) -> Iterator[bool]:
+    """Whether each of the file descriptors that process ``pid`` holds is a userfaultfd."""
+    directories = itertools.chain([f"/proc/{pid}/fd"], (f"/proc/{pid}/task/{tid}/fd" for tid in _threads(pid)))
+    for directory in directories:
+        none = True
+        with contextlib.suppress(OSError), os.scandir(directory) as descriptors:
+            for descriptor in descriptors:
+                none = found = False
+                with contextlib.suppress(OSError):
+                    found = os.readlink(descriptor.path) == "anon_inode:[userfaultfd]"
+                yield found
+        if not none:
+            return
+        # A thread that ended has none; that may be the first one.
+
+
+def _threads(pid: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        yield from os.listdir(f"/proc/{pid}/task")
+
+
+def has_userfaultfd(pid: int) -> bool:
+    """Return whether process ``pid`` holds a userfaultfd, perhaps with nothing registered yet."""
+    return any(userfaultfds(pid))
+
+
+class Pages:
+    """Single pages of an address space, by PAGEMAP_SCAN.
+
+    :param pagemap: open /proc/PID/pagemap; stays the caller's.
+    """
+
+    def __init__(self, pagemap: int) -> None:
+        wanted = PRESENT | HUGE
+        told = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
+        self._found = np.empty((0, 3), dtype=np.uint64)
+        # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
+        # inverted ones, those that must match, those of which any must match, those to be told.
+        self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
+        alone = WRITTEN | HUGE
+        self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
+        self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
+        self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
+        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, told))
+
+    def arm(self, pages: U64Array) -> _Mask:
+        """Write-protect those of ``pages`` (addresses, shape (n,)) that are present, registered and not huge.
+
+        :returns: which are protected now, shape (n,).
+        """
+        armed: _Mask = self._scan(self._arm, pages) == 1
+        return armed
+
+    def armed(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
+        armed: _Mask = self._scan(self._armed, pages) == 1
+        return armed
+
+    def categories(self, pages: U64Array) -> U64Array:
+        """The categories of ``pages``, 0 for those in no mapping, shape (n,).
+
+        WPALLOWED is about the mapping, also where no page is there; WRITTEN says something with PRESENT and WPALLOWED.
+        """
+        found = self._scan(self._look, pages) == 1
+        categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
+        return categories
+
+    def registered(self, pages: U64Array) -> _Mask:
+        """Which of ``pages`` are in mappings that some userfaultfd has, be they there or not; shape (n,)."""
+        registered: _Mask = self._scan(self._registered, pages, apart=True) == 1
+        return registered
+
+    def huge(self, blocks: U64Array) -> U64Array:
+        """HUGE, and FILE if it is of one, for those of ``blocks`` that are a huge page, 0 for others, shape (n,).
+
+        :param blocks: addresses of the places that huge pages can have, shape (n,).
+        """
+        found = self._scan(self._huge, blocks, BLOCK, apart=True) == 1
+        categories: U64Array = np.where(found, self._found[: len(blocks), 2], np.uint64(0))
+        return categories
+
+    def _scan(
+        self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False
+    ) -> npt.NDArray[np.int64]:
+        count = len(pages)
+        if count > len(self._found):
+            self._found = np.empty((count, 3), dtype=np.uint64)
+        arguments.reserve(count)
+        rows = arguments.rows[:count]
+        rows[:, 2] = pages
+        rows[:, 3] = pages + np.uint64(size)
+        rows[:, 5] = np.uint64(self._found.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(24)
+        return arguments.run_apart(count) if apart else arguments.run(count)

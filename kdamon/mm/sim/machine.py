@@ -1,0 +1,529 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Simulated memory with scripted accesses on a virtual clock: exact, repeatable, of any size.
+
+A :class:`SimProcess` has mappings and a script: ranges that are accessed at given rates from one time to another. No
+page exists anywhere; whether a sampled page was accessed is computed when it is asked for, so that a terabyte costs
+no more than a megabyte and a minute as little as its computations::
+
+    machine = SimMachine(seed=1)
+    process = machine.spawn([(0x10000, 0x10000 + (1 << 40))])
+    process.access(0x10000, 0x10000 + (1 << 30), rate=200)
+    ctx = damon_new_ctx(seed=1)
+    ctx.machine, ctx.clock = machine, machine.clock
+    ...
+    damon_run(ctx, seconds=60)
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Generator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define, field
+
+from kdamon.kernel import VirtualClock
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, FrameKind, PageFilter, U64Array
+from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
+from kdamon.mm.sampling.physical import Physical
+
+__all__ = ["SimAccess", "SimMachine", "SimPlace", "SimProcess"]
+
+_PAGE_SIZE = 4096
+_HUGE = 1 << 21
+
+
+@define(slots=True, frozen=True)
+class SimAccess:
+    """A piece of a script: every page of [start, end) is accessed at random moments.
+
+    The bounds should be multiples of the page size: the script knows addresses only.
+
+    :ivar start: first address, bytes.
+    :ivar end: the address behind the last one.
+    :ivar rate: mean accesses per page and second; infinity means always.
+    :ivar begin: when it begins, seconds of the virtual clock.
+    :ivar until: when it ends.
+    :ivar write: whether the accesses are writes; only those fault where pages are armed.
+    :ivar cpu: the CPU that makes them.
+    :ivar tid: the thread that makes them, 0 the process's first.
+    """
+
+    start: int
+    end: int
+    rate: float = math.inf
+    begin: float = 0.0
+    until: float = math.inf
+    write: bool = True
+    cpu: int = 0
+    tid: int = 0
+
+
+@define(slots=True, eq=False)
+class _Sample:
+    """What :meth:`SimProcess.mkold` left for :meth:`SimProcess.young`.
+
+    :ivar armed: rows whose pages did not fault yet, ascending; None where pages are not armed.
+    :ivar seen: until when faults were collected, nanoseconds.
+    :ivar answered: when :meth:`SimProcess.young` was asked last, and what it said: it is not drawn twice.
+    """
+
+    time: int
+    addrs: U64Array
+    armed: npt.NDArray[np.intp] | None = None
+    seen: int = 0
+    answered: tuple[int, Answers] | None = None
+
+
+@define(slots=True, eq=False)
+class SimProcess:
+    """A simulated process; implements :class:`kdamon.mm.Task` and :class:`kdamon.mm.AddressSpace`.
+
+    :ivar pid: its number.
+    :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
+    :ivar primitive: how accesses are told, by the last :meth:`SimMachine.get_task`.
+    :ivar ended_threads: threads that it does not have; it has any other one.
+    :ivar birth: its place among all processes of its machine, from the first one on.
+    """
+
+    pid: int
+    clock: VirtualClock
+    rng: np.random.Generator
+    _vmas: U64Array
+    script: list[SimAccess] = field(factory=list)
+    unknown: list[tuple[int, int]] = field(factory=list)
+    alive: bool = True
+    primitive: str = "page_table"
+    ended_threads: set[int] = field(factory=set)
+    placed: list[SimPlace] = field(factory=list)
+    birth: int = 0
+    _sample: _Sample | None = None
+    _paged_out: U64Array = field(factory=NO_RANGES.copy)
+    _huge: U64Array = field(factory=NO_RANGES.copy)
+    _marked: dict[tuple[str, int], U64Array] = field(factory=dict)
+    _paged_out_at: int = 0
+    _young_since: int = 0
+
+    def access(
+        self,
+        start: int,
+        end: int,
+        rate: float = math.inf,
+        begin: float = 0.0,
+        until: float = math.inf,
+        *,
+        write: bool = True,
+        cpu: int = 0,
+        tid: int = 0,
+    ) -> None:
+        """Add to the script: see :class:`SimAccess`."""
+        self.script.append(SimAccess(start, end, rate, begin, until, write, cpu, tid))
+
+    def mmap(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Replace the mappings by ``ranges`` of bytes, in address order."""
+        self._vmas = np.array(ranges, np.uint64).reshape(-1, 2)
+
+    def exit(self) -> None:
+        """End the process."""
+        self.alive = False
+
+    def mark(self, kind: str, ranges: Sequence[tuple[int, int]], memcg_id: int = 0) -> None:
+        """Let filters of a type match the memory in ``ranges`` (bytes, in address order), and no other.
+
+        Without it all memory is anonymous, and none is active or of a memory control group.
+
+        :param kind: ``anon``, ``active`` or ``memcg``.
+        :param memcg_id: the control group.
+        """
+        self._marked[kind, memcg_id] = np.array(ranges, np.uint64).reshape(-1, 2)
+
+    def resident(self) -> U64Array:
+        """The memory that is not paged out, as ranges; what the script is expected to have accessed since came back."""
+        if len(self._paged_out):
+            self._paged_out = subtract(self._paged_out, self._touched(self._paged_out_at))
+        return subtract(self._vmas, self._paged_out)
+
+    # Task.
+
+    def valid(self) -> bool:
+        """Return whether it did not exit."""
+        return self.alive
+
+    def get_mm(self) -> SimProcess | None:
+        """Its address space: itself."""
+        return self if self.alive else None
+
+    def has_thread(self, tid: int) -> bool:
+        """Return whether it did not end."""
+        return self.alive and tid not in self.ended_threads
+
+    def put(self) -> None:
+        """Nothing is held."""
+
+    # AddressSpace.
+
+    def vmas(self) -> U64Array:
+        """The mappings, shape (n, 2)."""
+        return self._vmas
+
+    def populated(self, ranges: U64Array) -> U64Array:
+        """What is mapped in ``ranges``: simulated memory is all there."""
+        return intersect(ranges, self._vmas)
+
+    def mkold(self, addrs: U64Array) -> None:
+        """Begin a sample of the pages at ``addrs``."""
+        now = self.clock.now()
+        if self.primitive == "page_fault":
+            can = inside(self._vmas, addrs)
+            for start, end in self.unknown:
+                can &= (addrs < start) | (addrs >= end)
+            self._sample = _Sample(now, addrs, can.nonzero()[0], now)
+        else:
+            self._sample = _Sample(now, addrs)
+
+    def young(self, addrs: U64Array) -> Answers:
+        """Return which pages the script accessed since :meth:`mkold`; without one before, nothing is known."""
+        sample = self._sample
+        if sample is None or sample.addrs is not addrs:
+            return np.full(len(addrs), UNKNOWN, np.uint8)
+        now = self.clock.now()
+        if sample.answered is not None and sample.answered[0] == now:
+            return sample.answered[1].copy()
+        if sample.armed is None:
+            answers = self._accessed(addrs, sample.time / 1e9, now / 1e9)
+        else:
+            answers = np.full(len(addrs), OLD, np.uint8)
+            sample.armed = sample.armed[:0]
+        for start, end in self.unknown:
+            answers[(addrs >= start) & (addrs < end)] = UNKNOWN
+        sample.answered = now, answers.copy()
+        return answers
+
+    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
+        return self.young(addrs), self.frames(addrs)
+
+    def frames(self, addrs: U64Array) -> U64Array:
+        """The page frames at ``addrs`` that this process alone maps, 0 elsewhere; only placed memory has any."""
+        found = np.zeros(len(addrs), np.uint64)
+        if not self.alive:
+            return found
+        for place in self.placed:
+            if place.process is self:
+                here = (addrs >= place.start) & (addrs < place.start + place.size)
+                physical = addrs[here] - np.uint64(place.start) + np.uint64(place.physical)
+                found[here] = physical // np.uint64(_PAGE_SIZE)
+        for place in self.placed:
+            if place.process is not self and place.process.alive:
+                found[place.holds(found)] = 0
+        return found
+
+    def advise(self, action: str, ranges: U64Array) -> U64Array:
+        """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
+        if action in {"hugepage", "nohugepage"}:
+            raise OSError(errno.EOPNOTSUPP, "simulated memory becomes huge when it is asked to; use collapse")
+        here = self.resident()
+        mapped = intersect(union(ranges, NO_RANGES), self._vmas)
+        if action == "pageout":
+            changed = intersect(mapped, here)
+            self._paged_out_at = self.clock.now()
+            self._paged_out = union(self._paged_out, changed)
+            self._huge = subtract(self._huge, changed)
+        elif action == "willneed":
+            changed = intersect(mapped, self._paged_out)
+            self._paged_out = subtract(self._paged_out, changed)
+        elif action == "collapse":
+            pieces = intersect(mapped, blocks(mapped, _HUGE))
+            changed = subtract(pieces[pieces[:, 1] - pieces[:, 0] == _HUGE], self._huge)
+            self._huge = union(self._huge, changed)
+            self._paged_out = subtract(self._paged_out, changed)
+        else:
+            changed = intersect(mapped, here)
+        return overlaps(ranges, changed)
+
+    def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
+        """All memory is on node 0."""
+        if any(node for node, _ in dests):
+            raise OSError(errno.EINVAL, "simulated memory has NUMA node 0 only; name that")
+        return np.zeros(len(ranges), np.uint64)
+
+    def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
+        """See :meth:`kdamon.mm.AddressSpace.page_filter`; all memory that is not paged out is mapped."""
+        left = intersect(ranges, self.resident())
+        passed = NO_RANGES
+        for one in filters:
+            matching = self._matching(one)
+            hit = intersect(left, matching) if one.matching else subtract(left, matching)
+            passed = union(passed, hit) if one.allow else passed
+            left = subtract(left, hit)
+        return passed if default_reject else union(passed, left)
+
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.AddressSpace.page_match`; all memory that is not paged out is mapped."""
+        mapped = inside(self.resident(), addrs)
+        found = np.zeros((len(filters), len(addrs)), np.bool_)
+        for row, one in zip(found, filters, strict=True):
+            if one.type in {"young", "idle"}:
+                row[:] = mapped & (self.young(addrs) == (YOUNG if one.type == "young" else OLD))
+            else:
+                row[:] = mapped & inside(self._matching(one), addrs)
+        return found
+
+    def _matching(self, one: PageFilter) -> U64Array:
+        if one.type == "young":
+            since, self._young_since = self._young_since, self.clock.now()
+            return self._touched(since)
+        if one.type == "hugepage_size":
+            found = self._huge if one.min_size <= _HUGE <= one.max_size else NO_RANGES
+            small = one.min_size <= _PAGE_SIZE <= one.max_size
+            return union(found, subtract(self._vmas, self._huge)) if small else found
+        everything = self._vmas if one.type == "anon" else NO_RANGES
+        return self._marked.get((one.type, one.memcg_id), everything)
+
+    def _touched(self, since: int) -> U64Array:
+        """What the script is expected to have accessed from ``since`` (nanoseconds) to now."""
+        touched = NO_RANGES
+        for piece in self.script:
+            overlap = min(self.clock.now() / 1e9, piece.until) - max(since / 1e9, piece.begin)
+            if overlap > 0 and piece.rate * overlap >= 1:
+                touched = union(touched, np.array([[piece.start, piece.end]], np.uint64))
+        return touched
+
+    def _accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
+        """Draw for each page whether at least one access fell between two times (seconds)."""
+        answers = np.full(len(addrs), OLD, np.uint8)
+        if not len(self._vmas):
+            return answers
+        expected = np.zeros(len(addrs))
+        for piece in self.script:
+            overlap = min(until, piece.until) - max(begin, piece.begin)
+            if overlap > 0:
+                expected[(addrs >= piece.start) & (addrs < piece.end)] += piece.rate * overlap
+        answers[self.rng.random(len(addrs)) < -np.expm1(-expected)] = YOUNG
+        answers[~inside(self._vmas, addrs)] = OLD
+        return answers
+
+    def faults(self) -> Faults:
+        """The first write to each page that is armed, since it was or since this was called before."""
+        sample = self._sample
+        if sample is None or sample.armed is None or not len(sample.armed):
+            return np.empty(0, FAULT_DTYPE)
+        since, now = sample.seen / 1e9, self.clock.now() / 1e9
+        sample.seen = self.clock.now()
+        addrs = sample.addrs[sample.armed]
+        first = np.full(len(addrs), np.inf)
+        who = np.zeros(len(addrs), np.intp)
+        for i, piece in enumerate(self.script):
+            begin, until = max(since, piece.begin), min(now, piece.until)
+            if not piece.write or until <= begin:
+                continue
+            rows = ((addrs >= piece.start) & (addrs < piece.end)).nonzero()[0]
+            when = begin + self.rng.exponential(1 / piece.rate if piece.rate else math.inf, len(rows))
+            sooner = (when < until) & (when < first[rows])
+            first[rows[sooner]] = when[sooner]
+            who[rows[sooner]] = i
+        hit = np.isfinite(first)
+        faults = np.zeros(int(hit.sum()), FAULT_DTYPE)
+        faults["time"], faults["addr"], faults["pid"] = first[hit] * 1e9, addrs[hit], self.pid
+        faults["write"] = True
+        faults["cpu"] = np.array([piece.cpu for piece in self.script], np.int32)[who[hit]]
+        faults["tid"] = np.array([piece.tid or self.pid for piece in self.script], np.int32)[who[hit]]
+        faults["node_id"] = 0
+        sample.armed = sample.armed[~hit]
+        return faults[np.argsort(faults["time"], kind="stable")]
+
+
+@define(slots=True, frozen=True)
+class SimPlace:
+    """Where in physical memory a part of a process is.
+
+    :ivar start: address in the process, bytes.
+    :ivar physical: physical address, bytes, not 0.
+    :ivar size: bytes.
+    """
+
+    process: SimProcess
+    start: int
+    physical: int
+    size: int
+
+    def holds(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which page frames are in it, shape (n,)."""
+        first = self.physical // _PAGE_SIZE
+        found: npt.NDArray[np.bool_] = (pfns >= first) & (pfns < first + self.size // _PAGE_SIZE)
+        return found
+
+
+class SimFrames:
+    """The page frames of a simulated machine; implements :class:`kdamon.mm.sampling.physical.Frames`."""
+
+    def __init__(self, machine: SimMachine) -> None:
+        self._machine = machine
+
+    def runs(self) -> Generator[tuple[int, U64Array, int]]:
+        """Every place of a process that did not exit."""
+        for place in self._machine.placed:
+            if place.process.alive:
+                row = (place.start, place.physical // _PAGE_SIZE, place.size // _PAGE_SIZE)
+                yield place.process.pid, np.array([row], np.uint64), row[2]
+
+    def task(self, pid: int) -> SimProcess:
+        """A process."""
+        return self._machine.get_task(pid)
+
+    def zones(self) -> list[tuple[int, int, int]]:
+        """Node 1 begins at the machine's ``second_node``."""
+        border = self._machine.second_node // _PAGE_SIZE
+        return [(0, 0, border), (1, border, 1 << 51)]
+
+    def ram(self) -> U64Array:
+        """All places and the page cache."""
+        places = [(place.physical, place.physical + place.size) for place in self._machine.placed]
+        return union(np.array(sorted(places), np.uint64).reshape(-1, 2), self._machine.cached)
+
+    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+        """Which are in no place of a process, and no page cache."""
+        used = inside(self._machine.cached, pfns * np.uint64(_PAGE_SIZE))
+        for place in self._machine.placed:
+            if place.process.alive:
+                used |= place.holds(pfns)
+        return ~used
+
+    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+        """Nothing: the processes know, and :meth:`unreachable`."""
+        return np.full(len(pfns), FrameKind.UNTOLD, np.uint8)
+
+    def page_match(
+        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
+    ) -> npt.NDArray[np.bool_]:
+        """What the processes say of the pages that are placed."""
+        found = np.zeros((len(filters), len(pfns)), np.bool_)
+        for place in self._machine.placed:
+            here = place.holds(pfns)
+            if not place.process.alive or not here.any():
+                continue
+            first = np.uint64(place.physical // _PAGE_SIZE)
+            addrs = (pfns[here] - first) * np.uint64(_PAGE_SIZE) + np.uint64(place.start)
+            for row, one in zip(found, filters, strict=True):
+                if answers is not None and one.type in {"young", "idle"}:
+                    row[here] = answers[here] == (YOUNG if one.type == "young" else OLD)
+                else:
+                    row[here] |= place.process.page_match(addrs, [one])[0]
+        return found
+
+    def reachable(self) -> int:
+        """The sum of all places and of the page cache."""
+        return total(self._machine.cached) + sum(p.size for p in self._machine.placed if p.process.alive)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class SimMachine:
+    """A machine of simulated processes; implements :class:`kdamon.mm.Machine`.
+
+    :param seed: makes everything random on it repeatable.
+    :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
+    :ivar memcgs: the memory cgroups and their numbers.
+    :ivar placed: which memory of processes is where in physical memory, see :meth:`place`; all other memory is free.
+    :ivar cached: physical memory that is page cache and not mapped, bytes in address order, shape (n, 2).
+    :ivar second_node: where physical memory of node 1 begins, bytes; without it all is of node 0.
+    :ivar cgroups: the control groups of the second version and the numbers of their processes.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.clock = VirtualClock()
+        self.processes: dict[int, SimProcess] = {}
+        self._births = 0
+        self.metrics = {
+            "some_mem_psi_us": 0,
+            "node_mem_used_bp": 6000,
+            "node_mem_free_bp": 4000,
+            "node_memcg_used_bp": 1000,
+            "node_memcg_free_bp": 9000,
+            "active_mem_bp": 3000,
+            "inactive_mem_bp": 7000,
+            "hugepage_mem_bp": 500,
+            "free_mem_rate": 400,
+        }
+        self.memcgs = {"/": 1}
+        self.placed: list[SimPlace] = []
+        self.cached = NO_RANGES
+        self.second_node = 1 << 63
+        self.cgroups: dict[str, tuple[int, ...]] = {}
+
+    def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
+        """Start a process with the mappings ``ranges`` (bytes, in address order); ``pid`` may have been another's."""
+        number = pid if pid is not None else 1000 + len(self.processes)
+        self._births += 1
+        rng = np.random.default_rng((self.seed, number))
+        vmas = np.array(ranges, np.uint64).reshape(-1, 2)
+        process = SimProcess(number, self.clock, rng, vmas, placed=self.placed, birth=self._births)
+        self.processes[number] = process
+        return process
+
+    def place(self, process: SimProcess, start: int, end: int, physical: int) -> None:
+        """Let memory [start, end) of ``process`` be at the address ``physical``, as may that of others; whole pages."""
+        self.placed.append(SimPlace(process, start, physical, end - start))
+
+    def physical_memory(self) -> Physical:
+        """See :meth:`kdamon.mm.Machine.physical_memory`."""
+        return Physical(SimFrames(self))
+
+    faults_tell_who = True
+    faults_lost = 0
+
+    def birth(self, pid: int) -> int:
+        """See :meth:`kdamon.mm.Machine.birth`."""
+        process = self.processes.get(pid)
+        if process is None or not process.alive:
+            raise OSError(errno.ESRCH, f"there is no simulated process {pid}")
+        return process.birth
+
+    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
+        """Find a process.
+
+        :raises OSError: ESRCH there is none, or another one; EINVAL an unknown primitive.
+        """
+        if self.birth(pid) != (birth or self.processes[pid].birth):
+            raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
+        process = self.processes[pid]
+        if primitive not in ("page_table", "page_fault"):
+            raise OSError(errno.EINVAL, f"there is no primitive {primitive}")
+        process.primitive = primitive
+        return process
+
+    def faults(self) -> Faults:
+        """The faults of all processes since the last call, in the order of their times."""
+        faults = np.concatenate([np.empty(0, FAULT_DTYPE), *(p.faults() for p in self.processes.values())])
+        return faults[np.argsort(faults["time"], kind="stable")]
+
+    def metric(self, name: str, *, nid: int = 0, memcg: str = "") -> int:
+        """What :attr:`metrics` say; a node or cgroup that is not there is free."""
+        if name not in self.metrics:
+            raise OSError(errno.EINVAL, f"there is no metric {name}")
+        absent = nid != 0 or ("memcg" in name and memcg not in self.memcgs)
+        if name.startswith("node_") and absent:
+            return 10000 if name.endswith("_free_bp") else 0
+        return self.metrics[name]
+
+    def memcg_id(self, path: str) -> int:
+        """The number of a memory cgroup.
+
+        :raises OSError: ENOENT there is none.
+        """
+        if path not in self.memcgs:
+            raise OSError(errno.ENOENT, f"there is no memory cgroup {path!r}")
+        return self.memcgs[path]
+
+    def cgroup_processes(self, path: str) -> tuple[int, ...]:
+        """The processes of a control group.
+
+        :raises OSError: ENOENT there is none.
+        """
+        if path not in self.cgroups:
+            raise OSError(errno.ENOENT, f"there is no control group {path!r}")
+        return self.cgroups[path]

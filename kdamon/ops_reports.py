@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The operations set for reports alone: nothing is sampled, what others report drives the monitoring.
+
+The series lets an operations set without ``check_accesses`` be driven by
+:func:`kdamon.reports.apply.damon_report_access`; this one is for sources that need nothing else. A target is a number
+that reports carry as their ``pid``: a process, or anything else that has addresses. Its regions have to be given.
+Schemes select regions, and that is all: to act on a process by reports, vaddr is monitored without any primitive.
+(docs/deviations.md#the-operations-set-for-reports-alone)
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon.core import damon_register_ops
+from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target, damos
+from kdamon.mm import U64Array
+from kdamon.vaddr import damon_va_eligible_report
+
+__all__: list[str] = []
+
+log = logging.getLogger("kdamon")
+
+
+def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: npt.NDArray[np.intp], s: damos) -> tuple[U64Array, U64Array]:
+    """Apply ``s`` to nothing, and let nothing pass its filters on pages."""
+    _say_once(s.action.value)
+    return np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
+
+
+@functools.cache
+def _say_once(action: str) -> None:
+    log.warning(
+        "%s is applied to nothing: the operations set reports knows numbers only; to act on a process by reports, use "
+        "vaddr and neither primitive",
+        action,
+    )
+
+
+damon_register_ops(
+    damon_operations(
+        id=damon_ops_id.DAMON_OPS_REPORTS,
+        eligible_report=damon_va_eligible_report,
+        apply_scheme=_apply_scheme,
+        target_has_pid=True,
+    )
+)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where the result of a verb goes: to standard output, or to a file that is replaced when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kdamon_tools.output.replacement import Replacement
+from kdamon_tools.output.streams import write_result
+
+__all__ = ["ResultFile"]
+
+Render = Callable[[], Iterable[str]]
+
+
+class ResultFile:
+    """The place of the result; a context manager.
+
+    :param path: None is standard output.
+    :raises OSError: on entering, the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._replacement: Replacement | None = None
+
+    def __enter__(self) -> ResultFile:
+        self._replacement = None if self._path is None else Replacement(self._path)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._replacement is not None:
+            self._replacement.discard()
+
+    def isatty(self) -> bool:
+        """Return whether it is a terminal."""
+        return sys.stdout.isatty() if self._replacement is None else self._replacement.isatty()
+
+    def write(self, render: Render) -> None:
+        """Write the result; where that fails, show it elsewhere, since it may have taken hours.
+
+        :param render: its parts, again at each call.
+        :raises OSError: it could not be written where it was to go.
+        """
+        if self._replacement is None:
+            _write_to_output(render)
+            return
+        try:
+            for part in render():
+                rest = memoryview(part.encode("utf-8", "backslashreplace"))
+                while rest:
+                    rest = rest[self._replacement.file.write(rest) or 0 :]
+            self._replacement.commit()
+        except OSError as error:
+            sentence = error.strerror
+            with contextlib.suppress(OSError):
+                _write_to_output(render)
+                sentence = f"{sentence}; the result is on standard output instead"
+            raise OSError(error.errno, sentence, str(self._path)) from error
+
+
+def _write_to_output(render: Render) -> None:
+    try:
+        write_result(render())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            raise
+        for part in render():
+            sys.stderr.write(part)
+        sentence = f"{error.strerror}; the result is on standard error instead"
+        raise OSError(error.errno, sentence, error.filename) from error

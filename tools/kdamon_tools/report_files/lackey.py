@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reading the trace of ``valgrind --tool=lackey --trace-mem=yes``: every access of a program, in order, without times.
+
+Order is the time here: a fixed number of accesses makes a second.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from kdamon_tools.defaults import LACKEY_RATE
+from kdamon_tools.report_files.records import Records, TextNotes, new_records
+
+__all__ = ["Lackey", "count_accesses"]
+
+_ACCESS: Final = re.compile(rb"^(?: [LSM]|I ) [0-9a-f]{1,16},\d{1,6}$", re.MULTILINE)
+_VALGRIND: Final = re.compile(rb"^(?:==|--|\*\*)(\d{1,9})(?:==|--|\*\*)", re.MULTILINE)
+#: Where the address of an access begins, and how long it and its size may be.
+_ADDRESS_AT: Final = 3
+_ADDRESS_DIGITS: Final = 16
+_SIZE_DIGITS: Final = 6
+
+_NO_DIGIT: Final = 255
+_HEX: Final = np.full(256, _NO_DIGIT, np.uint8)
+for _value, _digit in enumerate(b"0123456789abcdef"):
+    _HEX[_digit] = _value
+
+Bytes = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.int64]
+
+
+def count_accesses(block: bytes) -> int:
+    """How many lines of ``block`` look like accesses."""
+    return len(_ACCESS.findall(block))
+
+
+def _number_at(text: Bytes, at: Places, digits: int, base: int) -> tuple[npt.NDArray[np.uint64], Places]:
+    """The numbers that begin at ``at``, shape (n,), and where they end; they have ``digits`` digits at most."""
+    values = np.zeros(len(at), np.uint64)
+    end = at.copy()
+    inside = np.ones(len(at), np.bool_)
+    for place in range(digits):
+        digit = _HEX[text[at + place]]
+        inside &= digit < base
+        if not inside.any():
+            break
+        np.copyto(values, values * np.uint64(base) + digit, where=inside)
+        end += inside
+    return values, end
+
+
+class Lackey:
+    """A reader of lackey's traces.
+
+    :param pid: the process; None: as valgrind's own lines say, 0 before the first of them.
+    :param rate: accesses that make a second.
+    :param instructions: whether fetching an instruction is an access too.
+    """
+
+    def __init__(self, pid: int | None = None, rate: int = LACKEY_RATE, instructions: bool = False) -> None:
+        self.notes = TextNotes()
+        self._pid = pid
+        self._rate = rate
+        self._instructions = instructions
+        self._passed = 0
+
+    def parse(self, block: bytes) -> Records:
+        """The accesses in a block of whole lines; a modification is a read and a write at the same time."""
+        if self._pid is None and (told := _VALGRIND.search(block)):
+            self._pid = int(told[1])
+        # Looking for digits behind a line's end must not need to look where the text ends.
+        text = np.frombuffer(block + bytes(_ADDRESS_AT + _ADDRESS_DIGITS + _SIZE_DIGITS), np.uint8)
+        ends = np.flatnonzero(text == ord("\n"))
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        self.notes.lines += len(ends)
+        kinds, addresses, sizes = self._accesses(block, text, starts, ends)
+        if not self._instructions:
+            data = kinds != ord("I")
+            kinds, addresses, sizes = kinds[data], addresses[data], sizes[data]
+        numbers = self._passed + np.arange(len(kinds), dtype=np.uint64)
+        self._passed += len(kinds)
+        seconds, part = np.divmod(numbers, np.uint64(self._rate))
+        times = seconds * np.uint64(1_000_000_000) + part * np.uint64(1_000_000_000) // np.uint64(self._rate)
+        twice = np.where(kinds == ord("M"), 2, 1)
+        rows = np.repeat(np.arange(len(kinds)), twice)
+        second = np.concatenate(([False], rows[1:] == rows[:-1]))[: len(rows)]
+        return new_records(
+            len(rows),
+            time=times[rows],
+            pid=self._pid or 0,
+            addr=addresses[rows],
+            size=sizes[rows],
+            write=(kinds[rows] == ord("S")) | second,
+        )
+
+    def _accesses(
+        self, block: bytes, text: Bytes, starts: Places, ends: Places
+    ) -> tuple[Bytes, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        """Letters, addresses and sizes of the accesses; other lines than valgrind's own are counted."""
+        # The shortest access has six characters; a longer one begins with a letter and blanks.
+        at = starts[ends - starts >= _ADDRESS_AT + 3]
+        first, second = text[at], text[at + 1]
+        kinds = np.where(first == ord(" "), second, first)
+        blank = np.where(first == ord(" "), text[at + 2], second)
+        data = (first == ord(" ")) & ((second == ord("L")) | (second == ord("S")) | (second == ord("M")))
+        likely = (data | (first == ord("I"))) & (blank == ord(" ")) & (text[at + 2] == ord(" "))
+        at, kinds = at[likely], kinds[likely]
+        addresses, comma = _number_at(text, at + _ADDRESS_AT, _ADDRESS_DIGITS, 16)
+        sizes, end = _number_at(text, comma + 1, _SIZE_DIGITS, 10)
+        good = (comma > at + _ADDRESS_AT) & (text[comma] == ord(",")) & (end > comma + 1) & (text[end] == ord("\n"))
+        nr_others = len(starts) - int(np.count_nonzero(good))
+        if nr_others:
+            nr_others -= len(_VALGRIND.findall(block)) + int(np.count_nonzero(starts == ends))
+        self.notes.unparsable += nr_others
+        return kinds[good], addresses[good], sizes[good]

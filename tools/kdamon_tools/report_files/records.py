@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Access reports with their times, as files hold them, and what reading them from text came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from attrs import define
+
+from kdamon.reports.apply import REPORT_DTYPE
+
+__all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records", "reports_of"]
+
+#: One report and when it was made, nanoseconds of CLOCK_MONOTONIC (or of whatever clock the source of a file had).
+#: A C struct of the time and the report's fields, so that the reports lie in it as they do in batches.
+RECORD_DTYPE: Final = np.dtype(
+    [("time", np.uint64), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())], align=True
+)
+_LONGEST_LINE: Final = 1 << 20
+_TIMED_REPORT: Final = np.dtype([("time", np.uint64), ("report", REPORT_DTYPE)])
+
+Records = npt.NDArray[np.void]
+
+
+def new_records(n: int, **columns: Any) -> Records:
+    """``n`` records with the defaults of a report, and ``columns`` (numbers or shape (n,)) set."""
+    records = np.zeros(n, RECORD_DTYPE)
+    records["nr_accesses"] = 1
+    records["size"] = 1
+    records["node_id"] = records["cpu"] = -1
+    for name, column in columns.items():
+        records[name] = column
+    return records
+
+
+def reports_of(records: Records) -> Records:
+    """The reports in ``records`` as a batch of :data:`kdamon.reports.apply.REPORT_DTYPE`, without a copy."""
+    reports: Records = records.view(_TIMED_REPORT)["report"]
+    return reports
+
+
+@define
+class TextNotes:
+    """What became of a file, and of its lines if it is a text.
+
+    :ivar lines: all of them.
+    :ivar unparsable: those that are neither an access nor known to be something else.
+    :ivar without_address: samples that tell no data address.
+    :ivar without_operation: accesses of which it is not known whether they were writes; taken for reads.
+    :ivar without_process: accesses that tell the thread only.
+    :ivar remote: accesses that were served by the memory or a cache of another NUMA node.
+    :ivar cut: how the file ends earlier than it should, a sentence; empty where it does not.
+    """
+
+    lines: int = 0
+    unparsable: int = 0
+    without_address: int = 0
+    without_operation: int = 0
+    without_process: int = 0
+    remote: int = 0
+    cut: str = ""
+
+
+class TextFormat(Protocol):
+    """Something that reads a kind of text file block by block."""
+
+    #: What was found so far.
+    notes: TextNotes
+
+    def parse(self, block: bytes) -> Records:
+        """The accesses in a block of whole lines, in their order."""
+        ...
+
+
+def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[bytes]:
+    """Blocks of whole lines from ``stream``, of about ``size`` bytes; a last line without end is a block of its own.
+
+    A line that is longer than any of a text is cut: memory is bounded, whatever the file is.
+
+    :param head: what was read from it already.
+    """
+    rest = head
+    while data := stream.read(size):
+        rest += data
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield rest[:end]
+            rest = rest[end:]
+        elif len(rest) > _LONGEST_LINE:
+            yield rest + b"\n"
+            rest = b""
+    end = rest.rfind(b"\n") + 1
+    yield from filter(None, (rest[:end], rest[end:]))
