@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""FUSE: fusepy, libfuse 2 and ``/dev/fuse``; what is missing of them, and how to get it.
+"""FUSE: the Python package and the libfuse that answer requests, and ``/dev/fuse``; what is missing of them.
+
+There are two bindings: fusepy with libfuse 2, and mfusepy with libfuse 3 for systems that have no libfuse 2 any more.
+:func:`choose_binding` takes the first that works, or the one that ``KDAMON_FUSE`` names.
 
 Other packages have a Python module ``fuse`` as well, and other libraries can be loaded as libfuse: both are recognized
 by what is needed of them. ``kdamon doctor`` and a mount ask the same functions.
@@ -15,35 +18,36 @@ import importlib.util
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Final
+from typing import Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.trusted import open_trusted
+from kdamon_fs.fuse_packages import Need, how_to_install
 
-__all__ = ["Lack", "device_lack", "load_fuse", "open_device", "python_fuse"]
+__all__ = [
+    "Binding",
+    "Lack",
+    "check_choice",
+    "choose_binding",
+    "device_lack",
+    "fusermount_of_binding",
+    "load_fuse",
+    "open_device",
+]
 
 _DEVICE: Final = "/dev/fuse"
 #: Major and minor number of the device (Documentation/admin-guide/devices.txt).
 _DEVICE_NUMBER: Final = os.makedev(10, 229)
 
-#: What fusepy calls of libfuse 2. The first takes other arguments in libfuse 3.
-_SYMBOLS: Final = ("fuse_main_real", "fuse_get_context", "fuse_exit", "fuse_version")
-#: The versions of libfuse that have what a mount asks for, as fuse_version() answers them: 2.8 and 2.9.
-_VERSIONS: Final = range(28, 30)
-#: What a mount uses of fusepy, and what no other module of its name has.
-_NAMES: Final = ("FUSE", "FuseOSError", "Operations", "fuse_operations")
-
-#: Where fusepy takes the library's name from; without it, it searches by programs of PATH, such as gcc.
+#: Names the binding to use.
+_CHOICE: Final = "KDAMON_FUSE"
+#: Both packages take the library's name from it; without it, they search by programs of PATH, such as gcc.
 _VARIABLE: Final = "FUSE_LIBRARY_PATH"
-#: Names of libfuse 2, and of the versions that are none, for the loader.
-_LIBRARY: Final = "libfuse.so.2"
-_SUCCESSORS: Final = ("libfuse3.so.3", "libfuse3.so.4")
-_LIBRARY_PACKAGE: Final = "apt install libfuse2 (libfuse2t64 on newer releases)"
 
 
 @frozen(slots=True)
@@ -64,59 +68,185 @@ class Lack:
         return OSError(self.number, f"{what}: {self.why}; remedy: {self.remedy}")
 
 
-def load_fuse() -> ModuleType:
-    """fusepy's module, with libfuse 2.
+@frozen(slots=True)
+class Binding:
+    """A Python package, and the library that it has loaded.
 
-    :raises OSError: ENOSYS: what is missing, and what to do.
+    :ivar package: its name.
+    :ivar module: its module.
+    :ivar library: the name that the loader was given.
+    :ivar version: major and minor number of libfuse.
+    :ivar because: why it is not the first choice; empty if it is.
     """
-    module = python_fuse()
-    if isinstance(module, Lack):
-        raise module.error("cannot mount")
-    return module
+
+    package: str
+    module: ModuleType
+    library: str
+    version: tuple[int, int]
+    because: str = ""
+
+    def __str__(self) -> str:
+        major, minor = self.version
+        because = f", because {self.because}" if self.because else ""
+        return f"{self.package} with libfuse {major}.{minor} ({self.library}){because}"
 
 
-def python_fuse() -> ModuleType | Lack:
-    """fusepy's module with libfuse 2, or what is missing."""
-    if "fuse" not in sys.modules and importlib.util.find_spec("fuse") is None:
-        return Lack(errno.ENOSYS, "the Python package fusepy is not installed", "pip install fusepy")
-    if lack := _library_lack():
-        return lack
+@frozen(slots=True)
+class _Kind:
+    """One of the bindings.
+
+    :ivar package: name of the Python package.
+    :ivar module: name of its module.
+    :ivar names: what a mount uses of the module, and what no other module of its name has.
+    :ivar need: the library that it takes.
+    :ivar libraries: names of that for the loader, the newest first.
+    :ivar versions: the versions that have what a mount asks for: the oldest, and the first that is too new.
+    :ivar symbols: what :mod:`kdamon_fs.fuse_channel` calls.
+    :ivar needed: the versions in words.
+    :ivar fusermount: the program by which this library mounts for users.
+    """
+
+    package: str
+    module: str
+    names: tuple[str, ...]
+    need: Need
+    libraries: tuple[str, ...]
+    versions: tuple[tuple[int, int], tuple[int, int]]
+    needed: str
+    symbols: tuple[str, ...]
+    fusermount: Literal["fusermount", "fusermount3"]
+
+    def takes(self, version: tuple[int, int]) -> bool:
+        oldest, too_new = self.versions
+        return oldest <= version < too_new
+
+
+#: In the order in which they are tried.
+_KINDS: Final = (
+    _Kind(
+        package="fusepy",
+        module="fuse",
+        names=("FUSE", "FuseOSError", "Operations", "fuse_operations"),
+        need="libfuse 2",
+        libraries=("libfuse.so.2",),
+        versions=((2, 8), (3, 0)),
+        needed="2.9",
+        symbols=("fuse_main_real", "fuse_new", "fuse_kern_chan_new", "fuse_loop_mt", "fuse_chan_fd"),
+        fusermount="fusermount",
+    ),
+    _Kind(
+        package="mfusepy",
+        module="mfusepy",
+        names=("FUSE", "FuseOSError", "Operations", "fuse_operations", "fuse_config"),
+        need="libfuse 3",
+        libraries=("libfuse3.so.4", "libfuse3.so.3"),
+        # The older ones take another struct for the loop, and are found only beside libfuse 2.
+        versions=((3, 12), (4, 0)),
+        needed="3.12 or newer",
+        symbols=("fuse_new_31", "fuse_mount", "fuse_loop_mt_312", "fuse_loop_cfg_create", "fuse_session_fd"),
+        fusermount="fusermount3",
+    ),
+)
+#: What every libfuse has.
+_SYMBOLS: Final = ("fuse_get_context", "fuse_exit", "fuse_version")
+
+
+@frozen(slots=True)
+class _Library:
+    name: str
+    version: tuple[int, int]
+
+
+def load_fuse() -> Binding:
+    """The binding by which this process serves a tree.
+
+    :raises OSError: ENOSYS what is missing, and what to do; EINVAL ``KDAMON_FUSE`` names none.
+    """
+    found = choose_binding()
+    if isinstance(found, Lack):
+        raise found.error("cannot mount")
+    return found
+
+
+def check_choice() -> None:
+    """Refuse a value of ``KDAMON_FUSE`` that names no binding: OSError EINVAL."""
+    chosen = os.environ.get(_CHOICE)
+    if chosen and chosen not in (kind.package for kind in _KINDS):
+        names = " or ".join(kind.package for kind in _KINDS)
+        raise OSError(errno.EINVAL, f"{_CHOICE}={chosen!r} names no FUSE binding: set it to {names}, or unset it")
+
+
+def choose_binding() -> Binding | Lack:
+    """The first binding that works, of those that ``KDAMON_FUSE`` and ``FUSE_LIBRARY_PATH`` allow; or what is missing.
+
+    The library is loaded.
+    """
     try:
-        with _naming_library():
-            module = importlib.import_module("fuse")
-    except (Exception, SystemExit) as error:
-        # The file may be of any package, or a script, and raise anything.
-        return _not_fusepy(type(error).__name__)
-    if not all(hasattr(module, name) for name in _NAMES):
-        return _not_fusepy("")
-    return module
+        check_choice()
+    except OSError as error:
+        why, _, remedy = (error.strerror or "").partition(": ")
+        return Lack(errno.EINVAL, why, remedy)
+    chosen = os.environ.get(_CHOICE)
+    lacks: list[Lack] = []
+    usable: list[tuple[_Kind, _Library]] = []
+    kinds = [kind for kind in _KINDS if chosen in (None, "", kind.package)]
+    for kind in kinds:
+        library = _find_library(kind, kinds)
+        if isinstance(library, Lack):
+            lacks.append(library)
+        else:
+            usable.append((kind, library))
+    if not usable:
+        return lacks[0] if len(set(lacks)) == 1 else _no_library(lacks)
+    strangers: list[Lack] = []
+    for kind, library in usable:
+        module = _import(kind, library)
+        if not isinstance(module, Lack):
+            first_choice = kind is _KINDS[0]
+            because = f"{_CHOICE} is set" if chosen else "" if first_choice else (lacks + strangers)[0].why
+            return Binding(kind.package, module, library.name, library.version, because)
+        strangers.append(module)
+    return strangers[0]
 
 
-@contextmanager
-def _naming_library() -> Iterator[None]:
-    """Let fusepy load the library by its name instead of searching for it."""
-    asked_for = os.environ.get(_VARIABLE)
-    os.environ[_VARIABLE] = asked_for or _LIBRARY
-    try:
-        yield
-    finally:
-        del os.environ[_VARIABLE]
-        if asked_for is not None:
-            os.environ[_VARIABLE] = asked_for
+def fusermount_of_binding() -> Literal["fusermount", "fusermount3"]:
+    """The program by which the library of this process mounts for users; without any library, of the newest one."""
+    found = choose_binding()
+    package = _KINDS[-1].package if isinstance(found, Lack) else found.package
+    return next(kind.fusermount for kind in _KINDS if kind.package == package)
 
 
-def _library_lack() -> Lack | None:
-    """What is wrong with the library that fusepy is going to load."""
-    asked_for = os.environ.get(_VARIABLE)
-    if asked_for:
-        remedy = f"unset {_VARIABLE}, or let it name libfuse.so.2"
-        wrong = _untrusted(asked_for) or _wrong_with(asked_for)
-        return None if wrong is None else Lack(errno.ENOSYS, f"{_VARIABLE} names {asked_for}, which {wrong}", remedy)
-    if not _loads(_LIBRARY):
-        only = "libfuse 3 is, and it is no substitute" if any(map(_loads, _SUCCESSORS)) else "it is what fusepy loads"
-        return Lack(errno.ENOSYS, f"libfuse 2 is not installed ({only})", _LIBRARY_PACKAGE)
-    wrong = _wrong_with(_LIBRARY)
-    return None if wrong is None else Lack(errno.ENOSYS, f"{_LIBRARY} {wrong}", _LIBRARY_PACKAGE)
+def _no_library(lacks: Sequence[Lack]) -> Lack:
+    """What to say where no library of several can be used."""
+    missing = [kind.need for kind in _KINDS]
+    if [lack.why for lack in lacks] == [_not_installed(need) for need in missing]:
+        return evolve(lacks[0], why=f"neither {' nor '.join(missing)} is installed", remedy=how_to_install("libfuse"))
+    return evolve(lacks[0], why=", and ".join(lack.why for lack in lacks), remedy=how_to_install("libfuse"))
+
+
+def _not_installed(need: Need) -> str:
+    return f"{need} is not installed"
+
+
+def _find_library(kind: _Kind, kinds: Sequence[_Kind]) -> _Library | Lack:
+    """The library for a binding, or what is wrong with it.
+
+    :param kinds: the bindings that may be used, for a sentence about the variable.
+    """
+    if asked_for := os.environ.get(_VARIABLE):
+        found = _untrusted(asked_for) or _judge(asked_for, kinds)
+        if not isinstance(found, str):
+            if kind.takes(found.version):
+                return found
+            # The other binding takes it.
+            found = _wrong_version(found.version, [kind])
+        remedy = f"unset {_VARIABLE}, or let it name {' or '.join(other.need for other in kinds)}"
+        return Lack(errno.ENOSYS, f"{_VARIABLE} names {asked_for}, which {found}", remedy)
+    name = next(filter(_loads, kind.libraries), None)
+    if name is None:
+        return Lack(errno.ENOSYS, _not_installed(kind.need), how_to_install(kind.need))
+    found = _judge(name, [kind])
+    return found if isinstance(found, _Library) else Lack(errno.ENOSYS, f"{name} {found}", how_to_install(kind.need))
 
 
 def _loads(name: str) -> bool:
@@ -141,7 +271,8 @@ def _untrusted(path: str) -> str | None:
     return None
 
 
-def _wrong_with(path: str) -> str | None:
+def _judge(path: str, kinds: Sequence[_Kind]) -> _Library | str:
+    """A library that one of ``kinds`` takes, or what is wrong with it."""
     # The loader would wait for a writer of a FIFO. A name without a slash is looked up among libraries.
     if "/" in path and os.path.exists(path) and not os.path.isfile(path):
         return "cannot be loaded (it is no regular file)"
@@ -151,27 +282,65 @@ def _wrong_with(path: str) -> str | None:
         return f"cannot be loaded ({error})"
     if not all(hasattr(library, symbol) for symbol in _SYMBOLS):
         return "is not libfuse"
-    version: int = library.fuse_version()
-    if version not in _VERSIONS:
-        # libfuse 3 counts in hundreds since 3.10.
-        major, minor = divmod(version, 100 if version >= 100 else 10)
-        return f"is libfuse {major}.{minor}, where 2.9 is needed"
-    return None
+    number: int = library.fuse_version()
+    # libfuse 3 counts in hundreds since 3.10.
+    version = divmod(number, 100 if number >= 100 else 10)
+    kind = next((kind for kind in kinds if kind.takes(version)), None)
+    if kind is None:
+        return _wrong_version(version, kinds)
+    if not all(hasattr(library, symbol) for symbol in kind.symbols):
+        return "is not libfuse"
+    return _Library(path, version)
 
 
-def _not_fusepy(problem: str) -> Lack:
-    spec = getattr(sys.modules.get("fuse"), "__spec__", None) or importlib.util.find_spec("fuse")
+def _wrong_version(version: tuple[int, int], kinds: Sequence[_Kind]) -> str:
+    needed = " (or ".join(kind.needed for kind in kinds) + ")" * (len(kinds) - 1)
+    return f"is libfuse {version[0]}.{version[1]}, where {needed} is needed"
+
+
+def _import(kind: _Kind, library: _Library) -> ModuleType | Lack:
+    """The module of a binding, which loads the library; or what is wrong with it."""
+    if kind.module not in sys.modules and importlib.util.find_spec(kind.module) is None:
+        why = f"the Python package {kind.package} is not installed"
+        return Lack(errno.ENOSYS, why, f"pip install {kind.package}")
+    try:
+        with _naming(library):
+            module = importlib.import_module(kind.module)
+    except (Exception, SystemExit) as error:
+        # The file may be of any package, or a script, and raise anything.
+        return _stranger(kind, type(error).__name__)
+    if not all(hasattr(module, name) for name in kind.names):
+        return _stranger(kind, "")
+    return module
+
+
+@contextmanager
+def _naming(library: _Library) -> Iterator[None]:
+    """Let a package load the library by its name instead of searching for it."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = library.name
+    try:
+        yield
+    finally:
+        del os.environ[_VARIABLE]
+        if before is not None:
+            os.environ[_VARIABLE] = before
+
+
+def _stranger(kind: _Kind, problem: str) -> Lack:
+    package = kind.package
+    spec = getattr(sys.modules.get(kind.module), "__spec__", None) or importlib.util.find_spec(kind.module)
     places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-    file = next((place for place in places if place), "fuse")
-    why = f"{file} is not fusepy" + (f" (it raises {problem})" if problem else "")
-    owners = set(importlib.metadata.packages_distributions().get("fuse", ()))
-    strangers = sorted(owners - {"fusepy"})
+    file = next((place for place in places if place), kind.module)
+    why = f"{file} is not {package}" + (f" (it raises {problem})" if problem else "")
+    owners = set(importlib.metadata.packages_distributions().get(kind.module, ()))
+    strangers = sorted(owners - {package})
     if strangers:
-        remedy = f"pip uninstall {' '.join(strangers)}, then pip install --force-reinstall fusepy"
+        remedy = f"pip uninstall {' '.join(strangers)}, then pip install --force-reinstall {package}"
     elif owners:
-        remedy = "move that file away, or pip install --force-reinstall fusepy"
+        remedy = f"move that file away, or pip install --force-reinstall {package}"
     else:
-        remedy = "move that file away, and pip install fusepy"
+        remedy = f"move that file away, and pip install {package}"
     return Lack(errno.ENOSYS, why, remedy)
 
 

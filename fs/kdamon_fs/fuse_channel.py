@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The connection with the kernel's FUSE, by libfuse 2 and fusepy, without what these do by name.
+"""The connection with the kernel's FUSE, by libfuse and its Python package, without what these do by name.
 
 Their usual way in, ``fuse_main()``, looks the mount point up by its name, mounts there, unmounts whatever has that name
 at the end, and installs signal handlers. Here, :mod:`kdamon_fs.mount` mounts.
@@ -13,20 +13,132 @@ import errno
 import functools
 import os
 import select
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
-from kdamon_fs.fuse_binding import load_fuse
+from kdamon_fs.fuse_binding import Binding, load_fuse
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "connect"]
 
-#: Options of libfuse: as sysfs has it, nothing is cached, and inode numbers are the tree's.
-_OPTIONS: Final = "direct_io,use_ino,big_writes,entry_timeout=60,attr_timeout=0"
+#: Options of both versions of libfuse. As sysfs has it, no content is cached either, and inode numbers are the tree's:
+#: these are options of libfuse 2, and what ``init_with_config()`` sets with libfuse 3.
+_OPTIONS: Final = "entry_timeout=60,attr_timeout=0"
+_OPTIONS_2: Final = f"direct_io,use_ino,big_writes,{_OPTIONS}"
+#: What fusermount is asked for.
+_MOUNT_OPTIONS: Final = "fsname=kdamon,subtype=kdamon"
+#: How many requests may wait at a time, as for a command of a kdamond, while others are answered. By default libfuse 3
+#: has ten threads at most; libfuse 2 has no limit.
+_MOST_THREADS: Final = 1000
 
 
 class _fuse_args(ctypes.Structure):
     """``struct fuse_args`` (``fuse_opt.h``)."""
 
     _fields_ = (("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int))
+
+
+def _arguments(options: str) -> _fuse_args:
+    return _fuse_args(3, (ctypes.c_char_p * 3)(b"kdamon", b"-o", options.encode()), 0)
+
+
+def connect(operations: Any, device: int | None = None, directory: str = "") -> Channel:
+    """Make a connection, and mount if no device is given.
+
+    :param operations: as for the packages' class FUSE; names are in latin-1, which gives every byte back as it came.
+    :param device: a descriptor of ``/dev/fuse`` that belongs to a mount; :meth:`Channel.close` closes it.
+    :param directory: instead of it, the name of where fusermount is to mount, for a process that may not.
+    :raises OSError: ENOSYS what is missing; EIO libfuse or fusermount refuses; it says why on stderr.
+    """
+    binding = load_fuse()
+    return (_Channel3 if binding.version[0] == 3 else _Channel2)(binding, operations, device, directory)
+
+
+class Channel(ABC):
+    """A connection, to be served and closed once each."""
+
+    def __init__(self, binding: Binding, operations: Any) -> None:
+        self._library = binding.module._libfuse
+        self._table = _callbacks(binding, operations)
+
+    def serve(self) -> None:
+        """Answer requests, in threads of libfuse, until the file system is unmounted.
+
+        :raises OSError: EIO libfuse gave up; it says why on stderr.
+        """
+        if self._loop():
+            raise OSError(errno.EIO, "FUSE gave up; it said why on stderr")
+
+    def connected(self) -> bool:
+        """Return whether the file system is mounted, or in use, still."""
+        poll = select.poll()
+        poll.register(self._descriptor(), select.POLLERR)
+        return not poll.poll(0)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the device; what is mounted still is dead from now on."""
+
+    @abstractmethod
+    def _loop(self) -> int:
+        """Serve; not 0 for an error."""
+
+    @abstractmethod
+    def _descriptor(self) -> int:
+        """The descriptor of the device."""
+
+
+def _callbacks(binding: Binding, operations: Any) -> ctypes.Structure:
+    """``struct fuse_operations`` with those of a package that have an operation here."""
+    # The constructor is what mounts.
+    served = binding.module.FUSE.__new__(binding.module.FUSE)
+    served.operations, served.raw_fi, served.use_ns = operations, False, True
+    served.encoding, served.errors = "latin-1", "strict"
+    # mfusepy's own way to set what the operation init_with_config() sets here.
+    served._libfuse2_options_moved_into_libfuse3_config = {}
+    table: ctypes.Structure = binding.module.fuse_operations()
+    for name, prototype, *_bits in binding.module.fuse_operations._fields_:
+        # Those that have no operation of their name are made of the one without "f".
+        if hasattr(operations, {"ftruncate": "truncate", "fgetattr": "getattr"}.get(name, name)):
+            # mfusepy has some with the arguments of either version.
+            callback = getattr(served, f"{name}_fuse_{binding.version[0]}", None) or getattr(served, name)
+            setattr(table, name, prototype(functools.partial(served._wrapper, callback)))
+    return table
+
+
+class _Channel2(Channel):
+    """By libfuse 2."""
+
+    def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
+        super().__init__(binding, operations)
+        library = self._library
+        library.fuse_kern_chan_new.restype = library.fuse_mount.restype = ctypes.c_void_p
+        if device is not None:
+            channel = library.fuse_kern_chan_new(device)
+        else:
+            options = _MOUNT_OPTIONS + (",nonempty" if os.listdir(directory) else "")
+            channel = library.fuse_mount(os.fsencode(directory), ctypes.byref(_arguments(options)))
+        if not channel:
+            raise _refused(directory)
+        self._channel = ctypes.c_void_p(channel)
+        new, table = _newest_fuse_new(library), self._table
+        session = new(self._channel, _arguments(_OPTIONS_2), ctypes.byref(table), ctypes.sizeof(table), None)
+        self._session = ctypes.c_void_p(session)
+        if not session:
+            library.fuse_chan_destroy(self._channel)
+            raise OSError(errno.EIO, "libfuse refused its options; it said why on stderr")
+
+    def _loop(self) -> int:
+        return int(self._library.fuse_loop_mt(self._session))
+
+    def _descriptor(self) -> int:
+        return int(self._library.fuse_chan_fd(self._channel))
+
+    def close(self) -> None:
+        self._library.fuse_destroy(self._session)
+
+
+def _refused(directory: str) -> OSError:
+    return OSError(errno.EIO, f"cannot mount on {directory}: fusermount refused; it said why on stderr")
 
 
 _fuse_new = ctypes.CFUNCTYPE(
@@ -45,60 +157,38 @@ def _newest_fuse_new(library: ctypes.CDLL) -> Any:
     return _fuse_new(("fuse_new", library))
 
 
-def _arguments(options: str) -> _fuse_args:
-    return _fuse_args(3, (ctypes.c_char_p * 3)(b"kdamon", b"-o", options.encode()), 0)
+class _Channel3(Channel):
+    """By libfuse 3. Functions with a number in the name have one set of arguments in all versions."""
 
+    def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
+        super().__init__(binding, operations)
+        library, table = self._library, self._table
+        library.fuse_new_31.restype = library.fuse_get_session.restype = ctypes.c_void_p
+        library.fuse_loop_cfg_create.restype = ctypes.c_void_p
+        options = _OPTIONS if device is not None else f"{_OPTIONS},{_MOUNT_OPTIONS}"
+        session = library.fuse_new_31(
+            ctypes.byref(_arguments(options)), ctypes.byref(table), ctypes.c_size_t(ctypes.sizeof(table)), None
+        )
+        self._session = ctypes.c_void_p(session)
+        # With this name, libfuse takes a mounted device and looks nothing up (fuse_session_mount()).
+        where = f"/dev/fd/{device}" if device is not None else directory
+        if not session:
+            raise OSError(errno.EIO, "libfuse refused its options; it said why on stderr")
+        if library.fuse_mount(self._session, os.fsencode(where)):
+            library.fuse_destroy(self._session)
+            raise _refused(where)
 
-class Channel:
-    """A connection, to be made, served and closed once each.
+    def _loop(self) -> int:
+        library = self._library
+        config = ctypes.c_void_p(library.fuse_loop_cfg_create())
+        library.fuse_loop_cfg_set_max_threads(config, ctypes.c_uint(_MOST_THREADS))
+        try:
+            return int(library.fuse_loop_mt_312(self._session, config))
+        finally:
+            library.fuse_loop_cfg_destroy(config)
 
-    :param device: a descriptor of ``/dev/fuse`` that belongs to a mount; :meth:`close` closes it.
-    :param directory: instead of it, the name of where fusermount is to mount, for a process that may not.
-    :param settings: options of that mount.
-    :raises OSError: EIO fusermount refuses; it says why on stderr.
-    """
-
-    def __init__(self, device: int | None = None, directory: str = "", settings: str = "") -> None:
-        self._fuse = load_fuse()
-        self._library = self._fuse._libfuse
-        self._session = ctypes.c_void_p()
-        self._library.fuse_kern_chan_new.restype = self._library.fuse_mount.restype = ctypes.c_void_p
-        if device is not None:
-            channel = self._library.fuse_kern_chan_new(device)
-        else:
-            channel = self._library.fuse_mount(os.fsencode(directory), ctypes.byref(_arguments(settings)))
-        if not channel:
-            raise OSError(errno.EIO, f"cannot mount on {directory}: fusermount refused; it said why on stderr")
-        self._channel = ctypes.c_void_p(channel)
-
-    def serve(self, operations: Any) -> None:
-        """Answer requests, in threads of libfuse, until the file system is unmounted.
-
-        :param operations: as for fusepy's class FUSE; names are in latin-1, which gives every byte back as it came.
-        :raises OSError: EIO libfuse gave up; it says why on stderr.
-        """
-        # The constructor is what mounts.
-        served = self._fuse.FUSE.__new__(self._fuse.FUSE)
-        served.operations, served.raw_fi, served.encoding, served.use_ns = operations, False, "latin-1", True
-        table = self._fuse.fuse_operations()
-        for name, prototype, *_bits in table._fields_:
-            # fusepy does these two by the operations that have no "f".
-            if hasattr(operations, {"ftruncate": "truncate", "fgetattr": "getattr"}.get(name, name)):
-                setattr(table, name, prototype(functools.partial(served._wrapper, getattr(served, name))))
-        new, arguments = _newest_fuse_new(self._library), _arguments(_OPTIONS)
-        self._session.value = new(self._channel, arguments, ctypes.byref(table), ctypes.sizeof(table), None)
-        if not self._session or self._library.fuse_loop_mt(self._session):
-            raise OSError(errno.EIO, "FUSE gave up; it said why on stderr")
-
-    def connected(self) -> bool:
-        """Return whether the file system is mounted, or in use, still."""
-        poll = select.poll()
-        poll.register(self._library.fuse_chan_fd(self._channel), select.POLLERR)
-        return not poll.poll(0)
+    def _descriptor(self) -> int:
+        return int(self._library.fuse_session_fd(ctypes.c_void_p(self._library.fuse_get_session(self._session))))
 
     def close(self) -> None:
-        """Close the device; what is mounted still is dead from now on."""
-        if self._session:
-            self._library.fuse_destroy(self._session)
-        else:
-            self._library.fuse_chan_destroy(self._channel)
+        self._library.fuse_destroy(self._session)

@@ -33,16 +33,17 @@ import os
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import raise_file_limit
 from kdamon.lib.mountinfo import mount_of
 from kdamon.lib.watcher import FSTYPE, Leftovers, mount_number, unmount_by_helper
 from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
-from kdamon_fs.fuse_channel import Channel
+from kdamon_fs.fuse_channel import Channel, connect
 from kdamon_fs.kobject import open_file
 from kdamon_fs.mount_checks import check_may_mount, mounts_by_helper
 from kdamon_fs.mount_point import MountPoint
@@ -53,12 +54,19 @@ __all__ = ["mount_tree", "mounted_tree"]
 
 log = logging.getLogger("kdamon")
 
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+
 #: Signals that end :func:`mount_tree`.
 _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: How often to look whether a signal came, and how long the tree's end may take, seconds.
 _POLL: Final = 0.1
 _END_TIMEOUT: Final = 2.0
+
+#: Times for utimensat(2), in its nanoseconds with 0 seconds (``include/uapi/linux/stat.h``): the time now, and none.
+_UTIME_NOW: Final = (1 << 30) - 1
+_UTIME_OMIT: Final = (1 << 30) - 2
 
 #: What a tree may answer. Any other error comes from a bug and becomes EIO.
 _ANSWERS: Final = frozenset(
@@ -84,8 +92,32 @@ _ANSWERS: Final = frozenset(
 )
 
 
+def _guarded(
+    operation: Callable[Concatenate[_operations, _Arguments], _Answer],
+) -> Callable[Concatenate[_operations, _Arguments], _Answer]:
+    """Make EIO and a line in the log of every exception of an operation that is no answer of the tree.
+
+    libfuse's Python packages would make EINVAL of it, or leave a dead mount.
+    """
+
+    @functools.wraps(operation)
+    def guarded(self: _operations, /, *arguments: _Arguments.args, **named: _Arguments.kwargs) -> _Answer:
+        try:
+            return operation(self, *arguments, **named)
+        except OSError as error:
+            if error.errno in _ANSWERS:
+                raise
+            log.exception("%s of %s failed for a reason that is no answer", operation.__name__, arguments[0])
+        except BaseException:
+            # Also SystemExit.
+            log.exception("%s of %s failed by an internal error", operation.__name__, arguments[0])
+        raise OSError(errno.EIO, "internal error, see the log")
+
+    return guarded
+
+
 class _operations:
-    """The FUSE operations, under the names that fusepy looks for; those that are absent the kernel answers itself."""
+    """The FUSE operations, under the names that the packages look for; the kernel answers those that are absent."""
 
     use_ns = True
 
@@ -96,65 +128,82 @@ class _operations:
         self._handles = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
-        try:
-            return getattr(self, operation)(*arguments)
-        except OSError as error:
-            if error.errno in _ANSWERS:
-                raise
-            log.exception("%s of %s failed for a reason that is no answer", operation, arguments[0])
-        except BaseException:
-            # Also SystemExit: fusepy would leave a dead mount behind.
-            log.exception("%s of %s failed by an internal error", operation, arguments[0])
-        raise OSError(errno.EIO, "internal error, see the log")
+        """What fusepy calls; mfusepy calls the operations themselves."""
+        return getattr(self, operation)(*arguments)
 
+    @_guarded
     def init(self, _path: str) -> None:
         self.mounted.set()
 
+    @_guarded
+    def init_with_config(self, _connection: Any, config: Any) -> None:
+        """What mfusepy calls instead: libfuse 3 has ``struct fuse_config`` for what were options."""
+        config.direct_io = config.use_ino = 1
+        self.mounted.set()
+
+    @_guarded
     def getattr(self, path: str, _handle: int | None = None) -> dict[str, int]:
         return self._tree.getattr(path)
 
+    @_guarded
     def readdir(self, path: str, _handle: int) -> list[tuple[str, dict[str, int] | None, int]]:
         entries = self._tree.readdir(path)
         own: list[tuple[str, dict[str, int] | None, int]] = [(".", None, 0), ("..", None, 0)]
         return own + [(name, {"st_mode": mode, "st_ino": ino}, 0) for name, mode, ino in entries]
 
+    @_guarded
     def open(self, path: str, flags: int) -> int:
         handle = next(self._handles)
         self._files[handle] = self._tree.open(path, flags)
         return handle
 
+    @_guarded
     def read(self, _path: str, size: int, offset: int, handle: int) -> bytes:
         return self._files[handle].read(size, offset)
 
+    @_guarded
     def write(self, _path: str, data: bytes, _offset: int, handle: int) -> int:
         return self._files[handle].write(data)
 
+    @_guarded
     def release(self, _path: str, handle: int) -> None:
         del self._files[handle]
 
+    @_guarded
     def truncate(self, path: str, _length: int, _handle: int | None = None) -> None:
         # O_TRUNC of the shell's ">" arrives as this; sysfs ignores it.
         self._tree.lookup(path)
 
+    @_guarded
     def chmod(self, path: str, mode: int) -> None:
         self._tree.setattr(path, st_mode=stat.S_IMODE(mode))
 
+    @_guarded
     def chown(self, path: str, uid: int, gid: int) -> None:
         owners = {"st_uid": uid, "st_gid": gid}
         self._tree.setattr(path, **{name: owner for name, owner in owners.items() if owner != -1})
 
+    @_guarded
     def utimens(self, path: str, times: tuple[int, int]) -> None:
-        self._tree.setattr(path, st_atime=times[0], st_mtime=times[1])
+        now = time.time_ns()
+        given = {"st_atime": times[0], "st_mtime": times[1]}
+        # libfuse 3 passes the kernel's requests on; libfuse 2 puts a time in their place.
+        chosen = {name: now if when == _UTIME_NOW else when for name, when in given.items() if when != _UTIME_OMIT}
+        self._tree.setattr(path, **chosen)
 
+    @_guarded
     def statfs(self, _path: str) -> dict[str, int]:
         return {"f_bsize": PAGE_SIZE, "f_frsize": PAGE_SIZE, "f_namemax": 255}
 
+    @_guarded
     def listxattr(self, _path: str) -> list[str]:
         return []
 
+    @_guarded
     def create(self, path: str, *_arguments: object) -> int:
         raise OSError(errno.EACCES, f"{path} cannot be created: files come with their directories")
 
+    @_guarded
     def _refuse(self, path: str, *_arguments: object) -> None:
         raise OSError(errno.EPERM, f"{path} cannot be made or removed: nr_* files say which directories there are")
 
@@ -231,7 +280,7 @@ class mounted_tree:
             raise
         try:
             self._unmount, self._unmount_dead = point.detach, point.detach_dead
-            self._serve(Channel(device))
+            self._serve(connect(self._operations, device))
             if not self._private:
                 # A private namespace ends with its processes, and so do the mounts in it.
                 leftovers = Leftovers("mount", point.name, point.directory, number=mount_number(root))
@@ -244,11 +293,10 @@ class mounted_tree:
     def _start_by_helper(self, ending: contextlib.ExitStack) -> None:
         """Let fusermount mount; it looks the name up with the rights of its user."""
         target = os.path.realpath(self.mountpoint)
-        settings = "fsname=kdamon,subtype=kdamon" + (",nonempty" if os.listdir(target) else "")
         leftovers = Leftovers("mount", target)
         ending.callback(leftovers.forget)
         self._unmount = functools.partial(unmount_by_helper, target)
-        self._serve(Channel(directory=target, settings=settings))
+        self._serve(connect(self._operations, directory=target))
 
     def _serve(self, channel: Channel) -> None:
         """Start to serve, and wait until the kernel's first request is answered."""
@@ -260,7 +308,7 @@ class mounted_tree:
 
     def _answer(self, channel: Channel) -> None:
         try:
-            channel.serve(self._operations)
+            channel.serve()
         except OSError as error:
             log.error("%s: %s", self.mountpoint, error.strerror)
         finally:

@@ -8,6 +8,8 @@ import os
 import shutil
 
 from kdamon.lib.rights import OWN, missing_capability, needs_linux, owns_mount_namespace, refusal
+from kdamon_fs.fuse_binding import fusermount_of_binding
+from kdamon_fs.fuse_packages import how_to_install
 
 __all__ = ["check_may_mount", "check_may_unshare", "mounts_by_helper", "refusal_to_mount", "refusal_to_unshare"]
 
@@ -25,13 +27,14 @@ def check_may_mount() -> None:
     # The helper gives root nothing, and PATH may be another user's.
     if os.geteuid() == 0:
         raise refusal("mounting needs", "mount()", "CAP_SYS_ADMIN", where=OWN)
-    if shutil.which("fusermount") is None:
+    fusermount = fusermount_of_binding()
+    if shutil.which(fusermount) is None:
         raise refusal(
             "mounting needs",
             "mount()",
             "CAP_SYS_ADMIN",
             where=OWN,
-            otherwise="install fusermount ('apt install fuse'), which mounts for users",
+            otherwise=f"install {fusermount}, which mounts for users ({how_to_install(fusermount)})",
         )
 
 

@@ -35,10 +35,10 @@ def _machine_lacks() -> str | None:
     if os.geteuid():
         return "a namespace and the accesses of other processes need root"
     try:
-        import fuse  # noqa: F401
-
         from kdamon.mm.linux.machine import linux_machine
+        from kdamon_fs.fuse_binding import load_fuse
 
+        load_fuse()
         linux_machine().close()
     except OSError as error:
         return error.strerror or str(error)

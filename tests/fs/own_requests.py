@@ -6,33 +6,38 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
-import fuse
-
 from kdamon.mm.sim.machine import SimMachine
+from kdamon_fs.fuse_binding import load_fuse
 from kdamon_fs.mount import _operations, mounted_tree
 from kdamon_fs.namespace import run_in_namespace
 from kdamon_fs.sysfs import damon_sysfs_init
 
-_serve = _operations.__call__
 
+def _watched(name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(operation)
+    def watched(self: _operations, *arguments: Any) -> Any:
+        # The number is a thread's. The kernel's request to begin has none.
+        thread = load_fuse().module.fuse_get_context()[2]
+        if os.path.exists(f"/proc/self/task/{thread}"):
+            print("own", name, *arguments[:1], flush=True)
+        elif thread:
+            print("other", name, *arguments[:1], flush=True)
+        return operation(self, *arguments)
 
-def _watched(self: _operations, operation: str, *arguments: Any) -> Any:
-    # The number is a thread's. The kernel's request to begin has none.
-    thread = fuse.fuse_get_context()[2]
-    if os.path.exists(f"/proc/self/task/{thread}"):
-        print("own", operation, *arguments[:1], flush=True)
-    elif thread:
-        print("other", operation, *arguments[:1], flush=True)
-    return _serve(self, operation, *arguments)
+    return watched
 
 
 if __name__ == "__main__":
-    _operations.__call__ = _watched  # type: ignore[method-assign]
+    for name, operation in vars(_operations).copy().items():
+        if callable(operation) and not name.startswith("_"):
+            setattr(_operations, name, _watched(name, operation))
     if sys.argv[1] == "exec":
         reading = "cat /sys/module/damon_stat/parameters/enabled; cat /sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds"
         sys.exit(run_in_namespace(["sh", "-c", reading], "7.2", SimMachine(seed=1)))

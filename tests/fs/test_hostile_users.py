@@ -19,12 +19,10 @@ NOBODY = 65534
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-try:
-    import fuse  # noqa: F401
-except OSError:
-    pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("only root can become another user", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 
 class Mounted:
@@ -48,7 +46,7 @@ class Mounted:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def served(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iterator[Mounted]:
     """A tree below directories that everybody may pass."""
     mountpoint = tmp_path_factory.mktemp("damon")
     for directory in (mountpoint, *list(mountpoint.parents)[:2]):

@@ -27,12 +27,10 @@ HERE = Path(__file__).parent
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-try:
-    import fuse  # noqa: F401
-except OSError:
-    pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("mounting in these tests needs root", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 
 def mount_at(path: str) -> mount_entry | None:
@@ -353,7 +351,7 @@ def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server],
 
 @pytest.mark.parametrize(
     ("user", "remedy"),
-    [(0, r"which root lacks here; .*--cap-add$"), (1000, r"or install fusermount \('apt install fuse'\)")],
+    [(0, r"which root lacks here; .*--cap-add$"), (1000, r"or install fusermount3?, which mounts for users \(")],
 )
 def test_mounting_without_the_right_to_names_what_is_missing(
     session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, remedy: str
@@ -440,7 +438,7 @@ def test_a_bug_is_an_io_error_and_a_traceback_in_the_log(
     operations = _operations(session.tree)
     monkeypatch.setattr(session.tree, "getattr", fail)
     with caplog.at_level(logging.ERROR), pytest.raises(OSError, match="internal error") as error:
-        operations("getattr", "/admin")
+        operations.getattr("/admin")
     assert error.value.errno == 5
     assert re.search(r"getattr of /admin failed", caplog.text)
     assert "Traceback" in caplog.text

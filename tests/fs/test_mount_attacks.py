@@ -22,12 +22,10 @@ MOVES = ("link above", "link itself", "another directory", "removed")
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-try:
-    import fuse  # noqa: F401
-except OSError:
-    pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("mounting in these tests needs root", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 
 def attack(name: str, *arguments: str) -> Any:

@@ -28,14 +28,12 @@ MADE_SURE = f"grep -q '^kdamon {DAMON} fuse.kdamon ' /proc/mounts || exit 99\n"
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-try:
-    import fuse  # noqa: F401
-except OSError:
-    pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("a mount namespace needs root", allow_module_level=True)
 if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
     pytest.skip("private mount namespaces are not allowed here", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

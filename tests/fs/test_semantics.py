@@ -30,12 +30,10 @@ NOBODY = 65534
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-try:
-    import fuse  # noqa: F401
-except OSError:
-    pytest.skip("libfuse2 is not installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("the table was measured by root", allow_module_level=True)
+
+pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 MEASURED = dict(
     line.split("\t")
@@ -59,7 +57,7 @@ DIFFERENT = {
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def context(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iterator[Path]:
     """A context directory of a mounted tree with a scheme."""
     mountpoint = tmp_path_factory.mktemp("damon")
     server = subprocess.Popen(

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from kdamon_fs import fuse_binding, mount_checks
+from kdamon_fs import fuse_binding, fuse_packages, mount_checks
 from kdamon_tools import cli
 from kdamon_tools.checks import Check, Usable, own_checks, tool_checks
 from kdamon_tools.commands import doctor
@@ -115,6 +115,8 @@ def test_the_exit_status_says_whether_monitoring_is_possible(
 def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libfuse 2, the device, root and damo, each line says how to get it."""
     monkeypatch.setattr(fuse_binding, "_loads", lambda _: False)
+    monkeypatch.setattr(fuse_packages, "_known_to_apt", lambda: {"libfuse2", "libfuse3-3"})
+    monkeypatch.setattr(fuse_packages.platform, "freedesktop_os_release", lambda: {"ID": "debian"})
     monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(fuse_binding, "_DEVICE", "/nowhere/fuse")
     monkeypatch.setattr(fuse_binding, "_kernel_has_fuse", lambda: False)
@@ -123,7 +125,7 @@ def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     found = by_name(tool_checks())
     assert {"libfuse", "/dev/fuse", "mounting", "mount", "damo"} == set(found)
     assert [] == [check for check in found.values() if check.available or not check.remedy]
-    assert "libfuse2" in found["libfuse"].remedy
+    assert "install libfuse2" in found["libfuse"].remedy
     assert "modprobe fuse" in found["/dev/fuse"].remedy
 
 

@@ -26,7 +26,8 @@ SCRIPT = """
 import contextlib, ctypes, importlib, io, json, os, pathlib, pkgutil, subprocess, sys
 import kdamon, kdamon_fs, numpy.random
 with contextlib.suppress(ImportError, OSError):
-    import fuse
+    from kdamon_fs.fuse_binding import load_fuse
+    load_fuse()
 from kdamon_tools import cli
 user, stranger, helper = sys.argv[1:]
 if user:

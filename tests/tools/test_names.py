@@ -53,7 +53,7 @@ while time.monotonic() < end:
 def needs(*, fuse: bool = False) -> None:
     """Skip where the machine does not let this process do what a test is about."""
     from kdamon.mm.linux.machine import linux_machine
-    from kdamon_fs.fuse_binding import Lack, device_lack, python_fuse
+    from kdamon_fs.fuse_binding import Lack, choose_binding, device_lack
 
     if os.geteuid():
         pytest.skip("the accesses of other processes, mounts and control groups need root")
@@ -63,8 +63,8 @@ def needs(*, fuse: bool = False) -> None:
         pytest.skip(error.strerror or str(error))
     if fuse and device_lack() is not None:
         pytest.skip("kernel lacks: /dev/fuse")
-    if fuse and isinstance(python_fuse(), Lack):
-        pytest.skip("fusepy and libfuse2 are not installed")
+    if fuse and isinstance(found := choose_binding(), Lack):
+        pytest.skip(found.why)
 
 
 def kdamon(

@@ -91,16 +91,16 @@ def _changeable(path: str) -> str | None:
 
 def tool_checks() -> list[Check]:
     """What ``kdamon mount`` and ``kdamon exec`` need, and the client that they are mostly for."""
-    return [_libfuse(), _fuse_device(), *_mounting(), _damo()]
+    return [_binding(), _fuse_device(), *_mounting(), _damo()]
 
 
-def _libfuse() -> Check:
-    from kdamon_fs.fuse_binding import Lack, python_fuse  # noqa: PLC0415 (needs more than the other verbs)
+def _binding() -> Check:
+    from kdamon_fs.fuse_binding import Lack, choose_binding  # noqa: PLC0415 (needs more than the other verbs)
 
-    name, found = "libfuse 2 (mount, exec)", python_fuse()
+    name, found = "libfuse (mount, exec)", choose_binding()
     if isinstance(found, Lack):
         return Check(name, False, found.why, found.remedy)
-    return Check(name, True, "fusepy loads it")
+    return Check(name, True, str(found))
 
 
 def _fuse_device() -> Check:

@@ -22,6 +22,7 @@ __all__ = [
     "SAMPLING",
     "STDOUT",
     "check_files",
+    "check_fuse",
     "check_monitoring",
     "check_socket",
     "machine_when_needed",
@@ -74,6 +75,16 @@ def refused(what: str) -> Iterator[None]:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         raise CommandError(f"{what}: {name}{error.strerror}", 2) from error
+
+
+def check_fuse() -> None:
+    """Refuse a choice of the FUSE binding that is none."""
+    from kdamon_fs.fuse_binding import check_choice  # noqa: PLC0415 (the other verbs need it not)
+
+    try:
+        check_choice()
+    except OSError as error:
+        raise CommandError(error.strerror or str(error), 2) from error
 
 
 def check_socket(path: str | None) -> None:

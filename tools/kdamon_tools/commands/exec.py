@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from kdamon_tools.commands.common import check_socket, machine_when_needed
+from kdamon_tools.commands.common import check_fuse, check_socket, machine_when_needed
 from kdamon_tools.errors import CommandError
 from kdamon_tools.serving import find_reports, serve_reports
 
@@ -16,6 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     if not arguments.command:
         raise CommandError("say what to run: kdamon exec -- COMMAND", 2)
+    check_fuse()
     if not arguments.no_reports:
         check_socket(arguments.reports)
     from kdamon_fs.namespace import run_in_namespace  # noqa: PLC0415 (needs more than the other verbs)

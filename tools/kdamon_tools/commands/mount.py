@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.rights import missing_capability
-from kdamon_tools.commands.common import check_socket, machine_when_needed
+from kdamon_tools.commands.common import check_fuse, check_socket, machine_when_needed
 from kdamon_tools.output.readable import readable
 from kdamon_tools.privileges import keep_only
 from kdamon_tools.serving import serve_reports
@@ -19,6 +19,7 @@ __all__ = ["run"]
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes or somebody unmounts it."""
+    check_fuse()
     if not arguments.no_reports:
         check_socket(arguments.reports)
     # Without the right to mount, a set-user-ID program mounts and unmounts.
