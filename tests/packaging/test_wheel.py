@@ -41,7 +41,15 @@ def test_top_level_names_are_the_three_packages(wheel: Path) -> None:
     """Nothing named fs, tools or tests reaches site-packages."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name.split("/")[0] for name in archive.namelist()}
-    assert set(PACKAGES) == {name for name in names if not name.endswith(".dist-info")}
+    assert set(PACKAGES) == {name for name in names if not name.endswith((".dist-info", ".data"))}
+
+
+def test_the_schemas_of_json_are_shipped(wheel: Path) -> None:
+    """They are installed as share/kdamon/schemas."""
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name.split(".data/", 1)[1] for name in archive.namelist() if "/share/kdamon/schemas/" in name}
+    present = {f"data/share/kdamon/schemas/{path.name}" for path in (CHECKOUT / "docs/schemas").iterdir()}
+    assert present == shipped
 
 
 def test_every_module_is_shipped_with_types(wheel: Path) -> None:

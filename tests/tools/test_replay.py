@@ -32,6 +32,7 @@ from kdamon_tools.report_files import report_file
 from kdamon_tools.report_files.records import Records, new_records, reports_of
 from kdamon_tools.report_files.report_file import Recorder, RecordingWriter, read_reports
 from kdamon_tools.snapshot import Config, Snapshot
+from tests.support.json_schemas import validate
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def replayed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, 
     status = cli.main(["replay", "--json", *words])
     out, err = capsys.readouterr()
     assert (0, "") == (status, err)
-    return [json.loads(line) for line in out.splitlines()]
+    return [validate(json.loads(line), "kdamon.replay") for line in out.splitlines()]
 
 
 def hot_share(document: dict[str, Any], where: tuple[int, int] = HOT) -> tuple[float, float]:

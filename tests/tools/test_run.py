@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
+from tests.support.json_schemas import validate
 
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
@@ -70,8 +71,7 @@ def monitored(pid: int, truth: Path, *options: str) -> dict[str, Any]:
     """What ``kdamon run --pid --json`` says about a workload, compared with its truth."""
     result = kdamon("run", "--pid", str(pid), "--json", "--quiet", "--truth", str(truth), *options)
     assert (0, "") == (result.returncode, result.stderr)
-    document: dict[str, Any] = json.loads(result.stdout)
-    return document
+    return validate(json.loads(result.stdout), "kdamon.run")
 
 
 def event(events: list[Event], name: str) -> Event:
@@ -164,13 +164,31 @@ def test_finds_a_little_among_much_that_is_reserved(reserving: tuple[int, int]) 
     pid, start = reserving
     result = kdamon("run", "--pid", str(pid), "--json", "--quiet", "--seconds", "4")
     assert (0, "") == (result.returncode, result.stderr)
-    document = json.loads(result.stdout)
+    document = validate(json.loads(result.stdout), "kdamon.run")
     assert "mappings" == document["config"]["vaddr_regions"]
     assert document["counters"]["sparse"] is None
     last = document["snapshots"][-1]["regions"]
     assert sum(region["end"] - region["start"] for region in last) < 256 * MIB
     assert 4 * MIB <= document["summary"]["hot_bytes"] < 8 * MIB
     assert mean_accesses(document, start, start + 4 * MIB) > 10
+    mapped = [mapping for mapping in document["mappings"] if mapping["start"] <= start < mapping["end"]]
+    assert [("rw-p", 0)] == [(mapping["permissions"], mapping["offset"]) for mapping in mapped]
+    assert {"[heap]", "[stack]"} <= {mapping["name"] for mapping in document["mappings"]}
+    assert document["mappings_read"]["times"] > 1
+
+
+def test_mappings_of_a_command_are_its_own(tmp_path: Path) -> None:
+    """Also those that it has after its beginning, in the header and in the end of lines."""
+    file = tmp_path / "a file"
+    file.write_bytes(bytes(4096))
+    code = f"import mmap, sys, time; f = open({str(file)!r}, 'r+b'); m = mmap.mmap(f.fileno(), 0); time.sleep(3)"
+    result = kdamon("run", "--json=lines", "--quiet", "--", sys.executable, "-c", code)
+    assert (0, "") == (result.returncode, result.stderr)
+    lines = [validate(json.loads(line), "kdamon.run.lines") for line in result.stdout.splitlines()]
+    assert ("header", "end") == (lines[0]["type"], lines[-1]["type"])
+    [mapped] = [mapping for mapping in lines[-1]["mappings"] if mapping["name"] == str(file)]
+    assert "rw-s" == mapped["permissions"]
+    assert 0 < mapped["first_seen"] <= mapped["last_seen"] <= lines[-1]["seconds"]
 
 
 def test_says_that_the_kernels_regions_are_too_large(reserving: tuple[int, int]) -> None:
@@ -189,7 +207,7 @@ def test_monitors_the_machines_memory(start: Start) -> None:
     result = kdamon("run", "--ops", "paddr", "--seconds", "5", "--json")
     assert 0 == result.returncode, result.stderr
     assert "are mapped by one process each" in result.stderr
-    document = json.loads(result.stdout)
+    document = validate(json.loads(result.stdout), "kdamon.run")
     sizes = [[region["end"] - region["start"] for region in snapshot["regions"]] for snapshot in document["snapshots"]]
     with open("/proc/meminfo", encoding="utf-8") as lines:
         total = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
@@ -262,7 +280,7 @@ def test_time_in_which_kdamon_was_stopped_is_no_time_of_a_snapshot(start: Start)
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=30)
     assert 0 == run.returncode, err
-    document = json.loads(out)
+    document = validate(json.loads(out), "kdamon.run")
     snapshots = [(document["started"] + s["began"], document["started"] + s["time"]) for s in document["snapshots"]]
     # A sample lasts 5 ms, and the last one may have begun just before.
     meanwhile = [(began, end) for began, end in snapshots if end > stopped + 0.05 and began < continued]

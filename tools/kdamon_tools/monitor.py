@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final
 
@@ -50,6 +51,7 @@ from kdamon.reports.apply import damon_report_counters_of
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.sysfs_sample import damon_sysfs_check_faults
 from kdamon_tools.addresses import size_within
+from kdamon_tools.origin import Origin, this_machine
 from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import REGION, Config, Counters, RegionTable, Snapshot
 
@@ -117,13 +119,15 @@ class Monitor:
     def __init__(self, config: Config, machine: Machine | None, birth: int | None = None) -> None:
         self.config = config
         self.started = 0.0
+        #: This machine, and the wall clock when monitoring began.
+        self.origin = Origin()
         #: Why monitoring did not end, empty where it did.
         self.not_ended = ""
         self.ended = 0.0
         self._collected: deque[tuple[int, int, damon_regions]] = deque()
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
         self._suspended = _suspended()
-        self._cpu_s = 0.0
+        self._cpu_s: float | None = None
         self._mapped: int | None = None
         self._looking: threading.Thread | None = None
         self._present: U64Array | None = None
@@ -152,6 +156,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         trace.damon_aggregated.register(self._aggregated)
         self.started = self._now()
+        self.origin = this_machine(datetime.now(UTC))
         try:
             damon_start([self._ctx], exclusive=False)
         except BaseException:
@@ -225,10 +230,10 @@ class Monitor:
             mm = None if task is None or isinstance(task, PhysicalMemory) else task.get_mm()
             self._present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
 
-    def _never_mapped(self) -> int:
-        """Bytes of the ranges in which nothing was whenever that was looked at."""
+    def _never_mapped(self) -> int | None:
+        """Bytes of the ranges in which nothing was whenever that was looked at; None: it never was."""
         size = sum(end - start for start, end in self.config.ranges)
-        return 0 if self._mapped is None else size - self._mapped
+        return None if self._mapped is None else size - self._mapped
 
     def running(self) -> bool:
         """Return whether monitoring goes on; it ends by itself when the process is gone."""

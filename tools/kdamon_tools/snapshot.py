@@ -7,13 +7,17 @@ Nothing here refers to a running monitor, so a test writes a snapshot as a liter
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
 from kdamon_tools.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+from kdamon_tools.origin import Origin
+
+if TYPE_CHECKING:
+    from kdamon_tools.mapping_history import MappingLog
 
 __all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Snapshot"]
 
@@ -82,29 +86,30 @@ class Counters:
     :ivar missed_intervals: sampling intervals that were over before the monitor came to them.
     :ivar samples: samples that should have been taken.
     :ivar unknown: those of them that could not be taken.
-    :ivar cpu_s: CPU time of the monitoring thread, seconds.
+    :ivar cpu_s: CPU time of the monitoring thread, seconds; None: it was not measured.
     :ivar reports: what became of pushed access reports, by name; faults are such reports.
     :ivar faults_lost: faults that the monitor did not fetch in time.
     :ivar producers: what went through the rings of other processes, by name; empty if none were served.
     :ivar sparse: bytes that the regions covered, and bytes that were populated in them, if that was so little that
         hardly any access is found; else None.
     :ivar never_mapped: bytes of the given ranges in which nothing was mapped whenever that was looked at, or that are
-        no memory.
+        no memory; None: no ranges were given, or it could not be looked at.
     :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
-    :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC.
+    :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC;
+        None: unknown, as of a recording.
     """
 
     missed_intervals: int = 0
     samples: int = 0
     unknown: int = 0
-    cpu_s: float = 0.0
+    cpu_s: float | None = None
     reports: dict[str, int] = field(factory=dict)
     faults_lost: int = 0
     producers: dict[str, int] = field(factory=dict)
     recorded: dict[str, int] = field(factory=dict)
     sparse: tuple[int, int] | None = None
-    never_mapped: int = 0
-    suspended_s: float = 0.0
+    never_mapped: int | None = None
+    suspended_s: float | None = None
 
 
 @frozen(eq=False)
@@ -154,6 +159,8 @@ class Recording:
     :ivar ended: the same for its end.
     :ivar note: why it ended, as a sentence without capital and full stop.
     :ivar remarks: what else a person should know about it, as such sentences.
+    :ivar origin: the machine and the wall clock, as far as they are known.
+    :ivar mappings: of the process; None where they were not read.
     """
 
     config: Config
@@ -163,6 +170,8 @@ class Recording:
     ended: float
     note: str = ""
     remarks: tuple[str, ...] = ()
+    origin: Origin = field(factory=Origin)
+    mappings: MappingLog | None = None
 
     @property
     def seconds(self) -> float:

@@ -18,7 +18,7 @@ from attrs import frozen
 from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import held
 
-__all__ = ["Mappings", "MapsReader", "RecentMappings", "containing", "parse"]
+__all__ = ["Mappings", "MapsReader", "NamedMapping", "RecentMappings", "containing", "parse", "read_lines"]
 
 #: What one read may return; the kernel fills at most its own buffer, a page, unless one line needs more.
 _CHUNK: Final = 1 << 16
@@ -141,6 +141,54 @@ def _numbers(data: npt.NDArray[np.uint8], begins: _Indexes, ends: _Indexes) -> U
 def parse(contents: bytes) -> U64Array:
     """Start and end of each mapping in ``contents``, those of /proc/PID/maps, see :class:`Mappings`."""
     return Mappings.parse(contents).ranges
+
+
+@frozen
+class NamedMapping:
+    """One mapping, for people and programs that want its name.
+
+    :ivar start: its first address, bytes.
+    :ivar end: the address after its last one, bytes.
+    :ivar permissions: such as ``rw-p``.
+    :ivar offset: where it begins in its file, bytes; 0 without a file.
+    :ivar name: the path of its file or a name such as ``[heap]``; empty where it has none.
+    """
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    name: str
+
+    @classmethod
+    def parse(cls, line: bytes) -> NamedMapping:
+        """The mapping of a line of /proc/PID/maps, without its newline."""
+        addresses, permissions, offset, _device, _inode, *name = line.split(None, 5)
+        start, end = (int(address, 16) for address in addresses.split(b"-"))
+        return cls(start, end, permissions.decode("ascii"), int(offset, 16), os.fsdecode(b"".join(name)))
+
+
+def read_lines(fd: int, pagemap: int = -1) -> list[bytes]:
+    """The lines of an open /proc/PID/maps; none when the address space is gone.
+
+    The kernel gives the list in pieces, between which mappings come and go.
+
+    :param fd: nobody else reads it meanwhile.
+    :param pagemap: as for :class:`MapsReader`.
+    """
+    texts: list[bytes] = []
+    offset = 0
+    while True:
+        try:
+            with held.of(pagemap):
+                text = os.pread(fd, _CHUNK, offset)
+        except ProcessLookupError:
+            return []
+        if not text:
+            # A name may hold any other character.
+            return b"".join(texts).split(b"\n")[:-1]
+        texts.append(text)
+        offset += len(text)
 
 
 class MapsReader:

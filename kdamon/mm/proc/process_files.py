@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from kdamon.mm.proc.maps import RecentMappings
+from kdamon.mm.proc.maps import RecentMappings, read_lines
 
 __all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory", "user_of"]
 
@@ -107,6 +107,10 @@ class ProcessFiles:
             raise
         os.close(self.pagemap)
         return False
+
+    def lines(self) -> list[bytes]:
+        """The lines of /proc/PID/maps, as :func:`kdamon.mm.proc.maps.read_lines` has them."""
+        return read_lines(self._maps, self.pagemap)
 
     def alive(self) -> bool:
         """Return whether the address space is still some process's: the pagemap of one that ended is empty.

@@ -7,6 +7,7 @@ import argparse
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon_tools.checks import monitor_checks, own_checks, tool_checks
+from kdamon_tools.origin import this_machine
 from kdamon_tools.output.streams import write_result
 from kdamon_tools.output.terminal import terminal_size
 from kdamon_tools.privileges import keep_only
@@ -21,8 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     keep_only(*MONITORING)
     monitoring, usable = monitor_checks()
     checks = monitoring + tool_checks() + own_checks()
-    columns = terminal_size()[0]
-    write_result(
-        [render_checks_json(checks, usable) if arguments.json else render_checks(checks, usable, columns), "\n"]
-    )
+    if arguments.json:
+        result = render_checks_json(checks, usable, this_machine())
+    else:
+        result = render_checks(checks, usable, terminal_size()[0])
+    write_result([result, "\n"])
     return 0 if usable else 1

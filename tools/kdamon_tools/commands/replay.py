@@ -29,7 +29,7 @@ from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.report_files.report_file import open_reports
 from kdamon_tools.reporters.heatmap import render_heatmap
-from kdamon_tools.reporters.json_object import render_json
+from kdamon_tools.reporters.json_object import REPLAY, render_json
 from kdamon_tools.reporters.table import render_summary
 from kdamon_tools.snapshot import Config, Range, Recording
 from kdamon_tools.units import format_bytes, format_seconds
@@ -165,7 +165,7 @@ class _Progress:
 def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.json:
         for recording in recordings:
-            yield render_json(recording) + "\n"
+            yield render_json(recording, schema=REPLAY) + "\n"
         return
     width, height = terminal_size()
     parts = []

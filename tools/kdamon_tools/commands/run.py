@@ -26,14 +26,15 @@ from kdamon_tools.commands.run_checks import check_command_line, check_memory, c
 from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.errors import CommandError
-from kdamon_tools.history import History
+from kdamon_tools.gathered import Gathered
+from kdamon_tools.line_stream import LineStream
 from kdamon_tools.output.result import ResultFile
 from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
-from kdamon_tools.reporters.json_object import render_json
+from kdamon_tools.reporters.json_object import render_end, render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
@@ -53,6 +54,8 @@ _WORK_S: Final = 2.0
 _ENDED: Final = "the process ended"
 #: What ends last has limits of its own; this one is for what was not foreseen.
 _END_S: Final = 60.0
+#: Seconds that the reader of lines has for those that wait, and then for the last one.
+_READER_S: Final = 5.0
 _SOURCES_WAIT: Final = "what producers and the recording still had to say was not waited for any longer"
 
 
@@ -60,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Monitor, show, and return the exit status: that of the command if it ended by itself, else 0."""
     check_command_line(arguments)
     # Only now: a mistake on the command line must not need what monitoring needs.
+    from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
     from kdamon_tools.monitor import Monitor  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
@@ -97,18 +101,27 @@ def run(arguments: argparse.Namespace) -> int:
         work = None
         if pid and config.ops != "reports":
             work = CpuWatch(pid, command.family if command else partial(family_of, pid))
+        gathered = Gathered(monitor)
+        if arguments.json and pid and machine is not None:
+            gathered.mappings = stack.enter_context(MappingHistory(pid, birth))
         with _ending(monitor, stop):
-            history, note = _watch(monitor, pidfd, stop, work, arguments)
+            if arguments.json == "lines":
+                gathered.stream(result)
+            note = _watch(gathered, pidfd, stop, work, arguments)
         if command is not None:
             command.released = note == _ENDED
-        recording = evolve(_recording(monitor, history, note), remarks=_remarks(work, command))
+        recording = gathered.recording(note, _remarks(work, command))
         try:
             if not stop.wait_for(sources.close, _END_S):
                 print(f"kdamon: {_SOURCES_WAIT}", file=sys.stderr)
         finally:
             # A recording that failed is an error, but no reason to lose what was seen.
             counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
-            _show(evolve(recording, counters=counters), result, arguments)
+            recording = evolve(recording, counters=counters)
+            if gathered.lines is None:
+                _show(recording, result, arguments)
+            else:
+                _finish(gathered.lines, recording, result, stop, arguments)
             stop.let_through()
         if monitor.not_ended:
             raise CommandError(f"monitoring did not end: {monitor.not_ended}")
@@ -172,13 +185,6 @@ def _first_thread_ended(pid: int) -> bool:
         return False
 
 
-def _recording(monitor: Monitor, history: History, note: str) -> Recording:
-    """Everything that was seen, once monitoring ended."""
-    for snapshot in monitor.drain():
-        history.add(snapshot)
-    return Recording(monitor.config, history.snapshots, monitor.counters(), monitor.started, monitor.ended, note)
-
-
 def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
     """What the monitored process left to others, in sentences."""
     remarks = []
@@ -223,10 +229,10 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def _watch(
-    monitor: Monitor, pidfd: int | None, stop: StopSignals, work: CpuWatch | None, arguments: argparse.Namespace
-) -> tuple[History, str]:
-    """Gather snapshots until something ends the run; returns them and what did."""
-    history = History()
+    gathered: Gathered, pidfd: int | None, stop: StopSignals, work: CpuWatch | None, arguments: argparse.Namespace
+) -> str:
+    """Gather snapshots until something ends the run; returns what did."""
+    monitor = gathered.monitor
     # A command writes to the same terminal: nothing may be overwritten then.
     in_place = sys.stderr.isatty() and not arguments.command and os.environ.get("TERM") != "dumb"
     view = LiveView(sys.stderr, in_place)
@@ -241,8 +247,7 @@ def _watch(
     while not note:
         left = deadline - time.monotonic()
         ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
-        for snapshot in monitor.drain():
-            history.add(snapshot)
+        gathered.gather()
         if time.monotonic() - looked_at >= monitor.config.update_us / 1e6:
             looked_at = time.monotonic()
             # Aside, because a process can keep its list of mappings locked, and the signals are to be noticed.
@@ -251,6 +256,8 @@ def _watch(
                 look.start()
         if stop:
             note = "stopped by a signal"
+        elif gathered.lines is not None and gathered.lines.error() is not None:
+            note = "the result could not be written any more"
         elif ended or not monitor.running():
             note = _ENDED if monitor.error() is None else "monitoring failed"
         elif left <= 0:
@@ -258,15 +265,16 @@ def _watch(
         elif work is not None:
             work.look()
         now = time.monotonic()
-        if history.snapshots and not note and not arguments.quiet:
+        latest = gathered.latest
+        if latest is not None and not note and not arguments.quiet:
             if work is not None and now - monitor.started >= _WORK_S and (remark := work.sentence_once()):
                 view.clear()
                 print(f"kdamon: {remark}", file=sys.stderr)
             if now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
                 shown_at = now
-                _show_live(view, history.snapshots[-1], monitor, colour)
+                _show_live(view, latest, monitor, colour)
     view.clear()
-    return history, note
+    return note
 
 
 def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: bool) -> None:
@@ -279,18 +287,45 @@ def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: boo
 
 def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
     """Write the result; what it is to be compared with may be missing by now, which is an error after that."""
-    accuracy: Accuracy | None = None
-    failure: Exception | None = None
-    if arguments.truth is not None:
-        try:
-            accuracy = compare(recording, load_truth(arguments.truth))
-        except OSError as error:
-            failure = error
-        except ValueError as error:
-            failure = CommandError(str(error))
+    accuracy, failure = _compared(recording, arguments)
     result.write(lambda: _rendered(recording, accuracy, result, arguments))
     if failure is not None:
         raise failure
+
+
+def _finish(
+    lines: LineStream, recording: Recording, result: ResultFile, stop: StopSignals, arguments: argparse.Namespace
+) -> None:
+    """Write the last of the lines, as :func:`_show` does a result."""
+    accuracy, failure = _compared(recording, arguments)
+    end = partial(render_end, recording, accuracy)
+    stop.wait_for(lambda: lines.finish(end, _READER_S), 3 * _READER_S)
+    if (error := lines.error()) is not None:
+        result.keep_part()
+        raise error
+    if not lines.ended:
+        result.keep_part()
+        raise CommandError("the last line was not written: the reader of the result takes nothing")
+    if lines.dropped:
+        print(
+            f"kdamon: {lines.dropped} of {lines.taken} aggregations have no line: the reader was too slow",
+            file=sys.stderr,
+        )
+    result.commit()
+    if failure is not None:
+        raise failure
+
+
+def _compared(recording: Recording, arguments: argparse.Namespace) -> tuple[Accuracy | None, Exception | None]:
+    """The recording next to the truth, if one is given; and why it cannot be compared."""
+    if arguments.truth is None:
+        return None, None
+    try:
+        return compare(recording, load_truth(arguments.truth)), None
+    except OSError as error:
+        return None, error
+    except ValueError as error:
+        return None, CommandError(str(error))
 
 
 def _rendered(

@@ -102,7 +102,14 @@ def _add_regions(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", action="store_true", help="print one JSON object instead of the heatmap")
+    group.add_argument(
+        "--json",
+        nargs="?",
+        const="object",
+        choices=("object", "lines"),
+        metavar="lines",
+        help="print one JSON object instead of the heatmap; --json=lines: one for each aggregation, as it ends",
+    )
     add_form(group)
     group.add_argument("--quiet", action="store_true", help="print nothing while monitoring, only the result")
     group.add_argument(

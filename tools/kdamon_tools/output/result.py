@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -39,6 +41,50 @@ class ResultFile:
     def isatty(self) -> bool:
         """Return whether it is a terminal."""
         return sys.stdout.isatty() if self._replacement is None else self._replacement.isatty()
+
+    def append(self, text: str) -> None:
+        """Write a part of the result at once, without a buffer that another thread could find locked.
+
+        :raises OSError: it cannot be written; BrokenPipeError its reader ended.
+        """
+        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor(), rest) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._name()) from error
+
+    def no_reader(self) -> OSError | None:
+        """That the result is a pipe whose reader ended; None where it is not."""
+        poller = select.poll()
+        poller.register(self._descriptor(), 0)
+        if any(events & select.POLLERR for _, events in poller.poll(0)):
+            return BrokenPipeError(errno.EPIPE, "its reader ended", self._name())
+        return None
+
+    def commit(self) -> None:
+        """Put what was appended in place; may be repeated.
+
+        :raises OSError: it is not there.
+        """
+        if self._replacement is not None:
+            self._replacement.commit()
+            self._replacement = None
+
+    def keep_part(self) -> None:
+        """Leave what was appended where it is: it may have taken hours."""
+        if self._replacement is not None:
+            kept = self._replacement.keep_part()
+            if kept is not None:
+                print(f"kdamon: the part of the result that could be written is {kept}", file=sys.stderr)
+
+    def _descriptor(self) -> int:
+        return sys.stdout.fileno() if self._replacement is None else self._replacement.file.fileno()
+
+    def _name(self) -> str:
+        return "standard output" if self._path is None else str(self._path)
 
     def write(self, render: Render) -> None:
         """Write the result; where that fails, show it elsewhere, since it may have taken hours.

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
 from kdamon_tools.checks import Check, Usable
+from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text, readable
 
-__all__ = ["render_checks", "render_checks_json"]
+__all__ = ["DOCTOR", "render_checks", "render_checks_json"]
+
+#: Name and version of the schema.
+DOCTOR: Final = "kdamon.doctor/1"
 
 
 def render_checks(checks: Sequence[Check], usable: Usable, width: int = 80) -> str:
@@ -46,13 +51,14 @@ def _own_too(usable: Usable) -> str:
     return ", which works for this user's only" if "page_fault" in usable.own else ""
 
 
-def render_checks_json(checks: Sequence[Check], usable: Usable) -> str:
-    """One object: ``possible``, ``primitives``, ``own_primitives``, and ``checks``: name, available, why and remedy.
+def render_checks_json(checks: Sequence[Check], usable: Usable, origin: Origin) -> str:
+    """One object: the machine, ``possible``, ``primitives``, ``own_primitives``, and ``checks``.
 
     ``primitives`` work for processes of any user, ``own_primitives`` for those of this user without more capabilities.
     """
     return json_text(
         {
+            **origin_fields(DOCTOR, origin),
             "possible": bool(usable),
             "primitives": list(usable.others),
             "own_primitives": list(usable.own),

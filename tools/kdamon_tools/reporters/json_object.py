@@ -1,41 +1,125 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A recording as one JSON object, for programs."""
+"""A recording as JSON, for programs: one object, or an object for each aggregation.
+
+docs/schemas describes every field.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from kdamon_tools.compare import Accuracy
+from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text
 from kdamon_tools.reporters.table import summarize
-from kdamon_tools.snapshot import Recording, Snapshot
+from kdamon_tools.snapshot import Config, Recording, Snapshot
 
-__all__ = ["render_json"]
+if TYPE_CHECKING:
+    from kdamon_tools.mapping_history import MappingLog
+
+__all__ = ["REPLAY", "RUN", "RUN_LINES", "render_aggregation", "render_end", "render_header", "render_json"]
+
+#: Names and versions of the schemas.
+RUN: Final = "kdamon.run/1"
+RUN_LINES: Final = "kdamon.run.lines/1"
+REPLAY: Final = "kdamon.replay/1"
 
 
-def render_json(recording: Recording, accuracy: Accuracy | None = None) -> str:
-    """One object on one line.
+def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: str = RUN) -> str:
+    """One object on one line, without the end of the line.
 
-    Keys: ``config``; ``started`` (CLOCK_MONOTONIC seconds) and ``seconds``; ``note``; ``remarks`` (sentences);
-    ``snapshots``, each with ``began`` and ``time`` (from when to when samples were taken, seconds since ``started``),
-    ``merged`` (of how many aggregations it is the mean) and ``regions``; ``counters``; ``summary``; and ``accuracy``
-    where the truth was known.
+    :param accuracy: where the truth is known.
     """
-    document: dict[str, Any] = {
-        "config": attrs.asdict(recording.config) | {"max_nr_accesses": recording.config.max_nr_accesses},
+    document = {
+        **origin_fields(schema, recording.origin),
+        "config": _config(recording.config),
         "started": recording.started,
+        **_mappings(recording.mappings, recording.started),
+        "snapshots": [_snapshot(snapshot, recording.started) for snapshot in recording.snapshots],
+        **_totals(recording, accuracy),
+    }
+    return _line(document)
+
+
+def render_header(config: Config, started: float, origin: Origin, mappings: MappingLog | None) -> str:
+    """The first of the lines: what is monitored, and where."""
+    document = {
+        **origin_fields(RUN_LINES, origin),
+        "type": "header",
+        "config": _config(config),
+        "started": started,
+        **_mappings(mappings, started),
+    }
+    return _line(document)
+
+
+def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: int) -> str:
+    """One of the lines: a snapshot.
+
+    :param since: CLOCK_MONOTONIC seconds when monitoring began.
+    :param index: how many aggregations were before.
+    :param dropped: how many of these have no line.
+    """
+    document = {"type": "aggregation", "index": index, "dropped": dropped, **_snapshot(snapshot, since)}
+    del document["merged"]
+    return _line(document)
+
+
+def render_end(recording: Recording, accuracy: Accuracy | None, aggregations: int, dropped: int) -> str:
+    """The last of the lines: totals.
+
+    :param aggregations: how many there were.
+    :param dropped: how many of them have no line.
+    """
+    document = {
+        "type": "end",
+        "aggregations": aggregations,
+        "dropped": dropped,
+        **_mappings(recording.mappings, recording.started),
+        **_totals(recording, accuracy),
+    }
+    return _line(document)
+
+
+def _line(document: dict[str, Any]) -> str:
+    return json_text(document, separators=(",", ":"))
+
+
+def _config(config: Config) -> dict[str, Any]:
+    return attrs.asdict(config) | {"max_nr_accesses": config.max_nr_accesses}
+
+
+def _totals(recording: Recording, accuracy: Accuracy | None) -> dict[str, Any]:
+    totals: dict[str, Any] = {
         "seconds": recording.seconds,
         "note": recording.note,
         "remarks": list(recording.remarks),
-        "snapshots": [_snapshot(snapshot, recording.started) for snapshot in recording.snapshots],
         "counters": attrs.asdict(recording.counters),
         "summary": summarize(recording),
     }
     if accuracy is not None:
-        document["accuracy"] = attrs.asdict(accuracy)
-    return json_text(document, separators=(",", ":"))
+        totals["accuracy"] = attrs.asdict(accuracy)
+    return totals
+
+
+def _mappings(log: MappingLog | None, since: float) -> dict[str, Any]:
+    if log is None:
+        return {"mappings": None, "mappings_read": None}
+    return {
+        "mappings": [
+            attrs.asdict(one.mapping)
+            | {"first_seen": round(one.first_seen - since, 6), "last_seen": round(one.last_seen - since, 6)}
+            for one in log.seen
+        ],
+        "mappings_read": {
+            "times": log.nr_reads,
+            "first": round(log.first_read - since, 6),
+            "last": round(log.last_read - since, 6),
+            "left_out": log.nr_left_out,
+        },
+    }
 
 
 def _snapshot(snapshot: Snapshot, since: float) -> dict[str, Any]:

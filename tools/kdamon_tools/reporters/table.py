@@ -125,8 +125,8 @@ def render_line(snapshot: Snapshot, config: Config, since: float) -> str:
     )
 
 
-def summarize(recording: Recording) -> dict[str, float]:
-    """The figures of a recording; bytes, percent and counts.
+def summarize(recording: Recording) -> dict[str, float | None]:
+    """The figures of a recording; bytes, percent and counts. None is unknown: nothing was sampled, or not measured.
 
     Bytes are medians over the snapshots: the first ones of a run know little yet, and a median forgives them.
     """
@@ -136,12 +136,12 @@ def summarize(recording: Recording) -> dict[str, float]:
     accessed = [snapshot.bytes_at_least(1) for snapshot in recording.snapshots]
     hot = [snapshot.bytes_at_least(config.max_nr_accesses / 2) for snapshot in recording.snapshots]
     return {
-        "working_set_bytes": int(np.median(accessed)) if accessed else 0,
-        "hot_bytes": int(np.median(hot)) if hot else 0,
-        "unknown_percent": 100 * counters.unknown / counters.samples if counters.samples else 0.0,
+        "working_set_bytes": int(np.median(accessed)) if accessed else None,
+        "hot_bytes": int(np.median(hot)) if hot else None,
+        "unknown_percent": 100 * counters.unknown / counters.samples if counters.samples else None,
         "missed_intervals": counters.missed_intervals,
         "unsampled_seconds": round(unsampled, 6),
-        "kdamond_cpu_percent": 100 * counters.cpu_s / sampled if sampled > 0 else 0.0,
+        "kdamond_cpu_percent": 100 * counters.cpu_s / sampled if sampled > 0 and counters.cpu_s is not None else None,
     }
 
 
@@ -155,11 +155,11 @@ def render_summary(recording: Recording) -> str:
         f"monitored {what} for {format_seconds(recording.seconds)}, "
         f"{aggregations} aggregations" + (f"; {recording.note}" if recording.note else ""),
         *_what_counted(config),
-        f"working set (accessed at all)     {format_bytes(figures['working_set_bytes']):>10}  median",
-        f"hot (half of the samples or more) {format_bytes(figures['hot_bytes']):>10}  median",
+        f"working set (accessed at all)     {_bytes(figures['working_set_bytes']):>10}  median",
+        f"hot (half of the samples or more) {_bytes(figures['hot_bytes']):>10}  median",
     ]
-    if config.primitive:
-        lines.append(f"samples unknown                   {figures['unknown_percent']:>9.1f}%  of {counters.samples}")
+    if config.primitive and (unknown := figures["unknown_percent"]) is not None:
+        lines.append(f"samples unknown                   {unknown:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
     lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
     if counters.never_mapped:
@@ -169,16 +169,20 @@ def render_summary(recording: Recording) -> str:
     if counters.sparse:
         covered, populated = map(format_bytes, counters.sparse)
         lines.append(f"the regions covered {covered}, of which {populated} were populated: hardly any access was found")
-    if figures["unsampled_seconds"] > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
-        unsampled = format_seconds(figures["unsampled_seconds"])
+    if (unsampled_s := figures["unsampled_seconds"] or 0.0) > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
+        unsampled = format_seconds(unsampled_s)
         lines.append(f"nothing was sampled for           {unsampled:>10}  of the {format_seconds(recording.seconds)}")
     if counters.suspended_s:
         lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
-    if counters.cpu_s:
-        lines.append(f"CPU time of kdamond               {figures['kdamond_cpu_percent']:>9.1f}%  of one CPU")
+    if counters.cpu_s and (cpu := figures["kdamond_cpu_percent"]) is not None:
+        lines.append(f"CPU time of kdamond               {cpu:>9.1f}%  of one CPU")
     for remark in filter(None, (explain_unknown(recording.snapshots, config), *recording.remarks)):
         lines += textwrap.wrap(remark, _REMARK_WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _bytes(size: float | None) -> str:
+    return "unknown" if size is None else format_bytes(size)
 
 
 def _what_counted(config: Config) -> list[str]:

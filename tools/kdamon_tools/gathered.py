@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run gathers while it monitors, and where that goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from kdamon_tools.history import History
+from kdamon_tools.line_stream import LineStream
+from kdamon_tools.output.result import ResultFile
+from kdamon_tools.reporters.json_object import render_header
+from kdamon_tools.snapshot import Recording, Snapshot
+
+if TYPE_CHECKING:
+    from kdamon_tools.mapping_history import MappingHistory
+    from kdamon_tools.monitor import Monitor
+
+__all__ = ["Gathered"]
+
+#: Seconds that the first line waits for the list of mappings, which a process can keep locked.
+_LOOK_S: Final = 1.0
+
+
+class Gathered:
+    """The snapshots of a monitor, the mappings of its process, and the lines that are written meanwhile.
+
+    :ivar monitor: the monitor.
+    :ivar mappings: None where they are not asked for.
+    :ivar lines: None where there is one result at the end.
+    :ivar latest: the last snapshot, None before the first one.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.mappings: MappingHistory | None = None
+        self.lines: LineStream | None = None
+        self.latest: Snapshot | None = None
+        self._history = History()
+
+    def stream(self, result: ResultFile) -> None:
+        """Write a line about each aggregation to ``result`` from now on; monitoring has begun."""
+        monitor = self.monitor
+        if self.mappings is not None:
+            self.mappings.look(_LOOK_S)
+        found = None if self.mappings is None else self.mappings.found()
+        self.lines = LineStream(result.append, result.no_reader)
+        self.lines.begin(render_header(monitor.config, monitor.started, monitor.origin, found), monitor.started)
+
+    def gather(self) -> None:
+        """Take what there is by now."""
+        for snapshot in self.monitor.drain():
+            self.latest = snapshot
+            self._history.add(snapshot)
+            if self.lines is not None:
+                self.lines.add(snapshot)
+        if self.mappings is not None:
+            self.mappings.look_when_due()
+
+    def recording(self, note: str, remarks: tuple[str, ...]) -> Recording:
+        """Everything that was seen, once monitoring ended.
+
+        :param note: why it ended.
+        :param remarks: what else there is to say.
+        """
+        self.gather()
+        monitor = self.monitor
+        return Recording(
+            monitor.config,
+            self._history.snapshots,
+            monitor.counters(),
+            monitor.started,
+            monitor.ended,
+            note,
+            remarks,
+            monitor.origin,
+            None if self.mappings is None else self.mappings.found(),
+        )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Snapshots as lines of JSON while monitoring goes on, for a reader that may be slow or end."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from kdamon_tools.reporters.json_object import render_aggregation
+from kdamon_tools.snapshot import Snapshot
+
+__all__ = ["LineStream"]
+
+#: What waits for a slow reader at most: aggregations, and regions of them together.
+_MOST_WAITING: Final = 64
+_MOST_ROWS: Final = 1 << 20
+
+
+class LineStream:
+    """Writes a line for each aggregation, in a thread of its own: monitoring never waits for the reader.
+
+    A reader that is too slow misses aggregations, the oldest first, and each line counts them.
+
+    :param write: writes a part of the output, for as long as that takes.
+    :param failed: returns why nothing more can be written, None while it can.
+    """
+
+    def __init__(self, write: Callable[[str], None], failed: Callable[[], OSError | None]) -> None:
+        self._write = write
+        self._failed = failed
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[int, Snapshot]] = deque()
+        self._rows = 0
+        self._end: Callable[[int, int], str] | None = None
+        self._error: OSError | None = None
+        self._thread = threading.Thread()
+        #: Aggregations so far, and those of them that were written.
+        self.taken = self.written = 0
+
+    def begin(self, header: str, since: float) -> None:
+        """Write the first line, and then those of aggregations.
+
+        :param since: CLOCK_MONOTONIC seconds from which times are counted.
+        """
+        self._thread = threading.Thread(target=self._run, args=(header, since), name="kdamon-lines", daemon=True)
+        self._thread.start()
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Have a line written about ``snapshot``, soon or never."""
+        with self._changed:
+            self._waiting.append((self.taken, snapshot))
+            self._rows += len(snapshot.regions)
+            self.taken += 1
+            while len(self._waiting) > _MOST_WAITING or (self._rows > _MOST_ROWS and len(self._waiting) > 1):
+                self._take()
+            self._changed.notify()
+
+    def _take(self) -> tuple[int, Snapshot]:
+        index, snapshot = self._waiting.popleft()
+        self._rows -= len(snapshot.regions)
+        return index, snapshot
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is being written any more."""
+        return not self._thread.is_alive()
+
+    @property
+    def dropped(self) -> int:
+        """Aggregations without a line, once :meth:`finish` returned."""
+        return self.taken - self.written
+
+    def error(self) -> OSError | None:
+        """Why nothing more can be written, None while it can; BrokenPipeError: the reader ended."""
+        return self._error or self._failed()
+
+    def finish(self, end: Callable[[int, int], str], seconds: float) -> None:
+        """Write what waits and the last line.
+
+        :param end: makes the last line of the numbers of aggregations and of those that were dropped.
+        :param seconds: a reader that took not all until then misses what waits, and has so long again. See
+            :attr:`ended` and :meth:`error`.
+        """
+        with self._changed:
+            self._end = end
+            self._changed.notify()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            with self._changed:
+                self._waiting.clear()
+            self._thread.join(seconds)
+
+    def _run(self, header: str, since: float) -> None:
+        try:
+            self._write(header + "\n")
+            while (line := self._next(since)) is not None:
+                self._write(line + "\n")
+            if self._end is not None:
+                self._write(self._end(self.taken, self.dropped) + "\n")
+        except OSError as error:
+            self._error = error
+
+    def _next(self, since: float) -> str | None:
+        """The line of the next aggregation; None after the last one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._end)
+            if not self._waiting:
+                return None
+            index, snapshot = self._take()
+            before = index - self.written
+            self.written += 1
+        return render_aggregation(snapshot, since, index, before)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mappings that a process had during a run, in bounded memory: the names of monitored addresses."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Final
+
+from attrs import frozen
+
+from kdamon.mm.proc.maps import NamedMapping
+from kdamon.mm.proc.process_files import ProcessFiles, birth_of_directory, no_such_process, open_directory
+
+__all__ = ["MOST_MAPPINGS", "MappingHistory", "MappingLog", "SeenMapping"]
+
+#: What a history keeps: twice what Linux allows a process by default (vm.max_map_count).
+MOST_MAPPINGS: Final = 1 << 17
+#: Seconds between the first two readings; the time between readings doubles up to :data:`_INTERVAL_S`.
+_FIRST_S: Final = 0.1
+_INTERVAL_S: Final = 1.0
+_KERNEL_HALF: Final = 1 << 63
+
+
+@frozen
+class SeenMapping:
+    """A mapping, and when it was seen first and last: CLOCK_MONOTONIC seconds."""
+
+    mapping: NamedMapping
+    first_seen: float
+    last_seen: float
+
+
+@frozen
+class MappingLog:
+    """All that is known about the mappings of a process.
+
+    :ivar seen: in the order of their start addresses. One that was changed, as a heap that grew, is another one.
+    :ivar nr_reads: how often the list was read.
+    :ivar first_read: CLOCK_MONOTONIC seconds of the first reading, and ``last_read`` of the last one.
+    :ivar nr_left_out: mappings for which there was no room.
+    """
+
+    seen: tuple[SeenMapping, ...]
+    nr_reads: int
+    first_read: float
+    last_read: float
+    nr_left_out: int = 0
+
+
+class MappingHistory:
+    """Reads the list of mappings now and then; a context manager.
+
+    A process can keep the list locked, so a thread of its own reads it.
+
+    :param pid: the process.
+    :param birth: see :func:`kdamon.mm.proc.process_files.birth_of`; None: that of the process that has the number now.
+    :param most: mappings to keep.
+    :raises OSError: ESRCH there is no such process.
+    """
+
+    def __init__(self, pid: int, birth: int | None = None, most: int = MOST_MAPPINGS) -> None:
+        self._directory = open_directory(pid)
+        if birth is not None and birth_of_directory(self._directory) != birth:
+            os.close(self._directory)
+            raise no_such_process(pid)
+        self._most = most
+        self._lock = threading.Lock()
+        self._thread = threading.Thread()
+        self._due = self._interval = 0.0
+        #: When each line that the list has now was seen first; and what it had before.
+        self._now: dict[bytes, float] = {}
+        self._gone: list[tuple[bytes, float, float]] = []
+        self._left_out = self._reads = 0
+        self._first_read = self._last_read = 0.0
+
+    def __enter__(self) -> MappingHistory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        # A thread that is held up still needs it.
+        if not self._thread.is_alive():
+            os.close(self._directory)
+
+    def look(self, wait: float = 0.0) -> None:
+        """Read the list, unless that is under way.
+
+        :param wait: seconds that the caller waits for it.
+        """
+        if not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._read, name="kdamon-mappings", daemon=True)
+            self._thread.start()
+        self._thread.join(wait)
+
+    def look_when_due(self) -> None:
+        """The same, if it is time for it: often at first, because a program that begins maps its libraries."""
+        now = time.monotonic()
+        if now >= self._due:
+            self._interval = min(_INTERVAL_S, 2 * self._interval or _FIRST_S)
+            self._due = now + self._interval
+            self.look()
+
+    def _read(self) -> None:
+        try:
+            # Anew each time: they do not follow an exec().
+            files = ProcessFiles(self._directory)
+        except OSError:
+            return
+        try:
+            lines = files.lines()
+        except OSError:
+            return
+        finally:
+            files.close()
+        if lines:
+            self._note(lines, time.monotonic())
+
+    def _note(self, lines: list[bytes], now: float) -> None:
+        with self._lock:
+            present = set(lines)
+            for line in [line for line in self._now if line not in present]:
+                self._gone.append((line, self._now.pop(line), self._last_read))
+            for line in lines:
+                if line not in self._now:
+                    if len(self._now) + len(self._gone) < self._most:
+                        self._now[line] = now
+                    else:
+                        self._left_out += 1
+            self._reads += 1
+            self._first_read = self._first_read or now
+            self._last_read = now
+
+    def found(self) -> MappingLog | None:
+        """What was seen so far; None where the list was never read."""
+        with self._lock:
+            if not self._reads:
+                return None
+            lines = [*self._gone, *((line, first, self._last_read) for line, first in self._now.items())]
+            reads, first_read, last_read, left_out = self._reads, self._first_read, self._last_read, self._left_out
+        seen = [SeenMapping(NamedMapping.parse(line), first, last) for line, first, last in lines]
+        # [vsyscall] is in every list, and no mapping of the process.
+        seen = [one for one in seen if one.mapping.start < _KERNEL_HALF]
+        seen.sort(key=lambda one: (one.mapping.start, one.first_seen))
+        return MappingLog(tuple(seen), reads, first_read, last_read, left_out)
