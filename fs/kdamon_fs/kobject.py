@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from attrs import define, frozen
 
 from kdamon.kernel import PAGE_SIZE
-from kdamon.lib.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
+from kdamon.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
 from kdamon_fs.abi import ABI_VERSIONS
 
 __all__ = [

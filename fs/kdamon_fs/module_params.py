@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from kdamon.kernel import Clock, RealClock
-from kdamon.lib.kstrtox import kstrtobool, kstrtoint, kstrtoul
+from kdamon.kstrtox import kstrtobool, kstrtoint, kstrtoul
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Machine
 from kdamon.modules_common import check_cgroup, damon_module, damon_scheme_module

@@ -33,7 +33,7 @@ from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
 from kdamon.density.estimator import damon_reports_are_random
 from kdamon.kernel import Clock
-from kdamon.lib.kstrtox import sysfs_streq
+from kdamon.kstrtox import sysfs_streq
 from kdamon.mm import Machine
 from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from kdamon.lib.kstrtox import kstrtobool, kstrtoint, kstrtouint, kstrtoul
+from kdamon.kstrtox import kstrtobool, kstrtoint, kstrtouint, kstrtoul
 from kdamon.mm import Machine
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 

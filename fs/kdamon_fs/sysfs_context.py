@@ -33,7 +33,7 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.kernel import Clock
-from kdamon.lib.kstrtox import kstrtoul
+from kdamon.kstrtox import kstrtoul
 from kdamon.mm import Machine, PhysicalMemory
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.sysfs_common import (

@@ -24,7 +24,7 @@ from kdamon.damon import (
     damon_sample_filter,
     damon_sample_filter_type,
 )
-from kdamon.lib.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
+from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Machine
 from kdamon.reports.apply import damon_report_counters_of
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.lib.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
+from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 
 BITS = 40
 

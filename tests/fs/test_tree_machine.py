@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kdamon.lib.kstrtox import bitmap_list
+from kdamon.kstrtox import bitmap_list
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.kobject import open_file
 from kdamon_fs.sysfs import damon_sysfs_init

@@ -44,7 +44,7 @@ from kdamon.damon import (
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
-from kdamon.mm.apart.memory import MemoryApart
+from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_counters_of

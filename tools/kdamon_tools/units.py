@@ -72,7 +72,7 @@ def _number(text: str) -> int:
 
     :raises OSError: EINVAL, ERANGE.
     """
-    from kdamon.lib.kstrtox import kstrtoul  # noqa: PLC0415 (not for --help)
+    from kdamon.kstrtox import kstrtoul  # noqa: PLC0415 (not for --help)
 
     if not _NUMBER.fullmatch(text):
         raise OSError(errno.EINVAL, "not a number")
@@ -156,7 +156,7 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
 
     :param nr_cpus: how many there can be; None: those of this machine.
     """
-    from kdamon.lib.kstrtox import bitmap_parselist  # noqa: PLC0415 (not for --help)
+    from kdamon.kstrtox import bitmap_parselist  # noqa: PLC0415 (not for --help)
     from kdamon_fs.sysfs_sample import nr_cpu_ids  # noqa: PLC0415 (likewise)
 
     limit = nr_cpus or nr_cpu_ids()

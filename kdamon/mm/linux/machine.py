@@ -15,8 +15,8 @@ from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, may, needs_linux, refusal
 from kdamon.mm import AddressSpace, Faults
 from kdamon.mm.actions.madvise import Adviser, pidfd_open
-from kdamon.mm.apart.memory import MemoryApart
 from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc import cgroup, metrics
 from kdamon.mm.proc.kpageflags import Folios

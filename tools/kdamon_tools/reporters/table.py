@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.lib.kstrtox import bitmap_list
+from kdamon.kstrtox import bitmap_list
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown

@@ -18,7 +18,7 @@ from kdamon.mm.apart.objects import Apart, HeldUpError
 from kdamon.mm.proc.process_files import birth_of, user_of
 from kdamon.mm.sampling.frames import LinuxFrames, say_left_out
 
-__all__ = ["MemoryApart", "MemoryService"]
+__all__ = ["MemoryApart"]
 
 log = logging.getLogger("kdamon")
 
@@ -26,56 +26,8 @@ log = logging.getLogger("kdamon")
 _OF_USER: Final = 3
 #: Updates that are begun, each without the process that held up the one before.
 _ATTEMPTS: Final = 10
-
-
-class MemoryService:
-    """What the helper process has.
-
-    :param primitive: how accessed bits are read, see :func:`kdamon.mm.linux.machine.linux_machine`.
-    :param left_out: processes that are not to be looked at, by their numbers: when each began.
-    :param users: whose processes are not.
-    """
-
-    def __init__(self, primitive: str, left_out: dict[int, int], users: frozenset[int]) -> None:
-        # Needs this module.
-        from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415
-
-        self._left_out = left_out
-        self._users = users
-        self._memory = linux_machine(primitive).physical_memory_here(self._is_left_out)
-        self._owners: Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]] = iter(())
-        self._owner: Owner | None = None
-        memory = self._memory
-        self.begin_update, self.mkold, self.young = memory.begin_update, memory.mkold, memory.young
-        self.known, self.page_match, self.node_mem = memory.known, memory.page_match, memory.node_mem
-
-    def _is_left_out(self, pid: int) -> bool:
-        try:
-            if pid in self._left_out and birth_of(pid) == self._left_out[pid]:
-                return True
-            return bool(self._users) and user_of(pid) in self._users
-        except OSError:
-            # It ended.
-            return True
-
-    def update(self) -> bool:
-        """See :meth:`kdamon.mm.PhysicalMemory.update`; returns that it is done."""
-        self._memory.update()
-        return True
-
-    def begin_owners(self, ranges: U64Array) -> None:
-        """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
-        self._owners = self._memory.owners(ranges)
-
-    def next_owner(self) -> tuple[U64Array, npt.NDArray[np.intp]] | None:
-        """All of the next one but the address space; None for none."""
-        self._owner, wanted, region = next(self._owners, (None, None, None))
-        return None if wanted is None or region is None else (wanted, region)
-
-    def act(self, method: str, *arguments: Any) -> U64Array:
-        """Call a method of the last address space."""
-        found: U64Array = getattr(self._owner, method)(*arguments)
-        return found
+#: The module that the helper process loads.
+_SERVICE: Final = "kdamon.mm.linux.memory_service"
 
 
 class _Owner:
@@ -102,7 +54,7 @@ class MemoryApart:
 
     A process that holds the helper up is left out from then on: what it maps is unknown.
 
-    :param primitive: as for :class:`MemoryService`.
+    :param primitive: as for :class:`kdamon.mm.linux.memory_service.MemoryService`.
     :param frames: what can be known without a look at any process; becomes this object's.
     """
 
@@ -155,7 +107,7 @@ class MemoryApart:
             try:
                 if self._helper is None:
                     users = frozenset(user for user, count in self._held_up.items() if user and count >= _OF_USER)
-                    self._helper = Apart(__name__, "MemoryService", self._primitive, self._left_out, users)
+                    self._helper = Apart(_SERVICE, "MemoryService", self._primitive, self._left_out, users)
                 found = self._helper.call(method, *arguments)
                 self._said = ""
                 return found
