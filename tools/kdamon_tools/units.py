@@ -27,6 +27,8 @@ __all__ = [
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 # Spelled out: Python's own conversions also take 5_000, +5, blanks around, and the digits of any script.
 _NUMBER: Final = re.compile(r"[0-9a-fA-FxX]+")
+#: Digits of an end that has too many for a hexadecimal address without 0x: damo and JSON write addresses so.
+_DECIMAL_RANGE: Final = re.compile(r"(?:0|[1-9][0-9]{0,19})-[1-9][0-9]{13,19}")
 _HEXADECIMAL: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 _DECIMAL: Final = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
 _TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
@@ -139,9 +141,15 @@ def parse_file(text: str) -> Path:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x; or with units of bytes, as 4G-6G."""
+    """START-END in bytes, hexadecimal as in /proc/PID/maps, with or without 0x; or with units of bytes, as 4G-6G.
+
+    Two numbers of the digits 0 to 9 are decimal if the second one has 14 digits or more.
+    """
     start_text, dash, end_text = text.partition("-")
-    start, end = _parse_address(start_text), _parse_address(end_text)
+    if _DECIMAL_RANGE.fullmatch(text):
+        start, end = int(start_text), int(end_text)
+    else:
+        start, end = _parse_address(start_text), _parse_address(end_text)
     if not dash or not (0 <= start < 1 << 64 and 0 <= end < 1 << 64):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a range START-END of hexadecimal addresses, such as 7f0000000000-7f0001000000"

@@ -56,7 +56,8 @@ def add_options(parser: Parser) -> None:
         default=[],
         dest="ranges",
         metavar="START-END",
-        help="addresses to monitor, hexadecimal, or sizes such as 4G-6G; END is exclusive; can be repeated; default: "
+        help="addresses to monitor: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
+        "exclusive; can be repeated; default: "
         "all accessed addresses, without the biggest gaps",
     )
     what.add_argument(

@@ -60,7 +60,8 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         default=[],
         dest="ranges",
         metavar="START-END",
-        help="addresses to monitor, hexadecimal, or sizes such as 4G-6G; END is exclusive; can be repeated",
+        help="addresses to monitor: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
+        "exclusive; can be repeated",
     )
     group.add_argument(
         "--seconds",

@@ -127,8 +127,9 @@ def run(pattern: Pattern, out: TextIO | None = None, truth: TextIO | None = None
             parts.append(Part(name, does, start, start + pattern.part, pattern.cpus[cpu], worker.native_id or 0))
             write_event(truth, does, parts[-1].start, parts[-1].end, cpu=parts[-1].cpu, tid=parts[-1].tid)
         if out is not None:
-            about = {"pid": os.getpid(), "start": base, "end": base + len(memory)}
-            print(json.dumps(about | {"parts": [asdict(part) for part in parts]}), file=out, flush=True)
+            about = {"pid": os.getpid(), **_range(base, base + len(memory))}
+            shown = [asdict(part) | _range(part.start, part.end) for part in parts]
+            print(json.dumps(about | {"parts": shown}), file=out, flush=True)
         _watch(workers, parts, pattern.duration, truth)
     finally:
         for worker in workers:
@@ -136,6 +137,11 @@ def run(pattern: Pattern, out: TextIO | None = None, truth: TextIO | None = None
         for worker in workers:
             worker.join()
     write_event(truth, "end", base, base + len(memory))
+
+
+def _range(start: int, end: int) -> dict[str, int | str]:
+    """A range of addresses, bytes, as JSON has it, and as ``kdamon run --range`` takes it."""
+    return {"start": start, "end": end, "range": f"{start:x}-{end:x}"}
 
 
 def _watch(workers: list[Worker], parts: list[Part], seconds: float, truth: TextIO | None) -> None:
