@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import logging
 import threading
 from collections.abc import Sequence
@@ -27,6 +28,10 @@ from kdamon.damon import (
     damon_region_sz_limit,
     damon_target,
     damos,
+    damos_access_pattern,
+    damos_action,
+    damos_quota,
+    damos_watermarks,
 )
 from kdamon.damos import (
     damon_commit_schemes,
@@ -90,9 +95,11 @@ __all__ = [
     "damon_is_registered_ops",
     "damon_is_running",
     "damon_kdamond_pid",
+    "damon_load_ops",
     "damon_merge_regions_of",
     "damon_new_ctx",
     "damon_new_region",
+    "damon_new_scheme",
     "damon_new_target",
     "damon_rand",
     "damon_register_ops",
@@ -126,6 +133,14 @@ _running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
 
 damon_ops_lock = threading.Lock()
 damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
+#: Modules of operations sets that were not looked for yet. Kernel: each registers its sets when it is initialized.
+#: Here: it has them as OPERATIONS and is imported, and these are registered, when one of them is selected.
+_ops_modules: dict[damon_ops_id, str] = {
+    damon_ops_id.DAMON_OPS_VADDR: "kdamon.vaddr",
+    damon_ops_id.DAMON_OPS_FVADDR: "kdamon.vaddr",
+    damon_ops_id.DAMON_OPS_PADDR: "kdamon.paddr",
+    damon_ops_id.DAMON_OPS_REPORTS: "kdamon.ops_reports",
+}
 
 
 #: Seconds that kdamonds may take to end.
@@ -138,7 +153,24 @@ _END: Final = 20.0
 def damon_is_registered_ops(ops_id: damon_ops_id) -> bool:
     """Return whether the operations set ``ops_id`` can be selected."""
     with damon_ops_lock:
-        return ops_id in damon_registered_ops
+        return ops_id in damon_registered_ops or ops_id in _ops_modules
+
+
+def damon_load_ops() -> None:
+    """Register the operations sets of this package now, for a process that gives up the right to read its modules."""
+    with damon_ops_lock:
+        for ops_id in list(_ops_modules):
+            _load_ops(ops_id)
+
+
+def _load_ops(ops_id: damon_ops_id) -> None:
+    """Register the operations sets of the module that has ``ops_id``; the caller holds damon_ops_lock."""
+    name = _ops_modules.get(ops_id)
+    if name is None:
+        return
+    for ops in importlib.import_module(name).OPERATIONS:
+        damon_registered_ops[ops.id] = ops
+        del _ops_modules[ops.id]
 
 
 def damon_register_ops(ops: damon_operations) -> None:
@@ -147,7 +179,7 @@ def damon_register_ops(ops: damon_operations) -> None:
     :raises OSError: EINVAL the id is unknown or taken.
     """
     with damon_ops_lock:
-        if ops.id not in list(damon_ops_id) or ops.id in damon_registered_ops:
+        if ops.id not in list(damon_ops_id) or ops.id in damon_registered_ops or ops.id in _ops_modules:
             raise OSError(errno.EINVAL, f"operations set {ops.id!r} is unknown or registered already")
         damon_registered_ops[ops.id] = ops
 
@@ -158,6 +190,7 @@ def damon_select_ops(ctx: damon_ctx, ops_id: damon_ops_id) -> None:
     :raises OSError: EINVAL there is no such set.
     """
     with damon_ops_lock:
+        _load_ops(ops_id)
         ops = damon_registered_ops.get(ops_id)
     if ops is None:
         raise OSError(errno.EINVAL, f"operations set {ops_id!r} is not registered")
@@ -305,6 +338,32 @@ def damon_destroy_ctx(ctx: damon_ctx) -> None:
     while ctx.replaced_tasks:
         ctx.replaced_tasks.pop().put()
     ctx.schemes = []
+
+
+def damon_new_scheme(
+    pattern: damos_access_pattern,
+    action: damos_action,
+    *,
+    apply_interval_us: int = 0,
+    quota: damos_quota | None = None,
+    wmarks: damos_watermarks | None = None,
+    target_nid: int = -1,
+) -> damos:
+    """A scheme: apply ``action`` to regions with the access pattern ``pattern``.
+
+    :param apply_interval_us: time between applications, microseconds; 0 is the aggregation interval.
+    :param quota: limits of what it does; default is none.
+    :param wmarks: when it is active; default is always.
+    :param target_nid: NUMA node that ``migrate_*`` move memory to.
+    """
+    return damos(
+        pattern=pattern,
+        action=action,
+        apply_interval_us=apply_interval_us,
+        quota=damos_quota() if quota is None else quota,
+        wmarks=damos_watermarks() if wmarks is None else wmarks,
+        target_nid=target_nid,
+    )
 
 
 def damon_add_scheme(ctx: damon_ctx, s: damos) -> None:
@@ -1015,6 +1074,8 @@ def _kdamond_done(ctx: damon_ctx) -> None:
     damos_walk_cancel(ctx)
     with ctx.kdamond_lock:
         ctx.kdamond = None
+    if ctx.ended is not None:
+        ctx.ended()
 
 
 def _kdamond_main(ctx: damon_ctx) -> None:

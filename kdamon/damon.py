@@ -333,7 +333,7 @@ class ReportLike(Protocol):
 class damon_operations:
     """An operations set: how one kind of address space is monitored. Every callback may be missing.
 
-    :ivar id: under which the set is registered.
+    :ivar id: under which the set is registered; None for a set that is handed to :func:`kdamon.monitor` itself.
     :ivar init: called once when the kdamond starts.
     :ivar update: called each ops update interval.
     :ivar prepare_access_checks: called at the start of each sampling interval.
@@ -364,7 +364,7 @@ class damon_operations:
     :ivar needs_task: whether these have to be processes that exist (no kernel counterpart: there they always have).
     """
 
-    id: damon_ops_id
+    id: damon_ops_id | None = None
     init: Callable[[damon_ctx], None] | None = None
     update: Callable[[damon_ctx], None] | None = None
     prepare_access_checks: Callable[[damon_ctx], None] | None = None
@@ -436,6 +436,7 @@ class damon_ctx:
     :ivar report_counts: add ``nr_accesses`` of reports (first version of the series) instead of at most one per
         region and sampling interval.
     :ivar density: estimate from reports how densely a region is accessed, see :mod:`kdamon.density`.
+    :ivar ended: called in the kdamond when it has given everything back (no kernel counterpart).
     """
 
     attrs: damon_attrs = field(factory=damon_attrs)
@@ -451,6 +452,7 @@ class damon_ctx:
     sample_control: damon_sample_control = field(factory=damon_sample_control)
     report_counts: bool = False
     density: bool = False
+    ended: Callable[[], None] | None = None
 
     # Private, counted in sampling intervals since the kdamond started.
     passed_sample_intervals: int = 0

@@ -21,7 +21,6 @@ from typing import ClassVar
 
 from attrs import define, evolve, field
 
-import kdamon.vaddr  # noqa: F401 -- registers the operations sets
 from kdamon.commit import damon_call_commit
 from kdamon.core import (
     damon_add_target,

@@ -16,12 +16,11 @@ import logging
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.core import damon_register_ops
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target, damos
 from kdamon.mm import U64Array
 from kdamon.vaddr import damon_va_eligible_report
 
-__all__: list[str] = []
+__all__ = ["OPERATIONS"]
 
 log = logging.getLogger("kdamon")
 
@@ -41,11 +40,12 @@ def _say_once(action: str) -> None:
     )
 
 
-damon_register_ops(
+#: The operations sets of this module.
+OPERATIONS = (
     damon_operations(
         id=damon_ops_id.DAMON_OPS_REPORTS,
         eligible_report=damon_va_eligible_report,
         apply_scheme=_apply_scheme,
         target_has_pid=True,
-    )
+    ),
 )

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.core import damon_register_ops
 from kdamon.damon import (
     ReportLike,
     damon_ctx,
@@ -38,6 +37,7 @@ from kdamon.ops_common import (
 from kdamon.probes import damon_count_probe_hits
 
 __all__ = [
+    "OPERATIONS",
     "damon_pa_apply_probes",
     "damon_pa_apply_scheme",
     "damon_pa_check_accesses",
@@ -248,7 +248,8 @@ def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp
     return memory.node_mem(np.column_stack(tuple(columns)))
 
 
-damon_register_ops(
+#: The operations sets of this module.
+OPERATIONS = (
     damon_operations(
         id=damon_ops_id.DAMON_OPS_PADDR,
         init=damon_pa_init,
@@ -263,5 +264,5 @@ damon_register_ops(
         apply_scheme=damon_pa_apply_scheme,
         action_sz=HPAGE_PMD_SIZE,
         node_mem=damon_pa_node_mem,
-    )
+    ),
 )

@@ -10,8 +10,10 @@ import numpy.typing as npt
 from attrs import evolve
 
 from kdamon.damon import damon_sample_control, damon_sample_filter, damon_sample_filter_type
+from kdamon.mm import Machine
 
 __all__ = [
+    "check_fault_filters",
     "damon_add_sample_filter",
     "damon_commit_sample_control",
     "damon_new_sample_filter",
@@ -87,6 +89,20 @@ def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Ma
     for f in control.sample_filters:
         out |= damon_sample_filter_matches(reports, f) != f.allow
     return out
+
+
+def check_fault_filters(control: damon_sample_control, machine: Machine) -> None:
+    """Refuse filters that cannot work with what ``machine`` tells about faults.
+
+    :raises OSError: EOPNOTSUPP.
+    """
+    kinds = {f.type for f in control.sample_filters}
+    if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.faults_tell_who:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "this machine does not tell which CPU or thread made a page fault, so filters of the types cpumask and "
+            "threads would reject everything; kdamon doctor says what is missing",
+        )
 
 
 def only_threads(control: damon_sample_control) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ quick, and they must copy what they keep.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, ParamSpec
 
@@ -30,18 +31,22 @@ P = ParamSpec("P")
 class tracepoint(Generic[P]):
     """A place in the code that tells its probes what happens there; without probes it costs one test."""
 
-    __slots__ = ("_probes",)
+    __slots__ = ("_lock", "_probes")
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._probes: tuple[Callable[P, None], ...] = ()
 
     def register(self, probe: Callable[P, None]) -> None:
         """Call ``probe`` from now on."""
-        self._probes = (*self._probes, probe)
+        with self._lock:
+            self._probes = (*self._probes, probe)
 
     def unregister(self, probe: Callable[P, None]) -> None:
         """Do not call ``probe`` any more; it may still be running when this returns."""
-        self._probes = tuple(p for p in self._probes if p is not probe)
+        # Not by identity: every look at a method makes an object of its own.
+        with self._lock:
+            self._probes = tuple(p for p in self._probes if p != probe)
 
     def enabled(self) -> bool:
         """Return whether anything is attached."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve
 
-from kdamon.core import damon_register_ops, damon_set_regions
+from kdamon.core import damon_set_regions
 from kdamon.damon import (
     ReportLike,
     damon_addr_range,
@@ -43,6 +43,7 @@ from kdamon.reports.apply import damon_report_accesses, report_array
 from kdamon.sample_control import only_threads
 
 __all__ = [
+    "OPERATIONS",
     "damon_va_apply_probes",
     "damon_va_apply_scheme",
     "damon_va_check_accesses",
@@ -372,5 +373,8 @@ _vaddr_ops = damon_operations(
     target_has_pid=True,
     needs_task=True,
 )
-damon_register_ops(_vaddr_ops)
-damon_register_ops(evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=None))
+#: The operations sets of this module.
+OPERATIONS = (
+    _vaddr_ops,
+    evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=None),
+)

@@ -16,9 +16,6 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-import kdamon.ops_reports
-import kdamon.paddr
-import kdamon.vaddr  # noqa: F401 -- all register operations sets
 from kdamon import wait_limits as patience
 from kdamon.commit import damon_call_commit
 from kdamon.core import (
@@ -26,6 +23,7 @@ from kdamon.core import (
     damon_destroy_ctx,
     damon_is_running,
     damon_kdamond_pid,
+    damon_load_ops,
     damon_start,
     damon_stop,
 )
@@ -503,4 +501,5 @@ def damon_sysfs_init(
     :param clock: the clock of all contexts, None the real one.
     :raises OSError: EINVAL for an unknown ``abi``.
     """
+    damon_load_ops()
     return damon_sysfs_tree(machine or _this_machine, abi, clock)

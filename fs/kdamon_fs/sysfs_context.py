@@ -35,6 +35,7 @@ from kdamon.damon import (
 from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
 from kdamon.mm import Machine, PhysicalMemory
+from kdamon.sample_control import check_fault_filters
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.sysfs_common import (
     bool_attribute,
@@ -47,7 +48,6 @@ from kdamon_fs.sysfs_common import (
 from kdamon_fs.sysfs_probes import damon_sysfs_probes, damon_sysfs_set_probes
 from kdamon_fs.sysfs_sample import (
     RunningContext,
-    damon_sysfs_check_faults,
     damon_sysfs_sample,
     damon_sysfs_sample_control,
     damon_sysfs_sample_primitive,
@@ -358,7 +358,7 @@ def _damon_sysfs_take_task(
     ctx.machine = machine()
     primitive = damon_sysfs_sample_primitive(ctx.sample_control)
     if primitive == "page_fault":
-        damon_sysfs_check_faults(ctx.sample_control, ctx.machine)
+        check_fault_filters(ctx.sample_control, ctx.machine)
     # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
     # for a userfaultfd that it has. (docs/deviations.md#a-commit-keeps-monitored-processes)
     task = None if monitored is None or monitored.pid != t.pid else monitored.task

@@ -7,7 +7,6 @@ kdamon's own: what became of the reports, and an estimator that goes by how many
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from kdamon.damon import (
     damon_sample_filter_type,
 )
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
-from kdamon.mm import Machine
 from kdamon.reports.apply import damon_report_counters_of
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
@@ -33,7 +31,6 @@ from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
 __all__ = [
     "RunningContext",
-    "damon_sysfs_check_faults",
     "damon_sysfs_sample",
     "damon_sysfs_sample_control",
     "damon_sysfs_sample_primitive",
@@ -213,20 +210,6 @@ def damon_sysfs_sample_control(sample: damon_sysfs_sample) -> damon_sample_contr
 def damon_sysfs_sample_primitive(control: damon_sample_control) -> str:
     """The primitive to open processes with. A client that re-reads the tree may ask for both: page_fault wins."""
     return "page_fault" if control.primitives_enabled.page_fault else "page_table"
-
-
-def damon_sysfs_check_faults(control: damon_sample_control, machine: Machine) -> None:
-    """Refuse filters that cannot work with what ``machine`` tells about faults.
-
-    :raises OSError: EOPNOTSUPP.
-    """
-    kinds = {f.type for f in control.sample_filters}
-    if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.faults_tell_who:
-        raise OSError(
-            errno.EOPNOTSUPP,
-            "this machine does not tell which CPU or thread made a page fault, so filters of the types cpumask and "
-            "threads would reject everything; kdamon doctor says what is missing",
-        )
 
 
 def damon_sysfs_sees_writes_only(control: damon_sample_control) -> bool:

@@ -21,7 +21,6 @@ from typing import IO
 
 from measure import arguments, table
 
-import kdamon.vaddr  # noqa: F401 (registers the operations sets)
 from kdamon.core import (
     damon_add_scheme,
     damon_add_target,

@@ -21,7 +21,6 @@ from statistics import median
 import numpy as np
 from measure import arguments, side_by_side, table
 
-import kdamon.paddr  # noqa: F401 (registers it)
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,

@@ -23,7 +23,6 @@ from statistics import median
 import numpy as np
 from measure import arguments, table
 
-import kdamon.vaddr  # noqa: F401 (registers vaddr and fvaddr)
 from kdamon.core import (
     damon_add_target,
     damon_call,

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from measure import table
 
-import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
-import kdamon.vaddr  # noqa: F401 (registers vaddr and fvaddr)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,

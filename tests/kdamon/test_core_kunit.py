@@ -13,7 +13,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-import kdamon.vaddr  # noqa: F401 (registers vaddr)
 from kdamon import core
 from kdamon.core import (
     damon_add_region,
@@ -67,6 +66,7 @@ def u32(*values: int) -> np.ndarray:
 @pytest.fixture
 def registered_ops() -> Iterator[None]:
     """Gives back the registered operations sets as they were."""
+    core.damon_load_ops()
     before = dict(core.damon_registered_ops)
     yield
     core.damon_registered_ops.clear()

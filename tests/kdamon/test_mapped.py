@@ -11,7 +11,6 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdamon.vaddr  # noqa: F401 -- registers the operations sets
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdamon.paddr  # noqa: F401 (registers paddr)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_call,

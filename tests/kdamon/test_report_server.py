@@ -21,7 +21,6 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,

@@ -13,7 +13,6 @@ from attrs import asdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kdamon.ops_reports  # noqa: F401 (registers its operations set)
 from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from attrs import define, field
 
-import kdamon.vaddr  # noqa: F401  -- registers the operations set
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import kdamon.vaddr  # noqa: F401  -- registers the operations set
 from kdamon.core import (
     damon_add_target,
     damon_call,

@@ -45,9 +45,13 @@ REPORTS = dict.fromkeys(
 LOG = MappingLog((SeenMapping(NamedMapping(0x1000, 0x3000, "rw-p", 0, "[heap]"), 99.9, 101.0),), 2, 99.9, 101.0)
 SNAPSHOT = Snapshot.of(100.25, [(0x1000, (1 << 64) - 4096, 20, 3, 1.5)])
 FULL = Recording(
-    Config(42, "fvaddr", ("sleep", "1"), ranges=((0x1000, 0x3000),), cpus=(0, 3), tids=(12,)),
+    Config(42, "fvaddr", command=("sleep", "1"), ranges=((0x1000, 0x3000),), cpus=(0, 3), tids=(12,)),
     [SNAPSHOT],
-    Counters(1, 10, 2, 0.5, REPORTS, 3, {"received": 4}, {"written": 5, "lost": 0}, (1 << 40, 4096), 4096, 0.25),
+    Counters(
+        *(1, 10, 2, 0.5, REPORTS, 3, (1 << 40, 4096), 4096, 0.25, 7),
+        producers={"received": 4},
+        recorded={"written": 5, "lost": 0},
+    ),
     100.0,
     101.0,
     "the time was over",

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-import kdamon.ops_reports  # noqa: F401 (registers the operations set)
 from kdamon import trace
 from kdamon.core import damon_run
 from kdamon.damon import damon_access_report, damon_ctx
 from kdamon.kernel import VirtualClock
+from kdamon.monitoring.context import add_target, new_context
+from kdamon.monitoring.monitor import Monitor
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses
 from kdamon_tools import cli, replayer
-from kdamon_tools.monitor import Monitor, add_target, new_context
 from kdamon_tools.replayer import Replay, Tape, processes_of, ranges_of
 from kdamon_tools.report_files import report_file
 from kdamon_tools.report_files.records import Records, new_records, reports_of
@@ -332,7 +332,7 @@ def test_what_was_recorded_live_shows_what_was_seen_live(tmp_path: Path, capsys:
     reports = reports_of(workload(seconds=0.1, cold=0))
     snapshots: list[Snapshot] = []
     rounds = 0
-    with Recorder(tmp_path / "r.npy") as recorder, Monitor(config, None) as monitor:
+    with Recorder(tmp_path / "r.npy") as recorder, Monitor(config) as monitor:
         while len(snapshots) < 10:
             rounds += 1
             for at in range(0, len(reports), 500):

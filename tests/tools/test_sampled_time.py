@@ -11,10 +11,10 @@ import pytest
 from kdamon.core import damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import VirtualClock
-from kdamon_tools import monitor as monitoring
+from kdamon.monitoring import monitor as monitoring
+from kdamon.monitoring.sampled_time import SampledTime
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.table import render_summary, summarize
-from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 CONFIG = Config(pid=42)
@@ -140,8 +140,8 @@ def test_the_time_ends_with_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.01)
 
     monkeypatch.setattr(monitoring, "damon_stop", stop_slowly)
-    config = Config(pid=42, ops="reports", ranges=((0x1000, 0x5000),))
-    with monitoring.Monitor(config, None) as monitor:
+    config = Config(pid=42, ops="reports", primitive="", ranges=((0x1000, 0x5000),))
+    with monitoring.Monitor(config) as monitor:
         while not monitor.drain():
             time.sleep(0.01)
     assert monitor.started < monitor.ended <= sampled_until[0]

@@ -5,22 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = [
-    "AGGR_US",
-    "FORMATS",
-    "LACKEY_RATE",
-    "MAX_REGIONS",
-    "MIN_REGIONS",
-    "SAMPLE_US",
-    "UPDATE_US",
-]
-
-#: Intervals in microseconds, and the bounds of the number of regions: the kernel's own defaults (damon_new_ctx()).
-SAMPLE_US: Final = 5000
-AGGR_US: Final = 100_000
-UPDATE_US: Final = 1_000_000
-MIN_REGIONS: Final = 10
-MAX_REGIONS: Final = 1000
+__all__ = ["FORMATS", "LACKEY_RATE"]
 
 #: Names of the file formats that ``kdamon replay`` reads.
 FORMATS: Final = ("recording", "perf", "lackey")

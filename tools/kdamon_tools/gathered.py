@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from attrs import asdict
+
 from kdamon_tools.history import History
 from kdamon_tools.line_stream import LineStream
+from kdamon_tools.origin import this_machine
 from kdamon_tools.output.result import ResultFile
 from kdamon_tools.reporters.json_object import render_header
-from kdamon_tools.snapshot import Recording, Snapshot
+from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 if TYPE_CHECKING:
+    from kdamon import Monitor
     from kdamon_tools.mapping_history import MappingHistory
-    from kdamon_tools.monitor import Monitor
 
 __all__ = ["Gathered"]
 
@@ -24,14 +27,17 @@ _LOOK_S: Final = 1.0
 class Gathered:
     """The snapshots of a monitor, the mappings of its process, and the lines that are written meanwhile.
 
-    :ivar monitor: the monitor.
+    :param config: what it monitors, and how.
+    :ivar monitor: the monitor; it has begun.
     :ivar mappings: None where they are not asked for.
     :ivar lines: None where there is one result at the end.
     :ivar latest: the last snapshot, None before the first one.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, config: Config) -> None:
         self.monitor = monitor
+        self._config = config
+        self._origin = this_machine()
         self.mappings: MappingHistory | None = None
         self.lines: LineStream | None = None
         self.latest: Snapshot | None = None
@@ -44,7 +50,7 @@ class Gathered:
             self.mappings.look(_LOOK_S)
         found = None if self.mappings is None else self.mappings.found()
         self.lines = LineStream(result.append, result.no_reader)
-        self.lines.begin(render_header(monitor.config, monitor.started, monitor.origin, found), monitor.started)
+        self.lines.begin(render_header(self._config, monitor.started, self._origin, found), monitor.started)
 
     def gather(self) -> None:
         """Take what there is by now."""
@@ -65,13 +71,13 @@ class Gathered:
         self.gather()
         monitor = self.monitor
         return Recording(
-            monitor.config,
+            self._config,
             self._history.snapshots,
-            monitor.counters(),
+            Counters(**asdict(monitor.counters(), recurse=False)),
             monitor.started,
             monitor.ended,
             note,
             remarks,
-            monitor.origin,
+            self._origin,
             None if self.mappings is None else self.mappings.found(),
         )

@@ -21,14 +21,15 @@ from kdamon.core import damon_is_running, damon_run, damon_start, damon_stop
 from kdamon.damon import damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
 from kdamon.mm.proc.cgroup import memory_left
+from kdamon.monitoring.context import add_target, new_context
+from kdamon.monitoring.sampled_time import SampledTime
+from kdamon.monitoring.snapshot import region_table
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_accesses, damon_report_counters_of
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History
-from kdamon_tools.monitor import add_target, new_context, region_table
 from kdamon_tools.report_files.records import reports_of
 from kdamon_tools.report_files.stored_records import RecordSource
-from kdamon_tools.sampled_time import SampledTime
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes
 

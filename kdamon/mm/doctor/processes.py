@@ -95,7 +95,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _tried(machine: LinuxMachine, pid: int) -> Refusals:
-    """What :class:`kdamon_tools.monitor.Monitor` does to begin."""
+    """What :class:`kdamon.Monitor` does to begin."""
     return {name: _refusal(lambda name: machine.get_task(pid, name).put(), name) for name in _PRIMITIVES}
 
 

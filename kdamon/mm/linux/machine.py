@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, may, needs_linux, refusal
 from kdamon.mm import AddressSpace, Faults
-from kdamon.mm.actions.madvise import Adviser, pidfd_open
+from kdamon.mm.actions.madvise import Adviser, exited, pidfd_open
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.mmap_lock import stays_locked
@@ -178,6 +178,11 @@ class LinuxTask:
         """Return whether the process exists; one that ended but was not reaped still does."""
         with self._lock:
             return self._exists()
+
+    def ended(self) -> bool:
+        """See :meth:`kdamon.mm.Task.ended`."""
+        with self._lock:
+            return self._pidfd < 0 or exited(self._pidfd)
 
     def check_process(self) -> None:
         """Refuse the id of a thread where the process's number is needed: OSError EINVAL."""

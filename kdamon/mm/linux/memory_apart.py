@@ -82,6 +82,10 @@ class MemoryApart:
         """There is always memory."""
         return True
 
+    def ended(self) -> bool:
+        """Memory does not end."""
+        return False
+
     def get_mm(self) -> None:
         """It is no process's address space."""
 

@@ -151,6 +151,10 @@ class SimProcess:
         """Return whether it did not exit."""
         return self.alive
 
+    def ended(self) -> bool:
+        """Return whether it exited."""
+        return not self.alive
+
     def get_mm(self) -> SimProcess | None:
         """Its address space: itself."""
         return self if self.alive else None

@@ -42,7 +42,7 @@ def check_monitoring(config: Config) -> None:
 
     :raises CommandError: the attributes, filters or ranges of ``config`` make no sense.
     """
-    from kdamon_tools.monitor import add_target, new_context  # noqa: PLC0415 (not for --help)
+    from kdamon.monitoring.context import add_target, new_context  # noqa: PLC0415 (not for --help)
 
     if config.max_nr_accesses > INT_MAX:
         raise CommandError("the aggregation interval is too long: a region could not count so many accesses", 2)

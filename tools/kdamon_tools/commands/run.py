@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attrs import evolve
+from attrs import define, evolve
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
@@ -41,12 +41,14 @@ from kdamon_tools.stopping import StopSignals
 from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
-    from kdamon_tools.monitor import Monitor
+    from kdamon import Monitor
 
 __all__ = ["run"]
 
 #: How long a look at the process may take to notice a signal or the end of the time.
 _TICK_S: Final = 0.1
+#: Snapshots that may come while a terminal, or the machine, holds this up.
+_KEPT: Final = 4096
 _REDRAW_S: Final = 0.5
 _LINE_S: Final = 1.0
 #: Who does the work is known after so long.
@@ -63,8 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Monitor, show, and return the exit status: that of the command if it ended by itself, else 0."""
     check_command_line(arguments)
     # Only now: a mistake on the command line must not need what monitoring needs.
+    from kdamon import Monitor  # noqa: PLC0415
     from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
-    from kdamon_tools.monitor import Monitor  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
     birth = None if arguments.pid is None or arguments.ops == "reports" else _birth(arguments.pid)
@@ -88,23 +90,23 @@ def run(arguments: argparse.Namespace) -> int:
         config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
         if config.sees_writes_only and not arguments.quiet:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
-        monitor = Monitor(config, machine, birth)
-        present = monitor.look_at_ranges()
-        # What a command that just begins will map is not known.
-        if present is not None and command is None:
-            what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
-            for sentence in doubtful_ranges(config.ranges, present, what):
-                print(f"kdamon: {sentence}", file=sys.stderr)
-        # What reports are about need not be a process that is here, and physical memory is none.
-        ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
-        pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
-        work = None
-        if pid and config.ops != "reports":
-            work = CpuWatch(pid, command.family if command else partial(family_of, pid))
-        gathered = Gathered(monitor)
-        if arguments.json and pid and machine is not None:
-            gathered.mappings = stack.enter_context(MappingHistory(pid, birth))
-        with _ending(monitor, stop):
+        monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
+        with _ending(monitor, stop) as end:
+            present = monitor.mapped()
+            # What a command that just begins will map is not known.
+            if present is not None and command is None:
+                what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
+                for sentence in doubtful_ranges(config.ranges, present, what):
+                    print(f"kdamon: {sentence}", file=sys.stderr)
+            # What reports are about need not be a process that is here, and physical memory is none.
+            ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
+            pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
+            work = None
+            if pid and config.ops != "reports":
+                work = CpuWatch(pid, command.family if command else partial(family_of, pid))
+            gathered = Gathered(monitor, config)
+            if arguments.json and pid and machine is not None:
+                gathered.mappings = stack.enter_context(MappingHistory(pid, birth))
             if arguments.json == "lines":
                 gathered.stream(result)
             note = _watch(gathered, pidfd, stop, work, arguments)
@@ -123,8 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 _finish(gathered.lines, recording, result, stop, arguments)
             stop.let_through()
-        if monitor.not_ended:
-            raise CommandError(f"monitoring did not end: {monitor.not_ended}")
+        if end.failed:
+            raise CommandError(f"monitoring did not end: {end.failed}")
         if (error := monitor.error()) is not None:
             if isinstance(error, OSError) and files_ran_out(error):
                 raise CommandError(f"monitoring ended: {error.strerror}") from error
@@ -147,16 +149,31 @@ def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
     return kept
 
 
+@define
+class _End:
+    """How monitoring ended.
+
+    :ivar failed: why it did not, empty where it did.
+    """
+
+    failed: str = ""
+
+
 @contextmanager
-def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[None]:
+def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[_End]:
     """Monitor while the ``with`` block runs, and end even if what is monitored does not let go."""
+    end = _End()
     monitor.__enter__()
     stop.protect()
     try:
-        yield
+        yield end
     finally:
-        if not stop.wait_for(monitor.stop, _END_S):
-            monitor.give_up("it was not waited for any longer")
+        try:
+            if not stop.wait_for(monitor.stop, _END_S):
+                end.failed = "it was not waited for any longer"
+        except OSError as lingering:
+            # What was seen until now can be shown all the same.
+            end.failed = lingering.strerror or str(lingering)
 
 
 def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
@@ -252,7 +269,7 @@ def _watch(
             looked_at = time.monotonic()
             # Aside, because a process can keep its list of mappings locked, and the signals are to be noticed.
             if not look.is_alive():
-                look = threading.Thread(target=monitor.look_at_ranges, name="kdamon-ranges", daemon=True)
+                look = threading.Thread(target=monitor.mapped, name="kdamon-ranges", daemon=True)
                 look.start()
         if stop:
             note = "stopped by a signal"

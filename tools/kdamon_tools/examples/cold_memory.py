@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from attrs import evolve
 
-import kdamon.vaddr  # noqa: F401 (the operations sets for processes)
 from kdamon import core, damon
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc.pagemap import entries_at, present

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-import kdamon.ops_reports  # noqa: F401 (the operations set for reports alone)
 from kdamon import trace
 from kdamon.core import (
     damon_add_target,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
 from kdamon_fs.abi import ABI_VERSIONS
-from kdamon_tools.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
 from kdamon_tools.units import parse_file, parse_interval, parse_number, parse_tids
 
 __all__ = ["REPORTS_VARIABLE", "TREE_VARIABLES", "add_abi", "add_filters", "add_form", "add_reports", "add_sampling"]

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.kstrtox import bitmap_list
+from kdamon.monitoring.config import Config
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
-from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
 __all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", "summarize"]
@@ -117,8 +118,8 @@ def _rest(snapshot: Snapshot, config: Config, which: npt.NDArray[np.bool_]) -> s
 
 def render_line(snapshot: Snapshot, config: Config, since: float) -> str:
     """One line about ``snapshot``: time, regions, and the bytes accessed at all and often."""
-    accessed = snapshot.bytes_at_least(1)
-    hot = snapshot.bytes_at_least(config.max_nr_accesses / 2)
+    accessed = snapshot.working_set(1)
+    hot = snapshot.working_set(config.max_nr_accesses / 2)
     return (
         f"{snapshot.time - since:7.1f} s  {len(snapshot.regions)} regions of {format_bytes(snapshot.sizes.sum())}, "
         f"accessed {format_bytes(accessed)}, hot {format_bytes(hot)}"
@@ -133,8 +134,8 @@ def summarize(recording: Recording) -> dict[str, float | None]:
     config, counters = recording.config, recording.counters
     unsampled = sum(end - begin for begin, end in recording.pauses())
     sampled = recording.seconds - unsampled
-    accessed = [snapshot.bytes_at_least(1) for snapshot in recording.snapshots]
-    hot = [snapshot.bytes_at_least(config.max_nr_accesses / 2) for snapshot in recording.snapshots]
+    accessed = [snapshot.working_set(1) for snapshot in recording.snapshots]
+    hot = [snapshot.working_set(config.max_nr_accesses / 2) for snapshot in recording.snapshots]
     return {
         "working_set_bytes": int(np.median(accessed)) if accessed else None,
         "hot_bytes": int(np.median(hot)) if hot else None,

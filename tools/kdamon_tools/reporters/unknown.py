@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from kdamon.monitoring.config import Config
 from kdamon_tools.reporters.shades import UNKNOWN
-from kdamon_tools.snapshot import Config, Snapshot
+from kdamon_tools.snapshot import Snapshot
 
 __all__ = ["explain_unknown"]
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How to monitor: plain values that need no numpy, and the check that they make sense together."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from attrs import frozen
+
+from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+
+__all__ = ["Config", "Range", "check_config"]
+
+#: Start and end (exclusive) of addresses in bytes.
+Range = tuple[int, int]
+
+_PRIMITIVES: Final = ("page_table", "page_fault", "")
+
+
+@frozen
+class Config:
+    """What is monitored, and how. Intervals are in microseconds, as in the kernel.
+
+    :ivar pid: the monitored process; 0 for physical memory.
+    :ivar ops: the operations set's keyword: vaddr, fvaddr, paddr, reports; or the name of one of your own.
+    :ivar ranges: monitored ranges in bytes where they are given, else empty.
+    :ivar sample_us: sampling interval.
+    :ivar aggr_us: aggregation interval: a snapshot comes at the end of each.
+    :ivar update_us: time between updates of the regions from the process's mappings.
+    :ivar min_regions: smallest number of regions, 3 or more.
+    :ivar max_regions: largest number of regions.
+    :ivar vaddr_regions: the memory that vaddr monitors: ``mappings``, those parts that are populated; or ``kernel``,
+        everything between the first and the last mapping except the two biggest gaps.
+    :ivar primitive: how accesses are sampled: page_table (accessed bits) or page_fault (faults of sampled pages);
+        empty: nothing is sampled, and only reports count.
+    :ivar write_only: only writes count.
+    :ivar cpus: only accesses by these CPUs count; empty is all.
+    :ivar tids: only accesses by these threads count; empty is all.
+    :ivar density: estimate from reports how densely each region is accessed.
+    """
+
+    pid: int
+    ops: str = "vaddr"
+    sample_us: int = SAMPLE_US
+    aggr_us: int = AGGR_US
+    update_us: int = UPDATE_US
+    min_regions: int = MIN_REGIONS
+    max_regions: int = MAX_REGIONS
+    ranges: tuple[Range, ...] = ()
+    vaddr_regions: str = "mappings"
+    primitive: str = "page_table"
+    write_only: bool = False
+    cpus: tuple[int, ...] = ()
+    tids: tuple[int, ...] = ()
+    density: bool = False
+
+    @property
+    def filtered(self) -> bool:
+        """Whether not all accesses count."""
+        return self.write_only or bool(self.cpus or self.tids)
+
+    @property
+    def sees_writes_only(self) -> bool:
+        """Whether reads stay unseen although the caller did not ask for that."""
+        return self.primitive == "page_fault" and not self.write_only
+
+    @property
+    def max_nr_accesses(self) -> int:
+        """The ``nr_accesses`` of a region that was accessed in each sampling interval of an aggregation interval."""
+        return max(1, self.aggr_us // max(1, self.sample_us))
+
+
+def check_config(config: Config) -> None:
+    """Refuse values that do not fit together; the core checks the intervals and numbers of regions.
+
+    :raises OSError: EINVAL with a sentence that names the argument.
+    """
+    for refused, sentence in (
+        (
+            config.ops == "vaddr" and config.ranges,
+            "ops='vaddr' monitors the whole process; use ops='fvaddr' for ranges",
+        ),
+        (
+            config.ops in {"fvaddr", "reports"} and not config.ranges,
+            f"ops='{config.ops}' needs ranges=[(start, end), ...], the addresses to monitor",
+        ),
+        (
+            config.ops in {"vaddr", "fvaddr"} and config.pid <= 0,
+            f"ops='{config.ops}' monitors a process: give its number as pid",
+        ),
+        (
+            config.ops == "paddr" and config.pid,
+            "ops='paddr' monitors the memory of the machine, not a process: leave pid out",
+        ),
+        (
+            config.ops == "reports" and config.primitive,
+            "ops='reports' samples nothing: leave primitive out",
+        ),
+        (
+            config.primitive not in _PRIMITIVES,
+            f"there is no primitive {config.primitive!r}; use 'page_table', 'page_fault', or '' for reports alone",
+        ),
+        (
+            config.ops == "paddr" and (config.filtered or config.primitive == "page_fault"),
+            "ops='paddr' samples accessed bits, which do not identify writes, CPUs or threads: leave primitive, "
+            "write_only, cpus and tids out",
+        ),
+        (
+            config.primitive == "page_table" and config.filtered,
+            "accessed bits do not identify writes, CPUs or threads: use primitive='page_fault' with write_only, cpus "
+            "and tids",
+        ),
+        (
+            config.density and config.primitive == "page_fault",
+            "faults come from one page of each region and say nothing about density: leave density out",
+        ),
+        (
+            config.vaddr_regions not in {"mappings", "kernel"},
+            f"vaddr_regions is 'mappings' or 'kernel', not {config.vaddr_regions!r}",
+        ),
+    ):
+        if refused:
+            raise OSError(errno.EINVAL, sentence)

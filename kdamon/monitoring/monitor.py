@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A monitor: a context manager that yields a snapshot after each aggregation interval."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Final
+
+import attrs
+import numpy as np
+
+from kdamon import trace
+from kdamon.core import (
+    damon_add_scheme,
+    damon_call,
+    damon_destroy_ctx,
+    damon_is_running,
+    damon_set_regions,
+    damon_start,
+    damon_stop,
+)
+from kdamon.damon import (
+    damon_addr_range,
+    damon_call_control,
+    damon_ctx,
+    damon_operations,
+    damon_target,
+    damos,
+    damos_stat,
+)
+from kdamon.kernel import NSEC_PER_USEC, RealClock
+from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
+from kdamon.mm.linux.memory_apart import MemoryApart
+from kdamon.mm.ranges import NO_RANGES, overlaps
+from kdamon.monitoring.config import Config, Range, check_config
+from kdamon.monitoring.context import OPS, add_target, new_context
+from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+from kdamon.monitoring.machines import get_machine, put_machine
+from kdamon.monitoring.sampled_time import SampledTime
+from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
+from kdamon.regions import damon_regions
+from kdamon.reports.apply import damon_report_counters_of
+from kdamon.sample_control import check_fault_filters
+
+__all__ = ["Monitor", "monitor"]
+
+log = logging.getLogger("kdamon")
+
+#: Snapshots that wait for a slow consumer at most.
+_KEPT: Final = 256
+#: Seconds that a look at the mappings may take.
+_LOOK_S: Final = 1.0
+#: Seconds that the kdamond may take to give everything back after its last sample.
+_END_S: Final = 20.0
+
+
+def monitor(
+    pid: int | None = None,
+    *,
+    ops: str | damon_operations = "vaddr",
+    ranges: Iterable[Range] = (),
+    primitive: str | None = None,
+    write_only: bool = False,
+    cpus: Iterable[int] = (),
+    tids: Iterable[int] = (),
+    density: bool = False,
+    sample_us: int = SAMPLE_US,
+    aggr_us: int = AGGR_US,
+    update_us: int = UPDATE_US,
+    min_regions: int = MIN_REGIONS,
+    max_regions: int = MAX_REGIONS,
+    vaddr_regions: str = "mappings",
+    schemes: Iterable[damos] = (),
+    machine: Machine | None = None,
+    kept: int = _KEPT,
+) -> Monitor:
+    """Monitor a process, physical memory, or whatever reports are about::
+
+        with kdamon.monitor(pid=1234) as m:
+            for snapshot in m:
+                print(snapshot.time, snapshot.working_set())
+
+    Nothing is opened before the ``with`` block begins. Intervals are microseconds, as in the kernel and on the command
+    line.
+
+    :param pid: the process, or one of its threads; with ``ops="reports"`` the number that reports carry.
+    :param ops: the operations set. ``vaddr``: all memory of the process. ``fvaddr``: ``ranges`` of it. ``paddr``: the
+        memory of the machine by physical addresses, or ``ranges`` of it. ``reports``: ``ranges``, by reports alone.
+        Or an operations set of your own.
+    :param ranges: start and end (exclusive) of each, bytes, disjoint, in any order.
+    :param primitive: ``page_table`` samples accessed bits: reads and writes. ``page_fault`` samples faults: writes,
+        with CPU and thread. ``""`` samples nothing: reports alone count. Default: ``page_fault`` with ``write_only``,
+        ``cpus`` or ``tids``, else ``page_table``.
+    :param write_only: only writes count.
+    :param cpus: numbers of CPUs; only their accesses count.
+    :param tids: ids of threads; only their accesses count.
+    :param density: estimate from reports how densely each region is accessed.
+    :param sample_us: sampling interval.
+    :param aggr_us: aggregation interval: time between two snapshots.
+    :param update_us: time between updates of the regions from the process's mappings.
+    :param min_regions: smallest number of regions, 3 or more.
+    :param max_regions: largest number of regions.
+    :param vaddr_regions: the memory that ``vaddr`` monitors: ``mappings``, the populated parts; or ``kernel``, all
+        between the first and the last mapping except the two biggest gaps.
+    :param schemes: applied in this order, see :func:`kdamon.damon_new_scheme`.
+    :param machine: where the process is; default is the running machine.
+    :param kept: snapshots that wait for a slow consumer; beyond that the oldest ones are lost and counted.
+    :raises OSError: EINVAL the arguments do not fit together.
+    """
+    name = ops if isinstance(ops, str) else "own"
+    if primitive is None:
+        primitive = "" if name == "reports" else "page_fault" if write_only or cpus or tids else "page_table"
+    config = Config(
+        pid=pid or 0,
+        ops=name,
+        sample_us=sample_us,
+        aggr_us=aggr_us,
+        update_us=update_us,
+        min_regions=min_regions,
+        max_regions=max_regions,
+        ranges=tuple((int(start), int(end)) for start, end in ranges),
+        vaddr_regions=vaddr_regions,
+        primitive=primitive,
+        write_only=write_only,
+        cpus=tuple(cpus),
+        tids=tuple(tids),
+        density=density,
+    )
+    operations = None if isinstance(ops, str) else ops
+    return Monitor(config, operations=operations, schemes=schemes, machine=machine, kept=kept)
+
+
+class Monitor:
+    """Monitors while its ``with`` block runs; an iterator of :class:`Snapshot`. Make it with :func:`monitor`.
+
+    ``next()`` waits for the end of the next aggregation interval. The iteration ends when the process ended, after
+    :meth:`stop`, and when the block ended. Any thread may use it. The kdamond, a thread of this process, never waits
+    for the consumer: it drops the oldest snapshots and counts them in :attr:`lost`. Signal handlers and other state of
+    this process stay as they are.
+
+    :param config: what and how.
+    :param operations: an operations set instead of the one that ``config`` names.
+    :param machine: where the process is; default is the running machine.
+    :param birth: of the process that is meant, see :meth:`kdamon.mm.Machine.get_task`; default is any.
+    :param schemes: applied in this order.
+    :param kept: snapshots that wait for a slow consumer.
+    :raises OSError: EINVAL the arguments do not fit together.
+    :ivar ctx: the context, for the functions of :mod:`kdamon.core`.
+    :ivar lost: snapshots that were dropped because the consumer was too slow.
+    :ivar started: CLOCK_MONOTONIC seconds when monitoring began; 0 before.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        operations: damon_operations | None = None,
+        machine: Machine | None = None,
+        birth: int | None = None,
+        schemes: Iterable[damos] = (),
+        kept: int = _KEPT,
+    ) -> None:
+        if operations is None:
+            check_config(config)
+        self.config = config
+        self.lost = 0
+        self.started = 0.0
+        self._given_machine = machine
+        self._birth = birth
+        self._kept = max(kept, 1)
+        # None ends it, and stays in it.
+        self._queue: queue.SimpleQueue[tuple[int, int, damon_regions] | None] = queue.SimpleQueue()
+        self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
+        self._suspended = _suspended()
+        self._cpu_s: float | None = None
+        self._faults_lost = 0
+        self._mapped: int | None = None
+        self._looking: threading.Thread | None = None
+        self._present: U64Array | None = None
+        self._beginner: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._stopped = False
+        self._release = contextlib.ExitStack()
+        #: Set when everything is given back.
+        self._over = threading.Event()
+        self.ctx: damon_ctx = new_context(config, operations=operations)
+        self.ctx.clock = self._clock
+        self._target: damon_target = add_target(self.ctx, config)
+        for s in schemes:
+            damon_add_scheme(self.ctx, s)
+
+    # Begin and end.
+
+    def __enter__(self) -> Monitor:
+        """Open the process and begin.
+
+        :raises OSError: it cannot be monitored; the message says why and what to do.
+        """
+        if self._beginner is not None:
+            raise OSError(errno.EBUSY, "a monitor can be used once; make another one")
+        # In a thread of its own, because KeyboardInterrupt comes in the main thread, at any point: what was opened must
+        # not be lost there.
+        self._beginner = threading.Thread(target=self._begin, name="kdamon-begin", daemon=True)
+        self._beginner.start()
+        try:
+            self._beginner.join()
+        except BaseException:
+            self.stop()
+            raise
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            self.stop()
+        except OSError as lingering:
+            if kind is None:
+                raise
+            log.warning("%s", lingering.strerror)
+
+    def _begin(self) -> None:
+        try:
+            self._open()
+            trace.damon_aggregated.register(self._aggregated)
+            self._release.callback(trace.damon_aggregated.unregister, self._aggregated)
+            self.ctx.ended = self._ended
+            self.started = self._clock.now() / 1e9
+            damon_start([self.ctx], exclusive=False)
+        except BaseException as error:
+            self._failure = error
+            damon_destroy_ctx(self.ctx)
+            self._ended()
+        if self._stopped:
+            damon_stop([self.ctx])
+
+    def _open(self) -> None:
+        config, target = self.config, self._target
+        assert self.ctx.ops is not None
+        if config.ops not in OPS and not self.ctx.ops.needs_task:
+            return
+        if config.ops == "reports":
+            return
+        machine = self._given_machine
+        if machine is None:
+            machine = get_machine()
+            self._release.callback(put_machine)
+        self.ctx.machine = machine
+        self._faults_lost = self.ctx.faults_lost = machine.faults_lost
+        if config.ops == "paddr":
+            target.task = memory = machine.physical_memory()
+            if not config.ranges:
+                ranges = [damon_addr_range(start, end) for start, end in memory.ram().tolist()]
+                damon_set_regions(target, ranges, self.ctx.min_region_sz)
+            return
+        if config.primitive == "page_fault":
+            check_fault_filters(self.ctx.sample_control, machine)
+        target.task = task = machine.get_task(config.pid, config.primitive or "page_table", self._birth)
+        if config.primitive == "page_fault":
+            _check_threads(config.tids, task)
+        self._end_with(task)
+
+    def _end_with(self, task: Task) -> None:
+        """Let monitoring end with the process. In the kernel it goes on until the process is reaped, which may be this
+        one's to do."""
+        assert self.ctx.ops is not None
+        valid = self.ctx.ops.target_valid
+
+        def target_valid(t: damon_target) -> bool:
+            return not task.ended() and (valid is None or valid(t))
+
+        self.ctx.ops = attrs.evolve(self.ctx.ops, target_valid=target_valid)
+
+    def _ended(self) -> None:
+        """Give everything back; runs in the kdamond as the last thing."""
+        self._release.close()
+        self._queue.put(None)
+        self._over.set()
+
+    def stop(self) -> None:
+        """End monitoring and wait until nothing of it is left; may be repeated. Snapshots so far can still be read.
+
+        :raises OSError: EBUSY the process holds the kdamond up; it ends as soon as it can.
+        """
+        self._stopped = True
+        if self._beginner is None:
+            return
+        self._beginner.join()
+        damon_stop([self.ctx])
+        self._over.wait(_END_S)
+
+    # Snapshots.
+
+    def __iter__(self) -> Monitor:
+        return self
+
+    def __next__(self) -> Snapshot:
+        """Wait for the next snapshot.
+
+        :raises OSError: monitoring ended by an error; EINVAL it did not begin.
+        """
+        if self._beginner is None:
+            raise OSError(errno.EINVAL, "nothing is monitored yet: use 'with kdamon.monitor(...) as m'")
+        collected = self._queue.get()
+        if collected is not None:
+            return _snapshot(*collected)
+        self._queue.put(None)
+        error = self.error()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"monitoring ended: {error.strerror}") from error
+        if error is not None:
+            raise OSError(errno.EIO, f"monitoring ended by an internal error: {error!r}") from error
+        raise StopIteration
+
+    def drain(self) -> list[Snapshot]:
+        """The snapshots that wait to be read, oldest first, without waiting for others."""
+        snapshots: list[Snapshot] = []
+        with contextlib.suppress(queue.Empty):
+            while (collected := self._queue.get_nowait()) is not None:
+                snapshots.append(_snapshot(*collected))
+            self._queue.put(None)
+        return snapshots
+
+    def _aggregated(self, ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
+        """Runs in the kdamond: only copy, so that its next sample is not late."""
+        if ctx is not self.ctx:
+            return
+        self._queue.put((*self._clock.take_span(), regions.copy()))
+        if self._queue.qsize() > self._kept:
+            with contextlib.suppress(queue.Empty):
+                self._queue.get_nowait()
+                self.lost += 1
+        task = self._target.task
+        self._cpu_s = time.thread_time() + (task.cpu_s if isinstance(task, MemoryApart) else 0.0)
+
+    # How it goes.
+
+    def running(self) -> bool:
+        """Return whether monitoring goes on."""
+        return damon_is_running(self.ctx)
+
+    def error(self) -> BaseException | None:
+        """The exception that ended monitoring, normally None."""
+        return self.ctx.kdamond_error
+
+    @property
+    def ended(self) -> float:
+        """CLOCK_MONOTONIC seconds until which samples were taken."""
+        return self._clock.reached / 1e9 or self.started
+
+    def scheme_stats(self) -> list[damos_stat]:
+        """The statistics of the schemes, in their order; a copy.
+
+        :raises OSError: EBUSY the process holds the kdamond up.
+        """
+        found: list[damos_stat] = []
+
+        def copy(_: object) -> None:
+            found[:] = [attrs.evolve(s.stat) for s in self.ctx.schemes]
+
+        try:
+            damon_call(self.ctx, damon_call_control(copy))
+        except OSError as error:
+            if error.errno != errno.ECANCELED:
+                raise
+            copy(None)  # the kdamond does not touch them any more
+        return found
+
+    def counters(self) -> Counters:
+        """How well monitoring went so far."""
+        ctx = self.ctx
+        return Counters(
+            missed_intervals=ctx.missed_intervals,
+            samples=ctx.nr_samples,
+            unknown=ctx.nr_unknown,
+            cpu_s=self._cpu_s,
+            reports=attrs.asdict(damon_report_counters_of(ctx)),
+            sparse=self._target.sparse,
+            never_mapped=self._never_mapped(),
+            faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost - self._faults_lost,
+            suspended_s=_suspended() - self._suspended,
+            lost_snapshots=self.lost,
+        )
+
+    def mapped(self) -> U64Array | None:
+        """The mappings of the process now, or the machine's memory, if ranges were given.
+
+        :returns: bytes, ascending and disjoint, shape (n, 2); None without ranges, where reports alone count, and
+            where the process does not answer within a second.
+        """
+        if not self.config.ranges or self._target.task is None:
+            return None
+        if self._looking is None:
+            self._looking = threading.Thread(target=self._look, daemon=True)
+            self._looking.start()
+        # The process decides how long a look takes; the caller must be able to end.
+        self._looking.join(_LOOK_S)
+        if self._looking.is_alive():
+            return None
+        self._looking = None
+        if self._present is not None:
+            ranges = np.array(self.config.ranges, np.uint64).reshape(-1, 2)
+            self._mapped = max(self._mapped or 0, int(overlaps(ranges, self._present).sum()))
+        return self._present
+
+    def _look(self) -> None:
+        task = self._target.task
+        self._present = None
+        with contextlib.suppress(OSError):
+            mm = None if task is None or isinstance(task, PhysicalMemory) else task.get_mm()
+            self._present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
+
+    def _never_mapped(self) -> int | None:
+        """Bytes of the ranges that were not mapped at any look; None: there was no look."""
+        size = sum(end - start for start, end in self.config.ranges)
+        return None if self._mapped is None else size - self._mapped
+
+
+def _snapshot(began: int, ended: int, regions: damon_regions) -> Snapshot:
+    return Snapshot(began / 1e9, ended / 1e9, region_table(regions))
+
+
+def _suspended() -> float:
+    """How long the machine was suspended since it was booted, seconds, to a hundredth."""
+    return round(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(), 2)
+
+
+def _check_threads(tids: Sequence[int], task: Task) -> None:
+    """Refuse threads that are none of the process: OSError ESRCH."""
+    strange = [tid for tid in tids if not task.has_thread(tid)]
+    if strange:
+        names = " and ".join(map(str, strange))
+        raise OSError(
+            errno.ESRCH,
+            f"process {task.pid} has no thread {names}, or it ended; name threads as /proc/{task.pid}/task does, by "
+            "their numbers where kdamon runs",
+        )
