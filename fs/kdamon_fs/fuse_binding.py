@@ -26,6 +26,7 @@ from typing import Final, Literal
 from attrs import evolve, frozen
 
 from kdamon.lib.path_walk import UntrustedError
+from kdamon.lib.rights import MissingRights
 from kdamon.lib.trusted import open_trusted
 from kdamon_fs.fuse_packages import Need, how_to_install
 
@@ -48,6 +49,7 @@ _DEVICE_NUMBER: Final = os.makedev(10, 229)
 _CHOICE: Final = "KDAMON_FUSE"
 #: Both packages take the library's name from it; without it, they search by programs of PATH, such as gcc.
 _VARIABLE: Final = "FUSE_LIBRARY_PATH"
+_RUN_AS_ROOT: Final = "run as root"
 
 
 @frozen(slots=True)
@@ -65,6 +67,8 @@ class Lack:
 
     def error(self, what: str) -> OSError:
         """The error of ``what``, which cannot go on."""
+        if self.remedy == _RUN_AS_ROOT:
+            return MissingRights(f"{what}: {self.why}")
         return OSError(self.number, f"{what}: {self.why}; remedy: {self.remedy}")
 
 
@@ -369,7 +373,7 @@ def _device_remedy(number: int | None) -> str:
     """What to do about a device that cannot be opened: it depends on who denies it."""
     in_container = "a container has to be started with it, as by --device /dev/fuse"
     if number in (errno.EACCES, errno.EPERM):
-        return in_container if os.geteuid() == 0 else "run as root"
+        return in_container if os.geteuid() == 0 else _RUN_AS_ROOT
     if number == errno.ENOENT and _kernel_has_fuse():
         return f"make it by 'mknod {_DEVICE} c 10 229'; {in_container}"
     return "load it with 'modprobe fuse'"

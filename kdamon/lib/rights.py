@@ -22,6 +22,7 @@ __all__ = [
     "OF_PROCESS",
     "OTHER_PROCESS",
     "OWN",
+    "MissingRights",
     "in_first_user_namespace",
     "locked_down",
     "may",
@@ -56,6 +57,41 @@ _FIRST_NAMESPACE: Final = 0xEFFFFFFD
 _NS_GET_USERNS: Final = 0xB701
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 _LOCKDOWN: Final = "/sys/kernel/security/lockdown"
+
+
+class MissingRights(PermissionError):
+    """What was refused because this process has not the rights of root, or root itself lacks some here.
+
+    :param what: what is not possible, and "needs": the beginning of the sentence.
+    :param capabilities: what is missing; empty where no capability stands for it.
+    :param otherwise: another way out, which follows "or"; empty if there is none.
+    """
+
+    def __init__(self, what: str, capabilities: Sequence[str] = (), otherwise: str = "") -> None:
+        self.what = what
+        self.capabilities = tuple(capabilities)
+        self.otherwise = otherwise
+        or_else = f", or {otherwise}" if otherwise else ""
+        if not capabilities:
+            sentence = f"{what}; run as root{or_else}"
+        elif os.geteuid() == 0:
+            sentence = (
+                f"{self.needs()}, which root lacks here; start kdamon with {_them(capabilities)}, as by a container's "
+                f"--cap-add{or_else}"
+            )
+        else:
+            sentence = f"{self.needs()}; run as root or give {_them(capabilities)}{or_else}"
+        super().__init__(errno.EPERM, sentence)
+
+    def needs(self) -> str:
+        """What is wrong, without what to do."""
+        return f"{self.what} {_and(self.capabilities)}" if self.capabilities else self.what
+
+    def or_else(self, otherwise: str) -> MissingRights:
+        """The same with another way out."""
+        return MissingRights(
+            self.what, self.capabilities, f"{self.otherwise}, or {otherwise}" if self.otherwise else otherwise
+        )
 
 
 def _status(name: str) -> str:
@@ -122,7 +158,7 @@ def refusal(what: str, tried: str, *capabilities: str, where: str = FIRST, other
     :param capabilities: what it takes.
     :param where: where these count, :data:`FIRST`, :data:`OF_PROCESS` or :data:`OWN`.
     :param otherwise: another way out, which follows "or".
-    :returns: EPERM with "what is wrong; what to do".
+    :returns: EPERM with "what is wrong; what to do"; :class:`MissingRights` where root has what is missing.
     """
     missing = missing_capability(*capabilities)
     or_else = f", or {otherwise}" if otherwise else ""
@@ -132,14 +168,8 @@ def refusal(what: str, tried: str, *capabilities: str, where: str = FIRST, other
             f"{what} {_and(missing or capabilities)} in {where}, and this process is in another one; run kdamon there, "
             f"outside of the container or of 'unshare -U'{or_else}",
         )
-    if missing and os.geteuid() == 0:
-        return OSError(
-            errno.EPERM,
-            f"{what} {_and(missing)}, which root lacks here; start kdamon with {_them(missing)}, as by a container's "
-            f"--cap-add{or_else}",
-        )
     if missing:
-        return OSError(errno.EPERM, f"{what} {_and(missing)}; run as root or give {_them(missing)}{or_else}")
+        return MissingRights(what, missing, otherwise)
     return OSError(errno.EPERM, f"{what} {tried}, which is refused although {_in_spite(capabilities)}{or_else}")
 
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         set_up_logs(True)
     try:
-        status = _run(options, words[separator + 1 :], debug)
+        status = _run(words, options, words[separator + 1 :], debug)
     except SystemExit:
         # Help, or the version.
         if (error := finish_output()) is None:
@@ -78,8 +78,9 @@ def _quiet_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _run(options: list[str], command: list[str], debug: bool) -> int:
+def _run(words: list[str], options: list[str], command: list[str], debug: bool) -> int:
     """Run a verb, and make one sentence of each error that was foreseen."""
+    arguments = None
     try:
         arguments = _parse(options, command)
         arguments.command = command
@@ -102,6 +103,13 @@ def _run(options: list[str], command: list[str], debug: bool) -> int:
     except MemoryError as error:
         return _fail(error, "there is not enough memory", debug)
     except OSError as error:
+        if arguments is not None and isinstance(error, PermissionError):
+            from kdamon.mm.rights import MissingRights  # noqa: PLC0415 (not for --help)
+            from kdamon_tools.rights import as_root, without_rights  # noqa: PLC0415 (likewise)
+
+            if isinstance(error, MissingRights):
+                line = as_root(words) if os.geteuid() else ""
+                return _fail(error, without_rights(error, arguments), debug, line=line)
         return _fail(error, _sentence(error), debug)
 
 
@@ -121,7 +129,8 @@ def _removed_directory(error: BaseException) -> str:
     return ""
 
 
-def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> int:
+def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1, line: str = "") -> int:
+    """Print ``sentence``, and below it a ``line`` to paste; returns ``status``."""
     # What stays in the buffer of standard output must not be tried, and fail, once more.
     finish_output()
     if isinstance(error, BrokenPipeError):
@@ -134,6 +143,8 @@ def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1) -> 
     from kdamon_tools.output.readable import readable  # noqa: PLC0415 (not for --help)
 
     print(f"kdamon: {readable(sentence)}{_removed_directory(error)}", file=sys.stderr)
+    if line:
+        print(f"    {readable(line)}", file=sys.stderr)
     return status
 
 

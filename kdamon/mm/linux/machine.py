@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
-from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, may, needs_linux, refusal
+from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, MissingRights, may, needs_linux, refusal
 from kdamon.mm import AddressSpace, Faults
 from kdamon.mm.actions.madvise import Adviser, exited, pidfd_open
 from kdamon.mm.bpf.walker import Walker, shared_walker
@@ -352,6 +352,8 @@ class LinuxMachine:
         if primitive == "page_table":
             try:
                 accessed = self._accessed_bits()
+            except MissingRights as error:
+                raise error.or_else("use page_fault, which sees writes") from error
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
             return LinuxTask(accessed, pid, birth)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +19,7 @@ from attrs import define, evolve
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
+from kdamon.lib.rights import may, refusal
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
 from kdamon_tools.commands.common import machine_when_needed, refused
@@ -42,6 +43,7 @@ from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
     from kdamon import Monitor
+    from kdamon.mm import Machine
 
 __all__ = ["run"]
 
@@ -81,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         stop = stack.enter_context(StopSignals())
         sources.serve()
         command = None
+        _check_rights(config_of(arguments, 0), machine)
         if arguments.command:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
@@ -134,6 +137,19 @@ def run(arguments: argparse.Namespace) -> int:
         if command is not None and command.released:
             return command.status() or 0
     return 0
+
+
+def _check_rights(config: Config, machine: Machine | None) -> None:
+    """Refuse before COMMAND runs what would be refused once it does.
+
+    :raises OSError: what is missing, and what to do.
+    """
+    if machine is not None and (config.cpus or config.tids) and not may("CAP_BPF", "CAP_PERFMON"):
+        raise refusal("identifying the CPU and thread of a page fault needs", "bpf()", "CAP_BPF", "CAP_PERFMON")
+    if machine is not None and config.command and config.primitive == "page_table" and config.ops != "paddr":
+        # What works on this process does on one that it starts. A simulated machine does not have it.
+        with suppress(ProcessLookupError):
+            machine.get_task(os.getpid(), config.primitive).put()
 
 
 def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:

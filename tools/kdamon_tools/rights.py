@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What to do where rights are missing: the command to paste, or the capabilities that are enough."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from kdamon.mm.rights import MissingRights, missing_capability
+
+if TYPE_CHECKING:
+    import argparse
+
+__all__ = ["as_root", "enough_for", "own_command", "without_rights"]
+
+#: To read page tables, and to mark pages as not accessed.
+_ACCESSED_BITS: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_NICE")
+#: To identify the CPU and the thread of a page fault.
+_WHO_FAULTS: Final = ("CAP_BPF", "CAP_PERFMON")
+#: To look at other users' processes, and in addition to stop a thread of one.
+_OTHERS: Final = ("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+_OTHERS_STOPPED: Final = ("CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE")
+#: To mount, and for whatever a client of the tree then asks for; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
+_TREE: Final = ("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE", "CAP_SYS_NICE")
+
+
+def enough_for(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The capabilities that are enough for a command line, whichever of them this process has."""
+    if arguments.verb != "run":
+        return _TREE
+    if arguments.ops == "paddr":
+        return ("CAP_SYS_ADMIN", *_ACCESSED_BITS, *_OTHERS)
+    others = arguments.pid is not None and not _is_own(arguments.pid)
+    if arguments.primitive == "page_fault" or arguments.write_only or arguments.cpus or arguments.tids:
+        who = _WHO_FAULTS if arguments.cpus or arguments.tids else ()
+        return (*who, *(_OTHERS_STOPPED if others else ()))
+    return (*_ACCESSED_BITS, *(_OTHERS if others else ()))
+
+
+def _is_own(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def without_rights(error: MissingRights, arguments: argparse.Namespace) -> str:
+    """One sentence on what is missing, and what is enough.
+
+    For a user, it ends with a colon: the command of :func:`as_root` follows.
+    """
+    enough = [name for name in enough_for(arguments) if missing_capability(name)]
+    wanted = list(dict.fromkeys([*error.capabilities, *enough]))
+    or_else = f", or {error.otherwise}" if error.otherwise else ""
+    names = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted)
+    if os.geteuid() == 0:
+        return (
+            f"{error.needs()}, which root lacks here; start kdamon with {names}, as by a container's --cap-add{or_else}"
+        )
+    give = f"give kdamon {names}{or_else}, or " if wanted else ""
+    return f"{error.needs()}; {give}run it as root:"
+
+
+def as_root(words: Sequence[str]) -> str:
+    """The line to paste that runs kdamon with the arguments ``words`` as root."""
+    return shlex.join(["sudo", *own_command(), *words])
+
+
+def own_command() -> list[str]:
+    """What runs this kdamon, by its full path: root's PATH is another one."""
+    program = os.path.abspath(sys.argv[0])
+    if os.path.basename(program) == "kdamon" and os.access(program, os.X_OK):
+        return [program]
+    path = os.environ.get("PYTHONPATH")
+    return [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", "kdamon_tools"]
