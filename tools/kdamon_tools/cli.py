@@ -104,7 +104,7 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
         return _fail(error, "there is not enough memory", debug)
     except OSError as error:
         if arguments is not None and isinstance(error, PermissionError):
-            from kdamon.mm.rights import MissingRights  # noqa: PLC0415 (not for --help)
+            from kdamon.lib.rights import MissingRights  # noqa: PLC0415 (not for --help)
             from kdamon_tools.rights import as_root, without_rights  # noqa: PLC0415 (likewise)
 
             if isinstance(error, MissingRights):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from kdamon.mm.rights import MissingRights, missing_capability
+from kdamon.lib.rights import MissingRights, missing_capability
 
 if TYPE_CHECKING:
     import argparse
