@@ -225,8 +225,7 @@ def damon_rand(ctx: damon_ctx, left: U64Array, span: U64Array, wide: bool) -> U6
     high, low, span_high, span_low = raw >> _32, raw & _LOW_32, span >> _32, span & _LOW_32
     middle = high * span_low + (low * span_low >> _32)
     carry = (middle & _LOW_32) + low * span_high
-    product: U64Array = left + high * span_high + (middle >> _32) + (carry >> _32)
-    return product
+    return left + high * span_high + (middle >> _32) + (carry >> _32)
 
 
 # Regions, targets, contexts.

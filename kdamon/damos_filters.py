@@ -68,8 +68,7 @@ def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
     """
     if not s.needs_known:
         return np.ones(len(regions), np.bool_)
-    mask: Mask = ~unknown_rows(regions, ctx) & (regions.known_age() >= s.pattern.min_age_region)
-    return mask
+    return ~unknown_rows(regions, ctx) & (regions.known_age() >= s.pattern.min_age_region)
 
 
 def damos_wanted_rows(ctx: damon_ctx, regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:

@@ -122,14 +122,12 @@ def damon_hot_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores
     subscore = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
     weights = s.quota.weight_nr_accesses + s.quota.weight_age
     hotness = (s.quota.weight_nr_accesses * frequency + s.quota.weight_age * subscore) // (weights or 1)
-    scores: Scores = np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
-    return scores
+    return np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
 
 
 def damon_cold_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores:
     """:func:`damon_cold_score` of every region of a table, shape (n,)."""
-    scores: Scores = DAMOS_MAX_SCORE - damon_hot_scores(ctx, regions, s)
-    return scores
+    return DAMOS_MAX_SCORE - damon_hot_scores(ctx, regions, s)
 
 
 #: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,

@@ -99,8 +99,7 @@ def mostly_unknown(nr_unknown: U32, nr_samples: int) -> Mask:
     :param nr_unknown: samples that could not be taken, shape (n,).
     :param nr_samples: samples of each region in the same time.
     """
-    mask: Mask = nr_unknown >= max((nr_samples + 1) // 2, 1)
-    return mask
+    return nr_unknown >= max((nr_samples + 1) // 2, 1)
 
 
 # Deviation: docs/deviations.md#regions-are-columns

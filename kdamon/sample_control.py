@@ -66,14 +66,12 @@ def damon_sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
         found = _among(reports["cpu"], f.cpumask)
     else:
         found = _among(reports["tid"], tuple(tid for tid in f.tid_arr if tid > 0))
-    matches: Mask = found == f.matching
-    return matches
+    return found == f.matching
 
 
 def _among(column: npt.NDArray[np.int32], wanted: tuple[int, ...]) -> Mask:
     if len(wanted) == 1:
-        same: Mask = column == wanted[0]
-        return same
+        return column == wanted[0]
     return np.isin(column, np.array(wanted, np.int64))
 
 

@@ -328,8 +328,7 @@ def _whole_pages(t: damon_target, rows: npt.NDArray[np.intp]) -> U64Array:
     edges = np.stack((t.regions.start[rows], t.regions.end[rows]), axis=1)
     # The last page that addresses can name is no process's.
     edges = np.minimum(edges, np.uint64(ULONG_MAX - 2 * PAGE_SIZE))
-    whole: U64Array = (edges + np.uint64(PAGE_SIZE - 1)) & ~np.uint64(PAGE_SIZE - 1)
-    return whole
+    return (edges + np.uint64(PAGE_SIZE - 1)) & ~np.uint64(PAGE_SIZE - 1)
 
 
 def _damon_va_act(mm: AddressSpace, s: damos, parts: U64Array) -> U64Array:

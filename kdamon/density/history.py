@@ -75,8 +75,7 @@ class damon_report_run:
             self._distinct[1:2] = 1
             np.cumsum(self.addr[1:] != self.addr[:-1], out=self._distinct[2:])
             self._distinct[2:] += 1
-        distinct: F64 = self._distinct[place[1]] - self._distinct[place[0]]
-        return distinct
+        return self._distinct[place[1]] - self._distinct[place[0]]
 
     def drop(self, first: Rows, behind: Rows) -> None:
         """Forget the reports from each of ``first`` to before ``behind``."""

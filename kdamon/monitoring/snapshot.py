@@ -89,8 +89,7 @@ class Snapshot:
     @property
     def sizes(self) -> npt.NDArray[np.float64]:
         """Size of each region in bytes, shape (n,)."""
-        sizes: npt.NDArray[np.float64] = (self.regions["end"] - self.regions["start"]).astype(np.float64)
-        return sizes
+        return (self.regions["end"] - self.regions["start"]).astype(np.float64)
 
     def working_set(self, nr_accesses: float = 1) -> int:
         """Bytes of the regions with at least ``nr_accesses`` accesses in the aggregation interval."""

@@ -171,16 +171,14 @@ def pick_reports(reports: Batch, mask: Mask) -> Batch:
     if mask.all():
         return reports
     opaque = reports.view(f"V{REPORT_DTYPE.itemsize}")
-    picked: Batch = opaque[mask].view(REPORT_DTYPE)
-    return picked
+    return opaque[mask].view(REPORT_DTYPE)
 
 
 def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
     """What became of the reports to ``ctx`` since its kdamond started; all zero if it never did."""
     if ctx.reports is None:
         return damon_report_counters()
-    counters: damon_report_counters = ctx.reports.snapshot()
-    return counters
+    return ctx.reports.snapshot()
 
 
 def _fits(single: tuple[Any, ...]) -> bool:
@@ -228,8 +226,7 @@ def _joined(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     # A record as a whole is copied twenty times as fast as one field after the other.
-    joined: Batch = np.concatenate([part.view(f"V{REPORT_DTYPE.itemsize}") for part in parts]).view(REPORT_DTYPE)
-    return joined
+    return np.concatenate([part.view(f"V{REPORT_DTYPE.itemsize}") for part in parts]).view(REPORT_DTYPE)
 
 
 def _count(entries: list[tuple[int, damon_access_report | Batch]]) -> int:

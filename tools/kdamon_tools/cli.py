@@ -91,8 +91,7 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
 
             set_up_logs(debug)
             verb = importlib.import_module(f"kdamon_tools.commands.{arguments.verb}")
-        status: int = verb.run(arguments)
-        return status
+        return verb.run(arguments)
     except KeyboardInterrupt:
         return 130
     except CommandError as error:

@@ -63,8 +63,7 @@ def interleave_index(addrs: U64Array, starts: U64Array, offsets: U64Array, order
         address space), shape (n,).
     :param orders: binary logarithms of the folios' numbers of pages, shape (n,).
     """
-    index: U64Array = (offsets >> orders) + ((addrs - starts) >> (_PAGE_SHIFT + orders))
-    return index
+    return (offsets >> orders) + ((addrs - starts) >> (_PAGE_SHIFT + orders))
 
 
 def choose_nodes(index: U64Array, dests: Sequence[tuple[int, int]]) -> Nodes:
@@ -79,8 +78,7 @@ def choose_nodes(index: U64Array, dests: Sequence[tuple[int, int]]) -> Nodes:
     if not len(dests) or not bounds[-1]:
         return np.full(len(index), -1, dtype=np.int32)
     nodes = np.array([node for node, _ in dests], dtype=np.int32)
-    chosen: Nodes = nodes[np.searchsorted(bounds, index % bounds[-1], side="right")]
-    return chosen
+    return nodes[np.searchsorted(bounds, index % bounds[-1], side="right")]
 
 
 def page_nodes(pid: int, addrs: U64Array) -> Nodes:
@@ -175,8 +173,7 @@ class Migration:
         except OSError as error:
             raise _explained(error) from error
         wanted = nodes[folio]
-        migrated: U64Array = pages[(after == wanted) & (before != wanted) & (before >= 0)]
-        return migrated
+        return pages[(after == wanted) & (before != wanted) & (before >= 0)]
 
 
 def _folios(pfns: U64Array) -> tuple[_Indexes, _Indexes, U64Array]:

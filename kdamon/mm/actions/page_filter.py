@@ -70,12 +70,10 @@ class PageGroup:
         if one.type == "active":
             return self._folios.active()
         if one.type == "memcg":
-            charged: _Mask = shared_folios().cgroups(self._folios.heads) == np.uint64(one.memcg_id)
-            return charged
+            return shared_folios().cgroups(self._folios.heads) == np.uint64(one.memcg_id)
         if one.type == "hugepage_size":
             sizes = self._folios.pages * np.uint64(PAGE_SIZE)
-            found: _Mask = (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
-            return found
+            return (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
         if one.type == "young":
             return self._young()
         # Of type unmapped: every page here is mapped.
@@ -91,8 +89,7 @@ class PageGroup:
         folio, counts = self._members
         young = np.zeros(len(counts), dtype=np.bool_)
         young[folio[self._pagemap.accessed(self._pages)]] = True
-        found: _Mask = young[folio]
-        return found
+        return young[folio]
 
     def _whole_folios(self, chosen: _Mask) -> U64Array:
         """The ranges of ``chosen`` pages without those whose folios are only partly here: these would be split."""

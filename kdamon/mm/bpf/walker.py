@@ -369,8 +369,7 @@ class Walker:
         within = flags & LEVEL
         used = (within < 3) | ((flags & PRESENT) != 0)
         outside = (slots < np.uint64(base)) | (slots >= np.uint64(min(base + limit, _ULONG_MAX)))
-        found: list[int] = slots[used & outside].tolist()
-        return found
+        return slots[used & outside].tolist()
 
 
 class _OwnPages:

@@ -59,5 +59,4 @@ class MemoryService:
 
     def act(self, method: str, *arguments: Any) -> U64Array:
         """Call a method of the last address space."""
-        found: U64Array = getattr(self._owner, method)(*arguments)
-        return found
+        return getattr(self._owner, method)(*arguments)

@@ -63,34 +63,28 @@ class FolioTable:
     def ordinary(self) -> npt.NDArray[np.bool_]:
         """Which are the kernel's for ordinary use: not page frame 0, the zero page, huge TLB or a device's memory."""
         special = np.uint64(_HUGETLB | _NO_PAGE | _ZERO_PAGE | _RESERVED)
-        found: npt.NDArray[np.bool_] = (self.pfns != 0) & ((self.flags & special) == 0)
-        return found
+        return (self.pfns != 0) & ((self.flags & special) == 0)
 
     def active(self) -> npt.NDArray[np.bool_]:
         """Which are on an active LRU list."""
-        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(_ACTIVE)) != 0
-        return found
+        return (self.flags & np.uint64(_ACTIVE)) != 0
 
     def compound(self) -> npt.NDArray[np.bool_]:
         """Which are a part of a folio of several pages."""
-        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL)) != 0
-        return found
+        return (self.flags & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL)) != 0
 
     def listed(self) -> npt.NDArray[np.bool_]:
         """Which are on an LRU list."""
-        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(LRU)) != 0
-        return found
+        return (self.flags & np.uint64(LRU)) != 0
 
     def anonymous(self) -> npt.NDArray[np.bool_]:
         """Which are neither of a file nor of shared memory."""
-        found: npt.NDArray[np.bool_] = (self.flags & np.uint64(_ANONYMOUS)) != 0
-        return found
+        return (self.flags & np.uint64(_ANONYMOUS)) != 0
 
     def cached(self) -> npt.NDArray[np.bool_]:
         """Which hold what is a file's, or shared memory, and are mapped by nobody."""
         asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
-        found: npt.NDArray[np.bool_] = (self.flags & asked) == _UP_TO_DATE
-        return found
+        return (self.flags & asked) == _UP_TO_DATE
 
 
 class Folios:
@@ -194,8 +188,7 @@ class Folios:
             self._tails_tell = bool((flags[tails] & np.uint64(LRU | _SLAB)).any())
         if not self._tails_tell:
             flags[tails] |= self.table(pfns[tails]).flags
-        found: npt.NDArray[np.bool_] = (flags & np.uint64(LRU | _MAPPED | _ZERO_PAGE)) == 0
-        return found
+        return (flags & np.uint64(LRU | _MAPPED | _ZERO_PAGE)) == 0
 
     def pages(self, pfns: U64Array) -> FolioTable:
         """As :meth:`table`, but of each page alone: much cheaper where folios are large.

@@ -124,8 +124,7 @@ class Mappings:
 def _first(data: npt.NDArray[np.uint8], character: str, places: _Indexes) -> _Indexes:
     """Where ``character`` is first, at each of ``places`` or after it; the end of ``data`` where it is not."""
     found = np.append(np.flatnonzero(data == ord(character)), len(data) - 1)
-    first: _Indexes = found[np.minimum(np.searchsorted(found, places), len(found) - 1)]
-    return first
+    return found[np.minimum(np.searchsorted(found, places), len(found) - 1)]
 
 
 def _numbers(data: npt.NDArray[np.uint8], begins: _Indexes, ends: _Indexes) -> U64Array:
@@ -134,8 +133,7 @@ def _numbers(data: npt.NDArray[np.uint8], begins: _Indexes, ends: _Indexes) -> U
     columns = np.arange(widths.max(initial=0))
     digits = _HEX[data[ends[:, None] - 1 - columns]] << (columns.astype(np.uint64) * np.uint64(4))
     digits[widths[:, None] <= columns] = 0
-    numbers: U64Array = np.bitwise_or.reduce(digits, axis=1)
-    return numbers
+    return np.bitwise_or.reduce(digits, axis=1)
 
 
 def parse(contents: bytes) -> U64Array:

@@ -58,39 +58,33 @@ _Mask = npt.NDArray[np.bool_]
 
 def present(entries: U64Array) -> _Mask:
     """Which pages are in memory and mapped."""
-    found: _Mask = (entries & _PRESENT) != 0
-    return found
+    return (entries & _PRESENT) != 0
 
 
 def anonymous(entries: U64Array) -> _Mask:
     """Which mapped pages are neither of a file nor of shared memory."""
-    found: _Mask = (entries & (_PRESENT | _FILE)) == _PRESENT
-    return found
+    return (entries & (_PRESENT | _FILE)) == _PRESENT
 
 
 def swapped(entries: U64Array) -> _Mask:
     """Which pages are in swap."""
     # A guard page looks as if it was there, too.
-    found: _Mask = (entries & (_SWAP | _GUARD)) == _SWAP
-    return found
+    return (entries & (_SWAP | _GUARD)) == _SWAP
 
 
 def frames(entries: U64Array) -> U64Array:
     """Page frame numbers; 0 for pages that are not there, and for all without CAP_SYS_ADMIN."""
-    found: U64Array = np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
-    return found
+    return np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
 
 
 def exclusive(entries: U64Array) -> _Mask:
     """Which pages are mapped here alone: by no other process, and by no other mapping of this one."""
-    mask: _Mask = (entries & _EXCLUSIVE) != 0
-    return mask
+    return (entries & _EXCLUSIVE) != 0
 
 
 def exclusive_frames(entries: U64Array) -> U64Array:
     """Page frame numbers of pages that nobody else maps; 0 for all others."""
-    found: U64Array = np.where(exclusive(entries), frames(entries), np.uint64(0))
-    return found
+    return np.where(exclusive(entries), frames(entries), np.uint64(0))
 
 
 def entries_at(fd: int, addrs: U64Array) -> U64Array:
@@ -151,14 +145,12 @@ class Pagemap:
         """Those of ``candidates`` for which the walk does not already end at ``level``."""
         flags = self.walk(candidates[:, 0])
         empty = ((flags & LEVEL) >= level) & ((flags & PRESENT) == 0)
-        kept: U64Array = candidates[~empty]
-        return kept
+        return candidates[~empty]
 
     @staticmethod
     def pages(blocks: U64Array) -> U64Array:
         """The addresses of all pages in ``blocks``, ascending, 512 for each."""
-        found: U64Array = (blocks[:, :1] + _WITHIN).ravel()
-        return found
+        return (blocks[:, :1] + _WITHIN).ravel()
 
     def entries(self, blocks: U64Array) -> U64Array:
         """The pagemap's entries for :meth:`pages` of ``blocks``; 0 where the address space ended."""
@@ -170,8 +162,7 @@ class Pagemap:
 
         :raises OSError: see :meth:`walk`.
         """
-        seen: _Mask = (self.walk(pages) & (PRESENT | ACCESSED)) == PRESENT | ACCESSED
-        return seen
+        return (self.walk(pages) & (PRESENT | ACCESSED)) == PRESENT | ACCESSED
 
     def huge(self, blocks: U64Array) -> tuple[_Mask, _Mask]:
         """Which of ``blocks`` one huge page maps, and which a page table.

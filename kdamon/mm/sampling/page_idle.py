@@ -85,8 +85,7 @@ class Bitmap:
         words, back = np.unique(pfns >> np.uint64(6), return_inverse=True)
         raw = b"".join(os.pread(self._fd, 8, 8 * word).ljust(8, b"\0") for word in words.tolist())
         values = np.frombuffer(raw, dtype=np.uint64)[back.reshape(-1)]
-        marked: npt.NDArray[np.bool_] = (values >> (pfns & np.uint64(63)) & np.uint64(1)) != 0
-        return marked
+        return (values >> (pfns & np.uint64(63)) & np.uint64(1)) != 0
 
 
 class PageIdleSpace(ProcessSpace):

@@ -215,8 +215,7 @@ class Protection:
     def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
         """Which of ``pages`` are of huge pages that can be written without a fault."""
         copied = ((categories & np.uint64(FILE)) != 0) & inside(self._private, pages)
-        unknown: _Mask = ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
-        return unknown
+        return ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
 
     def known(self, wanted: U64Array, pagemap: Pagemap) -> U64Array:
         """What of ``wanted`` can be sampled: all but such huge pages, nothing of a process that was let go.
@@ -315,5 +314,4 @@ def _among(known: U64Array, wanted: U64Array) -> _Mask:
     if not len(known):
         return np.zeros(len(wanted), dtype=np.bool_)
     at = np.minimum(np.searchsorted(known[:, 0], wanted[:, 0]), len(known) - 1)
-    among: _Mask = (known[at] == wanted).all(axis=1)
-    return among
+    return (known[at] == wanted).all(axis=1)

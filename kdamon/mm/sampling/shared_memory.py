@@ -56,8 +56,7 @@ def shared_memory(pid: int, mappings: Mappings) -> U64Array:
     if not len(found):
         return NO_RANGES
     devices = np.array([*_file_systems_of_memory(pid)], dtype=np.uint64)
-    memory: U64Array = found.ranges[np.isin(found.devices, devices)]
-    return memory
+    return found.ranges[np.isin(found.devices, devices)]
 
 
 def _file_systems_of_memory(pid: int) -> set[int]:

@@ -337,13 +337,11 @@ class Pages:
 
         :returns: which are protected now, shape (n,).
         """
-        armed: _Mask = self._scan(self._arm, pages) == 1
-        return armed
+        return self._scan(self._arm, pages) == 1
 
     def armed(self, pages: U64Array) -> _Mask:
         """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
-        armed: _Mask = self._scan(self._armed, pages) == 1
-        return armed
+        return self._scan(self._armed, pages) == 1
 
     def categories(self, pages: U64Array) -> U64Array:
         """The categories of ``pages``, 0 for those in no mapping, shape (n,).
@@ -351,13 +349,11 @@ class Pages:
         WPALLOWED is about the mapping, also where no page is there; WRITTEN says something with PRESENT and WPALLOWED.
         """
         found = self._scan(self._look, pages) == 1
-        categories: U64Array = np.where(found, self._found[: len(pages), 2], np.uint64(0))
-        return categories
+        return np.where(found, self._found[: len(pages), 2], np.uint64(0))
 
     def registered(self, pages: U64Array) -> _Mask:
         """Which of ``pages`` are in mappings that some userfaultfd has, be they there or not; shape (n,)."""
-        registered: _Mask = self._scan(self._registered, pages, apart=True) == 1
-        return registered
+        return self._scan(self._registered, pages, apart=True) == 1
 
     def huge(self, blocks: U64Array) -> U64Array:
         """HUGE, and FILE if it is of one, for those of ``blocks`` that are a huge page, 0 for others, shape (n,).
@@ -365,8 +361,7 @@ class Pages:
         :param blocks: addresses of the places that huge pages can have, shape (n,).
         """
         found = self._scan(self._huge, blocks, BLOCK, apart=True) == 1
-        categories: U64Array = np.where(found, self._found[: len(blocks), 2], np.uint64(0))
-        return categories
+        return np.where(found, self._found[: len(blocks), 2], np.uint64(0))
 
     def _scan(
         self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False

@@ -356,8 +356,7 @@ class SimPlace:
     def holds(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which page frames are in it, shape (n,)."""
         first = self.physical // _PAGE_SIZE
-        found: npt.NDArray[np.bool_] = (pfns >= first) & (pfns < first + self.size // _PAGE_SIZE)
-        return found
+        return (pfns >= first) & (pfns < first + self.size // _PAGE_SIZE)
 
 
 class SimFrames:

@@ -77,8 +77,7 @@ def _nanoseconds(seconds: Sequence[bytes], fractions: Sequence[bytes]) -> npt.ND
         fractions, digits = [text.ljust(9, b"0") for text in fractions], {9}
     unit = np.uint64(10 ** (9 - digits.pop()))
     whole = np.fromiter(map(int, seconds), np.uint64, len(seconds))
-    times: npt.NDArray[np.uint64] = whole * np.uint64(10**9) + np.fromiter(map(int, fractions), np.uint64) * unit
-    return times
+    return whole * np.uint64(10**9) + np.fromiter(map(int, fractions), np.uint64) * unit
 
 
 class PerfScript:

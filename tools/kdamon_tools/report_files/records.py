@@ -38,8 +38,7 @@ def new_records(n: int, **columns: Any) -> Records:
 
 def reports_of(records: Records) -> Records:
     """The reports in ``records`` as a batch of :data:`kdamon.reports.apply.REPORT_DTYPE`, without a copy."""
-    reports: Records = records.view(_TIMED_REPORT)["report"]
-    return reports
+    return records.view(_TIMED_REPORT)["report"]
 
 
 @define

@@ -50,8 +50,7 @@ class Profile:
     @property
     def sizes(self) -> Floats:
         """Bytes of each piece, shape (n,)."""
-        sizes: Floats = np.diff(self.edges).astype(np.float64)
-        return sizes
+        return np.diff(self.edges).astype(np.float64)
 
 
 def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
@@ -70,8 +69,7 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
         steps = np.bincount(index[0, which], values[which], len(edges)) - np.bincount(
             index[1, which], values[which], len(edges)
         )
-        sums: Floats = np.maximum(np.cumsum(steps)[:-1], 0)
-        return sums
+        return np.maximum(np.cumsum(steps)[:-1], 0)
 
     everything = slice(None)
     accesses = weights * rows["nr_accesses"]

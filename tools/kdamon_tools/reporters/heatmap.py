@@ -157,8 +157,7 @@ def _bytes_in(snapshot: Snapshot, lines: Edges, factors: Floats) -> Floats:
     integral = np.empty(2 * len(regions))
     integral[0], integral[1::2], integral[2::2] = 0, sums, sums[:-1]
     at_edges = np.interp((lines - base).astype(np.float64), points, integral)
-    between: Floats = at_edges[:, 1] - at_edges[:, 0]
-    return between
+    return at_edges[:, 1] - at_edges[:, 0]
 
 
 def _rest_lines(rest: str, width: int, separates: bool) -> list[str]:
