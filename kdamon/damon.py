@@ -18,7 +18,7 @@ import numpy.typing as npt
 from attrs import define, field
 
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
-from kdamon.mm import AddressSpace, Machine, Task, U64Array
+from kdamon.mm import AddressSpace, Answers, Machine, Task, U64Array
 from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions, mostly_unknown
 from kdamon.sample_threads import FilteredThreads
 from kdamon.schemes import (
@@ -111,6 +111,10 @@ class damon_target:
     obsolete: bool = False
     #: The address space that was sampled last, to notice an exec (no kernel counterpart).
     mm: AddressSpace | None = None
+    #: What the last sample saw, for each region; None while it lasts, or where none was begun (no kernel counterpart).
+    answers: Answers | None = None
+    #: The physical addresses of the sample under way, bytes; for virtual ones that is ``regions.sampling_addr``.
+    sampled: U64Array | None = None
     #: The reports that are remembered for :mod:`kdamon.density`, None while none are.
     memory: Any = None
     #: Bytes that the regions cover and bytes that are populated in them, if that is so little that hardly any access is

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -30,6 +32,7 @@ __all__ = [
     "damon_count_samples",
     "damon_hot_score",
     "damon_hot_scores",
+    "damon_needs_answers",
     "damon_pick_samples",
     "damon_probe_page_filters",
     "damon_scheme_score",
@@ -44,6 +47,7 @@ Scores = npt.NDArray[np.int64]
 
 def damon_pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
     """Choose a random address in each region of ``t``; returns them, shape (n,)."""
+    t.answers = t.sampled = None
     regions = t.regions
     regions.sampling_addr = damon_rand(ctx, regions.start, regions.sizes(), regions.wide())
     return regions.sampling_addr
@@ -65,7 +69,7 @@ def damon_count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> No
         ctx.nr_unknown += nr_unknown
 
 
-#: Types of filters of probes as :meth:`kdamon.mm.AddressSpace.page_match` knows them.
+#: Types of filters of probes as :meth:`kdamon.mm.Samples.page_match` knows them.
 _PAGE_TYPES = {
     damon_filter_type.DAMON_FILTER_TYPE_ANON: "anon",
     damon_filter_type.DAMON_FILTER_TYPE_MEMCG: "memcg",
@@ -81,6 +85,11 @@ def damon_probe_page_filters(ctx: damon_ctx) -> list[PageFilter]:
         PageFilter(_PAGE_TYPES[f.type], f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
         for f in damon_probe_filters(ctx)
     ]
+
+
+def damon_needs_answers(filters: Sequence[PageFilter]) -> bool:
+    """Return whether any of ``filters`` asks whether sampled pages were accessed."""
+    return any(one.type in {"young", "idle"} for one in filters)
 
 
 def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:

@@ -29,6 +29,7 @@ from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory, U64Ar
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
+    damon_needs_answers,
     damon_pick_samples,
     damon_probe_page_filters,
     damon_scheme_score,
@@ -72,8 +73,8 @@ def damon_pa_phys_addr(ctx: damon_ctx, addrs: U64Array) -> U64Array:
 
 def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
     """The memory that ``t`` is in; None where the context has no machine or that has none to be looked at."""
-    if isinstance(t.task, PhysicalMemory):
-        return t.task
+    if t.task is not None and t.task.physical is not None:
+        return t.task.physical
     if ctx.machine is None:
         return None
     if t.task is not None:
@@ -127,18 +128,21 @@ def damon_pa_prepare_access_checks(ctx: damon_ctx) -> None:
 
 
 def damon_pa_mkold(ctx: damon_ctx, t: damon_target) -> None:
-    """Forget that the sampled pages of ``t`` were accessed."""
+    """Begin a sample of the chosen pages of ``t``."""
     memory = _memory(t, ctx)
     if memory is not None:
-        memory.mkold(damon_pa_phys_addr(ctx, t.regions.sampling_addr))
+        t.sampled = damon_pa_phys_addr(ctx, t.regions.sampling_addr)
+        memory.begin_sample(t.sampled)
 
 
 def damon_pa_young(ctx: damon_ctx, t: damon_target) -> Answers:
-    """Return which sampled pages of ``t`` were accessed since :func:`damon_pa_mkold`, shape (n,)."""
-    memory = _memory(t, ctx)
-    if memory is None:
-        return np.full(len(t.regions), UNKNOWN, np.uint8)
-    return memory.young(damon_pa_phys_addr(ctx, t.regions.sampling_addr))
+    """End the sample that :func:`damon_pa_mkold` began, if it was not yet; return what it saw, shape (n,)."""
+    if t.answers is None:
+        memory = _memory(t, ctx)
+        if memory is None or t.sampled is None:
+            return np.full(len(t.regions), UNKNOWN, np.uint8)
+        t.answers, t.sampled = memory.end_sample(t.sampled), None
+    return t.answers
 
 
 def damon_pa_check_accesses(ctx: damon_ctx) -> None:
@@ -168,7 +172,8 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             damon_pick_samples(ctx, t)
         matches: npt.NDArray[np.bool_] | None = None
         try:
-            matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters)
+            answers = damon_pa_young(ctx, t) if damon_needs_answers(filters) else None
+            matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters, answers)
         except OSError as error:
             _say_once(f"probes hit nothing: {error.strerror}")
         damon_count_probe_hits(ctx, t, matches)

@@ -29,10 +29,11 @@ from kdamon.damon import (
 )
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
 from kdamon.mapped import note_sparse_regions
-from kdamon.mm import UNKNOWN, AddressSpace, PageFilter, U64Array
+from kdamon.mm import UNKNOWN, AddressSpace, Answers, PageFilter, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
+    damon_needs_answers,
     damon_pick_samples,
     damon_probe_page_filters,
     damon_scheme_score,
@@ -49,12 +50,14 @@ __all__ = [
     "damon_va_check_accesses",
     "damon_va_eligible_report",
     "damon_va_init",
+    "damon_va_mkold",
     "damon_va_prep_probes",
     "damon_va_prepare_access_checks",
     "damon_va_report_faults",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
+    "damon_va_young",
 ]
 
 log = logging.getLogger("kdamon")
@@ -195,7 +198,19 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     for t in ctx.adaptive_targets:
         mm = _damon_va_pick(t, ctx)
         if mm is not None:
-            mm.mkold(t.regions.sampling_addr)
+            damon_va_mkold(mm, t)
+
+
+def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:
+    """Begin a sample of the chosen pages of ``t``, which are in ``mm``."""
+    mm.begin_sample(t.regions.sampling_addr)
+
+
+def damon_va_young(mm: AddressSpace, t: damon_target) -> Answers:
+    """End the sample that :func:`damon_va_mkold` began, if it was not yet; return what it saw, shape (n,)."""
+    if t.answers is None:
+        t.answers = mm.end_sample(t.regions.sampling_addr)
+    return t.answers
 
 
 def damon_va_check_accesses(ctx: damon_ctx) -> None:
@@ -213,12 +228,11 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
             continue
         if not len(t.regions):
             continue
-        answers = np.full(len(t.regions), UNKNOWN, np.uint8)
-        # After an exec in between, nobody prepared the pages of this address space.
-        if mm is t.mm:
-            seen = mm.young(t.regions.sampling_addr)
-            answers = seen if known else answers
-        damon_count_samples(ctx, t, answers)
+        # After an exec in between, no sample of this address space was begun.
+        seen = damon_va_young(mm, t) if mm is t.mm else None
+        if seen is None or not known:
+            seen = np.full(len(t.regions), UNKNOWN, np.uint8)
+        damon_count_samples(ctx, t, seen)
 
 
 def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
@@ -268,7 +282,8 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             continue
         matches: npt.NDArray[np.bool_] | None = None
         try:
-            matches = mm.page_match(t.regions.sampling_addr, filters)
+            answers = damon_va_young(mm, t) if damon_needs_answers(filters) else None
+            matches = mm.page_match(t.regions.sampling_addr, filters, answers)
         except OSError as error:
             _say_once(f"probes hit nothing: {error.strerror}")
         damon_count_probe_hits(ctx, t, matches)

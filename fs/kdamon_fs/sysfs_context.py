@@ -34,7 +34,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
-from kdamon.mm import Machine, PhysicalMemory
+from kdamon.mm import Machine
 from kdamon.sample_control import check_fault_filters
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
 from kdamon_fs.sysfs_common import (
@@ -403,7 +403,7 @@ def _damon_sysfs_take_memory(
         raise OSError(
             errno.EOPNOTSUPP, "physical addresses are monitored by accessed bits only; write N to primitives/page_fault"
         )
-    if monitored is None or not isinstance(monitored.task, PhysicalMemory):
+    if monitored is None or monitored.task is None or monitored.task.physical is None:
         ctx.machine = machine()
         t.task = memory = ctx.machine.physical_memory()
         if monitored is not None:

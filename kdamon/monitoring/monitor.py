@@ -36,7 +36,7 @@ from kdamon.damon import (
     damos_stat,
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
-from kdamon.mm import Machine, PhysicalMemory, Task, U64Array
+from kdamon.mm import Machine, Task, U64Array
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config
@@ -416,8 +416,11 @@ class Monitor:
         task = self._target.task
         self._present = None
         with contextlib.suppress(OSError):
-            mm = None if task is None or isinstance(task, PhysicalMemory) else task.get_mm()
-            self._present = task.ram() if isinstance(task, PhysicalMemory) else NO_RANGES if mm is None else mm.vmas()
+            if task is not None and task.physical is not None:
+                self._present = task.physical.ram()
+            else:
+                mm = None if task is None else task.get_mm()
+                self._present = NO_RANGES if mm is None else mm.vmas()
 
     def _never_mapped(self) -> int | None:
         """Bytes of the ranges that were not mapped at any look; None: there was no look."""

@@ -207,10 +207,10 @@ class Bits:
     def get_mm(self) -> Bits:
         return self
 
-    def mkold(self, addrs: U64Array) -> None:
+    def begin_sample(self, addrs: U64Array) -> None:
         pass
 
-    def young(self, addrs: U64Array) -> Answers:
+    def end_sample(self, addrs: U64Array) -> Answers:
         answers: Answers = self.bits[addrs >> np.uint64(SHIFT)]
         return answers
 

@@ -60,10 +60,10 @@ class Memory:
     def put(self) -> None:
         pass
 
-    def mkold(self, addrs: U64Array) -> None:
+    def begin_sample(self, addrs: U64Array) -> None:
         self.turn = (self.turn + 1) % 1000
 
-    def young(self, addrs: U64Array) -> Answers:
+    def end_sample(self, addrs: U64Array) -> Answers:
         answers: Answers = self.samples[self.turn].take((addrs - np.uint64(START)) // np.uint64(BLOCK))
         return answers
 
@@ -109,8 +109,8 @@ class Kdamond:
         times = []
         for _ in range(300):
             begin = time.thread_time_ns()
-            self.memory.mkold(addrs)
-            self.memory.young(addrs)
+            self.memory.begin_sample(addrs)
+            self.memory.end_sample(addrs)
             times.append(time.thread_time_ns() - begin)
         return median(times) / (SAMPLE_US * NSEC_PER_USEC)
 

@@ -50,13 +50,13 @@ class ByFiles(Physical):
         """At once."""
         self.update()
 
-    def young(self, addrs: U64Array) -> Answers:
+    def end_sample(self, addrs: U64Array) -> Answers:
         """One system call or more for each address."""
         answers = np.full(len(addrs), UNKNOWN, np.uint8)
         pfns = addrs // np.uint64(PAGE)
         left = np.ones(len(addrs), np.bool_)
         for _, mm, rows, there in self._sampled:
-            told = mm.young(there)
+            told = mm.end_sample(there)
             same = mm.frames(there) == pfns[rows]
             answers[rows[same]] = told[same]
             left[rows[same]] = False
@@ -113,23 +113,26 @@ def samples(rivals: list[Physical], turns: int) -> None:
     ram = rivals[1].ram()
     # In a virtual machine what the kernel knows of a page may have to be fetched from the host, the first time.
     everywhere = np.concatenate([np.arange(start, end, 64 * PAGE, np.uint64) for start, end in ram])
-    rivals[1].mkold(everywhere)
-    rivals[1].young(everywhere)
+    rivals[1].begin_sample(everywhere)
+    rivals[1].end_sample(everywhere)
     places: dict[str, Callable[[Physical, int], U64Array]] = {
         "all memory": lambda _, count: anywhere(rng, ram, count),
         "known": lambda memory, count: known(rng, memory, count),
     }
 
     def begun(memory: Physical, addrs: U64Array) -> U64Array:
-        memory.mkold(addrs)
+        memory.begin_sample(addrs)
         return addrs
 
     rows = []
     for where, choose in places.items():
         for count in (100, 1000):
-            clear = [(partial(choose, memory, count), memory.mkold) for memory in rivals]
+            clear = [(partial(choose, memory, count), memory.begin_sample) for memory in rivals]
             read = [
-                (lambda memory=memory, choose=choose, count=count: begun(memory, choose(memory, count)), memory.young)
+                (
+                    lambda memory=memory, choose=choose, count=count: begun(memory, choose(memory, count)),
+                    memory.end_sample,
+                )
                 for memory in rivals
             ]
             first, second = (side_by_side(*halves, turns=turns) for halves in (clear, read))
@@ -152,7 +155,7 @@ def updates(rivals: list[Physical], turns: int) -> None:
         times = []
         while memory._looking is not None:
             begin = time.thread_time()
-            memory.mkold(nowhere)
+            memory.begin_sample(nowhere)
             times.append(time.thread_time() - begin)
         worst.append(max(times))
         pieces.append((len(times), sum(times)))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm import PhysicalMemory
 from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
@@ -119,7 +118,8 @@ def test_a_commit_keeps_what_is_known_and_another_operations_set_gives_it_back(s
     assert session.state("on") == "OK"
     (target,) = running(session).adaptive_targets
     memory = target.task
-    assert isinstance(memory, PhysicalMemory)
+    assert memory is not None
+    assert memory.physical is memory
     assert session.state("commit") == "OK"
     assert memory is target.task
     session.put(f"{CONTEXT}/operations", "vaddr")
@@ -128,4 +128,5 @@ def test_a_commit_keeps_what_is_known_and_another_operations_set_gives_it_back(s
     assert session.machine.processes[150] is target.task
     session.put(f"{CONTEXT}/operations", "paddr")
     assert session.state("commit") == "OK"
-    assert isinstance(target.task, PhysicalMemory)
+    assert target.task is not None
+    assert target.task.physical is target.task

@@ -47,7 +47,7 @@ from kdamon.damon import (
 )
 from kdamon.damos_quota import damos_quota_score
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine, PhysicalMemory
+from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine
 from kdamon.mm.sampling.physical import Physical, ReverseMap
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
@@ -74,10 +74,10 @@ def spawn(machine: SimMachine, mib: int = 64, physical: int = PHYSICAL) -> SimPr
 def sampled(machine: SimMachine, memory: Physical, *addrs: int, meanwhile: Callable[[], object] = int) -> list[int]:
     """One sample of physical addresses."""
     array = np.array(addrs, np.uint64)
-    memory.mkold(array)
+    memory.begin_sample(array)
     meanwhile()
     machine.clock.sleep_until(machine.clock.now() + 5_000_000, threading.Event())
-    return memory.young(array).tolist()
+    return memory.end_sample(array).tolist()
 
 
 def pa_ctx(machine: Machine | None, *ranges: tuple[int, int], addr_unit: int = 1) -> damon_ctx:
@@ -177,10 +177,10 @@ def test_a_sample_that_was_not_begun_tells_nothing() -> None:
     spawn(machine)
     memory = machine.physical_memory()
     addrs = np.array([PHYSICAL, 0], np.uint64)
-    assert [UNKNOWN, UNKNOWN] == memory.young(addrs).tolist()
-    memory.mkold(addrs)
+    assert [UNKNOWN, UNKNOWN] == memory.end_sample(addrs).tolist()
+    memory.begin_sample(addrs)
     memory.update()
-    assert [UNKNOWN, OLD] == memory.young(addrs).tolist()
+    assert [UNKNOWN, OLD] == memory.end_sample(addrs).tolist()
     memory.put()
 
 
@@ -361,7 +361,8 @@ def test_a_commit_turns_physical_into_virtual_addresses_and_back() -> None:
     damon_set_attrs(ctx, damon_attrs())
     (t,) = ctx.adaptive_targets
     damon_pa_init(ctx)
-    assert isinstance(t.task, PhysicalMemory)
+    assert t.task is not None
+    assert t.task.physical is t.task
 
     other = damon_new_ctx()
     damon_select_ops(other, damon_ops_id.DAMON_OPS_FVADDR)
@@ -374,7 +375,8 @@ def test_a_commit_turns_physical_into_virtual_addresses_and_back() -> None:
     back = pa_ctx(machine, (PHYSICAL, PHYSICAL + 2 * MIB))
     damon_commit_ctx(ctx, back)
     paddr.damon_pa_prepare_access_checks(ctx)
-    assert isinstance(t.task, PhysicalMemory)
+    assert t.task is not None
+    assert t.task.physical is t.task
     assert 2 * MIB == int(t.regions.sizes().sum())
     damon_destroy_ctx(ctx)
     assert t.task is None

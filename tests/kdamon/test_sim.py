@@ -19,13 +19,13 @@ PAGE = 4096
 def sampled(process: SimProcess, addrs: list[int], ns: int) -> list[int]:
     """One sample of ``addrs`` that takes ``ns``."""
     array = np.array(addrs, np.uint64)
-    process.mkold(array)
+    process.begin_sample(array)
     process.clock.sleep_until(process.clock.now() + ns, threading.Event())
-    return process.young(array).tolist()
+    return process.end_sample(array).tolist()
 
 
 def spawn(*ranges: tuple[int, int]) -> SimProcess:
-    return SimMachine(seed=1).spawn(list(ranges) or [(0, 100 * PAGE)])
+    return SimMachine(seed=1).spawn(list(ranges) or [(0, 40_000 * PAGE)])
 
 
 def test_what_is_always_accessed_is_young_and_the_rest_is_old() -> None:
@@ -48,16 +48,16 @@ def test_what_is_not_mapped_is_old() -> None:
 def test_a_rate_is_a_probability(rate: float, ms: int) -> None:
     """A page is accessed in a time with the probability 1 - exp(-rate * time)."""
     process = spawn()
-    process.access(0, 100 * PAGE, rate=rate)
-    young = sampled(process, [0] * 40_000, ms * 1_000_000).count(YOUNG) / 40_000
+    process.access(0, 40_000 * PAGE, rate=rate)
+    young = sampled(process, [i * PAGE for i in range(40_000)], ms * 1_000_000).count(YOUNG) / 40_000
     assert abs(young - (1 - math.exp(-rate * ms / 1000))) < 0.01
 
 
 def test_rates_of_overlapping_pieces_add_up() -> None:
     process = spawn()
-    process.access(0, 10 * PAGE, rate=40)
-    process.access(5 * PAGE, 10 * PAGE, rate=60)
-    young = sampled(process, [7 * PAGE] * 40_000, 10_000_000).count(YOUNG) / 40_000
+    process.access(0, 40_000 * PAGE, rate=40)
+    process.access(20_000 * PAGE, 40_000 * PAGE, rate=60)
+    young = sampled(process, [i * PAGE for i in range(20_000, 40_000)], 10_000_000).count(YOUNG) / 20_000
     assert abs(young - (1 - math.exp(-1))) < 0.01
 
 
@@ -84,9 +84,9 @@ def test_without_a_sample_before_nothing_is_known() -> None:
     process = spawn()
     process.access(0, 100 * PAGE)
     addrs = np.zeros(3, np.uint64)
-    assert [UNKNOWN] * 3 == process.young(addrs).tolist()
-    process.mkold(addrs.copy())
-    assert [UNKNOWN] * 3 == process.young(addrs).tolist()
+    assert [UNKNOWN] * 3 == process.end_sample(addrs).tolist()
+    process.begin_sample(addrs.copy())
+    assert [UNKNOWN] * 3 == process.end_sample(addrs).tolist()
 
 
 def test_the_same_seed_gives_the_same_accesses() -> None:
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_accesses() -> None:
     for seed in (1, 1, 2):
         process = SimMachine(seed).spawn([(0, 100 * PAGE)])
         process.access(0, 100 * PAGE, rate=100)
-        answers.append(sampled(process, [0] * 1000, 5_000_000))
+        answers.append(sampled(process, [i * PAGE for i in range(100)], 5_000_000))
     assert answers[0] == answers[1] != answers[2]
 
 

@@ -18,10 +18,10 @@ class AllYoung:
     def vmas(self) -> U64Array:
         return np.zeros((0, 2), np.uint64)
 
-    def mkold(self, addrs: U64Array) -> None:
+    def begin_sample(self, addrs: U64Array) -> None:
         pass
 
-    def young(self, addrs: U64Array) -> Answers:
+    def end_sample(self, addrs: U64Array) -> Answers:
         return np.full(len(addrs), YOUNG, np.uint8)
 
 

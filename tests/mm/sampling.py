@@ -64,10 +64,10 @@ def sample(machine: LinuxMachine, mm: AddressSpace, work: Workload, pages: Pages
     """What is told about ``pages`` while ``act`` is done."""
     addrs = work.addrs(pages)
     machine.faults()
-    mm.mkold(addrs)
+    mm.begin_sample(addrs)
     act()
     faults = machine.faults()
-    return within(work, faults), mm.young(addrs)
+    return within(work, faults), mm.end_sample(addrs)
 
 
 def armed(work: Workload) -> npt.NDArray[np.intp]:

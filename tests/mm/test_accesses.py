@@ -76,9 +76,9 @@ def _sample(machine: LinuxMachine, work: Workload, mode: str, *, rounds: int = R
             near = sampled[np.isin(sampled // HUGE_PAGES, within)]
             touched = rng.choice(near, max(1, len(near) // 2))
             addrs = work.addrs(sampled)
-            mm.mkold(addrs)
+            mm.begin_sample(addrs)
             work.order(mode, touched)
-            answers = mm.young(addrs)
+            answers = mm.end_sample(addrs)
             truth = _leaf_touched(task.pid, addrs, sampled, touched)
             outcome["accesses"] += int(truth.sum())
             missed.append(int(((answers == OLD) & truth).sum()))
@@ -189,12 +189,12 @@ def test_pages_in_heavy_use_are_young(machine: LinuxMachine, program: Path) -> N
             assert mm is not None
             addrs = work.addrs(np.concatenate([hot, cold]))
             for _ in range(ROUNDS):
-                mm.mkold(addrs)
+                mm.begin_sample(addrs)
                 # The target may have to wait for its processor.
                 until = _nanoseconds_run(work.pid) + 1_000_000
                 while _nanoseconds_run(work.pid) < until:
                     time.sleep(0.001)
-                answers = mm.young(addrs)
+                answers = mm.end_sample(addrs)
                 assert YOUNG not in answers[100:]
                 outcome.update(answers[:100].tolist())
         finally:
@@ -238,9 +238,9 @@ def _answers(machine: LinuxMachine, addrs: U64Array, own: _OwnPages, touched: li
         mm = task.get_mm()
         assert mm is not None
         for _ in range(3):
-            mm.mkold(addrs)
+            mm.begin_sample(addrs)
             own.touch(touched)
-            highest = np.maximum(highest, mm.young(addrs))
+            highest = np.maximum(highest, mm.end_sample(addrs))
     finally:
         task.put()
     return highest
@@ -306,10 +306,10 @@ def test_a_file_that_is_mapped_in_part_is_left_alone(machine: LinuxMachine, data
         mm = task.get_mm()
         assert mm is not None
         for _ in range(3):
-            mm.mkold(addrs)
+            mm.begin_sample(addrs)
             flags, _ = shared_walker().walk(fd, addrs)
             assert ((flags & PRESENT) != 0).all()
-            assert YOUNG not in mm.young(addrs)
+            assert YOUNG not in mm.end_sample(addrs)
     finally:
         os.close(fd)
         task.put()

@@ -22,7 +22,7 @@ from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.madvise import Adviser, pidfd_open
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import shared_folios
-from kdamon.mm.proc.pagemap import entries_at, frames
+from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_table import PageTableSpace
 from tests.mm.workload import Workload
@@ -68,7 +68,7 @@ def accessed(machine: LinuxMachine, work: Workload, first: int, last: int) -> in
     with space_of(machine, work.pid) as mm:
         assert isinstance(mm, PageTableSpace)
         addrs = np.arange(work.base + first * PAGE, work.base + last * PAGE, PAGE, dtype=np.uint64)
-        return int(np.count_nonzero(mm.young(addrs)))
+        return int(np.count_nonzero(Pagemap(mm.pagemap).accessed(addrs)))
 
 
 def smaps(work: Workload, field: str) -> int:

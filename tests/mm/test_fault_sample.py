@@ -75,9 +75,9 @@ def test_a_process_that_sleeps_accesses_nothing(blind: LinuxMachine, program: Pa
         # It may be on its way from its last answer, which writes to its stack.
         wait_until(lambda: "State:\tS" in Path(f"/proc/{work.pid}/status").read_text(errors="replace"))
         for _ in range(3):
-            mm.mkold(pages)
+            mm.begin_sample(pages)
             assert 0 == len(blind.faults())
-            assert {OLD} == set(mm.young(pages)[spared].tolist())
+            assert {OLD} == set(mm.end_sample(pages)[spared].tolist())
 
 
 def test_writes_are_told_and_no_reads(blind: LinuxMachine, program: Path) -> None:
@@ -180,9 +180,10 @@ def test_two_monitors_do_not_take_each_others_samples_for_writes(blind: LinuxMac
         task_of(blind, work.pid) as second,
     ):
         addrs = work.addrs(EVERY)
-        mm_of(first).mkold(addrs)
-        mm_of(second).mkold(addrs[::2])
-        mm_of(second).young(addrs[::2])
+        mm_of(first).begin_sample(addrs)
+        others = addrs[::2]
+        mm_of(second).begin_sample(others)
+        mm_of(second).end_sample(others)
         assert [] == pages_of(work, blind.faults())
         work.order("w", EVERY[:5])
         assert EVERY[:5].tolist() == pages_of(work, blind.faults())

@@ -129,7 +129,8 @@ def test_faults_of_it_are_seen(faulting: LinuxMachine, start: Callable[[str], Ta
         try:
             for order in ("write", "end", "write"):
                 mm = _mm(task)
-                mm.mkold(target.addrs())
+                addrs = target.addrs()
+                mm.begin_sample(addrs)
                 target.order(order)
                 faults = faulting.faults()
                 inside = np.isin(faults["addr"] & ~np.uint64(4095), target.addrs())
@@ -137,7 +138,7 @@ def test_faults_of_it_are_seen(faulting: LinuxMachine, start: Callable[[str], Ta
                 assert {target.pid} == set(faults["pid"][inside].tolist())
                 if faulting.faults_tell_who:
                     assert {target.thread} == set(faults["tid"][inside].tolist())
-                mm.young(target.addrs())
+                mm.end_sample(addrs)
                 if order == "end":
                     target.wait_for_the_end_of_the_first_thread()
             assert task.valid()
@@ -165,14 +166,15 @@ def test_accesses_are_unknown_once_it_ended(
     task = machine.get_task(target.pid)
     try:
         mm = _mm(task)
-        mm.mkold(target.addrs())
+        addrs = target.addrs()
+        mm.begin_sample(addrs)
         target.order("write")
-        assert (mm.young(target.addrs()) == YOUNG).sum() > PAGES / 2
+        assert (mm.end_sample(addrs) == YOUNG).sum() > PAGES / 2
         target.order("end")
         target.wait_for_the_end_of_the_first_thread()
-        mm.mkold(target.addrs())
+        mm.begin_sample(addrs)
         target.order("write")
-        assert not np.isin(mm.young(target.addrs()), (OLD, YOUNG)).any()
+        assert not np.isin(mm.end_sample(addrs), (OLD, YOUNG)).any()
         with caplog.at_level(logging.WARNING):
             deadline = time.monotonic() + 20
             while not caplog.records and time.monotonic() < deadline:

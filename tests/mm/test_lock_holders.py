@@ -18,6 +18,7 @@ import pytest
 from kdamon.lib.helpers import LostHelpers
 from kdamon.mm import UNKNOWN, U64Array
 from kdamon.mm.apart import objects as apart
+from kdamon.mm.apart.objects import memory as memory_apart
 from kdamon.mm.doctor import processes as doctor_processes
 from kdamon.mm.linux import memory_apart
 from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
@@ -116,8 +117,8 @@ def test_one_that_takes_it_while_it_is_sampled_is_left_out(
     memory = machine.physical_memory()
     try:
         memory.update()
-        memory.mkold(its)
-        assert (memory.young(its) != UNKNOWN).any()
+        memory.begin_sample(its)
+        assert (memory.end_sample(its) != UNKNOWN).any()
         lost = memory._helper
         assert lost is not None
         holder.hold()
@@ -126,8 +127,8 @@ def test_one_that_takes_it_while_it_is_sampled_is_left_out(
         assert memory._helper is not lost
         memory.update()
         assert 0 < memory.known()[0]
-        memory.mkold(its)
-        assert (memory.young(its) == UNKNOWN).all()
+        memory.begin_sample(its)
+        assert (memory.end_sample(its) == UNKNOWN).all()
     finally:
         memory.put()
     assert 1 == caplog.text.count(f"process {holder.pid} holds the lock of its memory")
@@ -145,12 +146,12 @@ def test_users_whose_processes_do_it_again_and_again(
             try:
                 memory.update()
                 its, others = addresses(holder.pid), addresses(another.pid)
-                memory.mkold(its)
+                memory.begin_sample(its)
                 holder.hold()
                 assert [] == list(memory.owners(np.column_stack((its, its + PAGE))))
                 memory.update()
-                memory.mkold(others)
-                assert (memory.young(others) == UNKNOWN).all()
+                memory.begin_sample(others)
+                assert (memory.end_sample(others) == UNKNOWN).all()
             finally:
                 memory.put()
         finally:
@@ -228,8 +229,8 @@ def test_a_target_that_takes_it_is_unknown(
         mm = task.get_mm()
         assert mm is not None
         holder.hold()
-        mm.mkold(pages)
-        assert (mm.young(pages) == UNKNOWN).any()
+        mm.begin_sample(pages)
+        assert (mm.end_sample(pages) == UNKNOWN).any()
         assert eventually(lambda: task.get_mm() is None)
         assert eventually(lambda: task.get_mm() is None)
         holder.let_go()

@@ -131,7 +131,7 @@ def test_new_ones_among_many_are_monitored_in_the_end(faulting: LinuxMachine, pr
                 return pages_of(work, faults) == pages.tolist()
 
             wait_until(monitored)
-            mm.mkold(work.addrs(pages))
+            mm.begin_sample(work.addrs(pages))
             assert pages.tolist() == armed(work).tolist()
         assert not len(armed(work))
         flags = (line.split() for line in Path(f"/proc/{work.pid}/smaps").read_text(encoding="utf-8").splitlines())

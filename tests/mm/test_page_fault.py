@@ -111,10 +111,10 @@ def test_this_process_is_monitored_by_itself(faulting: LinuxMachine) -> None:
         mm = mm_of(task)
         addrs: U64Array = np.uint64(first) + np.arange(8, dtype=np.uint64) * np.uint64(4096)
         faulting.faults()
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         memory[4096 * 5] = 2
         faults = faulting.faults()
-        mm.young(addrs)
+        mm.end_sample(addrs)
         assert addrs[5] in faults["addr"]
         assert addrs[4] not in faults["addr"]
 
@@ -144,9 +144,9 @@ def test_a_sample_is_one_interval(faulting: LinuxMachine, program: Path) -> None
         sample(faulting, mm, work, EVERY, lambda: None)
         work.order("w", EVERY)
         assert not len(within(work, faulting.faults()))
-        mm.mkold(work.addrs(EVERY))
+        mm.begin_sample(work.addrs(EVERY))
         assert len(armed(work)) == PAGES
-        mm.mkold(work.addrs(EVERY[:100]))
+        mm.begin_sample(work.addrs(EVERY[:100]))
         assert armed(work).tolist() == list(range(100))
         task.put()
         assert not len(armed(work))
@@ -275,11 +275,11 @@ def test_an_ended_process_has_no_memory(faulting: LinuxMachine, program: Path) -
     """Nor is one found that never was."""
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
-        mm.mkold(work.addrs(EVERY))
+        mm.begin_sample(work.addrs(EVERY))
         work.process.kill()
         work.process.wait()
-        mm.young(work.addrs(EVERY))
-        mm.mkold(work.addrs(EVERY))
+        mm.end_sample(work.addrs(EVERY))
+        mm.begin_sample(work.addrs(EVERY))
         assert task.get_mm() is None
     with pytest.raises(ProcessLookupError):
         faulting.get_task(1 << 22, "page_fault")
@@ -291,11 +291,11 @@ def test_several_monitors_of_a_process_share_its_protection(faulting: LinuxMachi
         with task_of(faulting, work.pid) as second:
             assert mm_of(first) is not mm_of(second)
             one, other = work.addrs(EVERY[:600]), work.addrs(EVERY[400:])
-            mm_of(first).mkold(one)
-            mm_of(second).mkold(other)
-            mm_of(first).young(one)
+            mm_of(first).begin_sample(one)
+            mm_of(second).begin_sample(other)
+            mm_of(first).end_sample(one)
             assert armed(work).tolist() == list(range(400, PAGES))
-            mm_of(first).mkold(one)
+            mm_of(first).begin_sample(one)
         assert armed(work).tolist() == list(range(600))
         faulting.faults()
         work.order("w", EVERY)
@@ -309,7 +309,7 @@ def test_many_processes_at_once(faulting: LinuxMachine, program: Path) -> None:
     try:
         faulting.faults()
         for task, work in zip(tasks, works, strict=True):
-            mm_of(task).mkold(work.addrs(range(64)))
+            mm_of(task).begin_sample(work.addrs(range(64)))
         for number, work in enumerate(works):
             work.order("w", range(number + 1))
         faults = faulting.faults()
@@ -343,9 +343,9 @@ def test_accessed_bits_and_faults_may_be_used_side_by_side(
         by_bits = faulting.get_task(work.pid)
         assert (by_fault.primitive, by_bits.primitive) == ("page_fault", "page_table")
         addrs = work.addrs(EVERY)
-        mm_of(by_bits).mkold(addrs)
+        mm_of(by_bits).begin_sample(addrs)
         faults, _ = sample(faulting, mm_of(by_fault), work, EVERY, lambda: work.order("w", EVERY[::2]))
-        answers = mm_of(by_bits).young(addrs)
+        answers = mm_of(by_bits).end_sample(addrs)
         assert pages_of(work, faults) == EVERY[::2].tolist()
         assert int((answers[::2] == 1).sum()) > 0.8 * PAGES / 2
         by_bits.put()

@@ -75,16 +75,16 @@ def test_what_goes_away_while_it_is_armed_is_harmless(faulting: LinuxMachine, pr
         mm = mm_of(task)
         addrs = work.addrs(EVERY)
         for order in "dm":
-            mm.mkold(addrs)
+            mm.begin_sample(addrs)
             work.order(order)
             work.order("w", EVERY)
-            mm.young(addrs)
+            mm.end_sample(addrs)
             assert work.spoilt(EVERY) == 0
         mm.vmas()
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         assert len(armed(work)) == PAGES
         work.base = int.from_bytes(work.order("R", answer=8), "little")
-        mm.young(addrs)
+        mm.end_sample(addrs)
         work.order("w", EVERY)
         assert not len(armed(work))
         assert work.spoilt(EVERY) == 0
@@ -124,12 +124,12 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
     monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
-        mm.mkold(work.addrs(EVERY))
+        mm.begin_sample(work.addrs(EVERY))
         assert len(armed(work)) == PAGES
         work.order("T")
         with caplog.at_level(logging.WARNING, "kdamon"):
             mm.vmas()
-            mm.young(work.addrs(EVERY))
+            mm.end_sample(work.addrs(EVERY))
             assert not len(armed(work))
             work.order("U", range(0, PAGES, 2))
             for _ in range(3):
@@ -205,7 +205,7 @@ MONITOR = """
     addrs = np.uint64(base) + np.arange(pages, dtype=np.uint64) * np.uint64(4096)
     rounds = 0
     while True:
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         machine.faults()
         rounds += 1
         if rounds == 3:
@@ -255,17 +255,17 @@ WITHOUT_RIGHTS = """
         task = machine.get_task(work.pid, "page_fault")
         mm = task.get_mm()
         addrs = work.addrs(every)
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         work.order("r", every)
         print(len(machine.faults()))
         work.order("w", range(7))
         faults = machine.faults()
         print(np.array_equal(faults["addr"], addrs[:7] & ~np.uint64(4095)), len(machine.faults()))
         print(set(faults[["pid", "node_id", "write", "cpu", "tid"]].tolist()) == {(work.pid, -1, True, -1, 0)})
-        print(mm.young(addrs).any())
+        print(mm.end_sample(addrs).any())
         work.order("w", every)
         print(len(machine.faults()))
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         work.order("d")
         work.order("r", [1])
         work.order("w", [2])

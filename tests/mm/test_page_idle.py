@@ -81,22 +81,24 @@ def test_a_page_is_old_until_it_is_accessed(memory: Memory) -> None:
     memory.pages = {1: 64, 2: 65, 3: 127, 4: 4000}
     with Space(memory) as space:
         addrs = _addrs(4, 1, 2, 3, 2)
-        space.mkold(addrs)
+        space.begin_sample(addrs)
         assert [memory.idle(pfn) for pfn in (64, 65, 66, 127, 128, 4000)] == [True, True, False, True, False, True]
-        assert space.young(addrs).tolist() == [OLD] * 5
+        assert space.end_sample(addrs).tolist() == [OLD] * 5
+        space.begin_sample(addrs)
         memory.access(65)
         memory.access(4000)
-        assert space.young(addrs).tolist() == [YOUNG, OLD, YOUNG, OLD, YOUNG]
+        assert space.end_sample(addrs).tolist() == [YOUNG, OLD, YOUNG, OLD, YOUNG]
 
 
 def test_a_page_that_is_not_mapped_is_old(memory: Memory) -> None:
     """And one that came since was accessed."""
     with Space(memory) as space:
         addrs = _addrs(1, 2)
-        space.mkold(addrs)
-        assert space.young(addrs).tolist() == [OLD, OLD]
+        space.begin_sample(addrs)
+        assert space.end_sample(addrs).tolist() == [OLD, OLD]
+        space.begin_sample(addrs)
         memory.pages = {2: 77}
-        assert space.young(addrs).tolist() == [OLD, YOUNG]
+        assert space.end_sample(addrs).tolist() == [OLD, YOUNG]
 
 
 def test_a_part_of_a_folio_is_asked_for_by_its_first_page(memory: Memory) -> None:
@@ -106,10 +108,10 @@ def test_a_part_of_a_folio_is_asked_for_by_its_first_page(memory: Memory) -> Non
     memory.pages = {1: 515, 2: 527, 3: 528}
     with Space(memory) as space:
         addrs = _addrs(1, 2, 3)
-        space.mkold(addrs)
+        space.begin_sample(addrs)
         assert [memory.idle(pfn) for pfn in (512, 515, 527, 528)] == [True, False, False, True]
         memory.access(512)
-        assert space.young(addrs).tolist() == [YOUNG, YOUNG, OLD]
+        assert space.end_sample(addrs).tolist() == [YOUNG, YOUNG, OLD]
 
 
 def test_what_the_kernel_does_not_track_is_unknown(memory: Memory) -> None:
@@ -119,21 +121,23 @@ def test_what_the_kernel_does_not_track_is_unknown(memory: Memory) -> None:
     memory.pages = {1: 100, 2: 101, 3: 102}
     with Space(memory) as space:
         addrs = _addrs(1, 2, 3)
-        space.mkold(addrs)
+        space.begin_sample(addrs)
         memory.flags[101] = LRU
         memory.folios().close()
-        assert space.young(addrs).tolist() == [UNKNOWN, UNKNOWN, OLD]
+        assert space.end_sample(addrs).tolist() == [UNKNOWN, UNKNOWN, OLD]
 
 
 def test_nothing_is_told_after_close(memory: Memory) -> None:
     """The address space is empty then."""
     memory.pages = {1: 64}
     with Space(memory) as space:
-        space.mkold(_addrs(1))
+        addrs = _addrs(1)
+        space.begin_sample(addrs)
         memory.access(64)
         space.close()
-        space.mkold(_addrs(1))
-        assert space.young(_addrs(1)).tolist() == [OLD]
+        assert space.end_sample(addrs).tolist() == [OLD]
+        space.begin_sample(addrs)
+        assert space.end_sample(addrs).tolist() == [OLD]
         assert space.vmas().shape == (0, 2)
         assert not space.alive()
 

@@ -76,9 +76,9 @@ def everything(work: Workload) -> U64Array:
 
 def sample(memory: PhysicalMemory, addrs: U64Array, work: Workload, touched: Pages, mode: str = "w") -> list[int]:
     """One sample, during which ``touched`` pages are accessed."""
-    memory.mkold(addrs)
+    memory.begin_sample(addrs)
     work.order(mode, touched)
-    found: list[int] = memory.young(addrs).tolist()
+    found: list[int] = memory.end_sample(addrs).tolist()
     return found
 
 
@@ -137,13 +137,13 @@ def test_memory_that_became_shared_since_the_update_is_unknown(machine: LinuxMac
         base = int(child.stdout.readline())
         with looked_through(machine) as memory:
             where = physical(child.pid, np.uint64(base) + np.arange(256, dtype=np.uint64) * np.uint64(4096))
-            memory.mkold(where)
-            assert UNKNOWN not in Counter(memory.young(where).tolist()).most_common(1)[0]
+            memory.begin_sample(where)
+            assert UNKNOWN not in Counter(memory.end_sample(where).tolist()).most_common(1)[0]
             child.stdin.write(b"\n")
             child.stdin.flush()
             assert child.stdout.readline() == b"forked\n"
-            memory.mkold(where)
-            assert {UNKNOWN} == set(memory.young(where).tolist())
+            memory.begin_sample(where)
+            assert {UNKNOWN} == set(memory.end_sample(where).tolist())
             child.stdin.close()
             child.stdin = None
         child.wait()
@@ -155,8 +155,8 @@ def test_a_child_that_borrows_the_memory_does_not_share_it(machine: LinuxMachine
         where = everything(work)
         work.send("v")
         with looked_through(machine) as memory:
-            memory.mkold(where)
-            assert Counter(memory.young(where).tolist())[OLD] > 0.9 * PAGES
+            memory.begin_sample(where)
+            assert Counter(memory.end_sample(where).tolist())[OLD] > 0.9 * PAGES
         child = int.from_bytes(work.receive(4), "little")
         os.kill(child, 9)
 
@@ -168,10 +168,10 @@ def test_memory_of_a_process_that_ended_was_not_accessed(machine: LinuxMachine, 
             where = everything(work)
             memory.update()
             assert YOUNG in sample(memory, where, work, np.arange(PAGES))
-            memory.mkold(where)
-        assert YOUNG not in memory.young(where)
-        memory.mkold(where)
-        assert YOUNG not in memory.young(where)
+            memory.begin_sample(where)
+        assert YOUNG not in memory.end_sample(where)
+        memory.begin_sample(where)
+        assert YOUNG not in memory.end_sample(where)
 
 
 def test_memory_that_was_mapped_since_the_update_is_unknown(machine: LinuxMachine, program: Path) -> None:
@@ -189,8 +189,8 @@ def test_the_kernels_memory_and_none_at_all_is_old(machine: LinuxMachine) -> Non
     code = next(int(line.split("-")[0], 16) for line in lines if line.endswith("Kernel code"))
     with looked_through(machine) as memory:
         addrs = np.array([code, 1 << 51, 0xFFFF_FFFF_FFFF_FFFF], np.uint64)
-        memory.mkold(addrs)
-        assert [OLD, OLD, OLD] == memory.young(addrs).tolist()
+        memory.begin_sample(addrs)
+        assert [OLD, OLD, OLD] == memory.end_sample(addrs).tolist()
 
 
 def test_page_cache_that_nobody_maps_is_unknown(machine: LinuxMachine, program: Path, directory: Path) -> None:
@@ -205,8 +205,8 @@ def test_page_cache_that_nobody_maps_is_unknown(machine: LinuxMachine, program: 
             where = where[where != 0]
         assert len(where) > 200
         memory = stack.enter_context(looked_through(machine))
-        memory.mkold(where)
-        assert {UNKNOWN} == set(memory.young(where).tolist())
+        memory.begin_sample(where)
+        assert {UNKNOWN} == set(memory.end_sample(where).tolist())
 
 
 def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> None:
@@ -219,8 +219,8 @@ def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> Non
         sizes = (ram[:, 1] - ram[:, 0]).astype(np.float64)
         which = rng.choice(len(ram), 2000, p=sizes / sizes.sum())
         addrs = ram[which, 0] + (rng.random(2000) * sizes[which]).astype(np.uint64)
-        memory.mkold(addrs)
-        found = Counter(memory.young(addrs).tolist())
+        memory.begin_sample(addrs)
+        found = Counter(memory.end_sample(addrs).tolist())
     assert found.keys() <= {OLD, YOUNG, UNKNOWN}
     # Processes come and go, and a sample of 2000 is a few off.
     assert found[UNKNOWN] <= 1.5 * 2000 * reachable / sizes.sum() + 20
@@ -330,11 +330,11 @@ def test_processes_may_come_and_go(machine: LinuxMachine) -> None:
                 end = int(stack.split("-")[1].split()[0], 16)
                 where = physical(child.pid, np.array([end - 4096 * i for i in range(1, 9)], np.uint64))
                 addrs = np.concatenate((where[where != 0], rng.integers(0, 1 << 32, 50).astype(np.uint64)))
-                memory.mkold(addrs)
+                memory.begin_sample(addrs)
                 if round_ % 2:
                     child.kill()
                     child.wait()
-                assert len(memory.young(addrs)) == len(addrs)
+                assert len(memory.end_sample(addrs)) == len(addrs)
                 child.kill()
     assert before == open_files()
 

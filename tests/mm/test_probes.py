@@ -142,11 +142,13 @@ def test_accessed_and_idle_pages(machine: LinuxMachine, program: Path) -> None:
     """As the samples say; nothing is changed by asking."""
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         addrs = work.addrs(range(0, PAGES, 4))
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         work.order("w", range(0, PAGES, 8))
+        answers = mm.end_sample(addrs)
+        filters = [PageFilter("young", True, True), PageFilter("idle", True, True)]
+        assert not mm.page_match(addrs, filters).any()
         for _ in range(2):
-            answers = mm.young(addrs)
-            young, idle = mm.page_match(addrs, [PageFilter("young", True, True), PageFilter("idle", True, True)])
+            young, idle = mm.page_match(addrs, filters, answers)
             assert np.array_equal(young, answers == YOUNG)
             assert np.array_equal(idle, answers == OLD)
             assert 0.3 < young.mean() < 0.7

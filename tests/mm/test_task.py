@@ -49,9 +49,9 @@ def _sees(mm: AddressSpace, work: Workload) -> bool:
     """Return whether ``mm`` is where ``work`` touches."""
     touched = np.arange(0, PAGES, 2)
     addrs = work.addrs(np.arange(PAGES))
-    mm.mkold(addrs)
+    mm.begin_sample(addrs)
     work.order("w", touched)
-    answers = mm.young(addrs)
+    answers = mm.end_sample(addrs)
     return int((answers[::2] == YOUNG).sum()) > 0.8 * len(touched) and not (answers[1::2] == YOUNG).any()
 
 
@@ -110,8 +110,8 @@ def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Pa
         addrs = work.addrs(np.arange(PAGES))
         work.process.kill()
         work.process.wait()
-        mm.mkold(addrs)
-        assert mm.young(addrs).tolist() == [OLD] * PAGES
+        mm.begin_sample(addrs)
+        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
 
 
 def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) -> None:
@@ -164,14 +164,14 @@ def test_mappings_come_and_go(machine: LinuxMachine, program: Path) -> None:
         addrs = work.addrs(np.arange(PAGES))
         for _ in range(10):
             work.order("w", np.arange(PAGES))
-            mm.mkold(addrs)
+            mm.begin_sample(addrs)
             work.order("m")
-            assert YOUNG not in mm.young(addrs)
+            assert YOUNG not in mm.end_sample(addrs)
         assert _sees(mm, work)
         assert work.base in mm.vmas()[:, 0]
-        mm.mkold(addrs)
+        mm.begin_sample(addrs)
         work.order("u")
-        assert mm.young(addrs).tolist() == [OLD] * PAGES
+        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
         assert work.base not in mm.vmas()[:, 0]
 
 
@@ -199,8 +199,8 @@ def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Pa
         assert not task.valid()
         assert task.get_mm() is None
         addrs = work.addrs(np.arange(PAGES))
-        mm.mkold(addrs)
-        assert mm.young(addrs).tolist() == [OLD] * PAGES
+        mm.begin_sample(addrs)
+        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
         assert mm.vmas().shape == (0, 2)
 
 
@@ -240,8 +240,8 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
         addrs = np.uint64(base) + np.arange(pages, dtype=np.uint64) * np.uint64(4096)
         rounds = 0
         while True:
-            mm.mkold(addrs)
-            mm.young(addrs)
+            mm.begin_sample(addrs)
+            mm.end_sample(addrs)
             rounds += 1
             if rounds == 3:
                 print("sampling", flush=True)

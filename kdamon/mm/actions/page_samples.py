@@ -107,7 +107,7 @@ class PageSamples:
     def match(self, filters: Sequence[PageFilter], answers: Answers | None) -> _Mask:
         """Which pages are of the type of each filter, shape (len(filters), n).
 
-        :param answers: what :meth:`kdamon.mm.AddressSpace.young` says of the samples, if a filter asks for that.
+        :param answers: of the samples, see :meth:`kdamon.mm.Samples.page_match`.
         :raises OSError: EINVAL a type that single pages are not of; EPERM control groups may not be read.
         """
         found = np.zeros((len(filters), self._count), dtype=np.bool_)
@@ -126,7 +126,9 @@ class PageSamples:
             sizes = self._folios[1] * np.uint64(PAGE_SIZE)
             found = (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
             return found
-        if one.type not in {"young", "idle"} or answers is None:
+        if one.type not in {"young", "idle"}:
             raise OSError(errno.EINVAL, f"sampled pages are not told apart by {one.type}")
+        if answers is None:
+            return np.zeros(len(self._rows), dtype=np.bool_)
         found = answers[self._rows] == (YOUNG if one.type == "young" else OLD)
         return found

@@ -152,10 +152,11 @@ def _samples_are_right(machine: LinuxMachine) -> str:
             mm = task.get_mm()
             if mm is None:
                 raise _Unavailable("this process's own memory was not found", "")
-            mm.mkold(own.addrs)
-            before = mm.young(own.addrs)
+            mm.begin_sample(own.addrs)
+            before = mm.end_sample(own.addrs)
+            mm.begin_sample(own.addrs)
             own.touch(2)
-            after = mm.young(own.addrs)
+            after = mm.end_sample(own.addrs)
         finally:
             task.put()
     known = after != UNKNOWN
@@ -233,9 +234,9 @@ def _physical() -> str:
             finally:
                 os.close(fd)
             memory.update()
-            memory.mkold(where)
+            memory.begin_sample(where)
             own.touch(2)
-            answers = memory.young(where)
+            answers = memory.end_sample(where)
             known, reachable = (size >> 20 for size in memory.known())
         finally:
             memory.put()

@@ -174,6 +174,10 @@ class LinuxTask:
         """See :class:`kdamon.mm.Task`; the idle page bitmap goes by accessed bits as ``page_table`` does."""
         return "page_fault" if self._primitive.name == "page_fault" else "page_table"
 
+    @property
+    def physical(self) -> None:
+        """It is a process, see :meth:`kdamon.mm.Task.physical`."""
+
     def valid(self) -> bool:
         """Return whether the process exists; one that ended but was not reaped still does."""
         with self._lock:

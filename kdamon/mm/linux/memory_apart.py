@@ -67,6 +67,8 @@ class MemoryApart:
         self._frames = frames
         self._lock = threading.Lock()
         self._helper: Apart | None = None
+        #: What the sample under way was begun with.
+        self._begun: U64Array | None = None
         self._cpu_s = 0.0
         self._left_out: dict[int, int] = {}
         self._held_up: Counter[int] = Counter()
@@ -77,6 +79,11 @@ class MemoryApart:
         """CPU time of the helper processes, seconds."""
         helper = self._helper
         return self._cpu_s + (0.0 if helper is None else helper.cpu_s)
+
+    @property
+    def physical(self) -> MemoryApart:
+        """See :meth:`kdamon.mm.Task.physical`."""
+        return self
 
     def valid(self) -> bool:
         """There is always memory."""
@@ -157,18 +164,21 @@ class MemoryApart:
         """See :meth:`kdamon.mm.PhysicalMemory.ram`."""
         return self._frames.ram()
 
-    def mkold(self, addrs: U64Array) -> None:
-        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
-        self._call("mkold", addrs)
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
+        self._begun = addrs if self._call("begin_sample", addrs) else None
 
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
-        answers: Answers | None = self._call("young", addrs)
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
+        begun, self._begun = self._begun, None
+        answers: Answers | None = self._call("end_sample") if begun is addrs else None
         return np.full(len(addrs), UNKNOWN, np.uint8) if answers is None else answers
 
-    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.PhysicalMemory.page_match`."""
-        matches: npt.NDArray[np.bool_] | None = self._call("page_match", addrs, filters)
+    def page_match(
+        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.Samples.page_match`."""
+        matches: npt.NDArray[np.bool_] | None = self._call("page_match", addrs, filters, answers)
         return np.zeros((len(filters), len(addrs)), np.bool_) if matches is None else matches
 
     def node_mem(self, ranges: U64Array) -> dict[int, int]:

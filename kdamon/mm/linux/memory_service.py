@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import Owner, U64Array
+from kdamon.mm import Answers, Owner, U64Array
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc.process_files import birth_of, user_of
 
@@ -31,8 +31,9 @@ class MemoryService:
         self._owners: Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]] = iter(())
         self._owner: Owner | None = None
         memory = self._memory
-        self.begin_update, self.mkold, self.young = memory.begin_update, memory.mkold, memory.young
-        self.known, self.page_match, self.node_mem = memory.known, memory.page_match, memory.node_mem
+        self._begun: U64Array | None = None
+        self.begin_update, self.known = memory.begin_update, memory.known
+        self.page_match, self.node_mem = memory.page_match, memory.node_mem
 
     def _is_left_out(self, pid: int) -> bool:
         try:
@@ -47,6 +48,16 @@ class MemoryService:
         """See :meth:`kdamon.mm.PhysicalMemory.update`; returns that it is done."""
         self._memory.update()
         return True
+
+    def begin_sample(self, addrs: U64Array) -> bool:
+        """See :meth:`kdamon.mm.Samples.begin_sample`; returns that it is begun."""
+        self._memory.begin_sample(addrs)
+        self._begun = addrs
+        return True
+
+    def end_sample(self) -> Answers | None:
+        """See :meth:`kdamon.mm.Samples.end_sample`, of the array that it was begun with; None where none was."""
+        return None if self._begun is None else self._memory.end_sample(self._begun)
 
     def begin_owners(self, ranges: U64Array) -> None:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""

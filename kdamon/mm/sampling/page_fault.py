@@ -112,38 +112,42 @@ class PageFaultSpace(ProcessSpace):
             self._follow(_AT_ONCE)
             return mappings.ranges
 
-    def mkold(self, addrs: U64Array) -> None:
-        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
         pages = addrs & _PAGE_MASK
         with self._lock:
-            self._sample = _NO_SAMPLE
-            if self._closed or not len(pages):
-                return
-            protection = self._protection or self._ask()
-            if protection is None:
-                self._sample = FaultSample(pages, np.full(len(pages), State.UNKNOWN, dtype=np.uint8))
-                return
-            protection.disarm(self)
-            count = self._share()
-            self._files.mappings.go_on(count)
-            self._follow(count)
-            states, missing = protection.arm(self, pages)
-            if missing and time.monotonic_ns() >= self._missing_at:
-                self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
-                self._files.mappings.begin()
-            self._sample = FaultSample(pages, states)
+            self._sample, self._sampled = _NO_SAMPLE, None
+            if self._protection is not None:
+                self._protection.disarm(self)
+            if not self._closed and len(pages):
+                self._sample = self._arm(pages)
+            self._sampled = addrs, pages
 
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
+    def _arm(self, pages: U64Array) -> FaultSample:
+        protection = self._protection or self._ask()
+        if protection is None:
+            return FaultSample(pages, np.full(len(pages), State.UNKNOWN, dtype=np.uint8))
+        count = self._share()
+        self._files.mappings.go_on(count)
+        self._follow(count)
+        states, missing = protection.arm(self, pages)
+        if missing and time.monotonic_ns() >= self._missing_at:
+            self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
+            self._files.mappings.begin()
+        return FaultSample(pages, states)
+
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
         answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
         with self._lock:
-            if self._closed or not len(addrs):
-                return answers
+            pages = self._end(addrs)
             if self._protection is not None:
                 self._protection.disarm(self)
             self._sample.end()
-            if len(self._sample.unknown):
-                answers[np.isin(addrs & _PAGE_MASK, self._sample.unknown)] = UNKNOWN
+            if pages is None:
+                answers[:] = UNKNOWN
+            elif len(self._sample.unknown) and not self._closed:
+                answers[np.isin(pages, self._sample.unknown)] = UNKNOWN
             return answers
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:

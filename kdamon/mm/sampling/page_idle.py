@@ -26,7 +26,7 @@ BITMAP: Final = "/sys/kernel/mm/page_idle/bitmap"
 
 _PRESENT: Final = 1 << 63
 _PFN_MASK: Final = (1 << 55) - 1
-_PAGE_SHIFT: Final = np.uint64(12)
+_PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
 
 
 class Frames(Protocol):
@@ -107,30 +107,35 @@ class PageIdleSpace(ProcessSpace):
         with self._lock:
             return not self._closed and self._files.same(files)
 
-    def mkold(self, addrs: U64Array) -> None:
-        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
+        pages = addrs & _PAGE_MASK
         with self._lock:
-            self._unknown = NOTHING
-            if self._closed or not len(addrs):
-                return
-            self._files.mappings.go_on(self._share())
-            pfns, tracked = self._heads(addrs)
-            self._bitmap.set_idle(np.unique(pfns[tracked]))
-            self._unknown = np.unique((addrs >> _PAGE_SHIFT)[(pfns != 0) & ~tracked])
+            self._sampled, self._unknown = None, NOTHING
+            if not self._closed and len(pages):
+                self._files.mappings.go_on(self._share())
+                pfns, tracked = self._heads(pages)
+                self._bitmap.set_idle(np.unique(pfns[tracked]))
+                self._unknown = np.unique(pages[(pfns != 0) & ~tracked])
+            self._sampled = addrs, pages
 
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
         answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
         with self._lock:
-            if self._closed or not len(addrs):
+            pages = self._end(addrs)
+            if pages is None:
+                answers[:] = UNKNOWN
                 return answers
-            pfns, tracked = self._heads(addrs)
+            if self._closed or not len(pages):
+                return answers
+            pfns, tracked = self._heads(pages)
             mapped = np.flatnonzero(pfns)
             busy = mapped[~self._bitmap.idle(pfns[mapped])]
             answers[busy] = YOUNG
             answers[busy[~tracked[busy]]] = UNKNOWN
             if len(self._unknown):
-                answers[np.isin(addrs >> _PAGE_SHIFT, self._unknown) & (pfns != 0)] = UNKNOWN
+                answers[np.isin(pages, self._unknown) & (pfns != 0)] = UNKNOWN
         return answers
 
     def _heads(self, addrs: U64Array) -> tuple[U64Array, npt.NDArray[np.bool_]]:

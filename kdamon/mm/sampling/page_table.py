@@ -74,33 +74,37 @@ class PageTableSpace(ProcessSpace):
         with self._lock:
             return not self._closed and self._walker.mm(files.pagemap) == self._walker.mm(self._files.pagemap)
 
-    def mkold(self, addrs: U64Array) -> None:
-        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
         pages = addrs & _PAGE_MASK
         with self._lock:
-            self._unknown = NOTHING
-            if self._closed or not len(pages):
-                return
-            self._files.mappings.go_on(self._share())
-            flags, entries = self._walker.walk(self._files.pagemap, pages)
-            young = np.flatnonzero(flags & ACCESSED)
-            if len(young) and stays_locked(self._files.pagemap, _LOCKED):
-                self._unknown = np.unique(pages[young])
-            elif len(young):
-                self._clear(pages[young], flags[young], entries[young])
+            self._sampled, self._unknown = None, NOTHING
+            if not self._closed and len(pages):
+                self._files.mappings.go_on(self._share())
+                flags, entries = self._walker.walk(self._files.pagemap, pages)
+                young = np.flatnonzero(flags & ACCESSED)
+                if len(young) and stays_locked(self._files.pagemap, _LOCKED):
+                    self._unknown = np.unique(pages[young])
+                elif len(young):
+                    self._clear(pages[young], flags[young], entries[young])
+            self._sampled = addrs, pages
 
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
-        pages = addrs & _PAGE_MASK
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
         with self._lock:
+            pages = self._end(addrs)
+            if pages is None:
+                return np.full(len(addrs), UNKNOWN, dtype=np.uint8)
             if self._closed or not len(pages):
                 return np.zeros(len(pages), dtype=np.uint8)
             return self._answers(pages, self._walker.young(self._files.pagemap, pages))
 
-    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
-        """See :meth:`kdamon.mm.AddressSpace.young_frames`; the same entries tell both."""
-        pages = addrs & _PAGE_MASK
+    def end_sample_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.end_sample_frames`; the same entries tell both."""
         with self._lock:
+            pages = self._end(addrs)
+            if pages is None:
+                return np.full(len(addrs), UNKNOWN, dtype=np.uint8), np.zeros(len(addrs), dtype=np.uint64)
             if self._closed or not len(pages):
                 return np.zeros(len(pages), dtype=np.uint8), np.zeros(len(pages), dtype=np.uint64)
             flags, entries = self._walker.walk(self._files.pagemap, pages)
@@ -118,7 +122,7 @@ class PageTableSpace(ProcessSpace):
             return self._answers(pages, flags), found
 
     def _answers(self, pages: U64Array, flags: npt.NDArray[np.uint8]) -> Answers:
-        """What a walk's ``flags`` say of ``pages`` that :meth:`mkold` had."""
+        """What a walk's ``flags`` say of the sampled ``pages``."""
         answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
         if not flags.all():
             answers[flags == 0] = UNKNOWN

@@ -201,11 +201,17 @@ class Physical:
         self._updated = False
         self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
         self._shortage = FileShortage()
-        self._addrs = np.empty(0, np.uint64)
+        #: The sample under way: the array that it was begun with, and the page frames.
+        self._begun: tuple[U64Array, U64Array] | None = None
         self._sampled: list[tuple[int, AddressSpace, _Indexes, U64Array]] = []
         self._turn = 0
         self._looking: Generator[tuple[int, U64Array, int]] | None = None
         self._found: list[tuple[int, U64Array]] = []
+
+    @property
+    def physical(self) -> Physical:
+        """See :meth:`kdamon.mm.Task.physical`."""
+        return self
 
     def valid(self) -> bool:
         """There is always memory."""
@@ -275,15 +281,16 @@ class Physical:
         """See :meth:`kdamon.mm.PhysicalMemory.ram`."""
         return self._frames.ram()
 
-    def mkold(self, addrs: U64Array) -> None:
-        """See :meth:`kdamon.mm.AddressSpace.mkold`."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
+        self._begun = None
         if self._updated:
             self._look_on()
         else:
             self.update()
-        self._addrs = addrs
         self._sampled = []
-        pids, where = self._map.find(addrs >> _PAGE_SHIFT)
+        pfns = addrs >> _PAGE_SHIFT
+        pids, where = self._map.find(pfns)
         groups = list(_groups(pids))
         if len(groups) > _MAX_SAMPLED:
             # Each time others, so that none is left out for good.
@@ -293,19 +300,21 @@ class Physical:
             mm = self._mm(pid)
             if mm is not None:
                 there = where[rows]
-                mm.mkold(there)
+                mm.begin_sample(there)
                 self._sampled.append((pid, mm, rows, there))
+        self._begun = addrs, pfns
 
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
         answers = np.full(len(addrs), UNKNOWN, np.uint8)
-        if not np.array_equal(addrs, self._addrs):
+        begun, self._begun = self._begun, None
+        if begun is None or begun[0] is not addrs:
             return answers
-        pfns = addrs >> _PAGE_SHIFT
+        pfns = begun[1]
         told = np.zeros(len(addrs), np.bool_)
         for pid, mm, rows, there in self._sampled:
             looking_at(pid)
-            answers[rows], found = mm.young_frames(there)
+            answers[rows], found = mm.end_sample_frames(there)
             told[rows] = found == pfns[rows]
         # Now, not before: who mapped a page frame meanwhile may have accessed it.
         kinds = self._frames.kinds(pfns)
@@ -320,9 +329,10 @@ class Physical:
         answers[~told] = np.where(nobody[~told], OLD, UNKNOWN)
         return answers
 
-    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.PhysicalMemory.page_match`."""
-        answers = self.young(addrs) if {one.type for one in filters} & {"young", "idle"} else None
+    def page_match(
+        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.Samples.page_match`."""
         return self._frames.page_match(addrs >> _PAGE_SHIFT, filters, answers)
 
     def node_mem(self, ranges: U64Array) -> dict[int, int]:

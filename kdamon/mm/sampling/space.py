@@ -46,7 +46,9 @@ class ProcessSpace(ABC):
         self._lock = threading.Lock()
         self._closed = False
         self._shared_at = time.monotonic_ns()
-        #: Pages of the present sample that could not be made old.
+        #: The sample under way: the array that it was begun with, and the pages.
+        self._sampled: tuple[U64Array, U64Array] | None = None
+        #: Pages of it that could not be made old.
         self._unknown = NOTHING
         self._advice: Advice | None = None
 
@@ -83,9 +85,14 @@ class ProcessSpace(ABC):
         blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(ranges))])
         return intersect(ranges, union(blocks, NO_RANGES))
 
-    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
-        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
-        answers = self.young(addrs)
+    def _end(self, addrs: U64Array) -> U64Array | None:
+        """The pages of the sample that was begun with ``addrs``, None if there is no such; none is under way then."""
+        sampled, self._sampled = self._sampled, None
+        return sampled[1] if sampled is not None and sampled[0] is addrs else None
+
+    def end_sample_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.end_sample_frames`."""
+        answers = self.end_sample(addrs)
         with self._lock:
             if self._closed:
                 return answers, np.zeros(len(addrs), dtype=np.uint64)
@@ -112,18 +119,22 @@ class ProcessSpace(ABC):
         found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))
         return np.concatenate([NO_RANGES, *found])
 
-    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.AddressSpace.page_match`."""
-        kinds = {one.type for one in filters}
-        answers = self.young(addrs) if kinds & {"young", "idle"} else None
+    def page_match(
+        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.Samples.page_match`."""
         with self._lock:
             if self._closed or not filters:
                 return np.zeros((len(filters), len(addrs)), dtype=np.bool_)
             return PageSamples.of_process(self._files.pagemap, addrs).match(filters, answers)
 
     @abstractmethod
-    def young(self, addrs: U64Array) -> Answers:
-        """See :meth:`kdamon.mm.AddressSpace.young`."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
+
+    @abstractmethod
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`."""
 
     @staticmethod
     def _sum(ranges: U64Array, steps: Iterator[U64Array]) -> U64Array:

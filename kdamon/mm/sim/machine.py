@@ -63,18 +63,19 @@ class SimAccess:
 
 @define(slots=True, eq=False)
 class _Sample:
-    """What :meth:`SimProcess.mkold` left for :meth:`SimProcess.young`.
+    """A sample under way.
 
+    :ivar given: the array that it was begun with.
+    :ivar addrs: what that contained.
     :ivar armed: rows whose pages did not fault yet, ascending; None where pages are not armed.
     :ivar seen: until when faults were collected, nanoseconds.
-    :ivar answered: when :meth:`SimProcess.young` was asked last, and what it said: it is not drawn twice.
     """
 
     time: int
+    given: U64Array
     addrs: U64Array
     armed: npt.NDArray[np.intp] | None = None
     seen: int = 0
-    answered: tuple[int, Answers] | None = None
 
 
 @define(slots=True, eq=False)
@@ -166,6 +167,10 @@ class SimProcess:
     def put(self) -> None:
         """Nothing is held."""
 
+    @property
+    def physical(self) -> None:
+        """It is a process, see :meth:`kdamon.mm.Task.physical`."""
+
     # AddressSpace.
 
     def vmas(self) -> U64Array:
@@ -176,38 +181,37 @@ class SimProcess:
         """What is mapped in ``ranges``: simulated memory is all there."""
         return intersect(ranges, self._vmas)
 
-    def mkold(self, addrs: U64Array) -> None:
-        """Begin a sample of the pages at ``addrs``."""
+    def begin_sample(self, addrs: U64Array) -> None:
+        """See :meth:`kdamon.mm.Samples.begin_sample`."""
         now = self.clock.now()
         if self.primitive == "page_fault":
             can = inside(self._vmas, addrs)
             for start, end in self.unknown:
                 can &= (addrs < start) | (addrs >= end)
-            self._sample = _Sample(now, addrs, can.nonzero()[0], now)
+            # Each page faults once.
+            can &= _firsts(addrs)
+            self._sample = _Sample(now, addrs, addrs.copy(), can.nonzero()[0], now)
         else:
-            self._sample = _Sample(now, addrs)
+            self._sample = _Sample(now, addrs, addrs.copy())
 
-    def young(self, addrs: U64Array) -> Answers:
-        """Return which pages the script accessed since :meth:`mkold`; without one before, nothing is known."""
-        sample = self._sample
-        if sample is None or sample.addrs is not addrs:
+    def end_sample(self, addrs: U64Array) -> Answers:
+        """See :meth:`kdamon.mm.Samples.end_sample`: which pages the script accessed."""
+        sample, self._sample = self._sample, None
+        if sample is None or sample.given is not addrs:
             return np.full(len(addrs), UNKNOWN, np.uint8)
-        now = self.clock.now()
-        if sample.answered is not None and sample.answered[0] == now:
-            return sample.answered[1].copy()
+        answers = np.full(len(addrs), OLD, np.uint8)
+        if not self.alive:
+            return answers
         if sample.armed is None:
-            answers = self._accessed(addrs, sample.time / 1e9, now / 1e9)
-        else:
-            answers = np.full(len(addrs), OLD, np.uint8)
-            sample.armed = sample.armed[:0]
+            answers = self._accessed(sample.addrs, sample.time / 1e9, self.clock.now() / 1e9)
+        mapped = inside(self._vmas, sample.addrs)
         for start, end in self.unknown:
-            answers[(addrs >= start) & (addrs < end)] = UNKNOWN
-        sample.answered = now, answers.copy()
+            answers[mapped & (sample.addrs >= start) & (sample.addrs < end)] = UNKNOWN
         return answers
 
-    def young_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
-        """See :meth:`kdamon.mm.AddressSpace.young_frames`."""
-        return self.young(addrs), self.frames(addrs)
+    def end_sample_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
+        """See :meth:`kdamon.mm.AddressSpace.end_sample_frames`."""
+        return self.end_sample(addrs), self.frames(addrs)
 
     def frames(self, addrs: U64Array) -> U64Array:
         """The page frames at ``addrs`` that this process alone maps, 0 elsewhere; only placed memory has any."""
@@ -264,15 +268,17 @@ class SimProcess:
             left = subtract(left, hit)
         return passed if default_reject else union(passed, left)
 
-    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter]) -> npt.NDArray[np.bool_]:
-        """See :meth:`kdamon.mm.AddressSpace.page_match`; all memory that is not paged out is mapped."""
+    def page_match(
+        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
+    ) -> npt.NDArray[np.bool_]:
+        """See :meth:`kdamon.mm.Samples.page_match`; all memory that is not paged out is mapped."""
         mapped = inside(self.resident(), addrs)
         found = np.zeros((len(filters), len(addrs)), np.bool_)
         for row, one in zip(found, filters, strict=True):
-            if one.type in {"young", "idle"}:
-                row[:] = mapped & (self.young(addrs) == (YOUNG if one.type == "young" else OLD))
-            else:
+            if one.type not in {"young", "idle"}:
                 row[:] = mapped & inside(self._matching(one), addrs)
+            elif answers is not None:
+                row[:] = mapped & (answers == (YOUNG if one.type == "young" else OLD))
         return found
 
     def _matching(self, one: PageFilter) -> U64Array:
@@ -305,7 +311,13 @@ class SimProcess:
             overlap = min(until, piece.until) - max(begin, piece.begin)
             if overlap > 0:
                 expected[(addrs >= piece.start) & (addrs < piece.end)] += piece.rate * overlap
-        answers[self.rng.random(len(addrs)) < -np.expm1(-expected)] = YOUNG
+        drawn = self.rng.random(len(addrs))
+        firsts = _firsts(addrs)
+        if not firsts.all():
+            # One page is drawn once.
+            _, first, page = np.unique(addrs // np.uint64(_PAGE_SIZE), return_index=True, return_inverse=True)
+            drawn = drawn[first[page]]
+        answers[drawn < -np.expm1(-expected)] = YOUNG
         answers[~inside(self._vmas, addrs)] = OLD
         return answers
 
@@ -337,6 +349,13 @@ class SimProcess:
         faults["node_id"] = 0
         sample.armed = sample.armed[~hit]
         return faults[np.argsort(faults["time"], kind="stable")]
+
+
+def _firsts(addrs: U64Array) -> npt.NDArray[np.bool_]:
+    """Which of ``addrs`` are the first ones in their pages, shape (n,)."""
+    found = np.zeros(len(addrs), np.bool_)
+    found[np.unique(addrs // np.uint64(_PAGE_SIZE), return_index=True)[1]] = True
+    return found
 
 
 @define(slots=True, frozen=True)
@@ -410,10 +429,8 @@ class SimFrames:
             first = np.uint64(place.physical // _PAGE_SIZE)
             addrs = (pfns[here] - first) * np.uint64(_PAGE_SIZE) + np.uint64(place.start)
             for row, one in zip(found, filters, strict=True):
-                if answers is not None and one.type in {"young", "idle"}:
-                    row[here] = answers[here] == (YOUNG if one.type == "young" else OLD)
-                else:
-                    row[here] |= place.process.page_match(addrs, [one])[0]
+                of_these = None if answers is None else answers[here]
+                row[here] |= place.process.page_match(addrs, [one], of_these)[0]
         return found
 
     def reachable(self) -> int:
