@@ -18,7 +18,6 @@ import pytest
 from kdamon.lib.helpers import LostHelpers
 from kdamon.mm import UNKNOWN, U64Array
 from kdamon.mm.apart import objects as apart
-from kdamon.mm.apart.objects import memory as memory_apart
 from kdamon.mm.doctor import processes as doctor_processes
 from kdamon.mm.linux import memory_apart
 from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
