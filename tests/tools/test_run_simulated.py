@@ -28,7 +28,8 @@ from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.producers.client import ReportClient
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import report_array
-from kdamon_tools import cli, units
+from kdamon_fs import sysfs_sample
+from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.output.terminal import LiveView
 from kdamon_tools.report_files.report_file import RecordingWriter, open_recording
@@ -401,7 +402,7 @@ class ReadersAndWriters(RealTimeMachine):
 def readers_and_writers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Monitor them, on a machine with two CPUs at least."""
     monkeypatch.setattr(run_verb, "machine_when_needed", ReadersAndWriters)
-    monkeypatch.setattr(units, "nr_cpu_ids", lambda: 4)
+    monkeypatch.setattr(sysfs_sample, "nr_cpu_ids", lambda: 4)
 
 
 def hot_parts(regions: list[dict[str, Any]], nr_accesses: int = 10) -> str:
