@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Final, Literal
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.rights import MissingRights
@@ -191,26 +191,22 @@ def choose_binding() -> Binding | Lack:
         why, _, remedy = (error.strerror or "").partition(": ")
         return Lack(errno.EINVAL, why, remedy)
     chosen = os.environ.get(_CHOICE)
-    lacks: list[Lack] = []
-    usable: list[tuple[_Kind, _Library]] = []
     kinds = [kind for kind in _KINDS if chosen in (None, "", kind.package)]
+    missing: list[str] = []
+    strangers: list[Lack] = []
     for kind in kinds:
         library = _find_library(kind, kinds)
-        if isinstance(library, Lack):
-            lacks.append(library)
-        else:
-            usable.append((kind, library))
-    if not usable:
-        return lacks[0] if len(set(lacks)) == 1 else _no_library(lacks)
-    strangers: list[Lack] = []
-    for kind, library in usable:
+        if isinstance(library, str):
+            missing.append(library)
+            continue
         module = _import(kind, library)
-        if not isinstance(module, Lack):
-            first_choice = kind is _KINDS[0]
-            because = f"{_CHOICE} is set" if chosen else "" if first_choice else (lacks + strangers)[0].why
-            return Binding(kind.package, module, library.name, library.version, because)
-        strangers.append(module)
-    return strangers[0]
+        if isinstance(module, Lack):
+            strangers.append(module)
+            continue
+        before = [*missing, *(lack.why for lack in strangers)]
+        because = f"{_CHOICE} is set" if chosen else before[0] if before else ""
+        return Binding(kind.package, module, library.name, library.version, because)
+    return strangers[0] if strangers else Lack(errno.ENOSYS, _in_one(missing), _library_remedy(kinds))
 
 
 def fusermount_of_binding() -> Literal["fusermount", "fusermount3"]:
@@ -220,37 +216,43 @@ def fusermount_of_binding() -> Literal["fusermount", "fusermount3"]:
     return next(kind.fusermount for kind in _KINDS if kind.package == package)
 
 
-def _no_library(lacks: Sequence[Lack]) -> Lack:
-    """What to say where no library of several can be used."""
-    missing = [kind.need for kind in _KINDS]
-    if [lack.why for lack in lacks] == [_not_installed(need) for need in missing]:
-        return evolve(lacks[0], why=f"neither {' nor '.join(missing)} is installed", remedy=how_to_install("libfuse"))
-    return evolve(lacks[0], why=", and ".join(lack.why for lack in lacks), remedy=how_to_install("libfuse"))
+def _in_one(missing: Sequence[str]) -> str:
+    """What is wrong with each library, in one sentence."""
+    needs = [kind.need for kind in _KINDS]
+    if list(missing) == [_not_installed(need) for need in needs]:
+        return f"neither {' nor '.join(needs)} is installed"
+    return ", and ".join(dict.fromkeys(missing))
+
+
+def _library_remedy(kinds: Sequence[_Kind]) -> str:
+    """What to do where no library of these bindings can be used."""
+    if os.environ.get(_VARIABLE):
+        return f"unset {_VARIABLE}, or let it name {' or '.join(kind.need for kind in kinds)}"
+    if len(kinds) < len(_KINDS):
+        return f"{how_to_install(kinds[0].need)}, or unset {_CHOICE}"
+    return how_to_install("libfuse")
 
 
 def _not_installed(need: Need) -> str:
     return f"{need} is not installed"
 
 
-def _find_library(kind: _Kind, kinds: Sequence[_Kind]) -> _Library | Lack:
+def _find_library(kind: _Kind, kinds: Sequence[_Kind]) -> _Library | str:
     """The library for a binding, or what is wrong with it.
 
     :param kinds: the bindings that may be used, for a sentence about the variable.
     """
     if asked_for := os.environ.get(_VARIABLE):
         found = _untrusted(asked_for) or _judge(asked_for, kinds)
-        if not isinstance(found, str):
-            if kind.takes(found.version):
-                return found
+        if isinstance(found, _Library) and not kind.takes(found.version):
             # The other binding takes it.
             found = _wrong_version(found.version, [kind])
-        remedy = f"unset {_VARIABLE}, or let it name {' or '.join(other.need for other in kinds)}"
-        return Lack(errno.ENOSYS, f"{_VARIABLE} names {asked_for}, which {found}", remedy)
+        return found if isinstance(found, _Library) else f"{_VARIABLE} names {asked_for}, which {found}"
     name = next(filter(_loads, kind.libraries), None)
     if name is None:
-        return Lack(errno.ENOSYS, _not_installed(kind.need), how_to_install(kind.need))
+        return _not_installed(kind.need)
     found = _judge(name, [kind])
-    return found if isinstance(found, _Library) else Lack(errno.ENOSYS, f"{name} {found}", how_to_install(kind.need))
+    return found if isinstance(found, _Library) else f"{name} {found}"
 
 
 def _loads(name: str) -> bool:

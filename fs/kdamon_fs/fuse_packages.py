@@ -55,8 +55,8 @@ _NIX_LIBRARIES: Final[dict[Need, str]] = {
 
 _APT_CACHE: Final = "/usr/bin/apt-cache"
 _APT_LISTS: Final = "/var/lib/apt/lists/*_Packages*"
-#: Seconds that apt may take to look names up.
-_PATIENCE: Final = 10
+#: Seconds that apt may take to look names up: about one, more on a machine that is busy.
+_PATIENCE: Final = 60
 
 
 def how_to_install(need: Need) -> str:
@@ -73,7 +73,7 @@ def how_to_install(need: Need) -> str:
     if len(names) > 1 and (known := _known_to_apt()) is not None:
         names = tuple(name for name in names if name in known)[:1]
         if not names:
-            return f"no package of this release has {need}: use the other one"
+            return f"this release has no package with {need}"
     first, *others = names
     command = f"{_COMMANDS[distribution]} {first}"
     return f"{command} (or {_any_of(others)}, whichever this release has)" if others else command

@@ -63,7 +63,11 @@ if not DAMO.exists():
 
 @pytest.fixture(scope="module")
 def session(
-    kdamon_exec: Any, workload: int, sizes: tuple[int, int], tmp_path_factory: pytest.TempPathFactory
+    kdamon_exec: Any,
+    workload: int,
+    sizes: tuple[int, int],
+    tmp_path_factory: pytest.TempPathFactory,
+    fuse_binding: str,
 ) -> Answers:
     """start, report access, tune, report damon, stop."""
     home = tmp_path_factory.mktemp("home")

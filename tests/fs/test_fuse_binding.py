@@ -57,7 +57,7 @@ def python(*words: str, before: tuple[str, ...] = (), **environment: str) -> sub
         env={**os.environ, **environment, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
     )
 
@@ -129,6 +129,18 @@ def test_the_binding_whose_library_is_there_serves(hidden: tuple[str, ...], chos
     assert (0, "0\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
+def test_apt_is_not_asked_where_a_binding_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each mount would take longer."""
+    loads = fuse_binding._loads
+    monkeypatch.delenv("FUSE_LIBRARY_PATH", raising=False)
+    monkeypatch.delenv("KDAMON_FUSE", raising=False)
+    monkeypatch.setattr(fuse_packages, "_known_to_apt", lambda: pytest.fail("it was asked"))
+    first = choose_binding()
+    assert not isinstance(first, Lack)
+    monkeypatch.setattr(fuse_binding, "_loads", lambda name: loads(name) and name == first.library)
+    assert first.library == getattr(choose_binding(), "library", None)
+
+
 @needs_root
 @needs_both
 @pytest.mark.parametrize(
@@ -145,6 +157,7 @@ def test_no_library(tmp_path: Path, hidden: tuple[str, ...], chosen: str, why: s
     assert said.startswith(f"kdamon: cannot mount: {why}; remedy: ")
     if fuse_packages._distribution() == "debian":
         assert "remedy: apt install libfuse" in said
+    assert bool(chosen) == said.endswith(", or unset KDAMON_FUSE\n")
 
 
 @pytest.mark.parametrize("verb", ["mount", "exec"])

@@ -22,7 +22,7 @@ FORKY = {"libfuse3-4"}
         ({"ID": "debian"}, TRIXIE, "libfuse 2", "apt install libfuse2t64"),
         ({"ID": "debian"}, TRIXIE, "libfuse 3", "apt install libfuse3-4"),
         ({"ID": "debian"}, FORKY, "libfuse", "apt install libfuse3-4"),
-        ({"ID": "debian"}, FORKY, "libfuse 2", "no package of this release has libfuse 2: use the other one"),
+        ({"ID": "debian"}, FORKY, "libfuse 2", "this release has no package with libfuse 2"),
         ({"ID": "debian"}, None, "libfuse 3", "apt install libfuse3-4 (or libfuse3-3, whichever this release has)"),
         ({"ID": "debian"}, None, "fusermount3", "apt install fuse3"),
         ({"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}, {"libfuse3-3"}, "libfuse 3", "apt install libfuse3-3"),

@@ -15,12 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuse_bindings import usable
+
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+if not usable():
+    pytest.skip("no libfuse is installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("a mount namespace needs root", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("fuse_binding")
+#: For tests whose outcome depends on libfuse.
+by_each_binding = pytest.mark.usefixtures("fuse_binding")
 
 HERE = Path(__file__).parent
 USER = 65534
@@ -210,6 +215,7 @@ def test_nothing_is_made_in_a_directory_for_temporary_files(hostile: Hostile) ->
     assert before == os.stat(hostile.user).st_mtime_ns
 
 
+@by_each_binding
 def test_a_file_system_that_answers_nothing_holds_nothing_up(hostile: Hostile) -> None:
     """Wherever it is in the environment; the command begins in it, and has to look out for itself."""
     silent = str(hostile.silent)
@@ -299,6 +305,7 @@ print(process.wait())
     assert hostile.run("-c", ending).stdout == f"{128 + signal.SIGTERM}\n"
 
 
+@by_each_binding
 @pytest.mark.parametrize("name", ["library.so", "silent/library.so"])
 def test_a_library_of_another_user_is_not_loaded(hostile: Hostile, name: str) -> None:
     """Its constructors would run."""
@@ -331,6 +338,7 @@ print(load_fuse().package)
     assert done.stdout == f"{fuse_binding}\n", done.stderr
 
 
+@by_each_binding
 def test_fusermount_of_another_user_is_not_run(hostile: Hostile) -> None:
     """Where root may not mount, as in a container, it would be what mounts."""
     directory = hostile.program("fusermount", "fusermount3")

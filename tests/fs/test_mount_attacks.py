@@ -16,16 +16,20 @@ from typing import Any
 import pytest
 
 from kdamon.lib.replaceable import open_directory, replaceable
+from tests.fuse_bindings import usable
 
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+if not usable():
+    pytest.skip("no libfuse is installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("mounting in these tests needs root", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("fuse_binding")
+#: For tests whose outcome depends on libfuse.
+by_each_binding = pytest.mark.usefixtures("fuse_binding")
 
 
 def attack(name: str, *arguments: str) -> Any:
@@ -56,6 +60,7 @@ def test_root_mounts_where_it_looked_or_nowhere(move: str) -> None:
     assert f"mounted {VICTIM} 0" in outcomes
 
 
+@by_each_binding
 def test_names_that_change_all_the_time() -> None:
     """The user runs beside root."""
     assert set(attack("exchanged_all_the_time")) <= {f"mounted {VICTIM} 0", f"refused {VICTIM} 0"}
@@ -73,12 +78,14 @@ def test_a_dead_tree_is_taken_over_and_no_other_one(move: str) -> None:
     assert attack("take_over_disturbed", move) == [str(DECOY)]
 
 
+@by_each_binding
 @pytest.mark.parametrize("move", ["link above", "link itself"])
 def test_a_killed_server_leaves_no_mount_and_takes_no_other(move: str) -> None:
     """The name of its directory leads to another kdamon's dead tree by then."""
     assert attack("killed", move) == [DECOY, []]
 
 
+@by_each_binding
 @pytest.mark.parametrize("place", [".", "admin"])
 def test_what_root_mounted_on_the_tree_stays(place: str) -> None:
     """On top of it, where the kernel would unmount that instead, and inside, where it would go along."""
@@ -90,6 +97,7 @@ def test_what_root_mounts_meanwhile_stays() -> None:
     assert attack("mounted_meanwhile") == [VICTIM]
 
 
+@by_each_binding
 def test_names_that_look_like_the_kernels_own_words() -> None:
     """Blanks, newlines, escapes, "(deleted)", and parts of a line of mountinfo."""
     assert attack("odd_names") == []
@@ -100,16 +108,19 @@ def test_paths_longer_than_the_kernel_takes() -> None:
     assert attack("long_path") == [0, 0]
 
 
+@by_each_binding
 def test_other_namespaces_get_the_mount_and_its_end() -> None:
     """Where the directory's mount is shared."""
     assert attack("propagation") == [[0, 0], [1, 1], [0, 0]]
 
 
+@by_each_binding
 def test_a_connection_that_root_ends_leaves_no_mount() -> None:
     """By the kernel's file for that, below /sys/fs/fuse/connections."""
     assert attack("aborted") == []
 
 
+@by_each_binding
 def test_a_root_directory_whose_mount_is_out_of_sight() -> None:
     """As in a chroot environment: the kernel does not list that mount."""
     assert attack("in_chroot") == ["/d"]

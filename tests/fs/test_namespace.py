@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuse_bindings import usable
+
 HERE = Path(__file__).parent
 DAMON = "/sys/kernel/mm/damon"
 MODULES = ("damon_lru_sort", "damon_reclaim", "damon_stat")
@@ -28,12 +30,15 @@ MADE_SURE = f"grep -q '^kdamon {DAMON} fuse.kdamon ' /proc/mounts || exit 99\n"
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
+if not usable():
+    pytest.skip("no libfuse is installed", allow_module_level=True)
 if os.geteuid():
     pytest.skip("a mount namespace needs root", allow_module_level=True)
 if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
     pytest.skip("private mount namespaces are not allowed here", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("fuse_binding")
+#: For tests whose outcome depends on libfuse.
+by_each_binding = pytest.mark.usefixtures("fuse_binding")
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -91,6 +96,7 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+@by_each_binding
 def test_the_command_finds_the_tree_at_the_kernels_place_and_nobody_else_does(start: Start) -> None:
     """It starts, monitors and stops there; the machine's mounts and its own tree stay as they were."""
     before = outside()
@@ -167,6 +173,7 @@ def test_a_terminals_interrupt_reaches_the_command_once(start: Start) -> None:
     os.close(master)
 
 
+@by_each_binding
 def test_the_command_does_not_outlive_a_kdamon_that_is_killed(start: Start) -> None:
     """And no mount is left."""
     before = outside()
@@ -179,6 +186,7 @@ def test_the_command_does_not_outlive_a_kdamon_that_is_killed(start: Start) -> N
     assert outside() == before
 
 
+@by_each_binding
 @pytest.mark.parametrize("verb", ["exec", "mount"])
 def test_what_serves_the_tree_does_not_ask_it(verb: str, home: Path, tmp_path: Path) -> None:
     """Killed while it waits for its own answer, it would hang for ever: the request keeps the FUSE device open."""
@@ -192,6 +200,7 @@ def test_what_serves_the_tree_does_not_ask_it(verb: str, home: Path, tmp_path: P
     assert "other read /admin/kdamonds/nr_kdamonds" in asked
 
 
+@by_each_binding
 def test_what_the_command_leaves_behind_loses_the_tree(start: Start) -> None:
     """A background process lives on, without the tree."""
     process = start("sh", "-c", f"{MADE_SURE} sleep 600 > /dev/null 2>&1 & echo $!")
@@ -219,6 +228,7 @@ LOOKS = """
 """
 
 
+@by_each_binding
 @pytest.mark.parametrize("end", ["exit", "umount", "kill"])
 def test_what_outlives_the_tree_does_not_find_the_machines(start: Start, tmp_path: Path, end: str) -> None:
     """Neither at the places of the tree, nor below them, nor with kdamon killed; the directories are empty."""
@@ -373,6 +383,7 @@ def test_what_others_unmount_does_not_stay_in_use(start: Start, tmp_path: Path) 
     assert finish(start("sh", "-c", script, before=wrap))[1] == "1\n0\n"
 
 
+@by_each_binding
 def test_one_command_can_run_another(start: Start) -> None:
     """Each has a tree of its own."""
     if shutil.which("env") is None:
