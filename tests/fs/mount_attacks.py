@@ -459,10 +459,12 @@ def in_chroot(_attacker: Attacker) -> list[str]:
         os.makedirs(f"{SAFE}/root/{directory}")
     assert _libc.mount(b"/proc", f"{SAFE}/root/proc".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
     assert _libc.mount(b"/dev", f"{SAFE}/root/dev".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
+    # What they import is out of sight, too.
     load_fuse()
+    tree = make_tree("/d")
     os.chroot(f"{SAFE}/root")
     os.chdir("/")
-    with make_tree("/d"):
+    with tree:
         where = [entry.target for entry in trees()]
     return where + [entry.target for entry in trees()]
 
