@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from kdamon_tools.options import VERBS
+from kdamon_tools.shells import SHELLS
+
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = {
     "kdamon": CHECKOUT / "kdamon",
@@ -52,6 +55,14 @@ def test_the_schemas_of_json_are_shipped(wheel: Path) -> None:
     assert present == shipped
 
 
+def test_man_pages_and_completions_are_shipped(wheel: Path) -> None:
+    """At the places where man and the shells look for them below a prefix."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.partition(".data/data/")[2] for name in archive.namelist() if ".data/" in name}
+    pages = {f"share/man/man1/{name}.1" for name in ("kdamon", *(f"kdamon-{verb}" for verb in VERBS))}
+    assert {*pages, *SHELLS.values()} <= names
+
+
 def test_every_module_is_shipped_with_types(wheel: Path) -> None:
     """The wheel has the checkout's modules, no more and no less, and the marker of typed packages."""
     with zipfile.ZipFile(wheel) as archive:
@@ -85,8 +96,9 @@ def test_the_installed_command_works(wheel: Path, tmp_path: Path) -> None:
     version = subprocess.check_output([command, "--version"], text=True, cwd=tmp_path)
     assert f"kdamon {wheel.name.split('-')[1]}\n" == version
     usage = subprocess.check_output([command, "--help"], text=True, cwd=tmp_path)
-    for verb in ("run", "replay", "mount", "exec", "doctor"):
+    for verb in VERBS:
         assert verb in usage
+    assert (environment / "share/man/man1/kdamon-run.1").is_file()
     where = subprocess.check_output(
         [environment / "bin/python", "-c", "import kdamon_tools; print(kdamon_tools.__file__)"], text=True, cwd=tmp_path
     )

@@ -19,6 +19,7 @@ REPORTS_VARIABLE = (
 )
 #: What a served tree depends on.
 TREE_VARIABLES = (
+    ("KDAMON_FUSE", "fusepy or mfusepy, the Python package to mount with; default: the first that works"),
     ("FUSE_LIBRARY_PATH", "file name of libfuse, where the usual one is not to be loaded"),
     ("XDG_RUNTIME_DIR", "without root, the default socket of access reports is kdamon/reports in it"),
 )
