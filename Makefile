@@ -26,6 +26,9 @@ run: $(READY_RUN)
 	@mkdir -p $(BUILD)
 	@$(VENV)/bin/kdamon run --truth $(TRUTH) $(RUN_ARGS) -- \
 		$(VENV)/bin/python -m kdamon_tools.workloads.stairs --step 2 --seconds $(SECONDS_TO_RUN) --truth $(TRUTH)
+	@echo
+	@echo "The command is $(CURDIR)/$(VENV)/bin/kdamon. Monitor process PID until Ctrl-C:"
+	@echo "    $$([ "$$(id -u)" = 0 ] || echo "sudo ")$(CURDIR)/$(VENV)/bin/kdamon run --pid PID"
 endif
 
 test: $(READY_TEST)

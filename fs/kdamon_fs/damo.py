@@ -33,7 +33,7 @@ from kdamon.lib.watcher import is_entry
 from kdamon_fs.mounts import MNT_DETACH, MS_BIND, mount, set_parent_death_signal, umount
 from kdamon_fs.places import OWN_DIRECTORY
 
-__all__ = ["fill_damo_cache", "private_damo_cache", "trusted_home"]
+__all__ = ["directories_beside", "fill_damo_cache", "private_damo_cache", "trusted_home"]
 
 log = logging.getLogger("kdamon")
 
@@ -182,14 +182,18 @@ def _uncover(directory: int, lock: int) -> None:
             os.unlink(_CACHE, dir_fd=directory)
 
 
+def directories_beside() -> list[str]:
+    """Where programs are that were installed as kdamon was, with this Python."""
+    return list(dict.fromkeys([os.path.dirname(sys.executable), sysconfig.get_path("scripts")]))
+
+
 def fill_damo_cache() -> None:
     """Have damo look the tree over, in which no kdamond runs; only with a cache that is covered.
 
     By damo itself, whichever version it is: the one on PATH that no other user can change, or else the one that was
     installed as kdamon was, with this Python. Without damo, and if it fails, nothing is done.
     """
-    beside = os.pathsep.join([os.path.dirname(sys.executable), sysconfig.get_path("scripts")])
-    program = find_program("damo") or shutil.which("damo", path=beside)
+    program = find_program("damo") or shutil.which("damo", path=os.pathsep.join(directories_beside()))
     if program is None:
         return
     asking = os.getpid()

@@ -31,7 +31,7 @@ from kdamon.lib.trusted import open_trusted
 from kdamon.mm import Machine
 from kdamon_fs import perf_standin
 from kdamon_fs.abi import ABI_VERSIONS
-from kdamon_fs.damo import fill_damo_cache, private_damo_cache, trusted_home
+from kdamon_fs.damo import directories_beside, fill_damo_cache, private_damo_cache, trusted_home
 from kdamon_fs.mount import mounted_tree
 from kdamon_fs.mounts import (
     MNT_DETACH,
@@ -167,7 +167,7 @@ class _command:
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 _put_modules_in_place(self._modules)
-                os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path()])
+                os.environ["PATH"] = os.pathsep.join([_PROGRAMS, *os.get_exec_path(), *directories_beside()])
                 if self._home is not None:
                     os.environ["HOME"] = self._home
                 _find_directory_again()
@@ -224,7 +224,7 @@ def run_in_namespace(
     and as root. Signals sent to this process go to the command. When it ends, the kdamonds are stopped and the tree is
     unmounted, also for processes that the command left behind.
 
-    :param argv: the command and its arguments; looked up in PATH.
+    :param argv: the command and its arguments; looked up in PATH, and then beside kdamon.
     :param abi: as for :func:`kdamon_fs.sysfs.damon_sysfs_init`.
     :param machine: likewise.
     :param beside: entered as long as the tree is served; it may start threads.

@@ -72,6 +72,30 @@ def test_mount_serves_until_it_is_interrupted(tmp_path: Path, number: signal.Sig
     assert [] == os.listdir(tmp_path)
 
 
+def test_mount_names_the_tree_as_it_is(tmp_path: Path) -> None:
+    """Also where the name of the directory ends with a slash."""
+    words = [*KDAMON, "mount", "--no-reports", f"{tmp_path}/"]
+    with subprocess.Popen(words, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as mount:
+        assert mount.stderr is not None
+        ready = mount.stderr.readline()
+        mount.send_signal(signal.SIGINT)
+        assert 0 == mount.wait(30)
+    assert f"kdamon: the tree is at {tmp_path}/admin; Ctrl-C ends\n" == ready
+
+
+def test_exec_finds_programs_beside_kdamon() -> None:
+    """damo is installed where this Python is, which need not be on PATH; it is found by a shell as well."""
+    damo = Path(sys.executable).with_name("damo")
+    if not damo.exists():
+        pytest.skip("damo is not installed")
+    environment = ENVIRONMENT | {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    for command in (["damo", "version"], ["sh", "-c", "damo version"]):
+        words = [*KDAMON, "exec", "--no-reports", "--", *command]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+        assert (0, "") == (done.returncode, done.stderr)
+        assert done.stdout.strip()
+
+
 def test_mount_on_what_is_no_directory(tmp_path: Path) -> None:
     """One sentence, status 1."""
     result = run("mount", str(tmp_path / "nothing"))

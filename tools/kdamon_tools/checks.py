@@ -133,7 +133,10 @@ def _tried(name: str, check: Callable[[], None], works: str) -> Check:
 
 def _damo() -> Check:
     name = "damo (client of the tree)"
-    path = shutil.which("damo")
+    from kdamon_fs.damo import directories_beside  # noqa: PLC0415 (needs more than the other verbs)
+
+    # kdamon exec finds it there, too.
+    path = shutil.which("damo") or shutil.which("damo", path=os.pathsep.join(directories_beside()))
     if path is None:
-        return Check(name, False, "it is not on PATH", "pip install damo")
+        return Check(name, False, "it is neither on PATH nor beside kdamon", "pip install damo")
     return Check(name, True, path)

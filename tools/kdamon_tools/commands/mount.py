@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def ready() -> None:
         serving.enter_context(serve_reports(arguments))
-        print(f"kdamon: the tree is at {readable(arguments.directory)}/admin; Ctrl-C ends", file=sys.stderr, flush=True)
+        admin = readable(os.path.join(arguments.directory, "admin"))
+        print(f"kdamon: the tree is at {admin}; Ctrl-C ends", file=sys.stderr, flush=True)
 
     tree = damon_sysfs_init(machine_when_needed, arguments.abi)
     tree.list_modules()
