@@ -60,7 +60,10 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
             "--ops reports samples nothing by itself",
         ),
         *(
-            (["run", "--pid", "1", "--primitive", "page_table", *only], "accessed bits do not tell who accessed what")
+            (
+                ["run", "--pid", "1", "--primitive", "page_table", *only],
+                "accessed bits do not identify CPU, thread and writes",
+            )
             for only in (["--write-only"], ["--cpus", "0"], ["--tids", "12"])
         ),
         (["run", "--pid", "1", "--density", "--write-only"], "faults come from one page of each region"),

@@ -79,9 +79,7 @@ def _check_process(arguments: argparse.Namespace, config: Config) -> None:
     if config.ops == "reports" and arguments.update_us is not None:
         raise CommandError("--ops reports looks at no mappings: leave --update-us out", 2)
     if arguments.primitive == "page_table" and config.filtered:
-        raise CommandError(
-            "accessed bits do not tell who accessed what, and whether it was a write: use --primitive page_fault", 2
-        )
+        raise CommandError("accessed bits do not identify CPU, thread and writes: use --primitive page_fault", 2)
 
 
 def _check_physical(arguments: argparse.Namespace, config: Config) -> None:
