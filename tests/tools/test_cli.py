@@ -53,7 +53,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
             ["run", "--pid", "1", "--range", "2000-1000"],
             "'2000-1000' is empty: the end of a range must be above",
         ),
-        (["run", "--pid", "1", "--range", "0-10000000000000000"], "is not a range START-END"),
+        (["run", "--pid", "1", "--range", "0-1000000000000000f"], "is not a range START-END"),
         (["run", "--pid", "1", "--ops", "reports"], "--ops reports and --range START-END go together"),
         (
             ["run", "--pid", "1", "--ops", "reports", "--range", "0-1000", "--primitive", "page_fault"],
