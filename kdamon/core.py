@@ -135,6 +135,7 @@ damon_ops_lock = threading.Lock()
 damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
 #: Modules of operations sets that were not looked for yet. Kernel: each registers its sets when it is initialized.
 #: Here: it has them as OPERATIONS and is imported, and these are registered, when one of them is selected.
+#: (docs/deviations.md#operations-sets-register-when-selected)
 _ops_modules: dict[damon_ops_id, str] = {
     damon_ops_id.DAMON_OPS_VADDR: "kdamon.vaddr",
     damon_ops_id.DAMON_OPS_FVADDR: "kdamon.vaddr",
