@@ -16,6 +16,7 @@ import select
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
+from kdamon.lib.syscalls import libc
 from kdamon_fs.fuse_binding import Binding, load_fuse
 
 __all__ = ["Channel", "connect"]
@@ -150,7 +151,7 @@ def _newest_fuse_new(library: ctypes.CDLL) -> Any:
     """``fuse_new()`` with the arguments that it has had since libfuse 2.6."""
     # The library has it four times, and dlsym() finds the oldest: that one has no version.
     with contextlib.suppress(AttributeError):
-        dlvsym = ctypes.CDLL(None).dlvsym
+        dlvsym = libc().dlvsym
         dlvsym.restype = ctypes.c_void_p
         if address := dlvsym(ctypes.c_void_p(library._handle), b"fuse_new", b"FUSE_2.6"):
             return _fuse_new(address)

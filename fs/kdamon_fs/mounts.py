@@ -10,6 +10,7 @@ import re
 import signal
 from typing import Final
 
+from kdamon.lib.syscalls import NR_FSCONFIG, NR_FSMOUNT, NR_FSOPEN, NR_MOVE_MOUNT, call, checked, prctl, syscall
 from kdamon_fs.mount_checks import refusal_to_mount, refusal_to_unshare
 
 __all__ = [
@@ -43,11 +44,6 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 #: Inode numbers that the first mount namespace of a machine can have, by kernel version.
 _FIRST_MOUNT_NAMESPACES: Final = (4026531832, 4026531840, 4026531841)
 
-# The calls that the C library has had since 2022 only; the numbers are those of every architecture but alpha.
-_MOVE_MOUNT: Final = 429
-_FSOPEN: Final = 430
-_FSCONFIG: Final = 431
-_FSMOUNT: Final = 432
 _FSOPEN_CLOEXEC: Final = 1
 _FSCONFIG_SET_STRING: Final = 1
 _FSCONFIG_CMD_CREATE: Final = 6
@@ -56,14 +52,6 @@ _MOUNT_ATTR_NOSUID: Final = 2
 _MOUNT_ATTR_NODEV: Final = 4
 #: MOVE_MOUNT_F_EMPTY_PATH and MOVE_MOUNT_T_EMPTY_PATH: from a descriptor to a descriptor.
 _MOVE_MOUNT_EMPTY_PATHS: Final = 0x44
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
@@ -78,7 +66,7 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
         ctypes.c_ulong(flags),
         os.fsencode(data) or None,
     )
-    _check(_libc.mount(*arguments), f"cannot mount {fstype or source} on {target}")
+    checked(call("mount", *arguments), f"cannot mount {fstype or source} on {target}")
 
 
 def umount(target: str, flags: int = 0) -> None:
@@ -86,12 +74,7 @@ def umount(target: str, flags: int = 0) -> None:
 
     :raises OSError: as the system call, naming the target.
     """
-    _check(_libc.umount2(os.fsencode(target), flags), f"cannot unmount {target}")
-
-
-def _syscall(number: int, *arguments: int | bytes | None) -> int:
-    plain = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
-    return int(_libc.syscall(ctypes.c_long(number), *plain))
+    checked(call("umount2", os.fsencode(target), flags), f"cannot unmount {target}")
 
 
 def make_mount(fstype: str, settings: dict[str, str]) -> int:
@@ -103,19 +86,18 @@ def make_mount(fstype: str, settings: dict[str, str]) -> int:
     :returns: the descriptor of its root.
     :raises OSError: EPERM, ENOSYS what is missing; or as the system calls.
     """
-    context = _syscall(_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
-    if context < 0 and ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):
-        raise refusal_to_mount(ctypes.get_errno())
     what = f"cannot make a mount of type {fstype}"
-    _check(context, what)
+    context = syscall(NR_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
+    if context in (-errno.EPERM, -errno.ENOSYS):
+        raise refusal_to_mount(-context)
+    checked(context, what)
     try:
         for key, value in settings.items():
             words = (key.encode(), value.encode())
-            _check(_syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, *words, 0), f"{what} with {key}={value}")
-        _check(_syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), what)
-        root = _syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV)
-        _check(root, what)
-        return root
+            checked(syscall(NR_FSCONFIG, context, _FSCONFIG_SET_STRING, *words, 0), f"{what} with {key}={value}")
+        checked(syscall(NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), what)
+        flags = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        return checked(syscall(NR_FSMOUNT, context, _FSMOUNT_CLOEXEC, flags), what)
     finally:
         os.close(context)
 
@@ -125,7 +107,7 @@ def attach_mount(root: int, directory: int) -> None:
 
     :raises OSError: as ``move_mount(2)``; ENOENT the directory was removed.
     """
-    _check(_syscall(_MOVE_MOUNT, root, b"", directory, b"", _MOVE_MOUNT_EMPTY_PATHS), "cannot attach a mount")
+    checked(syscall(NR_MOVE_MOUNT, root, b"", directory, b"", _MOVE_MOUNT_EMPTY_PATHS), "cannot attach a mount")
 
 
 def unshare_mount_namespace() -> None:
@@ -136,10 +118,10 @@ def unshare_mount_namespace() -> None:
 
     :raises OSError: EPERM without the capability CAP_SYS_ADMIN.
     """
-    result = _libc.unshare(_CLONE_NEWNS)
-    if result < 0 and ctypes.get_errno() == errno.EPERM:
+    result = call("unshare", _CLONE_NEWNS)
+    if result == -errno.EPERM:
         raise refusal_to_unshare()
-    _check(result, "cannot make a private mount namespace")
+    checked(result, "cannot make a private mount namespace")
     mount("none", "/", flags=MS_REC | MS_SLAVE)
 
 
@@ -158,7 +140,7 @@ def set_parent_death_signal(number: signal.Signals) -> None:
 
     :raises OSError: as ``prctl(2)``.
     """
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0), "cannot ask for a parent death signal")
+    checked(prctl(_PR_SET_PDEATHSIG, int(number)), "cannot ask for a parent death signal")
 
 
 def set_child_subreaper(wanted: bool) -> None:
@@ -166,4 +148,4 @@ def set_child_subreaper(wanted: bool) -> None:
 
     :raises OSError: as ``prctl(2)``.
     """
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0), "cannot adopt processes")
+    checked(prctl(_PR_SET_CHILD_SUBREAPER, int(wanted)), "cannot adopt processes")

@@ -10,7 +10,6 @@ slowly.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fnmatch
 import itertools
@@ -28,6 +27,7 @@ from typing import Any, Final
 from kdamon import trace
 from kdamon.damon import damon_ctx, damon_mvsum, damon_target, damon_window_left_bp
 from kdamon.lib.capabilities import give_up_capabilities
+from kdamon.lib.syscalls import call
 from kdamon.regions import damon_regions
 from kdamon.schemes import damos
 
@@ -51,8 +51,6 @@ _MOST_WAITING: Final = 4096
 _PERIOD: Final = 0.1
 _PATIENCE: Final = 10.0
 _LONGEST_REQUEST: Final = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 #: A line without its beginning, for each region or the like that an event is about.
 _Texts = Iterable[str]
@@ -111,7 +109,8 @@ class _Recording:
         if len(self._waiting) >= _MOST_WAITING:
             self.lost += 1
             return
-        who = f"{threading.current_thread().name} {threading.get_native_id()} [{_libc.sched_getcpu():03d}]"
+        cpu = call("sched_getcpu")
+        who = f"{threading.current_thread().name} {threading.get_native_id()} [{cpu:03d}]"
         self._waiting.append((who, time.monotonic_ns(), event, texts))
 
     # The probes, under the names of their tracepoints.

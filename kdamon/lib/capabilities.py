@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import logging
-import os
 from typing import Final
+
+from kdamon.lib.syscalls import call, checked, prctl
 
 __all__ = ["MONITORING", "give_up_capabilities", "number_of"]
 
@@ -59,9 +60,6 @@ class _Piece(ctypes.Structure):
     _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
 
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
 def number_of(name: str) -> int:
     """The number of capability ``name`` (``CAP_...``)."""
     return _NAMES.index(name.removeprefix("CAP_"))
@@ -82,7 +80,7 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
     kept = sum({1 << number_of(name) for name in keep})
     try:
         if not new_privileges:
-            _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+            checked(prctl(_PR_SET_NO_NEW_PRIVS, 1))
         pieces = _get()
         if kept & ~(pieces[0].effective | pieces[1].effective << 32) & _CAP_SYS_PTRACE:
             return
@@ -94,7 +92,7 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
             piece.effective &= mask
             piece.permitted &= mask
             piece.inheritable &= mask
-        _check(_libc.capset(ctypes.byref(_header()), pieces))
+        checked(call("capset", ctypes.byref(_header()), pieces))
     except OSError as error:
         log.warning("capabilities that are not needed stay: %s", error.strerror)
 
@@ -102,8 +100,8 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
 def _leave_sets_of_programs(number: int) -> bool:
     """Take a capability away from programs that the thread starts; False: there is none of that number."""
     try:
-        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, number)
-        _prctl(_PR_CAPBSET_DROP, number)
+        checked(prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, number))
+        checked(prctl(_PR_CAPBSET_DROP, number))
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False
@@ -119,15 +117,5 @@ def _header() -> _Header:
 
 def _get() -> ctypes.Array[_Piece]:
     pieces = (_Piece * 2)()
-    _check(_libc.capget(ctypes.byref(_header()), pieces))
+    checked(call("capget", ctypes.byref(_header()), pieces))
     return pieces
-
-
-def _prctl(option: int, *values: int) -> None:
-    _check(_libc.prctl(option, *(ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4])))
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 import pytest
 
+from kdamon.lib.syscalls import syscall
 from kdamon.mm import OLD, UNKNOWN, U64Array
 from kdamon.mm.actions.madvise import MADV_COLLAPSE, Adviser
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc import maps
 from kdamon.mm.ranges import inside

@@ -37,7 +37,7 @@ def this_machine(started_at: datetime | None = None) -> Origin:
     :param started_at: see :class:`Origin`; None: now.
     """
     try:
-        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         boot_id = None
     name = os.uname()

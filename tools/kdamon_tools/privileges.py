@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["begin", "capabilities_for", "keep_only", "load_numpy"]
 
 #: How many threads numpy's library starts when it is loaded.
-_NR_THREADS: Final = "OPENBLAS_NUM_THREADS"
+_OPENBLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
 
 _own_process = False
 _threads_before: str | None = None
@@ -26,8 +26,8 @@ def begin() -> None:
     """
     global _own_process, _threads_before  # noqa: PLW0603 (a process is one)
     _own_process = True
-    _threads_before = os.environ.get(_NR_THREADS)
-    os.environ[_NR_THREADS] = "1"
+    _threads_before = os.environ.get(_OPENBLAS_THREADS)
+    os.environ[_OPENBLAS_THREADS] = "1"
 
 
 def load_numpy() -> None:
@@ -39,9 +39,9 @@ def load_numpy() -> None:
 
     # Programs that are started later are none of our business.
     if _own_process and _threads_before is None:
-        os.environ.pop(_NR_THREADS, None)
+        os.environ.pop(_OPENBLAS_THREADS, None)
     elif _own_process and _threads_before is not None:
-        os.environ[_NR_THREADS] = _threads_before
+        os.environ[_OPENBLAS_THREADS] = _threads_before
 
 
 def keep_only(*capabilities: str, new_privileges: bool = False) -> None:

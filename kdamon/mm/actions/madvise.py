@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
-import os
 import select
 from collections.abc import Callable
 from typing import Final
@@ -18,9 +17,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.lib.syscalls import NR_PIDFD_OPEN, NR_PROCESS_MADVISE, checked, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import advise_apart
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.mmap_lock import CallSize, held
 
 __all__ = [
@@ -43,8 +42,6 @@ MADV_COLD: Final = 20
 MADV_PAGEOUT: Final = 21
 MADV_COLLAPSE: Final = 25
 
-_NR_PIDFD_OPEN: Final = 434
-_NR_PROCESS_MADVISE: Final = 440
 #: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
 _BATCH: Final = 1023
 #: What a batch may cost, in page table entries that MADV_COLD changes side by side: some 0.1 ms, and as much again
@@ -71,11 +68,7 @@ def exited(pidfd: int) -> bool:
 
 def pidfd_open(pid: int) -> int:
     """A file descriptor for process ``pid``; OSError as pidfd_open(2)."""
-    fd = int(syscall(_NR_PIDFD_OPEN, ctypes.c_long(pid), ctypes.c_long(0)))
-    if fd < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"pidfd_open({pid}): {os.strerror(number)}")
-    return fd
+    return checked(syscall(NR_PIDFD_OPEN, pid, 0), f"pidfd_open({pid})")
 
 
 class Adviser:
@@ -86,35 +79,24 @@ class Adviser:
     """
 
     def __init__(self, pidfd: int, pagemap: int = -1) -> None:
-        self._pidfd = ctypes.c_long(pidfd)
+        self._pidfd = pidfd
         self._pagemap = pagemap
         self._budgets: dict[int, CallSize] = {}
         self._ranges = np.empty((_BATCH, 2), dtype=np.uint64)
         self._pointer = ctypes.c_void_p(self._ranges.ctypes.data)
-        self._flags = ctypes.c_long(0)
         self._refusal: OSError | None = None
 
     def _call(self, count: int, advice: int) -> int:
         """Advise the first ``count`` ranges: how many bytes were taken, or a negative errno."""
         if advice in _READING and count:
             return self._call_apart(self._ranges[:count].tobytes(), advice)
-        advised = int(
-            syscall(
-                _NR_PROCESS_MADVISE,
-                self._pidfd,
-                self._pointer,
-                ctypes.c_long(count),
-                ctypes.c_long(advice),
-                self._flags,
-            )
-        )
-        return advised if advised >= 0 else -ctypes.get_errno()
+        return syscall(NR_PROCESS_MADVISE, self._pidfd, self._pointer, count, advice, 0)
 
     def _call_apart(self, ranges: bytes, advice: int) -> int:
         if self._refusal is not None:
             raise self._refusal
         try:
-            return advise_apart(int(self._pidfd.value), ranges, advice)
+            return advise_apart(self._pidfd, ranges, advice)
         except OSError as error:
             # It would be the same with the next range, and cost as much time.
             self._refusal = error
@@ -126,8 +108,7 @@ class Adviser:
         :raises OSError: EPERM without CAP_SYS_NICE or ptrace access, EINVAL or ENOSYS when the kernel does not know
             the call or the advice, ESRCH or EINVAL when the process has no memory.
         """
-        if (number := -self._call(0, advice)) > 0:
-            raise OSError(number, f"process_madvise(): {os.strerror(number)}")
+        checked(self._call(0, advice), "process_madvise()")
 
     def advise(
         self, starts: U64Array, sizes: U64Array, advice: int, entries: U64Array | None = None

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.lib.rights import OF_PROCESS, refusal
+from kdamon.lib.syscalls import NR_MOVE_PAGES, syscall
 from kdamon.mm import U64Array, ranges
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, frames, present
@@ -27,7 +27,6 @@ from kdamon.mm.proc.process_files import ProcessFiles
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
 
-_NR_MOVE_PAGES: Final = 279
 #: Only pages that nobody else maps.
 #: Deviation: docs/deviations.md#shared-pages-do-not-migrate
 _MPOL_MF_MOVE: Final = 2
@@ -101,17 +100,16 @@ def _move_pages(pid: int, addrs: U64Array, nodes: Nodes | None) -> Nodes:
         count = min(size.now, len(pages) - done)
         with held:
             result = syscall(
-                _NR_MOVE_PAGES,
-                ctypes.c_long(pid),
-                ctypes.c_long(count),
+                NR_MOVE_PAGES,
+                pid,
+                count,
                 ctypes.c_void_p(pages[done:].ctypes.data),
                 ctypes.c_void_p(None if wanted is None else wanted[done:].ctypes.data),
                 ctypes.c_void_p(status[done:].ctypes.data),
-                ctypes.c_long(_MPOL_MF_MOVE),
+                _MPOL_MF_MOVE,
             )
         if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"move_pages(): {os.strerror(number).lower()}")
+            raise OSError(-result, f"move_pages(): {os.strerror(-result).lower()}")
         size.called(count)
         done += count
     return status

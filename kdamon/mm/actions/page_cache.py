@@ -6,18 +6,15 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from typing import Final
 
 import numpy as np
 
+from kdamon.lib.syscalls import NR_CACHESTAT, syscall
 from kdamon.mm import U64Array, ranges
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.proc.file_systems import answers
 from kdamon.mm.proc.maps import Mappings
 
 __all__ = ["FileMappings"]
-
-_NR_CACHESTAT: Final = 451
 
 
 class FileMappings:
@@ -68,6 +65,6 @@ class FileMappings:
 def _cached(fd: int, offset: int, size: int) -> int | None:
     asked = (ctypes.c_uint64 * 2)(offset, size)
     told = (ctypes.c_uint64 * 5)()
-    if syscall(_NR_CACHESTAT, ctypes.c_long(fd), ctypes.byref(asked), ctypes.byref(told), ctypes.c_long(0)) < 0:
+    if syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(told), 0) < 0:
         return None
     return int(told[0]) * os.sysconf("SC_PAGESIZE")

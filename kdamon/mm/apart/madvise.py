@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Final
 
 from kdamon.lib.helpers import LostHelpers, python, start_helper
+from kdamon.lib.syscalls import NR_PROCESS_MADVISE, NR_PROCESS_VM_WRITEV
 
 __all__ = ["advise_apart", "fault_apart"]
 
-_NR_PROCESS_VM_WRITEV: Final = 311
-_NR_PROCESS_MADVISE: Final = 440
 
 _HELPER: Final = Path(__file__).with_name("madvise_helper.py")
 
@@ -69,7 +68,7 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
     :returns: how many bytes were advised, or a negative errno.
     :raises OSError: EBUSY it does not return.
     """
-    return _call_apart(struct.pack("<QQ", _NR_PROCESS_MADVISE, advice) + ranges, [pidfd])
+    return _call_apart(struct.pack("<QQ", NR_PROCESS_MADVISE, advice) + ranges, [pidfd])
 
 
 def fault_apart(pid: int, ranges: bytes) -> bool:
@@ -80,7 +79,7 @@ def fault_apart(pid: int, ranges: bytes) -> bool:
     :returns: False where the kernel refuses that.
     :raises OSError: EBUSY it does not return.
     """
-    return _call_apart(struct.pack("<QQ", _NR_PROCESS_VM_WRITEV, pid) + ranges, []) == -errno.EFAULT
+    return _call_apart(struct.pack("<QQ", NR_PROCESS_VM_WRITEV, pid) + ranges, []) == -errno.EFAULT
 
 
 def _call_apart(request: bytes, descriptors: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from typing import Final
 
 from kdamon.lib.mountinfo import mount_entry, mounts
 from kdamon.lib.path_walk import trusted_owners
+from kdamon.lib.syscalls import call, checked
 from kdamon.lib.watcher import mount_number
 
 __all__ = ["MEMORY", "answers", "memory_device"]
@@ -68,6 +69,5 @@ def _device(file: int) -> int:
     """The device of a file, of which the kernel knows it already: fstat() may ask."""
     buffer = ctypes.create_string_buffer(256)
     flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if ctypes.CDLL(None, use_errno=True).statx(file, b"", flags, _STATX_TYPE, buffer):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    checked(call("statx", file, b"", flags, _STATX_TYPE, buffer))
     return os.makedev(*struct.unpack_from("=II", buffer, _DEVICE))

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.lib.rights import refused_program
+from kdamon.lib.syscalls import NR_PERF_EVENT_OPEN, checked, syscall
 from kdamon.mm import FAULT_DTYPE, Faults, U64Array
 from kdamon.mm.bpf.program import (
     R0,
@@ -40,7 +41,6 @@ from kdamon.mm.bpf.program import (
     Helper,
     PerfEvents,
     Program,
-    syscall,
 )
 from kdamon.mm.proc.pid_namespace import Numbers
 
@@ -54,7 +54,6 @@ _SMALLEST_RING: Final = 64 << 10
 _ALL_RINGS: Final = 256 << 20
 _MAX_PROCESSES: Final = 1 << 15
 
-_NR_PERF_EVENT_OPEN: Final = 298
 _PERF_TYPE_SOFTWARE: Final = 1
 _PERF_COUNT_SW_BPF_OUTPUT: Final = 10
 _PERF_SAMPLE_RAW: Final = 1 << 10
@@ -148,11 +147,7 @@ class _Ring:
         # Nobody waits for records: wake up after so many as never come. The kernel counts them as an int.
         struct.pack_into("<I", attr, 48, 0x7FFFFFFF)
         buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
-        words = (-1, cpu, -1, _PERF_FLAG_FD_CLOEXEC)
-        self.fd = int(syscall(_NR_PERF_EVENT_OPEN, buffer, *map(ctypes.c_long, words)))
-        if self.fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"perf_event_open: {os.strerror(number).lower()}")
+        self.fd = checked(syscall(NR_PERF_EVENT_OPEN, buffer, -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC), "perf_event_open()")
         try:
             self._memory = mmap.mmap(self.fd, size + mmap.PAGESIZE)
         except BaseException:

@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.lib.mountinfo import mounts
+from kdamon.lib.syscalls import NR_PROCESS_VM_WRITEV, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import fault_apart
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.file_systems import MEMORY, memory_device
 from kdamon.mm.proc.maps import Mappings
@@ -39,7 +39,6 @@ __all__ = ["PIECE", "make_writable", "present_runs", "shared_memory"]
 
 log = logging.getLogger("kdamon")
 
-_NR_PROCESS_VM_WRITEV: Final = 311
 _PAGEMAP_SCAN: Final = 0xC0606610
 _PRESENT: Final = 1 << 3
 _PROT_NONE: Final = 0
@@ -101,10 +100,8 @@ def _is_ours(pid: int) -> bool:
 def _write(pid: int, source: int, target: int, size: int) -> int:
     """process_vm_writev() of ``size`` bytes from ``source`` to ``target``: how many were written, or -errno."""
     local, remote = struct.pack("<QQ", source, size), struct.pack("<QQ", target, size)
-    one, flags = ctypes.c_ulong(1), ctypes.c_ulong(0)
     with held:
-        written = int(syscall(_NR_PROCESS_VM_WRITEV, ctypes.c_long(pid), local, one, remote, one, flags))
-    return written if written >= 0 else -ctypes.get_errno()
+        return syscall(NR_PROCESS_VM_WRITEV, pid, local, 1, remote, 1, 0)
 
 
 def present_runs(pagemap: int, start: int, end: int) -> list[tuple[int, int]]:

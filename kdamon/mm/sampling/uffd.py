@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.lib.rights import needs_linux
+from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, call, checked, syscall
 from kdamon.mm import U64Array
-from kdamon.mm.bpf.program import syscall
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.proc.pagemap import BLOCK
 
@@ -58,8 +58,6 @@ SWAPPED: Final = 1 << 4
 ZERO: Final = 1 << 5
 HUGE: Final = 1 << 6
 
-_NR_IOCTL: Final = 16
-_NR_USERFAULTFD: Final = 323
 
 _USER_MODE_ONLY: Final = 1
 _API: Final = 0xAA
@@ -110,10 +108,9 @@ def _machine_code() -> Callable[[int, int], None] | None:
     memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(_LOOP)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
     size = ctypes.c_size_t(mmap.PAGESIZE)
-    if libc.mprotect(ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC):
-        log.info("system calls are not batched: %s", os.strerror(ctypes.get_errno()))
+    if (failed := call("mprotect", ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC)) < 0:
+        log.info("system calls are not batched: %s", os.strerror(-failed))
         return None
     _kept.append(memory)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(address)
@@ -154,8 +151,7 @@ class Batch:
     @staticmethod
     def _one_by_one(calls: U64Array) -> None:
         for row, (number, *args, _) in zip(calls, calls.tolist(), strict=True):
-            result = syscall(*map(ctypes.c_ulong, (number, *args)))
-            row[4] = np.int64(-ctypes.get_errno() if result < 0 else result).astype(np.uint64)
+            row[4] = np.int64(syscall(number, *map(ctypes.c_ulong, args))).astype(np.uint64)
 
 
 class _Arguments:
@@ -165,7 +161,7 @@ class _Arguments:
     """
 
     def __init__(self, fd: int, request: int, words: tuple[int, ...]) -> None:
-        self._batch = Batch(_NR_IOCTL, fd, request)
+        self._batch = Batch(NR_IOCTL, fd, request)
         self._words = words
         self.rows = np.empty((0, len(words)), dtype=np.uint64)
         self._places = np.empty(0, dtype=np.uint64)
@@ -218,10 +214,7 @@ class Userfaultfd:
     @classmethod
     def own(cls) -> Userfaultfd:
         """One of this process's own memory; OSError as userfaultfd(2), EOPNOTSUPP the kernel has no WP_ASYNC."""
-        fd = int(syscall(_NR_USERFAULTFD, ctypes.c_long(os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)))
-        if fd < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"userfaultfd: {os.strerror(number).lower()}")
+        fd = checked(syscall(NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY), "userfaultfd()")
         try:
             fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
         except OSError as error:
