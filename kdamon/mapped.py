@@ -17,6 +17,7 @@ from attrs import evolve
 
 from kdamon.core import damon_set_regions
 from kdamon.damon import damon_addr_range, damon_ctx, damon_target
+from kdamon.kernel import PMD_SIZE
 from kdamon.mm import AddressSpace, U64Array
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
 from kdamon.regions import damon_regions
@@ -30,7 +31,6 @@ _SPARSE: Final = 100
 #: Nanoseconds between looks at that.
 _LOOK: Final = 60_000_000_000
 #: Unless the average region may be so small: what is populated is known in blocks of this size.
-_BLOCK: Final = 1 << 21
 
 
 def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None) -> list[damon_addr_range]:
@@ -93,7 +93,7 @@ def note_sparse_regions(ctx: damon_ctx, t: damon_target, mm: AddressSpace | None
     """
     covered = int(t.regions.sizes().sum())
     now = ctx.clock.now()
-    if mm is None or covered < _BLOCK * ctx.attrs.max_nr_regions or t.sparse or now < t.next_sparse_look:
+    if mm is None or covered < PMD_SIZE * ctx.attrs.max_nr_regions or t.sparse or now < t.next_sparse_look:
         return
     t.next_sparse_look = now + _LOOK
     populated = total(mm.populated(vmas))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +147,15 @@ def test_a_kthread_runs_until_it_is_asked_to_stop() -> None:
     assert thread.alive() and thread.pid > 0
     assert [] == kthread_stop([thread], 60)
     assert not thread.alive() and thread.error is None
+
+
+def test_page_sizes_have_one_place() -> None:
+    """Two programs that run alone under ``python -I -S`` cannot import it."""
+    root = Path(__file__).parents[2]
+    standalone = {"kdamon/mm/apart/madvise_helper.py", "kdamon/mm/inject/helper.py"}
+    own_sizes = re.compile(r"PAGESIZE|1 << 21|^_?(PAGE|PAGE_SIZE|HUGE|BLOCK)\b.* = (4096|1 << 12)$", re.MULTILINE)
+
+    paths = [path for part in ("kdamon", "fs/kdamon_fs", "tools/kdamon_tools") for path in (root / part).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in paths if own_sizes.search(path.read_text(encoding="utf-8"))}
+
+    assert {"kdamon/kernel.py", *standalone} == found

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from kdamon.kernel import PMD_SIZE
 from kdamon.mm import U64Array
-from kdamon.mm.proc.pagemap import BLOCK, Pagemap
+from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.populated import populated
 
 GIB = 1 << 30
@@ -48,10 +49,10 @@ def found(groups: Iterator[U64Array], base: int) -> list[int]:
     """The numbers of the blocks after ``base``; groups must be a gibibyte's at most."""
     starts: list[int] = []
     for group in groups:
-        assert (group[:, 1] - group[:, 0] == BLOCK).all()
+        assert (group[:, 1] - group[:, 0] == PMD_SIZE).all()
         assert len(set((group[:, 0] // np.uint64(GIB)).tolist())) == 1
         starts += group[:, 0].tolist()
-    return [(start - base) // BLOCK for start in starts]
+    return [(start - base) // PMD_SIZE for start in starts]
 
 
 def touch(addresses: list[int]) -> None:
@@ -62,9 +63,9 @@ def touch(addresses: list[int]) -> None:
 def test_blocks_with_pages_are_found_among_terabytes(pagemap: int) -> None:
     """Wherever in its block the page is, and each once; the page table walk finds the same."""
     with reserved(4 << 40) as base:
-        blocks = [0, 1, 511, 512, 5000, 5001, (3 << 40) // BLOCK + 7]
-        places = [0, BLOCK - 4096, 4096, 40960, BLOCK // 2, 0, 8192]
-        touch([base + block * BLOCK + place for block, place in zip(blocks, places, strict=True)])
+        blocks = [0, 1, 511, 512, 5000, 5001, (3 << 40) // PMD_SIZE + 7]
+        places = [0, PMD_SIZE - 4096, 4096, 40960, PMD_SIZE // 2, 0, 8192]
+        touch([base + block * PMD_SIZE + place for block, place in zip(blocks, places, strict=True)])
         wanted = np.array([[base, base + (4 << 40)]], np.uint64)
         assert blocks == found(populated(pagemap, wanted), base)
         assert blocks == found(Pagemap(pagemap).groups(wanted), base)
@@ -73,8 +74,8 @@ def test_blocks_with_pages_are_found_among_terabytes(pagemap: int) -> None:
 def test_ranges_in_the_middle_of_a_block_find_it_once(pagemap: int) -> None:
     """And not when its pages are outside of them."""
     with reserved(GIB) as base:
-        touch([base + 4096, base + 20 * 4096, base + 3 * BLOCK])
-        edges = [[0, 4096], [4096, 8192], [16 * 4096, 64 * 4096], [3 * BLOCK + 4096, 4 * BLOCK]]
+        touch([base + 4096, base + 20 * 4096, base + 3 * PMD_SIZE])
+        edges = [[0, 4096], [4096, 8192], [16 * 4096, 64 * 4096], [3 * PMD_SIZE + 4096, 4 * PMD_SIZE]]
         wanted = np.array(edges, np.uint64) + np.uint64(base)
         assert [0] == found(populated(pagemap, wanted), base)
 
@@ -89,7 +90,7 @@ def test_nothing_is_found_where_nothing_is(pagemap: int) -> None:
 def test_all_blocks_are_found_where_the_kernel_cannot_scan() -> None:
     """As before Linux 6.7."""
     with reserved(GIB) as base, open("/proc/self/maps", "rb") as other:
-        wanted = np.array([[base + 4096, base + 3 * BLOCK + 1]], np.uint64)
+        wanted = np.array([[base + 4096, base + 3 * PMD_SIZE + 1]], np.uint64)
         assert [0, 1, 2, 3] == found(populated(other.fileno(), wanted), base)
 
 

@@ -29,6 +29,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import refusal
 from kdamon.mm import PageFilter, U64Array, ranges
 from kdamon.mm.actions.huge_pages import HugePages
@@ -38,7 +39,7 @@ from kdamon.mm.actions.page_cache import FileMappings
 from kdamon.mm.actions.page_filter import PageGroup
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.kpageflags import shared_folios
-from kdamon.mm.proc.pagemap import BLOCK, PAGE_SIZE, Pagemap, anonymous, exclusive, frames, present, swapped
+from kdamon.mm.proc.pagemap import Pagemap, anonymous, exclusive, frames, present, swapped
 from kdamon.mm.proc.process_files import ProcessFiles
 
 __all__ = ["Advice", "has_swap"]
@@ -119,7 +120,7 @@ class Advice:
             # (docs/deviations.md#the-filter-for-young-pages)
             self._check("cold", "a filter of type young")
             young = ranges.intersect(young, mapped)
-            self._advise(ranges.intersect(young, ranges.blocks(young, BLOCK)), "cold")
+            self._advise(ranges.intersect(young, ranges.blocks(young, PMD_SIZE)), "cold")
 
         for blocks in self._pagemap.groups(mapped):
             yield PageGroup(self._pagemap, blocks, mapped).passing(filters, default_reject, make_old)
@@ -206,7 +207,7 @@ class Advice:
         except PermissionError:
             cuts = pages[:0]
         starts = np.union1d(blocks[:, 0], cuts)
-        ends = starts - starts % np.uint64(BLOCK) + np.uint64(BLOCK)
+        ends = starts - starts % np.uint64(PMD_SIZE) + np.uint64(PMD_SIZE)
         ends[:-1] = np.minimum(ends[:-1], starts[1:])
         return np.stack((starts, ends), axis=1)
 
@@ -216,7 +217,7 @@ class Advice:
         # process and stays in memory, where no advice finds it again.
         # (docs/deviations.md#huge-pages-of-files-stay-whole)
         pieces = ranges.intersect(mapped, blocks)
-        whole = pieces[pieces[:, 1] - pieces[:, 0] == BLOCK]
+        whole = pieces[pieces[:, 1] - pieces[:, 0] == PMD_SIZE]
         partly = blocks[~np.isin(blocks[:, 0], whole[:, 0])]
         try:
             found: U64Array = partly[self._pagemap.huge(partly)[0]]
@@ -246,7 +247,7 @@ class Advice:
 
     def _collapse(self, blocks: U64Array, mapped: U64Array) -> U64Array:
         chunks = ranges.intersect(mapped, blocks)
-        whole = chunks[chunks[:, 1] - chunks[:, 0] == BLOCK]
+        whole = chunks[chunks[:, 1] - chunks[:, 0] == PMD_SIZE]
         small = whole[self._pagemap.huge(whole)[1]]
         self._advise(small, "collapse")
         return self._pagemap.pages(small[self._pagemap.huge(small)[0]])
@@ -267,7 +268,7 @@ class Advice:
         for start, end in _pieces(of_files, _GIB):
             before = files.cached(start, end)
             piece = np.array([[start, end]], dtype=np.uint64)
-            self._advise(ranges.intersect(piece, ranges.blocks(piece, BLOCK)), "willneed")
+            self._advise(ranges.intersect(piece, ranges.blocks(piece, PMD_SIZE)), "willneed")
             after = files.cached(start, end)
             if before is not None and after is not None and self._files.alive():
                 yield np.where(ranges.overlaps(wanted, piece) > 0, np.uint64(max(after - before, 0)), np.uint64(0))

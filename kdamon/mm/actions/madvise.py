@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscalls import NR_PIDFD_OPEN, NR_PROCESS_MADVISE, checked, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import advise_apart
@@ -124,7 +125,7 @@ class Adviser:
         total = len(starts)
         done = 0
         budget = self._budgets.setdefault(advice, CallSize(_BUDGET, _LEAST, _BUDGET))
-        entries = sizes // np.uint64(mmap.PAGESIZE) if entries is None else entries
+        entries = sizes // np.uint64(PAGE_SIZE) if entries is None else entries
         spent = np.append(0, np.cumsum(entries.astype(np.int64) * _ENTRY.get(advice, 1) + _RANGE))
         while done < total:
             fitting = int(np.searchsorted(spent, spent[done] + budget.now, side="right")) - 1 - done
@@ -179,7 +180,7 @@ class Adviser:
         return taken
 
 
-_spare = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_spare = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def drain_lru() -> None:

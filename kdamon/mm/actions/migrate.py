@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SHIFT
 from kdamon.lib.rights import OF_PROCESS, refusal
 from kdamon.lib.syscalls import NR_MOVE_PAGES, syscall
 from kdamon.mm import U64Array, ranges
@@ -30,7 +31,7 @@ __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "pag
 #: Only pages that nobody else maps.
 #: Deviation: docs/deviations.md#shared-pages-do-not-migrate
 _MPOL_MF_MOVE: Final = 2
-_PAGE_SHIFT: Final = np.uint64(12)
+_PAGE_SHIFT: Final = np.uint64(PAGE_SHIFT)
 #: Pages (or first pages of folios) of one call: the lock is taken for each 16 at most, but again and again.
 _PAGES: Final = 128
 _MOST_PAGES: Final = 4096

@@ -9,6 +9,7 @@ import stat
 
 import numpy as np
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscalls import NR_CACHESTAT, syscall
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.proc.file_systems import answers
@@ -67,4 +68,4 @@ def _cached(fd: int, offset: int, size: int) -> int | None:
     told = (ctypes.c_uint64 * 5)()
     if syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(told), 0) < 0:
         return None
-    return int(told[0]) * os.sysconf("SC_PAGESIZE")
+    return int(told[0]) * PAGE_SIZE

@@ -13,10 +13,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.rights import refusal
 from kdamon.mm import PageFilter, U64Array, ranges
 from kdamon.mm.proc.kpageflags import shared_folios
-from kdamon.mm.proc.pagemap import PAGE_SIZE, Pagemap, anonymous, frames, present
+from kdamon.mm.proc.pagemap import Pagemap, anonymous, frames, present
 
 __all__ = ["PageGroup"]
 

@@ -15,19 +15,20 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import refusal
 from kdamon.mm import OLD, YOUNG, Answers, PageFilter, U64Array
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.proc.kpageflags import shared_folios
-from kdamon.mm.proc.pagemap import PAGE_SIZE, entries_at, frames, present
+from kdamon.mm.proc.pagemap import entries_at, frames, present
 
 __all__ = ["PageSamples"]
 
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
 #: Level of the walk at which a huge page of 2 MiB is mapped, and its pages but the first.
 _PMD: Final = 2
-_WITHIN_HUGE: Final = np.uint64(511)
+_WITHIN_HUGE: Final = np.uint64(PMD_SIZE // PAGE_SIZE - 1)
 
 _Mask = npt.NDArray[np.bool_]
 

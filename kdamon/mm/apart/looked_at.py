@@ -7,6 +7,8 @@ import mmap
 import struct
 from typing import Final
 
+from kdamon.kernel import PAGE_SIZE
+
 __all__ = ["Looks", "looking_at", "show_looks"]
 
 _FORM: Final = "<QQ"
@@ -19,7 +21,7 @@ class Looks:
     """
 
     def __init__(self, fd: int) -> None:
-        self._memory = mmap.mmap(fd, mmap.PAGESIZE)
+        self._memory = mmap.mmap(fd, PAGE_SIZE)
         self._count = 0
 
     def at(self, pid: int) -> None:

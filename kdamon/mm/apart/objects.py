@@ -25,6 +25,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.helpers import LostHelpers, start_helper
 from kdamon.mm.apart.looked_at import Looks
 
@@ -82,7 +83,7 @@ class Apart:
             ours.callback(os.close, self._life)
             shared = os.memfd_create("kdamon-looks", os.MFD_CLOEXEC)
             theirs.callback(os.close, shared)
-            os.truncate(shared, os.sysconf("SC_PAGESIZE"))
+            os.truncate(shared, PAGE_SIZE)
             self._looks = ours.enter_context(contextlib.closing(Looks(shared)))
             self._process = _started((there.fileno(), life, shared))
             ours.pop_all()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 from typing import Final
 
+from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R6, R7, R8, R9, Assembler, Helper
 
@@ -16,8 +17,6 @@ __all__ = [
     "HEADER_SIZE",
     "LARGE",
     "LEVEL",
-    "PAGE_SHIFT",
-    "PAGE_SIZE",
     "PEEK",
     "PRESENT",
     "PTE_PRESENT",
@@ -27,9 +26,6 @@ __all__ = [
     "Source",
     "Word",
 ]
-
-PAGE_SHIFT: Final = 12
-PAGE_SIZE: Final = 1 << PAGE_SHIFT
 
 # Page table entry bits (arch/x86/include/asm/pgtable_types.h).
 PTE_PRESENT: Final = 1 << 0

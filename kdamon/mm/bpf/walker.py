@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.rights import refused_program
 from kdamon.mm import FrameKind, U64Array
 from kdamon.mm.bpf.btf import vmlinux
@@ -28,8 +29,6 @@ from kdamon.mm.bpf.program import Array, Program
 from kdamon.mm.bpf.walk_program import (
     HEADER_SIZE,
     LEVEL,
-    PAGE_SHIFT,
-    PAGE_SIZE,
     PEEK,
     PRESENT,
     PTE_PRESENT,

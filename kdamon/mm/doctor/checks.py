@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.rights import locked_down, refusal
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
 from kdamon.mm.actions.madvise import drain_lru, pidfd_open
@@ -32,7 +33,6 @@ from kdamon.mm.sampling.uffd import WRITTEN, Pages, Userfaultfd
 
 __all__ = ["Primitive", "examine"]
 
-_PAGE_SIZE: Final = mmap.PAGESIZE
 _PAGES: Final = 64
 
 _OTHERS: Final = "other users' processes"
@@ -99,12 +99,12 @@ class _OwnMemory:
     """Touched pages of this process."""
 
     def __enter__(self) -> _OwnMemory:
-        self._memory = mmap.mmap(-1, _PAGES * _PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory = mmap.mmap(-1, _PAGES * PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         anchor = ctypes.c_char.from_buffer(self._memory)
         base = ctypes.addressof(anchor)
         del anchor
-        self.addrs: U64Array = np.uint64(base) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(_PAGE_SIZE)
+        self.addrs: U64Array = np.uint64(base) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(PAGE_SIZE)
         self.touch(1)
         drain_lru()
         return self
@@ -115,7 +115,7 @@ class _OwnMemory:
     def touch(self, stride: int) -> None:
         """Write to each ``stride``-th page."""
         for page in range(0, _PAGES, stride):
-            self._memory[page * _PAGE_SIZE] = 1
+            self._memory[page * PAGE_SIZE] = 1
 
 
 def _btf() -> str:
@@ -199,7 +199,7 @@ def _frame_numbers() -> str:
     with _OwnMemory() as own:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            raw = os.pread(fd, 8, int(own.addrs[0]) // _PAGE_SIZE * 8)
+            raw = os.pread(fd, 8, int(own.addrs[0]) // PAGE_SIZE * 8)
         finally:
             os.close(fd)
     if not int.from_bytes(raw, "little") & ((1 << 55) - 1):
@@ -230,7 +230,7 @@ def _physical() -> str:
         try:
             fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                where = frames(entries_at(fd, own.addrs)) * np.uint64(_PAGE_SIZE)
+                where = frames(entries_at(fd, own.addrs)) * np.uint64(PAGE_SIZE)
             finally:
                 os.close(fd)
             memory.update()
@@ -256,7 +256,7 @@ def _page_fault_arm() -> str:
             pages = Pages(fd)
             userfaultfd = Userfaultfd.own()
             try:
-                userfaultfd.register(np.array([[own.addrs[0], own.addrs[-1] + np.uint64(_PAGE_SIZE)]]))
+                userfaultfd.register(np.array([[own.addrs[0], own.addrs[-1] + np.uint64(PAGE_SIZE)]]))
                 armed = pages.arm(own.addrs)
                 own.touch(2)
                 written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0

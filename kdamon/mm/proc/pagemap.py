@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.mm import U64Array, ranges
 from kdamon.mm.bpf.walk_program import ACCESSED, LEVEL, PRESENT
 from kdamon.mm.bpf.walker import Walker, shared_walker
@@ -22,8 +23,6 @@ from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.populated import populated
 
 __all__ = [
-    "BLOCK",
-    "PAGE_SIZE",
     "Pagemap",
     "anonymous",
     "entries_at",
@@ -34,9 +33,6 @@ __all__ = [
     "swapped",
 ]
 
-PAGE_SIZE: Final = 4096
-#: Bytes that a page table maps, or one huge page is.
-BLOCK: Final = 1 << 21
 _GIB: Final = 1 << 30
 #: Levels of the walk, see :data:`kdamon.mm.bpf.walk_program.LEVEL`.
 _PMD: Final = 2
@@ -50,8 +46,8 @@ _GUARD: Final = np.uint64(1 << 58)
 _EXCLUSIVE: Final = np.uint64(1 << 56)
 _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 
-_ENTRIES: Final = np.uint64(BLOCK // PAGE_SIZE)
-_WITHIN: Final = np.arange(0, BLOCK, PAGE_SIZE, dtype=np.uint64)
+_ENTRIES: Final = np.uint64(PMD_SIZE // PAGE_SIZE)
+_WITHIN: Final = np.arange(0, PMD_SIZE, PAGE_SIZE, dtype=np.uint64)
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -137,7 +133,7 @@ class Pagemap:
             yield from populated(self._fd, wanted)
             return
         for gib in self._tables(ranges.blocks(wanted, _GIB), _PUD):
-            found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), BLOCK), _PMD)
+            found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), PMD_SIZE), _PMD)
             if len(found):
                 yield found
 
@@ -154,7 +150,7 @@ class Pagemap:
 
     def entries(self, blocks: U64Array) -> U64Array:
         """The pagemap's entries for :meth:`pages` of ``blocks``; 0 where the address space ended."""
-        parts = [_read(self._fd, start // PAGE_SIZE, BLOCK // PAGE_SIZE) for start in blocks[:, 0].tolist()]
+        parts = [_read(self._fd, start // PAGE_SIZE, PMD_SIZE // PAGE_SIZE) for start in blocks[:, 0].tolist()]
         return np.frombuffer(b"".join(parts), dtype=np.uint64)
 
     def accessed(self, pages: U64Array) -> _Mask:

@@ -9,7 +9,6 @@ threads in namespaces below it are read from the kernel's ``struct pid``.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 from contextlib import closing
@@ -17,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.bpf.btf import Btf, vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R7, R8, R9, R10, Array, Assembler, Helper, Program
 
@@ -112,7 +112,7 @@ def _lower_half(asm: Assembler) -> None:
 
 def _own_namespace(layout: _Layout) -> tuple[int, int]:
     """The address of the ``struct pid_namespace`` of this process, and how many namespaces are above it."""
-    with closing(Array(mmap.PAGESIZE)) as array:
+    with closing(Array(PAGE_SIZE)) as array:
         try:
             asm = _find_namespace(layout, array.fd)
             with closing(Program(asm, "kdamon_numbers")) as program:

@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.kernel import PMD_SIZE
 from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.ranges import NO_RANGES, union
 
 __all__ = ["populated"]
 
-_BLOCK: Final = 1 << 21
 _GIB: Final = 1 << 30
 
 # include/uapi/linux/fs.h
@@ -63,20 +63,20 @@ def populated(fd: int, wanted: U64Array) -> Iterator[U64Array]:
                 page = at
             if page is None:
                 break
-            block = page - page % _BLOCK
+            block = page - page % PMD_SIZE
             if found and block // _GIB != found[0] // _GIB:
                 yield _blocks(found)
                 found = []
             if not found or block != found[-1]:
                 found.append(block)
-            at = block + _BLOCK
+            at = block + PMD_SIZE
     if found:
         yield _blocks(found)
 
 
 def _blocks(starts: list[int]) -> U64Array:
     edges = np.array(starts, dtype=np.uint64)
-    return np.stack((edges, edges + np.uint64(_BLOCK)), axis=1)
+    return np.stack((edges, edges + np.uint64(PMD_SIZE)), axis=1)
 
 
 class _Scan:
@@ -91,7 +91,7 @@ class _Scan:
         :raises OSError: ENOTTY the kernel has no PAGEMAP_SCAN.
         """
         while start < end:
-            reach = min(end, start + self._size.now * _BLOCK)
+            reach = min(end, start + self._size.now * PMD_SIZE)
             place = ctypes.addressof(self._found)
             argument = bytearray(
                 _ARGUMENT.pack(_ARGUMENT.size, 0, start, reach, 0, place, 1, 1, 0, 0, _PRESENT | _SWAPPED, _PRESENT)
@@ -100,6 +100,6 @@ class _Scan:
                 count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
             if count:
                 return int(self._found[0])
-            self._size.called((reach - start) // _BLOCK)
+            self._size.called((reach - start) // PMD_SIZE)
             start = reach
         return None

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PMD_SIZE
 from kdamon.mm import U64Array
 from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE, pidfd_open
 from kdamon.mm.bpf.btf import vmlinux
@@ -148,7 +149,7 @@ def _check(iterator: TaskIterator) -> None:
     """Refuse a kernel whose flags have other places."""
     pidfd = pidfd_open(os.getpid())
     try:
-        with mmap.mmap(-1, 1 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+        with mmap.mmap(-1, PMD_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
             address = np.frombuffer(own, np.uint8).ctypes.data
             for advice, flag in ((MADV_NOHUGEPAGE, VmaFlag.NOHUGEPAGE), (MADV_HUGEPAGE, VmaFlag.HUGEPAGE)):
                 own.madvise(advice)

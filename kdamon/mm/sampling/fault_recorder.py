@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.lib.rights import refused_program
 from kdamon.lib.syscalls import NR_PERF_EVENT_OPEN, checked, syscall
@@ -149,12 +150,12 @@ class _Ring:
         buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
         self.fd = checked(syscall(NR_PERF_EVENT_OPEN, buffer, -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC), "perf_event_open()")
         try:
-            self._memory = mmap.mmap(self.fd, size + mmap.PAGESIZE)
+            self._memory = mmap.mmap(self.fd, size + PAGE_SIZE)
         except BaseException:
             os.close(self.fd)
             raise
         self._control: U64Array = np.frombuffer(self._memory, dtype=np.uint64, count=512)
-        self._data: _Bytes = np.frombuffer(self._memory, dtype=np.uint8, offset=mmap.PAGESIZE)
+        self._data: _Bytes = np.frombuffer(self._memory, dtype=np.uint8, offset=PAGE_SIZE)
 
     def read(self) -> _Bytes:
         """Everything that was recorded since the last call, and room for more."""
@@ -237,7 +238,7 @@ class FaultRecorder:
         with ExitStack() as stack:
             possible = _numbers(Path("/sys/devices/system/cpu/possible").read_text(encoding="utf-8"))
             self._nodes = _nodes(possible[-1] + 1)
-            self._lost_array = Array(mmap.PAGESIZE)
+            self._lost_array = Array(PAGE_SIZE)
             stack.callback(self._lost_array.close)
             self._lost: U64Array = np.frombuffer(self._lost_array.memory, dtype=np.uint64, count=1)
             self._watched = Hash(_MAX_PROCESSES)

@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.lib.rights import refusal
 from kdamon.mm import Answers, PageFilter, Task, U64Array
@@ -26,7 +27,7 @@ from kdamon.mm.apart.looked_at import looking_at
 from kdamon.mm.bpf.walker import Walker
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc.kpageflags import Folios
-from kdamon.mm.proc.pagemap import BLOCK, PAGE_SIZE, Pagemap, exclusive_frames
+from kdamon.mm.proc.pagemap import Pagemap, exclusive_frames
 from kdamon.mm.proc.process_files import ProcessFiles
 
 __all__ = ["LinuxFrames", "runs_of_pages"]
@@ -224,7 +225,7 @@ class _Pages:
         mappings.begin()
         mappings.go_on(_MAPPINGS)
         while mappings.under_way:
-            yield np.empty((0, 3), np.uint64), _BLOCKS * BLOCK // PAGE_SIZE
+            yield np.empty((0, 3), np.uint64), _BLOCKS * PMD_SIZE // PAGE_SIZE
             mappings.go_on(_MAPPINGS)
         for group in pagemap.groups(mappings.known().ranges):
             for first in range(0, len(group), _BLOCKS):

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
 from kdamon.mm.proc.kpageflags import COMPOUND_TAIL, LRU, Folios
 from kdamon.mm.proc.process_files import ProcessFiles
@@ -46,7 +47,7 @@ class PagemapFrames:
     def pfns(self, addrs: U64Array) -> U64Array:
         """See :class:`Frames`."""
         fd = self._fd
-        offsets = ((addrs >> np.uint64(12)) << np.uint64(3)).tolist()
+        offsets = ((addrs >> np.uint64(PAGE_SHIFT)) << np.uint64(3)).tolist()
         # Addresses of the kernel's half are beyond the end of the file, or of any file.
         raw = b"".join((os.pread(fd, 8, offset) if offset < 1 << 48 else b"").ljust(8, b"\0") for offset in offsets)
         entries = np.frombuffer(raw, dtype=np.uint64)

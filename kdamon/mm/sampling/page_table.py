@@ -22,6 +22,7 @@ import numpy as np
 import numpy.ma
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from kdamon.mm import UNKNOWN, Answers, U64Array
 from kdamon.mm.actions.madvise import MADV_COLD, Adviser, drain_lru
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
@@ -35,11 +36,11 @@ from kdamon.mm.sampling.space import NOTHING, ProcessSpace
 
 __all__ = ["PageTableSpace"]
 
-_PAGE_SIZE: Final = np.uint64(4096)
+_PAGE_SIZE: Final = np.uint64(PAGE_SIZE)
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
-_PAGE_SHIFT: Final = np.uint64(12)
-_PMD_SIZE: Final = np.uint64(1 << 21)
-_PMD_MASK: Final = ~np.uint64((1 << 21) - 1)
+_PAGE_SHIFT: Final = np.uint64(PAGE_SHIFT)
+_PMD_SIZE: Final = np.uint64(PMD_SIZE)
+_PMD_MASK: Final = ~np.uint64(PMD_SIZE - 1)
 
 #: Nanoseconds for which a mapping that refused MADV_COLD is not asked again, and a list of mappings is used.
 _REMEMBERED: Final = 1_000_000_000

@@ -30,6 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task, U64Array
 from kdamon.mm.apart.looked_at import looking_at
@@ -38,9 +39,8 @@ __all__ = ["Frames", "Physical", "ReverseMap"]
 
 log = logging.getLogger("kdamon")
 
-_PAGE_SHIFT: Final = np.uint64(12)
+_PAGE_SHIFT: Final = np.uint64(PAGE_SHIFT)
 
-_PAGE_SIZE: Final = 4096
 #: Processes that one sample is taken of: each costs some system calls.
 _MAX_SAMPLED: Final = 64
 #: Processes that are kept open for samples; each costs four file descriptors.
@@ -275,7 +275,7 @@ class Physical:
 
     def known(self) -> tuple[int, int]:
         """See :meth:`kdamon.mm.PhysicalMemory.known`."""
-        return _PAGE_SIZE * self._map.pages, self._frames.reachable()
+        return PAGE_SIZE * self._map.pages, self._frames.reachable()
 
     def ram(self) -> U64Array:
         """See :meth:`kdamon.mm.PhysicalMemory.ram`."""
@@ -337,7 +337,7 @@ class Physical:
 
     def node_mem(self, ranges: U64Array) -> dict[int, int]:
         """See :meth:`kdamon.mm.PhysicalMemory.node_mem`."""
-        frames = [(-(-start // _PAGE_SIZE), end // _PAGE_SIZE) for start, end in ranges.tolist()]
+        frames = [(-(-start // PAGE_SIZE), end // PAGE_SIZE) for start, end in ranges.tolist()]
         parts = [self._map.runs_within(first, last)[1:] for first, last in frames if first < last]
         if not parts:
             return {}
@@ -345,12 +345,12 @@ class Physical:
         found: Counter[int] = Counter()
         for node, begin, end in self._frames.zones():
             inside = np.clip(first + pages, begin, end).astype(np.int64) - np.clip(first, begin, end).astype(np.int64)
-            found[node] += int(inside.sum()) * _PAGE_SIZE
+            found[node] += int(inside.sum()) * PAGE_SIZE
         return {node: size for node, size in found.items() if size}
 
     def owners(self, ranges: U64Array) -> Iterator[tuple[AddressSpace, U64Array, _Indexes]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
-        frames = [(-(-start // _PAGE_SIZE), end // _PAGE_SIZE) for start, end in ranges.tolist()]
+        frames = [(-(-start // PAGE_SIZE), end // PAGE_SIZE) for start, end in ranges.tolist()]
         found = [self._map.within(first, last) for first, last in frames]
         if not found:
             return
@@ -365,10 +365,10 @@ class Physical:
             pages, number = addrs[rows], which[rows]
             if not len(pages):
                 continue
-            apart = (pages[1:] != pages[:-1] + np.uint64(_PAGE_SIZE)) | (number[1:] != number[:-1])
+            apart = (pages[1:] != pages[:-1] + np.uint64(PAGE_SIZE)) | (number[1:] != number[:-1])
             first = np.flatnonzero(np.append(True, apart))
             last = np.append(first[1:], len(pages)) - 1
-            yield mm, np.column_stack((pages[first], pages[last] + np.uint64(_PAGE_SIZE))), number[first]
+            yield mm, np.column_stack((pages[first], pages[last] + np.uint64(PAGE_SIZE))), number[first]
 
     def _mm(self, pid: int) -> AddressSpace | None:
         """The address space that a process had when it was first asked for since the update; it may be empty by now."""

@@ -20,9 +20,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PMD_SIZE
 from kdamon.mm import U64Array
 from kdamon.mm.proc.maps import Mappings
-from kdamon.mm.proc.pagemap import BLOCK, Pagemap
+from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES, inside, intersect, subtract
 from kdamon.mm.sampling.fault_sample import State, States
@@ -297,10 +298,10 @@ class Protection:
 
     def _unregister_shared(self, parts: U64Array, memory: U64Array) -> U64Array:
         """Let ``parts`` of blocks in ``memory`` go; returns of which memory that is worth while from now on."""
-        huge = self._table.huge(parts[:, 0] & ~np.uint64(BLOCK - 1)) != 0
+        huge = self._table.huge(parts[:, 0] & ~np.uint64(PMD_SIZE - 1)) != 0
         for (start, end), whole in zip(parts.tolist(), huge.tolist(), strict=True):
-            for first in range(start, end, BLOCK if whole else PIECE):
-                last = min(first + (BLOCK if whole else PIECE), end)
+            for first in range(start, end, PMD_SIZE if whole else PIECE):
+                last = min(first + (PMD_SIZE if whole else PIECE), end)
                 runs = present_runs(self._pagemap, first, last)
                 # Nothing but this comes in between: meanwhile each write faults.
                 self._userfaultfd.unregister(np.array([[first, last]], dtype=np.uint64))

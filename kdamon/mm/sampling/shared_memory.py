@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.mountinfo import mounts
 from kdamon.lib.syscalls import NR_PROCESS_VM_WRITEV, syscall
 from kdamon.mm import U64Array
@@ -44,7 +45,7 @@ _PRESENT: Final = 1 << 3
 _PROT_NONE: Final = 0
 
 #: Bytes that one call makes writable at most: about 0.1 ms.
-PIECE: Final = 128 * 4096
+PIECE: Final = 128 * PAGE_SIZE
 #: Runs of pages that one page table can have.
 _RUNS: Final = 256
 

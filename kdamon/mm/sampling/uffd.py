@@ -23,16 +23,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import needs_linux
 from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, call, checked, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import CallSize, held
-from kdamon.mm.proc.pagemap import BLOCK
 
 __all__ = [
     "FILE",
     "HUGE",
-    "PAGE_SIZE",
     "PRESENT",
     "SWAPPED",
     "WPALLOWED",
@@ -47,7 +46,6 @@ __all__ = [
 
 log = logging.getLogger("kdamon")
 
-PAGE_SIZE: Final = 4096
 
 #: Categories of pages (``enum page_type`` of PAGEMAP_SCAN).
 WPALLOWED: Final = 1 << 0
@@ -105,10 +103,10 @@ def _machine_code() -> Callable[[int, int], None] | None:
     """The loop as a function, or None where memory of ours may not be executable."""
     if platform.machine() != "x86_64":
         return None
-    memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(_LOOP)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    size = ctypes.c_size_t(mmap.PAGESIZE)
+    size = ctypes.c_size_t(PAGE_SIZE)
     if (failed := call("mprotect", ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC)) < 0:
         log.info("system calls are not batched: %s", os.strerror(-failed))
         return None
@@ -353,7 +351,7 @@ class Pages:
 
         :param blocks: addresses of the places that huge pages can have, shape (n,).
         """
-        found = self._scan(self._huge, blocks, BLOCK, apart=True) == 1
+        found = self._scan(self._huge, blocks, PMD_SIZE, apart=True) == 1
         return np.where(found, self._found[: len(blocks), 2], np.uint64(0))
 
     def _scan(

@@ -24,15 +24,12 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define, field
 
-from kdamon.kernel import VirtualClock
+from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE, VirtualClock
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, FrameKind, PageFilter, U64Array
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
 from kdamon.mm.sampling.physical import Physical
 
 __all__ = ["SimAccess", "SimMachine", "SimPlace", "SimProcess"]
-
-_PAGE_SIZE = 4096
-_HUGE = 1 << 21
 
 
 @define(slots=True, frozen=True)
@@ -222,7 +219,7 @@ class SimProcess:
             if place.process is self:
                 here = (addrs >= place.start) & (addrs < place.start + place.size)
                 physical = addrs[here] - np.uint64(place.start) + np.uint64(place.physical)
-                found[here] = physical // np.uint64(_PAGE_SIZE)
+                found[here] = physical // np.uint64(PAGE_SIZE)
         for place in self.placed:
             if place.process is not self and place.process.alive:
                 found[place.holds(found)] = 0
@@ -243,8 +240,8 @@ class SimProcess:
             changed = intersect(mapped, self._paged_out)
             self._paged_out = subtract(self._paged_out, changed)
         elif action == "collapse":
-            pieces = intersect(mapped, blocks(mapped, _HUGE))
-            changed = subtract(pieces[pieces[:, 1] - pieces[:, 0] == _HUGE], self._huge)
+            pieces = intersect(mapped, blocks(mapped, HPAGE_PMD_SIZE))
+            changed = subtract(pieces[pieces[:, 1] - pieces[:, 0] == HPAGE_PMD_SIZE], self._huge)
             self._huge = union(self._huge, changed)
             self._paged_out = subtract(self._paged_out, changed)
         else:
@@ -286,8 +283,8 @@ class SimProcess:
             since, self._young_since = self._young_since, self.clock.now()
             return self._touched(since)
         if one.type == "hugepage_size":
-            found = self._huge if one.min_size <= _HUGE <= one.max_size else NO_RANGES
-            small = one.min_size <= _PAGE_SIZE <= one.max_size
+            found = self._huge if one.min_size <= HPAGE_PMD_SIZE <= one.max_size else NO_RANGES
+            small = one.min_size <= PAGE_SIZE <= one.max_size
             return union(found, subtract(self._vmas, self._huge)) if small else found
         everything = self._vmas if one.type == "anon" else NO_RANGES
         return self._marked.get((one.type, one.memcg_id), everything)
@@ -315,7 +312,7 @@ class SimProcess:
         firsts = _firsts(addrs)
         if not firsts.all():
             # One page is drawn once.
-            _, first, page = np.unique(addrs // np.uint64(_PAGE_SIZE), return_index=True, return_inverse=True)
+            _, first, page = np.unique(addrs // np.uint64(PAGE_SIZE), return_index=True, return_inverse=True)
             drawn = drawn[first[page]]
         answers[drawn < -np.expm1(-expected)] = YOUNG
         answers[~inside(self._vmas, addrs)] = OLD
@@ -354,7 +351,7 @@ class SimProcess:
 def _firsts(addrs: U64Array) -> npt.NDArray[np.bool_]:
     """Which of ``addrs`` are the first ones in their pages, shape (n,)."""
     found = np.zeros(len(addrs), np.bool_)
-    found[np.unique(addrs // np.uint64(_PAGE_SIZE), return_index=True)[1]] = True
+    found[np.unique(addrs // np.uint64(PAGE_SIZE), return_index=True)[1]] = True
     return found
 
 
@@ -374,8 +371,8 @@ class SimPlace:
 
     def holds(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which page frames are in it, shape (n,)."""
-        first = self.physical // _PAGE_SIZE
-        return (pfns >= first) & (pfns < first + self.size // _PAGE_SIZE)
+        first = self.physical // PAGE_SIZE
+        return (pfns >= first) & (pfns < first + self.size // PAGE_SIZE)
 
 
 class SimFrames:
@@ -388,7 +385,7 @@ class SimFrames:
         """Every place of a process that did not exit."""
         for place in self._machine.placed:
             if place.process.alive:
-                row = (place.start, place.physical // _PAGE_SIZE, place.size // _PAGE_SIZE)
+                row = (place.start, place.physical // PAGE_SIZE, place.size // PAGE_SIZE)
                 yield place.process.pid, np.array([row], np.uint64), row[2]
 
     def task(self, pid: int) -> SimProcess:
@@ -397,7 +394,7 @@ class SimFrames:
 
     def zones(self) -> list[tuple[int, int, int]]:
         """Node 1 begins at the machine's ``second_node``."""
-        border = self._machine.second_node // _PAGE_SIZE
+        border = self._machine.second_node // PAGE_SIZE
         return [(0, 0, border), (1, border, 1 << 51)]
 
     def ram(self) -> U64Array:
@@ -407,7 +404,7 @@ class SimFrames:
 
     def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
         """Which are in no place of a process, and no page cache."""
-        used = inside(self._machine.cached, pfns * np.uint64(_PAGE_SIZE))
+        used = inside(self._machine.cached, pfns * np.uint64(PAGE_SIZE))
         for place in self._machine.placed:
             if place.process.alive:
                 used |= place.holds(pfns)
@@ -426,8 +423,8 @@ class SimFrames:
             here = place.holds(pfns)
             if not place.process.alive or not here.any():
                 continue
-            first = np.uint64(place.physical // _PAGE_SIZE)
-            addrs = (pfns[here] - first) * np.uint64(_PAGE_SIZE) + np.uint64(place.start)
+            first = np.uint64(place.physical // PAGE_SIZE)
+            addrs = (pfns[here] - first) * np.uint64(PAGE_SIZE) + np.uint64(place.start)
             for row, one in zip(found, filters, strict=True):
                 of_these = None if answers is None else answers[here]
                 row[here] |= place.process.page_match(addrs, [one], of_these)[0]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
+from kdamon.kernel import PAGE_SIZE
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.snapshot import Config, Range, Snapshot
 
@@ -25,7 +26,6 @@ _SOME_TIME: Final = 3
 _MOST_TIMES: Final = 64
 #: Ranges are joined across at most so many lines.
 _FAR: Final = 256
-_PAGE: Final = 4096
 
 Floats = npt.NDArray[np.float64]
 Edges = npt.NDArray[np.uint64]
@@ -121,7 +121,7 @@ def choose_areas(profile: Profile, total: int, config: Config, most: int) -> lis
     ranges = _join_near(_ranges_where(profile.edges, wanted), most)
     ranges = _most_important(ranges, profile, most)
     size = sum(end - start for start, end in ranges)
-    margin = max(1, size // (16 * len(ranges)) // _PAGE) * _PAGE
+    margin = max(1, size // (16 * len(ranges)) // PAGE_SIZE) * PAGE_SIZE
     return _widen(ranges, monitored_ranges(profile), margin)
 
 
@@ -194,8 +194,8 @@ def line_size(ranges: list[Range], lines: int) -> int:
     for shift in range(64):
         for step in (4, 5, 6, 7):
             size = step << shift >> 2
-            if np.ceil(sizes / (size * _PAGE)).sum() <= lines:
-                return size * _PAGE
+            if np.ceil(sizes / (size * PAGE_SIZE)).sum() <= lines:
+                return size * PAGE_SIZE
     return 1 << 64
 
 

@@ -10,11 +10,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE
+
 __all__ = ["MIB", "PAGE", "Bytes", "map_memory"]
 
 MIB: Final = 1 << 20
-PAGE: Final = mmap.PAGESIZE
-_HUGE: Final = 2 * MIB
+PAGE: Final = PAGE_SIZE
+_HUGE: Final = HPAGE_PMD_SIZE
 
 Bytes = npt.NDArray[np.uint8]
 
