@@ -12,6 +12,7 @@ from kdamon.core import damon_rand, damon_update_region_access_rate
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
     damon_ctx,
+    damon_filter,
     damon_filter_type,
     damon_nr_accesses_mvsum,
     damon_nr_samples_per_aggr,
@@ -20,6 +21,7 @@ from kdamon.damon import (
     damon_window_left_bp,
     damos,
     damos_action,
+    damos_filter,
 )
 from kdamon.kernel import mult_frac, uint
 from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter, U64Array
@@ -37,6 +39,7 @@ __all__ = [
     "damon_probe_page_filters",
     "damon_scheme_score",
     "damon_scheme_scores",
+    "page_filter",
 ]
 
 DAMON_MAX_SUBSCORE = 100
@@ -79,12 +82,17 @@ _PAGE_TYPES = {
 }
 
 
+def page_filter(f: damon_filter | damos_filter, page_type: str) -> PageFilter:
+    """The filter ``f`` of a probe or a scheme as the machine knows it.
+
+    :param page_type: its type, as :meth:`kdamon.mm.Samples.page_match` knows it.
+    """
+    return PageFilter(page_type, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
+
+
 def damon_probe_page_filters(ctx: damon_ctx) -> list[PageFilter]:
     """The filters of all probes of ``ctx`` as the machine knows them."""
-    return [
-        PageFilter(_PAGE_TYPES[f.type], f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
-        for f in damon_probe_filters(ctx)
-    ]
+    return [page_filter(f, _PAGE_TYPES[f.type]) for f in damon_probe_filters(ctx)]
 
 
 def damon_needs_answers(filters: Sequence[PageFilter]) -> bool:

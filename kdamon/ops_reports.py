@@ -10,13 +10,13 @@ Schemes select regions, and that is all: to act on a process by reports, vaddr i
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import numpy as np
 import numpy.typing as npt
 
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target, damos
+from kdamon.lib.once import warn_once
 from kdamon.mm import U64Array
 from kdamon.vaddr import damon_va_eligible_report
 
@@ -27,17 +27,11 @@ log = logging.getLogger("kdamon")
 
 def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: npt.NDArray[np.intp], s: damos) -> tuple[U64Array, U64Array]:
     """Apply ``s`` to nothing, and let nothing pass its filters on pages."""
-    _say_once(s.action.value)
-    return np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
-
-
-@functools.cache
-def _say_once(action: str) -> None:
-    log.warning(
-        "%s is applied to nothing: the operations set reports knows numbers only; to act on a process by reports, use "
-        "vaddr and neither primitive",
-        action,
+    warn_once(
+        f"{s.action.value} is applied to nothing: the operations set reports knows numbers only; "
+        "to act on a process by reports, use vaddr and neither primitive"
     )
+    return np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
 
 
 #: The operations sets of this module.

@@ -8,7 +8,6 @@ unknown.
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -25,6 +24,7 @@ from kdamon.damon import (
     damos_action,
 )
 from kdamon.kernel import HPAGE_PMD_SIZE
+from kdamon.lib.once import warn_once
 from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
@@ -34,6 +34,7 @@ from kdamon.ops_common import (
     damon_probe_page_filters,
     damon_scheme_score,
     damon_scheme_scores,
+    page_filter,
 )
 from kdamon.probes import damon_count_probe_hits
 
@@ -84,7 +85,7 @@ def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
     try:
         t.task = memory = ctx.machine.physical_memory()
     except OSError as error:
-        _say_once(f"physical addresses cannot be monitored: {error.strerror}")
+        warn_once(f"physical addresses cannot be monitored: {error.strerror}")
         return None
     return memory
 
@@ -175,7 +176,7 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             answers = damon_pa_young(ctx, t) if damon_needs_answers(filters) else None
             matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters, answers)
         except OSError as error:
-            _say_once(f"probes hit nothing: {error.strerror}")
+            warn_once(f"probes hit nothing: {error.strerror}")
         damon_count_probe_hits(ctx, t, matches)
 
 
@@ -198,7 +199,7 @@ def damon_pa_apply_scheme(
         return applied, passed
     if s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
-        _say_once(f"{s.action.value} is applied to nothing: {reason}")
+        warn_once(f"{s.action.value} is applied to nothing: {reason}")
         return applied, passed
     filters = _page_filters(s)
     edges = (damon_pa_phys_addr(ctx, column[rows]) for column in (t.regions.start, t.regions.end))
@@ -212,7 +213,7 @@ def damon_pa_apply_scheme(
                 of_part = region[np.searchsorted(wanted[:, 0], parts[:, 0], side="right") - 1]
                 np.add.at(applied, of_part, _damon_pa_act(mm, s, parts))
         except OSError as error:
-            _say_once(f"{s.action.value} leaves memory of a process out: {error.strerror}")
+            warn_once(f"{s.action.value} leaves memory of a process out: {error.strerror}")
     return applied // np.uint64(ctx.addr_unit), passed // np.uint64(ctx.addr_unit)
 
 
@@ -229,18 +230,11 @@ def _page_filters(s: damos) -> list[PageFilter]:
     """The conditions on pages; as in the kernel, what a filter of the core allowed has to meet none."""
     if s.core_filters_allowed:
         return []
-    filters = [
-        PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max) for f in s.ops_filters
-    ]
+    filters = [page_filter(f, f.type.value) for f in s.ops_filters]
     if s.action is damos_action.DAMOS_PAGEOUT and not any(f.type == "young" for f in filters):
         # As in the kernel: what is accessed by now stays.
         filters.append(PageFilter("young", matching=True, allow=False))
     return filters
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.warning("%s", message)
 
 
 def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:

@@ -7,7 +7,6 @@ They know memory through :mod:`kdamon.mm` only, so they monitor simulated proces
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 from typing import Any
 
@@ -25,11 +24,11 @@ from kdamon.damon import (
     damon_target,
     damos,
     damos_action,
-    damos_filter,
 )
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
+from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
-from kdamon.mm import UNKNOWN, AddressSpace, Answers, PageFilter, U64Array
+from kdamon.mm import UNKNOWN, AddressSpace, Answers, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     damon_count_samples,
@@ -38,6 +37,7 @@ from kdamon.ops_common import (
     damon_probe_page_filters,
     damon_scheme_score,
     damon_scheme_scores,
+    page_filter,
 )
 from kdamon.probes import damon_count_probe_hits
 from kdamon.reports.apply import damon_report_accesses, report_array
@@ -285,7 +285,7 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             answers = damon_va_young(mm, t) if damon_needs_answers(filters) else None
             matches = mm.page_match(t.regions.sampling_addr, filters, answers)
         except OSError as error:
-            _say_once(f"probes hit nothing: {error.strerror}")
+            warn_once(f"probes hit nothing: {error.strerror}")
         damon_count_probe_hits(ctx, t, matches)
 
 
@@ -318,7 +318,7 @@ def damon_va_apply_scheme(
     if mm is None:
         return applied, passed
     if s.action in _NOT_APPLIED:
-        _say_once(f"{s.action.value} is applied to nothing: {_NOT_APPLIED[s.action]}")
+        warn_once(f"{s.action.value} is applied to nothing: {_NOT_APPLIED[s.action]}")
         return applied, passed
     wanted = _whole_pages(t, rows)
     parts = wanted[wanted[:, 0] < wanted[:, 1]]
@@ -327,14 +327,14 @@ def damon_va_apply_scheme(
             # A filter of the core decided for all of it: what is mapped passes.
             passed = overlaps(wanted, mm.page_filter(parts, [], default_reject=False))
         elif s.ops_filters:
-            filters = [_page_filter(f) for f in s.ops_filters]
+            filters = [page_filter(f, f.type.value) for f in s.ops_filters]
             parts = intersect(parts, mm.page_filter(parts, filters, s.ops_filters_default_reject))
             passed = overlaps(wanted, parts)
         if s.action is not damos_action.DAMOS_STAT:
             region = np.searchsorted(wanted[:, 0], parts[:, 0], side="right") - 1
             np.add.at(applied, region, _damon_va_act(mm, s, parts))
     except OSError as error:
-        _say_once(f"{s.action.value} is applied to nothing: {error.strerror}")
+        warn_once(f"{s.action.value} is applied to nothing: {error.strerror}")
     return applied, passed
 
 
@@ -358,15 +358,6 @@ def _destinations(s: damos) -> list[tuple[int, int]]:
     if not dests.node_id_arr:
         return [(s.target_nid, 1)]
     return list(zip(dests.node_id_arr, dests.weight_arr, strict=True))
-
-
-def _page_filter(f: damos_filter) -> PageFilter:
-    return PageFilter(f.type.value, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.warning("%s", message)
 
 
 _vaddr_ops = damon_operations(

@@ -47,6 +47,7 @@ from kdamon.damon import (
 )
 from kdamon.damos_quota import damos_quota_score
 from kdamon.kernel import ULONG_MAX
+from kdamon.lib.once import warn_once
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine
 from kdamon.mm.sampling.physical import Physical, ReverseMap
 from kdamon.mm.sim.machine import SimMachine, SimProcess
@@ -321,7 +322,7 @@ def test_a_machine_that_lacks_something_is_told_of_once(caplog: pytest.LogCaptur
         def physical_memory(self) -> Physical:
             raise OSError(errno.EPERM, "this process may look at nothing")
 
-    paddr._say_once.cache_clear()
+    warn_once.cache_clear()
     ctx = pa_ctx(Lacking(), (PHYSICAL, PHYSICAL + MIB))
     damon_run(ctx, seconds=1)
     assert ctx.nr_unknown == ctx.nr_samples > 0
@@ -452,7 +453,7 @@ def test_filters_decide_what_is_paged_out() -> None:
 
 def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> None:
     """One that is not there is said once, and nothing happens."""
-    paddr._say_once.cache_clear()
+    warn_once.cache_clear()
     machine = SimMachine(seed=1)
     spawn(machine)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
@@ -471,7 +472,7 @@ def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_what_user_space_cannot_do_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    paddr._say_once.cache_clear()
+    warn_once.cache_clear()
     machine = SimMachine(seed=1)
     spawn(machine)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))

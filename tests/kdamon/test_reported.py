@@ -44,7 +44,7 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.kernel import VirtualClock
-from kdamon.ops_reports import _say_once  # registers the operations set
+from kdamon.lib.once import warn_once
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.kdamon.harness import MS, bytes_of, eventually, in_kdamond, recorded
@@ -207,7 +207,7 @@ def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pyte
     ctx = reports_ctx()
     damon_add_scheme(ctx, damos(damos_access_pattern(max_nr_accesses=0), damos_action.DAMOS_PAGEOUT))
     ctx.clock = ProducerClock(Producer())
-    _say_once.cache_clear()
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         damon_run(ctx, 0.5)
     stat = ctx.schemes[0].stat

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from kdamon import vaddr
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_select_ops
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
@@ -24,6 +23,7 @@ from kdamon.damon import (
     damos_filter_type,
     damos_quota,
 )
+from kdamon.lib.once import warn_once
 from kdamon.mm import PageFilter, U64Array
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.ops_common import damon_scheme_score
@@ -150,7 +150,7 @@ def apply(ctx: damon_ctx, action: str, filters: Sequence[damos_filter] = (), **m
 
 @pytest.fixture(autouse=True)
 def _nothing_said_before() -> None:
-    vaddr._say_once.cache_clear()
+    warn_once.cache_clear()
 
 
 def test_a_region_counts_what_happened_in_it() -> None:

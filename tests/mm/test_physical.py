@@ -32,6 +32,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id, damos, damos_action
 from kdamon.kernel import ULONG_MAX
+from kdamon.lib.once import warn_once
 from kdamon.mm import OLD, UNKNOWN, YOUNG, PhysicalMemory, U64Array
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
@@ -254,7 +255,7 @@ def test_an_update_is_bounded(
     machine: LinuxMachine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str
 ) -> None:
     """With more processes or pages the first ones are known, and that is said."""
-    frames_module._say_limit.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setattr(frames_module, limit, 2)
     memory = machine.physical_memory_here(lambda pid: False)
     try:

@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import sys
 from collections import deque
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 from kdamon.lib.mountinfo import mounts
+from kdamon.lib.once import warn_once
 
 __all__ = ["frozen", "memory_left", "processes"]
-
-log = logging.getLogger("kdamon")
 
 #: Control groups that are looked at below one.
 _MOST_GROUPS: Final = 10_000
@@ -67,15 +64,10 @@ def processes(path: str) -> tuple[int, ...]:
             continue
         groups += below[:room]
         if len(below) > room:
-            _say_once(f"more than {_MOST_GROUPS} control groups are below {path!r}: some of them are left out")
+            warn_once(f"more than {_MOST_GROUPS} control groups are below {path!r}: some of them are left out")
         room -= min(room, len(below))
     # 0 is a process that this PID namespace has no number for.
     return tuple(sorted(pids - {0, os.getpid()}))
-
-
-@cache
-def _say_once(message: str) -> None:
-    log.warning("%s", message)
 
 
 def frozen(contents: str) -> bool:

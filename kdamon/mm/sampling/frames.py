@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.file_limit import files_ran_out, too_many_files
+from kdamon.lib.once import warn_once
 from kdamon.lib.rights import refusal
 from kdamon.mm import Answers, PageFilter, Task, U64Array
 from kdamon.mm.actions.page_samples import PageSamples
@@ -94,7 +95,10 @@ class LinuxFrames:
         pages = 0
         for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
             if len(seen) >= _MAX_PROCESSES or pages >= _MAX_PAGES:
-                _say_limit(f"page frames of {len(seen)} processes are known, of the others none: there are too many")
+                warn_once(
+                    "physical memory: "
+                    + f"page frames of {len(seen)} processes are known, of the others none: there are too many"
+                )
                 return
             if self._left_out(pid):
                 continue
@@ -236,7 +240,9 @@ class _Pages:
 
 def say_left_out(pid: int) -> None:
     """Log that process ``pid`` does not let itself be looked at, of some processes at most."""
-    _say_left_out(pid) if _named_left_out() < _NAMED else _say_limit("nor do more processes, which are not named")
+    _say_left_out(pid) if _named_left_out() < _NAMED else warn_once(
+        "physical memory: " + "nor do more processes, which are not named"
+    )
 
 
 def _named_left_out() -> int:
@@ -246,8 +252,3 @@ def _named_left_out() -> int:
 @functools.cache
 def _say_left_out(pid: int) -> None:
     log.warning("physical memory: process %d holds the lock of its memory; what it maps is unknown", pid)
-
-
-@functools.cache
-def _say_limit(message: str) -> None:
-    log.warning("physical memory: %s", message)
