@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdamon.lib.capabilities import number_of
+from kdamon.lib.process_status import status_fields
 
 __all__ = [
     "FIRST",
@@ -96,9 +97,8 @@ class MissingRights(PermissionError):
 
 def _status(name: str) -> str:
     """A line of this thread's status, "" where this kernel has none."""
-    # No universal newlines: a name may hold a carriage return.
-    with open("/proc/thread-self/status", encoding="utf-8", errors="replace", newline="\n") as status:
-        return next((line.split(":", 1)[1].strip() for line in status if line.startswith(f"{name}:")), "")
+    with open("/proc/thread-self/status", "rb") as file:
+        return status_fields(file.read()).get(name, "")
 
 
 def missing_capability(*names: str) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Final
 
 from attrs import define, evolve, frozen
 
+from kdamon.lib.process_status import status_fields
 from kdamon.mm.actions.madvise import exited, pidfd_open
 
 __all__ = ["Credentials", "KnownProcesses", "Rights", "SpareQuestions", "credentials_of", "may_access"]
@@ -63,7 +64,7 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
     """
     try:
         with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            lines = file.read().split(b"\n")
+            fields = status_fields(file.read())
             # Its owner is root unless the process is dumpable.
             owner = os.fstat(file.fileno()).st_uid
         user_ns, pid_ns = _namespace(f"/proc/{pid}/ns/user"), _namespace(f"/proc/{pid}/ns/pid")
@@ -71,13 +72,12 @@ def credentials_of(pid: int, pidfd: int) -> Credentials:
         raise ProcessLookupError(errno.ESRCH, f"process {pid} ended") from None
     if exited(pidfd):
         raise ProcessLookupError(errno.ESRCH, f"process {pid} ended")
-    fields = {name: value.split() for name, _, value in (line.partition(b":") for line in lines)}
-    uids = tuple(map(int, fields[b"Uid"][:3]))
+    uids = tuple(map(int, fields["Uid"].split()[:3]))
     return Credentials(
         uids=uids,
-        gids=tuple(map(int, fields[b"Gid"][:3])),
-        permitted=int(fields[b"CapPrm"][0], 16),
-        effective=int(fields[b"CapEff"][0], 16),
+        gids=tuple(map(int, fields["Gid"].split()[:3])),
+        permitted=int(fields["CapPrm"], 16),
+        effective=int(fields["CapEff"], 16),
         dumpable=owner == uids[1],
         user_ns=user_ns,
         pid_ns=None if pid_ns == _namespace("/proc/self/ns/pid") else pid_ns,

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kdamon.mm.linux.machine import linux_machine
-from kdamon.mm.proc import cgroup, metrics
+from kdamon.mm.proc import cgroup
 from tests.kdamon.tables import effort
 
 USER = 65534
@@ -95,7 +95,7 @@ def test_no_name_leads_out_of_the_groups(path: str, begin: str) -> None:
     """It is that of a group, or there is none: ENOENT."""
     lookups: list[tuple[Callable[[str], Path], Callable[[], tuple[Path, str]]]] = [
         (cgroup._directory, cgroup._root),
-        (metrics._memcg_directory, metrics._memcg_root),
+        (cgroup.memory_group, cgroup.memory_root),
     ]
     for look_up, root in lookups:
         try:

@@ -14,7 +14,7 @@ import pytest
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux.machine import linux_machine
-from kdamon.mm.proc import metrics
+from kdamon.mm.proc.cgroup import memory_root
 from kdamon.mm.proc.metrics import memcg_id, metric
 
 NODE_METRICS = ("node_mem_used_bp", "node_mem_free_bp")
@@ -114,7 +114,7 @@ def test_unknown_names_are_refused() -> None:
 def memcg() -> Iterator[str]:
     """The path of a memory cgroup of the test's own."""
     try:
-        directory, root = metrics._memcg_root()
+        directory, root = memory_root()
         path = f"kdamon-test-{os.getpid()}"
         (directory / path).mkdir()
     except OSError as error:
@@ -124,7 +124,7 @@ def memcg() -> Iterator[str]:
 
 
 def test_a_cgroup_has_the_number_of_its_directory(memcg: str) -> None:
-    directory, root = metrics._memcg_root()
+    directory, root = memory_root()
     assert (directory / memcg.removeprefix(root).lstrip("/")).stat().st_ino == memcg_id(memcg)
     assert directory.stat().st_ino == memcg_id(root)
     assert 0 == metric("node_memcg_used_bp", memcg=memcg)
@@ -136,7 +136,7 @@ def test_a_cgroups_share_is_what_its_statistics_say(memcg: str) -> None:
     """Of all nodes: on a machine with one. The root group and all below it, at a quiet moment."""
     if os.path.exists("/sys/devices/system/node/node1"):
         pytest.skip("kernel lacks: a single NUMA node")
-    directory, root = metrics._memcg_root()
+    directory, root = memory_root()
 
     def by_statistics() -> tuple[int, int]:
         found = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.helpers import LostHelpers, start_helper
+from kdamon.lib.process_status import stat_fields
 from kdamon.mm.apart.looked_at import Looks
 
 __all__ = ["Apart", "HeldUpError"]
@@ -132,7 +133,7 @@ class Apart:
 
     def _state(self) -> bytes:
         with open(f"/proc/{self._process.pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0]
+            return stat_fields(file.read())[0]
 
     @property
     def closed(self) -> bool:

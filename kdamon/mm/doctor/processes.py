@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Final, TypeVar
 
+from kdamon.lib.process_status import status_fields
 from kdamon.lib.rights import may, refusal_to_trace
 from kdamon.mm.apart.looked_at import looking_at
 from kdamon.mm.apart.objects import Apart, HeldUpError
@@ -148,9 +149,8 @@ def _in_own_user_namespace(name: str) -> bool:
 
 
 def _status(name: str) -> dict[str, str]:
-    # No universal newlines: a thread's name may hold a carriage return.
-    with open(f"/proc/{name}/status", encoding="utf-8", errors="replace", newline="\n") as file:
-        return {key: value for key, _, value in (line.partition(":") for line in file)}
+    with open(f"/proc/{name}/status", "rb") as file:
+        return status_fields(file.read())
 
 
 def _open_memory(pid: int) -> None:

@@ -18,6 +18,8 @@ from typing import Final
 
 from attrs import define
 
+from kdamon.lib.process_status import stat_fields
+
 __all__ = ["HOLD", "Stop", "StopBudget"]
 
 #: Seconds after which the helper's timer lets a thread go.
@@ -101,6 +103,6 @@ class StopBudget:
 def _start_time(pid: int) -> str:
     """What distinguishes a process from a later one of the same number."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+        return stat_fields(Path(f"/proc/{pid}/stat").read_bytes())[19].decode()
     except (OSError, IndexError):
         return ""

@@ -14,17 +14,17 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import refusal_to_trace
 from kdamon.mm.proc.cgroup import frozen, memory_left
+from kdamon.mm.proc.maps import NamedMapping
 
 __all__ = ["Momentary", "Target"]
 
 #: Mappings to look into first, since a program keeps them for all its life.
 _FIRST: Final = re.compile(r"/(?:libc[.-]|ld[.-]|ld-linux)[^/]*$|^\[vdso\]$")
-
-_MAPPING: Final = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ (\d+) *(.*)$", re.MULTILINE)
 
 #: As much of a program's code is looked at, in mappings.
 _TEXTS: Final = 4096
@@ -50,14 +50,6 @@ class Momentary(OSError):
     """It may be otherwise in a moment: another process traces this one, as one that does what we do; threads end."""
 
 
-class _Mapping(NamedTuple):
-    start: int
-    end: int
-    permissions: str
-    inode: int
-    name: str
-
-
 class Target:
     """A process that can have system calls injected, as far as that can be found out without stopping it.
 
@@ -75,8 +67,7 @@ class Target:
             self.directory = directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
             status = _status(directory, "status")
-            # Field 9; the name in field 2 may hold anything.
-            flags = int(_read(directory, "stat").rpartition(b")")[2].split()[6])
+            flags = int(stat_fields(_read(directory, "stat"))[6])
         if int(status["Tgid"]) != pid:
             raise OSError(errno.ESRCH, f"{pid} is a thread of process {status['Tgid']}; name the process")
         if flags & _PF_KTHREAD:
@@ -95,10 +86,8 @@ class Target:
         #: The threads to try, none when all of them are unsuitable.
         self.tids = self._threads(directory)
         text = self._open(stack)
-        self._mappings = [
-            _Mapping(int(start, 16), int(end, 16), permissions, int(inode), name)
-            for start, end, permissions, inode, name in _MAPPING.findall(text)
-        ]
+        # A name may hold any character but a newline.
+        self._mappings = [NamedMapping.parse(line) for line in text.split(b"\n")[:-1]]
 
     def job(self) -> dict[str, Any]:
         """What the helper must know.
@@ -175,7 +164,7 @@ class Target:
         tids.sort(key=lambda tid: tid != self._pid)
         return tids
 
-    def _open(self, stack: contextlib.ExitStack) -> str:
+    def _open(self, stack: contextlib.ExitStack) -> bytes:
         """Open what shows the memory, by a living thread: the first one may have ended, and have none any more.
 
         :returns: what /proc/PID/maps has.
@@ -186,7 +175,7 @@ class Target:
                     #: Open /proc/PID/mem. It stays this program's: after an exec() nothing is accessed by it.
                     self.memory = os.open(f"task/{tid}/mem", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.directory)
                     stack.callback(os.close, self.memory)
-                    text = _read(self.directory, f"task/{tid}/maps").decode("utf-8", "surrogateescape")
+                    text = _read(self.directory, f"task/{tid}/maps")
             except ProcessLookupError:
                 continue
             if text:
@@ -196,7 +185,7 @@ class Target:
 
     def _stack(self) -> tuple[int, int, int]:
         """The first thread's stack: start, end, and bytes to which it may grow."""
-        for before, mapping in itertools.pairwise([_Mapping(0, 0, "", 0, ""), *self._mappings]):
+        for before, mapping in itertools.pairwise([NamedMapping(0, 0, "", 0, 0, ""), *self._mappings]):
             if mapping.name == "[stack]" and mapping.permissions in _WRITABLE:
                 room = mapping.end - before.end - _STACK_GAP
                 return mapping.start, mapping.end, min(self._stack_limit, room)
@@ -256,9 +245,7 @@ def _limit(contents: bytes, name: bytes) -> int:
 
 
 def _status(directory: int, name: str) -> dict[str, str]:
-    # Not splitlines(): a thread's name may hold a carriage return.
-    lines = _read(directory, name).decode("utf-8", "replace").split("\n")
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return status_fields(_read(directory, name))
 
 
 def _check_state(pid: int, status: dict[str, str]) -> None:

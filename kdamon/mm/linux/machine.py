@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
+from kdamon.lib.process_status import stat_fields
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, MissingRights, may, needs_linux, refusal
 from kdamon.mm import AddressSpace, Faults
 from kdamon.mm.actions.madvise import Adviser, exited, pidfd_open
@@ -253,8 +254,7 @@ class LinuxTask:
             try:
                 fd = os.open(f"task/{tid}/stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
                 with open(fd, "rb") as stat:
-                    # The name before it may hold anything.
-                    return stat.read().rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+                    return stat_fields(stat.read())[0] not in {b"Z", b"X"}
             except (FileNotFoundError, ProcessLookupError):
                 return False
 

@@ -14,7 +14,7 @@ from typing import Final
 from kdamon.lib.mountinfo import mounts
 from kdamon.lib.once import warn_once
 
-__all__ = ["frozen", "memory_left", "processes"]
+__all__ = ["frozen", "memory_group", "memory_left", "memory_root", "processes"]
 
 #: Control groups that are looked at below one.
 _MOST_GROUPS: Final = 10_000
@@ -33,12 +33,40 @@ def _directory(path: str) -> Path:
     return _below(path, *_root())
 
 
-def _below(path: str, mounted: Path, root: str) -> Path:
+def memory_root() -> tuple[Path, str]:
+    """Where memory cgroups of either version are mounted, and which of them that directory is.
+
+    :raises OSError: ENOENT they are mounted nowhere.
+    """
+    for entry in mounts():
+        directory = Path(entry.target)
+        if entry.fstype == "cgroup" and "memory" in entry.options:
+            return directory, entry.root
+        if entry.fstype == "cgroup2" and "memory" in (directory / "cgroup.controllers").read_text().split():
+            return directory, entry.root
+    raise OSError(errno.ENOENT, "no memory cgroups are mounted")
+
+
+def memory_group(path: str) -> Path:
+    """The directory of the memory cgroup ``path``; the path has to be just as the kernel writes it.
+
+    :raises OSError: ENOENT there is none.
+    """
+    mounted, root = memory_root()
+    canonical = path == "/" or (os.path.normpath(path) == path and not path.startswith("//"))
+    return _below(path if canonical else "", mounted, root, f"memory cgroup {path!r}")
+
+
+def _below(path: str, mounted: Path, root: str, what: str = "") -> Path:
+    """The directory of a control group, as ``/proc/PID/cgroup`` has it; ENOENT there is none.
+
+    :param what: what there is none of, for the sentence.
+    """
     inside = path == root or path.startswith(root.rstrip("/") + "/")
     below = path.removeprefix(root.rstrip("/")).lstrip("/")
     found = mounted / below
     if not (path.startswith("/") and ".." not in path.split("/") and inside and os.path.isdir(found)):
-        raise OSError(errno.ENOENT, f"there is no control group {path!r} below {mounted}")
+        raise OSError(errno.ENOENT, f"there is no {what or f'control group {path!r}'} below {mounted}")
     return found
 
 

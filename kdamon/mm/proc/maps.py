@@ -149,6 +149,7 @@ class NamedMapping:
     :ivar end: the address after its last one, bytes.
     :ivar permissions: such as ``rw-p``.
     :ivar offset: where it begins in its file, bytes; 0 without a file.
+    :ivar inode: the number of its file; 0 without a file, and for the first System V shared memory.
     :ivar name: the path of its file or a name such as ``[heap]``; empty where it has none.
     """
 
@@ -156,14 +157,15 @@ class NamedMapping:
     end: int
     permissions: str
     offset: int
+    inode: int
     name: str
 
     @classmethod
     def parse(cls, line: bytes) -> NamedMapping:
         """The mapping of a line of /proc/PID/maps, without its newline."""
-        addresses, permissions, offset, _device, _inode, *name = line.split(None, 5)
+        addresses, permissions, offset, _device, inode, *name = line.split(None, 5)
         start, end = (int(address, 16) for address in addresses.split(b"-"))
-        return cls(start, end, permissions.decode("ascii"), int(offset, 16), os.fsdecode(b"".join(name)))
+        return cls(start, end, permissions.decode("ascii"), int(offset, 16), int(inode), os.fsdecode(b"".join(name)))
 
 
 def read_lines(fd: int, pagemap: int = -1) -> list[bytes]:

@@ -18,12 +18,11 @@ A node or cgroup that is not there has nothing used and all free, as in the kern
 from __future__ import annotations
 
 import errno
-import os
 from pathlib import Path
 from typing import Final
 
 from kdamon.kernel import PAGE_SIZE, mult_frac
-from kdamon.lib.mountinfo import mounts
+from kdamon.mm.proc.cgroup import memory_group
 
 __all__ = ["memcg_id", "metric"]
 
@@ -95,7 +94,7 @@ def _node_memcg_bp(nid: int, path: str, free: bool) -> int:
     if node is None or not node["MemTotal"]:
         return _BP if free else 0
     try:
-        used = _on_lru_lists(_memcg_directory(path), nid) // 1024
+        used = _on_lru_lists(memory_group(path), nid) // 1024
     except OSError:
         return _BP if free else 0
     return mult_frac(node["MemTotal"] - used if free else used, _BP, node["MemTotal"])
@@ -104,35 +103,12 @@ def _node_memcg_bp(nid: int, path: str, free: bool) -> int:
 # Memory cgroups.
 
 
-def _memcg_root() -> tuple[Path, str]:
-    """Where memory cgroups are mounted, and which of them that directory is."""
-    for entry in mounts():
-        directory = Path(entry.target)
-        if entry.fstype == "cgroup" and "memory" in entry.options:
-            return directory, entry.root
-        if entry.fstype == "cgroup2" and "memory" in (directory / "cgroup.controllers").read_text().split():
-            return directory, entry.root
-    raise OSError(errno.ENOENT, "no memory cgroups are mounted")
-
-
-def _memcg_directory(path: str) -> Path:
-    """The directory of the memory cgroup ``path``; the path has to be just as the kernel writes it."""
-    directory, root = _memcg_root()
-    below = path if root == "/" else "/" + path.removeprefix(root).lstrip("/")
-    inside = path == root or path.startswith(root.rstrip("/") + "/")
-    canonical = path == "/" or (path.startswith("/") and os.path.normpath(path) == path and not path.startswith("//"))
-    found = directory / below.lstrip("/")
-    if not (canonical and inside and os.path.isdir(found)):
-        raise OSError(errno.ENOENT, f"there is no memory cgroup {path!r} below {directory}")
-    return found
-
-
 def memcg_id(path: str) -> int:
     """The number of a memory cgroup, see :meth:`kdamon.mm.Machine.memcg_id`.
 
     :raises OSError: ENOENT there is none.
     """
-    return _memcg_directory(path).stat().st_ino
+    return memory_group(path).stat().st_ino
 
 
 def _on_lru_lists(directory: Path, nid: int) -> int:

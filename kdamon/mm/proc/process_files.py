@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
+from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.mm.proc.maps import RecentMappings, read_lines
 
 __all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory", "user_of"]
@@ -49,7 +50,7 @@ def birth_of_directory(directory: int) -> int:
         fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd, "rb") as file:
             # Field 22; the name in field 2 may hold anything.
-            return int(file.read().rpartition(b")")[2].split()[19])
+            return int(stat_fields(file.read())[19])
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, "the process ended") from None
 
@@ -60,7 +61,7 @@ def user_of(pid: int) -> int:
     :raises OSError: ESRCH, ENOENT no such process.
     """
     with open(f"/proc/{pid}/status", "rb") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(b"Uid:"))
+        return int(status_fields(file.read())["Uid"].split()[0])
 
 
 class ProcessFiles:

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.mountinfo import mounts
+from kdamon.lib.process_status import status_fields
 from kdamon.lib.syscalls import NR_PROCESS_VM_WRITEV, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import fault_apart
@@ -92,8 +93,8 @@ def _is_ours(pid: int) -> bool:
     """Return whether a process is our user's, who may as well disturb us otherwise."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
-            users = next(line for line in file if line.startswith(b"Uid:")).split()[1:]
-    except (OSError, StopIteration):
+            users = status_fields(file.read())["Uid"].split()
+    except OSError:
         return False
     return all(int(user) == os.geteuid() for user in users)
 

@@ -19,6 +19,7 @@ from attrs import define, evolve
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
+from kdamon.lib.process_status import status_fields
 from kdamon.lib.rights import may, refusal
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
@@ -247,12 +248,10 @@ def _pidfd(pid: int) -> Iterator[int]:
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
     try:
-        # Bytes: the name may hold anything, and what text takes for the end of a line is part of it.
-        lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
-        status = dict(line.split(b":", 1) for line in lines if line)
-        if b"VmSize" not in status and status[b"State"].split()[0] not in b"ZX":
+        status = status_fields(Path(f"/proc/{pid}/status").read_bytes())
+        if "VmSize" not in status and status["State"][0] not in "ZX":
             raise CommandError(f"process {pid} is a thread of the kernel: it has no memory of its own to monitor")
-        descriptor = os.pidfd_open(int(status[b"Tgid"]))
+        descriptor = os.pidfd_open(int(status["Tgid"]))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise CommandError(f"process {pid} has just ended") from error
     try:

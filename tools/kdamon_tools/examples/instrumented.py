@@ -23,6 +23,7 @@ from kdamon.core import (
     damon_stop,
 )
 from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_ops_id
+from kdamon.mm.proc.maps import NamedMapping
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_accesses, damon_report_counters_of, report_array
 
@@ -59,9 +60,8 @@ def build(program: Path, folder: Path) -> Path:
 def writable_ranges(pid: int) -> list[damon_addr_range]:
     """What to monitor: the process's writable mappings."""
     with open(f"/proc/{pid}/maps", "rb") as file:
-        lines = [line.split(None, 2) for line in file]
-    edges = [line[0].split(b"-") for line in lines if line[1].startswith(b"rw")]
-    return [damon_addr_range(int(start, 16), int(end, 16)) for start, end in edges]
+        mappings = [NamedMapping.parse(line) for line in file]
+    return [damon_addr_range(one.start, one.end) for one in mappings if one.permissions.startswith("rw")]
 
 
 def monitor(pid: int, addresses: socket.socket) -> tuple[damon_ctx, damon_regions]:
