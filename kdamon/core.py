@@ -32,6 +32,7 @@ from kdamon.damon import (
     damos_action,
     damos_quota,
     damos_watermarks,
+    no_op,
 )
 from kdamon.damos import (
     damon_commit_schemes,
@@ -312,7 +313,7 @@ def damon_destroy_target(t: damon_target, ctx: damon_ctx | None) -> None:
         ctx.adaptive_targets.remove(t)
         for s in ctx.schemes:
             damos_forget_charged_target(s, t)
-        if ctx.ops is not None and ctx.ops.cleanup_target is not None:
+        if ctx.ops is not None:
             ctx.ops.cleanup_target(t)
     _put_task(t)
 
@@ -951,8 +952,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
     ops = ctx.ops
     if ops is None:
         return
-    if ops.init is not None:
-        ops.init(ctx)
+    ops.init(ctx)
     sz_limit = damon_apply_min_nr_regions(ctx)
     ctx.deadline = ctx.clock.now()
     while not kdamond_need_stop(ctx):
@@ -967,11 +967,11 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         primitives = ctx.sample_control.primitives_enabled
         access_check_disabled = damon_has_probe_weights(ctx)
         sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
-        do_prep = ops.prep_probes is not None and damon_has_prep(ctx)
+        do_prep = ops.prep_probes is not no_op and damon_has_prep(ctx)
 
-        if sampling and ops.prepare_access_checks is not None:
+        if sampling:
             ops.prepare_access_checks(ctx)
-        if do_prep and ops.prep_probes is not None:
+        if do_prep:
             ops.prep_probes(ctx, not sampling)
         kdamond_choose_reports(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
@@ -979,14 +979,14 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             break  # woken before the interval was over: the samples are worth nothing
         ctx.passed_sample_intervals += 1
 
-        if primitives.page_fault and ops.report_faults is not None:
+        if primitives.page_fault:
             ops.report_faults(ctx, sampling)
         reported = kdamond_check_reported_accesses(ctx)
         # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
         # because that says that what others report is to count alone. (docs/deviations.md#neither-primitive-or-both)
-        if sampling and not primitives.page_fault and ops.check_accesses is not None:
+        if sampling and not primitives.page_fault:
             ops.check_accesses(ctx)
-        if ctx.probes and ops.apply_probes is not None:
+        if ctx.probes:
             ops.apply_probes(ctx, not sampling and not do_prep)
         # Deviation: docs/deviations.md#reports-beside-checked-accesses
         if reported or ctx.report_counts:
@@ -1015,8 +1015,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         if time_after_eq(ctx.passed_sample_intervals, next_ops_update_sis):
             sample = ctx.attrs.sample_interval or 1
             ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
-            if ops.update is not None:
-                ops.update(ctx)
+            ops.update(ctx)
 
 
 def kdamond_wait_activation(ctx: damon_ctx) -> bool:

@@ -85,6 +85,7 @@ __all__ = [
     "damos_walk_control",
     "damos_watermarks",
     "damos_wmark_metric",
+    "no_op",
     "nr_unknown_mvsum",
     "unknown_rows",
 ]
@@ -333,9 +334,19 @@ class ReportLike(Protocol):
         ...
 
 
+def no_op(*_: object) -> None:
+    """A callback that an operations set does not have."""
+
+
+def _every_report(_reports: ReportLike, _t: damon_target) -> bool:
+    return True
+
+
 @define(slots=True, kw_only=True)
 class damon_operations:
-    """An operations set: how one kind of address space is monitored. Every callback may be missing.
+    """An operations set: how one kind of address space is monitored.
+
+    Every callback may be missing: then it does nothing, or there is none, where that means something else.
 
     :ivar id: under which the set is registered; None for a set that is handed to :func:`kdamon.monitor` itself.
     :ivar init: called once when the kdamond starts.
@@ -369,14 +380,14 @@ class damon_operations:
     """
 
     id: damon_ops_id | None = None
-    init: Callable[[damon_ctx], None] | None = None
-    update: Callable[[damon_ctx], None] | None = None
-    prepare_access_checks: Callable[[damon_ctx], None] | None = None
-    check_accesses: Callable[[damon_ctx], None] | None = None
-    report_faults: Callable[[damon_ctx, bool], None] | None = None
-    eligible_report: Callable[[ReportLike, damon_target], Any] | None = None
-    prep_probes: Callable[[damon_ctx, bool], None] | None = None
-    apply_probes: Callable[[damon_ctx, bool], None] | None = None
+    init: Callable[[damon_ctx], None] = no_op
+    update: Callable[[damon_ctx], None] = no_op
+    prepare_access_checks: Callable[[damon_ctx], None] = no_op
+    check_accesses: Callable[[damon_ctx], None] = no_op
+    report_faults: Callable[[damon_ctx, bool], None] = no_op
+    eligible_report: Callable[[ReportLike, damon_target], Any] = _every_report
+    prep_probes: Callable[[damon_ctx, bool], None] = no_op
+    apply_probes: Callable[[damon_ctx, bool], None] = no_op
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
     get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp], damos], tuple[U64Array, U64Array]] | None = (
@@ -385,9 +396,17 @@ class damon_operations:
     action_sz: int = 1
     node_mem: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp]], dict[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
-    cleanup_target: Callable[[damon_target], None] | None = None
+    cleanup_target: Callable[[damon_target], None] = no_op
     target_has_pid: bool = False
     needs_task: bool = False
+
+    def checks_accesses(self) -> bool:
+        """Return whether it samples accesses itself."""
+        return self.check_accesses is not no_op
+
+    def has_faults(self) -> bool:
+        """Return whether it can be driven by faults."""
+        return self.report_faults is not no_op
 
 
 @define(slots=True, eq=False)

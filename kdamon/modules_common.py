@@ -214,7 +214,7 @@ class damon_module(ABC):
                 self._follow(ctx)
             finally:
                 self._places.release()
-            if ctx.ops is not None and ctx.ops.update is not None:
+            if ctx.ops is not None:
                 ctx.ops.update(ctx)
         self.refresh(ctx)
 
@@ -443,7 +443,7 @@ class damon_scheme_module(damon_module):
         """What the kdamond does after a commit."""
         self._scope = scope
         # New targets have no regions yet, and those of fixed addresses may have become all that is mapped.
-        if ctx.ops is not None and ctx.ops.update is not None:
+        if ctx.ops is not None:
             ctx.ops.update(ctx)
 
     def apply_parameters(self) -> damon_ctx:

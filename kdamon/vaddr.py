@@ -24,6 +24,7 @@ from kdamon.damon import (
     damon_target,
     damos,
     damos_action,
+    no_op,
 )
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
@@ -184,7 +185,7 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
         # they follow at once, because samples of the old ones would only show that nothing is there.
         # (docs/deviations.md#regions-follow-an-exec)
-        if t.mm is not None and mm is not None and ctx.ops is not None and ctx.ops.update is not None:
+        if t.mm is not None and mm is not None and ctx.ops is not None:
             ctx.ops.update(ctx)
         t.mm = mm
     if mm is None or not len(t.regions):
@@ -381,5 +382,5 @@ _vaddr_ops = damon_operations(
 #: The operations sets of this module.
 OPERATIONS = (
     _vaddr_ops,
-    evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=None),
+    evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=no_op),
 )

@@ -77,15 +77,13 @@ def damon_reports_are_random(ctx: damon_ctx) -> bool:
 
     Those of the faults of pages that were chosen, one in each region, are not: by them the faithful rule is right.
     """
-    return not (
-        ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.report_faults is not None
-    )
+    return not (ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.has_faults())
 
 
 def _is_in_effect(ctx: damon_ctx) -> bool:
     if not damon_reports_are_random(ctx):
         return False
-    if ctx.ops is not None and ctx.ops.check_accesses is not None and ctx.sample_control.primitives_enabled.page_table:
+    if ctx.ops is not None and ctx.ops.checks_accesses() and ctx.sample_control.primitives_enabled.page_table:
         # Accessed bits are all there is while nothing is reported.
         return any(t.memory is not None and t.memory.holds_any() for t in ctx.adaptive_targets)
     return True

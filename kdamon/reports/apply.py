@@ -300,7 +300,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
 
 def kdamond_discard_reports(ctx: damon_ctx) -> None:
     """Count the reports that arrived while nothing was monitored as late: they belong to no sampling interval."""
-    if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.report_faults is not None:
+    if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None:
         # Whoever else monitors the process wants them now.
         ctx.ops.report_faults(ctx, False)
     queue: damon_report_queue = ctx.reports
@@ -319,7 +319,7 @@ def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_repor
     straddling = np.zeros(len(reports), np.bool_)
     for t in ctx.adaptive_targets:
         eligible = wanted
-        if ctx.ops is not None and ctx.ops.eligible_report is not None:
+        if ctx.ops is not None:
             eligible = wanted & ctx.ops.eligible_report(columns, t)
         used |= eligible
         if out is not None:

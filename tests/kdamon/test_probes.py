@@ -591,7 +591,6 @@ def at_sis(ctx: damon_ctx, at: int, fn: Callable[[], None]) -> None:
     """Let ``fn`` be called in the kdamond in the sampling interval ``at``."""
     check = ctx.ops
     assert check is not None
-    assert check.check_accesses is not None
     original = check.check_accesses
 
     def hook(c: damon_ctx) -> None:
