@@ -43,6 +43,7 @@ __all__ = [
     "DAMON_MAX_PROBES",
     "DAMON_MIN_REGION_SZ",
     "DAMOS_MAX_SCORE",
+    "OPS_KEYWORDS",
     "damon_access_report",
     "damon_addr_range",
     "damon_attrs",
@@ -131,6 +132,15 @@ class damon_ops_id(IntEnum):
     DAMON_OPS_FVADDR = 1
     DAMON_OPS_PADDR = 2
     DAMON_OPS_REPORTS = 3
+
+
+#: The operations sets by the tree's keywords, in the order in which ``avail_operations`` lists them.
+OPS_KEYWORDS: Final = {
+    "vaddr": damon_ops_id.DAMON_OPS_VADDR,
+    "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
+    "paddr": damon_ops_id.DAMON_OPS_PADDR,
+    "reports": damon_ops_id.DAMON_OPS_REPORTS,
+}
 
 
 @define(slots=True)

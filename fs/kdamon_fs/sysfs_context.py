@@ -25,6 +25,7 @@ from kdamon.core import (
 )
 from kdamon.damon import (
     DAMON_MIN_REGION_SZ,
+    OPS_KEYWORDS,
     damon_addr_range,
     damon_attrs,
     damon_ctx,
@@ -62,12 +63,6 @@ __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts
 
 log = logging.getLogger("kdamon")
 
-_OPERATIONS: Final = {
-    "vaddr": damon_ops_id.DAMON_OPS_VADDR,
-    "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
-    "paddr": damon_ops_id.DAMON_OPS_PADDR,
-    "reports": damon_ops_id.DAMON_OPS_REPORTS,
-}
 #: With which version of the tree an operations set came, for those that are newer than all of them.
 _OPERATIONS_SINCE: Final = {"reports": "next"}
 
@@ -211,7 +206,7 @@ class damon_sysfs_attrs(kobject):
 
 
 def _operations(context: damon_sysfs_context) -> tuple[str, ...]:
-    return tuple(name for name in _OPERATIONS if context.tree.has(_OPERATIONS_SINCE.get(name)))
+    return tuple(name for name in OPS_KEYWORDS if context.tree.has(_OPERATIONS_SINCE.get(name)))
 
 
 def _available(context: damon_sysfs_context, name: str) -> bool:
@@ -222,7 +217,7 @@ def _available(context: damon_sysfs_context, name: str) -> bool:
         except OSError as error:
             log.info("%s: %s", name, error.strerror)
             return False
-    return damon_is_registered_ops(_OPERATIONS[name])
+    return damon_is_registered_ops(OPS_KEYWORDS[name])
 
 
 def _avail_operations_show(context: damon_sysfs_context) -> str:
@@ -442,7 +437,7 @@ def _damon_sysfs_apply_inputs(
     running: damon_ctx | None,
     opening: list[Callable[[], None]],
 ) -> None:
-    ops_id = _OPERATIONS[context.operations]
+    ops_id = OPS_KEYWORDS[context.operations]
     if not damon_is_registered_ops(ops_id):
         not_supported(context, "operations", f"the operations set {context.operations}")
     damon_select_ops(ctx, ops_id)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
 
 from kdamon.core import (
     damon_add_target,
@@ -15,11 +14,11 @@ from kdamon.core import (
     damon_set_regions,
 )
 from kdamon.damon import (
+    OPS_KEYWORDS,
     damon_addr_range,
     damon_attrs,
     damon_ctx,
     damon_operations,
-    damon_ops_id,
     damon_primitives_enabled,
     damon_sample_control,
     damon_sample_filter_type,
@@ -29,15 +28,7 @@ from kdamon.mapped import follow_mappings
 from kdamon.monitoring.config import Config
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 
-__all__ = ["OPS", "add_target", "new_context", "operations_set"]
-
-#: Operations sets by keyword.
-OPS: Final = {
-    "vaddr": damon_ops_id.DAMON_OPS_VADDR,
-    "fvaddr": damon_ops_id.DAMON_OPS_FVADDR,
-    "paddr": damon_ops_id.DAMON_OPS_PADDR,
-    "reports": damon_ops_id.DAMON_OPS_REPORTS,
-}
+__all__ = ["add_target", "new_context", "operations_set"]
 
 
 def operations_set(name: str) -> damon_operations:
@@ -47,10 +38,10 @@ def operations_set(name: str) -> damon_operations:
 
     :raises OSError: EINVAL there is none of this name.
     """
-    if name not in OPS:
-        raise OSError(errno.EINVAL, f"there is no operations set {name!r}; use {', '.join(OPS)}")
+    if name not in OPS_KEYWORDS:
+        raise OSError(errno.EINVAL, f"there is no operations set {name!r}; use {', '.join(OPS_KEYWORDS)}")
     ctx = damon_new_ctx()
-    damon_select_ops(ctx, OPS[name])
+    damon_select_ops(ctx, OPS_KEYWORDS[name])
     assert ctx.ops is not None
     return ctx.ops
 

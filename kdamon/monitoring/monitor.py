@@ -27,6 +27,7 @@ from kdamon.core import (
     damon_stop,
 )
 from kdamon.damon import (
+    OPS_KEYWORDS,
     damon_addr_range,
     damon_call_control,
     damon_ctx,
@@ -40,7 +41,7 @@ from kdamon.mm import Machine, Task, U64Array
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config
-from kdamon.monitoring.context import OPS, add_target, new_context
+from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.sampled_time import SampledTime
@@ -246,7 +247,7 @@ class Monitor:
     def _open(self) -> None:
         config, target = self.config, self._target
         assert self.ctx.ops is not None
-        if config.ops not in OPS and not self.ctx.ops.needs_task:
+        if config.ops not in OPS_KEYWORDS and not self.ctx.ops.needs_task:
             return
         if config.ops == "reports":
             return
