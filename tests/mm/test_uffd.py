@@ -72,9 +72,9 @@ def _page_tables() -> int:
 def test_a_batch_gives_each_calls_result(monkeypatch: pytest.MonkeyPatch, in_machine_code: bool) -> None:
     """Errors are negative numbers of theirs; executable memory changes nothing but the speed."""
     if in_machine_code:
-        assert uffd._run_loop is not None
+        assert uffd._machine_code() is not None
     else:
-        monkeypatch.setattr(uffd, "_run_loop", None)
+        monkeypatch.setattr(uffd, "_machine_code", lambda: None)
     read, write = os.pipe()
     bad = Batch(NR_DUP, 1 << 20, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
     fds = Batch(NR_DUP, read, 0).run(np.zeros(3, dtype=np.uint64)).tolist()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import select
 from collections.abc import Callable
@@ -180,7 +181,9 @@ class Adviser:
         return taken
 
 
-_spare = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+@functools.cache
+def _spare() -> mmap.mmap:
+    return mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def drain_lru() -> None:
@@ -188,4 +191,4 @@ def drain_lru() -> None:
 
     MADV_COLD does that first of all, also for a mapping of ours that has no pages.
     """
-    _spare.madvise(MADV_COLD)
+    _spare().madvise(MADV_COLD)

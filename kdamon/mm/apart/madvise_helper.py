@@ -29,12 +29,16 @@ _MOST: Final = 1 << 21
 #: Seconds for which it waits for a request.
 _IDLE: Final = 10.0
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
 
 
 def _called(number: int, *arguments: int) -> int:
-    result = int(_libc.syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
+    result = int(_libc().syscall(ctypes.c_long(number), *map(ctypes.c_long, arguments)))
     return result if result >= 0 else -ctypes.get_errno()
 
 

@@ -234,10 +234,14 @@ _REGISTERS: Final = (
 
 _PTRACE_SCOPE: Final = "/proc/sys/kernel/yama/ptrace_scope"
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-_libc.syscall.restype = ctypes.c_long
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.restype = ctypes.c_long
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    libc.syscall.restype = ctypes.c_long
+    return libc
 
 
 class _Registers(ctypes.Structure):
@@ -319,7 +323,7 @@ def _signed(value: int) -> int:
 
 
 def _syscall(number: int, *arguments: int) -> int:
-    result = int(_libc.syscall(ctypes.c_long(number), *(ctypes.c_long(argument) for argument in arguments)))
+    result = int(_libc().syscall(ctypes.c_long(number), *(ctypes.c_long(argument) for argument in arguments)))
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -352,7 +356,7 @@ class _Tracee:
         self.tid = tid
 
     def request(self, number: int, addr: int = 0, data: int = 0) -> None:
-        if _libc.ptrace(number, self.tid, addr, data) < 0:
+        if _libc().ptrace(number, self.tid, addr, data) < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
     def get_registers(self) -> _Registers:
@@ -1155,7 +1159,7 @@ def _exec(channel: socket.socket, tracer: int) -> None:
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
             signal.signal(number, signal.SIG_DFL)
-    _libc.prctl(_PR_SET_PTRACER, ctypes.c_ulong(tracer), 0, 0, 0)
+    _libc().prctl(_PR_SET_PTRACER, ctypes.c_ulong(tracer), 0, 0, 0)
     channel.set_inheritable(False)
     channel.sendall(b"r")
     job, _ = _receive(channel)

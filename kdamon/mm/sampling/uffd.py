@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import itertools
 import logging
 import mmap
@@ -99,6 +100,7 @@ _LOOP: Final = bytes.fromhex(
 )
 
 
+@functools.cache
 def _machine_code() -> Callable[[int, int], None] | None:
     """The loop as a function, or None where memory of ours may not be executable."""
     if platform.machine() != "x86_64":
@@ -116,7 +118,6 @@ def _machine_code() -> Callable[[int, int], None] | None:
 
 #: The page of the loop, for as long as the process lives.
 _kept: list[mmap.mmap] = []
-_run_loop = _machine_code()
 
 
 class Batch:
@@ -140,8 +141,9 @@ class Batch:
             self._calls[:, :3] = self._fixed
         calls = self._calls[:count]
         calls[:, 3] = third
-        if _run_loop is not None:
-            _run_loop(calls.ctypes.data, count)
+        run_loop = _machine_code()
+        if run_loop is not None:
+            run_loop(calls.ctypes.data, count)
         else:
             self._one_by_one(calls)
         return calls[:, 4].view(np.int64)
