@@ -209,8 +209,8 @@ class Monitor:
         # In a thread of its own, because KeyboardInterrupt comes in the main thread, at any point: what was opened must
         # not be lost there.
         self._beginner = threading.Thread(target=self._begin, name="kdamon-begin", daemon=True)
-        self._beginner.start()
         try:
+            self._beginner.start()
             self._beginner.join()
         except BaseException:
             self.stop()
@@ -293,8 +293,8 @@ class Monitor:
         :raises OSError: EBUSY the process holds the kdamond up; it ends as soon as it can.
         """
         self._stopped = True
-        if self._beginner is None:
-            return
+        if self._beginner is None or self._beginner.ident is None:
+            return  # if it begins all the same, it ends by itself
         self._beginner.join()
         damon_stop([self.ctx])
         self._over.wait(_END_S)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The monitor of the public API: what its with block promises."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kdamon
+from kdamon import trace
+from kdamon.monitoring.machines import get_machine, put_machine
+
+ROOT = Path(__file__).parents[2]
+RANGES = [(0x10000, 0x50000)]
+#: Writes a page of its own again and again.
+BUSY = "m = bytearray(1 << 20); print('ready', flush=True)\nwhile True: m[::4096] = bytes(256)"
+
+
+@pytest.fixture(name="process")
+def _process() -> Iterator[subprocess.Popen[str]]:
+    """A process that works."""
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert "ready\n" == process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture(name="needs_machine")
+def _needs_machine() -> None:
+    """Skip where accessed bits cannot be read."""
+    machine = get_machine()
+    try:
+        machine.get_task(os.getpid()).put()
+    except OSError as error:
+        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
+        pytest.skip(f"{lacks}{error.strerror}")
+    finally:
+        put_machine()
+
+
+def held() -> tuple[list[str], list[str]]:
+    """The files that this process has open, but for the page table walk's program, which stays loaded; its threads."""
+    files = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            files.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            continue  # the directory itself
+    return sorted(name for name in files if "bpf" not in name), sorted(t.name for t in threading.enumerate())
+
+
+def reports_monitor(**arguments: object) -> kdamon.Monitor:
+    """One that samples nothing."""
+    return kdamon.monitor(pid=1, ops="reports", ranges=RANGES, sample_us=1000, aggr_us=5000, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("needs_machine")
+def test_the_iteration_ends_with_the_process_and_nothing_stays(process: subprocess.Popen[str]) -> None:
+    """Though it was not reaped."""
+    before = held()
+    with kdamon.monitor(pid=process.pid, aggr_us=20_000) as m:
+        first = next(m)
+        process.kill()
+        for _ in m:
+            pass
+        assert not m.running()
+    assert held() == before
+    assert m.error() is None
+    assert 0 < m.started <= first.began < first.time <= m.ended
+    assert first.regions["start"].dtype == np.uint64
+    with pytest.raises(StopIteration):
+        next(m)
+
+
+@pytest.mark.usefixtures("needs_machine")
+def test_two_monitors_of_one_process_are_independent(process: subprocess.Popen[str]) -> None:
+    """The end of one of them is none of the other."""
+    with kdamon.monitor(pid=process.pid) as one:
+        with kdamon.monitor(pid=process.pid) as other:
+            assert len(next(other).regions) >= 3
+        assert not other.running()
+        assert one.running()
+        assert len(next(one).regions) >= 3
+
+
+def test_a_slow_consumer_loses_the_oldest_snapshots() -> None:
+    """They are counted; the kdamond goes on."""
+    with reports_monitor(kept=3) as m:
+        while m.lost < 5:
+            time.sleep(0.01)
+    times = [snapshot.time for snapshot in m.drain()]
+    assert 3 == len(times)
+    assert sorted(times) == times
+    assert m.counters().lost_snapshots == m.lost
+    assert m.ended - times[-1] < m.ended - m.started - 5 * 0.005
+
+
+def test_any_thread_may_stop_it() -> None:
+    """A loop that waits ends then."""
+    with kdamon.monitor(pid=1, ops="reports", ranges=RANGES, aggr_us=3_600_000_000) as m:
+        stopper = threading.Thread(target=m.stop)
+        stopper.start()
+        assert [] == list(m)
+        stopper.join()
+
+
+def test_its_probe_goes_with_it() -> None:
+    """Of the tracepoint that all contexts share."""
+    with reports_monitor() as m:
+        next(m)
+        assert trace.damon_aggregated.enabled()
+    assert not trace.damon_aggregated.enabled()
+
+
+def test_an_interrupt_leaves_nothing_behind() -> None:
+    """Wherever it comes: while the block begins, runs or ends."""
+    program = """
+import os, signal, sys, threading, time
+import kdamon
+from kdamon.core import damon_start
+def interrupt(after):
+    time.sleep(after)
+    os.kill(os.getpid(), signal.SIGINT)
+with kdamon.monitor(pid=1, ops="reports", ranges=[(0x10000, 0x50000)]) as m:
+    pass  # everything is imported: an import that is interrupted is another matter
+interrupted = 0
+for n in range(60):
+    threads = set(threading.enumerate())
+    killer = threading.Thread(target=interrupt, args=(n / 10000,))
+    try:
+        killer.start()
+        with kdamon.monitor(pid=1, ops="reports", ranges=[(0x10000, 0x50000)], sample_us=1000, aggr_us=2000) as m:
+            for _ in m:
+                pass
+    except KeyboardInterrupt:
+        interrupted += 1
+    killer.join()
+    give_up = time.monotonic() + 60
+    while set(threading.enumerate()) - threads:
+        assert time.monotonic() < give_up, threading.enumerate()
+        time.sleep(0.01)
+assert not kdamon.core._running["nr_ctxs"]
+print("interrupted", interrupted)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=240
+    )
+    assert "interrupted 60\n" == result.stdout
+
+
+def test_signal_handlers_stay() -> None:
+    """Those of the caller."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    with reports_monitor() as m:
+        next(m)
+        assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "ops='vaddr' monitors a process: give its number as pid"),
+        ({"pid": 1, "ranges": RANGES}, "ops='vaddr' monitors the whole process; use ops='fvaddr' for ranges"),
+        ({"pid": 1, "ops": "fvaddr"}, "ops='fvaddr' needs ranges=[(start, end), ...], the addresses to monitor"),
+        ({"pid": 1, "ops": "paddr"}, "ops='paddr' monitors the memory of the machine, not a process: leave pid out"),
+        ({"pid": 1, "ops": "vadr"}, "there is no operations set 'vadr'; use vaddr, fvaddr, paddr, reports"),
+        ({"pid": 1, "primitive": "bits"}, "there is no primitive 'bits'; use 'page_table', 'page_fault', or '' for"),
+        ({"pid": 1, "primitive": "page_table", "write_only": True}, "accessed bits do not identify writes, CPUs or"),
+        ({"pid": 1, "min_regions": 2}, "the minimum number of regions must be at least 3"),
+        ({"pid": 1, "aggr_us": 1}, "the sampling interval must not exceed the aggregation interval"),
+        ({"pid": 1, "ops": "reports", "ranges": [(0, 9), (8, 5000)]}, "region 0x8-0x1388 overlaps or precedes"),
+    ],
+)
+def test_mistakes_are_sentences(arguments: dict[str, object], sentence: str) -> None:
+    """Before anything is opened."""
+    with pytest.raises(OSError) as refused:
+        kdamon.monitor(**arguments)  # type: ignore[arg-type]
+    assert errno.EINVAL == refused.value.errno
+    assert refused.value.strerror.startswith(sentence)
+
+
+def test_a_process_that_is_not_there() -> None:
+    """Only the block opens it."""
+    m = kdamon.monitor(pid=1 << 22)
+    with pytest.raises(ProcessLookupError, match="there is no process"):
+        m.__enter__()
+    m.stop()
+    with pytest.raises(OSError) as twice:
+        m.__enter__()
+    assert errno.EBUSY == twice.value.errno
+    with pytest.raises(OSError) as early:
+        next(kdamon.monitor(pid=1))
+    assert errno.EINVAL == early.value.errno
+
+
+def test_an_error_in_the_kdamond_ends_the_iteration() -> None:
+    """As an OSError with its reason."""
+
+    def fail(_: kdamon.damon_ctx) -> None:
+        raise OSError(errno.EIO, "the device is gone")
+
+    with kdamon.monitor(ops=kdamon.damon_operations(check_accesses=fail), ranges=RANGES) as m:
+        with pytest.raises(OSError, match="monitoring ended: the device is gone") as failed:
+            next(m)
+        assert errno.EIO == failed.value.errno
+    assert not m.running()
+
+
+def test_statistics_of_schemes_can_be_read_meanwhile_and_afterwards() -> None:
+    """They are copies."""
+    scheme = kdamon.damon_new_scheme(kdamon.damos_access_pattern(), kdamon.damos_action.DAMOS_STAT)
+    with reports_monitor(schemes=[scheme]) as m:
+        next(m)
+        (earlier,) = m.scheme_stats()
+        next(m)
+    (later,) = m.scheme_stats()
+    assert 0 < earlier.nr_tried < later.nr_tried
+    assert later is not scheme.stat
