@@ -11,21 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdamon import trace
-from kdamon.core import (
-    damon_add_target,
-    damon_new_ctx,
-    damon_new_target,
-    damon_select_ops,
-    damon_set_attrs,
-    damon_set_regions,
-    damon_start,
-    damon_stop,
-)
-from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_ops_id
+from kdamon import damon_report_accesses, monitor, report_array
 from kdamon.mm.proc.maps import NamedMapping
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_accesses, damon_report_counters_of, report_array
 
 # The source. -fsanitize=thread calls these functions at each access; instead of looking for races they send the
 # addresses away, 500 at once. They never wait: what the monitor does not take in time is lost to it.
@@ -57,33 +44,19 @@ def build(program: Path, folder: Path) -> Path:
     return folder / "program"
 
 
-def writable_ranges(pid: int) -> list[damon_addr_range]:
+def writable_ranges(pid: int) -> list[tuple[int, int]]:
     """What to monitor: the process's writable mappings."""
     with open(f"/proc/{pid}/maps", "rb") as file:
         mappings = [NamedMapping.parse(line) for line in file]
-    return [damon_addr_range(one.start, one.end) for one in mappings if one.permissions.startswith("rw")]
+    return [(one.start, one.end) for one in mappings if one.permissions.startswith("rw")]
 
 
-def monitor(pid: int, addresses: socket.socket) -> tuple[damon_ctx, damon_regions]:
-    """Monitor until the process ends; returns the context, and the regions of the last aggregation interval."""
-    snapshots: list[damon_regions] = [damon_regions()]
-    trace.damon_aggregated.register(lambda ctx, target, regions: snapshots.append(regions.copy()))
-    message = addresses.recv(1 << 16)
-    ctx = damon_new_ctx()
-    damon_select_ops(ctx, damon_ops_id.DAMON_OPS_REPORTS)
-    damon_set_attrs(ctx, damon_attrs(sample_interval=5_000, aggr_interval=100_000))
-    target = damon_new_target()
-    target.pid = pid
-    damon_set_regions(target, writable_ranges(pid), ctx.min_region_sz)
-    damon_add_target(ctx, target)
-    damon_start([ctx], exclusive=False)
-    while message:
-        access = np.frombuffer(message, np.uint64)
-        damon_report_accesses(report_array(len(access), pid=pid, addr=access >> 1, size=1, write=access & 1 == 1))
-        time.sleep(0.001)  # more than the kdamond can look at is worth nothing
-        message = addresses.recv(1 << 16)
-    damon_stop([ctx])
-    return ctx, snapshots[-1]
+def report(pid: int, message: bytes) -> None:
+    """Report the accesses in a message of the process."""
+    access = np.frombuffer(message, np.uint64)
+    batch = report_array(len(access), pid=pid, addr=access >> 1, size=1, write=access & 1 == 1)
+    damon_report_accesses(batch)
+    time.sleep(0.001)  # more than the kdamond can look at is worth nothing
 
 
 if __name__ == "__main__":
@@ -92,7 +65,12 @@ if __name__ == "__main__":
         command, environment = build(Path(sys.argv[1]), Path(folder)), os.environ | {"REPORT_FD": str(theirs.fileno())}
         with subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()]) as process:
             theirs.close()
-            context, regions = monitor(process.pid, ours)
-    for start, end, accesses in zip(regions.start, regions.end, regions.nr_accesses, strict=True):
-        print(f"{start:16x}-{end:x}  {(end - start) // 1024:9} KiB  {'#' * accesses}")
-    print(damon_report_counters_of(context))
+            message = ours.recv(1 << 16)  # now its memory is mapped
+            with monitor(process.pid, ops="reports", ranges=writable_ranges(process.pid)) as m:
+                while message:
+                    report(process.pid, message)
+                    message = ours.recv(1 << 16)
+    *_, last = m.drain()
+    for start, end, accesses, *_ in last.regions.tolist():
+        print(f"{start:16x}-{end:x}  {(end - start) // 1024:9} KiB  {'#' * int(accesses)}")
+    print(*(f"{name}={number}" for name, number in m.counters().reports.items()))
