@@ -96,7 +96,6 @@ __all__ = [
     "damon_is_registered_ops",
     "damon_is_running",
     "damon_kdamond_pid",
-    "damon_load_ops",
     "damon_merge_regions_of",
     "damon_new_ctx",
     "damon_new_region",
@@ -118,6 +117,7 @@ __all__ = [
     "kdamond_merge_regions",
     "kdamond_reset_aggregated",
     "kdamond_split_regions",
+    "load_operations",
     "validate_ctx",
     "validate_regions",
 ]
@@ -158,7 +158,7 @@ def damon_is_registered_ops(ops_id: damon_ops_id) -> bool:
         return ops_id in damon_registered_ops or ops_id in _ops_modules
 
 
-def damon_load_ops() -> None:
+def load_operations() -> None:
     """Register the operations sets of this package now, for a process that gives up the right to read its modules."""
     with damon_ops_lock:
         for ops_id in list(_ops_modules):

@@ -23,9 +23,9 @@ from kdamon.core import (
     damon_destroy_ctx,
     damon_is_running,
     damon_kdamond_pid,
-    damon_load_ops,
     damon_start,
     damon_stop,
+    load_operations,
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
@@ -501,5 +501,5 @@ def damon_sysfs_init(
     :param clock: the clock of all contexts, None the real one.
     :raises OSError: EINVAL for an unknown ``abi``.
     """
-    damon_load_ops()
+    load_operations()
     return damon_sysfs_tree(machine or _this_machine, abi, clock)

@@ -266,6 +266,7 @@ class Monitor:
         if config.primitive == "page_fault":
             check_fault_filters(self.ctx.sample_control, machine)
         target.task = task = machine.get_task(config.pid, config.primitive or "page_table", self._birth)
+        _check_memory(task)
         if config.primitive == "page_fault":
             _check_threads(config.tids, task)
         self._end_with(task)
@@ -436,6 +437,16 @@ def _snapshot(began: int, ended: int, regions: damon_regions) -> Snapshot:
 def _suspended() -> float:
     """How long the machine was suspended since it was booted, seconds, to a hundredth."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(), 2)
+
+
+def _check_memory(task: Task) -> None:
+    """Refuse threads of the kernel: OSError EINVAL."""
+    from kdamon.mm.linux.machine import LinuxTask  # noqa: PLC0415 (reports and simulated memory do without)
+
+    if isinstance(task, LinuxTask) and task.is_kernel_thread():
+        raise OSError(
+            errno.EINVAL, f"process {task.pid} is a thread of the kernel: it has no memory of its own to monitor"
+        )
 
 
 def _check_threads(tids: Sequence[int], task: Task) -> None:

@@ -66,7 +66,7 @@ def u32(*values: int) -> np.ndarray:
 @pytest.fixture
 def registered_ops() -> Iterator[None]:
     """Gives back the registered operations sets as they were."""
-    core.damon_load_ops()
+    core.load_operations()
     before = dict(core.damon_registered_ops)
     yield
     core.damon_registered_ops.clear()

@@ -21,7 +21,14 @@ from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc import cgroup, metrics
 from kdamon.mm.proc.kpageflags import Folios
-from kdamon.mm.proc.process_files import ProcessFiles, birth_of, birth_of_directory, no_such_process, open_directory
+from kdamon.mm.proc.process_files import (
+    ProcessFiles,
+    birth_of,
+    birth_of_directory,
+    is_kernel_thread,
+    no_such_process,
+    open_directory,
+)
 from kdamon.mm.sampling.frames import LinuxFrames
 from kdamon.mm.sampling.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.sampling.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
@@ -245,6 +252,10 @@ class LinuxTask:
             self._said_locked = True
             log.warning("%s", _held_locked(self._group).strerror)
         return True
+
+    def is_kernel_thread(self) -> bool:
+        """Return whether it is a thread of the kernel, which has no memory of its own."""
+        return self._directory >= 0 and is_kernel_thread(self._directory)
 
     def has_thread(self, tid: int) -> bool:
         """See :meth:`kdamon.mm.Task.has_thread`."""

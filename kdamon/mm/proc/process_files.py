@@ -6,16 +6,29 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from typing import Final
 
 from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.mm.proc.maps import RecentMappings, read_lines
 
-__all__ = ["ProcessFiles", "birth_of", "birth_of_directory", "no_such_process", "open_directory", "user_of"]
+__all__ = [
+    "ProcessFiles",
+    "birth_of",
+    "birth_of_directory",
+    "is_kernel_thread",
+    "no_such_process",
+    "open_directory",
+    "user_of",
+]
 
 
 def no_such_process(pid: int) -> OSError:
     """That there is no process ``pid``."""
     return OSError(errno.ESRCH, f"there is no process {pid}")
+
+
+#: In the flags of /proc/PID/stat (include/linux/sched.h).
+_PF_KTHREAD: Final = 0x0020_0000
 
 
 def open_directory(pid: int) -> int:
@@ -46,11 +59,23 @@ def birth_of_directory(directory: int) -> int:
 
     :raises OSError: ESRCH it ended.
     """
+    return _stat_field(directory, 22)
+
+
+def is_kernel_thread(directory: int) -> bool:
+    """Return whether the process whose /proc directory is open as ``directory`` is a thread of the kernel.
+
+    :raises OSError: ESRCH it ended.
+    """
+    return bool(_stat_field(directory, 9) & _PF_KTHREAD)
+
+
+def _stat_field(directory: int, number: int) -> int:
+    """Field ``number`` of /proc/PID/stat, 3 or more, as proc_pid_stat(5) counts them."""
     try:
         fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd, "rb") as file:
-            # Field 22; the name in field 2 may hold anything.
-            return int(stat_fields(file.read())[19])
+            return int(stat_fields(file.read())[number - 3])
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, "the process ended") from None
 
