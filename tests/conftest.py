@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fuse_bindings import bindings, usable
+from tests.support.fuse_bindings import bindings, usable
 
 KERNEL_LACKS = "kernel lacks: "
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.mm.test_probes import HALF
-from tests.mm.test_probes import SCRIPT as TWO_HALVES
+from tests.mm.sampling.test_probes import HALF
+from tests.mm.sampling.test_probes import SCRIPT as TWO_HALVES
 
 DAMO = Path(sys.executable).parent / "damo"
 

@@ -15,7 +15,7 @@ import pytest
 from kdamon_fs import fuse_binding, fuse_packages
 from kdamon_fs.fuse_binding import Lack, choose_binding, device_lack
 from kdamon_tools.checks import tool_checks
-from tests.fuse_bindings import bindings, usable
+from tests.support.fuse_bindings import bindings, usable
 
 #: Files of modules that have the name: PyPI's fuse, which needs others; fuse-python; a script; Python 2; a directory.
 MODULES = {

@@ -48,7 +48,7 @@ def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
 def _silent() -> Iterator[int]:
     """A process of another user with memory that is never read."""
     with tempfile.TemporaryDirectory(prefix="kdamon-test-", ignore_cleanup_errors=True) as directory:
-        script = str(ROOT / "tests/mm/silent_fuse.py")
+        script = str(ROOT / "tests/support/silent_fuse.py")
         words = [sys.executable, script, directory, str(NOBODY)]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
             try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse_bindings import usable
+from tests.support.fuse_bindings import usable
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)

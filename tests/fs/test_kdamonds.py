@@ -15,7 +15,7 @@ import pytest
 
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 
 KDAMOND = "/admin/kdamonds/0"
 CONTEXT = f"{KDAMOND}/contexts/0"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kdamon.lib.replaceable import open_directory, replaceable
-from tests.fuse_bindings import usable
+from tests.support.fuse_bindings import usable
 
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse_bindings import usable
+from tests.support.fuse_bindings import usable
 
 HERE = Path(__file__).parent
 DAMON = "/sys/kernel/mm/damon"

@@ -17,7 +17,7 @@ import pytest
 
 from kdamon_fs import perf_standin
 from kdamon_fs.trace_server import TraceServer
-from tests.kdamon.attacker import NOBODY, attacker, exchange
+from tests.support.attacker import NOBODY, attacker, exchange
 
 SECRET = "only root's"
 

@@ -16,8 +16,8 @@ import pytest
 from kdamon.damon import damon_ctx
 from kdamon.reports.apply import damon_report_accesses, report_array
 from tests.fs.conftest import CONTEXT, KDAMOND
-from tests.kdamon.harness import eventually, in_kdamond
-from tests.kdamon.modules import shut_down
+from tests.support.contexts import eventually, in_kdamond
+from tests.support.modules import shut_down
 
 SAMPLE = f"{CONTEXT}/monitoring_attrs/sample"
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ from kdamon.damon import damon_probe as probe
 from kdamon.regions import DAMON_MAX_PROBES, damon_regions
 from kdamon_fs import trace_server
 from kdamon_fs.trace_server import EVENTS, TraceServer
-from tests.kdamon.tables import ctx_of
+from tests.support.tables import ctx_of
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from kdamon.core import (
     kdamond_tune_intervals,
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_region_sz_limit, damos
-from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, model_of, table_of
+from tests.support.model import Region
+from tests.support.tables import ctx_of, model_of, table_of
 
 
 def goal(**changes: int) -> damon_intervals_goal:

@@ -42,7 +42,7 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import (
+from tests.support.contexts import (
     MS,
     SteppedClock,
     eventually,
@@ -53,7 +53,7 @@ from tests.kdamon.harness import (
     report_ops,
     stopped,
 )
-from tests.kdamon.tables import ranges_of
+from tests.support.tables import ranges_of
 
 
 @pytest.fixture(autouse=True)

@@ -51,8 +51,8 @@ from kdamon.damon import (
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 from kdamon.regions import damon_regions
-from tests.kdamon.model import Region
-from tests.kdamon.tables import addr_ranges, ctx_of, model_of, ranges_of, table_of, target_of
+from tests.support.model import Region
+from tests.support.tables import addr_ranges, ctx_of, model_of, ranges_of, table_of, target_of
 
 
 def table(ranges: list[tuple[int, int]]) -> damon_regions:

@@ -47,8 +47,8 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_access, damon_report_accesses, report_array
-from tests.kdamon.harness import SteppedClock
-from tests.kdamon.tables import addr_ranges, effort, ranges_of, well_formed
+from tests.support.contexts import SteppedClock
+from tests.support.tables import addr_ranges, effort, ranges_of, well_formed
 
 PIDS = [1000, 1001, 1002]
 PAGES = 4000

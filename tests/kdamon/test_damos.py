@@ -25,9 +25,9 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx
-from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, model_of, table_of
+from tests.support.contexts import WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx
+from tests.support.model import Region
+from tests.support.tables import ctx_of, model_of, table_of
 
 #: Sizes 10, 20, 30, 40; nr_accesses 0, 5, 10, 20; age 0, 3, 6, 9.
 FOUR = [

@@ -28,8 +28,8 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import report_ops, sim_ctx
-from tests.kdamon.tables import ctx_of, effort, ranges_of
+from tests.support.contexts import report_ops, sim_ctx
+from tests.support.tables import ctx_of, effort, ranges_of
 
 M = PAGE_SIZE
 

@@ -38,8 +38,8 @@ from kdamon.damos_quota import (
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import report_ops
-from tests.kdamon.tables import ctx_of
+from tests.support.contexts import report_ops
+from tests.support.tables import ctx_of
 
 Metric = damos_quota_goal_metric
 TEMPORAL = damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_TEMPORAL

@@ -39,8 +39,8 @@ from kdamon.damos_filters import (
 from kdamon.damos_quota import damos_commit_quota, damos_commit_quota_goal, damos_commit_quota_goals
 from kdamon.kernel import PAGE_SIZE, ULONG_MAX
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import report_ops
-from tests.kdamon.tables import ctx_of, ranges_of
+from tests.support.contexts import report_ops
+from tests.support.tables import ctx_of, ranges_of
 
 Metric = damos_quota_goal_metric
 Type = damos_filter_type

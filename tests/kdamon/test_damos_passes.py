@@ -34,10 +34,10 @@ from kdamon.damon import (
 )
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
-from tests.kdamon.damos_model import Quota, Scheme, apply_schemes
-from tests.kdamon.harness import WorkClock, report_ops
-from tests.kdamon.model import Region, Regions
-from tests.kdamon.tables import ctx_of, effort, model_of, ranges_of, table_of
+from tests.support.contexts import WorkClock, report_ops
+from tests.support.damos_model import Quota, Scheme, apply_schemes
+from tests.support.model import Region, Regions
+from tests.support.tables import ctx_of, effort, model_of, ranges_of, table_of
 
 UNIT = 16
 MS = 1_000_000

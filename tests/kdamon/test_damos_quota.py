@@ -33,9 +33,9 @@ from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
-from tests.kdamon.harness import WorkClock, report_ops, sim_ctx
-from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, effort, ranges_of, region_lists, table_of
+from tests.support.contexts import WorkClock, report_ops, sim_ctx
+from tests.support.model import Region
+from tests.support.tables import ctx_of, effort, ranges_of, region_lists, table_of
 
 WINDOW_MS = 1000
 

@@ -23,7 +23,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from tests.kdamon.harness import MS, Recorder, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
+from tests.support.contexts import MS, Recorder, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 
 GB = 1 << 30
 TB = 1 << 40

@@ -29,7 +29,7 @@ from kdamon.kernel import (
     uint,
     ulong,
 )
-from tests.kdamon.tables import effort
+from tests.support.tables import effort
 
 u64 = st.integers(0, ULONG_MAX)
 

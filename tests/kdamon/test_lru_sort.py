@@ -29,9 +29,9 @@ from kdamon.mm import PageFilter
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.ops_common import damon_scheme_score
-from tests.kdamon.harness import eventually
-from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
-from tests.mm.workload import Workload, build
+from tests.support.contexts import eventually
+from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.support.workload import Workload, build
 
 DEFAULTS = damon_attrs()
 SECOND = 1_000_000

@@ -55,8 +55,8 @@ from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
 from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
 from kdamon.regions import damon_addr_range, damon_regions
 from kdamon.reports.apply import damon_report_accesses, report_array
-from tests.kdamon.harness import recorded
-from tests.kdamon.tables import effort
+from tests.support.contexts import recorded
+from tests.support.tables import effort
 
 MIB = 1 << 20
 PAGE = 4096

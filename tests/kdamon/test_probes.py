@@ -63,10 +63,10 @@ from kdamon.probes import (
 )
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import damon_report_access
-from tests.kdamon import model
-from tests.kdamon.harness import first, plain_ctx, recorded, report_ops, sim_ctx
-from tests.kdamon.model import Region
-from tests.kdamon.tables import ctx_of, effort, model_of, region_lists, table_of, well_formed
+from tests.support import model
+from tests.support.contexts import first, plain_ctx, recorded, report_ops, sim_ctx
+from tests.support.model import Region
+from tests.support.tables import ctx_of, effort, model_of, region_lists, table_of, well_formed
 
 MIB = 1 << 20
 TYPE = damon_filter_type

@@ -32,9 +32,9 @@ from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports.apply import damon_report_accesses, report_array
-from tests.kdamon.harness import eventually, first, in_kdamond
-from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
-from tests.mm.workload import Workload, build
+from tests.support.contexts import eventually, first, in_kdamond
+from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.support.workload import Workload, build
 
 DEFAULTS = damon_attrs()
 SECOND = 1_000_000

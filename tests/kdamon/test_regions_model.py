@@ -24,9 +24,9 @@ from kdamon.damon import damon_attrs
 from kdamon.kernel import ALIGN, rnd_state
 from kdamon.regions import damon_regions
 from kdamon.reports.apply import kdamond_apply_access_reports, report_array
-from tests.kdamon import model
-from tests.kdamon.model import Region, Report
-from tests.kdamon.tables import (
+from tests.support import model
+from tests.support.model import Region, Report
+from tests.support.tables import (
     addr_ranges,
     ctx_of,
     effort,

@@ -19,7 +19,7 @@ from kdamon.ops_common import (
     damon_scheme_scores,
 )
 from kdamon.regions import damon_regions
-from tests.kdamon.tables import effort
+from tests.support.tables import effort
 
 #: Accesses of at most 20, age in aggregation intervals of 100 ms, the two weights; then the scores.
 VECTORS = [

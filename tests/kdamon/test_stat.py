@@ -20,10 +20,10 @@ from kdamon.kernel import time_after_eq
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import damon_regions
 from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
-from tests.kdamon.harness import eventually, stopped
-from tests.kdamon.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
-from tests.kdamon.tables import effort
-from tests.mm.workload import Workload, build
+from tests.support.contexts import eventually, stopped
+from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.support.tables import effort
+from tests.support.workload import Workload, build
 
 #: Size, accesses in the aggregation interval, age.
 Region = tuple[int, int, int]

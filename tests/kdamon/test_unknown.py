@@ -29,10 +29,10 @@ from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.regions import mostly_unknown
 from kdamon.stat import damon_stat_idle_percentiles, unknown_mem_bp
-from tests.kdamon.harness import first, sim_ctx
-from tests.kdamon.model import Region
-from tests.kdamon.modules import HEAP, MEBI, module, run
-from tests.kdamon.tables import ctx_of, model_of, table_of
+from tests.support.contexts import first, sim_ctx
+from tests.support.model import Region
+from tests.support.modules import HEAP, MEBI, module, run
+from tests.support.tables import ctx_of, model_of, table_of
 
 COSTLY = {"pageout", "cold", "migrate_cold", "lru_deprio", "nohugepage"}
 MIDDLE = HEAP + 32 * MEBI

@@ -11,7 +11,7 @@ import pytest
 from kdamon.core import damon_set_regions
 from kdamon.regions import damon_regions
 from kdamon.vaddr import damon_va_three_regions
-from tests.kdamon.tables import addr_ranges, ranges_of, target_of
+from tests.support.tables import addr_ranges, ranges_of, target_of
 
 OLD = [(10, 20), (20, 30), (50, 55), (55, 57), (57, 59), (70, 80), (80, 90), (90, 100)]
 

@@ -17,7 +17,7 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import StopBudget
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc import cgroup
-from tests.mm.workload import MONITOR_CPU, build
+from tests.support.workload import MONITOR_CPU, build
 
 
 @pytest.fixture(name="budget", autouse=True)

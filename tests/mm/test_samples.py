@@ -18,9 +18,9 @@ from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, Faults, PageFi
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from tests.mm.sampling import mm_of
-from tests.mm.test_page_idle import Memory, Space
-from tests.mm.workload import Pages, Workload
+from tests.mm.sampling.test_page_idle import Memory, Space
+from tests.support.sampling import mm_of
+from tests.support.workload import Pages, Workload
 
 PAGES = 512
 PAGE = 4096

@@ -16,7 +16,7 @@ import pytest
 
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.process_tree import ProcessStat, descendants, family_of, read_stat, read_stats
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
 
 #: A script that writes its number to the file that it gets, else to that of the test, and runs on.

@@ -21,7 +21,7 @@ from kdamon_tools import cli
 from kdamon_tools.report_files.records import RECORD_DTYPE, new_records
 from kdamon_tools.report_files.report_file import open_reports, read_reports
 from kdamon_tools.report_files.stored_records import HEAD_BYTES, MAGIC, parse_head
-from tests.kdamon.tables import effort
+from tests.support.tables import effort
 from tests.tools.hostile import limited, one_sentence
 from tests.tools.test_report_file import DATA, head, some_records
 

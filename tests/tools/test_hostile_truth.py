@@ -21,8 +21,8 @@ from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from kdamon_tools.workloads.truth import Event, load_truth
-from tests.kdamon.harness import eventually
-from tests.kdamon.tables import effort
+from tests.support.contexts import eventually
+from tests.support.tables import effort
 from tests.tools.hostile import AS_ANOTHER_USER, limited, one_sentence
 from tests.tools.test_streams import REPORTS_ONLY
 

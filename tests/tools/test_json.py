@@ -28,7 +28,7 @@ from kdamon_tools.mapping_history import MappingHistory, MappingLog, SeenMapping
 from kdamon_tools.origin import this_machine
 from kdamon_tools.reporters.json_object import REPLAY, render_end, render_header, render_json
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 from tests.support.json_schemas import SCHEMAS, objects_of, validate
 from tests.tools.test_tree_verbs import ENVIRONMENT
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdamon_tools.report_files.lackey import Lackey
 from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes, line_blocks
-from tests.kdamon.tables import effort
+from tests.support.tables import effort
 
 TRACE = Path(__file__).parent / "data" / "lackey_trace.txt"
 SECOND = 1_000_000_000

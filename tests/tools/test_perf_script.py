@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdamon_tools.report_files.perf_script import PerfScript
 from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes
-from tests.kdamon.tables import effort
+from tests.support.tables import effort
 
 DATA = Path(__file__).parent / "data"
 MS = 1_000_000

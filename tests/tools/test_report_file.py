@@ -33,7 +33,7 @@ from kdamon_tools.report_files.report_file import (
     open_reports,
     read_reports,
 )
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 
 DATA = Path(__file__).parent / "data"
 ROOT = Path(__file__).parents[2]

@@ -19,12 +19,12 @@ import pytest
 
 from kdamon.producers.client import ReportClient
 from kdamon.reports.apply import report_array
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 from tests.tools.test_tree_verbs import ENVIRONMENT
 
 #: Linux 6.16: descriptors are refused (SO_PASSRIGHTS).
 REFUSED = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
-SENDER = Path(__file__).parents[1] / "kdamon/hostile_sender.py"
+SENDER = Path(__file__).parents[1] / "support/hostile_sender.py"
 PID = 4_194_305  # no process has this number
 WORDS = ("run", "--json", "--quiet", "--ops", "reports", "--pid", str(PID), "--range", "0-100000")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 
 ROOT = Path(__file__).parents[2]
 KDAMON = (sys.executable, "-m", "kdamon_tools")

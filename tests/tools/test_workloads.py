@@ -19,7 +19,7 @@ import pytest
 from kdamon_tools.workloads import readwrite, stairs
 from kdamon_tools.workloads.stairs import Pattern
 from kdamon_tools.workloads.truth import load_truth
-from tests.kdamon.harness import eventually
+from tests.support.contexts import eventually
 
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 MIB = 1 << 20

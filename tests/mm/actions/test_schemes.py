@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Schemes of a running kdamond on real processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.core import (
+    damon_add_target,
+    damon_call,
+    damon_is_running,
+    damon_new_ctx,
+    damon_new_target,
+    damon_select_ops,
+    damon_set_attrs,
+    damon_start,
+    damon_stop,
+)
+from kdamon.damon import (
+    damon_attrs,
+    damon_call_control,
+    damon_ctx,
+    damon_ops_id,
+    damos,
+    damos_access_pattern,
+    damos_action,
+    damos_filter,
+    damos_filter_type,
+    damos_quota,
+    damos_stat,
+)
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.regions import damon_regions
+from tests.mm.actions.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
+from tests.mm.actions.test_advice import PAGES as ALL
+from tests.support.workload import Workload
+
+HOT = 1024
+
+
+@pytest.fixture(name="data")
+def _data(directory: Path) -> Path:
+    """A file with what 'w' orders write, on the disk and not in memory."""
+    contents = np.zeros((ALL, PAGE), np.uint8)
+    contents[:, 128] = (np.arange(ALL) * 7 + 3) % 256
+    path = directory / "schemes"
+    path.write_bytes(contents.tobytes())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
+@contextmanager
+def monitoring(
+    machine: LinuxMachine, work: Workload, *schemes: damos, primitive: str = "page_table", **fields: object
+) -> Iterator[damon_ctx]:
+    """A running kdamond with ``schemes`` on the workload's memory; ``fields`` of the context are set before."""
+    ctx = damon_new_ctx(seed=1)
+    ctx.machine = machine
+    damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR)
+    damon_set_attrs(ctx, damon_attrs(sample_interval=5000, aggr_interval=100_000, min_nr_regions=32))
+    ctx.sample_control.primitives_enabled.page_fault = primitive == "page_fault"
+    t = damon_new_target()
+    t.pid = work.pid
+    t.task = machine.get_task(work.pid, primitive)
+    t.regions = damon_regions([work.base], [work.base + SIZE])
+    damon_add_target(ctx, t)
+    ctx.schemes = list(schemes)
+    for name, value in fields.items():
+        setattr(ctx, name, value)
+    damon_start([ctx], exclusive=False)
+    try:
+        yield ctx
+    finally:
+        with contextlib.suppress(OSError):
+            damon_stop([ctx])
+
+
+def pageout(**more: object) -> damos:
+    """Pageout of what was not accessed for two aggregation intervals."""
+    pattern = damos_access_pattern(max_nr_accesses=0, min_age_region=2)
+    return damos(pattern, damos_action.DAMOS_PAGEOUT, **more)  # type: ignore[arg-type]
+
+
+def stat_of(ctx: damon_ctx, s: damos) -> damos_stat:
+    """The scheme's statistics, read between two sampling intervals."""
+    read = damos_stat()
+
+    def copy(_: object) -> None:
+        for name in damos_stat.__slots__:
+            if name != "__weakref__":
+                setattr(read, name, getattr(s.stat, name))
+
+    damon_call(ctx, damon_call_control(copy))
+    return read
+
+
+def poll(until: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+def test_the_cold_part_of_a_process_is_paged_out(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """What it uses stays or comes back, nothing in it changes, and no more is applied than was tried."""
+    with Workload([program], "readonly", ALL, str(data)) as work:
+        work.order("h", range(HOT))
+        s = pageout()
+        with monitoring(machine, work, s) as ctx:
+            poll(lambda: np.count_nonzero(present(work, 2 * HOT)) <= IN_BATCHES)
+            stat = stat_of(ctx, s)
+        assert (ALL - 2 * HOT - IN_BATCHES) * PAGE <= stat.sz_applied <= stat.sz_tried
+        assert 0 < stat.nr_applied <= stat.nr_tried
+        assert smaps(work, "Rss") <= SIZE // 2 + IN_BATCHES * PAGE
+        poll(lambda: bool(present(work, 0, HOT).all()))
+        assert work.spoilt(range(ALL)) == 0
+
+
+def test_a_quota_holds_the_pageout_back(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """In a window that does not end no more goes than it allows."""
+    allowed = 256 * PAGE
+    with Workload([program], "readonly", ALL, str(data)) as work:
+        s = pageout(quota=damos_quota(reset_interval=3_600_000, sz=allowed))
+        with monitoring(machine, work, s) as ctx:
+            poll(lambda: stat_of(ctx, s).sz_tried >= allowed)
+            stat = stat_of(ctx, s)
+            passed = ctx.passed_sample_intervals
+            poll(lambda: ctx.passed_sample_intervals > passed + 60)
+            assert stat_of(ctx, s).sz_applied == stat.sz_applied <= allowed
+        assert np.count_nonzero(~present(work)) * PAGE == stat.sz_applied
+
+
+def test_a_filter_on_pages_holds_it_back(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """No anonymous memory, which all of this is; stat counts what passes."""
+    only_files = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
+    with Workload([program], "anon", ALL) as work:
+        counting, out = damos(ops_filters=[only_files]), pageout(ops_filters=[only_files])
+        anonymous = damos(ops_filters=[damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True)])
+        with monitoring(machine, work, counting, out, anonymous) as ctx:
+            poll(lambda: stat_of(ctx, anonymous).nr_snapshots >= 3 and stat_of(ctx, out).nr_tried > 0)
+            assert stat_of(ctx, counting).sz_ops_filter_passed == 0
+            assert stat_of(ctx, out).sz_applied == 0
+            stat = stat_of(ctx, anonymous)
+        assert stat.sz_ops_filter_passed == stat.sz_tried > 0
+        assert present(work).all()
+
+
+def test_what_is_not_written_is_paged_out(machine: LinuxMachine, program: Path, data: Path) -> None:
+    """By the faults of writes: however much the rest is read."""
+    try:
+        machine.get_task(os.getpid(), "page_fault").put()
+    except OSError as error:
+        pytest.skip(f"kernel lacks: {error.strerror}")
+    with Workload([program], "file", ALL, str(data)) as work:
+        s = pageout()
+        with monitoring(machine, work, s, primitive="page_fault") as ctx:
+
+            def rest_went() -> bool:
+                work.order("w", range(HOT))
+                work.order("r", range(2 * HOT, ALL))
+                return stat_of(ctx, s).sz_applied >= (ALL - 2 * HOT) * PAGE
+
+            poll(rest_went)
+        assert work.spoilt(range(ALL)) == 0
+
+
+@pytest.mark.parametrize("end", ["exec", "exit"])
+@pytest.mark.parametrize("action", ["pageout", "cold", "collapse", "willneed"])
+def test_a_process_that_leaves_under_a_scheme(machine: LinuxMachine, program: Path, action: str, end: str) -> None:
+    """Nothing but the end of the process ends the kdamond."""
+    with Workload([program], "small", ALL) as work:
+        s = damos(damos_access_pattern(), damos_action(action))
+        with monitoring(machine, work, s) as ctx:
+            poll(lambda: stat_of(ctx, s).nr_tried > 0)
+            if end == "exec":
+                work.send("x")
+                work.greet()
+                tried = stat_of(ctx, s).nr_tried
+                poll(lambda: stat_of(ctx, s).nr_tried > tried)
+            else:
+                work.process.kill()
+                work.process.wait()
+                poll(lambda: not damon_is_running(ctx))
+            assert ctx.kdamond_error is None
+        if end == "exec":
+            work.order("w", range(ALL))
+            assert work.spoilt(range(ALL)) == 0

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the machine can do is found out by doing it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdamon.mm.doctor.checks import Primitive, examine
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling.page_idle import BITMAP
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(name="found", scope="module")
+def _found() -> dict[str, Primitive]:
+    primitives, own, others = examine()
+    if os.geteuid() == 0:
+        assert ("page_table", "page_fault") == own == others
+    return {primitive.name: primitive for primitive in primitives}
+
+
+def test_every_primitive_says_why(found: dict[str, Primitive]) -> None:
+    """A sentence without capital and full stop, for a table."""
+    for primitive in found.values():
+        assert primitive.why
+        assert not primitive.why.endswith(".")
+        assert not (primitive.available and primitive.remedy)
+
+
+def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
+    """The probe of the page table walk agrees with the machine."""
+    assert machine.primitive == "page_table"
+    assert found["page_table: test"].available
+    assert found["page_table: clear"].available
+    assert found["process_madvise"].available
+    assert found["kernel type information (BTF)"].available
+
+
+def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
+    """On own page frames, and how much of the machine's memory can be told."""
+    machine.physical_memory().put()
+    assert found["physical addresses"].available
+    assert "of 32 accesses to own page frames were seen" in found["physical addresses"].why
+
+
+def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> None:
+    """Where it is missing the remedy names the kernel option."""
+    if os.path.exists(BITMAP):
+        assert found["page_idle"].available == (os.geteuid() == 0)
+    else:
+        assert not found["page_idle"].available
+        assert "CONFIG_IDLE_PAGE_TRACKING" in found["page_idle"].remedy
+
+
+def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> None:
+    """Each of its parts was tried: arming, taking another process's userfaultfd, and who it was."""
+    assert {name for name in found if name.startswith("page_fault")} == {
+        f"page_fault: {x}" for x in ("arm", "take", "who")
+    }
+    arm = found["page_fault: arm"]
+    if not arm.available:
+        assert "Linux 6.7 or later" in arm.remedy
+        pytest.skip("kernel lacks: userfaultfd with asynchronous write protection")
+    assert "writes and first touches only, not reads of what is mapped" in arm.why
+    assert found["page_fault: take"].available
+    assert found["page_fault: who"].available
+
+
+def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
+    """A second round opens nothing that stays."""
+    before = len(os.listdir("/proc/self/fd"))
+    again, _, _ = examine()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [primitive.name for primitive in again] == list(found)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_without_privileges_everything_has_a_remedy() -> None:
+    """What only root can do is said to be so."""
+    script = """if True:
+        import os
+        from kdamon.mm.doctor.checks import examine
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+        primitives, own, others = examine()
+        print("page_table" in own, others)
+        found = {primitive.name: primitive for primitive in primitives}
+        names = ("page_table: test", "process_madvise", "page frame numbers", "other users' processes")
+        for name in (*names, "physical addresses", "page_fault: who"):
+            print(found[name].available, "root" in found[name].remedy)
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False ()", *["False True"] * 6]
+
+
+def test_what_schemes_can_do_is_told(found: dict[str, Primitive]) -> None:
+    """Swap and NUMA nodes as the kernel shows them; advice was really given."""
+    swaps = Path("/proc/swaps").read_text(encoding="ascii").splitlines() if os.path.exists("/proc/swaps") else []
+    assert found["schemes: pageout, anonymous"].available == (len(swaps) > 1)
+    nodes = Path("/sys/devices/system/node/has_memory")
+    several = nodes.exists() and not nodes.read_text(encoding="ascii").strip().isdecimal()
+    assert found["schemes: migrate_hot, _cold"].available == several
+    if os.geteuid() == 0:
+        assert found["schemes: collapse"].available
+        assert found["schemes: hugepage, nohugepage"].available

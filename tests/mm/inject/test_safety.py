@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process that a userfaultfd is taken from never notices, whatever becomes of who takes it.
+
+KDAMON_SOAK raises the number of attempts of the tests that kill and stop in the middle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kdamon.mm.inject import requests as inject
+from tests.support.inject_targets import KINDS, PYTHON, SOAK, Suspicious, build, eventually, left_behind
+
+ROOT = Path(__file__).parents[3]
+CALLER = """
+import os, sys
+from kdamon.mm.inject.requests import take_userfaultfd
+while True:
+    os.close(take_userfaultfd(int(sys.argv[1])))
+    print("taken", flush=True)
+"""
+
+
+def target(directory: Path, kind: str) -> Suspicious:
+    """One of the processes that check themselves."""
+    if kind == "python":
+        return Suspicious(sys.executable, "-c", PYTHON)
+    if kind == "static":
+        return Suspicious(build(directory, "inject_static", "-static"), "threads")
+    return Suspicious(build(directory, "inject_target"), kind)
+
+
+def check(process: Suspicious) -> None:
+    """Nothing is left of the attempt, and the process has the threads that it had."""
+    assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
+    assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
+    assert process.process.poll() is None
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "static", "python"])
+def test_nothing_shows(directory: Path, kind: str) -> None:
+    """Taking many userfaultfds changes no register, memory, mask or result of a system call."""
+    with target(directory, kind) as process:
+        for _ in range(SOAK or 8):
+            os.close(inject.take_userfaultfd(process.pid))
+        check(process)
+
+
+#: The kinds that cannot notice even the helper's death. Others call what returns EINTR on any stop: they see that if
+#: the helper dies right after the stop, before it can say otherwise.
+UNAWARE = ("spin", "sleep", "select", "signal", "futex", "pipe", "threads", "static", "python")
+
+
+def attempt(process: Suspicious) -> bool:
+    """Take a userfaultfd once; tell whether the helper lived to give it."""
+    try:
+        os.close(inject._take(process.pid, lambda: True, {}))
+    except inject._Again:
+        return False
+    return True
+
+
+@pytest.fixture
+def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process.
+
+    Before that the process's control group is frozen, if one is given.
+    """
+    script = tmp_path / "inject_helper_ends.py"
+    shutil.copy(Path(__file__).parents[2] / "support" / script.name, script)
+    order = script.with_suffix(".order")
+    helper = inject._HELPER
+    monkeypatch.setattr(inject, "_HELPER", script)
+    # Those that are kept from before would not do that.
+    monkeypatch.setattr(inject, "_idle", [])
+    return lambda step, number, first=0, group="": (
+        order.write_text(f"{step} {number} {first} {helper} {group}") and None
+    )
+
+
+@pytest.mark.parametrize("kind", UNAWARE)
+def test_the_helper_dies_at_each_step(directory: Path, kind: str, ending_helper: Callable[[int, int], None]) -> None:
+    """Killed before any of its calls of ptrace(), the helper leaves a process that goes on as if nothing had been."""
+    with target(directory, kind) as process:
+        for _ in range(1 + SOAK // 25):
+            stride = 1 if SOAK else 2
+            step = random.randrange(stride)
+            ending_helper(step, signal.SIGKILL)
+            while not attempt(process):
+                check(process)
+                step += stride
+                ending_helper(step, signal.SIGKILL)
+            assert step > 20
+
+
+WAITING = """
+import ctypes, signal, sys
+libc, nothing = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+if sys.argv[1] == "sigsuspend":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+print("ready", flush=True)
+for _ in sys.stdin:
+    libc.pause() if sys.argv[1] == "pause" else libc.sigsuspend(nothing)
+    print("got it", flush=True)
+print("good")
+"""
+
+
+@pytest.mark.parametrize(("call", "number"), [("pause", 34), ("sigsuspend", 130)])
+def test_a_signal_that_comes_just_before_the_helper_dies_is_not_lost(
+    call: str, number: int, ending_helper: Callable[..., None]
+) -> None:
+    """Whoever waits for it returns, at whichever step it comes once the thread stands still."""
+    with Suspicious(sys.executable, "-c", WAITING, call) as process:
+
+        def waits() -> bool:
+            return Path(f"/proc/{process.pid}/syscall").read_text().startswith(f"{number} ")
+
+        assert process.process.stdin is not None
+        assert process.process.stdout is not None
+        done, step = False, 2
+        while not done:
+            process.process.stdin.write("wait\n")
+            process.process.stdin.flush()
+            assert eventually(waits)
+            ending_helper(step, signal.SIGKILL, signal.SIGUSR1)
+            done = attempt(process)
+            check(process)
+            if done:
+                os.kill(process.pid, signal.SIGUSR1)
+            assert eventually(lambda: not waits()), f"the signal was lost at step {step}"
+            assert process.process.stdout.readline() == "got it\n"
+            step += 1
+        assert step > 20
+
+
+def test_the_helper_is_stopped_at_each_step(directory: Path, ending_helper: Callable[[int, int], None]) -> None:
+    """Stopped before any of its calls of ptrace(), the helper is killed by its timer, and the process goes on."""
+    with target(directory, "threads") as process:
+        for step in range(0, 26, 1 if SOAK else 4):
+            ending_helper(step, signal.SIGSTOP)
+            begin = time.monotonic()
+            assert not attempt(process)
+            assert time.monotonic() - begin < inject._PATIENCE
+            check(process)
+
+
+def test_a_launched_command_runs_once_whenever_the_helper_dies(ending_helper: Callable[[int, int], None]) -> None:
+    """A command whose helper is killed has not begun, and is started again without; it runs once and wholly."""
+    for step in range(30):
+        ending_helper(step, signal.SIGKILL)
+        command = inject.launch(["sh", "-c", "echo once; exit 3"], stdout=subprocess.PIPE)
+        assert (command.communicate()[0], command.returncode) == (b"once\n", 3)
+        if command.fd is not None:
+            os.close(command.fd)
+            break
+        assert command.refusal is not None
+        assert command.refusal.errno == errno.EAGAIN
+    assert step > 10
+
+
+def helpers() -> list[int]:
+    """Helper processes that run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"inject_helper.py" in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Event, *, to_tracer: bool = True) -> bool:
+    """Send a signal to the tracer of a process, or to the process, ``delay`` seconds after it began to be traced.
+
+    :param done: it will not be traced any more.
+    :returns: whether the signal was sent.
+    """
+    status = Path(f"/proc/{pid}/status")
+    while not done.is_set():
+        tracer = int(status.read_text().partition("TracerPid:")[2].split()[0])
+        if tracer:
+            end = time.perf_counter() + delay
+            while time.perf_counter() < end:
+                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(tracer if to_tracer else pid, number)
+            return True
+        # Whoever looks without a pause can keep the helper from the CPU.
+        time.sleep(5e-5)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("kind", UNAWARE)
+def test_a_disturbed_helper_lets_go(directory: Path, kind: str, number: signal.Signals) -> None:
+    """Killed or stopped at any instant, the helper leaves a process that goes on as if nothing had been."""
+    survived = 0
+    with target(directory, kind) as process:
+        for _ in range(SOAK or 1):
+            done = threading.Event()
+            thread = threading.Thread(target=disturb, args=(process.pid, number, random.uniform(0, 1e-3), done))
+            thread.start()
+            survived += attempt(process)
+            done.set()
+            thread.join()
+            check(process)
+    print(f"{kind} {number.name}: {survived} of {SOAK or 1} attempts were over before")
+
+
+@pytest.mark.parametrize("kind", ["spin", "sleep", "threads"])
+def test_a_process_that_is_stopped_meanwhile_stays_so(directory: Path, kind: str) -> None:
+    """By SIGSTOP, at any instant, until SIGCONT comes."""
+    with target(directory, kind) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        stops = 0
+        for _ in range(SOAK or 10):
+            done = threading.Event()
+            with ThreadPoolExecutor(1) as pool:
+                words = (process.pid, signal.SIGSTOP, random.uniform(0, 1e-3), done)
+                stopped = pool.submit(disturb, *words, to_tracer=False)
+                attempt(process)
+                done.set()
+            if stopped.result():
+                stops += 1
+                assert eventually(lambda: "\nState:\tT (stopped)" in status.read_text())
+                os.kill(process.pid, signal.SIGCONT)
+            check(process)
+        assert stops
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_disturbed_caller_leaves_nothing(directory: Path, number: signal.Signals) -> None:
+    """Killed or stopped at any instant, the caller leaves no tracer, no stopped process and no file descriptor."""
+    with target(directory, "threads") as process:
+        for _ in range(SOAK or 3):
+            words = [sys.executable, "-c", CALLER, str(process.pid)]
+            with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE) as caller:
+                assert caller.stdout is not None
+                caller.stdout.readline()
+                time.sleep(random.uniform(0, 0.06))
+                caller.send_signal(number)
+                check(process)
+                caller.kill()
+            check(process)
+            assert eventually(lambda: not helpers())

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What tests of producers need: a directory for sockets and programs, and a producer in C."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.reporter import compile_c
+
+
+@pytest.fixture(scope="module")
+def public() -> Iterator[Path]:
+    """A directory that every user may look into."""
+    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def program(public: Path) -> Path:
+    """The producer in C."""
+    return compile_c(Path(__file__).parents[1] / "support/reporter.c", public / "reporter")
