@@ -151,15 +151,13 @@ def test_the_same_file_gives_the_same_bytes(
 def test_a_text_gives_what_a_recording_of_it_gives(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However it is cut into blocks."""
+    """However it is cut into blocks; only what is said about recordings of faults differs."""
     np.save(tmp_path / "r.npy", read_reports(DATA / name))
-    words = ["--json", "--sample-us", "100", "--aggr-us", "1000"]
-    assert 0 == cli.main(["replay", str(tmp_path / "r.npy"), *words])
-    expected = capsys.readouterr().out
+    words = ["--sample-us", "100", "--aggr-us", "1000"]
+    expected = [{**document, "remarks": []} for document in replayed(capsys, str(tmp_path / "r.npy"), *words)]
     for size in (1 << 22, 100):
         monkeypatch.setattr(report_file, "_BLOCK_BYTES", size)
-        assert 0 == cli.main(["replay", str(DATA / name), *words])
-        assert expected == capsys.readouterr().out
+        assert expected == replayed(capsys, str(DATA / name), *words)
 
 
 def test_records_may_be_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,6 +262,31 @@ def test_pictures_of_many_processes_are_left_out(tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert 8 == out.count("monitored pid")
     assert "and 4 processes with fewer reports" in out
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [({"cpu": 0, "tid": 100}, True), ({"cpu": 0, "tid": 100, "size": 64}, False), ({"cpu": 0}, False), ({}, False)],
+    ids=["a fault", "not one byte", "no thread", "neither"],
+)
+def test_a_replay_of_faults_says_how_it_differs_from_the_live_run(
+    columns: dict[str, int], said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the summary and in the object; there are no other remarks."""
+    name = saved(tmp_path / "faults.npy", new_records(3, time=np.arange(3), pid=7, addr=BASE, **columns))
+    (document,) = replayed(capsys, name)
+    assert [said] * len(document["remarks"]) == [
+        "less memory shows as accessed here than in the live run" in remark for remark in document["remarks"]
+    ]
+    assert int(said) == len(document["remarks"])
+    assert cli.main(["replay", name]) == 0
+    assert said == ("than in the live run" in " ".join(capsys.readouterr().out.split()))
+
+
+def test_a_text_of_samples_is_not_about_a_live_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples of perf's name thread and CPU, too."""
+    (document, *_) = replayed(capsys, str(DATA / "perf_script_callchains.txt"))
+    assert [] == document["remarks"]
 
 
 def test_one_process_may_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

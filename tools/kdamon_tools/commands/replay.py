@@ -43,6 +43,8 @@ __all__ = ["run"]
 #: Pictures of so many processes are enough for a person; programs get all.
 _MOST_PICTURES: Final = 8
 _REDRAW_S: Final = 0.2
+#: So many reports show whether a recording holds faults.
+_FIRST_REPORTS: Final = 1 << 16
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,8 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
             progress.clear()
-        if left_out:
-            recordings = [evolve(recording, remarks=(*recording.remarks, left_out)) for recording in recordings]
+        remarks = tuple(filter(None, (left_out, _about_faults(records, notes))))
+        recordings = [evolve(recording, remarks=(*recording.remarks, *remarks)) for recording in recordings]
         result.write(lambda: _rendered(recordings, result, arguments))
         if notes.cut:
             raise CommandError(f"{name}: cut off: {notes.cut}; the result is about what is there")
@@ -130,6 +132,24 @@ def _about_lines(notes: TextNotes) -> list[str]:
     if notes.remote:
         sentences.append(f"not kept: {notes.remote} accesses were served by another NUMA node")
     return sentences
+
+
+def _about_faults(records: RecordSource, notes: TextNotes) -> str:
+    """Why a replay of faults differs from the live run, a sentence; empty for a file that holds none.
+
+    A fault names its thread and its CPU and is one access of one byte; no report says that it is a fault.
+    """
+    if not notes.recording:
+        return ""
+    first = records[:_FIRST_REPORTS]
+    faults = (first["tid"] > 0) & (first["cpu"] >= 0) & (first["size"] == 1)
+    if not faults.any():
+        return ""
+    return (
+        "a recording holds no regions, so replay splits memory anew; if these reports are faults (--primitive "
+        "page_fault, --write-only, --cpus, --tids), each is about the one page that the live run sampled of a region, "
+        "and less memory shows as accessed here than in the live run"
+    )
 
 
 class _Progress:

@@ -51,6 +51,7 @@ class TextNotes:
     :ivar without_operation: accesses of which it is not known whether they were writes; taken for reads.
     :ivar without_process: accesses that tell the thread only.
     :ivar remote: accesses that were served by the memory or a cache of another NUMA node.
+    :ivar recording: whether it is a recording of kdamon's own.
     :ivar cut: how the file ends earlier than it should, a sentence; empty where it does not.
     """
 
@@ -60,6 +61,7 @@ class TextNotes:
     without_operation: int = 0
     without_process: int = 0
     remote: int = 0
+    recording: bool = False
     cut: str = ""
 
 

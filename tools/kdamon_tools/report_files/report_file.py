@@ -302,7 +302,7 @@ def open_reports(
                     _append(spool, part)
                     part = stream.read(_BLOCK_BYTES)
                 records = StoredRecords(spool, 0, name)
-            notes = TextNotes(cut=_cut(head.promised, records))
+            notes = TextNotes(recording=True, cut=_cut(head.promised, records))
         else:
             reader = _text_format(file_format, look, name, pid=pid, rate=rate, instructions=instructions)
             done = 0
