@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -336,10 +335,18 @@ def _processes() -> Iterator[list[int]]:
         yield pids
 
 
-def test_a_process_that_is_stopped_is_waited_for_without_the_kdamond(
-    tree: damon_sysfs_tree, processes: list[int]
-) -> None:
-    """It cannot be asked for a userfaultfd before it goes on; the kdamond samples the other one meanwhile."""
+#: Traces the process whose number is its argument, until it is killed.
+TRACER = """
+import ctypes, signal, sys
+PTRACE_SEIZE = 0x4206
+assert not ctypes.CDLL(None).ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None)
+print("traces", flush=True)
+signal.pause()
+"""
+
+
+def test_the_kdamond_does_not_wait_for_a_traced_process(tree: damon_sysfs_tree, processes: list[int]) -> None:
+    """It cannot be asked for a userfaultfd before its tracer ends; the kdamond samples the other one meanwhile."""
     first, second = processes
 
     def write(path: str, value: object) -> None:
@@ -373,18 +380,20 @@ def test_a_process_that_is_stopped_is_waited_for_without_the_kdamond(
                 refusals.append(error.errno)
         return refusals
 
-    os.kill(second, signal.SIGSTOP)
-    with ThreadPoolExecutor(1) as pool:
+    words = [sys.executable, "-c", TRACER, str(second)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as tracer, ThreadPoolExecutor(1) as pool:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == b"traces\n"
         future = pool.submit(commit)
         try:
             assert goes_on(ctx, lambda: not future.done())
-            assert tree.read(f"{KDAMOND}/state") == b"on\n"
+            assert tree.read(f"{TARGETS}/1/pid_target") == f"{second}\n".encode()
             assert [t.pid for t in ctx.adaptive_targets] == [first]
-            os.kill(second, signal.SIGCONT)
+            tracer.kill()
             assert eventually(future.done)
         finally:
             over.set()
-            os.kill(second, signal.SIGCONT)
+            tracer.kill()
         assert set(future.result()) <= {errno.EBUSY}
     assert [t.pid for t in ctx.adaptive_targets] == [first, second]
     assert ctx.adaptive_targets[0].task is space
