@@ -155,7 +155,8 @@ def test_the_helper_dies_at_each_step(directory: Path, ending_helper: Callable[[
             ending_helper(step, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 done = inject_madvise(process.pid, wanted, MADV_HUGEPAGE, lambda: True, 0) == 2
-            assert left_behind(process.pid) == []
+            # What the helper left, the thread leaves by itself as soon as it has a CPU.
+            assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
             step += 3
         assert step > 20
         assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)

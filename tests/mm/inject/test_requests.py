@@ -215,7 +215,7 @@ def test_refused_another_thread() -> None:
         try:
             refused(errno.EAGAIN, process.pid, "one thread more")
             assert left_behind(process.pid) == []
-            assert "State:\tS" in Path(f"/proc/{process.pid}/status").read_text()
+            assert eventually(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
         finally:
             process.kill()
 
