@@ -14,10 +14,10 @@ from collections.abc import Callable
 from kdamon.core import damon_call, damon_commit_ctx
 from kdamon.damon import damon_call_control, damon_ctx
 
-__all__ = ["damon_call_commit"]
+__all__ = ["call_commit"]
 
 
-def damon_call_commit(ctx: damon_ctx, src: damon_ctx, then: Callable[[], None] = lambda: None) -> None:
+def call_commit(ctx: damon_ctx, src: damon_ctx, then: Callable[[], None] = lambda: None) -> None:
     """Let the kdamond of ``ctx`` commit ``src`` to it, and wait for that.
 
     ``src`` stays the caller's, to be destroyed afterwards. When this raises, nothing was committed and nothing will be,

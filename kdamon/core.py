@@ -36,21 +36,22 @@ from kdamon.damon import (
 )
 from kdamon.damos import (
     damon_commit_schemes,
-    damos_init,
     damos_set_next_apply_sis,
     damos_walk,
     damos_walk_cancel,
+    init_scheme,
     kdamond_apply_schemes,
 )
-from kdamon.damos_quota import damon_feed_loop_next_input, damos_forget_charged_target
+from kdamon.damos_quota import damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
-from kdamon.density.estimator import damon_forget_density, kdamond_adjust_regions_by_density
+from kdamon.density.estimator import adjust_regions_by_density, forget_density
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
     NSEC_PER_USEC,
     UINT_MAX,
     VirtualClock,
+    VirtualKthread,
     is_power_of_2,
     kthread,
     kthread_stop,
@@ -58,29 +59,28 @@ from kdamon.kernel import (
     rnd_state,
     time_after_eq,
     ulong,
-    virtual_kthread,
 )
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.probes import (
     damon_commit_probes,
     damon_has_prep,
     damon_has_probe_weights,
-    damon_probe_weights,
     damon_valid_probe_params,
+    probe_weights,
 )
-from kdamon.regions import COLUMNS, damon_regions, mostly_unknown
+from kdamon.regions import COLUMNS, Regions, mostly_unknown
 from kdamon.reports.apply import (
-    damon_report_counters_of,
-    damon_report_queue,
-    damon_report_subscribe,
-    damon_report_unsubscribe,
+    ReportQueue,
+    choose_reports,
+    discard_reports,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
-    kdamond_choose_reports,
-    kdamond_discard_reports,
+    report_counters,
+    subscribe_reports,
+    unsubscribe_reports,
 )
 from kdamon.sample_control import damon_commit_sample_control
-from kdamon.wait_limits import damon_held_up, damon_wait_for
+from kdamon.wait_limits import held_up_error, wait_for_kdamond
 
 __all__ = [
     "damon_add_region",
@@ -103,8 +103,6 @@ __all__ = [
     "damon_new_target",
     "damon_rand",
     "damon_register_ops",
-    "damon_report_counters_of",
-    "damon_run",
     "damon_select_ops",
     "damon_set_attrs",
     "damon_set_regions",
@@ -118,6 +116,8 @@ __all__ = [
     "kdamond_reset_aggregated",
     "kdamond_split_regions",
     "load_operations",
+    "report_counters",
+    "run_ctx",
     "validate_ctx",
     "validate_regions",
 ]
@@ -266,7 +266,7 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
         touched = np.searchsorted(ends, regions.start, "right") < np.searchsorted(starts, regions.end, "left")
         regions.keep(touched)
     if not len(regions):
-        t.regions = damon_regions([a for a, _ in aligned], [b for _, b in aligned])
+        t.regions = Regions([a for a, _ in aligned], [b for _, b in aligned])
         return
 
     # Step 2: fit the rest to the ranges, fill the holes.
@@ -312,7 +312,7 @@ def damon_destroy_target(t: damon_target, ctx: damon_ctx | None) -> None:
     if ctx is not None:
         ctx.adaptive_targets.remove(t)
         for s in ctx.schemes:
-            damos_forget_charged_target(s, t)
+            forget_charged_target(s, t)
         if ctx.ops is not None:
             ctx.ops.cleanup_target(t)
     _put_task(t)
@@ -370,7 +370,7 @@ def damon_new_scheme(
 def damon_add_scheme(ctx: damon_ctx, s: damos) -> None:
     """Add ``s`` behind the last scheme of ``ctx``."""
     ctx.schemes.append(s)
-    damos_init(s, ctx)
+    init_scheme(s, ctx)
 
 
 def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
@@ -522,7 +522,7 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.min_region_sz = src.min_region_sz
     dst.report_counts = src.report_counts
     if dst.density and not src.density:
-        damon_forget_density(dst)
+        forget_density(dst)
     dst.density = src.density
     damon_commit_sample_control(dst.sample_control, src.sample_control)
     dst.maybe_corrupted = False
@@ -538,7 +538,7 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     """Make the parameters of ``dst`` those of ``src`` and keep its results; ``src`` is to be destroyed afterwards.
 
     Everything is tried on a copy first: when it fails, nothing was changed. To be called in the kdamond of a running
-    ``dst`` (:func:`kdamon.commit.damon_call_commit`).
+    ``dst`` (:func:`kdamon.commit.call_commit`).
 
     Kernel: puts the processes that ``dst`` monitors no more. Here: ``src`` gets them, and they are put when that is
     destroyed: to let a process go can take long, and the kdamond goes on sampling meanwhile.
@@ -551,7 +551,7 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     _damon_commit_ctx(dst, src, dry_run=False)
     if dst.reports is not None:
         # What is reported on a new target as soon as the caller knows of it counts.
-        kdamond_choose_reports(dst)
+        choose_reports(dst)
 
 
 # Minimum number of regions.
@@ -612,7 +612,7 @@ def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
         raise
 
 
-def damon_run(ctx: damon_ctx, seconds: float) -> None:
+def run_ctx(ctx: damon_ctx, seconds: float) -> None:
     """Monitor ``ctx`` in simulated time, in the calling thread, for ``seconds`` of it.
 
     :raises OSError: EBUSY it is monitored already; EINVAL its clock is not virtual, or as :func:`damon_commit_ctx`.
@@ -626,7 +626,7 @@ def damon_run(ctx: damon_ctx, seconds: float) -> None:
         if ctx.kdamond is not None:
             raise OSError(errno.EBUSY, "this context is monitored already")
         ctx.kdamond_error = None
-        ctx.kdamond = virtual_kthread(kdamond_fn, ctx, "kdamond", clock)
+        ctx.kdamond = VirtualKthread(kdamond_fn, ctx, "kdamond", clock)
     ctx.kdamond.start()
 
 
@@ -687,10 +687,10 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
     if not obsolete:
         if control.repeat:
             return
-        if not damon_wait_for(ctx, control.completion.wait):
+        if not wait_for_kdamond(ctx, control.completion.wait):
             with ctx.call_controls_lock:
                 control.canceled = True
-            raise damon_held_up(ctx)
+            raise held_up_error(ctx)
     if obsolete or control.canceled:
         _wait_end(ctx)
         raise OSError(errno.ECANCELED, "the kdamond does not run")
@@ -806,7 +806,7 @@ def damon_merge_regions_of(
 
     :param threshold: largest difference of nr_accesses to merge.
     :param sz_limit: largest region to make, core address units.
-    :param weights: of the probes: go by their hits instead, see :meth:`kdamon.regions.damon_regions.merge_scores`.
+    :param weights: of the probes: go by their hits instead, see :meth:`kdamon.regions.Regions.merge_scores`.
     :param nr_samples: samples of each region in an aggregation interval, to find those that are mostly unknown.
     :param unknown_apart: merge these with each other only.
     """
@@ -821,8 +821,8 @@ def damon_merge_regions_of(
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
     """Merge similar neighbours; with growing threshold if there are too many regions afterwards."""
-    weights = damon_probe_weights(ctx)
-    if ctx.density and weights is None and kdamond_adjust_regions_by_density(ctx, sz_limit):
+    weights = probe_weights(ctx)
+    if ctx.density and weights is None and adjust_regions_by_density(ctx, sz_limit):
         return
     max_threshold = nr_samples = damon_nr_samples_per_aggr(ctx.attrs)
     if weights is not None:
@@ -916,7 +916,7 @@ def kdamond_init_ctx(ctx: damon_ctx) -> None:
     if not ctx.attrs.aggr_samples:
         ctx.attrs.aggr_samples = ctx.attrs.aggr_interval // sample
     for s in ctx.schemes:
-        damos_init(s, ctx)
+        init_scheme(s, ctx)
     ctx.missed_intervals = ctx.nr_samples = ctx.nr_unknown = 0
     ctx.maybe_corrupted = False
 
@@ -928,9 +928,9 @@ def kdamond_fn(ctx: damon_ctx) -> None:
     with ctx.walk_control_lock:
         ctx.walk_control_obsolete = False
     kdamond_init_ctx(ctx)
-    ctx.reports = damon_report_queue(ctx.clock)
-    kdamond_choose_reports(ctx)
-    damon_report_subscribe(ctx.reports)
+    ctx.reports = ReportQueue(ctx.clock)
+    choose_reports(ctx)
+    subscribe_reports(ctx.reports)
     ctx.kdamond_started.set()
     try:
         _kdamond_loop(ctx)
@@ -973,7 +973,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             ops.prepare_access_checks(ctx)
         if do_prep:
             ops.prep_probes(ctx, not sampling)
-        kdamond_choose_reports(ctx)
+        choose_reports(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
         if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
             break  # woken before the interval was over: the samples are worth nothing
@@ -994,7 +994,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
 
         aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)
         if aggregated:
-            weights = damon_probe_weights(ctx)
+            weights = probe_weights(ctx)
             scores = (t.regions.merge_scores(weights) for t in ctx.adaptive_targets)
             largest = max((int(of_target.max(initial=0)) for of_target in scores), default=0)
             kdamond_merge_regions(ctx, largest // 10, sz_limit)
@@ -1031,7 +1031,7 @@ def kdamond_wait_activation(ctx: damon_ctx) -> bool:
         damos_walk_cancel(ctx)
         if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
             return False
-        kdamond_discard_reports(ctx)
+        discard_reports(ctx)
 
 
 def _kdamond_paused(ctx: damon_ctx) -> bool:
@@ -1042,7 +1042,7 @@ def _kdamond_paused(ctx: damon_ctx) -> bool:
         kdamond_call(ctx, cancel=False)
         if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
             return False
-        kdamond_discard_reports(ctx)
+        discard_reports(ctx)
     return True
 
 
@@ -1062,7 +1062,7 @@ def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
 
 def _kdamond_done(ctx: damon_ctx) -> None:
     """Leave nothing behind: targets, reports, calls and walks."""
-    damon_report_unsubscribe(ctx.reports)
+    unsubscribe_reports(ctx.reports)
     for t in list(ctx.adaptive_targets):
         damon_destroy_target(t, ctx)
     with ctx.call_controls_lock:
@@ -1088,7 +1088,7 @@ def _kdamond_main(ctx: damon_ctx) -> None:
                 _running["exclusive"] = False
 
 
-def damon_update_region_access_rate(regions: damon_regions, accessed: Mask) -> None:
+def damon_update_region_access_rate(regions: Regions, accessed: Mask) -> None:
     """Count the regions where ``accessed`` (shape (n,)) is true, but none that a report was counted for."""
     if regions.access_reported is not None:
         accessed = accessed & ~regions.access_reported
@@ -1098,7 +1098,7 @@ def damon_update_region_access_rate(regions: damon_regions, accessed: Mask) -> N
 # Invariants.
 
 
-def validate_regions(regions: damon_regions) -> None:
+def validate_regions(regions: Regions) -> None:
     """Check that regions are ascending, disjoint and not empty, and all columns as long (``damon_verify_ctx()``).
 
     :raises AssertionError: they are not.

@@ -19,7 +19,7 @@ from attrs import define, field
 
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Answers, Machine, Task, U64Array
-from kdamon.regions import DAMON_MAX_PROBES, damon_addr_range, damon_region, damon_regions, mostly_unknown
+from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
 from kdamon.sample_threads import FilteredThreads
 from kdamon.schemes import (
     DAMOS_MAX_SCORE,
@@ -44,6 +44,8 @@ __all__ = [
     "DAMON_MIN_REGION_SZ",
     "DAMOS_MAX_SCORE",
     "OPS_KEYWORDS",
+    "PrimitivesEnabled",
+    "ReportCounters",
     "damon_access_report",
     "damon_addr_range",
     "damon_attrs",
@@ -60,18 +62,15 @@ __all__ = [
     "damon_ops_id",
     "damon_prep",
     "damon_prep_action",
-    "damon_primitives_enabled",
     "damon_probe",
     "damon_region",
     "damon_region_sz_limit",
-    "damon_report_counters",
     "damon_sample_control",
     "damon_sample_filter",
     "damon_sample_filter_type",
     "damon_size_range",
     "damon_target",
     "damon_target_has_pid",
-    "damon_window_left_bp",
     "damos",
     "damos_access_pattern",
     "damos_action",
@@ -89,6 +88,7 @@ __all__ = [
     "no_op",
     "nr_unknown_mvsum",
     "unknown_rows",
+    "window_left_bp",
 ]
 
 DAMON_MIN_REGION_SZ = PAGE_SIZE
@@ -108,7 +108,7 @@ class damon_target:
     """
 
     pid: int = 0
-    regions: damon_regions = field(factory=damon_regions)
+    regions: Regions = field(factory=Regions)
     task: Task | None = None
     obsolete: bool = False
     #: The address space that was sampled last, to notice an exec (no kernel counterpart).
@@ -201,7 +201,7 @@ class damon_access_report:
 
 
 @define(slots=True)
-class damon_report_counters:
+class ReportCounters:
     """What became of the reports that a context received.
 
     ``accepted == applied + ineligible + filtered + straddling + outside + late + pending`` always; ``dropped`` reports
@@ -254,7 +254,7 @@ class damon_sample_filter:
 
 
 @define(slots=True)
-class damon_primitives_enabled:
+class PrimitivesEnabled:
     """Which of this context's own sources of accesses are used.
 
     :ivar page_table: accessed bits.
@@ -273,7 +273,7 @@ class damon_sample_control:
     :ivar sample_filters: a report has to pass all of them, in this order.
     """
 
-    primitives_enabled: damon_primitives_enabled = field(factory=damon_primitives_enabled)
+    primitives_enabled: PrimitivesEnabled = field(factory=PrimitivesEnabled)
     sample_filters: list[damon_sample_filter] = field(factory=list)
 
 
@@ -399,7 +399,7 @@ class damon_operations:
     prep_probes: Callable[[damon_ctx, bool], None] = no_op
     apply_probes: Callable[[damon_ctx, bool], None] = no_op
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
-    get_scheme_scores: Callable[[damon_ctx, damon_regions, damos], npt.NDArray[np.int64]] | None = None
+    get_scheme_scores: Callable[[damon_ctx, Regions, damos], npt.NDArray[np.int64]] | None = None
     apply_scheme: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp], damos], tuple[U64Array, U64Array]] | None = (
         None
     )
@@ -575,17 +575,17 @@ def damon_mvsum(current: U32Array, last: U32Array, left_bp: int) -> U32Array:
     return current + rest
 
 
-def damon_nr_accesses_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
+def damon_nr_accesses_mvsum(regions: Regions, ctx: damon_ctx) -> U32Array:
     """Moving sum of nr_accesses over the last aggregation interval's time, shape (n,)."""
-    return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, damon_window_left_bp(ctx))
+    return damon_mvsum(regions.nr_accesses, regions.last_nr_accesses, window_left_bp(ctx))
 
 
-def nr_unknown_mvsum(regions: damon_regions, ctx: damon_ctx) -> U32Array:
+def nr_unknown_mvsum(regions: Regions, ctx: damon_ctx) -> U32Array:
     """As :func:`damon_nr_accesses_mvsum`, of the samples that could not be taken."""
-    return damon_mvsum(regions.nr_unknown, regions.last_nr_unknown, damon_window_left_bp(ctx))
+    return damon_mvsum(regions.nr_unknown, regions.last_nr_unknown, window_left_bp(ctx))
 
 
-def unknown_rows(regions: damon_regions, ctx: damon_ctx) -> Mask:
+def unknown_rows(regions: Regions, ctx: damon_ctx) -> Mask:
     """Return which regions are mostly unknown in the time that :func:`damon_nr_accesses_mvsum` is about, shape (n,).
 
     That is :func:`kdamon.regions.mostly_unknown`, of the samples there were when the first interval is not over.
@@ -594,7 +594,7 @@ def unknown_rows(regions: damon_regions, ctx: damon_ctx) -> Mask:
     return mostly_unknown(nr_unknown_mvsum(regions, ctx), min(nr_samples, ctx.passed_sample_intervals or nr_samples))
 
 
-def damon_window_left_bp(ctx: damon_ctx) -> int:
+def window_left_bp(ctx: damon_ctx) -> int:
     """Share of the present aggregation interval that is not counted yet, 1/10000."""
     left = 0
     if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):

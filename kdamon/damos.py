@@ -28,38 +28,38 @@ from kdamon.damon import (
     unknown_rows,
 )
 from kdamon.damos_filters import (
+    core_filter_candidates,
     damos_commit_filters,
-    damos_core_filter_candidates,
     damos_core_filter_out,
-    damos_for_each_part,
-    damos_known_rows,
-    damos_pattern_rows,
     damos_set_filters_default_reject,
-    damos_wanted_rows,
+    for_each_part,
+    known_rows,
+    pattern_rows,
+    wanted_rows,
 )
 from kdamon.damos_quota import (
     damos_adjust_quota,
     damos_charge_quota,
     damos_commit_quota,
-    damos_forget_charged_target,
-    damos_largest_charge,
     damos_quota_is_full,
     damos_quota_is_set,
-    damos_scores,
     damos_skip_charged_region,
+    forget_charged_target,
+    largest_charge,
+    region_scores,
 )
-from kdamon.damos_wmarks import damos_commit_watermarks
+from kdamon.damos_wmarks import commit_watermarks
 from kdamon.kernel import ALIGN_DOWN, time_after_eq
-from kdamon.regions import damon_regions
-from kdamon.wait_limits import damon_held_up, damon_wait_for
+from kdamon.regions import Regions
+from kdamon.wait_limits import held_up_error, wait_for_kdamond
 
 __all__ = [
+    "SchemeBatch",
     "damon_commit_schemes",
-    "damos_batch",
-    "damos_init",
     "damos_set_next_apply_sis",
     "damos_walk",
     "damos_walk_cancel",
+    "init_scheme",
     "kdamond_apply_schemes",
 ]
 
@@ -73,7 +73,7 @@ def damos_set_next_apply_sis(s: damos, ctx: damon_ctx) -> None:
     s.next_apply_sis = ctx.passed_sample_intervals + interval // (ctx.attrs.sample_interval or 1)
 
 
-def damos_init(s: damos, ctx: damon_ctx) -> None:
+def init_scheme(s: damos, ctx: damon_ctx) -> None:
     """Make ``s`` ready for a kdamond that begins."""
     damos_set_next_apply_sis(s, ctx)
     damos_set_filters_default_reject(s)
@@ -103,7 +103,7 @@ def _damos_commit(dst: damos, src: damos) -> None:
     dst.action = src.action
     dst.apply_interval_us = src.apply_interval_us
     damos_commit_quota(dst.quota, src.quota)
-    damos_commit_watermarks(dst.wmarks, src.wmarks)
+    commit_watermarks(dst.wmarks, src.wmarks)
     dst.target_nid = src.target_nid
     dests = src.migrate_dests
     dst.migrate_dests = damos_migrate_dests(list(dests.node_id_arr), list(dests.weight_arr))
@@ -176,7 +176,7 @@ def _damos_count_unknown(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses:
     """Count the memory of ``t`` that has the access pattern of ``s`` but is mostly unknown."""
     unknown = unknown_rows(t.regions, ctx)
     if unknown.any() and not _damos_is_over(s):
-        unknown &= damos_pattern_rows(t.regions, nr_accesses, s)
+        unknown &= pattern_rows(t.regions, nr_accesses, s)
         s.stat.sz_unknown += int(t.regions.sizes()[unknown].sum())
 
 
@@ -186,11 +186,11 @@ def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: 
         return
     s.stat.nr_snapshots += 1
     s.core_filters_allowed = False
-    rows = damos_wanted_rows(ctx, t.regions, nr_accesses, s).nonzero()[0]
+    rows = wanted_rows(ctx, t.regions, nr_accesses, s).nonzero()[0]
     _damos_apply_rows(ctx, t, rows, s, nr_accesses[rows])
 
 
-class damos_batch:
+class SchemeBatch:
     """Regions of a target that a scheme will be applied to together: its quota has room for all of them for sure.
 
     They stay where they are in the table, because regions are cut behind them only.
@@ -235,7 +235,7 @@ class damos_batch:
         self._rows.append(row)
         self._nr_accesses.append(nr_accesses)
         self._allowed = allowed
-        self._charge += damos_largest_charge(quota, size)
+        self._charge += largest_charge(quota, size)
         if limited and quota.esz - quota.charged_sz - self._charge < max(self._ctx.min_region_sz, 1):
             # Whether the quota is full now shows when it was charged.
             self.apply()
@@ -259,8 +259,8 @@ class damos_batch:
         _damos_apply_rows(self._ctx, self._t, rows, self._s, nr_accesses)
 
 
-def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: damos) -> bool:
-    """:func:`kdamon.damos_filters.damos_pattern_rows` of one region."""
+def _damos_has_pattern(regions: Regions, row: int, nr_accesses: int, s: damos) -> bool:
+    """:func:`kdamon.damos_filters.pattern_rows` of one region."""
     pattern = s.pattern
     return (
         pattern.min_sz_region <= int(regions.end[row]) - int(regions.start[row]) <= pattern.max_sz_region
@@ -272,20 +272,20 @@ def _damos_has_pattern(regions: damon_regions, row: int, nr_accesses: int, s: da
 def _damos_apply_by_region(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: U32Array) -> None:
     """Apply ``s`` to the regions of ``t`` one after another (``damon_do_apply_schemes()`` for one scheme)."""
     regions, quota = t.regions, s.quota
-    scores = damos_scores(ctx, t, s) if damos_quota_is_set(quota) else None
-    worth = damos_known_rows(ctx, regions, s)
+    scores = region_scores(ctx, t, s) if damos_quota_is_set(quota) else None
+    worth = known_rows(ctx, regions, s)
     if scores is not None:
         worth &= scores >= quota.min_score
-    visit = damos_pattern_rows(regions, nr_accesses, s) & worth
+    visit = pattern_rows(regions, nr_accesses, s) & worth
     if s.core_filters:
-        visit &= damos_core_filter_candidates(ctx, t, s)
+        visit &= core_filter_candidates(ctx, t, s)
     if quota.charge_target_from is not None:
         charged_to = np.uint64(quota.charge_addr_from)
         visit |= (regions.start < charged_to) & (charged_to < regions.end)
     visit[-1] = True
     enough = len(regions) + ctx.attrs.max_nr_regions
-    batch = damos_batch(ctx, t, s)
-    for first, row in damos_for_each_part(regions, visit.nonzero()[0].tolist()):
+    batch = SchemeBatch(ctx, t, s)
+    for first, row in for_each_part(regions, visit.nonzero()[0].tolist()):
         if damos_quota_is_full(quota, ctx.min_region_sz):
             break
         if damos_skip_charged_region(t, row, s, ctx.min_region_sz):
@@ -314,7 +314,7 @@ def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], ma
         for s in active:
             # Kernel: only for targets that are not valid. Here: also where nothing is mapped, because the scheme would
             # wait for the last region of that target for ever. (docs/deviations.md#gaps-are-not-advised)
-            damos_forget_charged_target(s, t)
+            forget_charged_target(s, t)
         return
     for s in active:
         nr_accesses = damon_nr_accesses_mvsum(t.regions, ctx)
@@ -373,8 +373,8 @@ def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
     control.completion.clear()
     control.canceled = False
     # It is held while schemes are applied.
-    if not damon_wait_for(ctx, lambda seconds: ctx.walk_control_lock.acquire(timeout=seconds)):
-        raise damon_held_up(ctx)
+    if not wait_for_kdamond(ctx, lambda seconds: ctx.walk_control_lock.acquire(timeout=seconds)):
+        raise held_up_error(ctx)
     try:
         if ctx.walk_control_obsolete:
             raise OSError(errno.ECANCELED, "the kdamond does not run, so no regions can be walked")
@@ -383,10 +383,10 @@ def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
         ctx.walk_control = control
     finally:
         ctx.walk_control_lock.release()
-    if not damon_wait_for(ctx, control.completion.wait):
+    if not wait_for_kdamond(ctx, control.completion.wait):
         # The kdamond has the lock, and takes the walk for done when it goes on.
         control.canceled = True
-        raise damon_held_up(ctx)
+        raise held_up_error(ctx)
     if control.canceled:
         raise OSError(errno.ECANCELED, "the walk was canceled: no scheme, paused, or the kdamond ended")
 

@@ -17,22 +17,22 @@ from attrs import evolve
 from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type, unknown_rows
 from kdamon.kernel import ALIGN_DOWN
 from kdamon.probes import damon_probe_hits_wsum
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
 __all__ = [
+    "core_filter_candidates",
     "damos_add_filter",
     "damos_commit_filter",
     "damos_commit_filters",
-    "damos_core_filter_candidates",
     "damos_core_filter_out",
     "damos_filter_for_ops",
     "damos_filter_match",
-    "damos_for_each_part",
-    "damos_known_rows",
     "damos_new_filter",
-    "damos_pattern_rows",
     "damos_set_filters_default_reject",
-    "damos_wanted_rows",
+    "for_each_part",
+    "known_rows",
+    "pattern_rows",
+    "wanted_rows",
 ]
 
 _OF_CORE = (
@@ -48,7 +48,7 @@ U32Array = npt.NDArray[np.uint32]
 # Access patterns.
 
 
-def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
+def pattern_rows(regions: Regions, nr_accesses: U32Array, s: damos) -> Mask:
     """Return which regions have the access pattern of ``s`` (``__damos_valid_target()``), shape (n,).
 
     :param nr_accesses: moving sums of the regions, shape (n,).
@@ -61,7 +61,7 @@ def damos_pattern_rows(regions: damon_regions, nr_accesses: U32Array, s: damos) 
     return mask
 
 
-def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
+def known_rows(ctx: damon_ctx, regions: Regions, s: damos) -> Mask:
     """Return which regions are known well enough to get the action of ``s``, shape (n,).
 
     Those of an action that needs it are not mostly unknown, nor were so in the time for which they have to be stable.
@@ -71,15 +71,15 @@ def damos_known_rows(ctx: damon_ctx, regions: damon_regions, s: damos) -> Mask:
     return ~unknown_rows(regions, ctx) & (regions.known_age() >= s.pattern.min_age_region)
 
 
-def damos_wanted_rows(ctx: damon_ctx, regions: damon_regions, nr_accesses: U32Array, s: damos) -> Mask:
+def wanted_rows(ctx: damon_ctx, regions: Regions, nr_accesses: U32Array, s: damos) -> Mask:
     """Return which regions ``s`` is for: those that have its access pattern and are known well enough, shape (n,).
 
     :param nr_accesses: moving sums of the regions, shape (n,).
     """
-    return damos_pattern_rows(regions, nr_accesses, s) & damos_known_rows(ctx, regions, s)
+    return pattern_rows(regions, nr_accesses, s) & known_rows(ctx, regions, s)
 
 
-def damos_for_each_part(regions: damon_regions, rows: list[int]) -> Iterator[tuple[int, int]]:
+def for_each_part(regions: Regions, rows: list[int]) -> Iterator[tuple[int, int]]:
     """Go through ``rows``, and through the parts that the caller cuts off from them meanwhile.
 
     :param rows: ascending places in the table as it is at the beginning.
@@ -192,7 +192,7 @@ def _within(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
     return True
 
 
-def damos_core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
+def core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
     """Return which regions of ``t`` the core filters of ``s`` may let have its action, at least in part, shape (n,).
 
     All others they reject as a whole, whatever they are cut into: nobody needs to look at them one by one.

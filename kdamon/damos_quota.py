@@ -24,10 +24,10 @@ from kdamon.damon import (
     damos_quota_goal_tuner,
 )
 from kdamon.damos_filters import (
-    damos_core_filter_candidates,
+    core_filter_candidates,
     damos_core_filter_out,
-    damos_for_each_part,
-    damos_wanted_rows,
+    for_each_part,
+    wanted_rows,
 )
 from kdamon.kernel import ALIGN_DOWN, NSEC_PER_MSEC, PAGE_SIZE, ULONG_MAX, mult_frac, ulong
 
@@ -38,14 +38,14 @@ __all__ = [
     "damos_commit_quota",
     "damos_commit_quota_goal",
     "damos_commit_quota_goals",
-    "damos_forget_charged_target",
-    "damos_largest_charge",
     "damos_quota_is_full",
     "damos_quota_is_set",
     "damos_quota_score",
-    "damos_scores",
     "damos_set_effective_quota",
     "damos_skip_charged_region",
+    "forget_charged_target",
+    "largest_charge",
+    "region_scores",
 ]
 
 log = logging.getLogger("kdamon")
@@ -179,9 +179,9 @@ def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
     s = next(s for s in ctx.schemes if any(one is goal for one in s.quota.goals))
     eligible: Counter[int] = Counter()
     for t in ctx.adaptive_targets:
-        wanted = damos_wanted_rows(ctx, t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
+        wanted = wanted_rows(ctx, t.regions, damon_nr_accesses_mvsum(t.regions, ctx), s)
         # Deviation: docs/deviations.md#eligible-memory-after-core-filters
-        rows = np.flatnonzero(wanted & damos_core_filter_candidates(ctx, t, s))
+        rows = np.flatnonzero(wanted & core_filter_candidates(ctx, t, s))
         eligible.update(ctx.ops.node_mem(ctx, t, rows))
     return mult_frac(eligible[goal.nid], 10000, eligible.total() or 1)
 
@@ -277,7 +277,7 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
     _damos_set_min_score(ctx, s)
 
 
-def damos_scores(ctx: damon_ctx, t: damon_target, s: damos) -> Scores | None:
+def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> Scores | None:
     """How much each region of ``t`` deserves the action of ``s``, shape (n,); None where all deserve it the same.
 
     A part of a region has its score.
@@ -297,14 +297,14 @@ def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
     # (docs/deviations.md#one-score-histogram-per-scheme)
     histogram = np.zeros(DAMOS_MAX_SCORE + 1, np.uint64)
     for t in ctx.adaptive_targets:
-        scores = damos_scores(ctx, t, s)
+        scores = region_scores(ctx, t, s)
         if scores is None:
             return
         regions = t.regions
-        wanted = damos_wanted_rows(ctx, regions, damon_nr_accesses_mvsum(regions, ctx), s)
+        wanted = wanted_rows(ctx, regions, damon_nr_accesses_mvsum(regions, ctx), s)
         if s.core_filters:
-            rows = (wanted & damos_core_filter_candidates(ctx, t, s)).nonzero()[0]
-            for first, row in damos_for_each_part(regions, rows.tolist()):
+            rows = (wanted & core_filter_candidates(ctx, t, s)).nonzero()[0]
+            for first, row in for_each_part(regions, rows.tolist()):
                 # What a filter cuts off may be too small to be wanted.
                 large_enough = int(regions.end[row] - regions.start[row]) >= s.pattern.min_sz_region
                 if large_enough and not damos_core_filter_out(ctx, t, row, s):
@@ -327,14 +327,14 @@ def damos_charge_quota(quota: damos_quota, sz_region: int, sz_applied: int) -> N
     quota.charged_sz += sz_applied + failed
 
 
-def damos_largest_charge(quota: damos_quota, sz_region: int) -> int:
+def largest_charge(quota: damos_quota, sz_region: int) -> int:
     """How much :func:`damos_charge_quota` charges for a region of ``sz_region`` at most."""
     if not quota.fail_charge_denom:
         return sz_region
     return max(sz_region, mult_frac(sz_region, quota.fail_charge_num, quota.fail_charge_denom))
 
 
-def damos_forget_charged_target(s: damos, t: damon_target) -> None:
+def forget_charged_target(s: damos, t: damon_target) -> None:
     """Let the next charge window of ``s`` begin anywhere if it was to go on in ``t``."""
     if s.quota.charge_target_from is t:
         s.quota.charge_target_from = None
@@ -359,5 +359,5 @@ def damos_skip_charged_region(t: damon_target, row: int, s: damos, min_region_sz
         if size < end - start:
             regions.split_at(row, size)
     if row == len(regions) - 1:
-        damos_forget_charged_target(s, t)
+        forget_charged_target(s, t)
     return skip

@@ -7,12 +7,12 @@ import logging
 
 from kdamon.damon import damon_ctx, damos, damos_watermarks, damos_wmark_metric
 
-__all__ = ["damos_commit_watermarks", "damos_wmark_wait_us"]
+__all__ = ["commit_watermarks", "damos_wmark_wait_us"]
 
 log = logging.getLogger("kdamon")
 
 
-def damos_commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> None:
+def commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> None:
     """Make ``dst`` what ``src`` is."""
     if dst.metric is not src.metric:
         dst.activated = True

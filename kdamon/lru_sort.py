@@ -23,14 +23,14 @@ from kdamon.damon import (
 )
 from kdamon.damos_filters import damos_add_filter, damos_new_filter
 from kdamon.kernel import PAGE_SIZE, uint, ulong
-from kdamon.modules_common import damon_scheme_module
+from kdamon.modules_common import SchemeModule
 
 __all__ = ["damon_lru_sort"]
 
 
 @define(slots=True, eq=False, kw_only=True)
-class damon_lru_sort(damon_scheme_module):
-    """The module, see :class:`kdamon.modules_common.damon_scheme_module` for the parameters that are not here.
+class damon_lru_sort(SchemeModule):
+    """The module, see :class:`kdamon.modules_common.SchemeModule` for the parameters that are not here.
 
     :ivar hot_thres_access_freq: share of the samples from which on memory is hot, permille.
     :ivar cold_min_age: for how long memory must not have been accessed to be cold, microseconds.

@@ -20,7 +20,7 @@ from kdamon.damon import damon_addr_range, damon_ctx, damon_target
 from kdamon.kernel import PMD_SIZE
 from kdamon.mm import AddressSpace, U64Array
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
 __all__ = ["follow_mappings", "mapped_ranges", "note_sparse_regions"]
 
@@ -82,7 +82,7 @@ def _update(ctx: damon_ctx) -> None:
             damon_set_regions(t, ranges, ctx.min_region_sz)
             note_sparse_regions(ctx, t, mm, vmas, "raise the maximum number of regions, its memory lies all over")
         else:
-            t.regions = damon_regions()  # it ended, and is not reaped yet
+            t.regions = Regions()  # it ended, and is not reaped yet
 
 
 def note_sparse_regions(ctx: damon_ctx, t: damon_target, mm: AddressSpace | None, vmas: U64Array, remedy: str) -> None:

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from attrs import define, evolve, field
 
-from kdamon.commit import damon_call_commit
+from kdamon.commit import call_commit
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -56,7 +56,7 @@ from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, Task
 
-__all__ = ["check_cgroup", "damon_module", "damon_scheme_module", "module_scope"]
+__all__ = ["DamonModule", "ModuleScope", "SchemeModule", "check_cgroup"]
 
 log = logging.getLogger("kdamon")
 
@@ -71,7 +71,7 @@ _SHUTDOWN_TIMEOUT = 5.0
 
 
 @define(slots=True, frozen=True)
-class module_scope:
+class ModuleScope:
     """Which memory a module monitors.
 
     :ivar pids: numbers of processes.
@@ -90,7 +90,7 @@ class module_scope:
         return bool(self.start or self.end)
 
 
-def _note_births(module: damon_module, _attribute: object, pids: tuple[int, ...]) -> tuple[int, ...]:
+def _note_births(module: DamonModule, _attribute: object, pids: tuple[int, ...]) -> tuple[int, ...]:
     """Remember which processes have the numbers that are written to ``monitor_pids``, and what is monitored by them."""
     module._births = {}
     for pid in pids:
@@ -100,7 +100,7 @@ def _note_births(module: damon_module, _attribute: object, pids: tuple[int, ...]
 
 
 @define(slots=True, eq=False, kw_only=True)
-class damon_module(ABC):
+class DamonModule(ABC):
     """A module: monitors when it is enabled, and then nobody else may (exclusive use).
 
     :ivar machine: finds the machine; called when the module is enabled.
@@ -119,7 +119,7 @@ class damon_module(ABC):
     monitor_pids: tuple[int, ...] = field(default=(), on_setattr=_note_births)
     monitor_cgroup: str = ""
     ctx: damon_ctx | None = None
-    _scope: module_scope = field(factory=module_scope, init=False)
+    _scope: ModuleScope = field(factory=ModuleScope, init=False)
     #: When the processes of ``monitor_pids`` began, and those that were monitored.
     _births: dict[int, int] = field(factory=dict, init=False)
     _monitored: dict[int, int] = field(factory=dict, init=False)
@@ -218,7 +218,7 @@ class damon_module(ABC):
                 ctx.ops.update(ctx)
         self.refresh(ctx)
 
-    def scope(self) -> module_scope:
+    def scope(self) -> ModuleScope:
         """What the parameters ask to monitor.
 
         :raises OSError: EINVAL they name no process.
@@ -228,9 +228,9 @@ class damon_module(ABC):
                 errno.EINVAL,
                 "nothing to monitor: name processes in monitor_pids or a control group in monitor_cgroup",
             )
-        return module_scope(self.monitor_pids, self.monitor_cgroup)
+        return ModuleScope(self.monitor_pids, self.monitor_cgroup)
 
-    def _new_ctx(self, scope: module_scope) -> damon_ctx:
+    def _new_ctx(self, scope: ModuleScope) -> damon_ctx:
         """A context without targets (``damon_modules_new_paddr_ctx_target()`` without the target)."""
         ctx = damon_new_ctx()
         ctx.clock = self.clock
@@ -246,7 +246,7 @@ class damon_module(ABC):
 
     # Targets.
 
-    def _add_targets(self, ctx: damon_ctx, scope: module_scope, running: damon_ctx | None) -> None:
+    def _add_targets(self, ctx: damon_ctx, scope: ModuleScope, running: damon_ctx | None) -> None:
         """Give ``ctx`` the targets of ``scope``, in the places that ``running``, to which it is committed, has them in.
 
         :raises OSError: EINVAL a process does not exist, or none of the control group's can be monitored; what the
@@ -270,7 +270,7 @@ class damon_module(ABC):
         if reason and all(t.obsolete for t in ctx.adaptive_targets):
             raise OSError(errno.EINVAL, f"monitor_cgroup: no process of {scope.cgroup} can be monitored now{reason}")
 
-    def _add_named(self, ctx: damon_ctx, scope: module_scope, pid: int, *, committing: bool) -> bool:
+    def _add_named(self, ctx: damon_ctx, scope: ModuleScope, pid: int, *, committing: bool) -> bool:
         """Give ``ctx`` the process that ``pid`` in ``monitor_pids`` means.
 
         :returns: whether it was given; not where it ended while it was monitored, and nothing else changes by a commit.
@@ -290,7 +290,7 @@ class damon_module(ABC):
         _add_target(ctx, scope, pid, task)
         return True
 
-    def _add_members(self, ctx: damon_ctx, scope: module_scope, pids: Iterable[int]) -> str:
+    def _add_members(self, ctx: damon_ctx, scope: ModuleScope, pids: Iterable[int]) -> str:
         """Give ``ctx`` those of ``pids`` that are in the control group; returns why the last one is left out."""
         assert ctx.machine is not None
         reason = ""
@@ -318,7 +318,7 @@ class damon_module(ABC):
                 task.put()
         return reason
 
-    def _say_crowded(self, scope: module_scope) -> None:
+    def _say_crowded(self, scope: ModuleScope) -> None:
         if not self._crowded:
             self._crowded = True
             log.warning(
@@ -366,7 +366,7 @@ def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:
         raise OSError(errno.EINVAL, f"monitor_cgroup: {error.strerror}") from None
 
 
-def _add_target(ctx: damon_ctx, scope: module_scope, pid: int, task: Task | None) -> damon_target:
+def _add_target(ctx: damon_ctx, scope: ModuleScope, pid: int, task: Task | None) -> damon_target:
     t = damon_new_target()
     t.pid, t.task = pid, task
     damon_add_target(ctx, t)
@@ -376,7 +376,7 @@ def _add_target(ctx: damon_ctx, scope: module_scope, pid: int, task: Task | None
 
 
 @define(slots=True, eq=False, kw_only=True)
-class damon_scheme_module(damon_module):
+class SchemeModule(DamonModule):
     """A module that applies schemes: the parameters that all of these have, under their names.
 
     Its context outlives being disabled: statistics and what quotas learned go on from there when it is enabled again.
@@ -410,12 +410,12 @@ class damon_scheme_module(damon_module):
         :raises OSError: EINVAL the parameters make no sense.
         """
 
-    def scope(self) -> module_scope:
-        """See :meth:`damon_module.scope`; also EINVAL where the addresses end before they start."""
+    def scope(self) -> ModuleScope:
+        """See :meth:`DamonModule.scope`; also EINVAL where the addresses end before they start."""
         start, end = self.monitor_region_start, self.monitor_region_end
         if start > end:
             raise OSError(errno.EINVAL, f"monitor_region_end, {end:#x}, lies before monitor_region_start, {start:#x}")
-        return evolve(damon_module.scope(self), start=start, end=end)
+        return evolve(DamonModule.scope(self), start=start, end=end)
 
     def commit_inputs(self) -> None:
         """Let the running module go by what its parameters say now, and wait for it.
@@ -435,11 +435,11 @@ class damon_scheme_module(damon_module):
             with self._places:
                 scope, param_ctx = self._param_ctx()
                 try:
-                    damon_call_commit(ctx, param_ctx, lambda: self._committed(ctx, scope))
+                    call_commit(ctx, param_ctx, lambda: self._committed(ctx, scope))
                 finally:
                     damon_destroy_ctx(param_ctx)
 
-    def _committed(self, ctx: damon_ctx, scope: module_scope) -> None:
+    def _committed(self, ctx: damon_ctx, scope: ModuleScope) -> None:
         """What the kdamond does after a commit."""
         self._scope = scope
         # New targets have no regions yet, and those of fixed addresses may have become all that is mapped.
@@ -462,7 +462,7 @@ class damon_scheme_module(damon_module):
         self._scope = scope
         return ctx
 
-    def _param_ctx(self) -> tuple[module_scope, damon_ctx]:
+    def _param_ctx(self) -> tuple[ModuleScope, damon_ctx]:
         """What the parameters say, to be committed to :attr:`ctx`, and destroyed.
 
         :raises OSError: EINVAL they make no sense, or name no process that exists; what the machine raises.

@@ -18,28 +18,28 @@ from kdamon.damon import (
     damon_nr_samples_per_aggr,
     damon_region,
     damon_target,
-    damon_window_left_bp,
     damos,
     damos_action,
     damos_filter,
+    window_left_bp,
 )
 from kdamon.kernel import mult_frac, uint
 from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter, U64Array
-from kdamon.probes import damon_probe_filters
-from kdamon.regions import damon_regions
+from kdamon.probes import probe_filters
+from kdamon.regions import Regions
 
 __all__ = [
+    "cold_scores",
+    "count_samples",
     "damon_cold_score",
-    "damon_cold_scores",
-    "damon_count_samples",
     "damon_hot_score",
-    "damon_hot_scores",
-    "damon_needs_answers",
-    "damon_pick_samples",
-    "damon_probe_page_filters",
-    "damon_scheme_score",
-    "damon_scheme_scores",
+    "needs_answers",
+    "hot_scores",
     "page_filter",
+    "pick_samples",
+    "probe_page_filters",
+    "scheme_score",
+    "scheme_scores",
 ]
 
 DAMON_MAX_SUBSCORE = 100
@@ -48,7 +48,7 @@ DAMON_MAX_AGE_IN_LOG = 32
 Scores = npt.NDArray[np.int64]
 
 
-def damon_pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
+def pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
     """Choose a random address in each region of ``t``; returns them, shape (n,)."""
     t.answers = t.sampled = None
     regions = t.regions
@@ -56,7 +56,7 @@ def damon_pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
     return regions.sampling_addr
 
 
-def damon_count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
+def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
     """Count what the samples of ``t`` saw.
 
     :param answers: one for each region, shape (n,).
@@ -90,12 +90,12 @@ def page_filter(f: damon_filter | damos_filter, page_type: str) -> PageFilter:
     return PageFilter(page_type, f.matching, f.allow, f.memcg_id, f.sz_range.min, f.sz_range.max)
 
 
-def damon_probe_page_filters(ctx: damon_ctx) -> list[PageFilter]:
+def probe_page_filters(ctx: damon_ctx) -> list[PageFilter]:
     """The filters of all probes of ``ctx`` as the machine knows them."""
-    return [page_filter(f, _PAGE_TYPES[f.type]) for f in damon_probe_filters(ctx)]
+    return [page_filter(f, _PAGE_TYPES[f.type]) for f in probe_filters(ctx)]
 
 
-def damon_needs_answers(filters: Sequence[PageFilter]) -> bool:
+def needs_answers(filters: Sequence[PageFilter]) -> bool:
     """Return whether any of ``filters`` asks whether sampled pages were accessed."""
     return any(one.type in {"young", "idle"} for one in filters)
 
@@ -106,7 +106,7 @@ def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     Kernel: products of large weights wrap around. Here: they do not, because a hot region would look cold.
     (docs/deviations.md#products-that-do-not-wrap)
     """
-    left_bp = damon_window_left_bp(ctx)
+    left_bp = window_left_bp(ctx)
     nr_accesses = mult_frac(r.last_nr_accesses, left_bp, 10000) + (r.nr_accesses if left_bp != 10000 else 0)
     frequency = mult_frac(nr_accesses, DAMON_MAX_SUBSCORE, damon_nr_samples_per_aggr(ctx.attrs))
     age = r.age - r.unknown_age if s.needs_known else r.age
@@ -125,7 +125,7 @@ def damon_cold_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     return DAMOS_MAX_SCORE - damon_hot_score(ctx, r, s)
 
 
-def damon_hot_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores:
+def hot_scores(ctx: damon_ctx, regions: Regions, s: damos) -> Scores:
     """:func:`damon_hot_score` of every region of a table, shape (n,)."""
     whole, part = np.divmod(
         damon_nr_accesses_mvsum(regions, ctx).astype(np.int64), damon_nr_samples_per_aggr(ctx.attrs)
@@ -142,9 +142,9 @@ def damon_hot_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores
     return np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
 
 
-def damon_cold_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> Scores:
+def cold_scores(ctx: damon_ctx, regions: Regions, s: damos) -> Scores:
     """:func:`damon_cold_score` of every region of a table, shape (n,)."""
-    return DAMOS_MAX_SCORE - damon_hot_scores(ctx, regions, s)
+    return DAMOS_MAX_SCORE - hot_scores(ctx, regions, s)
 
 
 #: Actions that the coldest and the hottest regions deserve most. Kernel: vaddr has no scores for sorting LRU lists,
@@ -153,7 +153,7 @@ _COLDEST_FIRST = {damos_action.DAMOS_PAGEOUT, damos_action.DAMOS_LRU_DEPRIO, dam
 _HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
 
 
-def damon_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
+def scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE (``damon_pa_scheme_score()`` and vaddr's)."""
     if s.action in _COLDEST_FIRST:
         return damon_cold_score(ctx, r, s)
@@ -162,10 +162,10 @@ def damon_scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     return DAMOS_MAX_SCORE
 
 
-def damon_scheme_scores(ctx: damon_ctx, regions: damon_regions, s: damos) -> npt.NDArray[np.int64]:
-    """:func:`damon_scheme_score` of every region of a table, shape (n,)."""
+def scheme_scores(ctx: damon_ctx, regions: Regions, s: damos) -> npt.NDArray[np.int64]:
+    """:func:`scheme_score` of every region of a table, shape (n,)."""
     if s.action in _COLDEST_FIRST:
-        return damon_cold_scores(ctx, regions, s)
+        return cold_scores(ctx, regions, s)
     if s.action in _HOTTEST_FIRST:
-        return damon_hot_scores(ctx, regions, s)
+        return hot_scores(ctx, regions, s)
     return np.full(len(regions), DAMOS_MAX_SCORE, np.int64)

@@ -28,30 +28,30 @@ from kdamon.lib.once import warn_once
 from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
-    damon_count_samples,
-    damon_needs_answers,
-    damon_pick_samples,
-    damon_probe_page_filters,
-    damon_scheme_score,
-    damon_scheme_scores,
+    count_samples,
+    needs_answers,
     page_filter,
+    pick_samples,
+    probe_page_filters,
+    scheme_score,
+    scheme_scores,
 )
-from kdamon.probes import damon_count_probe_hits
+from kdamon.probes import count_probe_hits
 
 __all__ = [
     "OPERATIONS",
     "damon_pa_apply_probes",
     "damon_pa_apply_scheme",
     "damon_pa_check_accesses",
-    "damon_pa_eligible_report",
-    "damon_pa_init",
     "damon_pa_mkold",
-    "damon_pa_node_mem",
     "damon_pa_phys_addr",
-    "damon_pa_prep_probes",
     "damon_pa_prepare_access_checks",
-    "damon_pa_update",
     "damon_pa_young",
+    "pa_eligible_report",
+    "pa_init",
+    "pa_node_mem",
+    "pa_prep_probes",
+    "pa_update",
 ]
 
 log = logging.getLogger("kdamon")
@@ -90,7 +90,7 @@ def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
     return memory
 
 
-def damon_pa_init(ctx: damon_ctx) -> None:
+def pa_init(ctx: damon_ctx) -> None:
     """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings.
 
     (docs/deviations.md#physical-memory-of-one-process-each)
@@ -106,7 +106,7 @@ def damon_pa_init(ctx: damon_ctx) -> None:
         )
 
 
-def damon_pa_update(ctx: damon_ctx) -> None:
+def pa_update(ctx: damon_ctx) -> None:
     """Begin to follow the changes of who maps what, while monitoring goes on. Kernel: paddr has no update.
 
     (docs/deviations.md#physical-memory-of-one-process-each)
@@ -124,7 +124,7 @@ def damon_pa_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed."""
     for t in ctx.adaptive_targets:
         if len(t.regions):
-            damon_pick_samples(ctx, t)
+            pick_samples(ctx, t)
             damon_pa_mkold(ctx, t)
 
 
@@ -150,11 +150,11 @@ def damon_pa_check_accesses(ctx: damon_ctx) -> None:
     """Count the regions whose chosen page was accessed."""
     for t in ctx.adaptive_targets:
         if len(t.regions):
-            damon_count_samples(ctx, t, damon_pa_young(ctx, t))
+            count_samples(ctx, t, damon_pa_young(ctx, t))
 
 
-def damon_pa_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
-    """Forget that the chosen pages were accessed, for the probes; see :func:`kdamon.vaddr.damon_va_prep_probes`."""
+def pa_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
+    """Forget that the chosen pages were accessed, for the probes; see :func:`kdamon.vaddr.va_prep_probes`."""
     if set_samples:
         damon_pa_prepare_access_checks(ctx)
 
@@ -164,23 +164,23 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
     :param set_samples: nobody else chose them.
     """
-    filters = damon_probe_page_filters(ctx)
+    filters = probe_page_filters(ctx)
     for t in ctx.adaptive_targets:
         memory = _memory(t, ctx)
         if memory is None or not len(t.regions):
             continue
         if set_samples:
-            damon_pick_samples(ctx, t)
+            pick_samples(ctx, t)
         matches: npt.NDArray[np.bool_] | None = None
         try:
-            answers = damon_pa_young(ctx, t) if damon_needs_answers(filters) else None
+            answers = damon_pa_young(ctx, t) if needs_answers(filters) else None
             matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters, answers)
         except OSError as error:
             warn_once(f"probes hit nothing: {error.strerror}")
-        damon_count_probe_hits(ctx, t, matches)
+        count_probe_hits(ctx, t, matches)
 
 
-def damon_pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
+def pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
     """Return whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
     return report.pid == 0
 
@@ -237,7 +237,7 @@ def _page_filters(s: damos) -> list[PageFilter]:
     return filters
 
 
-def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
+def pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
     """Bytes of regions ``rows`` of ``t`` on each NUMA node, as far as it is memory whose only process is known."""
     # Deviation: docs/deviations.md#eligible-memory-of-known-processes
     memory = _memory(t, ctx)
@@ -251,17 +251,17 @@ def damon_pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp
 OPERATIONS = (
     damon_operations(
         id=damon_ops_id.DAMON_OPS_PADDR,
-        init=damon_pa_init,
-        update=damon_pa_update,
+        init=pa_init,
+        update=pa_update,
         prepare_access_checks=damon_pa_prepare_access_checks,
         check_accesses=damon_pa_check_accesses,
-        eligible_report=damon_pa_eligible_report,
-        prep_probes=damon_pa_prep_probes,
+        eligible_report=pa_eligible_report,
+        prep_probes=pa_prep_probes,
         apply_probes=damon_pa_apply_probes,
-        get_scheme_score=damon_scheme_score,
-        get_scheme_scores=damon_scheme_scores,
+        get_scheme_score=scheme_score,
+        get_scheme_scores=scheme_scores,
         apply_scheme=damon_pa_apply_scheme,
         action_sz=HPAGE_PMD_SIZE,
-        node_mem=damon_pa_node_mem,
+        node_mem=pa_node_mem,
     ),
 )

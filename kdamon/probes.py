@@ -25,28 +25,28 @@ from kdamon.damon import (
     damon_probe,
     damon_region,
     damon_target,
-    damon_window_left_bp,
+    window_left_bp,
 )
 from kdamon.kernel import UINT_MAX, mult_frac
-from kdamon.regions import DAMON_MAX_PROBES, damon_regions
+from kdamon.regions import DAMON_MAX_PROBES, Regions
 
 __all__ = [
+    "count_probe_hits",
     "damon_add_filter",
     "damon_add_prep",
     "damon_add_probe",
     "damon_commit_filter",
     "damon_commit_probes",
-    "damon_count_probe_hits",
     "damon_has_prep",
     "damon_has_probe_weights",
     "damon_new_filter",
     "damon_new_prep",
     "damon_new_probe",
-    "damon_probe_filters",
     "damon_probe_hits_mvsum",
     "damon_probe_hits_wsum",
-    "damon_probe_weights",
     "damon_valid_probe_params",
+    "probe_filters",
+    "probe_weights",
 ]
 
 U8_MAX = 255
@@ -103,7 +103,7 @@ def damon_has_probe_weights(ctx: damon_ctx) -> bool:
     return any(probe.weight for probe in ctx.probes)
 
 
-def damon_probe_weights(ctx: damon_ctx) -> U32Array | None:
+def probe_weights(ctx: damon_ctx) -> U32Array | None:
     """The weights of the probes, shape (DAMON_MAX_PROBES,), 0 for those that are not there; None if all are 0."""
     if not damon_has_probe_weights(ctx):
         return None
@@ -112,7 +112,7 @@ def damon_probe_weights(ctx: damon_ctx) -> U32Array | None:
     return weights
 
 
-def damon_probe_filters(ctx: damon_ctx) -> list[damon_filter]:
+def probe_filters(ctx: damon_ctx) -> list[damon_filter]:
     """All filters of all probes in their order: what the operations set is to tell about each sampled page."""
     return [f for probe in ctx.probes for f in probe.filters]
 
@@ -126,7 +126,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
     """
     if len(ctx.probes) > DAMON_MAX_PROBES:
         raise OSError(errno.EINVAL, f"there are {len(ctx.probes)} probes; there can be {DAMON_MAX_PROBES} at most")
-    of_accesses = damon_has_prep(ctx) or any(f.type in _OF_ACCESSES for f in damon_probe_filters(ctx))
+    of_accesses = damon_has_prep(ctx) or any(f.type in _OF_ACCESSES for f in probe_filters(ctx))
     # Deviation: docs/deviations.md#idle-flags-are-accessed-bits
     if of_accesses and ctx.sample_control.primitives_enabled.page_fault:
         raise OSError(
@@ -205,13 +205,13 @@ def _passes(probe: damon_probe, matches: Mask) -> Mask:
     return passed
 
 
-def damon_count_probe_hits(ctx: damon_ctx, t: damon_target, matches: Mask | None) -> None:
+def count_probe_hits(ctx: damon_ctx, t: damon_target, matches: Mask | None) -> None:
     """Count the hits among the sampled pages of ``t``.
 
     As in the kernel a counter has 8 bits: with more samples in an aggregation interval and no weights it wraps around.
 
     :param matches: whether the page of each region is of the type of each filter, in the order of
-        :func:`damon_probe_filters`, shape (number of filters, n); None where that cannot be known.
+        :func:`probe_filters`, shape (number of filters, n); None where that cannot be known.
     """
     regions = t.regions
     if damon_has_probe_weights(ctx):
@@ -236,20 +236,20 @@ def damon_count_probe_hits(ctx: damon_ctx, t: damon_target, matches: Mask | None
 
 def damon_probe_hits_mvsum(probe_idx: int, r: damon_region, ctx: damon_ctx) -> int:
     """Moving sum of the hits of probe ``probe_idx`` in ``r`` over the last aggregation interval's time, 8 bits."""
-    left_bp = damon_window_left_bp(ctx)
+    left_bp = window_left_bp(ctx)
     current, last = r.probe_hits[probe_idx], r.last_probe_hits[probe_idx]
     return last if left_bp == 10000 else (current + mult_frac(last, left_bp, 10000)) & U8_MAX
 
 
-def damon_probe_hits_wsum(regions: damon_regions, ctx: damon_ctx, rows: slice = slice(None)) -> U32Array:
+def damon_probe_hits_wsum(regions: Regions, ctx: damon_ctx, rows: slice = slice(None)) -> U32Array:
     """Weighted sums of the moving sums of probe hits in ``rows`` of ``regions``, shape (n,).
 
-    The kernel's also sums the counters themselves: that is :meth:`kdamon.regions.damon_regions.merge_scores`.
+    The kernel's also sums the counters themselves: that is :meth:`kdamon.regions.Regions.merge_scores`.
     """
-    weights = damon_probe_weights(ctx)
+    weights = probe_weights(ctx)
     if weights is None or regions.probe_hits is None or regions.last_probe_hits is None:
         return np.zeros(len(regions), np.uint32)[rows]
     current, last = regions.probe_hits[rows].astype(np.uint32), regions.last_probe_hits[rows].astype(np.uint32)
-    moving = damon_mvsum(current, last, damon_window_left_bp(ctx))
+    moving = damon_mvsum(current, last, window_left_bp(ctx))
     # Each is an 8-bit number in the kernel.
     return (moving & np.uint32(U8_MAX)) @ weights

@@ -22,14 +22,14 @@ from kdamon.damon import (
 )
 from kdamon.damos_filters import damos_add_filter, damos_new_filter
 from kdamon.kernel import PAGE_SIZE, uint
-from kdamon.modules_common import damon_scheme_module
+from kdamon.modules_common import SchemeModule
 
 __all__ = ["damon_reclaim"]
 
 
 @define(slots=True, eq=False, kw_only=True)
-class damon_reclaim(damon_scheme_module):
-    """The module, see :class:`kdamon.modules_common.damon_scheme_module` for the parameters that are not here.
+class damon_reclaim(SchemeModule):
+    """The module, see :class:`kdamon.modules_common.SchemeModule` for the parameters that are not here.
 
     :ivar min_age: for how long memory must not have been accessed, microseconds.
     :ivar quota_ms: time for paging out in a charge window, milliseconds.

@@ -21,9 +21,9 @@ __all__ = [
     "COLUMNS",
     "DAMON_MAX_PROBES",
     "Draw",
+    "Regions",
     "damon_addr_range",
     "damon_region",
-    "damon_regions",
     "mostly_unknown",
 ]
 
@@ -68,7 +68,7 @@ class damon_region:
     sampling_addr: int = 0
     probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
     last_probe_hits: tuple[int, ...] = (0,) * DAMON_MAX_PROBES
-    #: No kernel counterparts, see :class:`damon_regions`.
+    #: No kernel counterparts, see :class:`Regions`.
     unknown_age: int = 0
     nr_unknown: int = 0
     last_nr_unknown: int = 0
@@ -103,7 +103,7 @@ def mostly_unknown(nr_unknown: U32, nr_samples: int) -> Mask:
 
 
 # Deviation: docs/deviations.md#regions-are-columns
-class damon_regions:
+class Regions:
     """Regions of one target, sorted by address and disjoint, as columns of shape (n,).
 
     :ivar start: first address, core address units.
@@ -164,9 +164,9 @@ class damon_regions:
     def __len__(self) -> int:
         return len(self.start)
 
-    def copy(self) -> damon_regions:
+    def copy(self) -> Regions:
         """A table with the same content that shares nothing with this one."""
-        other = damon_regions()
+        other = Regions()
         for name in COLUMNS:
             column = getattr(self, name)
             setattr(other, name, None if column is None else column.copy())

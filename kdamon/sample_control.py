@@ -17,9 +17,9 @@ __all__ = [
     "damon_add_sample_filter",
     "damon_commit_sample_control",
     "damon_new_sample_filter",
-    "damon_sample_filter_matches",
     "damon_sample_filter_out",
     "only_threads",
+    "sample_filter_matches",
 ]
 
 Batch = npt.NDArray[np.void]
@@ -54,7 +54,7 @@ def damon_commit_sample_control(dst: damon_sample_control, src: damon_sample_con
     dst.sample_filters = [evolve(f) for f in src.sample_filters]
 
 
-def damon_sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
+def sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
     """Return which ``reports``, shape (n,), the filter ``f`` matches.
 
     A report whose CPU or thread is unknown was made by none of those that a filter names.
@@ -85,7 +85,7 @@ def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Ma
     # because that is what its users build on. (docs/deviations.md#sample-filters-are-an-and-chain)
     out = np.zeros(len(reports), np.bool_)
     for f in control.sample_filters:
-        out |= damon_sample_filter_matches(reports, f) != f.allow
+        out |= sample_filter_matches(reports, f) != f.allow
     return out
 
 

@@ -302,5 +302,5 @@ class damos:
 
     @property
     def needs_known(self) -> bool:
-        """Whether its action leaves alone what is mostly unknown, see :func:`kdamon.damos_filters.damos_known_rows`."""
+        """Whether its action leaves alone what is mostly unknown, see :func:`kdamon.damos_filters.known_rows`."""
         return self.action in _NEED_KNOWN

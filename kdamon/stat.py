@@ -12,10 +12,10 @@ from attrs import define, field
 from kdamon.core import damon_destroy_ctx, damon_set_attrs
 from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_nr_samples_per_aggr
 from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
-from kdamon.modules_common import damon_module
+from kdamon.modules_common import DamonModule
 from kdamon.regions import mostly_unknown
 
-__all__ = ["damon_stat", "damon_stat_bandwidth", "damon_stat_idle_percentiles", "unknown_mem_bp"]
+__all__ = ["bandwidth_of", "damon_stat", "idle_percentiles", "unknown_mem_bp"]
 
 I64Array = npt.NDArray[np.int64]
 
@@ -23,7 +23,7 @@ I64Array = npt.NDArray[np.int64]
 _REFRESH_INTERVAL: Final = 5000 * NSEC_PER_MSEC
 
 
-def damon_stat_bandwidth(ctx: damon_ctx) -> int:
+def bandwidth_of(ctx: damon_ctx) -> int:
     """Estimate the memory bandwidth: every sampled access stands for one of each byte of its region.
 
     :returns: bytes per second (``damon_stat_set_estimated_memory_bandwidth()``).
@@ -32,7 +32,7 @@ def damon_stat_bandwidth(ctx: damon_ctx) -> int:
     return ulong(access_bytes * 1_000_000) // ctx.attrs.aggr_interval
 
 
-def damon_stat_idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
+def idle_percentiles(ctx: damon_ctx) -> tuple[int, ...] | None:
     """How long the memory was idle, percentile by percentile from the busiest memory on.
 
     Memory that is accessed has a negative time: that for which it has been so.
@@ -70,11 +70,11 @@ def unknown_mem_bp(ctx: damon_ctx) -> int:
 
 
 @define(slots=True, eq=False, kw_only=True)
-class damon_stat(damon_module):
+class damon_stat(DamonModule):
     """The module. Its results stay readable after it is disabled.
 
-    :ivar estimated_memory_bandwidth: see :func:`damon_stat_bandwidth`.
-    :ivar memory_idle_ms_percentiles: see :func:`damon_stat_idle_percentiles`.
+    :ivar estimated_memory_bandwidth: see :func:`bandwidth_of`.
+    :ivar memory_idle_ms_percentiles: see :func:`idle_percentiles`.
     :ivar unknown_mem_bp: see :func:`unknown_mem_bp`.
     :ivar aggr_interval_us: the tuned aggregation interval that they come from, microseconds.
     """
@@ -120,6 +120,6 @@ class damon_stat(damon_module):
             return
         self._last_refresh = now
         self.aggr_interval_us = ctx.attrs.aggr_interval
-        self.estimated_memory_bandwidth = damon_stat_bandwidth(ctx)
+        self.estimated_memory_bandwidth = bandwidth_of(ctx)
         self.unknown_mem_bp = unknown_mem_bp(ctx)
-        self.memory_idle_ms_percentiles = damon_stat_idle_percentiles(ctx) or self.memory_idle_ms_percentiles
+        self.memory_idle_ms_percentiles = idle_percentiles(ctx) or self.memory_idle_ms_percentiles

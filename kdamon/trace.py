@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, ParamSpec
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target, damos
-    from kdamon.regions import damon_regions
+    from kdamon.regions import Regions
 
 __all__ = [
     "damon_aggregated",
@@ -59,9 +59,9 @@ class tracepoint(Generic[P]):
 
 #: (ctx, target index, regions) for each target at the end of each aggregation interval, counters complete. The
 #: kernel's event is one for each region.
-damon_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
+damon_aggregated: tracepoint[[damon_ctx, int, Regions]] = tracepoint()
 #: The same in a context with probes, for those who want their hits.
-damon_region_aggregated: tracepoint[[damon_ctx, int, damon_regions]] = tracepoint()
+damon_region_aggregated: tracepoint[[damon_ctx, int, Regions]] = tracepoint()
 #: (ctx, new sampling interval in microseconds) when the intervals auto-tuning changed the intervals.
 damon_monitor_intervals_tune: tracepoint[[damon_ctx, int]] = tracepoint()
 #: (ctx, target, row of its region table, scheme) before the scheme's action is applied to the region.

@@ -32,33 +32,33 @@ from kdamon.mapped import note_sparse_regions
 from kdamon.mm import UNKNOWN, AddressSpace, Answers, U64Array
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
-    damon_count_samples,
-    damon_needs_answers,
-    damon_pick_samples,
-    damon_probe_page_filters,
-    damon_scheme_score,
-    damon_scheme_scores,
+    count_samples,
+    needs_answers,
     page_filter,
+    pick_samples,
+    probe_page_filters,
+    scheme_score,
+    scheme_scores,
 )
-from kdamon.probes import damon_count_probe_hits
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.probes import count_probe_hits
+from kdamon.reports.apply import report_accesses, report_array
 from kdamon.sample_control import only_threads
 
 __all__ = [
     "OPERATIONS",
-    "damon_va_apply_probes",
     "damon_va_apply_scheme",
     "damon_va_check_accesses",
     "damon_va_eligible_report",
     "damon_va_init",
     "damon_va_mkold",
-    "damon_va_prep_probes",
     "damon_va_prepare_access_checks",
-    "damon_va_report_faults",
     "damon_va_target_valid",
     "damon_va_three_regions",
     "damon_va_update",
     "damon_va_young",
+    "va_apply_probes",
+    "va_prep_probes",
+    "va_report_faults",
 ]
 
 log = logging.getLogger("kdamon")
@@ -141,7 +141,7 @@ def damon_va_init(ctx: damon_ctx) -> None:
             _damon_va_set_three_regions(t, ctx)
 
 
-def damon_fva_init(ctx: damon_ctx) -> None:
+def fva_init(ctx: damon_ctx) -> None:
     """Find the processes; the regions stay what the user made them. Kernel: fvaddr has no init.
 
     (docs/deviations.md#initialization-finds-the-process)
@@ -190,7 +190,7 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
         t.mm = mm
     if mm is None or not len(t.regions):
         return None
-    damon_pick_samples(ctx, t)
+    pick_samples(ctx, t)
     return mm
 
 
@@ -233,10 +233,10 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
         seen = damon_va_young(mm, t) if mm is t.mm else None
         if seen is None or not known:
             seen = np.full(len(t.regions), UNKNOWN, np.uint8)
-        damon_count_samples(ctx, t, seen)
+        count_samples(ctx, t, seen)
 
 
-def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
+def va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
     """Report the faults of the processes that are monitored by ``page_fault``, and end the sample of each page.
 
     They are reported to everybody: whoever monitors the same process gets them once, whichever kdamond comes first.
@@ -249,7 +249,7 @@ def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
         faults = ctx.machine.faults()
         if len(faults):
             columns = ("pid", "addr", "node_id", "write", "cpu", "tid")
-            damon_report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
+            report_accesses(report_array(len(faults), **{name: faults[name] for name in columns}))
     if sampled:
         # No page is young by faults: this counts the samples, and those that could not be taken. Where faults were
         # lost, a page without any may be one that was accessed.
@@ -258,7 +258,7 @@ def damon_va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
         ctx.faults_lost = lost
 
 
-def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
+def va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Forget that the chosen pages were accessed, for the probes: they have no other way to be prepared.
 
     :param set_samples: nobody else chose them, nor made them old.
@@ -267,7 +267,7 @@ def damon_va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
         damon_va_prepare_access_checks(ctx)
 
 
-def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
+def va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Count the hits of the probes among the chosen pages.
 
     Kernel: vaddr of 7.2 takes probes and counts no hits; DAMON's development tree counts them. Here: as that.
@@ -275,7 +275,7 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
 
     :param set_samples: nobody else chose them.
     """
-    filters = damon_probe_page_filters(ctx)
+    filters = probe_page_filters(ctx)
     for t in ctx.adaptive_targets:
         mm = _damon_va_pick(t, ctx) if set_samples else _damon_get_mm(t)
         # After an exec in between, the addresses are of another address space.
@@ -283,11 +283,11 @@ def damon_va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             continue
         matches: npt.NDArray[np.bool_] | None = None
         try:
-            answers = damon_va_young(mm, t) if damon_needs_answers(filters) else None
+            answers = damon_va_young(mm, t) if needs_answers(filters) else None
             matches = mm.page_match(t.regions.sampling_addr, filters, answers)
         except OSError as error:
             warn_once(f"probes hit nothing: {error.strerror}")
-        damon_count_probe_hits(ctx, t, matches)
+        count_probe_hits(ctx, t, matches)
 
 
 def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
@@ -367,12 +367,12 @@ _vaddr_ops = damon_operations(
     update=damon_va_update,
     prepare_access_checks=damon_va_prepare_access_checks,
     check_accesses=damon_va_check_accesses,
-    report_faults=damon_va_report_faults,
+    report_faults=va_report_faults,
     eligible_report=damon_va_eligible_report,
-    prep_probes=damon_va_prep_probes,
-    apply_probes=damon_va_apply_probes,
-    get_scheme_score=damon_scheme_score,
-    get_scheme_scores=damon_scheme_scores,
+    prep_probes=va_prep_probes,
+    apply_probes=va_apply_probes,
+    get_scheme_score=scheme_score,
+    get_scheme_scores=scheme_scores,
     apply_scheme=damon_va_apply_scheme,
     action_sz=HPAGE_PMD_SIZE,
     target_valid=damon_va_target_valid,
@@ -382,5 +382,5 @@ _vaddr_ops = damon_operations(
 #: The operations sets of this module.
 OPERATIONS = (
     _vaddr_ops,
-    evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=damon_fva_init, update=no_op),
+    evolve(_vaddr_ops, id=damon_ops_id.DAMON_OPS_FVADDR, init=fva_init, update=no_op),
 )

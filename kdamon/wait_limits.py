@@ -16,7 +16,7 @@ from typing import Final
 
 from kdamon.damon import damon_ctx
 
-__all__ = ["PATIENCE", "damon_held_up", "damon_wait_for"]
+__all__ = ["PATIENCE", "held_up_error", "wait_for_kdamond"]
 
 #: Seconds that a kdamond may be late, or take to end, before it counts as held up.
 PATIENCE: Final = 10.0
@@ -24,7 +24,7 @@ PATIENCE: Final = 10.0
 _STEP: Final = 0.5
 
 
-def damon_wait_for(ctx: damon_ctx, done: Callable[[float], bool]) -> bool:
+def wait_for_kdamond(ctx: damon_ctx, done: Callable[[float], bool]) -> bool:
     """Wait for the kdamond of ``ctx``, however long its intervals are; returns False once it is held up.
 
     :param done: waits for what is waited for, so many seconds at most, and returns whether it came.
@@ -37,7 +37,7 @@ def damon_wait_for(ctx: damon_ctx, done: Callable[[float], bool]) -> bool:
     return True
 
 
-def damon_held_up(ctx: damon_ctx) -> OSError:
+def held_up_error(ctx: damon_ctx) -> OSError:
     """That the kdamond of ``ctx`` is held up: EBUSY."""
     kdamond = ctx.kdamond
     return OSError(

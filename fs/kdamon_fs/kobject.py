@@ -2,9 +2,9 @@
 """sysfs itself: directories, attributes, and what reading and writing them means (``lib/kobject.c``, ``fs/kernfs``).
 
 A :class:`kobject` is a directory and its class says which :class:`kobj_attribute` files it has. Nothing here knows what
-the files are for or how the tree gets mounted: :class:`Tree` answers paths, :class:`open_file` is an open descriptor.
+the files are for or how the tree gets mounted: :class:`Tree` answers paths, :class:`OpenFile` is an open descriptor.
 
-A path lookup is one dictionary access; directories that are numbered (:class:`numbered_dirs`) come into being when
+A path lookup is one dictionary access; numbered directories (:class:`NumberedDirectories`) come into being when
 somebody looks at them, so ``echo 2000 > nr_schemes`` costs nothing.
 """
 
@@ -27,12 +27,12 @@ from kdamon.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
 from kdamon_fs.abi import ABI_VERSIONS
 
 __all__ = [
+    "NumberedDirectories",
+    "OpenFile",
     "Tree",
     "kobj_attribute",
     "kobject",
     "nr_attribute",
-    "numbered_dirs",
-    "open_file",
 ]
 
 # Attributes.
@@ -126,7 +126,7 @@ class kobject:
         return "/".join(reversed(names))
 
 
-class numbered_dirs(kobject, ABC):
+class NumberedDirectories(kobject, ABC):
     """A directory of directories 0, 1, ... with a file for their number.
 
     Any write to that file, also of the same number, removes them all and makes new ones.
@@ -198,11 +198,11 @@ class numbered_dirs(kobject, ABC):
         return self.nr
 
 
-def _nr_show(kobj: numbered_dirs) -> str:
+def _nr_show(kobj: NumberedDirectories) -> str:
     return f"{kobj.nr}\n"
 
 
-def _nr_store(kobj: numbered_dirs, text: str) -> None:
+def _nr_store(kobj: NumberedDirectories, text: str) -> None:
     nr = kstrtoint(text)
     kobj.check(nr)
     with kobj.tree.trylock():
@@ -210,7 +210,7 @@ def _nr_store(kobj: numbered_dirs, text: str) -> None:
 
 
 def nr_attribute(name: str) -> kobj_attribute:
-    """The file of a :class:`numbered_dirs` that holds their number."""
+    """The file of a :class:`NumberedDirectories` that holds their number."""
     return kobj_attribute(name, _nr_show, _nr_store)
 
 
@@ -226,7 +226,7 @@ class inode:
     stat: dict[str, int]
 
 
-class open_file:
+class OpenFile:
     """An open descriptor of an attribute (``struct kernfs_open_file``).
 
     The text is rendered when read from the beginning and served from then on; every write is a store of its own,
@@ -435,7 +435,7 @@ class Tree:
         ]
         return entries + [(name, stat.S_IFDIR | 0o755, ino) for name, ino in kobj.child_inodes()]
 
-    def open(self, path: str, flags: int) -> open_file:
+    def open(self, path: str, flags: int) -> OpenFile:
         """Open the file ``path`` with the ``flags`` of ``open()``.
 
         :raises OSError: ENOENT, ENOTDIR, EISDIR; EACCES the file's mode forbids it, to root too; EINVAL O_DIRECT.
@@ -449,18 +449,18 @@ class Tree:
         mode = found.stat["st_mode"]
         if (access != os.O_WRONLY and not mode & 0o444) or (access != os.O_RDONLY and not mode & 0o222):
             raise OSError(errno.EACCES, f"the mode of {path} does not allow this")
-        return open_file(found.kobj, found.attribute)
+        return OpenFile(found.kobj, found.attribute)
 
     def read(self, path: str) -> bytes:
         """The content of the file ``path``.
 
-        :raises OSError: as :meth:`open` and :meth:`open_file.read`.
+        :raises OSError: as :meth:`open` and :meth:`OpenFile.read`.
         """
         return self.open(path, os.O_RDONLY).read(PAGE_SIZE, 0)
 
     def write(self, path: str, data: bytes) -> int:
         """Write ``data`` to the file ``path`` in one call; returns how many bytes were taken.
 
-        :raises OSError: as :meth:`open` and :meth:`open_file.write`.
+        :raises OSError: as :meth:`open` and :meth:`OpenFile.write`.
         """
         return self.open(path, os.O_WRONLY).write(data)

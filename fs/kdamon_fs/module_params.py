@@ -18,13 +18,13 @@ from kdamon.kernel import Clock, RealClock
 from kdamon.kstrtox import kstrtobool, kstrtoint, kstrtoul
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Machine
-from kdamon.modules_common import check_cgroup, damon_module, damon_scheme_module
+from kdamon.modules_common import DamonModule, SchemeModule, check_cgroup
 from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 from kdamon_fs.sysfs_common import name_of, text_of
 
-__all__ = ["damon_module_params"]
+__all__ = ["ModuleParams"]
 
 log = logging.getLogger("kdamon")
 
@@ -90,7 +90,7 @@ def _enabled_store(params: _module_params, text: str) -> None:
 
 def _commit_inputs_store(params: _module_params, text: str) -> None:
     module = params.module
-    assert isinstance(module, damon_scheme_module)
+    assert isinstance(module, SchemeModule)
     if kstrtobool(text):
         _doing(params, "commit_inputs", module.commit_inputs)
 
@@ -99,7 +99,7 @@ def _addr_unit_store(params: _module_params, text: str) -> None:
     unit = kstrtoul(text)
     if not unit:
         raise OSError(errno.EINVAL, "addr_unit cannot be 0")
-    assert isinstance(params.module, damon_scheme_module)
+    assert isinstance(params.module, SchemeModule)
     params.module.addr_unit = unit
 
 
@@ -136,7 +136,7 @@ _SCHEMES: Final = (
     *map(_ulong, ("quota_ms", "quota_reset_interval_ms")),
     *map(_ulong, ("wmarks_interval", "wmarks_high", "wmarks_mid", "wmarks_low")),
     *map(_ulong, ("monitor_region_start", "monitor_region_end")),
-    _result("kdamond_pid", damon_module.kdamond_pid),
+    _result("kdamond_pid", DamonModule.kdamond_pid),
 )
 
 
@@ -145,7 +145,7 @@ class _module_params(kobject):
 
     __slots__ = ("module",)
 
-    def __init__(self, tree: Tree, module: damon_module) -> None:
+    def __init__(self, tree: Tree, module: DamonModule) -> None:
         super().__init__(tree)
         self.module = module
 
@@ -159,7 +159,7 @@ class _damon_stat_params(_module_params):
         _result("memory_idle_ms_percentiles", lambda module: ",".join(map(str, module.memory_idle_ms_percentiles))),
         _result("aggr_interval_us", attrgetter("aggr_interval_us"), "6.18"),
         _result("unknown_mem_bp", attrgetter("unknown_mem_bp"), "next"),
-        _result("kdamond_pid", damon_module.kdamond_pid, "7.2"),
+        _result("kdamond_pid", DamonModule.kdamond_pid, "7.2"),
     )
 
 
@@ -191,7 +191,7 @@ class _damon_lru_sort_params(_module_params):
     )
 
 
-class damon_module_params(kobject):
+class ModuleParams(kobject):
     """A directory of modules (``/sys/module``).
 
     :param machine: tells where processes are found.
@@ -207,7 +207,7 @@ class damon_module_params(kobject):
         stat = damon_stat(machine=machine, clock=clock)
         reclaim = damon_reclaim(machine=machine, clock=clock)
         lru_sort = damon_lru_sort(machine=machine, clock=clock)
-        self.modules: tuple[damon_module, ...] = (stat, reclaim, lru_sort)
+        self.modules: tuple[DamonModule, ...] = (stat, reclaim, lru_sort)
         self._add_module(_damon_stat_params(tree, stat), "6.17")
         self._add_module(_damon_reclaim_params(tree, reclaim))
         self._add_module(_damon_lru_sort_params(tree, lru_sort))

@@ -3,7 +3,7 @@
 
 * :func:`mount_tree` ``(tree, mountpoint, ready=None)`` mounts a tree that :func:`kdamon_fs.sysfs.damon_sysfs_init` made
   and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``: what a command does in the foreground.
-* :class:`mounted_tree` ``(tree, mountpoint)`` is a context manager that serves in the background.
+* :class:`MountedTree` ``(tree, mountpoint)`` is a context manager that serves in the background.
 
 Both stop all kdamonds when they end and leave no mount behind, also when the process is killed: another one unmounts
 then. Where that was killed, too, the mount point says "Transport endpoint is not connected" until the next one cleans
@@ -44,13 +44,13 @@ from kdamon.lib.mountinfo import mount_of
 from kdamon.lib.watcher import FSTYPE, Leftovers, mount_number, unmount_by_helper
 from kdamon_fs.fuse_binding import device_lack, load_fuse, open_device
 from kdamon_fs.fuse_channel import Channel, connect
-from kdamon_fs.kobject import open_file
+from kdamon_fs.kobject import OpenFile
 from kdamon_fs.mount_checks import check_may_mount, mounts_by_helper
 from kdamon_fs.mount_point import MountPoint
 from kdamon_fs.mounts import make_mount, private_mount_namespace
-from kdamon_fs.sysfs import damon_sysfs_tree
+from kdamon_fs.sysfs import SysfsTree
 
-__all__ = ["mount_tree", "mounted_tree"]
+__all__ = ["MountedTree", "mount_tree"]
 
 log = logging.getLogger("kdamon")
 
@@ -121,10 +121,10 @@ class _operations:
 
     use_ns = True
 
-    def __init__(self, tree: damon_sysfs_tree) -> None:
+    def __init__(self, tree: SysfsTree) -> None:
         self.mounted = threading.Event()
         self._tree = tree
-        self._files: dict[int, open_file] = {}
+        self._files: dict[int, OpenFile] = {}
         self._handles = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
@@ -224,7 +224,7 @@ def _check_unused(point: MountPoint) -> None:
         )
 
 
-class mounted_tree:
+class MountedTree:
     """A tree that is mounted and served in the background, by threads of this process.
 
     :param tree: it is shut down at the end.
@@ -233,7 +233,7 @@ class mounted_tree:
     :raises OSError: ENOENT the mount point's name is empty.
     """
 
-    def __init__(self, tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], *, private: bool = False) -> None:
+    def __init__(self, tree: SysfsTree, mountpoint: str | os.PathLike[str], *, private: bool = False) -> None:
         self.mountpoint = os.fspath(mountpoint)
         if not self.mountpoint:
             raise OSError(errno.ENOENT, "cannot mount: no directory was given")
@@ -348,7 +348,7 @@ class mounted_tree:
             return False
         return True
 
-    def __enter__(self) -> mounted_tree:
+    def __enter__(self) -> MountedTree:
         self.start()
         return self
 
@@ -377,9 +377,7 @@ def _end_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def mount_tree(
-    tree: damon_sysfs_tree, mountpoint: str | os.PathLike[str], ready: Callable[[], None] | None = None
-) -> None:
+def mount_tree(tree: SysfsTree, mountpoint: str | os.PathLike[str], ready: Callable[[], None] | None = None) -> None:
     """Mount ``tree`` and serve it until SIGINT, SIGTERM or SIGHUP comes, or somebody unmounts it.
 
     To be called in the main thread. The kdamonds are stopped and nothing stays mounted when it returns.
@@ -389,7 +387,7 @@ def mount_tree(
     :raises OSError: what is in the way, and what to do.
     """
     raise_file_limit()
-    with _end_signals() as came, mounted_tree(tree, mountpoint) as mounted:
+    with _end_signals() as came, MountedTree(tree, mountpoint) as mounted:
         if ready is not None:
             ready()
         while mounted.alive() and not came:

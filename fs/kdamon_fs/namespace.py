@@ -32,7 +32,7 @@ from kdamon.mm import Machine
 from kdamon_fs import perf_standin
 from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.damo import directories_beside, fill_damo_cache, private_damo_cache, trusted_home
-from kdamon_fs.mount import mounted_tree
+from kdamon_fs.mount import MountedTree
 from kdamon_fs.mounts import (
     MNT_DETACH,
     MS_BIND,
@@ -228,7 +228,7 @@ def run_in_namespace(
     :param abi: as for :func:`kdamon_fs.sysfs.damon_sysfs_init`.
     :param machine: likewise.
     :param beside: entered as long as the tree is served; it may start threads.
-    :raises OSError: EINVAL unknown ``abi``; EPERM not root; what :class:`kdamon_fs.mount.mounted_tree` raises.
+    :raises OSError: EINVAL unknown ``abi``; EPERM not root; what :class:`kdamon_fs.mount.MountedTree` raises.
     """
     tree = damon_sysfs_init(machine, abi)
     events = [name for name, since in EVENTS.items() if tree.has(since)]
@@ -248,7 +248,7 @@ def run_in_namespace(
             try:
                 if beside is not None:
                     serving.enter_context(beside)
-                serving.enter_context(mounted_tree(tree, DAMON_DIRECTORY, private=True))
+                serving.enter_context(MountedTree(tree, DAMON_DIRECTORY, private=True))
                 serving.enter_context(_modules_removed(modules))
                 serving.enter_context(server)
             except BaseException:

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from kdamon.lib.mountinfo import mount_entry, mounts
+from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon.lib.replaceable import open_place
 from kdamon.lib.watcher import mount_number
 from kdamon_fs.mounts import (
@@ -145,7 +145,7 @@ def _hide_elsewhere(events: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def _opened(entry: mount_entry) -> Iterator[str | None]:
+def _opened(entry: MountEntry) -> Iterator[str | None]:
     """The path of a descriptor of a mount's root: users may move directories above it, and put links in their place.
 
     None where its name does not lead to it, because something else is mounted there.
@@ -166,7 +166,7 @@ def _opened(entry: mount_entry) -> Iterator[str | None]:
         os.close(place)
 
 
-def _shown_at(entry: mount_entry, path: str, place: str) -> str | None:
+def _shown_at(entry: MountEntry, path: str, place: str) -> str | None:
     """Where a mount, which may be of a part of its file system, shows ``place`` of that or what is below it.
 
     :param path: of the mount's root.
@@ -178,7 +178,7 @@ def _shown_at(entry: mount_entry, path: str, place: str) -> str | None:
     return shown if not below.startswith("..") and os.path.exists(shown) else None
 
 
-def _machines_modules(entry: mount_entry, path: str) -> list[str]:
+def _machines_modules(entry: MountEntry, path: str) -> list[str]:
     """The places of the modules in a sysfs that is mounted whole or in part."""
     if entry.root.startswith("/module/"):
         names = [entry.root.split("/")[2]]

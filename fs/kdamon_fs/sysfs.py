@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kdamon import wait_limits as patience
-from kdamon.commit import damon_call_commit
+from kdamon.commit import call_commit
 from kdamon.core import (
     damon_call,
     damon_destroy_ctx,
@@ -29,26 +29,26 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
-from kdamon.density.estimator import damon_reports_are_random
+from kdamon.density.estimator import reports_are_random
 from kdamon.kernel import Clock
 from kdamon.kstrtox import sysfs_streq
 from kdamon.mm import Machine
 from kdamon_fs.abi import ABI_VERSIONS
-from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
-from kdamon_fs.module_params import damon_module_params
+from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
+from kdamon_fs.module_params import ModuleParams
 from kdamon_fs.sysfs_common import uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
-from kdamon_fs.sysfs_sample import damon_sysfs_sees_writes_only
+from kdamon_fs.sysfs_sample import sees_writes_only
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_schemes_clear_regions,
-    damon_sysfs_schemes_update_effective_quotas,
     damon_sysfs_schemes_update_stats,
+    damon_sysfs_schemes_walk_data,
     damos_sysfs_populate_region_dir,
-    damos_sysfs_walk_data,
+    damos_sysfs_update_effective_quotas,
 )
-from kdamon_fs.sysfs_schemes_build import damos_sysfs_quota_scores
+from kdamon_fs.sysfs_schemes_build import QuotaScores
 
-__all__ = ["damon_sysfs_init", "damon_sysfs_kdamond", "damon_sysfs_kdamonds", "damon_sysfs_tree"]
+__all__ = ["SysfsTree", "damon_sysfs_init", "damon_sysfs_kdamond", "damon_sysfs_kdamonds"]
 
 log = logging.getLogger("kdamon")
 
@@ -65,7 +65,7 @@ def _this_machine() -> Machine:
     return linux_machine("page_fault")
 
 
-class damon_sysfs_tree(Tree):
+class SysfsTree(Tree):
     """The whole tree, and what its kdamonds need.
 
     :param machine: where processes are found, or what finds that out when it is needed for the first time.
@@ -84,7 +84,7 @@ class damon_sysfs_tree(Tree):
         admin.add("kdamonds", self.kdamonds)
         self.root.add("admin", admin)
         # The kernel has it in another place: whoever mounts the tree says where it is to be seen.
-        self.modules = damon_module_params(self, self.machine, clock)
+        self.modules = ModuleParams(self, self.machine, clock)
         self.modules.hidden = True
         self.root.add("module", self.modules)
 
@@ -165,7 +165,7 @@ class damon_sysfs_kdamond(kobject):
 
     __slots__ = ("_building", "_doubted", "_next_refresh", "contexts", "damon_ctx", "refresh_ms")
 
-    tree: damon_sysfs_tree
+    tree: SysfsTree
 
     default_attributes = (
         kobj_attribute("state", _state_show, _state_store),
@@ -173,7 +173,7 @@ class damon_sysfs_kdamond(kobject):
         uint_attribute("refresh_ms", since="6.17"),
     )
 
-    def __init__(self, tree: damon_sysfs_tree) -> None:
+    def __init__(self, tree: SysfsTree) -> None:
         super().__init__(tree)
         self.contexts = damon_sysfs_contexts(tree, lambda: self.damon_ctx)
         self.damon_ctx: damon_ctx | None = None
@@ -304,12 +304,12 @@ class damon_sysfs_kdamond(kobject):
     def _doubt(self, ctx: damon_ctx) -> None:
         """Log what ``ctx`` is not going to see, or act on wrongly; once, until it changes."""
         doubts = []
-        if damon_sysfs_sees_writes_only(ctx.sample_control):
+        if sees_writes_only(ctx.sample_control):
             doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
         taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
         if taken and ctx.sample_control.primitives_enabled.page_fault:
             doubts.append(f"memory that is only read looks cold to page_fault, and {taken} takes it; use page_table")
-        if ctx.density and not damon_reports_are_random(ctx):
+        if ctx.density and not reports_are_random(ctx):
             doubts.append("density has no effect with page_fault, which samples one page a region")
         for doubt in doubts:
             if doubt not in self._doubted:
@@ -343,7 +343,7 @@ class damon_sysfs_kdamond(kobject):
     def commit(self, wanted: damon_ctx) -> None:
         """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
         ctx = self._started()
-        damon_call_commit(ctx, wanted)
+        call_commit(ctx, wanted)
         self._doubt(ctx)
 
     def commit_schemes_quota_goals(self) -> None:
@@ -353,7 +353,7 @@ class damon_sysfs_kdamond(kobject):
             :meth:`call` raises.
         """
         ctx = self.begin_commit()
-        scores = damos_sysfs_quota_scores(self.contexts.context().schemes, ctx, self.tree.machine)
+        scores = QuotaScores(self.contexts.context().schemes, ctx, self.tree.machine)
         self.call(lambda _: scores.set(ctx))
         if scores.error is not None:
             raise scores.error
@@ -368,7 +368,7 @@ class damon_sysfs_kdamond(kobject):
         """Show the schemes' effective quotas, 0 where there is no limit; to be called in the kdamond."""
         ctx = self.damon_ctx
         assert ctx is not None
-        damon_sysfs_schemes_update_effective_quotas(self.contexts.context().schemes, ctx)
+        damos_sysfs_update_effective_quotas(self.contexts.context().schemes, ctx)
 
     def update_tuned_intervals(self) -> None:
         """Show the intervals that the auto-tuning chose; to be called in the kdamond."""
@@ -386,7 +386,7 @@ class damon_sysfs_kdamond(kobject):
         ctx = self._started()
         schemes = self.contexts.context().schemes
         damon_sysfs_schemes_clear_regions(schemes)
-        data = damos_sysfs_walk_data(schemes, total_bytes_only)
+        data = damon_sysfs_schemes_walk_data(schemes, total_bytes_only)
         try:
             damos_walk(ctx, damos_walk_control(walk_fn=damos_sysfs_populate_region_dir, data=data))
         finally:
@@ -457,12 +457,12 @@ _COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
 }
 
 
-class damon_sysfs_kdamonds(numbered_dirs):
+class damon_sysfs_kdamonds(NumberedDirectories):
     """All kdamonds."""
 
     __slots__ = ()
 
-    tree: damon_sysfs_tree
+    tree: SysfsTree
 
     default_attributes = (nr_attribute("nr_kdamonds"),)
 
@@ -491,7 +491,7 @@ def damon_sysfs_init(
     machine: Machine | Callable[[], Machine] | None = None,
     abi: str = ABI_VERSIONS[-1],
     clock: Clock | None = None,
-) -> damon_sysfs_tree:
+) -> SysfsTree:
     """Make the tree: its top is ``/sys/kernel/mm/damon``.
 
     :param machine: where processes are found, or a function that tells, called when a kdamond with processes is turned
@@ -502,4 +502,4 @@ def damon_sysfs_init(
     :raises OSError: EINVAL for an unknown ``abi``.
     """
     load_operations()
-    return damon_sysfs_tree(machine or _this_machine, abi, clock)
+    return SysfsTree(machine or _this_machine, abi, clock)

@@ -14,10 +14,10 @@ from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 
 __all__ = [
     "bool_attribute",
-    "damon_sysfs_memcg_id",
     "damon_sysfs_ul_range",
     "int_attribute",
     "keyword_attribute",
+    "memcg_id_of",
     "name_of",
     "not_supported",
     "read_only_attribute",
@@ -151,7 +151,7 @@ def text_of(name: str) -> str:
     return os.fsencode(name).decode("latin-1")
 
 
-def damon_sysfs_memcg_id(kobj: kobject, name: str, text: str, machine: Callable[[], Machine]) -> int:
+def memcg_id_of(kobj: kobject, name: str, text: str, machine: Callable[[], Machine]) -> int:
     """The number of the memory cgroup that a file names; one newline at the end does not count.
 
     :raises OSError: EINVAL there is none.

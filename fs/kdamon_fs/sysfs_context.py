@@ -37,7 +37,7 @@ from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
 from kdamon.mm import Machine
 from kdamon.sample_control import check_fault_filters
-from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
     bool_attribute,
     damon_sysfs_ul_range,
@@ -51,13 +51,13 @@ from kdamon_fs.sysfs_sample import (
     RunningContext,
     damon_sysfs_sample,
     damon_sysfs_sample_control,
-    damon_sysfs_sample_primitive,
+    sample_primitive_of,
 )
 from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
 from kdamon_fs.sysfs_schemes_build import damon_sysfs_add_schemes
 
 if TYPE_CHECKING:
-    from kdamon_fs.sysfs import damon_sysfs_tree
+    from kdamon_fs.sysfs import SysfsTree
 
 __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
 
@@ -82,7 +82,7 @@ class damon_sysfs_region(kobject):
         self.start = self.end = 0
 
 
-class damon_sysfs_regions(numbered_dirs):
+class damon_sysfs_regions(NumberedDirectories):
     """The ranges of a target to begin with; none lets the operations set choose."""
 
     __slots__ = ()
@@ -115,7 +115,7 @@ class damon_sysfs_target(kobject):
 
     __slots__ = ("birth", "obsolete", "pid", "regions")
 
-    tree: damon_sysfs_tree
+    tree: SysfsTree
 
     default_attributes = (
         # Kernel: looks the number up at each start and each commit. Here: when it is written, because it may have
@@ -133,7 +133,7 @@ class damon_sysfs_target(kobject):
         self.add("regions", self.regions)
 
 
-class damon_sysfs_targets(numbered_dirs):
+class damon_sysfs_targets(NumberedDirectories):
     """The processes to monitor."""
 
     __slots__ = ()
@@ -240,7 +240,7 @@ class damon_sysfs_context(kobject):
 
     __slots__ = ("addr_unit", "attrs", "operations", "pause", "schemes", "targets")
 
-    tree: damon_sysfs_tree
+    tree: SysfsTree
 
     default_attributes = (
         kobj_attribute("avail_operations", _avail_operations_show),
@@ -262,7 +262,7 @@ class damon_sysfs_context(kobject):
         self.add("schemes", self.schemes)
 
 
-class damon_sysfs_contexts(numbered_dirs):
+class damon_sysfs_contexts(NumberedDirectories):
     """The contexts of a kdamond: one, or none."""
 
     __slots__ = ("running_context",)
@@ -351,7 +351,7 @@ def _damon_sysfs_take_task(
     if t.pid <= 0:
         raise OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
     ctx.machine = machine()
-    primitive = damon_sysfs_sample_primitive(ctx.sample_control)
+    primitive = sample_primitive_of(ctx.sample_control)
     if primitive == "page_fault":
         check_fault_filters(ctx.sample_control, ctx.machine)
     # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
@@ -394,7 +394,7 @@ def _damon_sysfs_take_memory(
     opening: list[Callable[[], None]],
 ) -> None:
     """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
-    if damon_sysfs_sample_primitive(ctx.sample_control) == "page_fault":
+    if sample_primitive_of(ctx.sample_control) == "page_fault":
         raise OSError(
             errno.EOPNOTSUPP, "physical addresses are monitored by accessed bits only; write N to primitives/page_fault"
         )

@@ -25,11 +25,11 @@ from kdamon.probes import (
     damon_new_prep,
     damon_new_probe,
 )
-from kdamon_fs.kobject import Tree, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kobject import NumberedDirectories, Tree, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
     bool_attribute,
-    damon_sysfs_memcg_id,
     keyword_attribute,
+    memcg_id_of,
     text_attribute,
     uint_attribute,
     ulong_attribute,
@@ -73,7 +73,7 @@ class damon_sysfs_filter(kobject):
         """
         f = damon_new_filter(damon_filter_type(self.type), self.matching, self.allow)
         if f.type is damon_filter_type.DAMON_FILTER_TYPE_MEMCG:
-            f.memcg_id = damon_sysfs_memcg_id(self, "path", self.path, machine)
+            f.memcg_id = memcg_id_of(self, "path", self.path, machine)
         elif f.type is damon_filter_type.DAMON_FILTER_TYPE_HUGEPAGE_SIZE:
             if self.max < self.min:
                 raise OSError(errno.EINVAL, f"{self.location()}: max is less than min")
@@ -81,7 +81,7 @@ class damon_sysfs_filter(kobject):
         return f
 
 
-class damon_sysfs_filters(numbered_dirs):
+class damon_sysfs_filters(NumberedDirectories):
     """The conditions of a probe."""
 
     __slots__ = ()
@@ -105,7 +105,7 @@ class damon_sysfs_prep(kobject):
         self.prep_action = "set_pgidle"
 
 
-class damon_sysfs_preps(numbered_dirs):
+class damon_sysfs_preps(NumberedDirectories):
     """What to do to pages before they are sampled for a probe."""
 
     __slots__ = ()
@@ -150,7 +150,7 @@ class damon_sysfs_probe(kobject):
         return probe
 
 
-class damon_sysfs_probes(numbered_dirs):
+class damon_sysfs_probes(NumberedDirectories):
     """The probes."""
 
     __slots__ = ()

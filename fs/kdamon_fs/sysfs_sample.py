@@ -16,26 +16,26 @@ from typing import Final
 from attrs import fields
 
 from kdamon.damon import (
+    PrimitivesEnabled,
+    ReportCounters,
     damon_ctx,
-    damon_primitives_enabled,
-    damon_report_counters,
     damon_sample_control,
     damon_sample_filter,
     damon_sample_filter_type,
 )
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
-from kdamon.reports.apply import damon_report_counters_of
+from kdamon.reports.apply import report_counters
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
-from kdamon_fs.kobject import Tree, kobj_attribute, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
 __all__ = [
     "RunningContext",
     "damon_sysfs_sample",
     "damon_sysfs_sample_control",
-    "damon_sysfs_sample_primitive",
-    "damon_sysfs_sees_writes_only",
+    "sample_primitive_of",
     "nr_cpu_ids",
+    "sees_writes_only",
 ]
 
 #: Tells the context that is monitored or was monitored last, None before the first start.
@@ -122,7 +122,7 @@ class damon_sysfs_sample_filter(kobject):
             raise OSError(error.errno, f"{self.location()}: {error.strerror}") from None
 
 
-class damon_sysfs_sample_filters(numbered_dirs):
+class damon_sysfs_sample_filters(NumberedDirectories):
     """The conditions on reports: one has to pass all of them, in their order."""
 
     __slots__ = ()
@@ -150,21 +150,21 @@ class damon_sysfs_sample_filters(numbered_dirs):
 
 
 def _counter_attribute(name: str) -> kobj_attribute:
-    def show(reports: damon_sysfs_reports) -> str:
+    def show(reports: ReportsDirectory) -> str:
         ctx = reports.running_context()
-        counters = damon_report_counters() if ctx is None else damon_report_counters_of(ctx)
+        counters = ReportCounters() if ctx is None else report_counters(ctx)
         return f"{getattr(counters, name)}\n"
 
     return kobj_attribute(name, show)
 
 
 # Deviation: docs/deviations.md#additional-files-of-the-sample-directory
-class damon_sysfs_reports(kobject):
+class ReportsDirectory(kobject):
     """What became of the reports to the kdamond's context, now; after its end the last values stay."""
 
     __slots__ = ("running_context",)
 
-    default_attributes = tuple(_counter_attribute(counter.name) for counter in fields(damon_report_counters))
+    default_attributes = tuple(_counter_attribute(counter.name) for counter in fields(ReportCounters))
 
     def __init__(self, tree: Tree, running_context: RunningContext) -> None:
         super().__init__(tree)
@@ -186,7 +186,7 @@ class damon_sysfs_sample(kobject):
         self.density = False
         self.primitives = damon_sysfs_primitives(tree)
         self.filters = damon_sysfs_sample_filters(tree)
-        self.reports = damon_sysfs_reports(tree, running_context)
+        self.reports = ReportsDirectory(tree, running_context)
         self.add("primitives", self.primitives)
         self.add("filters", self.filters)
         self.add("reports", self.reports)
@@ -201,18 +201,18 @@ def damon_sysfs_sample_control(sample: damon_sysfs_sample) -> damon_sample_contr
     :raises OSError: EINVAL a filter of threads without any.
     """
     primitives = sample.primitives
-    control = damon_sample_control(damon_primitives_enabled(primitives.page_table, primitives.page_fault))
+    control = damon_sample_control(PrimitivesEnabled(primitives.page_table, primitives.page_fault))
     for f in sample.filters.build():
         damon_add_sample_filter(control, f)
     return control
 
 
-def damon_sysfs_sample_primitive(control: damon_sample_control) -> str:
+def sample_primitive_of(control: damon_sample_control) -> str:
     """The primitive to open processes with. A client that re-reads the tree may ask for both: page_fault wins."""
     return "page_fault" if control.primitives_enabled.page_fault else "page_table"
 
 
-def damon_sysfs_sees_writes_only(control: damon_sample_control) -> bool:
+def sees_writes_only(control: damon_sample_control) -> bool:
     """Return whether reads stay unseen although no filter says that they are not wanted."""
     writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
     return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)

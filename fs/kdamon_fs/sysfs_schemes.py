@@ -21,7 +21,7 @@ from kdamon.damon import (
 )
 from kdamon.damos_filters import damos_filter_for_ops
 from kdamon.probes import damon_probe_hits_mvsum
-from kdamon_fs.kobject import Tree, kobject, nr_attribute, numbered_dirs
+from kdamon_fs.kobject import NumberedDirectories, Tree, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
     bool_attribute,
     damon_sysfs_ul_range,
@@ -41,22 +41,22 @@ __all__ = [
     "damon_sysfs_scheme_filters",
     "damon_sysfs_schemes",
     "damon_sysfs_schemes_clear_regions",
-    "damon_sysfs_schemes_update_effective_quotas",
     "damon_sysfs_schemes_update_stats",
+    "damon_sysfs_schemes_walk_data",
     "damon_sysfs_watermarks",
     "damos_sysfs_dest",
     "damos_sysfs_dests",
     "damos_sysfs_populate_region_dir",
     "damos_sysfs_quota_goal",
     "damos_sysfs_quota_goals",
-    "damos_sysfs_walk_data",
+    "damos_sysfs_update_effective_quotas",
 ]
 
 
 # Results: tried_regions and stats.
 
 
-class damon_sysfs_probe_hits(kobject):
+class ProbeHitsDirectory(kobject):
     """How many samples of a region hit a probe: their moving sum over the last aggregation interval's time."""
 
     __slots__ = ("hits",)
@@ -97,7 +97,7 @@ class damon_sysfs_scheme_region(kobject):
             probes = kobject(tree)
             self.add("probes", probes, since="7.2")
             for i, number in enumerate(hits):
-                probes.add(str(i), damon_sysfs_probe_hits(tree, number))
+                probes.add(str(i), ProbeHitsDirectory(tree, number))
 
 
 class damon_sysfs_scheme_regions(kobject):
@@ -214,7 +214,7 @@ class damon_sysfs_scheme_filter(kobject):
         self.damon_target_idx = 0
 
 
-class damon_sysfs_scheme_filters(numbered_dirs):
+class damon_sysfs_scheme_filters(NumberedDirectories):
     """``core_filters``, ``ops_filters`` or ``filters`` by the ``types`` that it takes."""
 
     __slots__ = ("types",)
@@ -264,7 +264,7 @@ class damos_sysfs_dest(kobject):
         self.id = self.weight = 0
 
 
-class damos_sysfs_dests(numbered_dirs):
+class damos_sysfs_dests(NumberedDirectories):
     """The nodes to migrate to."""
 
     __slots__ = ()
@@ -308,7 +308,7 @@ class damos_sysfs_quota_goal(kobject):
         self.path = ""
 
 
-class damos_sysfs_quota_goals(numbered_dirs):
+class damos_sysfs_quota_goals(NumberedDirectories):
     """The goals of a quota."""
 
     __slots__ = ()
@@ -440,7 +440,7 @@ class damon_sysfs_scheme(kobject):
         self.add("tried_regions", self.tried_regions)
 
 
-class damon_sysfs_schemes(numbered_dirs):
+class damon_sysfs_schemes(NumberedDirectories):
     """The schemes of a context."""
 
     __slots__ = ()
@@ -478,7 +478,7 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
         stats.sz_unknown = s.stat.sz_unknown
 
 
-def damon_sysfs_schemes_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
+def damos_sysfs_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
     """Show the effective quotas of the schemes of ``ctx``; to be called in its kdamond."""
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
         schemes.scheme(i).quotas.effective_bytes = s.quota.esz
@@ -491,7 +491,7 @@ def damon_sysfs_schemes_clear_regions(schemes: damon_sysfs_schemes) -> None:
 
 
 @define(slots=True)
-class damos_sysfs_walk_data:
+class damon_sysfs_schemes_walk_data:
     """What :func:`damos_sysfs_populate_region_dir` fills.
 
     :ivar schemes: the directory of the schemes.
@@ -513,7 +513,7 @@ class damos_sysfs_walk_data:
 
 
 def damos_sysfs_populate_region_dir(  # noqa: PLR0917 -- the parameters of damos_walk_control.walk_fn
-    data: damos_sysfs_walk_data,
+    data: damon_sysfs_schemes_walk_data,
     ctx: damon_ctx,
     t: damon_target,
     region: damon_region,

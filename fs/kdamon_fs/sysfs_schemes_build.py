@@ -29,7 +29,7 @@ from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_commit_quota_goals
 from kdamon.kernel import uint
 from kdamon.mm import Machine
-from kdamon_fs.sysfs_common import damon_sysfs_memcg_id, name_of
+from kdamon_fs.sysfs_common import memcg_id_of, name_of
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_quotas,
     damon_sysfs_scheme,
@@ -43,7 +43,7 @@ from kdamon_fs.sysfs_schemes import (
     damos_sysfs_quota_goals,
 )
 
-__all__ = ["damon_sysfs_add_schemes", "damon_sysfs_mk_scheme", "damos_sysfs_quota_scores"]
+__all__ = ["QuotaScores", "damon_sysfs_add_schemes", "damon_sysfs_mk_scheme"]
 
 log = logging.getLogger("kdamon")
 
@@ -60,7 +60,7 @@ FindMachine = Callable[[], Machine]
 def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_goal:
     metric = damos_quota_goal_metric(goal.target_metric)
     if metric in _MEMCG_METRICS:
-        damon_sysfs_memcg_id(goal, "path", goal.path, machine)
+        memcg_id_of(goal, "path", goal.path, machine)
     return damos_quota_goal(
         metric=metric,
         target_value=goal.target_value,
@@ -103,7 +103,7 @@ def _mk_quota(quotas: damon_sysfs_quotas, machine: FindMachine) -> damos_quota:
 def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damos_filter:
     f = damos_filter(damos_filter_type(made_of.type), made_of.matching, made_of.allow)
     if f.type is damos_filter_type.DAMOS_FILTER_TYPE_MEMCG:
-        f.memcg_id = damon_sysfs_memcg_id(made_of, "memcg_path", made_of.memcg_path, machine)
+        f.memcg_id = memcg_id_of(made_of, "memcg_path", made_of.memcg_path, machine)
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR:
         if made_of.addr_end < made_of.addr_start:
             raise OSError(errno.EINVAL, f"{made_of.location()}: addr_end is less than addr_start")
@@ -207,7 +207,7 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
         damon_add_scheme(ctx, s)
 
 
-class damos_sysfs_quota_scores:
+class QuotaScores:
     """The goals of the schemes of ``ctx`` as the directories have them (``damos_sysfs_set_quota_scores()``).
 
     Kernel: makes them in the kdamond. Here: in the caller's thread, because memory cgroups are looked for.

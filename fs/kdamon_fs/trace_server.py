@@ -25,10 +25,10 @@ from types import TracebackType
 from typing import Any, Final
 
 from kdamon import trace
-from kdamon.damon import damon_ctx, damon_mvsum, damon_target, damon_window_left_bp
+from kdamon.damon import damon_ctx, damon_mvsum, damon_target, window_left_bp
 from kdamon.lib.capabilities import give_up_capabilities
 from kdamon.lib.syscalls import call
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.schemes import damos
 
 __all__ = ["EVENTS", "TraceServer"]
@@ -57,14 +57,14 @@ _Texts = Iterable[str]
 _Probe = Callable[..., None]
 
 
-def _region_texts(target: int, table: damon_regions) -> _Texts:
+def _region_texts(target: int, table: Regions) -> _Texts:
     begin = f"target_id={target} nr_regions={len(table)} "
     columns = (column.tolist() for column in (table.start, table.end, table.nr_accesses, table.age))
     for start, end, nr_accesses, age in zip(*columns, strict=True):
         yield f"{begin}{start}-{end}: {nr_accesses} {age}"
 
 
-def _probed_texts(target: int, table: damon_regions, probes: int) -> _Texts:
+def _probed_texts(target: int, table: Regions, probes: int) -> _Texts:
     hits = [] if table.probe_hits is None else table.probe_hits[:, :probes].tolist()
     for text, row in zip(_region_texts(target, table), hits, strict=True):
         yield f"{text} probe_hits={' '.join(f'{number:02x}' for number in row)}"
@@ -115,11 +115,11 @@ class _Recording:
 
     # The probes, under the names of their tracepoints.
 
-    def _damon_aggregated(self, _ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+    def _damon_aggregated(self, _ctx: damon_ctx, target: int, regions: Regions) -> None:
         table = regions.copy()
         self._add("damon_aggregated", lambda: _region_texts(target, table))
 
-    def _damon_region_aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+    def _damon_region_aggregated(self, ctx: damon_ctx, target: int, regions: Regions) -> None:
         table, probes = regions.copy(), len(ctx.probes)
         self._add("damon_region_aggregated", lambda: _probed_texts(target, table, probes))
 
@@ -129,7 +129,7 @@ class _Recording:
     def _damos_before_apply(self, ctx: damon_ctx, t: damon_target, row: int, s: damos) -> None:
         target = next((i for i, other in enumerate(ctx.adaptive_targets) if other is t), 0)
         r, one = t.regions, slice(row, row + 1)
-        nr_accesses = int(damon_mvsum(r.nr_accesses[one], r.last_nr_accesses[one], damon_window_left_bp(ctx))[0])
+        nr_accesses = int(damon_mvsum(r.nr_accesses[one], r.last_nr_accesses[one], window_left_bp(ctx))[0])
         text = (
             f"{_scheme(ctx, s)} target_idx={target} nr_regions={len(r)} {r.start[row]}-{r.end[row]}: {nr_accesses} "
             f"{r.age[row]}"

@@ -23,21 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.damon import damon_nr_samples_per_aggr
-from kdamon.density.history import Place, damon_report_memory, damon_report_run, spread
+from kdamon.density.history import Place, ReportHistory, ReportRun, spread
 from kdamon.regions import mostly_unknown
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target
-    from kdamon.regions import damon_regions
+    from kdamon.regions import Regions
 
 __all__ = [
+    "adjust_regions_by_density",
     "best_cuts",
-    "damon_forget_density",
-    "damon_reports_are_random",
-    "kdamond_adjust_regions_by_density",
-    "kdamond_remember_reports",
+    "forget_density",
     "log_likelihood",
     "merge_least_different",
+    "remember_reports",
+    "reports_are_random",
 ]
 
 U64 = npt.NDArray[np.uint64]
@@ -60,19 +60,19 @@ _TINY = np.float32(1e-10)
 _USEC_PER_SEC = 1_000_000
 
 
-def kdamond_remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_accesses: npt.NDArray[np.int32]) -> None:
+def remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_accesses: npt.NDArray[np.int32]) -> None:
     """Remember reports that lie in regions of ``t``, each as an access of the page it begins in.
 
     :param addr: where they begin, core address units, shape (n,).
     :param nr_accesses: how many accesses they stand for, shape (n,); less than one counts as one.
     """
     if t.memory is None:
-        t.memory = damon_report_memory()
+        t.memory = ReportHistory()
     page = addr - addr % np.uint64(ctx.min_region_sz)
     t.memory.add(page, np.maximum(nr_accesses, 1).astype(np.float64), ctx.rnd)
 
 
-def damon_reports_are_random(ctx: damon_ctx) -> bool:
+def reports_are_random(ctx: damon_ctx) -> bool:
     """Return whether the reports to ``ctx`` are a sample of all accesses.
 
     Those of the faults of pages that were chosen, one in each region, are not: by them the faithful rule is right.
@@ -81,7 +81,7 @@ def damon_reports_are_random(ctx: damon_ctx) -> bool:
 
 
 def _is_in_effect(ctx: damon_ctx) -> bool:
-    if not damon_reports_are_random(ctx):
+    if not reports_are_random(ctx):
         return False
     if ctx.ops is not None and ctx.ops.checks_accesses() and ctx.sample_control.primitives_enabled.page_table:
         # Accessed bits are all there is while nothing is reported.
@@ -89,24 +89,24 @@ def _is_in_effect(ctx: damon_ctx) -> bool:
     return True
 
 
-def damon_forget_density(ctx: damon_ctx) -> None:
+def forget_density(ctx: damon_ctx) -> None:
     """Leave nothing behind in ``ctx``, which is not monitored by density any more."""
     for t in ctx.adaptive_targets:
         t.memory = t.regions.density = t.regions.density_since = None
 
 
-def kdamond_adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
+def adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
     """End an aggregation interval: cut, merge and count the regions of ``ctx`` by the density of reports.
 
     Does what ``kdamond_merge_regions()`` and ``kdamond_split_regions()`` do by nr_accesses. Afterwards there are no
     more than ``max_nr_regions`` regions, unless ``sz_limit`` or holes between regions forbid merges.
 
     :param sz_limit: largest region to make, core address units.
-    :returns: whether that was done: not where reports are no sample (:func:`damon_reports_are_random`), nor where there
+    :returns: whether that was done: not where reports are no sample (:func:`reports_are_random`), nor where there
         are none and accessed bits tell of accesses.
     """
     if not ctx.adaptive_targets or not _is_in_effect(ctx):
-        damon_forget_density(ctx)
+        forget_density(ctx)
         return False
     nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
     room = max(2 * ctx.attrs.max_nr_regions - nr_regions, 0)
@@ -135,11 +135,11 @@ def log_likelihood(n: Any, size: Any) -> Any:
 # What is remembered.
 
 
-def _recall(t: damon_target, ctx: damon_ctx) -> damon_report_memory:
+def _recall(t: damon_target, ctx: damon_ctx) -> ReportHistory:
     """The target's memory with the interval that just ended."""
-    memory: damon_report_memory | None = t.memory
+    memory: ReportHistory | None = t.memory
     if memory is None:
-        memory = t.memory = damon_report_memory()
+        memory = t.memory = ReportHistory()
     if memory.interval != ctx.attrs.aggr_interval:
         # Rates are per interval: those of another length say nothing.
         memory.forget()
@@ -156,13 +156,13 @@ def _recall(t: damon_target, ctx: damon_ctx) -> damon_report_memory:
     return memory
 
 
-def _intervals(memory: damon_report_memory, regions: damon_regions) -> F64:
+def _intervals(memory: ReportHistory, regions: Regions) -> F64:
     """For how many intervals the reports of each region are remembered, shape (n,)."""
     assert regions.density_since is not None
     return memory.now + 1.0 - regions.density_since.astype(np.float64)
 
 
-def _forget_changed(memory: damon_report_memory, regions: damon_regions, places: list[Place]) -> Mask:
+def _forget_changed(memory: ReportHistory, regions: Regions, places: list[Place]) -> Mask:
     """Forget what a region was like before its rate of reports changed; returns which did, shape (n,).
 
     :param places: of the regions' reports; updated.
@@ -199,9 +199,7 @@ def _forget_changed(memory: damon_report_memory, regions: damon_regions, places:
 # Cuts.
 
 
-def _to_examine(
-    memory: damon_report_memory, regions: damon_regions, places: list[Place], changed: Mask, nr_reports: int
-) -> Rows:
+def _to_examine(memory: ReportHistory, regions: Regions, places: list[Place], changed: Mask, nr_reports: int) -> Rows:
     """The regions to look for cuts in: those that changed, then the others in turn; ascending rows."""
     reports = np.minimum(sum(behind - first for first, behind in places), CUT_REPORTS_PER_REGION)
     n = len(regions)
@@ -215,8 +213,8 @@ def _to_examine(
 
 def _cut(
     ctx: damon_ctx,
-    memory: damon_report_memory,
-    regions: damon_regions,
+    memory: ReportHistory,
+    regions: Regions,
     places: list[Place],
     changed: Mask,
     *,
@@ -411,7 +409,7 @@ def merge_least_different(
 # Counts.
 
 
-def _accessed_size(memory: damon_report_memory, regions: damon_regions, accesses: F64, unit: int) -> float:
+def _accessed_size(memory: ReportHistory, regions: Regions, accesses: F64, unit: int) -> float:
     """How much memory was accessed in an aggregation interval, core address units.
 
     Reports that are a sample of 1 in k show in k intervals as many distinct pages as all accesses in one. Where fewer
@@ -436,7 +434,7 @@ def _accessed_size(memory: damon_report_memory, regions: damon_regions, accesses
     return float((used * -np.expm1(-accesses / used)).sum()) * unit
 
 
-def _seen(run: damon_report_run, regions: damon_regions) -> tuple[F64, F64]:
+def _seen(run: ReportRun, regions: Regions) -> tuple[F64, F64]:
     """Number of reports of each region and of distinct pages among them, both of shape (n,)."""
     first, behind = place = run.place(regions.start, regions.end)
     return (behind - first).astype(np.float64), run.distinct(place)
@@ -447,7 +445,7 @@ _REPORTS_PER_PAGE = np.logspace(-4, 4, 400)
 _DISTINCT_SHARE = -np.expm1(-_REPORTS_PER_PAGE) / _REPORTS_PER_PAGE
 
 
-def _count(ctx: damon_ctx, memory: damon_report_memory, regions: damon_regions) -> None:
+def _count(ctx: damon_ctx, memory: ReportHistory, regions: Regions) -> None:
     """Set nr_accesses: at least 1 for the densest regions that make up what was accessed, 0 for the others.
 
     Above that it is the number of samples that would find a page of the region accessed. What accessed bits told is

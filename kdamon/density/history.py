@@ -18,7 +18,7 @@ from attrs import define, field
 if TYPE_CHECKING:
     from kdamon.kernel import rnd_state
 
-__all__ = ["INTERVALS", "REPORTS", "REPORTS_PER_INTERVAL", "damon_report_memory", "damon_report_run", "spread"]
+__all__ = ["INTERVALS", "REPORTS", "REPORTS_PER_INTERVAL", "ReportHistory", "ReportRun", "spread"]
 
 U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ REPORTS_PER_INTERVAL = 1 << 15
 _REPORTS_PER_RUN = 1 << 16
 
 
-class damon_report_run:
+class ReportRun:
     """Reports of consecutive aggregation intervals.
 
     :ivar addr: reported pages, ascending, core address units, shape (n,).
@@ -83,16 +83,16 @@ class damon_report_run:
         kept[spread(first, behind - first)] = False
         self._set(self.addr[kept], np.diff(self.upto)[kept])
 
-    def joined(self, newer: damon_report_run) -> damon_report_run:
+    def joined(self, newer: ReportRun) -> ReportRun:
         """One run of this one and the one that follows it."""
         addr = np.concatenate((self.addr, newer.addr))
         order = np.argsort(addr, kind="stable")  # fast, because it finds the two sorted parts
         weight = np.concatenate((np.diff(self.upto), np.diff(newer.upto)))
-        return damon_report_run(addr[order], weight[order], self.first, newer.last)
+        return ReportRun(addr[order], weight[order], self.first, newer.last)
 
 
 @define(slots=True, eq=False)
-class damon_report_memory:
+class ReportHistory:
     """What is remembered of the reports for one target.
 
     :ivar runs: the newest first; the first one is the interval that ended last.
@@ -101,7 +101,7 @@ class damon_report_memory:
     :ivar next_examined: address of the region whose turn to be looked at is next.
     """
 
-    runs: list[damon_report_run] = field(factory=list)
+    runs: list[ReportRun] = field(factory=list)
     now: int = 0
     interval: int = 0
     next_examined: int = 0
@@ -139,7 +139,7 @@ class damon_report_memory:
         addr, weight = self._all_arrived()
         self._arrived, self._nr_arrived, self._share = [], 0, 1
         order = np.argsort(addr, kind="stable")
-        self.runs.insert(0, damon_report_run(addr[order], weight[order], self.now, self.now))
+        self.runs.insert(0, ReportRun(addr[order], weight[order], self.now, self.now))
         # Of three runs of the same length the older two become one: so lengths grow with age.
         for i in range(len(self.runs) - 3, -1, -1):
             young, mid, old = self.runs[i : i + 3]
@@ -164,7 +164,7 @@ class damon_report_memory:
         return sum(run.squares for run in self.runs) / total if total else 1.0
 
     def places(self, start: U64, end: U64) -> list[Place]:
-        """:meth:`damon_report_run.place` of every run."""
+        """:meth:`ReportRun.place` of every run."""
         return [run.place(start, end) for run in self.runs]
 
     def held(self, places: list[Place]) -> F64:
@@ -188,7 +188,7 @@ class damon_report_memory:
         order = np.argsort(addr, kind="stable")  # sorted parts again
         return addr[order], np.concatenate(weights)[order]
 
-    def _with(self, places: list[Place]) -> Iterator[tuple[damon_report_run, Place]]:
+    def _with(self, places: list[Place]) -> Iterator[tuple[ReportRun, Place]]:
         return zip(self.runs, places, strict=True)
 
 

@@ -11,14 +11,14 @@ from attrs import frozen
 
 from kdamon.lib.watcher import mount_number
 
-__all__ = ["mount_entry", "mount_of", "mounts"]
+__all__ = ["MountEntry", "mount_of", "mounts"]
 
 #: What the kernel writes for a blank, a tab, a newline, a backslash and a number sign.
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @frozen(slots=True)
-class mount_entry:
+class MountEntry:
     """A line of ``/proc/self/mountinfo``. Names are as all names of files: with surrogates for what is not UTF-8.
 
     :ivar number: the kernel's id of the mount, used again once it is unmounted.
@@ -48,26 +48,26 @@ class mount_entry:
         return next((int(option[8:]) for option in self.options if option.startswith("user_id=")), None)
 
 
-def mounts(pid: int | str = "self") -> list[mount_entry]:
+def mounts(pid: int | str = "self") -> list[MountEntry]:
     """All mounts of this namespace, or of that of another process, later ones on top of earlier ones."""
     # Bytes: a name may hold any, and what text takes for the end of a line, such as a carriage return, is part of it.
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         return [_entry(line.rstrip(b"\n")) for line in lines]
 
 
-def mount_of(descriptor: int) -> mount_entry | None:
+def mount_of(descriptor: int) -> MountEntry | None:
     """The mount that an open file or directory is in; None if it is unmounted, or its root is outside of a chroot."""
     number = mount_number(descriptor)
     return next((entry for entry in mounts() if entry.number == number), None)
 
 
-def _entry(line: bytes) -> mount_entry:
+def _entry(line: bytes) -> MountEntry:
     before, _, after = line.partition(b" - ")
     fields = before.split(b" ")
     fstype, _source, options = after.split(b" ")[:3]
     shared = any(field.startswith(b"shared:") for field in fields[6:])
     major, _, minor = fields[2].partition(b":")
-    return mount_entry(
+    return MountEntry(
         number=int(fields[0]),
         parent=int(fields[1]),
         device=os.makedev(int(major), int(minor)),

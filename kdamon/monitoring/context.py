@@ -15,11 +15,11 @@ from kdamon.core import (
 )
 from kdamon.damon import (
     OPS_KEYWORDS,
+    PrimitivesEnabled,
     damon_addr_range,
     damon_attrs,
     damon_ctx,
     damon_operations,
-    damon_primitives_enabled,
     damon_sample_control,
     damon_sample_filter_type,
     damon_target,
@@ -88,7 +88,7 @@ def add_target(ctx: damon_ctx, config: Config) -> damon_target:
 
 def _sample_control(config: Config) -> damon_sample_control:
     """Where accesses come from and which count, as ``config`` says: each filter allows what it names."""
-    primitives = damon_primitives_enabled(config.primitive == "page_table", config.primitive == "page_fault")
+    primitives = PrimitivesEnabled(config.primitive == "page_table", config.primitive == "page_fault")
     control = damon_sample_control(primitives)
     kinds = damon_sample_filter_type
     if config.write_only:

@@ -46,8 +46,8 @@ from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE
 from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_counters_of
+from kdamon.regions import Regions
+from kdamon.reports.apply import report_counters
 from kdamon.sample_control import check_fault_filters
 
 __all__ = ["Monitor", "monitor"]
@@ -177,7 +177,7 @@ class Monitor:
         self._birth = birth
         self._kept = max(kept, 1)
         # None ends it, and stays in it.
-        self._queue: queue.SimpleQueue[tuple[int, int, damon_regions] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, int, Regions] | None] = queue.SimpleQueue()
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
         self._suspended = _suspended()
         self._cpu_s: float | None = None
@@ -332,7 +332,7 @@ class Monitor:
             self._queue.put(None)
         return snapshots
 
-    def _aggregated(self, ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
+    def _aggregated(self, ctx: damon_ctx, _target: int, regions: Regions) -> None:
         """Runs in the kdamond: only copy, so that its next sample is not late."""
         if ctx is not self.ctx:
             return
@@ -385,7 +385,7 @@ class Monitor:
             samples=ctx.nr_samples,
             unknown=ctx.nr_unknown,
             cpu_s=self._cpu_s,
-            reports=attrs.asdict(damon_report_counters_of(ctx)),
+            reports=attrs.asdict(report_counters(ctx)),
             sparse=self._target.sparse,
             never_mapped=self._never_mapped(),
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost - self._faults_lost,
@@ -430,7 +430,7 @@ class Monitor:
         return None if self._mapped is None else size - self._mapped
 
 
-def _snapshot(began: int, ended: int, regions: damon_regions) -> Snapshot:
+def _snapshot(began: int, ended: int, regions: Regions) -> Snapshot:
     return Snapshot(began / 1e9, ended / 1e9, region_table(regions))
 
 

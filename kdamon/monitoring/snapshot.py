@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import field, frozen
 
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
 __all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
 
@@ -33,7 +33,7 @@ class Counters:
     :ivar samples: samples taken or tried.
     :ivar unknown: samples among them that could not be taken.
     :ivar cpu_s: CPU time of monitoring, seconds; None: it was not measured.
-    :ivar reports: what became of access reports, see :class:`kdamon.damon.damon_report_counters`.
+    :ivar reports: what became of access reports, see :class:`kdamon.damon.ReportCounters`.
     :ivar faults_lost: page faults that the kernel had no room to report.
     :ivar sparse: bytes that the regions cover, and bytes that are populated in them, if that is so little that hardly
         any access is found; else None.
@@ -96,7 +96,7 @@ class Snapshot:
         return int(self.sizes[self.regions["nr_accesses"] >= nr_accesses].sum())
 
 
-def region_table(regions: damon_regions) -> RegionTable:
+def region_table(regions: Regions) -> RegionTable:
     """The columns of ``regions`` that a snapshot keeps, shape (n,)."""
     table = np.empty(len(regions), dtype=REGION)
     for name in REGION.names or ():

@@ -16,8 +16,8 @@ from attrs import define, field, fields
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.credentials import Rights
 from kdamon.producers.ring import Records, ReportRing, well_formed
-from kdamon.reports.apply import damon_report_accesses, damon_reported_pids, damon_reports_about, pick_reports
-from kdamon.reports.queue import damon_report_source
+from kdamon.reports.apply import pick_reports, report_accesses, reported_pids, reports_about
+from kdamon.reports.queue import ReportSource
 
 __all__ = ["Producer", "ReportServerCounters"]
 
@@ -81,7 +81,7 @@ class Producer:
     rights: Rights | None = None
     left: int | None = None
     counters: ReportServerCounters = field(factory=ReportServerCounters)
-    source: damon_report_source = field(factory=damon_report_source)
+    source: ReportSource = field(factory=ReportSource)
 
     @property
     def limited(self) -> bool:
@@ -98,7 +98,7 @@ class Producer:
         :raises OSError: its user has too many; EPERM, ESRCH it is not the process that connected any more.
         """
         self.rights = Rights(self.pid, self.pidfd, self.user.uid, self.gid, self.user.known)
-        self.source = damon_report_source(self.user.uid if self.limited else None)
+        self.source = ReportSource(self.user.uid if self.limited else None)
         admission.grant(self.user, capacity)
         try:
             return ReportRing(capacity, mapped=not self.user.limited)
@@ -131,15 +131,15 @@ class Producer:
         if good is not None:
             records = pick_reports(records, good)
         correct = len(records)
-        chosen = damon_reported_pids()
+        chosen = reported_pids()
         if correct and chosen is not None:
             # Before anything is asked about them: so nothing that is not monitored costs more than this.
-            records = damon_reports_about(records, _pids(records, same), chosen)
+            records = reports_about(records, _pids(records, same), chosen)
         eligible = len(records)
         if eligible and not self.rights.everything:
             records = _permitted(self.rights, records, _pids(records, same), users)
         self.source.share = share
-        damon_report_accesses(records, self.source, chosen)
+        report_accesses(records, self.source, chosen)
         # Counted when all is done, and all at once: the counters always add up.
         with lock:
             self.counters.received += taken

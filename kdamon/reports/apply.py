@@ -6,7 +6,7 @@ whenever it likes. Every context that is being monitored gets each report once, 
 and counts it for the region that contains it.
 
 No producer ever blocks or waits: each has a queue of its own to each context, a lane, which only it fills and only the
-kdamond empties. A thread is a producer, and so is a :class:`kdamon.reports.queue.damon_report_source` that a thread
+kdamond empties. A thread is a producer, and so is a :class:`kdamon.reports.queue.ReportSource` that a thread
 speaks for, as for another process. Of these, what is about no target of a context takes no room on the way to it.
 """
 
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.damon import damon_access_report, damon_nr_samples_per_aggr, damon_report_counters, damon_target_has_pid
-from kdamon.density.estimator import damon_reports_are_random, kdamond_remember_reports
-from kdamon.reports.lookup import region_lookup
-from kdamon.reports.queue import damon_report_queue, damon_report_source
+from kdamon.damon import ReportCounters, damon_access_report, damon_nr_samples_per_aggr, damon_target_has_pid
+from kdamon.density.estimator import remember_reports, reports_are_random
+from kdamon.reports.lookup import RegionLookup
+from kdamon.reports.queue import ReportQueue, ReportSource
 from kdamon.sample_control import damon_sample_filter_out
 
 if TYPE_CHECKING:
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 __all__ = [
     "DAMON_ACCESS_REPORTS_CAP",
     "REPORT_DTYPE",
+    "ReportColumns",
+    "ReportQueue",
+    "ReportSource",
+    "choose_reports",
     "damon_report_access",
-    "damon_report_accesses",
-    "damon_report_counters_of",
-    "damon_report_queue",
-    "damon_report_source",
-    "damon_report_subscribe",
-    "damon_report_unsubscribe",
-    "damon_reported_pids",
-    "damon_reports_about",
+    "discard_reports",
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
-    "kdamond_choose_reports",
-    "kdamond_discard_reports",
     "pick_reports",
+    "report_accesses",
     "report_array",
-    "report_columns",
+    "report_counters",
+    "reported_pids",
+    "reports_about",
+    "subscribe_reports",
+    "unsubscribe_reports",
 ]
 
 #: Reports that one producer, or those of one user together, can have under way to one context. Kernel: 1000 for all,
@@ -80,19 +80,19 @@ U64Array = npt.NDArray[np.uint64]
 
 #: What is reported about physical memory.
 _PHYSICAL: Final = frozenset({0})
-_subscribers: tuple[damon_report_queue, ...] = ()
+_subscribers: tuple[ReportQueue, ...] = ()
 _subscribers_lock = threading.Lock()
 
 
 # Deviation: docs/deviations.md#producers-never-wait
-def damon_report_subscribe(queue: damon_report_queue) -> None:
+def subscribe_reports(queue: ReportQueue) -> None:
     """Let ``queue`` receive the reports from now on."""
     global _subscribers  # noqa: PLW0603 (the kernel's static array of reports)
     with _subscribers_lock:
         _subscribers = (*_subscribers, queue)
 
 
-def damon_report_unsubscribe(queue: damon_report_queue) -> None:
+def unsubscribe_reports(queue: ReportQueue) -> None:
     """Let ``queue`` receive no further reports."""
     global _subscribers  # noqa: PLW0603
     with _subscribers_lock:
@@ -108,9 +108,7 @@ def damon_report_access(report: damon_access_report) -> None:
         queue.lane().push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
 
 
-def damon_report_accesses(
-    reports: Batch, source: damon_report_source | None = None, about: frozenset[int] | None = None
-) -> None:
+def report_accesses(reports: Batch, source: ReportSource | None = None, about: frozenset[int] | None = None) -> None:
     """Report a batch of accesses, a structured array of :data:`REPORT_DTYPE`, shape (n,).
 
     From any thread; never blocks. The array must not be changed afterwards.
@@ -131,14 +129,12 @@ def damon_report_accesses(
             _report_for(source, reports, about, queue)
 
 
-def _report_for(
-    source: damon_report_source, reports: Batch, about: frozenset[int] | None, queue: damon_report_queue
-) -> None:
+def _report_for(source: ReportSource, reports: Batch, about: frozenset[int] | None, queue: ReportQueue) -> None:
     lane = queue.lane(source)
     chosen = reports
     if queue.pids is not None and about is not queue.pids and (about is None or not about <= queue.pids):
         pids = reports["pid"]
-        chosen = damon_reports_about(reports, pids[:1] if (pids == pids[0]).all() else pids, queue.pids)
+        chosen = reports_about(reports, pids[:1] if (pids == pids[0]).all() else pids, queue.pids)
         lane.ineligible += len(reports) - len(chosen)
     if len(chosen):
         dropped = lane.dropped
@@ -146,7 +142,7 @@ def _report_for(
         source.lost += lane.dropped - dropped
 
 
-def damon_reported_pids() -> frozenset[int] | None:
+def reported_pids() -> frozenset[int] | None:
     """What reports may be about that any context can use; None is anything."""
     chosen: frozenset[int] = frozenset()
     for queue in _subscribers:
@@ -156,7 +152,7 @@ def damon_reported_pids() -> frozenset[int] | None:
     return chosen
 
 
-def damon_reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset[int]) -> Batch:
+def reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset[int]) -> Batch:
     """Those of ``reports`` that are about any of ``chosen``.
 
     :param pids: what of each, shape (n,); or of all of them, shape (1,).
@@ -174,10 +170,10 @@ def pick_reports(reports: Batch, mask: Mask) -> Batch:
     return opaque[mask].view(REPORT_DTYPE)
 
 
-def damon_report_counters_of(ctx: damon_ctx) -> damon_report_counters:
+def report_counters(ctx: damon_ctx) -> ReportCounters:
     """What became of the reports to ``ctx`` since its kdamond started; all zero if it never did."""
     if ctx.reports is None:
-        return damon_report_counters()
+        return ReportCounters()
     return ctx.reports.snapshot()
 
 
@@ -233,7 +229,7 @@ def _count(entries: list[tuple[int, damon_access_report | Batch]]) -> int:
     return sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
 
 
-class report_columns:
+class ReportColumns:
     """Reports as columns: each is copied out of its batch when it is first asked for, because the copy is contiguous.
 
     :param source: a batch or other columns.
@@ -245,7 +241,7 @@ class report_columns:
 
     __slots__ = ("_columns", "_rows", "_source")
 
-    def __init__(self, source: Batch | report_columns, rows: npt.NDArray[np.intp] | None = None) -> None:
+    def __init__(self, source: Batch | ReportColumns, rows: npt.NDArray[np.intp] | None = None) -> None:
         self._source = source
         self._rows = rows
         self._columns: dict[str, npt.NDArray[Any]] = {}
@@ -266,14 +262,14 @@ class report_columns:
         raise AttributeError(f"reports have no {name}")
 
 
-def kdamond_choose_reports(ctx: damon_ctx) -> None:
+def choose_reports(ctx: damon_ctx) -> None:
     """Let other processes' reports be queued from now on only if they are about the targets of ``ctx``.
 
     Kernel: an operations set sees every report. Here: what is about no target of a context takes no room on the way to
     it, so that no process fills that with what has to be thrown away.
     (docs/deviations.md#a-report-reaches-contexts-of-its-target)
     """
-    queue: damon_report_queue = ctx.reports
+    queue: ReportQueue = ctx.reports
     pids = frozenset([t.pid for t in ctx.adaptive_targets]) if damon_target_has_pid(ctx) else _PHYSICAL
     if pids != queue.pids:
         queue.pids = pids
@@ -286,7 +282,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     because the interval has lasted until now, however late the kdamond came to end it.
     (docs/deviations.md#the-age-of-a-report)
     """
-    queue: damon_report_queue = ctx.reports
+    queue: ReportQueue = ctx.reports
     entries = queue.take()
     if not entries:
         return False
@@ -298,18 +294,18 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     return queue.counters.applied != applied
 
 
-def kdamond_discard_reports(ctx: damon_ctx) -> None:
+def discard_reports(ctx: damon_ctx) -> None:
     """Count the reports that arrived while nothing was monitored as late: they belong to no sampling interval."""
     if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None:
         # Whoever else monitors the process wants them now.
         ctx.ops.report_faults(ctx, False)
-    queue: damon_report_queue = ctx.reports
+    queue: ReportQueue = ctx.reports
     queue.counters.late += _count(queue.take())
 
 
-def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_report_counters) -> None:
+def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: ReportCounters) -> None:
     """Count ``reports``, shape (n,), for the regions of all targets, and what became of them in ``counters``."""
-    columns = report_columns(reports)
+    columns = ReportColumns(reports)
     wanted = np.ones(len(reports), np.bool_)
     if not damon_target_has_pid(ctx):
         wanted = columns.pid == 0
@@ -325,13 +321,13 @@ def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_repor
         if out is not None:
             eligible = eligible & ~out
         if eligible.all():
-            within, across = kdamond_apply_access_reports(columns, t, ctx)
+            within, across = apply_access_reports(columns, t, ctx)
             inside |= within
             straddling |= across
             continue
         rows = eligible.nonzero()[0]
         if len(rows):
-            within, across = kdamond_apply_access_reports(report_columns(columns, rows), t, ctx)
+            within, across = apply_access_reports(ReportColumns(columns, rows), t, ctx)
             inside[rows] |= within
             straddling[rows] |= across
     counters.ineligible += len(reports) - int(np.count_nonzero(used))
@@ -345,7 +341,7 @@ def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: damon_repor
     counters.outside += int(np.count_nonzero(used & ~inside & ~straddling))
 
 
-def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
+def apply_access_reports(reports: Batch | ReportColumns, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
     """Count eligible ``reports``, shape (n,), for the regions of ``t`` that contain them wholly.
 
     :returns: which reports lie in one region, and which only overlap some, both of shape (n,).
@@ -357,8 +353,8 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     if across is None:
         across = np.zeros(len(reports), np.bool_)
     # Deviation: docs/deviations.md#density-of-reports
-    if ctx.density and damon_reports_are_random(ctx):
-        kdamond_remember_reports(t, ctx, addr[within], reports["nr_accesses"][within])
+    if ctx.density and reports_are_random(ctx):
+        remember_reports(t, ctx, addr[within], reports["nr_accesses"][within])
         return within, across
     if not ctx.report_counts and regions.access_reported is not None and regions.access_reported.all():
         return within, across
@@ -384,7 +380,7 @@ def kdamond_apply_access_reports(reports: Batch | report_columns, t: damon_targe
     return within, across
 
 
-def _core_range(reports: Batch | report_columns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
+def _core_range(reports: Batch | ReportColumns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
     """Where ``reports``, which tell bytes, begin and how large they are, core address units."""
     addr, size = reports["addr"], reports["size"]
     if ctx.addr_unit == 1:
@@ -393,15 +389,15 @@ def _core_range(reports: Batch | report_columns, ctx: damon_ctx) -> tuple[U64Arr
     return addr // unit, (addr % unit + size + unit - np.uint64(1)) // unit
 
 
-def _lookup(t: damon_target, ctx: damon_ctx) -> region_lookup:
+def _lookup(t: damon_target, ctx: damon_ctx) -> RegionLookup:
     """What finds regions of ``t``: kept as long as its regions are the same, an aggregation interval most often."""
-    lookups: dict[damon_target, region_lookup] = {} if ctx.reports is None else ctx.reports.lookups
+    lookups: dict[damon_target, RegionLookup] = {} if ctx.reports is None else ctx.reports.lookups
     lookup = lookups.get(t)
     if lookup is None or not lookup.fits(t.regions):
         if lookup is None:
             for gone in lookups.keys() - set(ctx.adaptive_targets):
                 del lookups[gone]
-        lookup = lookups[t] = region_lookup(t.regions)
+        lookup = lookups[t] = RegionLookup(t.regions)
     return lookup
 
 

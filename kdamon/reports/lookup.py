@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
-__all__ = ["region_lookup"]
+__all__ = ["RegionLookup"]
 
 U64 = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.intp]
@@ -62,19 +62,19 @@ class _span:
         return rows
 
 
-class region_lookup:
+class RegionLookup:
     """Finds the rows of a region table that reported ranges lie in.
 
     Good as long as the table's ``start`` and ``end`` are the arrays that it was made for (:meth:`fits`).
     """
 
-    def __init__(self, regions: damon_regions) -> None:
+    def __init__(self, regions: Regions) -> None:
         self._start, self._end = regions.start, regions.end
         self._spans: list[_span] | None = None
         #: What bisections have cost so far, in blocks of a table.
         self._spent = 0
 
-    def fits(self, regions: damon_regions) -> bool:
+    def fits(self, regions: Regions) -> bool:
         """Return whether ``regions`` still has the ranges that this was made for."""
         return regions.start is self._start and regions.end is self._end
 

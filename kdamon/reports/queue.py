@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve
 
-from kdamon.damon import damon_access_report, damon_report_counters
+from kdamon.damon import ReportCounters, damon_access_report
 from kdamon.kernel import Clock
-from kdamon.reports.lookup import region_lookup
+from kdamon.reports.lookup import RegionLookup
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_target
 
-__all__ = ["damon_report_queue", "damon_report_source"]
+__all__ = ["ReportQueue", "ReportSource"]
 
 Batch = npt.NDArray[np.void]
 
@@ -29,7 +29,7 @@ Batch = npt.NDArray[np.void]
 _LEAST_ROOM: Final = 8
 
 
-class damon_report_source:
+class ReportSource:
     """A producer of reports that has a share of the room for itself, apart from the thread that speaks for it.
 
     :param user: sources with the same one, whether they still report or not, have a share together, and all sources
@@ -87,13 +87,13 @@ class _lane:
 
     __slots__ = ("_least", "_rooms", "dropped", "entries", "ineligible", "producer", "pushed")
 
-    def __init__(self, producer: threading.Thread | damon_report_source, *shared: _room) -> None:
+    def __init__(self, producer: threading.Thread | ReportSource, *shared: _room) -> None:
         self.entries: deque[tuple[int, damon_access_report | Batch]] = deque()
         self.producer = producer
         self.pushed = 0
         self.ineligible = 0
         self.dropped = 0
-        self._least = _LEAST_ROOM if isinstance(producer, damon_report_source) else 0
+        self._least = _LEAST_ROOM if isinstance(producer, ReportSource) else 0
         self._rooms = (_room(), *shared)
 
     def push(self, time: int, entry: damon_access_report | Batch, n: int, room: int, rest: int | None = None) -> None:
@@ -128,7 +128,7 @@ class _lane:
         return entries
 
 
-class damon_report_queue:
+class ReportQueue:
     """All reports on their way to one context.
 
     :param clock: the context's; reports are stamped with its time.
@@ -138,18 +138,18 @@ class damon_report_queue:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.pids: frozenset[int] | None = None
-        self.counters = damon_report_counters()
+        self.counters = ReportCounters()
         #: How the kdamond finds the regions of each target.
-        self.lookups: dict[damon_target, region_lookup] = {}
+        self.lookups: dict[damon_target, RegionLookup] = {}
         self._local = threading.local()
-        self._of_sources: dict[damon_report_source, _lane] = {}
+        self._of_sources: dict[ReportSource, _lane] = {}
         self._users: dict[int, _user] = {}
         self._of_users = _room()
         self._lanes: tuple[_lane, ...] = ()
         self._lanes_lock = threading.Lock()
-        self._gone = damon_report_counters()
+        self._gone = ReportCounters()
 
-    def lane(self, source: damon_report_source | None = None) -> _lane:
+    def lane(self, source: ReportSource | None = None) -> _lane:
         """The lane of ``source``, or the calling thread's own."""
         if source is not None:
             return self._of_sources.get(source) or self._new_lane(source)
@@ -159,7 +159,7 @@ class damon_report_queue:
             lane = self._local.lane = self._new_lane(threading.current_thread())
         return lane
 
-    def room(self, source: damon_report_source, cap: int) -> tuple[int, int | None]:
+    def room(self, source: ReportSource, cap: int) -> tuple[int, int | None]:
         """How much the lane of ``source``, which exists, may hold; and what its user has left, None for any.
 
         ``cap`` is divided by the users that have lanes here: those that may report on what is monitored, and did. All
@@ -171,10 +171,10 @@ class damon_report_queue:
         used = self._users[source.user].room.used
         return of_user // source.share, min(of_user - used, (2 * cap - self._of_users.used - used) // 2)
 
-    def _new_lane(self, producer: threading.Thread | damon_report_source) -> _lane:
+    def _new_lane(self, producer: threading.Thread | ReportSource) -> _lane:
         # Once in a producer's life; no thread holds this lock while there is work to do on reports.
         with self._lanes_lock:
-            if not isinstance(producer, damon_report_source):
+            if not isinstance(producer, ReportSource):
                 lane = _lane(producer)
             else:
                 lane = self._new_lane_of_source(producer)
@@ -183,7 +183,7 @@ class damon_report_queue:
                 self._lanes = (*self._lanes, lane)
         return lane
 
-    def _new_lane_of_source(self, source: damon_report_source) -> _lane:
+    def _new_lane_of_source(self, source: ReportSource) -> _lane:
         if source.user is None:
             return _lane(source)
         user = self._users.get(source.user)
@@ -195,7 +195,7 @@ class damon_report_queue:
         for lane in user.lanes:
             # Whatever connects again and again has no more lanes than producers at a time.
             if not lane.producer.is_alive():
-                assert isinstance(lane.producer, damon_report_source)
+                assert isinstance(lane.producer, ReportSource)
                 del self._of_sources[lane.producer]
                 lane.producer = source
                 return lane
@@ -223,7 +223,7 @@ class damon_report_queue:
         if source.is_alive() or lane.entries or lane not in self._lanes:
             return
         self._lanes = tuple(other for other in self._lanes if other is not lane)
-        if isinstance(source, damon_report_source):
+        if isinstance(source, ReportSource):
             del self._of_sources[source]
             if source.user is not None:
                 user = self._users[source.user]
@@ -234,7 +234,7 @@ class damon_report_queue:
         self._gone.ineligible += lane.ineligible
         self._gone.dropped += lane.dropped
 
-    def snapshot(self) -> damon_report_counters:
+    def snapshot(self) -> ReportCounters:
         """The counters now; ``pending`` makes the sum right."""
         # First what became of reports, then how many there were: so none is pending less than not at all.
         now = evolve(self.counters)

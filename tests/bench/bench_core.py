@@ -30,7 +30,7 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_ctx
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm import Answers, U64Array
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_check_accesses, damon_va_prepare_access_checks
 
 SAMPLES = 20
@@ -268,7 +268,7 @@ class Bench:
         t = damon_new_target()
         t.task = Bits(self.bits)  # type: ignore[assignment]
         t.mm = t.task  # type: ignore[assignment]
-        t.regions = damon_regions(self.borders[:-1].tolist(), self.borders[1:].tolist())
+        t.regions = Regions(self.borders[:-1].tolist(), self.borders[1:].tolist())
         t.regions.nr_accesses = self.counts.astype(np.uint32)
         t.regions.last_nr_accesses = self.counts.astype(np.uint32)
         t.regions.age = self.ages.astype(np.uint32)

@@ -16,7 +16,7 @@ from density_workloads import AGGREGATION, WORKLOADS, Bucket, Workload, buckets,
 from measure import arguments, table
 
 import kdamon.core
-from kdamon.core import damon_run
+from kdamon.core import run_ctx
 from kdamon.damon import damon_attrs, damon_ctx
 
 Buckets = list[Bucket]
@@ -136,7 +136,7 @@ def timed(workload: Workload, seed: int, density: bool) -> tuple[list[float], li
 
     ctx.ops.prepare_access_checks = timed_prepare
     with patch.object(kdamon.core, "kdamond_merge_regions", timed_merge):
-        damon_run(ctx, 2 * SETTLED)
+        run_ctx(ctx, 2 * SETTLED)
     settled = len(steps) // 2
     return np.diff(clock[::20])[settled:].tolist(), steps[settled:], regions[settled:]
 

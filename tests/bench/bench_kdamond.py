@@ -23,15 +23,15 @@ from kdamon.core import (
     damon_call,
     damon_new_ctx,
     damon_new_target,
-    damon_run,
     damon_set_attrs,
     damon_start,
     damon_stop,
+    run_ctx,
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, RealClock, VirtualClock
 from kdamon.mm import Answers, U64Array
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.vaddr import _vaddr_ops
 
 SAMPLE_US = 5000
@@ -79,7 +79,7 @@ class Kdamond:
         damon_set_attrs(self.ctx, damon_attrs(SAMPLE_US, 20 * SAMPLE_US, min_nr_regions=400, max_nr_regions=1200))
         t = damon_new_target()
         t.task = t.mm = self.memory  # type: ignore[assignment]
-        t.regions = damon_regions([START], [START + blocks * BLOCK])
+        t.regions = Regions([START], [START + blocks * BLOCK])
         damon_add_target(self.ctx, t)
         self.nr_regions: list[int] = []
 
@@ -118,7 +118,7 @@ class Kdamond:
         """The same without sleeping: CPU time of the work in simulated time."""
         self.ctx.clock = VirtualClock()
         begin = time.thread_time()
-        damon_run(self.ctx, seconds)
+        run_ctx(self.ctx, seconds)
         return (time.thread_time() - begin) / seconds
 
 

@@ -32,10 +32,10 @@ from kdamon.core import (
     damon_stop,
 )
 from kdamon.damon import (
+    PrimitivesEnabled,
     damon_attrs,
     damon_ctx,
     damon_ops_id,
-    damon_primitives_enabled,
     damos,
     damos_action,
     damos_filter,
@@ -87,9 +87,7 @@ def monitoring(machine: LinuxMachine, pid: int, primitive: str, s: damos | None)
     ctx.machine = machine
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
     damon_set_attrs(ctx, damon_attrs(5000, 100_000))
-    ctx.sample_control.primitives_enabled = damon_primitives_enabled(
-        primitive == "page_table", primitive == "page_fault"
-    )
+    ctx.sample_control.primitives_enabled = PrimitivesEnabled(primitive == "page_table", primitive == "page_fault")
     t = damon_new_target()
     t.pid, t.task = pid, machine.get_task(pid, primitive)
     damon_add_target(ctx, t)

@@ -37,7 +37,7 @@ from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.sampling.frames import LinuxFrames
 from kdamon.mm.sampling.physical import Physical
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
 GIB = 1 << 30
 PAGE = mmap.PAGESIZE
@@ -186,7 +186,7 @@ def missed(machine: LinuxMachine, seconds: float) -> None:
             damon_set_attrs(ctx, damon_attrs(5000, 100_000, 1_000_000, min_nr_regions=1000, max_nr_regions=1100))
             t = damon_new_target()
             t.task = memory = kind(frames(machine))
-            t.regions = damon_regions(*memory.ram().T)
+            t.regions = Regions(*memory.ram().T)
             damon_add_target(ctx, t)
             damon_start([ctx], exclusive=False)
             begin = time.process_time()

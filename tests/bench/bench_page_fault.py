@@ -28,21 +28,21 @@ from kdamon.core import (
     damon_call,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
     damon_select_ops,
     damon_set_attrs,
     damon_set_regions,
     damon_start,
     damon_stop,
+    report_counters,
 )
 from kdamon.damon import (
+    PrimitivesEnabled,
     damon_access_report,
     damon_addr_range,
     damon_attrs,
     damon_call_control,
     damon_ctx,
     damon_ops_id,
-    damon_primitives_enabled,
 )
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
@@ -109,9 +109,7 @@ def context(
     ctx = damon_new_ctx(seed=1)
     ctx.machine = machine
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR)
-    ctx.sample_control.primitives_enabled = damon_primitives_enabled(
-        primitive == "page_table", primitive == "page_fault"
-    )
+    ctx.sample_control.primitives_enabled = PrimitivesEnabled(primitive == "page_table", primitive == "page_fault")
     damon_set_attrs(
         ctx, damon_attrs(sample_us, 20 * sample_us, min_nr_regions=regions, max_nr_regions=regions + regions // 10)
     )
@@ -160,7 +158,7 @@ def cost(machine: LinuxMachine, seconds: float, pairs: int) -> None:
                                 cpu, wall = time.process_time(), time.monotonic()
                                 rates[True] = rate(shared, seconds)
                                 shares.append((time.process_time() - cpu) / (time.monotonic() - wall))
-                                seen.append(damon_report_counters_of(ctx).applied)
+                                seen.append(report_counters(ctx).applied)
                                 late += ctx.missed_intervals / max(
                                     1, ctx.passed_sample_intervals + ctx.missed_intervals
                                 )

@@ -32,17 +32,17 @@ from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
     damon_select_ops,
     damon_set_attrs,
     damon_start,
     damon_stop,
+    report_counters,
 )
 from kdamon.damon import damon_access_report, damon_attrs, damon_ctx, damon_ops_id
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_access, damon_report_accesses, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import damon_report_access, report_accesses, report_array
 
 RATE = 5_000_000
 #: Of a ring: a fifth of a second.
@@ -65,7 +65,7 @@ def monitored(pid: int, sample_us: int = 5000) -> Iterator[damon_ctx]:
     damon_set_attrs(ctx, damon_attrs(sample_us, 20 * sample_us, min_nr_regions=400, max_nr_regions=1200))
     t = damon_new_target()
     t.pid = pid
-    t.regions = damon_regions([0], [SPAN])
+    t.regions = Regions([0], [SPAN])
     damon_add_target(ctx, t)
     damon_start([ctx], exclusive=False)
     try:
@@ -81,7 +81,7 @@ def cpu_seconds() -> float:
 
 def drained(server: ReportServer, ctx: damon_ctx) -> None:
     """Wait until everything that was sent was also counted for regions."""
-    while server.counters().producers or damon_report_counters_of(ctx).pending:
+    while server.counters().producers or report_counters(ctx).pending:
         time.sleep(0.01)
 
 
@@ -119,7 +119,7 @@ def at_a_rate(program: Path | None, path: Path, seconds: float, sample_us: int) 
                 said, _ = producer.communicate("\n")
                 cpu, wall = cpu_seconds() - cpu, time.monotonic() - begin
                 drained(server, ctx)
-                counters, served = damon_report_counters_of(ctx), server.counters()
+                counters, served = report_counters(ctx), server.counters()
                 regions = sum(len(t.regions) for t in ctx.adaptive_targets)
             sent, dropped, elapsed, producers_cpu = map(int, said.split())
         refused = served.malformed + served.ineligible + served.not_permitted
@@ -184,7 +184,7 @@ def from_rival(get: Callable[[], Any], nr_batches: int) -> Iterator[int]:
             for report in message:
                 damon_report_access(report)
         else:
-            damon_report_accesses(message)
+            report_accesses(message)
         yield BATCH
 
 

@@ -21,17 +21,17 @@ from measure import arguments, side_by_side, table
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_access_report, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports.apply import (
     DAMON_ACCESS_REPORTS_CAP,
+    ReportQueue,
     damon_report_access,
-    damon_report_accesses,
-    damon_report_queue,
-    damon_report_subscribe,
-    damon_report_unsubscribe,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
+    report_accesses,
     report_array,
+    subscribe_reports,
+    unsubscribe_reports,
 )
 from kdamon.vaddr import damon_va_eligible_report
 
@@ -100,7 +100,7 @@ class Bench:
         )
         t = damon_new_target()
         t.pid = PID
-        t.regions = damon_regions(self.borders[:-1], self.borders[1:])
+        t.regions = Regions(self.borders[:-1], self.borders[1:])
         damon_add_target(self.ctx, t)
 
     def objects(self) -> list[Region]:
@@ -108,14 +108,14 @@ class Bench:
 
     def queued(self) -> damon_ctx:
         """The context with all reports in its queue, one by one."""
-        self.ctx.reports = queue = damon_report_queue(self.ctx.clock)
+        self.ctx.reports = queue = ReportQueue(self.ctx.clock)
         for report in self.reports:
             queue.lane().push(0, report, 1, DAMON_ACCESS_REPORTS_CAP)
         return self.ctx
 
     def empty(self) -> damon_ctx:
         """The context at the beginning of an aggregation interval."""
-        self.ctx.reports = damon_report_queue(self.ctx.clock)
+        self.ctx.reports = ReportQueue(self.ctx.clock)
         return self.ctx
 
 
@@ -171,15 +171,15 @@ def sending(nr_reports: int, turns: int) -> None:
     blocks = [report_array(4096, pid=PID) for _ in range(max(1, nr_reports // 4096))]
     nr_batched = 4096 * len(blocks)
 
-    def subscribed(contexts: int) -> list[damon_report_queue]:
-        queues = [damon_report_queue(VirtualClock()) for _ in range(contexts)]
+    def subscribed(contexts: int) -> list[ReportQueue]:
+        queues = [ReportQueue(VirtualClock()) for _ in range(contexts)]
         for queue in queues:
-            damon_report_subscribe(queue)
+            subscribe_reports(queue)
         return queues
 
     def done(queues: Any) -> None:
         for queue in queues:
-            damon_report_unsubscribe(queue)
+            unsubscribe_reports(queue)
 
     def singles(queues: Any) -> None:
         for _ in range(nr_reports):
@@ -188,7 +188,7 @@ def sending(nr_reports: int, turns: int) -> None:
 
     def batches(queues: Any) -> None:
         for block in blocks:
-            damon_report_accesses(block)
+            report_accesses(block)
         done(queues)
 
     slots: list[damon_access_report] = []

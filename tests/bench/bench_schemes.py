@@ -55,8 +55,8 @@ from kdamon.damon import (
 )
 from kdamon.damos import kdamond_apply_schemes
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
-from kdamon.ops_common import damon_cold_score, damon_cold_scores
-from kdamon.regions import damon_regions
+from kdamon.ops_common import cold_scores, damon_cold_score
+from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_apply_scheme
 
 MIB = 1 << 20
@@ -131,14 +131,14 @@ def prepared(count: int, s: damos) -> damon_ctx:
     ctx.ops = damon_operations(
         id=damon_ops_id.DAMON_OPS_VADDR,
         get_scheme_score=damon_cold_score,
-        get_scheme_scores=damon_cold_scores,
+        get_scheme_scores=cold_scores,
         apply_scheme=lambda _ctx, _t, rows, _s: (np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)),
     )
     damon_set_attrs(ctx, damon_attrs(min_nr_regions=10, max_nr_regions=count))
     t = damon_new_target()
     # Every second page between them is a gap: they stay as many as they are.
     starts = np.arange(count, dtype=np.uint64) * np.uint64(REGION + PAGE)
-    t.regions = damon_regions(starts, starts + np.uint64(REGION))
+    t.regions = Regions(starts, starts + np.uint64(REGION))
     rng = np.random.default_rng(1)
     t.regions.nr_accesses[:] = t.regions.last_nr_accesses[:] = rng.integers(0, 21, count)
     t.regions.age[:] = rng.integers(0, 100, count)
@@ -261,7 +261,7 @@ def actions(machine: LinuxMachine, counts: tuple[int, ...], turns: int) -> None:
             ctx = monitoring(machine, pid, start, None)
             (t,) = ctx.adaptive_targets
             edges = np.linspace(start, start + HOT, count + 1).astype(np.uint64) // np.uint64(PAGE) * np.uint64(PAGE)
-            t.regions = damon_regions(edges[:-1], edges[1:])
+            t.regions = Regions(edges[:-1], edges[1:])
             for name, s in schemes.items():
 
                 def apply(rows: np.ndarray, s: damos = s, ctx: damon_ctx = ctx, t: damon_target = t) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon import trace
-from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_run, damon_set_attrs, validate_ctx
+from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_set_attrs, run_ctx, validate_ctx
 from kdamon.damon import damon_attrs, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import report_accesses, report_array
 
 __all__ = ["AGGREGATION", "BASE", "WORKLOADS", "Bucket", "Phase", "Quality", "Source", "Workload", "buckets", "context"]
 
@@ -181,7 +181,7 @@ class Quality:
     ws_error: float
 
 
-def judge(phase: Phase, regions: damon_regions) -> Quality:
+def judge(phase: Phase, regions: Regions) -> Quality:
     """Compare a snapshot with the truth of its aggregation interval.
 
     :param regions: what the monitor found, in an aggregation interval of ``phase``.
@@ -210,7 +210,7 @@ def judge(phase: Phase, regions: damon_regions) -> Quality:
     return Quality(f1, budget / total, c1 / accesses.sum(), held / accesses.sum(), abs(accessed - truth) / truth)
 
 
-def rank(regions: damon_regions) -> npt.NDArray[np.intp]:
+def rank(regions: Regions) -> npt.NDArray[np.intp]:
     """The monitor's own order of its regions, the hottest first.
 
     By density where there is one; else by nr_accesses, then by age: older first among accessed, younger first among
@@ -239,7 +239,7 @@ def context(workload: Workload, seed: int, density: bool, rate: float = 100_000)
 
     def prepare(ctx: damon_ctx) -> None:
         addr = source.reports(ctx.clock.now() / 1e9, SAMPLE)
-        damon_report_accesses(report_array(len(addr), addr=addr, size=1, nr_accesses=source.period))
+        report_accesses(report_array(len(addr), addr=addr, size=1, nr_accesses=source.period))
 
     ctx = damon_new_ctx(seed)
     ctx.ops = damon_operations(id=damon_ops_id.DAMON_OPS_PADDR, prepare_access_checks=prepare)
@@ -247,7 +247,7 @@ def context(workload: Workload, seed: int, density: bool, rate: float = 100_000)
     ctx.clock = VirtualClock()
     damon_set_attrs(ctx, damon_attrs())
     t = damon_new_target()
-    t.regions = damon_regions([BASE], [BASE + workload.size])
+    t.regions = Regions([BASE], [BASE + workload.size])
     damon_add_target(ctx, t)
     return ctx
 
@@ -257,7 +257,7 @@ def buckets(workload: Workload, seed: int, density: bool, seconds: float) -> lis
     ctx = context(workload, seed, density)
     seen: list[Bucket] = []
 
-    def aggregated(of: damon_ctx, target: int, regions: damon_regions) -> None:
+    def aggregated(of: damon_ctx, target: int, regions: Regions) -> None:
         if of is not ctx:
             return
         validate_ctx(ctx)
@@ -270,7 +270,7 @@ def buckets(workload: Workload, seed: int, density: bool, seconds: float) -> lis
 
     trace.damon_aggregated.register(aggregated)
     try:
-        damon_run(ctx, seconds)
+        run_ctx(ctx, seconds)
     finally:
         trace.damon_aggregated.unregister(aggregated)
     return seen

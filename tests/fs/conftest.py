@@ -11,7 +11,7 @@ import pytest
 
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine
-from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
+from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
 
 KDAMONDS = "/admin/kdamonds"
 KDAMOND = f"{KDAMONDS}/0"
@@ -31,7 +31,7 @@ class Session:
         for pid in (1, 141, 150):
             self.spawn(pid)
         self.machine.memcgs["/foo"] = 2
-        self.tree: damon_sysfs_tree = damon_sysfs_init(self.machine, abi)
+        self.tree: SysfsTree = damon_sysfs_init(self.machine, abi)
 
     def spawn(self, pid: int) -> None:
         """Start a process with the usual three groups of mappings."""

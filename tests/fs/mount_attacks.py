@@ -21,10 +21,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from kdamon.lib.mountinfo import mount_entry, mounts
+from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.fuse_binding import load_fuse
-from kdamon_fs.mount import mounted_tree
+from kdamon_fs.mount import MountedTree
 from kdamon_fs.mounts import set_parent_death_signal
 from kdamon_fs.places import preparing_places
 from kdamon_fs.sysfs import damon_sysfs_init
@@ -76,7 +76,7 @@ def on(path: str) -> list[str]:
     return [entry.fstype for entry in mounts() if entry.target == path]
 
 
-def trees() -> list[mount_entry]:
+def trees() -> list[MountEntry]:
     """What kdamon mounted, but for the decoy."""
     return [entry for entry in mounts() if entry.fstype == "fuse.kdamon" and entry.number not in DECOYS]
 
@@ -181,12 +181,12 @@ class _at:
         sys.settrace(None)
 
 
-def make_tree(path: str = TARGET) -> mounted_tree:
+def make_tree(path: str = TARGET) -> MountedTree:
     """A tree of simulated processes, to be mounted there."""
-    return mounted_tree(damon_sysfs_init(SimMachine(seed=1)), path)
+    return MountedTree(damon_sysfs_init(SimMachine(seed=1)), path)
 
 
-def start(tree: mounted_tree) -> str:
+def start(tree: MountedTree) -> str:
     """Mount it; returns where, or the beginning of the reason."""
     try:
         tree.start()

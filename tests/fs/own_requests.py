@@ -15,7 +15,7 @@ from typing import Any
 
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.fuse_binding import load_fuse
-from kdamon_fs.mount import _operations, mounted_tree
+from kdamon_fs.mount import MountedTree, _operations
 from kdamon_fs.namespace import run_in_namespace
 from kdamon_fs.sysfs import damon_sysfs_init
 
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "exec":
         reading = "cat /sys/module/damon_stat/parameters/enabled; cat /sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds"
         sys.exit(run_in_namespace(["sh", "-c", reading], "7.2", SimMachine(seed=1)))
-    with mounted_tree(damon_sysfs_init(SimMachine(seed=1), "7.2"), sys.argv[2]):
+    with MountedTree(damon_sysfs_init(SimMachine(seed=1), "7.2"), sys.argv[2]):
         subprocess.run(["cat", f"{sys.argv[2]}/admin/kdamonds/nr_kdamonds"], check=True)

@@ -21,7 +21,7 @@ from kdamon.mm import AddressSpace
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.sampling.page_fault import PageFaultSpace
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
+from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
 
 KDAMONDS = "/admin/kdamonds"
 KDAMOND = f"{KDAMONDS}/0"
@@ -308,7 +308,7 @@ def test_memory_cgroups_of_goals_are_looked_for_by_the_writer(commit: Commit, mo
 
 
 @pytest.fixture(name="tree")
-def _tree() -> Iterator[damon_sysfs_tree]:
+def _tree() -> Iterator[SysfsTree]:
     """A tree of this machine, which has to have page_fault."""
     with contextlib.closing(linux_machine("page_fault")) as machine:
         with subprocess.Popen(["sleep", "3600"]) as child:
@@ -345,7 +345,7 @@ signal.pause()
 """
 
 
-def test_the_kdamond_does_not_wait_for_a_traced_process(tree: damon_sysfs_tree, processes: list[int]) -> None:
+def test_the_kdamond_does_not_wait_for_a_traced_process(tree: SysfsTree, processes: list[int]) -> None:
     """It cannot be asked for a userfaultfd before its tracer ends; the kdamond samples the other one meanwhile."""
     first, second = processes
 

@@ -21,7 +21,7 @@ from kdamon import wait_limits as patience
 from kdamon.lib.helpers import LostHelpers
 from kdamon.mm.apart import madvise as madvise_apart
 from kdamon.mm.linux.machine import linux_machine
-from kdamon_fs.sysfs import damon_sysfs_init, damon_sysfs_tree
+from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -89,7 +89,7 @@ def held_up(pid: int) -> bool:
 
 
 @pytest.fixture(name="tree")
-def _tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[damon_sysfs_tree]:
+def _tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[SysfsTree]:
     """A tree of this machine whose kdamonds are waited for by a second; helpers, without an end."""
     monkeypatch.setattr(madvise_apart, "_PATIENCE", 1e6)
     monkeypatch.setattr(patience, "PATIENCE", 1.0)
@@ -101,7 +101,7 @@ def _tree(monkeypatch: pytest.MonkeyPatch) -> Iterator[damon_sysfs_tree]:
     machine.close()
 
 
-def test_commands_do_not_wait_for_it(tree: damon_sysfs_tree, silent: int) -> None:
+def test_commands_do_not_wait_for_it(tree: SysfsTree, silent: int) -> None:
     """Each one gets EBUSY, the others' kdamonds can be used, and it ends when its target lets it."""
 
     def write(path: str, value: str) -> None:
@@ -134,7 +134,7 @@ def test_commands_do_not_wait_for_it(tree: damon_sysfs_tree, silent: int) -> Non
 
 
 def test_memory_that_does_not_answer_is_left_alone(
-    tree: damon_sysfs_tree, silent: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tree: SysfsTree, silent: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The kdamond loses the helper that asked for it, says so once, and goes on."""
     monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)

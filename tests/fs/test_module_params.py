@@ -27,7 +27,7 @@ import pytest
 
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.linux.machine import linux_machine
-from kdamon.modules_common import damon_module
+from kdamon.modules_common import DamonModule
 
 HERE = Path(__file__).parent
 DAMO = Path(sys.executable).parent / "damo"
@@ -92,7 +92,7 @@ def path_of(module: str, parameter: str) -> str:
     return f"/module/{module}/parameters/{parameter}"
 
 
-def modules_of(session: Any) -> dict[str, damon_module]:
+def modules_of(session: Any) -> dict[str, DamonModule]:
     """The modules by their names."""
     return {module.name: module for module in session.tree.modules.modules}
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from kdamon.lib.mountinfo import mount_entry, mounts
-from kdamon_fs.mount import _operations, mounted_tree
+from kdamon.lib.mountinfo import MountEntry, mounts
+from kdamon_fs.mount import MountedTree, _operations
 from kdamon_fs.mounts import MNT_DETACH, umount
 
 HERE = Path(__file__).parent
@@ -33,7 +33,7 @@ if os.geteuid():
 pytestmark = pytest.mark.usefixtures("fuse_binding")
 
 
-def mount_at(path: str) -> mount_entry | None:
+def mount_at(path: str) -> MountEntry | None:
     """The topmost mount on exactly ``path``, None if nothing is mounted there."""
     return next((entry for entry in reversed(mounts()) if entry.target == path), None)
 
@@ -327,9 +327,9 @@ def test_what_is_no_directory_is_refused(session: Any, tmp_path: Path) -> None:
     """With a sentence that names it."""
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot mount on .*/file: it is not a directory"):
-        mounted_tree(session.tree, tmp_path / "file").start()
+        MountedTree(session.tree, tmp_path / "file").start()
     with pytest.raises(OSError, match=r"cannot mount on .*/absent: No such file or directory"):
-        mounted_tree(session.tree, tmp_path / "absent").start()
+        MountedTree(session.tree, tmp_path / "absent").start()
 
 
 def test_a_name_that_is_empty_is_not_the_working_directory(
@@ -338,7 +338,7 @@ def test_a_name_that_is_empty_is_not_the_working_directory(
     """It comes from a variable of a script that was not set."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match="no directory was given"):
-        mounted_tree(session.tree, "")
+        MountedTree(session.tree, "")
 
 
 def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server], session: Any) -> None:
@@ -346,7 +346,7 @@ def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server],
     first = serve()
     assert first.ready()
     with pytest.raises(OSError, match="another kdamon serves"):
-        mounted_tree(session.tree, first.mountpoint / "admin").start()
+        MountedTree(session.tree, first.mountpoint / "admin").start()
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_mounting_without_the_right_to_names_what_is_missing(
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match=f"mounting needs CAP_SYS_ADMIN.*{remedy}"):
-        mounted_tree(session.tree, tmp_path).start()
+        MountedTree(session.tree, tmp_path).start()
 
 
 def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.Mon
         pytest.skip(f"kernel lacks: {directory}")
     monkeypatch.setattr("kdamon_fs.mount.private_mount_namespace", lambda: False)
     with pytest.raises(OSError, match="belongs to the kernel: 'kdamon exec -- COMMAND'"):
-        mounted_tree(session.tree, directory).start()
+        MountedTree(session.tree, directory).start()
 
 
 def test_a_private_namespace_is_told_from_the_machines() -> None:
@@ -410,9 +410,9 @@ def test_a_program_that_forgets_its_mount_leaves_none(tmp_path: Path) -> None:
     program = """
 import sys
 from kdamon.mm.sim.machine import SimMachine
-from kdamon_fs.mount import mounted_tree
+from kdamon_fs.mount import MountedTree
 from kdamon_fs.sysfs import damon_sysfs_init
-mounted_tree(damon_sysfs_init(SimMachine()), sys.argv[1]).start()
+MountedTree(damon_sysfs_init(SimMachine()), sys.argv[1]).start()
 print(open(sys.argv[1] + "/admin/kdamonds/nr_kdamonds").read())
 sys.exit(3)
 """

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kdamon.damon import damon_ctx
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from tests.fs.conftest import CONTEXT, KDAMOND
 from tests.support.contexts import eventually, in_kdamond
 from tests.support.modules import shut_down
@@ -144,10 +144,10 @@ def test_reports_about_the_stranger_are_not_about_the_target(session: Any) -> No
     def counted(name: str) -> int:
         return int(session.read(f"{reports}/{name}"))
 
-    damon_report_accesses(report_array(1, pid=141, addr=start, size=1))
+    report_accesses(report_array(1, pid=141, addr=start, size=1))
     eventually(lambda: counted("applied") == 1, "a report of the process")
     replace(session)
-    damon_report_accesses(report_array(1, pid=141, addr=start, size=1))
+    report_accesses(report_array(1, pid=141, addr=start, size=1))
     eventually(lambda: counted("ineligible") == 1, "a report of the stranger")
     assert 1 == counted("applied")
 

@@ -17,7 +17,7 @@ import pytest
 
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from kdamon_fs import sysfs_sample
 
 KDAMOND = "/admin/kdamonds/0"
@@ -394,11 +394,11 @@ def test_counters_tell_what_became_of_reports(session: Any) -> None:
     reported(session, [(0, MEBI)])
     add_filter(session, "write")
     assert session.state("on") == "OK"
-    damon_report_accesses(report_array(5, pid=7, addr=4096, write=True))
-    damon_report_accesses(report_array(3, pid=7, addr=4096))
-    damon_report_accesses(report_array(2, pid=8, addr=4096, write=True))
-    damon_report_accesses(report_array(1, pid=7, addr=2 * MEBI, write=True))
-    damon_report_accesses(report_array(1, pid=7, addr=MEBI - 1, size=2, write=True))
+    report_accesses(report_array(5, pid=7, addr=4096, write=True))
+    report_accesses(report_array(3, pid=7, addr=4096))
+    report_accesses(report_array(2, pid=8, addr=4096, write=True))
+    report_accesses(report_array(1, pid=7, addr=2 * MEBI, write=True))
+    report_accesses(report_array(1, pid=7, addr=MEBI - 1, size=2, write=True))
     expected = dict.fromkeys(COUNTERS, 0) | {"accepted": 12, "applied": 5, "filtered": 3, "ineligible": 2}
     expected |= {"outside": 1, "straddling": 1}
     assert wait_for(session, accepted=12, pending=0) == expected
@@ -416,7 +416,7 @@ def reporting(pid: int, start: int, end: int) -> Iterator[None]:
 
     def report() -> None:
         while not stop.wait(0.0005):
-            damon_report_accesses(report_array(len(addrs), pid=pid, addr=addrs))
+            report_accesses(report_array(len(addrs), pid=pid, addr=addrs))
 
     source = threading.Thread(target=report)
     source.start()

@@ -18,7 +18,7 @@ from kdamon import trace
 from kdamon.core import damon_add_scheme
 from kdamon.damon import damon_ctx, damos
 from kdamon.damon import damon_probe as probe
-from kdamon.regions import DAMON_MAX_PROBES, damon_regions
+from kdamon.regions import DAMON_MAX_PROBES, Regions
 from kdamon_fs import trace_server
 from kdamon_fs.trace_server import EVENTS, TraceServer
 from tests.support.tables import ctx_of
@@ -54,13 +54,13 @@ def rest(client: socket.socket) -> str:
 @pytest.fixture
 def ctx() -> damon_ctx:
     """Two targets; the second has two regions with accesses, and a scheme was applied to it."""
-    table = damon_regions([4096, 1 << 40], [8192, (1 << 40) + 4096])
+    table = Regions([4096, 1 << 40], [8192, (1 << 40) + 4096])
     table.nr_accesses[:] = 3, 20
     table.last_nr_accesses[:] = 3, 20
     table.age[:] = 7, 0
     table.probe_hits = np.zeros((2, DAMON_MAX_PROBES), np.uint8)
     table.probe_hits[:, :2] = (20, 0), (255, 1)
-    made = ctx_of(damon_regions(), table)
+    made = ctx_of(Regions(), table)
     for _ in range(2):
         damon_add_scheme(made, damos())
     stat = made.schemes[1].stat

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kdamon.kstrtox import bitmap_list
 from kdamon.mm.sim.machine import SimMachine
-from kdamon_fs.kobject import open_file
+from kdamon_fs.kobject import OpenFile
 from kdamon_fs.sysfs import damon_sysfs_init
 from kdamon_fs.sysfs_sample import nr_cpu_ids
 
@@ -220,7 +220,7 @@ class TreeMachine(RuleBasedStateMachine):
         super().__init__()
         self.tree = damon_sysfs_init(SimMachine(), "next")
         self.model = fresh(TOP)
-        self.opened: list[tuple[open_file, str, Model]] = []
+        self.opened: list[tuple[OpenFile, str, Model]] = []
 
     def store(self, path: str, data: str) -> int:
         """Write and return the errno, 0 for none."""

@@ -25,11 +25,11 @@ from kdamon.core import (
     damon_kdamond_pid,
     damon_new_ctx,
     damon_new_target,
-    damon_run,
     damon_set_attrs,
     damon_start,
     damon_stop,
     damos_walk,
+    run_ctx,
 )
 from kdamon.damon import (
     damon_attrs,
@@ -41,7 +41,7 @@ from kdamon.damon import (
     damos_action,
     damos_walk_control,
 )
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import (
     MS,
     SteppedClock,
@@ -196,7 +196,7 @@ def test_a_run_in_simulated_time_needs_a_context_that_does_not_run() -> None:
     ctx, _clock = stepped_ctx()
     with stopped(ctx):
         damon_start([ctx], exclusive=False)
-        assert errno.EINVAL == errno_of(damon_run, ctx, 1)
+        assert errno.EINVAL == errno_of(run_ctx, ctx, 1)
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_changed_attributes_restart_it() -> None:
     [
         lambda src: setattr(src, "min_region_sz", 4095),
         lambda src: setattr(src.attrs, "max_nr_regions", 2),
-        lambda src: setattr(src.adaptive_targets[-1], "regions", damon_regions([5, 3], [9, 4])),
+        lambda src: setattr(src.adaptive_targets[-1], "regions", Regions([5, 3], [9, 4])),
         lambda src: damon_add_target(src, damon_target(obsolete=True)),
     ],
 )
@@ -560,14 +560,14 @@ def test_a_failed_commit_changes_nothing(break_it: Callable[[damon_ctx], None]) 
     """It is tried on a copy first: whatever is wrong, and however much before it was right."""
     ctx = plain_ctx((0, 1000), (2000, 3000))
     ctx.schemes = [damos(damos_access_pattern(min_age_region=7))]
-    damon_add_target(ctx, damon_target(pid=8, regions=damon_regions([100], [200])))
+    damon_add_target(ctx, damon_target(pid=8, regions=Regions([100], [200])))
     tasks = [Task(), Task()]
     for t, task in zip(ctx.adaptive_targets, tasks, strict=True):
         t.task = task
     src = source_of(ctx, aggr_interval=99_000)
     src.pause = True
     src.schemes = []
-    src.adaptive_targets[0].regions = damon_regions([0], [10])
+    src.adaptive_targets[0].regions = Regions([0], [10])
     src.adaptive_targets[0].pid = 77
     src.adaptive_targets[0].task = Task()
     break_it(src)
@@ -590,7 +590,7 @@ def test_a_commit_replaces_targets_place_by_place() -> None:
     ctx = plain_ctx((0, 1000))
     first(ctx).pid = 1
     for pid in (2, 3, 4):
-        damon_add_target(ctx, damon_target(pid=pid, regions=damon_regions([100 * pid], [100 * pid + 50])))
+        damon_add_target(ctx, damon_target(pid=pid, regions=Regions([100 * pid], [100 * pid + 50])))
     olds, news = [Task() for _ in range(4)], [Task() for _ in range(3)]
     for t, task in zip(ctx.adaptive_targets, olds, strict=True):
         t.task = task
@@ -600,7 +600,7 @@ def test_a_commit_replaces_targets_place_by_place() -> None:
     src.adaptive_targets = src.adaptive_targets[:3]
     for t, pid, task in zip(src.adaptive_targets, (10, 20, 30), news, strict=True):
         t.pid, t.task = pid, task
-    src.adaptive_targets[0].regions = damon_regions([500, 700], [600, 1200])
+    src.adaptive_targets[0].regions = Regions([500, 700], [600, 1200])
     src.adaptive_targets[1].obsolete = True
     damon_commit_ctx(ctx, src)
     assert [kept[0], kept[2]] == ctx.adaptive_targets
@@ -613,7 +613,7 @@ def test_a_commit_replaces_targets_place_by_place() -> None:
 
     src = source_of(ctx)
     extra = damon_new_target()
-    extra.pid, extra.regions = 40, damon_regions([7], [9])
+    extra.pid, extra.regions = 40, Regions([7], [9])
     damon_add_target(src, extra)
     damon_commit_ctx(ctx, src)
     assert [10, 30, 40] == [t.pid for t in ctx.adaptive_targets]

@@ -50,13 +50,13 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.model import Region
 from tests.support.tables import addr_ranges, ctx_of, model_of, ranges_of, table_of, target_of
 
 
-def table(ranges: list[tuple[int, int]]) -> damon_regions:
-    return damon_regions([start for start, _ in ranges], [end for _, end in ranges])
+def table(ranges: list[tuple[int, int]]) -> Regions:
+    return Regions([start for start, _ in ranges], [end for _, end in ranges])
 
 
 def u32(*values: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_aggregate() -> None:
     starts = ([10, 20, 30], [5, 42, 49], [13, 33, 55])
     ends = ([15, 27, 40], [31, 45, 55], [23, 44, 66])
     counts = ([42, 95, 84], [10, 20, 30], [0, 1, 2])
-    ctx = ctx_of(*(damon_regions(*bounds) for bounds in zip(starts, ends, strict=True)))
+    ctx = ctx_of(*(Regions(*bounds) for bounds in zip(starts, ends, strict=True)))
     for t, nr_accesses in zip(ctx.adaptive_targets, counts, strict=True):
         t.regions.nr_accesses = u32(*nr_accesses)
     kdamond_reset_aggregated(ctx)
@@ -140,7 +140,7 @@ def test_merge_two_keeps_the_left_last_counters() -> None:
 def test_merge_regions_of() -> None:
     starts = [0, 100, 114, 122, 130, 156, 170, 184, 230]
     ends = [100, 112, 122, 130, 156, 170, 184, 230, 10170]
-    regions = damon_regions(starts, ends)
+    regions = Regions(starts, ends)
     regions.nr_accesses = u32(0, 0, 10, 10, 20, 30, 1, 2, 5)
     t = target_of(regions)
     damon_merge_regions_of(t, 9, 9999, count_age=True)

@@ -24,12 +24,12 @@ from kdamon.core import (
     damon_new_ctx,
     damon_new_region,
     damon_nr_samples_per_aggr,
-    damon_report_counters_of,
     damon_select_ops,
     damon_set_attrs,
     damon_set_regions,
     damon_start,
     damon_stop,
+    report_counters,
     validate_ctx,
 )
 from kdamon.damon import (
@@ -45,8 +45,8 @@ from kdamon.damon import (
 )
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_access, damon_report_accesses, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import damon_report_access, report_accesses, report_array
 from tests.support.contexts import SteppedClock
 from tests.support.tables import addr_ranges, effort, ranges_of, well_formed
 
@@ -117,9 +117,9 @@ class ContextMachine(RuleBasedStateMachine):
     @staticmethod
     def target(pid: int, ranges: list[tuple[int, int]]) -> damon_target:
         starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
-        return damon_target(pid=pid, regions=damon_regions(starts, ends))
+        return damon_target(pid=pid, regions=Regions(starts, ends))
 
-    def on_aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+    def on_aggregated(self, ctx: damon_ctx, target: int, regions: Regions) -> None:
         if ctx is self.ctx:
             self.aggregations += target == 0
             assert int(regions.nr_accesses.max(initial=0)) <= damon_nr_samples_per_aggr(ctx.attrs)
@@ -169,7 +169,7 @@ class ContextMachine(RuleBasedStateMachine):
     def report_batch(self, seed: int, n: int, pid: int) -> None:
         rng = np.random.default_rng(seed)
         addr = rng.integers(0, PAGES * PAGE_SIZE, n).astype(np.uint64)
-        damon_report_accesses(report_array(n, pid=pid, addr=addr, nr_accesses=rng.integers(0, 30, n)))
+        report_accesses(report_array(n, pid=pid, addr=addr, nr_accesses=rng.integers(0, 30, n)))
         self.sent += n
 
     @rule(place=st.integers(0, 3), row=st.integers(0, 100), share=st.floats(0, 1))
@@ -347,7 +347,7 @@ class ContextMachine(RuleBasedStateMachine):
 
     @invariant()
     def counters_of_reports_add_up(self) -> None:
-        counters = asdict(damon_report_counters_of(self.ctx))
+        counters = asdict(report_counters(self.ctx))
         assert 0 == counters["dropped"]
         assert self.sent == counters["accepted"]
         assert self.sent == sum(counters.values()) - counters["accepted"]
@@ -357,7 +357,7 @@ class ContextMachine(RuleBasedStateMachine):
     def reports_do_not_wait(self) -> None:
         """One sampling interval after another, whatever was reported was looked at."""
         self.clock.step()
-        assert 0 == damon_report_counters_of(self.ctx).pending
+        assert 0 == report_counters(self.ctx).pending
 
     @invariant()
     def samples_are_counted(self) -> None:
@@ -385,7 +385,7 @@ class ContextMachine(RuleBasedStateMachine):
         assert self.ctx.kdamond_error is None
 
 
-def model_row(regions: damon_regions, row: int) -> tuple[int, ...]:
+def model_row(regions: Regions, row: int) -> tuple[int, ...]:
     r = regions.region(row)
     counts = (r.nr_accesses, r.last_nr_accesses, r.age, r.unknown_age, r.nr_unknown, r.last_nr_unknown)
     return (r.start, r.end, *counts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon.core import damon_add_scheme, damon_nr_samples_per_aggr, damon_run, damon_set_attrs, damon_set_schemes
+from kdamon.core import damon_add_scheme, damon_nr_samples_per_aggr, damon_set_attrs, damon_set_schemes, run_ctx
 from kdamon.damon import (
     damon_attrs,
     damon_ctx,
@@ -24,7 +24,7 @@ from kdamon.damon import (
 from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.support.model import Region
 from tests.support.tables import ctx_of, model_of, table_of
@@ -206,7 +206,7 @@ def test_each_scheme_has_its_own_interval(apply_interval_us: int, expected: list
     ctx.min_region_sz = 2
     ctx.clock = WorkClock()
     damon_add_scheme(ctx, damos(action=damos_action.DAMOS_COLD, apply_interval_us=apply_interval_us))
-    damon_run(ctx, 0.012)
+    run_ctx(ctx, 0.012)
     assert expected == seen
 
 
@@ -244,7 +244,7 @@ def test_tuning_the_intervals_does_not_put_applications_off(apply_interval_us: i
     ctx = sim_ctx(process, machine, sample_interval=5000, aggr_interval=100_000, intervals_goal=goal)
     s = damos(apply_interval_us=apply_interval_us)
     damon_add_scheme(ctx, s)
-    damon_run(ctx, 10.001)
+    run_ctx(ctx, 10.001)
     assert (times, 100_000) == (s.stat.nr_snapshots, ctx.attrs.aggr_interval)
 
 
@@ -257,7 +257,7 @@ def test_a_scheme_without_an_interval_follows_tuned_aggregation_intervals() -> N
     s = damos()
     damon_add_scheme(ctx, s)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 10)
+        run_ctx(ctx, 10)
     assert [10_000, 20_000, 40_000] == recorder.tuned[:3]
     assert len(recorder.snapshots) == s.stat.nr_snapshots
 
@@ -274,13 +274,13 @@ def test_schemes_see_complete_counts_at_the_end_of_an_aggregation() -> None:
     exact = damos(damos_access_pattern(min_nr_accesses=5, max_nr_accesses=5))
     other = damos(damos_access_pattern(max_nr_accesses=4))
     damon_set_schemes(ctx, [exact, other])
-    damon_run(ctx, 0.1)
+    run_ctx(ctx, 0.1)
     assert (10, 0) == (exact.stat.nr_tried, other.stat.nr_tried)
     assert 10 == damon_nr_samples_per_aggr(ctx.attrs)
 
 
 def test_all_regions_gone_is_no_error() -> None:
-    ctx = ctx_of(damon_regions())
+    ctx = ctx_of(Regions())
     scheme = damos()
     assert [] == applied(ctx, scheme)
     assert damos_stat() == scheme.stat

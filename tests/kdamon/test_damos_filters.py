@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.core import damon_add_scheme, damon_run
+from kdamon.core import damon_add_scheme, run_ctx
 from kdamon.damon import (
     damon_addr_range,
     damon_ctx,
@@ -27,7 +27,7 @@ from kdamon.damos_quota import damos_adjust_quota
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import report_ops, sim_ctx
 from tests.support.tables import ctx_of, effort, ranges_of
 
@@ -41,7 +41,7 @@ def addresses(start: int, end: int, matching: bool = True, allow: bool = False) 
 
 def test_parts_that_are_too_small_for_the_scheme_do_not_compete_for_the_quota() -> None:
     """Of 100 bytes of the best score a filter leaves 60 that are wanted, and 30 that are too few."""
-    ctx = ctx_of(damon_regions([0, 200], [100, 300]))
+    ctx = ctx_of(Regions([0, 200], [100, 300]))
     ctx.ops = report_ops(get_scheme_score=lambda _ctx, region, _s: 99 if region.start < 100 else 10)
     s = damos(damos_access_pattern(min_sz_region=50), quota=damos_quota(sz=80, reset_interval=1000))
     damos_add_filter(s, addresses(60, 70))
@@ -74,7 +74,7 @@ def test_what_a_core_filter_allows_passes_as_a_whole(filters: list[tuple[str, bo
         else:
             damos_add_filter(s, damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, allow))
     damon_add_scheme(ctx, s)
-    damon_run(ctx, 0.2)
+    run_ctx(ctx, 0.2)
     assert passed * M == s.stat.sz_ops_filter_passed
 
 
@@ -93,7 +93,7 @@ def test_what_linux_tried_of_200_mb(matching: bool, allow: bool, of_addresses: i
     start = 0x7F3300000000
     middle = addresses(start + 0x1234000, start + 0x1234000 + 46141440, matching, allow)
     for f, expected in ((middle, of_addresses), (target, of_target)):
-        ctx = ctx_of(damon_regions([start], [start + 209715200]), min_region_sz=M)
+        ctx = ctx_of(Regions([start], [start + 209715200]), min_region_sz=M)
         ctx.ops = report_ops()
         s = damos()
         damos_add_filter(s, f)
@@ -148,7 +148,7 @@ def test_the_first_filter_that_matches_decides(
     tables = []
     for cut in cuts:
         points = sorted(cut)
-        tables.append(damon_regions([p * UNIT for p in points[:-1]], [p * UNIT for p in points[1:]]))
+        tables.append(Regions([p * UNIT for p in points[:-1]], [p * UNIT for p in points[1:]]))
     seen: list[tuple[int, int, bool]] = []
 
     def apply_scheme(ctx: damon_ctx, t: damon_target, row: int, s: damos) -> tuple[int, int]:
@@ -210,7 +210,7 @@ def test_filters_of_the_core_go_before_those_on_pages(
     for kind, chosen in zip(_KINDS, marks, strict=True):
         process.mark(kind, page_ranges(chosen, base), memcg_id=7 if kind == "memcg" else 0)
     ctx = sim_ctx(process, machine, ops=damon_ops_id.DAMON_OPS_FVADDR, min_nr_regions=3, max_nr_regions=8)
-    ctx.adaptive_targets[0].regions = damon_regions([base * M], [(base + 32) * M])
+    ctx.adaptive_targets[0].regions = Regions([base * M], [(base + 32) * M])
     s = damos(action=action, max_nr_snapshots=1)
     for a, b, matching, allow in core:
         damos_add_filter(s, addresses((base + min(a, b)) * M, (base + max(a, b)) * M, matching, allow))
@@ -236,7 +236,7 @@ def test_filters_of_the_core_go_before_those_on_pages(
         return True, not ops[-1][2]
 
     answers = [passes(page) for page in range(32)]
-    damon_run(ctx, 0.2)
+    run_ctx(ctx, 0.2)
     assert sum(tried for tried, _ in answers) * M == s.stat.sz_tried
     through = sum(passed for _, passed in answers)
     assert (through * M if ops else 0) == s.stat.sz_ops_filter_passed

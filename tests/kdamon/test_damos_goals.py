@@ -37,7 +37,7 @@ from kdamon.damos_quota import (
 )
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import report_ops
 from tests.support.tables import ctx_of
 
@@ -154,7 +154,7 @@ CASES = [
 
 def quota_ctx(goals: list[damos_quota_goal], machine: SimMachine | None = None, **quota: object) -> damon_ctx:
     """A context with a scheme of such a quota."""
-    ctx = ctx_of(damon_regions([0], [4096]))
+    ctx = ctx_of(Regions([0], [4096]))
     ctx.machine = machine
     s = damos(quota=damos_quota(reset_interval=300, goals=goals))
     for name, value in quota.items():
@@ -277,7 +277,7 @@ def test_the_goal_of_eligible_memory_asks_for_what_the_scheme_wants() -> None:
         return {0: 100 * len(rows), 1: 300} if len(rows) else {}
 
     goal = damos_quota_goal(Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP, 10000)
-    ctx = ctx_of(damon_regions([0, 10, 30, 60], [10, 30, 60, 100]), damon_regions([0], [5]))
+    ctx = ctx_of(Regions([0, 10, 30, 60], [10, 30, 60, 100]), Regions([0], [5]))
     ctx.ops = report_ops(node_mem=node_mem)
     s = damos(damos_access_pattern(min_sz_region=20), quota=damos_quota(goals=[goal]))
     rejected = damon_addr_range(55, 100)

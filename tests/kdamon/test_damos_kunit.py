@@ -27,7 +27,7 @@ from kdamon.damon import (
     damos_watermarks,
     damos_wmark_metric,
 )
-from kdamon.damos import damon_commit_schemes, damos_batch
+from kdamon.damos import SchemeBatch, damon_commit_schemes
 from kdamon.damos_filters import (
     damos_add_filter,
     damos_commit_filter,
@@ -38,7 +38,7 @@ from kdamon.damos_filters import (
 )
 from kdamon.damos_quota import damos_commit_quota, damos_commit_quota_goal, damos_commit_quota_goals
 from kdamon.kernel import PAGE_SIZE, ULONG_MAX
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import report_ops
 from tests.support.tables import ctx_of, ranges_of
 
@@ -234,7 +234,7 @@ def test_commit_filter(src: damos_filter, valid: bool) -> None:
     ],
 )
 def test_filter_out(start: int, end: int, matches: bool, parts: list[tuple[int, int]]) -> None:
-    ctx = ctx_of(damon_regions([start], [end]))
+    ctx = ctx_of(Regions([start], [end]))
     t = ctx.adaptive_targets[0]
     assert matches == damos_filter_match(ctx, t, 0, addresses(2, 6))
     assert parts == ranges_of(t.regions)
@@ -242,14 +242,14 @@ def test_filter_out(start: int, end: int, matches: bool, parts: list[tuple[int, 
 
 def page_ctx(start: int, end: int) -> tuple[damon_ctx, damon_target]:
     """A context with one region, numbers in pages, and an operations set that applies to nothing."""
-    ctx = ctx_of(damon_regions([start * M], [end * M]), min_region_sz=M)
+    ctx = ctx_of(Regions([start * M], [end * M]), min_region_sz=M)
     ctx.ops = report_ops(apply_scheme=lambda *_: (0, 0))
     return ctx, ctx.adaptive_targets[0]
 
 
 def damos_apply_scheme(ctx: damon_ctx, t: damon_target, s: damos) -> None:
     """Apply ``s`` to the first region of ``t``."""
-    batch = damos_batch(ctx, t, s)
+    batch = SchemeBatch(ctx, t, s)
     batch.damos_apply_scheme(0, 0)
     batch.apply()
 

@@ -36,7 +36,7 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from tests.support.contexts import WorkClock, report_ops
 from tests.support.damos_model import Quota, Scheme, apply_schemes
-from tests.support.model import Region, Regions
+from tests.support.model import ModelRegions, Region
 from tests.support.tables import ctx_of, effort, model_of, ranges_of, table_of
 
 UNIT = 16
@@ -190,7 +190,7 @@ _scheme = st.builds(
 
 
 @st.composite
-def _regions(draw: st.DrawFn) -> Regions:
+def _regions(draw: st.DrawFn) -> ModelRegions:
     """Regions between random edges: the seed stands for all of them, which costs less to draw than each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     unit = draw(st.sampled_from([UNIT, UNIT, 1]))
@@ -236,7 +236,7 @@ class World:
     score: Score | None
     action_sz: int
     ctx: damon_ctx = field(init=False)
-    targets: list[Regions] = field(init=False)
+    targets: list[ModelRegions] = field(init=False)
     models: list[Scheme] = field(init=False)
     gone: list[damon_target] = field(default_factory=list)
     now: int = 0
@@ -244,7 +244,7 @@ class World:
     seen: dict[int, list[tuple[int, int, bool]]] = field(default_factory=dict)
     walked: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
 
-    def begin(self, lists: list[Regions]) -> None:
+    def begin(self, lists: list[ModelRegions]) -> None:
         self.ctx = ctx_of(*map(table_of, lists), min_region_sz=UNIT)
         self.ctx.clock = WorkClock()
         # At the end of an aggregation interval the moving sum is what was counted.
@@ -302,7 +302,7 @@ class World:
                     self.ctx.adaptive_targets[place].regions.split_at(i, at - r.start)
                     break
 
-    def do_update(self, place: int, regions: Regions) -> None:
+    def do_update(self, place: int, regions: ModelRegions) -> None:
         if place < len(self.targets):
             self.targets[place][:] = [r.copy() for r in regions]
             self.ctx.adaptive_targets[place].regions = table_of(regions)
@@ -382,7 +382,7 @@ class World:
 @effort(200)
 @given(**_worlds)
 def test_schemes_do_what_the_kernels_loop_over_regions_does(
-    lists: list[Regions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
+    lists: list[ModelRegions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
 ) -> None:
     """Regions, statistics, quotas, what the action was applied to and what walks saw are the same after every step."""
     world = World(schemes, score, action_sz)
@@ -409,7 +409,7 @@ def covered(ctx: damon_ctx) -> list[list[tuple[int, int]]]:
 @effort(100)
 @given(**_worlds)
 def test_no_window_takes_more_than_its_quota(
-    lists: list[Regions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
+    lists: list[ModelRegions], schemes: list[Drawn], score: Score | None, action_sz: int, steps: list[tuple[Any, ...]]
 ) -> None:
     """A region is let in where it fits in whole; what it is charged with follows from what was done.
 

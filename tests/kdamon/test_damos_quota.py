@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.core import damon_add_scheme, damon_destroy_target, damon_run, damon_set_attrs, validate_ctx
+from kdamon.core import damon_add_scheme, damon_destroy_target, damon_set_attrs, run_ctx, validate_ctx
 from kdamon.damon import (
     damon_addr_range,
     damon_attrs,
@@ -32,7 +32,7 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_filters import damos_add_filter
 from kdamon.damos_quota import damos_charge_quota
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import WorkClock, report_ops, sim_ctx
 from tests.support.model import Region
 from tests.support.tables import ctx_of, effort, ranges_of, region_lists, table_of
@@ -58,7 +58,7 @@ class Applied:
         return ranges
 
 
-def quota_ctx(*tables: damon_regions, ops: Any = None, min_region_sz: int = 1, **callbacks: Any) -> damon_ctx:
+def quota_ctx(*tables: Regions, ops: Any = None, min_region_sz: int = 1, **callbacks: Any) -> damon_ctx:
     ctx = ctx_of(*tables, min_region_sz=min_region_sz)
     damon_set_attrs(ctx, damon_attrs(min_nr_regions=3))
     ctx.ops = report_ops(apply_scheme=ops or Applied(), **callbacks)
@@ -86,7 +86,7 @@ def apply(ctx: damon_ctx, ms: int = 0) -> None:
 def test_a_window_ends_where_the_quota_does_and_the_next_goes_on_there() -> None:
     """Round all targets and back to the beginning."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0, 200], [100, 250]), damon_regions([0], [60]), ops=ops)
+    ctx = quota_ctx(Regions([0, 200], [100, 250]), Regions([0], [60]), ops=ops)
     damon_add_scheme(ctx, pageout(80))
     seen = []
     for _ in range(4):
@@ -110,7 +110,7 @@ def test_the_operations_set_gets_as_many_regions_at_once_as_surely_fit() -> None
         return nothing, nothing
 
     def batches_of(s: damos) -> list[list[tuple[int, int]]]:
-        ctx = quota_ctx(damon_regions([0, 20, 40, 60], [10, 30, 50, 70]))
+        ctx = quota_ctx(Regions([0, 20, 40, 60], [10, 30, 50, 70]))
         assert ctx.ops is not None
         ctx.ops.apply_scheme = apply_scheme
         damon_add_scheme(ctx, s)
@@ -130,7 +130,7 @@ def test_the_operations_set_gets_as_many_regions_at_once_as_surely_fit() -> None
 def test_the_end_of_the_last_target_ends_a_pass() -> None:
     """What is left of the quota is for the next pass, which begins at the beginning."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    ctx = quota_ctx(Regions([0], [100]), ops=ops)
     damon_add_scheme(ctx, pageout(150))
     apply(ctx, WINDOW_MS)
     apply(ctx, 100)
@@ -145,7 +145,7 @@ def test_the_end_of_the_last_target_ends_a_pass() -> None:
 
 def test_without_a_reset_interval_each_pass_is_a_window() -> None:
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    ctx = quota_ctx(Regions([0], [100]), ops=ops)
     damon_add_scheme(ctx, pageout(30, reset_interval=0))
     for _ in range(4):
         apply(ctx, 0)
@@ -162,7 +162,7 @@ def test_without_a_reset_interval_each_pass_is_a_window() -> None:
 def test_a_quota_ends_between_huge_pages(sz: int, expected: list[list[tuple[int, int]]]) -> None:
     """Where it has room for two; what is left then is nobody's, and the window counts as full."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([5], [100]), ops=ops)
+    ctx = quota_ctx(Regions([5], [100]), ops=ops)
     assert ctx.ops is not None
     ctx.ops.action_sz = 16
     s = pageout(sz)
@@ -180,7 +180,7 @@ def test_a_quota_ends_between_huge_pages(sz: int, expected: list[list[tuple[int,
 def test_what_just_fits_is_not_cut() -> None:
     """Also where its size is no multiple of the smallest region."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0, 32], [32, 56]), damon_regions([0], [24]), ops=ops, min_region_sz=16)
+    ctx = quota_ctx(Regions([0, 32], [32, 56]), Regions([0], [24]), ops=ops, min_region_sz=16)
     damon_add_scheme(ctx, pageout(80))
     apply(ctx, WINDOW_MS)
     assert [(0, 0, 32), (0, 32, 56), (1, 0, 24)] == ops.take()
@@ -189,7 +189,7 @@ def test_what_just_fits_is_not_cut() -> None:
 def test_parts_are_multiples_of_the_smallest_region() -> None:
     """A quota that is smaller than it applies to nothing."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0], [4096 * 10]), ops=ops, min_region_sz=4096)
+    ctx = quota_ctx(Regions([0], [4096 * 10]), ops=ops, min_region_sz=4096)
     damon_add_scheme(ctx, pageout(4096 * 3 - 1))
     apply(ctx, WINDOW_MS)
     assert [(0, 0, 8192)] == ops.take()
@@ -201,22 +201,22 @@ def test_parts_are_multiples_of_the_smallest_region() -> None:
 def test_a_part_that_is_charged_up_to_the_middle_of_a_smallest_region_is_skipped_to_its_end() -> None:
     """Where a region begins elsewhere now; also if it is the last one."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([8], [208]), ops=ops, min_region_sz=16)
+    ctx = quota_ctx(Regions([8], [208]), ops=ops, min_region_sz=16)
     damon_add_scheme(ctx, pageout(40))
     apply(ctx, WINDOW_MS)
-    ctx.adaptive_targets[0].regions = damon_regions([0], [208])
+    ctx.adaptive_targets[0].regions = Regions([0], [208])
     apply(ctx, WINDOW_MS)
     assert [(0, 8, 40), (0, 48, 80)] == ops.take()
     quota = ctx.schemes[0].quota
     quota.charge_target_from, quota.charge_addr_from = ctx.adaptive_targets[0], 40
-    ctx.adaptive_targets[0].regions = damon_regions([32, 48], [48, 208])
+    ctx.adaptive_targets[0].regions = Regions([32, 48], [48, 208])
     apply(ctx, WINDOW_MS)
     assert [(0, 48, 80)] == ops.take()
 
 
 def test_snapshots_stand_still_while_a_window_is_full() -> None:
     """They count where a pass comes to the end of a target."""
-    ctx = quota_ctx(damon_regions([0], [100]))
+    ctx = quota_ctx(Regions([0], [100]))
     s = pageout(40)
     damon_add_scheme(ctx, s)
     counts = []
@@ -228,7 +228,7 @@ def test_snapshots_stand_still_while_a_window_is_full() -> None:
 
 
 def test_a_limit_of_snapshots_holds_for_quotas_too() -> None:
-    ctx = quota_ctx(damon_regions([0], [100]))
+    ctx = quota_ctx(Regions([0], [100]))
     s = pageout(1000)
     s.max_nr_snapshots = 3
     damon_add_scheme(ctx, s)
@@ -254,7 +254,7 @@ def test_a_time_quota_follows_the_measured_throughput() -> None:
             raise AssertionError
 
     clock = Clock()
-    ctx = quota_ctx(damon_regions([0], [1 << 30]), ops=apply_scheme, min_region_sz=4096)
+    ctx = quota_ctx(Regions([0], [1 << 30]), ops=apply_scheme, min_region_sz=4096)
     ctx.clock = clock
     s = pageout(0, ms=10)
     damon_add_scheme(ctx, s)
@@ -304,7 +304,7 @@ def test_what_failed_is_charged_by_its_ratio(num: int, denom: int, applied: int,
 def test_a_pass_ends_also_where_the_action_fails_everywhere_for_free() -> None:
     """The next one goes on behind the last part; parts of one kind are one region again behind each pass."""
     ops = Applied(0.0)
-    ctx = quota_ctx(damon_regions([0], [1 << 40]), ops=ops, min_region_sz=4096)
+    ctx = quota_ctx(Regions([0], [1 << 40]), ops=ops, min_region_sz=4096)
     ctx.attrs.min_nr_regions = 1
     ctx.attrs.max_nr_regions = 100
     damon_add_scheme(ctx, pageout(4096, fail_charge_num=0, fail_charge_denom=1))
@@ -322,7 +322,7 @@ def test_a_pass_ends_also_where_the_action_fails_everywhere_for_free() -> None:
 )
 def test_the_highest_scores_that_fill_the_quota_are_worth_it(sz: int, wanted: list[int]) -> None:
     """Every region of the last of these scores is, in the order of addresses."""
-    table = damon_regions([0, 200, 1000, 2000], [200, 700, 1900, 2100])
+    table = Regions([0, 200, 1000, 2000], [200, 700, 1900, 2100])
 
     def score(ctx: damon_ctx, region: damon_region, s: damos) -> int:
         return {0: 50, 200: 20, 1000: 0, 2000: 99}[region.start]
@@ -346,7 +346,7 @@ def test_scores_of_a_table_go_before_those_of_a_region() -> None:
 
     ops = Applied()
     scores = lambda ctx, regions, s: np.array([0, 99, 0])  # noqa: E731
-    table = damon_regions([0, 100, 200], [100, 200, 300])
+    table = Regions([0, 100, 200], [100, 200, 300])
     ctx = quota_ctx(table, ops=ops, get_scheme_score=never, get_scheme_scores=scores)
     damon_add_scheme(ctx, pageout(50))
     apply(ctx, WINDOW_MS)
@@ -356,7 +356,7 @@ def test_scores_of_a_table_go_before_those_of_a_region() -> None:
 def test_only_regions_that_the_filters_leave_compete_for_the_quota() -> None:
     ops = Applied()
     scores = lambda ctx, regions, s: np.array([10, 99])  # noqa: E731
-    ctx = quota_ctx(damon_regions([0, 100], [100, 300]), ops=ops, get_scheme_scores=scores)
+    ctx = quota_ctx(Regions([0, 100], [100, 300]), ops=ops, get_scheme_scores=scores)
     s = pageout(50)
     damos_add_filter(s, addresses(100, 300))
     damon_add_scheme(ctx, s)
@@ -367,7 +367,7 @@ def test_only_regions_that_the_filters_leave_compete_for_the_quota() -> None:
 def test_a_target_that_is_gone_holds_nothing_up() -> None:
     """Neither one that ended, nor one that was removed, nor one without regions."""
     ops = Applied()
-    tables = [damon_regions([0], [100]), damon_regions([0], [50])]
+    tables = [Regions([0], [100]), Regions([0], [50])]
     gone: list[damon_target] = []
     ctx = quota_ctx(*tables, ops=ops, target_valid=lambda t: t not in gone)
     damon_add_scheme(ctx, pageout(40))
@@ -377,7 +377,7 @@ def test_a_target_that_is_gone_holds_nothing_up() -> None:
     gone.append(first)
     apply(ctx, WINDOW_MS)
     assert [(0, 0, 40), (1, 0, 40)] == ops.take()
-    ctx.adaptive_targets[1].regions = damon_regions()
+    ctx.adaptive_targets[1].regions = Regions()
     gone.clear()
     apply(ctx, WINDOW_MS)
     apply(ctx, WINDOW_MS)
@@ -388,7 +388,7 @@ def test_a_target_that_is_gone_holds_nothing_up() -> None:
 
 def test_what_one_window_could_not_use_is_not_missing_in_the_next() -> None:
     ops = Applied()
-    first, second = damon_regions([0, 64, 128], [64, 128, 256]), damon_regions([0], [16])
+    first, second = Regions([0, 64, 128], [64, 128, 256]), Regions([0], [16])
     ctx = quota_ctx(first, second, ops=ops, min_region_sz=16)
     assert ctx.ops is not None
     ctx.ops.action_sz = 64
@@ -407,7 +407,7 @@ def test_what_linux_tried_in_twelve_seconds() -> None:
     s = pageout(8 << 20)
     s.pattern = damos_access_pattern(min_sz_region=4096, max_nr_accesses=0, min_age_region=5)
     damon_add_scheme(ctx, s)
-    damon_run(ctx, 12.001)
+    run_ctx(ctx, 12.001)
     assert (100663296, 11, 8388608) == (s.stat.sz_tried, s.stat.qt_exceeds, s.quota.esz)
 
 
@@ -419,7 +419,7 @@ def test_an_unchanged_commit_keeps_the_state_of_the_quota() -> None:
     results = []
     for commits in (False, True):
         ops = Applied()
-        ctx = quota_ctx(damon_regions([0, 200], [100, 250]), ops=ops)
+        ctx = quota_ctx(Regions([0, 200], [100, 250]), ops=ops)
         damon_add_scheme(ctx, pageout(40))
         for _ in range(6):
             apply(ctx, 500)
@@ -433,7 +433,7 @@ def test_an_unchanged_commit_keeps_the_state_of_the_quota() -> None:
 
 def test_a_quota_that_is_taken_away_limits_nothing() -> None:
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0], [100]), ops=ops)
+    ctx = quota_ctx(Regions([0], [100]), ops=ops)
     damon_add_scheme(ctx, pageout(40))
     apply(ctx, WINDOW_MS)
     src = ctx_of()
@@ -450,7 +450,7 @@ def test_a_quota_that_is_taken_away_limits_nothing() -> None:
 
 def test_a_quota_that_was_taken_away_still_tells_the_throughput() -> None:
     """What its last window did counts, as the time that this took does."""
-    ctx = quota_ctx(damon_regions([0], [1 << 20]))
+    ctx = quota_ctx(Regions([0], [1 << 20]))
     clock = WorkClock()
     ctx.clock = clock
 
@@ -472,7 +472,7 @@ def test_a_quota_that_was_taken_away_still_tells_the_throughput() -> None:
 def test_a_scheme_without_a_quota_is_not_charged() -> None:
     """When it gets one, it has all of it."""
     ops = Applied()
-    ctx = quota_ctx(damon_regions([0], [1000]), ops=ops)
+    ctx = quota_ctx(Regions([0], [1000]), ops=ops)
     damon_add_scheme(ctx, damos(action=damos_action.DAMOS_PAGEOUT))
     apply(ctx, WINDOW_MS)
     src = ctx_of()
@@ -487,7 +487,7 @@ def test_a_scheme_without_a_quota_is_not_charged() -> None:
 
 
 def test_a_part_that_a_scheme_cuts_off_is_not_counted_twice_by_the_others() -> None:
-    ctx = quota_ctx(damon_regions([0], [100]))
+    ctx = quota_ctx(Regions([0], [100]))
     every, limited = damos(), pageout(30)
     damon_add_scheme(ctx, every)
     damon_add_scheme(ctx, limited)

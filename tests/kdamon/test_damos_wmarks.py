@@ -12,9 +12,9 @@ from kdamon.core import (
     damon_call,
     damon_commit_ctx,
     damon_new_ctx,
-    damon_run,
     damon_start,
     damos_walk,
+    run_ctx,
 )
 from kdamon.damon import (
     damon_call_control,
@@ -33,7 +33,7 @@ from kdamon.damos import damon_commit_schemes, kdamond_apply_schemes
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.kernel import PAGE_SIZE, RealClock
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.contexts import eventually, plain_ctx, sim_ctx, stopped
 from tests.support.tables import ctx_of
 
@@ -46,7 +46,7 @@ def scheme(interval: int = 5000, metric: damos_wmark_metric = RATE) -> damos:
 
 
 def machine_ctx(machine: SimMachine | None, *schemes: damos) -> damon_ctx:
-    ctx = ctx_of(damon_regions([0], [PAGE_SIZE]))
+    ctx = ctx_of(Regions([0], [PAGE_SIZE]))
     ctx.machine = machine
     for s in schemes:
         damon_add_scheme(ctx, s)
@@ -112,7 +112,7 @@ def run_with(rates: dict[float, int], *schemes: damos) -> tuple[damon_ctx, list[
     ctx = sim_ctx(process, machine)
     for s in schemes:
         damon_add_scheme(ctx, s)
-    damon_run(ctx, 2)
+    run_ctx(ctx, 2)
     return ctx, [(s.stat.nr_snapshots, s.stat.nr_tried) for s in schemes]
 
 

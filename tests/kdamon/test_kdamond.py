@@ -12,7 +12,7 @@ import pytest
 from attrs import evolve
 
 from kdamon import core
-from kdamon.core import damon_call, damon_commit_ctx, damon_is_running, damon_new_ctx, damon_run, validate_ctx
+from kdamon.core import damon_call, damon_commit_ctx, damon_is_running, damon_new_ctx, run_ctx, validate_ctx
 from kdamon.damon import (
     damon_call_control,
     damon_ctx,
@@ -76,7 +76,7 @@ def traced_run(ms: int, **attrs: Any) -> list[str]:
     for p in patches:
         p.start()
     try:
-        damon_run(ctx, ms / 1000)
+        run_ctx(ctx, ms / 1000)
     finally:
         for p in patches:
             p.stop()
@@ -115,7 +115,7 @@ def test_schemes_see_the_complete_counters_and_the_trace_too() -> None:
             lambda ctx: seen.append((ctx.passed_sample_intervals, first(ctx).regions.nr_accesses.tolist()[0])),
         ),
     ):
-        damon_run(ctx, 0.008)
+        run_ctx(ctx, 0.008)
     assert [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 2), (7, 3), (8, 4)] == seen
     assert [(4, 4), (8, 4)] == [(s.sis, int(s.regions.nr_accesses[0])) for s in recorder.snapshots]
     assert [0, 4] == [int(s.regions.last_nr_accesses[0]) for s in recorder.snapshots]
@@ -134,7 +134,7 @@ def test_the_merge_threshold_is_a_tenth_of_the_most_accesses() -> None:
     other.regions = first(ctx).regions.copy()
     ctx.adaptive_targets.append(other)
     with patch.object(core, "kdamond_merge_regions", lambda _ctx, threshold, _limit: thresholds.append(threshold)):
-        damon_run(ctx, 0.001)
+        run_ctx(ctx, 0.001)
     assert [3] == thresholds
 
 
@@ -150,7 +150,7 @@ def test_sampling_interval_counters_may_wrap(at: int) -> None:
 
     ctx.ops = report_ops(init=init)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.010)
+        run_ctx(ctx, 0.010)
     assert 2 == len(recorder.snapshots)
 
 
@@ -167,7 +167,7 @@ def run_with_work(works: list[float], interval_us: int = 1000) -> tuple[damon_ct
 
     ctx = plain_ctx((0, 30), ops=report_ops(check_accesses=work), sample_interval=interval_us, aggr_interval=20_000)
     ctx.clock = clock
-    damon_run(ctx, (sum(works) + len(works) + 3) * interval_us / 1e6)
+    run_ctx(ctx, (sum(works) + len(works) + 3) * interval_us / 1e6)
     return ctx, clock
 
 
@@ -207,7 +207,7 @@ def test_missed_intervals_are_not_samples() -> None:
     ctx = plain_ctx((0, 30), ops=report_ops(check_accesses=check), sample_interval=1000, aggr_interval=5000)
     ctx.clock = WorkClock()
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.015)
+        run_ctx(ctx, 0.015)
     assert [1, 2, 3, 14, 15] == samples
     assert [5] == [int(s.regions.nr_accesses[0]) for s in recorder.snapshots]
     assert 10 == ctx.missed_intervals
@@ -216,7 +216,7 @@ def test_missed_intervals_are_not_samples() -> None:
 def test_the_interval_of_zero_is_a_microsecond() -> None:
     ctx = plain_ctx((0, 30), sample_interval=0, aggr_interval=10)
     ctx.clock = WorkClock()
-    damon_run(ctx, 0.0001)
+    run_ctx(ctx, 0.0001)
     assert 100 == ctx.passed_sample_intervals
 
 
@@ -229,7 +229,7 @@ def one_minute_of_a_terabyte(seed: int) -> tuple[damon_ctx, Recorder]:
     process.access(2 * TB + 100 * GB, 2 * TB + 200 * GB, rate=400)
     ctx = sim_ctx(process, machine, seed=seed)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 60)
+        run_ctx(ctx, 60)
     return ctx, recorder
 
 
@@ -275,7 +275,7 @@ def test_regions_come_from_the_mappings_and_follow_them() -> None:
             process.mmap([THREE[0], (0x200000, 0x400000), THREE[2]])
 
     with patched_check(ctx, look):
-        damon_run(ctx, 0.5)
+        run_ctx(ctx, 0.5)
     before, after = sum(b - a for a, b in THREE), 0x8000 + 0x200000 + 0x8000
     assert [before] * 80 + [after] * 20 == totals
 
@@ -324,7 +324,7 @@ def test_exec_makes_regions_follow_at_once(ops: damon_ops_id) -> None:
     task = ExecTask([old, new])
     ctx = sim_ctx(old, machine, ops=ops, ops_update_interval=60_000_000)
     first(ctx).pid, first(ctx).task = task.pid, task
-    first(ctx).regions = core.damon_regions([a for a, _ in THREE], [b for _, b in THREE])
+    first(ctx).regions = core.Regions([a for a, _ in THREE], [b for _, b in THREE])
     seen: list[tuple[int, int]] = []
 
     def look(ctx: damon_ctx) -> None:
@@ -333,7 +333,7 @@ def test_exec_makes_regions_follow_at_once(ops: damon_ops_id) -> None:
             task.now = 1
 
     with patched_check(ctx, look):
-        damon_run(ctx, 0.050)
+        run_ctx(ctx, 0.050)
     if ops is damon_ops_id.DAMON_OPS_VADDR:
         assert [(0x1000, i) for i in range(1, 6)] == seen[:5]
         assert [(TB + 0x1000, i) for i in range(1, 6)] == seen[5:]
@@ -357,7 +357,7 @@ def test_without_an_address_space_nothing_is_sampled() -> None:
         task.now = int(len(samples) >= 3)
 
     with patched_check(ctx, look):
-        damon_run(ctx, 0.050)
+        run_ctx(ctx, 0.050)
     n = samples[0][1]
     assert [(n, n), (2 * n, n), (3 * n, n)] + [(3 * n, n)] * 7 == samples
 
@@ -370,7 +370,7 @@ def test_unknown_samples_are_counted_and_never_accesses() -> None:
     process.unknown.append((0x100000, 0x500000))
     ctx = sim_ctx(process, machine, aggr_interval=50_000)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 5)
+        run_ctx(ctx, 5)
     in_regions = 0
     for snapshot in recorder.snapshots:
         regions = snapshot.regions
@@ -399,7 +399,7 @@ def test_a_target_without_a_second_gap_keeps_running_without_regions() -> None:
             process.mmap(THREE)
 
     with patched_check(ctx, look):
-        damon_run(ctx, 0.2)
+        run_ctx(ctx, 0.2)
     assert [0] * 20 == lengths[:20]
     assert all(length >= 3 for length in lengths[20:]) and len(lengths) == 40
 
@@ -422,7 +422,7 @@ def test_ends_when_all_targets_are_gone() -> None:
                 process.exit()
 
     with patched_check(ctx, look):
-        damon_run(ctx, 10)
+        run_ctx(ctx, 10)
     assert 100 == ticks[-1]
     assert not damon_is_running(ctx)
     assert ctx.kdamond_error is None
@@ -435,7 +435,7 @@ def test_vaddr_without_a_process_ends_at_once(pid: int | None) -> None:
     machine = SimMachine()
     ctx = sim_ctx(machine.spawn(THREE), machine)
     ctx.adaptive_targets = [] if pid is None else [damon_target(pid=pid)]
-    damon_run(ctx, 1)
+    run_ctx(ctx, 1)
     assert 0 == ctx.passed_sample_intervals
     assert not damon_is_running(ctx)
 
@@ -448,7 +448,7 @@ def test_an_error_in_a_callback_ends_the_kdamond_and_is_visible(callback: str) -
     ctx = plain_ctx((0, 30), ops=report_ops(**{callback: fail}), ops_update_interval=2000)
     ctx.clock = WorkClock()
     with pytest.raises(ZeroDivisionError):
-        damon_run(ctx, 1)
+        run_ctx(ctx, 1)
     assert isinstance(ctx.kdamond_error, ZeroDivisionError)
     assert not damon_is_running(ctx)
     assert [] == ctx.adaptive_targets
@@ -461,9 +461,9 @@ def test_a_run_after_an_error_forgets_it() -> None:
     ctx = plain_ctx((0, 30), ops=report_ops(init=fail))
     ctx.clock = WorkClock()
     with pytest.raises(ZeroDivisionError):
-        damon_run(ctx, 1)
+        run_ctx(ctx, 1)
     ctx.ops = report_ops()
-    damon_run(ctx, 0.01)
+    run_ctx(ctx, 0.01)
     assert ctx.kdamond_error is None
 
 
@@ -471,16 +471,16 @@ def test_a_kdamond_can_run_again_from_the_beginning() -> None:
     machine = SimMachine()
     process = machine.spawn(THREE)
     ctx = sim_ctx(process, machine)
-    damon_run(ctx, 1)
+    run_ctx(ctx, 1)
     assert 200 == ctx.passed_sample_intervals
     ctx.adaptive_targets = [damon_target(pid=process.pid)]
-    damon_run(ctx, 0.5)
+    run_ctx(ctx, 0.5)
     assert 100 == ctx.passed_sample_intervals
 
 
 def test_only_a_virtual_clock_can_be_run() -> None:
     with pytest.raises(OSError, match="virtual clock"):
-        damon_run(damon_new_ctx(), 1)
+        run_ctx(damon_new_ctx(), 1)
 
 
 # Intervals auto-tuning.
@@ -495,7 +495,7 @@ def tuned_run(rate: float, seconds: float, **goals: int) -> tuple[damon_ctx, Rec
     )
     ctx = sim_ctx(process, machine, intervals_goal=goal)
     with recorded(ctx) as recorder:
-        damon_run(ctx, seconds)
+        run_ctx(ctx, seconds)
     return ctx, recorder
 
 
@@ -546,7 +546,7 @@ def test_tuning_does_not_put_updates_off() -> None:
     updates: list[float] = []
     ctx.ops = evolve(ctx.ops, update=lambda _: updates.append(machine.clock.now() / 1e9))
     with recorded(ctx) as recorder:
-        damon_run(ctx, 60)
+        run_ctx(ctx, 60)
     assert len(recorder.tuned) > 12
     assert 11 <= len(updates) <= 12
     assert all(4.9 < later - earlier < 5.2 for earlier, later in pairwise(updates))
@@ -583,7 +583,7 @@ def test_a_commit_in_the_kdamond_converts_and_goes_on() -> None:
         damon_call(ctx, damon_call_control(commit, repeat=True))
 
     with patch.object(ctx.ops, "init", with_call), recorded(ctx) as recorder:
-        damon_run(ctx, 0.3)
+        run_ctx(ctx, 0.3)
     assert [30] == committed
     assert [20, 40, 50, 60] == [s.sis for s in recorder.snapshots]
     assert [20, 10, 10, 10] == [int(s.regions.nr_accesses[0]) for s in recorder.snapshots]
@@ -612,6 +612,6 @@ def test_a_commit_just_before_a_tuning_keeps_the_complete_counts() -> None:
     assert ctx.ops is not None
     ctx.ops.init = init
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.010)
+        run_ctx(ctx, 0.010)
     assert [20] == [int(s.regions.nr_accesses[0]) for s in recorder.snapshots]
     assert [1000] == recorder.tuned

@@ -28,7 +28,7 @@ from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import PageFilter
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.ops_common import damon_scheme_score
+from kdamon.ops_common import scheme_score
 from tests.support.contexts import eventually
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.workload import Workload, build
@@ -120,8 +120,8 @@ def test_the_hottest_and_the_coldest_regions_come_first() -> None:
                 next(r for r in regions if r.start <= addr < r.end)
                 for addr in (HEAP + 10 * MEBI, HEAP + 30 * MEBI, HEAP + 80 * MEBI)
             )
-            order = [damon_scheme_score(ctx, r, hot) for r in (hottest, warm, idle)]
-            assert [damon_scheme_score(ctx, r, cold) for r in (hottest, warm, idle)] == [99 - n for n in order]
+            order = [scheme_score(ctx, r, hot) for r in (hottest, warm, idle)]
+            assert [scheme_score(ctx, r, cold) for r in (hottest, warm, idle)] == [99 - n for n in order]
             scores.append(tuple(order))
 
     run(lru_sort, ctx, 5, watch)

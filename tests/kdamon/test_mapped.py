@@ -15,9 +15,9 @@ from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
     damon_new_target,
-    damon_run,
     damon_select_ops,
     damon_set_attrs,
+    run_ctx,
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id
 from kdamon.mapped import follow_mappings, mapped_ranges
@@ -126,7 +126,7 @@ def test_the_kernels_regions_are_too_large_and_that_is_said_once(caplog: pytest.
     ctx = context(machine, process)
     (t,) = ctx.adaptive_targets
     with caplog.at_level(logging.WARNING, "kdamon"):
-        damon_run(ctx, 3)
+        run_ctx(ctx, 3)
     (record,) = caplog.records
     assert "its regions cover 49664.0 GiB" in record.getMessage()
     assert "of which 100 MiB are populated" in record.getMessage()
@@ -147,7 +147,7 @@ def test_mappings_are_followed_and_what_is_accessed_is_found(caplog: pytest.LogC
     found: list[int] = []
 
     with caplog.at_level(logging.WARNING, "kdamon"):
-        damon_run(ctx, 3)
+        run_ctx(ctx, 3)
         sizes, counts = t.regions.sizes(), t.regions.last_nr_accesses
         found += [int(sizes[counts >= 10].sum()), int(sizes.sum())]
     assert found == [MIB, 100 * MIB]
@@ -181,7 +181,7 @@ def test_a_program_that_just_began_is_looked_at_sooner() -> None:
         update(ctx)
 
     ctx.ops = evolve(ctx.ops, update=counted)
-    damon_run(ctx, 30)
+    run_ctx(ctx, 30)
     assert {3 * MIB, 64 * MIB} == set(sizes)
     assert sizes.index(64 * MIB) <= 41
     assert pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 22.8], abs=0.02) == updates
@@ -194,6 +194,6 @@ def test_too_many_places_are_said(caplog: pytest.LogCaptureFixture) -> None:
     ctx = context(machine, process, max_regions=20)
     follow_mappings(ctx)
     with caplog.at_level(logging.WARNING, "kdamon"):
-        damon_run(ctx, 1)
+        run_ctx(ctx, 1)
     (record,) = caplog.records
     assert "raise the maximum number of regions" in record.getMessage()

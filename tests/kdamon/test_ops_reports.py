@@ -19,14 +19,14 @@ from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
-    damon_run,
     damon_select_ops,
     damon_set_attrs,
     damon_set_regions,
     damon_start,
     damon_stop,
     damos_walk,
+    report_counters,
+    run_ctx,
     validate_ctx,
 )
 from kdamon.damon import (
@@ -45,8 +45,8 @@ from kdamon.damon import (
 )
 from kdamon.kernel import VirtualClock
 from kdamon.lib.once import warn_once
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import report_accesses, report_array
 from tests.support.contexts import MS, bytes_of, eventually, in_kdamond, recorded
 
 MIB = 1 << 20
@@ -78,7 +78,7 @@ class Producer:
     def __call__(self, now: int = 0) -> None:
         start, end = self.where
         pages = self._rng.integers(start // 4096, end // 4096, self.n, np.uint64)
-        damon_report_accesses(report_array(self.n, pid=self.pid, addr=pages * np.uint64(4096), size=8))
+        report_accesses(report_array(self.n, pid=self.pid, addr=pages * np.uint64(4096), size=8))
 
 
 def reports_ctx(*targets: tuple[int, list[tuple[int, int]]], seed: int = 1, **attrs: Any) -> damon_ctx:
@@ -94,7 +94,7 @@ def reports_ctx(*targets: tuple[int, list[tuple[int, int]]], seed: int = 1, **at
     return ctx
 
 
-def hot_bytes(regions: damon_regions, where: tuple[int, int]) -> tuple[float, float]:
+def hot_bytes(regions: Regions, where: tuple[int, int]) -> tuple[float, float]:
     """Which shares of ``where``, and of all the rest, have at least half of the possible accesses of 20."""
     hot = regions.nr_accesses >= 10
     size = regions.sizes().astype(np.float64)
@@ -109,7 +109,7 @@ def test_reports_alone_show_what_is_hot() -> None:
     ctx = reports_ctx()
     ctx.clock = ProducerClock(Producer())
     with recorded(ctx) as recorder:
-        damon_run(ctx, 3)
+        run_ctx(ctx, 3)
     assert 150 == len(recorder.snapshots)
     for snapshot in recorder.snapshots:
         assert SPACE == (snapshot.regions.start[0], snapshot.regions.end[-1])
@@ -120,7 +120,7 @@ def test_reports_alone_show_what_is_hot() -> None:
             assert found > 0.9
             assert wrong < 0.03
     assert int(recorder.snapshots[-1].regions.age.max()) > 50
-    counters = damon_report_counters_of(ctx)
+    counters = report_counters(ctx)
     assert (1_500_000, 0, 0) == (counters.accepted, counters.late, counters.dropped)
     assert counters.applied + counters.straddling == counters.accepted
 
@@ -132,7 +132,7 @@ def test_the_same_reports_give_the_same_regions() -> None:
         ctx = reports_ctx(seed=seed)
         ctx.clock = ProducerClock(Producer())
         with recorded(ctx) as recorder:
-            damon_run(ctx, 0.5)
+            run_ctx(ctx, 0.5)
         return [bytes_of(snapshot.regions) for snapshot in recorder.snapshots]
 
     assert run(7) == run(7) != run(8)
@@ -145,23 +145,21 @@ def test_targets_are_told_apart_by_the_number_in_reports() -> None:
     ctx = reports_ctx((1, [SPACE]), (2, [SPACE]))
     ctx.clock = ProducerClock(lambda now: [producer(now) for producer in producers] and None)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 2)
+        run_ctx(ctx, 2)
     one, two = ([s.regions for s in recorder.snapshots if s.target == target][-1] for target in range(2))
     for regions, where in ((one, HOT), (two, cold)):
         found, wrong = hot_bytes(regions, where)
         assert found > 0.9
         assert wrong < 0.03
-    assert 2000 * 500 == damon_report_counters_of(ctx).ineligible
+    assert 2000 * 500 == report_counters(ctx).ineligible
 
 
 def test_without_regions_every_report_is_outside() -> None:
     """They have to be given: nobody but the user knows them."""
     ctx = reports_ctx((PID, []))
     ctx.clock = ProducerClock(Producer())
-    damon_run(ctx, 0.1)
-    assert {"accepted": 50_000, "outside": 50_000} == {
-        name: n for name, n in asdict(damon_report_counters_of(ctx)).items() if n
-    }
+    run_ctx(ctx, 0.1)
+    assert {"accepted": 50_000, "outside": 50_000} == {name: n for name, n in asdict(report_counters(ctx)).items() if n}
 
 
 def test_a_scheme_counts_what_it_wants() -> None:
@@ -170,7 +168,7 @@ def test_a_scheme_counts_what_it_wants() -> None:
     pattern = damos_access_pattern(min_nr_accesses=15, min_age_region=5)
     damon_add_scheme(ctx, damos(pattern))
     ctx.clock = ProducerClock(Producer())
-    damon_run(ctx, 2)
+    run_ctx(ctx, 2)
     stat = ctx.schemes[0].stat
     # Snapshots are applications that found something.
     assert stat.nr_snapshots > 50
@@ -193,7 +191,7 @@ def test_a_quota_holds_and_a_walk_shows_what_it_lets_pass() -> None:
 
     producer = Producer()
     ctx.clock = ProducerClock(produce)
-    damon_run(ctx, 2)
+    run_ctx(ctx, 2)
     stat = ctx.schemes[0].stat
     assert 0 < stat.sz_tried <= (stat.qt_exceeds + 1) * allowed
     assert stat.qt_exceeds >= 8
@@ -209,7 +207,7 @@ def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pyte
     ctx.clock = ProducerClock(Producer())
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        damon_run(ctx, 0.5)
+        run_ctx(ctx, 0.5)
     stat = ctx.schemes[0].stat
     assert stat.nr_tried > 0 == stat.nr_applied == stat.sz_applied
     assert ["pageout is applied to nothing"] == [record.getMessage().split(":")[0] for record in caplog.records]
@@ -222,7 +220,7 @@ def test_tuning_finds_intervals_for_the_wanted_share_of_accesses() -> None:
         ctx = reports_ctx(intervals_goal=goal)
         ctx.clock = ProducerClock(Producer())
         with recorded(ctx) as recorder:
-            damon_run(ctx, 8)
+            run_ctx(ctx, 8)
         assert expected == recorder.tuned[-1]
         validate_ctx(ctx)
 
@@ -247,7 +245,7 @@ def test_a_commit_changes_everything_while_it_runs() -> None:
 
     ctx.clock = ProducerClock(produce)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 3)
+        run_ctx(ctx, 3)
     assert [1000] == commits
     last = [[s for s in recorder.snapshots if s.target == target][-1] for target in range(2)]
     assert [2000, 2000] == [s.sample_us for s in last]
@@ -275,8 +273,8 @@ def test_reports_during_a_pause_are_late_afterwards() -> None:
             ctx.pause = False
 
     ctx.clock = ProducerClock(produce)
-    damon_run(ctx, 1.5)
-    counters = damon_report_counters_of(ctx)
+    run_ctx(ctx, 1.5)
+    counters = report_counters(ctx)
     assert kept[0] == kept[1]
     assert 500 * 500 == counters.late
     assert counters.accepted == counters.late + counters.applied + counters.straddling
@@ -322,6 +320,6 @@ def test_in_real_time_walks_calls_and_commits_work(live: damon_ctx) -> None:
 
     eventually(found, "the hot range in the tried regions")
     in_kdamond(live, lambda: damon_set_attrs(live, evolve(live.attrs, aggr_interval=80_000)))
-    counters = damon_report_counters_of(live)
+    counters = report_counters(live)
     assert counters.applied > 0
     assert counters.dropped == 0

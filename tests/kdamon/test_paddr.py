@@ -22,10 +22,10 @@ from kdamon.core import (
     damon_destroy_ctx,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
-    damon_run,
     damon_select_ops,
     damon_set_attrs,
+    report_counters,
+    run_ctx,
 )
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
@@ -51,10 +51,10 @@ from kdamon.lib.once import warn_once
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine
 from kdamon.mm.sampling.physical import Physical, ReverseMap
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from kdamon.ops_common import damon_scheme_score, damon_scheme_scores
-from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
-from kdamon.regions import damon_addr_range, damon_regions
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.ops_common import scheme_score, scheme_scores
+from kdamon.paddr import damon_pa_apply_scheme, pa_init
+from kdamon.regions import Regions, damon_addr_range
+from kdamon.reports.apply import report_accesses, report_array
 from tests.support.contexts import recorded
 from tests.support.tables import effort
 
@@ -90,7 +90,7 @@ def pa_ctx(machine: Machine | None, *ranges: tuple[int, int], addr_unit: int = 1
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_PADDR)
     ctx.addr_unit, ctx.min_region_sz = addr_unit, max(PAGE // addr_unit, 1)
     t = damon_new_target()
-    t.regions = damon_regions([start // addr_unit for start, _ in ranges], [end // addr_unit for _, end in ranges])
+    t.regions = Regions([start // addr_unit for start, _ in ranges], [end // addr_unit for _, end in ranges])
     damon_add_target(ctx, t)
     return ctx
 
@@ -112,7 +112,7 @@ def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants()
     damon_add_scheme(ctx, s)
     damos_quota_score(ctx, s.quota)
     assert [0, 0, 0] == [goal.current_value for goal in goals]
-    damon_pa_init(ctx)
+    pa_init(ctx)
     damos_quota_score(ctx, s.quota)
     assert [7500, 2500, 0] == [goal.current_value for goal in goals]
     s.pattern = damos_access_pattern(max_nr_accesses=0)
@@ -225,7 +225,7 @@ def test_monitoring_goes_on_while_who_maps_what_is_looked_at() -> None:
     damon_set_attrs(ctx, damon_attrs(5000, 100_000, 500_000))
     _before_run(ctx, damon_call_control(lambda _: machine.placed or spawn(machine, 256), repeat=True))
     with recorded(ctx) as seen:
-        damon_run(ctx, seconds=5)
+        run_ctx(ctx, seconds=5)
     hot = [int(s.regions.sizes()[s.regions.nr_accesses > 10].sum()) for s in seen.snapshots]
     assert hot[0] == 0
     assert 64 * MIB == pytest.approx(hot[-1], rel=0.05)
@@ -252,7 +252,7 @@ def test_how_much_is_known_is_said_when_monitoring_begins(caplog: pytest.LogCapt
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB))
     assert (0, 100 * MIB) == machine.physical_memory().known()
     damon_set_attrs(ctx, damon_attrs(5000, 100_000, 200_000))
-    damon_run(ctx, seconds=1)
+    run_ctx(ctx, seconds=1)
     (line,) = [record.getMessage() for record in caplog.records]
     assert "of 100 MiB that processes and files have, 64 MiB are mapped by one process each" in line
     assert "unknown" in line
@@ -299,7 +299,7 @@ def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
     machine.cached = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 96 * MIB]], np.uint64)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 128 * MIB), addr_unit=addr_unit)
     with recorded(ctx) as seen:
-        damon_run(ctx, seconds=10)
+        run_ctx(ctx, seconds=10)
     regions = seen.snapshots[-1].regions
     sizes = regions.sizes() * np.uint64(addr_unit)
     middle = (regions.start + regions.end) // np.uint64(2) * np.uint64(addr_unit) - np.uint64(PHYSICAL)
@@ -313,7 +313,7 @@ def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
 def test_without_a_machine_everything_is_unknown() -> None:
     ctx = pa_ctx(None, (PHYSICAL, PHYSICAL + MIB))
     ctx.clock = SimMachine().clock
-    damon_run(ctx, seconds=1)
+    run_ctx(ctx, seconds=1)
     assert ctx.nr_unknown == ctx.nr_samples > 0
 
 
@@ -324,7 +324,7 @@ def test_a_machine_that_lacks_something_is_told_of_once(caplog: pytest.LogCaptur
 
     warn_once.cache_clear()
     ctx = pa_ctx(Lacking(), (PHYSICAL, PHYSICAL + MIB))
-    damon_run(ctx, seconds=1)
+    run_ctx(ctx, seconds=1)
     assert ctx.nr_unknown == ctx.nr_samples > 0
     assert ["physical addresses cannot be monitored: this process may look at nothing"] == [
         record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
@@ -340,12 +340,12 @@ def test_reports_of_process_0_are_about_physical_addresses(addr_unit: int) -> No
     told = []
 
     def report(_: object) -> None:
-        damon_report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL + 5000, PHYSICAL], size=[1, 1]))
-        told.append(damon_report_counters_of(ctx))
+        report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL + 5000, PHYSICAL], size=[1, 1]))
+        told.append(report_counters(ctx))
 
     control = damon_call_control(report, repeat=True)
     _before_run(ctx, control)
-    damon_run(ctx, seconds=1)
+    run_ctx(ctx, seconds=1)
     assert told[-1].applied > 0
     assert abs(told[-1].applied - told[-1].ineligible) <= 1
 
@@ -361,7 +361,7 @@ def test_a_commit_turns_physical_into_virtual_addresses_and_back() -> None:
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB))
     damon_set_attrs(ctx, damon_attrs())
     (t,) = ctx.adaptive_targets
-    damon_pa_init(ctx)
+    pa_init(ctx)
     assert t.task is not None
     assert t.task.physical is t.task
 
@@ -403,7 +403,7 @@ def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     machine = SimMachine(seed=1)
     first, second = spawn(machine), spawn(machine, 64, PHYSICAL + 64 * MIB)
     ctx = pa_ctx(machine, (PHYSICAL + 32 * MIB, PHYSICAL + 200 * MIB), addr_unit=4096)
-    damon_pa_init(ctx)
+    pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     applied, passed = apply(ctx, t, scheme(damos_action.DAMOS_PAGEOUT))
@@ -421,7 +421,7 @@ def test_each_region_counts_what_was_done_in_it() -> None:
     process.mark("anon", [(VIRTUAL, VIRTUAL + 8 * MIB)])
     edges = [PHYSICAL + mib * MIB for mib in (0, 3, 24, 37, 64, 80)]
     ctx = pa_ctx(machine, *pairwise(edges))
-    damon_pa_init(ctx)
+    pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     anon = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
@@ -437,7 +437,7 @@ def test_filters_decide_what_is_paged_out() -> None:
     process = spawn(machine)
     process.mark("anon", [(VIRTUAL, VIRTUAL + 40 * MIB)])
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
-    damon_pa_init(ctx)
+    pa_init(ctx)
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     anon = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, matching=True, allow=False)
@@ -457,7 +457,7 @@ def test_migrations_go_to_the_target_node(caplog: pytest.LogCaptureFixture) -> N
     machine = SimMachine(seed=1)
     spawn(machine)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 64 * MIB))
-    damon_pa_init(ctx)
+    pa_init(ctx)
     caplog.clear()
     (t,) = ctx.adaptive_targets
     s = scheme(damos_action.DAMOS_MIGRATE_COLD)
@@ -492,7 +492,7 @@ def test_a_scheme_pages_cold_memory_out_while_it_is_monitored() -> None:
     s.pattern.min_sz_region, s.pattern.max_sz_region = PAGE, ULONG_MAX
     s.pattern.min_age_region, s.pattern.max_age_region = 10, ULONG_MAX
     damon_add_scheme(ctx, s)
-    damon_run(ctx, seconds=5)
+    run_ctx(ctx, seconds=5)
     assert 16 * MIB <= int((process.resident()[:, 1] - process.resident()[:, 0]).sum()) < 20 * MIB
     assert s.stat.sz_applied >= 44 * MIB
 
@@ -508,8 +508,8 @@ def test_scores() -> None:
     for action in damos_action:
         s = scheme(action)
         s.quota.weight_nr_accesses = s.quota.weight_age = 1
-        scores = [damon_scheme_score(ctx, r, s) for r in (cold, hot)]
-        assert scores == damon_scheme_scores(ctx, t.regions, s).tolist()
+        scores = [scheme_score(ctx, r, s) for r in (cold, hot)]
+        assert scores == scheme_scores(ctx, t.regions, s).tolist()
         if action.value in ("pageout", "lru_deprio", "migrate_cold"):
             assert scores[0] > scores[1]
         elif action.value in ("lru_prio", "migrate_hot"):
@@ -527,7 +527,7 @@ def test_page_cache_is_not_taken_for_cold() -> None:
     schemes = [damos(action=action) for action in (damos_action.DAMOS_STAT, damos_action.DAMOS_PAGEOUT)]
     for scheme in schemes:
         damon_add_scheme(ctx, scheme)
-    damon_run(ctx, seconds=2)
+    run_ctx(ctx, seconds=2)
     stat, pageout = (scheme.stat for scheme in schemes)
     assert 0 < stat.sz_tried == stat.sz_unknown == pageout.sz_unknown
     assert 0 == pageout.nr_tried

@@ -19,9 +19,9 @@ from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
     damon_new_target,
-    damon_run,
     damon_select_ops,
     damon_set_attrs,
+    run_ctx,
     validate_ctx,
 )
 from kdamon.damon import (
@@ -41,27 +41,27 @@ from kdamon.damon import (
     damos_filter_type,
 )
 from kdamon.damos_filters import (
+    core_filter_candidates,
     damos_add_filter,
     damos_commit_filter,
-    damos_core_filter_candidates,
     damos_filter_for_ops,
     damos_filter_match,
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.probes import (
+    count_probe_hits,
     damon_add_filter,
     damon_add_probe,
     damon_commit_filter,
     damon_commit_probes,
-    damon_count_probe_hits,
     damon_new_filter,
     damon_new_probe,
     damon_probe_hits_mvsum,
     damon_probe_hits_wsum,
     damon_valid_probe_params,
 )
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports.apply import damon_report_access
 from tests.support import model
 from tests.support.contexts import first, plain_ctx, recorded, report_ops, sim_ctx
@@ -86,12 +86,12 @@ def halves(weight: int = 0, **attrs: Any) -> tuple[SimMachine, SimProcess, damon
     process.mark("memcg", [(MIB, 33 * MIB)], memcg_id=7)
     attrs = {"sample_interval": 5000, "aggr_interval": 100_000, "min_nr_regions": 3, "max_nr_regions": 100} | attrs
     ctx = sim_ctx(process, machine, ops=damon_ops_id.DAMON_OPS_FVADDR, **attrs)
-    first(ctx).regions = damon_regions([MIB, 34 * MIB], [33 * MIB, 66 * MIB])
+    first(ctx).regions = Regions([MIB, 34 * MIB], [33 * MIB, 66 * MIB])
     ctx.probes = [probe((True, True), weight=weight)]
     return machine, process, ctx
 
 
-def shares(regions: damon_regions, i: int = 0) -> list[tuple[int, int]]:
+def shares(regions: Regions, i: int = 0) -> list[tuple[int, int]]:
     """The hits of a probe in the first and the second half: their smallest and largest number in each."""
     assert regions.probe_hits is not None
     left = regions.end <= np.uint64(33 * MIB)
@@ -234,7 +234,7 @@ def test_the_first_filter_that_matches_decides(filters: list[list[tuple[bool, bo
     ctx.probes = [probe(*some) for some in filters]
     every = [f for one in ctx.probes for f in one.filters]
     matches = np.random.default_rng(seed).random((len(every), n)) < 0.5
-    damon_count_probe_hits(ctx, first(ctx), matches)
+    count_probe_hits(ctx, first(ctx), matches)
     hits = first(ctx).regions.probe_hits
     assert hits is not None
     for row in range(n):
@@ -256,7 +256,7 @@ def test_probes_tell_what_memory_is_of() -> None:
         damon_probe(filters=[damon_filter(TYPE.DAMON_FILTER_TYPE_MEMCG, True, True, memcg_id=7)]),
     ]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 1.02)
+        run_ctx(ctx, 1.02)
     assert len(recorder.snapshots) == 10
     for snapshot in recorder.snapshots:
         expected = [[(20, 20), (0, 0)], [(0, 0), (20, 20)], [(20, 20), (20, 20)], [(20, 20), (0, 0)]]
@@ -277,7 +277,7 @@ def test_other_memory_another_group_and_sizes() -> None:
         ),
     ]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.52)
+        run_ctx(ctx, 0.52)
     last = recorder.snapshots[-1].regions
     expected = [[(0, 0), (20, 20)], [(0, 0), (0, 0)], [(20, 20), (0, 0)], [(0, 0), (20, 20)]]
     assert [shares(last, i) for i in range(4)] == expected
@@ -289,7 +289,7 @@ def test_where_no_page_is_no_type_matches() -> None:
     process.advise("pageout", np.array([[MIB, 66 * MIB]], np.uint64))
     ctx.probes = [probe((True, True)), probe((False, True)), damon_probe()]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.12)
+        run_ctx(ctx, 0.12)
     (snapshot,) = recorder.snapshots
     assert [shares(snapshot.regions, i) for i in range(3)] == [[(0, 0)] * 2, [(20, 20)] * 2, [(20, 20)] * 2]
 
@@ -298,7 +298,7 @@ def test_a_counter_has_eight_bits() -> None:
     """Measured: of 500 samples 244 remain."""
     _, _, ctx = halves(sample_interval=1000, aggr_interval=500_000)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.51)
+        run_ctx(ctx, 0.51)
     (snapshot,) = recorder.snapshots
     assert shares(snapshot.regions) == [(244, 244), (0, 0)]
 
@@ -312,7 +312,7 @@ def test_what_cannot_be_told_is_no_hit(monkeypatch: pytest.MonkeyPatch, caplog: 
     monkeypatch.setattr(SimProcess, "page_match", refuse)
     for weight in (0, 1):
         _, _, ctx = halves(weight)
-        damon_run(ctx, 0.101)
+        run_ctx(ctx, 0.101)
         assert ctx.nr_samples > 0
         assert ctx.nr_unknown == (ctx.nr_samples if weight else 0)
     assert sum("page flags are for root alone" in record.message for record in caplog.records) <= 1
@@ -328,7 +328,7 @@ def test_accesses_as_a_property(weight: int) -> None:
         damon_probe(0, [], [damon_filter(TYPE.DAMON_FILTER_TYPE_PGIDLE_SET, True, True)]),
     ]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.52)
+        run_ctx(ctx, 0.52)
     last = recorder.snapshots[-1].regions
     assert shares(last, 0) == [(20, 20), (0, 0)]
     assert shares(last, 1) == [(0, 0), (20, 20)]
@@ -343,7 +343,7 @@ def test_unprepared_pages_are_neither_idle_nor_accessed() -> None:
     kinds = (TYPE.DAMON_FILTER_TYPE_PGIDLE_UNSET, TYPE.DAMON_FILTER_TYPE_PGIDLE_SET)
     ctx.probes = [probe((True, True), kind=kind, weight=1) for kind in kinds]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.12)
+        run_ctx(ctx, 0.12)
     hits = recorder.snapshots[-1].regions.probe_hits
     assert hits is not None
     assert not hits.any()
@@ -358,11 +358,11 @@ def test_physical_memory(weight: int) -> None:
     process.access(2 * MIB, 3 * MIB)
     machine.place(process, MIB, 3 * MIB, 16 * MIB)
     ctx = sim_ctx(process, machine, ops=damon_ops_id.DAMON_OPS_PADDR, min_nr_regions=3, max_nr_regions=6)
-    first(ctx).regions = damon_regions([16 * MIB, 17 * MIB, 18 * MIB], [17 * MIB, 18 * MIB, 19 * MIB])
+    first(ctx).regions = Regions([16 * MIB, 17 * MIB, 18 * MIB], [17 * MIB, 18 * MIB, 19 * MIB])
     of_accesses = [damon_filter(TYPE.DAMON_FILTER_TYPE_PGIDLE_UNSET, True, True)]
     ctx.probes = [probe((True, True), weight=weight), damon_probe(0, [damon_prep()], of_accesses), probe((False, True))]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.12)
+        run_ctx(ctx, 0.12)
     hits = recorder.snapshots[-1].regions.probe_hits
     assert hits is not None
     assert hits[:, :3].tolist() == [[20, 0, 0], [0, 20, 20], [0, 0, 20]]
@@ -376,9 +376,9 @@ def test_with_weights_accesses_are_not_checked() -> None:
     _, process, ctx = halves(weight=100)
     process.mmap([(MIB, 65 * MIB)])
     process.access(MIB, 65 * MIB)
-    first(ctx).regions = damon_regions([MIB], [65 * MIB])
+    first(ctx).regions = Regions([MIB], [65 * MIB])
     with recorded(ctx) as recorder:
-        damon_run(ctx, 20.02)
+        run_ctx(ctx, 20.02)
     last = recorder.snapshots[-1].regions
     assert not last.nr_accesses.any()
     assert not last.last_nr_accesses.any()
@@ -398,9 +398,9 @@ def test_weights_are_what_regions_are_compared_by() -> None:
         _, process, ctx = halves(weight)
         process.mmap([(MIB, 65 * MIB)])
         process.mark("anon", [(start * MIB, (start + 4) * MIB) for start in range(1, 65, 8)])
-        first(ctx).regions = damon_regions([MIB], [65 * MIB])
+        first(ctx).regions = Regions([MIB], [65 * MIB])
         with recorded(ctx) as recorder:
-            damon_run(ctx, 5.02)
+            run_ctx(ctx, 5.02)
         numbers.append(float(np.mean([len(snapshot.regions) for snapshot in recorder.snapshots[30:]])))
     assert numbers[0] < 10
     assert numbers[1] > 16
@@ -465,9 +465,9 @@ def test_too_many_regions_are_merged_whatever_the_weights() -> None:
     process.mark("anon", [(start * MIB, (start + 1) * MIB) for start in range(1, 65, 2)])
     damon_set_attrs(ctx, damon_attrs(sample_interval=5000, aggr_interval=100_000, min_nr_regions=3, max_nr_regions=8))
     starts = np.arange(1, 65, dtype=np.uint64) * np.uint64(MIB)
-    first(ctx).regions = damon_regions(starts, starts + np.uint64(MIB))
+    first(ctx).regions = Regions(starts, starts + np.uint64(MIB))
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.52)
+        run_ctx(ctx, 0.52)
     assert all(len(snapshot.regions) <= 8 for snapshot in recorder.snapshots)
 
 
@@ -526,7 +526,7 @@ def test_schemes_can_go_by_weighted_sums(matching: bool, allow: bool) -> None:
     inside = [False, True, True, True, False]
     matched = [damos_filter_match(ctx, first(ctx), row, f) for row in range(5)]
     assert matched == [one == matching for one in inside]
-    candidates = damos_core_filter_candidates(ctx, first(ctx), s)
+    candidates = core_filter_candidates(ctx, first(ctx), s)
     assert candidates.tolist() == [allow if one else not allow for one in matched]
 
 
@@ -537,7 +537,7 @@ def test_a_scheme_for_anonymous_memory() -> None:
     whole = damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM, True, True, range_min=20, range_max=20)
     damos_add_filter(s, whole)
     ctx.schemes = [s]
-    damon_run(ctx, 1.02)
+    run_ctx(ctx, 1.02)
     assert s.stat.nr_snapshots == 10
     assert s.stat.sz_tried == 10 * 32 * MIB
 
@@ -548,7 +548,7 @@ def test_each_target_is_probed_by_itself() -> None:
     other = machine.spawn([(MIB, 9 * MIB)])
     other.mark("anon", [(MIB, 9 * MIB)])
     t = damon_new_target()
-    t.pid, t.regions = other.pid, damon_regions([MIB], [9 * MIB])
+    t.pid, t.regions = other.pid, Regions([MIB], [9 * MIB])
     damon_add_target(ctx, t)
     s = damos()
     kind = damos_filter_type
@@ -561,7 +561,7 @@ def test_each_target_is_probed_by_itself() -> None:
             other.exit()
 
     ctx.call_controls = [damon_call_control(end, repeat=True)]
-    damon_run(ctx, 1.02)
+    run_ctx(ctx, 1.02)
     assert s.stat.sz_tried == 3 * 8 * MIB
     assert t.regions.last_probe_hits is not None
     assert not t.regions.last_probe_hits.any()
@@ -624,7 +624,7 @@ def test_a_probe_that_is_added_counts_from_then_on() -> None:
     _, _, ctx = halves()
     at_sis(ctx, 31, lambda: damon_commit_ctx(ctx, source_of(ctx, probe((True, True)), probe((False, True)))))
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.32)
+        run_ctx(ctx, 0.32)
     assert [snapshot.sis for snapshot in recorder.snapshots] == [20, 40, 60]
     found = [[shares(snapshot.regions, i) for i in (0, 1)] for snapshot in recorder.snapshots]
     assert [one[0] for one in found] == [[(20, 20), (0, 0)]] * 3
@@ -636,13 +636,13 @@ def test_probes_that_are_gone_cost_nothing() -> None:
     _, _, ctx = halves()
     at_sis(ctx, 21, lambda: damon_commit_ctx(ctx, source_of(ctx)))
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.32)
+        run_ctx(ctx, 0.32)
     assert [snapshot.regions.probe_hits is None for snapshot in recorder.snapshots] == [False, True, True]
 
     ctx = plain_ctx((0, 100), ops=report_ops(apply_probes=lambda *_: pytest.fail("there is no probe")))
     clocked = SimMachine()
     ctx.clock = clocked.clock
-    damon_run(ctx, 0.05)
+    run_ctx(ctx, 0.05)
 
 
 def test_a_commit_that_fails_changes_nothing() -> None:
@@ -676,11 +676,11 @@ def test_the_tracepoint_of_hits_needs_probes() -> None:
     trace.damon_region_aggregated.register(hook)
     try:
         _, _, ctx = halves()
-        damon_run(ctx, 0.32)
+        run_ctx(ctx, 0.32)
         assert seen == [[(20, 20), (0, 0)]] * 3
         _, _, ctx = halves()
         ctx.probes = []
-        damon_run(ctx, 0.32)
+        run_ctx(ctx, 0.32)
         assert len(seen) == 3
     finally:
         trace.damon_region_aggregated.unregister(hook)
@@ -704,7 +704,7 @@ def test_invariants_hold_whatever_is_probed(
     process.access(4 * MIB, 6 * MIB, rate=100)
     ctx = sim_ctx(process, machine, seed=seed, ops=ops, min_nr_regions=3, max_nr_regions=max_nr_regions)
     if ops is damon_ops_id.DAMON_OPS_FVADDR:
-        first(ctx).regions = damon_regions([MIB], [9 * MIB])
+        first(ctx).regions = Regions([MIB], [9 * MIB])
     kinds = [ANON, ANON, TYPE.DAMON_FILTER_TYPE_PGIDLE_UNSET, TYPE.DAMON_FILTER_TYPE_PGIDLE_SET]
     ctx.probes = [
         damon_probe(weight, [damon_prep()] * prep, [damon_filter(kind, True, i != 1)])
@@ -712,7 +712,7 @@ def test_invariants_hold_whatever_is_probed(
     ]
     totals = set()
 
-    def check(c: damon_ctx, _target: int, regions: damon_regions) -> None:
+    def check(c: damon_ctx, _target: int, regions: Regions) -> None:
         validate_ctx(c)
         totals.add(regions.total())
         assert regions.probe_hits is not None
@@ -721,7 +721,7 @@ def test_invariants_hold_whatever_is_probed(
 
     trace.damon_aggregated.register(check)
     try:
-        damon_run(ctx, 1.02)
+        run_ctx(ctx, 1.02)
     finally:
         trace.damon_aggregated.unregister(check)
     assert len(totals) == 1
@@ -745,7 +745,7 @@ def test_reports_count_beside_weights() -> None:
 
     ctx.call_controls = [damon_call_control(push, repeat=True)]
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.22)
+        run_ctx(ctx, 0.22)
     last = recorder.snapshots[-1].regions
     holds = (last.start <= np.uint64(40 * MIB)) & (last.end > np.uint64(40 * MIB))
     assert int(last.nr_accesses[holds][0]) > 0

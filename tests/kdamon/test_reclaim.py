@@ -31,7 +31,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from tests.support.contexts import eventually, first, in_kdamond
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.workload import Workload, build
@@ -204,7 +204,7 @@ def test_reported_memory_is_not_cold() -> None:
 
     def watch() -> None:
         if machine.clock.now() < 10e9:
-            damon_report_accesses(report_array(len(addrs), pid=150, addr=addrs, size=PAGE_SIZE))
+            report_accesses(report_array(len(addrs), pid=150, addr=addrs, size=PAGE_SIZE))
         resident[machine.clock.now() // 1_000_000_000] = process.resident().tolist()
 
     run(reclaim, reclaim.apply_parameters(), 20, watch)

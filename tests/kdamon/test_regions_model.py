@@ -22,8 +22,8 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs
 from kdamon.kernel import ALIGN, rnd_state
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import kdamond_apply_access_reports, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import apply_access_reports, report_array
 from tests.support import model
 from tests.support.model import Region, Report
 from tests.support.tables import (
@@ -43,7 +43,7 @@ THRESHOLDS = st.sampled_from([0, 1, 2, 9, 100, 2**32 - 1, 2**40])
 LIMITS = st.sampled_from([0, 1, 5, 1000, 1 << 21, 1 << 35, 1 << 63, 2**64 - 1])
 
 
-def tables(regions: Sequence[Region]) -> damon_regions:
+def tables(regions: Sequence[Region]) -> Regions:
     return table_of(regions, has_probes(regions))
 
 
@@ -262,7 +262,7 @@ def test_splitting_above_half_of_the_maximum_stays_below_it(max_nr: int) -> None
     """Each number of regions, each rotation; every region can be cut."""
     for n in range(max_nr + 2):
         for rotation in range(max_nr):
-            ctx = ctx_of(damon_regions([100 * i for i in range(n)], [100 * i + 100 for i in range(n)]))
+            ctx = ctx_of(Regions([100 * i for i in range(n)], [100 * i + 100 for i in range(n)]))
             ctx.attrs = damon_attrs(min_nr_regions=3, max_nr_regions=max_nr)
             ctx.split_rotation = rotation
             kdamond_split_regions(ctx)
@@ -283,9 +283,7 @@ def test_regions_are_cut_in_three_where_two_did_not_help(regions: int, max_nr: i
     """Only when their number is what it was, and below a third of the maximum."""
     counts = set()
     for seed in range(20):
-        ctx = ctx_of(
-            damon_regions([1000 * i for i in range(regions)], [1000 * i + 1000 for i in range(regions)]), seed=seed
-        )
+        ctx = ctx_of(Regions([1000 * i for i in range(regions)], [1000 * i + 1000 for i in range(regions)]), seed=seed)
         ctx.attrs = damon_attrs(min_nr_regions=3, max_nr_regions=max_nr)
         ctx.last_nr_regions = before
         kdamond_split_regions(ctx)
@@ -435,7 +433,7 @@ def test_report_application_equals_a_linear_scan(regions: list[Region], counts: 
         size=np.array([r.size for r in reports], np.uint64),
         nr_accesses=[r.nr_accesses for r in reports],
     )
-    within, across = kdamond_apply_access_reports(batch, ctx.adaptive_targets[0], ctx)
+    within, across = apply_access_reports(batch, ctx.adaptive_targets[0], ctx)
     assert [fate == "applied" for fate in fates] == within.tolist()
     assert [fate == "straddling" for fate in fates] == across.tolist()
     assert expected == model_of(ctx.adaptive_targets[0].regions)

@@ -17,17 +17,17 @@ from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
-    damon_run,
     damon_select_ops,
     damon_set_attrs,
     damon_start,
+    report_counters,
+    run_ctx,
 )
 from kdamon.damon import (
+    PrimitivesEnabled,
     damon_access_report,
     damon_ctx,
     damon_ops_id,
-    damon_primitives_enabled,
     damon_sample_control,
     damon_sample_filter,
     damon_sample_filter_type,
@@ -152,8 +152,8 @@ def test_filtered_reports_are_counted_as_such_and_ineligible_ones_are_not_filter
     ctx = plain_ctx((0, 1000), (1000, 2000), ops=report_ops(prepare_access_checks=prepare))
     ctx.clock = SimMachine().clock
     damon_add_sample_filter(ctx.sample_control, damon_new_sample_filter(WRITE, True, True))
-    damon_run(ctx, 0.001)
-    found = {name: n for name, n in asdict(damon_report_counters_of(ctx)).items() if n}
+    run_ctx(ctx, 0.001)
+    found = {name: n for name, n in asdict(report_counters(ctx)).items() if n}
     assert {"accepted": 5, "applied": 1, "filtered": 3, "ineligible": 1} == found
 
 
@@ -163,7 +163,7 @@ def test_filtered_reports_are_counted_as_such_and_ineligible_ones_are_not_filter
 def test_a_commit_copies_filters() -> None:
     """What the source becomes afterwards is its own business."""
     src, dst = damon_sample_control(), damon_sample_control()
-    src.primitives_enabled = damon_primitives_enabled(page_table=False, page_fault=True)
+    src.primitives_enabled = PrimitivesEnabled(page_table=False, page_fault=True)
     damon_add_sample_filter(src, damon_new_sample_filter(CPUMASK, True, True, cpumask=(1,)))
     damon_commit_sample_control(dst, src)
     assert dst == src
@@ -203,7 +203,7 @@ def process_of(machine: SimMachine) -> SimProcess:
 def hot(ctx: damon_ctx, seconds: float = 3) -> list[float]:
     """Monitor; the mean share of samples that saw an access in each quarter of the 64 MiB, in the last second."""
     with recorded(ctx) as recorder:
-        damon_run(ctx, seconds)
+        run_ctx(ctx, seconds)
     assert ctx.kdamond_error is None
     shares = np.zeros(4)
     snapshots = recorder.snapshots[-10:]
@@ -219,9 +219,7 @@ def hot(ctx: damon_ctx, seconds: float = 3) -> list[float]:
 def fault_ctx(*filters: damon_sample_filter) -> damon_ctx:
     machine = SimMachine(seed=3)
     ctx = sim_ctx(process_of(machine), machine)
-    ctx.sample_control = damon_sample_control(
-        damon_primitives_enabled(page_table=False, page_fault=True), list(filters)
-    )
+    ctx.sample_control = damon_sample_control(PrimitivesEnabled(page_table=False, page_fault=True), list(filters))
     return ctx
 
 
@@ -234,7 +232,7 @@ def test_faults_see_writes() -> None:
     """Reads of memory that is there do not fault."""
     ctx = fault_ctx()
     assert [1.0, 1.0, 0.0, 0.0] == hot(ctx)
-    counters = damon_report_counters_of(ctx)
+    counters = report_counters(ctx)
     assert counters.applied > 0.9 * counters.accepted > 0
     assert 0 == ctx.nr_unknown < ctx.nr_samples
 
@@ -252,7 +250,7 @@ def test_faults_see_writes() -> None:
 def test_faults_are_filtered_by_who_made_them(filters: list[damon_sample_filter], expected: list[float]) -> None:
     ctx = fault_ctx(*filters)
     assert expected == hot(ctx)
-    assert (damon_report_counters_of(ctx).filtered > 0) == (expected[:2] != [1.0, 1.0])
+    assert (report_counters(ctx).filtered > 0) == (expected[:2] != [1.0, 1.0])
 
 
 def test_what_cannot_be_armed_is_unknown_not_accessed() -> None:
@@ -269,7 +267,7 @@ def test_with_no_primitive_only_what_others_report_counts() -> None:
     """Pages are neither sampled nor made to fault."""
     machine = SimMachine(seed=3)
     ctx = sim_ctx(process_of(machine), machine)
-    ctx.sample_control.primitives_enabled = damon_primitives_enabled(page_table=False)
+    ctx.sample_control.primitives_enabled = PrimitivesEnabled(page_table=False)
     assert [0.0, 0.0, 0.0, 0.0] == hot(ctx)
     assert 0 == ctx.nr_samples
 
@@ -297,7 +295,7 @@ def test_the_primitive_changes_under_a_running_kdamond() -> None:
             damon_set_attrs(src, ctx.attrs)
             src.adaptive_targets.append(damon_new_target())
             first(src).pid = process.pid
-            src.sample_control.primitives_enabled = damon_primitives_enabled(not page_fault, page_fault)
+            src.sample_control.primitives_enabled = PrimitivesEnabled(not page_fault, page_fault)
             damon_commit_ctx_soon(ctx, src, clock)
             clock.step()
             assert expected == process.primitive
@@ -326,4 +324,4 @@ def test_the_set_for_reports_samples_nothing_and_needs_no_process() -> None:
         damon_report_access(report(1500, pid=5))
         clock.step()
         assert 1 == first(ctx).regions.nr_accesses.sum()
-        assert 1 == damon_report_counters_of(ctx).ineligible
+        assert 1 == report_counters(ctx).ineligible

@@ -13,7 +13,7 @@ from kdamon.damon import damon_ctx, damon_sample_filter_type
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter, only_threads
-from kdamon.vaddr import damon_va_report_faults
+from kdamon.vaddr import va_report_faults
 
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
 SECOND = 1_000_000_000
@@ -56,13 +56,13 @@ def test_threads_that_alone_count_are_awaited(matching: bool, allow: bool, expec
 def test_a_thread_that_ends_is_said_once(said: Callable[[], list[str]]) -> None:
     """Looked for once a second; others go on."""
     ctx, process, clock = context((True, True, (5, 6)))
-    damon_va_report_faults(ctx, sampled=False)
+    va_report_faults(ctx, sampled=False)
     process.ended_threads.add(5)
-    damon_va_report_faults(ctx, sampled=False)
+    va_report_faults(ctx, sampled=False)
     assert [] == said()
     for _ in range(3):
         clock.sleep_until(clock.now() + SECOND, threading.Event())
-        damon_va_report_faults(ctx, sampled=False)
+        va_report_faults(ctx, sampled=False)
     assert ["thread 5 ended: it accesses nothing any more that could count"] == said()
 
 
@@ -70,7 +70,7 @@ def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) ->
     """With where its number is to be taken from."""
     ctx, process, _ = context((True, True, (5,)))
     process.ended_threads.add(5)
-    damon_va_report_faults(ctx, sampled=False)
+    va_report_faults(ctx, sampled=False)
     assert [
         f"thread 5 is none of process {process.pid}, or ended: nothing counts of it; /proc/{process.pid}/task has the "
         "numbers"
@@ -80,8 +80,8 @@ def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) ->
 def test_with_its_process_a_thread_ends_without_a_word(said: Callable[[], list[str]]) -> None:
     """That the process ended is said elsewhere."""
     ctx, process, clock = context((True, True, (5,)))
-    damon_va_report_faults(ctx, sampled=False)
+    va_report_faults(ctx, sampled=False)
     process.exit()
     clock.sleep_until(clock.now() + SECOND, threading.Event())
-    damon_va_report_faults(ctx, sampled=False)
+    va_report_faults(ctx, sampled=False)
     assert [] == said()

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from kdamon.core import damon_new_ctx
 from kdamon.damon import damon_addr_range, damon_attrs, damon_ctx, damon_region, damos, damos_action, damos_quota
 from kdamon.ops_common import (
+    cold_scores,
     damon_cold_score,
-    damon_cold_scores,
     damon_hot_score,
-    damon_hot_scores,
-    damon_scheme_score,
-    damon_scheme_scores,
+    hot_scores,
+    scheme_score,
+    scheme_scores,
 )
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.support.tables import effort
 
 #: Accesses of at most 20, age in aggregation intervals of 100 ms, the two weights; then the scores.
@@ -87,9 +87,9 @@ def test_at_the_beginning_of_an_aggregation_interval_the_last_one_counts_alone()
     ctx.passed_sample_intervals, ctx.next_aggregation_sis = 20, 40
     r, s = region(5, 0, 10), scheme(1, 0)
     assert damon_hot_score(context(), region(10, 0), s) == damon_hot_score(ctx, r, s)
-    table = damon_regions([0], [4096])
+    table = Regions([0], [4096])
     table.nr_accesses[:], table.last_nr_accesses[:] = 5, 10
-    assert [damon_hot_score(ctx, r, s)] == damon_hot_scores(ctx, table, s).tolist()
+    assert [damon_hot_score(ctx, r, s)] == hot_scores(ctx, table, s).tolist()
 
 
 @pytest.mark.parametrize("action", damos_action)
@@ -97,13 +97,13 @@ def test_what_an_action_is_for_has_its_best_scores(action: damos_action) -> None
     """The coldest for what takes memory away, the hottest for what brings it near; all others are for all alike."""
     ctx, s = context(), scheme(1, 1)
     s.action = action
-    table = damon_regions([0, 4096], [4096, 8192])
+    table = Regions([0, 4096], [4096, 8192])
     table.nr_accesses[:] = 0, 20
     name = action.value
     cold, hot = name in {"pageout", "lru_deprio", "migrate_cold"}, name in {"lru_prio", "migrate_hot"}
     expected = [75, 25] if cold else [24, 74] if hot else [99, 99]
-    assert expected == damon_scheme_scores(ctx, table, s).tolist()
-    assert expected == [damon_scheme_score(ctx, table.region(row), s) for row in range(2)]
+    assert expected == scheme_scores(ctx, table, s).tolist()
+    assert expected == [scheme_score(ctx, table.region(row), s) for row in range(2)]
 
 
 _counts = st.integers(0, 2**32 - 1)
@@ -124,13 +124,13 @@ def test_a_table_has_the_scores_of_its_regions(
     ctx.passed_sample_intervals, ctx.next_aggregation_sis = passed, 100
     ctx.attrs.sample_interval = min(intervals[0], intervals[1])
     s = scheme(*weights)
-    table = damon_regions(range(0, 4096 * len(rows), 4096), range(4096, 4096 * len(rows) + 1, 4096))
+    table = Regions(range(0, 4096 * len(rows), 4096), range(4096, 4096 * len(rows) + 1, 4096))
     most = ctx.attrs.aggr_interval // ctx.attrs.sample_interval
     for name, column in zip(("nr_accesses", "last_nr_accesses", "age"), zip(*rows, strict=True), strict=False):
         bound = 2**32 if name == "age" else most + 1
         setattr(table, name, np.array([value % bound for value in column], np.uint32))
     regions = [table.region(row) for row in range(len(rows))]
     hot = [damon_hot_score(ctx, r, s) for r in regions]
-    assert hot == damon_hot_scores(ctx, table, s).tolist()
-    assert [damon_cold_score(ctx, r, s) for r in regions] == damon_cold_scores(ctx, table, s).tolist()
+    assert hot == hot_scores(ctx, table, s).tolist()
+    assert [damon_cold_score(ctx, r, s) for r in regions] == cold_scores(ctx, table, s).tolist()
     assert all(0 <= score <= 99 for score in hot)

@@ -18,8 +18,8 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon
 from kdamon.damon import damon_ctx
 from kdamon.kernel import time_after_eq
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
-from kdamon.stat import damon_stat, damon_stat_bandwidth, damon_stat_idle_percentiles
+from kdamon.regions import Regions
+from kdamon.stat import bandwidth_of, damon_stat, idle_percentiles
 from tests.support.contexts import eventually, stopped
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.tables import effort
@@ -36,7 +36,7 @@ def ctx_of(*targets: Sequence[Region], aggr_us: int = 100_000) -> damon_ctx:
     for regions in targets:
         t = damon_new_target()
         bounds = np.concatenate([[0], np.cumsum([size for size, _, _ in regions])]).astype(np.uint64)
-        t.regions = damon_regions(bounds[:-1], bounds[1:])
+        t.regions = Regions(bounds[:-1], bounds[1:])
         t.regions.nr_accesses = np.array([accesses for _, accesses, _ in regions], np.uint32)
         t.regions.age = np.array([age for _, _, age in regions], np.uint32)
         damon_add_target(ctx, t)
@@ -64,27 +64,27 @@ def kernels_percentiles(regions: Sequence[Region], aggr_us: int) -> list[int]:
 
 def test_bandwidth_takes_each_sampled_access_for_one_of_the_whole_region() -> None:
     """Sizes times accesses, over the aggregation interval."""
-    assert damon_stat_bandwidth(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)])) == 23 * 4096 * 10
-    assert damon_stat_bandwidth(ctx_of([(4096, 1, 0)], [(4096, 2, 0)], aggr_us=3_000_000)) == 4096
-    assert damon_stat_bandwidth(ctx_of([(1 << 46, 2000, 0)], aggr_us=1)) == ((1 << 46) * 2000 * 1_000_000) % (1 << 64)
+    assert bandwidth_of(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)])) == 23 * 4096 * 10
+    assert bandwidth_of(ctx_of([(4096, 1, 0)], [(4096, 2, 0)], aggr_us=3_000_000)) == 4096
+    assert bandwidth_of(ctx_of([(1 << 46, 2000, 0)], aggr_us=1)) == ((1 << 46) * 2000 * 1_000_000) % (1 << 64)
 
 
 def test_percentiles_go_from_the_longest_accessed_to_the_longest_idle_memory() -> None:
     """Negative where memory is accessed, and one aggregation more than the region's age."""
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 1, 0)])
-    percentiles = damon_stat_idle_percentiles(ctx)
+    percentiles = idle_percentiles(ctx)
     assert percentiles == (-500,) * 26 + (-100,) * 25 + (1000,) * 50
 
 
 def test_percentiles_are_of_all_processes_together() -> None:
     """Whichever comes first."""
-    assert damon_stat_idle_percentiles(ctx_of([(75, 0, 1)], [(25, 1, 1)])) == (-200,) * 26 + (200,) * 75
+    assert idle_percentiles(ctx_of([(75, 0, 1)], [(25, 1, 1)])) == (-200,) * 26 + (200,) * 75
 
 
 def test_there_are_no_percentiles_of_nothing() -> None:
     """Without any region the last ones stay."""
-    assert damon_stat_idle_percentiles(ctx_of()) is None
-    assert damon_stat_idle_percentiles(ctx_of([])) is None
+    assert idle_percentiles(ctx_of()) is None
+    assert idle_percentiles(ctx_of([])) is None
 
 
 def test_memory_of_which_nothing_is_known_is_left_out() -> None:
@@ -92,9 +92,9 @@ def test_memory_of_which_nothing_is_known_is_left_out() -> None:
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 0, 0)])
     [regions] = [t.regions for t in ctx.adaptive_targets]
     regions.nr_unknown = np.array([10, 0, 9], np.uint32)
-    assert damon_stat_idle_percentiles(ctx) == (-500,) * 51 + (100,) * 50
+    assert idle_percentiles(ctx) == (-500,) * 51 + (100,) * 50
     regions.nr_unknown = np.array([20, 20, 10], np.uint32)
-    assert damon_stat_idle_percentiles(ctx) is None
+    assert idle_percentiles(ctx) is None
 
 
 def test_shared_memory_is_not_idle() -> None:
@@ -120,7 +120,7 @@ def test_shared_memory_is_not_idle() -> None:
 )
 def test_percentiles_are_the_kernels(regions: list[Region], aggr_us: int) -> None:
     """Of any regions."""
-    percentiles = damon_stat_idle_percentiles(ctx_of(regions, aggr_us=aggr_us))
+    percentiles = idle_percentiles(ctx_of(regions, aggr_us=aggr_us))
     assert percentiles is not None
     assert list(percentiles) == kernels_percentiles(regions, aggr_us)
 
@@ -173,8 +173,8 @@ def test_numbers_come_more_than_five_seconds_apart_with_an_aggregation() -> None
     seen: list[tuple[float, int]] = []
 
     def watch() -> None:
-        found = damon_stat_idle_percentiles(ctx)
-        if stat.memory_idle_ms_percentiles == found and stat.estimated_memory_bandwidth == damon_stat_bandwidth(ctx):
+        found = idle_percentiles(ctx)
+        if stat.memory_idle_ms_percentiles == found and stat.estimated_memory_bandwidth == bandwidth_of(ctx):
             assert time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis)
             assert stat.aggr_interval_us == ctx.attrs.aggr_interval
             seen.append((machine.clock.now() / 1e9, stat.aggr_interval_us))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from kdamon.core import damon_add_scheme, damon_run, damon_set_regions, kdamond_merge_regions
+from kdamon.core import damon_add_scheme, damon_set_regions, kdamond_merge_regions, run_ctx
 from kdamon.damon import (
     damon_addr_range,
     damon_attrs,
@@ -28,7 +28,7 @@ from kdamon.mm.ranges import subtract, total
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.regions import mostly_unknown
-from kdamon.stat import damon_stat_idle_percentiles, unknown_mem_bp
+from kdamon.stat import idle_percentiles, unknown_mem_bp
 from tests.support.contexts import first, sim_ctx
 from tests.support.model import Region
 from tests.support.modules import HEAP, MEBI, module, run
@@ -101,7 +101,7 @@ def test_actions_that_cost_leave_alone_what_is_mostly_unknown(
 
     assert ctx.ops is not None
     ctx.ops = evolve(ctx.ops, apply_scheme=spy)
-    damon_run(ctx, 10.02)
+    run_ctx(ctx, 10.02)
     assert (action.value in COSTLY) == scheme.needs_known
     assert scheme.stat.sz_unknown > 0
     if action is damos_action.DAMOS_STAT:
@@ -121,7 +121,7 @@ def test_hot_memory_of_which_most_is_unknown_is_not_paged_out() -> None:
     process.access(HEAP, END)
     process.unknown = [(start + MEBI // 16, start + 4 * MEBI) for start in range(HEAP, END, 4 * MEBI)]
     ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT))
-    damon_run(ctx, 20)
+    run_ctx(ctx, 20)
     assert 0 == ctx.schemes[0].stat.nr_tried
 
 
@@ -131,7 +131,7 @@ def test_the_known_part_is_paged_out_and_no_more() -> None:
         machine = SimMachine(seed=1)
         process = spawn(machine)
         ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota))
-        damon_run(ctx, 60)
+        run_ctx(ctx, 60)
         assert gone(process, MIDDLE, END) > 24 * MEBI
         assert gone(process, HEAP, MIDDLE) < MEBI
 
@@ -143,7 +143,7 @@ def test_a_quota_is_not_kept_for_what_is_unknown() -> None:
     process.access(MIDDLE, END, until=20)
     quota = damos_quota(reset_interval=1000, sz=8 * MEBI, weight_age=1)
     ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota))
-    damon_run(ctx, 32)
+    run_ctx(ctx, 32)
     assert gone(process, MIDDLE, END) > 24 * MEBI
     assert gone(process, HEAP, MIDDLE) < MEBI
 
@@ -158,7 +158,7 @@ def test_time_that_is_unknown_is_no_time_of_being_cold() -> None:
     seen: list[tuple[float, int]] = []
     at(ctx, machine, 10, process.unknown.clear)
     at(ctx, machine, 14.5, lambda: seen.append((gone(process, HEAP, END), int(first(ctx).regions.age.max()))))
-    damon_run(ctx, 16)
+    run_ctx(ctx, 16)
     [(too_early, age)] = seen
     assert 0 == too_early
     assert age > 130
@@ -176,7 +176,7 @@ def test_what_was_known_before_does_not_count_either() -> None:
     at(ctx, machine, 4, lambda: process.unknown.append((HEAP, END)))
     at(ctx, machine, 6, process.unknown.clear)
     at(ctx, machine, 10.5, lambda: seen.append(gone(process, HEAP, END)))
-    damon_run(ctx, 12)
+    run_ctx(ctx, 12)
     assert [0] == seen
     assert gone(process, HEAP, END) > 60 * MEBI
 
@@ -188,7 +188,7 @@ def test_no_moment_of_an_interval_takes_it_for_known(apply_interval_us: int) -> 
     process = spawn(machine)
     process.unknown = [(HEAP, END)]
     scheme = damos(IDLE, damos_action.DAMOS_PAGEOUT, apply_interval_us=apply_interval_us)
-    damon_run(ctx_with(process, machine, scheme), 1)
+    run_ctx(ctx_with(process, machine, scheme), 1)
     assert 0 == scheme.stat.nr_tried
     assert 0 < scheme.stat.sz_unknown
 
@@ -204,7 +204,7 @@ def test_a_walk_shows_how_many_samples_were_unknown() -> None:
             rows.append((region.end <= MIDDLE, region.nr_unknown))
 
     at(ctx, machine, 2, lambda: setattr(ctx, "walk_control", damos_walk_control(show)))
-    damon_run(ctx, 3)
+    run_ctx(ctx, 3)
     assert {(True, 20), (False, 0)} == set(rows)
 
 
@@ -231,7 +231,7 @@ def test_memory_out_of_reach_is_unknown() -> None:
     first(ctx).task = OutOfReach()
     seen: list[int] = []
     at(ctx, machine, 5.9, lambda: seen.append(gone(process, HEAP, END)))
-    damon_run(ctx, 8)
+    run_ctx(ctx, 8)
     assert [0] == seen
     assert gone(process, HEAP, END) > 60 * MEBI
 
@@ -252,7 +252,7 @@ def test_where_faults_are_lost_samples_are_unknown() -> None:
     scheme = damos(IDLE, damos_action.DAMOS_PAGEOUT)
     ctx = ctx_with(process, machine, scheme)
     ctx.sample_control.primitives_enabled.page_fault = True
-    damon_run(ctx, 3)
+    run_ctx(ctx, 3)
     assert machine.faults_lost > 0
     assert 0 == scheme.stat.nr_tried
     assert ctx.nr_unknown == ctx.nr_samples > 0
@@ -291,7 +291,7 @@ def test_the_table_finds_where_memory_is_unknown() -> None:
     ctx = ctx_with(spawn(machine), machine)
     edges: list[int] = []
     at(ctx, machine, 19.9, lambda: edges.extend(first(ctx).regions.start.tolist()))
-    damon_run(ctx, 20)
+    run_ctx(ctx, 20)
     assert min(abs(edge - MIDDLE) for edge in edges) < MEBI
 
 
@@ -333,5 +333,5 @@ def test_damon_stat_counts_no_idle_time_that_is_unknown() -> None:
     regions = [Region(0, 60, age=99, unknown_age=95), Region(60, 80, age=99, unknown_age=99, nr_unknown=20)]
     regions.append(Region(80, 100, nr_accesses=5, age=9, unknown_age=3))
     ctx = ctx_of(table_of(regions))
-    assert {-700, 500} == set(damon_stat_idle_percentiles(ctx) or ())
+    assert {-700, 500} == set(idle_percentiles(ctx) or ())
     assert 2000 == unknown_mem_bp(ctx)

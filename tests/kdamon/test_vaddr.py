@@ -8,7 +8,7 @@ import numpy as np
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_select_ops
 from kdamon.damon import damon_ops_id
 from kdamon.mm import YOUNG, Answers, U64Array
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_check_accesses, damon_va_prepare_access_checks
 
 
@@ -50,7 +50,7 @@ def test_an_exec_between_the_halves_of_a_sample_leaves_it_unknown() -> None:
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR)
     task = Execing()
     t = damon_new_target()
-    t.task, t.regions = task, damon_regions([0, 4096], [4096, 8192])
+    t.task, t.regions = task, Regions([0, 4096], [4096, 8192])
     damon_add_target(ctx, t)
 
     damon_va_prepare_access_checks(ctx)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kdamon.core import damon_set_regions
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_three_regions
 from tests.support.tables import addr_ranges, ranges_of, target_of
 
@@ -25,7 +25,7 @@ def three_regions(*ranges: tuple[int, int], min_region_sz: int = 1) -> list[tupl
 
 
 def apply_three_regions(new: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    t = target_of(damon_regions([start for start, _ in OLD], [end for _, end in OLD]))
+    t = target_of(Regions([start for start, _ in OLD], [end for _, end in OLD]))
     damon_set_regions(t, addr_ranges(new), 1)
     return ranges_of(t.regions)
 

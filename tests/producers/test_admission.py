@@ -24,10 +24,10 @@ from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
     damon_select_ops,
     damon_set_attrs,
     damon_start,
+    report_counters,
 )
 from kdamon.damon import (
     damon_access_report,
@@ -42,16 +42,16 @@ from kdamon.producers import admission as report_admission
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.ring import ReportRing
 from kdamon.producers.server import ReportServer
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports import apply as reports_module
 from kdamon.reports.apply import (
-    damon_report_accesses,
-    damon_report_subscribe,
-    damon_report_unsubscribe,
-    damon_reported_pids,
+    report_accesses,
     report_array,
+    reported_pids,
+    subscribe_reports,
+    unsubscribe_reports,
 )
-from kdamon.reports.queue import damon_report_queue, damon_report_source
+from kdamon.reports.queue import ReportQueue, ReportSource
 from tests.support.contexts import SteppedClock, eventually, stopped
 from tests.support.reporter import Reporter
 
@@ -114,21 +114,21 @@ def attacker(server: ReportServer, *numbers: int, user: int = NOBODY) -> Iterato
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[damon_report_queue]:
+def recording() -> Iterator[ReportQueue]:
     """Take every report, whatever it is about, as a recorder does."""
-    queue = damon_report_queue(RealClock())
-    damon_report_subscribe(queue)
+    queue = ReportQueue(RealClock())
+    subscribe_reports(queue)
     try:
         yield queue
     finally:
-        damon_report_unsubscribe(queue)
+        unsubscribe_reports(queue)
 
 
 def target(pid: int) -> damon_target:
     """A target that is process ``pid``, with one region."""
     t = damon_new_target()
     t.pid = pid
-    t.regions = damon_regions([0], [1 << 32])
+    t.regions = Regions([0], [1 << 32])
     return t
 
 
@@ -290,14 +290,14 @@ def test_a_flood_about_its_own_producer_loses_its_own_reports_alone(server: Repo
         received(server, n)
         assert 4000 == honest.ask("report", honest.pid, 1 << 20, 1, 4000)
         received(server, n + 4000)
-        counters = damon_report_counters_of(ctx)
+        counters = report_counters(ctx)
         # As much is left to others.
         assert (cap + 4000, n - cap) == (counters.accepted, counters.dropped)
         lost = {p.pid: p.counters.lost for p in server._producers.values()}
         assert {flood.pid: n - cap, honest.pid: 0} == lost
         assert n - cap == server.counters().lost
         clock.step()
-        assert cap + 4000 == damon_report_counters_of(ctx).applied
+        assert cap + 4000 == report_counters(ctx).applied
 
 
 #: Reports on itself through one ring after the other, COUNT times.
@@ -329,16 +329,16 @@ def test_connecting_again_gives_no_new_room(server: ReportServer, program: Path)
         assert ["20000\n"] * 20 == [flood.stdout.readline() for _ in range(20)]
         eventually(lambda: server.counters().producers == 1, "the end of the last connection")
         before = server.counters()
-        counters = damon_report_counters_of(ctx)
+        counters = report_counters(ctx)
         # Some of its reports may have come before there was a context.
         assert before.received - before.ineligible == counters.accepted + counters.dropped
         assert counters.accepted <= cap
         assert 4000 == honest.ask("report", honest.pid, 1 << 20, 1, 4000)
         received(server, before.received + 4000)
-        assert counters.accepted + 4000 == damon_report_counters_of(ctx).accepted
+        assert counters.accepted + 4000 == report_counters(ctx).accepted
         assert len(ctx.reports._lanes) <= 4
         clock.step()
-        assert counters.accepted + 4000 == damon_report_counters_of(ctx).applied
+        assert counters.accepted + 4000 == report_counters(ctx).applied
         clock.step()
         assert 1 == len(ctx.reports._users)
         assert (0, 0) == (ctx.reports._of_users.used, ctx.reports._users[OTHER].room.used)
@@ -385,7 +385,7 @@ def test_users_that_report_nothing_take_nothing(server: ReportServer, program: P
         with patch.object(ReportRing, "drain", watched):
             assert 20_000 == honest.ask("batch", honest.pid, 0, 1, 20_000)
             received(server, 20_000)
-        assert (20_000, 0) == (damon_report_counters_of(ctx).accepted, damon_report_counters_of(ctx).dropped)
+        assert (20_000, 0) == (report_counters(ctx).accepted, report_counters(ctx).dropped)
         assert 1 << 14 == max(limits)
         many.communicate(timeout=60)
 
@@ -395,14 +395,14 @@ def test_users_that_come_and_go_have_limited_room_together() -> None:
     with recording() as queue, patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000):
         taken = []
         for user in range(50_000, 50_100):
-            source = damon_report_source(user)
-            damon_report_accesses(report_array(5000), source)
+            source = ReportSource(user)
+            report_accesses(report_array(5000), source)
             taken.append(5000 - source.lost)
             source.close()
         assert [1000, 500, 250] == taken[:3]
         assert sum(taken) <= 2000
         assert sum(taken) == sum(len(batch) for _, batch in queue.take() if not isinstance(batch, damon_access_report))
-        damon_report_accesses(report_array(5000), source := damon_report_source(60_000))
+        report_accesses(report_array(5000), source := ReportSource(60_000))
         assert 4000 == source.lost
         assert [60_000] == list(queue._users)
         assert (100 * 5000 + 5000, sum(taken) + 1000) == (
@@ -423,10 +423,10 @@ def test_reports_on_a_new_target_count_as_soon_as_it_is_committed() -> None:
             damon_add_target(new, target(pid))
         damon_commit_ctx(ctx, new)
         # What the caller may do once it knows.
-        damon_report_accesses(report_array(10, pid=8), source)
-        fates.append(damon_reported_pids())
+        report_accesses(report_array(10, pid=8), source)
+        fates.append(reported_pids())
 
-    source = damon_report_source()
+    source = ReportSource()
     with monitored(7) as (ctx, clock):
         caller = threading.Thread(target=damon_call, args=(ctx, damon_call_control(fn=commit)))
         caller.start()
@@ -435,7 +435,7 @@ def test_reports_on_a_new_target_count_as_soon_as_it_is_committed() -> None:
         caller.join(60)
         assert [frozenset({7, 8})] == fates
         clock.step()
-        assert (10, 0) == (damon_report_counters_of(ctx).applied, damon_report_counters_of(ctx).ineligible)
+        assert (10, 0) == (report_counters(ctx).applied, report_counters(ctx).ineligible)
 
 
 def test_a_flood_about_what_is_not_monitored_takes_no_room(server: ReportServer, program: Path) -> None:
@@ -452,7 +452,7 @@ def test_a_flood_about_what_is_not_monitored_takes_no_room(server: ReportServer,
         received(server, 100_100)
         counters = server.counters()
         assert (100_000, 0, 0) == (counters.ineligible, counters.not_permitted, counters.lost)
-        assert (100, 0) == (damon_report_counters_of(ctx).accepted, damon_report_counters_of(ctx).dropped)
+        assert (100, 0) == (report_counters(ctx).accepted, report_counters(ctx).dropped)
 
 
 def test_each_context_gets_what_is_about_its_targets(server: ReportServer, program: Path) -> None:
@@ -466,12 +466,12 @@ def test_each_context_gets_what_is_about_its_targets(server: ReportServer, progr
         for pid, n in ((7, 100), (8, 50), (9, 30), (10, 20)):
             assert n == c.ask("batch", pid, 0, 1, n)
         received(server, 200)
-        counters = [damon_report_counters_of(ctx) for ctx in (one, other)]
+        counters = [report_counters(ctx) for ctx in (one, other)]
         assert 20 == server.counters().ineligible
         assert [180, 180] == [each.accepted for each in counters]
         assert [(80, 100), (100, 80)] == [(each.ineligible, each.pending) for each in counters]
         clock.step()
-        assert 100 == damon_report_counters_of(one).applied
+        assert 100 == report_counters(one).applied
 
 
 def test_what_is_monitored_may_change(server: ReportServer, program: Path) -> None:
@@ -481,23 +481,23 @@ def test_what_is_monitored_may_change(server: ReportServer, program: Path) -> No
             # The kdamond sleeps.
             ctx.adaptive_targets = [target(pid) for pid in pids]
             clock.step()
-            before, ineligible = damon_report_counters_of(ctx).accepted, server.counters().ineligible
+            before, ineligible = report_counters(ctx).accepted, server.counters().ineligible
             for pid in (7, 8, 9):
                 assert 10 == c.ask("report", pid, 0, 1, 10)
             sent = c.ask_all("counters")[0]
             received(server, sent)
-            assert 10 * len(pids) == damon_report_counters_of(ctx).accepted - before
+            assert 10 * len(pids) == report_counters(ctx).accepted - before
             assert 30 - 10 * len(pids) == server.counters().ineligible - ineligible
 
 
 def test_many_small_batches_are_limited_as_large_ones_are() -> None:
     """Each costs memory besides its reports."""
     with recording() as queue, patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000):
-        source = damon_report_source()
+        source = ReportSource()
         for _ in range(500):
-            damon_report_accesses(report_array(1), source)
+            report_accesses(report_array(1), source)
         assert (125, 375) == (len(queue.take()), source.lost)
-        damon_report_accesses(report_array(1), source)
+        report_accesses(report_array(1), source)
         assert 1 == len(queue.take())
         source.close()
         queue.take()

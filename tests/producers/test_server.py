@@ -25,20 +25,20 @@ from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
     damon_new_target,
-    damon_report_counters_of,
     damon_select_ops,
     damon_set_attrs,
     damon_start,
+    report_counters,
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_ops_id
 from kdamon.kernel import RealClock
 from kdamon.producers.client import ReportClient, report_paths
 from kdamon.producers.ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
 from kdamon.producers.server import ReportServer, ReportServerCounters, default_report_path
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import damon_report_subscribe, damon_report_unsubscribe, report_array
-from kdamon.reports.queue import damon_report_queue
+from kdamon.reports.apply import report_array, subscribe_reports, unsubscribe_reports
+from kdamon.reports.queue import ReportQueue
 from tests.support.contexts import SteppedClock, eventually, stopped
 from tests.support.reporter import Reporter
 
@@ -49,13 +49,13 @@ OTHER = 65533
 SERVER = """
 import os, sys
 from kdamon.kernel import RealClock
-from kdamon.reports.queue import damon_report_queue
+from kdamon.reports.queue import ReportQueue
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import damon_report_subscribe
+from kdamon.reports.apply import subscribe_reports
 user = int(sys.argv[2])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)
-damon_report_subscribe(damon_report_queue(RealClock()))
+subscribe_reports(ReportQueue(RealClock()))
 with ReportServer(sys.argv[1]) as server:
     print("ready", flush=True)
     sys.stdin.readline()
@@ -99,12 +99,12 @@ def nothing_left(public: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def recorder() -> Iterator[damon_report_queue]:
+def recorder() -> Iterator[ReportQueue]:
     """Something that takes every report, whatever it is about."""
-    queue = damon_report_queue(RealClock())
-    damon_report_subscribe(queue)
+    queue = ReportQueue(RealClock())
+    subscribe_reports(queue)
     yield queue
-    damon_report_unsubscribe(queue)
+    unsubscribe_reports(queue)
 
 
 def context(*ranges: tuple[int, int], pid: int = PID, **attrs: int) -> damon_ctx:
@@ -117,7 +117,7 @@ def context(*ranges: tuple[int, int], pid: int = PID, **attrs: int) -> damon_ctx
     )
     t = damon_new_target()
     t.pid = pid
-    t.regions = damon_regions([start for start, _ in ranges], [end for _, end in ranges])
+    t.regions = Regions([start for start, _ in ranges], [end for _, end in ranges])
     damon_add_target(ctx, t)
     return ctx
 
@@ -154,13 +154,13 @@ def test_reports_of_another_process_are_counted_for_its_regions(server: ReportSe
             assert 2 == received(server, 2505).producers
             clock.step()
         assert [1, 0, 1] == ctx.adaptive_targets[0].regions.nr_accesses.tolist()
-        counters = damon_report_counters_of(ctx)
+        counters = report_counters(ctx)
         assert (2505, 1004, 1, 1500) == (counters.accepted, counters.applied, counters.straddling, counters.outside)
         eventually(lambda: alone(server), "the end of both producers")
         assert server.counters() == ReportServerCounters(received=2505, sent=2505)
 
 
-def test_every_field_arrives(server: ReportServer, recorder: damon_report_queue) -> None:
+def test_every_field_arrives(server: ReportServer, recorder: ReportQueue) -> None:
     """As it was sent."""
     sent = report_array(
         3, pid=[1, 2, 3], addr=[4, 5, 2**63], size=[6, 2**40, 1], nr_accesses=[7, 8, 9], node_id=[0, -1, 3],
@@ -188,10 +188,10 @@ def test_accepted_and_dropped_is_what_was_sent(server: ReportServer, program: Pa
             eventually(lambda: server.counters().received == taken, "the last record")
             told = server.counters()
             assert (sent, dropped) == (told.sent, told.dropped)
-        counters = damon_report_counters_of(ctx)
+        counters = report_counters(ctx)
         assert sent == dropped + counters.accepted + counters.dropped
         clock.step()
-        counters = damon_report_counters_of(ctx)
+        counters = report_counters(ctx)
         assert counters.accepted == counters.applied
         eventually(lambda: alone(server), "the end of the producer")
         assert (sent, dropped) == (server.counters().sent, server.counters().dropped)
@@ -309,7 +309,7 @@ def test_a_process_that_ended_is_not_told_about(server: ReportServer, program: P
 
 
 def test_some_may_be_permitted_and_some_not(
-    server: ReportServer, recorder: damon_report_queue, program: Path, sleepers: dict[str, int]
+    server: ReportServer, recorder: ReportQueue, program: Path, sleepers: dict[str, int]
 ) -> None:
     """In one and the same batch."""
     with Reporter(program, server.path, user=NOBODY) as c:

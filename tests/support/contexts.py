@@ -33,7 +33,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 
 MS = 1_000_000
 
@@ -123,7 +123,7 @@ def plain_ctx(*ranges: tuple[int, int], ops: damon_operations | None = None, see
         ctx, damon_attrs(**({"min_nr_regions": 3, "sample_interval": 1000, "aggr_interval": 20_000} | attrs))
     )
     t = damon_new_target()
-    t.regions = damon_regions([start for start, _ in ranges], [end for _, end in ranges])
+    t.regions = Regions([start for start, _ in ranges], [end for _, end in ranges])
     damon_add_target(ctx, t)
     return ctx
 
@@ -152,7 +152,7 @@ class Snapshot:
 
     sis: int
     target: int
-    regions: damon_regions
+    regions: Regions
     sample_us: int
 
 
@@ -164,7 +164,7 @@ class Recorder:
     snapshots: list[Snapshot] = field(factory=list)
     tuned: list[int] = field(factory=list)
 
-    def _aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+    def _aggregated(self, ctx: damon_ctx, target: int, regions: Regions) -> None:
         if ctx is self.ctx:
             sis = ctx.passed_sample_intervals
             self.snapshots.append(Snapshot(sis, target, regions.copy(), ctx.attrs.sample_interval))
@@ -207,7 +207,7 @@ def in_kdamond(ctx: damon_ctx, fn: Callable[[], Any]) -> Any:
     return result[0]
 
 
-def bytes_of(regions: damon_regions) -> bytes:
+def bytes_of(regions: Regions) -> bytes:
     """Everything that a table holds."""
     names = ("start", "end", "nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
     return b"".join(np.ascontiguousarray(getattr(regions, name)).tobytes() for name in names)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from kdamon.damon import damos_access_pattern, damos_filter, damos_filter_type, damos_stat
-from tests.support.model import U64, Region, Regions, align_down, mult_frac
+from tests.support.model import U64, ModelRegions, Region, align_down, mult_frac
 
 __all__ = ["Quota", "Scheme", "apply_schemes"]
 
@@ -50,7 +50,7 @@ class Quota:
     since: int | None = None
     total_sz: int = 0
     total_ns: int = 0
-    target_from: Regions | None = None
+    target_from: ModelRegions | None = None
     addr_from: int = 0
     min_score: int = 0
 
@@ -130,12 +130,12 @@ class Scheme:
         )
 
     @staticmethod
-    def split(regions: Regions, i: int, size: int) -> None:
+    def split(regions: ModelRegions, i: int, size: int) -> None:
         r = regions[i]
         regions.insert(i + 1, replace(r.copy(), start=r.start + size))
         r.end = r.start + size
 
-    def matches(self, f: damos_filter, place: int, regions: Regions, i: int) -> bool:
+    def matches(self, f: damos_filter, place: int, regions: ModelRegions, i: int) -> bool:
         r = regions[i]
         if f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
             return (place == f.target_idx) == f.matching
@@ -150,14 +150,14 @@ class Scheme:
         self.split(regions, i, end - r.start)
         return f.matching
 
-    def filtered_out(self, place: int, regions: Regions, i: int) -> tuple[bool, bool]:
+    def filtered_out(self, place: int, regions: ModelRegions, i: int) -> tuple[bool, bool]:
         """Whether the filters of the core reject a region, and whether one of them allows it."""
         for f in self.filters:
             if self.matches(f, place, regions, i):
                 return not f.allow, f.allow
         return bool(self.filters) and self.filters[-1].allow and not self.with_ops_filter, False
 
-    def adjust(self, targets: Sequence[Regions], now: int) -> None:
+    def adjust(self, targets: Sequence[ModelRegions], now: int) -> None:
         quota = self.quota
         if not (quota.sz or quota.ms or quota.goals):
             return
@@ -182,7 +182,7 @@ class Scheme:
         while quota.min_score and sum(histogram[quota.min_score :]) < quota.esz:
             quota.min_score -= 1
 
-    def skip_charged(self, regions: Regions, i: int) -> bool:
+    def skip_charged(self, regions: ModelRegions, i: int) -> bool:
         quota = self.quota
         if quota.target_from is None:
             return False
@@ -202,7 +202,7 @@ class Scheme:
             quota.target_from, quota.addr_from = None, 0
         return skip
 
-    def apply_to(self, place: int, regions: Regions, i: int) -> None:
+    def apply_to(self, place: int, regions: ModelRegions, i: int) -> None:
         quota = self.quota
         rejected, allowed = self.filtered_out(place, regions, i)
         if rejected:
@@ -236,7 +236,7 @@ class Scheme:
         self.stat.sz_applied += applied
         self.stat.sz_ops_filter_passed += passed
 
-    def visit(self, place: int, regions: Regions, i: int) -> None:
+    def visit(self, place: int, regions: ModelRegions, i: int) -> None:
         if self.quota.full() or self.skip_charged(regions, i):
             return
         if self.max_nr_snapshots and self.max_nr_snapshots <= self.stat.nr_snapshots:
@@ -249,7 +249,9 @@ class Scheme:
             self.stat.nr_snapshots += 1
 
 
-def apply_schemes(due: Sequence[Scheme], targets: Sequence[Regions], gone: Sequence[int], now: int, most: int) -> None:
+def apply_schemes(
+    due: Sequence[Scheme], targets: Sequence[ModelRegions], gone: Sequence[int], now: int, most: int
+) -> None:
     """A pass of schemes at ``now``, and the merge behind it of up to ``most``.
 
     :param gone: places of targets that are not valid.
@@ -267,7 +269,7 @@ def apply_schemes(due: Sequence[Scheme], targets: Sequence[Regions], gone: Seque
             while i < len(regions):
                 s.visit(place, regions, i)
                 i += 1
-        merged: Regions = []
+        merged: ModelRegions = []
         for r in regions:
             last = merged[-1] if merged else None
             same = last is not None and last.end == r.start and replace(last, start=r.start, end=r.end) == r

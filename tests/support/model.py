@@ -50,7 +50,7 @@ class Report:
     nr_accesses: int = 1
 
 
-Regions = list[Region]
+ModelRegions = list[Region]
 Ranges = Sequence[tuple[int, int]]
 
 
@@ -69,7 +69,7 @@ def mult_frac(value: int, numerator: int, denominator: int) -> int:
 # Split.
 
 
-def split_at(regions: Regions, at: int, size: int) -> None:
+def split_at(regions: ModelRegions, at: int, size: int) -> None:
     """``damon_split_region_at()``."""
     left = regions[at]
     right = left.copy()
@@ -77,7 +77,7 @@ def split_at(regions: Regions, at: int, size: int) -> None:
     regions.insert(at + 1, right)
 
 
-def split_max(regions: Regions, size: int) -> None:
+def split_max(regions: ModelRegions, size: int) -> None:
     """The loop of ``damon_apply_min_nr_regions()``."""
     at = 0
     while at < len(regions):
@@ -90,7 +90,7 @@ def split_max(regions: Regions, size: int) -> None:
 Rand = Callable[[int, int], int]
 
 
-def split_regions_of(regions: Regions, nr_subs: int, min_size: int, rand: Rand) -> None:
+def split_regions_of(regions: ModelRegions, nr_subs: int, min_size: int, rand: Rand) -> None:
     """``damon_split_regions_of()``: regions made by splitting are not split again."""
     at = 0
     for index in range(len(regions)):
@@ -108,7 +108,7 @@ def split_regions_of(regions: Regions, nr_subs: int, min_size: int, rand: Rand) 
         at += pieces
 
 
-def split_some_regions(targets: Sequence[Regions], step: int, offset: int, min_size: int, rand: Rand) -> None:
+def split_some_regions(targets: Sequence[ModelRegions], step: int, offset: int, min_size: int, rand: Rand) -> None:
     """``damon_split_some_regions()``; the draws are by index over all targets, attempt 0."""
     index = 0
     for regions in targets:
@@ -143,10 +143,15 @@ def merge_two(left: Region, right: Region) -> None:
 
 
 def merge_regions_of(  # noqa: PLR0917 -- the kernel's, and two of the port
-    regions: Regions, threshold: int, sz_limit: int, count_age: bool, samples: int = U32, unknown_apart: bool = True
+    regions: ModelRegions,
+    threshold: int,
+    sz_limit: int,
+    count_age: bool,
+    samples: int = U32,
+    unknown_apart: bool = True,
 ) -> None:
     """``damon_merge_regions_of()``, with regions apart that are mostly unknown: ``samples`` says which."""
-    merged: Regions = []
+    merged: ModelRegions = []
     unknown: list[list[int]] = []
     for r in regions:
         is_unknown = r.mostly_unknown(samples)
@@ -177,7 +182,9 @@ def merge_regions_of(  # noqa: PLR0917 -- the kernel's, and two of the port
     regions[:] = merged
 
 
-def kdamond_merge_regions(targets: Sequence[Regions], threshold: int, sz_limit: int, max_nr: int, samples: int) -> None:
+def kdamond_merge_regions(
+    targets: Sequence[ModelRegions], threshold: int, sz_limit: int, max_nr: int, samples: int
+) -> None:
     """``kdamond_merge_regions()``: the threshold grows while there are too many regions."""
     count_age = True
     while True:
@@ -189,9 +196,9 @@ def kdamond_merge_regions(targets: Sequence[Regions], threshold: int, sz_limit: 
         threshold = max(1, 2 * threshold) if threshold < samples // 2 else samples
 
 
-def merge_equal(regions: Regions, sz_limit: int) -> None:
+def merge_equal(regions: ModelRegions, sz_limit: int) -> None:
     """What DAMOS does behind itself: neighbours that hold the same are one region again."""
-    merged: Regions = []
+    merged: ModelRegions = []
     for r in regions:
         if merged:
             left = merged[-1]
@@ -211,7 +218,7 @@ def intersect(r: Region, start: int, end: int) -> bool:
     return not (r.end <= start or end <= r.start)
 
 
-def set_regions(regions: Regions, ranges: Ranges, min_size: int) -> None:
+def set_regions(regions: ModelRegions, ranges: Ranges, min_size: int) -> None:
     """``damon_set_regions()``; raises OSError(EINVAL) before it changes anything."""
     aligned = [(align_down(a, min_size), align_up(b, min_size)) for a, b in ranges]
     for i, (start, end) in enumerate(aligned):
@@ -246,7 +253,9 @@ def set_regions(regions: Regions, ranges: Ranges, min_size: int) -> None:
                 at += 1
 
 
-def update_monitoring_results(regions: Regions, old: tuple[int, int], new: tuple[int, int], aggregating: bool) -> None:
+def update_monitoring_results(
+    regions: ModelRegions, old: tuple[int, int], new: tuple[int, int], aggregating: bool
+) -> None:
     """``damon_update_monitoring_results()``; ``old`` and ``new`` are (sample, aggregation) intervals."""
     if 0 in (*old, *new):
         return
@@ -269,7 +278,7 @@ def update_monitoring_results(regions: Regions, old: tuple[int, int], new: tuple
 # Reports.
 
 
-def apply_reports(regions: Regions, reports: Sequence[Report], cap: int | None = None) -> list[str]:
+def apply_reports(regions: ModelRegions, reports: Sequence[Report], cap: int | None = None) -> list[str]:
     """Count reports for the regions that contain them; returns what became of each.
 
     Each region gets one at most, or, with ``cap``, the sum of the reports' ``nr_accesses`` up to ``cap`` in all.

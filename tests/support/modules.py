@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 import pytest
 
-from kdamon.core import damon_run
+from kdamon.core import run_ctx
 from kdamon.damon import damon_call_control, damon_ctx
 from kdamon.kernel import rnd_state
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from kdamon.modules_common import damon_module
+from kdamon.modules_common import DamonModule
 from tests.support.workload import Pages, Workload
 
 MEBI = 1 << 20
 #: Where the memory is that processes use.
 HEAP = 1 << 32
 
-AModule = TypeVar("AModule", bound=damon_module)
+AModule = TypeVar("AModule", bound=DamonModule)
 
 
 def spawn(machine: SimMachine, pid: int = 150, size: int = 100 * MEBI) -> SimProcess:
@@ -36,7 +36,7 @@ def module(kind: type[AModule], machine: SimMachine, **parameters: Any) -> AModu
     return kind(machine=lambda: machine, clock=machine.clock, **parameters)
 
 
-def run(a_module: damon_module, ctx: damon_ctx, seconds: float, watch: Callable[[], None] | None = None) -> None:
+def run(a_module: DamonModule, ctx: damon_ctx, seconds: float, watch: Callable[[], None] | None = None) -> None:
     """Let ``a_module`` work with ``ctx`` for simulated ``seconds``, which takes no time.
 
     :param watch: called in each sampling interval, after the module had a look.
@@ -46,11 +46,11 @@ def run(a_module: damon_module, ctx: damon_ctx, seconds: float, watch: Callable[
     if watch is not None:
         controls.append(damon_call_control(fn=lambda _data: watch(), repeat=True))
     ctx.call_controls += controls
-    damon_run(ctx, seconds)
+    run_ctx(ctx, seconds)
 
 
 @contextmanager
-def shut_down(*modules: damon_module) -> Iterator[None]:
+def shut_down(*modules: DamonModule) -> Iterator[None]:
     """Shut ``modules`` down at the end, whatever happens."""
     try:
         yield

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_addr_range, damon_ctx, damon_target
-from kdamon.regions import COLUMNS, damon_regions
+from kdamon.regions import COLUMNS, Regions
 from tests.support.model import Region
 
 #: Multiplies the number of examples: for a long search.
@@ -30,9 +30,9 @@ def effort(examples: int, **more: Any) -> settings:
     )
 
 
-def table_of(regions: Sequence[Region], probes: bool = False) -> damon_regions:
+def table_of(regions: Sequence[Region], probes: bool = False) -> Regions:
     """The table with the content of the model's ``regions``."""
-    table = damon_regions([r.start for r in regions], [r.end for r in regions])
+    table = Regions([r.start for r in regions], [r.end for r in regions])
     for name in ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown"):
         setattr(table, name, np.array([getattr(r, name) for r in regions], np.uint32))
     if probes:
@@ -43,7 +43,7 @@ def table_of(regions: Sequence[Region], probes: bool = False) -> damon_regions:
     return table
 
 
-def model_of(table: damon_regions) -> list[Region]:
+def model_of(table: Regions) -> list[Region]:
     """The model's objects with the content of ``table``."""
     rows = [table.region(row) for row in range(len(table))]
     return [
@@ -63,7 +63,7 @@ def model_of(table: damon_regions) -> list[Region]:
     ]
 
 
-def well_formed(table: damon_regions) -> bool:
+def well_formed(table: Regions) -> bool:
     """Return whether all columns have the table's length and their dtypes, and cached sizes are right."""
     dtypes = {"access_reported": np.bool_, "probe_hits": np.uint8, "last_probe_hits": np.uint8, "density": np.float64}
     dtypes |= dict.fromkeys(("start", "end", "sampling_addr"), np.uint64)
@@ -77,7 +77,7 @@ def well_formed(table: damon_regions) -> bool:
     return bool((table.sizes() == sizes).all()) and table.wide() == bool((sizes >> np.uint64(32)).any())
 
 
-def ranges_of(table: damon_regions) -> list[tuple[int, int]]:
+def ranges_of(table: Regions) -> list[tuple[int, int]]:
     """Start and end of every region."""
     return list(zip(table.start.tolist(), table.end.tolist(), strict=True))
 
@@ -87,7 +87,7 @@ def addr_ranges(pairs: Sequence[tuple[int, int]]) -> list[damon_addr_range]:
     return [damon_addr_range(start, end) for start, end in pairs]
 
 
-def target_of(table: damon_regions, ctx: damon_ctx | None = None) -> damon_target:
+def target_of(table: Regions, ctx: damon_ctx | None = None) -> damon_target:
     """A target with ``table``, in ``ctx`` if given."""
     t = damon_new_target()
     t.regions = table
@@ -96,7 +96,7 @@ def target_of(table: damon_regions, ctx: damon_ctx | None = None) -> damon_targe
     return t
 
 
-def ctx_of(*tables: damon_regions, seed: int = 1, min_region_sz: int = 1) -> damon_ctx:
+def ctx_of(*tables: Regions, seed: int = 1, min_region_sz: int = 1) -> damon_ctx:
     """A context with a target for each of ``tables``."""
     ctx = damon_new_ctx(seed=seed)
     ctx.min_region_sz = min_region_sz

@@ -19,13 +19,13 @@ import pytest
 from attrs import evolve
 
 from kdamon import trace
-from kdamon.core import damon_run
+from kdamon.core import run_ctx
 from kdamon.damon import damon_access_report, damon_ctx
 from kdamon.kernel import VirtualClock
 from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.monitor import Monitor
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses
+from kdamon.regions import Regions
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses
 from kdamon_tools import cli, replayer
 from kdamon_tools.replayer import Replay, Tape, processes_of, ranges_of
 from kdamon_tools.report_files import report_file
@@ -199,15 +199,15 @@ def test_replaying_is_the_same_as_reporting_one_by_one() -> None:
     ctx = new_context(config, 5)
     ctx.clock = OneByOne(records)
     add_target(ctx, config)
-    seen: list[damon_regions] = []
+    seen: list[Regions] = []
 
-    def aggregated(of: damon_ctx, _target: int, regions: damon_regions) -> None:
+    def aggregated(of: damon_ctx, _target: int, regions: Regions) -> None:
         if of is ctx:
             seen.append(regions.copy())
 
     trace.damon_aggregated.register(aggregated)
     try:
-        damon_run(ctx, 0.2)
+        run_ctx(ctx, 0.2)
     finally:
         trace.damon_aggregated.unregister(aggregated)
     assert 10 == len(seen) == len(recording.snapshots)
@@ -365,7 +365,7 @@ def test_what_was_recorded_live_shows_what_was_seen_live(tmp_path: Path, capsys:
         while len(snapshots) < 10:
             rounds += 1
             for at in range(0, len(reports), 500):
-                damon_report_accesses(reports[at : at + 500])
+                report_accesses(reports[at : at + 500])
                 time.sleep(0.005)
             snapshots += monitor.drain()
     # Of both the last whole aggregation interval: the very last may have begun just before the end.

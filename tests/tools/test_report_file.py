@@ -23,7 +23,7 @@ import pytest
 
 from kdamon.damon import damon_access_report
 from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses, report_array
 from kdamon_tools.report_files.records import line_blocks, new_records
 from kdamon_tools.report_files.report_file import (
     RECORD_DTYPE,
@@ -191,7 +191,7 @@ def test_an_earlier_recording_is_replaced_at_the_end(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), Recorder(path):
         raise ZeroDivisionError
     with Recorder(path) as recorder:
-        damon_report_accesses(report_array(3, pid=6))
+        report_accesses(report_array(3, pid=6))
         eventually(lambda: recorder.recorded == 3)
         assert 10 == len(read_reports(path))
     assert ([path], 3) == (list(tmp_path.iterdir()), len(read_reports(path)))
@@ -240,11 +240,11 @@ def test_a_recorder_records_every_report_of_the_process(tmp_path: Path) -> None:
     before = time.monotonic_ns()
     with Recorder(path) as recorder:
         damon_report_access(damon_access_report(1, 0x1000, 8, 2, 3, True, 4, 5))
-        thread = threading.Thread(target=lambda: damon_report_accesses(report_array(1000, pid=6, addr=np.arange(1000))))
+        thread = threading.Thread(target=lambda: report_accesses(report_array(1000, pid=6, addr=np.arange(1000))))
         thread.start()
         thread.join()
         eventually(lambda: recorder.recorded == 1001)
-        damon_report_accesses(report_array(5, pid=7))
+        report_accesses(report_array(5, pid=7))
     after = time.monotonic_ns()
     damon_report_access(damon_access_report(8, 0x1000, 8))
     records = np.load(path)
@@ -260,7 +260,7 @@ def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pyt
     """A burst beyond the queue's room, and values that fit no record."""
     monkeypatch.setattr(reports_module, "DAMON_ACCESS_REPORTS_CAP", 1000)
     with Recorder(tmp_path / "r.npy") as recorder:
-        damon_report_accesses(report_array(1500))
+        report_accesses(report_array(1500))
         damon_report_access(damon_access_report(1 << 40, 0, 1))
     lost = recorder.lost
     assert (1501, lost) == (recorder.recorded + recorder.lost, 1501 - len(np.load(tmp_path / "r.npy")))
@@ -269,15 +269,15 @@ def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pyt
 
 FULL = """
 import resource, sys, time
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from kdamon_tools.report_files.report_file import Recorder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * 56, 1000 * 56))
 try:
     with Recorder(sys.argv[1]) as recorder:
         while not recorder.lost:
-            damon_report_accesses(report_array(100, addr=range(100)))
+            report_accesses(report_array(100, addr=range(100)))
             time.sleep(0.001)
-        damon_report_accesses(report_array(100))
+        report_accesses(report_array(100))
 finally:
     print(recorder.recorded, recorder.lost)
 """
@@ -308,12 +308,12 @@ def test_a_recorder_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from kdamon_tools.report_files.report_file import Recorder
 with Recorder(sys.argv[1]) as recorder:
     n = 0
     while True:
-        damon_report_accesses(report_array(100, pid=9, addr=range(n, n + 100)))
+        report_accesses(report_array(100, pid=9, addr=range(n, n + 100)))
         n += 100
         time.sleep(0.001)
 """

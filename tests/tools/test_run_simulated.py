@@ -26,7 +26,7 @@ from kdamon.damon import damon_ctx
 from kdamon.kernel import RealClock
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.producers.client import ReportClient
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports.apply import report_array
 from kdamon_fs import sysfs_sample
 from kdamon_tools import cli
@@ -74,13 +74,13 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def after(
-    aggregations: int, act: Callable[[], object], once: Callable[[damon_regions], bool] = lambda _: True
+    aggregations: int, act: Callable[[], object], once: Callable[[Regions], bool] = lambda _: True
 ) -> Iterator[None]:
     """Do something when so many aggregations are over, however long they take, and ``once`` holds for the regions."""
     seen = itertools.count(1)
     done = threading.Event()
 
-    def aggregated(_ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
+    def aggregated(_ctx: damon_ctx, _target: int, regions: Regions) -> None:
         number = next(seen)
         # A condition that never comes is for the test's own assertions.
         if not done.is_set() and number >= aggregations and (once(regions) or number > 50 * aggregations):
@@ -530,7 +530,7 @@ def test_reports_of_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     words = ["run", "--ops", "reports", "--pid", str(os.getpid()), "--range", f"{BASE:x}-{BASE + 64 * MIB:x}"]
     words += ["--reports", str(socket), "--record", str(recording), "--quiet", *QUICK]
 
-    def found(regions: damon_regions) -> bool:
+    def found(regions: Regions) -> bool:
         names = ("start", "end", "nr_accesses")
         rows = zip(*(getattr(regions, name).tolist() for name in names), strict=True)
         # The source may not get its turn in each sampling interval.

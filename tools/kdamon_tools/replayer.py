@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon import trace
-from kdamon.core import damon_is_running, damon_run, damon_start, damon_stop
+from kdamon.core import damon_is_running, damon_start, damon_stop, run_ctx
 from kdamon.damon import damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
 from kdamon.mm.proc.cgroup import memory_left
 from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import region_table
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_accesses, damon_report_counters_of
+from kdamon.regions import Regions
+from kdamon.reports.apply import report_accesses, report_counters
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History
 from kdamon_tools.report_files.records import reports_of
@@ -114,7 +114,7 @@ class Tape:
         """Report what happened earlier than ``until`` nanoseconds after the first report, and was not reported yet."""
         while self._at < len(self._times) or self._load():
             stop = self._at + int(np.searchsorted(self._times[self._at :], np.uint64(until)))
-            damon_report_accesses(reports_of(self._now[self._at : stop]))
+            report_accesses(reports_of(self._now[self._at : stop]))
             self._at = stop
             if stop < len(self._times):
                 break
@@ -183,7 +183,7 @@ class Replay:
                 f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to go through in "
                 f"steps of {configs[0].sample_us} us; is a time wrong? If not, use longer intervals",
             )
-        self._collected: deque[tuple[int, int, int, damon_regions]] = deque()
+        self._collected: deque[tuple[int, int, int, Regions]] = deque()
         self._span = (0, 0)
         self._histories = [
             History(min(MOST_SNAPSHOTS, _ALL_SNAPSHOTS // len(configs)), min(MOST_ROWS, _ALL_ROWS // len(configs)))
@@ -200,7 +200,7 @@ class Replay:
         self._ctx.clock = ReplayClock(self._tape, self._drain)
         trace.damon_aggregated.register(self._aggregated)
         try:
-            damon_run(self._ctx, self._duration / 1e9)
+            run_ctx(self._ctx, self._duration / 1e9)
         finally:
             trace.damon_aggregated.unregister(self._aggregated)
         return self._recordings()
@@ -227,7 +227,7 @@ class Replay:
             raise self._ctx.kdamond_error
         return self._recordings()
 
-    def _aggregated(self, ctx: damon_ctx, target: int, regions: damon_regions) -> None:
+    def _aggregated(self, ctx: damon_ctx, target: int, regions: Regions) -> None:
         if ctx is self._ctx:
             if target == 0:
                 self._span = self._take_span()
@@ -254,7 +254,7 @@ class Replay:
         self._drain(self._duration)
         started, ended = self._tape.started / 1e9, (self._tape.started + self._duration) / 1e9
         counters = Counters(
-            missed_intervals=self._ctx.missed_intervals, reports=attrs.asdict(damon_report_counters_of(self._ctx))
+            missed_intervals=self._ctx.missed_intervals, reports=attrs.asdict(report_counters(self._ctx))
         )
         return [
             Recording(config, history.snapshots, counters, started, ended, "replayed")

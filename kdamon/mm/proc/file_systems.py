@@ -14,7 +14,7 @@ import os
 import struct
 from typing import Final
 
-from kdamon.lib.mountinfo import mount_entry, mounts
+from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon.lib.path_walk import trusted_owners
 from kdamon.lib.syscalls import call, checked
 from kdamon.lib.watcher import mount_number
@@ -60,7 +60,7 @@ def memory_device() -> int:
         os.close(memory)
 
 
-def _is_trusted(entry: mount_entry) -> bool:
+def _is_trusted(entry: MountEntry) -> bool:
     """Whether a mount of ours is of the kernel's own file systems, or of one that a trusted user serves."""
     return entry.server is None or entry.server in trusted_owners()
 

@@ -11,7 +11,7 @@ no more than a megabyte and a minute as little as its computations::
     ctx = damon_new_ctx(seed=1)
     ctx.machine, ctx.clock = machine, machine.clock
     ...
-    damon_run(ctx, seconds=60)
+    run_ctx(ctx, seconds=60)
 """
 
 from __future__ import annotations

@@ -17,25 +17,25 @@ from hypothesis import strategies as st
 from kdamon.core import (
     damon_commit_ctx,
     damon_new_ctx,
-    damon_report_counters_of,
-    damon_run,
     damon_set_attrs,
+    report_counters,
+    run_ctx,
     validate_ctx,
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_nr_accesses_mvsum, damon_target
 from kdamon.density import estimator as density
 from kdamon.density import history as report_memory
 from kdamon.density.estimator import (
+    adjust_regions_by_density,
     best_cuts,
-    kdamond_adjust_regions_by_density,
-    kdamond_remember_reports,
     merge_least_different,
+    remember_reports,
 )
-from kdamon.density.history import damon_report_memory
+from kdamon.density.history import ReportHistory
 from kdamon.kernel import VirtualClock, rnd_state
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.regions import Regions
+from kdamon.reports.apply import report_accesses, report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
 from tests.support.contexts import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.support.tables import effort, ranges_of, region_lists, table_of, target_of, well_formed
@@ -57,26 +57,26 @@ def paged_ctx(*tables: list[int], **attrs: int) -> damon_ctx:
     damon_set_attrs(ctx, damon_attrs(**({"min_nr_regions": 3} | attrs)))
     for edges in tables:
         bounds = np.array(edges, np.uint64) * np.uint64(PAGE)
-        target_of(damon_regions(bounds[:-1], bounds[1:]), ctx)
+        target_of(Regions(bounds[:-1], bounds[1:]), ctx)
     return ctx
 
 
 def tell(t: damon_target, ctx: damon_ctx, numbers: Pages, nr_accesses: int = 1) -> None:
     """Report each of the pages."""
     addr = numbers.astype(np.uint64) * np.uint64(PAGE)
-    kdamond_remember_reports(t, ctx, addr, np.full(len(addr), nr_accesses, np.int32))
+    remember_reports(t, ctx, addr, np.full(len(addr), nr_accesses, np.int32))
 
 
 def aggregate(ctx: damon_ctx, sz_limit: int = 1 << 62) -> None:
     """End an aggregation interval, and begin the next one."""
     for t in ctx.adaptive_targets:
         t.regions.reset_aggregated()
-    kdamond_adjust_regions_by_density(ctx, sz_limit)
+    adjust_regions_by_density(ctx, sz_limit)
     validate_ctx(ctx)
     assert all(well_formed(t.regions) for t in ctx.adaptive_targets)
 
 
-def page_edges(regions: damon_regions) -> list[int]:
+def page_edges(regions: Regions) -> list[int]:
     """Page numbers of the edges of touching regions."""
     assert (regions.start[1:] == regions.end[:-1]).all()
     return [*(regions.start // PAGE).tolist(), int(regions.end[-1]) // PAGE]
@@ -181,7 +181,7 @@ def test_what_does_not_touch_or_would_be_too_large_is_not_merged() -> None:
 
 def test_merged_regions_have_the_means_of_their_counters() -> None:
     """Weighted by size, rounded down; and they are known since the younger one is."""
-    table = damon_regions([0, 10, 40, 100], [10, 40, 50, 200])
+    table = Regions([0, 10, 40, 100], [10, 40, 50, 200])
     table.age, table.last_nr_accesses = np.array([8, 4, 1, 3], np.uint32), np.array([0, 4, 9, 7], np.uint32)
     table.density_since = np.array([1, 5, 2, 1], np.uint32)
     table.merge_runs(np.array([0, 3]))
@@ -310,13 +310,13 @@ def test_intervals_of_another_length_begin_anew() -> None:
 # Memory.
 
 
-def remembered(memory: damon_report_memory) -> tuple[int, float]:
+def remembered(memory: ReportHistory) -> tuple[int, float]:
     """How many reports are remembered, and the accesses they stand for."""
     return sum(len(run) for run in memory.runs), sum(float(run.upto[-1]) for run in memory.runs)
 
 
 def test_runs_hold_every_report_in_order_and_are_few() -> None:
-    memory, rnd = damon_report_memory(), rnd_state(1)
+    memory, rnd = ReportHistory(), rnd_state(1)
     rng = np.random.default_rng(1)
     told: list[npt.NDArray[np.uint64]] = []
     for i in range(report_memory.INTERVALS):
@@ -337,7 +337,7 @@ def test_runs_hold_every_report_in_order_and_are_few() -> None:
 
 def test_memory_is_bounded() -> None:
     """In reports and in intervals; the newest is never what goes."""
-    memory, rnd = damon_report_memory(), rnd_state(1)
+    memory, rnd = ReportHistory(), rnd_state(1)
     for _ in range(15):
         memory.add(np.arange(30_000, dtype=np.uint64), np.ones(30_000), rnd)
         memory.learn(rnd)
@@ -348,7 +348,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_of_too_many_reports_some_stand_for_all() -> None:
-    memory, rnd = damon_report_memory(), rnd_state(1)
+    memory, rnd = ReportHistory(), rnd_state(1)
     for _ in range(100):
         memory.add(np.arange(10_000, dtype=np.uint64), np.full(10_000, 3.0), rnd)
     memory.learn(rnd)
@@ -362,7 +362,7 @@ def test_of_too_many_reports_some_stand_for_all() -> None:
 def test_gathering_keeps_order_and_weight(seed: int, most: int) -> None:
     """Also where only every so many-th report is taken."""
     rng = np.random.default_rng(seed)
-    memory, rnd = damon_report_memory(), rnd_state(seed)
+    memory, rnd = ReportHistory(), rnd_state(seed)
     for _ in range(rng.integers(1, 6)):
         addr = rng.integers(0, 1000, rng.integers(0, 200)).astype(np.uint64)
         memory.add(addr, rng.integers(1, 9, len(addr)).astype(float), rnd)
@@ -384,7 +384,7 @@ def reporting(script: Callable[[int], Any], seed: int = 1, on: bool = True, **ca
 
     def prepare(ctx: damon_ctx) -> None:
         validate_ctx(ctx)
-        damon_report_accesses(script(ctx.passed_sample_intervals))
+        report_accesses(script(ctx.passed_sample_intervals))
 
     ctx = plain_ctx((0, 1 << 30), ops=report_ops(prepare_access_checks=prepare, **callbacks), seed=seed)
     ctx.min_region_sz = PAGE
@@ -404,7 +404,7 @@ def test_same_seed_and_reports_give_the_same_regions() -> None:
     def run(seed: int) -> list[bytes]:
         ctx = reporting(lambda tick: hot_place(tick, 4000), seed)
         with recorded(ctx) as recorder:
-            damon_run(ctx, 0.2)
+            run_ctx(ctx, 0.2)
         return [bytes_of(s.regions) for s in recorder.snapshots]
 
     assert run(1) == run(1)
@@ -423,7 +423,7 @@ def test_between_aggregations_the_last_count_is_what_is_known() -> None:
         return hot_place(tick)
 
     ctx = reporting(script)
-    damon_run(ctx, 0.1)
+    run_ctx(ctx, 0.1)
     assert {(True, True)} == set(seen)
 
 
@@ -433,17 +433,17 @@ def test_what_is_reported_during_work_counts(on: bool) -> None:
 
     def script(tick: int) -> Any:
         if tick == 5:
-            damon_report_accesses(report_array(7, addr=PAGE))
+            report_accesses(report_array(7, addr=PAGE))
             clock.work(35 * MS)
         if tick == 50:
-            damon_report_accesses(report_array(3, addr=PAGE))
+            report_accesses(report_array(3, addr=PAGE))
             clock.work(450 * MS)
         return report_array()
 
     ctx = reporting(script, on=on)
     clock = ctx.clock = WorkClock()
-    damon_run(ctx, 0.6)
-    counters = damon_report_counters_of(ctx)
+    run_ctx(ctx, 0.6)
+    counters = report_counters(ctx)
     assert (10, 0) == (counters.applied, counters.late)
 
 
@@ -461,7 +461,7 @@ def test_accessed_bits_count_while_nothing_is_reported() -> None:
         return hot_place(tick) if 200 <= tick < 400 else report_array()
 
     ctx = reporting(script, check_accesses=check)
-    damon_run(ctx, 3.0)
+    run_ctx(ctx, 3.0)
     assert [(False, 20)] * 100 == seen[100:200]
     assert [(True, 0)] * 100 == seen[300:400]
     assert (False, 20) == seen[-1]
@@ -482,14 +482,14 @@ def test_a_process_is_monitored_by_what_is_reported_of_it(page_table: bool) -> N
 
     def valid(t: damon_target) -> bool:
         addr = (1 << 30) + rng.integers(0, 1 << 14, 500) * PAGE
-        damon_report_accesses(report_array(500, pid=process.pid, addr=addr.astype(np.uint64)))
+        report_accesses(report_array(500, pid=process.pid, addr=addr.astype(np.uint64)))
         validate_ctx(ctx)
         return True
 
     assert ctx.ops is not None
     ctx.ops = evolve(ctx.ops, target_valid=valid)
     with recorded(ctx) as recorder:
-        damon_run(ctx, 1.0)
+        run_ctx(ctx, 1.0)
     regions = recorder.snapshots[-1].regions
     marked = [pair for pair, n in zip(ranges_of(regions), regions.nr_accesses.tolist(), strict=True) if n]
     assert [1 << 30, (1 << 30) + (1 << 26)] == pytest.approx([marked[0][0], marked[-1][1]], abs=64 * PAGE)
@@ -500,7 +500,7 @@ def test_reports_of_pages_that_were_chosen_count_by_the_faithful_rule() -> None:
     ctx = reporting(hot_place, report_faults=lambda ctx, sampled: None)
     ctx.sample_control.primitives_enabled.page_fault = True
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.1)
+        run_ctx(ctx, 0.1)
     assert all(s.regions.density is None for s in recorder.snapshots)
     assert [20] * 5 == [int(s.regions.nr_accesses.max()) for s in recorder.snapshots]
 
@@ -521,12 +521,12 @@ def test_off_leaves_nothing_behind() -> None:
         return hot_place(tick)
 
     ctx = reporting(script)
-    damon_run(ctx, 0.1)
+    run_ctx(ctx, 0.1)
     assert [(True, True)] * 20 == seen[30:50]
     assert {(False, False)} == set(seen[50:])
     seen.clear()
     ctx = reporting(script, on=False)
-    damon_run(ctx, 0.04)
+    run_ctx(ctx, 0.04)
     assert {(False, False)} == set(seen)
 
 
@@ -543,7 +543,7 @@ def test_regions_stay_regions(data: st.DataObject) -> None:
         target_of(table_of(data.draw(region_lists(unit=unit, max_regions=60, max_count=20, probes=False))), ctx)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "seed"))
 
-    def covered(regions: damon_regions) -> list[int]:
+    def covered(regions: Regions) -> list[int]:
         holes = regions.start[1:] != regions.end[:-1]
         edges = (regions.start[:1], regions.start[1:][holes], regions.end[:-1][holes], regions.end[-1:])
         return np.concatenate(edges).tolist()
@@ -557,7 +557,7 @@ def test_regions_stay_regions(data: st.DataObject) -> None:
                 row = rng.integers(0, len(t.regions), n) // int(rng.choice([1, 2, 60]))
                 offset = (rng.random(n) ** int(rng.choice([1, 6])) * t.regions.sizes()[row]).astype(np.uint64)
                 weight = rng.integers(-1, int(rng.choice([2, 1000])), n).astype(np.int32)
-                kdamond_remember_reports(t, ctx, t.regions.start[row] + offset, weight)
+                remember_reports(t, ctx, t.regions.start[row] + offset, weight)
         aggregate(ctx)
         assert before == [covered(t.regions) for t in ctx.adaptive_targets]
         assert sum(len(t.regions) for t in ctx.adaptive_targets) <= max(most, pieces)

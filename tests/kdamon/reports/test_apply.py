@@ -14,25 +14,25 @@ from attrs import asdict
 
 from kdamon.core import (
     damon_add_scheme,
-    damon_report_counters_of,
-    damon_run,
     damon_start,
     damon_stop,
+    report_counters,
+    run_ctx,
     validate_ctx,
 )
 from kdamon.damon import (
+    ReportCounters,
     damon_access_report,
     damon_ctx,
-    damon_report_counters,
     damon_target,
     damos,
     damos_watermarks,
     damos_wmark_metric,
 )
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, damon_report_accesses, report_array
+from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses, report_array
 from kdamon.vaddr import damon_va_eligible_report
 from tests.support.contexts import (
     MS,
@@ -52,7 +52,7 @@ Reporter = Callable[[damon_access_report], None]
 
 def as_batch(report: damon_access_report) -> None:
     """Report one access by the batch form."""
-    damon_report_accesses(np.array([tuple(asdict(report).values())], REPORT_DTYPE))
+    report_accesses(np.array([tuple(asdict(report).values())], REPORT_DTYPE))
 
 
 def report(addr: int, size: int = 1, pid: int = 0, **more: Any) -> damon_access_report:
@@ -61,7 +61,7 @@ def report(addr: int, size: int = 1, pid: int = 0, **more: Any) -> damon_access_
 
 def counted(ctx: damon_ctx) -> dict[str, int]:
     """The counters that are not zero."""
-    counters: damon_report_counters = damon_report_counters_of(ctx)
+    counters: ReportCounters = report_counters(ctx)
     assert counters.accepted == sum(asdict(counters).values()) - counters.accepted - counters.dropped
     return {name: n for name, n in asdict(counters).items() if n}
 
@@ -87,7 +87,7 @@ def scripted(
     ctx = plain_ctx(*ranges, ops=report_ops(prepare_access_checks=prepare, **ops), aggr_interval=50_000, **more)
     ctx.clock = WorkClock()
     ctx.report_counts = counts
-    damon_run(ctx, ticks / 1000)
+    run_ctx(ctx, ticks / 1000)
     return ctx, seen
 
 
@@ -165,9 +165,9 @@ def test_an_operations_set_says_which_reports_it_may_use(send: Reporter) -> None
             send(report(5, write=True, node_id=0))
 
     ctx = plain_ctx((0, 1000), ops=report_ops(prepare_access_checks=prepare, eligible_report=eligible))
-    ctx.adaptive_targets.append(damon_target(pid=1, regions=damon_regions([0], [1000])))
+    ctx.adaptive_targets.append(damon_target(pid=1, regions=Regions([0], [1000])))
     ctx.clock = WorkClock()
-    damon_run(ctx, 0.004)
+    run_ctx(ctx, 0.004)
     assert [[0, 0], [0, 1], [1, 1], [1, 1]] == seen
     assert {"accepted": 4, "applied": 2, "ineligible": 2} == counted(ctx)
 
@@ -183,12 +183,12 @@ def test_a_report_that_two_targets_contain_is_applied_once() -> None:
             damon_report_access(report(150, size=2))
 
     ctx = plain_ctx((0, 100), ops=report_ops(prepare_access_checks=prepare))
-    ctx.adaptive_targets.append(damon_target(regions=damon_regions([0], [1000])))
-    ctx.adaptive_targets.append(damon_target(regions=damon_regions([140], [151])))
+    ctx.adaptive_targets.append(damon_target(regions=Regions([0], [1000])))
+    ctx.adaptive_targets.append(damon_target(regions=Regions([140], [151])))
     # The edge of a region goes through the second report here.
-    ctx.adaptive_targets.append(damon_target(regions=damon_regions([151], [160])))
+    ctx.adaptive_targets.append(damon_target(regions=Regions([151], [160])))
     ctx.clock = WorkClock()
-    damon_run(ctx, 0.002)
+    run_ctx(ctx, 0.002)
     assert [1, 1, 0, 0] == seen[1]
     assert {"accepted": 2, "applied": 2} == counted(ctx)
 
@@ -249,7 +249,7 @@ def test_counts_and_samples_together_stay_within_the_samples(early: int) -> None
     ctx.report_counts = True
     ctx.clock = WorkClock()
     with recorded(ctx) as recorder:
-        damon_run(ctx, 0.100)
+        run_ctx(ctx, 0.100)
     assert [50, 50] == [int(s.regions.nr_accesses.max()) for s in recorder.snapshots]
 
 
@@ -265,7 +265,7 @@ def test_a_kdamond_that_comes_late_counts_what_it_finds() -> None:
         damon_start([ctx], exclusive=False)
         clock.wait_asleep()
         damon_report_access(report(1))
-        damon_report_accesses(report_array(3, addr=[5, 6, 7]))
+        report_accesses(report_array(3, addr=[5, 6, 7]))
         clock.work(10_000 * MS)
         damon_report_access(report(2))
         clock.step()
@@ -339,7 +339,7 @@ def test_only_running_contexts_receive_reports() -> None:
     damon_report_access(report(1))
     assert {"accepted": 2, "applied": 1, "pending": 1} == counted(ctx)
     ctx.clock = WorkClock()
-    damon_run(ctx, 0.001)
+    run_ctx(ctx, 0.001)
     assert {} == counted(ctx)
 
 
@@ -355,7 +355,7 @@ def test_each_context_sees_each_report_exactly_once() -> None:
             clock.wait_asleep()
         for i in range(20):
             damon_report_access(report(i))
-            damon_report_accesses(report_array(2, addr=[i, 10**6]))
+            report_accesses(report_array(2, addr=[i, 10**6]))
             clocks[0].step()
             if i % 5 == 4:
                 clocks[1].step()
@@ -393,7 +393,7 @@ def test_vaddr_counts_samples_and_reports_together() -> None:
             damon_report_access(report(addr, pid=pid))
 
     with patch.object(ctx.ops, "prepare_access_checks", prepare_and_report), recorded(ctx) as recorder:
-        damon_run(ctx, 1)
+        run_ctx(ctx, 1)
     for snapshot in recorder.snapshots[1:]:
         regions = snapshot.regions
         by_start = {regions.region(i).start: regions.region(i) for i in range(len(regions))}
@@ -417,10 +417,10 @@ def test_what_does_not_fit_is_counted_as_dropped() -> None:
             clock.wait_asleep()
             for i in range(6):
                 damon_report_access(report(i))
-            damon_report_accesses(report_array(8, addr=[100] * 4 + [10**6] * 4))
+            report_accesses(report_array(8, addr=[100] * 4 + [10**6] * 4))
             assert {"accepted": 10, "dropped": 4, "pending": 10} == counted(ctx)
             damon_report_access(report(1))
-            damon_report_accesses(report_array(2))
+            report_accesses(report_array(2))
             assert {"accepted": 10, "dropped": 7, "pending": 10} == counted(ctx)
             clock.step()
             assert {"accepted": 10, "applied": 10, "dropped": 7} == counted(ctx)
@@ -458,7 +458,7 @@ def test_nothing_is_lost_from_many_threads_at_once() -> None:
     """Single reports and batches from threads that come and go, into two contexts that work meanwhile."""
     ctxs = [plain_ctx((0, 1000), (2000, 3000), sample_interval=500, aggr_interval=5000) for _ in range(2)]
     per_thread, threads_at_once, generations = 300, 4, 15
-    inconsistent: list[damon_report_counters] = []
+    inconsistent: list[ReportCounters] = []
     done = threading.Event()
 
     def produce(seed: int) -> None:
@@ -470,14 +470,14 @@ def test_nothing_is_lost_from_many_threads_at_once() -> None:
                 sent += 1
             else:
                 n = min(int(rng.integers(1, 50)), per_thread - sent)
-                damon_report_accesses(report_array(n, addr=rng.integers(0, 4000, n), pid=rng.integers(0, 2, n)))
+                report_accesses(report_array(n, addr=rng.integers(0, 4000, n), pid=rng.integers(0, 2, n)))
                 sent += n
 
     def look() -> None:
         before = [0, 0]
         while not done.is_set():
             for i, ctx in enumerate(ctxs):
-                counters = damon_report_counters_of(ctx)
+                counters = report_counters(ctx)
                 if counters.accepted < before[i] or counters.pending < 0:
                     inconsistent.append(counters)
                 before[i] = counters.accepted
@@ -493,11 +493,11 @@ def test_nothing_is_lost_from_many_threads_at_once() -> None:
             for thread in threads:
                 thread.join()
         for ctx in ctxs:
-            eventually(lambda ctx=ctx: damon_report_counters_of(ctx).pending == 0, "the last report")
+            eventually(lambda ctx=ctx: report_counters(ctx).pending == 0, "the last report")
         done.set()
         watcher.join()
         for ctx in ctxs:
-            counters = damon_report_counters_of(ctx)
+            counters = report_counters(ctx)
             assert per_thread * threads_at_once * generations == counters.accepted + counters.dropped
             assert counters.applied and counters.ineligible and counters.straddling and counters.outside
         assert [] == inconsistent
@@ -522,7 +522,7 @@ def test_counters_are_right_at_the_moment_when_a_threads_queue_is_removed() -> N
 
         @accepted.setter
         def accepted(self, value: int) -> None:
-            looker = threading.Thread(target=lambda: seen.append(damon_report_counters_of(ctx).accepted))
+            looker = threading.Thread(target=lambda: seen.append(report_counters(ctx).accepted))
             lookers.append(looker)
             looker.start()
             looker.join(0.1)
@@ -561,13 +561,13 @@ def test_batch_and_singles_are_the_same() -> None:
             damon_report_access(r)
 
     def mixed() -> None:
-        damon_report_accesses(batch[:100])
+        report_accesses(batch[:100])
         for r in singles[100:200]:
             damon_report_access(r)
-        damon_report_accesses(batch[200:])
+        report_accesses(batch[200:])
 
     results = []
-    for send in (one_by_one, mixed, lambda: damon_report_accesses(batch)):
+    for send in (one_by_one, mixed, lambda: report_accesses(batch)):
         for counts in (False, True):
             ctx, seen = scripted({0: [None]}, send=lambda _, send=send: send(), report_counts=counts)  # type: ignore[list-item]
             results.append((counts, counted(ctx), seen))
@@ -581,11 +581,11 @@ def test_batch_and_singles_are_the_same() -> None:
 )
 def test_a_batch_has_the_reports_dtype(bad: Any) -> None:
     with pytest.raises(TypeError):
-        damon_report_accesses(bad)
+        report_accesses(bad)
 
 
 def test_an_empty_batch_is_nothing() -> None:
-    ctx, _ = scripted({0: [None]}, send=lambda _: damon_report_accesses(report_array(0)))  # type: ignore[list-item]
+    ctx, _ = scripted({0: [None]}, send=lambda _: report_accesses(report_array(0)))  # type: ignore[list-item]
     assert {} == counted(ctx)
 
 
@@ -597,7 +597,7 @@ def test_report_array_has_the_defaults_of_a_report() -> None:
 
 def test_reporting_without_anybody_who_listens_is_harmless() -> None:
     damon_report_access(report(1))
-    damon_report_accesses(report_array(3))
+    report_accesses(report_array(3))
     damon_stop([])
 
 

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_report_counters_of
+from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, report_counters
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from kdamon.reports.apply import (
     DAMON_ACCESS_REPORTS_CAP,
     REPORT_DTYPE,
-    damon_report_queue,
+    ReportQueue,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
     report_array,
 )
-from kdamon.reports.lookup import region_lookup
+from kdamon.reports.lookup import RegionLookup
 from tests.support.tables import effort
 
 TOP = 2**64
@@ -79,7 +79,7 @@ def questions(rng: np.random.Generator, ranges: list[tuple[int, int]], n: int) -
 @given(layouts(), st.integers(0, 2**32 - 1))
 def test_tables_find_what_a_scan_finds(ranges: list[tuple[int, int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    lookup = region_lookup(damon_regions([a for a, _ in ranges], [b for _, b in ranges]))
+    lookup = RegionLookup(Regions([a for a, _ in ranges], [b for _, b in ranges]))
     for n in (20, 400, 200):
         addrs, sizes = questions(rng, ranges, n)
         rows, across = lookup.find(np.array(addrs, np.uint64), np.array(sizes, np.uint64))
@@ -92,15 +92,15 @@ def test_tables_find_what_a_scan_finds(ranges: list[tuple[int, int]], seed: int)
 
 @pytest.mark.parametrize("n", [0, 1, 5000])
 def test_without_regions_nothing_is_found(n: int) -> None:
-    lookup = region_lookup(damon_regions())
+    lookup = RegionLookup(Regions())
     rows, across = lookup.find(np.zeros(n, np.uint64), np.ones(n, np.uint64))
     assert [-1] * n == rows.tolist()
     assert across is None
 
 
 def test_a_lookup_fits_as_long_as_the_ranges_are_the_same() -> None:
-    regions = damon_regions([0, 100], [100, 200])
-    lookup = region_lookup(regions)
+    regions = Regions([0, 100], [100, 200])
+    lookup = RegionLookup(regions)
     regions.reset_aggregated()
     assert lookup.fits(regions)
     regions.split_at(0, 50)
@@ -113,9 +113,9 @@ def context(nr_regions: int, counts: bool) -> damon_ctx:
     ctx.ops = damon_operations(id=damon_ops_id.DAMON_OPS_PADDR)
     ctx.report_counts = counts
     t = damon_new_target()
-    t.regions = damon_regions([4096 * i for i in range(nr_regions)], [4096 * (i + 1) for i in range(nr_regions)])
+    t.regions = Regions([4096 * i for i in range(nr_regions)], [4096 * (i + 1) for i in range(nr_regions)])
     damon_add_target(ctx, t)
-    ctx.reports = damon_report_queue(ctx.clock)
+    ctx.reports = ReportQueue(ctx.clock)
     return ctx
 
 
@@ -140,7 +140,7 @@ def test_large_batches_count_as_small_ones_do(counts: bool) -> None:
                     ctx.reports.lane().push(0, part, len(part), DAMON_ACCESS_REPORTS_CAP)
             assert kdamond_check_reported_accesses(ctx)
             kdamond_apply_zero_access_report(ctx)
-        results.append((damon_report_counters_of(ctx), ctx.adaptive_targets[0].regions.nr_accesses.tolist()))
+        results.append((report_counters(ctx), ctx.adaptive_targets[0].regions.nr_accesses.tolist()))
     assert results[0] == results[1] == results[2]
     counters = results[0][0]
     assert 2 * n == counters.accepted == counters.applied + counters.ineligible + counters.straddling + counters.outside

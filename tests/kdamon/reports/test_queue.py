@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kdamon.kernel import RealClock
 from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import damon_report_accesses, damon_report_subscribe, damon_report_unsubscribe, report_array
-from kdamon.reports.queue import _LEAST_ROOM, damon_report_queue, damon_report_source
+from kdamon.reports.apply import report_accesses, report_array, subscribe_reports, unsubscribe_reports
+from kdamon.reports.queue import _LEAST_ROOM, ReportQueue, ReportSource
 from tests.support.contexts import eventually
 
 CAP = 400
@@ -26,9 +26,9 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = damon_report_queue(RealClock())
-        self.alive: list[damon_report_source] = []
-        self.seen: list[damon_report_source] = []
+        self.queue = ReportQueue(RealClock())
+        self.alive: list[ReportSource] = []
+        self.seen: list[ReportSource] = []
         self.passed_on = 0
         self.ineligible = 0
         self.taken = 0
@@ -38,15 +38,15 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.patched = patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", CAP)
         self.patched.start()
-        damon_report_subscribe(self.queue)
+        subscribe_reports(self.queue)
 
     def teardown(self) -> None:
-        damon_report_unsubscribe(self.queue)
+        unsubscribe_reports(self.queue)
         self.patched.stop()
 
     @rule(user=st.sampled_from(USERS))
     def come(self, user: int | None) -> None:
-        source = damon_report_source(user)
+        source = ReportSource(user)
         self.alive.append(source)
         self.seen.append(source)
         self.most_at_a_time = max(self.most_at_a_time, len(self.alive))
@@ -62,7 +62,7 @@ class Machine(RuleBasedStateMachine):
         source = self.alive[which % len(self.alive)]
         source.share = sum(other.user == source.user for other in self.alive) if source.user is not None else 1
         lost = source.lost
-        damon_report_accesses(report_array(n, pid=pid), source)
+        report_accesses(report_array(n, pid=pid), source)
         self.passed_on += n
         if self.queue.pids is not None and pid not in self.queue.pids:
             self.ineligible += n
@@ -101,7 +101,7 @@ class Machine(RuleBasedStateMachine):
         """Room is what the entries take, a user has its part at most, and all of them so much together."""
         used = dict.fromkeys(USERS, 0)
         for lane in self.queue._lanes:
-            assert isinstance(lane.producer, damon_report_source)
+            assert isinstance(lane.producer, ReportSource)
             used[lane.producer.user] += sum(max(len(entry), _LEAST_ROOM) for _, entry in lane.entries)  # type: ignore[arg-type]
         assert {user: each.room.used for user, each in self.queue._users.items()} == {
             user: used[user] for user in self.queue._users
@@ -127,7 +127,7 @@ TestRoom = Machine.TestCase
 
 def test_a_kdamond_takes_while_producers_come_and_go() -> None:
     """Lanes are forgotten and handed on by two threads, and no report is counted twice or not at all."""
-    queue = damon_report_queue(RealClock())
+    queue = ReportQueue(RealClock())
     ended = threading.Event()
     taken = [0]
 
@@ -136,15 +136,15 @@ def test_a_kdamond_takes_while_producers_come_and_go() -> None:
             taken[0] += sum(len(entry) for _, entry in queue.take())  # type: ignore[arg-type]
 
     thread = threading.Thread(target=kdamond)
-    damon_report_subscribe(queue)
+    subscribe_reports(queue)
     try:
         thread.start()
         sources = []
         for i in range(3000):
-            source = damon_report_source(i % 7 or None)
+            source = ReportSource(i % 7 or None)
             sources.append(source)
             for _ in range(3):
-                damon_report_accesses(report_array(5), source)
+                report_accesses(report_array(5), source)
             if i % 3:
                 source.close()
         for source in sources:
@@ -153,7 +153,7 @@ def test_a_kdamond_takes_while_producers_come_and_go() -> None:
         eventually(lambda: not thread.is_alive(), "the end of all lanes")
     finally:
         ended.set()
-        damon_report_unsubscribe(queue)
+        unsubscribe_reports(queue)
     lost = sum(source.lost for source in sources)
     assert (3000 * 15, taken[0]) == (taken[0] + lost, queue.snapshot().accepted)
     assert ({}, 0) == (queue._users, queue._of_users.used)

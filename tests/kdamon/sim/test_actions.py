@@ -26,8 +26,8 @@ from kdamon.damon import (
 from kdamon.lib.once import warn_once
 from kdamon.mm import PageFilter, U64Array
 from kdamon.mm.sim.machine import SimMachine, SimProcess
-from kdamon.ops_common import damon_scheme_score
-from kdamon.regions import damon_addr_range, damon_regions
+from kdamon.ops_common import scheme_score
+from kdamon.regions import Regions, damon_addr_range
 from kdamon.vaddr import damon_va_apply_scheme
 
 MIB = 1 << 20
@@ -135,7 +135,7 @@ def monitoring(process: SimProcess, *pairs: tuple[int, int]) -> damon_ctx:
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
     t = damon_new_target()
     found = ranges(*pairs)
-    t.task, t.regions = process, damon_regions(found[:, 0], found[:, 1])
+    t.task, t.regions = process, Regions(found[:, 0], found[:, 1])
     damon_add_target(ctx, t)
     return ctx
 
@@ -228,9 +228,7 @@ def test_which_action_goes_by_which_score(action: damos_action) -> None:
     """What is for cold memory begins with the coldest, what is for hot memory with the hottest."""
     ctx = monitoring(spawn(), (0, 30))
     s = damos(action=action, quota=damos_quota(weight_nr_accesses=1, weight_age=1))
-    hot, cold = (
-        damon_scheme_score(ctx, damon_region(damon_addr_range(0, 4096), nr_accesses), s) for nr_accesses in (20, 0)
-    )
+    hot, cold = (scheme_score(ctx, damon_region(damon_addr_range(0, 4096), nr_accesses), s) for nr_accesses in (20, 0))
     cold_first, hot_first = ("pageout", "migrate_cold", "lru_deprio"), ("migrate_hot", "lru_prio")
     expected = dict.fromkeys(cold_first, (25, 75)) | dict.fromkeys(hot_first, (74, 24))
     assert expected.get(action.value, (DAMOS_MAX_SCORE, DAMOS_MAX_SCORE)) == (hot, cold)

@@ -38,7 +38,7 @@ from kdamon.damon import (
     damos_stat,
 )
 from kdamon.mm.linux.machine import LinuxMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.mm.actions.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.actions.test_advice import PAGES as ALL
 from tests.support.workload import Workload
@@ -72,7 +72,7 @@ def monitoring(
     t = damon_new_target()
     t.pid = work.pid
     t.task = machine.get_task(work.pid, primitive)
-    t.regions = damon_regions([work.base], [work.base + SIZE])
+    t.regions = Regions([work.base], [work.base + SIZE])
     damon_add_target(ctx, t)
     ctx.schemes = list(schemes)
     for name, value in fields.items():

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdamon.core import damon_call, damon_report_counters_of, damos_walk
+from kdamon.core import damon_call, damos_walk, report_counters
 from kdamon.damon import (
+    PrimitivesEnabled,
     damon_call_control,
     damon_ctx,
     damon_filter,
     damon_filter_type,
-    damon_primitives_enabled,
     damon_probe,
     damon_region,
     damon_sample_control,
@@ -34,7 +34,7 @@ from kdamon.damon import (
 )
 from kdamon.mm import OLD
 from kdamon.mm.linux.machine import LinuxMachine
-from kdamon.reports.apply import damon_report_accesses, report_array
+from kdamon.reports.apply import report_accesses, report_array
 from kdamon.sample_control import damon_new_sample_filter
 from tests.mm.actions.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.actions.test_advice import PAGES as ALL
@@ -48,7 +48,7 @@ THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
 
 
 def by_faults(*filters: damon_sample_filter) -> damon_sample_control:
-    return damon_sample_control(damon_primitives_enabled(page_table=False, page_fault=True), list(filters))
+    return damon_sample_control(PrimitivesEnabled(page_table=False, page_fault=True), list(filters))
 
 
 def in_kdamond(ctx: damon_ctx, act: Callable[[], None]) -> None:
@@ -76,8 +76,8 @@ def test_faults_are_fetched_beside_weights(faulting: LinuxMachine, program: Path
         probes = [damon_probe(weight=1, filters=[anon])]
         with monitoring(faulting, work, primitive="page_fault", probes=probes) as ctx:
             work.order("w", range(HOT))
-            poll(lambda: damon_report_counters_of(ctx).applied >= HOT)
-            assert damon_report_counters_of(ctx).late == 0
+            poll(lambda: report_counters(ctx).applied >= HOT)
+            assert report_counters(ctx).late == 0
 
 
 def test_faults_of_a_pause_are_late(faulting: LinuxMachine, program: Path) -> None:
@@ -85,11 +85,11 @@ def test_faults_of_a_pause_are_late(faulting: LinuxMachine, program: Path) -> No
     with Workload([program], "untouched", ALL) as work, monitoring(faulting, work, primitive="page_fault") as ctx:
         in_kdamond(ctx, lambda: setattr(ctx, "pause", True))
         work.order("w", range(HOT))
-        poll(lambda: damon_report_counters_of(ctx).late >= HOT)
+        poll(lambda: report_counters(ctx).late >= HOT)
         in_kdamond(ctx, lambda: setattr(ctx, "pause", False))
         work.order("w", range(HOT, 2 * HOT))
-        poll(lambda: damon_report_counters_of(ctx).applied >= HOT)
-        assert damon_report_counters_of(ctx).applied < 2 * HOT
+        poll(lambda: report_counters(ctx).applied >= HOT)
+        assert report_counters(ctx).applied < 2 * HOT
 
 
 # Faults.
@@ -122,7 +122,7 @@ def test_filters_on_faults_say_what_is_idle(
                 return bool(tried[2 * HOT :].all()) and np.count_nonzero(tried[:HOT]) in (range(64) if seen else [HOT])
 
             poll(found)
-            assert (damon_report_counters_of(ctx).filtered > 0) is not seen
+            assert (report_counters(ctx).filtered > 0) is not seen
 
 
 def test_a_quota_a_young_filter_and_writes_go_together(
@@ -201,18 +201,18 @@ def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
 
 def test_pushed_reports_alone_drive_a_pageout(machine: LinuxMachine, program: Path, data: Path) -> None:
     """With neither primitive: what nobody reports goes, whether it is accessed or not."""
-    neither = damon_sample_control(damon_primitives_enabled(page_table=False, page_fault=False))
+    neither = damon_sample_control(PrimitivesEnabled(page_table=False, page_fault=False))
     with Workload([program], "readonly", ALL, str(data)) as work:
         told = report_array(HOT, pid=work.pid, addr=work.addrs(range(HOT)) & ~np.uint64(4095), size=PAGE)
         out = pageout()
         with monitoring(machine, work, out, sample_control=neither) as ctx:
 
             def rest_went() -> bool:
-                damon_report_accesses(told)
+                report_accesses(told)
                 return np.count_nonzero(present(work, 2 * HOT)) <= IN_BATCHES
 
             poll(rest_went)
-            stat, counters = stat_of(ctx, out), damon_report_counters_of(ctx)
+            stat, counters = stat_of(ctx, out), report_counters(ctx)
             assert 0 == ctx.nr_samples
         assert counters.applied > 0
         assert np.count_nonzero(~present(work)) * PAGE <= stat.sz_applied <= SIZE

@@ -38,8 +38,8 @@ from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.ranges import of_pages
 from kdamon.mm.sampling import frames as frames_module
-from kdamon.paddr import damon_pa_apply_scheme, damon_pa_init
-from kdamon.regions import damon_regions
+from kdamon.paddr import damon_pa_apply_scheme, pa_init
+from kdamon.regions import Regions
 from tests.support.sampling import open_files, wait_until
 from tests.support.workload import Pages, Workload
 
@@ -370,7 +370,7 @@ def monitored(machine: LinuxMachine, ranges: npt.ArrayLike, *schemes: damos) -> 
     damon_set_attrs(ctx, damon_attrs(5000, 100_000, 1_000_000, min_nr_regions=10, max_nr_regions=1000))
     t = damon_new_target()
     pairs = np.asarray(ranges, np.uint64)
-    t.regions = damon_regions(pairs[:, 0], pairs[:, 1])
+    t.regions = Regions(pairs[:, 0], pairs[:, 1])
     damon_add_target(ctx, t)
     for s in schemes:
         damon_add_scheme(ctx, s)
@@ -450,10 +450,10 @@ def test_regions_side_by_side_are_acted_on_as_one(machine: LinuxMachine, program
         ctx.machine = machine
         damon_select_ops(ctx, damon_ops_id.DAMON_OPS_PADDR)
         t = damon_new_target()
-        t.regions = damon_regions(cut, ends)
+        t.regions = Regions(cut, ends)
         damon_add_target(ctx, t)
         stack.callback(damon_destroy_ctx, ctx)
-        damon_pa_init(ctx)
+        pa_init(ctx)
         s = damos(action=damos_action.DAMOS_PAGEOUT)
         # The first time they were accessed lately.
         rows = np.arange(len(cut))

@@ -38,7 +38,7 @@ from kdamon.damon import (
 from kdamon.mm import OLD, YOUNG, PageFilter, U64Array
 from kdamon.mm.actions import page_samples
 from kdamon.mm.linux.machine import LinuxMachine
-from kdamon.regions import damon_regions
+from kdamon.regions import Regions
 from tests.mm.actions.test_advice import HUGE, PAGE, PAGES, space_of
 from tests.support.workload import Workload
 
@@ -187,16 +187,16 @@ class Watch:
     """Looks at each aggregation until ``enough`` are as they should be."""
 
     ctx: damon_ctx
-    seen: list[damon_regions] = field(factory=list)
+    seen: list[Regions] = field(factory=list)
     arrived: threading.Event = field(factory=threading.Event)
 
-    def aggregated(self, ctx: damon_ctx, _target: int, regions: damon_regions) -> None:
+    def aggregated(self, ctx: damon_ctx, _target: int, regions: Regions) -> None:
         if ctx is self.ctx:
             validate_ctx(ctx)
             self.seen.append(regions.copy())
             self.arrived.set()
 
-    def until(self, condition: object) -> damon_regions:
+    def until(self, condition: object) -> Regions:
         """The first aggregation for which ``condition`` holds."""
         assert callable(condition)
         for _ in range(300):
@@ -216,7 +216,7 @@ def probing(machine: LinuxMachine, pid: int, start: int, end: int, *probes: damo
     damon_set_attrs(ctx, damon_attrs(sample_interval=2000, aggr_interval=40_000, min_nr_regions=8, max_nr_regions=200))
     t = damon_new_target()
     t.pid, t.task = pid, machine.get_task(pid)
-    t.regions = damon_regions([start], [end])
+    t.regions = Regions([start], [end])
     damon_add_target(ctx, t)
     ctx.probes = list(probes)
     watch = Watch(ctx)
@@ -248,7 +248,7 @@ def test_hits_tell_which_half_is_anonymous(machine: LinuxMachine, two_halves: tu
         damon_probe(),
     ]
 
-    def sharp(regions: damon_regions) -> bool:
+    def sharp(regions: Regions) -> bool:
         across = (regions.start < middle) & (regions.end > middle)
         return len(watch.seen) >= 20 and int(regions.sizes()[across].sum()) <= HALF // 16
 
@@ -281,7 +281,7 @@ def test_accesses_are_a_property_like_others(machine: LinuxMachine, program: Pat
             prepared = damon_probe(1, [damon_prep()], [kind("pgidle_unset")])
             with probing(machine, work.pid, work.base, work.base + 4096 * PAGE, prepared) as watch:
 
-                def told_apart(regions: damon_regions) -> bool:
+                def told_apart(regions: Regions) -> bool:
                     assert regions.probe_hits is not None
                     first = regions.end <= np.uint64(work.base + 2048 * PAGE)
                     last = regions.start >= np.uint64(work.base + 2048 * PAGE)

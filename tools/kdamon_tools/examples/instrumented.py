@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdamon import damon_report_accesses, monitor, report_array
+from kdamon import monitor, report_accesses, report_array
 from kdamon.mm.proc.maps import NamedMapping
 
 # The source. -fsanitize=thread calls these functions at each access; instead of looking for races they send the
@@ -55,7 +55,7 @@ def report(pid: int, message: bytes) -> None:
     """Report the accesses in a message of the process."""
     access = np.frombuffer(message, np.uint64)
     batch = report_array(len(access), pid=pid, addr=access >> 1, size=1, write=access & 1 == 1)
-    damon_report_accesses(batch)
+    report_accesses(batch)
     time.sleep(0.001)  # more than the kdamond can look at is worth nothing
 
 

@@ -22,7 +22,7 @@ from kdamon.damon import damon_access_report
 from kdamon.kernel import RealClock
 from kdamon.lib.capabilities import give_up_capabilities
 from kdamon.lib.trusted import open_to_read
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_queue, damon_report_subscribe, damon_report_unsubscribe
+from kdamon.reports.apply import REPORT_DTYPE, ReportQueue, subscribe_reports, unsubscribe_reports
 from kdamon_tools.defaults import LACKEY_RATE
 from kdamon_tools.output.replacement import Replacement
 from kdamon_tools.output.streams import stdin_descriptor
@@ -118,7 +118,7 @@ class Recorder:
         self.path = Path(path)
         self.recorded = 0
         self._not_written = 0
-        self._queue = damon_report_queue(RealClock())
+        self._queue = ReportQueue(RealClock())
         self._stop = threading.Event()
         self._error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -132,10 +132,10 @@ class Recorder:
         self._replacement = Replacement(self.path)
         try:
             self._writer = RecordingWriter(self._replacement.file)
-            damon_report_subscribe(self._queue)
+            subscribe_reports(self._queue)
             self._thread.start()
         except BaseException as error:
-            damon_report_unsubscribe(self._queue)
+            unsubscribe_reports(self._queue)
             self._replacement.discard()
             if isinstance(error, OSError):
                 sentence = f"no recording can be written there: {error.strerror}"
@@ -146,7 +146,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        damon_report_unsubscribe(self._queue)
+        unsubscribe_reports(self._queue)
         self._stop.set()
         self._thread.join(_END_S)
         if self._thread.is_alive():
