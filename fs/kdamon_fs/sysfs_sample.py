@@ -33,8 +33,8 @@ __all__ = [
     "RunningContext",
     "damon_sysfs_sample",
     "damon_sysfs_sample_control",
-    "sample_primitive_of",
     "nr_cpu_ids",
+    "sample_primitive_of",
     "sees_writes_only",
 ]
 
