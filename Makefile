@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # make run    monitor a bundled workload and show what was found next to what is true
 # make run PID=1234    monitor that process
-# make test   run all tests        make lint   ruff and mypy
+# make test   run all tests        make lint   ruff, mypy, layers
 # make bench  print benchmarks     make clean  remove what this made
 # Each of them sets the machine up first, in .venv.
 
@@ -38,6 +38,7 @@ lint: $(READY_TEST)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 bench: $(READY_TEST)
 	@$(VENV)/bin/python tests/bench/run_all.py

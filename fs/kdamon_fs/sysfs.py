@@ -34,9 +34,9 @@ from kdamon.kernel import Clock
 from kdamon.kstrtox import sysfs_streq
 from kdamon.mm import Machine
 from kdamon_fs.abi import ABI_VERSIONS
-from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
+from kdamon_fs.kobject import NumberedDirectories, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.module_params import ModuleParams
-from kdamon_fs.sysfs_common import uint_attribute
+from kdamon_fs.sysfs_common import MachineTree, uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
 from kdamon_fs.sysfs_sample import sees_writes_only
 from kdamon_fs.sysfs_schemes import (
@@ -65,7 +65,7 @@ def _this_machine() -> Machine:
     return linux_machine("page_fault")
 
 
-class SysfsTree(Tree):
+class SysfsTree(MachineTree):
     """The whole tree, and what its kdamonds need.
 
     :param machine: where processes are found, or what finds that out when it is needed for the first time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -13,6 +14,7 @@ from kdamon.mm import Machine
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 
 __all__ = [
+    "MachineTree",
     "bool_attribute",
     "damon_sysfs_ul_range",
     "int_attribute",
@@ -26,6 +28,17 @@ __all__ = [
     "uint_attribute",
     "ulong_attribute",
 ]
+
+
+class MachineTree(Tree):
+    """A tree whose files need to know the machine, to find processes."""
+
+    @abstractmethod
+    def machine(self) -> Machine:
+        """Return the machine.
+
+        :raises OSError: EOPNOTSUPP or EPERM, with a sentence on what this machine lacks.
+        """
 
 
 def _number_attribute(

@@ -11,7 +11,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kdamon.core import (
     damon_add_target,
@@ -39,6 +39,7 @@ from kdamon.mm import Machine
 from kdamon.sample_control import check_fault_filters
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
+    MachineTree,
     bool_attribute,
     damon_sysfs_ul_range,
     int_attribute,
@@ -55,9 +56,6 @@ from kdamon_fs.sysfs_sample import (
 )
 from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
 from kdamon_fs.sysfs_schemes_build import damon_sysfs_add_schemes
-
-if TYPE_CHECKING:
-    from kdamon_fs.sysfs import SysfsTree
 
 __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts", "damon_sysfs_intervals"]
 
@@ -115,7 +113,7 @@ class damon_sysfs_target(kobject):
 
     __slots__ = ("birth", "obsolete", "pid", "regions")
 
-    tree: SysfsTree
+    tree: MachineTree
 
     default_attributes = (
         # Kernel: looks the number up at each start and each commit. Here: when it is written, because it may have
@@ -240,7 +238,7 @@ class damon_sysfs_context(kobject):
 
     __slots__ = ("addr_unit", "attrs", "operations", "pause", "schemes", "targets")
 
-    tree: SysfsTree
+    tree: MachineTree
 
     default_attributes = (
         kobj_attribute("avail_operations", _avail_operations_show),

@@ -17,8 +17,8 @@ from typing import Final
 
 from attrs import define, evolve, frozen
 
+from kdamon.lib.pidfd import exited, pidfd_open
 from kdamon.lib.process_status import status_fields
-from kdamon.mm.actions.madvise import exited, pidfd_open
 
 __all__ = ["Credentials", "KnownProcesses", "Rights", "SpareQuestions", "credentials_of", "may_access"]
 

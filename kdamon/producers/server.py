@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Final
 
 from kdamon.lib.capabilities import give_up_capabilities
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.connected import Producer, ReportServerCounters
 from kdamon.producers.connections import ReportListener

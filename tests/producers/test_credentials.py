@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 from attrs import evolve
 
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.producers.credentials import (
     Credentials,
     KnownProcesses,
@@ -228,7 +228,7 @@ def test_without_room_for_descriptors_answers_are_right_and_nothing_is_kept(slee
 REUSED = """
 import os, signal
 from kdamon.producers.credentials import KnownProcesses, Rights
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 
 def child(user, pid=None):
     if pid:

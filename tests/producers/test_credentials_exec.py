@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.producers.credentials import KnownProcesses, Rights
 
 ROOT = Path(__file__).parents[2]

@@ -33,10 +33,11 @@ from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import refusal
 from kdamon.mm import PageFilter, U64Array, ranges
 from kdamon.mm.actions.huge_pages import HugePages
-from kdamon.mm.actions.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED, Adviser
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.actions.migrate import Migration
 from kdamon.mm.actions.page_cache import FileMappings
 from kdamon.mm.actions.page_filter import PageGroup
+from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, anonymous, exclusive, frames, present, swapped

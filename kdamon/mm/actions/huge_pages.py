@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from kdamon.mm import U64Array, ranges
-from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.inject.requests import inject_madvise
+from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.proc.vma_flags import Mappings, VmaFlag, mappings_with_flags
 

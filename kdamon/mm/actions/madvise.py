@@ -11,7 +11,6 @@ import ctypes
 import errno
 import functools
 import mmap
-import select
 from collections.abc import Callable
 from typing import Final
 
@@ -19,30 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.kernel import PAGE_SIZE
-from kdamon.lib.syscalls import NR_PIDFD_OPEN, NR_PROCESS_MADVISE, checked, syscall
+from kdamon.lib.syscalls import NR_PROCESS_MADVISE, checked, syscall
 from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import advise_apart
+from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED
 from kdamon.mm.mmap_lock import CallSize, held
 
-__all__ = [
-    "MADV_COLD",
-    "MADV_COLLAPSE",
-    "MADV_HUGEPAGE",
-    "MADV_NOHUGEPAGE",
-    "MADV_PAGEOUT",
-    "MADV_WILLNEED",
-    "Adviser",
-    "drain_lru",
-    "exited",
-    "pidfd_open",
-]
-
-MADV_WILLNEED: Final = 3
-MADV_HUGEPAGE: Final = 14
-MADV_NOHUGEPAGE: Final = 15
-MADV_COLD: Final = 20
-MADV_PAGEOUT: Final = 21
-MADV_COLLAPSE: Final = 25
+__all__ = ["Adviser", "drain_lru"]
 
 #: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
 _BATCH: Final = 1023
@@ -59,18 +41,6 @@ _ENTRY: Final = {
     # It waits for all CPUs and copies all of the memory: each in a call of its own.
     MADV_COLLAPSE: _BUDGET,
 }
-
-
-def exited(pidfd: int) -> bool:
-    """Return whether the process ended that ``pidfd`` stands for, be it reaped or not."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def pidfd_open(pid: int) -> int:
-    """A file descriptor for process ``pid``; OSError as pidfd_open(2)."""
-    return checked(syscall(NR_PIDFD_OPEN, pid, 0), f"pidfd_open({pid})")
 
 
 class Adviser:

@@ -15,9 +15,10 @@ import numpy as np
 from attrs import frozen
 
 from kdamon.kernel import PAGE_SIZE
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.lib.rights import locked_down, refusal
 from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
-from kdamon.mm.actions.madvise import drain_lru, pidfd_open
+from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.walk_program import PRESENT
 from kdamon.mm.bpf.walker import shared_walker

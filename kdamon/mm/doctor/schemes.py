@@ -16,12 +16,14 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.lib.rights import needs_linux, refusal
 from kdamon.lib.trusted import find_program
 from kdamon.mm.actions.advice import has_swap
-from kdamon.mm.actions.madvise import MADV_COLLAPSE, MADV_NOHUGEPAGE, Adviser, pidfd_open
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.actions.migrate import memory_nodes
 from kdamon.mm.inject.requests import inject_madvise
+from kdamon.mm.mman import MADV_COLLAPSE, MADV_NOHUGEPAGE
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.metrics import memcg_id, metric

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
+from kdamon.lib.pidfd import exited, pidfd_open
 from kdamon.lib.process_status import stat_fields
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, MissingRights, may, needs_linux, refusal
 from kdamon.mm import AddressSpace, Faults
-from kdamon.mm.actions.madvise import Adviser, exited, pidfd_open
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.mmap_lock import stays_locked

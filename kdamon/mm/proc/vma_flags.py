@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon.kernel import PMD_SIZE
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm import U64Array
-from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE, pidfd_open
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R6, R7, R8, R10, Assembler, Helper, TaskIterator
+from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.process_files import ProcessFiles
 

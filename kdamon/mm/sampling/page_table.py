@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from kdamon.mm import UNKNOWN, Answers, U64Array
-from kdamon.mm.actions.madvise import MADV_COLD, Adviser, drain_lru
+from kdamon.mm.actions.madvise import Adviser, drain_lru
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
 from kdamon.mm.bpf.walker import Walker
+from kdamon.mm.mman import MADV_COLD
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.kpageflags import Folios

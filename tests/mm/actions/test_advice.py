@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm import AddressSpace, U64Array
 from kdamon.mm.actions.advice import Advice
-from kdamon.mm.actions.madvise import Adviser, pidfd_open
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
@@ -431,7 +432,7 @@ UNPRIVILEGED = """
 import errno, os, sys
 import numpy as np
 from kdamon.mm.actions.advice import Advice
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.proc.process_files import ProcessFiles
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
@@ -471,7 +472,7 @@ WITHOUT_WALK = """
 import errno, os, sys
 import numpy as np
 from kdamon.mm.actions.advice import Advice
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.proc.process_files import ProcessFiles
 pid, base, size = map(int, sys.argv[1:])
 files = ProcessFiles(os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY))

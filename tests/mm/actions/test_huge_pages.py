@@ -22,10 +22,10 @@ import pytest
 
 from kdamon.mm import AddressSpace
 from kdamon.mm.actions import huge_pages
-from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from tests.mm.actions.test_advice import HUGE, PAGE, pages, smaps, space_of
 from tests.mm.inject.test_requests import SECCOMP
 from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kdamon.mm.actions.madvise import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, Adviser, pidfd_open
+from kdamon.lib.pidfd import pidfd_open
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT
 
 PAGE = 4096
 

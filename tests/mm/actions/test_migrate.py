@@ -136,7 +136,7 @@ ATTEMPT = """
 import ctypes, os, sys
 import numpy as np
 from kdamon.mm.actions.advice import Advice
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.proc.process_files import ProcessFiles
 pid, node, number = map(int, sys.argv[1:])
 if number:

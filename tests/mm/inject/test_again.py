@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.mountinfo import mounts
-from kdamon.mm.actions.madvise import MADV_NOHUGEPAGE
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
+from kdamon.mm.mman import MADV_NOHUGEPAGE
 from tests.mm.inject.test_safety import attempt, check, target
 from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
 from tests.support.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running

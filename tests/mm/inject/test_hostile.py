@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.helpers import LostHelpers
-from kdamon.mm.actions.madvise import MADV_HUGEPAGE
 from kdamon.mm.inject import helper as inject_helper
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.linux import machine as linux
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.mman import MADV_HUGEPAGE
 from tests.support.inject_targets import build, eventually, left_behind
 
 NOBODY = 65534

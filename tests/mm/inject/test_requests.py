@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.actions.madvise import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.inject import gadgets
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
+from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from tests.support.inject_targets import Suspicious, build, eventually, left_behind, running, sockets
 
 NOBODY = 65534

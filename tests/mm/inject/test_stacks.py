@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.actions.madvise import MADV_NOHUGEPAGE
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import HOLD, StopBudget
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
+from kdamon.mm.mman import MADV_NOHUGEPAGE
 from tests.mm.inject.test_safety import attempt, check
 from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
 from tests.support.inject_targets import SOAK, Suspicious, build, eventually, mapping_of, memory_file

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace, U64Array
-from kdamon.mm.actions.madvise import MADV_NOHUGEPAGE
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
+from kdamon.mm.mman import MADV_NOHUGEPAGE
 from kdamon.mm.proc.maps import containing
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.uffd import has_userfaultfd

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kdamon.mm.actions.madvise import pidfd_open
+from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc import vma_flags
 from kdamon.mm.proc.process_files import ProcessFiles

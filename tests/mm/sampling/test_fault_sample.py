@@ -16,8 +16,9 @@ import pytest
 
 from kdamon.lib.syscalls import syscall
 from kdamon.mm import OLD, UNKNOWN, U64Array
-from kdamon.mm.actions.madvise import MADV_COLLAPSE, Adviser
+from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.mman import MADV_COLLAPSE
 from kdamon.mm.proc import maps
 from kdamon.mm.ranges import inside
 from tests.support.sampling import mm_of, pages_of, sample, task_of, wait_until
