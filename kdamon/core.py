@@ -16,6 +16,7 @@ import numpy.typing as npt
 from attrs import evolve
 
 from kdamon import trace
+from kdamon.arrays import Indexes, Mask, U32Array, U64Array
 from kdamon.damon import (
     damon_addr_range,
     damon_attrs,
@@ -124,8 +125,6 @@ __all__ = [
 
 log = logging.getLogger("kdamon")
 
-U64Array = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
 
 damon_lock = threading.Lock()
 #: How many kdamonds run (nr_ctxs), and whether they want to be the only ones (exclusive).
@@ -270,7 +269,7 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
         return
 
     # Step 2: fit the rest to the ranges, fill the holes.
-    rows: list[npt.NDArray[np.intp]] = []
+    rows: list[Indexes] = []
     new_start: list[U64Array] = []
     new_end: list[U64Array] = []
     at = 0
@@ -383,7 +382,7 @@ def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
 # Attributes.
 
 
-def _convert(counts: npt.NDArray[Any], old: int, new: int) -> npt.NDArray[np.uint32]:
+def _convert(counts: npt.NDArray[Any], old: int, new: int) -> U32Array:
     """Counts out of ``old`` samples as counts out of ``new``, through 1/10000 as in the kernel."""
     whole, part = np.divmod(counts.astype(np.uint64), np.uint64(old))
     bp = whole * np.uint64(10000) + part * np.uint64(10000) // np.uint64(old)
@@ -797,7 +796,7 @@ def damon_merge_regions_of(
     threshold: int,
     sz_limit: int,
     count_age: bool,
-    weights: npt.NDArray[np.uint32] | None = None,
+    weights: U32Array | None = None,
     *,
     nr_samples: int = UINT_MAX,
     unknown_apart: bool = True,

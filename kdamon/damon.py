@@ -14,11 +14,11 @@ from enum import Enum, IntEnum
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, field
 
+from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
-from kdamon.mm import AddressSpace, Answers, Machine, Task, U64Array
+from kdamon.mm import AddressSpace, Answers, Machine, Task
 from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
 from kdamon.sample_threads import FilteredThreads
 from kdamon.schemes import (
@@ -92,9 +92,6 @@ __all__ = [
 ]
 
 DAMON_MIN_REGION_SZ = PAGE_SIZE
-
-U32Array = npt.NDArray[np.uint32]
-Mask = npt.NDArray[np.bool_]
 
 
 @define(slots=True, eq=False)
@@ -399,12 +396,10 @@ class damon_operations:
     prep_probes: Callable[[damon_ctx, bool], None] = no_op
     apply_probes: Callable[[damon_ctx, bool], None] = no_op
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None
-    get_scheme_scores: Callable[[damon_ctx, Regions, damos], npt.NDArray[np.int64]] | None = None
-    apply_scheme: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp], damos], tuple[U64Array, U64Array]] | None = (
-        None
-    )
+    get_scheme_scores: Callable[[damon_ctx, Regions, damos], I64Array] | None = None
+    apply_scheme: Callable[[damon_ctx, damon_target, Indexes, damos], tuple[U64Array, U64Array]] | None = None
     action_sz: int = 1
-    node_mem: Callable[[damon_ctx, damon_target, npt.NDArray[np.intp]], dict[int, int]] | None = None
+    node_mem: Callable[[damon_ctx, damon_target, Indexes], dict[int, int]] | None = None
     target_valid: Callable[[damon_target], bool] | None = None
     cleanup_target: Callable[[damon_target], None] = no_op
     target_has_pid: bool = False

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
 from kdamon import trace
+from kdamon.arrays import Indexes, U32Array
 from kdamon.damon import (
     damon_ctx,
     damon_nr_accesses_mvsum,
@@ -62,9 +62,6 @@ __all__ = [
     "init_scheme",
     "kdamond_apply_schemes",
 ]
-
-U32Array = npt.NDArray[np.uint32]
-Rows = npt.NDArray[np.intp]
 
 
 def damos_set_next_apply_sis(s: damos, ctx: damon_ctx) -> None:
@@ -119,7 +116,7 @@ def _asks_ops(s: damos) -> bool:
     return s.action is not damos_action.DAMOS_STAT or bool(s.ops_filters)
 
 
-def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Rows, s: damos, nr_accesses: U32Array) -> None:
+def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Indexes, s: damos, nr_accesses: U32Array) -> None:
     """Apply ``s`` to regions ``rows`` of ``t`` as they are; charge its quota, count, hand them to the installed walk.
 
     Kernel: one region after another. Here: the operations set gets all of them at once.

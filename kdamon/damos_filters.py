@@ -11,9 +11,9 @@ import errno
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
+from kdamon.arrays import Mask, U32Array
 from kdamon.damon import damon_ctx, damon_target, damos, damos_filter, damos_filter_type, unknown_rows
 from kdamon.kernel import ALIGN_DOWN
 from kdamon.probes import damon_probe_hits_wsum
@@ -40,9 +40,6 @@ _OF_CORE = (
     damos_filter_type.DAMOS_FILTER_TYPE_TARGET,
     damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM,
 )
-
-Mask = npt.NDArray[np.bool_]
-U32Array = npt.NDArray[np.uint32]
 
 
 # Access patterns.

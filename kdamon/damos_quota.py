@@ -8,10 +8,10 @@ import logging
 from collections import Counter
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
 from kdamon import trace
+from kdamon.arrays import I64Array
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
     damon_ctx,
@@ -54,7 +54,6 @@ log = logging.getLogger("kdamon")
 _ENDLESS_MS = 1 << 31
 
 Metric = damos_quota_goal_metric
-Scores = npt.NDArray[np.int64]
 
 
 # Commit.
@@ -277,7 +276,7 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
     _damos_set_min_score(ctx, s)
 
 
-def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> Scores | None:
+def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> I64Array | None:
     """How much each region of ``t`` deserves the action of ``s``, shape (n,); None where all deserve it the same.
 
     A part of a region has its score.

@@ -15,10 +15,11 @@ from typing import Final
 import numpy as np
 from attrs import evolve
 
+from kdamon.arrays import U64Array
 from kdamon.core import damon_set_regions
 from kdamon.damon import damon_addr_range, damon_ctx, damon_target
 from kdamon.kernel import PMD_SIZE
-from kdamon.mm import AddressSpace, U64Array
+from kdamon.mm import AddressSpace
 from kdamon.mm.ranges import NO_RANGES, subtract, total, union
 from kdamon.regions import Regions
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I64Array, U64Array
 from kdamon.core import damon_rand, damon_update_region_access_rate
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
@@ -24,7 +24,7 @@ from kdamon.damon import (
     window_left_bp,
 )
 from kdamon.kernel import mult_frac, uint
-from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter, U64Array
+from kdamon.mm import UNKNOWN, YOUNG, Answers, PageFilter
 from kdamon.probes import probe_filters
 from kdamon.regions import Regions
 
@@ -44,8 +44,6 @@ __all__ = [
 
 DAMON_MAX_SUBSCORE = 100
 DAMON_MAX_AGE_IN_LOG = 32
-
-Scores = npt.NDArray[np.int64]
 
 
 def pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
@@ -125,7 +123,7 @@ def damon_cold_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     return DAMOS_MAX_SCORE - damon_hot_score(ctx, r, s)
 
 
-def hot_scores(ctx: damon_ctx, regions: Regions, s: damos) -> Scores:
+def hot_scores(ctx: damon_ctx, regions: Regions, s: damos) -> I64Array:
     """:func:`damon_hot_score` of every region of a table, shape (n,)."""
     whole, part = np.divmod(
         damon_nr_accesses_mvsum(regions, ctx).astype(np.int64), damon_nr_samples_per_aggr(ctx.attrs)
@@ -142,7 +140,7 @@ def hot_scores(ctx: damon_ctx, regions: Regions, s: damos) -> Scores:
     return np.minimum(hotness * DAMOS_MAX_SCORE // DAMON_MAX_SUBSCORE, DAMOS_MAX_SCORE)
 
 
-def cold_scores(ctx: damon_ctx, regions: Regions, s: damos) -> Scores:
+def cold_scores(ctx: damon_ctx, regions: Regions, s: damos) -> I64Array:
     """:func:`damon_cold_score` of every region of a table, shape (n,)."""
     return DAMOS_MAX_SCORE - hot_scores(ctx, regions, s)
 
@@ -162,7 +160,7 @@ def scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     return DAMOS_MAX_SCORE
 
 
-def scheme_scores(ctx: damon_ctx, regions: Regions, s: damos) -> npt.NDArray[np.int64]:
+def scheme_scores(ctx: damon_ctx, regions: Regions, s: damos) -> I64Array:
     """:func:`scheme_score` of every region of a table, shape (n,)."""
     if s.action in _COLDEST_FIRST:
         return cold_scores(ctx, regions, s)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Indexes, U64Array
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target, damos
 from kdamon.lib.once import warn_once
-from kdamon.mm import U64Array
 from kdamon.vaddr import damon_va_eligible_report
 
 __all__ = ["OPERATIONS"]
@@ -25,7 +24,7 @@ __all__ = ["OPERATIONS"]
 log = logging.getLogger("kdamon")
 
 
-def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: npt.NDArray[np.intp], s: damos) -> tuple[U64Array, U64Array]:
+def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: Indexes, s: damos) -> tuple[U64Array, U64Array]:
     """Apply ``s`` to nothing, and let nothing pass its filters on pages."""
     warn_once(
         f"{s.action.value} is applied to nothing: the operations set reports knows numbers only; "

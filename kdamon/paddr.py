@@ -12,8 +12,8 @@ import logging
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.damon import (
     ReportLike,
     damon_ctx,
@@ -25,7 +25,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import HPAGE_PMD_SIZE
 from kdamon.lib.once import warn_once
-from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory, U64Array
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, PhysicalMemory
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     count_samples,
@@ -171,7 +171,7 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
             continue
         if set_samples:
             pick_samples(ctx, t)
-        matches: npt.NDArray[np.bool_] | None = None
+        matches: Mask | None = None
         try:
             answers = damon_pa_young(ctx, t) if needs_answers(filters) else None
             matches = memory.page_match(damon_pa_phys_addr(ctx, t.regions.sampling_addr), filters, answers)
@@ -185,9 +185,7 @@ def pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
     return report.pid == 0
 
 
-def damon_pa_apply_scheme(
-    ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp], s: damos
-) -> tuple[U64Array, U64Array]:
+def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: damos) -> tuple[U64Array, U64Array]:
     """Apply the action of ``s`` to regions ``rows`` of ``t``, as far as they are memory whose only process is known.
 
     :returns: core address units of each region that it was applied to, see :mod:`kdamon.mm.actions.advice`, and that
@@ -237,7 +235,7 @@ def _page_filters(s: damos) -> list[PageFilter]:
     return filters
 
 
-def pa_node_mem(ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp]) -> dict[int, int]:
+def pa_node_mem(ctx: damon_ctx, t: damon_target, rows: Indexes) -> dict[int, int]:
     """Bytes of regions ``rows`` of ``t`` on each NUMA node, as far as it is memory whose only process is known."""
     # Deviation: docs/deviations.md#eligible-memory-of-known-processes
     memory = _memory(t, ctx)

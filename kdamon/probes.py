@@ -11,9 +11,9 @@ from __future__ import annotations
 import errno
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
+from kdamon.arrays import Mask, U32Array
 from kdamon.damon import (
     damon_ctx,
     damon_filter,
@@ -51,8 +51,6 @@ __all__ = [
 
 U8_MAX = 255
 
-U32Array = npt.NDArray[np.uint32]
-Mask = npt.NDArray[np.bool_]
 
 _OF_ACCESSES = (damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_UNSET, damon_filter_type.DAMON_FILTER_TYPE_PGIDLE_SET)
 

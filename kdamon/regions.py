@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import define
 
+from kdamon.arrays import F64Array, Indexes, Mask, U8Array, U32Array, U64Array
 from kdamon.kernel import UINT_MAX, ULONG_MAX
 
 __all__ = [
@@ -29,14 +30,10 @@ __all__ = [
 
 DAMON_MAX_PROBES = 4
 
-U64 = npt.NDArray[np.uint64]
-U32 = npt.NDArray[np.uint32]
-Rows = npt.NDArray[np.intp]
-Mask = npt.NDArray[np.bool_]
 _ONE = np.uint32(1)
 _1, _9, _10, _32 = (np.uint64(n) for n in (1, 9, 10, 32))
 #: Draws n uniform 32-bit numbers: f(n) -> shape (n,), uint64.
-Draw = Callable[[int], U64]
+Draw = Callable[[int], U64Array]
 
 #: Columns that a split copies to both parts, besides the probe counters.
 _INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
@@ -89,7 +86,7 @@ class damon_region:
         return self.ar.end - self.ar.start
 
 
-def mostly_unknown(nr_unknown: U32, nr_samples: int) -> Mask:
+def mostly_unknown(nr_unknown: U32Array, nr_samples: int) -> Mask:
     """Decide which regions are mostly unknown: at least half of their samples could not be taken, shape (n,).
 
     Whether such a region is accessed is not known, however few accesses were seen: its age is no evidence, it is not
@@ -127,22 +124,22 @@ class Regions:
 
     __slots__ = (*COLUMNS, "_sizes", "_wide")
 
-    start: U64
-    end: U64
-    sampling_addr: U64
-    nr_accesses: U32
-    last_nr_accesses: U32
-    age: U32
-    unknown_age: U32
-    nr_unknown: U32
-    last_nr_unknown: U32
+    start: U64Array
+    end: U64Array
+    sampling_addr: U64Array
+    nr_accesses: U32Array
+    last_nr_accesses: U32Array
+    age: U32Array
+    unknown_age: U32Array
+    nr_unknown: U32Array
+    last_nr_unknown: U32Array
     access_reported: Mask | None
-    probe_hits: npt.NDArray[np.uint8] | None
-    last_probe_hits: npt.NDArray[np.uint8] | None
-    density: npt.NDArray[np.float64] | None
-    density_since: U32 | None
+    probe_hits: U8Array | None
+    last_probe_hits: U8Array | None
+    density: F64Array | None
+    density_since: U32Array | None
 
-    def __init__(self, start: Sequence[int] | U64 = (), end: Sequence[int] | U64 = ()) -> None:
+    def __init__(self, start: Sequence[int] | U64Array = (), end: Sequence[int] | U64Array = ()) -> None:
         self.start = np.array(start, np.uint64)
         self.end = np.array(end, np.uint64)
         n = len(self.start)
@@ -158,7 +155,7 @@ class Regions:
         self.last_probe_hits = None
         self.density = None
         self.density_since = None
-        self._sizes: U64 | None = None
+        self._sizes: U64Array | None = None
         self._wide: bool | None = None
 
     def __len__(self) -> int:
@@ -172,7 +169,7 @@ class Regions:
             setattr(other, name, None if column is None else column.copy())
         return other
 
-    def sizes(self) -> U64:
+    def sizes(self) -> U64Array:
         """Size of each region, core address units, shape (n,); the caller must not change them."""
         if self._sizes is None:
             self._sizes = self.end - self.start
@@ -188,11 +185,11 @@ class Regions:
         """Sum of the sizes."""
         return int(self.sizes().sum())
 
-    def known_age(self) -> U32:
+    def known_age(self) -> U32Array:
         """For how many aggregation intervals up to now each region was stable and not mostly unknown, shape (n,)."""
         return self.age - self.unknown_age
 
-    # Rows as values.
+    # Indexes as values.
 
     def region(self, row: int) -> damon_region:
         """Row ``row`` as a value (``struct damon_region``)."""
@@ -251,7 +248,7 @@ class Regions:
                 setattr(self, name, column.take(rows, axis=0))
         self._sizes = self._wide = None
 
-    def rebuild(self, rows: Rows, start: U64, end: U64) -> None:
+    def rebuild(self, rows: Indexes, start: U64Array, end: U64Array) -> None:
         """Make the table of [start, end) ranges; each takes its counters from row ``rows[i]``, from none if -1."""
         if len(self):
             for name in _INHERITED:
@@ -275,7 +272,7 @@ class Regions:
             if probes:
                 self.use_probes()
 
-    def _set_ranges(self, start: U64, end: U64) -> None:
+    def _set_ranges(self, start: U64Array, end: U64Array) -> None:
         self.start = start
         self.end = end
         self.sampling_addr = start
@@ -300,7 +297,7 @@ class Regions:
         """Cut row ``row`` so that its first part has ``size`` (``damon_split_region_at()``)."""
         self._cut(np.array([row], np.intp), np.array([size], np.uint64))
 
-    def _cut(self, rows: Rows, sizes: U64) -> None:
+    def _cut(self, rows: Indexes, sizes: U64Array) -> None:
         """Cut each of ``rows``, ascending, so that its first part has the size in ``sizes``; both of shape (m,)."""
         parts = np.ones(len(self), np.intp)
         parts[rows] = 2
@@ -366,7 +363,7 @@ class Regions:
         self.nr_accesses = _means(self.nr_accesses, sizes, [row + 1])
         self._merge_into_left([row + 1], sizes)
 
-    def merge_scores(self, weights: U32 | None = None, *, last: bool = False) -> U32:
+    def merge_scores(self, weights: U32Array | None = None, *, last: bool = False) -> U32Array:
         """What regions are told apart by (``damon_merge_score()``): nr_accesses, or weighted sums of probe hits.
 
         :param weights: of the probes, shape (DAMON_MAX_PROBES,).
@@ -378,7 +375,7 @@ class Regions:
         hits = self.last_probe_hits if last else self.probe_hits
         return np.zeros(len(self), np.uint32) if hits is None else hits.astype(np.uint32) @ weights
 
-    def count_age(self, threshold: int, weights: U32 | None = None, unknown: Mask | None = None) -> None:
+    def count_age(self, threshold: int, weights: U32Array | None = None, unknown: Mask | None = None) -> None:
         """Make every region one aggregation older, or new where what was counted changed by more than ``threshold``.
 
         :param weights: as for :meth:`merge_scores`.
@@ -397,7 +394,7 @@ class Regions:
         self,
         threshold: int,
         sz_limit: int,
-        weights: U32 | None = None,
+        weights: U32Array | None = None,
         unknown: Mask | None = None,
         *,
         unknown_apart: bool = True,
@@ -448,7 +445,7 @@ class Regions:
             self._merge_into_left(merged, sizes, unknown)
 
     def _merge_similar_hits(
-        self, threshold: int, sz_limit: int, weights: U32, touching: Mask, unknown: Mask | None
+        self, threshold: int, sz_limit: int, weights: U32Array, touching: Mask, unknown: Mask | None
     ) -> None:
         """:meth:`merge_similar` by probe hits: what regions are compared by is computed anew after each merge.
 
@@ -481,7 +478,7 @@ class Regions:
             self.nr_accesses = _means(self.nr_accesses, sizes, merged)
             self._merge_into_left(merged, sizes, unknown)
 
-    def merge_runs(self, heads: Rows) -> None:
+    def merge_runs(self, heads: Indexes) -> None:
         """Merge all regions from each of the rows ``heads`` to before the next one; the first row is one of them.
 
         Counters become means weighted by size, rounded down, but for ``nr_unknown``: what was unknown stays so.

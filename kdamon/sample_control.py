@@ -6,9 +6,9 @@ from __future__ import annotations
 import errno
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
+from kdamon.arrays import I32Array, Mask, Records
 from kdamon.damon import damon_sample_control, damon_sample_filter, damon_sample_filter_type
 from kdamon.mm import Machine
 
@@ -21,9 +21,6 @@ __all__ = [
     "only_threads",
     "sample_filter_matches",
 ]
-
-Batch = npt.NDArray[np.void]
-Mask = npt.NDArray[np.bool_]
 
 
 def damon_new_sample_filter(
@@ -54,7 +51,7 @@ def damon_commit_sample_control(dst: damon_sample_control, src: damon_sample_con
     dst.sample_filters = [evolve(f) for f in src.sample_filters]
 
 
-def sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
+def sample_filter_matches(reports: Records, f: damon_sample_filter) -> Mask:
     """Return which ``reports``, shape (n,), the filter ``f`` matches.
 
     A report whose CPU or thread is unknown was made by none of those that a filter names.
@@ -69,13 +66,13 @@ def sample_filter_matches(reports: Batch, f: damon_sample_filter) -> Mask:
     return found == f.matching
 
 
-def _among(column: npt.NDArray[np.int32], wanted: tuple[int, ...]) -> Mask:
+def _among(column: I32Array, wanted: tuple[int, ...]) -> Mask:
     if len(wanted) == 1:
         return column == wanted[0]
     return np.isin(column, np.array(wanted, np.int64))
 
 
-def damon_sample_filter_out(reports: Batch, control: damon_sample_control) -> Mask:
+def damon_sample_filter_out(reports: Records, control: damon_sample_control) -> Mask:
     """Return which ``reports``, shape (n,), the filters of ``control`` discard.
 
     Every filter answers ``allow`` for what it matches and the opposite for the rest; the first rejection discards.

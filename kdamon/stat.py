@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, field
 
+from kdamon.arrays import I64Array
 from kdamon.core import damon_destroy_ctx, damon_set_attrs
 from kdamon.damon import damon_attrs, damon_ctx, damon_intervals_goal, damon_nr_samples_per_aggr
 from kdamon.kernel import NSEC_PER_MSEC, time_after_eq, ulong
@@ -17,7 +17,6 @@ from kdamon.regions import mostly_unknown
 
 __all__ = ["bandwidth_of", "damon_stat", "idle_percentiles", "unknown_mem_bp"]
 
-I64Array = npt.NDArray[np.int64]
 
 #: How long the numbers stay at least, nanoseconds.
 _REFRESH_INTERVAL: Final = 5000 * NSEC_PER_MSEC

@@ -11,9 +11,9 @@ import logging
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.core import damon_set_regions
 from kdamon.damon import (
     ReportLike,
@@ -29,7 +29,7 @@ from kdamon.damon import (
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
-from kdamon.mm import UNKNOWN, AddressSpace, Answers, U64Array
+from kdamon.mm import UNKNOWN, AddressSpace, Answers
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     count_samples,
@@ -281,7 +281,7 @@ def va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
         # After an exec in between, the addresses are of another address space.
         if mm is None or mm is not t.mm or not len(t.regions):
             continue
-        matches: npt.NDArray[np.bool_] | None = None
+        matches: Mask | None = None
         try:
             answers = damon_va_young(mm, t) if needs_answers(filters) else None
             matches = mm.page_match(t.regions.sampling_addr, filters, answers)
@@ -302,9 +302,7 @@ def damon_va_target_valid(t: damon_target) -> bool:
     return t.task is not None and t.task.valid()
 
 
-def damon_va_apply_scheme(
-    ctx: damon_ctx, t: damon_target, rows: npt.NDArray[np.intp], s: damos
-) -> tuple[U64Array, U64Array]:
+def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: damos) -> tuple[U64Array, U64Array]:
     """Apply the action of ``s`` to regions ``rows`` of ``t``, as far as their pages pass the filters on pages.
 
     Kernel: filters on pages count for stat and the migrations only, and a region with a hole in it counts as not
@@ -339,7 +337,7 @@ def damon_va_apply_scheme(
     return applied, passed
 
 
-def _whole_pages(t: damon_target, rows: npt.NDArray[np.intp]) -> U64Array:
+def _whole_pages(t: damon_target, rows: Indexes) -> U64Array:
     """Where regions ``rows`` of ``t`` begin and end, rounded up to pages, shape (n, 2)."""
     edges = np.stack((t.regions.start[rows], t.regions.end[rows]), axis=1)
     # The last page that addresses can name is no process's.

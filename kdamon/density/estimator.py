@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.arrays import F64Array, I32Array, Indexes, Mask, U64Array
 from kdamon.damon import damon_nr_samples_per_aggr
 from kdamon.density.history import Place, ReportHistory, ReportRun, spread
 from kdamon.regions import mostly_unknown
@@ -40,11 +41,7 @@ __all__ = [
     "reports_are_random",
 ]
 
-U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
-Mask = npt.NDArray[np.bool_]
 
 #: Log likelihood ratios from which on a region is cut, neighbours stay apart, and a region has become another one.
 CUT_RATIO = 10.0
@@ -60,7 +57,7 @@ _TINY = np.float32(1e-10)
 _USEC_PER_SEC = 1_000_000
 
 
-def remember_reports(t: damon_target, ctx: damon_ctx, addr: U64, nr_accesses: npt.NDArray[np.int32]) -> None:
+def remember_reports(t: damon_target, ctx: damon_ctx, addr: U64Array, nr_accesses: I32Array) -> None:
     """Remember reports that lie in regions of ``t``, each as an access of the page it begins in.
 
     :param addr: where they begin, core address units, shape (n,).
@@ -156,7 +153,7 @@ def _recall(t: damon_target, ctx: damon_ctx) -> ReportHistory:
     return memory
 
 
-def _intervals(memory: ReportHistory, regions: Regions) -> F64:
+def _intervals(memory: ReportHistory, regions: Regions) -> F64Array:
     """For how many intervals the reports of each region are remembered, shape (n,)."""
     assert regions.density_since is not None
     return memory.now + 1.0 - regions.density_since.astype(np.float64)
@@ -199,7 +196,9 @@ def _forget_changed(memory: ReportHistory, regions: Regions, places: list[Place]
 # Cuts.
 
 
-def _to_examine(memory: ReportHistory, regions: Regions, places: list[Place], changed: Mask, nr_reports: int) -> Rows:
+def _to_examine(
+    memory: ReportHistory, regions: Regions, places: list[Place], changed: Mask, nr_reports: int
+) -> Indexes:
     """The regions to look for cuts in: those that changed, then the others in turn; ascending rows."""
     reports = np.minimum(sum(behind - first for first, behind in places), CUT_REPORTS_PER_REGION)
     n = len(regions)
@@ -258,7 +257,7 @@ def _cut(
     return nr_cuts
 
 
-def best_cuts(addr: U64, upto: F64, start: U64, end: U64, unit: int) -> tuple[F64, U64]:
+def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, unit: int) -> tuple[F64Array, U64Array]:
     """Where the densities on both sides differ most, in each of the regions [start, end).
 
     A cut lies before or behind a reported page, on the denser side's edge. That page is where it is because the cut
@@ -298,7 +297,9 @@ def best_cuts(addr: U64, upto: F64, start: U64, end: U64, unit: int) -> tuple[F6
     return ratio, at
 
 
-def _best_gaps(addr: U64, upto: F64, region: tuple[U64, U64], place: Place, unit: int) -> tuple[Rows, Mask, F32]:
+def _best_gaps(
+    addr: U64Array, upto: F64Array, region: tuple[U64Array, U64Array], place: Place, unit: int
+) -> tuple[Indexes, Mask, F32]:
     """In which of the gaps before reports each region is best cut, in single precision.
 
     :param region: starts and ends, of shape (m,).
@@ -339,7 +340,7 @@ def _cut_likelihood(left: Any, n: Any, cut: Any, size: Any, left_dense: Mask) ->
 # Merges.
 
 
-def _merge(ctx: damon_ctx, held: list[F64], sz_limit: int) -> None:
+def _merge(ctx: damon_ctx, held: list[F64Array], sz_limit: int) -> None:
     """Merge neighbours of all targets that do not differ, and those that differ least while there are too many.
 
     :param held: for each target the number of independent reports of its regions.
@@ -367,8 +368,8 @@ def _merge(ctx: damon_ctx, held: list[F64], sz_limit: int) -> None:
 
 
 def merge_least_different(
-    n: F64, exposure: F64, size: F64, touching: Mask, *, max_nr_regions: int, sz_limit: float
-) -> tuple[Rows, F64, F64]:
+    n: F64Array, exposure: F64Array, size: F64Array, touching: Mask, *, max_nr_regions: int, sz_limit: float
+) -> tuple[Indexes, F64Array, F64Array]:
     """Choose which neighbours to merge.
 
     Each round merges pairs that differ less than the pairs on both their sides do.
@@ -409,7 +410,7 @@ def merge_least_different(
 # Counts.
 
 
-def _accessed_size(memory: ReportHistory, regions: Regions, accesses: F64, unit: int) -> float:
+def _accessed_size(memory: ReportHistory, regions: Regions, accesses: F64Array, unit: int) -> float:
     """How much memory was accessed in an aggregation interval, core address units.
 
     Reports that are a sample of 1 in k show in k intervals as many distinct pages as all accesses in one. Where fewer
@@ -434,7 +435,7 @@ def _accessed_size(memory: ReportHistory, regions: Regions, accesses: F64, unit:
     return float((used * -np.expm1(-accesses / used)).sum()) * unit
 
 
-def _seen(run: ReportRun, regions: Regions) -> tuple[F64, F64]:
+def _seen(run: ReportRun, regions: Regions) -> tuple[F64Array, F64Array]:
     """Number of reports of each region and of distinct pages among them, both of shape (n,)."""
     first, behind = place = run.place(regions.start, regions.end)
     return (behind - first).astype(np.float64), run.distinct(place)

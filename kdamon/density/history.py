@@ -12,19 +12,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, field
+
+from kdamon.arrays import F64Array, Indexes, U64Array
 
 if TYPE_CHECKING:
     from kdamon.kernel import rnd_state
 
 __all__ = ["INTERVALS", "REPORTS", "REPORTS_PER_INTERVAL", "ReportHistory", "ReportRun", "spread"]
 
-U64 = npt.NDArray[np.uint64]
-F64 = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
 #: First and behind the last of the reports in each of some ranges.
-Place = tuple[Rows, Rows]
+Place = tuple[Indexes, Indexes]
 
 #: Reports that are remembered at most; aggregation intervals (and what is in one run with them); reports that one
 #: interval adds; those of one run.
@@ -45,29 +43,29 @@ class ReportRun:
 
     __slots__ = ("_distinct", "addr", "first", "last", "squares", "upto")
 
-    def __init__(self, addr: U64, weight: F64, first: int, last: int) -> None:
+    def __init__(self, addr: U64Array, weight: F64Array, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self._set(addr, weight)
 
-    def _set(self, addr: U64, weight: F64) -> None:
+    def _set(self, addr: U64Array, weight: F64Array) -> None:
         self.addr = addr
         self.upto = np.zeros(len(addr) + 1)
         np.cumsum(weight, out=self.upto[1:])
         self.squares = float((weight * weight).sum())
-        self._distinct: F64 | None = None
+        self._distinct: F64Array | None = None
 
     def __len__(self) -> int:
         return len(self.addr)
 
-    def place(self, start: U64, end: U64) -> Place:
+    def place(self, start: U64Array, end: U64Array) -> Place:
         """Where the reports in each of the ascending [start, end) are: first one, and behind the last one."""
         if (start[1:] == end[:-1]).all():
             edges = np.searchsorted(self.addr, np.append(start, end[-1:]))
             return edges[:-1], edges[1:]
         return np.searchsorted(self.addr, start), np.searchsorted(self.addr, end)
 
-    def distinct(self, place: Place) -> F64:
+    def distinct(self, place: Place) -> F64Array:
         """Number of distinct pages among the reports at each place, shape (m,)."""
         if self._distinct is None:
             # How many pages there are before each report, and in all.
@@ -77,7 +75,7 @@ class ReportRun:
             self._distinct[2:] += 1
         return self._distinct[place[1]] - self._distinct[place[0]]
 
-    def drop(self, first: Rows, behind: Rows) -> None:
+    def drop(self, first: Indexes, behind: Indexes) -> None:
         """Forget the reports from each of ``first`` to before ``behind``."""
         kept = np.ones(len(self), np.bool_)
         kept[spread(first, behind - first)] = False
@@ -106,11 +104,11 @@ class ReportHistory:
     interval: int = 0
     next_examined: int = 0
     #: Reports of the present interval: one in ``_share`` is taken.
-    _arrived: list[tuple[U64, F64]] = field(factory=list)
+    _arrived: list[tuple[U64Array, F64Array]] = field(factory=list)
     _nr_arrived: int = 0
     _share: int = 1
 
-    def add(self, addr: U64, weight: F64, rnd: rnd_state) -> None:
+    def add(self, addr: U64Array, weight: F64Array, rnd: rnd_state) -> None:
         """Take reports of the present interval; of too many a random part, which then stands for all.
 
         :param addr: reported pages, core address units, shape (n,).
@@ -128,7 +126,7 @@ class ReportHistory:
             self._arrived = [(addr, weight)]
             self._nr_arrived = len(addr)
 
-    def _all_arrived(self) -> tuple[U64, F64]:
+    def _all_arrived(self) -> tuple[U64Array, F64Array]:
         if not self._arrived:
             return np.empty(0, np.uint64), np.empty(0)
         return np.concatenate([addr for addr, _ in self._arrived]), np.concatenate([w for _, w in self._arrived])
@@ -163,15 +161,15 @@ class ReportHistory:
         total = sum(float(run.upto[-1]) for run in self.runs)
         return sum(run.squares for run in self.runs) / total if total else 1.0
 
-    def places(self, start: U64, end: U64) -> list[Place]:
+    def places(self, start: U64Array, end: U64Array) -> list[Place]:
         """:meth:`ReportRun.place` of every run."""
         return [run.place(start, end) for run in self.runs]
 
-    def held(self, places: list[Place]) -> F64:
+    def held(self, places: list[Place]) -> F64Array:
         """Accesses that the reports at ``places`` stand for, shape (runs, m)."""
         return np.array([run.upto[behind] - run.upto[first] for run, (first, behind) in self._with(places)])
 
-    def gather(self, places: list[Place], most: int) -> tuple[U64, F64]:
+    def gather(self, places: list[Place], most: int) -> tuple[U64Array, F64Array]:
         """The reports at ``places`` in address order, and the accesses that they stand for.
 
         :param most: about how many of one range; of more every so many-th, which then stands for those between.
@@ -192,14 +190,14 @@ class ReportHistory:
         return zip(self.runs, places, strict=True)
 
 
-def spread(first: Rows, counts: Rows, steps: Rows | int = 1) -> Rows:
+def spread(first: Indexes, counts: Indexes, steps: Indexes | int = 1) -> Indexes:
     """For each i ``counts[i]`` indices from ``first[i]`` on; ``steps`` (shape of the result) apart."""
     behind = counts.cumsum()
     nth = np.arange(int(behind[-1]) if len(behind) else 0) - (behind - counts).repeat(counts)
     return first.repeat(counts) + nth * steps
 
 
-def _thin(addr: U64, weight: F64, share: int, rnd: rnd_state) -> tuple[U64, F64]:
+def _thin(addr: U64Array, weight: F64Array, share: int, rnd: rnd_state) -> tuple[U64Array, F64Array]:
     """One in ``share`` (a power of two) of the reports at random, which stand for all of them."""
     taken = np.nonzero(rnd.u32(len(addr)) % np.uint64(share) == 0)[0]
     return addr[taken], weight[taken] * share

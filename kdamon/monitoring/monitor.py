@@ -17,6 +17,7 @@ import attrs
 import numpy as np
 
 from kdamon import trace
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_scheme,
     damon_call,
@@ -37,7 +38,7 @@ from kdamon.damon import (
     damos_stat,
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
-from kdamon.mm import Machine, Task, U64Array
+from kdamon.mm import Machine, Task
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config

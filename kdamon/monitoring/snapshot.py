@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import field, frozen
 
+from kdamon.arrays import F64Array, Records
 from kdamon.regions import Regions
 
 __all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
@@ -22,7 +22,7 @@ __all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
 REGION: Final = np.dtype(
     [("start", "<u8"), ("end", "<u8"), ("nr_accesses", "<f4"), ("age", "<u4"), ("nr_unknown", "<f4")]
 )
-RegionTable = npt.NDArray[np.void]
+RegionTable = Records
 
 
 @frozen
@@ -87,7 +87,7 @@ class Snapshot:
         return cls(time - seconds, time, np.array(list(rows), dtype=REGION), merged)
 
     @property
-    def sizes(self) -> npt.NDArray[np.float64]:
+    def sizes(self) -> F64Array:
         """Size of each region in bytes, shape (n,)."""
         return (self.regions["end"] - self.regions["start"]).astype(np.float64)
 

@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.arrays import Records
 from kdamon.producers.ring import (
     CAPACITY,
     CLOSED,
@@ -31,7 +32,6 @@ from kdamon.producers.ring import (
     SENT,
     TAIL,
     VERSION,
-    Records,
     fence,
     map_ring,
     own_report_path,

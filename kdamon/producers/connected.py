@@ -10,20 +10,18 @@ import threading
 
 import numpy as np
 import numpy.ma
-import numpy.typing as npt
 from attrs import define, field, fields
 
+from kdamon.arrays import I32Array, Records
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.credentials import Rights
-from kdamon.producers.ring import Records, ReportRing, well_formed
+from kdamon.producers.ring import ReportRing, well_formed
 from kdamon.reports.apply import pick_reports, report_accesses, reported_pids, reports_about
 from kdamon.reports.queue import ReportSource
 
 __all__ = ["Producer", "ReportServerCounters"]
 
 log = logging.getLogger("kdamon")
-
-Pids = npt.NDArray[np.int32]
 
 
 @define
@@ -171,13 +169,13 @@ class Producer:
         admission.disconnect(self.user, capacity)
 
 
-def _pids(records: Records, same: bool) -> Pids:
+def _pids(records: Records, same: bool) -> I32Array:
     """What each of ``records`` is about, or, if it is the ``same`` for all, what one of them is."""
-    pids: Pids = records["pid"]
+    pids: I32Array = records["pid"]
     return pids[:1] if same else pids
 
 
-def _permitted(rights: Rights, records: Records, pids: Pids, users: int) -> Records:
+def _permitted(rights: Rights, records: Records, pids: I32Array, users: int) -> Records:
     """What a producer with ``rights`` may report of ``records``, of which there are some."""
     if len(pids) == 1:
         return records if rights.permitted(pids.tolist(), users)[0] else records[:0]

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, Records, U64Array
 from kdamon.reports.apply import REPORT_DTYPE
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "SENT",
     "TAIL",
     "VERSION",
-    "Records",
     "ReportRing",
     "fence",
     "map_ring",
@@ -88,9 +87,6 @@ _JUDGED_AT_ONCE: Final = 8192
 _MFD_NOEXEC_SEAL: Final = 8
 _WRAP: Final = (1 << 64) - 1
 
-Records = npt.NDArray[np.void]
-Words = npt.NDArray[np.uint64]
-Mask = npt.NDArray[np.bool_]
 
 _order = threading.Lock()
 
@@ -120,7 +116,7 @@ def ring_size(capacity: int) -> int:
     return HEADER_SIZE + capacity * REPORT_DTYPE.itemsize
 
 
-def map_ring(fd: int, capacity: int) -> tuple[mmap.mmap, Words, Records]:
+def map_ring(fd: int, capacity: int) -> tuple[mmap.mmap, U64Array, Records]:
     """Map a ring's memory: the mapping, the header's words, and the records as opaque bytes of shape (capacity,)."""
     memory = mmap.mmap(fd, ring_size(capacity))
     words = np.frombuffer(memory, np.uint64, HEADER_SIZE // 8)

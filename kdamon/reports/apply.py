@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.arrays import I32Array, Indexes, Mask, Records, U64Array
 from kdamon.damon import ReportCounters, damon_access_report, damon_nr_samples_per_aggr, damon_target_has_pid
 from kdamon.density.estimator import remember_reports, reports_are_random
 from kdamon.reports.lookup import RegionLookup
@@ -73,10 +74,6 @@ REPORT_DTYPE = np.dtype(
 #: A batch is counted in pieces of so many reports: a piece and what is computed of it stay in the processor's cache.
 _PIECE: Final = 16384
 
-Batch = npt.NDArray[np.void]
-Mask = npt.NDArray[np.bool_]
-U64Array = npt.NDArray[np.uint64]
-
 
 #: What is reported about physical memory.
 _PHYSICAL: Final = frozenset({0})
@@ -108,7 +105,7 @@ def damon_report_access(report: damon_access_report) -> None:
         queue.lane().push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
 
 
-def report_accesses(reports: Batch, source: ReportSource | None = None, about: frozenset[int] | None = None) -> None:
+def report_accesses(reports: Records, source: ReportSource | None = None, about: frozenset[int] | None = None) -> None:
     """Report a batch of accesses, a structured array of :data:`REPORT_DTYPE`, shape (n,).
 
     From any thread; never blocks. The array must not be changed afterwards.
@@ -129,7 +126,7 @@ def report_accesses(reports: Batch, source: ReportSource | None = None, about: f
             _report_for(source, reports, about, queue)
 
 
-def _report_for(source: ReportSource, reports: Batch, about: frozenset[int] | None, queue: ReportQueue) -> None:
+def _report_for(source: ReportSource, reports: Records, about: frozenset[int] | None, queue: ReportQueue) -> None:
     lane = queue.lane(source)
     chosen = reports
     if queue.pids is not None and about is not queue.pids and (about is None or not about <= queue.pids):
@@ -152,7 +149,7 @@ def reported_pids() -> frozenset[int] | None:
     return chosen
 
 
-def reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset[int]) -> Batch:
+def reports_about(reports: Records, pids: I32Array, chosen: frozenset[int]) -> Records:
     """Those of ``reports`` that are about any of ``chosen``.
 
     :param pids: what of each, shape (n,); or of all of them, shape (1,).
@@ -162,7 +159,7 @@ def reports_about(reports: Batch, pids: npt.NDArray[np.int32], chosen: frozenset
     return pick_reports(reports, np.isin(pids, list(chosen)))
 
 
-def pick_reports(reports: Batch, mask: Mask) -> Batch:
+def pick_reports(reports: Records, mask: Mask) -> Records:
     """The reports where ``mask`` is true: as a whole, not field by field."""
     if mask.all():
         return reports
@@ -186,7 +183,7 @@ def _fits(single: tuple[Any, ...]) -> bool:
     return True
 
 
-def _batches(entries: list[tuple[int, damon_access_report | Batch]]) -> list[Batch]:
+def _batches(entries: list[tuple[int, damon_access_report | Records]]) -> list[Records]:
     """The batches among the entries, and one of all single reports but those that its fields cannot hold."""
     batches = [e for _, e in entries if not isinstance(e, damon_access_report)]
     singles = [
@@ -202,9 +199,9 @@ def _batches(entries: list[tuple[int, damon_access_report | Batch]]) -> list[Bat
     return batches
 
 
-def _pieces(batches: list[Batch]) -> Iterator[Batch]:
+def _pieces(batches: list[Records]) -> Iterator[Records]:
     """All reports of ``batches`` in arrays of a size that is best to work on."""
-    parts: list[Batch] = []
+    parts: list[Records] = []
     n = 0
     for batch in batches:
         for at in range(0, len(batch), _PIECE):
@@ -218,14 +215,14 @@ def _pieces(batches: list[Batch]) -> Iterator[Batch]:
         yield _joined(parts)
 
 
-def _joined(parts: list[Batch]) -> Batch:
+def _joined(parts: list[Records]) -> Records:
     if len(parts) == 1:
         return parts[0]
     # A record as a whole is copied twenty times as fast as one field after the other.
     return np.concatenate([part.view(f"V{REPORT_DTYPE.itemsize}") for part in parts]).view(REPORT_DTYPE)
 
 
-def _count(entries: list[tuple[int, damon_access_report | Batch]]) -> int:
+def _count(entries: list[tuple[int, damon_access_report | Records]]) -> int:
     return sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
 
 
@@ -237,11 +234,11 @@ class ReportColumns:
     """
 
     #: Columns are attributes and items; those that are named here some operations set needs.
-    pid: npt.NDArray[np.int32]
+    pid: I32Array
 
     __slots__ = ("_columns", "_rows", "_source")
 
-    def __init__(self, source: Batch | ReportColumns, rows: npt.NDArray[np.intp] | None = None) -> None:
+    def __init__(self, source: Records | ReportColumns, rows: Indexes | None = None) -> None:
         self._source = source
         self._rows = rows
         self._columns: dict[str, npt.NDArray[Any]] = {}
@@ -303,7 +300,7 @@ def discard_reports(ctx: damon_ctx) -> None:
     queue.counters.late += _count(queue.take())
 
 
-def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: ReportCounters) -> None:
+def _kdamond_check_reports(reports: Records, ctx: damon_ctx, counters: ReportCounters) -> None:
     """Count ``reports``, shape (n,), for the regions of all targets, and what became of them in ``counters``."""
     columns = ReportColumns(reports)
     wanted = np.ones(len(reports), np.bool_)
@@ -341,7 +338,7 @@ def _kdamond_check_reports(reports: Batch, ctx: damon_ctx, counters: ReportCount
     counters.outside += int(np.count_nonzero(used & ~inside & ~straddling))
 
 
-def apply_access_reports(reports: Batch | ReportColumns, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
+def apply_access_reports(reports: Records | ReportColumns, t: damon_target, ctx: damon_ctx) -> tuple[Mask, Mask]:
     """Count eligible ``reports``, shape (n,), for the regions of ``t`` that contain them wholly.
 
     :returns: which reports lie in one region, and which only overlap some, both of shape (n,).
@@ -380,7 +377,7 @@ def apply_access_reports(reports: Batch | ReportColumns, t: damon_target, ctx: d
     return within, across
 
 
-def _core_range(reports: Batch | ReportColumns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
+def _core_range(reports: Records | ReportColumns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
     """Where ``reports``, which tell bytes, begin and how large they are, core address units."""
     addr, size = reports["addr"], reports["size"]
     if ctx.addr_unit == 1:
@@ -415,7 +412,7 @@ def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
             np.minimum(t.regions.nr_accesses, samples, out=t.regions.nr_accesses)
 
 
-def report_array(n: int = 0, **columns: Any) -> Batch:
+def report_array(n: int = 0, **columns: Any) -> Records:
     """A batch of ``n`` reports with the defaults of one, and ``columns`` (numbers or shape (n,)) set."""
     reports = np.zeros(n, REPORT_DTYPE)
     reports["nr_accesses"] = 1

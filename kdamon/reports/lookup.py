@@ -7,15 +7,12 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.regions import Regions
 
 __all__ = ["RegionLookup"]
 
-U64 = npt.NDArray[np.uint64]
-Rows = npt.NDArray[np.intp]
-Mask = npt.NDArray[np.bool_]
 
 #: Blocks for each region: so one address in about this many lies in a block that an edge goes through.
 _BLOCKS_PER_REGION: Final = 64
@@ -33,7 +30,7 @@ _1: Final = np.uint64(1)
 class _span:
     """Neighbouring regions without a wide gap, and for every block of their addresses the one region it lies in."""
 
-    def __init__(self, start: U64, end: U64, first_row: int, nr_blocks: int) -> None:
+    def __init__(self, start: U64Array, end: U64Array, first_row: int, nr_blocks: int) -> None:
         base = start[0]
         self.base, self.end = base, end[-1]
         self.shift = np.uint64(max(int(self.end - base - _1).bit_length() - (nr_blocks.bit_length() - 1), 0))
@@ -49,10 +46,10 @@ class _span:
         values[1::2] = np.arange(first_row, first_row + len(start))
         self.rows = values.repeat(np.diff(borders, prepend=0))
 
-    def find(self, addr: U64, size: U64) -> Rows:
+    def find(self, addr: U64Array, size: U64Array) -> Indexes:
         """The row of each range that begins in this span, or -1 where it takes a closer look."""
         offset = addr - self.base
-        rows: Rows = self.rows.take((offset >> self.shift).view(np.intp), mode="clip")
+        rows: Indexes = self.rows.take((offset >> self.shift).view(np.intp), mode="clip")
         # Bytes behind the first one: in the block, and in the range. No bytes at all are most of all here.
         np.invert(offset, out=offset)
         offset &= self.block - _1
@@ -78,7 +75,7 @@ class RegionLookup:
         """Return whether ``regions`` still has the ranges that this was made for."""
         return regions.start is self._start and regions.end is self._end
 
-    def find(self, addr: U64, size: U64) -> tuple[Rows, Mask | None]:
+    def find(self, addr: U64Array, size: U64Array) -> tuple[Indexes, Mask | None]:
         """Find the region that contains each range wholly.
 
         :param addr: where the ranges begin, shape (n,).
@@ -116,7 +113,7 @@ class RegionLookup:
         cuts = [0, *widest.tolist(), len(start)]
         return [_span(start[a:b], end[a:b], a, nr_blocks) for a, b in pairwise(cuts)]
 
-    def _find_in_spans(self, addr: U64, size: U64) -> Rows:
+    def _find_in_spans(self, addr: U64Array, size: U64Array) -> Indexes:
         assert self._spans is not None
         low, high = addr.min(), addr.max()
         rows = None
@@ -131,7 +128,7 @@ class RegionLookup:
         assert rows is not None
         return rows
 
-    def _bisect(self, addr: U64, size: U64) -> tuple[Rows, Mask]:
+    def _bisect(self, addr: U64Array, size: U64Array) -> tuple[Indexes, Mask]:
         start, behind = self._start, addr + size
         row = np.searchsorted(start, addr, "right") - 1
         end = self._end.take(row, mode="clip")

@@ -10,10 +10,9 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import numpy.typing as npt
 from attrs import evolve
 
+from kdamon.arrays import Records
 from kdamon.damon import ReportCounters, damon_access_report
 from kdamon.kernel import Clock
 from kdamon.reports.lookup import RegionLookup
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReportQueue", "ReportSource"]
 
-Batch = npt.NDArray[np.void]
 
 #: What a batch of a source takes of its room at least: with fewer reports its bookkeeping is what takes memory.
 _LEAST_ROOM: Final = 8
@@ -88,7 +86,7 @@ class _lane:
     __slots__ = ("_least", "_rooms", "dropped", "entries", "ineligible", "producer", "pushed")
 
     def __init__(self, producer: threading.Thread | ReportSource, *shared: _room) -> None:
-        self.entries: deque[tuple[int, damon_access_report | Batch]] = deque()
+        self.entries: deque[tuple[int, damon_access_report | Records]] = deque()
         self.producer = producer
         self.pushed = 0
         self.ineligible = 0
@@ -96,7 +94,7 @@ class _lane:
         self._least = _LEAST_ROOM if isinstance(producer, ReportSource) else 0
         self._rooms = (_room(), *shared)
 
-    def push(self, time: int, entry: damon_access_report | Batch, n: int, room: int, rest: int | None = None) -> None:
+    def push(self, time: int, entry: damon_access_report | Records, n: int, room: int, rest: int | None = None) -> None:
         """Take ``n`` reports, or as many of them as there is room for.
 
         :param room: of the whole lane.
@@ -119,7 +117,7 @@ class _lane:
             taken.taken += need
         self.entries.append((time, entry))
 
-    def take(self) -> list[tuple[int, damon_access_report | Batch]]:
+    def take(self) -> list[tuple[int, damon_access_report | Records]]:
         """All that was pushed."""
         entries = [self.entries.popleft() for _ in range(len(self.entries))]
         n = sum(1 if isinstance(e, damon_access_report) else max(len(e), self._least) for _, e in entries)
@@ -202,9 +200,9 @@ class ReportQueue:
         user.lanes.append(_lane(source, user.room, self._of_users))
         return user.lanes[-1]
 
-    def take(self) -> list[tuple[int, damon_access_report | Batch]]:
+    def take(self) -> list[tuple[int, damon_access_report | Records]]:
         """Everything that was pushed so far, each lane in order; only the kdamond may call this."""
-        taken: list[tuple[int, damon_access_report | Batch]] = []
+        taken: list[tuple[int, damon_access_report | Records]] = []
         for lane in self._lanes:
             if lane.entries:
                 taken += lane.take()

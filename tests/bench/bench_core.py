@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from measure import arguments, side_by_side, table
 
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_target,
     damon_apply_min_nr_regions,
@@ -29,7 +30,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_ctx
 from kdamon.kernel import PAGE_SIZE
-from kdamon.mm import Answers, U64Array
+from kdamon.mm import Answers
 from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_check_accesses, damon_va_prepare_access_checks
 

@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 from measure import arguments, table
 
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_target,
     damon_call,
@@ -30,7 +31,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, RealClock, VirtualClock
-from kdamon.mm import Answers, U64Array
+from kdamon.mm import Answers
 from kdamon.regions import Regions
 from kdamon.vaddr import _vaddr_ops
 

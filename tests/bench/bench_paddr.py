@@ -21,6 +21,7 @@ from statistics import median
 import numpy as np
 from measure import arguments, side_by_side, table
 
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
@@ -31,7 +32,7 @@ from kdamon.core import (
     damon_stop,
 )
 from kdamon.damon import damon_attrs, damon_ops_id
-from kdamon.mm import OLD, UNKNOWN, Answers, U64Array
+from kdamon.mm import OLD, UNKNOWN, Answers
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc.kpageflags import shared_folios

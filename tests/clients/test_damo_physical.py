@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon.mm import U64Array
+from kdamon.arrays import U64Array
 from kdamon.mm.proc.pagemap import entries_at, exclusive_frames
 
 DAMO = Path(sys.executable).parent / "damo"

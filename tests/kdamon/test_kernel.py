@@ -159,3 +159,14 @@ def test_page_sizes_have_one_place() -> None:
     found = {str(path.relative_to(root)) for path in paths if own_sizes.search(path.read_text(encoding="utf-8"))}
 
     assert {"kdamon/kernel.py", *standalone} == found
+
+
+def test_arrays_have_one_set_of_names() -> None:
+    """Names with a meaning of their own, such as ``Answers``, are made of these."""
+    root = Path(__file__).parents[2]
+    own_names = re.compile(r"NDArray\[np\.(uint8|uint32|uint64|int32|int64|float64|bool_|intp|void)\]")
+
+    paths = [path for part in ("kdamon", "fs/kdamon_fs", "tools/kdamon_tools") for path in (root / part).rglob("*.py")]
+    found = {str(path.relative_to(root)) for path in paths if own_names.search(path.read_text(encoding="utf-8"))}
+
+    assert {"kdamon/arrays.py"} == found

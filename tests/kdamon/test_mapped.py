@@ -11,6 +11,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
@@ -21,7 +22,7 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id
 from kdamon.mapped import follow_mappings, mapped_ranges
-from kdamon.mm import U64Array, ranges
+from kdamon.mm import ranges
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 
 MIB = 1 << 20

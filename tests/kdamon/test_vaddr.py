@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from kdamon.arrays import U64Array
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_select_ops
 from kdamon.damon import damon_ops_id
-from kdamon.mm import YOUNG, Answers, U64Array
+from kdamon.mm import YOUNG, Answers
 from kdamon.regions import Regions
 from kdamon.vaddr import damon_va_check_accesses, damon_va_prepare_access_checks
 

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.mm import U64Array, ranges
+from kdamon.arrays import U64Array
+from kdamon.mm import ranges
 
 
 def array(*pairs: tuple[int, int]) -> U64Array:

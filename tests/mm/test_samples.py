@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, Faults, PageFilter, PhysicalMemory, Samples, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, Faults, PageFilter, PhysicalMemory, Samples
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.sim.machine import SimMachine, SimProcess

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdamon.mm import AddressSpace, Answers, Faults, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import AddressSpace, Answers, Faults
 from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
 from tests.support.workload import Pages, Workload
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdamon.mm import U64Array
+from kdamon.arrays import U64Array
 
 __all__ = ["MONITOR_CPU", "TARGET_CPU", "Pages", "Workload", "build"]
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon.arrays import Records
 from kdamon_tools.report_files.lackey import Lackey
-from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes, line_blocks
+from kdamon_tools.report_files.records import RECORD_DTYPE, TextNotes, line_blocks
 from tests.support.tables import effort
 
 TRACE = Path(__file__).parent / "data" / "lackey_trace.txt"

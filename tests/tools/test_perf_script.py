@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon.arrays import Records
 from kdamon_tools.report_files.perf_script import PerfScript
-from kdamon_tools.report_files.records import RECORD_DTYPE, Records, TextNotes
+from kdamon_tools.report_files.records import RECORD_DTYPE, TextNotes
 from tests.support.tables import effort
 
 DATA = Path(__file__).parent / "data"

@@ -13,7 +13,7 @@ from kdamon_tools.errors import CommandError
 from kdamon_tools.snapshot import Range
 
 if TYPE_CHECKING:
-    from kdamon.mm import U64Array
+    from kdamon.arrays import U64Array
 
 __all__ = ["check_physical_addresses", "check_user_addresses", "doubtful_ranges", "end_of_user_space", "size_within"]
 

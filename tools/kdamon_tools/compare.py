@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
+from kdamon.arrays import F64Array
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.workloads.truth import Event
 
@@ -103,13 +103,13 @@ def _found(snapshot: Snapshot, config: Config, hot: Range) -> tuple[float, float
     return float((ends - starts).sum()), float(np.maximum(inside, 0).sum())
 
 
-def _sampled(pauses: npt.NDArray[np.float64], begin: float, end: float) -> float:
+def _sampled(pauses: F64Array, begin: float, end: float) -> float:
     """Seconds from ``begin`` to ``end`` without the ``pauses`` (shape (n, 2)), in which nothing could be seen."""
     unsampled = np.minimum(pauses[:, 1], end) - np.maximum(pauses[:, 0], begin)
     return end - begin - float(unsampled[unsampled > 0].sum())
 
 
-def _may_be_judged(recording: Recording, pauses: npt.NDArray[np.float64], move: Phase, warm_up: float) -> bool:
+def _may_be_judged(recording: Recording, pauses: F64Array, move: Phase, warm_up: float) -> bool:
     """Whether a move came after the warm-up and was watched for as long as moves may take."""
     end = min(move.end, recording.ended)
     # A file may name very many: only those that were within the run are worth a look at the pauses.

@@ -14,9 +14,9 @@ from typing import Final
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from kdamon import trace
+from kdamon.arrays import I64Array, Indexes, U64Array
 from kdamon.core import damon_is_running, damon_start, damon_stop, run_ctx
 from kdamon.damon import damon_ctx
 from kdamon.kernel import NSEC_PER_USEC, PAGE_SIZE, RealClock, VirtualClock
@@ -59,8 +59,6 @@ MOST_PROCESSES: Final = 1000
 #: Told how much of the time is over, and how much there is, nanoseconds.
 Progress = Callable[[int, int], None]
 
-U64Array = npt.NDArray[np.uint64]
-
 
 class Tape:
     """Recorded reports in the order of their times, counted from the first one's.
@@ -80,7 +78,7 @@ class Tape:
         self._times: U64Array = np.zeros(0, np.uint64)
         self._at = 0
 
-    def _find_order(self) -> npt.NDArray[np.intp] | None:
+    def _find_order(self) -> Indexes | None:
         """The rows by their times, None where they are in order."""
         previous = np.uint64(0)
         for times in self._blocks_of_times():
@@ -299,7 +297,7 @@ def _counted(keys: U64Array, counts: U64Array) -> tuple[U64Array, U64Array]:
     return keys[first], np.add.reduceat(counts, first)
 
 
-def processes_of(records: RecordSource) -> npt.NDArray[np.int64]:
+def processes_of(records: RecordSource) -> I64Array:
     """The processes that ``records`` are about, those with most reports first, shape (n,)."""
     counts = _Merged(_counted)
     for at in range(0, len(records), _BLOCK):

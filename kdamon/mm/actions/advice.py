@@ -27,11 +27,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import refusal
-from kdamon.mm import PageFilter, U64Array, ranges
+from kdamon.mm import PageFilter, ranges
 from kdamon.mm.actions.huge_pages import HugePages
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.actions.migrate import Migration
@@ -227,7 +227,7 @@ class Advice:
             return partly[:0]
         return found
 
-    def _still_cached(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def _still_cached(self, pfns: U64Array) -> Mask:
         """Which of the page frames ``pfns``, which were mapped, still hold what they held, shape (n,).
 
         Pages that must be written first, and shared memory without swap, are unmapped and stay.

@@ -14,7 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.mm import U64Array, ranges
+from kdamon.arrays import U64Array
+from kdamon.mm import ranges
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from kdamon.mm.proc.process_files import ProcessFiles

@@ -15,11 +15,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscalls import NR_PROCESS_MADVISE, checked, syscall
-from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import advise_apart
 from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED
 from kdamon.mm.mmap_lock import CallSize, held
@@ -122,7 +121,7 @@ class Adviser:
         advice: int,
         refused: Callable[[int], int],
         entries: U64Array | None = None,
-    ) -> npt.NDArray[np.bool_]:
+    ) -> Mask:
         """Advise every range that can be, whatever becomes of others.
 
         :param starts: ascending, otherwise as for :meth:`advise`.

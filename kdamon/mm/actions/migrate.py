@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I32Array, Indexes, U64Array
 from kdamon.kernel import PAGE_SHIFT
 from kdamon.lib.rights import OF_PROCESS, refusal
 from kdamon.lib.syscalls import NR_MOVE_PAGES, syscall
-from kdamon.mm import U64Array, ranges
+from kdamon.mm import ranges
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, frames, present
@@ -37,8 +37,7 @@ _PAGES: Final = 128
 _MOST_PAGES: Final = 4096
 
 #: A node for each page, or a negative errno.
-Nodes = npt.NDArray[np.int32]
-_Indexes = npt.NDArray[np.intp]
+Nodes = I32Array
 
 
 def memory_nodes() -> frozenset[int]:
@@ -157,7 +156,7 @@ class Migration:
                 return
             yield ranges.overlaps(wanted, ranges.of_pages(migrated))
 
-    def _migrate(self, pid: int, pages: U64Array, folios: tuple[_Indexes, _Indexes], nodes: Nodes) -> U64Array:
+    def _migrate(self, pid: int, pages: U64Array, folios: tuple[Indexes, Indexes], nodes: Nodes) -> U64Array:
         """Migrate folios to ``nodes``, one for each; returns those of ``pages`` that were."""
         first, folio = folios
         try:
@@ -175,7 +174,7 @@ class Migration:
         return pages[(after == wanted) & (before != wanted) & (before >= 0)]
 
 
-def _folios(pfns: U64Array) -> tuple[_Indexes, _Indexes, U64Array]:
+def _folios(pfns: U64Array) -> tuple[Indexes, Indexes, U64Array]:
     """The folios of page frames: the first row of each, the folio of each row, and the folios' orders."""
     if not pfns.any():
         raise refusal("the numbers of page frames, for migration, need", "seeing them", "CAP_SYS_ADMIN")

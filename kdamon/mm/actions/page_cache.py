@@ -9,9 +9,10 @@ import stat
 
 import numpy as np
 
+from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscalls import NR_CACHESTAT, syscall
-from kdamon.mm import U64Array, ranges
+from kdamon.mm import ranges
 from kdamon.mm.proc.file_systems import answers
 from kdamon.mm.proc.maps import Mappings
 

@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.rights import refusal
-from kdamon.mm import PageFilter, U64Array, ranges
+from kdamon.mm import PageFilter, ranges
 from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, anonymous, frames, present
 
 __all__ = ["PageGroup"]
-
-_Mask = npt.NDArray[np.bool_]
 
 
 class PageGroup:
@@ -65,7 +63,7 @@ class PageGroup:
             open_ &= ~hit
         return ranges.of_pages(self._pages[passed])
 
-    def _matches(self, one: PageFilter) -> _Mask:
+    def _matches(self, one: PageFilter) -> Mask:
         if one.type == "anon":
             return anonymous(self._entries)
         if one.type == "active":
@@ -81,18 +79,18 @@ class PageGroup:
         return np.zeros(len(self._pages), dtype=np.bool_)
 
     @cached_property
-    def _members(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    def _members(self) -> tuple[Indexes, Indexes]:
         """The number of each page's folio among the folios here, and how many pages of each folio are here."""
         _, folio, counts = np.unique(self._folios.heads, return_inverse=True, return_counts=True)
         return folio.reshape(-1), counts
 
-    def _young(self) -> _Mask:
+    def _young(self) -> Mask:
         folio, counts = self._members
         young = np.zeros(len(counts), dtype=np.bool_)
         young[folio[self._pagemap.accessed(self._pages)]] = True
         return young[folio]
 
-    def _whole_folios(self, chosen: _Mask) -> U64Array:
+    def _whole_folios(self, chosen: Mask) -> U64Array:
         """The ranges of ``chosen`` pages without those whose folios are only partly here: these would be split."""
         folio, counts = self._members
         whole = counts[folio].astype(np.uint64) == self._folios.pages

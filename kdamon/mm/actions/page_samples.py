@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import refusal
-from kdamon.mm import OLD, YOUNG, Answers, PageFilter, U64Array
+from kdamon.mm import OLD, YOUNG, Answers, PageFilter
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.proc.kpageflags import shared_folios
@@ -30,8 +30,6 @@ _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
 _PMD: Final = 2
 _WITHIN_HUGE: Final = np.uint64(PMD_SIZE // PAGE_SIZE - 1)
 
-_Mask = npt.NDArray[np.bool_]
-
 
 class PageSamples:
     """Sampled pages.
@@ -42,7 +40,7 @@ class PageSamples:
     :raises OSError: EPERM page flags may not be seen.
     """
 
-    def __init__(self, pfns: U64Array, huge: _Mask, *, listed: bool) -> None:
+    def __init__(self, pfns: U64Array, huge: Mask, *, listed: bool) -> None:
         here = np.flatnonzero(pfns)
         found = shared_folios().pages(pfns[here])
         chosen = found.ordinary()
@@ -55,7 +53,7 @@ class PageSamples:
         self._count = len(pfns)
         self._rows = here[chosen]
         self._pages = found.rows(chosen)
-        self._huge: _Mask = huge[self._rows]
+        self._huge: Mask = huge[self._rows]
 
     @classmethod
     def of_process(cls, fd: int, addrs: U64Array) -> PageSamples:
@@ -105,7 +103,7 @@ class PageSamples:
             heads[others], sizes[others] = table.heads, table.pages
         return heads, sizes
 
-    def match(self, filters: Sequence[PageFilter], answers: Answers | None) -> _Mask:
+    def match(self, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
         """Which pages are of the type of each filter, shape (len(filters), n).
 
         :param answers: of the samples, see :meth:`kdamon.mm.Samples.page_match`.
@@ -116,8 +114,8 @@ class PageSamples:
             row[self._rows] = self._of_type(one, answers)
         return found
 
-    def _of_type(self, one: PageFilter, answers: Answers | None) -> _Mask:
-        found: _Mask
+    def _of_type(self, one: PageFilter, answers: Answers | None) -> Mask:
+        found: Mask
         if one.type == "anon":
             return self._pages.anonymous()
         if one.type == "memcg":

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.rights import refused_program
-from kdamon.mm import FrameKind, U64Array
+from kdamon.mm import FrameKind
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.program import Array, Program
 from kdamon.mm.bpf.walk_program import (
@@ -53,8 +53,6 @@ _LOWEST: Final = 0xFF11_0000_0000_0000
 
 #: How sentences about what is missing begin.
 _NEEDS: Final = "reading page tables needs"
-
-_Mask = npt.NDArray[np.bool_]
 
 
 class Walker:
@@ -87,7 +85,7 @@ class Walker:
         self._program.close()
         self._array.close()
 
-    def walk(self, pagemap_fd: int, addrs: U64Array) -> tuple[npt.NDArray[np.uint8], U64Array]:
+    def walk(self, pagemap_fd: int, addrs: U64Array) -> tuple[U8Array, U64Array]:
         """Flags and raw entries for ``addrs`` (bytes, shape (n,)) in an open /proc/PID/pagemap's address space.
 
         Addresses outside the user's half, and all addresses of an address space that ended, are not present.
@@ -98,7 +96,7 @@ class Walker:
             self._header[Word.FD] = pagemap_fd
             return self._batch(addrs)
 
-    def young(self, pagemap_fd: int, addrs: U64Array) -> npt.NDArray[np.uint8]:
+    def young(self, pagemap_fd: int, addrs: U64Array) -> U8Array:
         """The flags of :meth:`walk` alone."""
         count = len(addrs)
         if count > self.capacity:
@@ -108,7 +106,7 @@ class Walker:
             self._run(addrs, count)
             return self._flags[:count].copy()
 
-    def frame_kinds(self, pagemap_fd: int, pfns: U64Array) -> npt.NDArray[np.uint8]:
+    def frame_kinds(self, pagemap_fd: int, pfns: U64Array) -> U8Array:
         """What the kernel's ``struct page`` of page frames says, a value of :class:`FrameKind` each, shape (n,).
 
         Nothing is told of reserved pages, what is no memory, folios of several pages that are on no LRU list, and
@@ -149,11 +147,11 @@ class Walker:
         found[there[large][on_list]] = told[on_list]
         return found
 
-    def _members(self, places: U64Array, members: Sequence[int]) -> tuple[_Mask, U64Array]:
+    def _members(self, places: U64Array, members: Sequence[int]) -> tuple[Mask, U64Array]:
         """Which structures at ``places`` can be read, and 8 bytes at each offset in them, shape (len(members), n)."""
         offsets = np.array(members, dtype=np.uint64)
         readable, words = self._peek((places + offsets[:, None]).ravel())
-        whole: _Mask = np.logical_and.reduce(readable.reshape(len(offsets), -1))
+        whole: Mask = np.logical_and.reduce(readable.reshape(len(offsets), -1))
         return whole, words.reshape(len(offsets), -1)
 
     def mm(self, pagemap_fd: int) -> int:
@@ -187,7 +185,7 @@ class Walker:
         found[(entries & np.uint64(PTE_PRESENT)) == 0] = 0
         return found
 
-    def _batch(self, addrs: U64Array) -> tuple[npt.NDArray[np.uint8], U64Array]:
+    def _batch(self, addrs: U64Array) -> tuple[U8Array, U64Array]:
         """Flags and entries for ``addrs``, in as many system calls as they take."""
         count = len(addrs)
         if count <= self.capacity:
@@ -202,7 +200,7 @@ class Walker:
             entries[first : first + len(part)] = self._entries[: len(part)]
         return flags, entries
 
-    def _peek(self, places: U64Array) -> tuple[_Mask, U64Array]:
+    def _peek(self, places: U64Array) -> tuple[Mask, U64Array]:
         """Whether kernel memory at ``places`` can be read, and the 8 bytes there."""
         header = self._header
         before = header[[Word.LEVELS, Word.TOP]]
@@ -248,7 +246,7 @@ class Walker:
             self._header: U64Array = whole[:HEADER_SIZE].view(np.uint64)
             self._addrs: U64Array = whole[HEADER_SIZE : HEADER_SIZE + 8 * capacity].view(np.uint64)
             self._entries: U64Array = whole[HEADER_SIZE + 8 * capacity : HEADER_SIZE + 16 * capacity].view(np.uint64)
-            self._flags: npt.NDArray[np.uint8] = whole[HEADER_SIZE + 16 * capacity : HEADER_SIZE + 17 * capacity]
+            self._flags: U8Array = whole[HEADER_SIZE + 16 * capacity : HEADER_SIZE + 17 * capacity]
             return
         assert error is not None
         raise refused_program(_NEEDS, error) from error
@@ -383,7 +381,7 @@ class _OwnPages:
         del anchor
         self.addrs: U64Array = np.uint64(base) + np.arange(count, dtype=np.uint64) * np.uint64(PAGE_SIZE)
         # No regular pattern: a wrong base must not match by luck.
-        self.touched: npt.NDArray[np.bool_] = np.random.default_rng(1).permutation(count) % 2 == 0
+        self.touched: Mask = np.random.default_rng(1).permutation(count) % 2 == 0
         for index in np.flatnonzero(self.touched).tolist():
             self._memory[index * PAGE_SIZE] = 1
         return self
@@ -391,7 +389,7 @@ class _OwnPages:
     def __exit__(self, *_: object) -> None:
         self._memory.close()
 
-    def agree(self, fd: int, flags: npt.NDArray[np.uint8], pfns: U64Array) -> bool:
+    def agree(self, fd: int, flags: U8Array, pfns: U64Array) -> bool:
         """Return whether a walk's results are what was touched and what the pagemap says."""
         offset = int(self.addrs[0]) // PAGE_SIZE * 8
         pagemap = np.frombuffer(os.pread(fd, 8 * len(self.addrs), offset), dtype=np.uint64)

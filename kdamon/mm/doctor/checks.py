@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
+from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.lib.rights import locked_down, refusal
-from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG
 from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.walk_program import PRESENT

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, U64Array
+from kdamon.arrays import Indexes, Mask, U64Array
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter
 from kdamon.mm.apart.objects import Apart, HeldUpError
 from kdamon.mm.proc.process_files import birth_of, user_of
 from kdamon.mm.sampling.frames import LinuxFrames, say_left_out
@@ -174,18 +174,16 @@ class MemoryApart:
         answers: Answers | None = self._call("end_sample") if begun is addrs else None
         return np.full(len(addrs), UNKNOWN, np.uint8) if answers is None else answers
 
-    def page_match(
-        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
         """See :meth:`kdamon.mm.Samples.page_match`."""
-        matches: npt.NDArray[np.bool_] | None = self._call("page_match", addrs, filters, answers)
+        matches: Mask | None = self._call("page_match", addrs, filters, answers)
         return np.zeros((len(filters), len(addrs)), np.bool_) if matches is None else matches
 
     def node_mem(self, ranges: U64Array) -> dict[int, int]:
         """See :meth:`kdamon.mm.PhysicalMemory.node_mem`."""
         return self._call("node_mem", ranges) or {}
 
-    def owners(self, ranges: U64Array) -> Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]]:
+    def owners(self, ranges: U64Array) -> Iterator[tuple[Owner, U64Array, Indexes]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
         self._call("begin_owners", ranges)
         while (found := self._call("next_owner")) is not None:

@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from kdamon.mm import Answers, Owner, U64Array
+from kdamon.arrays import Indexes, U64Array
+from kdamon.mm import Answers, Owner
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc.process_files import birth_of, user_of
 
@@ -28,7 +26,7 @@ class MemoryService:
         self._left_out = left_out
         self._users = users
         self._memory = linux_machine(primitive).physical_memory_here(self._is_left_out)
-        self._owners: Iterator[tuple[Owner, U64Array, npt.NDArray[np.intp]]] = iter(())
+        self._owners: Iterator[tuple[Owner, U64Array, Indexes]] = iter(())
         self._owner: Owner | None = None
         memory = self._memory
         self._begun: U64Array | None = None
@@ -63,7 +61,7 @@ class MemoryService:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
         self._owners = self._memory.owners(ranges)
 
-    def next_owner(self) -> tuple[U64Array, npt.NDArray[np.intp]] | None:
+    def next_owner(self) -> tuple[U64Array, Indexes] | None:
         """All of the next one but the address space; None for none."""
         self._owner, wanted, region = next(self._owners, (None, None, None))
         return None if wanted is None or region is None else (wanted, region)

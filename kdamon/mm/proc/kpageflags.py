@@ -10,11 +10,10 @@ import os
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.lib.rights import refusal
-from kdamon.mm import U64Array
 
 __all__ = ["COMPOUND_HEAD", "COMPOUND_TAIL", "LRU", "FolioTable", "Folios", "shared_folios"]
 
@@ -56,32 +55,32 @@ class FolioTable:
     pages: U64Array
     flags: U64Array
 
-    def rows(self, chosen: npt.NDArray[np.bool_]) -> FolioTable:
+    def rows(self, chosen: Mask) -> FolioTable:
         """A table of some of the rows."""
         return FolioTable(self.pfns[chosen], self.heads[chosen], self.pages[chosen], self.flags[chosen])
 
-    def ordinary(self) -> npt.NDArray[np.bool_]:
+    def ordinary(self) -> Mask:
         """Which are the kernel's for ordinary use: not page frame 0, the zero page, huge TLB or a device's memory."""
         special = np.uint64(_HUGETLB | _NO_PAGE | _ZERO_PAGE | _RESERVED)
         return (self.pfns != 0) & ((self.flags & special) == 0)
 
-    def active(self) -> npt.NDArray[np.bool_]:
+    def active(self) -> Mask:
         """Which are on an active LRU list."""
         return (self.flags & np.uint64(_ACTIVE)) != 0
 
-    def compound(self) -> npt.NDArray[np.bool_]:
+    def compound(self) -> Mask:
         """Which are a part of a folio of several pages."""
         return (self.flags & np.uint64(COMPOUND_HEAD | COMPOUND_TAIL)) != 0
 
-    def listed(self) -> npt.NDArray[np.bool_]:
+    def listed(self) -> Mask:
         """Which are on an LRU list."""
         return (self.flags & np.uint64(LRU)) != 0
 
-    def anonymous(self) -> npt.NDArray[np.bool_]:
+    def anonymous(self) -> Mask:
         """Which are neither of a file nor of shared memory."""
         return (self.flags & np.uint64(_ANONYMOUS)) != 0
 
-    def cached(self) -> npt.NDArray[np.bool_]:
+    def cached(self) -> Mask:
         """Which hold what is a file's, or shared memory, and are mapped by nobody."""
         asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
         return (self.flags & asked) == _UP_TO_DATE
@@ -174,7 +173,7 @@ class Folios:
             flags[compound] |= around[row, first]
         return FolioTable(pfns, heads, pages, flags)
 
-    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def unreachable(self, pfns: U64Array) -> Mask:
         """Which page frames (any order, shape (n,)) no LRU list has and no process maps: nobody accesses them.
 
         They are free, the kernel's own, or no memory.
@@ -237,9 +236,7 @@ class Folios:
         return int.from_bytes(raw, "little") if len(raw) == 8 else None
 
 
-def _extents(
-    flags: U64Array, row: npt.NDArray[np.intp], within: npt.NDArray[np.intp]
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _extents(flags: U64Array, row: Indexes, within: Indexes) -> tuple[Indexes, Indexes]:
     """Where the folios of pages begin, -1 where that is not seen, and where they end.
 
     :param flags: of the pages of aligned windows, shape (m, _MAX_PAGES).

@@ -12,10 +12,9 @@ import time
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
-from kdamon.mm import U64Array
+from kdamon.arrays import Indexes, Mask, U8Array, U64Array
 from kdamon.mm.mmap_lock import held
 
 __all__ = ["Mappings", "MapsReader", "NamedMapping", "RecentMappings", "containing", "parse", "read_lines"]
@@ -34,9 +33,6 @@ _HEX = np.zeros(256, dtype=np.uint64)
 _HEX[ord("0") : ord("9") + 1] = np.arange(10)
 _HEX[ord("a") : ord("f") + 1] = np.arange(10, 16)
 
-_Indexes = npt.NDArray[np.intp]
-_Mask = npt.NDArray[np.bool_]
-
 
 @frozen
 class Mappings:
@@ -53,14 +49,14 @@ class Mappings:
     ranges: U64Array
     offsets: U64Array
     devices: U64Array
-    writable: _Mask
-    shared: _Mask
-    files: _Mask
+    writable: Mask
+    shared: Mask
+    files: Mask
 
     def __len__(self) -> int:
         return len(self.ranges)
 
-    def of(self, rows: _Mask) -> Mappings:
+    def of(self, rows: Mask) -> Mappings:
         """Those of ``rows``."""
         return Mappings(
             self.ranges[rows],
@@ -121,13 +117,13 @@ class Mappings:
         return self if kept.all() else self.of(kept)
 
 
-def _first(data: npt.NDArray[np.uint8], character: str, places: _Indexes) -> _Indexes:
+def _first(data: U8Array, character: str, places: Indexes) -> Indexes:
     """Where ``character`` is first, at each of ``places`` or after it; the end of ``data`` where it is not."""
     found = np.append(np.flatnonzero(data == ord(character)), len(data) - 1)
     return found[np.minimum(np.searchsorted(found, places), len(found) - 1)]
 
 
-def _numbers(data: npt.NDArray[np.uint8], begins: _Indexes, ends: _Indexes) -> U64Array:
+def _numbers(data: U8Array, begins: Indexes, ends: Indexes) -> U64Array:
     """The hexadecimal numbers from ``begins`` to ``ends`` (exclusive) in ``data``."""
     widths = ends - begins
     columns = np.arange(widths.max(initial=0))

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
-from kdamon.mm import U64Array, ranges
+from kdamon.mm import ranges
 from kdamon.mm.bpf.walk_program import ACCESSED, LEVEL, PRESENT
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.mmap_lock import held
@@ -49,20 +49,18 @@ _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 _ENTRIES: Final = np.uint64(PMD_SIZE // PAGE_SIZE)
 _WITHIN: Final = np.arange(0, PMD_SIZE, PAGE_SIZE, dtype=np.uint64)
 
-_Mask = npt.NDArray[np.bool_]
 
-
-def present(entries: U64Array) -> _Mask:
+def present(entries: U64Array) -> Mask:
     """Which pages are in memory and mapped."""
     return (entries & _PRESENT) != 0
 
 
-def anonymous(entries: U64Array) -> _Mask:
+def anonymous(entries: U64Array) -> Mask:
     """Which mapped pages are neither of a file nor of shared memory."""
     return (entries & (_PRESENT | _FILE)) == _PRESENT
 
 
-def swapped(entries: U64Array) -> _Mask:
+def swapped(entries: U64Array) -> Mask:
     """Which pages are in swap."""
     # A guard page looks as if it was there, too.
     return (entries & (_SWAP | _GUARD)) == _SWAP
@@ -73,7 +71,7 @@ def frames(entries: U64Array) -> U64Array:
     return np.where(present(entries), entries & _PFN_MASK, np.uint64(0))
 
 
-def exclusive(entries: U64Array) -> _Mask:
+def exclusive(entries: U64Array) -> Mask:
     """Which pages are mapped here alone: by no other process, and by no other mapping of this one."""
     return (entries & _EXCLUSIVE) != 0
 
@@ -153,14 +151,14 @@ class Pagemap:
         parts = [_read(self._fd, start // PAGE_SIZE, PMD_SIZE // PAGE_SIZE) for start in blocks[:, 0].tolist()]
         return np.frombuffer(b"".join(parts), dtype=np.uint64)
 
-    def accessed(self, pages: U64Array) -> _Mask:
+    def accessed(self, pages: U64Array) -> Mask:
         """Which of ``pages`` are mapped and have their accessed bit set.
 
         :raises OSError: see :meth:`walk`.
         """
         return (self.walk(pages) & (PRESENT | ACCESSED)) == PRESENT | ACCESSED
 
-    def huge(self, blocks: U64Array) -> tuple[_Mask, _Mask]:
+    def huge(self, blocks: U64Array) -> tuple[Mask, Mask]:
         """Which of ``blocks`` one huge page maps, and which a page table.
 
         :raises OSError: see :meth:`walk`.
@@ -168,7 +166,7 @@ class Pagemap:
         flags = self.walk(blocks[:, 0])
         return (flags & (LEVEL | PRESENT)) == _PMD | PRESENT, (flags & LEVEL) == 1
 
-    def walk(self, addrs: U64Array) -> npt.NDArray[np.uint8]:
+    def walk(self, addrs: U64Array) -> U8Array:
         """The flags of the page table walk for ``addrs``.
 
         :raises OSError: why this machine cannot walk page tables, see :class:`kdamon.mm.bpf.walker.Walker`.

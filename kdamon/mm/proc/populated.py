@@ -16,8 +16,8 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.arrays import U64Array
 from kdamon.kernel import PMD_SIZE
-from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.ranges import NO_RANGES, union
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PMD_SIZE
 from kdamon.lib.pidfd import pidfd_open
-from kdamon.mm import U64Array
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R6, R7, R8, R10, Assembler, Helper, TaskIterator
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
@@ -90,7 +89,7 @@ def mappings_with_flags(files: ProcessFiles, pidfd: int) -> Mappings:
     found = found[found[:, 0] < _KERNEL_HALF]
     # The list comes in pieces, between which mappings come and go.
     ends = np.maximum.accumulate(found[:, 1])
-    rows: npt.NDArray[np.bool_] = np.append(True, found[1:, 0] >= ends[:-1])[: len(found)]
+    rows: Mask = np.append(True, found[1:, 0] >= ends[:-1])[: len(found)]
     return found[rows]
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I32Array, Records, U8Array, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.lib.rights import refused_program
 from kdamon.lib.syscalls import NR_PERF_EVENT_OPEN, checked, syscall
-from kdamon.mm import FAULT_DTYPE, Faults, U64Array
+from kdamon.mm import FAULT_DTYPE, Faults
 from kdamon.mm.bpf.program import (
     R0,
     R1,
@@ -84,9 +84,7 @@ _SAMPLE: Final = np.dtype(
     ]
 )
 
-_Bytes = npt.NDArray[np.uint8]
-_NOTHING: Final[_Bytes] = np.empty(0, dtype=np.uint8)
-_Samples = npt.NDArray[np.void]
+_NOTHING: Final[U8Array] = np.empty(0, dtype=np.uint8)
 
 
 def _source(numbers: Numbers, watched: Hash, events: PerfEvents, lost: Array) -> Assembler:
@@ -155,16 +153,16 @@ class _Ring:
             os.close(self.fd)
             raise
         self._control: U64Array = np.frombuffer(self._memory, dtype=np.uint64, count=512)
-        self._data: _Bytes = np.frombuffer(self._memory, dtype=np.uint8, offset=PAGE_SIZE)
+        self._data: U8Array = np.frombuffer(self._memory, dtype=np.uint8, offset=PAGE_SIZE)
 
-    def read(self) -> _Bytes:
+    def read(self) -> U8Array:
         """Everything that was recorded since the last call, and room for more."""
         head, tail = int(self._control[_HEAD]), int(self._control[_TAIL])
         if head == tail:
             return _NOTHING
         size = len(self._data)
         first, end = tail % size, tail % size + head - tail
-        recorded: _Bytes = (
+        recorded: U8Array = (
             self._data[first:end].copy()
             if end <= size
             else np.concatenate((self._data[first:], self._data[: end - size]))
@@ -179,7 +177,7 @@ class _Ring:
         os.close(self.fd)
 
 
-def _samples(recorded: _Bytes) -> _Samples:
+def _samples(recorded: U8Array) -> Records:
     """The program's records in what a ring held: between them are the kernel's notes about lost ones."""
     stride = _SAMPLE.itemsize
     parts = []
@@ -197,7 +195,7 @@ def _samples(recorded: _Bytes) -> _Samples:
     return joined.view(_SAMPLE)
 
 
-def _nodes(cpus: int) -> npt.NDArray[np.int32]:
+def _nodes(cpus: int) -> I32Array:
     """The NUMA node of each CPU, -1 where there is none."""
     nodes = np.full(cpus, -1, dtype=np.int32)
     for path in Path("/sys/devices/system/node").glob("node[0-9]*/cpulist"):

@@ -12,15 +12,15 @@ from enum import IntEnum
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon.mm import FAULT_DTYPE, Faults, U64Array
+from kdamon.arrays import U8Array, U64Array
+from kdamon.mm import FAULT_DTYPE, Faults
 from kdamon.mm.sampling.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages
 
 __all__ = ["FaultSample", "State", "States"]
 
 #: A :class:`State` for each page.
-States = npt.NDArray[np.uint8]
+States = U8Array
 
 
 class State(IntEnum):

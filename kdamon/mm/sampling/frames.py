@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.lib.once import warn_once
 from kdamon.lib.rights import refusal
-from kdamon.mm import Answers, PageFilter, Task, U64Array
+from kdamon.mm import Answers, PageFilter, Task
 from kdamon.mm.actions.page_samples import PageSamples
 from kdamon.mm.apart.looked_at import looking_at
 from kdamon.mm.bpf.walker import Walker
@@ -137,17 +137,15 @@ class LinuxFrames:
         """See :meth:`kdamon.mm.sampling.physical.Frames.task`."""
         return self._open_task(pid)
 
-    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+    def kinds(self, pfns: U64Array) -> U8Array:
         """See :meth:`kdamon.mm.sampling.physical.Frames.kinds`."""
         return self._walker.frame_kinds(self._own_pagemap, pfns)
 
-    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def unreachable(self, pfns: U64Array) -> Mask:
         """See :meth:`kdamon.mm.sampling.physical.Frames.unreachable`."""
         return self._folios.unreachable(pfns)
 
-    def page_match(
-        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
         """See :meth:`kdamon.mm.sampling.physical.Frames.page_match`."""
         if not filters:
             return np.zeros((0, len(pfns)), np.bool_)

@@ -30,9 +30,10 @@ from typing import Final
 
 import numpy as np
 
+from kdamon.arrays import U64Array
 from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.lib.pidfd import exited
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap

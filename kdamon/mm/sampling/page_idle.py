@@ -13,10 +13,10 @@ import os
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PAGE_SHIFT
-from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers
 from kdamon.mm.proc.kpageflags import COMPOUND_TAIL, LRU, Folios
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.space import NOTHING, ProcessSpace
@@ -81,7 +81,7 @@ class Bitmap:
         for word, value in zip(words[firsts].tolist(), values.tolist(), strict=True):
             os.pwrite(self._fd, value.to_bytes(8, "little"), 8 * word)
 
-    def idle(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def idle(self, pfns: U64Array) -> Mask:
         """Return which page frames ``pfns`` are idle, shape (n,), bool; one that does not exist is not."""
         words, back = np.unique(pfns >> np.uint64(6), return_inverse=True)
         raw = b"".join(os.pread(self._fd, 8, 8 * word).ljust(8, b"\0") for word in words.tolist())
@@ -139,7 +139,7 @@ class PageIdleSpace(ProcessSpace):
                 answers[np.isin(pages, self._unknown) & (pfns != 0)] = UNKNOWN
         return answers
 
-    def _heads(self, addrs: U64Array) -> tuple[U64Array, npt.NDArray[np.bool_]]:
+    def _heads(self, addrs: U64Array) -> tuple[U64Array, Mask]:
         """The page frames of ``addrs``, and whether the kernel tracks them.
 
         It tracks pages on LRU lists, not the zero page and kin; and of a folio only the first page.

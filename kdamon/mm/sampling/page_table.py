@@ -20,10 +20,10 @@ from typing import Final
 
 import numpy as np
 import numpy.ma
-import numpy.typing as npt
 
+from kdamon.arrays import Indexes, Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
-from kdamon.mm import UNKNOWN, Answers, U64Array
+from kdamon.mm import UNKNOWN, Answers
 from kdamon.mm.actions.madvise import Adviser, drain_lru
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, LARGE, LEVEL, PRESENT
 from kdamon.mm.bpf.walker import Walker
@@ -52,8 +52,6 @@ _ONE: Final = np.uint8(1)
 
 #: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
 _LOCKED: Final = 0.001
-
-_Mask = npt.NDArray[np.bool_]
 
 
 class PageTableSpace(ProcessSpace):
@@ -123,7 +121,7 @@ class PageTableSpace(ProcessSpace):
                 found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
             return self._answers(pages, flags), found
 
-    def _answers(self, pages: U64Array, flags: npt.NDArray[np.uint8]) -> Answers:
+    def _answers(self, pages: U64Array, flags: U8Array) -> Answers:
         """What a walk's ``flags`` say of the sampled ``pages``."""
         answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
         if not flags.all():
@@ -133,7 +131,7 @@ class PageTableSpace(ProcessSpace):
             answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
         return answers
 
-    def _clear(self, pages: U64Array, flags: npt.NDArray[np.uint8], entries: U64Array) -> None:
+    def _clear(self, pages: U64Array, flags: U8Array, entries: U64Array) -> None:
         """Make young ``pages`` old, and remember those that could not be.
 
         A page that is young again right after it was cleared is either in heavy use or was not cleared. It was
@@ -168,8 +166,8 @@ class PageTableSpace(ProcessSpace):
             refused[again] |= failed
         self._unknown = np.unique(pages[still & refused])
 
-    def _clearable(self, flags: npt.NDArray[np.uint8], entries: U64Array) -> _Mask:
-        clearable: _Mask = (flags & CLEARABLE) != 0
+    def _clearable(self, flags: U8Array, entries: U64Array) -> Mask:
+        clearable: Mask = (flags & CLEARABLE) != 0
         # Of single 4 KiB pages the walk told all there is to know.
         asked = ((flags & LEVEL) == 2) | ((flags & LARGE) != 0)
         pfns = self._walker.pfns(entries)
@@ -178,7 +176,7 @@ class PageTableSpace(ProcessSpace):
             clearable[index] = self._folios.clearable(int(pfns[index]), listed=listed)
         return clearable
 
-    def _cold(self, starts: U64Array, sizes: U64Array, refused: _Mask) -> None:
+    def _cold(self, starts: U64Array, sizes: U64Array, refused: Mask) -> None:
         """MADV_COLD all ranges that ``refused`` leaves, each once, and add those that fail to it."""
         wanted = np.flatnonzero(~refused)
         if not len(wanted):
@@ -216,7 +214,7 @@ class PageTableSpace(ProcessSpace):
             self._forget_at = now + _REMEMBERED
             self._refusing.clear()
 
-    def _in_refusing(self, pages: U64Array) -> _Mask:
+    def _in_refusing(self, pages: U64Array) -> Mask:
         self._forget()
         inside = np.zeros(len(pages), dtype=np.bool_)
         for start, end in self._refusing:
@@ -225,12 +223,12 @@ class PageTableSpace(ProcessSpace):
 
     def _widen(  # noqa: PLR0917 -- the columns of one batch
         self,
-        large: npt.NDArray[np.intp],
+        large: Indexes,
         pages: U64Array,
         entries: U64Array,
         starts: U64Array,
         sizes: U64Array,
-        refused: _Mask,
+        refused: Mask,
     ) -> None:
         """Let the ranges of pages ``large`` be their whole folios, or refuse those that are not mapped as a whole."""
         wide: list[tuple[int, int, int, int]] = []

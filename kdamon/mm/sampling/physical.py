@@ -28,11 +28,11 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I64Array, Indexes, Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.file_limit import FileShortage, files_ran_out
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task, U64Array
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task
 from kdamon.mm.apart.looked_at import looking_at
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
@@ -49,8 +49,6 @@ _MAX_OPEN: Final = 128
 #: to how many of them looking at a process at all compares.
 _STEP: Final = 4096
 _PROCESS: Final = 512
-
-_Indexes = npt.NDArray[np.intp]
 
 
 class Frames(Protocol):
@@ -72,17 +70,15 @@ class Frames(Protocol):
         """
         ...
 
-    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+    def kinds(self, pfns: U64Array) -> U8Array:
         """What page frames are, a value of :class:`kdamon.mm.FrameKind` each, shape (n,)."""
         ...
 
-    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def unreachable(self, pfns: U64Array) -> Mask:
         """Which page frames nobody maps and are on no LRU list: free, the kernel's, or no memory; shape (n,)."""
         ...
 
-    def page_match(
-        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
         """Which page frames are of the type of each filter, see :meth:`.PageSamples.match`."""
         ...
 
@@ -127,7 +123,7 @@ class ReverseMap:
         self._pids = whole[3].astype(np.int64)
         self.pages = int(whole[2].sum())
 
-    def find(self, pfns: U64Array) -> tuple[npt.NDArray[np.int64], U64Array]:
+    def find(self, pfns: U64Array) -> tuple[I64Array, U64Array]:
         """The processes that map page frames ``pfns`` (shape (n,)), -1 for none that is known, and the addresses."""
         if not len(self._first):
             return np.full(len(pfns), -1, np.int64), np.zeros(len(pfns), np.uint64)
@@ -142,7 +138,7 @@ class ReverseMap:
         begin = np.maximum(self._first[low:high], np.uint64(first))
         return low, begin, np.minimum(self._last[low:high], np.uint64(last)) - begin
 
-    def within(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], U64Array, U64Array]:
+    def within(self, first: int, last: int) -> tuple[I64Array, U64Array, U64Array]:
         """All that it knows of page frames [first, last): the processes, the addresses, the page frames, shape (n,)."""
         low, begin, sizes = self.runs_within(first, max(first, last))
         counts = sizes.astype(np.intp)
@@ -175,7 +171,7 @@ def _once(runs: U64Array) -> U64Array:
     return found
 
 
-def _groups(pids: npt.NDArray[np.int64]) -> Iterator[tuple[int, _Indexes]]:
+def _groups(pids: I64Array) -> Iterator[tuple[int, Indexes]]:
     """The rows of each number in ``pids`` but of -1, which is nobody's."""
     order = pids.argsort(kind="stable")
     ordered = pids[order]
@@ -203,7 +199,7 @@ class Physical:
         self._shortage = FileShortage()
         #: The sample under way: the array that it was begun with, and the page frames.
         self._begun: tuple[U64Array, U64Array] | None = None
-        self._sampled: list[tuple[int, AddressSpace, _Indexes, U64Array]] = []
+        self._sampled: list[tuple[int, AddressSpace, Indexes, U64Array]] = []
         self._turn = 0
         self._looking: Generator[tuple[int, U64Array, int]] | None = None
         self._found: list[tuple[int, U64Array]] = []
@@ -329,9 +325,7 @@ class Physical:
         answers[~told] = np.where(nobody[~told], OLD, UNKNOWN)
         return answers
 
-    def page_match(
-        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
         """See :meth:`kdamon.mm.Samples.page_match`."""
         return self._frames.page_match(addrs >> _PAGE_SHIFT, filters, answers)
 
@@ -348,7 +342,7 @@ class Physical:
             found[node] += int(inside.sum()) * PAGE_SIZE
         return {node: size for node, size in found.items() if size}
 
-    def owners(self, ranges: U64Array) -> Iterator[tuple[AddressSpace, U64Array, _Indexes]]:
+    def owners(self, ranges: U64Array) -> Iterator[tuple[AddressSpace, U64Array, Indexes]]:
         """See :meth:`kdamon.mm.PhysicalMemory.owners`."""
         frames = [(-(-start // PAGE_SIZE), end // PAGE_SIZE) for start, end in ranges.tolist()]
         found = [self._map.within(first, last) for first, last in frames]

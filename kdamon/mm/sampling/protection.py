@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PMD_SIZE
-from kdamon.mm import U64Array
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
@@ -50,8 +49,6 @@ _LOOK_RARELY: Final = 100
 _DESCRIPTORS: Final = 1024
 #: Seconds after which a process has given away, and closed, one that it was only asked for.
 _GIVEN_AWAY: Final = 0.02
-
-_Mask = npt.NDArray[np.bool_]
 
 
 def has_its_own(pid: int) -> OSError:
@@ -179,7 +176,7 @@ class Protection:
             self._armed[user] = pages[states == State.ARMED]
             return states, bool(len(missing))
 
-    def _arm(self, pages: U64Array) -> _Mask:
+    def _arm(self, pages: U64Array) -> Mask:
         # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
         ours = inside(self._ranges, pages)
         if ours.all():
@@ -213,7 +210,7 @@ class Protection:
         states[spared] = State.SPARED
         return states, pages[there & ~unknown_huge & ~ready]
 
-    def _unknown_huge(self, pages: U64Array, categories: U64Array) -> _Mask:
+    def _unknown_huge(self, pages: U64Array, categories: U64Array) -> Mask:
         """Which of ``pages`` are of huge pages that can be written without a fault."""
         copied = ((categories & np.uint64(FILE)) != 0) & inside(self._private, pages)
         return ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
@@ -310,7 +307,7 @@ class Protection:
         return memory
 
 
-def _among(known: U64Array, wanted: U64Array) -> _Mask:
+def _among(known: U64Array, wanted: U64Array) -> Mask:
     """Which rows of ``wanted`` are rows of ``known``, shape (n,)."""
     if not len(known):
         return np.zeros(len(wanted), dtype=np.bool_)

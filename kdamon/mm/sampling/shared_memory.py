@@ -24,13 +24,12 @@ import struct
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import U8Array, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.mountinfo import mounts
 from kdamon.lib.process_status import status_fields
 from kdamon.lib.syscalls import NR_PROCESS_VM_WRITEV, syscall
-from kdamon.mm import U64Array
 from kdamon.mm.apart.madvise import fault_apart
 from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.file_systems import MEMORY, memory_device
@@ -117,7 +116,7 @@ def present_runs(pagemap: int, start: int, end: int) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def _unreadable() -> npt.NDArray[np.uint8]:
+def _unreadable() -> U8Array:
     """Addresses of ours without access, for as long as this process lives."""
     memory = mmap.mmap(-1, PIECE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=_PROT_NONE)
     return np.frombuffer(memory, dtype=np.uint8)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon.mm import Answers, PageFilter, U64Array
+from kdamon.arrays import Mask, U64Array
+from kdamon.mm import Answers, PageFilter
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.page_samples import PageSamples
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, exclusive_frames, frames
@@ -119,9 +119,7 @@ class ProcessSpace(ABC):
         found = self._steps(lambda: self._actions().passing(ranges, filters, default_reject))
         return np.concatenate([NO_RANGES, *found])
 
-    def page_match(
-        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
         """See :meth:`kdamon.mm.Samples.page_match`."""
         with self._lock:
             if self._closed or not filters:

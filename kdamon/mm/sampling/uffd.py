@@ -22,12 +22,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I64Array, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import needs_linux
 from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, call, checked, syscall
-from kdamon.mm import U64Array
 from kdamon.mm.mmap_lock import CallSize, held
 
 __all__ = [
@@ -74,7 +73,6 @@ _WP_MATCHING: Final = 1
 _TOGETHER: Final = 8
 _TOGETHER_AT_MOST: Final = 256
 
-_Mask = npt.NDArray[np.bool_]
 
 #: x86-64: for each of n rows (number, three arguments, result), make the system call and store what it returned.
 _LOOP: Final = bytes.fromhex(
@@ -130,7 +128,7 @@ class Batch:
         self._fixed = (number, first, second)
         self._calls = np.empty((0, 5), dtype=np.uint64)
 
-    def run(self, third: U64Array) -> npt.NDArray[np.int64]:
+    def run(self, third: U64Array) -> I64Array:
         """Make a call for each of ``third`` (its last argument, shape (n,)).
 
         :returns: what each returned, shape (n,): negative ones are errno. A view, good until the next run.
@@ -178,11 +176,11 @@ class _Arguments:
         )
         return True
 
-    def run(self, count: int) -> npt.NDArray[np.int64]:
+    def run(self, count: int) -> I64Array:
         """Make the calls of the first ``count`` rows, see :meth:`Batch.run`."""
         return self._batch.run(self._places[:count])
 
-    def run_apart(self, count: int) -> npt.NDArray[np.int64]:
+    def run_apart(self, count: int) -> I64Array:
         """As :meth:`run`, of calls that take long: with pauses, in which the target can map memory."""
         results = np.empty(count, dtype=np.int64)
         at = 0
@@ -225,7 +223,7 @@ class Userfaultfd:
             ) from error
         return cls(fd)
 
-    def register(self, ranges: U64Array) -> _Mask:
+    def register(self, ranges: U64Array) -> Mask:
         """Let pages of the mappings ``ranges`` (start and end, bytes, shape (n, 2)) be protected.
 
         :returns: which are registered now, shape (n,). Others are special ([vdso]), read-only for good, another
@@ -237,7 +235,7 @@ class Userfaultfd:
         rows[:, 0] = ranges[:, 0]
         rows[:, 1] = ranges[:, 1] - ranges[:, 0]
         results = self._register.run_apart(len(ranges))
-        registered: _Mask = results == 0
+        registered: Mask = results == 0
         self.contested |= bool((results == -errno.EBUSY).any())
         # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
         if (results == -errno.ENOMEM).any() and not self.alive():
@@ -325,14 +323,14 @@ class Pages:
         self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, told))
 
-    def arm(self, pages: U64Array) -> _Mask:
+    def arm(self, pages: U64Array) -> Mask:
         """Write-protect those of ``pages`` (addresses, shape (n,)) that are present, registered and not huge.
 
         :returns: which are protected now, shape (n,).
         """
         return self._scan(self._arm, pages) == 1
 
-    def armed(self, pages: U64Array) -> _Mask:
+    def armed(self, pages: U64Array) -> Mask:
         """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
         return self._scan(self._armed, pages) == 1
 
@@ -344,7 +342,7 @@ class Pages:
         found = self._scan(self._look, pages) == 1
         return np.where(found, self._found[: len(pages), 2], np.uint64(0))
 
-    def registered(self, pages: U64Array) -> _Mask:
+    def registered(self, pages: U64Array) -> Mask:
         """Which of ``pages`` are in mappings that some userfaultfd has, be they there or not; shape (n,)."""
         return self._scan(self._registered, pages, apart=True) == 1
 
@@ -356,9 +354,7 @@ class Pages:
         found = self._scan(self._huge, blocks, PMD_SIZE, apart=True) == 1
         return np.where(found, self._found[: len(blocks), 2], np.uint64(0))
 
-    def _scan(
-        self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False
-    ) -> npt.NDArray[np.int64]:
+    def _scan(self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False) -> I64Array:
         count = len(pages)
         if count > len(self._found):
             self._found = np.empty((count, 3), dtype=np.uint64)

@@ -21,11 +21,11 @@ import math
 from collections.abc import Generator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define, field
 
+from kdamon.arrays import Indexes, Mask, U8Array, U64Array
 from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE, VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, FrameKind, PageFilter, U64Array
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, FrameKind, PageFilter
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, total, union
 from kdamon.mm.sampling.physical import Physical
 
@@ -71,7 +71,7 @@ class _Sample:
     time: int
     given: U64Array
     addrs: U64Array
-    armed: npt.NDArray[np.intp] | None = None
+    armed: Indexes | None = None
     seen: int = 0
 
 
@@ -265,9 +265,7 @@ class SimProcess:
             left = subtract(left, hit)
         return passed if default_reject else union(passed, left)
 
-    def page_match(
-        self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
         """See :meth:`kdamon.mm.Samples.page_match`; all memory that is not paged out is mapped."""
         mapped = inside(self.resident(), addrs)
         found = np.zeros((len(filters), len(addrs)), np.bool_)
@@ -348,7 +346,7 @@ class SimProcess:
         return faults[np.argsort(faults["time"], kind="stable")]
 
 
-def _firsts(addrs: U64Array) -> npt.NDArray[np.bool_]:
+def _firsts(addrs: U64Array) -> Mask:
     """Which of ``addrs`` are the first ones in their pages, shape (n,)."""
     found = np.zeros(len(addrs), np.bool_)
     found[np.unique(addrs // np.uint64(PAGE_SIZE), return_index=True)[1]] = True
@@ -369,7 +367,7 @@ class SimPlace:
     physical: int
     size: int
 
-    def holds(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def holds(self, pfns: U64Array) -> Mask:
         """Which page frames are in it, shape (n,)."""
         first = self.physical // PAGE_SIZE
         return (pfns >= first) & (pfns < first + self.size // PAGE_SIZE)
@@ -402,7 +400,7 @@ class SimFrames:
         places = [(place.physical, place.physical + place.size) for place in self._machine.placed]
         return union(np.array(sorted(places), np.uint64).reshape(-1, 2), self._machine.cached)
 
-    def unreachable(self, pfns: U64Array) -> npt.NDArray[np.bool_]:
+    def unreachable(self, pfns: U64Array) -> Mask:
         """Which are in no place of a process, and no page cache."""
         used = inside(self._machine.cached, pfns * np.uint64(PAGE_SIZE))
         for place in self._machine.placed:
@@ -410,13 +408,11 @@ class SimFrames:
                 used |= place.holds(pfns)
         return ~used
 
-    def kinds(self, pfns: U64Array) -> npt.NDArray[np.uint8]:
+    def kinds(self, pfns: U64Array) -> U8Array:
         """Nothing: the processes know, and :meth:`unreachable`."""
         return np.full(len(pfns), FrameKind.UNTOLD, np.uint8)
 
-    def page_match(
-        self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None
-    ) -> npt.NDArray[np.bool_]:
+    def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
         """What the processes say of the pages that are placed."""
         found = np.zeros((len(filters), len(pfns)), np.bool_)
         for place in self._machine.placed:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon_select_ops
 from kdamon.damon import (
     DAMOS_MAX_SCORE,
@@ -24,7 +25,7 @@ from kdamon.damon import (
     damos_quota,
 )
 from kdamon.lib.once import warn_once
-from kdamon.mm import PageFilter, U64Array
+from kdamon.mm import PageFilter
 from kdamon.mm.sim.machine import SimMachine, SimProcess
 from kdamon.ops_common import scheme_score
 from kdamon.regions import Regions, damon_addr_range

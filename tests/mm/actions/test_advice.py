@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.lib.pidfd import pidfd_open
-from kdamon.mm import AddressSpace, U64Array
+from kdamon.mm import AddressSpace
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon.mm import U64Array
+from kdamon.arrays import U64Array
 from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
 from kdamon.mm.linux.machine import LinuxMachine
 from tests.mm.actions.test_advice import PAGE, ROOT, pages, space_of

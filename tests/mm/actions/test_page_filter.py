@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import AddressSpace, PageFilter, U64Array, ranges
+from kdamon.arrays import U64Array
+from kdamon.mm import AddressSpace, PageFilter, ranges
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
 from tests.mm.actions.test_advice import (

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.lib.helpers import LostHelpers
-from kdamon.mm import UNKNOWN, U64Array
+from kdamon.mm import UNKNOWN
 from kdamon.mm.apart import objects as apart
 from kdamon.mm.doctor import processes as doctor_processes
 from kdamon.mm.linux import memory_apart

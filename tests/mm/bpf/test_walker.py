@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import FrameKind, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import FrameKind
 from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import Word
 from kdamon.mm.bpf.walker import Walker, shared_walker

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, YOUNG, AddressSpace, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
 from kdamon.mm.mman import MADV_NOHUGEPAGE

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.kernel import PMD_SIZE
-from kdamon.mm import U64Array
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.populated import populated
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers
 from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
 from kdamon.mm.bpf.walker import shared_walker

@@ -14,8 +14,9 @@ from typing import Final
 import numpy as np
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.lib.syscalls import syscall
-from kdamon.mm import OLD, UNKNOWN, U64Array
+from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.mman import MADV_COLLAPSE

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling import page_fault

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import OLD, UNKNOWN, YOUNG, U64Array
+from kdamon.arrays import U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, LRU, Folios
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_idle import Bitmap, PageIdleSpace, PagemapFrames

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_scheme,
     damon_add_target,
@@ -33,7 +34,7 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id, damos, damos_action
 from kdamon.kernel import ULONG_MAX
 from kdamon.lib.once import warn_once
-from kdamon.mm import OLD, UNKNOWN, YOUNG, PhysicalMemory, U64Array
+from kdamon.mm import OLD, UNKNOWN, YOUNG, PhysicalMemory
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.ranges import of_pages

@@ -16,6 +16,7 @@ import pytest
 from attrs import define, field
 
 from kdamon import trace
+from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_target,
     damon_new_ctx,
@@ -35,7 +36,7 @@ from kdamon.damon import (
     damon_prep,
     damon_probe,
 )
-from kdamon.mm import OLD, YOUNG, PageFilter, U64Array
+from kdamon.mm import OLD, YOUNG, PageFilter
 from kdamon.mm.actions import page_samples
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.regions import Regions

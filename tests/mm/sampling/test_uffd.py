@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdamon.mm import U64Array
+from kdamon.arrays import U64Array
 from kdamon.mm.inject.requests import launch
 from kdamon.mm.proc.maps import parse
 from kdamon.mm.sampling import uffd

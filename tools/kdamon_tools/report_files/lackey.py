@@ -10,10 +10,10 @@ import re
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import I64Array, Records, U8Array, U64Array
 from kdamon_tools.defaults import LACKEY_RATE
-from kdamon_tools.report_files.records import Records, TextNotes, new_records
+from kdamon_tools.report_files.records import TextNotes, new_records
 
 __all__ = ["Lackey", "count_accesses"]
 
@@ -29,16 +29,13 @@ _HEX: Final = np.full(256, _NO_DIGIT, np.uint8)
 for _value, _digit in enumerate(b"0123456789abcdef"):
     _HEX[_digit] = _value
 
-Bytes = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.int64]
-
 
 def count_accesses(block: bytes) -> int:
     """How many lines of ``block`` look like accesses."""
     return len(_ACCESS.findall(block))
 
 
-def _number_at(text: Bytes, at: Places, digits: int, base: int) -> tuple[npt.NDArray[np.uint64], Places]:
+def _number_at(text: U8Array, at: I64Array, digits: int, base: int) -> tuple[U64Array, I64Array]:
     """The numbers that begin at ``at``, shape (n,), and where they end; they have ``digits`` digits at most."""
     values = np.zeros(len(at), np.uint64)
     end = at.copy()
@@ -98,8 +95,8 @@ class Lackey:
         )
 
     def _accesses(
-        self, block: bytes, text: Bytes, starts: Places, ends: Places
-    ) -> tuple[Bytes, npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+        self, block: bytes, text: U8Array, starts: I64Array, ends: I64Array
+    ) -> tuple[U8Array, U64Array, U64Array]:
         """Letters, addresses and sizes of the accesses; other lines than valgrind's own are counted."""
         # The shortest access has six characters; a longer one begins with a letter and blanks.
         at = starts[ends - starts >= _ADDRESS_AT + 3]

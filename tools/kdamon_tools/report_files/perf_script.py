@@ -13,9 +13,9 @@ from itertools import repeat
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon_tools.report_files.records import Records, TextNotes, new_records
+from kdamon.arrays import I64Array, Mask, Records, U64Array
+from kdamon_tools.report_files.records import TextNotes, new_records
 
 __all__ = ["PerfScript", "count_samples"]
 
@@ -52,26 +52,24 @@ _LVL_LOCAL: Final = (0x08 | 0x10 | 0x20 | 0x40 | 0x80) << 5
 _LVL_REMOTE: Final = (0x100 | 0x200 | 0x400 | 0x800) << 5
 _MEM_REMOTE: Final = 1 << 37
 
-Mask = npt.NDArray[np.bool_]
-
 
 def count_samples(block: bytes) -> int:
     """How many lines of ``block`` look like samples."""
     return len(_SAMPLE.findall(block))
 
 
-def _numbers(texts: Sequence[bytes], missing: bytes) -> npt.NDArray[np.int64]:
+def _numbers(texts: Sequence[bytes], missing: bytes) -> I64Array:
     """Decimal numbers, ``missing`` for those that are not there, shape (n,)."""
     if not all(texts):
         texts = [text or missing for text in texts]
     return np.fromiter(map(int, texts), np.int64, len(texts))
 
 
-def _hex(texts: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+def _hex(texts: Sequence[bytes]) -> U64Array:
     return np.fromiter(map(int, texts, repeat(16)), np.uint64, len(texts))
 
 
-def _nanoseconds(seconds: Sequence[bytes], fractions: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+def _nanoseconds(seconds: Sequence[bytes], fractions: Sequence[bytes]) -> U64Array:
     digits = set(map(len, fractions))
     if len(digits) > 1:
         fractions, digits = [text.ljust(9, b"0") for text in fractions], {9}

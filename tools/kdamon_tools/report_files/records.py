@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import IO, Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define
 
+from kdamon.arrays import Records
 from kdamon.reports.apply import REPORT_DTYPE
 
 __all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records", "reports_of"]
@@ -21,8 +21,6 @@ RECORD_DTYPE: Final = np.dtype(
 )
 _LONGEST_LINE: Final = 1 << 20
 _TIMED_REPORT: Final = np.dtype([("time", np.uint64), ("report", REPORT_DTYPE)])
-
-Records = npt.NDArray[np.void]
 
 
 def new_records(n: int, **columns: Any) -> Records:

@@ -18,6 +18,7 @@ from typing import IO, Final
 
 import numpy as np
 
+from kdamon.arrays import Records
 from kdamon.damon import damon_access_report
 from kdamon.kernel import RealClock
 from kdamon.lib.capabilities import give_up_capabilities
@@ -29,15 +30,7 @@ from kdamon_tools.output.streams import stdin_descriptor
 from kdamon_tools.output.temporary import temporary_directory, temporary_file
 from kdamon_tools.report_files.lackey import Lackey, count_accesses
 from kdamon_tools.report_files.perf_script import PerfScript, count_samples
-from kdamon_tools.report_files.records import (
-    RECORD_DTYPE,
-    Records,
-    TextFormat,
-    TextNotes,
-    line_blocks,
-    new_records,
-    reports_of,
-)
+from kdamon_tools.report_files.records import RECORD_DTYPE, TextFormat, TextNotes, line_blocks, new_records, reports_of
 from kdamon_tools.report_files.stored_records import HEAD_BYTES, MAGIC, StoredRecords, parse_head
 
 __all__ = ["RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]

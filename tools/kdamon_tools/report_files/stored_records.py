@@ -13,9 +13,9 @@ import re
 from typing import IO, Final, NamedTuple, Protocol, overload
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon_tools.report_files.records import RECORD_DTYPE, Records
+from kdamon.arrays import Indexes, Records
+from kdamon_tools.report_files.records import RECORD_DTYPE
 
 __all__ = ["HEAD_BYTES", "MAGIC", "RecordSource", "StoredRecords", "parse_head"]
 
@@ -32,10 +32,8 @@ _ANY_ARRAY: Final = re.compile(_ARRAY.format(r"[\[']\S.*[\]']", "(?:True|False)"
 _RECORDS: Final = re.compile(
     _ARRAY.format(re.escape(repr(np.lib.format.dtype_to_descr(RECORD_DTYPE))), "False", r"(\d{1,40}),").encode()
 )
-#: Rows that lie so much wider than close together are read one by one.
+#: Indexes that lie so much wider than close together are read one by one.
 _WIDE: Final = 8
-
-Rows = npt.NDArray[np.intp]
 
 
 class RecordSource(Protocol):
@@ -46,7 +44,7 @@ class RecordSource(Protocol):
     @overload
     def __getitem__(self, rows: slice, /) -> Records: ...
     @overload
-    def __getitem__(self, rows: Rows, /) -> Records: ...
+    def __getitem__(self, rows: Indexes, /) -> Records: ...
 
 
 class Head(NamedTuple):
@@ -93,7 +91,7 @@ class StoredRecords:
     def __len__(self) -> int:
         return self._n
 
-    def __getitem__(self, rows: slice | Rows) -> Records:
+    def __getitem__(self, rows: slice | Indexes) -> Records:
         """Read a slice without steps, or single rows by their numbers.
 
         :raises OSError: EIO the file is shorter than it was.

@@ -6,14 +6,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from attrs import frozen
 
+from kdamon.arrays import F64Array, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.snapshot import Config, Range, Snapshot
 
-__all__ = ["Edges", "Floats", "Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rests_of"]
+__all__ = ["Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rests_of"]
 
 #: An address is worth a line if it was accessed in this share of all samples, or hot for some time.
 _WORTHWHILE: Final = 0.02
@@ -27,9 +27,6 @@ _MOST_TIMES: Final = 64
 #: Ranges are joined across at most so many lines.
 _FAR: Final = 256
 
-Floats = npt.NDArray[np.float64]
-Edges = npt.NDArray[np.uint64]
-
 
 @frozen(eq=False)
 class Profile:
@@ -41,14 +38,14 @@ class Profile:
     :ivar peak: in what share of the sampling intervals it was accessed while it was hottest, 0 to 1.
     """
 
-    edges: Edges
-    covered: Floats
-    accesses: Floats
-    unknown: Floats
-    peak: Floats
+    edges: U64Array
+    covered: F64Array
+    accesses: F64Array
+    unknown: F64Array
+    peak: F64Array
 
     @property
-    def sizes(self) -> Floats:
+    def sizes(self) -> F64Array:
         """Bytes of each piece, shape (n,)."""
         return np.diff(self.edges).astype(np.float64)
 
@@ -64,7 +61,7 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
     edges, index = np.unique(addresses, return_inverse=True)
     index = index.reshape(2, -1)
 
-    def swept(values: Floats, which: slice) -> Floats:
+    def swept(values: F64Array, which: slice) -> F64Array:
         """Sum of ``values`` of the rows ``which`` at each piece."""
         steps = np.bincount(index[0, which], values[which], len(edges)) - np.bincount(
             index[1, which], values[which], len(edges)
@@ -88,7 +85,7 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
     )
 
 
-def _times(merged: Floats) -> list[tuple[int, int]]:
+def _times(merged: F64Array) -> list[tuple[int, int]]:
     """Neighbouring snapshots, first and end (exclusive), that stand for about equally long times."""
     after = np.cumsum(merged)
     count = int(np.clip(after[-1] // _SOME_TIME, 1, _MOST_TIMES))
@@ -125,11 +122,11 @@ def choose_areas(profile: Profile, total: int, config: Config, most: int) -> lis
     return _widen(ranges, monitored_ranges(profile), margin)
 
 
-def _mostly_unknown(profile: Profile, config: Config) -> npt.NDArray[np.bool_]:
+def _mostly_unknown(profile: Profile, config: Config) -> Mask:
     return profile.unknown > 0.5 * config.max_nr_accesses * profile.covered
 
 
-def _ranges_where(edges: Edges, wanted: npt.NDArray[np.bool_]) -> list[Range]:
+def _ranges_where(edges: U64Array, wanted: Mask) -> list[Range]:
     """Touching pieces for which ``wanted`` is true, joined."""
     flags = np.concatenate([[False], wanted, [False]]).astype(np.int8)
     steps = np.diff(flags)
@@ -226,7 +223,7 @@ def rests_of(profile: Profile, drawn: list[Range], config: Config, *, together: 
     return words
 
 
-def _describe(starts: Edges, ends: Edges, peak: Floats, unknown: npt.NDArray[np.bool_]) -> str:
+def _describe(starts: U64Array, ends: U64Array, peak: F64Array, unknown: Mask) -> str:
     if not len(starts):
         return ""
     apart = np.concatenate([[True], starts[1:] != ends[:-1]])

@@ -9,15 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from kdamon_tools.reporters.areas import (
-    Edges,
-    Floats,
-    choose_areas,
-    line_size,
-    monitored_ranges,
-    profile_of,
-    rests_of,
-)
+from kdamon.arrays import F64Array, U64Array
+from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_ranges, profile_of, rests_of
 from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
@@ -107,7 +100,7 @@ def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
     return columns
 
 
-def _cells(columns: list[list[Snapshot]], lines: Edges, config: Config) -> list[str]:
+def _cells(columns: list[list[Snapshot]], lines: U64Array, config: Config) -> list[str]:
     """One string for each of ``lines`` (start and end, shape (n, 2)), one character for each column.
 
     A line is as hot as its hottest part was, on the average of the column's snapshots.
@@ -126,7 +119,7 @@ def _cells(columns: list[list[Snapshot]], lines: Edges, config: Config) -> list[
     return ["".join(line) for line in levels]
 
 
-def _measure(snapshot: Snapshot, lines: Edges, config: Config) -> Floats:
+def _measure(snapshot: Snapshot, lines: U64Array, config: Config) -> F64Array:
     """What ``snapshot``, which has regions, says of each of ``lines``, shape (4, n).
 
     Rows: bytes that are covered; bytes that are mostly unknown; how often the hottest known region was accessed, as a
@@ -145,7 +138,7 @@ def _measure(snapshot: Snapshot, lines: Edges, config: Config) -> Floats:
     return np.stack([covered, unknown, np.where(sampled, hottest, 0.0), sampled.astype(np.float64)])
 
 
-def _bytes_in(snapshot: Snapshot, lines: Edges, factors: Floats) -> Floats:
+def _bytes_in(snapshot: Snapshot, lines: U64Array, factors: F64Array) -> F64Array:
     """Bytes of the regions of ``snapshot`` in each of ``lines``, each times its region's factor, shape (n,)."""
     regions = snapshot.regions
     # Relative to the first line: addresses near 2**64 leave a double no room for pages.

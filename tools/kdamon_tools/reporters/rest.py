@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.arrays import F64Array, Mask
 from kdamon_tools.units import format_bytes
 
 __all__ = ["HOT", "describe_rest"]
@@ -16,11 +17,8 @@ __all__ = ["HOT", "describe_rest"]
 #: Memory that was accessed in at least this share of the sampling intervals is hot.
 HOT: Final = 0.5
 
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
-
-def describe_rest(sizes: Floats, shares: Floats, unknown: Mask, apart: npt.NDArray[Any] | None = None) -> str:
+def describe_rest(sizes: F64Array, shares: F64Array, unknown: Mask, apart: npt.NDArray[Any] | None = None) -> str:
     """How much is hot and in how many areas, how much is unknown, and how hot the remaining memory is at most.
 
     :param sizes: bytes of each piece, shape (n,), n at least 1.

@@ -7,8 +7,8 @@ import textwrap
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import F64Array, Mask
 from kdamon.kstrtox import bitmap_list
 from kdamon.monitoring.config import Config
 from kdamon_tools.reporters.rest import HOT, describe_rest
@@ -97,11 +97,11 @@ class _Layout:
         return self._space.join(columns)
 
 
-def _shares(snapshot: Snapshot, config: Config) -> npt.NDArray[np.float64]:
+def _shares(snapshot: Snapshot, config: Config) -> F64Array:
     return snapshot.regions["nr_accesses"].astype(np.float64) / config.max_nr_accesses
 
 
-def _choose(snapshot: Snapshot, config: Config, room: int) -> npt.NDArray[np.bool_]:
+def _choose(snapshot: Snapshot, config: Config, room: int) -> Mask:
     """Which regions to show in ``room`` lines: hot ones first, then by accessed bytes."""
     shares = _shares(snapshot, config)
     chosen = np.zeros(len(shares), bool)
@@ -109,7 +109,7 @@ def _choose(snapshot: Snapshot, config: Config, room: int) -> npt.NDArray[np.boo
     return chosen
 
 
-def _rest(snapshot: Snapshot, config: Config, which: npt.NDArray[np.bool_]) -> str:
+def _rest(snapshot: Snapshot, config: Config, which: Mask) -> str:
     """Words about regions that are not shown."""
     unknown = snapshot.regions["nr_unknown"] > 0.5 * config.max_nr_accesses
     about = describe_rest(snapshot.sizes[which], _shares(snapshot, config)[which], unknown[which])

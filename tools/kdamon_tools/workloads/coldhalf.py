@@ -21,8 +21,9 @@ from typing import BinaryIO, Final, TextIO
 import numpy as np
 from attrs import frozen
 
+from kdamon.arrays import U8Array
 from kdamon_tools.units import parse_positive, parse_seconds, parse_unsigned
-from kdamon_tools.workloads.memory import MIB, PAGE, Bytes
+from kdamon_tools.workloads.memory import MIB, PAGE
 from kdamon_tools.workloads.truth import write_event
 
 __all__ = ["Pattern", "main", "map_file", "run"]
@@ -44,7 +45,7 @@ class Pattern:
     rest: float = 0.001
 
 
-def map_file(file: BinaryIO, size: int) -> Bytes:
+def map_file(file: BinaryIO, size: int) -> U8Array:
     """Fill ``file`` with ``size`` bytes, put them onto the disk, and map them privately, all pages present."""
     for at in range(0, size, _CHUNK):
         file.write(b"\1" * min(_CHUNK, size - at))

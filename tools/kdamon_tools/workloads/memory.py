@@ -8,20 +8,18 @@ import mmap
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from kdamon.arrays import U8Array
 from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE
 
-__all__ = ["MIB", "PAGE", "Bytes", "map_memory"]
+__all__ = ["MIB", "PAGE", "map_memory"]
 
 MIB: Final = 1 << 20
 PAGE: Final = PAGE_SIZE
 _HUGE: Final = HPAGE_PMD_SIZE
 
-Bytes = npt.NDArray[np.uint8]
 
-
-def map_memory(size: int, *, huge_pages: bool = False) -> Bytes:
+def map_memory(size: int, *, huge_pages: bool = False) -> U8Array:
     """``size`` bytes at a multiple of 2 MiB, every page of it written.
 
     :param huge_pages: ask for huge pages; otherwise they are refused, so that pages are what they seem.

@@ -20,8 +20,9 @@ from typing import Final, TextIO
 
 from attrs import asdict, field, frozen
 
+from kdamon.arrays import U8Array
 from kdamon_tools.units import parse_positive, parse_seconds, parse_unsigned
-from kdamon_tools.workloads.memory import MIB, PAGE, Bytes, map_memory
+from kdamon_tools.workloads.memory import MIB, PAGE, map_memory
 from kdamon_tools.workloads.truth import write_event
 
 __all__ = ["Part", "Pattern", "Worker", "main", "run"]
@@ -68,7 +69,7 @@ class Worker(threading.Thread):
     :ivar sweeps: how often it went over all of its part.
     """
 
-    def __init__(self, name: str, does: str, cpu: int, memory: Bytes) -> None:
+    def __init__(self, name: str, does: str, cpu: int, memory: U8Array) -> None:
         super().__init__(name=f"{does} {name}", daemon=True)
         self.stop = threading.Event()
         self.ready = threading.Event()

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Names for numpy arrays in signatures, one for each kind of element; their shapes are in the docstrings."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "F64Array",
+    "I32Array",
+    "I64Array",
+    "Indexes",
+    "Mask",
+    "Records",
+    "U8Array",
+    "U32Array",
+    "U64Array",
+]
+
+U8Array = npt.NDArray[np.uint8]
+U32Array = npt.NDArray[np.uint32]
+#: Addresses and sizes, which wrap as the kernel's ``unsigned long`` does.
+U64Array = npt.NDArray[np.uint64]
+I32Array = npt.NDArray[np.int32]
+I64Array = npt.NDArray[np.int64]
+F64Array = npt.NDArray[np.float64]
+#: Which rows of another array.
+Mask = npt.NDArray[np.bool_]
+#: The numbers of rows of another array.
+Indexes = npt.NDArray[np.intp]
+#: Rows of a structured array.
+Records = npt.NDArray[np.void]
