@@ -42,7 +42,7 @@ QUICK = ("--sample-us", "1ms", "--aggr-us", "10ms")
 REPORTS = dict.fromkeys(
     ("accepted", "applied", "ineligible", "filtered", "straddling", "outside", "late", "dropped", "pending"), 0
 )
-LOG = MappingLog((SeenMapping(NamedMapping(0x1000, 0x3000, "rw-p", 0, "[heap]"), 99.9, 101.0),), 2, 99.9, 101.0)
+LOG = MappingLog((SeenMapping(NamedMapping(0x1000, 0x3000, "rw-p", 0, 0, "[heap]"), 99.9, 101.0),), 2, 99.9, 101.0)
 SNAPSHOT = Snapshot.of(100.25, [(0x1000, (1 << 64) - 4096, 20, 3, 1.5)])
 FULL = Recording(
     Config(42, "fvaddr", command=("sleep", "1"), ranges=((0x1000, 0x3000),), cpus=(0, 3), tids=(12,)),

@@ -109,7 +109,7 @@ def _mappings(log: MappingLog | None, since: float) -> dict[str, Any]:
         return {"mappings": None, "mappings_read": None}
     return {
         "mappings": [
-            attrs.asdict(one.mapping)
+            attrs.asdict(one.mapping, filter=attrs.filters.exclude("inode"))
             | {"first_seen": round(one.first_seen - since, 6), "last_seen": round(one.last_seen - since, 6)}
             for one in log.seen
         ],
