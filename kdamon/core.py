@@ -64,9 +64,9 @@ from kdamon.kernel import (
 from kdamon.lib.file_limit import files_ran_out, too_many_files
 from kdamon.probes import (
     damon_commit_probes,
-    damon_has_prep,
     damon_has_probe_weights,
     damon_valid_probe_params,
+    has_prep,
     probe_weights,
 )
 from kdamon.regions import COLUMNS, Regions, mostly_unknown
@@ -966,7 +966,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         primitives = ctx.sample_control.primitives_enabled
         access_check_disabled = damon_has_probe_weights(ctx)
         sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
-        do_prep = ops.prep_probes is not no_op and damon_has_prep(ctx)
+        do_prep = ops.prep_probes is not no_op and has_prep(ctx)
 
         if sampling:
             ops.prepare_access_checks(ctx)

@@ -37,7 +37,6 @@ __all__ = [
     "damon_add_probe",
     "damon_commit_filter",
     "damon_commit_probes",
-    "damon_has_prep",
     "damon_has_probe_weights",
     "damon_new_filter",
     "damon_new_prep",
@@ -45,6 +44,7 @@ __all__ = [
     "damon_probe_hits_mvsum",
     "damon_probe_hits_wsum",
     "damon_valid_probe_params",
+    "has_prep",
     "probe_filters",
     "probe_weights",
 ]
@@ -91,7 +91,7 @@ def damon_add_probe(ctx: damon_ctx, probe: damon_probe) -> None:
 # What a context's probes need.
 
 
-def damon_has_prep(ctx: damon_ctx) -> bool:
+def has_prep(ctx: damon_ctx) -> bool:
     """Return whether pages are to be prepared for any probe."""
     return any(probe.preps for probe in ctx.probes)
 
@@ -124,7 +124,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
     """
     if len(ctx.probes) > DAMON_MAX_PROBES:
         raise OSError(errno.EINVAL, f"there are {len(ctx.probes)} probes; there can be {DAMON_MAX_PROBES} at most")
-    of_accesses = damon_has_prep(ctx) or any(f.type in _OF_ACCESSES for f in probe_filters(ctx))
+    of_accesses = has_prep(ctx) or any(f.type in _OF_ACCESSES for f in probe_filters(ctx))
     # Deviation: docs/deviations.md#idle-flags-are-accessed-bits
     if of_accesses and ctx.sample_control.primitives_enabled.page_fault:
         raise OSError(

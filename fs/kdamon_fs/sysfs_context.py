@@ -50,8 +50,8 @@ from kdamon_fs.sysfs_common import (
 from kdamon_fs.sysfs_probes import damon_sysfs_probes, damon_sysfs_set_probes
 from kdamon_fs.sysfs_sample import (
     RunningContext,
+    build_sample_control,
     damon_sysfs_sample,
-    damon_sysfs_sample_control,
     sample_primitive_of,
 )
 from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
@@ -447,7 +447,7 @@ def _damon_sysfs_apply_inputs(
     ctx.pause = context.pause
     _damon_sysfs_set_attrs(ctx, context.attrs)
     damon_sysfs_set_probes(ctx, context.attrs.probes, machine)
-    ctx.sample_control = damon_sysfs_sample_control(context.attrs.sample)
+    ctx.sample_control = build_sample_control(context.attrs.sample)
     ctx.density = context.attrs.sample.density
     # Its kdamond may end meanwhile, and leave its targets.
     monitored = [] if running is None else list(running.adaptive_targets)

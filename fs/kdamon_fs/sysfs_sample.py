@@ -31,8 +31,8 @@ from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
 __all__ = [
     "RunningContext",
+    "build_sample_control",
     "damon_sysfs_sample",
-    "damon_sysfs_sample_control",
     "nr_cpu_ids",
     "sample_primitive_of",
     "sees_writes_only",
@@ -195,7 +195,7 @@ class damon_sysfs_sample(kobject):
 # From the files to a context.
 
 
-def damon_sysfs_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
+def build_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
     """The sample control that the directories describe (``damon_sysfs_set_sample_control()``).
 
     :raises OSError: EINVAL a filter of threads without any.
