@@ -10,12 +10,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from enum import Enum, IntEnum
+from enum import IntEnum
 from typing import Any, Final, Protocol
 
 import numpy as np
 from attrs import define, field
 
+from kdamon.access import (
+    PrimitivesEnabled,
+    ReportCounters,
+    damon_access_report,
+    damon_filter,
+    damon_filter_type,
+    damon_prep,
+    damon_prep_action,
+    damon_probe,
+    damon_sample_control,
+    damon_sample_filter,
+    damon_sample_filter_type,
+)
 from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Answers, Machine, Task
@@ -171,165 +184,6 @@ class damon_attrs:
     min_nr_regions: int = 10
     max_nr_regions: int = 1000
     aggr_samples: int = 0
-
-
-@define(slots=True)
-class damon_access_report:
-    """One access that a source saw (the series' ``struct damon_access_report``).
-
-    :ivar pid: process that owns the virtual address; 0 for a physical address. Only compared, never looked up.
-    :ivar addr: start of the reported range, bytes.
-    :ivar size: its size, bytes.
-    :ivar nr_accesses: how often it was accessed.
-    :ivar node_id: NUMA node of the CPU that made the access, not of the memory.
-    :ivar write: whether it was a write.
-    :ivar cpu: the CPU that made it, -1 unknown.
-    :ivar tid: the thread that made it, 0 unknown.
-    """
-
-    pid: int
-    addr: int
-    size: int
-    nr_accesses: int = 1
-    node_id: int = -1
-    write: bool = False
-    cpu: int = -1
-    tid: int = 0
-
-
-@define(slots=True)
-class ReportCounters:
-    """What became of the reports that a context received.
-
-    ``accepted == applied + ineligible + filtered + straddling + outside + late + pending`` always; ``dropped`` reports
-    were sent too, but there was no room for them.
-
-    :ivar applied: lie in a region, which was counted.
-    :ivar ineligible: are of no target, by the operations set.
-    :ivar filtered: were discarded by the sample filters.
-    :ivar straddling: lie across the edge of a region.
-    :ivar outside: lie in no region.
-    :ivar late: arrived while nothing was monitored: paused, or deactivated by watermarks.
-    :ivar pending: were not looked at yet.
-    """
-
-    accepted: int = 0
-    applied: int = 0
-    ineligible: int = 0
-    filtered: int = 0
-    straddling: int = 0
-    outside: int = 0
-    late: int = 0
-    dropped: int = 0
-    pending: int = 0
-
-
-class damon_sample_filter_type(Enum):
-    """What a sample filter looks at; the value is the tree's keyword, the order the series'."""
-
-    DAMON_FILTER_TYPE_CPUMASK = "cpumask"
-    DAMON_FILTER_TYPE_THREADS = "threads"
-    DAMON_FILTER_TYPE_WRITE = "write"
-
-
-@define(slots=True)
-class damon_sample_filter:
-    """A condition on access reports (the series' third version).
-
-    It matches a report whose property (made by a CPU of ``cpumask``, by a thread of ``tid_arr``, being a write) is as
-    ``matching`` says. Its answer is ``allow`` for those that it matches, the opposite for others.
-
-    :ivar cpumask: numbers of CPUs.
-    :ivar tid_arr: numbers of threads.
-    """
-
-    type: damon_sample_filter_type
-    matching: bool = False
-    allow: bool = False
-    cpumask: tuple[int, ...] = ()
-    tid_arr: tuple[int, ...] = ()
-
-
-@define(slots=True)
-class PrimitivesEnabled:
-    """Which of this context's own sources of accesses are used.
-
-    :ivar page_table: accessed bits.
-    :ivar page_fault: faults of the sampled pages, which are made to fault; goes before ``page_table``. With neither,
-        only what others report counts.
-    """
-
-    page_table: bool = True
-    page_fault: bool = False
-
-
-@define(slots=True)
-class damon_sample_control:
-    """How accesses are sampled, and which reports of them count (the series' third version).
-
-    :ivar sample_filters: a report has to pass all of them, in this order.
-    """
-
-    primitives_enabled: PrimitivesEnabled = field(factory=PrimitivesEnabled)
-    sample_filters: list[damon_sample_filter] = field(factory=list)
-
-
-class damon_filter_type(Enum):
-    """What a filter of a probe looks at; the value is the tree's keyword, the order the kernel's."""
-
-    DAMON_FILTER_TYPE_ANON = "anon"
-    DAMON_FILTER_TYPE_MEMCG = "memcg"
-    #: Accessed since it was prepared (the kernel's idle flag is not set).
-    DAMON_FILTER_TYPE_PGIDLE_UNSET = "pgidle_unset"
-    #: Not accessed since.
-    DAMON_FILTER_TYPE_PGIDLE_SET = "pgidle_set"
-    DAMON_FILTER_TYPE_HUGEPAGE_SIZE = "hugepage_size"
-
-
-@define(slots=True)
-class damon_filter:
-    """A condition on the sampled page: the first filter of a probe that matches decides, by ``allow``.
-
-    :ivar matching: whether it matches pages of the type, or all other. Where no page is, none of any type is.
-    :ivar allow: whether what it matches is a hit of the probe.
-    :ivar memcg_id: of type memcg: the memory cgroup's number, as ``/proc/kpagecgroup`` shows it.
-    :ivar sz_range: of type hugepage_size: of the folio (kernel: ``range_min`` and ``range_max``).
-    """
-
-    type: damon_filter_type
-    matching: bool = False
-    allow: bool = False
-    memcg_id: int = 0
-    sz_range: damon_size_range = field(factory=damon_size_range)
-
-
-class damon_prep_action(Enum):
-    """How a page is prepared for a probe; the value is the tree's keyword."""
-
-    #: Forget that it was accessed.
-    DAMON_PREP_SET_PGIDLE = "set_pgidle"
-
-
-@define(slots=True)
-class damon_prep:
-    """What to do to the page to be sampled at the start of each sampling interval."""
-
-    action: damon_prep_action = damon_prep_action.DAMON_PREP_SET_PGIDLE
-
-
-@define(slots=True)
-class damon_probe:
-    """A property of sampled pages to count besides accesses, see :mod:`kdamon.probes`.
-
-    :ivar weight: of its hits in the sum that regions are told apart by; if that is not 0 for any probe of a context,
-        its accesses are not checked.
-    :ivar preps: how pages are prepared.
-    :ivar filters: which pages are hits; none lets all be.
-    """
-
-    weight: int = 0
-    preps: list[damon_prep] = field(factory=list)
-    filters: list[damon_filter] = field(factory=list)
 
 
 class ReportLike(Protocol):
