@@ -20,7 +20,8 @@ from kdamon.damon import damon_ctx
 from kdamon.mm import AddressSpace
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.sampling.page_fault import PageFaultSpace
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
 
 KDAMONDS = "/admin/kdamonds"

@@ -22,7 +22,8 @@ from kdamon.damon import (
     damos,
 )
 from kdamon.kernel import ULONG_MAX
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from tests.support.contexts import MS, Recorder, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 
 GB = 1 << 30

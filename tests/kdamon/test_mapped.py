@@ -23,7 +23,8 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id
 from kdamon.mapped import follow_mappings, mapped_ranges
 from kdamon.mm import ranges
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 
 MIB = 1 << 20
 GIB = 1 << 30

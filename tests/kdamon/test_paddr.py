@@ -50,7 +50,8 @@ from kdamon.kernel import ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Machine
 from kdamon.mm.sampling.physical import Physical, ReverseMap
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.ops_common import scheme_score, scheme_scores
 from kdamon.paddr import damon_pa_apply_scheme, pa_init
 from kdamon.regions import Regions, damon_addr_range

@@ -48,7 +48,8 @@ from kdamon.damos_filters import (
     damos_filter_match,
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.probes import (
     count_probe_hits,
     damon_add_filter,

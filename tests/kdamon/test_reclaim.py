@@ -29,7 +29,8 @@ from kdamon.damon import (
 )
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux.machine import linux_machine
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports.apply import report_accesses, report_array
 from tests.support.contexts import eventually, first, in_kdamond

@@ -11,7 +11,8 @@ import pytest
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_ctx, damon_sample_filter_type
 from kdamon.kernel import VirtualClock
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter, only_threads
 from kdamon.vaddr import va_report_faults
 

@@ -25,7 +25,8 @@ from kdamon.damon import (
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Faults
 from kdamon.mm.ranges import subtract, total
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.regions import mostly_unknown
 from kdamon.stat import idle_percentiles, unknown_mem_bp

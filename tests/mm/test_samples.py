@@ -18,7 +18,8 @@ from kdamon.arrays import U64Array
 from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, Faults, PageFilter, PhysicalMemory, Samples
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from tests.mm.sampling.test_page_idle import Memory, Space
 from tests.support.sampling import mm_of
 from tests.support.workload import Pages, Workload

@@ -32,7 +32,8 @@ from kdamon.damon import (
     damos,
 )
 from kdamon.kernel import VirtualClock
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.regions import Regions
 
 MS = 1_000_000

@@ -15,7 +15,8 @@ from kdamon.core import run_ctx
 from kdamon.damon import damon_call_control, damon_ctx
 from kdamon.kernel import rnd_state
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.modules_common import DamonModule
 from tests.support.workload import Pages, Workload
 

@@ -24,7 +24,8 @@ import pytest
 from kdamon import trace
 from kdamon.damon import damon_ctx
 from kdamon.kernel import RealClock
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.producers.client import ReportClient
 from kdamon.regions import Regions
 from kdamon.reports.apply import report_array

@@ -26,7 +26,8 @@ from kdamon.damon import (
 )
 from kdamon.lib.once import warn_once
 from kdamon.mm import PageFilter
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 from kdamon.ops_common import scheme_score
 from kdamon.regions import Regions, damon_addr_range
 from kdamon.vaddr import damon_va_apply_scheme

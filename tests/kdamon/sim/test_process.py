@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, UNKNOWN, YOUNG
-from kdamon.mm.sim.machine import SimMachine, SimProcess
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.mm.sim.process import SimProcess
 
 PAGE = 4096
 
