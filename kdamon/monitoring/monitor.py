@@ -442,7 +442,7 @@ def _suspended() -> float:
 
 def _check_memory(task: Task) -> None:
     """Refuse threads of the kernel: OSError EINVAL."""
-    from kdamon.mm.linux.machine import LinuxTask  # noqa: PLC0415 (reports and simulated memory do without)
+    from kdamon.mm.linux.task import LinuxTask  # noqa: PLC0415 (reports and simulated memory do without)
 
     if isinstance(task, LinuxTask) and task.is_kernel_thread():
         raise OSError(

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from kdamon.arrays import U64Array
 from kdamon.mm import AddressSpace, Answers, Faults
-from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.linux.task import LinuxTask
 from tests.support.workload import Pages, Workload
 
 __all__ = ["armed", "mm_of", "open_files", "pages_of", "sample", "task_of", "wait_until", "within"]

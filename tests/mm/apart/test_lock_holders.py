@@ -21,7 +21,8 @@ from kdamon.mm import UNKNOWN
 from kdamon.mm.apart import objects as apart
 from kdamon.mm.doctor import processes as doctor_processes
 from kdamon.mm.linux import memory_apart
-from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.linux.task import LinuxTask
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.pagemap import entries_at
 from kdamon.mm.sampling import frames

@@ -18,7 +18,8 @@ import pytest
 from kdamon.arrays import U64Array
 from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.inject.requests import inject_madvise
-from kdamon.mm.linux.machine import LinuxMachine, LinuxTask
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.linux.task import LinuxTask
 from kdamon.mm.mman import MADV_NOHUGEPAGE
 from kdamon.mm.proc.maps import containing
 from kdamon.mm.proc.process_files import ProcessFiles

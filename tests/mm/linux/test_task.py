@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace
-from kdamon.mm.linux.machine import LinuxMachine, LinuxTask, linux_machine
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
+from kdamon.mm.linux.task import LinuxTask
 from tests.support.workload import Workload
 
 PAGES = 1024
