@@ -71,15 +71,14 @@ from kdamon.probes import (
 )
 from kdamon.regions import COLUMNS, Regions, mostly_unknown
 from kdamon.reports.apply import (
-    ReportQueue,
     choose_reports,
     discard_reports,
     kdamond_apply_zero_access_report,
     kdamond_check_reported_accesses,
     report_counters,
-    subscribe_reports,
-    unsubscribe_reports,
 )
+from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
+from kdamon.reports.queue import ReportQueue
 from kdamon.sample_control import damon_commit_sample_control
 from kdamon.wait_limits import held_up_error, wait_for_kdamond
 

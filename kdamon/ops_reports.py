@@ -2,7 +2,7 @@
 """The operations set for reports alone: nothing is sampled, what others report drives the monitoring.
 
 The series lets an operations set without ``check_accesses`` be driven by
-:func:`kdamon.reports.apply.damon_report_access`; this one is for sources that need nothing else. A target is a number
+:func:`kdamon.reports.deliver.damon_report_access`; this one is for sources that need nothing else. A target is a number
 that reports carry as their ``pid``: a process, or anything else that has addresses. Its regions have to be given.
 Schemes select regions, and that is all: to act on a process by reports, vaddr is monitored without any primitive.
 (docs/deviations.md#the-operations-set-for-reports-alone)

@@ -41,7 +41,8 @@ from kdamon.ops_common import (
     scheme_scores,
 )
 from kdamon.probes import count_probe_hits
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from kdamon.sample_control import only_threads
 
 __all__ = [

@@ -37,7 +37,7 @@ from kdamon.producers.ring import (
     own_report_path,
     ring_size,
 )
-from kdamon.reports.apply import REPORT_DTYPE
+from kdamon.reports.record import REPORT_DTYPE
 
 __all__ = ["ReportClient", "report_paths"]
 
@@ -111,7 +111,7 @@ class ReportClient:
             raise stranger
 
     def report(self, batch: Records) -> int:
-        """Report a batch, shape (n,) of :data:`kdamon.reports.apply.REPORT_DTYPE`; what finds no room is dropped.
+        """Report a batch, shape (n,) of :data:`kdamon.reports.record.REPORT_DTYPE`; what finds no room is dropped.
 
         :returns: how many of them, from the first one on, found room.
         :raises TypeError: the array has another dtype or shape.

@@ -16,8 +16,9 @@ from kdamon.arrays import I32Array, Records
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.credentials import Rights
 from kdamon.producers.ring import ReportRing, well_formed
-from kdamon.reports.apply import pick_reports, report_accesses, reported_pids, reports_about
+from kdamon.reports.deliver import report_accesses, reported_pids
 from kdamon.reports.queue import ReportSource
+from kdamon.reports.record import pick_reports, reports_about
 
 __all__ = ["Producer", "ReportServerCounters"]
 

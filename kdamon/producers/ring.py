@@ -25,7 +25,7 @@ from typing import Final
 import numpy as np
 
 from kdamon.arrays import Mask, Records, U64Array
-from kdamon.reports.apply import REPORT_DTYPE
+from kdamon.reports.record import REPORT_DTYPE
 
 __all__ = [
     "CAPACITY",

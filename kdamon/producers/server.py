@@ -3,7 +3,7 @@
 
 ``ReportServer(path)`` is a context manager. While it is entered, any process that connects to the socket gets a ring
 in shared memory (:mod:`kdamon.producers.ring`), and what it writes there goes to
-:func:`kdamon.reports.apply.report_accesses`, if it may: see :class:`kdamon.producers.credentials.Rights`.
+:func:`kdamon.reports.deliver.report_accesses`, if it may: see :class:`kdamon.producers.credentials.Rights`.
 """
 
 from __future__ import annotations

@@ -1,170 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Access reports: the seed series' part of ``mm/damon/core.c``.
+"""Access reports are counted for regions: the seed series' part of ``mm/damon/core.c``.
 
-A source of access information pushes reports with :func:`damon_report_access`, one or a batch, from any thread and
-whenever it likes. Every context that is being monitored gets each report once, at its next sampling interval's end,
-and counts it for the region that contains it.
-
-No producer ever blocks or waits: each has a queue of its own to each context, a lane, which only it fills and only the
-kdamond empties. A thread is a producer, and so is a :class:`kdamon.reports.queue.ReportSource` that a thread
-speaks for, as for another process. Of these, what is about no target of a context takes no room on the way to it.
+Every context gets each report (:mod:`kdamon.reports.deliver`) once, at its next sampling interval's end, and counts it
+for the region that contains it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from kdamon.arrays import I32Array, Indexes, Mask, Records, U64Array
-from kdamon.damon import ReportCounters, damon_access_report, damon_nr_samples_per_aggr, damon_target_has_pid
+from kdamon.arrays import Mask, Records, U64Array
+from kdamon.damon import ReportCounters, damon_nr_samples_per_aggr, damon_target_has_pid
 from kdamon.density.estimator import remember_reports, reports_are_random
+from kdamon.reports.batch import ReportColumns, as_batches, count_reports, in_pieces
 from kdamon.reports.lookup import RegionLookup
-from kdamon.reports.queue import ReportQueue, ReportSource
+from kdamon.reports.queue import ReportQueue
 from kdamon.sample_control import damon_sample_filter_out
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target
 
 __all__ = [
-    "DAMON_ACCESS_REPORTS_CAP",
-    "REPORT_DTYPE",
-    "ReportColumns",
-    "ReportQueue",
-    "ReportSource",
     "choose_reports",
-    "damon_report_access",
     "discard_reports",
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
-    "pick_reports",
-    "report_accesses",
-    "report_array",
     "report_counters",
-    "reported_pids",
-    "reports_about",
-    "subscribe_reports",
-    "unsubscribe_reports",
 ]
-
-#: Reports that one producer, or those of one user together, can have under way to one context. Kernel: 1000 for all,
-#: and the 1000th drops all of them. (docs/deviations.md#a-queue-per-producer)
-DAMON_ACCESS_REPORTS_CAP = 1 << 20
-
-#: Deviation: docs/deviations.md#fields-of-a-report
-#: One report in a batch: the fields of :class:`kdamon.damon.damon_access_report` in their order, each where a C
-#: compiler puts it.
-REPORT_DTYPE = np.dtype(
-    [
-        ("pid", np.int32),
-        ("addr", np.uint64),
-        ("size", np.uint64),
-        ("nr_accesses", np.int32),
-        ("node_id", np.int32),
-        ("write", np.bool_),
-        ("cpu", np.int32),
-        ("tid", np.int32),
-    ],
-    align=True,
-)
-
-#: A batch is counted in pieces of so many reports: a piece and what is computed of it stay in the processor's cache.
-_PIECE: Final = 16384
-
 
 #: What is reported about physical memory.
 _PHYSICAL: Final = frozenset({0})
-_subscribers: tuple[ReportQueue, ...] = ()
-_subscribers_lock = threading.Lock()
-
-
-# Deviation: docs/deviations.md#producers-never-wait
-def subscribe_reports(queue: ReportQueue) -> None:
-    """Let ``queue`` receive the reports from now on."""
-    global _subscribers  # noqa: PLW0603 (the kernel's static array of reports)
-    with _subscribers_lock:
-        _subscribers = (*_subscribers, queue)
-
-
-def unsubscribe_reports(queue: ReportQueue) -> None:
-    """Let ``queue`` receive no further reports."""
-    global _subscribers  # noqa: PLW0603
-    with _subscribers_lock:
-        _subscribers = tuple(q for q in _subscribers if q is not queue)
-
-
-def damon_report_access(report: damon_access_report) -> None:
-    """Report one access to every context that is being monitored (the series' ``damon_report_access()``).
-
-    From any thread; never blocks. The report must not be changed afterwards.
-    """
-    for queue in _subscribers:
-        queue.lane().push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
-
-
-def report_accesses(reports: Records, source: ReportSource | None = None, about: frozenset[int] | None = None) -> None:
-    """Report a batch of accesses, a structured array of :data:`REPORT_DTYPE`, shape (n,).
-
-    From any thread; never blocks. The array must not be changed afterwards.
-
-    :param source: the producer, where that is not the calling thread itself; always for the same thread. What is about
-        no target of a context takes no room on the way to it.
-    :param about: processes that all of the reports are about, as far as that is known.
-    :raises TypeError: the array has another dtype or shape.
-    """
-    if reports.dtype != REPORT_DTYPE or reports.ndim != 1:
-        raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
-    if not len(reports):
-        return
-    for queue in _subscribers:
-        if source is None:
-            queue.lane().push(queue.clock.now(), reports, len(reports), DAMON_ACCESS_REPORTS_CAP)
-        else:
-            _report_for(source, reports, about, queue)
-
-
-def _report_for(source: ReportSource, reports: Records, about: frozenset[int] | None, queue: ReportQueue) -> None:
-    lane = queue.lane(source)
-    chosen = reports
-    if queue.pids is not None and about is not queue.pids and (about is None or not about <= queue.pids):
-        pids = reports["pid"]
-        chosen = reports_about(reports, pids[:1] if (pids == pids[0]).all() else pids, queue.pids)
-        lane.ineligible += len(reports) - len(chosen)
-    if len(chosen):
-        dropped = lane.dropped
-        lane.push(queue.clock.now(), chosen, len(chosen), *queue.room(source, DAMON_ACCESS_REPORTS_CAP))
-        source.lost += lane.dropped - dropped
-
-
-def reported_pids() -> frozenset[int] | None:
-    """What reports may be about that any context can use; None is anything."""
-    chosen: frozenset[int] = frozenset()
-    for queue in _subscribers:
-        if queue.pids is None:
-            return None
-        chosen = chosen | queue.pids if chosen else queue.pids
-    return chosen
-
-
-def reports_about(reports: Records, pids: I32Array, chosen: frozenset[int]) -> Records:
-    """Those of ``reports`` that are about any of ``chosen``.
-
-    :param pids: what of each, shape (n,); or of all of them, shape (1,).
-    """
-    if len(pids) == 1:
-        return reports if int(pids[0]) in chosen else reports[:0]
-    return pick_reports(reports, np.isin(pids, list(chosen)))
-
-
-def pick_reports(reports: Records, mask: Mask) -> Records:
-    """The reports where ``mask`` is true: as a whole, not field by field."""
-    if mask.all():
-        return reports
-    opaque = reports.view(f"V{REPORT_DTYPE.itemsize}")
-    return opaque[mask].view(REPORT_DTYPE)
 
 
 def report_counters(ctx: damon_ctx) -> ReportCounters:
@@ -172,91 +39,6 @@ def report_counters(ctx: damon_ctx) -> ReportCounters:
     if ctx.reports is None:
         return ReportCounters()
     return ctx.reports.snapshot()
-
-
-def _fits(single: tuple[Any, ...]) -> bool:
-    """Return whether the fields of a batch can hold the values of one report."""
-    try:
-        np.array(single, REPORT_DTYPE)
-    except (OverflowError, TypeError, ValueError):
-        return False
-    return True
-
-
-def _batches(entries: list[tuple[int, damon_access_report | Records]]) -> list[Records]:
-    """The batches among the entries, and one of all single reports but those that its fields cannot hold."""
-    batches = [e for _, e in entries if not isinstance(e, damon_access_report)]
-    singles = [
-        (r.pid, r.addr, r.size, r.nr_accesses, r.node_id, r.write, r.cpu, r.tid)
-        for _, r in entries
-        if isinstance(r, damon_access_report)
-    ]
-    if singles:
-        try:
-            batches.append(np.array(singles, REPORT_DTYPE))
-        except (OverflowError, TypeError, ValueError):
-            batches.append(np.array([single for single in singles if _fits(single)], REPORT_DTYPE))
-    return batches
-
-
-def _pieces(batches: list[Records]) -> Iterator[Records]:
-    """All reports of ``batches`` in arrays of a size that is best to work on."""
-    parts: list[Records] = []
-    n = 0
-    for batch in batches:
-        for at in range(0, len(batch), _PIECE):
-            part = batch[at : at + _PIECE]
-            if n + len(part) > _PIECE:
-                yield _joined(parts)
-                parts, n = [], 0
-            parts.append(part)
-            n += len(part)
-    if parts:
-        yield _joined(parts)
-
-
-def _joined(parts: list[Records]) -> Records:
-    if len(parts) == 1:
-        return parts[0]
-    # A record as a whole is copied twenty times as fast as one field after the other.
-    return np.concatenate([part.view(f"V{REPORT_DTYPE.itemsize}") for part in parts]).view(REPORT_DTYPE)
-
-
-def _count(entries: list[tuple[int, damon_access_report | Records]]) -> int:
-    return sum(1 if isinstance(e, damon_access_report) else len(e) for _, e in entries)
-
-
-class ReportColumns:
-    """Reports as columns: each is copied out of its batch when it is first asked for, because the copy is contiguous.
-
-    :param source: a batch or other columns.
-    :param rows: which reports of it; None for all.
-    """
-
-    #: Columns are attributes and items; those that are named here some operations set needs.
-    pid: I32Array
-
-    __slots__ = ("_columns", "_rows", "_source")
-
-    def __init__(self, source: Records | ReportColumns, rows: Indexes | None = None) -> None:
-        self._source = source
-        self._rows = rows
-        self._columns: dict[str, npt.NDArray[Any]] = {}
-
-    def __len__(self) -> int:
-        return len(self._source) if self._rows is None else len(self._rows)
-
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        column = self._columns.get(name)
-        if column is None:
-            whole: npt.NDArray[Any] = self._source[name]
-            column = self._columns[name] = whole.copy() if self._rows is None else whole.take(self._rows)
-        return column
-
-    def __getattr__(self, name: str) -> npt.NDArray[Any]:
-        if name in (REPORT_DTYPE.names or ()):
-            return self[name]
-        raise AttributeError(f"reports have no {name}")
 
 
 def choose_reports(ctx: damon_ctx) -> None:
@@ -283,10 +65,10 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     entries = queue.take()
     if not entries:
         return False
-    batches = _batches(entries)
-    queue.counters.ineligible += _count(entries) - sum(len(batch) for batch in batches)
+    batches = as_batches(entries)
+    queue.counters.ineligible += count_reports(entries) - sum(len(batch) for batch in batches)
     applied = queue.counters.applied
-    for piece in _pieces(batches):
+    for piece in in_pieces(batches):
         _kdamond_check_reports(piece, ctx, queue.counters)
     return queue.counters.applied != applied
 
@@ -297,7 +79,7 @@ def discard_reports(ctx: damon_ctx) -> None:
         # Whoever else monitors the process wants them now.
         ctx.ops.report_faults(ctx, False)
     queue: ReportQueue = ctx.reports
-    queue.counters.late += _count(queue.take())
+    queue.counters.late += count_reports(queue.take())
 
 
 def _kdamond_check_reports(reports: Records, ctx: damon_ctx, counters: ReportCounters) -> None:
@@ -410,14 +192,3 @@ def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
         if ctx.report_counts:
             # Reports leave no room for the samples of later intervals to count.
             np.minimum(t.regions.nr_accesses, samples, out=t.regions.nr_accesses)
-
-
-def report_array(n: int = 0, **columns: Any) -> Records:
-    """A batch of ``n`` reports with the defaults of one, and ``columns`` (numbers or shape (n,)) set."""
-    reports = np.zeros(n, REPORT_DTYPE)
-    reports["nr_accesses"] = 1
-    reports["size"] = 1
-    reports["node_id"] = reports["cpu"] = -1
-    for name, column in columns.items():
-        reports[name] = column
-    return reports

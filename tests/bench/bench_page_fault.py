@@ -46,7 +46,7 @@ from kdamon.damon import (
 )
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 
 MIB = 1 << 20
 SIZE = 256 * MIB

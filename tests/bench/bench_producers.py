@@ -42,7 +42,8 @@ from kdamon.damon import damon_access_report, damon_attrs, damon_ctx, damon_ops_
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from kdamon.regions import Regions
-from kdamon.reports.apply import damon_report_access, report_accesses, report_array
+from kdamon.reports.deliver import damon_report_access, report_accesses
+from kdamon.reports.record import report_array
 
 RATE = 5_000_000
 #: Of a ring: a fifth of a second.

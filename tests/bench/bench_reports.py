@@ -22,17 +22,16 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_access_report, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
-from kdamon.reports.apply import (
+from kdamon.reports.apply import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
+from kdamon.reports.deliver import (
     DAMON_ACCESS_REPORTS_CAP,
-    ReportQueue,
     damon_report_access,
-    kdamond_apply_zero_access_report,
-    kdamond_check_reported_accesses,
     report_accesses,
-    report_array,
     subscribe_reports,
     unsubscribe_reports,
 )
+from kdamon.reports.queue import ReportQueue
+from kdamon.reports.record import report_array
 from kdamon.vaddr import damon_va_eligible_report
 
 SIZE = 64 * 4096

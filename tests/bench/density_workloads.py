@@ -19,7 +19,8 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, damon
 from kdamon.damon import damon_attrs, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 
 __all__ = ["AGGREGATION", "BASE", "WORKLOADS", "Bucket", "Phase", "Quality", "Source", "Workload", "buckets", "context"]
 

@@ -48,7 +48,7 @@ PUSH = """
 import time
 import numpy as np
 from kdamon.producers.client import ReportClient
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 with ReportClient() as client:
     pages = np.arange({pages}, dtype=np.uint64) * np.uint64(4096)
     told = report_array(len(pages), pid={pid}, addr=pages + np.uint64({start}))

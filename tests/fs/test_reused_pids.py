@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kdamon.damon import damon_ctx
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from tests.fs.conftest import CONTEXT, KDAMOND
 from tests.support.contexts import eventually, in_kdamond
 from tests.support.modules import shut_down

@@ -17,7 +17,8 @@ import pytest
 
 from kdamon.kernel import VirtualClock
 from kdamon.mm.sim.machine import SimMachine
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from kdamon_fs import sysfs_sample
 
 KDAMOND = "/admin/kdamonds/0"

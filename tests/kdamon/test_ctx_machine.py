@@ -46,7 +46,8 @@ from kdamon.damon import (
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import Regions
-from kdamon.reports.apply import damon_report_access, report_accesses, report_array
+from kdamon.reports.deliver import damon_report_access, report_accesses
+from kdamon.reports.record import report_array
 from tests.support.contexts import SteppedClock
 from tests.support.tables import addr_ranges, effort, ranges_of, well_formed
 

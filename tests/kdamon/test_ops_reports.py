@@ -46,7 +46,8 @@ from kdamon.damon import (
 from kdamon.kernel import VirtualClock
 from kdamon.lib.once import warn_once
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from tests.support.contexts import MS, bytes_of, eventually, in_kdamond, recorded
 
 MIB = 1 << 20

@@ -55,7 +55,8 @@ from kdamon.mm.sim.process import SimProcess
 from kdamon.ops_common import scheme_score, scheme_scores
 from kdamon.paddr import damon_pa_apply_scheme, pa_init
 from kdamon.regions import Regions, damon_addr_range
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from tests.support.contexts import recorded
 from tests.support.tables import effort
 

@@ -63,7 +63,7 @@ from kdamon.probes import (
     damon_valid_probe_params,
 )
 from kdamon.regions import Regions
-from kdamon.reports.apply import damon_report_access
+from kdamon.reports.deliver import damon_report_access
 from tests.support import model
 from tests.support.contexts import first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.support.model import Region

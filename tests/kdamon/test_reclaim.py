@@ -32,7 +32,8 @@ from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.reclaim import damon_reclaim
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from tests.support.contexts import eventually, first, in_kdamond
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.workload import Workload, build

@@ -23,7 +23,8 @@ from kdamon.core import (
 from kdamon.damon import damon_attrs
 from kdamon.kernel import ALIGN, rnd_state
 from kdamon.regions import Regions
-from kdamon.reports.apply import apply_access_reports, report_array
+from kdamon.reports.apply import apply_access_reports
+from kdamon.reports.record import report_array
 from tests.support import model
 from tests.support.model import Region, Report
 from tests.support.tables import (

@@ -34,7 +34,8 @@ from kdamon.damon import (
 )
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
-from kdamon.reports.apply import damon_report_access, report_array
+from kdamon.reports.deliver import damon_report_access
+from kdamon.reports.record import report_array
 from kdamon.sample_control import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
 from kdamon.sample_control import damon_sample_filter_out as filter_out
 from tests.support.contexts import SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, sim_ctx, stopped

@@ -43,15 +43,10 @@ from kdamon.producers.admission import Admission, User
 from kdamon.producers.ring import ReportRing
 from kdamon.producers.server import ReportServer
 from kdamon.regions import Regions
-from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import (
-    report_accesses,
-    report_array,
-    reported_pids,
-    subscribe_reports,
-    unsubscribe_reports,
-)
+from kdamon.reports import deliver as reports_module
+from kdamon.reports.deliver import report_accesses, reported_pids, subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue, ReportSource
+from kdamon.reports.record import report_array
 from tests.support.contexts import SteppedClock, eventually, stopped
 from tests.support.reporter import Reporter
 
@@ -64,7 +59,7 @@ BECOME = """
 import os, sys
 from kdamon.producers.client import ReportClient
 from kdamon.producers.ring import DROPPED, HEAD, SENT, TAIL
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 os.setgroups([])
 os.setresgid(USER, USER, USER)
 os.setresuid(USER, USER, USER)

@@ -23,7 +23,7 @@ from kdamon.producers.client import ReportClient
 from kdamon.producers.connections import ReportListener
 from kdamon.producers.ring import HELLO, MAGIC, VERSION
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 from tests.support.contexts import eventually
 
 PID = 4_194_305  # no process has this number

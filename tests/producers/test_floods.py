@@ -21,7 +21,7 @@ from kdamon.producers import server as report_server
 from kdamon.producers.client import ReportClient
 from kdamon.producers.ring import ReportRing
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 from tests.support.contexts import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -106,7 +106,7 @@ RINGS = """
 import os, sys
 from kdamon.producers import server as report_server
 from kdamon.producers.client import ReportClient
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 user = int(sys.argv[3])
 os.setgroups([])
 os.setresgid(user, user, user)

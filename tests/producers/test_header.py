@@ -13,7 +13,7 @@ import pytest
 
 from kdamon.producers import ring as report_ring
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import REPORT_DTYPE
+from kdamon.reports.record import REPORT_DTYPE
 from tests.support.contexts import eventually
 from tests.support.reporter import INCLUDE, compile_c
 

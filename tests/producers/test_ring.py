@@ -28,7 +28,7 @@ from kdamon.producers.ring import (
     ring_size,
     well_formed,
 )
-from kdamon.reports.apply import REPORT_DTYPE, report_array
+from kdamon.reports.record import REPORT_DTYPE, report_array
 from tests.support.tables import effort
 
 SOAK = int(os.environ.get("KDAMON_SOAK", "0"))

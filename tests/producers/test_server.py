@@ -36,9 +36,10 @@ from kdamon.producers.client import ReportClient, report_paths
 from kdamon.producers.ring import HELLO, MAGIC, REPLY, VERSION, ReportRing
 from kdamon.producers.server import ReportServer, ReportServerCounters, default_report_path
 from kdamon.regions import Regions
-from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import report_array, subscribe_reports, unsubscribe_reports
+from kdamon.reports import deliver as reports_module
+from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue
+from kdamon.reports.record import report_array
 from tests.support.contexts import SteppedClock, eventually, stopped
 from tests.support.reporter import Reporter
 
@@ -51,7 +52,7 @@ import os, sys
 from kdamon.kernel import RealClock
 from kdamon.reports.queue import ReportQueue
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import subscribe_reports
+from kdamon.reports.deliver import subscribe_reports
 user = int(sys.argv[2])
 os.setresgid(user, user, user)
 os.setresuid(user, user, user)

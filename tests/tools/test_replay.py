@@ -25,7 +25,8 @@ from kdamon.kernel import VirtualClock
 from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.monitor import Monitor
 from kdamon.regions import Regions
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses
+from kdamon.reports.deliver import damon_report_access, report_accesses
+from kdamon.reports.record import REPORT_DTYPE
 from kdamon_tools import cli, replayer
 from kdamon_tools.replayer import Replay, Tape, processes_of, ranges_of
 from kdamon_tools.report_files import report_file

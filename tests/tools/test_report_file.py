@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 
 from kdamon.damon import damon_access_report
-from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses, report_array
+from kdamon.reports import deliver as reports_module
+from kdamon.reports.deliver import damon_report_access, report_accesses
+from kdamon.reports.record import REPORT_DTYPE, report_array
 from kdamon_tools.report_files.records import line_blocks, new_records
 from kdamon_tools.report_files.report_file import (
     RECORD_DTYPE,
@@ -269,7 +270,8 @@ def test_what_a_recorder_cannot_take_is_counted(tmp_path: Path, monkeypatch: pyt
 
 FULL = """
 import resource, sys, time
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from kdamon_tools.report_files.report_file import Recorder
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * 56, 1000 * 56))
 try:
@@ -308,7 +310,8 @@ def test_a_recorder_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
 
 KILLED = """
 import sys, time
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from kdamon_tools.report_files.report_file import Recorder
 with Recorder(sys.argv[1]) as recorder:
     n = 0

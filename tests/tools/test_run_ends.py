@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from kdamon.producers.client import ReportClient
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 from tests.support.contexts import eventually
 from tests.tools.test_tree_verbs import ENVIRONMENT
 

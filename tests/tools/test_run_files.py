@@ -25,7 +25,7 @@ KDAMON = (sys.executable, "-m", "kdamon_tools")
 ATTACK = """
 import os, sys, time
 from kdamon.producers.client import ReportClient
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 user = int(sys.argv[2])
 os.setgroups([])
 os.setresgid(user, user, user)

@@ -28,7 +28,7 @@ from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.producers.client import ReportClient
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 from kdamon_fs import sysfs_sample
 from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb

@@ -14,12 +14,12 @@ import pytest
 
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 from tests.tools.test_tree_verbs import ENVIRONMENT, KDAMON, fuse, run  # noqa: F401 (a fixture)
 
 REPORT = """
 from kdamon.producers.client import ReportClient
-from kdamon.reports.apply import report_array
+from kdamon.reports.record import report_array
 with ReportClient() as client:
     print(client.report(report_array(3, pid=client.pid)), client.connected())
 """

@@ -25,7 +25,8 @@ from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import region_table
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_accesses, report_counters
+from kdamon.reports.apply import report_counters
+from kdamon.reports.deliver import report_accesses
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History
 from kdamon_tools.report_files.records import reports_of

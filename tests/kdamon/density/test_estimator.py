@@ -35,7 +35,8 @@ from kdamon.density.history import ReportHistory
 from kdamon.kernel import VirtualClock, rnd_state
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
 from tests.support.contexts import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx
 from tests.support.tables import effort, ranges_of, region_lists, table_of, target_of, well_formed

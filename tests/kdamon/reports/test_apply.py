@@ -31,8 +31,9 @@ from kdamon.damon import (
 )
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import Regions
-from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import REPORT_DTYPE, damon_report_access, report_accesses, report_array
+from kdamon.reports import deliver as reports_module
+from kdamon.reports.deliver import damon_report_access, report_accesses
+from kdamon.reports.record import REPORT_DTYPE, report_array
 from kdamon.vaddr import damon_va_eligible_report
 from tests.support.contexts import (
     MS,

@@ -12,15 +12,11 @@ from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, repor
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
-from kdamon.reports.apply import (
-    DAMON_ACCESS_REPORTS_CAP,
-    REPORT_DTYPE,
-    ReportQueue,
-    kdamond_apply_zero_access_report,
-    kdamond_check_reported_accesses,
-    report_array,
-)
+from kdamon.reports.apply import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
+from kdamon.reports.deliver import DAMON_ACCESS_REPORTS_CAP
 from kdamon.reports.lookup import RegionLookup
+from kdamon.reports.queue import ReportQueue
+from kdamon.reports.record import REPORT_DTYPE, report_array
 from tests.support.tables import effort
 
 TOP = 2**64

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kdamon.kernel import RealClock
-from kdamon.reports import apply as reports_module
-from kdamon.reports.apply import report_accesses, report_array, subscribe_reports, unsubscribe_reports
+from kdamon.reports import deliver as reports_module
+from kdamon.reports.deliver import report_accesses, subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import _LEAST_ROOM, ReportQueue, ReportSource
+from kdamon.reports.record import report_array
 from tests.support.contexts import eventually
 
 CAP = 400

@@ -34,7 +34,8 @@ from kdamon.damon import (
 )
 from kdamon.mm import OLD
 from kdamon.mm.linux.machine import LinuxMachine
-from kdamon.reports.apply import report_accesses, report_array
+from kdamon.reports.deliver import report_accesses
+from kdamon.reports.record import report_array
 from kdamon.sample_control import damon_new_sample_filter
 from tests.mm.actions.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
 from tests.mm.actions.test_advice import PAGES as ALL

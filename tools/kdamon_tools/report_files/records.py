@@ -10,7 +10,7 @@ import numpy as np
 from attrs import define
 
 from kdamon.arrays import Records
-from kdamon.reports.apply import REPORT_DTYPE
+from kdamon.reports.record import REPORT_DTYPE
 
 __all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records", "reports_of"]
 
@@ -35,7 +35,7 @@ def new_records(n: int, **columns: Any) -> Records:
 
 
 def reports_of(records: Records) -> Records:
-    """The reports in ``records`` as a batch of :data:`kdamon.reports.apply.REPORT_DTYPE`, without a copy."""
+    """The reports in ``records`` as a batch of :data:`kdamon.reports.record.REPORT_DTYPE`, without a copy."""
     return records.view(_TIMED_REPORT)["report"]
 
 

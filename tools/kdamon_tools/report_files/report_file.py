@@ -23,7 +23,9 @@ from kdamon.damon import damon_access_report
 from kdamon.kernel import RealClock
 from kdamon.lib.capabilities import give_up_capabilities
 from kdamon.lib.trusted import open_to_read
-from kdamon.reports.apply import REPORT_DTYPE, ReportQueue, subscribe_reports, unsubscribe_reports
+from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
+from kdamon.reports.queue import ReportQueue
+from kdamon.reports.record import REPORT_DTYPE
 from kdamon_tools.defaults import LACKEY_RATE
 from kdamon_tools.output.replacement import Replacement
 from kdamon_tools.output.streams import stdin_descriptor
