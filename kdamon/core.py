@@ -926,7 +926,7 @@ def kdamond_fn(ctx: damon_ctx) -> None:
     with ctx.walk_control_lock:
         ctx.walk_control_obsolete = False
     kdamond_init_ctx(ctx)
-    ctx.reports = ReportQueue(ctx.clock)
+    ctx.reports = ReportQueue()
     choose_reports(ctx)
     subscribe_reports(ctx.reports)
     ctx.kdamond_started.set()

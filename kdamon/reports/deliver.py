@@ -56,7 +56,7 @@ def damon_report_access(report: damon_access_report) -> None:
     From any thread; never blocks. The report must not be changed afterwards.
     """
     for queue in _subscribers:
-        queue.lane().push(queue.clock.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
+        queue.lane().push(queue.now(), report, 1, DAMON_ACCESS_REPORTS_CAP)
 
 
 def report_accesses(reports: Records, source: ReportSource | None = None, about: frozenset[int] | None = None) -> None:
@@ -75,7 +75,7 @@ def report_accesses(reports: Records, source: ReportSource | None = None, about:
         return
     for queue in _subscribers:
         if source is None:
-            queue.lane().push(queue.clock.now(), reports, len(reports), DAMON_ACCESS_REPORTS_CAP)
+            queue.lane().push(queue.now(), reports, len(reports), DAMON_ACCESS_REPORTS_CAP)
         else:
             _report_for(source, reports, about, queue)
 
@@ -89,7 +89,7 @@ def _report_for(source: ReportSource, reports: Records, about: frozenset[int] | 
         lane.ineligible += len(reports) - len(chosen)
     if len(chosen):
         dropped = lane.dropped
-        lane.push(queue.clock.now(), chosen, len(chosen), *queue.room(source, DAMON_ACCESS_REPORTS_CAP))
+        lane.push(queue.now(), chosen, len(chosen), *queue.room(source, DAMON_ACCESS_REPORTS_CAP))
         source.lost += lane.dropped - dropped
 
 

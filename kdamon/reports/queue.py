@@ -129,12 +129,12 @@ class _lane:
 class ReportQueue:
     """All reports on their way to one context.
 
-    :param clock: the context's; reports are stamped with its time.
+    :param clock: reports are stamped with its time, for what records them; without one, with 0.
     :ivar pids: what reports may be about that the context can use; None is anything.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock
         self.pids: frozenset[int] | None = None
         self.counters = ReportCounters()
         #: How the kdamond finds the regions of each target.
@@ -146,6 +146,10 @@ class ReportQueue:
         self._lanes: tuple[_lane, ...] = ()
         self._lanes_lock = threading.Lock()
         self._gone = ReportCounters()
+
+    def now(self) -> int:
+        """The time with which a report is stamped, nanoseconds."""
+        return 0 if self._clock is None else self._clock.now()
 
     def lane(self, source: ReportSource | None = None) -> _lane:
         """The lane of ``source``, or the calling thread's own."""
