@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How the kernel reads what somebody wrote: numbers, words (``lib/kstrtox.c``, ``sysfs_streq()``), lists of numbers."""
+"""The kernel's parsers of written values: numbers, words (``lib/kstrtox.c``, ``sysfs_streq()``), lists of numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"0[xX]([0-9a-fA-F]+)|0([0-7]*)|([1-9][0-9]*)")
 
 
 def _kstrtoull(text: str, signs: str) -> int:
-    """Parse a number with one of ``signs`` in front and one newline behind; base 16, 8 or 10 by its prefix."""
+    """Parse a number that may have one of ``signs`` before and one newline after it; its prefix decides the base."""
     start = 1 if text[:1] and text[0] in signs else 0
     match = _NUMBER.match(text, start)
     if match is None:
@@ -84,7 +84,7 @@ def kstrtobool(text: str) -> bool:
 
 
 def sysfs_streq(written: str, keyword: str) -> bool:
-    """Return whether ``written`` is ``keyword``, one newline at its end left aside."""
+    """Return whether ``written`` is ``keyword``; one newline at its end does not count."""
     return written.removesuffix("\n") == keyword
 
 
@@ -97,7 +97,7 @@ _DIGITS = re.compile(r"[0-9]*")
 
 
 def _bit_number(text: str, at: int, nr_bits: int) -> tuple[int, int]:
-    """The number at ``text[at]``, ``N`` is the last one of all, and the place behind it (``bitmap_getnum()``)."""
+    """The number at ``text[at]`` (``N`` is the largest number) and the position after it (``bitmap_getnum()``)."""
     if text[at : at + 1] == "N":
         return nr_bits - 1, at + 1
     match = _DIGITS.match(text, at)
@@ -142,7 +142,7 @@ def _bit_range(text: str, at: int, nr_bits: int) -> tuple[range, int, int | None
             raise OSError(errno.EINVAL, f"{text[begun : at + 1]!r} lacks the size of its groups, as in 0-31:2/8")
         group, follows = _bit_number(text, at + 1, nr_bits)
     if start > end or not group or used > group:
-        raise OSError(errno.EINVAL, f"{text[begun:follows]!r} is no range that ascends, with groups that fit")
+        raise OSError(errno.EINVAL, f"{text[begun:follows]!r} is not an ascending range whose groups fit")
     if end >= nr_bits:
         raise OSError(errno.ERANGE, f"{end} is too large; {nr_bits - 1} is the largest number")
     return range(start, end + 1, group), used, follows
@@ -151,7 +151,7 @@ def _bit_range(text: str, at: int, nr_bits: int) -> tuple[range, int, int | None
 def bitmap_parselist(text: str, nr_bits: int) -> tuple[int, ...]:
     """Parse a list of bits, such as ``0-3,5``, ``0-31:2/8`` (two of every eight), ``all``, ``4-N``.
 
-    White space separates as commas do, also behind a newline that follows one or a group, as in the kernel.
+    White space separates as commas do, also after a newline that follows one or a group, as in the kernel.
 
     :param nr_bits: how many bits there are.
     :returns: the numbers of the bits, ascending, each once.
@@ -193,7 +193,7 @@ def _int(value: int) -> int:
 
 
 def _get_option(text: str, at: int) -> tuple[int, int] | None:
-    """The integer at ``text[at]`` and the place behind it; None where there is none (``get_option()``)."""
+    """The integer at ``text[at]`` and the position after it; None where there is none (``get_option()``)."""
     match = _INTEGER.match(text, at)
     if match is None:
         return None

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Density of access reports: an estimator beside the faithful rule (``damon_ctx.density``; no kernel counterpart).
+"""Density of access reports: an estimator besides the kernel's rule (``damon_ctx.density``; no kernel counterpart).
 
-By the rule of report-driven monitoring any report in a region marks the region as accessed. Where few pages of much
-memory are accessed, that makes much memory hot. With ``density`` the monitor remembers, for each target, which pages
-were reported in the last aggregation intervals (:mod:`kdamon.density.history`). When an interval ends, it
+By the rule of report-driven monitoring any report in a region marks the region as accessed. If accesses go to a few
+pages spread over much memory, all of that memory looks hot. With ``density`` the monitor remembers, for each target,
+the pages that were reported in the last aggregation intervals (:mod:`kdamon.density.history`). When an interval ends,
+it
 
-1. forgets what a region was like before its rate of reports changed,
-2. cuts regions where the density of the reports differs most, if that is no accident,
+1. forgets the older reports of regions whose rate of reports changed,
+2. cuts regions where the density of the reports differs most, if the difference is significant,
 3. merges neighbours that do not differ, and beyond ``max_nr_regions`` those that differ least,
 4. estimates how much memory was accessed, and marks the densest regions of that size as accessed.
 
 Reports are taken as a random sample of the accesses, and ``nr_accesses`` of a report as the number of accesses that it
-stands for. "Differs" is a log likelihood ratio: how much more likely the reports are with a density for each part than
-with one for both, each part a Poisson process. Nothing is done region by region or report by report.
+stands for. "Differs" is a log likelihood ratio: how much more likely the reports are with one density for each part
+than with one density for both, each part a Poisson process. All steps work on whole arrays, not region by region.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ __all__ = [
 
 F32 = npt.NDArray[np.float32]
 
-#: Log likelihood ratios from which on a region is cut, neighbours stay apart, and a region has become another one.
+#: Log likelihood ratios from which on a region is cut, neighbours are not merged, and the old reports are forgotten.
 CUT_RATIO = 10.0
 KEEP_RATIO = 4.0
 CHANGE_RATIO = 10.0
 #: Rounds of cuts when an aggregation interval ends: each can cut a region once.
 CUT_ROUNDS = 2
-#: Reports that are looked at for cuts, of all regions and of one; what is left has its turn in later intervals.
+#: Reports that are examined for cuts, of all regions and of one; the rest has its turn in later intervals.
 CUT_REPORTS = 1 << 14
 CUT_REPORTS_PER_REGION = 1 << 11
 
@@ -72,7 +73,7 @@ def remember_reports(t: damon_target, ctx: damon_ctx, addr: U64Array, nr_accesse
 def reports_are_random(ctx: damon_ctx) -> bool:
     """Return whether the reports to ``ctx`` are a sample of all accesses.
 
-    Those of the faults of pages that were chosen, one in each region, are not: by them the faithful rule is right.
+    Reports of faults of sampled pages, one in each region, are not: for these the kernel's rule is right.
     """
     return not (ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None and ctx.ops.has_faults())
 
@@ -87,7 +88,7 @@ def _is_in_effect(ctx: damon_ctx) -> bool:
 
 
 def forget_density(ctx: damon_ctx) -> None:
-    """Leave nothing behind in ``ctx``, which is not monitored by density any more."""
+    """Remove all state of this module from ``ctx``, which is not monitored by density any more."""
     for t in ctx.adaptive_targets:
         t.memory = t.regions.density = t.regions.density_since = None
 
@@ -100,7 +101,7 @@ def adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
 
     :param sz_limit: largest region to make, core address units.
     :returns: whether that was done: not where reports are no sample (:func:`reports_are_random`), nor where there
-        are none and accessed bits tell of accesses.
+        are none and accessed bits are sampled.
     """
     if not ctx.adaptive_targets or not _is_in_effect(ctx):
         forget_density(ctx)
@@ -129,7 +130,7 @@ def log_likelihood(n: Any, size: Any) -> Any:
     return n * np.log(np.maximum(n, _TINY) / size)
 
 
-# What is remembered.
+# The history.
 
 
 def _recall(t: damon_target, ctx: damon_ctx) -> ReportHistory:
@@ -160,7 +161,7 @@ def _intervals(memory: ReportHistory, regions: Regions) -> F64Array:
 
 
 def _forget_changed(memory: ReportHistory, regions: Regions, places: list[Place]) -> Mask:
-    """Forget what a region was like before its rate of reports changed; returns which did, shape (n,).
+    """Forget the older reports of regions whose rate of reports changed; returns which did, shape (n,).
 
     :param places: of the regions' reports; updated.
     """
@@ -260,13 +261,13 @@ def _cut(
 def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, unit: int) -> tuple[F64Array, U64Array]:
     """Where the densities on both sides differ most, in each of the regions [start, end).
 
-    A cut lies before or behind a reported page, on the denser side's edge. That page is where it is because the cut
-    was put there, so it does not count as evidence: else every single report would be worth a cut.
+    A cut lies before or after a reported page, at the edge of the denser side. The cut was chosen by that page, so the
+    page does not count as evidence: otherwise every single report would justify a cut.
 
     :param addr: reported pages, ascending, shape (n,).
     :param upto: number of independent reports before each of them, and of all, shape (n + 1,).
     :param start: first addresses of the regions, ascending, shape (m,).
-    :param end: the addresses behind the last ones.
+    :param end: their ends (exclusive).
     :param unit: size of a page.
     :returns: the log likelihood ratio of the cut (0 there is none) and its address, both of shape (m,).
     """
@@ -279,7 +280,7 @@ def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, un
     report, dense, best = _best_gaps(addr, upto, (start, end), (first, behind), unit)
     address = np.where(dense, addr[np.maximum(report, 1) - 1] + np.uint64(unit), addr[report])
     left, n, size = upto[report] - upto[first], upto[behind] - upto[first], (end - start).astype(np.float64)
-    # Behind the last report is one more gap.
+    # After the last report there is one more gap.
     last = addr[behind - 1] + np.uint64(unit)
     tail = _cut_likelihood(
         n, n, np.minimum((last - start).astype(np.float64), size), size, np.ones(len(rows), np.bool_)
@@ -288,7 +289,7 @@ def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, un
     address, left, dense = np.where(use_tail, last, address), np.where(use_tail, n, left), dense | use_tail
     offset = address - start
     offset -= offset % np.uint64(unit)
-    # What it is worth in double precision, where the page's edge is.
+    # Its likelihood ratio in double precision, at the edge of the page.
     valid = (offset > 0) & (offset < end - start) & (use_tail | np.isfinite(best))
     cut = np.where(valid, offset.astype(np.float64), size / 2)
     exact = _cut_likelihood(left, n, cut, size, dense) - log_likelihood(np.maximum(n - 1, 0), size)
@@ -300,18 +301,18 @@ def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, un
 def _best_gaps(
     addr: U64Array, upto: F64Array, region: tuple[U64Array, U64Array], place: Place, unit: int
 ) -> tuple[Indexes, Mask, F32]:
-    """In which of the gaps before reports each region is best cut, in single precision.
+    """The gap between reports at which each region is best cut, in single precision.
 
     :param region: starts and ends, of shape (m,).
     :param place: their reports, two at least of each.
-    :returns: the report behind the gap; whether what lies before the gap is denser, so that the cut is to be at the
-        gap's beginning and not at its end; the log likelihood, -inf where no cut is possible. All of shape (m,).
+    :returns: the report after the gap; whether the part before the gap is denser, so that the cut belongs to the
+        beginning of the gap, not to its end; the log likelihood, -inf where no cut is possible. All of shape (m,).
     """
     start, (first, behind) = region[0], place
     counts = behind - first
     reports, row, heads = spread(first, counts), np.arange(len(counts)).repeat(counts), counts.cumsum() - counts
     gap_end = (addr[reports] - start[row]).astype(np.float32)
-    # A gap begins behind the page before, the first one with the region.
+    # A gap begins after the page before it; the first gap begins with the region.
     gap_start = np.empty_like(gap_end)
     gap_start[1:] = gap_end[:-1] + np.float32(unit)
     gap_start[heads] = 0
@@ -393,7 +394,7 @@ def merge_least_different(
         around = np.concatenate(([np.inf], loss, [np.inf]))
         lowest = (loss < around[:-2]) & (loss <= around[2:]) & (loss <= limit)
         left = np.nonzero(lowest)[0]
-        # Of those that do differ, only as many as are too many.
+        # Of neighbours that differ, merge only as many as exceed the limit.
         left = left[np.argsort(loss[left], kind="stable")]
         left = left[: max(int((loss[left] <= KEEP_RATIO).sum()), min(len(left), max(excess, 0)))]
         if not len(left):
@@ -449,8 +450,8 @@ _DISTINCT_SHARE = -np.expm1(-_REPORTS_PER_PAGE) / _REPORTS_PER_PAGE
 def _count(ctx: damon_ctx, memory: ReportHistory, regions: Regions) -> None:
     """Set nr_accesses: at least 1 for the densest regions that make up what was accessed, 0 for the others.
 
-    Above that it is the number of samples that would find a page of the region accessed. What accessed bits told is
-    of one page in a region, and gives way.
+    Above that it is the number of samples that would find a page of the region accessed. It replaces the count from
+    accessed bits, which is about one page of the region only.
     """
     if not len(regions):
         return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a target remembers of its access reports, for :mod:`kdamon.density`.
+"""The history of a target's access reports, for :mod:`kdamon.density`.
 
 Reports are kept in runs: sorted by address, each of some consecutive aggregation intervals. Runs of equal length are
-joined as they grow old, so that there are few of them, what is new is told from what is old, and no aggregation has to
-touch everything that is remembered.
+joined as they grow old, so that there are few runs, recent reports stay separate from old ones, and no aggregation has
+to touch the whole history.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERVALS", "REPORTS", "REPORTS_PER_INTERVAL", "ReportHistory", "ReportRun", "spread"]
 
-#: First and behind the last of the reports in each of some ranges.
+#: First report and end (exclusive) of the reports in each of some ranges.
 Place = tuple[Indexes, Indexes]
 
 #: Reports that are remembered at most; aggregation intervals (and what is in one run with them); reports that one
@@ -59,7 +59,7 @@ class ReportRun:
         return len(self.addr)
 
     def place(self, start: U64Array, end: U64Array) -> Place:
-        """Where the reports in each of the ascending [start, end) are: first one, and behind the last one."""
+        """The reports in each of the ascending [start, end): first one and end (exclusive)."""
         if (start[1:] == end[:-1]).all():
             edges = np.searchsorted(self.addr, np.append(start, end[-1:]))
             return edges[:-1], edges[1:]
@@ -76,13 +76,13 @@ class ReportRun:
         return self._distinct[place[1]] - self._distinct[place[0]]
 
     def drop(self, first: Indexes, behind: Indexes) -> None:
-        """Forget the reports from each of ``first`` to before ``behind``."""
+        """Forget the reports from each of ``first`` to ``behind`` (exclusive)."""
         kept = np.ones(len(self), np.bool_)
         kept[spread(first, behind - first)] = False
         self._set(self.addr[kept], np.diff(self.upto)[kept])
 
     def joined(self, newer: ReportRun) -> ReportRun:
-        """One run of this one and the one that follows it."""
+        """Join this run and the one that follows it."""
         addr = np.concatenate((self.addr, newer.addr))
         order = np.argsort(addr, kind="stable")  # fast, because it finds the two sorted parts
         weight = np.concatenate((np.diff(self.upto), np.diff(newer.upto)))
@@ -91,12 +91,12 @@ class ReportRun:
 
 @define(slots=True, eq=False)
 class ReportHistory:
-    """What is remembered of the reports for one target.
+    """The remembered reports of one target.
 
     :ivar runs: the newest first; the first one is the interval that ended last.
     :ivar now: number of that interval; the first one is 1.
     :ivar interval: length of the intervals, microseconds.
-    :ivar next_examined: address of the region whose turn to be looked at is next.
+    :ivar next_examined: address of the region that is examined next.
     """
 
     runs: list[ReportRun] = field(factory=list)
@@ -153,7 +153,7 @@ class ReportHistory:
         self.now = 0
 
     def holds_any(self) -> bool:
-        """Return whether any report is remembered, or arrived in the present interval."""
+        """Return whether any report is remembered or arrived in the present interval."""
         return self._nr_arrived > 0 or any(map(len, self.runs))
 
     def scale(self) -> float:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What kdamon needs and DAMON has no file for: text to numbers, capabilities, mounts, names, helper processes."""
+"""Parts that DAMON has no file for: numbers in text, capabilities, mounts, path names, helper processes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Capabilities of threads: which there are, which a thread has, and giving them up (``capabilities(7)``).
+"""Capabilities of threads: their names, those that a thread has, and how to give them up (``capabilities(7)``).
 
 A thread hands its capabilities to the threads and programs that it starts; no thread can change another one's. So a
 process gives capabilities up before it starts threads, or each thread does it for itself.
@@ -30,7 +30,7 @@ _NAMES: Final = (
 
 _CAP_SYS_PTRACE: Final = 1 << _NAMES.index("SYS_PTRACE")
 
-#: What looking at other processes and acting on their memory takes:
+#: The capabilities that are needed to read other processes and to act on their memory:
 #: their files in /proc, one of which is written to; their memory; advice about it, and migration; page frames, mounts;
 #: programs that walk page tables, and before Linux 5.11 the memory of those programs.
 MONITORING: Final = (
@@ -71,8 +71,8 @@ def give_up_capabilities(*keep: str, new_privileges: bool = False) -> None:
     What is given up leaves all sets: effective, permitted, inheritable, ambient, and bounding. Where the system refuses
     that (a filter of system calls, say), a log line says so.
 
-    If CAP_SYS_PTRACE is to be kept, but is not there, all that is there stays: without it a process may look at those
-    of its user that have no more capabilities than itself.
+    If CAP_SYS_PTRACE is to be kept but the thread does not have it, the thread keeps all that it has: without
+    CAP_SYS_PTRACE a process may read only those processes of its user that have no more capabilities than itself.
 
     :param keep: names, ``CAP_...``, any of them more than once; one that the thread does not have it does not get.
     :param new_privileges: whether programs that it starts may gain privileges, as set-user-ID programs do.

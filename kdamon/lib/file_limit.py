@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The limit of open files, and what it means to have reached it: that processes cannot be looked at any more."""
+"""The limit of open files: how to raise it, and how long kdamon bears having reached it.
+
+At the limit kdamon cannot read processes any more, and memory that it does not sample must not look idle."""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _PATIENCE: Final = 1.0
 
 
 def raise_file_limit() -> None:
-    """Let this process have as many files open as it may: a few for each process that is monitored or reports.
+    """Raise this process's limit of open files to the hard limit: each monitored process and each producer takes a few.
 
     The usual limit, 1024, is that of select(), which nothing here uses. What this process starts afterwards inherits
     it: to be called after other programs were started.
@@ -35,7 +37,7 @@ def files_ran_out(error: BaseException | None) -> bool:
 
 
 def too_many_files(error: OSError, what: str) -> OSError:
-    """``error``, for which :func:`files_ran_out`, with a sentence on what cannot be done, and what to do.
+    """Add to ``error``, a shortage of files (:func:`files_ran_out`), the operation that failed and the remedy.
 
     :param what: such as "process 7 cannot be monitored"; not used where there is a sentence already.
     """
@@ -47,13 +49,13 @@ def too_many_files(error: OSError, what: str) -> OSError:
 
 
 class FileShortage:
-    """A shortage of files that is borne for a moment, and then is an error: what is not seen must not look idle."""
+    """A shortage of files that is an error once it lasts: memory that is not sampled must not look idle."""
 
     def __init__(self) -> None:
         self._since: float | None = None
 
     def bear(self, error: OSError, what: str) -> None:
-        """Go on without the file that could not be opened.
+        """Continue without the file that could not be opened.
 
         :param error: why not; :func:`files_ran_out`.
         :param what: as for :func:`too_many_files`.

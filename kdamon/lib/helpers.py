@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Helper processes: they do what may never return, as on a file system that does not answer, and can be lost.
+"""Helper processes: they make calls that may never return, for example on a file system that does not answer.
 
-The kernel lets them wait for such a file system without an end, and then not even SIGKILL ends them. kdamon goes on
-without them; a few may be lost at a time.
+The kernel lets a process wait for such a file system without a limit, and then not even SIGKILL ends it. kdamon
+continues without that helper; a few helpers may be lost at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def python(*words: str) -> list[str]:
 
 
 def start_helper(command: Sequence[str], *descriptors: int, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-    """Start a process that keeps nothing of this one in use, and that signals of its terminal do not reach.
+    """Start a process that keeps no resource of this one in use, and that signals of its terminal do not reach.
 
     :param descriptors: what it inherits, besides ``stdin``.
     :raises OSError: as :class:`subprocess.Popen`.
@@ -32,7 +32,7 @@ def start_helper(command: Sequence[str], *descriptors: int, stdin: int = subproc
         command,
         stdin=stdin,
         stdout=subprocess.DEVNULL,
-        # What reads kdamon's standard error is not to wait for a process that is lost.
+        # A reader of kdamon's standard error must not wait for a process that is lost.
         stderr=subprocess.DEVNULL,
         cwd="/",
         pass_fds=descriptors,
@@ -41,7 +41,7 @@ def start_helper(command: Sequence[str], *descriptors: int, stdin: int = subproc
 
 
 class LostHelpers:
-    """Processes that were to end and may not; any thread may use it.
+    """Processes that should have ended but may not have; any thread may use it.
 
     :param most: how many there may be before no others are started.
     """
@@ -52,7 +52,7 @@ class LostHelpers:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many did not end yet."""
+        """The number of processes that did not end yet."""
         with self._lock:
             self._processes = [process for process in self._processes if process.poll() is None]
             return len(self._processes)

@@ -13,7 +13,7 @@ from kdamon.lib.watcher import mount_number
 
 __all__ = ["MountEntry", "mount_of", "mounts"]
 
-#: What the kernel writes for a blank, a tab, a newline, a backslash and a number sign.
+#: The kernel's escapes of a blank, a tab, a newline, a backslash and a number sign.
 _ESCAPE: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
@@ -42,7 +42,7 @@ class MountEntry:
 
     @property
     def server(self) -> int | None:
-        """The user who serves the file system by FUSE; None if the kernel has it itself."""
+        """The user that serves the file system by FUSE; None if the kernel implements it itself."""
         if self.fstype.partition(".")[0] not in ("fuse", "fuseblk"):
             return None
         return next((int(option[8:]) for option in self.options if option.startswith("user_id=")), None)

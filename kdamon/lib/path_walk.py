@@ -2,15 +2,15 @@
 """Names that lead through directories of other users, looked up one step at a time.
 
 :func:`walk` opens each step below the descriptor of the one before, and lets its caller judge it before it goes on:
-what is judged is what is used, however names change meanwhile. What makes a name good enough is up to the caller, such
-as :mod:`kdamon.lib.trusted`.
+the file that is judged is the file that is used, however names change meanwhile. The caller, such as
+:mod:`kdamon.lib.trusted`, decides which names it accepts.
 
-A file system that another user serves by FUSE is refused before it is asked anything: it need not answer, and who waits
-for that cannot be killed.
+A file system that another user serves by FUSE is refused before it gets any request: it need not answer, and a process
+that waits for the answer cannot be killed.
 
 This module and what it imports do not load numpy, which the command line does with care.
 
-In a user namespace the owners outside of it look all the same. What belongs to them counts as root's there.
+In a user namespace all owners outside of it look the same. Their files count as root's there.
 """
 
 from __future__ import annotations

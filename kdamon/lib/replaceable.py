@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Directories by name, as root may use names that lead through directories of users.
+"""Opens directories by name, safely for root where the name leads through directories of other users.
 
 * :func:`open_directory` ``(name)`` opens it, and follows no link that another user may replace, nor ``..`` of a
   directory that another user may move;
@@ -58,7 +58,7 @@ def open_place(name: str) -> int:
 
 
 def check_dots(step: Step) -> None:
-    """Refuse ``..`` of a directory that another user may move, and so choose what is above it.
+    """Refuse ``..`` of a directory that another user may move: that user chooses the directory above it.
 
     :raises OSError: EACCES it is.
     """
@@ -88,7 +88,7 @@ def replaceable(directory: int) -> tuple[str, str] | None:
     """The nearest part of a directory's path that another user may replace.
 
     :param directory: a descriptor of it.
-    :returns: the path of that part, and who may replace it; None if only root and this user may.
+    :returns: the path of that part, and the user that may replace it; None if only root and this user may.
     """
     below = os.dup(directory)
     try:

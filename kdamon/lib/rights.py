@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this process may do, and sentences about what it was refused: each true for the situation that it is in.
+"""The rights of this process, and the sentences about a refusal: the reason and the remedy, true for this situation.
 
 A capability counts in one user namespace. Most of what monitoring needs, the kernel allows in the machine's first one
 only, whatever capabilities a container or ``unshare -U`` gives in another one.
@@ -61,9 +61,9 @@ _LOCKDOWN: Final = "/sys/kernel/security/lockdown"
 
 
 class MissingRights(PermissionError):
-    """What was refused because this process has not the rights of root, or root itself lacks some here.
+    """A refusal because this process has not the rights of root, or because root itself lacks some here.
 
-    :param what: what is not possible, and "needs": the beginning of the sentence.
+    :param what: the impossible operation and "needs", the beginning of the sentence.
     :param capabilities: what is missing; empty where no capability stands for it.
     :param otherwise: another way out, which follows "or"; empty if there is none.
     """
@@ -85,7 +85,7 @@ class MissingRights(PermissionError):
         super().__init__(errno.EPERM, sentence)
 
     def needs(self) -> str:
-        """What is wrong, without what to do."""
+        """The problem, without the remedy."""
         return f"{self.what} {_and(self.capabilities)}" if self.capabilities else self.what
 
     def or_else(self, otherwise: str) -> MissingRights:
@@ -102,7 +102,7 @@ def _status(name: str) -> str:
 
 
 def missing_capability(*names: str) -> list[str]:
-    """Those of ``names`` (``CAP_...``) for which this thread has neither them nor what is as good in its namespace."""
+    """The ``names`` (``CAP_...``) that this thread lacks, and that nothing equivalent in its namespace replaces."""
     effective = int(_status("CapEff"), 16)
 
     def has(name: str) -> bool:
@@ -153,7 +153,7 @@ def locked_down() -> bool:
 def refusal(what: str, tried: str, *capabilities: str, where: str = FIRST, otherwise: str = "") -> OSError:
     """The reason why ``tried`` was refused to this process, and what to do about it.
 
-    :param what: what is not possible, and "needs": the beginning of the sentence.
+    :param what: the impossible operation and "needs", the beginning of the sentence.
     :param tried: the call or the file that was refused.
     :param capabilities: what it takes.
     :param where: where these count, :data:`FIRST`, :data:`OF_PROCESS` or :data:`OWN`.
@@ -200,10 +200,10 @@ def _in_spite(capabilities: Sequence[str]) -> str:
 
 
 def refused_program(what: str, error: OSError) -> OSError:
-    """The reason why a BPF program or what it needs could not be had, and what to do about it.
+    """The reason why a BPF program, or a resource that it needs, is not available, and the remedy.
 
     :param what: as for :func:`refusal`.
-    :param error: what was tried, and how that failed.
+    :param error: the failure of the attempt.
     """
     tried = (error.strerror or "").partition(":")[0].split(" ")[0]
     needed = ("CAP_BPF", "CAP_PERFMON")
@@ -224,9 +224,9 @@ def refused_program(what: str, error: OSError) -> OSError:
 
 
 def needs_linux(release: str) -> str:
-    """What to do where the kernel lacks something that came with ``release``, such as ``6.9``: use a newer one, if so.
+    """The remedy where the kernel lacks something that Linux ``release``, such as ``6.9``, introduced.
 
-    What a newer kernel lacks it was built without, or a filter of system calls says so in its place.
+    A newer kernel that lacks it was built without it, or a system call filter hides it.
     """
     running = os.uname().release
     if _numbers(running) < _numbers(release):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""System calls that Python has no function for: the C library, their numbers on x86-64, and errno as an exception.
+"""System calls that Python has no function for: through the C library, with errno as an exception.
 
 The only place for them, except for the programs that run alone under ``python -I -S`` and cannot import this package:
 :mod:`kdamon.mm.inject.helper`, :mod:`kdamon.mm.apart.madvise_helper` and :mod:`kdamon.lib.watcher` have their own.
@@ -52,7 +52,7 @@ NR_CACHESTAT: Final = 451
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library, as this process has it already."""
+    """The C library that is loaded in this process already."""
     library = ctypes.CDLL(None, use_errno=True)
     library.syscall.restype = ctypes.c_long
     return library
@@ -62,7 +62,7 @@ def syscall(number: int, *arguments: Any) -> int:
     """``syscall(2)``.
 
     :param arguments: integers, bytes or None as pointers, and whatever else ctypes passes.
-    :returns: what the system call returned, -errno when it failed.
+    :returns: the result of the system call, -errno when it failed.
     """
     plain = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
     result = int(libc().syscall(ctypes.c_long(number), *plain))
@@ -74,14 +74,14 @@ def call(function: str, *arguments: Any) -> int:
 
     :param function: its name, such as ``umount2``; it returns an ``int``.
     :param arguments: integers of type ``int``, bytes or None as pointers, and whatever else ctypes passes.
-    :returns: what it returned, -errno when it failed.
+    :returns: its result, -errno when it failed.
     """
     result = int(getattr(libc(), function)(*arguments))
     return result if result >= 0 else -ctypes.get_errno()
 
 
 def prctl(option: int, *values: int) -> int:
-    """``prctl(2)`` with up to four more arguments; what it returned, -errno when it failed."""
+    """``prctl(2)`` with up to four more arguments; returns its result, -errno when it failed."""
     return call("prctl", option, *(ctypes.c_ulong(value) for value in (*values, 0, 0, 0, 0)[:4]))
 
 

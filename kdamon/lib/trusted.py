@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that no other user can change or exchange: what root may run, load or write to by a name it was given.
+"""Opens files that no other user can change or replace: root may run, load or write to only these by a given name.
 
 ``sudo -E``, ``su -m`` and a container's start keep HOME, PATH, TMPDIR and the like of another user. A name from there
 is trusted if each directory and symbolic link on the way to it and the file itself belong to root or to the user of
 this process, and no other user can write to them; a directory on the way may be open to all if it is sticky, as /tmp.
 
-* :func:`open_trusted` opens such a name, or says what of it is not trusted;
+* :func:`open_trusted` opens such a name, or names the part of it that is not trusted;
 * :func:`open_place` finds where such a file is without symbolic links of others, in whatever directory;
 * :func:`open_to_read` opens a file that need not be trusted;
 * :func:`find_program` finds a program on PATH, and skips what is not trusted; :func:`trusted_path` is the rest of it.
 
-Who is trusted, and which file systems are not asked anything, is in :mod:`kdamon.lib.path_walk`.
+:mod:`kdamon.lib.path_walk` decides which users are trusted and which file systems get no request.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["find_program", "open_place", "open_to_read", "open_trusted", "others
 
 
 def open_trusted(path: str | os.PathLike[str], *, sticky: bool = False) -> int:
-    """Open what ``path`` stands for with ``O_PATH``; the descriptor is the caller's to close.
+    """Open the file or directory ``path`` with ``O_PATH``; the caller closes the descriptor.
 
     :param path: symbolic links are followed.
     :param sticky: accept a directory like /tmp as well, in which each user has files that the others cannot exchange.
@@ -68,12 +68,12 @@ def _untrusted(why: str) -> UntrustedError:
 
 
 def trusted_path() -> str:
-    """PATH without the directories in which another user can put programs."""
+    """PATH without the directories in which another user can place programs."""
     return os.pathsep.join(directory for directory in os.get_exec_path() if _is_trusted(directory))
 
 
 def find_program(name: str) -> str | None:
-    """Where the first program ``name`` on PATH is that no other user can change; None if there is none."""
+    """The path of the first program ``name`` on PATH that no other user can change; None if there is none."""
     for directory in os.get_exec_path():
         path = os.path.join(directory, name)
         if _is_trusted(path) and os.path.isfile(path) and os.access(path, os.X_OK):
@@ -125,7 +125,7 @@ def open_place(path: str | os.PathLike[str], *, links_of_others: bool = False) -
 
 
 def open_to_read(path: str | os.PathLike[str], flags: int = 0) -> int:
-    """Open a file of any user to read it; the descriptor is the caller's to close.
+    """Open a file of any user for reading; the caller closes the descriptor.
 
     :param flags: more of ``open(2)``.
     :raises UntrustedError: another user serves the file system that it is in.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this process has in the file system goes when it is killed: a mount, or the socket of reports.
+"""Removes the mount or the report socket of this process when it is killed.
 
-Nobody can clean up after SIGKILL but another process: :class:`Leftovers` starts one, of this same file, that waits for
-the end of this one. It runs as ``python -I -S watcher.py``, with the standard library and nothing else, to be small.
+Only another process can clean up after SIGKILL: :class:`Leftovers` starts one that runs this file and waits for the end
+of this process. It runs as ``python -I -S watcher.py``, with the standard library and nothing else, to be small.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ log = logging.getLogger("kdamon")
 #: Type of the file system in /proc/mounts of the mounts that are cleaned up, made of the subtype given to FUSE.
 FSTYPE: Final = "fuse.kdamon"
 
-#: What asks a process to end, or comes from its terminal.
+#: Signals that ask a process to end, or that come from its terminal.
 _ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 #: Seconds that cleaning up may take.
 _PATIENCE: Final = 10
@@ -53,7 +53,7 @@ _LOOKS: Final = 100
 
 
 class Leftovers:
-    """Takes ``path`` away when this process ends without having called :meth:`forget`.
+    """Removes ``path`` when this process ends without having called :meth:`forget`.
 
     :param kind: "mount": unmounts the dead mount that this process left there, and nothing else; "socket": removes the
         socket and the lock of a :class:`kdamon.producers.server.ReportServer`, unless another one serves there; and
@@ -206,7 +206,7 @@ def is_entry(directory: int, name: str, fd: int) -> bool:
 
 
 def is_same(one: int, other: int) -> bool:
-    """Return whether two descriptors are of one file; where they are in different mounts, neither is asked anything."""
+    """Return whether two descriptors are of one file; descriptors in different mounts are decided without a request."""
     return mount_number(one) == mount_number(other) and os.path.sameopenfile(one, other)
 
 
@@ -307,7 +307,7 @@ def _remove_socket(path: str, directory: int, parent: int = -1) -> None:
 
 
 def main(kind: str, path: str, pidfd: str, *numbers: str) -> None:
-    """Wait for the end of a process, then clean up what it left."""
+    """Wait for the end of a process, then remove its leftovers."""
     # Not waitid(): it is no child of ours.
     poll = select.poll()
     poll.register(int(pidfd), select.POLLIN)

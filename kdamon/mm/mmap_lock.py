@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keeps system calls short that hold a target's mmap_lock, and leaves room between them (``linux/mmap_lock.h``).
+"""Keeps system calls that hold a target's mmap_lock short, with pauses between them (``linux/mmap_lock.h``).
 
-While such a call goes on, the target's own mmap(), munmap(), brk() and mprotect() wait. The kernel gives the lock up
-now and then during a long call, but takes it back before the waiting thread woke up, for up to 4 ms
-(``kernel/locking/rwsem.c: RWSEM_WAIT_TIMEOUT``), and so do calls that follow each other at once. So what kdamon asks of
-a target's memory is cut into pieces, and kdamon pauses between them without the lock:
+During such a call the target's own mmap(), munmap(), brk() and mprotect() wait. The kernel releases the lock now and
+then during a long call, but takes it back before the waiting thread woke up, for up to 4 ms
+(``kernel/locking/rwsem.c: RWSEM_WAIT_TIMEOUT``), and so do calls that follow each other at once. So kdamon divides its
+work on a target's memory into short calls, and pauses between them without the lock:
 
 * every system call that takes a target's mmap_lock runs within :data:`held`, which pauses only if a thread waits for
   the lock or did so in the last second, where that can be seen (:meth:`kdamon.mm.bpf.walker.Walker.waited_for`);
-* what such a call does has a bound: one page table of a pagemap, or as much as :class:`CallSize` allows.
+* the work of such a call is bounded: one page table of a pagemap, or as much as :class:`CallSize` allows.
 
-Both rely on measured time, because the same call costs ten times as much on one machine as on another. What takes no
-mmap_lock needs neither: the page table walk (:mod:`kdamon.mm.bpf.walker`), /proc/kpageflags, the idle page bitmap.
+Both rely on measured time, because the same call costs ten times as much on one machine as on another. Calls without
+mmap_lock need neither: the page table walk (:mod:`kdamon.mm.bpf.walker`), /proc/kpageflags, the idle page bitmap.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Held(threading.local):
     _pagemap = -1
 
     def of(self, pagemap: int) -> _Held:
-        """The same for a call that is about the address space of an open /proc/PID/pagemap: it may need no pause."""
+        """The same for a call on the address space of an open /proc/PID/pagemap: it may need no pause."""
         self._pagemap = pagemap
         return self
 
@@ -83,7 +83,7 @@ def _waited_for(pagemap: int) -> bool:
 
 
 def stays_locked(pagemap: int, seconds: float) -> bool:
-    """Return whether threads wait for an mmap_lock all the time: then any caller that asks for it may wait for ever.
+    """Return whether threads wait for an mmap_lock all the time: then any caller that takes it may wait for ever.
 
     It is looked at without the lock. A process may take it right afterwards; False where it cannot be looked at.
 
@@ -106,7 +106,7 @@ held: Final = _Held()
 
 
 class CallSize:
-    """How much one call may do so that it ends within :data:`LONGEST`; learned from the calls before.
+    """The amount of work with which one call ends within :data:`LONGEST`; learned from the calls before.
 
     :param first: where it begins, in units of the caller's.
     :param least: never less, be the machine as busy as it may.
@@ -126,7 +126,7 @@ class CallSize:
         """
         elapsed = held.elapsed
         if elapsed > LONGEST:
-            # Not at once as little as it looks: the thread may have lost its CPU in the middle.
+            # Do not shrink at once by all that the time suggests: the thread may have lost its CPU in the middle.
             self.now = max(self._least, self.now // 4, min(self.now, did * LONGEST // (2 * elapsed)))
         elif did >= self.now and elapsed < LONGEST // 4:
             self.now = min(self._most, 2 * self.now)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much each user gets: limits for the producers of reports.
+"""Limits for the producers of reports: the share of each user.
 
 Every producer takes file descriptors, a ring of memory and time of the thread that reads it, and any user may be one.
-Root, and the user that kdamon runs as, take what they like, except that half of all file descriptors is left to
-monitoring. What other users take is limited for each of them, and for all of them together: a user may have no more
-than what is left to the others after that, so that one that has nothing yet gets something, however much others have.
+Root, and the user that kdamon runs as, have no limit, except that half of all file descriptors stays reserved for
+monitoring. Other users are limited each, and all of them together: a user may have no more than what remains for the
+others, so that a user that has nothing yet gets something, however much the others have.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _MAX_DESCRIPTORS: Final = 8192
 _SHARE_OF_OTHERS: Final = 4
 _SHARE_OF_ALL: Final = 2
 
-#: What a connection takes: itself and a pidfd; and a ring: its memory, and the mapping of its head. What reports ends
-#: is one more for each user.
+#: Descriptors that a connection takes: itself and a pidfd; a ring: its memory and the mapping of its head. A user
+#: that reports takes one more, an epoll descriptor.
 _CONNECTION: Final = 2
 _RING: Final = 2
 
@@ -49,7 +49,7 @@ class User:
 
     :ivar uid: the user.
     :ivar limited: it is neither root nor the user that kdamon runs as.
-    :ivar known: which processes they report on.
+    :ivar known: the processes that they report on.
     :ivar warned: it was said that reports of them found no room.
     """
 
@@ -86,7 +86,7 @@ class Admission:
         return user
 
     def disconnect(self, user: User, capacity: int = 0) -> None:
-        """A producer went.
+        """Account for a producer that disconnected.
 
         :param capacity: records of its ring, 0 if it got none.
         """
@@ -155,7 +155,7 @@ class Admission:
         return OSError(errno.EUSERS, f"user {user.uid}, or all users together, have too many {what}")
 
     def _forget_old(self) -> None:
-        """Forget users that went; not at once, because with them it is forgotten how much they asked."""
+        """Forget users without connections; not at once, because the number of their questions is forgotten, too."""
         now = time.monotonic_ns()
         gone = [user for user in self._users.values() if not user.connections]
         for i, user in enumerate(gone):

@@ -46,7 +46,7 @@ _FD: Final = struct.Struct("@i")
 
 
 def report_paths() -> list[Path]:
-    """Where a kdamon may serve: KDAMON_REPORTS alone if that is set, else this user's own kdamon, then root's."""
+    """Sockets at which a kdamon may serve: KDAMON_REPORTS alone if it is set, else this user's kdamon, then root's."""
     if path := os.environ.get("KDAMON_REPORTS"):
         return [Path(path)]
     system = Path("/run/kdamon/reports")
@@ -58,8 +58,8 @@ def report_paths() -> list[Path]:
 class ReportClient:
     """A ring of our own at a kdamon; a context manager.
 
-    To be used by one thread at a time, and not by children after a fork: each opens its own. No call waits for kdamon,
-    but for making the object.
+    One thread at a time may use it. Children must not use it after a fork: each opens its own. Only making the object
+    waits for kdamon, no other call does.
 
     :param path: of kdamon's socket; the first of :func:`report_paths` that answers if None.
     :param capacity: reports that may be under way; rounded up to a power of two, and kdamon's choice if 0.
@@ -89,14 +89,14 @@ class ReportClient:
 
     def _map(self, reply: bytes, fd: int | None) -> None:
         if len(reply) != REPLY.size:
-            raise OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
+            raise OSError(errno.EPROTO, "the process at the socket of reports is no kdamon")
         magic, version, error, size, pid, _ = REPLY.unpack(reply)
         #: Our process as kdamon numbers it.
         self.pid: int = pid
         if error > 0:
             raise OSError(error, f"kdamon gives no ring to this process: {os.strerror(error)}")
         capacity = (size - ring_size(0)) // REPORT_DTYPE.itemsize
-        stranger = OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon of this version")
+        stranger = OSError(errno.EPROTO, "the process at the socket of reports is no kdamon of this version")
         if magic != MAGIC or version != VERSION or fd is None or capacity <= 0 or capacity & (capacity - 1):
             raise stranger
         # Memory that can shrink kills its users.
@@ -111,7 +111,7 @@ class ReportClient:
             raise stranger
 
     def report(self, batch: Records) -> int:
-        """Report a batch, shape (n,) of :data:`kdamon.reports.record.REPORT_DTYPE`; what finds no room is dropped.
+        """Report a batch, shape (n,) of :data:`kdamon.reports.record.REPORT_DTYPE`; reports without room are dropped.
 
         :returns: how many of them, from the first one on, found room.
         :raises TypeError: the array has another dtype or shape.
@@ -137,17 +137,17 @@ class ReportClient:
 
     @property
     def sent(self) -> int:
-        """Reports that :meth:`report` was called with."""
+        """The number of reports that :meth:`report` got."""
         return self._sent
 
     @property
     def dropped(self) -> int:
-        """Those of them that found no room."""
+        """The number of those that found no room."""
         return self._dropped
 
     @property
     def pending(self) -> int:
-        """Reports that kdamon did not read yet."""
+        """The number of reports that kdamon did not read yet."""
         tail = int(self._words[TAIL])
         return self._head - tail
 
@@ -160,7 +160,7 @@ class ReportClient:
         return not poll.poll(0)
 
     def close(self) -> None:
-        """Give the ring back; kdamon still reads what is in it. May be repeated."""
+        """Give the ring back; kdamon still reads the reports in it. May be repeated."""
         if self._connection.fileno() >= 0:
             del self._words, self._records
             self._memory.close()
@@ -215,7 +215,7 @@ def _receive(connection: socket.socket, patience: float) -> tuple[bytes, int | N
     look = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
     reply, sent, flags, _ = connection.recvmsg(REPLY.size, socket.CMSG_LEN(_FD.size), look)
     fds = [_FD.unpack(data)[0] for _, kind, data in sent if kind == socket.SCM_RIGHTS]
-    stranger = OSError(errno.EPROTO, "what answers at the socket of reports is no kdamon")
+    stranger = OSError(errno.EPROTO, "the process at the socket of reports is no kdamon")
     try:
         for fd in fds:
             fcntl.fcntl(fd, fcntl.F_GET_SEALS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The producers of reports that are connected: what each may report, and what became of it."""
+"""The connected producers: the reports that each may send, and the counters of their fate."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ log = logging.getLogger("kdamon")
 
 @define
 class ReportServerCounters:
-    """What went through the rings.
+    """Counters of the reports that went through the rings.
 
-    ``received == malformed + ineligible + not_permitted`` + what went on to the contexts. Once all rings are empty,
-    ``sent == dropped + received``, if what the producers say is true.
+    ``received == malformed + ineligible + not_permitted`` + the reports that went on to the contexts. Once all rings
+    are empty, ``sent == dropped + received``, if the producers' own counters are true.
 
     :ivar producers: how many are connected now.
     :ivar received: records taken out of rings.
-    :ivar malformed: of these, such that can be no report (:func:`kdamon.producers.ring.well_formed`).
+    :ivar malformed: of these, records that cannot be a report (:func:`kdamon.producers.ring.well_formed`).
     :ivar ineligible: of these, about no target of any context that is being monitored.
-    :ivar not_permitted: of these, about what the producer must not report on.
+    :ivar not_permitted: of these, about processes that the producer must not report on.
     :ivar lost: reports that found no room in their producer's share on their way to a context, once for each context.
     :ivar resyncs: how often a ring's ``head`` made no sense and the ring was emptied.
     :ivar full: how often a ring was found full, so that its producer may have had no room for more.
@@ -57,14 +57,14 @@ class ReportServerCounters:
     dropped: int = 0
 
     def add(self, part: ReportServerCounters) -> None:
-        """Add what became of other reports."""
+        """Add other counters."""
         for counter in fields(ReportServerCounters):
             setattr(self, counter.name, getattr(self, counter.name) + getattr(part, counter.name))
 
 
 @define(eq=False)
 class Producer:
-    """One connection, and the ring that it got once it said what it wants.
+    """One connection, and the ring that it got after its hello.
 
     :ivar user: the account of its user, which it is connected to.
     :ivar pidfd: the process; belongs to this object.
@@ -84,7 +84,7 @@ class Producer:
 
     @property
     def limited(self) -> bool:
-        """Whether it has a ring, and could not harm us by other means than reports."""
+        """Whether it has a ring, and is of a user that has no other means to harm this process."""
         return self.rights is not None and not self.rights.everything and self.user.limited
 
     def waiting(self) -> int:
@@ -118,7 +118,7 @@ class Producer:
         """Pass on what the ring holds; returns how many records there were, at most ``limit``.
 
         :param share: it has one part in so many of its user's room for reports.
-        :param users: how many users share the time for finding out what may be reported on.
+        :param users: how many users share the time for deciding about permissions.
         :param lock: protects the counters.
         """
         assert self.ring is not None and self.rights is not None
@@ -171,13 +171,13 @@ class Producer:
 
 
 def _pids(records: Records, same: bool) -> I32Array:
-    """What each of ``records`` is about, or, if it is the ``same`` for all, what one of them is."""
+    """The process that each of ``records`` is about; one row if it is the ``same`` for all."""
     pids: I32Array = records["pid"]
     return pids[:1] if same else pids
 
 
 def _permitted(rights: Rights, records: Records, pids: I32Array, users: int) -> Records:
-    """What a producer with ``rights`` may report of ``records``, of which there are some."""
+    """The ``records`` (at least one) that a producer with ``rights`` may report."""
     if len(pids) == 1:
         return records if rights.permitted(pids.tolist(), users)[0] else records[:0]
     named, which = np.unique(pids, return_inverse=True)

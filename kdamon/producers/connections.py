@@ -7,9 +7,9 @@ that close in the process that receives a message without room for them, and in 
 which such a message is left.
 
 * Linux 6.16 and later refuse them for us (``SO_PASSRIGHTS``): the sender gets EPERM.
-* Before that, a message is looked at before it is received. After the first one the sender can send no more, so that a
-  connection is known to be empty when it is closed. One that is not empty goes to a process that does nothing but end:
-  an ending process does not linger, and one that waits nevertheless may be lost.
+* Before that, kdamon peeks at a message before it receives it. After the first one the sender can send no more, so that
+  a connection is known to be empty when it is closed. One that is not empty goes to a process that does nothing but
+  end: an ending process does not linger, and one that waits nevertheless may be lost.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class ReportListener:
         self._closer.run()
 
     def close(self) -> None:
-        """Hang up on those that were not accepted yet, and stop to listen; may be repeated."""
+        """Hang up on connections that were not accepted yet, and stop listening; may be repeated."""
         if self._socket.fileno() < 0:
             return
         with contextlib.suppress(OSError):
@@ -174,7 +174,7 @@ def _throw_away(connection: socket.socket) -> bool:
                 return False
             connection.recv(1)
     except OSError as error:
-        log.debug("a connection is closed with what may be in it: %s", error.strerror)
+        log.debug("a connection is closed although messages may be in it: %s", error.strerror)
     return False
 
 

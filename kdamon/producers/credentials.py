@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which processes another process may look at: ``ptrace_may_access()`` of ``kernel/ptrace.c``, asked from outside.
+"""Decides which processes another process may read: ``ptrace_may_access()`` of ``kernel/ptrace.c``, from outside.
 
-The kernel answers that question only about the one who asks. So it is answered here by the same rules from what /proc
-tells about both processes. Not asked are security modules, which can only refuse more.
+The kernel answers that question for the calling process only. So this module applies the same rules to the credentials
+of both processes in /proc. It leaves out security modules, which can only refuse more.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAX_REFUSED: Final = 1024
 
 @frozen
 class Credentials:
-    """What ``ptrace_may_access()`` looks at.
+    """The credentials that ``ptrace_may_access()`` compares.
 
     :ivar uids: real, effective and saved user.
     :ivar gids: likewise.
@@ -111,7 +111,7 @@ def may_access(peer: Credentials, target: Credentials) -> bool:
 
 
 def _gained(before: Credentials, now: Credentials) -> bool:
-    """Return whether a process has more than it had, which only the program that it called exec() for can have."""
+    """Return whether a process gained privileges by the program that it called exec() for."""
     users = set(now.uids) <= set(before.uids) or before.permitted & _CAP_SETUID
     groups = set(now.gids) <= set(before.gids) or before.permitted & _CAP_SETGID
     # In a user namespace that it made it has all capabilities, but none of them here.
@@ -129,7 +129,7 @@ class _Held:
 
 
 class SpareQuestions:
-    """Questions that some users may ask because the others do not.
+    """Questions to the kernel that some users may cause because the others do not.
 
     :ivar left: how many; less than none if more than their number was asked.
     """
@@ -139,17 +139,17 @@ class SpareQuestions:
         self._then = 0
 
     def refill(self, now: int) -> None:
-        """Time goes on: ``now``, nanoseconds."""
+        """Refill up to the time ``now``, nanoseconds."""
         since, self._then = now - (self._then or now), now
         self.left = min(self.left + since * 1e-9 * _QUESTIONS_A_SECOND, _QUESTIONS)
 
     def asked(self) -> None:
-        """Any user asked one."""
+        """Count one question of any user."""
         self.left = max(self.left - 1, -_QUESTIONS)
 
 
 class KnownProcesses:
-    """What is known of the processes that the peers of one user report on: one of these for all of them.
+    """Decisions about the processes that the peers of one user report on; all peers of a user share one object.
 
     A process that a peer may look at is held by a pidfd, so that its end is noticed before its number is used again.
     Of a refusal only the number is kept, for a second at most.
@@ -213,7 +213,7 @@ class KnownProcesses:
         return permitted
 
     def _may_ask(self) -> bool:
-        """Take one of its user's own questions, or else one that others do not need."""
+        """Take one of its user's own questions, else one that the other users do not need."""
         if self._questions >= 1:
             self._questions -= 1
         elif self._spare.left < 1:
@@ -265,7 +265,7 @@ class KnownProcesses:
 
 
 class Rights:
-    """Which processes one peer, at the other end of a socket, may report on.
+    """The processes that one peer, at the other end of a socket, may report on.
 
     Its credentials are those that it had when it connected, as with an open file.
 
@@ -307,7 +307,7 @@ class Rights:
     def permitted(self, pids: list[int], users: int = 1) -> list[bool]:
         """Return for each of ``pids`` whether the peer may report on it; costs little for those that are known.
 
-        To be called after the reports were copied: then they were made before whatever it finds out.
+        To be called after the reports were copied: then they are older than its answers.
 
         :param users: how many users share the questions that may be asked.
         """
@@ -322,7 +322,7 @@ class Rights:
         return results + [False] * (len(pids) - len(results))
 
     def _is_itself(self, now: int) -> bool:
-        """Return whether the peer's number can have meant nothing else when it was reported on."""
+        """Return whether the peer's number cannot have been another process's when the report was made."""
         if not self._end.poll(0):
             if now >= self._itself_until:
                 try:

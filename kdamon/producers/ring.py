@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The memory through which another process hands its access reports to kdamon, seen from kdamon's side.
+"""Shared memory through which another process hands its access reports to kdamon; this is kdamon's side.
 
 One producer has one ring: a page of counters, then a power of two of records. The producer alone writes ``head``,
-``sent``, ``dropped`` and the records, kdamon alone writes ``tail``, and nobody takes a lock. ``docs/reports.md`` has
-the layout; ``kdamon_report.h`` and :mod:`kdamon.producers.client` are the other side.
+``sent``, ``dropped`` and the records, kdamon alone writes ``tail``, and no lock is needed. ``docs/reports.md``
+describes the layout; ``kdamon_report.h`` and :mod:`kdamon.producers.client` are the other side.
 
 Whatever a producer writes anywhere in this memory, kdamon stays within it: it uses its own copy of the size and of
 ``tail``, reads ``head`` once, and looks at records only after they were copied out. Those of a producer that is not
@@ -56,7 +56,7 @@ VERSION: Final = 1
 #: Bytes before the first record.
 HEADER_SIZE: Final = 4096
 
-# What is where in the header, as indices of 64-bit words. Each side's counters have cache lines of their own, two lines
+# The layout of the header, as indices of 64-bit words. Each side's counters have cache lines of their own, two lines
 # apart because processors fetch lines in pairs.
 #: Number of records, written once by kdamon.
 CAPACITY: Final = 3
@@ -72,7 +72,7 @@ CLOSED: Final = 33
 
 #: Magic, version, header size, record size, reserved, capacity: the header's beginning.
 _IDENTITY: Final = struct.Struct("<QIIIIQ")
-#: What a producer says first: magic, version, wanted number of records (0: kdamon chooses).
+#: A producer's hello: magic, version, wanted number of records (0: kdamon chooses).
 HELLO: Final = struct.Struct("<QII")
 #: kdamon's answer, with the memory's file descriptor: magic, version, errno, size in bytes, the producer's pid, 0.
 REPLY: Final = struct.Struct("<QIiQiI")
@@ -92,16 +92,16 @@ _order = threading.Lock()
 
 
 def own_report_path() -> Path:
-    """Where a kdamon of this user, who is not root, serves reports.
+    """The socket at which a kdamon of this user, not root, serves reports.
 
-    A relative XDG_RUNTIME_DIR is invalid, as its specification has it: it would be anybody's working directory.
+    A relative XDG_RUNTIME_DIR is invalid by its specification: it would depend on the working directory.
     """
     directory = os.environ.get("XDG_RUNTIME_DIR", "")
     return Path(directory if os.path.isabs(directory) else f"/run/user/{os.geteuid()}", "kdamon/reports")
 
 
 def fence() -> None:
-    """Order what this thread did to memory before it and does after it.
+    """A full memory fence: order this thread's accesses to memory before it and after it.
 
     Python has no fence of its own, and x86 needs none here; elsewhere two rounds of a lock are one.
     """
@@ -154,7 +154,7 @@ class ReportRing:
         self.full = 0
         self._tail = 0
         self._records: Records | None = None
-        #: To be handed to the producer. Sealed: who truncates it would make kdamon die of SIGBUS.
+        #: To be handed to the producer. Sealed: a producer that truncated it would make kdamon die of SIGBUS.
         self.fd = _memfd_create()
         try:
             os.ftruncate(self.fd, ring_size(capacity))
@@ -170,7 +170,7 @@ class ReportRing:
         _IDENTITY.pack_into(self._memory, 0, MAGIC, VERSION, HEADER_SIZE, REPORT_DTYPE.itemsize, 0, capacity)
 
     def waiting(self) -> int:
-        """How many records are in it, as far as that makes sense."""
+        """The number of records in it, at most its capacity."""
         return min((int(self._words[HEAD]) - self._tail) & _WRAP, self.capacity)
 
     def drain(self, limit: int) -> Records:
@@ -216,11 +216,11 @@ class ReportRing:
         self._words[TAIL] = tail
 
     def claimed(self) -> tuple[int, int]:
-        """What the producer says it wanted to send, and how much of that found no room; only for people to read."""
+        """The producer's own counters, sent and dropped; kdamon only shows them."""
         return int(self._words[SENT]), int(self._words[DROPPED])
 
     def close(self) -> None:
-        """Tell the producer, and give the memory back."""
+        """Mark the ring as closed for the producer, and give the memory back."""
         self._words[CLOSED] = 1
         # The mapping cannot go while arrays look at it.
         del self._words, self._records

@@ -2,8 +2,8 @@
 """Access reports from other processes: a socket that hands out rings, and a thread that reads them.
 
 ``ReportServer(path)`` is a context manager. While it is entered, any process that connects to the socket gets a ring
-in shared memory (:mod:`kdamon.producers.ring`), and what it writes there goes to
-:func:`kdamon.reports.deliver.report_accesses`, if it may: see :class:`kdamon.producers.credentials.Rights`.
+in shared memory (:mod:`kdamon.producers.ring`). The reports that it writes there go to
+:func:`kdamon.reports.deliver.report_accesses`, if :class:`kdamon.producers.credentials.Rights` permits them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BUSY_WAIT: Final = 0.002
 _IDLE_WAIT: Final = 0.006
 #: Records taken from one ring before the next ring has its turn.
 _TAKEN_AT_ONCE: Final = 1 << 16
-#: Records taken at each look from all rings of users who have no power over us: what they can cost is limited.
+#: Records taken at each look from all rings of users that have no power over us: this limits their cost.
 _TAKEN_FROM_OTHERS: Final = 1 << 14
 #: Of that, a ring's share, or so many: how many records they have costs less than how many rings they are in.
 _TAKEN_FROM_A_RING: Final = 1 << 10
@@ -67,7 +67,7 @@ _UCRED: Final = struct.Struct("iII")
 
 
 def default_report_path() -> Path:
-    """Where a kdamon of this user serves reports: below /run for root, else below XDG_RUNTIME_DIR."""
+    """The socket at which a kdamon of this user serves reports: below /run for root, else below XDG_RUNTIME_DIR."""
     if os.geteuid() == 0:
         return Path("/run/kdamon/reports")
     return own_report_path()
@@ -131,7 +131,7 @@ class ReportServer:
             raise
 
     def close(self) -> None:
-        """Read what producers wrote so far, then end the thread and leave nothing behind; may be repeated.
+        """Read the reports that producers wrote so far, end the thread and remove the socket; may be repeated.
 
         It takes a few seconds at most: a thread that does not end is left.
         """
@@ -163,7 +163,7 @@ class ReportServer:
         self._place.remove()
 
     def counters(self) -> ReportServerCounters:
-        """What went through the rings since the server was made."""
+        """The counters since the server was made."""
         total = ReportServerCounters()
         with self._lists_lock:
             for part in [self._gone, *(producer.counted() for producer in self._producers.values())]:
@@ -222,7 +222,7 @@ class ReportServer:
                 self._free(producer)
 
     def _hang_up_on_the_silent(self) -> None:
-        """Give the places of connections that did not say hello in time to others."""
+        """Close connections that did not say hello in time, so that others get their places."""
         now = time.monotonic()
         while self._silent:
             until, producer = self._silent[0]
@@ -293,7 +293,7 @@ class ReportServer:
         log.debug("process %d of user %d sends reports", producer.pid, producer.user.uid)
 
     def _drain_to_the_end(self) -> None:
-        """Read what is in the rings now: where floods leave no time for that, first of all what others wrote."""
+        """Read the records that are in the rings now; if a flood leaves no time for all, those of others come first."""
         until = time.monotonic() + _LAST_READ
         for producer in self._producers.values():
             if producer.ring is not None:
@@ -334,7 +334,7 @@ class ReportServer:
         return moved, full
 
     def _put_last(self, producer: Producer) -> None:
-        """Let the others have their turn first the next time."""
+        """Let the other rings have their turn first the next time."""
         fd = producer.connection.fileno()
         with self._lists_lock:
             self._producers[fd] = self._producers.pop(fd)

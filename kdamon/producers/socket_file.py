@@ -41,7 +41,7 @@ _PATH: Final = os.O_PATH | os.O_CLOEXEC
 
 
 def check_socket_path(path: Path) -> None:
-    """Find out, without making anything, whether a socket can have this path.
+    """Check, without making anything, whether a socket can have this path.
 
     :param path: absolute.
     :raises OSError: as :meth:`ReportSocket.bind`; EISDIR it is a directory.
@@ -78,7 +78,7 @@ class ReportSocket:
         self._leftovers: Leftovers | None = None
 
     def bind(self) -> socket.socket:
-        """Make a socket that has the name, and that every user may connect to. What a killed server left is replaced.
+        """Make the socket, which every user may connect to. The socket of a killed server is replaced.
 
         :returns: a socket of type SOCK_SEQPACKET, which belongs to the caller.
         :raises OSError: EADDRINUSE another process serves there; ENOENT there is no directory; EPERM other users can
@@ -100,7 +100,7 @@ class ReportSocket:
             raise OSError(error.errno, sentence) from None
 
     def remove(self) -> None:
-        """Remove what is still there of what :meth:`bind` made; may be repeated."""
+        """Remove the files that :meth:`bind` made and that are still there; may be repeated."""
         # The lock last: its holder may replace the socket.
         for name, fd in ((self._name, self._bound), (lock_name(self._name), self._lock)):
             with contextlib.suppress(OSError):

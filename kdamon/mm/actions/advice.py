@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What DAMOS does to the memory of a process: process_madvise(2), and a look at what it did (``mm/madvise.c``).
+"""DAMOS actions by process_madvise(2), with a measurement of their effect (``mm/madvise.c``).
 
-The system call tells how much was advised. What became of it is another matter: memory without swap stays where it is,
-pages that other processes map are left out, a huge page may not be had. So the pages are looked at before and after:
+The system call returns how many bytes were advised. The effect can be smaller: memory without swap stays where it is,
+pages that other processes map are left out, no huge page may be free. So the pages are examined before and after:
 
 ==========  ================================================================================================
 action      bytes that it was applied to
 ==========  ================================================================================================
 pageout     were mapped before and are neither mapped nor in memory now: written to swap, or dropped because a file has
             them (a page that must be written to its file first is unmapped, but stays in memory and does not count)
-cold        are mapped and not accessed any more (huge pages of which a part was meant are split, as in the kernel)
+cold        are mapped and not accessed any more (huge pages partly in a range are split, as in the kernel)
 collapse    are part of a huge page now and were not before
-willneed    of files that came into memory, be it mapped or not; what comes back from swap cannot be told
+willneed    of files that came into memory, mapped or not; pages that come back from swap cannot be counted
 hugepage    are allowed to be huge pages now and were not before; nohugepage likewise
 migrate_*   are on the wanted NUMA node now and were not before
 ==========  ================================================================================================
@@ -99,7 +99,7 @@ class Advice:
         for blocks in self._pagemap.groups(mapped):
             applied = do(blocks, mapped)
             if not self._files.alive():
-                # All that was there is gone, but not by us.
+                # All of the memory is gone, but not by this action.
                 return
             yield ranges.overlaps(wanted, ranges.of_pages(applied))
 
@@ -117,7 +117,7 @@ class Advice:
         mapped = ranges.intersect(ranges.union(wanted, ranges.NO_RANGES), self._mappings())
 
         def make_old(young: U64Array) -> None:
-            # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, as user space can have no less.
+            # Kernel: vaddr clears the bit alone. Here: the page is deactivated, too, because MADV_COLD does both.
             # (docs/deviations.md#the-filter-for-young-pages)
             self._check("cold", "a filter of type young")
             young = ranges.intersect(young, mapped)
@@ -127,7 +127,7 @@ class Advice:
             yield PageGroup(self._pagemap, blocks, mapped).passing(filters, default_reject, make_old)
 
     def _check(self, action: str, purpose: str = "") -> None:
-        """Find out whether ``action`` can be done here, for whatever the user asked for."""
+        """Check whether ``action`` works on this machine; ``purpose`` is the user's word for it, for the sentence."""
         if action in self._checked:
             return
         try:
@@ -151,7 +151,7 @@ class Advice:
                 ) from error
             raise
         if action in {"cold", "collapse"}:
-            # Before anything is done: only the page table walk tells what they did.
+            # Before the action: only the page table walk can measure its effect.
             self._pagemap.walk(np.empty(0, dtype=np.uint64))
         self._checked.add(action)
 
@@ -163,7 +163,7 @@ class Advice:
 
         :param huge: blocks that are a huge page, which has one page table entry.
         """
-        # What a whole mapping refuses is a property of it, but a collapse fails for the one or the other page's sake.
+        # A mapping refuses other advice as a whole, but a collapse may fail because of a single page.
         refused = (lambda addr: addr) if action == "collapse" else self._end_of_mapping
         sizes = chunks[:, 1] - chunks[:, 0]
         entries = np.where(np.isin(chunks[:, 0], huge[:, 0]), np.uint64(1), sizes // np.uint64(PAGE_SIZE))
@@ -192,7 +192,7 @@ class Advice:
         wanted = ranges.intersect(ranges.of_pages(pages[before]), mapped)
         self._advise(ranges.intersect(wanted, self._pieces(blocks, pages, entries)), "pageout")
         after = self._pagemap.entries(blocks)
-        # What is neither there nor in swap was given up by the process itself.
+        # Pages that are neither in memory nor in swap were freed by the process itself.
         gone = before & ~present(after) & (swapped(after) | ~anonymous(entries))
         of_files = np.flatnonzero(gone & ~anonymous(entries))
         # Deviation: docs/deviations.md#dirty-file-pages
@@ -200,7 +200,7 @@ class Advice:
         return pages[gone]
 
     def _pieces(self, blocks: U64Array, pages: U64Array, entries: U64Array) -> U64Array:
-        """``blocks`` cut into smaller ranges so that no folio is cut; whole ones where folios may not be seen."""
+        """``blocks`` divided into smaller ranges, no folio divided; whole blocks if the folios are not visible."""
         at = np.flatnonzero((pages % np.uint64(_PIECE) == 0) & present(entries))
         pfns = frames(entries[at])
         try:
@@ -223,12 +223,12 @@ class Advice:
         try:
             found: U64Array = partly[self._pagemap.huge(partly)[0]]
         except OSError:
-            # Where page tables cannot be walked, nobody knows.
+            # Without the page table walk this is unknown.
             return partly[:0]
         return found
 
     def _still_cached(self, pfns: U64Array) -> Mask:
-        """Which of the page frames ``pfns``, which were mapped, still hold what they held, shape (n,).
+        """Which of the page frames ``pfns``, which were mapped, still hold the same data, shape (n,).
 
         Pages that must be written first, and shared memory without swap, are unmapped and stay.
         """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Allowing and forbidding huge pages in another process: MADV_HUGEPAGE, MADV_NOHUGEPAGE (``mm/madvise.c``).
+"""Allows and forbids huge pages in another process: MADV_HUGEPAGE, MADV_NOHUGEPAGE (``mm/madvise.c``).
 
-The kernel takes that advice from the process itself only, so the process is made to give it
-(:mod:`kdamon.mm.inject`). What is allowed already is not advised again: a process is stopped for a change only.
+The kernel takes that advice from the process itself only, so kdamon briefly stops one of its threads to make the call
+(:mod:`kdamon.mm.inject`). Memory that has the flag already is not advised again: only a change stops the process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class HugePages:
         self._pause = _PAUSE
 
     def apply(self, action: str, wanted: U64Array) -> U64Array:
-        """Advise what is mapped in ``wanted`` and has not that flag.
+        """Advise the mappings in ``wanted`` that do not have the flag yet.
 
         :param action: ``hugepage`` or ``nohugepage``.
         :returns: bytes of each range that got the flag, shape (n,).
@@ -83,7 +83,7 @@ class HugePages:
             inject_madvise(self._pid(), missing.tolist(), advice, self._files.alive)
         except OSError as error:
             if not self._files.alive():
-                # All that was there is gone.
+                # All of the memory is gone.
                 return np.zeros(len(wanted), dtype=np.uint64)
             # It would be refused for the next region, too.
             self._refusal, self._refused_until = error, time.monotonic_ns() + self._pause

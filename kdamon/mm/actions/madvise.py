@@ -27,13 +27,13 @@ __all__ = ["Adviser", "drain_lru"]
 
 #: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
 _BATCH: Final = 1023
-#: What a batch may cost, in page table entries that MADV_COLD changes side by side: some 0.1 ms, and as much again
+#: The limit of a batch, in neighbouring page table entries that MADV_COLD changes: some 0.1 ms, and as much again
 #: where other CPUs have to forget them.
 _BUDGET: Final = 1152
 _LEAST: Final = _BUDGET // 2
 #: Advice that reads files.
 _READING: Final = frozenset((MADV_WILLNEED, MADV_COLLAPSE))
-#: What a range costs besides its entries, and what an entry costs.
+#: The cost of a range besides its entries, and of an entry.
 _RANGE: Final = 8
 _ENTRY: Final = {
     MADV_PAGEOUT: 12,
@@ -69,7 +69,7 @@ class Adviser:
         try:
             return advise_apart(self._pidfd, ranges, advice)
         except OSError as error:
-            # It would be the same with the next range, and cost as much time.
+            # The next range would fail in the same way, and take as much time.
             self._refusal = error
             raise
 
@@ -110,7 +110,7 @@ class Adviser:
             if advised == int(self._ranges[:count, 1].sum()):
                 done += count
             else:
-                # It stopped before the first range that it refused; the next round tells why.
+                # It stopped before the first range that it refused; the next round returns the reason.
                 done += int(np.searchsorted(np.cumsum(self._ranges[:count, 1]), advised, side="right"))
         return done, 0
 
@@ -122,12 +122,12 @@ class Adviser:
         refused: Callable[[int], int],
         entries: U64Array | None = None,
     ) -> Mask:
-        """Advise every range that can be, whatever becomes of others.
+        """Advise every range that accepts it; ranges that refuse do not stop the others.
 
         :param starts: ascending, otherwise as for :meth:`advise`.
         :param entries: as for :meth:`advise`.
-        :param refused: is told the address of a range that the kernel does not give this advice for (EINVAL), and
-            answers up to where the following ranges need not be tried.
+        :param refused: is called with the address of a range for which the kernel refuses this advice (EINVAL), and
+            returns the address up to which the following ranges need not be tried.
         :returns: which ranges were taken, shape (n,).
         """
         taken = np.ones(len(starts), dtype=np.bool_)
@@ -156,7 +156,7 @@ def _spare() -> mmap.mmap:
 
 
 def drain_lru() -> None:
-    """Make this CPU put the pages that it holds back in batches onto their LRU lists.
+    """Make this CPU move the pages in its batches to their LRU lists.
 
     MADV_COLD does that first of all, also for a mapping of ours that has no pages.
     """

@@ -28,7 +28,7 @@ from kdamon.mm.proc.process_files import ProcessFiles
 
 __all__ = ["Migration", "choose_nodes", "interleave_index", "memory_nodes", "page_nodes"]
 
-#: Only pages that nobody else maps.
+#: Only pages that no other process maps.
 #: Deviation: docs/deviations.md#shared-pages-do-not-migrate
 _MPOL_MF_MOVE: Final = 2
 _PAGE_SHIFT: Final = np.uint64(PAGE_SHIFT)
@@ -58,7 +58,7 @@ def interleave_index(addrs: U64Array, starts: U64Array, offsets: U64Array, order
 
     :param addrs: of one page of each folio, bytes, shape (n,).
     :param starts: where their mappings begin, bytes, shape (n,).
-    :param offsets: what the mappings begin with, in pages from the start of the file (of anonymous memory: of the
+    :param offsets: the offsets of the mappings, in pages from the start of the file (of anonymous memory: of the
         address space), shape (n,).
     :param orders: binary logarithms of the folios' numbers of pages, shape (n,).
     """
@@ -91,7 +91,7 @@ def page_nodes(pid: int, addrs: U64Array) -> Nodes:
 def _move_pages(pid: int, addrs: U64Array, nodes: Nodes | None) -> Nodes:
     """Move pages, or only look where they are; returns the status of each."""
     pages = np.ascontiguousarray(addrs, dtype=np.uint64)
-    # The kernel may stop early; what it did not come to is not known to be anywhere.
+    # The kernel may stop early; the node of the remaining pages is unknown.
     status = np.full(len(pages), -errno.EAGAIN, dtype=np.int32)
     wanted = None if nodes is None else np.ascontiguousarray(nodes, dtype=np.int32)
     size = CallSize(_PAGES, _PAGES, _MOST_PAGES)
@@ -127,7 +127,7 @@ class Migration:
         self._pagemap = pagemap
 
     def apply(self, wanted: U64Array, dests: Sequence[tuple[int, int]]) -> Iterator[U64Array]:
-        """Migrate what is mapped in ``wanted``, at most a gibibyte at each step.
+        """Migrate the mapped pages in ``wanted``, at most a gibibyte at each step.
 
         :param dests: (node, weight) of each destination.
         :returns: migrated bytes of each range, step by step, shape (n,).
@@ -186,7 +186,7 @@ def _folios(pfns: U64Array) -> tuple[Indexes, Indexes, U64Array]:
 def _check(dests: Sequence[tuple[int, int]]) -> None:
     """Refuse nodes that have no memory.
 
-    Kernel: pages that are to go there stay, without a word. Here: it is said, because it is a mistake.
+    Kernel: such pages stay, without an error. Here: it is an error, because the destination is a mistake.
     (docs/deviations.md#destinations-without-memory)
     """
     nodes = memory_nodes()

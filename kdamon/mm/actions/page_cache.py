@@ -20,7 +20,7 @@ __all__ = ["FileMappings"]
 
 
 class FileMappings:
-    """The files behind a process's mappings.
+    """The files of a process's mappings.
 
     :param directory: path of /proc/PID.
     :param mappings: all of its mappings.
@@ -33,7 +33,7 @@ class FileMappings:
         self.ranges: U64Array = found.ranges
 
     def cached(self, start: int, end: int) -> int | None:
-        """How many bytes of the file behind [start, end), within one mapping, are in memory.
+        """How many bytes of the file that [start, end), within one mapping, maps are in memory.
 
         None where it is no regular file, where we may not look (CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE), where that
         would wait for another user's process, and before Linux 6.5.
@@ -41,12 +41,12 @@ class FileMappings:
         row = int(np.searchsorted(self.ranges[:, 0], np.uint64(start), side="right")) - 1
         first, last = self.ranges[row].tolist()
         try:
-            # The process may have another file there by now: it is this one that is looked at.
+            # The process may have mapped another file there by now: this checks the file that was opened.
             found = os.open(f"{self._directory}/map_files/{first:x}-{last:x}", os.O_PATH | os.O_CLOEXEC)
         except OSError:
             return None
         try:
-            # To open a device would do something to it.
+            # Opening a device has side effects.
             if not answers(int(os.path.basename(self._directory)), found) or not stat.S_ISREG(os.fstat(found).st_mode):
                 return None
             fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

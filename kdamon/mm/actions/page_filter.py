@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which pages of a process pass DAMOS' filters on pages (``mm/damon/ops-common.c: damos_folio_filter_match()``).
+"""DAMOS filters on the pages of a process (``mm/damon/ops-common.c: damos_folio_filter_match()``).
 
-A filter looks at the folio that a mapped page is of: the pages of a folio pass or do not pass together, as far as they
-are in the range that is asked about. What is not mapped, the zero page, huge TLB pages and device memory never pass.
+A filter matches folios: all pages of a folio that are mapped in the wanted range pass or fail together. Pages that are
+not mapped, the zero page, huge TLB pages and device memory never pass.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["PageGroup"]
 
 
 class PageGroup:
-    """Pages of one address space, looked at together.
+    """Pages of one address space, filtered together.
 
     :param blocks: as ranges, see :meth:`kdamon.mm.proc.pagemap.Pagemap.groups`.
     :param wanted: the ranges that are asked about.

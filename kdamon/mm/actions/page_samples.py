@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Filters on sampled pages; :mod:`kdamon.mm.actions.page_filter` filters the whole ranges of a process.
 
-As there, what is not mapped, the zero page, huge TLB pages and device memory are of no type. Of page frames only those
-on LRU lists are of any, as in the kernel's ``damon_get_folio()``. (docs/deviations.md#huge-tlb-pages-have-no-type)
+As there, pages that are not mapped, the zero page, huge TLB pages and device memory are of no type. Page frames are of
+a type only if they are on an LRU list, as in the kernel's ``damon_get_folio()``.
+(docs/deviations.md#huge-tlb-pages-have-no-type)
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class PageSamples:
             found = (sizes >= np.uint64(one.min_size)) & (sizes <= np.uint64(one.max_size))
             return found
         if one.type not in {"young", "idle"}:
-            raise OSError(errno.EINVAL, f"sampled pages are not told apart by {one.type}")
+            raise OSError(errno.EINVAL, f"filter type {one.type} is not supported for sampled pages")
         if answers is None:
             return np.zeros(len(self._rows), dtype=np.bool_)
         found = answers[self._rows] == (YOUNG if one.type == "young" else OLD)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Helper processes that look at or act on memory, and may be lost where a call never returns."""
+"""Helper processes that read or change memory of other processes: kdamon can give one up if a call never returns."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Has an object for another process, which calls its methods, see :mod:`kdamon.mm.apart`."""
+"""Runs an object in a helper process; its parent calls the methods, see :mod:`kdamon.mm.apart`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 class _Kept(logging.Handler):
-    """Keeps what is logged until it is fetched."""
+    """Keeps log records until they are fetched."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which process a helper process looks at, for the one that waits for it, see :mod:`kdamon.mm.apart`."""
+"""Shared memory in which a helper process names the process that it reads, see :mod:`kdamon.mm.apart`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORM: Final = "<QQ"
 
 
 class Looks:
-    """Memory of two processes, in which one writes what it does.
+    """Memory that two processes share: the helper writes which process it reads, its parent watches.
 
     :param fd: a file of one page.
     """
@@ -25,12 +25,12 @@ class Looks:
         self._count = 0
 
     def at(self, pid: int) -> None:
-        """Note that process ``pid`` is looked at from now on; 0 for none."""
+        """Record that the helper reads process ``pid`` from now on; 0 for none."""
         self._count += 1
         struct.pack_into(_FORM, self._memory, 0, self._count, pid)
 
     def last(self) -> tuple[int, int]:
-        """How many looks there were, and at which process the last one is."""
+        """The number of reads so far, and the process of the last one."""
         count, pid = struct.unpack_from(_FORM, self._memory)
         return count, pid
 
@@ -43,11 +43,11 @@ _shown: list[Looks] = []
 
 
 def show_looks(looks: Looks) -> None:
-    """Write to ``looks`` from now on what this process looks at."""
+    """Use ``looks`` from now on for the processes that this one reads."""
     _shown[:] = [looks]
 
 
 def looking_at(pid: int) -> None:
-    """Say that process ``pid`` is looked at from now on, where this is a helper process."""
+    """Record that process ``pid`` is read from now on; does nothing outside of a helper process."""
     for looks in _shown:
         looks.at(pid)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calls about another process's memory that may wait for a file system: made by a process that may be lost.
+"""Calls on another process's memory that may wait for a file system: a helper process makes them.
 
-Writes make pages be read that are not there, and MADV_WILLNEED and MADV_COLLAPSE read files that a process maps. Where
-such a file is of a FUSE file system that does not answer, which any user can have, the call never returns, and not even
-SIGKILL ends the thread that makes it (``fs/fuse/dev.c: request_wait_answer()``). So a helper process makes it, and is
-waited for with a limit.
+Writes fault missing pages in, and MADV_WILLNEED and MADV_COLLAPSE read files that a process maps. If such a file is on
+a FUSE file system that does not answer, which any user can set up, the call never returns, and not even SIGKILL ends
+the calling thread (``fs/fuse/dev.c: request_wait_answer()``). So a helper process makes the call, and kdamon waits for
+it with a time limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Helper:
         threading.Thread(target=self.process.wait, name="kdamon-helper", daemon=True).start()
 
     def ask(self, request: bytes, descriptors: Sequence[int]) -> int | None:
-        """What the call returned, or a negative errno; None: it ended before it was asked."""
+        """The result of the call, or a negative errno; None: the helper ended before the request."""
         self.channel.settimeout(_PATIENCE)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             socket.send_fds(self.channel, [request], descriptors)
@@ -52,9 +52,9 @@ class _Helper:
         return None
 
 
-#: Those that have nothing to do.
+#: Idle helpers.
 _idle: Final[list[_Helper]] = []
-#: Those that did not answer, and did not end yet.
+#: Helpers that did not answer, and did not end yet.
 _lost: Final = LostHelpers()
 # A child process has its own, as otherwise it would get our answers.
 os.register_at_fork(after_in_child=_idle.clear)
@@ -72,7 +72,7 @@ def advise_apart(pidfd: int, ranges: bytes, advice: int) -> int:
 
 
 def fault_apart(pid: int, ranges: bytes) -> bool:
-    """Have the kernel fault pages in for writing, by process_vm_writev(2), and write nothing.
+    """Make the kernel fault pages in for writing, by process_vm_writev(2), without writing to them.
 
     :param pid: the process.
     :param ranges: pairs of address and size, 8 bytes each.
@@ -96,7 +96,7 @@ def _call_apart(request: bytes, descriptors: Sequence[int]) -> int:
                 helper.process.kill()
                 _lost.add(helper.process)
                 raise OSError(
-                    errno.EBUSY, "its memory is of a file system that does not answer; end the process"
+                    errno.EBUSY, "it maps a file on a file system that does not answer; end the process"
                 ) from None
             if result is not None:
                 stack.pop_all()

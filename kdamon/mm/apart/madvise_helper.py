@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calls about memory for a process that may not wait for a file system, see :mod:`kdamon.mm.apart.madvise`.
+"""The helper program that makes calls which may wait for a file system, see :mod:`kdamon.mm.apart.madvise`.
 
 It runs as ``python -I -S madvise_helper.py CHANNEL``, with the standard library and nothing else, so that it starts
 fast. CHANNEL is an inherited socket that keeps messages apart. Each request is the number of a system call, an argument

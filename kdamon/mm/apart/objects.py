@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Looks at processes that need not be what they seem: made by a helper process, which may be lost.
+"""Reads processes that may be hostile in a helper process, which kdamon can give up.
 
-Most of what the kernel shows of a process takes a lock of that process (mmap_lock, exec_update_lock). A process can
-hold it for as long as it likes: it reads its own memory by /proc/self/mem where that is of a FUSE file system which
-does not answer, and then maps something. Who asks for the lock waits as long, in some calls (process_madvise(2)) even
-after SIGKILL. No check before the call helps, as the process may do it right after the check.
+To show most information about a process, the kernel takes a lock of that process (mmap_lock, exec_update_lock). A
+process can hold the lock for as long as it likes: it reads its own memory by /proc/self/mem at an address that maps a
+file on a FUSE file system which does not answer, and then maps something. A reader that takes the lock waits as long,
+in some calls (process_madvise(2)) even after SIGKILL. No check before the call helps, as the process may take the lock
+right after the check.
 
-So another process looks, which shows at which process it looks, and is killed when it waits for too long.
+So a helper process reads, records which process it reads, and is killed if it waits for too long.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ sys.path[:] = json.loads(sys.argv.pop(1))
 from kdamon.mm.apart.helper import main
 main()
 """
-#: Seconds that one look may wait in the kernel, and those between two looks at that.
+#: Seconds that one read may wait in the kernel, and seconds between two checks of that.
 _PATIENCE: Final = 1.0
 _STEP: Final = 0.05
 #: Helpers that were killed, and may wait for ever nevertheless.
@@ -48,13 +49,13 @@ _lost: Final = LostHelpers(16)
 
 
 class HeldUpError(Exception):
-    """A process held its helper up, which is gone.
+    """A process blocked the helper that read it; the helper is gone.
 
     :ivar pid: the process.
     """
 
     def __init__(self, pid: int) -> None:
-        super().__init__(f"process {pid} does not let itself be looked at")
+        super().__init__(f"process {pid} blocks every read of its memory")
         self.pid = pid
 
 
@@ -96,10 +97,10 @@ class Apart:
             raise
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What a method of the object returns.
+        """Call a method of the object.
 
         :raises OSError: as the method; EIO the helper ended.
-        :raises HeldUpError: a process that it looks at holds it up; it is closed then.
+        :raises HeldUpError: the process that it reads blocks it; the helper is closed then.
         """
         return self._exchange((method, arguments))
 
@@ -120,7 +121,7 @@ class Apart:
         return value
 
     def _wait(self) -> None:
-        """Wait for an answer, and as long as it looks at one process after the other."""
+        """Wait for an answer, as long as the helper proceeds from one process to the next."""
         looks, waits = self._looks.last(), 0.0
         while not self._answered.poll(1000 * _STEP):
             now = self._looks.last()
@@ -137,7 +138,7 @@ class Apart:
 
     @property
     def closed(self) -> bool:
-        """Whether it can be of no use any more."""
+        """Whether it cannot be used any more."""
         return self._connection.closed
 
     def close(self) -> None:
@@ -163,6 +164,6 @@ def _check_room() -> None:
     if _lost.full():
         raise OSError(
             errno.EBUSY,
-            f"{len(_lost)} helper processes still wait for processes that hold the lock of their memory; end those, in "
-            "whose stack (/proc/PID/task/*/stack) fuse is",
+            f"{len(_lost)} helper processes still wait for processes that hold the lock of their own memory; end those "
+            "whose stack (/proc/PID/task/*/stack) shows fuse",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The BPF program that walks page tables (x86_64): what it shares with this process, and its text."""
+"""The BPF program that walks page tables (x86_64): the memory that it shares with this process, and its text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PTE_PROTNONE: Final = 1 << 8
 LEVEL: Final = 0x07
 #: The walk ended at a page.
 PRESENT: Final = 0x08
-#: The page is young 4 KiB, and part of a larger folio, or it could not be told.
+#: The page is young 4 KiB, and is or may be part of a larger folio.
 LARGE: Final = 0x10
 #: The page's accessed bit is set.
 ACCESSED: Final = PTE_ACCESSED
@@ -61,11 +61,11 @@ class Word:
     COUNT: Final = 0
     #: The /proc/PID/pagemap to walk for.
     FD: Final = 1
-    #: Where the kernel maps all physical memory.
+    #: The kernel's map of all physical memory.
     BASE: Final = 2
-    #: Told by the program: the page directory.
+    #: Set by the program: the page directory.
     PGD: Final = 3
-    #: Told by the program: the address space.
+    #: Set by the program: the address space.
     MM: Final = 4
     #: The physical address in an entry.
     MASK: Final = 5
@@ -73,7 +73,7 @@ class Word:
     LIMIT: Final = 6
     #: 4 or 5, or :data:`PEEK`.
     LEVELS: Final = 7
-    #: Told by the program: 1 when it found no address space.
+    #: Set by the program: 1 when it found no address space.
     FAILED: Final = 8
     #: The first address that is not walked for.
     TOP: Final = 9
@@ -128,7 +128,7 @@ class Layout:
         self.mmap_lock: int | None = None
         with contextlib.suppress(OSError):
             self.mmap_lock = btf.offset("mm_struct", "mmap_lock") + btf.offset("rw_semaphore", "count")
-        #: None where struct page is not as expected: folios are then not told apart by the program.
+        #: None where struct page is not as expected: the program then does not distinguish folios.
         self.page: PageLayout | None = None
         with contextlib.suppress(OSError):
             self.page = PageLayout(btf)

@@ -66,7 +66,7 @@ class Walker:
         if platform.machine() != "x86_64":
             raise OSError(
                 errno.EOPNOTSUPP,
-                f"page tables can be walked on x86_64 only so far, and this machine is {platform.machine()}",
+                f"the page table walk supports x86_64 only, and this machine is {platform.machine()}",
             )
         self._lock = threading.Lock()
         self._mm = 0
@@ -107,10 +107,10 @@ class Walker:
             return self._flags[:count].copy()
 
     def frame_kinds(self, pagemap_fd: int, pfns: U64Array) -> U8Array:
-        """What the kernel's ``struct page`` of page frames says, a value of :class:`FrameKind` each, shape (n,).
+        """The kinds of page frames by the kernel's ``struct page``, a value of :class:`FrameKind` each, shape (n,).
 
-        Nothing is told of reserved pages, what is no memory, folios of several pages that are on no LRU list, and
-        where the kernel keeps its ``struct page`` in a way that is not known.
+        The kind stays open for reserved pages, addresses without memory, folios of several pages that are on no LRU
+        list, and for all if the layout of ``struct page`` is unknown.
 
         :param pagemap_fd: any open /proc/PID/pagemap.
         :param pfns: shape (n,), any order.
@@ -155,14 +155,14 @@ class Walker:
         return whole, words.reshape(len(offsets), -1)
 
     def mm(self, pagemap_fd: int) -> int:
-        """Something that tells the address space behind an open /proc/PID/pagemap from every other one."""
+        """A number that identifies the address space of an open /proc/PID/pagemap among all others."""
         with self._lock:
             self._header[Word.FD] = pagemap_fd
             self._run(np.empty(0, dtype=np.uint64), 0)
             return int(self._header[Word.MM])
 
     def waited_for(self, pagemap_fd: int, unseen: bool = True) -> bool:
-        """Return whether some thread waits for the mmap_lock of the address space behind an open /proc/PID/pagemap.
+        """Return whether some thread waits for the mmap_lock of the address space of an open /proc/PID/pagemap.
 
         :param unseen: the answer where that cannot be seen.
         """
@@ -172,7 +172,7 @@ class Walker:
         with self._lock:
             self._header[Word.FD] = pagemap_fd
             while True:
-                # Of which address space the program was run for shows afterwards.
+                # The shared memory shows afterwards for which address space the program ran.
                 readable, words = self._peek(np.array([self._mm + lock], dtype=np.uint64))
                 mm = int(self._header[Word.MM])
                 if mm == self._mm:
@@ -216,7 +216,7 @@ class Walker:
         self._header[Word.COUNT] = count
         self._program.run()
         if self._header[Word.FAILED]:
-            raise OSError(errno.EBADF, "the page table walk found no address space behind its file descriptor")
+            raise OSError(errno.EBADF, "the page table walk found no address space for its file descriptor")
 
     def _load(self, looped: bool | None) -> None:
         # The verifier follows 400 instructions a round without bpf_loop(), and gives up after a million.
@@ -252,13 +252,13 @@ class Walker:
         raise refused_program(_NEEDS, error) from error
 
     def _calibrate(self) -> None:
-        """Find where the kernel maps all memory (it is random), and prove it on pages of our own."""
+        """Find the address at which the kernel maps all memory (it is random), and check it on pages of our own."""
         try:
             fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError:
             raise OSError(
                 errno.EPERM,
-                "this process may not look at its own memory, as after a change of user; run as root or start it as "
+                "this process may not read its own memory, as after a change of user; run as root or start it as "
                 "the user that it runs as",
             ) from None
         try:
@@ -285,7 +285,7 @@ class Walker:
             raise OSError(
                 errno.EOPNOTSUPP,
                 f"the kernel's map of physical memory was not found ({len(bases)} candidates); "
-                "this kernel arranges its page tables in a way that is not known",
+                "the layout of this kernel's page tables is unknown",
             )
         header[Word.BASE] = base = bases[0]
         _, entries = self.walk(fd, own.addrs)
@@ -380,7 +380,7 @@ class _OwnPages:
         base = ctypes.addressof(anchor)
         del anchor
         self.addrs: U64Array = np.uint64(base) + np.arange(count, dtype=np.uint64) * np.uint64(PAGE_SIZE)
-        # No regular pattern: a wrong base must not match by luck.
+        # No regular pattern: a wrong base must not match by chance.
         self.touched: Mask = np.random.default_rng(1).permutation(count) % 2 == 0
         for index in np.flatnonzero(self.touched).tolist():
             self._memory[index * PAGE_SIZE] = 1
@@ -390,7 +390,7 @@ class _OwnPages:
         self._memory.close()
 
     def agree(self, fd: int, flags: U8Array, pfns: U64Array) -> bool:
-        """Return whether a walk's results are what was touched and what the pagemap says."""
+        """Return whether a walk's results agree with the touched pages and with the pagemap."""
         offset = int(self.addrs[0]) // PAGE_SIZE * 8
         pagemap = np.frombuffer(os.pread(fd, 8 * len(self.addrs), offset), dtype=np.uint64)
         visible = pagemap & np.uint64((1 << 55) - 1)
@@ -424,7 +424,7 @@ os.register_at_fork(after_in_child=_shared.cache_clear)
 
 
 def made_walker() -> Walker | None:
-    """The one that :func:`shared_walker` made before; None if it did not."""
+    """The walker that :func:`shared_walker` made before; None if there is none."""
     return _shared() if _shared.cache_info().currsize else None
 
 

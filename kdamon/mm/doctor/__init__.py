@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this machine can do for monitoring, found out by doing it."""
+"""Checks what monitoring can use on this machine, by trying it."""

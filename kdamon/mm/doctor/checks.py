@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this machine can do for monitoring, found out by doing it, and what to do about what it cannot."""
+"""Checks what monitoring can use on this machine, by trying it, and names the remedy for each missing part."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _PAGES: Final = 64
 
 _OTHERS: Final = "other users' processes"
 
-#: What the primitive page_fault is good for.
-_SEES: Final = "it sees writes and first touches only, not reads of what is mapped"
+#: The accesses that the primitive page_fault observes.
+_SEES: Final = "it observes writes and first touches only, not reads of mapped memory"
 
 
 @frozen
@@ -49,8 +49,8 @@ class Primitive:
 
     :ivar name: what it is.
     :ivar available: whether it works here.
-    :ivar why: what was tried, or what is wrong; a sentence without capital and full stop.
-    :ivar remedy: how to get it; empty where it works or cannot be had.
+    :ivar why: the successful test, or the problem; a sentence without capital and full stop.
+    :ivar remedy: how to get it; empty where it works or is impossible.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Primitive:
 
 
 class _Unavailable(Exception):
-    """A probe's bad news: why, and the remedy."""
+    """A probe failed: the reason and the remedy."""
 
     def __init__(self, why: str, remedy: str) -> None:
         super().__init__(why)
@@ -69,10 +69,10 @@ class _Unavailable(Exception):
 
 
 def examine() -> tuple[list[Primitive], tuple[str, ...], tuple[str, ...]]:
-    """Probe everything; takes a second or two, and leaves nothing behind.
+    """Probe everything; takes a second or two, and removes all that it made.
 
-    :returns: what there is; and by which primitives (``page_table``, ``page_fault``) processes of this user, and those
-        of other users, can be monitored.
+    :returns: the results; and the primitives (``page_table``, ``page_fault``) by which processes of this user, and
+        those of other users, can be monitored.
     """
     found = {name: _probed(name, probe) for name, probe in (_PROBES | SCHEME_PROBES).items()}
     own, others = refusals()
@@ -122,7 +122,7 @@ class _OwnMemory:
 
 def _btf() -> str:
     vmlinux().offset("mm_struct", "pgd")
-    return "the kernel tells the layout of its structures"
+    return "the kernel describes the layout of its structures"
 
 
 def _lockdown() -> str:
@@ -130,7 +130,7 @@ def _lockdown() -> str:
         raise _Unavailable(
             "lockdown=confidentiality forbids programs that read kernel memory", "boot with lockdown=integrity"
         )
-    return "no lockdown is in the way, as far as this kernel shows"
+    return "as far as this kernel shows, no lockdown forbids it"
 
 
 def _page_table_test() -> str:
@@ -166,7 +166,7 @@ def _samples_are_right(machine: LinuxMachine) -> str:
         raise _Unavailable("accessed bits of this process's own pages were not cleared", "")
     seen = int((after[::2] == YOUNG).sum())
     if seen < _PAGES // 4 or (after[1::2] == YOUNG).any():
-        raise _Unavailable("accesses to this process's own pages were told wrong", "")
+        raise _Unavailable("accesses to this process's own pages were reported wrongly", "")
     return f"{seen} of {_PAGES // 2} accesses to own pages were seen, and no other"
 
 
@@ -213,11 +213,11 @@ def _page_flags() -> str:
     with closing(Folios()) as folios:
         # Without them accesses to large folios of files are not known.
         folios.table(np.ones(1, np.uint64))
-    return "/proc/kpageflags tells which pages belong together"
+    return "/proc/kpageflags shows which pages belong to one folio"
 
 
 def _other_users(own: Refusals, others: Refusals) -> str:
-    # Of what does not even work for this user's other lines say why.
+    # Other lines give the reason for a primitive that does not even work for this user's processes.
     for name in _works(own) or tuple(others):
         error = others[name]
         if error is not None:
@@ -244,10 +244,10 @@ def _physical() -> str:
             memory.put()
     seen = int((answers[::2] == YOUNG).sum())
     if seen < _PAGES // 4 or (answers[1::2] == YOUNG).any():
-        raise _Unavailable("accesses to this process's own page frames were told wrong", "")
+        raise _Unavailable("accesses to this process's own page frames were reported wrongly", "")
     return (
         f"{seen} of {_PAGES // 2} accesses to own page frames were seen; of {reachable} MiB that processes and files "
-        f"have, {known} MiB can be told"
+        f"have, accesses to {known} MiB can be observed"
     )
 
 
@@ -267,8 +267,8 @@ def _page_fault_arm() -> str:
         finally:
             os.close(fd)
     if not armed.all() or not written[::2].all() or written[1::2].any():
-        raise _Unavailable("writes to this process's own pages were told wrong", "")
-    return f"userfaultfd tells which pages were written, without who did it; {_SEES}"
+        raise _Unavailable("writes to this process's own pages were reported wrongly", "")
+    return f"userfaultfd reports which pages were written, but neither thread nor CPU; {_SEES}"
 
 
 def _page_fault_take() -> str:
@@ -286,7 +286,7 @@ def _page_fault_who() -> str:
             mine = faults[(faults["addr"] >= own.addrs[0]) & (faults["tid"] == threading.get_native_id())]
     if len(mine) < _PAGES or not mine["write"].any():
         raise _Unavailable("page faults of this process were not recorded", "")
-    return "a BPF program tells thread, CPU, and writes from first reads"
+    return "a BPF program reports thread and CPU, and distinguishes writes from first reads"
 
 
 _PROBES: Final[dict[str, Callable[[], str]]] = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whose processes can be monitored here, found out as ``kdamon run`` would; a part of :mod:`kdamon.mm.doctor`.
+"""Checks whether processes of this and of other users can be monitored, as ``kdamon run`` would do it.
 
-What is allowed for this user's own process need not be for another user's, and rights are not all there is to it: so
-both are tried, on processes made for that.
+A part of :mod:`kdamon.mm.doctor`. A process of this user may work where another user's does not, and not only because
+of missing rights: so both are tried, on processes made for the test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdamon.mm.proc.process_files import ProcessFiles
 __all__ = ["Refusals", "refusals"]
 
 _NOBODY: Final = 65534
-#: Processes that do not let themselves be looked at, before no other ones are tried.
+#: Processes that block every read of their memory, before no others are tried.
 _HELD_UP: Final = 4
 _PRIMITIVES: Final = ("page_table", "page_fault")
 
@@ -43,16 +43,16 @@ def refusals() -> tuple[Refusals, Refusals]:
         with loaded_child() as pid:
             own = _tried(machine, pid)
         try:
-            # Nobody itself needs another one.
+            # If this process runs as nobody, it needs another one.
             with loaded_child(_NOBODY if os.geteuid() != _NOBODY else _NOBODY - 1) as pid:
                 return own, _apart("tried", pid)
         except (OSError, ValueError, HeldUpError):
-            # It takes a right of its own to make such a process: one that is there is looked at, and left alone.
+            # Making such a process needs a right of its own: without it an existing one is only read.
             return own, _looked_at(own)
 
 
 class Attempts:
-    """What a helper process does, because other users' processes may let it wait for ever."""
+    """The part that runs in a helper process, because other users' processes may let it wait for ever."""
 
     def __init__(self) -> None:
         self._machine = linux_machine("page_fault")
@@ -85,7 +85,7 @@ def _apart(method: str, pid: int) -> Refusals:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Log no warnings: another line of the doctor says what is missing to tell who makes a fault."""
+    """Log no warnings: another line of the doctor names the requirement for faults with thread and CPU."""
     log = logging.getLogger("kdamon")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -96,7 +96,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _tried(machine: LinuxMachine, pid: int) -> Refusals:
-    """What :class:`kdamon.Monitor` does to begin."""
+    """The first steps of :class:`kdamon.Monitor`."""
     return {name: _refusal(lambda name: machine.get_task(pid, name).put(), name) for name in _PRIMITIVES}
 
 
@@ -154,7 +154,7 @@ def _status(name: str) -> dict[str, str]:
 
 
 def _open_memory(pid: int) -> None:
-    """What page_fault does to a process before it stops a thread of it."""
+    """The steps of page_fault before it stops a thread of the process."""
     directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         ProcessFiles(directory).close()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What schemes can do on this machine, found out by doing it to a child process; a part of :mod:`kdamon.mm.doctor`.
+"""Checks which actions schemes can use on this machine, by trying them on a child process.
 
-Each probe returns a sentence on what works, or raises OSError with "what is wrong; what to do".
+A part of :mod:`kdamon.mm.doctor`. Each probe returns a sentence about its success, or raises OSError with "problem;
+remedy".
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _pageout() -> str:
             errno.EOPNOTSUPP,
             "there is no swap, so only memory of files is paged out; add a swap device or file (swapon)",
         )
-    return "there is swap for it"
+    return "swap space is available"
 
 
 def _collapse() -> str:
@@ -83,7 +84,7 @@ def _collapse() -> str:
             raise
         finally:
             os.close(pidfd)
-    return "the kernel takes that advice about a child process"
+    return "the kernel accepted this advice for a child process"
 
 
 def _huge_pages() -> str:
@@ -109,12 +110,12 @@ def _memory_cgroups() -> str:
         ) from None
     with closing(Folios()) as folios:
         folios.cgroups(np.ones(1, np.uint64))
-    return "they are mounted, and /proc/kpagecgroup tells which pages are theirs"
+    return "they are mounted, and /proc/kpagecgroup shows their pages"
 
 
 def _pressure() -> str:
     metric("some_mem_psi_us")
-    return "/proc/pressure/memory tells how long tasks stalled"
+    return "/proc/pressure/memory reports how long tasks stalled"
 
 
 SCHEME_PROBES: Final[dict[str, Callable[[], str]]] = {

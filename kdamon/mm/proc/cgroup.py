@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The processes of a control group of the second version, and what groups of either version do to a process."""
+"""The processes of a control group (second version), and limits and freezing by groups of either version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_GROUPS: Final = 10_000
 
 
 def _root(controller: str = "") -> tuple[Path, str]:
-    """Where the second version, or a controller of the first, is mounted, and which group that directory is."""
+    """Where version 2, or a controller of version 1, is mounted, and the group of that directory."""
     for entry in mounts():
         if entry.fstype == ("cgroup" if controller else "cgroup2") and (not controller or controller in entry.options):
             return Path(entry.target), entry.root
@@ -77,7 +77,7 @@ def processes(path: str) -> tuple[int, ...]:
     """
     pids: set[int] = set()
     groups = deque([os.fspath(_directory(path))])
-    # Users make as many as they like, one in the other, where groups are delegated to them.
+    # Where groups are delegated to users, these can make any number of nested groups.
     room = _MOST_GROUPS
     while groups:
         directory = groups.popleft()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which files of a process can be opened without waiting for another process of its user (``fs/fuse/dev.c``).
+"""Decides which files of a process can be opened without waiting for a FUSE server (``fs/fuse/dev.c``).
 
-A file system that a process serves by FUSE answers when that process likes. The kernel lets a process that asks wait
-without an end, and once the question is on its way not even SIGKILL helps. An overlay that a user mounted in a
-namespace of their own may lead to such a file system. So only file systems count that this process has mounted, too,
-those on disks, and those that hold their files in memory.
+A file system that a process serves by FUSE need not answer. The kernel lets a process that sent a request wait without
+a limit, and not even SIGKILL ends the wait. An overlay that a user mounted in a namespace of their own may lead to such
+a file system. So only these file systems are accepted: those that this process has mounted, too, those on disks, and
+those that hold their files in memory.
 """
 
 from __future__ import annotations

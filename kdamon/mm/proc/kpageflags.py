@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the kernel says about physical pages: /proc/kpageflags, kpagecount and kpagecgroup (``fs/proc/page.c``)."""
+"""The state of physical pages: /proc/kpageflags, kpagecount and kpagecgroup (``fs/proc/page.c``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NO_PAGE: Final = 1 << 20
 _ZERO_PAGE: Final = 1 << 24
 _RESERVED: Final = 1 << 32
 
-#: Page frames that nobody asked for are read along if that saves a system call.
+#: A gap of at most so many page frames is read, too, because that saves a system call.
 _READ_ALONG: Final = 64
 
 #: Pages in the largest folio that is mapped by 4 KiB entries or by one 2 MiB entry; folios are aligned to their size.
@@ -81,13 +81,13 @@ class FolioTable:
         return (self.flags & np.uint64(_ANONYMOUS)) != 0
 
     def cached(self) -> Mask:
-        """Which hold what is a file's, or shared memory, and are mapped by nobody."""
+        """Which hold file data or shared memory, and no process maps."""
         asked = np.uint64(_UP_TO_DATE | _MAPPED | _ANONYMOUS | _SWAP_CACHE)
         return (self.flags & asked) == _UP_TO_DATE
 
 
 class Folios:
-    """Reads the three files; without permission the methods for one page know nothing and say so by None or False.
+    """Reads the three files; without permission the methods for one page return None or False.
 
     :param flags_path: /proc/kpageflags
     :param count_path: /proc/kpagecount
@@ -120,7 +120,7 @@ class Folios:
         return self._number(self._flags_fd, pfn)
 
     def extent(self, pfn: int) -> tuple[int, int] | None:
-        """First page frame and number of pages of the folio of ``pfn``, None when it cannot be told."""
+        """First page frame and number of pages of the folio of ``pfn``, None when it is unknown."""
         flags = self.flags(pfn)
         if flags is None:
             return None
@@ -174,7 +174,7 @@ class Folios:
         return FolioTable(pfns, heads, pages, flags)
 
     def unreachable(self, pfns: U64Array) -> Mask:
-        """Which page frames (any order, shape (n,)) no LRU list has and no process maps: nobody accesses them.
+        """Which page frames (any order, shape (n,)) no LRU list has and no process maps: they are not accessed.
 
         They are free, the kernel's own, or no memory.
 
@@ -207,7 +207,7 @@ class Folios:
     def _many(fd: int, pfns: U64Array, beyond: int = 0) -> U64Array:
         """The numbers of page frames ``pfns`` in any order; what lies close together is read at once.
 
-        :param beyond: the number of those behind the end of memory.
+        :param beyond: the value for page frames after the end of memory.
         """
         if fd < 0:
             raise _unreadable()
@@ -259,7 +259,7 @@ def _unreadable() -> OSError:
         if not os.path.exists(path):
             return OSError(errno.EPERM, f"{path} is missing; use a kernel with {option}=y")
     return refusal(
-        "what the kernel knows about pages, in /proc/kpageflags and /proc/kpagecgroup, needs",
+        "reading the state of pages from /proc/kpageflags and /proc/kpagecgroup needs",
         "reading these",
         "CAP_DAC_READ_SEARCH",
     )

@@ -139,7 +139,7 @@ def parse(contents: bytes) -> U64Array:
 
 @frozen
 class NamedMapping:
-    """One mapping, for people and programs that want its name.
+    """One mapping with its name.
 
     :ivar start: its first address, bytes.
     :ivar end: the address after its last one, bytes.
@@ -169,7 +169,7 @@ def read_lines(fd: int, pagemap: int = -1) -> list[bytes]:
 
     The kernel gives the list in pieces, between which mappings come and go.
 
-    :param fd: nobody else reads it meanwhile.
+    :param fd: must not be read by others meanwhile.
     :param pagemap: as for :class:`MapsReader`.
     """
     texts: list[bytes] = []
@@ -190,7 +190,7 @@ def read_lines(fd: int, pagemap: int = -1) -> list[bytes]:
 class MapsReader:
     """Reads an open /proc/PID/maps from its beginning to its end.
 
-    :param fd: stays the caller's; nobody else reads it meanwhile, or the kernel starts over each time.
+    :param fd: stays the caller's; others must not read it meanwhile, or the kernel starts over each time.
     :param pagemap: open /proc/PID/pagemap of the same address space, see :data:`kdamon.mm.mmap_lock.held`; -1 for none.
     """
 
@@ -255,9 +255,9 @@ class RecentMappings:
         return self._known
 
     def now(self) -> Mappings:
-        """The mappings now, if they are not so many that reading them would take long.
+        """The present mappings, unless they are so many that reading them takes long.
 
-        Else they are read on with each :meth:`go_on`, and this returns the list before.
+        In that case each :meth:`go_on` reads more of them, and this returns the previous list.
         """
         if self._known is None:
             return self.known()
@@ -270,7 +270,7 @@ class RecentMappings:
         return self.now() if time.monotonic_ns() >= self._read_at + age else self.known()
 
     def begin(self) -> None:
-        """Read them again, unless that is under way."""
+        """Begin to read them again, unless that is under way."""
         if self._reader is None:
             self._reader = MapsReader(self._fd, self._pagemap)
             self._read_at = time.monotonic_ns()

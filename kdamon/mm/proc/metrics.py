@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goals and watermarks of schemes go by, measured in the files of ``/proc``, ``/sys`` and the memory cgroups.
+"""Metrics of scheme goals and watermarks, read from files of ``/proc``, ``/sys`` and the memory cgroups.
 
 =========================  ===========================================================================================
-metric                     what it is (the kernel's own computations, in ``mm/damon/core.c``)
+metric                     meaning (the kernel's own computations, in ``mm/damon/core.c``)
 =========================  ===========================================================================================
 some_mem_psi_us            time for which some task stalled for memory since boot, microseconds
 node_mem_used_bp, free_bp  share of a NUMA node's memory, 1/10000
@@ -33,7 +33,7 @@ _LRU_LISTS: Final = ("active_anon", "inactive_anon", "active_file", "inactive_fi
 def metric(name: str, *, nid: int = 0, memcg: str = "") -> int:
     """Measure ``name``, see :meth:`kdamon.mm.Machine.metric`.
 
-    :raises OSError: EINVAL an unknown name; EOPNOTSUPP this kernel does not tell.
+    :raises OSError: EINVAL an unknown name; EOPNOTSUPP this kernel does not measure it.
     """
     if name == "some_mem_psi_us":
         return _stalled_us()
@@ -69,7 +69,7 @@ def _stalled_us() -> int:
         some = Path("/proc/pressure/memory").read_text().splitlines()[0]
     except OSError as error:
         raise OSError(
-            errno.EOPNOTSUPP, "the kernel does not tell how long tasks stall for memory; boot it with psi=1"
+            errno.EOPNOTSUPP, "the kernel does not report how long tasks stall for memory; boot it with psi=1"
         ) from error
     return int(some.rpartition("total=")[2])
 

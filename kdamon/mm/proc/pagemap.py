@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The pages of whole ranges: /proc/PID/pagemap (``fs/proc/task_mmu.c``), and the page table walk where it works.
 
-Memory is looked at in blocks of 2 MiB, what one page table maps. Blocks in which nothing is are left out, by the walk
-or by PAGEMAP_SCAN, so that terabytes of reserved addresses cost no more than what is in them. No call holds the
-target's mmap_lock for long, see :mod:`kdamon.mm.mmap_lock`.
+Memory is read in blocks of 2 MiB, the size that one page table maps. Empty blocks are left out, by the walk or by
+PAGEMAP_SCAN, so that terabytes of reserved addresses cost no more than the pages in them. No call holds the target's
+mmap_lock for long, see :mod:`kdamon.mm.mmap_lock`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def exclusive(entries: U64Array) -> Mask:
 
 
 def exclusive_frames(entries: U64Array) -> U64Array:
-    """Page frame numbers of pages that nobody else maps; 0 for all others."""
+    """Page frame numbers of pages that no other process maps; 0 for all others."""
     return np.where(exclusive(entries), frames(entries), np.uint64(0))
 
 
@@ -136,7 +136,7 @@ class Pagemap:
                 yield found
 
     def _tables(self, candidates: U64Array, level: int) -> U64Array:
-        """Those of ``candidates`` for which the walk does not already end at ``level``."""
+        """The ``candidates`` for which the walk does not end at ``level`` already."""
         flags = self.walk(candidates[:, 0])
         empty = ((flags & LEVEL) >= level) & ((flags & PRESENT) == 0)
         return candidates[~empty]

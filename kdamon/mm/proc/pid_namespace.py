@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Numbers of processes and threads as this process's PID namespace has them (``kernel/pid.c``).
+"""Numbers of processes and threads in the PID namespace of this process (``kernel/pid.c``).
 
 A thread has a number in its own PID namespace and in each one above. A BPF program sees the first namespace's number at
 once; bpf_get_ns_current_pid_tgid() gives another namespace's, but only for threads of exactly that one. Numbers of

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where an address space holds pages: PAGEMAP_SCAN from one page to the next (``fs/proc/task_mmu.c``).
 
-One call finds the first page from an address on, and the next one begins at the following block, so that the cost is
-that of the blocks with pages. The kernel steps over what has no page table a gibibyte or more at a time.
+One call finds the first page from an address on, and the next one begins at the following block, so that only blocks
+with pages cost time. The kernel skips addresses without page tables a gibibyte or more at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SWAPPED: Final = 1 << 4
 #: of categories: inverted ones, those that must match, those of which any must match, those to be returned.
 _ARGUMENT: Final = struct.Struct("<12Q")
 
-#: Blocks of empty page tables cost a call some microseconds each; bounds of what one is let look for.
+#: Blocks of empty page tables cost a call some microseconds each; bounds of the range of one call.
 _FIRST: Final = 16
 _MOST: Final = 512
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process's own files in /proc, held open: they stand for one address space and do not follow an exec()."""
+"""A process's own files in /proc, held open: they belong to one address space and do not follow an exec()."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def no_such_process(pid: int) -> OSError:
-    """That there is no process ``pid``."""
+    """The error for a process ``pid`` that does not exist."""
     return OSError(errno.ESRCH, f"there is no process {pid}")
 
 
@@ -116,7 +116,7 @@ class ProcessFiles:
         except (FileNotFoundError, ProcessLookupError):
             return False
         except PermissionError:
-            # Without memory its files are root's, whose process it ever was.
+            # Without memory its files belong to root, whoever its user was.
             if _has_memory(directory, thread):
                 raise
             return False
@@ -181,7 +181,7 @@ def _threads(directory: int) -> Iterator[str]:
 
 
 def _has_memory(directory: int, thread: str) -> bool:
-    """Return whether a thread has memory of its own, as far as everyone may see."""
+    """Return whether a thread has memory of its own, by files that every user may read."""
     try:
         fd = os.open(f"{thread}status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd, "rb") as status:

@@ -84,7 +84,7 @@ def mappings_with_flags(files: ProcessFiles, pidfd: int) -> Mappings:
     except ProcessLookupError:
         found = np.empty((0, 3), dtype=np.uint64)
     if not files.alive():
-        # What was read may be another program's.
+        # The flags may be another program's.
         return found[:0]
     found = found[found[:, 0] < _KERNEL_HALF]
     # The list comes in pieces, between which mappings come and go.

@@ -67,7 +67,7 @@ def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> No
     if not arm.available:
         assert "Linux 6.7 or later" in arm.remedy
         pytest.skip("kernel lacks: userfaultfd with asynchronous write protection")
-    assert "writes and first touches only, not reads of what is mapped" in arm.why
+    assert "writes and first touches only, not reads of mapped memory" in arm.why
     assert found["page_fault: take"].available
     assert found["page_fault: who"].available
 
