@@ -358,7 +358,11 @@ class Regions:
     # Merge.
 
     def merge_two(self, row: int) -> None:
-        """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``)."""
+        """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``).
+
+        :meth:`merge_similar` does not call it: it chooses all pairs first and merges them at once, with the same
+        arithmetic.
+        """
         sizes = self.sizes().tolist()
         self.nr_accesses = _means(self.nr_accesses, sizes, [row + 1])
         self._merge_into_left([row + 1], sizes)
