@@ -925,12 +925,12 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.call_controls_obsolete = False
     with ctx.walk_control_lock:
         ctx.walk_control_obsolete = False
-    kdamond_init_ctx(ctx)
     ctx.reports = ReportQueue()
-    choose_reports(ctx)
-    subscribe_reports(ctx.reports)
-    ctx.kdamond_started.set()
     try:
+        kdamond_init_ctx(ctx)
+        choose_reports(ctx)
+        subscribe_reports(ctx.reports)
+        ctx.kdamond_started.set()
         _kdamond_loop(ctx)
     except OSError as error:
         explained = too_many_files(error, "memory cannot be looked at") if files_ran_out(error) else error
@@ -943,6 +943,7 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.kdamond_error = error
         raise
     finally:
+        ctx.kdamond_started.set()
         _kdamond_done(ctx)
 
 
@@ -1059,20 +1060,22 @@ def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
 
 
 def _kdamond_done(ctx: damon_ctx) -> None:
-    """Leave nothing behind: targets, reports, calls and walks."""
-    unsubscribe_reports(ctx.reports)
-    for t in list(ctx.adaptive_targets):
-        damon_destroy_target(t, ctx)
-    with ctx.call_controls_lock:
-        ctx.call_controls_obsolete = True
-    kdamond_call(ctx, cancel=True)
-    with ctx.walk_control_lock:
-        ctx.walk_control_obsolete = True
-    damos_walk_cancel(ctx)
-    with ctx.kdamond_lock:
-        ctx.kdamond = None
-    if ctx.ended is not None:
-        ctx.ended()
+    """Leave nothing: no targets, reports, calls or walks; whatever fails, no caller waits for this kdamond."""
+    try:
+        unsubscribe_reports(ctx.reports)
+        for t in list(ctx.adaptive_targets):
+            damon_destroy_target(t, ctx)
+    finally:
+        with ctx.call_controls_lock:
+            ctx.call_controls_obsolete = True
+        kdamond_call(ctx, cancel=True)
+        with ctx.walk_control_lock:
+            ctx.walk_control_obsolete = True
+        damos_walk_cancel(ctx)
+        with ctx.kdamond_lock:
+            ctx.kdamond = None
+        if ctx.ended is not None:
+            ctx.ended()
 
 
 def _kdamond_main(ctx: damon_ctx) -> None:

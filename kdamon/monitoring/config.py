@@ -10,11 +10,13 @@ from attrs import frozen
 
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 
-__all__ = ["Config", "Range", "check_config"]
+__all__ = ["Config", "Range", "check_config", "check_intervals"]
 
 #: Start and end (exclusive) of addresses in bytes.
 Range = tuple[int, int]
 
+#: The largest interval, an unsigned long.
+_LONGEST_US: Final = 2**64 - 1
 _PRIMITIVES: Final = ("page_table", "page_fault", "")
 
 
@@ -71,11 +73,19 @@ class Config:
         return max(1, self.aggr_us // max(1, self.sample_us))
 
 
+def check_intervals(config: Config) -> None:
+    """Refuse intervals that no unsigned long holds: OSError EINVAL."""
+    for name in ("sample_us", "aggr_us", "update_us"):
+        if not 0 <= getattr(config, name) <= _LONGEST_US:
+            raise OSError(errno.EINVAL, f"{name} is in microseconds, from 0 to 2**64 - 1")
+
+
 def check_config(config: Config) -> None:
     """Refuse values that do not fit together; the core checks the intervals and numbers of regions.
 
     :raises OSError: EINVAL with a sentence that names the argument.
     """
+    check_intervals(config)
     for refused, sentence in (
         (
             config.ops == "vaddr" and config.ranges,

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The running machine, shared by all monitors of this process: several can monitor one process by faults."""
+"""The running machine, shared by all monitors of this process: several can monitor one process by faults.
+
+A process that forks goes on with it; its child makes another one, because the kernel maps no ring of faults into it.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,10 +15,28 @@ if TYPE_CHECKING:
 
 __all__ = ["get_machine", "put_machine"]
 
-_lock = threading.Lock()
-#: The machine and how many use it.
-_shared: list[LinuxMachine] = []
-_users = [0]
+
+class _Shared:
+    """The machine and how many use it.
+
+    :ivar pid: the process that has it.
+    """
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.machine: LinuxMachine | None = None
+        self.users = 0
+
+
+_shared = [_Shared()]
+
+
+def _mine() -> _Shared:
+    """That of this process; a parent's stays as it is, with a lock that may have been held."""
+    if _shared[-1].pid != os.getpid():
+        _shared.append(_Shared())
+    return _shared[-1]
 
 
 def get_machine() -> LinuxMachine:
@@ -24,16 +46,19 @@ def get_machine() -> LinuxMachine:
     """
     from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 (other machines and reports do without)
 
-    with _lock:
-        if not _shared:
-            _shared.append(linux_machine("page_fault"))
-        _users[0] += 1
-        return _shared[0]
+    shared = _mine()
+    with shared.lock:
+        if shared.machine is None:
+            shared.machine = linux_machine("page_fault")
+        shared.users += 1
+        return shared.machine
 
 
 def put_machine() -> None:
     """Undo :func:`get_machine`; the last user closes the machine."""
-    with _lock:
-        _users[0] -= 1
-        if not _users[0]:
-            _shared.pop().close()
+    shared = _mine()
+    with shared.lock:
+        shared.users -= 1
+        if not shared.users and shared.machine is not None:
+            machine, shared.machine = shared.machine, None
+            machine.close()

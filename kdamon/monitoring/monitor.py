@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from operator import index
 from types import TracebackType
 from typing import Final
 
@@ -41,7 +43,7 @@ from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mm import Machine, Task
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
-from kdamon.monitoring.config import Config, Range, check_config
+from kdamon.monitoring.config import Config, Range, check_config, check_intervals
 from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.monitoring.machines import get_machine, put_machine
@@ -115,26 +117,29 @@ def monitor(
     :param machine: where the process is; default is the running machine.
     :param kept: snapshots that wait for a slow consumer; beyond that the oldest ones are lost and counted.
     :raises OSError: EINVAL the arguments do not fit together.
+    :raises TypeError: a number is no integer.
     """
     name = ops if isinstance(ops, str) else "own"
-    if primitive is None:
-        primitive = "" if name == "reports" else "page_fault" if write_only or cpus or tids else "page_table"
+    # Integers of any kind: those of numpy would overflow where the kernel's wrap around.
     config = Config(
-        pid=pid or 0,
+        pid=index(pid or 0),
         ops=name,
-        sample_us=sample_us,
-        aggr_us=aggr_us,
-        update_us=update_us,
-        min_regions=min_regions,
-        max_regions=max_regions,
-        ranges=tuple((int(start), int(end)) for start, end in ranges),
+        sample_us=index(sample_us),
+        aggr_us=index(aggr_us),
+        update_us=index(update_us),
+        min_regions=index(min_regions),
+        max_regions=index(max_regions),
+        ranges=tuple((index(start), index(end)) for start, end in ranges),
         vaddr_regions=vaddr_regions,
-        primitive=primitive,
+        primitive="page_table" if primitive is None else primitive,
         write_only=write_only,
-        cpus=tuple(cpus),
-        tids=tuple(tids),
+        cpus=tuple(map(index, cpus)),
+        tids=tuple(map(index, tids)),
         density=density,
     )
+    if primitive is None:
+        default = "" if name == "reports" else "page_fault" if config.filtered else "page_table"
+        config = attrs.evolve(config, primitive=default)
     operations = None if isinstance(ops, str) else ops
     return Monitor(config, operations=operations, schemes=schemes, machine=machine, kept=kept)
 
@@ -171,6 +176,8 @@ class Monitor:
     ) -> None:
         if operations is None:
             check_config(config)
+        else:
+            check_intervals(config)
         self.config = config
         self.lost = 0
         self.started = 0.0
@@ -188,6 +195,7 @@ class Monitor:
         self._present: U64Array | None = None
         self._beginner: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._pid = 0
         self._stopped = False
         self._release = contextlib.ExitStack()
         #: Set when everything is given back.
@@ -207,6 +215,7 @@ class Monitor:
         """
         if self._beginner is not None:
             raise OSError(errno.EBUSY, "a monitor can be used once; make another one")
+        self._pid = os.getpid()
         # In a thread of its own, because KeyboardInterrupt comes in the main thread, at any point: what was opened must
         # not be lost there.
         self._beginner = threading.Thread(target=self._begin, name="kdamon-begin", daemon=True)
@@ -240,8 +249,10 @@ class Monitor:
             damon_start([self.ctx], exclusive=False)
         except BaseException as error:
             self._failure = error
-            damon_destroy_ctx(self.ctx)
-            self._ended()
+            try:
+                damon_destroy_ctx(self.ctx)
+            finally:
+                self._ended()
         if self._stopped:
             damon_stop([self.ctx])
 
@@ -285,15 +296,32 @@ class Monitor:
 
     def _ended(self) -> None:
         """Give everything back; runs in the kdamond as the last thing."""
-        self._release.close()
-        self._queue.put(None)
-        self._over.set()
+        try:
+            self._release.close()
+        finally:
+            self._queue.put(None)
+            self._over.set()
+
+    def _inherited(self) -> bool:
+        """Return whether this process is a child of the one that monitors, by fork(): threads stay with the parent."""
+        return self._beginner is not None and self._pid != os.getpid()
+
+    def _check_process(self) -> None:
+        if self._inherited():
+            raise OSError(
+                errno.ECHILD,
+                f"this is a child of process {self._pid}, which goes on monitoring; make a monitor in the child",
+            )
 
     def stop(self) -> None:
         """End monitoring and wait until nothing of it is left; may be repeated. Snapshots so far can still be read.
 
+        In a child of the process that monitors, by fork(), this does nothing: the parent goes on.
+
         :raises OSError: EBUSY the process holds the kdamond up; it ends as soon as it can.
         """
+        if self._inherited():
+            return
         self._stopped = True
         if self._beginner is None or self._beginner.ident is None:
             return  # if it begins all the same, it ends by itself
@@ -309,8 +337,9 @@ class Monitor:
     def __next__(self) -> Snapshot:
         """Wait for the next snapshot.
 
-        :raises OSError: monitoring ended by an error; EINVAL it did not begin.
+        :raises OSError: monitoring ended by an error; EINVAL it did not begin; ECHILD in a child, by fork().
         """
+        self._check_process()
         if self._beginner is None:
             raise OSError(errno.EINVAL, "nothing is monitored yet: use 'with kdamon.monitor(...) as m'")
         collected = self._queue.get()
@@ -325,7 +354,11 @@ class Monitor:
         raise StopIteration
 
     def drain(self) -> list[Snapshot]:
-        """The snapshots that wait to be read, oldest first, without waiting for others."""
+        """The snapshots that wait to be read, oldest first, without waiting for others.
+
+        :raises OSError: ECHILD in a child of the process that monitors, by fork().
+        """
+        self._check_process()
         snapshots: list[Snapshot] = []
         with contextlib.suppress(queue.Empty):
             while (collected := self._queue.get_nowait()) is not None:
@@ -349,7 +382,7 @@ class Monitor:
 
     def running(self) -> bool:
         """Return whether monitoring goes on."""
-        return damon_is_running(self.ctx)
+        return not self._inherited() and damon_is_running(self.ctx)
 
     def error(self) -> BaseException | None:
         """The exception that ended monitoring, normally None."""
@@ -363,8 +396,9 @@ class Monitor:
     def scheme_stats(self) -> list[damos_stat]:
         """The statistics of the schemes, in their order; a copy.
 
-        :raises OSError: EBUSY the process holds the kdamond up.
+        :raises OSError: EBUSY the process holds the kdamond up; ECHILD in a child, by fork().
         """
+        self._check_process()
         found: list[damos_stat] = []
 
         def copy(_: object) -> None:
@@ -400,7 +434,7 @@ class Monitor:
         :returns: bytes, ascending and disjoint, shape (n, 2); None without ranges, where reports alone count, and
             where the process does not answer within a second.
         """
-        if not self.config.ranges or self._target.task is None:
+        if not self.config.ranges or self._target.task is None or self._inherited():
             return None
         if self._looking is None:
             self._looking = threading.Thread(target=self._look, daemon=True)

@@ -38,17 +38,22 @@ def _process() -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-@pytest.fixture(name="needs_machine")
-def _needs_machine() -> None:
-    """Skip where accessed bits cannot be read."""
+def require(primitive: str, pid: int) -> None:
+    """Skip where process ``pid`` cannot be sampled by ``primitive``."""
     machine = get_machine()
     try:
-        machine.get_task(os.getpid()).put()
+        machine.get_task(pid, primitive).put()
     except OSError as error:
         lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
         pytest.skip(f"{lacks}{error.strerror}")
     finally:
         put_machine()
+
+
+@pytest.fixture(name="needs_machine")
+def _needs_machine() -> None:
+    """Skip where accessed bits cannot be read."""
+    require("page_table", os.getpid())
 
 
 def held() -> tuple[list[str], list[str]]:
@@ -181,6 +186,8 @@ def test_signal_handlers_stay() -> None:
         ({"pid": 1, "primitive": "bits"}, "there is no primitive 'bits'; use 'page_table', 'page_fault', or '' for"),
         ({"pid": 1, "primitive": "page_table", "write_only": True}, "accessed bits do not identify writes, CPUs or"),
         ({"pid": 1, "min_regions": 2}, "the minimum number of regions must be at least 3"),
+        ({"pid": 1, "aggr_us": -1}, "aggr_us is in microseconds, from 0 to 2**64 - 1"),
+        ({"pid": 1, "sample_us": 1 << 64, "aggr_us": 1 << 64}, "sample_us is in microseconds, from 0 to 2**64 - 1"),
         ({"pid": 1, "aggr_us": 1}, "the sampling interval must not exceed the aggregation interval"),
         ({"pid": 1, "ops": "reports", "ranges": [(0, 9), (8, 5000)]}, "region 0x8-0x1388 overlaps or precedes"),
     ],
@@ -230,3 +237,98 @@ def test_statistics_of_schemes_can_be_read_meanwhile_and_afterwards() -> None:
     (later,) = m.scheme_stats()
     assert 0 < earlier.nr_tried < later.nr_tried
     assert later is not scheme.stat
+
+
+def test_numbers_may_be_integers_of_any_kind() -> None:
+    """As numpy's, whose arithmetic overflows; and arrays may be given where several are."""
+    m = kdamon.monitor(
+        np.int64(1), write_only=True, cpus=np.array([0, 1]), tids=np.array([1, 2]), min_regions=np.int8(4)
+    )  # type: ignore[arg-type]
+    assert (1, "page_fault", (0, 1), (1, 2)) == (m.config.pid, m.config.primitive, m.config.cpus, m.config.tids)
+    assert "page_table" == kdamon.monitor(1, cpus=(n for n in range(0))).config.primitive
+    ranges = np.array([[0x10000, 0x50000]], dtype=np.uint64)
+    with kdamon.monitor(
+        pid=1,
+        ops="reports",
+        ranges=ranges,
+        sample_us=np.uint32(1000),
+        aggr_us=np.int64(2000),  # type: ignore[arg-type]
+    ) as reports:
+        assert [(0x10000, 0x50000)] == [(int(r["start"].min()), int(r["end"].max())) for r in (next(reports).regions,)]
+    with pytest.raises(TypeError):
+        kdamon.monitor(1, sample_us=5000.0)  # type: ignore[arg-type]
+
+
+def test_own_operations_take_intervals_of_an_unsigned_long() -> None:
+    """As all operations sets."""
+    with pytest.raises(OSError, match="aggr_us is in microseconds"):
+        kdamon.monitor(ops=kdamon.damon_operations(), ranges=RANGES, aggr_us=1 << 64)
+
+
+#: Writes what becomes of a monitor in a child, by fork(), of the process that monitors, and of another one made there.
+FORKING = """
+import os, sys, traceback
+import kdamon
+options, pid = {"primitive": sys.argv[1], "sample_us": 1000, "aggr_us": 20_000}, int(sys.argv[2])
+if sys.argv[1] == "":
+    options |= {"ops": "reports", "ranges": [(0x10000, 0x50000)]}
+def is_refused(call):
+    try:
+        call()
+    except ChildProcessError as error:
+        return f"this is a child of process {os.getppid()}, which goes on" in error.strerror
+    return False
+with kdamon.monitor(pid, **options) as m:
+    next(m)
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            assert not m.running()
+            assert all(is_refused(call) for call in (m.__next__, m.drain, m.scheme_stats))
+            assert m.mapped() is None
+            m.__exit__(None, None, None)
+            # Not that of the parent: memory has room for one userfaultfd.
+            with kdamon.monitor(os.getpid(), **options) as own:
+                for _ in range(3):
+                    next(own)
+            assert not own.running()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    print("child", os.waitpid(child, 0)[1])
+    m.drain()
+    next(m)
+print("parent ends")
+"""
+
+
+@pytest.mark.parametrize("primitive", ["", "page_table", "page_fault"])
+def test_a_child_leaves_its_parents_monitor_alone(primitive: str, process: subprocess.Popen[str]) -> None:
+    """It has no threads of its parent, and the kernel maps no ring of faults into it; it can have a monitor itself."""
+    if primitive:
+        require(primitive, process.pid)
+    words = [sys.executable, "-X", "faulthandler", "-c", FORKING, primitive, str(process.pid)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(words, env=environment, capture_output=True, check=False, text=True, timeout=240)
+    assert "child 0\nparent ends\n" == result.stdout, result.stderr
+
+
+def test_a_failure_at_the_end_is_no_reason_to_wait() -> None:
+    """For the consumer, and for stop()."""
+
+    def fail(_: kdamon.damon_target) -> None:
+        raise OSError(errno.EIO, "the target cannot be let go")
+
+    with kdamon.monitor(ops=kdamon.damon_operations(cleanup_target=fail), ranges=RANGES, aggr_us=10_000) as m:
+        next(m)
+        stopper = threading.Thread(target=m.stop)
+        stopper.start()
+        for _ in m:
+            pass
+        stopper.join(120)
+        assert not stopper.is_alive()
+    assert not m.running()
