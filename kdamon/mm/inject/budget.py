@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How often, and for how long, threads of a process may be stopped for :mod:`kdamon.mm.inject`.
+"""Limits the number and the time of the stops of a process's threads for :mod:`kdamon.mm.inject`.
 
-A stop interrupts the system call that a thread waits in, and some calls begin their timeout anew. So the time is
-bounded for all stops, and the number of those that led to nothing: otherwise a process that can never be used would be
-stopped for ever, and a timeout of it would never be over.
+A stop interrupts the system call that a thread waits in, and some calls begin their timeout anew. So the total time of
+the stops is limited, and the number of stops in vain: otherwise a process that can never be used would be stopped for
+ever, and its timeout would never expire.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class StopBudget:
         reason = f" ({why})" if why else ""
         raise OSError(
             errno.EBUSY,
-            f"process {pid} was stopped {how} in the last minute, and more would disturb it{reason}; try again in a "
-            "minute",
+            f"process {pid} was stopped {how} in the last minute, and more stops would disturb it{reason}; try again "
+            "in a minute",
         )
 
     @contextlib.contextmanager
     def spending(self, pid: int) -> Iterator[Stop]:
-        """A thread of the process may stand still in this context; the caller says whether that led to anything."""
+        """A thread of the process may be stopped in this context; the caller marks a stop that was in vain."""
         key = pid, _start_time(pid)
         begin = time.monotonic()
         stop = Stop()
@@ -101,7 +101,7 @@ class StopBudget:
 
 
 def _start_time(pid: int) -> str:
-    """What distinguishes a process from a later one of the same number."""
+    """The identity of a process, which a later one of the same number does not have."""
     try:
         return stat_fields(Path(f"/proc/{pid}/stat").read_bytes())[19].decode()
     except (OSError, IndexError):

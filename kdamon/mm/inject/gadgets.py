@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program of a process that is to make system calls: what it is, and where in it they can be made.
+"""Checks the program of a target process, and finds the code in it that makes system calls.
 
-A part of the helper (:mod:`kdamon.mm.inject.helper`), with the standard library alone. A process chooses where its
-program and its memory are read from, such as a FUSE file system that never answers: the helper may wait for that, as
-it is waited for with a limit, and kdamon itself may not.
+A part of the helper (:mod:`kdamon.mm.inject.helper`), with the standard library alone. A process decides from where its
+program and its memory are read, such as a FUSE file system that never answers. The helper may wait for that, because
+kdamon waits for the helper with a time limit; kdamon itself may not.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def is_go(program: int, header: bytes) -> bool:
 
 
 def _read(file: int, size: int, offset: int) -> bytes:
-    """A part of a file, nothing where it has none: a program may say anything of itself."""
+    """A part of a file, empty outside of it: the headers of a program may contain any numbers."""
     return os.pread(file, size, offset) if offset < 1 << 63 else b""
 
 
@@ -110,7 +110,7 @@ def _chunks(memory: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _find(wanted: tuple[bytes, ...], addr: int, code: bytes) -> tuple[int, str] | None:
-    """Where one of ``wanted`` is in ``code``, which begins at ``addr``, and which one."""
+    """The address of one of ``wanted`` in ``code``, which begins at ``addr``, and which one it is."""
     for one in wanted:
         found = code.find(one)
         if found >= 0:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A userfaultfd of another process, taken from a running one or at exec from a command of ours; and madvise(2) in it.
+"""Takes a userfaultfd from a running process or from a new command, and makes a process call madvise(2).
 
-userfaultfd(2) and, for some advice, madvise(2) have no form that names a process: each calls them for itself. So a
-thread of the process is stopped and runs the call for us, by a short-lived helper process
-(:mod:`kdamon.mm.inject.helper`, which tells how that is safe). What can be found out beforehand is found out here,
-before anything is stopped, and so are the refusals.
+userfaultfd(2) and, for some advice, madvise(2) work on the calling process only. So a short-lived helper process stops
+a thread of the target, which runs the call for kdamon (:mod:`kdamon.mm.inject.helper` explains why that is safe). All
+checks that need no stopped thread are made here first, and so are the refusals.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ __all__ = ["Launched", "inject_madvise", "launch", "take_userfaultfd"]
 
 _HELPER: Final = Path(__file__).with_name("helper.py")
 
-#: Seconds after which the helper is not waited for any more; its own timer ended it long before, unless it waits for
-#: what a process has its program or memory on.
+#: Seconds after which kdamon gives the helper up; its own timer ended it long before, unless it waits for the file
+#: system of a process's program or memory.
 _PATIENCE: Final = 10.0
 #: Seconds that a killed process may need to end.
 _DYING: Final = 1.0
@@ -95,8 +94,8 @@ def inject_madvise(
 ) -> int:
     """Make process ``pid`` call madvise(2) for ranges of its own memory.
 
-    One thread of it stands still for about a millisecond for every 8 ranges. Nobody is told when the program
-    changes in the middle: calls that come too late are not made.
+    One thread of it stands still for about a millisecond for every 8 ranges. A change of the program in the middle is
+    no error: the remaining calls are not made.
 
     :param ranges: (start, end) of each, page-aligned bytes.
     :param advice: a MADV_ constant; only such that never wait for a disk.
@@ -157,7 +156,7 @@ def _patiently(pid: int, timeout: float, attempt: Callable[[_Unsuitable], _Resul
 
 
 class _Again(Exception):
-    """It did not work this time.
+    """The attempt failed; another one may succeed.
 
     :param unsuitable: threads that make no sense to be tried again.
     """
@@ -168,7 +167,7 @@ class _Again(Exception):
 
 
 def _target(pid: int, stack: contextlib.ExitStack, unsuitable: _Unsuitable) -> Target:
-    """What is known of a process, of which some threads were tried in vain."""
+    """The refusal of a process of which some threads were tried in vain."""
     target = Target(pid, stack, unsuitable)
     if not target.tids:
         number, why = next(iter(unsuitable.values()))
@@ -180,7 +179,7 @@ def _target(pid: int, stack: contextlib.ExitStack, unsuitable: _Unsuitable) -> T
 
 def _check_machine() -> None:
     if platform.machine() != "x86_64" or sys.maxsize < 1 << 32:
-        raise OSError(errno.EOPNOTSUPP, f"other processes can be made to call the kernel on x86-64 only; {_INSTEAD}")
+        raise OSError(errno.EOPNOTSUPP, f"other processes can be made to run system calls on x86-64 only; {_INSTEAD}")
     try:
         os.close(os.pidfd_open(os.getpid(), _PIDFD_THREAD))
     except OSError as error:
@@ -229,7 +228,7 @@ def _advise(
             _check_answer(pid, answer)
             job["code"] = answer["code"]
             if not answer["taken"] and answer["refusal"] == errno.EINVAL:
-                raise OSError(errno.EOPNOTSUPP, f"this kernel does not take that advice; {_OTHERWISE}")
+                raise OSError(errno.EOPNOTSUPP, f"this kernel does not support that advice; {_OTHERWISE}")
             taken.append(answer["taken"])
             del left[:_AT_ONCE]
             kept = answer["kept"]
@@ -238,7 +237,7 @@ def _advise(
 
 
 class _Adviser:
-    """A helper process that advises; to start one takes far longer than a job."""
+    """A helper process that advises and can be reused: starting one takes far longer than a job."""
 
     def __init__(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -251,7 +250,7 @@ class _Adviser:
         """Leave nothing of it when it ended because no job came for some time."""
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
-        # Whoever takes it from the list may use it, nobody else.
+        # Only the thread that takes it from the list may use it.
         with contextlib.suppress(ValueError):
             _idle.remove(self)
             self.end.close()
@@ -342,7 +341,7 @@ def launch(
 
 
 class _Order(NamedTuple):
-    """What is to be started."""
+    """The command to start."""
 
     argv: list[str]
     env: dict[str, str]
@@ -430,7 +429,7 @@ def _start(verb: str, channel: int) -> subprocess.Popen[bytes]:
 
 
 def _not_run(process: subprocess.Popen[bytes]) -> OSError | None:
-    """Why a helper that did not answer never will, None where it was killed."""
+    """The reason why a helper that did not answer never will, None where it was killed."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_END)
     if not process.returncode or process.returncode < 0:
@@ -468,7 +467,7 @@ def _stopping_answer(channel: socket.socket, pid: int) -> tuple[dict[str, Any], 
 
 
 def _answer(channel: socket.socket, begun: bytes = b"") -> tuple[dict[str, Any], int | None]:
-    """What the helper answers, and the file descriptor that came with it.
+    """The answer of the helper, and the file descriptor that came with it.
 
     :param begun: the beginning of the answer, which was read already.
     """

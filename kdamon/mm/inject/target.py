@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What must be known of a process before a thread of it may be stopped to run system calls (:mod:`kdamon.mm.inject`).
+"""Checks a process before a thread of it is stopped to run system calls (:mod:`kdamon.mm.inject`).
 
-Whatever could do harm to the process is refused here, by what /proc shows. Only the helper looks at its memory and its
-program (:mod:`kdamon.mm.inject.gadgets`): the process may have them on a file system that never answers.
+Processes to which a stop could do harm are refused here, by their files in /proc. Only the helper reads their memory
+and their program (:mod:`kdamon.mm.inject.gadgets`): these may be on a file system that never answers.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _INSTEAD: Final = "monitor it by page_table instead"
 
 
 class Momentary(OSError):
-    """It may be otherwise in a moment: another process traces this one, as one that does what we do; threads end."""
+    """A refusal that may be over in a moment: another process traces this one, perhaps another kdamon; threads end."""
 
 
 class Target:
-    """A process that can have system calls injected, as far as that can be found out without stopping it.
+    """A process whose threads can run system calls for kdamon, as far as this is visible without stopping one.
 
     :param pid: the process.
     :param stack: closes what this object opens.
@@ -80,7 +80,7 @@ class Target:
         if memory_left(groups) < _MEMORY:
             raise OSError(
                 errno.EBUSY,
-                f"process {pid} has used up the memory of its control group and might be killed for one thread more; "
+                f"process {pid} has used up the memory of its control group and one more thread might kill it; "
                 f"raise that limit or {_INSTEAD}",
             )
         #: The threads to try, none when all of them are unsuitable.
@@ -90,7 +90,7 @@ class Target:
         self._mappings = [NamedMapping.parse(line) for line in text.split(b"\n")[:-1]]
 
     def job(self) -> dict[str, Any]:
-        """What the helper must know.
+        """The information for the helper.
 
         :returns: pid; tids, the threads to try; program, the name of its file below :attr:`directory`; texts, start and
             end of its code, what is nearly always the right one first; stack, start and end of the first thread's and
@@ -129,7 +129,7 @@ class Target:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except OSError as error:
-                # What others have in their hands they have as a whole.
+                # A tracer or a stop concerns the process as a whole.
                 if error.errno == errno.EBUSY:
                     raise
                 refusal = error
@@ -147,7 +147,7 @@ class Target:
         return found[:_CANDIDATES]
 
     def _without_threads(self) -> OSError:
-        """What is the matter with a process of which only threads that ended were found."""
+        """The error for a process of which only ended threads were found."""
         with _explained(self._pid):
             # A listing may miss a thread that another one started just before it ended. The number never does.
             threads = int(_status(self.directory, "status")["Threads"])
@@ -204,7 +204,7 @@ class Target:
 
 @contextlib.contextmanager
 def _explained(pid: int) -> Iterator[None]:
-    """Say in a sentence what the kernel refuses."""
+    """Turn a refusal of the kernel into a sentence."""
     try:
         yield
     except (FileNotFoundError, ProcessLookupError):
@@ -249,7 +249,7 @@ def _status(directory: int, name: str) -> dict[str, str]:
 
 
 def _check_state(pid: int, status: dict[str, str]) -> None:
-    """Refuse a process that others have in their hands, as a thread's status shows it."""
+    """Refuse a process that is traced or stopped, by the status of a thread."""
     if status["TracerPid"] != "0":
         raise Momentary(
             errno.EBUSY, f"process {pid} is traced by process {status['TracerPid']} already; end that one first"
@@ -266,4 +266,4 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
             f"process {pid} filters its system calls (seccomp) and might be killed for one more; {_INSTEAD}",
         )
     if "shstk" in status.get("x86_Thread_features", "").split():
-        raise OSError(errno.EOPNOTSUPP, f"process {pid} has a shadow stack, which forbids to call anything; {_INSTEAD}")
+        raise OSError(errno.EOPNOTSUPP, f"process {pid} has a shadow stack, which forbids injected calls; {_INSTEAD}")

@@ -30,7 +30,7 @@ _PAGEMAP_SCAN: Final = 0xC0606610
 _PRESENT: Final = 1 << 3
 _SWAPPED: Final = 1 << 4
 #: ``struct pm_scan_arg``: size, flags, start, end, end of the walk, where to write, room there, limit, and four masks
-#: of categories: inverted ones, those that must match, those of which any must match, those to be returned.
+#: of categories: inverted, required, any-of, returned.
 _ARGUMENT: Final = struct.Struct("<12Q")
 
 #: Blocks of empty page tables cost a call some microseconds each; bounds of the range of one call.

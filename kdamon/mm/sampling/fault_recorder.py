@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who caused a page fault: a BPF program on the kernel's page fault tracepoints, and a ring of records for each CPU.
+"""Records page faults with thread and CPU: a BPF program on the page fault tracepoints, and a ring for each CPU.
 
-The program leaves at once for every process that is not watched. It needs neither tracefs nor a perf event on the
-tracepoints, so that nobody else's tracing is touched.
+The program returns at once for every process that is not watched. It needs neither tracefs nor a perf event on the
+tracepoints, so that it does not disturb other tracing.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _PERF_COUNT_SW_BPF_OUTPUT: Final = 10
 _PERF_SAMPLE_RAW: Final = 1 << 10
 _PERF_FLAG_FD_CLOEXEC: Final = 8
 _PERF_RECORD_SAMPLE: Final = 9
-#: Words of the control page where the kernel and the reader write how far they are.
+#: Words of the control page that hold the positions of the kernel and of the reader.
 _HEAD: Final = 128
 _TAIL: Final = 129
 
 _ERROR_WRITE: Final = 2
 
-#: What the program writes, after the kernel's header and the length.
+#: A record of the program, after the kernel's header and the length.
 _RECORD_SIZE: Final = 32
 _SAMPLE: Final = np.dtype(
     [
@@ -143,7 +143,7 @@ class _Ring:
         struct.pack_into(
             "<IIQQQ", attr, 0, _PERF_TYPE_SOFTWARE, len(attr), _PERF_COUNT_SW_BPF_OUTPUT, 1, _PERF_SAMPLE_RAW
         )
-        # Nobody waits for records: wake up after so many as never come. The kernel counts them as an int.
+        # No thread waits for records: wake up only after more than ever come. The kernel counts them as an int.
         struct.pack_into("<I", attr, 48, 0x7FFFFFFF)
         buffer = ctypes.create_string_buffer(bytes(attr), len(attr))
         self.fd = checked(syscall(NR_PERF_EVENT_OPEN, buffer, -1, cpu, -1, _PERF_FLAG_FD_CLOEXEC), "perf_event_open()")
@@ -329,4 +329,4 @@ def _explained(error: OSError) -> OSError:
     if "; " in (error.strerror or ""):
         # It says so itself, as where BTF is missing.
         return error
-    return refused_program("recording who causes page faults needs", error)
+    return refused_program("recording page faults with thread and CPU needs", error)

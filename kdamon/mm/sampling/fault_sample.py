@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One sample by faults, as PAGEMAP_SCAN shows it: for where the faults themselves cannot be recorded.
+"""One sample by faults, from PAGEMAP_SCAN: used where the faults themselves cannot be recorded.
 
-A page that is not write-protected is no sign of a write by itself: most never were, and protection also goes with the
-mapping or with the page. So each page begins in a state, and only some ways out of it are an access.
+A page without write protection alone is no sign of a write: most pages were never protected, and the protection also
+disappears with the mapping or with the page. So each page begins in a state, and only some changes of it are accesses.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class State(IntEnum):
 
     #: Write-protected: a write takes the protection off.
     ARMED = 0
-    #: Nothing is there, in a mapping that is registered: what comes came by an access.
+    #: No page, in a registered mapping: a page that appears was accessed.
     EMPTY = 1
-    #: In swap, or on its way: it comes by an access, but perhaps by a read.
+    #: In swap, or on its way: an access, perhaps a read, brings it back.
     SWAPPED = 2
     #: Part of a huge page of a file in a private mapping: a write makes a copy.
     COPIED = 3
-    #: In a mapping that nobody writes.
+    #: In a mapping without write permission.
     SPARED = 4
-    #: Nothing is there, in no registered mapping: what comes may have been moved there.
+    #: No page, in no registered mapping: a page that appears may have been moved there.
     BARE = 5
-    #: Something is there that cannot be armed.
+    #: A page that cannot be armed.
     UNKNOWN = 6
 
 
@@ -57,7 +57,7 @@ _WRITTEN: Final = _COME | WRITTEN
 _ACCESSED: Final = _table(_WRITTEN, _COME, _COME, _WRITTEN, _ALL, _ALL)
 _NOT_ACCESSED: Final = _table(HUGE, HUGE, HUGE, HUGE | FILE, 0, 0)
 _NOT_WRITTEN: Final = _table(ZERO, ZERO | FILE, _ALL, ZERO, 0, 0)
-#: By state: categories of a page of which nothing is known any more, and those that one has of which something is.
+#: By state: categories of a page whose state is unknown from then on, and those that a page with a known state has.
 _LOST: Final = _table(HUGE, HUGE, HUGE, 0, 0, PRESENT)
 _KEPT: Final = _table(WPALLOWED, WPALLOWED, WPALLOWED, WPALLOWED, 0, 0)
 
@@ -71,12 +71,12 @@ class FaultSample:
 
     def __init__(self, pages: U64Array, states: States) -> None:
         unknown = states == State.UNKNOWN
-        #: Pages of which nothing is known.
+        #: Pages whose state is unknown.
         self.unknown: U64Array = pages[unknown]
         self._pages, self._states = pages[~unknown], states[~unknown]
 
     def faults(self, table: Pages, pid: int) -> Faults:
-        """Which pages were accessed since they were last asked about: each once, without who did it.
+        """The pages that were accessed since the last call: each once, without thread and CPU.
 
         :param table: the pages of the address space.
         :param pid: the process that is named.
@@ -98,5 +98,5 @@ class FaultSample:
         return faults
 
     def end(self) -> None:
-        """Find no more accesses; what is unknown stays so."""
+        """Find no more accesses; unknown pages stay unknown."""
         self._pages, self._states = self._pages[:0], self._states[:0]

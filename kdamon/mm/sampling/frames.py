@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The page frames of this machine, and which process maps each: /proc/PID/pagemap and /proc/kpageflags.
 
-They stand for what the kernel has with its reverse mappings, see :mod:`kdamon.mm.sampling.physical`. An update reads
-the page table entries of every process that may be looked at.
+They replace the kernel's reverse mappings, see :mod:`kdamon.mm.sampling.physical`. An update reads the page table
+entries of every process that this one may read.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _MAX_PAGES: Final = 1 << 24
 _BLOCKS: Final = 8
 #: Mappings that are read at once.
 _MAPPINGS: Final = 512
-#: Seconds that somebody waits for the lock of a process's memory before it counts as one that is held for ever.
+#: Seconds that some thread waits for the lock of a process's memory before the lock counts as held for ever.
 _LOCKED: Final = 0.02
-#: Processes that are named because they cannot be looked at.
+#: Processes that cannot be read and are named in the log.
 _NAMED: Final = 10
 
 
@@ -67,7 +67,7 @@ def runs_of_pages(pages: U64Array, pfns: U64Array) -> U64Array:
 class LinuxFrames:
     """The page frames of this machine: /proc/PID/pagemap of every process and /proc/kpageflags.
 
-    :param walker: skips what is not mapped, and tells address spaces apart.
+    :param walker: skips memory that is not mapped, and identifies address spaces.
     :param open_task: opens a process to take samples of it.
     :param left_out: whether a process is not to be looked at.
     :raises OSError: EPERM page flags may not be read.
@@ -97,7 +97,7 @@ class LinuxFrames:
             if len(seen) >= _MAX_PROCESSES or pages >= _MAX_PAGES:
                 warn_once(
                     "physical memory: "
-                    + f"page frames of {len(seen)} processes are known, of the others none: there are too many"
+                    + f"only the page frames of {len(seen)} processes are known: there are too many processes"
                 )
                 return
             if self._left_out(pid):
@@ -124,7 +124,7 @@ class LinuxFrames:
 
     def _stays_locked(self, pid: int, pagemap: int) -> bool:
         """Whether others wait for the lock of a process's memory, as they may do for ever."""
-        # Of one that was so the last time, it is not waited for anew.
+        # If the lock was held the last time, do not wait again.
         if not stays_locked(pagemap, 0 if pid in self._locked else _LOCKED):
             self._locked.discard(pid)
             return False
@@ -193,7 +193,7 @@ def _system_ram(text: str) -> U64Array:
 
 
 def _zones(text: str) -> list[tuple[int, int, int]]:
-    """Node, first page frame and the one behind the last of every zone with memory in /proc/zoneinfo."""
+    """Node, first page frame and end (exclusive) of every zone with memory in /proc/zoneinfo."""
     zones = []
     for zone in re.split(r"^(?=Node )", text, flags=re.MULTILINE):
         node, spanned, first = (
@@ -237,9 +237,9 @@ class _Pages:
 
 
 def say_left_out(pid: int) -> None:
-    """Log that process ``pid`` does not let itself be looked at, of some processes at most."""
+    """Log that process ``pid`` blocks every read of its memory, for a limited number of processes."""
     _say_left_out(pid) if _named_left_out() < _NAMED else warn_once(
-        "physical memory: " + "nor do more processes, which are not named"
+        "physical memory: " + "more processes hold the lock of their memory; they are not named"
     )
 
 

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ``page_fault`` primitive: sampled pages are write-protected, and the kernel tells of the faults that follow.
+"""The ``page_fault`` primitive: sampled pages are write-protected, and the kernel reports the faults that follow.
 
 It does what the seed series does with its fault handler: the page that stands for a region is armed, an access to it
 faults, and the fault is reported with address, CPU and thread. The kernel itself takes the protection off at the first
 write (userfaultfd WP_ASYNC): the process never waits for us, and when we end all protection is gone.
 
-* Writes are seen, and first touches of pages that were not there; reads of what is mapped are not.
-* A part of a huge page is not armed, and neither is a whole one: the kernel would split it at the first write. Samples
-  of huge pages are UNKNOWN, and they are left out of what is done to memory because it is not accessed. Those of files
-  that are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
+* It observes writes, and first touches of pages that were not there, but no reads of mapped memory.
+* Huge pages are not armed, neither as a whole nor in part: the kernel would split them at the first write. Samples of
+  huge pages are UNKNOWN, and actions on memory that is not accessed leave them out. Samples of huge pages of files that
+  are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
   (docs/deviations.md#huge-pages-with-page_fault)
-* Files that are mapped without the right to write are left alone, because the kernel maps pages of registered ones one
-  by one: nobody writes there. Samples of them are OLD.
-* What else is mapped but cannot be registered is UNKNOWN: [vdso] and kin.
-* A mapping has room for one userfaultfd. A process that has one of its own is not monitored, and let go when it makes
-  one, because the kernel would refuse to register what we have. So is one that another kdamon monitors.
+* Files that are mapped without the right to write are not registered, because the kernel maps pages of registered ones
+  one by one. Writes are impossible there, so samples of them are OLD.
+* Other mappings that cannot be registered, such as [vdso], are UNKNOWN.
+* A mapping has room for one userfaultfd. kdamon does not monitor a process that has a userfaultfd of its own, and stops
+  monitoring one that makes it, because the kernel would refuse the process's own registration. The same holds for a
+  process that another kdamon monitors.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
 
 _NO_SAMPLE: Final = FaultSample(NOTHING, np.empty(0, dtype=np.uint8))
 
-#: What is done to memory because it is not accessed.
+#: Actions on memory because it is not accessed.
 _FOR_COLD: Final = frozenset({"cold", "pageout"})
 
 #: Mappings that are registered at once.
@@ -152,7 +153,7 @@ class PageFaultSpace(ProcessSpace):
             return answers
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
-        """See :meth:`kdamon.mm.AddressSpace.advise`; of what cannot be sampled nobody knows whether it is cold."""
+        """See :meth:`kdamon.mm.AddressSpace.advise`; memory that cannot be sampled may be hot, so it is left out."""
         if action not in _FOR_COLD:
             return super().advise(action, ranges)
         with self._lock:
@@ -165,9 +166,9 @@ class PageFaultSpace(ProcessSpace):
         return applied
 
     def written(self) -> Faults:
-        """Which sampled pages were written, or came, since this was last asked, see :class:`FaultSample`.
+        """The sampled pages that were written, or appeared, since the last call, see :class:`FaultSample`.
 
-        Nothing while another thread is at work on this address space: that one asks for itself.
+        None while another thread works on this address space: that thread collects them itself.
         """
         if not self._lock.acquire(blocking=False):
             return np.empty(0, dtype=FAULT_DTYPE)
@@ -188,7 +189,7 @@ class PageFaultSpace(ProcessSpace):
         super().close()
 
     def _follow(self, count: int) -> None:
-        """Let what is mapped be armed, ``count`` mappings more."""
+        """Make ``count`` more mappings ready to be armed."""
         if self._protection is None:
             return
         mappings = self._files.mappings.known()
@@ -204,7 +205,7 @@ class PageFaultSpace(ProcessSpace):
         return self._primitive.acquire(self._pid, self._pidfd, self._files, self)
 
     def _ask(self) -> Protection | None:
-        """Try to get ready after an exec(); refusals are told once, and asked about more and more seldom."""
+        """Try to get ready after an exec(); refusals are logged once, and attempts become less and less frequent."""
         now = time.monotonic_ns()
         if now < self._ask_at:
             return None
@@ -227,7 +228,7 @@ class PageFaultSpace(ProcessSpace):
 
 
 class _Turn:
-    """Whose turn it is with a process.
+    """A lock for the work on one process, with the number of its users.
 
     :ivar users: how many have the turn or wait for it.
     """
@@ -256,10 +257,10 @@ class PageFault:
         self._lost = 0
 
     def check(self, pidfd: int) -> None:
-        """Nothing can be told before the process is asked, see :meth:`PageFaultSpace.take`."""
+        """Accept every process: only :meth:`PageFaultSpace.take` can find out."""
 
     def open(self, files: ProcessFiles, pidfd: int, pid: int) -> PageFaultSpace:
-        """An address space, not yet asked for anything; ``files`` becomes its."""
+        """An address space, not yet ready to be armed; owns ``files``."""
         return PageFaultSpace(self, files, pid, pidfd)
 
     def adopt(self, pid: int, fd: int) -> None:
@@ -272,7 +273,7 @@ class PageFault:
             former.close()
 
     def acquire(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
-        """The protection of process ``pid``'s address space, made if nobody has it yet; OSError why not."""
+        """The protection of process ``pid``'s address space, made at its first use; OSError with the reason why not."""
         with self._turn(pid):
             protection = self._protections.get(pid)
             if protection is None or not protection.fits(files):
@@ -300,7 +301,7 @@ class PageFault:
 
     @contextlib.contextmanager
     def _turn(self, pid: int) -> Iterator[None]:
-        """What is about process ``pid`` comes one at a time; what it delays holds up nothing about other processes."""
+        """Allow one operation on process ``pid`` at a time; waiting for it delays no other process."""
         with self._lock:
             turn = self._turns.setdefault(pid, _Turn())
             turn.users += 1
@@ -350,7 +351,7 @@ class PageFault:
         if not found:
             return np.empty(0, dtype=FAULT_DTYPE)
         faults = np.concatenate(found)
-        # Who monitors the same process may have chosen the same page.
+        # Another monitor of the same process may have chosen the same page.
         return faults[np.unique(faults[["pid", "addr"]], return_index=True)[1]]
 
     @property
@@ -364,7 +365,7 @@ class PageFault:
 
     @property
     def lost(self) -> int:
-        """How many faults were lost so far because nobody fetched them in time."""
+        """How many faults were lost so far because they were not fetched in time."""
         with self._recorder_lock:
             return self._lost + (self._recorder.lost if self._recorder is not None else 0)
 
@@ -388,7 +389,7 @@ class PageFault:
             if files_ran_out(error):
                 raise
             if self._tells_who is None:
-                log.warning("who causes a page fault is not known, only where: %s", error.strerror)
+                log.warning("page faults are recorded without thread and CPU: %s", error.strerror)
         self._tells_who = self._recorder is not None
 
     def _close_recorder(self) -> None:
@@ -398,7 +399,7 @@ class PageFault:
             self._recorder = None
 
     def close(self) -> None:
-        """Give everything back that no address space has."""
+        """Give back everything that no address space uses."""
         with self._lock:
             adopted, self._adopted = self._adopted, {}
         for userfaultfd in adopted.values():
@@ -406,7 +407,7 @@ class PageFault:
 
 
 def _register_all(protection: Protection, files: ProcessFiles) -> None:
-    """Let everything that ``files`` show be armed."""
+    """Make all mappings that ``files`` show ready to be armed."""
     protection.follow(files.mappings.now())
     while protection.register(_AT_ONCE):
         pass

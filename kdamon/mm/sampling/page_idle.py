@@ -34,7 +34,7 @@ class Frames(Protocol):
     """Finds page frame numbers."""
 
     def pfns(self, addrs: U64Array) -> U64Array:
-        """The page frames behind ``addrs``, 0 where nothing is mapped, shape (n,)."""
+        """The page frames at ``addrs``, 0 where nothing is mapped, shape (n,)."""
         ...
 
 
@@ -90,7 +90,7 @@ class Bitmap:
 
 
 class PageIdleSpace(ProcessSpace):
-    """An address space whose accesses the idle bitmap tells.
+    """An address space whose accesses the idle page bitmap shows.
 
     :param files: becomes this object's; :meth:`close` closes it.
     :param pidfd: the process; stays the caller's.

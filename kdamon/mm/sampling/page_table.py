@@ -10,7 +10,7 @@ It is what ``mm/damon/vaddr.c`` does with damon_ptep_mkold() and damon_young_pmd
 * A young page is moved to the inactive LRU list. (docs/deviations.md#accessed-bits-are-cleared-by-advice)
 
 As in the kernel, a page that was not mapped and that the fault of a neighbour mapped (fault-around) looks accessed.
-Nothing is armed: nothing is left behind in the target, whatever happens to this process.
+No page is armed, so the target needs no clean-up, whatever happens to this process.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class PageTableSpace(ProcessSpace):
             return self._answers(pages, self._walker.young(self._files.pagemap, pages))
 
     def end_sample_frames(self, addrs: U64Array) -> tuple[Answers, U64Array]:
-        """See :meth:`kdamon.mm.AddressSpace.end_sample_frames`; the same entries tell both."""
+        """See :meth:`kdamon.mm.AddressSpace.end_sample_frames`; the same entries hold both."""
         with self._lock:
             pages = self._end(addrs)
             if pages is None:
@@ -122,7 +122,7 @@ class PageTableSpace(ProcessSpace):
             return self._answers(pages, flags), found
 
     def _answers(self, pages: U64Array, flags: U8Array) -> Answers:
-        """What a walk's ``flags`` say of the sampled ``pages``."""
+        """The answers for the sampled ``pages`` by the ``flags`` of a walk."""
         answers: Answers = (flags >> _ACCESSED_SHIFT) & _ONE
         if not flags.all():
             answers[flags == 0] = UNKNOWN
@@ -168,7 +168,7 @@ class PageTableSpace(ProcessSpace):
 
     def _clearable(self, flags: U8Array, entries: U64Array) -> Mask:
         clearable: Mask = (flags & CLEARABLE) != 0
-        # Of single 4 KiB pages the walk told all there is to know.
+        # For single 4 KiB pages the flags of the walk are enough.
         asked = ((flags & LEVEL) == 2) | ((flags & LARGE) != 0)
         pfns = self._walker.pfns(entries)
         for index in np.flatnonzero(asked).tolist():
@@ -177,7 +177,7 @@ class PageTableSpace(ProcessSpace):
         return clearable
 
     def _cold(self, starts: U64Array, sizes: U64Array, refused: Mask) -> None:
-        """MADV_COLD all ranges that ``refused`` leaves, each once, and add those that fail to it."""
+        """Apply MADV_COLD once to each range that is not in ``refused``, and add ranges that fail to ``refused``."""
         wanted = np.flatnonzero(~refused)
         if not len(wanted):
             return
@@ -196,7 +196,7 @@ class PageTableSpace(ProcessSpace):
     def _refuse(self, addr: int) -> int:
         """Note that the mapping at ``addr`` refused MADV_COLD (locked, huge TLB, device), and return its end.
 
-        /proc/PID/smaps would tell in advance, but it visits every page: tens of milliseconds a GiB.
+        /proc/PID/smaps would show that in advance, but it visits every page: tens of milliseconds a GiB.
         """
         found = maps.containing(self._mappings(), addr)
         if found is None:

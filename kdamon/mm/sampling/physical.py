@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Physical memory as far as user space can tell accesses to it: by the page tables of the processes that map it.
+"""Physical memory: accesses observed through the page tables of the processes that map it.
 
-The kernel goes from a page frame to everybody who maps it. User space cannot, so the other direction is turned around:
-the mappings of all processes that may be looked at are gone through now and then, and the page frames that one process
-alone maps are remembered with that process and the address (:class:`ReverseMap`). A sample of a page frame is a sample
-of that address in that process, taken as for any monitored process. Afterwards it is looked whether the page frame is
-still there and still that process's alone: what was remembered may be old, what is answered is not.
+The kernel's reverse mappings lead from a page frame to all processes that map it. User space has none, so kdamon builds
+its own: now and then it reads the mappings of all processes that it may read, and remembers the page frames that
+exactly one process maps, with that process and the address (:class:`ReverseMap`). A sample of a page frame is a sample
+of that address in that process, as for any monitored process. After the sample kdamon checks that the address still
+maps this page frame and that no other process does: the remembered map may be old, the answers are not.
 
 ============================================  =========================================================================
 page frame                                    answer
 ============================================  =========================================================================
-mapped by one process, known since the last   as its accessed bit tells; UNKNOWN where that cannot be cleared
+mapped by one process, known since the last   by its accessed bit; UNKNOWN where that cannot be cleared
 update
 on no LRU list and not mapped: free, the      OLD, as the kernel's damon_pa_young() answers for what damon_get_folio()
 kernel's, or no memory at all                 does not take: no process accesses it
 everything else: shared by processes, page    UNKNOWN
-cache that nobody maps, mapped since the last
+cache without mapping, mapped since the last
 update
 ============================================  =========================================================================
 """
@@ -52,7 +52,7 @@ _PROCESS: Final = 512
 
 
 class Frames(Protocol):
-    """What a machine knows about page frames and the processes that map them."""
+    """Page frames of a machine, and the processes that map them."""
 
     def runs(self) -> Generator[tuple[int, U64Array, int]]:
         """The page frames that each process alone maps.
@@ -71,11 +71,11 @@ class Frames(Protocol):
         ...
 
     def kinds(self, pfns: U64Array) -> U8Array:
-        """What page frames are, a value of :class:`kdamon.mm.FrameKind` each, shape (n,)."""
+        """The kinds of page frames, a value of :class:`kdamon.mm.FrameKind` each, shape (n,)."""
         ...
 
     def unreachable(self, pfns: U64Array) -> Mask:
-        """Which page frames nobody maps and are on no LRU list: free, the kernel's, or no memory; shape (n,)."""
+        """Which page frames no process maps and no LRU list has: free, the kernel's, or no memory; shape (n,)."""
         ...
 
     def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
@@ -87,7 +87,7 @@ class Frames(Protocol):
         ...
 
     def zones(self) -> list[tuple[int, int, int]]:
-        """Page frames of NUMA nodes, piece by piece: the node, its first one, the one behind its last."""
+        """Page frames of NUMA nodes, piece by piece: the node, the first one, the end (exclusive)."""
         ...
 
     def reachable(self) -> int:
@@ -100,7 +100,7 @@ class Frames(Protocol):
 
 
 class ReverseMap:
-    """Which process maps a page frame, and where.
+    """Maps page frames to their process and address.
 
     :param found: processes and runs as :meth:`Frames.runs` gives them. Frames that come twice, of two processes or of
         one, are left out.
@@ -172,7 +172,7 @@ def _once(runs: U64Array) -> U64Array:
 
 
 def _groups(pids: I64Array) -> Iterator[tuple[int, Indexes]]:
-    """The rows of each number in ``pids`` but of -1, which is nobody's."""
+    """The rows of each number in ``pids``; -1, no process, is left out."""
     order = pids.argsort(kind="stable")
     ordered = pids[order]
     begins = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])) if len(pids) else np.empty(0, np.intp)
@@ -262,7 +262,7 @@ class Physical:
         self._found = []
 
     def _take(self, found: ReverseMap) -> None:
-        """Go by ``found`` from now on."""
+        """Use the map ``found`` from now on."""
         # Numbers of processes may be others' by now.
         self._put_tasks(0)
         self._sampled = []
@@ -312,7 +312,7 @@ class Physical:
             looking_at(pid)
             answers[rows], found = mm.end_sample_frames(there)
             told[rows] = found == pfns[rows]
-        # Now, not before: who mapped a page frame meanwhile may have accessed it.
+        # Now, not before: a process that mapped a page frame meanwhile may have accessed it.
         kinds = self._frames.kinds(pfns)
         for pid, mm, rows, there in self._sampled:
             doubtful = told[rows] & (kinds[rows] != FrameKind.MAPPED_ONCE) & (answers[rows] != UNKNOWN)

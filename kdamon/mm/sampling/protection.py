@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The write protection of one address space, by a userfaultfd of its process (``fs/userfaultfd.c``).
 
-A part of :mod:`kdamon.mm.sampling.page_fault`: which mappings are registered, which pages are armed for whom, and when
-the process is let go because it needs the only place for a userfaultfd itself.
+A part of :mod:`kdamon.mm.sampling.page_fault`: it registers mappings, arms pages for its users, and releases the
+process if that needs the only place for a userfaultfd itself.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ log = logging.getLogger("kdamon")
 _LOOK_RARELY: Final = 100
 #: File descriptors of a process that are looked at at once.
 _DESCRIPTORS: Final = 1024
-#: Seconds after which a process has given away, and closed, one that it was only asked for.
+#: Seconds after which a process has passed on and closed a userfaultfd that it only made for another process.
 _GIVEN_AWAY: Final = 0.02
 
 
 def has_its_own(pid: int) -> OSError:
-    """Why process ``pid`` cannot be protected by us."""
+    """The error that process ``pid`` uses a userfaultfd of its own."""
     return OSError(
         errno.EBUSY,
         f"process {pid} uses a userfaultfd of its own, and memory has room for one only; monitor it by page_table "
@@ -61,7 +61,7 @@ def has_its_own(pid: int) -> OSError:
 
 
 class Protection:
-    """The protection of one address space, shared by all who monitor it: a mapping has room for one userfaultfd.
+    """The protection of one address space, shared by all its monitors: a mapping has room for one userfaultfd.
 
     :param pid: the process.
     :param userfaultfd: becomes this object's.
@@ -81,7 +81,7 @@ class Protection:
         self._lock = threading.Lock()
         self._mappings: Mappings | None = None
         # Mappings that are registered, those of them that may be others by now, mappings that are to be registered,
-        # those that are not because nobody writes there, those with memory of their own.
+        # those that are not because they are not writable, those with memory of their own.
         self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
         self._armed: dict[object, U64Array] = {}
         self._told_huge = False
@@ -177,7 +177,7 @@ class Protection:
             return states, bool(len(missing))
 
     def _arm(self, pages: U64Array) -> Mask:
-        # Where the process uses a userfaultfd of its own, arming would spoil what that tells it.
+        # Where the process uses a userfaultfd of its own, arming would disturb its notifications.
         ours = inside(self._ranges, pages)
         if ours.all():
             return self._table.arm(pages)
@@ -216,7 +216,7 @@ class Protection:
         return ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
 
     def known(self, wanted: U64Array, pagemap: Pagemap) -> U64Array:
-        """What of ``wanted`` can be sampled: all but such huge pages, nothing of a process that was let go.
+        """The part of ``wanted`` that can be sampled: all but such huge pages, nothing of a process that was released.
 
         :param pagemap: of this address space.
         """
@@ -253,7 +253,7 @@ class Protection:
             self._look_at = time.monotonic_ns() + _LOOK_RARELY * self._searched
 
     def disarm(self, user: object) -> None:
-        """End the sample of ``user``: what it armed is armed no more, but for pages that others armed, too."""
+        """End the sample of ``user``: disarm its pages except those that others armed, too."""
         with self._lock:
             pages = self._armed.pop(user, np.empty(0, dtype=np.uint64))
             if self._let_go:
@@ -276,12 +276,12 @@ class Protection:
         try:
             self._unregister(registered)
         except OSError as error:
-            log.debug("process %d: its protection goes all at once: %s", self._pid, error.strerror)
+            log.debug("process %d: its protection is removed in one step: %s", self._pid, error.strerror)
         finally:
             self._userfaultfd.close()
 
     def _unregister(self, registered: U64Array) -> None:
-        """Let ``registered`` go block by block where pages are, and spare the process what faults that may cause."""
+        """Unregister ``registered`` block by block where pages are, and spare the process the faults of it."""
         memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
         rest = np.ones(len(registered), dtype=np.bool_)
         for blocks in Pagemap(self._pagemap).groups(registered):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Spares a process the faults that its shared memory has once a userfaultfd lets it go (``mm/userfaultfd.c``).
+"""Spares a process faults in its shared memory after a userfaultfd is unregistered (``mm/userfaultfd.c``).
 
 To unregister a shared mapping, the kernel sets all its page table entries anew, write-protected: the next write to each
 page faults. Where a file system wants to know of writes it makes them writable at once
 (``vma_wants_manual_pte_write_upgrade()``), but not where files are in memory: shared anonymous memory, memfd, System V
 shared memory, tmpfs. A GiB of it has 262144 faults.
 
-process_vm_writev(2) makes the kernel have those faults in our place. What it is to write cannot be read: it lies where
-we have no access ourselves. So it faults each page in for writing, and then writes nothing (EFAULT). A process that
-maps something else there meanwhile decides how long that takes: for another user's, another process waits.
+process_vm_writev(2) makes the kernel take those faults on our behalf. Its source lies in memory of ours without read
+access, so it faults each page in for writing, and then writes nothing (EFAULT). A process that maps something else
+there meanwhile decides how long that takes: for another user's process, a helper process makes the call.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _file_systems_of_memory(pid: int) -> set[int]:
 
 
 def make_writable(pid: int, runs: list[tuple[int, int]]) -> bool:
-    """Let pages be written without a fault.
+    """Make pages writable without a fault.
 
     :param pid: the process; the caller knows that it still lives in the address space that the pages are of.
     :param runs: start and end of pages that are there, in shared mappings that it may write.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What address spaces of real processes have in common, however their accesses are told."""
+"""The common base of address spaces of real processes, for all primitives."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __all__ = ["NOTHING", "ProcessSpace"]
 
 _Step = TypeVar("_Step")
 
-#: Nanoseconds of monitoring for each mapping that is looked at meanwhile, some thirty times as long as that takes.
+#: Nanoseconds of monitoring for each mapping that is read meanwhile, some thirty times the time of the read.
 _TIME_OF_MAPPING: Final = 32_000
-#: How many are looked at within some milliseconds.
+#: How many are read within some milliseconds.
 #: Deviation: docs/deviations.md#mappings-are-read-in-parts
 _MAPPINGS_AT_ONCE: Final = 1024
 
@@ -34,7 +34,7 @@ NOTHING: Final[U64Array] = np.empty(0, dtype=np.uint64)
 
 
 class ProcessSpace(ABC):
-    """The address space of a real process; its subclasses tell accesses.
+    """The address space of a real process; its subclasses observe accesses.
 
     :param files: becomes this object's; :meth:`close` closes it.
     :param pidfd: the process; stays the caller's.
@@ -136,7 +136,7 @@ class ProcessSpace(ABC):
 
     @staticmethod
     def _sum(ranges: U64Array, steps: Iterator[U64Array]) -> U64Array:
-        """What all ``steps`` did to each of ``ranges``, bytes, shape (n,)."""
+        """The bytes of each of ``ranges`` that all ``steps`` affected, shape (n,)."""
         applied = np.zeros(len(ranges), dtype=np.uint64)
         for step in steps:
             applied += step

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Write protection that the kernel resolves by itself: userfaultfd(2) WP_ASYNC and PAGEMAP_SCAN (``fs/userfaultfd.c``).
+"""Write protection by userfaultfd(2) WP_ASYNC and PAGEMAP_SCAN: the kernel resolves the faults (``fs/userfaultfd.c``).
 
 A page is armed with PAGEMAP_SCAN, which protects it only if it is present and no part of a huge page, all under one
 lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for a page that is not there, and split a huge one.
@@ -166,7 +166,7 @@ class _Arguments:
         self._together = CallSize(_TOGETHER, _TOGETHER, _TOGETHER_AT_MOST)
 
     def reserve(self, count: int) -> bool:
-        """Make room for ``count`` calls; tells whether :attr:`rows` are new ones."""
+        """Make room for ``count`` calls; returns whether :attr:`rows` are new ones."""
         if count <= len(self.rows):
             return False
         self.rows = np.empty((count, len(self._words)), dtype=np.uint64)
@@ -224,7 +224,7 @@ class Userfaultfd:
         return cls(fd)
 
     def register(self, ranges: U64Array) -> Mask:
-        """Let pages of the mappings ``ranges`` (start and end, bytes, shape (n, 2)) be protected.
+        """Register the mappings ``ranges`` (start and end, bytes, shape (n, 2)), so that their pages can be protected.
 
         :returns: which are registered now, shape (n,). Others are special ([vdso]), read-only for good, another
             userfaultfd's, or gone.
@@ -252,14 +252,14 @@ class Userfaultfd:
     def disarm(self, pages: U64Array) -> None:
         """Take the protection off ``pages`` (their addresses, shape (n,)).
 
-        Only of pages that :meth:`Pages.armed` tells: of a huge page, the kernel would split it.
+        Only of pages that :meth:`Pages.armed` returns: the kernel would split a huge page.
         """
         self._protect.reserve(len(pages))
         self._protect.rows[: len(pages), 0] = pages
         self._protect.run(len(pages))
 
     def unregister(self, ranges: U64Array) -> None:
-        """Let ``ranges`` go (start and end, bytes, shape (n, 2)); none of their pages stays protected.
+        """Unregister ``ranges`` (start and end, bytes, shape (n, 2)); none of their pages stays protected.
 
         The kernel visits every page of a range while the target cannot map anything: 2 MiB in some tens of
         microseconds. A huge page that one ends in is split.
@@ -315,7 +315,7 @@ class Pages:
         told = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
         self._found = np.empty((0, 3), dtype=np.uint64)
         # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
-        # inverted ones, those that must match, those of which any must match, those to be told.
+        # inverted, required, any-of, returned.
         self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
         alone = WRITTEN | HUGE
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))

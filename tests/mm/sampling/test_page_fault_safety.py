@@ -285,7 +285,7 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
         [*command, textwrap.dedent(WITHOUT_RIGHTS), str(program)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == [
-        "who causes a page fault is not known, only where: recording who causes page faults needs CAP_BPF and "
+        "page faults are recorded without thread and CPU: recording page faults with thread and CPU needs CAP_BPF and "
         "CAP_PERFMON, which root lacks here; start kdamon with these capabilities, as by a container's --cap-add",
         "False False",
         "0",
