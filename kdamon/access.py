@@ -54,18 +54,18 @@ class damon_access_report:
 
 @define(slots=True)
 class ReportCounters:
-    """What became of the reports that a context received.
+    """Counters of the reports that a context received, by their fate.
 
     ``accepted == applied + ineligible + filtered + straddling + outside + late + pending`` always; ``dropped`` reports
-    were sent too, but there was no room for them.
+    were sent, too, but found no room.
 
     :ivar applied: lie in a region, which was counted.
-    :ivar ineligible: are of no target, by the operations set.
+    :ivar ineligible: are about no target, by the operations set.
     :ivar filtered: were discarded by the sample filters.
     :ivar straddling: lie across the edge of a region.
     :ivar outside: lie in no region.
     :ivar late: arrived while nothing was monitored: paused, or deactivated by watermarks.
-    :ivar pending: were not looked at yet.
+    :ivar pending: were not counted yet.
     """
 
     accepted: int = 0
@@ -80,7 +80,7 @@ class ReportCounters:
 
 
 class damon_sample_filter_type(Enum):
-    """What a sample filter looks at; the value is the tree's keyword, the order the series'."""
+    """The property that a sample filter compares; the value is the tree's keyword, the order the series'."""
 
     DAMON_FILTER_TYPE_CPUMASK = "cpumask"
     DAMON_FILTER_TYPE_THREADS = "threads"
@@ -107,11 +107,11 @@ class damon_sample_filter:
 
 @define(slots=True)
 class PrimitivesEnabled:
-    """Which of this context's own sources of accesses are used.
+    """The access sources of a context.
 
     :ivar page_table: accessed bits.
-    :ivar page_fault: faults of the sampled pages, which are made to fault; goes before ``page_table``. With neither,
-        only what others report counts.
+    :ivar page_fault: faults of the sampled pages, which are made to fault; has precedence over ``page_table``. With
+        neither, only reports of others count.
     """
 
     page_table: bool = True
@@ -130,7 +130,7 @@ class damon_sample_control:
 
 
 class damon_filter_type(Enum):
-    """What a filter of a probe looks at; the value is the tree's keyword, the order the kernel's."""
+    """The property that a filter of a probe compares; the value is the tree's keyword, the order the kernel's."""
 
     DAMON_FILTER_TYPE_ANON = "anon"
     DAMON_FILTER_TYPE_MEMCG = "memcg"
@@ -167,7 +167,7 @@ class damon_prep_action(Enum):
 
 @define(slots=True)
 class damon_prep:
-    """What to do to the page to be sampled at the start of each sampling interval."""
+    """How the page to be sampled is prepared at the start of each sampling interval."""
 
     action: damon_prep_action = damon_prep_action.DAMON_PREP_SET_PGIDLE
 
@@ -176,8 +176,8 @@ class damon_prep:
 class damon_probe:
     """A property of sampled pages to count besides accesses, see :mod:`kdamon.probes`.
 
-    :ivar weight: of its hits in the sum that regions are told apart by; if that is not 0 for any probe of a context,
-        its accesses are not checked.
+    :ivar weight: of its hits in the weighted sum by which regions are merged and aged; if any probe of a context has
+        a weight other than 0, accesses are not checked.
     :ivar preps: how pages are prepared.
     :ivar filters: which pages are hits; none lets all be.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A commit to a context that runs: only the commit itself is made in its kdamond.
+"""A commit to a running context: the kdamond makes only the commit itself.
 
-Kernel: the kdamond builds the new context, too, which takes no time worth mentioning. Here: to take a process can take
-seconds, as where it has to be stopped for a userfaultfd and cannot be right now; and so can letting one go. The caller
+Kernel: the kdamond builds the new context, too, which takes next to no time. Here: opening a process can take seconds,
+for example if a thread must be stopped for a userfaultfd and cannot be right now; and so can releasing one. The caller
 does both, in a thread of its own, while the kdamond samples. (docs/deviations.md#processes-are-opened-without-the-lock)
 """
 

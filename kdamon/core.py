@@ -126,7 +126,7 @@ log = logging.getLogger("kdamon")
 
 
 damon_lock = threading.Lock()
-#: How many kdamonds run (nr_ctxs), and whether they want to be the only ones (exclusive).
+#: The number of running kdamonds (nr_ctxs), and whether they run exclusively.
 #: Deviation: docs/deviations.md#exclusive-within-one-kdamon
 _running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
 
@@ -232,17 +232,17 @@ def damon_rand(ctx: damon_ctx, left: U64Array, span: U64Array, wide: bool) -> U6
 
 
 def damon_new_region(start: int, end: int) -> damon_region:
-    """A region [start, end) that nothing is known of."""
+    """A region [start, end) without any results."""
     return damon_region(damon_addr_range(start, end))
 
 
 def damon_add_region(r: damon_region, t: damon_target) -> None:
-    """Add ``r`` behind the last region of ``t``."""
+    """Append ``r`` to the regions of ``t``."""
     t.regions.append(r)
 
 
 def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_region_sz: int) -> None:
-    """Make ``t`` cover just ``ranges``; what is known of memory that stays is kept.
+    """Make ``t`` cover exactly ``ranges``; memory that stays covered keeps its results.
 
     :param ranges: ascending, disjoint after rounding outwards to ``min_region_sz``.
     :raises OSError: EINVAL a range is empty, or overlaps or precedes the one before; nothing is changed then.
@@ -296,17 +296,17 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
 
 
 def damon_new_target() -> damon_target:
-    """A target of nothing."""
+    """A target without a process and without regions."""
     return damon_target()
 
 
 def damon_add_target(ctx: damon_ctx, t: damon_target) -> None:
-    """Add ``t`` behind the last target of ``ctx``."""
+    """Append ``t`` to the targets of ``ctx``."""
     ctx.adaptive_targets.append(t)
 
 
 def damon_destroy_target(t: damon_target, ctx: damon_ctx | None) -> None:
-    """Remove ``t`` from ``ctx`` (None: it is in none) and give back what it holds."""
+    """Remove ``t`` from ``ctx`` (None: it is in none) and release its resources."""
     if ctx is not None:
         ctx.adaptive_targets.remove(t)
         for s in ctx.schemes:
@@ -331,7 +331,7 @@ def damon_new_ctx(seed: int | None = None) -> damon_ctx:
 
 
 def damon_destroy_ctx(ctx: damon_ctx) -> None:
-    """Give back what the targets and schemes of ``ctx`` hold; it must not run."""
+    """Release the resources of the targets and schemes of ``ctx``, which must not run."""
     for t in list(ctx.adaptive_targets):
         damon_destroy_target(t, ctx)
     while ctx.replaced_tasks:
@@ -366,7 +366,7 @@ def damon_new_scheme(
 
 
 def damon_add_scheme(ctx: damon_ctx, s: damos) -> None:
-    """Add ``s`` behind the last scheme of ``ctx``."""
+    """Append ``s`` to the schemes of ``ctx``."""
     ctx.schemes.append(s)
     init_scheme(s, ctx)
 
@@ -382,16 +382,19 @@ def damon_set_schemes(ctx: damon_ctx, schemes: Sequence[damos]) -> None:
 
 
 def _convert(counts: npt.NDArray[Any], old: int, new: int) -> U32Array:
-    """Counts out of ``old`` samples as counts out of ``new``, through 1/10000 as in the kernel."""
+    """Convert counts of ``old`` samples to counts of ``new`` samples, through 1/10000 as in the kernel."""
     whole, part = np.divmod(counts.astype(np.uint64), np.uint64(old))
     bp = whole * np.uint64(10000) + part * np.uint64(10000) // np.uint64(old)
     return (bp * np.uint64(new) // np.uint64(10000)).astype(np.uint32)
 
 
 def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregating: bool) -> None:
-    """Express the results that were found under ``ctx.attrs`` as if they had been found under ``new``.
+    """Convert the results under ``ctx.attrs`` to the intervals of ``new``.
 
-    :param aggregating: an aggregation interval is under way; what it counted so far is dropped.
+    A count means little without its maximum, the samples of an aggregation interval, and an age counts intervals: both
+    would be wrong by the ratio of the intervals. Counts of an unfinished interval mix both lengths and are dropped.
+
+    :param aggregating: an aggregation interval is under way.
     """
     old = ctx.attrs
     if not (old.sample_interval and old.aggr_interval and new.sample_interval and new.aggr_interval):
@@ -411,7 +414,7 @@ def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregatin
         regions.age = (regions.age * old_aggr // new_aggr).astype(np.uint32)
         regions.unknown_age = (regions.unknown_age * old_aggr // new_aggr).astype(np.uint32)
         if regions.probe_hits is not None and regions.last_probe_hits is not None:
-            # Kernel: hits of probes that are gone stay as they are. Here: they are converted too, as nobody sees them.
+            # Kernel: hits of removed probes stay as they are. Here: they are converted, too, as they are never shown.
             # (docs/deviations.md#hits-of-removed-probes)
             regions.last_probe_hits = _convert(regions.last_probe_hits, old_max, new_max).astype(np.uint8)
             now = np.zeros_like(regions.probe_hits) if aggregating else _convert(regions.probe_hits, old_max, new_max)
@@ -548,7 +551,7 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     _damon_commit_ctx(_damon_new_test_ctx(dst), src, dry_run=True)
     _damon_commit_ctx(dst, src, dry_run=False)
     if dst.reports is not None:
-        # What is reported on a new target as soon as the caller knows of it counts.
+        # Reports on a new target count as soon as the caller knows of the target.
         choose_reports(dst)
 
 
@@ -556,7 +559,10 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
 
 
 def damon_apply_min_nr_regions(ctx: damon_ctx) -> int:
-    """Cut regions that are too large for ``min_nr_regions`` of them; returns the largest size, core address units."""
+    """Cut regions that are too large for ``min_nr_regions`` of them; returns the size limit, core address units.
+
+    The limit also holds for merges: otherwise an idle address space would become one region, and a small hot part of
+    it would need many random cuts to appear again."""
     max_region_sz = ALIGN(damon_region_sz_limit(ctx), ctx.min_region_sz)
     for t in ctx.adaptive_targets:
         t.regions.split_max(max_region_sz)
@@ -585,7 +591,7 @@ def _damon_start(ctx: damon_ctx) -> None:
 def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
     """Start a kdamond for each of ``ctxs``.
 
-    :param exclusive: refuse if anything runs, and let nothing start beside them.
+    :param exclusive: refuse if any kdamond runs, and let no other start while these run.
     :raises OSError: EBUSY exclusive use forbids it, or one of them runs; EINVAL as :func:`damon_commit_ctx`.
     """
     for ctx in ctxs:
@@ -596,7 +602,7 @@ def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
             if (exclusive and _running["nr_ctxs"]) or (not exclusive and _running["exclusive"]):
                 raise OSError(
                     errno.EBUSY,
-                    "another user of the monitor runs, and a module wants it for itself; turn the one or the other off",
+                    "another kdamond is running; stop it before you start an exclusive module (or the reverse)",
                 )
             for ctx in ctxs:
                 _damon_start(ctx)
@@ -642,7 +648,7 @@ def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
                 kdamonds.append(ctx.kdamond)
     if lingering := kthread_stop(kdamonds, _END):
         names = " and ".join(kdamond.name for kdamond in lingering)
-        raise OSError(errno.EBUSY, f"{names} did not end within {_END:g} seconds, and will as soon as it can")
+        raise OSError(errno.EBUSY, f"{names} did not end within {_END:g} seconds; it will end as soon as it can")
 
 
 def damon_is_running(ctx: damon_ctx) -> bool:
@@ -697,7 +703,7 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
 
 
 def _wait_end(ctx: damon_ctx) -> None:
-    """Return once ``ctx`` has no kdamond, as a failed call promises, or its end is held up."""
+    """Wait until ``ctx`` has no kdamond, as a failed call promises, or its end is blocked."""
     with ctx.kdamond_lock:
         kdamond = ctx.kdamond
     if kdamond is not None:
@@ -705,7 +711,7 @@ def _wait_end(ctx: damon_ctx) -> None:
 
 
 def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
-    """Make or cancel the calls that were asked for."""
+    """Make or cancel the requested calls."""
     if not ctx.call_controls:
         return
     with ctx.call_controls_lock:
@@ -723,7 +729,7 @@ def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
             except OSError as error:
                 control.error = error
             except BaseException:
-                # The kdamond ends by it: everybody who waits is to hear of that.
+                # The kdamond ends by it: every waiting caller must wake up.
                 with ctx.call_controls_lock:
                     ctx.call_controls = keep + controls[i:] + ctx.call_controls
                 raise
@@ -739,7 +745,7 @@ def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
 
 
 def kdamond_reset_aggregated(ctx: damon_ctx) -> None:
-    """Show the complete counters to the tracepoint and start a new aggregation interval."""
+    """Pass the complete counters to the tracepoint and start a new aggregation interval."""
     for i, t in enumerate(ctx.adaptive_targets):
         if trace.damon_aggregated.enabled():
             trace.damon_aggregated(ctx, i, t.regions)
@@ -760,13 +766,16 @@ def damon_get_intervals_score(ctx: damon_ctx) -> int:
 
 
 def damon_get_intervals_adaptation_bp(ctx: damon_ctx) -> int:
-    """By how much the intervals should change, 5000 to 20000 in 1/10000."""
+    """The factor by which the intervals should change, 5000 to 20000 in 1/10000."""
     adaptation = damon_feed_loop_next_input(100_000_000, damon_get_intervals_score(ctx)) // 10000
     return 5000 + adaptation // 2 if adaptation <= 10000 else adaptation
 
 
 def kdamond_tune_intervals(ctx: damon_ctx) -> None:
-    """Lengthen the intervals if too few accesses were observed, shorten them if too many."""
+    """Lengthen the intervals if too few accesses were observed, shorten them if too many.
+
+    Too short intervals find no access in warm memory, too long ones find all memory equally hot: in between regions
+    differ. The ratio of the intervals stays, so that the counts keep their resolution."""
     adaptation = damon_get_intervals_adaptation_bp(ctx)
     if adaptation == 10000:
         return
@@ -776,7 +785,7 @@ def kdamond_tune_intervals(ctx: damon_ctx) -> None:
     trace.damon_monitor_intervals_tune(ctx, sample)
     # Kernel: every tuning plans the next update of the operations set, and the next application of each scheme, a whole
     # interval of theirs ahead, so that they never come while tunings are more frequent. Here: they stay when they are,
-    # because new mappings wait for the one and users for the other. A scheme without an interval of its own goes by
+    # because new mappings wait for the one and users for the other. A scheme without an interval of its own uses
     # the new aggregation interval. (docs/deviations.md#tuning-keeps-planned-updates)
     now, old_sample = ctx.passed_sample_intervals, ctx.attrs.sample_interval
     update_us = max(ctx.next_ops_update_sis - now, 0) * old_sample
@@ -802,9 +811,12 @@ def damon_merge_regions_of(
 ) -> None:
     """Merge neighbours of ``t`` with similar access frequencies, and let regions age.
 
+    A region whose frequency changed begins a new age, because the age says for how long the pattern is stable. Counts
+    and ages of merged regions are means weighted by size: small parts must not outweigh large ones.
+
     :param threshold: largest difference of nr_accesses to merge.
     :param sz_limit: largest region to make, core address units.
-    :param weights: of the probes: go by their hits instead, see :meth:`kdamon.regions.Regions.merge_scores`.
+    :param weights: of the probes: compare their hits instead, see :meth:`kdamon.regions.Regions.merge_scores`.
     :param nr_samples: samples of each region in an aggregation interval, to find those that are mostly unknown.
     :param unknown_apart: merge these with each other only.
     """
@@ -818,7 +830,9 @@ def damon_merge_regions_of(
 
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:
-    """Merge similar neighbours; with growing threshold if there are too many regions afterwards."""
+    """Merge similar neighbours; with growing threshold if there are too many regions afterwards.
+
+    The number of regions bounds the cost of monitoring, so ``max_nr_regions`` goes before accuracy."""
     weights = probe_weights(ctx)
     if ctx.density and weights is None and adjust_regions_by_density(ctx, sz_limit):
         return
@@ -833,7 +847,7 @@ def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None
             damon_merge_regions_of(
                 t, threshold, sz_limit, count_age, weights, nr_samples=nr_samples, unknown_apart=unknown_apart
             )
-        # There are too many: what is known gives way.
+        # There are too many: known regions may merge with unknown ones, too.
         count_age = unknown_apart = False
         nr_regions = sum(len(t.regions) for t in ctx.adaptive_targets)
         if nr_regions <= ctx.attrs.max_nr_regions or max_threshold <= threshold:
@@ -842,7 +856,9 @@ def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None
 
 
 def damon_split_some_regions(ctx: damon_ctx, step: int) -> None:
-    """Split one in every ``step`` regions, beginning one further each time."""
+    """Split one in every ``step`` regions, starting one region later each time.
+
+    Close to the maximum there is no room to split all: rotation gives each region its turn."""
     offset = ctx.split_rotation % step
     ctx.split_rotation += 1
     before = 0
@@ -854,7 +870,9 @@ def damon_split_some_regions(ctx: damon_ctx, step: int) -> None:
 
 
 def kdamond_split_regions(ctx: damon_ctx) -> None:
-    """Split regions, so that different halves can be told apart; never beyond the maximum number of regions."""
+    """Split regions at random places, so that the next interval can show differences between their parts.
+
+    Parts that turn out alike merge again. The number of regions stays within the maximum."""
     if any(t.regions.density is not None for t in ctx.adaptive_targets):
         return  # done where the density of reports differs, together with the merge
     max_nr_regions = ctx.attrs.max_nr_regions
@@ -863,7 +881,7 @@ def kdamond_split_regions(ctx: damon_ctx) -> None:
         if nr_regions > max_nr_regions // 2:
             damon_split_some_regions(ctx, max_nr_regions // (max_nr_regions - nr_regions))
         else:
-            # Maybe the middle of a region has another access frequency.
+            # Two parts do not find a different middle of a region: where splits into two changed nothing, try three.
             nr_subs = 3 if ctx.last_nr_regions == nr_regions and nr_regions < max_nr_regions // 3 else 2
             for t in ctx.adaptive_targets:
                 t.regions.split_random(nr_subs, ctx.min_region_sz, ctx.rnd.u32)
@@ -877,7 +895,7 @@ def kdamond_split_regions(ctx: damon_ctx) -> None:
 
 
 def kdamond_need_stop(ctx: damon_ctx) -> bool:
-    """Return whether to end: it was asked to, or no target can be monitored any more."""
+    """Return whether to end: a stop was requested, or no target can be monitored any more."""
     if ctx.kdamond is not None and ctx.kdamond.should_stop():
         return True
     if ctx.ops is None or ctx.ops.target_valid is None:
@@ -959,7 +977,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
             break
         ops = ctx.ops
         assert ops is not None
-        # A call may change the attributes: this iteration goes by the values that it began with.
+        # A call may change the attributes: this iteration uses the values from its beginning.
         next_aggregation_sis = ctx.next_aggregation_sis
         next_ops_update_sis = ctx.next_ops_update_sis
 
@@ -975,14 +993,14 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         choose_reports(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
         if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
-            break  # woken before the interval was over: the samples are worth nothing
+            break  # woken before the interval was over: its samples do not count
         ctx.passed_sample_intervals += 1
 
         if primitives.page_fault:
             ops.report_faults(ctx, sampling)
         reported = kdamond_check_reported_accesses(ctx)
         # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
-        # because that says that what others report is to count alone. (docs/deviations.md#neither-primitive-or-both)
+        # because then only reports of others are to count. (docs/deviations.md#neither-primitive-or-both)
         if sampling and not primitives.page_fault:
             ops.check_accesses(ctx)
         if ctx.probes:
@@ -1018,7 +1036,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
 
 
 def kdamond_wait_activation(ctx: damon_ctx) -> bool:
-    """Do nothing but calls while the watermarks of all schemes want that; returns False if the kdamond has to end."""
+    """Make calls only while the watermarks deactivate all schemes; returns False if the kdamond has to end."""
     while True:
         wait_us = min((damos_wmark_wait_us(ctx, s) for s in ctx.schemes), default=0)
         if not wait_us:
@@ -1034,7 +1052,7 @@ def kdamond_wait_activation(ctx: damon_ctx) -> bool:
 
 
 def _kdamond_paused(ctx: damon_ctx) -> bool:
-    """Do nothing but calls until the pause is over; returns False if the kdamond has to end."""
+    """Make calls only until the pause is over; returns False if the kdamond has to end."""
     while ctx.pause:
         damos_walk_cancel(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
@@ -1060,7 +1078,7 @@ def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
 
 
 def _kdamond_done(ctx: damon_ctx) -> None:
-    """Leave nothing: no targets, reports, calls or walks; whatever fails, no caller waits for this kdamond."""
+    """Release everything: targets, reports, calls and walks; whatever fails, no caller waits for this kdamond."""
     try:
         unsubscribe_reports(ctx.reports)
         for t in list(ctx.adaptive_targets):
@@ -1079,7 +1097,7 @@ def _kdamond_done(ctx: damon_ctx) -> None:
 
 
 def _kdamond_main(ctx: damon_ctx) -> None:
-    """What a kdamond's thread does: monitor, and make room for exclusive users afterwards."""
+    """The function of a kdamond's thread: monitor, then allow exclusive users again."""
     try:
         kdamond_fn(ctx)
     finally:

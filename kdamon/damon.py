@@ -113,7 +113,7 @@ class damon_target:
 
     :ivar pid: process number, 0 where the operations set needs none.
     :ivar regions: the target's region table.
-    :ivar task: the process behind ``pid``, taken when monitoring starts (the kernel's ``pid`` is this reference).
+    :ivar task: the process ``pid``, taken when monitoring starts (the kernel's ``pid`` is this reference).
     :ivar obsolete: in a commit's source: remove the target at this place (kernel: same).
     """
 
@@ -121,9 +121,9 @@ class damon_target:
     regions: Regions = field(factory=Regions)
     task: Task | None = None
     obsolete: bool = False
-    #: The address space that was sampled last, to notice an exec (no kernel counterpart).
+    #: The address space that was sampled last, to detect an exec (no kernel counterpart).
     mm: AddressSpace | None = None
-    #: What the last sample saw, for each region; None while it lasts, or where none was begun (no kernel counterpart).
+    #: The answers of the last sample, for each region; None during a sample and before any (no kernel counterpart).
     answers: Answers | None = None
     #: The physical addresses of the sample under way, bytes; for virtual ones that is ``regions.sampling_addr``.
     sampled: U64Array | None = None
@@ -136,7 +136,7 @@ class damon_target:
 
 
 class damon_ops_id(IntEnum):
-    """Operations sets (``enum damon_ops_id``), and behind the kernel's the one for reports alone."""
+    """Operations sets (``enum damon_ops_id``), and after the kernel's the one for reports alone."""
 
     DAMON_OPS_VADDR = 0
     DAMON_OPS_FVADDR = 1
@@ -216,16 +216,16 @@ class damon_operations:
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
         (docs/deviations.md#the-largest-count-is-computed-per-aggregation)
-    :ivar report_faults: called at its end instead, with ``page_fault``: reports the faults; told whether pages were
-        sampled. Also called while nothing is monitored. Kernel: the fault handler reports each when it happens.
+    :ivar report_faults: called at its end instead, with ``page_fault``: reports the faults. Its argument says whether
+        pages were sampled. Also called while nothing is monitored. Kernel: the fault handler reports each fault.
         (docs/deviations.md#faults-are-reported-in-batches)
-    :ivar eligible_report: tells whether a report, or which reports of a batch, may be used for a target.
-    :ivar prep_probes: called at the start of each sampling interval if probes have preps; told whether it has to choose
-        the addresses to sample.
-    :ivar apply_probes: called at its end if there are probes; counts their hits. Told the same. Kernel: returns the
-        largest weighted sum. Here: as ``check_accesses``.
+    :ivar eligible_report: returns whether a report, or which reports of a batch, may be used for a target.
+    :ivar prep_probes: called at the start of each sampling interval if probes have preps. Its argument says whether it
+        has to choose the addresses to sample.
+    :ivar apply_probes: called at its end if there are probes, with the same argument; counts their hits. Kernel:
+        returns the largest weighted sum. Here: as ``check_accesses``.
     :ivar get_scheme_score: how much a region deserves a scheme's action, 0..DAMOS_MAX_SCORE.
-    :ivar get_scheme_scores: the same of all regions of a table at once, shape (n,); goes before ``get_scheme_score``.
+    :ivar get_scheme_scores: the same of all regions of a table, shape (n,); used instead of ``get_scheme_score``.
     :ivar apply_scheme: applies an action to rows of a target's table, ascending, shape (n,); returns the bytes of each
         that it was applied to, and those that passed the operations set's filters, both shape (n,). Kernel: one region
         at a time. Here: many, because a system call for each would be slower.
@@ -234,7 +234,7 @@ class damon_operations:
         twice as much ends in the middle of a region, it ends at a multiple of that (no kernel counterpart).
     :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
         counterpart: there the core looks at the pages itself).
-    :ivar target_valid: tells whether a target can still be monitored.
+    :ivar target_valid: returns whether a target can still be monitored.
     :ivar cleanup_target: gives back what a target holds.
     :ivar target_has_pid: whether targets of this set have process numbers (``damon_target_has_pid()``).
     :ivar needs_task: whether these have to be processes that exist (no kernel counterpart: there they always have).
@@ -300,7 +300,7 @@ class damos_walk_control:
 
 @define(slots=True, eq=False)
 class damon_ctx:
-    """A monitoring context: what is monitored, how, and the state of it.
+    """A monitoring context: the request, and the state of the monitoring.
 
     Public, to be set before :func:`kdamon.core.damon_start` or through :func:`kdamon.core.damon_commit_ctx`:
 
@@ -341,7 +341,7 @@ class damon_ctx:
     next_aggregation_sis: int = 0
     next_ops_update_sis: int = 0
     next_intervals_tune_sis: int = 0
-    #: Sampling intervals that were over before the kdamond came to them.
+    #: Missed intervals: sampling intervals that were over before the kdamond came to them.
     missed_intervals: int = 0
     #: Samples that could not be taken, and all samples.
     nr_unknown: int = 0
@@ -352,7 +352,7 @@ class damon_ctx:
     rnd: rnd_state = field(factory=rnd_state)
     #: Number of regions after the last split (kernel: one variable for all contexts).
     last_nr_regions: int = 0
-    #: Where :func:`kdamon.core.damon_split_some_regions` goes on (kernel: one variable for all contexts).
+    #: Where :func:`kdamon.core.damon_split_some_regions` continues (kernel: one variable for all contexts).
     split_rotation: int = 0
     maybe_corrupted: bool = False
     filtered_threads: FilteredThreads = field(factory=FilteredThreads)
@@ -391,7 +391,7 @@ def damon_nr_samples_per_aggr(attrs: damon_attrs) -> int:
     return min(attrs.aggr_interval // (attrs.sample_interval or 1), UINT_MAX) or 1
 
 
-#: The largest number of regions that is made only because min_nr_regions asks for it.
+#: The largest number of initial regions that min_nr_regions can request.
 _MOST_REGIONS: Final = 1 << 22
 
 
@@ -444,7 +444,7 @@ def unknown_rows(regions: Regions, ctx: damon_ctx) -> Mask:
 
 
 def window_left_bp(ctx: damon_ctx) -> int:
-    """Share of the present aggregation interval that is not counted yet, 1/10000."""
+    """Share of the present aggregation interval that is still to come, 1/10000."""
     left = 0
     if not time_after_eq(ctx.passed_sample_intervals, ctx.next_aggregation_sis):
         if any(t.regions.density is not None for t in ctx.adaptive_targets):

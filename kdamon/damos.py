@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""DAMON-based operation schemes: the ``damos_*`` half of ``mm/damon/core.c``, its apply pass, walks and commit.
+"""DAMON-based operation schemes (the ``damos_*`` half of ``mm/damon/core.c``): apply pass, walks and commit.
 
 Quotas are in :mod:`kdamon.damos_quota`, filters in :mod:`kdamon.damos_filters`, watermarks in
 :mod:`kdamon.damos_wmarks`.
@@ -117,7 +117,7 @@ def _asks_ops(s: damos) -> bool:
 
 
 def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Indexes, s: damos, nr_accesses: U32Array) -> None:
-    """Apply ``s`` to regions ``rows`` of ``t`` as they are; charge its quota, count, hand them to the installed walk.
+    """Apply ``s`` to whole regions ``rows`` of ``t``; charge its quota, count, and call the installed walk.
 
     Kernel: one region after another. Here: the operations set gets all of them at once.
     (docs/deviations.md#many-regions-in-one-call)
@@ -165,7 +165,7 @@ def _damos_apply_rows(ctx: damon_ctx, t: damon_target, rows: Indexes, s: damos, 
 
 
 def _damos_is_over(s: damos) -> bool:
-    """Return whether ``s`` had all the snapshots that it may have."""
+    """Return whether ``s`` has seen its maximum number of snapshots."""
     return bool(s.max_nr_snapshots) and s.max_nr_snapshots <= s.stat.nr_snapshots
 
 
@@ -190,7 +190,7 @@ def _damos_apply_to_all(ctx: damon_ctx, t: damon_target, s: damos, nr_accesses: 
 class SchemeBatch:
     """Regions of a target that a scheme will be applied to together: its quota has room for all of them for sure.
 
-    They stay where they are in the table, because regions are cut behind them only.
+    Their rows in the table do not change, because only later regions are cut.
     """
 
     def __init__(self, ctx: damon_ctx, t: damon_target, s: damos) -> None:
@@ -201,9 +201,9 @@ class SchemeBatch:
         self._charge = 0
 
     def damos_apply_scheme(self, row: int, nr_accesses: int) -> None:
-        """Let the scheme have a region, as far as its core filters and its quota allow.
+        """Add a region, as far as the scheme's core filters and its quota allow.
 
-        The region is cut where a filter begins or ends and where the quota ends; ``row`` is the part that it was about.
+        The region is cut where a filter begins or ends and where the quota ends; ``row`` is the part that was added.
 
         :param nr_accesses: the region's moving sum.
         """
@@ -234,11 +234,11 @@ class SchemeBatch:
         self._allowed = allowed
         self._charge += largest_charge(quota, size)
         if limited and quota.esz - quota.charged_sz - self._charge < max(self._ctx.min_region_sz, 1):
-            # Whether the quota is full now shows when it was charged.
+            # Charging shows whether the quota is full now.
             self.apply()
 
     def _usable(self, start: int, size: int) -> int:
-        """How much of ``size`` from ``start`` on the operations set can make use of."""
+        """How much of ``size`` from ``start`` on the operations set can use."""
         # Kernel: cuts wherever the quota ends, be it in the middle of a huge page. Here: between such pages, because
         # some actions cannot be applied to a part of one, and what was tried has to grow old again before the rest.
         # (docs/deviations.md#quotas-end-between-huge-pages)
@@ -376,12 +376,12 @@ def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
         if ctx.walk_control_obsolete:
             raise OSError(errno.ECANCELED, "the kdamond does not run, so no regions can be walked")
         if ctx.walk_control is not None:
-            raise OSError(errno.EBUSY, "another walk of the regions is still going on")
+            raise OSError(errno.EBUSY, "another walk of the regions is still under way")
         ctx.walk_control = control
     finally:
         ctx.walk_control_lock.release()
     if not wait_for_kdamond(ctx, control.completion.wait):
-        # The kdamond has the lock, and takes the walk for done when it goes on.
+        # The kdamond holds the lock, and completes the walk when it continues.
         control.canceled = True
         raise held_up_error(ctx)
     if control.canceled:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which regions a scheme gets: its access pattern and its core filters (the filters of ``mm/damon/core.c``).
+"""Selects the regions of a scheme by its access pattern and its core filters (the filters of ``mm/damon/core.c``).
 
-Filters on pages are the operations set's: it has to go by ``ops_filters``, ``core_filters_allowed`` and
+The operations set handles filters on pages: it has to apply ``ops_filters``, ``core_filters_allowed`` and
 ``ops_filters_default_reject`` of the scheme.
 """
 
@@ -77,7 +77,7 @@ def wanted_rows(ctx: damon_ctx, regions: Regions, nr_accesses: U32Array, s: damo
 
 
 def for_each_part(regions: Regions, rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Go through ``rows``, and through the parts that the caller cuts off from them meanwhile.
+    """Iterate over ``rows``, and over the parts that the caller cuts off from them meanwhile.
 
     :param rows: ascending places in the table as it is at the beginning.
     :returns: for each row or part: the row that it was at the beginning, and the one that it is now.
@@ -108,13 +108,13 @@ def damos_new_filter(filter_type: damos_filter_type, matching: bool, allow: bool
 
 
 def damos_add_filter(s: damos, f: damos_filter) -> None:
-    """Add ``f`` behind the last filter of ``s`` that is handled in the same place."""
+    """Append ``f`` to the filters of ``s`` that are handled in the same place."""
     (s.ops_filters if damos_filter_for_ops(f.type) else s.core_filters).append(f)
 
 
 def damos_set_filters_default_reject(s: damos) -> None:
-    """Decide what becomes of memory that no filter matches: the opposite of what the last filter does."""
-    # Memory that the core has no opinion on is left to the filters on pages, if there are any.
+    """Set the default for memory that no filter matches: the opposite of the last filter's ``allow``."""
+    # Memory that no core filter matches is left to the filters on pages, if there are any.
     s.core_filters_default_reject = not s.ops_filters and bool(s.core_filters) and s.core_filters[-1].allow
     s.ops_filters_default_reject = bool(s.ops_filters) and s.ops_filters[-1].allow
 
@@ -192,7 +192,7 @@ def _within(ctx: damon_ctx, t: damon_target, row: int, f: damos_filter) -> bool:
 def core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
     """Return which regions of ``t`` the core filters of ``s`` may let have its action, at least in part, shape (n,).
 
-    All others they reject as a whole, whatever they are cut into: nobody needs to look at them one by one.
+    They reject all others as a whole, even after cuts, so these need not be visited one by one.
     """
     regions = t.regions
     candidates = np.full(len(regions), not s.core_filters_default_reject)

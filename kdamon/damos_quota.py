@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much a scheme may do: its quota, the goals that tune it, and charging (the quotas of ``mm/damon/core.c``)."""
+"""Quotas of schemes: the limit, the goals that tune it, and charging (the quotas of ``mm/damon/core.c``)."""
 
 from __future__ import annotations
 
@@ -110,7 +110,10 @@ def damos_commit_quota(dst: damos_quota, src: damos_quota) -> None:
 
 
 def damon_feed_loop_next_input(last_input: int, score: int) -> int:
-    """The input that should bring ``score`` to 10000, given that ``last_input`` brought it where it is.
+    """The input that should bring ``score`` to 10000, given that ``last_input`` led to ``score``.
+
+    The input changes in proportion to the distance of the score from 10000: at most it doubles, and it falls to its
+    minimum once the score is twice as high as wanted.
 
     :returns: at least 10000, at most ULONG_MAX.
     """
@@ -133,7 +136,7 @@ def damon_feed_loop_next_input(last_input: int, score: int) -> int:
 def _damos_set_psi_value(goal: damos_quota_goal, total: int) -> None:
     """Set how long tasks stalled for memory since the last measurement, microseconds."""
     if goal.last_psi_total == ULONG_MAX:
-        # Unknown, but not more than ever: otherwise it is taken for what it should be, which changes nothing.
+        # The first measurement has no earlier one to compare with: the goal counts as reached, which changes nothing.
         goal.current_value = min(total, goal.target_value)
     else:
         goal.current_value = ulong(total - goal.last_psi_total)
@@ -186,7 +189,7 @@ def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
 
 
 def damos_quota_score(ctx: damon_ctx, quota: damos_quota) -> int:
-    """How near the goals of ``quota`` are to their targets, in 1/10000: the nearest counts."""
+    """The score of ``quota``: its highest ratio of a goal's current to its target value, in 1/10000."""
     for goal in quota.goals:
         _damos_set_quota_goal_current_value(ctx, goal)
     return max((mult_frac(goal.current_value, 10000, goal.target_value) for goal in quota.goals), default=0)
@@ -203,7 +206,10 @@ def _damos_goal_tune_esz_bp(ctx: damon_ctx, quota: damos_quota) -> None:
 
 
 def damos_set_effective_quota(ctx: damon_ctx, quota: damos_quota) -> None:
-    """Find the effective quota for a new charge window: the least that size, time and goals allow."""
+    """Compute the effective quota of a new charge window: the smallest limit of size, time and goals.
+
+    The limit of time becomes one of size by the measured speed of the action, because a region must be accepted or cut
+    before its time is known."""
     if not quota.ms and not quota.goals:
         quota.esz = quota.sz
         return
@@ -240,10 +246,10 @@ def damos_quota_is_full(quota: damos_quota, min_region_sz: int) -> bool:
 
 
 def _doubt_window(quota: damos_quota) -> None:
-    """Say that goals are of no use where the window in which they are looked at once practically never ends."""
+    """Warn about a charge window that practically never ends: goals are measured only once in each window."""
     if quota.goals and quota.reset_interval >= _ENDLESS_MS:
         log.warning(
-            "a charge window of %d ms is 25 days or more, and goals are looked at only when one begins; use a smaller "
+            "a charge window of %d ms is 25 days or more, and goals are measured only when one begins; use a smaller "
             "reset_interval_ms",
             quota.reset_interval,
         )
@@ -277,9 +283,9 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
 
 
 def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> I64Array | None:
-    """How much each region of ``t`` deserves the action of ``s``, shape (n,); None where all deserve it the same.
+    """The score of each region of ``t`` for the action of ``s``, shape (n,); None where all have the same.
 
-    A part of a region has its score.
+    A part of a region has the score of the region.
     """
     ops = ctx.ops
     if ops is not None and ops.get_scheme_scores is not None:
@@ -291,7 +297,9 @@ def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> I64Array | None:
 
 
 def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
-    """Find the highest score such that the regions of at least that score fill the quota."""
+    """Find the highest score such that the regions of at least that score fill the quota.
+
+    So a quota that has no room for all regions goes to those that deserve the action most, wherever they are."""
     # Kernel: one histogram in the context, for all its schemes. Here: a local one.
     # (docs/deviations.md#one-score-histogram-per-scheme)
     histogram = np.zeros(DAMOS_MAX_SCORE + 1, np.uint64)
@@ -304,7 +312,7 @@ def _damos_set_min_score(ctx: damon_ctx, s: damos) -> None:
         if s.core_filters:
             rows = (wanted & core_filter_candidates(ctx, t, s)).nonzero()[0]
             for first, row in for_each_part(regions, rows.tolist()):
-                # What a filter cuts off may be too small to be wanted.
+                # A part that a filter cuts off may be too small for the access pattern.
                 large_enough = int(regions.end[row] - regions.start[row]) >= s.pattern.min_sz_region
                 if large_enough and not damos_core_filter_out(ctx, t, row, s):
                     histogram[scores[first]] += regions.end[row] - regions.start[row]
@@ -334,16 +342,17 @@ def largest_charge(quota: damos_quota, sz_region: int) -> int:
 
 
 def forget_charged_target(s: damos, t: damon_target) -> None:
-    """Let the next charge window of ``s`` begin anywhere if it was to go on in ``t``."""
+    """Let the next charge window of ``s`` start at the first region if it was to continue in ``t``."""
     if s.quota.charge_target_from is t:
         s.quota.charge_target_from = None
         s.quota.charge_addr_from = 0
 
 
 def damos_skip_charged_region(t: damon_target, row: int, s: damos, min_region_sz: int) -> bool:
-    """Return whether a region had its turn before the quota became full.
+    """Return whether a region was visited before the quota became full.
 
-    A region that had it in part is cut where the rest begins, and ``row`` is its first part then.
+    A region that was visited in part is cut where the rest begins, and ``row`` is its first part then. Continuing
+    there gives all memory the same chance: otherwise a full quota would serve the lowest addresses only.
     """
     quota = s.quota
     if quota.charge_target_from is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""When a scheme works: watermarks (the ``damos_wmark_*`` functions of ``mm/damon/core.c``)."""
+"""Watermarks: they activate and deactivate schemes (the ``damos_wmark_*`` functions of ``mm/damon/core.c``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> None:
     """Make ``dst`` what ``src`` is."""
     if dst.metric is not src.metric:
         dst.activated = True
-    # Kernel: a commit activates every scheme, until the metric is looked at again. Here: the state survives, because
+    # Kernel: a commit activates every scheme, until the metric is measured again. Here: the state survives, because
     # between mid and high nothing would deactivate a scheme again.
     # (docs/deviations.md#watermark-state-survives-a-commit)
     dst.metric, dst.interval = src.metric, src.interval
@@ -24,7 +24,7 @@ def commit_watermarks(dst: damos_watermarks, src: damos_watermarks) -> None:
 
 
 def _metric_value(ctx: damon_ctx, wmarks: damos_watermarks) -> int | None:
-    """The metric's value, None where it cannot be known."""
+    """The metric's value, None where it cannot be measured."""
     if wmarks.metric is damos_wmark_metric.DAMOS_WMARK_NONE or ctx.machine is None:
         return None
     try:
@@ -35,7 +35,7 @@ def _metric_value(ctx: damon_ctx, wmarks: damos_watermarks) -> int | None:
 
 
 def damos_wmark_wait_us(ctx: damon_ctx, s: damos) -> int:
-    """Activate or deactivate ``s``; returns how long to wait before the next look, microseconds, 0 if it works."""
+    """Activate or deactivate ``s``; returns the time until the next check, microseconds, 0 if it is active."""
     wmarks = s.wmarks
     metric = _metric_value(ctx, wmarks)
     if metric is None:

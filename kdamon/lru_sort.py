@@ -35,7 +35,7 @@ class damon_lru_sort(SchemeModule):
     :ivar hot_thres_access_freq: share of the samples from which on memory is hot, permille.
     :ivar cold_min_age: for how long memory must not have been accessed to be cold, microseconds.
     :ivar active_mem_bp: wanted share of active memory, 1/10000; 0 does not tune the quotas by it.
-    :ivar filter_young_pages: look at each page once more before it is moved.
+    :ivar filter_young_pages: check the accessed bit of each page once more before it is moved.
     :ivar quota_ms: time for sorting in a charge window, milliseconds; half of it for hot and half for cold memory.
     :ivar hot_stat: statistics of hot memory.
     :ivar cold_stat: statistics of cold memory.

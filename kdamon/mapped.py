@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Regions that cover what a process has in memory, where the kernel's vaddr leaves out two gaps alone.
+"""Regions that cover the populated memory of a process, where the kernel's vaddr leaves out two gaps only.
 
 Kernel: the three regions of ``__damon_va_three_regions()`` may cover terabytes, of which a program like Node.js or one
-with AddressSanitizer uses megabytes at places all over; no sampled address ever hits these. Here: gaps between mappings
-are left out, and so are parts of mappings in which nothing is populated, as far as the number of regions allows.
+with AddressSanitizer uses scattered megabytes; sampled addresses hardly ever hit these. Here: gaps between mappings are
+left out, and so are parts of mappings without populated pages, as far as the number of regions allows.
 (docs/deviations.md#sparse-regions-are-reported)
 """
 
@@ -27,11 +27,11 @@ __all__ = ["follow_mappings", "mapped_ranges", "note_sparse_regions"]
 
 log = logging.getLogger("kdamon")
 
-#: Regions are too large to find anything if they cover so many times what is populated in them.
+#: Regions are too large to find accesses if they cover so many times the populated memory in them.
 _SPARSE: Final = 100
-#: Nanoseconds between looks at that.
+#: Nanoseconds between two checks of that.
 _LOOK: Final = 60_000_000_000
-#: Unless the average region may be so small: what is populated is known in blocks of this size.
+#: Unless the average region may be so small: populated memory is known in blocks of this size.
 
 
 def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None) -> list[damon_addr_range]:
@@ -63,14 +63,14 @@ def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None
 
 
 def follow_mappings(ctx: damon_ctx) -> None:
-    """Let ``ctx``, whose operations set is vaddr, cover what its processes have in memory, now and at each update."""
+    """Let ``ctx``, whose operations set is vaddr, cover the populated memory of its processes from now on."""
     assert ctx.ops is not None
     ctx.ops = evolve(ctx.ops, init=_update, update=_update)
 
 
 def _update(ctx: damon_ctx) -> None:
-    """Let the regions of every target be what is mapped, see :func:`mapped_ranges`."""
-    # A program that just began maps most of its memory at once: look sooner at first, at doubling intervals.
+    """Set the regions of every target to its mapped memory, see :func:`mapped_ranges`."""
+    # A program that just began maps most of its memory at once: update sooner at first, at doubling intervals.
     passed = ctx.passed_sample_intervals
     ctx.next_ops_update_sis = min(ctx.next_ops_update_sis, passed + max(passed, ctx.attrs.aggr_samples))
     # All targets together leave room to split the ranges; each has three at least, as with vaddr.
@@ -87,7 +87,7 @@ def _update(ctx: damon_ctx) -> None:
 
 
 def note_sparse_regions(ctx: damon_ctx, t: damon_target, mm: AddressSpace | None, vmas: U64Array, remedy: str) -> None:
-    """Say once in the log if the regions of ``t`` are too large to find anything, and keep that in ``t.sparse``.
+    """Warn once if the regions of ``t`` are too large to find accesses, and keep the sizes in ``t.sparse``.
 
     :param mm: its address space, ``vmas`` all of its mappings.
     :param remedy: what can be done about it, as a clause.

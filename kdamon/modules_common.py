@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the modules that monitor by themselves share (``mm/damon/modules-common.c`` and ``.h``).
+"""The common part of the modules (``mm/damon/modules-common.c`` and ``.h``): each monitors on its own, by parameters.
 
 A module is an object whose fields have the names of its parameters: writing them changes nothing until it is enabled or
-told to commit its inputs.
+its inputs are committed.
 
 Kernel: modules monitor the machine's physical memory. Here: the virtual memory of the processes that the parameters
 ``monitor_pids`` and ``monitor_cgroup`` name, because user space cannot find the users of a page of physical memory.
@@ -60,10 +60,10 @@ __all__ = ["DamonModule", "ModuleScope", "SchemeModule", "check_cgroup"]
 
 log = logging.getLogger("kdamon")
 
-#: How often it is looked which processes a control group has and what is mapped, nanoseconds.
+#: Time between two checks of a control group's processes and of the mappings, nanoseconds.
 _FOLLOW_INTERVAL = 5000 * NSEC_PER_MSEC
 
-#: Targets of a module with a control group: each takes descriptors, and a user may have any number of processes in it.
+#: Largest number of targets for a control group: each takes descriptors, and a user may have any number of processes.
 _MOST_MEMBERS = 1000
 
 #: How long a parameter's change that was canceled may take to end, seconds.
@@ -72,12 +72,12 @@ _SHUTDOWN_TIMEOUT = 5.0
 
 @define(slots=True, frozen=True)
 class ModuleScope:
-    """Which memory a module monitors.
+    """The memory that a module monitors.
 
     :ivar pids: numbers of processes.
     :ivar cgroup: path of a control group whose processes are followed, "" for none.
     :ivar start: first virtual address, bytes.
-    :ivar end: the address behind the last one; 0 with ``start`` 0 is all that is mapped.
+    :ivar end: end of the addresses (exclusive); 0 with ``start`` 0 is all that is mapped.
     """
 
     pids: tuple[int, ...] = ()
@@ -86,7 +86,7 @@ class ModuleScope:
     end: int = 0
 
     def fixed(self) -> bool:
-        """Return whether it is about given addresses."""
+        """Return whether the addresses are given."""
         return bool(self.start or self.end)
 
 
@@ -101,7 +101,7 @@ def _note_births(module: DamonModule, _attribute: object, pids: tuple[int, ...])
 
 @define(slots=True, eq=False, kw_only=True)
 class DamonModule(ABC):
-    """A module: monitors when it is enabled, and then nobody else may (exclusive use).
+    """A module: monitors while it is enabled, exclusively: no other kdamond can run then.
 
     :ivar machine: finds the machine; called when the module is enabled.
     :ivar clock: of its contexts.
@@ -147,10 +147,10 @@ class DamonModule(ABC):
         return self.ctx is not None and damon_is_running(self.ctx)
 
     def enable(self, on: bool) -> None:
-        """Start or stop monitoring; what is so already stays.
+        """Start or stop monitoring, unless that is its state already.
 
-        :raises OSError: EINVAL nothing can be monitored with these parameters; EBUSY somebody else monitors; ECANCELED
-            the processes ended meanwhile; what the machine raises.
+        :raises OSError: EINVAL nothing can be monitored with these parameters; EBUSY another kdamond runs; ECANCELED
+            the processes ended meanwhile; errors of the machine.
         """
         # Kernel: disabling waits for a commit, which waits for the kdamond, for an hour if that sleeps so long. Here:
         # the kdamond ends and the commit with it. (docs/deviations.md#disabling-a-module-ends-its-commit)
@@ -158,7 +158,7 @@ class DamonModule(ABC):
             self._stop()
         with self._lock:
             if not on:
-                self._stop()  # whoever held the lock may have started it since
+                self._stop()  # another thread may have started it before this one got the lock
             elif not self.enabled():
                 if self._closing:
                     raise OSError(errno.ESHUTDOWN, "the parameters are being unmounted")
@@ -219,7 +219,7 @@ class DamonModule(ABC):
         self.refresh(ctx)
 
     def scope(self) -> ModuleScope:
-        """What the parameters ask to monitor.
+        """The memory to monitor, by the parameters.
 
         :raises OSError: EINVAL they name no process.
         """
@@ -283,7 +283,7 @@ class DamonModule(ABC):
             if error.errno != errno.ESRCH:
                 raise
             if committing and birth is not None and birth == self._monitored.get(pid):
-                log.info("%s: process %d ended, and stays so until its number is written again", self.name, pid)
+                log.info("%s: process %d ended; write its number again to monitor a new process", self.name, pid)
                 return False
             raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
         self._births[pid] = self._monitored[pid] = task.birth
@@ -305,8 +305,8 @@ class DamonModule(ABC):
             except OSError as error:
                 reason = f": {error.strerror}"
                 log.debug("%s: process %d is left out%s", self.name, pid, reason)
-        # A number may have become another process's before that was opened. What is in the group now, and still is
-        # what was opened, is of the group.
+        # Another process may have got a number before it was opened. A process that is in the group now, and still is
+        # the one that was opened, belongs to the group.
         members: frozenset[int] = frozenset()
         if opened:
             with suppress(OSError):
@@ -322,7 +322,7 @@ class DamonModule(ABC):
         if not self._crowded:
             self._crowded = True
             log.warning(
-                "%s: of %s only %d processes at once are monitored; name a smaller control group",
+                "%s: of %s only %d processes are monitored at once; name a smaller control group",
                 self.name,
                 scope.cgroup,
                 _MOST_MEMBERS,
@@ -379,7 +379,7 @@ def _add_target(ctx: damon_ctx, scope: ModuleScope, pid: int, task: Task | None)
 class SchemeModule(DamonModule):
     """A module that applies schemes: the parameters that all of these have, under their names.
 
-    Its context outlives being disabled: statistics and what quotas learned go on from there when it is enabled again.
+    Its context stays when it is disabled: statistics and the state of quotas continue when it is enabled again.
 
     :ivar monitor_region_start: Kernel: physical addresses. Here: virtual addresses of each process, bytes; together
         with ``monitor_region_end`` 0 for all that is mapped.
@@ -418,7 +418,7 @@ class SchemeModule(DamonModule):
         return evolve(DamonModule.scope(self), start=start, end=end)
 
     def commit_inputs(self) -> None:
-        """Let the running module go by what its parameters say now, and wait for it.
+        """Apply the present parameters to the running module, and wait for it.
 
         :raises OSError: EINVAL the module never ran, or the parameters make no sense; nothing changed then; ECANCELED
             it does not run any more.
@@ -447,7 +447,7 @@ class SchemeModule(DamonModule):
             ctx.ops.update(ctx)
 
     def apply_parameters(self) -> damon_ctx:
-        """Make the context, which does not run, what the parameters say; returns it.
+        """Apply the parameters to the context, which does not run; returns it.
 
         That is ``damon_*_apply_parameters()``.
 
@@ -463,7 +463,7 @@ class SchemeModule(DamonModule):
         return ctx
 
     def _param_ctx(self) -> tuple[ModuleScope, damon_ctx]:
-        """What the parameters say, to be committed to :attr:`ctx`, and destroyed.
+        """A context by the parameters, to be committed to :attr:`ctx` and then destroyed.
 
         :raises OSError: EINVAL they make no sense, or name no process that exists; what the machine raises.
         """

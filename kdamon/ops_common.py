@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What operations sets have in common (``mm/damon/ops-common.c``): sampling one address of each region, and scores."""
+"""The common part of operations sets (``mm/damon/ops-common.c``): sampling one address of each region, and scores."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pick_samples(ctx: damon_ctx, t: damon_target) -> U64Array:
 
 
 def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
-    """Count what the samples of ``t`` saw.
+    """Count the results of the samples of ``t``.
 
     :param answers: one for each region, shape (n,).
     """
@@ -63,7 +63,7 @@ def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
     young = answers == YOUNG
     damon_update_region_access_rate(regions, young)
     ctx.nr_samples += len(regions)
-    # What is neither old nor young is unknown; mostly nothing is, and counting is cheaper than comparing.
+    # Answers that are neither old nor young are unknown. Usually there are none; counting is cheaper than comparing.
     nr_unknown = int(np.count_nonzero(answers)) - int(np.count_nonzero(young))
     if nr_unknown:
         regions.nr_unknown += answers == UNKNOWN
@@ -99,7 +99,10 @@ def needs_answers(filters: Sequence[PageFilter]) -> bool:
 
 
 def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
-    """How hot ``r`` is, 0 to DAMOS_MAX_SCORE: often accessed, for long, as the weights of the scheme's quota have it.
+    """How hot ``r`` is, 0 to DAMOS_MAX_SCORE: its access frequency and its age, by the weights of the scheme's quota.
+
+    The age counts by its logarithm, because the difference between a second and a minute says more about the future
+    than that between an hour and an hour and a minute. Without accesses a higher age makes the region colder.
 
     Kernel: products of large weights wrap around. Here: they do not, because a hot region would look cold.
     (docs/deviations.md#products-that-do-not-wrap)
@@ -110,7 +113,7 @@ def damon_hot_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
     age = r.age - r.unknown_age if s.needs_known else r.age
     seconds = uint(age * ctx.attrs.aggr_interval // 1_000_000)
     age_in_log = min(seconds.bit_length(), DAMON_MAX_AGE_IN_LOG)
-    # A region that is not accessed is the colder the longer that is so.
+    # The longer a region was not accessed, the colder it is.
     signed = age_in_log if frequency else -age_in_log
     subscore = (signed + DAMON_MAX_AGE_IN_LOG) * DAMON_MAX_SUBSCORE // DAMON_MAX_AGE_IN_LOG // 2
     weights = s.quota.weight_nr_accesses + s.quota.weight_age
@@ -152,7 +155,7 @@ _HOTTEST_FIRST = {damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_MIGRATE_HOT}
 
 
 def scheme_score(ctx: damon_ctx, r: damon_region, s: damos) -> int:
-    """How much ``r`` deserves the action of ``s``, 0 to DAMOS_MAX_SCORE (``damon_pa_scheme_score()`` and vaddr's)."""
+    """The score of ``r`` for the action of ``s``, 0 to DAMOS_MAX_SCORE (``damon_pa_scheme_score()`` and vaddr's)."""
     if s.action in _COLDEST_FIRST:
         return damon_cold_score(ctx, r, s)
     if s.action in _HOTTEST_FIRST:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The operations set for reports alone: nothing is sampled, what others report drives the monitoring.
+"""The operations set for reports alone: it samples nothing, and counts the reports of other sources.
 
 The series lets an operations set without ``check_accesses`` be driven by
 :func:`kdamon.reports.deliver.damon_report_access`; this one is for sources that need nothing else. A target is a number
 that reports carry as their ``pid``: a process, or anything else that has addresses. Its regions have to be given.
-Schemes select regions, and that is all: to act on a process by reports, vaddr is monitored without any primitive.
+Schemes only select regions: to act on a process by reports, use vaddr without any primitive.
 (docs/deviations.md#the-operations-set-for-reports-alone)
 """
 
@@ -25,7 +25,7 @@ log = logging.getLogger("kdamon")
 
 
 def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: Indexes, s: damos) -> tuple[U64Array, U64Array]:
-    """Apply ``s`` to nothing, and let nothing pass its filters on pages."""
+    """Apply ``s`` to no memory: there are no pages, so none passes its filters on pages."""
     warn_once(
         f"{s.action.value} is applied to nothing: the operations set reports knows numbers only; "
         "to act on a process by reports, use vaddr and neither primitive"

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The operations set for the physical address space (``mm/damon/paddr.c``), as far as user space can have one.
+"""The operations set for the physical address space (``mm/damon/paddr.c``), as far as user space can monitor it.
 
-Addresses are those of the machine's memory. Regions have to be given: ranges of System RAM in /proc/iomem are what is
-usually wanted. :mod:`kdamon.mm.sampling.physical` lists the accesses that can be observed; all other samples are
-unknown.
+Addresses are those of the machine's memory. Regions have to be given, usually the ranges of System RAM in /proc/iomem.
+:mod:`kdamon.mm.sampling.physical` lists the accesses that can be observed; all other samples are unknown.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
 
 
 def pa_init(ctx: damon_ctx) -> None:
-    """Look the machine's memory through. Kernel: paddr has no init, as it can always go from a page to its mappings.
+    """Read the mappings of the machine's memory. Kernel: paddr has no init, as reverse mappings are always there.
 
     (docs/deviations.md#physical-memory-of-one-process-each)
     """
@@ -100,14 +99,14 @@ def pa_init(ctx: damon_ctx) -> None:
         known, reachable = (size >> 20 for size in memory.known())
         log.warning(
             "physical addresses: of %d MiB that processes and files have, %d MiB are mapped by one process each, whose "
-            "accesses can be told; samples of the rest (shared, page cache, mapped later) are unknown",
+            "accesses can be observed; samples of the rest (shared, page cache, mapped later) are unknown",
             reachable,
             known,
         )
 
 
 def pa_update(ctx: damon_ctx) -> None:
-    """Begin to follow the changes of who maps what, while monitoring goes on. Kernel: paddr has no update.
+    """Begin to read the mappings anew, while monitoring continues. Kernel: paddr has no update.
 
     (docs/deviations.md#physical-memory-of-one-process-each)
     """
@@ -137,7 +136,7 @@ def damon_pa_mkold(ctx: damon_ctx, t: damon_target) -> None:
 
 
 def damon_pa_young(ctx: damon_ctx, t: damon_target) -> Answers:
-    """End the sample that :func:`damon_pa_mkold` began, if it was not yet; return what it saw, shape (n,)."""
+    """End the sample that :func:`damon_pa_mkold` began, unless it ended already; return its answers, shape (n,)."""
     if t.answers is None:
         memory = _memory(t, ctx)
         if memory is None or t.sampled is None:
@@ -162,7 +161,7 @@ def pa_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
 def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Count the hits of the probes among the chosen pages.
 
-    :param set_samples: nobody else chose them.
+    :param set_samples: they have to be chosen here.
     """
     filters = probe_page_filters(ctx)
     for t in ctx.adaptive_targets:
@@ -217,7 +216,7 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
 
 # Deviation: docs/deviations.md#actions-on-folios-partly-in-a-region
 def _damon_pa_act(mm: Owner, s: damos, parts: U64Array) -> U64Array:
-    """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
+    """Apply the action of ``s`` to ``parts`` of ``mm``; returns the bytes of each that it was applied to."""
     if s.action in _MIGRATIONS:
         # As in the kernel, destinations with weights are for virtual addresses.
         return mm.migrate(parts, [(s.target_nid, 1)])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Probes: properties of the sampled pages, counted besides accesses or instead of them (``mm/damon/core.c``).
 
-Each probe has filters, which say of a page whether it is a hit, a counter in each region, and a weight. With weights
-the accesses are not checked, and the weighted sum of the hits is what regions are merged, split and aged by. The
-operations set tells the properties; the columns of hits are made when the first probe is applied.
+Each probe has filters, which decide whether a page is a hit, a counter in each region, and a weight. With weights
+accesses are not checked, and regions are merged, split and aged by the weighted sum of the hits. The operations set
+determines the properties of pages; the columns of hits are made when the first probe is applied.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def damon_new_prep(action: damon_prep_action) -> damon_prep:
 
 
 def damon_add_prep(probe: damon_probe, prep: damon_prep) -> None:
-    """Add ``prep`` behind the last one of ``probe``."""
+    """Append ``prep`` to the preps of ``probe``."""
     probe.preps.append(prep)
 
 
@@ -74,7 +74,7 @@ def damon_new_filter(filter_type: damon_filter_type, matching: bool, allow: bool
 
 
 def damon_add_filter(probe: damon_probe, f: damon_filter) -> None:
-    """Add ``f`` behind the last filter of ``probe``."""
+    """Append ``f`` to the filters of ``probe``."""
     probe.filters.append(f)
 
 
@@ -84,7 +84,7 @@ def damon_new_probe() -> damon_probe:
 
 
 def damon_add_probe(ctx: damon_ctx, probe: damon_probe) -> None:
-    """Add ``probe`` behind the last one of ``ctx``."""
+    """Append ``probe`` to the probes of ``ctx``."""
     ctx.probes.append(probe)
 
 
@@ -111,7 +111,7 @@ def probe_weights(ctx: damon_ctx) -> U32Array | None:
 
 
 def probe_filters(ctx: damon_ctx) -> list[damon_filter]:
-    """All filters of all probes in their order: what the operations set is to tell about each sampled page."""
+    """All filters of all probes in their order: the operations set matches each sampled page against them."""
     return [f for probe in ctx.probes for f in probe.filters]
 
 
@@ -129,7 +129,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
     if of_accesses and ctx.sample_control.primitives_enabled.page_fault:
         raise OSError(
             errno.EOPNOTSUPP,
-            "preps, and filters of the types pgidle_unset and pgidle_set, go by accessed bits; turn page_fault off",
+            "preps, and filters of the types pgidle_unset and pgidle_set, need accessed bits; turn page_fault off",
         )
     if not damon_has_probe_weights(ctx):
         return
@@ -137,7 +137,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
     if ctx.density:
         raise OSError(
             errno.EINVAL,
-            "weights of probes and density both decide about regions; turn density off or set the weights to 0",
+            "weights of probes and density exclude each other: both decide how regions merge; turn one of them off",
         )
     samples = ctx.attrs.aggr_interval // (ctx.attrs.sample_interval or 1)
     if samples > U8_MAX:
@@ -190,7 +190,7 @@ def damon_commit_probes(dst: damon_ctx, src: damon_ctx) -> None:
 
 
 def _passes(probe: damon_probe, matches: Mask) -> Mask:
-    """Which pages are hits of ``probe``: the first filter that matches decides, else the opposite of the last one.
+    """Which pages are hits of ``probe``: the first matching filter decides, else the opposite of the last filter.
 
     :param matches: whether the pages are of the type of each filter, shape (number of filters, n).
     """
@@ -213,7 +213,7 @@ def count_probe_hits(ctx: damon_ctx, t: damon_target, matches: Mask | None) -> N
     """
     regions = t.regions
     if damon_has_probe_weights(ctx):
-        # Nobody else counts the samples then.
+        # No other function counts the samples then.
         ctx.nr_samples += len(regions)
         if matches is None:
             ctx.nr_unknown += len(regions)

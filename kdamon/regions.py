@@ -39,7 +39,7 @@ Draw = Callable[[int], U64Array]
 _INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
 _OF_DENSITY = ("density", "density_since")
 _OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", *_OF_DENSITY)
-#: Every column; the optional ones are None while nobody needs them.
+#: Every column; the optional ones are None while they are not needed.
 COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, *_OPTIONAL)
 
 
@@ -77,7 +77,7 @@ class damon_region:
 
     @property
     def end(self) -> int:
-        """The address behind the last one."""
+        """The end (exclusive)."""
         return self.ar.end
 
     @property
@@ -104,7 +104,7 @@ class Regions:
     """Regions of one target, sorted by address and disjoint, as columns of shape (n,).
 
     :ivar start: first address, core address units.
-    :ivar end: the address behind the last one.
+    :ivar end: end (exclusive).
     :ivar sampling_addr: address to sample in the present sampling interval.
     :ivar nr_accesses: accesses seen in the present aggregation interval.
     :ivar last_nr_accesses: the same of the aggregation interval before.
@@ -119,7 +119,7 @@ class Regions:
     :ivar last_probe_hits: the same of the aggregation interval before.
     :ivar density: estimated accesses per core address unit and second, to rank regions by (:mod:`kdamon.density`);
         None in a context without it.
-    :ivar density_since: number of the first aggregation interval that it tells of; 0 none yet.
+    :ivar density_since: number of the first aggregation interval that it is based on; 0 none yet.
     """
 
     __slots__ = (*COLUMNS, "_sizes", "_wide")
@@ -230,7 +230,7 @@ class Regions:
             self.last_probe_hits[row] = region.last_probe_hits
 
     def append(self, region: damon_region) -> None:
-        """Add ``region`` behind the last one (``damon_add_region()``)."""
+        """Append ``region`` (``damon_add_region()``)."""
         self.insert(len(self), region)
 
     def use_probes(self) -> None:
@@ -368,7 +368,7 @@ class Regions:
         self._merge_into_left([row + 1], sizes)
 
     def merge_scores(self, weights: U32Array | None = None, *, last: bool = False) -> U32Array:
-        """What regions are told apart by (``damon_merge_score()``): nr_accesses, or weighted sums of probe hits.
+        """The scores that merges compare (``damon_merge_score()``): nr_accesses, or weighted sums of probe hits.
 
         :param weights: of the probes, shape (DAMON_MAX_PROBES,).
         :param last: of the aggregation interval before.
@@ -380,7 +380,7 @@ class Regions:
         return np.zeros(len(self), np.uint32) if hits is None else hits.astype(np.uint32) @ weights
 
     def count_age(self, threshold: int, weights: U32Array | None = None, unknown: Mask | None = None) -> None:
-        """Make every region one aggregation older, or new where what was counted changed by more than ``threshold``.
+        """Increase every age by one, or reset it where the count changed by more than ``threshold``.
 
         :param weights: as for :meth:`merge_scores`.
         :param unknown: which are mostly unknown, shape (n,).
@@ -510,7 +510,7 @@ class Regions:
             setattr(self, name, column.astype(np.uint32))
 
     def merge_equal(self, sz_limit: int) -> None:
-        """Merge neighbours that hold the same information, as DAMOS does behind itself (``damos_apply_target()``)."""
+        """Merge neighbours that hold the same information, as DAMOS does after a region (``damos_apply_target()``)."""
         if len(self) < 2:
             return
         same = self.start[1:] == self.end[:-1]
@@ -575,7 +575,7 @@ class Regions:
 
 
 def _means(column: npt.NDArray[Any], sizes: list[int], merged: list[int]) -> npt.NDArray[Any]:
-    """``column`` where each row that some of ``merged`` are merged into has their mean, weighted by size.
+    """``column`` with the mean, weighted by size, in each row that some of ``merged`` are merged into.
 
     Rounded down after each merge, and with products that wrap, as ``damon_merge_two_regions()`` does it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sample control: where accesses come from, and filters on reports (the series' third version, ``mm/damon/core.c``)."""
+"""Sample control: access sources, and filters on reports (the series' third version, ``mm/damon/core.c``)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def damon_new_sample_filter(
 
 
 def damon_add_sample_filter(control: damon_sample_control, f: damon_sample_filter) -> None:
-    """Add ``f`` behind the last filter of ``control``."""
+    """Append ``f`` to the filters of ``control``."""
     control.sample_filters.append(f)
 
 
@@ -87,7 +87,7 @@ def damon_sample_filter_out(reports: Records, control: damon_sample_control) -> 
 
 
 def check_fault_filters(control: damon_sample_control, machine: Machine) -> None:
-    """Refuse filters that cannot work with what ``machine`` tells about faults.
+    """Refuse filters on properties that the faults of ``machine`` do not carry.
 
     :raises OSError: EOPNOTSUPP.
     """
@@ -95,13 +95,13 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
     if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.faults_tell_who:
         raise OSError(
             errno.EOPNOTSUPP,
-            "this machine does not tell which CPU or thread made a page fault, so filters of the types cpumask and "
-            "threads would reject everything; kdamon doctor says what is missing",
+            "this machine does not report which CPU or thread made a page fault, so filters of the types cpumask and "
+            "threads would reject everything; kdamon doctor names the requirement",
         )
 
 
 def only_threads(control: damon_sample_control) -> tuple[int, ...]:
-    """The threads whose accesses alone count by ``control``, in its order (no kernel counterpart)."""
-    # A filter that keeps the accesses of threads out misses nothing when these end.
+    """The threads to which ``control`` limits accesses, in its order (no kernel counterpart)."""
+    # A filter that rejects the accesses of threads loses nothing when these end.
     only = [f.tid_arr for f in control.sample_filters if f.tid_arr and f.matching == f.allow]
     return tuple(dict.fromkeys(tid for tids in only for tid in tids))

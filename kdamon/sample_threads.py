@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Threads that sample filters name and that are not there: that nothing counts then must not look like cold memory.
+"""Warns about threads that a sample filter names and that do not exist: without accesses memory would look cold.
 
-The kernel has nothing like it: there a filter of threads that ended rejects everything without a word.
+No kernel counterpart: there a filter of threads that ended rejects everything without a message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOOK_AGAIN: Final = 1_000_000_000
 
 
 class FilteredThreads:
-    """Says once of each thread that a filter waits for that it ended, or is of no process that is monitored."""
+    """Warns once for each thread of a filter that it ended, or that it belongs to no monitored process."""
 
     def __init__(self) -> None:
         self._look_at = 0
@@ -49,10 +49,10 @@ class FilteredThreads:
                 continue
             self._said.add(tid)
             if tid in self._seen:
-                log.warning("thread %d ended: it accesses nothing any more that could count", tid)
+                log.warning("thread %d ended: it makes no more accesses that the filter could count", tid)
             else:
                 pids = ", ".join(str(task.pid) for task in tasks)
                 log.warning(
-                    "thread %d is none of process %s, or ended: nothing counts of it; /proc/%s/task has the numbers",
+                    "thread %d ended or is not in process %s: no access of it counts; /proc/%s/task lists the threads",
                     *(tid, pids, tasks[0].pid),
                 )

@@ -35,7 +35,7 @@ DAMOS_MAX_SCORE = 99
 
 
 class damos_action(Enum):
-    """What a scheme does to matching regions; the value is the tree's keyword, the order the kernel's."""
+    """The action of a scheme on matching regions; the value is the tree's keyword, the order the kernel's."""
 
     DAMOS_WILLNEED = "willneed"
     DAMOS_COLD = "cold"
@@ -52,7 +52,7 @@ class damos_action(Enum):
 
 @define(slots=True)
 class damos_access_pattern:
-    """Which regions a scheme wants; all bounds inclusive, sizes in core address units, ages in aggregations."""
+    """The access pattern of a scheme; all bounds inclusive, sizes in core address units, ages in aggregations."""
 
     min_sz_region: int = 0
     max_sz_region: int = ULONG_MAX
@@ -63,7 +63,7 @@ class damos_access_pattern:
 
 
 class damos_quota_goal_metric(Enum):
-    """What a goal is about; the value is the tree's keyword, the order the kernel's."""
+    """The metric of a goal; the value is the tree's keyword, the order the kernel's."""
 
     DAMOS_QUOTA_USER_INPUT = "user_input"
     DAMOS_QUOTA_SOME_MEM_PSI_US = "some_mem_psi_us"
@@ -79,7 +79,7 @@ class damos_quota_goal_metric(Enum):
 
 @define(slots=True)
 class damos_quota_goal:
-    """A metric and the value that it should have: less of it asks for more of the scheme's work.
+    """A metric and its wanted value: below it the scheme works more.
 
     :ivar target_value: not 0.
     :ivar current_value: given by the user for ``user_input``, else measured.
@@ -115,17 +115,17 @@ class damos_quota:
     :ivar ms: time for applying the action in a window, milliseconds.
     :ivar sz: memory to apply the action to in a window.
     :ivar goals: of several, the one that is the nearest to its target decides.
-    :ivar esz: the effective quota: what all of this comes to in the present window.
+    :ivar esz: the effective quota: the resulting limit of the present window.
     :ivar weight_sz: not used, as in the kernel.
     :ivar weight_nr_accesses: how much access frequency counts when the quota has to choose.
     :ivar weight_age: how much age counts.
     :ivar fail_charge_num: memory that the action could not be applied to is charged by ``num / denom``.
     :ivar fail_charge_denom: 0 charges it in full.
     :ivar charged_from: private, when the present window began, nanoseconds; None before the first.
-    :ivar charge_target_from: private, the target at which a full quota stopped: the next window goes on there.
-    :ivar sz_unusable: private, what is left of the present window's quota and too little for the operations set.
+    :ivar charge_target_from: private, the target at which a full quota stopped: the next window continues there.
+    :ivar sz_unusable: private, the rest of the present window's quota, if it is too small for the operations set.
     :ivar min_score: private, regions of a lower score are left alone in this pass.
-    :ivar esz_bp: private, what the consistent tuner is at, bytes times 10000.
+    :ivar esz_bp: private, the state of the consistent tuner, bytes times 10000.
     """
 
     reset_interval: int = 0
@@ -152,7 +152,7 @@ class damos_quota:
 
 
 class damos_wmark_metric(Enum):
-    """What watermarks are about; the value is the tree's keyword, the order the kernel's."""
+    """The metric of watermarks; the value is the tree's keyword, the order the kernel's."""
 
     DAMOS_WMARK_NONE = "none"
     #: Share of free memory in the whole, permille.
@@ -161,10 +161,10 @@ class damos_wmark_metric(Enum):
 
 @define(slots=True)
 class damos_watermarks:
-    """When a scheme works: from when the metric is below ``mid`` until it is above ``high`` or below ``low``.
+    """Activate a scheme once the metric is below ``mid``, until it is above ``high`` or below ``low``.
 
-    :ivar interval: how often an inactive scheme looks, microseconds.
-    :ivar activated: private, whether it works.
+    :ivar interval: time between two checks of an inactive scheme, microseconds.
+    :ivar activated: private, whether it is active.
     """
 
     metric: damos_wmark_metric = damos_wmark_metric.DAMOS_WMARK_NONE
@@ -176,7 +176,7 @@ class damos_watermarks:
 
 
 class damos_filter_type(Enum):
-    """What a filter looks at; the value is the tree's keyword, the order the kernel's.
+    """The property that a filter compares; the value is the tree's keyword, the order the kernel's.
 
     The last three are handled by the core, the others by the operations set.
     """

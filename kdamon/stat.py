@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Shows results of monitoring in simple numbers: bandwidth, and how long memory is idle (``mm/damon/stat.c``)."""
+"""Summarizes monitoring in two metrics: memory bandwidth and idle time (``mm/damon/stat.c``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdamon.regions import mostly_unknown
 __all__ = ["bandwidth_of", "damon_stat", "idle_percentiles", "unknown_mem_bp"]
 
 
-#: How long the numbers stay at least, nanoseconds.
+#: Time between two updates of the results at least, nanoseconds.
 _REFRESH_INTERVAL: Final = 5000 * NSEC_PER_MSEC
 
 

@@ -29,7 +29,7 @@ P = ParamSpec("P")
 
 
 class tracepoint(Generic[P]):
-    """A place in the code that tells its probes what happens there; without probes it costs one test."""
+    """A place in the code that calls its probes with the event; without probes it costs one test."""
 
     __slots__ = ("_lock", "_probes")
 
@@ -60,7 +60,7 @@ class tracepoint(Generic[P]):
 #: (ctx, target index, regions) for each target at the end of each aggregation interval, counters complete. The
 #: kernel's event is one for each region.
 damon_aggregated: tracepoint[[damon_ctx, int, Regions]] = tracepoint()
-#: The same in a context with probes, for those who want their hits.
+#: The same in a context with probes, for tracepoints that show their hits.
 damon_region_aggregated: tracepoint[[damon_ctx, int, Regions]] = tracepoint()
 #: (ctx, new sampling interval in microseconds) when the intervals auto-tuning changed the intervals.
 damon_monitor_intervals_tune: tracepoint[[damon_ctx, int]] = tracepoint()

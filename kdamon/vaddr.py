@@ -76,7 +76,7 @@ _ADVICE = {
     damos_action.DAMOS_LRU_DEPRIO: "cold",
 }
 
-#: What helps where the three regions are too large.
+#: The remedy where the three regions are too large.
 _NARROW = "'kdamon run' leaves out what is not populated unless --vaddr-regions says kernel; or name ranges by fvaddr"
 
 #: Actions that are applied to nothing, and why.
@@ -89,7 +89,8 @@ _NOT_APPLIED = {
 def damon_va_three_regions(vmas: U64Array, min_region_sz: int) -> list[damon_addr_range]:
     """The mapped address space without its two biggest gaps (``__damon_va_three_regions()``).
 
-    Usually the gaps between heap, mmap area and stack.
+    Three regions, because a usual address space has two big gaps: between heap and mmap area, and between mmap area
+    and stack. Sampling in gaps is in vain; leaving out smaller gaps, too, would follow each change of the mappings.
 
     :param vmas: start and end of every mapping in address order, shape (n, 2), bytes.
     :raises OSError: EINVAL there are fewer than two gaps.
@@ -115,7 +116,7 @@ def _damon_get_mm(t: damon_target) -> AddressSpace | None:
 
 
 def _damon_va_set_three_regions(t: damon_target, ctx: damon_ctx) -> bool:
-    """Make ``t`` cover the process's address space; returns False where that cannot be known now."""
+    """Make ``t`` cover the process's address space; returns False where its mappings are not available now."""
     mm = _damon_get_mm(t)
     if mm is None:
         return False
@@ -164,7 +165,7 @@ def _primitive(ctx: damon_ctx) -> str:
 
 
 def _follow_primitive(t: damon_target, ctx: damon_ctx) -> None:
-    """Take the process anew if a commit chose another primitive and brought none, but no other one of its number."""
+    """Open the same process again if a commit chose another primitive without opening it."""
     if t.task is not None and t.task.primitive != _primitive(ctx) and t.task.valid():
         birth = t.task.birth
         t.task.put()
@@ -209,7 +210,7 @@ def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:
 
 
 def damon_va_young(mm: AddressSpace, t: damon_target) -> Answers:
-    """End the sample that :func:`damon_va_mkold` began, if it was not yet; return what it saw, shape (n,)."""
+    """End the sample that :func:`damon_va_mkold` began, unless it ended already; return its answers, shape (n,)."""
     if t.answers is None:
         t.answers = mm.end_sample(t.regions.sampling_addr)
     return t.answers
@@ -221,7 +222,7 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
 
 
 def _end_samples(ctx: damon_ctx, known: bool) -> None:
-    """Count what the samples of ``ctx`` saw; without ``known`` they are unknown."""
+    """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
         if mm is None:
@@ -240,7 +241,7 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
 def va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
     """Report the faults of the processes that are monitored by ``page_fault``, and end the sample of each page.
 
-    They are reported to everybody: whoever monitors the same process gets them once, whichever kdamond comes first.
+    Every context that monitors the same process gets each report once, whichever kdamond collects it.
 
     :param sampled: there are such samples.
     """
@@ -262,7 +263,7 @@ def va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
 def va_prep_probes(ctx: damon_ctx, set_samples: bool) -> None:
     """Forget that the chosen pages were accessed, for the probes: they have no other way to be prepared.
 
-    :param set_samples: nobody else chose them, nor made them old.
+    :param set_samples: they have to be chosen and made old here.
     """
     if set_samples:
         damon_va_prepare_access_checks(ctx)
@@ -274,7 +275,7 @@ def va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
     Kernel: vaddr of 7.2 takes probes and counts no hits; DAMON's development tree counts them. Here: as that.
     (docs/deviations.md#probes-on-virtual-addresses)
 
-    :param set_samples: nobody else chose them.
+    :param set_samples: they have to be chosen here.
     """
     filters = probe_page_filters(ctx)
     for t in ctx.adaptive_targets:
@@ -324,7 +325,7 @@ def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
     parts = wanted[wanted[:, 0] < wanted[:, 1]]
     try:
         if s.ops_filters and s.core_filters_allowed:
-            # A filter of the core decided for all of it: what is mapped passes.
+            # A core filter allowed the whole region: all mapped pages pass.
             passed = overlaps(wanted, mm.page_filter(parts, [], default_reject=False))
         elif s.ops_filters:
             filters = [page_filter(f, f.type.value) for f in s.ops_filters]
@@ -341,13 +342,13 @@ def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
 def _whole_pages(t: damon_target, rows: Indexes) -> U64Array:
     """Where regions ``rows`` of ``t`` begin and end, rounded up to pages, shape (n, 2)."""
     edges = np.stack((t.regions.start[rows], t.regions.end[rows]), axis=1)
-    # The last page that addresses can name is no process's.
+    # No process can map the last page of the address space.
     edges = np.minimum(edges, np.uint64(ULONG_MAX - 2 * PAGE_SIZE))
     return (edges + np.uint64(PAGE_SIZE - 1)) & ~np.uint64(PAGE_SIZE - 1)
 
 
 def _damon_va_act(mm: AddressSpace, s: damos, parts: U64Array) -> U64Array:
-    """Do to ``parts`` of ``mm`` what ``s`` is for; returns the bytes of each that it was done to."""
+    """Apply the action of ``s`` to ``parts`` of ``mm``; returns the bytes of each that it was applied to."""
     if s.action in {damos_action.DAMOS_MIGRATE_HOT, damos_action.DAMOS_MIGRATE_COLD}:
         return mm.migrate(parts, _destinations(s))
     return mm.advise(_ADVICE[s.action], parts)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How long a kdamond is waited for.
+"""Limits how long callers wait for a kdamond.
 
-Kernel: waits without a limit, since nothing that a target does can hold a kdamond up. Here: a process decides how fast
-the kernel works on its memory, as where that is of a FUSE file system of its own. So a kdamond may be held up for as
-long as a target likes; what waits for one has to go on, and it ends, or answers, when it can.
+Kernel: waits without a limit, because no target can block a kdamond. Here: a process decides how fast the kernel works
+on its memory, for example if it maps a FUSE file system of its own. So a target can block a kdamond for as long as it
+likes; callers that wait for the kdamond give up, and it ends, or answers, when it can.
 (docs/deviations.md#stopping-has-a-time-limit)
 """
 
@@ -18,9 +18,9 @@ from kdamon.damon import damon_ctx
 
 __all__ = ["PATIENCE", "held_up_error", "wait_for_kdamond"]
 
-#: Seconds that a kdamond may be late, or take to end, before it counts as held up.
+#: Seconds that a kdamond may be late, or take to end, before it counts as blocked.
 PATIENCE: Final = 10.0
-#: Seconds after which the kdamond is looked at again.
+#: Seconds between two checks of the kdamond.
 _STEP: Final = 0.5
 
 
@@ -38,7 +38,7 @@ def wait_for_kdamond(ctx: damon_ctx, done: Callable[[float], bool]) -> bool:
 
 
 def held_up_error(ctx: damon_ctx) -> OSError:
-    """That the kdamond of ``ctx`` is held up: EBUSY."""
+    """The error EBUSY that the kdamond of ``ctx`` is blocked."""
     kdamond = ctx.kdamond
     return OSError(
         errno.EBUSY,

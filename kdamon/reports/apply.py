@@ -76,14 +76,14 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
 def discard_reports(ctx: damon_ctx) -> None:
     """Count the reports that arrived while nothing was monitored as late: they belong to no sampling interval."""
     if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None:
-        # Whoever else monitors the process wants them now.
+        # Other contexts that monitor the process need them now.
         ctx.ops.report_faults(ctx, False)
     queue: ReportQueue = ctx.reports
     queue.counters.late += count_reports(queue.take())
 
 
 def _kdamond_check_reports(reports: Records, ctx: damon_ctx, counters: ReportCounters) -> None:
-    """Count ``reports``, shape (n,), for the regions of all targets, and what became of them in ``counters``."""
+    """Count ``reports``, shape (n,), for the regions of all targets, and their fate in ``counters``."""
     columns = ReportColumns(reports)
     wanted = np.ones(len(reports), np.bool_)
     if not damon_target_has_pid(ctx):
@@ -160,7 +160,7 @@ def apply_access_reports(reports: Records | ReportColumns, t: damon_target, ctx:
 
 
 def _core_range(reports: Records | ReportColumns, ctx: damon_ctx) -> tuple[U64Array, U64Array]:
-    """Where ``reports``, which tell bytes, begin and how large they are, core address units."""
+    """Start and size of ``reports``, which are in bytes, in core address units."""
     addr, size = reports["addr"], reports["size"]
     if ctx.addr_unit == 1:
         return addr, size
@@ -169,7 +169,7 @@ def _core_range(reports: Records | ReportColumns, ctx: damon_ctx) -> tuple[U64Ar
 
 
 def _lookup(t: damon_target, ctx: damon_ctx) -> RegionLookup:
-    """What finds regions of ``t``: kept as long as its regions are the same, an aggregation interval most often."""
+    """The lookup for regions of ``t``: kept as long as the regions stay the same, usually an aggregation interval."""
     lookups: dict[damon_target, RegionLookup] = {} if ctx.reports is None else ctx.reports.lookups
     lookup = lookups.get(t)
     if lookup is None or not lookup.fits(t.regions):
@@ -190,5 +190,5 @@ def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
     for t in ctx.adaptive_targets:
         t.regions.access_reported = None
         if ctx.report_counts:
-            # Reports leave no room for the samples of later intervals to count.
+            # A count that reports fill up leaves no room for later samples.
             np.minimum(t.regions.nr_accesses, samples, out=t.regions.nr_accesses)

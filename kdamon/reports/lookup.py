@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which region a reported range lies in, for batches: a table of blocks for most, a bisection for the rest."""
+"""Finds the regions of reported ranges, in batches: by a table of blocks, or by bisection near edges."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class _span:
         self.rows = values.repeat(np.diff(borders, prepend=0))
 
     def find(self, addr: U64Array, size: U64Array) -> Indexes:
-        """The row of each range that begins in this span, or -1 where it takes a closer look."""
+        """The row of each range that begins in this span, or -1 where only a bisection can find it."""
         offset = addr - self.base
         rows: Indexes = self.rows.take((offset >> self.shift).view(np.intp), mode="clip")
-        # Bytes behind the first one: in the block, and in the range. No bytes at all are most of all here.
+        # Bytes after the first one: in the block, and in the range. A size of 0 wraps around to the largest number.
         np.invert(offset, out=offset)
         offset &= self.block - _1
         ends_in_block = size - _1 <= offset

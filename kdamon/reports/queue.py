@@ -28,7 +28,7 @@ _LEAST_ROOM: Final = 8
 
 
 class ReportSource:
-    """A producer of reports that has a share of the room for itself, apart from the thread that speaks for it.
+    """A producer of reports with a share of the room for itself, separate from the thread that reports for it.
 
     :param user: sources with the same one, whether they still report or not, have a share together, and all sources
         with any have limited room together: they all report from one thread. None: this source is not limited so.
@@ -49,7 +49,7 @@ class ReportSource:
         return self._alive
 
     def close(self) -> None:
-        """It reports no more."""
+        """Mark it as ended: it reports no more."""
         self._alive = False
 
 
@@ -190,12 +190,12 @@ class ReportQueue:
             return _lane(source)
         user = self._users.get(source.user)
         if user is None:
-            # However long no kdamond takes anything, those that left nothing are forgotten.
+            # Forget lanes that are empty and whose producer ended, even if no kdamond takes reports.
             for lane in self._lanes:
                 self._forget(lane)
             user = self._users[source.user] = _user()
         for lane in user.lanes:
-            # Whatever connects again and again has no more lanes than producers at a time.
+            # A user that connects again and again has only as many lanes as producers at a time.
             if not lane.producer.is_alive():
                 assert isinstance(lane.producer, ReportSource)
                 del self._of_sources[lane.producer]
@@ -221,7 +221,7 @@ class ReportQueue:
     def _forget(self, lane: _lane) -> None:
         """Forget the lane of a producer that ended, if it is empty, but not its counters."""
         source = lane.producer
-        # What ended pushes no more; that it ended has to be known first.
+        # An ended producer pushes no more; so check for its end first, then for an empty lane.
         if source.is_alive() or lane.entries or lane not in self._lanes:
             return
         self._lanes = tuple(other for other in self._lanes if other is not lane)
@@ -238,7 +238,7 @@ class ReportQueue:
 
     def snapshot(self) -> ReportCounters:
         """The counters now; ``pending`` makes the sum right."""
-        # First what became of reports, then how many there were: so none is pending less than not at all.
+        # Read the counters of fates first, the total last: so ``pending`` is never negative.
         now = evolve(self.counters)
         done = now.applied + now.ineligible + now.filtered + now.straddling + now.outside + now.late
         with self._lanes_lock:

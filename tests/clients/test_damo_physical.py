@@ -112,7 +112,7 @@ def test_damo_monitors_all_memory(kdamon_exec: Any, tmp_path: Path) -> None:
     done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", str(DAMO))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["paddr", "on", "off"]
-    assert "are mapped by one process each, whose accesses can be told" in done.stderr
+    assert "are mapped by one process each, whose accesses can be observed" in done.stderr
     sizes = [accessed_and_covered(path) for path in tmp_path.glob("access*.json")]
     assert len(sizes) == 12
     assert min(covered for _, covered in sizes) >= 0.9 * system_ram()

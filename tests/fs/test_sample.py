@@ -357,7 +357,7 @@ def test_a_machine_that_tells_no_cpu_and_no_thread_cannot_filter_by_them(
         assert session.state("on") == "OK"
         return
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
-    assert "does not tell which CPU or thread" in caplog.text
+    assert "does not report which CPU or thread" in caplog.text
     session.put(f"{SAMPLE}/primitives/page_fault", "N")
     assert session.state("on") == "OK"
 

@@ -378,7 +378,7 @@ def test_nothing_stays_open_of_an_attempt_that_failed() -> None:
             pytest.skip(f"{lacks}{error.strerror}")
         before = sorted(os.listdir("/proc/self/fd"))
         for _ in range(3):
-            with pytest.raises(OSError, match="wants it for itself"):
+            with pytest.raises(OSError, match="stop it before you start an exclusive module"):
                 reclaim.enable(True)
         reclaim.monitor_pids = (os.getpid(), 2**22)
         refused(lambda: reclaim.enable(True), "no process")

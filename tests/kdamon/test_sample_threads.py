@@ -64,7 +64,7 @@ def test_a_thread_that_ends_is_said_once(said: Callable[[], list[str]]) -> None:
     for _ in range(3):
         clock.sleep_until(clock.now() + SECOND, threading.Event())
         va_report_faults(ctx, sampled=False)
-    assert ["thread 5 ended: it accesses nothing any more that could count"] == said()
+    assert ["thread 5 ended: it makes no more accesses that the filter could count"] == said()
 
 
 def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) -> None:
@@ -73,8 +73,8 @@ def test_a_thread_of_no_target_is_said_at_once(said: Callable[[], list[str]]) ->
     process.ended_threads.add(5)
     va_report_faults(ctx, sampled=False)
     assert [
-        f"thread 5 is none of process {process.pid}, or ended: nothing counts of it; /proc/{process.pid}/task has the "
-        "numbers"
+        f"thread 5 ended or is not in process {process.pid}: no access of it counts; /proc/{process.pid}/task lists "
+        "the threads"
     ] == said()
 
 

@@ -278,7 +278,7 @@ def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_t
 
     run(stat, ctx, 11, watch)
     assert [[1, 2, 3], [1, 3, 4]] == seen
-    sentence = "damon_stat: of /service only 3 processes at once are monitored; name a smaller control group"
+    sentence = "damon_stat: of /service only 3 processes are monitored at once; name a smaller control group"
     assert [sentence] == [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
@@ -376,16 +376,16 @@ def test_only_one_may_monitor_while_a_module_does() -> None:
         one.enable(True)
         assert one.enabled()
         assert one.kdamond_pid() > 0
-        with pytest.raises(OSError, match="wants it for itself") as raised:
+        with pytest.raises(OSError, match="stop it before you start an exclusive module") as raised:
             other.enable(True)
         assert raised.value.errno == errno.EBUSY
-        with pytest.raises(OSError, match="wants it for itself"):
+        with pytest.raises(OSError, match="stop it before you start an exclusive module"):
             damon_start([ctx], exclusive=False)
         one.enable(False)
         assert one.kdamond_pid() == -1
         ctx = other.build_ctx()
         damon_start([ctx], exclusive=False)
-        with pytest.raises(OSError, match="wants it for itself"):
+        with pytest.raises(OSError, match="stop it before you start an exclusive module"):
             one.enable(True)
         damon_stop([ctx])
         one.enable(True)

@@ -486,7 +486,7 @@ def test_a_machine_that_does_not_tell_who(
     assert 1 == cli.main([*words, "--cpus", "0"])
     out, err = capsys.readouterr()
     assert ("", 1) == (out, err.count("\n"))
-    assert "does not tell which CPU or thread" in err
+    assert "does not report which CPU or thread" in err
 
 
 def test_a_refusal_is_told_with_its_reason(

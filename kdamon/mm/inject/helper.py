@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Makes a thread of another process run system calls: a short-lived process of its own, see :mod:`kdamon.mm.inject`.
+"""A short-lived helper process that makes a thread of another process run system calls, see :mod:`kdamon.mm.inject`.
 
 It runs as ``python -I -S helper.py``, with the standard library and :mod:`kdamon.mm.inject.gadgets`, so that it
-starts fast and that no work of a monitor can hold a stopped thread up. One that advises stays for further jobs as long
-as they come and nothing went wrong: whatever it traces is let go with its end only.
+starts fast and that no work of a monitor can delay a stopped thread. A helper that advises stays for further jobs as
+long as they come and nothing went wrong: the threads that it traces are released only with its end.
 
 The stopped thread runs one system call only: a clone() of a second thread, and waits for its end as a parent waits
 after vfork(). The second thread does the rest in a table of file descriptors of its own. Both go on safely at any
 instant without us: the first finds a signal frame that gives it all registers, floating point state and signal mask
-back, the second one that makes it exit. So this process may die at any time and leaves nothing behind: no file
-descriptor either, since a table of which the second thread was the only user ends with it.
+back, the second one that makes it exit. So this process may die at any time without leaving anything in the target: no
+file descriptor either, since a table of which the second thread was the only user ends with it.
 
 The frames lie in the unused part of the thread's own stack, in a page that nothing was ever written to, or that holds
 such frames of an earlier attempt and nothing else. The stack's bounds are what the thread library recorded, or the
@@ -303,9 +303,9 @@ class _NoThread(_Again):
 
 
 class _Changed(OSError):
-    """The process, or somebody else, interferes with the calls: neither they nor their results are to be believed.
+    """The target, or another process, interferes with the calls: neither they nor their results can be trusted.
 
-    Its threads may be anywhere, and are let go by the end of this process.
+    Its threads may be anywhere, and are released by the end of this process.
     """
 
     def __init__(self) -> None:
@@ -514,7 +514,7 @@ def _floating_point(thread: _Tracee) -> bytes:
 class _Injection:
     """Runs system calls in one address space.
 
-    :param job: what :mod:`kdamon.mm.inject` found out about the process.
+    :param job: the information of :mod:`kdamon.mm.inject` about the process.
     :param memory: open /proc/PID/mem. It stays that address space's: after an exec() nothing can be written by it.
     """
 
@@ -761,7 +761,7 @@ class _Injection:
         raise _Unsuitable("its stack has no room")
 
     def _place(self, thread: _Tracee, registers: _Registers, size: int, marks: bytes) -> int:
-        """Where ``size`` bytes can be written since nobody else's data can be there.
+        """An address at which ``size`` bytes can be written because no data of the program can be there.
 
         That is neither right below the stack pointer, where there is the rest of the stack if the thread runs in a
         signal handler or a coroutine on an array in it, nor in what a program uses as a stack by itself.
@@ -958,7 +958,7 @@ def _not_traceable(pid: int, tid: int) -> Exception:
 
 
 def _ptrace_scope() -> str:
-    """Who may trace processes of the same user: with 0, each other; with more, only their ancestors, or nobody."""
+    """The scope of ptrace: 0 lets processes of one user trace each other, more only ancestors, or no process."""
     try:
         with open(_PTRACE_SCOPE) as file:
             return file.read().strip()
@@ -1154,7 +1154,7 @@ def _system_call_in(pid: int) -> int:
 
 
 def _exec(channel: socket.socket, tracer: int) -> None:
-    """Become a command, once the tracer may look: ``argv`` and ``env`` come then. An answer tells that it failed."""
+    """Become a command, once the tracer may look: ``argv`` and ``env`` come then. An answer reports a failure."""
     # As in a child of subprocess: what Python itself ignores or handles is back to the default.
     for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
         if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
@@ -1176,14 +1176,14 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     while not data.endswith(b"\n"):
         part = channel.recv(1 << 16)
         if not part:
-            # Nobody wants anything any more.
+            # No more jobs can come.
             sys.exit(1)
         data += part
     return json.loads(data), fds
 
 
 def _send(channel: socket.socket, answer: dict[str, Any], *fds: int) -> None:
-    # Who asked may have ended meanwhile.
+    # The requester may have ended meanwhile.
     with contextlib.suppress(ConnectionError):
         socket.send_fds(channel, [json.dumps(answer).encode()], fds)
 

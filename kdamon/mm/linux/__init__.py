@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The running kernel behind the protocols of :mod:`kdamon.mm`."""
+"""The running kernel: it implements the protocols of :mod:`kdamon.mm`."""

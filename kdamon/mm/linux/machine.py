@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The running kernel's processes and memory, behind the protocols of :mod:`kdamon.mm`."""
+"""Processes and memory of the running kernel: implements the protocols of :mod:`kdamon.mm`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class _PageIdle:
 class LinuxMachine:
     """This machine.
 
-    :param primitive: what tells accessed bits; becomes this object's. None: found when a task asks for it.
+    :param primitive: reads accessed bits; becomes this object's. None: chosen when a task needs it.
     """
 
     def __init__(self, primitive: Primitive | None) -> None:
@@ -114,7 +114,7 @@ class LinuxMachine:
 
     @property
     def primitive(self) -> str:
-        """The name of what tells accessed bits, page_table or page_idle; page_fault where none was looked for."""
+        """The name of the primitive for accessed bits, page_table or page_idle; page_fault if none was needed yet."""
         return self._accessed.name if self._accessed is not None else self._page_fault.name
 
     def birth(self, pid: int) -> int:
@@ -212,8 +212,8 @@ class LinuxMachine:
 def linux_machine(primitive: str | None = None) -> LinuxMachine:
     """The running kernel.
 
-    :param primitive: what must work: ``page_table`` or ``page_idle`` to tell accessed bits; None takes the first that
-        works. The page table walk comes first because it is a batch: the idle bitmap costs several system calls for
+    :param primitive: the primitive that must work: ``page_table`` or ``page_idle`` for accessed bits; None takes the
+        first that works. The page table walk comes first because it is a batch: the idle bitmap needs system calls for
         each address. With ``page_fault`` accessed bits are looked for when a task first asks for them. Each machine can
         monitor by page_fault besides.
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
@@ -231,7 +231,7 @@ def linux_machine(primitive: str | None = None) -> LinuxMachine:
 
 
 def _accessed_bits() -> Primitive:
-    """The first way to tell accessed bits that works."""
+    """The first primitive for accessed bits that works."""
     try:
         return _PageTable()
     except OSError as error:
@@ -242,7 +242,7 @@ def _accessed_bits() -> Primitive:
 
 
 def _check_proc() -> None:
-    """Refuse a /proc in which the numbers of processes are not those of the system calls."""
+    """Refuse a /proc of another PID namespace, whose process numbers differ from those of system calls."""
     try:
         own = os.readlink("/proc/self")
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Physical memory as a helper process sees it, which looks at all processes: see :mod:`kdamon.mm.apart`."""
+"""Physical memory through a helper process, which reads all processes: see :mod:`kdamon.mm.apart`."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class MemoryApart:
             self._helper = None
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        """What the helper says; None where a process held it up, or too many helpers are held up."""
+        """The answer of the helper; None where a process blocked it, or too many helpers are blocked."""
         with self._lock:
             try:
                 if self._helper is None:
@@ -144,7 +144,7 @@ class MemoryApart:
         self._held_up[user] += 1
         say_left_out(pid)
         if user and self._held_up[user] == _OF_USER:
-            log.warning("physical memory: nor are processes of user %d looked at any more", user)
+            log.warning("physical memory: other processes of user %d are not read any more either", user)
 
     def update(self) -> None:
         """See :meth:`kdamon.mm.PhysicalMemory.update`."""
@@ -192,5 +192,5 @@ class MemoryApart:
     def _act(self, method: str, *arguments: Any) -> U64Array:
         found: U64Array | None = self._call("act", method, *arguments)
         if found is None:
-            raise OSError(errno.EBUSY, "a process holds the lock of its memory; it is left alone from now on")
+            raise OSError(errno.EBUSY, "a process holds the lock of its memory; it is left out from now on")
         return found

@@ -104,7 +104,7 @@ class LinuxTask:
 
     @property
     def primitive(self) -> str:
-        """See :class:`kdamon.mm.Task`; the idle page bitmap goes by accessed bits as ``page_table`` does."""
+        """See :class:`kdamon.mm.Task`; the idle page bitmap is based on accessed bits, as ``page_table`` is."""
         return "page_fault" if self._primitive.name == "page_fault" else "page_table"
 
     @property
@@ -132,8 +132,8 @@ class LinuxTask:
     def get_mm(self) -> AddressSpace | None:
         """The present address space; a new object after each exec(), None for a kernel thread or an ended process.
 
-        An exec() leaves an empty address space behind, which is seen at once. One after vfork() leaves the
-        parent's, which is seen within a tenth of a second.
+        After an exec() the old address space is empty, which is detected at once. After one that follows vfork() it is
+        still the parent's, which is detected within a tenth of a second.
 
         :raises OSError: EMFILE, ENFILE it has been impossible for a second to look at the process, because too many
             files are open.
@@ -168,7 +168,7 @@ class LinuxTask:
             return self._space
 
     def _stays_locked(self, space: Space) -> bool:
-        """Whether a look at the process may take for ever, which is said once."""
+        """Whether reading the process may block for ever, which is logged once."""
         if not stays_locked(space.pagemap, _LOCKED):
             return False
         # The next look is as soon as this one: until then nothing is to be asked of it.
@@ -268,16 +268,16 @@ class LinuxTask:
 
 
 def _held_locked(pid: int) -> OSError:
-    """Why process ``pid`` is not looked at."""
+    """The error that process ``pid`` blocks every read of its memory."""
     return OSError(
         errno.EBUSY,
-        f"process {pid} holds the lock of its memory and is not looked at meanwhile; end it, it seems to wait for a "
+        f"process {pid} holds the lock of its memory, so kdamon does not read it; end it, it seems to wait for a "
         "file system that does not answer",
     )
 
 
 def _unreachable(pid: int, primitive: str) -> OSError:
-    """Why process ``pid`` cannot be monitored by ``primitive`` although it has memory."""
+    """The error that ``primitive`` cannot monitor process ``pid`` although it has memory."""
     return OSError(
         errno.EOPNOTSUPP,
         f"process {pid} cannot be sampled by {primitive}: its first thread ended, and the kernel takes advice about a "

@@ -116,7 +116,7 @@ class ProcessFiles:
         except (FileNotFoundError, ProcessLookupError):
             return False
         except PermissionError:
-            # Without memory its files belong to root, whoever its user was.
+            # Without memory its files belong to root, not to its user.
             if _has_memory(directory, thread):
                 raise
             return False

@@ -96,7 +96,7 @@ class SimMachine:
     """A machine of simulated processes; implements :class:`kdamon.mm.Machine`.
 
     :param seed: makes everything random on it repeatable.
-    :ivar metrics: what :meth:`metric` tells, of node 0 and of every memory cgroup; to be changed at will.
+    :ivar metrics: the values of :meth:`metric`, for node 0 and every memory cgroup; to be changed at will.
     :ivar memcgs: the memory cgroups and their numbers.
     :ivar placed: which memory of processes is where in physical memory, see :meth:`place`; all other memory is free.
     :ivar cached: physical memory that is page cache and not mapped, bytes in address order, shape (n, 2).

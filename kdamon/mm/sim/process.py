@@ -25,7 +25,7 @@ class SimAccess:
     The bounds should be multiples of the page size: the script knows addresses only.
 
     :ivar start: first address, bytes.
-    :ivar end: the address behind the last one.
+    :ivar end: end (exclusive).
     :ivar rate: mean accesses per page and second; infinity means always.
     :ivar begin: when it begins, seconds of the virtual clock.
     :ivar until: when it ends.
@@ -67,7 +67,7 @@ class SimProcess:
 
     :ivar pid: its number.
     :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
-    :ivar primitive: how accesses are told, by the last :meth:`SimMachine.get_task`.
+    :ivar primitive: how accesses are observed, by the last :meth:`SimMachine.get_task`.
     :ivar ended_threads: threads that it does not have; it has any other one.
     :ivar birth: its place among all processes of its machine, from the first one on.
     """
