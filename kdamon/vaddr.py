@@ -29,7 +29,7 @@ from kdamon.damon import (
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
-from kdamon.mm import UNKNOWN, AddressSpace, Answers
+from kdamon.mm import UNKNOWN, AddressSpace, Answers, Primitive
 from kdamon.mm.ranges import intersect, overlaps
 from kdamon.ops_common import (
     count_samples,
@@ -161,7 +161,7 @@ def _take_task(t: damon_target, ctx: damon_ctx, birth: int | None = None) -> Non
 
 
 def _primitive(ctx: damon_ctx) -> str:
-    return "page_fault" if ctx.sample_control.primitives_enabled.page_fault else "page_table"
+    return Primitive.PAGE_FAULT if ctx.sample_control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
 
 
 def _follow_primitive(t: damon_target, ctx: damon_ctx) -> None:

@@ -32,7 +32,7 @@ from kdamon.damos import damos_walk
 from kdamon.density.estimator import reports_are_random
 from kdamon.kernel import Clock
 from kdamon.kstrtox import sysfs_streq
-from kdamon.mm import Machine
+from kdamon.mm import Machine, Primitive
 from kdamon_fs.abi import ABI_VERSIONS
 from kdamon_fs.kobject import NumberedDirectories, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.module_params import ModuleParams
@@ -62,7 +62,7 @@ def _this_machine() -> Machine:
     from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
 
     # What tells accessed bits is looked for when a kdamond goes by them: faults may be all that is needed.
-    return linux_machine("page_fault")
+    return linux_machine(Primitive.PAGE_FAULT)
 
 
 class SysfsTree(MachineTree):

@@ -35,7 +35,7 @@ from kdamon.damon import (
 )
 from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
-from kdamon.mm import Machine
+from kdamon.mm import Machine, Primitive
 from kdamon.sample_control import check_fault_filters
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
@@ -350,7 +350,7 @@ def _damon_sysfs_take_task(
         raise OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
     ctx.machine = machine()
     primitive = sample_primitive_of(ctx.sample_control)
-    if primitive == "page_fault":
+    if primitive == Primitive.PAGE_FAULT:
         check_fault_filters(ctx.sample_control, ctx.machine)
     # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
     # for a userfaultfd that it has. (docs/deviations.md#a-commit-keeps-monitored-processes)
@@ -392,7 +392,7 @@ def _damon_sysfs_take_memory(
     opening: list[Callable[[], None]],
 ) -> None:
     """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
-    if sample_primitive_of(ctx.sample_control) == "page_fault":
+    if sample_primitive_of(ctx.sample_control) == Primitive.PAGE_FAULT:
         raise OSError(
             errno.EOPNOTSUPP, "physical addresses are monitored by accessed bits only; write N to primitives/page_fault"
         )

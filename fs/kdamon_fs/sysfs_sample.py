@@ -24,6 +24,7 @@ from kdamon.damon import (
     damon_sample_filter_type,
 )
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
+from kdamon.mm import Primitive
 from kdamon.reports.apply import report_counters
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
@@ -209,7 +210,7 @@ def build_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
 
 def sample_primitive_of(control: damon_sample_control) -> str:
     """The primitive to open processes with. A client that re-reads the tree may ask for both: page_fault wins."""
-    return "page_fault" if control.primitives_enabled.page_fault else "page_table"
+    return Primitive.PAGE_FAULT if control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
 
 
 def sees_writes_only(control: damon_sample_control) -> bool:

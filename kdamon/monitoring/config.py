@@ -8,6 +8,7 @@ from typing import Final
 
 from attrs import frozen
 
+from kdamon.mm import Primitive
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 
 __all__ = ["Config", "Range", "check_config", "check_intervals"]
@@ -17,7 +18,7 @@ Range = tuple[int, int]
 
 #: The largest interval, an unsigned long.
 _LONGEST_US: Final = 2**64 - 1
-_PRIMITIVES: Final = ("page_table", "page_fault", "")
+_PRIMITIVES: Final = (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT, "")
 
 
 @frozen
@@ -51,7 +52,7 @@ class Config:
     max_regions: int = MAX_REGIONS
     ranges: tuple[Range, ...] = ()
     vaddr_regions: str = "mappings"
-    primitive: str = "page_table"
+    primitive: str = Primitive.PAGE_TABLE
     write_only: bool = False
     cpus: tuple[int, ...] = ()
     tids: tuple[int, ...] = ()
@@ -65,7 +66,7 @@ class Config:
     @property
     def sees_writes_only(self) -> bool:
         """Whether reads stay unseen although the caller did not ask for that."""
-        return self.primitive == "page_fault" and not self.write_only
+        return self.primitive == Primitive.PAGE_FAULT and not self.write_only
 
     @property
     def max_nr_accesses(self) -> int:
@@ -112,17 +113,17 @@ def check_config(config: Config) -> None:
             f"there is no primitive {config.primitive!r}; use 'page_table', 'page_fault', or '' for reports alone",
         ),
         (
-            config.ops == "paddr" and (config.filtered or config.primitive == "page_fault"),
+            config.ops == "paddr" and (config.filtered or config.primitive == Primitive.PAGE_FAULT),
             "ops='paddr' samples accessed bits, which do not identify writes, CPUs or threads: leave primitive, "
             "write_only, cpus and tids out",
         ),
         (
-            config.primitive == "page_table" and config.filtered,
+            config.primitive == Primitive.PAGE_TABLE and config.filtered,
             "accessed bits do not identify writes, CPUs or threads: use primitive='page_fault' with write_only, cpus "
             "and tids",
         ),
         (
-            config.density and config.primitive == "page_fault",
+            config.density and config.primitive == Primitive.PAGE_FAULT,
             "faults come from one page of each region and say nothing about density: leave density out",
         ),
         (

@@ -25,6 +25,7 @@ from kdamon.damon import (
     damon_target,
 )
 from kdamon.mapped import follow_mappings
+from kdamon.mm import Primitive
 from kdamon.monitoring.config import Config
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 
@@ -88,7 +89,7 @@ def add_target(ctx: damon_ctx, config: Config) -> damon_target:
 
 def _sample_control(config: Config) -> damon_sample_control:
     """Where accesses come from and which count, as ``config`` says: each filter allows what it names."""
-    primitives = PrimitivesEnabled(config.primitive == "page_table", config.primitive == "page_fault")
+    primitives = PrimitivesEnabled(config.primitive == Primitive.PAGE_TABLE, config.primitive == Primitive.PAGE_FAULT)
     control = damon_sample_control(primitives)
     kinds = damon_sample_filter_type
     if config.write_only:

@@ -10,6 +10,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from kdamon.mm import Primitive
+
 if TYPE_CHECKING:
     from kdamon.mm.linux.machine import LinuxMachine
 
@@ -49,7 +51,7 @@ def get_machine() -> LinuxMachine:
     shared = _mine()
     with shared.lock:
         if shared.machine is None:
-            shared.machine = linux_machine("page_fault")
+            shared.machine = linux_machine(Primitive.PAGE_FAULT)
         shared.users += 1
         return shared.machine
 

@@ -40,7 +40,7 @@ from kdamon.damon import (
     damos_stat,
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
-from kdamon.mm import Machine, Task
+from kdamon.mm import Machine, Primitive, Task
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config, check_intervals
@@ -131,14 +131,14 @@ def monitor(
         max_regions=index(max_regions),
         ranges=tuple((index(start), index(end)) for start, end in ranges),
         vaddr_regions=vaddr_regions,
-        primitive="page_table" if primitive is None else primitive,
+        primitive=Primitive.PAGE_TABLE if primitive is None else primitive,
         write_only=write_only,
         cpus=tuple(map(index, cpus)),
         tids=tuple(map(index, tids)),
         density=density,
     )
     if primitive is None:
-        default = "" if name == "reports" else "page_fault" if config.filtered else "page_table"
+        default = "" if name == "reports" else Primitive.PAGE_FAULT if config.filtered else Primitive.PAGE_TABLE
         config = attrs.evolve(config, primitive=default)
     operations = None if isinstance(ops, str) else ops
     return Monitor(config, operations=operations, schemes=schemes, machine=machine, kept=kept)
@@ -275,11 +275,11 @@ class Monitor:
                 ranges = [damon_addr_range(start, end) for start, end in memory.ram().tolist()]
                 damon_set_regions(target, ranges, self.ctx.min_region_sz)
             return
-        if config.primitive == "page_fault":
+        if config.primitive == Primitive.PAGE_FAULT:
             check_fault_filters(self.ctx.sample_control, machine)
-        target.task = task = machine.get_task(config.pid, config.primitive or "page_table", self._birth)
+        target.task = task = machine.get_task(config.pid, config.primitive or Primitive.PAGE_TABLE, self._birth)
         _check_memory(task)
-        if config.primitive == "page_fault":
+        if config.primitive == Primitive.PAGE_FAULT:
             _check_threads(config.tids, task)
         self._end_with(task)
 

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from kdamon.lib.process_status import status_fields
 from kdamon.lib.rights import may, refusal_to_trace
+from kdamon.mm import Primitive
 from kdamon.mm.apart.looked_at import looking_at
 from kdamon.mm.apart.objects import Apart, HeldUpError
 from kdamon.mm.doctor.schemes import loaded_child
@@ -29,7 +30,7 @@ __all__ = ["Refusals", "refusals"]
 _NOBODY: Final = 65534
 #: Processes that block every read of their memory, before no others are tried.
 _HELD_UP: Final = 4
-_PRIMITIVES: Final = ("page_table", "page_fault")
+_PRIMITIVES: Final = (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT)
 
 _What = TypeVar("_What")
 
@@ -39,7 +40,7 @@ Refusals = dict[str, OSError | None]
 
 def refusals() -> tuple[Refusals, Refusals]:
     """Try each primitive on a process of this user, and on one of another user."""
-    with closing(linux_machine("page_fault")) as machine, _quietly():
+    with closing(linux_machine(Primitive.PAGE_FAULT)) as machine, _quietly():
         with loaded_child() as pid:
             own = _tried(machine, pid)
         try:
@@ -55,7 +56,7 @@ class Attempts:
     """The part that runs in a helper process, because other users' processes may let it wait for ever."""
 
     def __init__(self) -> None:
-        self._machine = linux_machine("page_fault")
+        self._machine = linux_machine(Primitive.PAGE_FAULT)
 
     def tried(self, pid: int) -> Refusals:
         """Try each primitive on process ``pid``."""
@@ -65,8 +66,8 @@ class Attempts:
     def looked_at(self, pid: int) -> Refusals:
         """As :meth:`tried`, but do nothing to the process."""
         looking_at(pid)
-        page_table = _refusal(lambda pid: self._machine.get_task(pid, "page_table").put(), pid)
-        return {"page_table": page_table, "page_fault": _refusal(_open_memory, pid)}
+        page_table = _refusal(lambda pid: self._machine.get_task(pid, Primitive.PAGE_TABLE).put(), pid)
+        return {Primitive.PAGE_TABLE: page_table, Primitive.PAGE_FAULT: _refusal(_open_memory, pid)}
 
 
 def _apart(method: str, pid: int) -> Refusals:
@@ -118,9 +119,9 @@ def _looked_at(own: Refusals) -> Refusals:
             if held_up >= _HELD_UP:
                 break
             continue
-        page_table = found["page_table"]
+        page_table = found[Primitive.PAGE_TABLE]
         if (page_table is None or page_table.errno != errno.EBUSY) and os.path.exists(f"/proc/{pid}"):
-            return {**found, "page_fault": own["page_fault"] or found["page_fault"]}
+            return {**found, Primitive.PAGE_FAULT: own[Primitive.PAGE_FAULT] or found[Primitive.PAGE_FAULT]}
     return own
 
 

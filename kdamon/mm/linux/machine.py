@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Final
 
 from kdamon.lib.rights import MissingRights, may, needs_linux, refusal
-from kdamon.mm import Faults
+from kdamon.mm import Faults, Primitive
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.memory_apart import MemoryApart
-from kdamon.mm.linux.task import LinuxTask, Primitive, Space
+from kdamon.mm.linux.task import AccessSource, LinuxTask, Space
 from kdamon.mm.proc import cgroup, metrics
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.process_files import (
@@ -42,7 +42,7 @@ _LOADING: Final = 0.05
 class _PageTable:
     """The page table walk and MADV_COLD."""
 
-    name = "page_table"
+    name = Primitive.PAGE_TABLE
 
     def __init__(self) -> None:
         self._walker: Walker = shared_walker()
@@ -79,7 +79,7 @@ def check_cold(pidfd: int) -> None:
 class _PageIdle:
     """The bitmap of idle pages."""
 
-    name = "page_idle"
+    name = Primitive.PAGE_IDLE
 
     def __init__(self) -> None:
         self._folios = Folios()
@@ -107,7 +107,7 @@ class LinuxMachine:
     :param primitive: reads accessed bits; becomes this object's. None: chosen when a task needs it.
     """
 
-    def __init__(self, primitive: Primitive | None) -> None:
+    def __init__(self, primitive: AccessSource | None) -> None:
         self._lock = threading.Lock()
         self._accessed = primitive
         self._page_fault = PageFault()
@@ -121,9 +121,9 @@ class LinuxMachine:
         """See :meth:`kdamon.mm.Machine.birth`."""
         return birth_of(pid)
 
-    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> LinuxTask:
+    def get_task(self, pid: int, primitive: str = Primitive.PAGE_TABLE, birth: int | None = None) -> LinuxTask:
         """Find process ``pid``, see :meth:`kdamon.mm.Machine.get_task`; the task must be put()."""
-        if primitive == "page_table":
+        if primitive == Primitive.PAGE_TABLE:
             try:
                 accessed = self._accessed_bits()
             except MissingRights as error:
@@ -131,7 +131,7 @@ class LinuxMachine:
             except OSError as error:
                 raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
             return LinuxTask(accessed, pid, birth)
-        if primitive != "page_fault":
+        if primitive != Primitive.PAGE_FAULT:
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
         task = LinuxTask(self._page_fault, pid, birth)
         try:
@@ -142,7 +142,7 @@ class LinuxMachine:
             raise
         return task
 
-    def _accessed_bits(self) -> Primitive:
+    def _accessed_bits(self) -> AccessSource:
         with self._lock:
             if self._accessed is None:
                 self._accessed = _accessed_bits()
@@ -165,7 +165,7 @@ class LinuxMachine:
         return Physical(self._frames(self._accessed_bits(), left_out))
 
     @staticmethod
-    def _frames(primitive: Primitive, left_out: Callable[[int], bool] = lambda pid: False) -> LinuxFrames:
+    def _frames(primitive: AccessSource, left_out: Callable[[int], bool] = lambda pid: False) -> LinuxFrames:
         return LinuxFrames(shared_walker(), lambda pid: LinuxTask(primitive, pid), left_out)
 
     def adopt_userfaultfd(self, pid: int, fd: int) -> None:
@@ -219,18 +219,18 @@ def linux_machine(primitive: str | None = None) -> LinuxMachine:
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
     """
     _check_proc()
-    if primitive == "page_fault":
+    if primitive == Primitive.PAGE_FAULT:
         return LinuxMachine(None)
-    if primitive == "page_idle":
+    if primitive == Primitive.PAGE_IDLE:
         return LinuxMachine(_PageIdle())
-    if primitive == "page_table":
+    if primitive == Primitive.PAGE_TABLE:
         return LinuxMachine(_PageTable())
     if primitive is not None:
         raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table, page_idle or page_fault")
     return LinuxMachine(_accessed_bits())
 
 
-def _accessed_bits() -> Primitive:
+def _accessed_bits() -> AccessSource:
     """The first primitive for accessed bits that works."""
     try:
         return _PageTable()

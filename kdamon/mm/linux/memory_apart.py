@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from kdamon.arrays import Indexes, Mask, U64Array
-from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, Primitive
 from kdamon.mm.apart.objects import Apart, HeldUpError
 from kdamon.mm.proc.process_files import birth_of, user_of
 from kdamon.mm.sampling.frames import LinuxFrames, say_left_out
@@ -59,7 +59,7 @@ class MemoryApart:
     """
 
     pid = 0
-    primitive = "page_table"
+    primitive = Primitive.PAGE_TABLE
     birth = 0
 
     def __init__(self, primitive: str, frames: LinuxFrames) -> None:

@@ -14,7 +14,7 @@ from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
 from kdamon.lib.pidfd import exited, pidfd_open
 from kdamon.lib.process_status import stat_fields
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, refusal
-from kdamon.mm import AddressSpace
+from kdamon.mm import AddressSpace, Primitive
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc.process_files import (
     ProcessFiles,
@@ -24,7 +24,7 @@ from kdamon.mm.proc.process_files import (
     open_directory,
 )
 
-__all__ = ["LinuxTask", "Primitive", "Space"]
+__all__ = ["AccessSource", "LinuxTask", "Space"]
 
 log = logging.getLogger("kdamon")
 
@@ -47,7 +47,7 @@ class Space(AddressSpace, Protocol):
     def close(self) -> None: ...
 
 
-class Primitive(Protocol):
+class AccessSource(Protocol):
     """A way to detect accesses; what :meth:`check` raises ESRCH for reaches a process by its first thread alone."""
 
     @property
@@ -70,7 +70,7 @@ class LinuxTask:
     :raises OSError: ESRCH no such process; EPERM, EOPNOTSUPP with a sentence.
     """
 
-    def __init__(self, primitive: Primitive, pid: int, birth: int | None = None) -> None:
+    def __init__(self, primitive: AccessSource, pid: int, birth: int | None = None) -> None:
         self._pid = self._group = pid
         self._primitive = primitive
         self._lock = threading.Lock()
@@ -105,7 +105,7 @@ class LinuxTask:
     @property
     def primitive(self) -> str:
         """See :class:`kdamon.mm.Task`; the idle page bitmap is based on accessed bits, as ``page_table`` is."""
-        return "page_fault" if self._primitive.name == "page_fault" else "page_table"
+        return Primitive.PAGE_FAULT if self._primitive.name == Primitive.PAGE_FAULT else Primitive.PAGE_TABLE
 
     @property
     def physical(self) -> None:

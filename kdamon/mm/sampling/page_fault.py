@@ -34,7 +34,7 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.lib.pidfd import exited
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, Primitive
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
@@ -241,7 +241,7 @@ class _Turn:
 class PageFault:
     """What all address spaces of a machine share that are monitored by ``page_fault``; any thread may use it."""
 
-    name = "page_fault"
+    name = Primitive.PAGE_FAULT
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -32,7 +32,7 @@ import numpy as np
 from kdamon.arrays import I64Array, Indexes, Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.file_limit import FileShortage, files_ran_out
-from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Task
+from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Primitive, Task
 from kdamon.mm.apart.looked_at import looking_at
 
 __all__ = ["Frames", "Physical", "ReverseMap"]
@@ -188,7 +188,7 @@ class Physical:
     """
 
     pid = 0
-    primitive = "page_table"
+    primitive = Primitive.PAGE_TABLE
     birth = 0
 
     def __init__(self, frames: Frames) -> None:

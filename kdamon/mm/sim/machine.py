@@ -23,7 +23,7 @@ import numpy as np
 
 from kdamon.arrays import Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SIZE, VirtualClock
-from kdamon.mm import FAULT_DTYPE, Answers, Faults, FrameKind, PageFilter
+from kdamon.mm import FAULT_DTYPE, Answers, Faults, FrameKind, PageFilter, Primitive
 from kdamon.mm.ranges import NO_RANGES, inside, total, union
 from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sim.process import SimPlace, SimProcess
@@ -154,7 +154,7 @@ class SimMachine:
             raise OSError(errno.ESRCH, f"there is no simulated process {pid}")
         return process.birth
 
-    def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
+    def get_task(self, pid: int, primitive: str = Primitive.PAGE_TABLE, birth: int | None = None) -> SimProcess:
         """Find a process.
 
         :raises OSError: ESRCH there is none, or another one; EINVAL an unknown primitive.
@@ -162,7 +162,7 @@ class SimMachine:
         if self.birth(pid) != (birth or self.processes[pid].birth):
             raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
         process = self.processes[pid]
-        if primitive not in ("page_table", "page_fault"):
+        if primitive not in (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT):
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}")
         process.primitive = primitive
         return process

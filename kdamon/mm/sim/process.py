@@ -12,7 +12,7 @@ from attrs import define, field
 
 from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE, VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Primitive
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, union
 
 __all__ = ["SimAccess", "SimPlace", "SimProcess"]
@@ -79,7 +79,7 @@ class SimProcess:
     script: list[SimAccess] = field(factory=list)
     unknown: list[tuple[int, int]] = field(factory=list)
     alive: bool = True
-    primitive: str = "page_table"
+    primitive: str = Primitive.PAGE_TABLE
     ended_threads: set[int] = field(factory=set)
     placed: list[SimPlace] = field(factory=list)
     birth: int = 0
@@ -167,7 +167,7 @@ class SimProcess:
     def begin_sample(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.Samples.begin_sample`."""
         now = self.clock.now()
-        if self.primitive == "page_fault":
+        if self.primitive == Primitive.PAGE_FAULT:
             can = inside(self._vmas, addrs)
             for start, end in self.unknown:
                 can &= (addrs < start) | (addrs >= end)
