@@ -966,73 +966,90 @@ def kdamond_fn(ctx: damon_ctx) -> None:
 
 
 def _kdamond_loop(ctx: damon_ctx) -> None:
-    ops = ctx.ops
-    if ops is None:
+    """Sample, aggregate and apply schemes, one sampling interval after another, until the kdamond has to end."""
+    if ctx.ops is None:
         return
-    ops.init(ctx)
+    ctx.ops.init(ctx)
     sz_limit = damon_apply_min_nr_regions(ctx)
     ctx.deadline = ctx.clock.now()
     while not kdamond_need_stop(ctx):
         if not kdamond_wait_activation(ctx):
             break
         ops = ctx.ops
-        assert ops is not None
         # A call may change the attributes: this iteration uses the values from its beginning.
         next_aggregation_sis = ctx.next_aggregation_sis
         next_ops_update_sis = ctx.next_ops_update_sis
-
-        primitives = ctx.sample_control.primitives_enabled
-        access_check_disabled = damon_has_probe_weights(ctx)
-        sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
-        do_prep = ops.prep_probes is not no_op and has_prep(ctx)
-
-        if sampling:
-            ops.prepare_access_checks(ctx)
-        if do_prep:
-            ops.prep_probes(ctx, not sampling)
-        choose_reports(ctx)
-        kdamond_usleep(ctx, ctx.attrs.sample_interval)
-        if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
-            break  # woken before the interval was over: its samples do not count
-        ctx.passed_sample_intervals += 1
-
-        if primitives.page_fault:
-            ops.report_faults(ctx, sampling)
-        reported = kdamond_check_reported_accesses(ctx)
-        # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
-        # because then only reports of others are to count. (docs/deviations.md#neither-primitive-or-both)
-        if sampling and not primitives.page_fault:
-            ops.check_accesses(ctx)
-        if ctx.probes:
-            ops.apply_probes(ctx, not sampling and not do_prep)
-        # Deviation: docs/deviations.md#reports-beside-checked-accesses
-        if reported or ctx.report_counts:
-            kdamond_apply_zero_access_report(ctx)
-
+        if not _kdamond_sample(ctx, ops):
+            break
         aggregated = time_after_eq(ctx.passed_sample_intervals, next_aggregation_sis)
         if aggregated:
-            weights = probe_weights(ctx)
-            scores = (t.regions.merge_scores(weights) for t in ctx.adaptive_targets)
-            largest = max((int(of_target.max(initial=0)) for of_target in scores), default=0)
-            kdamond_merge_regions(ctx, largest // 10, sz_limit)
-            sz_limit = damon_apply_min_nr_regions(ctx)
-
-        kdamond_call(ctx, cancel=False)
-        if ctx.maybe_corrupted:
+            sz_limit = _kdamond_merge_aggregated(ctx, sz_limit)
+        if not _kdamond_serve(ctx):
             break
-        if ctx.pause and not _kdamond_paused(ctx):
-            break
-        if ctx.schemes:
-            kdamond_apply_schemes(ctx)
-        else:
-            damos_walk_cancel(ctx)
-
         if aggregated:
             _kdamond_aggregated(ctx, next_aggregation_sis)
         if time_after_eq(ctx.passed_sample_intervals, next_ops_update_sis):
             sample = ctx.attrs.sample_interval or 1
             ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
             ops.update(ctx)
+
+
+def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
+    """Sample the regions for one sampling interval, and count what was accessed and reported in it.
+
+    :returns: False if the kdamond was woken before the interval was over: its samples do not count.
+    """
+    primitives = ctx.sample_control.primitives_enabled
+    access_check_disabled = damon_has_probe_weights(ctx)
+    sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
+    do_prep = ops.prep_probes is not no_op and has_prep(ctx)
+    if sampling:
+        ops.prepare_access_checks(ctx)
+    if do_prep:
+        ops.prep_probes(ctx, not sampling)
+    choose_reports(ctx)
+
+    kdamond_usleep(ctx, ctx.attrs.sample_interval)
+    if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
+        return False
+    ctx.passed_sample_intervals += 1
+
+    if primitives.page_fault:
+        ops.report_faults(ctx, sampling)
+    reported = kdamond_check_reported_accesses(ctx)
+    # Kernel: accessed bits are checked whenever page_fault is off. Here: not when page_table is off as well,
+    # because then only reports of others are to count. (docs/deviations.md#neither-primitive-or-both)
+    if sampling and not primitives.page_fault:
+        ops.check_accesses(ctx)
+    if ctx.probes:
+        ops.apply_probes(ctx, not sampling and not do_prep)
+    # Deviation: docs/deviations.md#reports-beside-checked-accesses
+    if reported or ctx.report_counts:
+        kdamond_apply_zero_access_report(ctx)
+    return True
+
+
+def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:
+    """Merge similar regions at the end of an aggregation interval; returns the largest size until the next one."""
+    weights = probe_weights(ctx)
+    scores = (t.regions.merge_scores(weights) for t in ctx.adaptive_targets)
+    largest = max((int(of_target.max(initial=0)) for of_target in scores), default=0)
+    kdamond_merge_regions(ctx, largest // 10, sz_limit)
+    return damon_apply_min_nr_regions(ctx)
+
+
+def _kdamond_serve(ctx: damon_ctx) -> bool:
+    """Make the calls, wait while paused, and apply the schemes; returns False if the kdamond has to end."""
+    kdamond_call(ctx, cancel=False)
+    if ctx.maybe_corrupted:
+        return False
+    if ctx.pause and not _kdamond_paused(ctx):
+        return False
+    if ctx.schemes:
+        kdamond_apply_schemes(ctx)
+    else:
+        damos_walk_cancel(ctx)
+    return True
 
 
 def kdamond_wait_activation(ctx: damon_ctx) -> bool:
