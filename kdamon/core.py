@@ -951,7 +951,7 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.kdamond_started.set()
         _kdamond_loop(ctx)
     except OSError as error:
-        explained = too_many_files(error, "memory cannot be looked at") if files_ran_out(error) else error
+        explained = too_many_files(error, "memory cannot be read") if files_ran_out(error) else error
         ctx.kdamond_error = explained
         if explained is error:
             raise

@@ -81,7 +81,7 @@ def _update(ctx: damon_ctx) -> None:
         ranges = [] if mm is None else mapped_ranges(vmas, nr_ranges, mm.populated(vmas))
         if ranges:
             damon_set_regions(t, ranges, ctx.min_region_sz)
-            note_sparse_regions(ctx, t, mm, vmas, "raise the maximum number of regions, its memory lies all over")
+            note_sparse_regions(ctx, t, mm, vmas, "raise the maximum number of regions: its memory is scattered")
         else:
             t.regions = Regions()  # it ended, and is not reaped yet
 

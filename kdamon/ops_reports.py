@@ -27,7 +27,7 @@ log = logging.getLogger("kdamon")
 def _apply_scheme(_ctx: damon_ctx, _t: damon_target, rows: Indexes, s: damos) -> tuple[U64Array, U64Array]:
     """Apply ``s`` to no memory: there are no pages, so none passes its filters on pages."""
     warn_once(
-        f"{s.action.value} is applied to nothing: the operations set reports knows numbers only; "
+        f"{s.action.value} has no effect: the operations set reports knows numbers only; "
         "to act on a process by reports, use vaddr and neither primitive"
     )
     return np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)

@@ -59,7 +59,7 @@ log = logging.getLogger("kdamon")
 #: known, by that process. (docs/deviations.md#physical-memory-of-one-process-each)
 _ADVICE = {damos_action.DAMOS_PAGEOUT: "pageout", damos_action.DAMOS_LRU_DEPRIO: "cold"}
 
-#: Actions that are applied to nothing although the kernel's paddr has them, and why.
+#: Actions without effect although the kernel's paddr has them, and why.
 _NOT_APPLIED = {
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
 }
@@ -196,7 +196,7 @@ def damon_pa_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
         return applied, passed
     if s.action not in {*_ADVICE, *_MIGRATIONS, damos_action.DAMOS_STAT}:
         reason = _NOT_APPLIED.get(s.action, "the operations set for physical addresses does not have it")
-        warn_once(f"{s.action.value} is applied to nothing: {reason}")
+        warn_once(f"{s.action.value} has no effect: {reason}")
         return applied, passed
     filters = _page_filters(s)
     edges = (damon_pa_phys_addr(ctx, column[rows]) for column in (t.regions.start, t.regions.end))

@@ -77,9 +77,9 @@ _ADVICE = {
 }
 
 #: The remedy where the three regions are too large.
-_NARROW = "'kdamon run' leaves out what is not populated unless --vaddr-regions says kernel; or name ranges by fvaddr"
+_NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated memory; or monitor ranges with fvaddr"
 
-#: Actions that are applied to nothing, and why.
+#: Actions without effect, and why.
 _NOT_APPLIED = {
     # Deviation: docs/deviations.md#lru_prio-on-virtual-addresses
     damos_action.DAMOS_LRU_PRIO: "user space cannot move a page to the active list without accessing it",
@@ -319,7 +319,7 @@ def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
     if mm is None:
         return applied, passed
     if s.action in _NOT_APPLIED:
-        warn_once(f"{s.action.value} is applied to nothing: {_NOT_APPLIED[s.action]}")
+        warn_once(f"{s.action.value} has no effect: {_NOT_APPLIED[s.action]}")
         return applied, passed
     wanted = _whole_pages(t, rows)
     parts = wanted[wanted[:, 0] < wanted[:, 1]]
@@ -335,7 +335,7 @@ def damon_va_apply_scheme(ctx: damon_ctx, t: damon_target, rows: Indexes, s: dam
             region = np.searchsorted(wanted[:, 0], parts[:, 0], side="right") - 1
             np.add.at(applied, region, _damon_va_act(mm, s, parts))
     except OSError as error:
-        warn_once(f"{s.action.value} is applied to nothing: {error.strerror}")
+        warn_once(f"{s.action.value} has no effect: {error.strerror}")
     return applied, passed
 
 

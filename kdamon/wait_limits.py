@@ -42,6 +42,6 @@ def held_up_error(ctx: damon_ctx) -> OSError:
     kdamond = ctx.kdamond
     return OSError(
         errno.EBUSY,
-        f"{'the kdamond' if kdamond is None else kdamond.name} has been at work on its targets' memory for more than "
+        f"{'the kdamond' if kdamond is None else kdamond.name} has waited for its targets' memory for more than "
         f"{PATIENCE:.0f} s, and goes on when that answers; try again later, or end the targets",
     )

@@ -219,7 +219,7 @@ def refused_program(what: str, error: OSError) -> OSError:
         return refusal(what, tried, *needed)
     return OSError(
         errno.EOPNOTSUPP,
-        f"{what} a BPF program that this kernel does not take ({error.strerror}); {needs_linux('5.10')}",
+        f"{what} a BPF program that this kernel does not accept ({error.strerror}); {needs_linux('5.10')}",
     )
 
 

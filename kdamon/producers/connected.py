@@ -149,8 +149,7 @@ class Producer:
         if self.source.lost and not self.user.warned:
             self.user.warned = True
             log.warning(
-                "process %d of user %d reports more than there is room for until the next sample; what is too much is "
-                "lost",
+                "process %d of user %d reports more than there is room for until the next sample; the surplus is lost",
                 *(self.pid, self.user.uid),
             )
         return taken

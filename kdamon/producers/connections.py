@@ -203,7 +203,7 @@ class _Closer:
             self._close()
         elif not self._complained:
             self._complained = True
-            log.error("%d processes cannot close what producers of reports sent; no others are taken", _MOST_LOST)
+            log.error("%d processes cannot close files that producers sent; no others are taken", _MOST_LOST)
 
     def _close(self) -> None:
         ended, running = os.pipe2(os.O_CLOEXEC)

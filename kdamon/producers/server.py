@@ -142,7 +142,7 @@ class ReportServer:
             if self._thread.is_alive():
                 # It may go on at any time: what it uses stays as it is, as long as this process lives.
                 if not self._lost:
-                    log.error("the thread that reads reports does not end; what producers sent last may be lost")
+                    log.error("the thread that reads reports does not end; the last reports of producers may be lost")
                 self._lost = True
                 self._place.remove()
                 return
@@ -174,7 +174,7 @@ class ReportServer:
     # The thread.
 
     def _serve(self) -> None:
-        # What producers say can make this thread do no more than look at processes.
+        # Data of producers can make this thread only read processes, nothing else.
         give_up_capabilities("CAP_SYS_PTRACE")
         wait = _BUSY_WAIT
         while True:
@@ -218,7 +218,7 @@ class ReportServer:
             try:
                 self._answer(producer)
             except Exception:
-                log.exception("process %d is sent away by an internal error", producer.pid)
+                log.exception("process %d is disconnected after an internal error", producer.pid)
                 self._free(producer)
 
     def _hang_up_on_the_silent(self) -> None:
@@ -238,7 +238,7 @@ class ReportServer:
         try:
             pid, uid, gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if pid <= 0:
-                raise OSError(errno.EPERM, "it is in a PID namespace that cannot be seen from here")
+                raise OSError(errno.EPERM, "it is in a PID namespace that is not visible from here")
             user = self._admission.connect(uid)
             try:
                 producer = Producer(connection, pid, gid, _peer_pidfd(connection, pid), user)
@@ -320,7 +320,7 @@ class ReportServer:
             try:
                 n = producer.drain(limit, share, users, self._lists_lock)
             except Exception:
-                log.exception("the ring of process %d is given up by an internal error", producer.pid)
+                log.exception("the ring of process %d is given up after an internal error", producer.pid)
                 n, producer.left = 0, 0
             moved |= n > 0
             full |= n == _TAKEN_AT_ONCE

@@ -147,7 +147,7 @@ def test_memory_that_does_not_answer_is_left_alone(
     write(f"{KDAMONDS}/nr_kdamonds", "1")
     wish(write, 0, silent, "willneed")
     write(f"{KDAMONDS}/0/state", "on")
-    assert eventually(lambda: "its memory is of a file system that does not answer" in caplog.text)
+    assert eventually(lambda: "it maps a file on a file system that does not answer" in caplog.text)
     tried = f"{KDAMONDS}/0/contexts/0/schemes/0/stats/nr_tried"
 
     def tried_more() -> bool:
@@ -185,5 +185,5 @@ def test_a_signal_ends_what_serves_the_tree(silent: int, tmp_path: Path) -> None
             server.wait(60)
         finally:
             server.kill()
-    assert "willneed is applied to nothing: its memory is of a file system that does not answer" in said
+    assert "willneed has no effect: it maps a file on a file system that does not answer" in said
     assert not os.path.ismount(tmp_path)

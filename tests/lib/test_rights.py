@@ -101,7 +101,7 @@ def test_lockdown_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert "lockdown" not in refused_program("recording needs", refused).strerror
     lockdown.write_text("none [integrity] confidentiality\n", encoding="ascii")
     situation(monkeypatch, effective=ALL)
-    assert "does not take (bpf() command 5: Invalid argument)" in refused_program("recording needs", refused).strerror
+    assert "does not accept (bpf() command 5: Invalid argument)" in refused_program("recording needs", refused).strerror
 
 
 def test_a_newer_kernel_is_advised_where_it_would_be_newer(monkeypatch: pytest.MonkeyPatch) -> None:

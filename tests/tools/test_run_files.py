@@ -180,7 +180,7 @@ def test_a_kdamond_of_the_tree_without_files_ends(busy: int) -> None:
         [sys.executable, "-c", TREE, str(busy)], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert ["off", "24", "on"] == done.stdout.split(), done.stderr
-    lacking = f"process {busy} cannot be looked at: too many files are open; raise the limit with 'ulimit -n'"
+    lacking = f"process {busy} cannot be read: too many files are open; raise the limit with 'ulimit -n'"
     lines = done.stderr.splitlines()
     assert [f"WARNING {lacking}", f"ERROR kdamond.0 ended: {lacking}"] == lines[:2]
     assert "Traceback" not in done.stderr

@@ -111,6 +111,6 @@ def _started() -> _Helper:
         raise OSError(
             errno.EBUSY,
             f"{len(_lost)} helper processes still wait for file systems that do not answer; end the processes that "
-            "have memory of these",
+            "map files on them",
         )
     return _Helper()

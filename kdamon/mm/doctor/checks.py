@@ -274,7 +274,7 @@ def _page_fault_arm() -> str:
 def _page_fault_take() -> str:
     with loaded_child() as pid:
         os.close(take_userfaultfd(pid))
-    return "a child process gave its userfaultfd"
+    return "a userfaultfd was taken from a child process"
 
 
 def _page_fault_who() -> str:

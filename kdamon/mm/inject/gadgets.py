@@ -48,7 +48,7 @@ def check_program(program: int) -> None:
     if is_go(program, header):
         raise OSError(
             errno.EOPNOTSUPP,
-            f"it is a Go program, whose stacks have no room for what is below them; start it by kdamon, or {_INSTEAD}",
+            f"it is a Go program, whose small stacks have no room for this; start it by kdamon, or {_INSTEAD}",
         )
 
 

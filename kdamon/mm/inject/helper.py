@@ -224,7 +224,7 @@ _AMX: Final = 3 << 17
 _BELOW_AMX: Final = 2696
 
 _NOT_RUN: Final = "it gets no CPU, or was frozen just now"
-_PENDING: Final = "it is about to end an earlier attempt of the kind"
+_PENDING: Final = "it is still completing an earlier attempt"
 
 #: The fields of ``struct user_regs_struct`` in order.
 _REGISTERS: Final = (
@@ -309,9 +309,7 @@ class _Changed(OSError):
     """
 
     def __init__(self) -> None:
-        super().__init__(
-            errno.EPERM, "it changes the system calls that it is to make; monitor it by page_table instead"
-        )
+        super().__init__(errno.EPERM, "it interferes with injected system calls; monitor it by page_table instead")
 
 
 class _Late(Exception):

@@ -218,7 +218,7 @@ def _ended(pid: int) -> OSError:
 
 
 def _short_lived(pid: int) -> OSError:
-    return Momentary(errno.EBUSY, f"the threads of process {pid} end while they are looked at; {_INSTEAD}")
+    return Momentary(errno.EBUSY, f"the threads of process {pid} end during the check; {_INSTEAD}")
 
 
 def _frozen(pid: int) -> OSError:
@@ -263,7 +263,7 @@ def _check_thread(pid: int, status: dict[str, str]) -> None:
     if status.get("Seccomp", "0") != "0":
         raise OSError(
             errno.EPERM,
-            f"process {pid} filters its system calls (seccomp) and might be killed for one more; {_INSTEAD}",
+            f"process {pid} filters its system calls (seccomp), and one more might kill it; {_INSTEAD}",
         )
     if "shstk" in status.get("x86_Thread_features", "").split():
         raise OSError(errno.EOPNOTSUPP, f"process {pid} has a shadow stack, which forbids injected calls; {_INSTEAD}")

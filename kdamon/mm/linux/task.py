@@ -151,7 +151,7 @@ class LinuxTask:
                 files = ProcessFiles(self._directory)
             except OSError as error:
                 if files_ran_out(error):
-                    self._shortage.bear(error, f"process {self._pid} cannot be looked at")
+                    self._shortage.bear(error, f"process {self._pid} cannot be read")
                     return self._space if self._space is not None and self._space.alive() else None
                 if error.errno != errno.ESRCH and self._space is not None:
                     log.warning("pid %d: its memory is out of reach now: %s", self._pid, os.strerror(error.errno or 0))
@@ -250,7 +250,7 @@ class LinuxTask:
             return
         except PermissionError as error:
             raise refusal(
-                f"looking at the memory of process {self._pid} needs",
+                f"reading the memory of process {self._pid} needs",
                 f"/proc/{self._pid}/pagemap",
                 *("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"),
                 where=OF_PROCESS,
@@ -280,6 +280,6 @@ def _unreachable(pid: int, primitive: str) -> OSError:
     """The error that ``primitive`` cannot monitor process ``pid`` although it has memory."""
     return OSError(
         errno.EOPNOTSUPP,
-        f"process {pid} cannot be sampled by {primitive}: its first thread ended, and the kernel takes advice about a "
-        "process (process_madvise) by that one alone; use page_fault (--primitive page_fault)",
+        f"process {pid} cannot be sampled by {primitive}: its first thread ended, and process_madvise() "
+        "works through that thread only; use page_fault (--primitive page_fault)",
     )

@@ -120,7 +120,7 @@ class LinuxFrames:
             except OSError as error:
                 if files_ran_out(error):
                     # Its memory would look idle until the next update.
-                    raise too_many_files(error, f"the memory of process {pid} cannot be looked at") from error
+                    raise too_many_files(error, f"the memory of process {pid} cannot be read") from error
 
     def _stays_locked(self, pid: int, pagemap: int) -> bool:
         """Whether others wait for the lock of a process's memory, as they may do for ever."""

@@ -217,7 +217,7 @@ class PageFaultSpace(ProcessSpace):
                 # It called exec() once more.
                 return None
             if files_ran_out(error):
-                self._shortage.bear(error, f"process {self._pid} cannot be looked at")
+                self._shortage.bear(error, f"process {self._pid} cannot be read")
                 self._ask_at = now + _SHORTAGE
                 return None
             say = log.warning if not self._ask_at else log.debug

@@ -380,7 +380,7 @@ class Physical:
             task = self._frames.task(pid)
         except OSError as error:
             if files_ran_out(error):
-                self._shortage.bear(error, f"the memory of process {pid} cannot be looked at")
+                self._shortage.bear(error, f"the memory of process {pid} cannot be read")
             log.debug("process %d is left out: %s", pid, error.strerror)
             return None
         self._shortage.end()

@@ -243,7 +243,7 @@ class Protection:
             time.sleep(_GIVEN_AWAY)
             if has_userfaultfd(self._pid):
                 log.warning(
-                    "process %d: its memory is sampled no more: it uses a userfaultfd of its own; use page_table",
+                    "process %d: its memory is no longer sampled: it uses a userfaultfd of its own; use page_table",
                     self._pid,
                 )
                 self._let_go = True

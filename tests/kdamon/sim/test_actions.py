@@ -204,7 +204,7 @@ def test_what_cannot_be_done_is_applied_to_nothing_and_said_once(action: str, ca
     ctx = monitoring(spawn(), (0, 30), (30, 60))
     assert [(0, 0), (0, 0)] == apply(ctx, action)
     assert [(0, 0), (0, 0)] == apply(ctx, action)
-    assert [f"{action} is applied to nothing: "] == [record.message[: len(action) + 24] for record in caplog.records]
+    assert [f"{action} has no effect: "] == [record.message[: len(action) + 16] for record in caplog.records]
 
 
 def test_a_refusal_is_applied_to_nothing_and_said_once(
@@ -215,7 +215,7 @@ def test_a_refusal_is_applied_to_nothing_and_said_once(
 
     monkeypatch.setattr(SimProcess, "advise", refuse)
     assert [(0, 0), (0, 0)] == apply(monitoring(spawn(), (0, 30), (30, 60)), "pageout")
-    assert ["pageout is applied to nothing: no; run as root"] == [record.message for record in caplog.records]
+    assert ["pageout has no effect: no; run as root"] == [record.message for record in caplog.records]
 
 
 def test_nothing_is_applied_to_a_process_that_ended() -> None:

@@ -122,7 +122,7 @@ def test_another_file_is_not_taken_for_a_userfaultfd(
     process = hostile(how, what)
     refusal = process.provoke(take)
     assert errno.EPERM == refusal.errno
-    assert "it changes the system calls that it is to make; monitor it by page_table instead" in str(refusal)
+    assert "it interferes with injected system calls; monitor it by page_table instead" in str(refusal)
     own = [USERFAULTFD] if what == "other" else []
     assert eventually(lambda: own == left_behind(process.pid))
 
@@ -140,7 +140,7 @@ def test_advice_is_not_taken_by_another_call(hostile: Callable[[str, str], Hosti
         lambda pid: inject_madvise(pid, [(0x400000, 0x401000)], MADV_HUGEPAGE, lambda: True) and None
     )
     assert errno.EPERM == refusal.errno
-    assert "it changes the system calls that it is to make; use another action" in str(refusal)
+    assert "it interferes with injected system calls; use another action" in str(refusal)
 
 
 def test_an_address_that_is_none_is_not_the_helpers_failure(hostile: Callable[[str, str], Hostile]) -> None:

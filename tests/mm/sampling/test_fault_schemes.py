@@ -191,7 +191,7 @@ def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
     with Workload([program], "readonly", ALL, str(data)) as work, task_of(faulting, work.pid) as task:
         work.order("T")
         mm = mm_of(task)
-        poll(lambda: len(mm.vmas()) and "is sampled no more" in caplog.text)
+        poll(lambda: len(mm.vmas()) and "is no longer sampled" in caplog.text)
         everything = np.array([[work.base, work.base + SIZE]], np.uint64)
         assert mm.advise("pageout", everything).tolist() == mm.advise("cold", everything).tolist() == [0]
         assert present(work).all()

@@ -138,7 +138,7 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
                 assert answers.tolist() == [UNKNOWN] * PAGES
         assert armed(work).tolist() == list(range(0, PAGES, 2))
         assert [record.getMessage() for record in caplog.records] == [
-            f"process {work.pid}: its memory is sampled no more: it uses a userfaultfd of its own; use page_table"
+            f"process {work.pid}: its memory is no longer sampled: it uses a userfaultfd of its own; use page_table"
         ]
         with pytest.raises(OSError, match="of its own"):
             faulting.get_task(work.pid, "page_fault")
@@ -155,14 +155,14 @@ def test_a_userfaultfd_among_many_open_files_is_found(
         mm = mm_of(task)
         work.order("T")
         mm.vmas()
-        assert "is sampled no more" not in caplog.text
+        assert "is no longer sampled" not in caplog.text
 
         def let_go() -> bool:
             _, answers = sample(faulting, mm, work, EVERY, lambda: None)
             return set(answers.tolist()) == {UNKNOWN}
 
         wait_until(let_go)
-        assert "is sampled no more" in caplog.text
+        assert "is no longer sampled" in caplog.text
 
 
 def test_who_else_monitors_a_process_is_in_the_way(faulting: LinuxMachine, program: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
             assert not make_writable(silent.pid, [(SILENT, SILENT + 2 * 4096)])
         finally:
             silent.kill()
-    assert "its memory is of a file system that does not answer" in caplog.text
+    assert "it maps a file on a file system that does not answer" in caplog.text
     assert eventually(lambda: not lost)
 
 
