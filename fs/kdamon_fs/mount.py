@@ -78,6 +78,7 @@ _ANSWERS: Final = frozenset(
         errno.EIO,
         errno.EISDIR,
         errno.EMFILE,
+        errno.ENFILE,
         errno.ENODEV,
         errno.ENOENT,
         errno.ENOMEM,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -79,6 +80,7 @@ class SysfsTree(MachineTree):
         self.clock = clock
         self.closing = False
         self._machine = machine
+        self._machine_lock = threading.Lock()
         self.kdamonds = damon_sysfs_kdamonds(self)
         admin = kobject(self)
         admin.add("kdamonds", self.kdamonds)
@@ -98,9 +100,11 @@ class SysfsTree(MachineTree):
 
         :raises OSError: EOPNOTSUPP or EPERM, saying what this machine lacks.
         """
-        if callable(self._machine):
-            self._machine = self._machine()
-        return self._machine
+        # Several files ask for it, each in the thread of its writer: all kdamonds have to have the same one.
+        with self._machine_lock:
+            if callable(self._machine):
+                self._machine = self._machine()
+            return self._machine
 
     def shutdown(self) -> None:
         """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -174,3 +175,23 @@ def test_two_thousand_directories_come_into_being_when_they_are_looked_at(sessio
     assert session.read(f"{schemes}/2000/action") == "<ENOENT>"
     assert session.read(f"{schemes}/01/action") == "<ENOENT>"
     assert session.read(f"{schemes}/1/action/x") == "<ENOTDIR>"
+
+
+def test_writers_at_once_get_one_machine() -> None:
+    """It is looked over once, by the one that comes first."""
+    made = []
+    both = threading.Barrier(2)
+
+    def make() -> SimMachine:
+        made.append(1)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(1)
+        return SimMachine(seed=1)
+
+    tree = damon_sysfs_init(make)
+    writers = [threading.Thread(target=tree.machine) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [1] == made

@@ -418,7 +418,7 @@ sys.exit(3)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-P", "-c", program, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (3, "0\n\n")
     assert mount_at(str(tmp_path)) is None
 
@@ -442,6 +442,59 @@ def test_a_bug_is_an_io_error_and_a_traceback_in_the_log(
     assert error.value.errno == 5
     assert re.search(r"getattr of /admin failed", caplog.text)
     assert "Traceback" in caplog.text
+
+
+#: Serves a tree, lets operations fail by the exception that is its second argument, and prints what their callers get.
+FAILING = """
+import errno, logging, os, sys
+from kdamon.mm.sim.machine import SimMachine
+from kdamon_fs.kobject import OpenFile
+from kdamon_fs.mount import MountedTree
+from kdamon_fs.sysfs import damon_sysfs_init
+logging.disable()
+tree, top, bug = damon_sysfs_init(SimMachine()), sys.argv[1], eval(sys.argv[2])
+file = top + "/admin/kdamonds/nr_kdamonds"
+def fail(*arguments, **named):
+    raise bug
+def read():
+    with open(file, "rb", buffering=0) as opened:
+        return opened.read(10)
+def write():
+    with open(file, "wb", buffering=0) as opened:
+        opened.write(b"1")
+with MountedTree(tree, top) as mounted:
+    for owner, name, use in (
+        (tree, "getattr", lambda: os.stat(file)),
+        (tree, "readdir", lambda: os.listdir(top + "/admin")),
+        (tree, "open", read),
+        (tree, "setattr", lambda: os.chmod(file, 0o600)),
+        (tree, "setattr", lambda: os.utime(file)),
+        (tree, "lookup", lambda: os.truncate(file, 0)),
+        (OpenFile, "read", read),
+        (OpenFile, "write", write),
+    ):
+        before = getattr(owner, name)
+        setattr(owner, name, fail)
+        try:
+            use()
+            print(name, "works")
+        except OSError as error:
+            print(name, errno.errorcode[error.errno])
+        setattr(owner, name, before)
+        assert read() == b"0\\n"
+"""
+
+
+@pytest.mark.parametrize("bug", ["SystemExit(3)", "OSError(5000, 'odd errno')", "GeneratorExit()"])
+def test_a_bug_in_any_operation_is_an_io_error_for_its_caller(tmp_path: Path, bug: str) -> None:
+    """With either binding; the tree is served on."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-P", "-c", FAILING, str(tmp_path), bug]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    names = ("getattr", "readdir", "open", "setattr", "setattr", "lookup", "read", "write")
+    assert [f"{name} EIO" for name in names] == done.stdout.splitlines(), done.stderr
+    assert 0 == done.returncode, done.stderr
+    assert mount_at(str(tmp_path)) is None
 
 
 def test_a_user_namespace_without_its_own_mount_namespace_says_so() -> None:
