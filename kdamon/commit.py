@@ -26,7 +26,7 @@ def call_commit(ctx: damon_ctx, src: damon_ctx, then: Callable[[], None] = lambd
     :param then: called in the kdamond after the commit.
     :raises OSError: as :func:`kdamon.core.damon_call`; what :func:`kdamon.core.damon_commit_ctx` and ``then`` raise.
     """
-    # A kdamond that is held up may come to the call after it was given up.
+    # A blocked kdamond may come to the call after the caller gave up.
     turn = threading.Lock()
     done = given_up = False
 

@@ -132,7 +132,7 @@ _running: dict[str, int] = {"nr_ctxs": 0, "exclusive": False}
 
 damon_ops_lock = threading.Lock()
 damon_registered_ops: dict[damon_ops_id, damon_operations] = {}
-#: Modules of operations sets that were not looked for yet. Kernel: each registers its sets when it is initialized.
+#: Modules of operations sets that were not imported yet. Kernel: each registers its sets when it is initialized.
 #: Here: it has them as OPERATIONS and is imported, and these are registered, when one of them is selected.
 #: (docs/deviations.md#operations-sets-register-when-selected)
 _ops_modules: dict[damon_ops_id, str] = {
@@ -676,7 +676,7 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
 
     Waits for the call unless it is to be repeated.
 
-    :raises OSError: EINVAL no context; ECANCELED its kdamond does not run (any more); EBUSY it is held up, and calls
+    :raises OSError: EINVAL no context; ECANCELED its kdamond does not run (any more); EBUSY it is blocked, and calls
         ``fn`` no more unless it does so now; what ``fn`` raised.
     """
     if ctx is None:

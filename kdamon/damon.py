@@ -130,7 +130,7 @@ class damon_target:
     #: The reports that are remembered for :mod:`kdamon.density`, None while none are.
     memory: Any = None
     #: Bytes that the regions cover and bytes that are populated in them, if that is so little that hardly any access is
-    #: found, and when to look at that again, clock nanoseconds (no kernel counterpart).
+    #: found, and the time of the next check, clock nanoseconds (no kernel counterpart).
     sparse: tuple[int, int] | None = None
     next_sparse_look: int = 0
 
@@ -233,7 +233,7 @@ class damon_operations:
     :ivar action_sz: what actions affect as a whole or not at all, bytes, a power of two: where a quota of at least
         twice as much ends in the middle of a region, it ends at a multiple of that (no kernel counterpart).
     :ivar node_mem: how many bytes of rows of a target's table are on each NUMA node, by its number (no kernel
-        counterpart: there the core looks at the pages itself).
+        counterpart: there the core reads the pages itself).
     :ivar target_valid: returns whether a target can still be monitored.
     :ivar cleanup_target: gives back what a target holds.
     :ivar target_has_pid: whether targets of this set have process numbers (``damon_target_has_pid()``).

@@ -335,7 +335,7 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
     if not active:
         if not any(s.wmarks.activated for s in ctx.schemes):
             # Kernel: a walk waits until a scheme is activated, for ever if need be. Here: it is canceled, as it is
-            # where the watermarks are looked at in intervals. (docs/deviations.md#waiting-for-watermarks)
+            # where the watermarks are checked in intervals. (docs/deviations.md#waiting-for-watermarks)
             damos_walk_cancel(ctx)
         return
     for s in active:
@@ -365,7 +365,7 @@ def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
     """Call ``control.walk_fn`` for each region that the schemes try in their next application, and wait for it.
 
     :raises OSError: ECANCELED the kdamond does not run, ended, is paused or has no scheme; EBUSY another walk goes on,
-        or the kdamond is held up.
+        or the kdamond is blocked.
     """
     control.completion.clear()
     control.canceled = False

@@ -212,7 +212,7 @@ def core_filter_candidates(ctx: damon_ctx, t: damon_target, s: damos) -> Mask:
             outside = (regions.end <= start) | (end <= regions.start)
         matches = undecided & (inside if f.matching else outside)
         candidates[matches] = f.allow
-        # What reaches over an edge is not rejected as a whole by this filter.
+        # A region that crosses an edge is not rejected as a whole by this filter.
         across = undecided & ~(inside | outside)
         candidates[across] = True
         undecided &= ~(matches | across)

@@ -91,7 +91,7 @@ def sysfs_streq(written: str, keyword: str) -> bool:
 # Sets of bits (lib/bitmap-str.c).
 
 
-#: What isspace() of the kernel takes for white space, in Latin-1.
+#: White space by the kernel's isspace(), in Latin-1.
 _SPACES = frozenset("\t\n\v\f\r \xa0")
 _DIGITS = re.compile(r"[0-9]*")
 
@@ -205,7 +205,7 @@ def _get_option(text: str, at: int) -> tuple[int, int] | None:
 def parse_int_array(text: str) -> tuple[int, ...]:
     """Parse a list of integers and ascending ranges of them: ``12,0x10,20-25`` (``parse_int_array()``).
 
-    The list ends where something else follows; what follows is not looked at.
+    The list ends where something else follows; the rest is ignored.
 
     :raises OSError: ENOENT there is no number at the beginning; ENOMEM more than the kernel could keep.
     """

@@ -205,7 +205,7 @@ class DamonModule(ABC):
         damon_call(ctx, damon_call_control(fn=self.call_fn, data=ctx, repeat=True))
 
     def call_fn(self, ctx: damon_ctx) -> None:
-        """What the kdamond does for the module at the end of each sampling interval."""
+        """The module's work in the kdamond at the end of each sampling interval."""
         # Not by the operations set's update interval, which stands still while watermarks deactivate everything.
         # Later where a commit is being made, for which the kdamond is not to wait.
         if ctx.clock.now() >= self._next_follow and self._places.acquire(blocking=False):
@@ -341,7 +341,7 @@ class DamonModule(ABC):
                 members.pop(t.pid, None)
             else:
                 damon_destroy_target(t, ctx)
-        # A process of monitor_pids that ended is not looked for: its number may be another's by now.
+        # A process of monitor_pids that ended is not opened again: its number may be another's by now.
         self._add_members(ctx, self._scope, members)
 
 
@@ -440,7 +440,7 @@ class SchemeModule(DamonModule):
                     damon_destroy_ctx(param_ctx)
 
     def _committed(self, ctx: damon_ctx, scope: ModuleScope) -> None:
-        """What the kdamond does after a commit."""
+        """The module's work in the kdamond after a commit."""
         self._scope = scope
         # New targets have no regions yet, and those of fixed addresses may have become all that is mapped.
         if ctx.ops is not None:

@@ -72,7 +72,7 @@ def damon_pa_phys_addr(ctx: damon_ctx, addrs: U64Array) -> U64Array:
 
 
 def _memory(t: damon_target, ctx: damon_ctx) -> PhysicalMemory | None:
-    """The memory that ``t`` is in; None where the context has no machine or that has none to be looked at."""
+    """The memory that ``t`` is in; None where the context has no machine or the machine shows none."""
     if t.task is not None and t.task.physical is not None:
         return t.task.physical
     if ctx.machine is None:

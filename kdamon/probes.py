@@ -88,7 +88,7 @@ def damon_add_probe(ctx: damon_ctx, probe: damon_probe) -> None:
     ctx.probes.append(probe)
 
 
-# What a context's probes need.
+# Requirements of a context's probes.
 
 
 def has_prep(ctx: damon_ctx) -> bool:

@@ -25,7 +25,7 @@ _STEP: Final = 0.5
 
 
 def wait_for_kdamond(ctx: damon_ctx, done: Callable[[float], bool]) -> bool:
-    """Wait for the kdamond of ``ctx``, however long its intervals are; returns False once it is held up.
+    """Wait for the kdamond of ``ctx``, however long its intervals are; returns False once it is blocked.
 
     :param done: waits for what is waited for, so many seconds at most, and returns whether it came.
     """

@@ -37,14 +37,14 @@ __all__ = [
 
 log = logging.getLogger("kdamon")
 
-#: What the kernel takes for a capability besides it.
+#: Capabilities that the kernel accepts instead of one.
 _AS_GOOD: Final = {
     "CAP_DAC_READ_SEARCH": "CAP_DAC_OVERRIDE",
     "CAP_PERFMON": "CAP_SYS_ADMIN",
     "CAP_BPF": "CAP_SYS_ADMIN",
 }
 
-#: Where a capability counts: in the machine's first user namespace, in that of the process that is looked at, or in
+#: Where a capability counts: in the machine's first user namespace, in that of the process that is read, or in
 #: this process's own.
 FIRST: Final = "the machine's first user namespace"
 OF_PROCESS: Final = "the user namespace of the process that is monitored"

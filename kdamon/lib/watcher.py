@@ -48,7 +48,7 @@ _ASKING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 #: Seconds that cleaning up may take.
 _PATIENCE: Final = 10
 _MNT_DETACH: Final = 2
-#: How often a directory is looked for whose name changes all the time.
+#: Attempts to find a directory whose name changes all the time.
 _LOOKS: Final = 100
 
 

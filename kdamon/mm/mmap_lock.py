@@ -85,10 +85,10 @@ def _waited_for(pagemap: int) -> bool:
 def stays_locked(pagemap: int, seconds: float) -> bool:
     """Return whether threads wait for an mmap_lock all the time: then any caller that takes it may wait for ever.
 
-    It is looked at without the lock. A process may take it right afterwards; False where it cannot be looked at.
+    The check does not take the lock. A process may take it right afterwards; False where it cannot be checked.
 
     :param pagemap: open /proc/PID/pagemap of the address space.
-    :param seconds: for which it is looked at.
+    :param seconds: for which the lock is observed.
     """
     walker = made_walker()
     if walker is None:

@@ -23,7 +23,7 @@ _PRIMITIVES: Final = (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT, "")
 
 @frozen
 class Config:
-    """What is monitored, and how. Intervals are in microseconds, as in the kernel.
+    """The monitored memory and the attributes of monitoring. Intervals are in microseconds, as in the kernel.
 
     :ivar pid: the monitored process; 0 for physical memory.
     :ivar ops: the operations set's keyword: vaddr, fvaddr, paddr, reports; or the name of one of your own.

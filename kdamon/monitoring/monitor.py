@@ -59,7 +59,7 @@ log = logging.getLogger("kdamon")
 
 #: Snapshots that wait for a slow consumer at most.
 _KEPT: Final = 256
-#: Seconds that a look at the mappings may take.
+#: Seconds that reading the mappings may take.
 _LOOK_S: Final = 1.0
 #: Seconds that the kdamond may take to give everything back after its last sample.
 _END_S: Final = 20.0
@@ -318,7 +318,7 @@ class Monitor:
 
         In a child of the process that monitors, by fork(), this does nothing: the parent goes on.
 
-        :raises OSError: EBUSY the process holds the kdamond up; it ends as soon as it can.
+        :raises OSError: EBUSY the process blocks the kdamond; it ends as soon as it can.
         """
         if self._inherited():
             return
@@ -396,7 +396,7 @@ class Monitor:
     def scheme_stats(self) -> list[damos_stat]:
         """The statistics of the schemes, in their order; a copy.
 
-        :raises OSError: EBUSY the process holds the kdamond up; ECHILD in a child, by fork().
+        :raises OSError: EBUSY the process blocks the kdamond; ECHILD in a child, by fork().
         """
         self._check_process()
         found: list[damos_stat] = []

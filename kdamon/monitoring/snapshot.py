@@ -38,7 +38,7 @@ class Counters:
     :ivar sparse: bytes that the regions cover, and bytes that are populated in them, if that is so little that hardly
         any access is found; else None.
     :ivar never_mapped: bytes of the given ranges that were not mapped at any look, or that are no memory;
-        None: no ranges were given, or they could not be looked at.
+        None: no ranges were given, or their mappings could not be read.
     :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC;
         None: unknown, as of a recording.
     :ivar lost_snapshots: snapshots that the consumer did not take in time.

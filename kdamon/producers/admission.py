@@ -45,7 +45,7 @@ _REMEMBERED: Final = 2_000_000_000
 
 @define(eq=False)
 class User:
-    """What the producers of one user have.
+    """The account of one user's producers.
 
     :ivar uid: the user.
     :ivar limited: it is neither root nor the user that kdamon runs as.

@@ -93,11 +93,11 @@ def _namespace(path: str) -> tuple[int, int] | None:
 
 
 def may_access(peer: Credentials, target: Credentials) -> bool:
-    """Return whether ``peer`` may look at ``target`` (``PTRACE_MODE_READ_REALCREDS``).
+    """Return whether ``peer`` may read ``target`` (``PTRACE_MODE_READ_REALCREDS``).
 
     Kernel: a capability counts for the targets of descendant user namespaces, too. Here: it does not, because /proc
     does not show how namespaces are related. Kernel: a process has no number for what its PID namespace does not
-    contain, and so cannot ask. Here: a peer in another PID namespace than ours may look at that very namespace only.
+    contain, and so cannot ask. Here: a peer in another PID namespace may read processes of that one only.
     (docs/deviations.md#reports-of-other-processes)
     """
     if peer.user_ns is None or peer.user_ns != target.user_ns:
@@ -121,7 +121,7 @@ def _gained(before: Credentials, now: Credentials) -> bool:
 
 @define
 class _Held:
-    """A process that some peer may look at."""
+    """A process that some peer may read."""
 
     pidfd: int
     credentials: Credentials
@@ -151,7 +151,7 @@ class SpareQuestions:
 class KnownProcesses:
     """Decisions about the processes that the peers of one user report on; all peers of a user share one object.
 
-    A process that a peer may look at is held by a pidfd, so that its end is noticed before its number is used again.
+    A process that a peer may read is held by a pidfd, so that its end is noticed before its number is used again.
     Of a refusal only the number is kept, for a second at most.
 
     :param take: called with 1 before a descriptor is taken, and with -1 after one was given back; returns whether it
@@ -222,7 +222,7 @@ class KnownProcesses:
         return True
 
     def _ask(self, peer: Credentials, pid: int, held: _Held | None, now: int) -> bool:
-        """Ask the kernel; afterwards the process is held if ``peer`` may look at it, and not held if not."""
+        """Ask the kernel; afterwards the process is held if ``peer`` may read it, and not held if not."""
         pidfd = pidfd_open(pid) if held is None else held.pidfd
         try:
             credentials = credentials_of(pid, pidfd)
@@ -270,7 +270,7 @@ class Rights:
     Its credentials are those that it had when it connected, as with an open file.
 
     * With CAP_SYS_PTRACE in our user namespace: every number, 0 (physical memory) and numbers of no process included.
-    * Else itself, unless it gained privileges since, and the processes that it could look at with ptrace.
+    * Else itself, unless it gained privileges since, and the processes that it could read with ptrace.
     * Numbers of no process: only for a peer of the very user and group that we run as.
 
     All numbers are those of our PID namespace.
@@ -290,7 +290,7 @@ class Rights:
             raise OSError(errno.EPERM, f"process {pid} changed its user or group since it connected")
         self._then = peer
         if uid and not peer.dumpable:
-            # What it may do now it may have gained by an exec() since it connected.
+            # It may have gained its present rights by an exec() since it connected.
             peer = evolve(peer, permitted=0, effective=0)
         self._peer = peer
         at_home = peer.user_ns == _namespace("/proc/self/ns/user")

@@ -57,7 +57,7 @@ _LONGEST_PAUSE: Final = 0.01
 #: Seconds that a connection may take to say hello.
 _HELLO_WITHIN: Final = 5.0
 #: Seconds in which what is in the rings at the end is read, and that the thread may take to end; and the longest
-#: between two looks at what is not a ring.
+#: between two checks of everything else.
 _LAST_READ: Final = 2.0
 _END: Final = 5.0
 _LOOK: Final = 0.1
@@ -370,5 +370,5 @@ def _peer_pidfd(connection: socket.socket, pid: int) -> int:
     except OSError as error:
         if error.errno != errno.ENOPROTOOPT:
             raise
-    # Before Linux 6.5. The number may be another process's by now, but not one of another user: Rights looks at that.
+    # Before Linux 6.5. The number may be another process's by now, but not one of another user: Rights checks that.
     return pidfd_open(pid)

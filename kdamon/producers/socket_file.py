@@ -178,7 +178,7 @@ class ReportSocket:
             raise OSError(errno.ENAMETOOLONG, f"its name is longer than {room} bytes")
         made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            # What a producer may report about is decided for each of them. The file takes its mode from this, less the
+            # The permission to report is decided for each producer. The file takes its mode from this, less the
             # umask, which then has to be put right.
             os.fchmod(made.fileno(), _MODE)
             made.bind(address)

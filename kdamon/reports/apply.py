@@ -30,12 +30,12 @@ __all__ = [
     "report_counters",
 ]
 
-#: What is reported about physical memory.
+#: The process number of reports about physical memory.
 _PHYSICAL: Final = frozenset({0})
 
 
 def report_counters(ctx: damon_ctx) -> ReportCounters:
-    """What became of the reports to ``ctx`` since its kdamond started; all zero if it never did."""
+    """The counters of the reports to ``ctx`` since its kdamond started; all zero if it never did."""
     if ctx.reports is None:
         return ReportCounters()
     return ctx.reports.snapshot()

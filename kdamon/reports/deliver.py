@@ -94,7 +94,7 @@ def _report_for(source: ReportSource, reports: Records, about: frozenset[int] | 
 
 
 def reported_pids() -> frozenset[int] | None:
-    """What reports may be about that any context can use; None is anything."""
+    """The process numbers in reports that any context can use; None is any."""
     chosen: frozenset[int] = frozenset()
     for queue in _subscribers:
         if queue.pids is None:

@@ -68,7 +68,7 @@ class RegionLookup:
     def __init__(self, regions: Regions) -> None:
         self._start, self._end = regions.start, regions.end
         self._spans: list[_span] | None = None
-        #: What bisections have cost so far, in blocks of a table.
+        #: The cost of bisections so far, in blocks of a table.
         self._spent = 0
 
     def fits(self, regions: Regions) -> bool:

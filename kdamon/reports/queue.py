@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ReportQueue", "ReportSource"]
 
 
-#: What a batch of a source takes of its room at least: with fewer reports its bookkeeping is what takes memory.
+#: The room that a batch of a source takes at least: for fewer reports the bookkeeping takes more memory than they.
 _LEAST_ROOM: Final = 8
 
 

@@ -36,7 +36,7 @@ class PageSamples:
     """Sampled pages.
 
     :param pfns: their page frames, 0 where no page is, shape (n,).
-    :param huge: which of them one huge page maps; their folios need not be looked for.
+    :param huge: which of them one huge page maps; their folios are known.
     :param listed: only pages on LRU lists count.
     :raises OSError: EPERM page flags may not be seen.
     """

@@ -66,7 +66,7 @@ class Apart:
     :param name: of the class.
     :param arguments: it is made with.
     :ivar cpu_s: CPU time of the helper, seconds.
-    :raises OSError: as the class; EBUSY too many helpers are held up.
+    :raises OSError: as the class; EBUSY too many helpers are blocked.
     :raises HeldUpError: as :meth:`call`.
     """
 

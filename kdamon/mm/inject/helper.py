@@ -86,9 +86,9 @@ _STOP_RUNNABLE: Final = 0.15
 _RUN: Final = 0.05
 #: Reasons that are given when no thread can be used.
 _REASONS: Final = 3
-#: What is sent before a thread is stopped for a job.
+#: This is sent before a thread is stopped for a job.
 _BEGIN: Final = b"."
-#: Seconds for a look at the program and its code; where they do not come, a kill ends that or nothing does.
+#: Seconds for reading the program and its code; if the file system does not answer, only a kill may end that.
 _LOOK: Final = 2.0
 #: Seconds for which one that advises waits for another job.
 _IDLE: Final = 2.0
@@ -177,7 +177,7 @@ _RECEIVES: Final = {45: 3, 47: 2}
 _MSG_WAITALL: Final = 0x100
 
 _ALL_SIGNALS: Final = (1 << 64) - 1
-#: What stays of it in a thread's mask. C libraries leave out more, so that no thread blocks all that for long.
+#: The signals of it that a thread still blocks. C libraries leave out more, so that no thread blocks all that for long.
 _ALL_BLOCKED: Final = _ALL_SIGNALS & ~(1 << signal.SIGKILL - 1 | 1 << signal.SIGSTOP - 1)
 _USER_CS: Final = 0x33
 _USER_SS: Final = 0x2B

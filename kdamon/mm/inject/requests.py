@@ -46,7 +46,7 @@ _DYING: Final = 1.0
 _AT_ONCE: Final = 8
 #: Seconds for which a process runs between two stops.
 _BETWEEN: Final = 0.005
-#: What the helper sends before it stops a thread.
+#: The helper sends this before it stops a thread.
 _BEGIN: Final = b"."
 #: Seconds that a helper may take to end.
 _END: Final = 0.5
@@ -406,7 +406,7 @@ def _helper(verb: str) -> Iterator[tuple[socket.socket, int]]:
             try:
                 process.wait(_END)
             except subprocess.TimeoutExpired:
-                # The end of what it waits for is up to the process that it was to look at.
+                # The process that it was to read decides when its wait ends.
                 _lost.add(process)
 
 

@@ -26,7 +26,7 @@ __all__ = ["Momentary", "Target"]
 #: Mappings to look into first, since a program keeps them for all its life.
 _FIRST: Final = re.compile(r"/(?:libc[.-]|ld[.-]|ld-linux)[^/]*$|^\[vdso\]$")
 
-#: As much of a program's code is looked at, in mappings.
+#: The largest number of code mappings that are searched.
 _TEXTS: Final = 4096
 #: As many threads are tried at once; one of them can nearly always be stopped.
 _CANDIDATES: Final = 64

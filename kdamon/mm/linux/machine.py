@@ -160,7 +160,7 @@ class LinuxMachine:
     def physical_memory_here(self, left_out: Callable[[int], bool]) -> Physical:
         """As :meth:`physical_memory`, for a process that any process may hold up.
 
-        :param left_out: whether a process is not to be looked at.
+        :param left_out: whether a process must not be read.
         """
         return Physical(self._frames(self._accessed_bits(), left_out))
 
@@ -214,7 +214,7 @@ def linux_machine(primitive: str | None = None) -> LinuxMachine:
 
     :param primitive: the primitive that must work: ``page_table`` or ``page_idle`` for accessed bits; None takes the
         first that works. The page table walk comes first because it is a batch: the idle bitmap needs system calls for
-        each address. With ``page_fault`` accessed bits are looked for when a task first asks for them. Each machine can
+        each address. With ``page_fault`` a primitive for accessed bits is chosen when a task needs it. Each machine can
         monitor by page_fault besides.
     :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing; EINVAL for an unknown name.
     """

@@ -22,9 +22,9 @@ __all__ = ["MemoryApart"]
 
 log = logging.getLogger("kdamon")
 
-#: Processes of one user that may hold a helper up, before none of that user is looked at any more.
+#: Processes of one user that may block a helper, before no process of that user is read any more.
 _OF_USER: Final = 3
-#: Updates that are begun, each without the process that held up the one before.
+#: Updates that are begun, each without the process that blocked the one before.
 _ATTEMPTS: Final = 10
 #: The module that the helper process loads.
 _SERVICE: Final = "kdamon.mm.linux.memory_service"
@@ -52,10 +52,10 @@ class _Owner:
 class MemoryApart:
     """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
 
-    A process that holds the helper up is left out from then on: what it maps is unknown.
+    A process that blocks the helper is left out from then on: its mappings are unknown.
 
     :param primitive: as for :class:`kdamon.mm.linux.memory_service.MemoryService`.
-    :param frames: what can be known without a look at any process; becomes this object's.
+    :param frames: answers what is known without reading any process; becomes this object's.
     """
 
     pid = 0
@@ -67,7 +67,7 @@ class MemoryApart:
         self._frames = frames
         self._lock = threading.Lock()
         self._helper: Apart | None = None
-        #: What the sample under way was begun with.
+        #: The addresses of the sample under way.
         self._begun: U64Array | None = None
         self._cpu_s = 0.0
         self._left_out: dict[int, int] = {}

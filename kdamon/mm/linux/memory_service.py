@@ -18,7 +18,7 @@ class MemoryService:
     """The object in the helper process of a :class:`kdamon.mm.linux.memory_apart.MemoryApart`.
 
     :param primitive: how accessed bits are read, see :func:`kdamon.mm.linux.machine.linux_machine`.
-    :param left_out: processes that are not to be looked at, by their numbers: when each began.
+    :param left_out: processes that must not be read, by their numbers: when each began.
     :param users: whose processes are not.
     """
 

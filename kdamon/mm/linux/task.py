@@ -135,7 +135,7 @@ class LinuxTask:
         After an exec() the old address space is empty, which is detected at once. After one that follows vfork() it is
         still the parent's, which is detected within a tenth of a second.
 
-        :raises OSError: EMFILE, ENFILE it has been impossible for a second to look at the process, because too many
+        :raises OSError: EMFILE, ENFILE it has been impossible for a second to read the process, because too many
             files are open.
         """
         with self._lock:

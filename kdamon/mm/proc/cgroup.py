@@ -16,7 +16,7 @@ from kdamon.lib.once import warn_once
 
 __all__ = ["frozen", "memory_group", "memory_left", "memory_root", "processes"]
 
-#: Control groups that are looked at below one.
+#: The largest number of control groups that are read below one.
 _MOST_GROUPS: Final = 10_000
 
 

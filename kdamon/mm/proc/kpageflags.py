@@ -254,7 +254,7 @@ def _extents(flags: U64Array, row: Indexes, within: Indexes) -> tuple[Indexes, I
 
 
 def _unreadable() -> OSError:
-    """Why the files cannot be read; EPERM in any case."""
+    """The reason why the files cannot be read; EPERM in any case."""
     for path, option in (("/proc/kpageflags", "CONFIG_PROC_PAGE_MONITOR"), ("/proc/kpagecgroup", "CONFIG_MEMCG")):
         if not os.path.exists(path):
             return OSError(errno.EPERM, f"{path} is missing; use a kernel with {option}=y")

@@ -19,7 +19,7 @@ from kdamon.mm.mmap_lock import held
 
 __all__ = ["Mappings", "MapsReader", "NamedMapping", "RecentMappings", "containing", "parse", "read_lines"]
 
-#: What one read may return; the kernel fills at most its own buffer, a page, unless one line needs more.
+#: The size of one read; the kernel fills at most its own buffer, a page, unless one line needs more.
 _CHUNK: Final = 1 << 16
 #: No address has more hexadecimal digits.
 _DIGITS: Final = 16

@@ -35,7 +35,7 @@ __all__ = ["LinuxFrames", "runs_of_pages"]
 
 log = logging.getLogger("kdamon")
 
-#: Processes that an update looks at, and pages of page tables that it reads: 64 GiB.
+#: Processes that an update reads, and pages of page tables that it reads: 64 GiB.
 _MAX_PROCESSES: Final = 4096
 _MAX_PAGES: Final = 1 << 24
 #: Page tables that are read at once.
@@ -69,7 +69,7 @@ class LinuxFrames:
 
     :param walker: skips memory that is not mapped, and identifies address spaces.
     :param open_task: opens a process to take samples of it.
-    :param left_out: whether a process is not to be looked at.
+    :param left_out: whether a process must not be read.
     :raises OSError: EPERM page flags may not be read.
     """
 
@@ -184,7 +184,7 @@ class LinuxFrames:
 
 
 def _system_ram(text: str) -> U64Array:
-    """Whole pages of System RAM in /proc/iomem, which shows zeros to those who may not see it."""
+    """Whole pages of System RAM in /proc/iomem, which shows zeros to a process without CAP_SYS_ADMIN."""
     matches = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) : System RAM", text, re.MULTILINE)
     edges = np.array([(int(start, 16), int(last, 16) + 1) for start, last in matches], np.uint64).reshape(-1, 2)
     edges[:, 0] += np.uint64(PAGE_SIZE - 1)
@@ -205,7 +205,7 @@ def _zones(text: str) -> list[tuple[int, int, int]]:
 
 
 class _Pages:
-    """A process's files, open for a look at all of its pages."""
+    """A process's files, open for reading all of its pages."""
 
     def __init__(self, pid: int) -> None:
         directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -221,7 +221,7 @@ class _Pages:
         self.files.close()
 
     def runs(self) -> Iterator[tuple[U64Array, int]]:
-        """Runs of pages that are this process's alone, and how many pages were looked at, piece by piece."""
+        """Runs of pages that are this process's alone, and how many pages were read, piece by piece."""
         pagemap = Pagemap(self.files.pagemap)
         mappings = self.files.mappings
         mappings.begin()

@@ -59,7 +59,7 @@ _FOR_COLD: Final = frozenset({"cold", "pageout"})
 
 #: Mappings that are registered at once.
 _AT_ONCE: Final = 1024
-#: Nanoseconds after which mappings that turned out not to be registered are looked for again.
+#: Nanoseconds after which mappings that turned out not to be registered are registered.
 _FOLLOW_AGAIN: Final = 1_000_000_000
 
 #: Nanoseconds after which a process that refused its userfaultfd after an exec() is asked again: at first, at most.
@@ -239,7 +239,7 @@ class _Turn:
 
 
 class PageFault:
-    """What all address spaces of a machine share that are monitored by ``page_fault``; any thread may use it."""
+    """The common state of all address spaces of a machine that ``page_fault`` monitors; any thread may use it."""
 
     name = Primitive.PAGE_FAULT
 

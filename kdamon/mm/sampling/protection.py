@@ -43,9 +43,9 @@ __all__ = ["Protection", "has_its_own"]
 
 log = logging.getLogger("kdamon")
 
-#: A userfaultfd of the process's own is looked for after so many times as long as the last look took.
+#: The pause between two searches for a userfaultfd of the process's own, as a multiple of the last search's time.
 _LOOK_RARELY: Final = 100
-#: File descriptors of a process that are looked at at once.
+#: File descriptors of a process that are checked at once.
 _DESCRIPTORS: Final = 1024
 #: Seconds after which a process has passed on and closed a userfaultfd that it only made for another process.
 _GIVEN_AWAY: Final = 0.02
@@ -121,7 +121,7 @@ class Protection:
     def register(self, count: int) -> bool:
         """Register at most ``count`` mappings; returns whether there are more.
 
-        As many file descriptors are looked at, if the process has so many that :meth:`follow` could not see all.
+        As many file descriptors are checked, if the process has so many that :meth:`follow` could not see all.
 
         :raises OSError: ESRCH the address space ended.
         """
@@ -232,7 +232,7 @@ class Protection:
             return NO_RANGES if self._let_go else subtract(wanted, np.concatenate(huge))
 
     def _look_for_another(self, count: int) -> None:
-        """Look at ``count`` more of the process's file descriptors; let it go if it made a userfaultfd of its own."""
+        """Check ``count`` more of the process's file descriptors; release it if it made a userfaultfd of its own."""
         if self._search is None:
             return
         began = time.monotonic_ns()

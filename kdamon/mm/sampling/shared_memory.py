@@ -89,7 +89,7 @@ def make_writable(pid: int, runs: list[tuple[int, int]]) -> bool:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether a process is our user's, who may as well disturb us otherwise."""
+    """Return whether a process is of our user, which can disturb us in other ways, too."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
             users = status_fields(file.read())["Uid"].split()

@@ -53,7 +53,7 @@ class ProcessSpace(ABC):
         self._advice: Advice | None = None
 
     def _share(self) -> int:
-        """How many mappings may be looked at beside this sample, so that all of that takes a small part of the time."""
+        """How many mappings may be read during this sample, so that reading takes a small part of the time."""
         now = time.monotonic_ns()
         elapsed, self._shared_at = now - self._shared_at, now
         return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)

@@ -71,7 +71,7 @@ class SimFrames:
         return np.full(len(pfns), FrameKind.UNTOLD, np.uint8)
 
     def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
-        """What the processes say of the pages that are placed."""
+        """The answers of the processes for the placed pages."""
         found = np.zeros((len(filters), len(pfns)), np.bool_)
         for place in self._machine.placed:
             here = place.holds(pfns)
@@ -173,7 +173,7 @@ class SimMachine:
         return faults[np.argsort(faults["time"], kind="stable")]
 
     def metric(self, name: str, *, nid: int = 0, memcg: str = "") -> int:
-        """What :attr:`metrics` say; a node or cgroup that is not there is free."""
+        """The value in :attr:`metrics`; a node or cgroup that does not exist is free."""
         if name not in self.metrics:
             raise OSError(errno.EINVAL, f"there is no metric {name}")
         absent = nid != 0 or ("memcg" in name and memcg not in self.memcgs)

@@ -161,7 +161,7 @@ class SimProcess:
         return self._vmas
 
     def populated(self, ranges: U64Array) -> U64Array:
-        """What is mapped in ``ranges``: simulated memory is all there."""
+        """The mapped parts of ``ranges``: simulated memory is always populated."""
         return intersect(ranges, self._vmas)
 
     def begin_sample(self, addrs: U64Array) -> None:
@@ -274,7 +274,7 @@ class SimProcess:
         return self._marked.get((one.type, one.memcg_id), everything)
 
     def _touched(self, since: int) -> U64Array:
-        """What the script is expected to have accessed from ``since`` (nanoseconds) to now."""
+        """The memory that the script is expected to have accessed from ``since`` (nanoseconds) to now."""
         touched = NO_RANGES
         for piece in self.script:
             overlap = min(self.clock.now() / 1e9, piece.until) - max(since / 1e9, piece.begin)
