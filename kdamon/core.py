@@ -69,6 +69,7 @@ from kdamon.probes import (
     has_prep,
     probe_weights,
 )
+from kdamon.region_merge import merge_similar
 from kdamon.regions import COLUMNS, Regions, mostly_unknown
 from kdamon.reports.apply import (
     choose_reports,
@@ -826,7 +827,7 @@ def damon_merge_regions_of(
     unknown = rows if rows.any() else None
     if count_age:
         t.regions.count_age(threshold, weights, unknown)
-    t.regions.merge_similar(threshold, sz_limit, weights, unknown, unknown_apart=unknown_apart)
+    merge_similar(t.regions, threshold, sz_limit, weights, unknown, unknown_apart=unknown_apart)
 
 
 def kdamond_merge_regions(ctx: damon_ctx, threshold: int, sz_limit: int) -> None:

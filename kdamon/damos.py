@@ -50,6 +50,7 @@ from kdamon.damos_quota import (
 )
 from kdamon.damos_wmarks import commit_watermarks
 from kdamon.kernel import ALIGN_DOWN, time_after_eq
+from kdamon.region_merge import merge_equal
 from kdamon.regions import Regions
 from kdamon.wait_limits import held_up_error, wait_for_kdamond
 
@@ -320,7 +321,7 @@ def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], ma
             _damos_apply_by_region(ctx, t, s, nr_accesses)
         else:
             _damos_apply_to_all(ctx, t, s, nr_accesses)
-    t.regions.merge_equal(max_region_sz)
+    merge_equal(t.regions, max_region_sz)
 
 
 def kdamond_apply_schemes(ctx: damon_ctx) -> None:

@@ -2,25 +2,23 @@
 """The region table: the port's replacement for the linked list of ``struct damon_region``.
 
 A target's regions are the columns of one table, in address order, with C's widths, so that unsigned arithmetic wraps
-as it does in C. What is a loop over regions in the kernel is one function over the table here. Only the greedy merge
-is sequential by nature: it walks plain lists of those neighbours that may be merged.
+as it does in C. A loop over regions in the kernel is one function over the table here. Merges are in
+:mod:`kdamon.region_merge`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from attrs import define
 
 from kdamon.arrays import F64Array, Indexes, Mask, U8Array, U32Array, U64Array
-from kdamon.kernel import UINT_MAX, ULONG_MAX
 
 __all__ = [
     "COLUMNS",
     "DAMON_MAX_PROBES",
+    "INHERITED",
     "Draw",
     "Regions",
     "damon_addr_range",
@@ -36,11 +34,11 @@ _1, _9, _10, _32 = (np.uint64(n) for n in (1, 9, 10, 32))
 Draw = Callable[[int], U64Array]
 
 #: Columns that a split copies to both parts, besides the probe counters.
-_INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
+INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
 _OF_DENSITY = ("density", "density_since")
 _OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", *_OF_DENSITY)
 #: Every column; the optional ones are None while they are not needed.
-COLUMNS = ("start", "end", "sampling_addr", *_INHERITED, *_OPTIONAL)
+COLUMNS = ("start", "end", "sampling_addr", *INHERITED, *_OPTIONAL)
 
 
 @define(slots=True)
@@ -251,7 +249,7 @@ class Regions:
     def rebuild(self, rows: Indexes, start: U64Array, end: U64Array) -> None:
         """Make the table of [start, end) ranges; each takes its counters from row ``rows[i]``, from none if -1."""
         if len(self):
-            for name in _INHERITED:
+            for name in INHERITED:
                 setattr(self, name, getattr(self, name).take(rows))
             if self.probe_hits is not None and self.last_probe_hits is not None:
                 self.probe_hits = self.probe_hits.take(rows, axis=0)
@@ -261,7 +259,7 @@ class Regions:
                 self.density_since = self.density_since.take(rows)
             fresh = rows < 0
             if fresh.any():
-                for name in (*_INHERITED, "probe_hits", "last_probe_hits", *_OF_DENSITY):
+                for name in (*INHERITED, "probe_hits", "last_probe_hits", *_OF_DENSITY):
                     column = getattr(self, name)
                     if column is not None:
                         column[fresh] = 0
@@ -355,17 +353,7 @@ class Regions:
                 self._cut(left[rows], sub[rows])
                 left += cut.cumsum() - cut
 
-    # Merge.
-
-    def merge_two(self, row: int) -> None:
-        """Merge row ``row + 1`` into row ``row`` (``damon_merge_two_regions()``).
-
-        :meth:`merge_similar` does not call it: it chooses all pairs first and merges them at once, with the same
-        arithmetic.
-        """
-        sizes = self.sizes().tolist()
-        self.nr_accesses = _means(self.nr_accesses, sizes, [row + 1])
-        self._merge_into_left([row + 1], sizes)
+    # Compare.
 
     def merge_scores(self, weights: U32Array | None = None, *, last: bool = False) -> U32Array:
         """The scores that merges compare (``damon_merge_score()``): nr_accesses, or weighted sums of probe hits.
@@ -393,201 +381,3 @@ class Regions:
         self.unknown_age *= stable
         if unknown is not None:
             self.unknown_age[unknown] = self.age[unknown]
-
-    def merge_similar(
-        self,
-        threshold: int,
-        sz_limit: int,
-        weights: U32Array | None = None,
-        unknown: Mask | None = None,
-        *,
-        unknown_apart: bool = True,
-    ) -> None:
-        """Merge neighbours whose nr_accesses differ by at most ``threshold`` (``damon_merge_regions_of()``).
-
-        :param sz_limit: largest region to make, core address units.
-        :param weights: compare the weighted sums of probe hits instead, see :meth:`merge_scores`.
-        :param unknown: which are mostly unknown, shape (n,); so is what they are merged into.
-        :param unknown_apart: merge these with each other only.
-        """
-        if len(self) < 2:
-            return
-        touching = self.start[1:] == self.end[:-1]
-        if unknown is not None and unknown_apart:
-            touching &= unknown[1:] == unknown[:-1]
-        if weights is not None:
-            self._merge_similar_hits(threshold, sz_limit, weights, touching, unknown)
-            return
-        # A merged region's score lies within threshold of its last part's: so a pair that differs by more than
-        # twice the threshold is never merged, whatever was merged before it.
-        now = self.nr_accesses
-        apart = np.maximum(now[1:], now[:-1]) - np.minimum(now[1:], now[:-1])
-        close = apart <= min(2 * threshold, 0xFFFF_FFFF)
-        close &= touching
-        pairs = close.nonzero()[0].tolist()
-        if not pairs:
-            return
-        # Each decision depends on the one before: only what is left of the pairs is worth a loop.
-        scores, sizes = now.tolist(), self.sizes().tolist()
-        merged = []
-        head = right = -1
-        score = size = 0
-        for left in pairs:
-            if left != right:
-                head, score, size = left, scores[left], sizes[left]
-            right = left + 1
-            right_score, right_size = scores[right], sizes[right]
-            both = size + right_size
-            if right_score - score > threshold or score - right_score > threshold or both > sz_limit:
-                head, score, size = right, right_score, right_size
-                continue
-            score = scores[head] = ((score * size + right_score * right_size) & ULONG_MAX) // both
-            size = both
-            merged.append(right)
-        if merged:
-            self.nr_accesses = np.array(scores, np.uint32)
-            self._merge_into_left(merged, sizes, unknown)
-
-    def _merge_similar_hits(
-        self, threshold: int, sz_limit: int, weights: U32Array, touching: Mask, unknown: Mask | None
-    ) -> None:
-        """:meth:`merge_similar` by probe hits: what regions are compared by is computed anew after each merge.
-
-        :param touching: whether each region may be merged with the one after it, shape (n - 1,).
-        """
-        pairs = touching.nonzero()[0].tolist()
-        self.use_probes()
-        assert self.probe_hits is not None
-        hits, scores = self.probe_hits.tolist(), self.merge_scores(weights).tolist()
-        sizes, weight = self.sizes().tolist(), weights.tolist()
-        merged = []
-        head = right = -1
-        score = size = 0
-        for left in pairs:
-            if left != right:
-                head, score, size = left, scores[left], sizes[left]
-            right = left + 1
-            both = size + sizes[right]
-            if abs(scores[right] - score) > threshold or both > sz_limit:
-                head, score, size = right, scores[right], sizes[right]
-                continue
-            hits[head] = [
-                ((mine * size + theirs * sizes[right]) & ULONG_MAX) // both
-                for mine, theirs in zip(hits[head], hits[right], strict=True)
-            ]
-            score = sum(h * w for h, w in zip(hits[head], weight, strict=True)) & UINT_MAX
-            size = both
-            merged.append(right)
-        if merged:
-            self.nr_accesses = _means(self.nr_accesses, sizes, merged)
-            self._merge_into_left(merged, sizes, unknown)
-
-    def merge_runs(self, heads: Indexes) -> None:
-        """Merge all regions from each of the rows ``heads`` to before the next one; the first row is one of them.
-
-        Counters become means weighted by size, rounded down, but for ``nr_unknown``: what was unknown stays so.
-        ``density`` is the caller's.
-        """
-        if len(heads) == len(self):
-            return
-        size = self.sizes().astype(np.float64)
-        total = np.add.reduceat(size, heads)
-        means = {name: np.add.reduceat(getattr(self, name) * size, heads) // total for name in _INHERITED}
-        means["nr_unknown"] = np.maximum.reduceat(self.nr_unknown, heads)
-        since = None if self.density_since is None else np.maximum.reduceat(self.density_since, heads)
-        hits = None
-        if self.probe_hits is not None:
-            hits = np.add.reduceat(self.probe_hits * size[:, None], heads) // total[:, None]
-        end = self.end.take(np.append(heads[1:], len(self)) - 1)
-        mask = np.zeros(len(self), np.bool_)
-        mask[heads] = True
-        self.keep(mask)
-        self.end = end
-        self.density_since = since
-        if hits is not None:
-            self.probe_hits = hits.astype(np.uint8)
-        for name, column in means.items():
-            setattr(self, name, column.astype(np.uint32))
-
-    def merge_equal(self, sz_limit: int) -> None:
-        """Merge neighbours that hold the same information, as DAMOS does after a region (``damos_apply_target()``)."""
-        if len(self) < 2:
-            return
-        same = self.start[1:] == self.end[:-1]
-        # Deviation: docs/deviations.md#neighbours-of-schemes-merge-without-loss
-        for name in _INHERITED:
-            column = getattr(self, name)
-            same &= column[1:] == column[:-1]
-        for hits in (self.probe_hits, self.last_probe_hits):
-            if hits is not None:
-                same &= (hits[1:] == hits[:-1]).all(axis=1)
-        pairs = same.nonzero()[0].tolist()
-        if not pairs:
-            return
-        sizes = self.sizes().tolist()
-        merged = []
-        right = -1
-        size = 0
-        for left in pairs:
-            if left != right:
-                size = sizes[left]
-            right = left + 1
-            size += sizes[right]
-            if size > sz_limit:
-                size = sizes[right]
-            else:
-                merged.append(right)
-        if merged:
-            self._remove(merged)
-
-    def _merge_into_left(self, merged: list[int], sizes: list[int], unknown: Mask | None = None) -> None:
-        """Merge each row of ``merged`` into the one before it; nr_accesses has its means already.
-
-        :param unknown: as for :meth:`merge_similar`.
-        """
-        self.age = _means(self.age, sizes, merged)
-        if self.unknown_age.any():
-            self.unknown_age = _means(self.unknown_age, sizes, merged)
-        nr_unknown = self.nr_unknown
-        if nr_unknown.any():
-            self.nr_unknown = _means(nr_unknown, sizes, merged)
-        if unknown is not None:
-            heads = np.delete(np.arange(len(self)), merged)
-            stays = np.logical_or.reduceat(unknown, heads)
-            rows = heads[stays]
-            self.nr_unknown[rows] = np.maximum.reduceat(nr_unknown, heads)[stays]
-            self.unknown_age[rows] = self.age[rows]
-        if self.probe_hits is not None:
-            for i in range(DAMON_MAX_PROBES):
-                self.probe_hits[:, i] = _means(self.probe_hits[:, i], sizes, merged)
-        self._remove(merged)
-
-    def _remove(self, merged: list[int]) -> None:
-        """Remove the rows of ``merged``; the rows before them reach to their ends."""
-        mask = np.ones(len(self), np.bool_)
-        mask[merged] = False
-        last = np.empty(len(self) - len(merged), np.intp)
-        last[:-1] = mask.nonzero()[0][1:]
-        last[-1] = len(self)
-        end = self.end.take(last - 1)
-        self.keep(mask)
-        self.end = end
-
-
-def _means(column: npt.NDArray[Any], sizes: list[int], merged: list[int]) -> npt.NDArray[Any]:
-    """``column`` with the mean, weighted by size, in each row that some of ``merged`` are merged into.
-
-    Rounded down after each merge, and with products that wrap, as ``damon_merge_two_regions()`` does it.
-    """
-    values = column.tolist()
-    head = behind = -1
-    mean = size = 0
-    for right in merged:
-        if right != behind:
-            head = right - 1
-            mean, size = values[head], sizes[head]
-        behind = right + 1
-        both = size + sizes[right]
-        mean = values[head] = ((mean * size + values[right] * sizes[right]) & ULONG_MAX) // both
-        size = both
-    return np.array(values, column.dtype)

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from kdamon.arrays import F64Array, I32Array, Indexes, Mask, U64Array
 from kdamon.damon import damon_nr_samples_per_aggr
 from kdamon.density.history import Place, ReportHistory, ReportRun, spread
+from kdamon.region_merge import merge_runs
 from kdamon.regions import mostly_unknown
 
 if TYPE_CHECKING:
@@ -364,7 +365,7 @@ def _merge(ctx: damon_ctx, held: list[F64Array], sz_limit: int) -> None:
         mine = slice(*np.searchsorted(heads, (before, before + len(t.regions))))
         before += len(t.regions)
         if len(t.regions):
-            t.regions.merge_runs(heads[mine] - (before - len(t.regions)))
+            merge_runs(t.regions, heads[mine] - (before - len(t.regions)))
         t.regions.density = density[mine]
 
 

@@ -50,6 +50,7 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.kernel import UINT_MAX, ULONG_MAX
+from kdamon.region_merge import merge_similar
 from kdamon.regions import Regions
 from tests.support.model import Region
 from tests.support.tables import addr_ranges, ctx_of, model_of, ranges_of, table_of, target_of
@@ -117,7 +118,7 @@ def test_split_at() -> None:
     assert [left, right] == model_of(regions)
 
 
-def test_merge_two() -> None:
+def test_merge_two_regions() -> None:
     regions = table_of(
         [
             Region(0, 100, 10, age=9, probe_hits=[6, 0, 0, 0]),
@@ -125,15 +126,15 @@ def test_merge_two() -> None:
         ],
         probes=True,
     )
-    regions.merge_two(0)
+    merge_similar(regions, 10, 300)
     assert [Region(0, 300, 16, age=17, probe_hits=[11, 0, 0, 0])] == model_of(regions)
 
 
-def test_merge_two_keeps_the_left_last_counters() -> None:
+def test_a_merge_keeps_the_left_last_counters() -> None:
     regions = table_of(
         [Region(0, 4, last_nr_accesses=3, last_probe_hits=[1] * 4), Region(4, 8, last_nr_accesses=9)], probes=True
     )
-    regions.merge_two(0)
+    merge_similar(regions, 10, 300)
     assert [Region(0, 8, last_nr_accesses=3, last_probe_hits=[1] * 4)] == model_of(regions)
 
 

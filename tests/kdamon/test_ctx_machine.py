@@ -43,8 +43,9 @@ from kdamon.damon import (
     damos,
     damos_access_pattern,
 )
-from kdamon.kernel import PAGE_SIZE
+from kdamon.kernel import PAGE_SIZE, UINT_MAX
 from kdamon.mm.sim.machine import SimMachine
+from kdamon.region_merge import merge_similar
 from kdamon.regions import Regions
 from kdamon.reports.deliver import damon_report_access, report_accesses
 from kdamon.reports.record import report_array
@@ -195,9 +196,11 @@ class ContextMachine(RuleBasedStateMachine):
             touching = [i for i in range(len(regions) - 1) if regions.end[i] == regions.start[i + 1]]
             if touching:
                 at = touching[row % len(touching)]
-                counts = regions.nr_accesses[at : at + 2].tolist()
-                regions.merge_two(at)
-                assert min(counts) <= int(regions.nr_accesses[at]) <= max(counts)
+                before, counts = len(regions), regions.nr_accesses.tolist()
+                merge_similar(regions, UINT_MAX, int(regions.sizes()[at : at + 2].sum()))
+                assert len(regions) < before
+                assert min(counts) <= int(regions.nr_accesses.min())
+                assert int(regions.nr_accesses.max()) <= max(counts)
 
         assert self.in_kdamond(change) is None
 

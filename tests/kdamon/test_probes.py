@@ -62,6 +62,7 @@ from kdamon.probes import (
     damon_probe_hits_wsum,
     damon_valid_probe_params,
 )
+from kdamon.region_merge import merge_runs, merge_similar
 from kdamon.regions import Regions
 from kdamon.reports.deliver import damon_report_access
 from tests.support import model
@@ -424,7 +425,7 @@ def test_merging_by_hits_equals_the_kernels_loop(
     column = np.array(weights, np.uint32)
     if count_age:
         table.count_age(threshold, column)
-    table.merge_similar(threshold, sz_limit, column)
+    merge_similar(table, threshold, sz_limit, column)
     got = model_of(table)
     if not any(r.nr_unknown for r in regions):
         assert expected == got
@@ -732,7 +733,7 @@ def test_merging_keeps_the_columns_of_a_context_together() -> None:
     """Density merges runs of regions: hits become means as well."""
     table = table_of([Region(0, 100, probe_hits=[6, 0, 0, 0]), Region(100, 300, probe_hits=[14, 0, 0, 0])], probes=True)
     ctx_of(table)
-    table.merge_runs(np.array([0], np.intp))
+    merge_runs(table, np.array([0], np.intp))
     assert [r.probe_hits for r in model_of(table)] == [[11, 0, 0, 0]]
 
 

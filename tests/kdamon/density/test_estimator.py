@@ -34,6 +34,7 @@ from kdamon.density.estimator import (
 from kdamon.density.history import ReportHistory
 from kdamon.kernel import VirtualClock, rnd_state
 from kdamon.mm.sim.machine import SimMachine
+from kdamon.region_merge import merge_runs
 from kdamon.regions import Regions
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
@@ -185,7 +186,7 @@ def test_merged_regions_have_the_means_of_their_counters() -> None:
     table = Regions([0, 10, 40, 100], [10, 40, 50, 200])
     table.age, table.last_nr_accesses = np.array([8, 4, 1, 3], np.uint32), np.array([0, 4, 9, 7], np.uint32)
     table.density_since = np.array([1, 5, 2, 1], np.uint32)
-    table.merge_runs(np.array([0, 3]))
+    merge_runs(table, np.array([0, 3]))
     assert [(0, 50), (100, 200)] == ranges_of(table)
     assert [4, 3] == table.age.tolist()
     assert [4, 7] == table.last_nr_accesses.tolist()
