@@ -82,9 +82,12 @@ def test_also_if_the_helper_dies(directory: Path, kind: str, ending_helper: Call
 
 
 def written(pid: int) -> int:
-    """KiB that a process and nobody else has."""
+    """KiB of pages that a process wrote to, in memory or swapped out.
+
+    Not Private_Dirty: pages of a program's file count there until the kernel has written that file to disk.
+    """
     lines = memory_file(pid, "smaps").splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:"))
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Anonymous:", "Swap:")))
 
 
 @pytest.fixture(name="stops")
