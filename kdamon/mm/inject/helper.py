@@ -564,8 +564,25 @@ class _Injection:
         self, thread: _Tracee, registers: _Registers, work: Callable[[_Tracee, _Registers], int]
     ) -> int:
         """Run ``work`` on a second thread of the process of ``thread``, which :meth:`stop` gave; let go of both."""
-        mask = ctypes.c_uint64()
         at_call = _repeated(registers) in _SIGNAL_CALLS
+        mask, place = self._prepare(thread, registers, at_call=at_call)
+        template = self._divert(thread, registers, place, at_call=at_call)
+        if not at_call:
+            self._begin_clone(thread, registers, mask, place)
+        thread.expect(_NR_CLONE, _CLONE_FLAGS, place, 0, 0, 0)
+        with _then(functools.partial(self._let_go, thread, registers, mask)):
+            second = self._clone(thread)
+            template.rsp = place
+            with _then(functools.partial(_end, second)):
+                return work(second, template)
+
+    def _prepare(self, thread: _Tracee, registers: _Registers, *, at_call: bool) -> tuple[int, int]:
+        """Write the frames of a stopped thread, in which nothing is changed yet; it is let go where that is refused.
+
+        :param at_call: it repeats a call that lets signals in; it is where the kernel is about to begin that then.
+        :returns: its signal mask, and the address of the second thread's frame, see :meth:`_write_frames`.
+        """
+        mask = ctypes.c_uint64()
         try:
             thread.request(_PTRACE_GETSIGMASK, 8, ctypes.addressof(mask))
             self._check(thread, registers, mask.value)
@@ -581,19 +598,22 @@ class _Injection:
             with contextlib.suppress(ProcessLookupError):
                 thread.request(_PTRACE_DETACH)
             raise
-        template = self._divert(thread, registers, place, at_call=at_call)
-        if not at_call:
-            self._begin_clone(thread, registers, mask.value, place)
-        thread.expect(_NR_CLONE, _CLONE_FLAGS, place, 0, 0, 0)
-        with _then(functools.partial(self._let_go, thread, registers, mask.value)):
-            if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
-                thread.expect_no_filter()
-                raise _clone_error(_signed(thread.get_registers().rax))
-            second = _Tracee(thread.event_message())
-            second.wait()
-            template.rsp = place
-            with _then(functools.partial(_end, second)):
-                return work(second, template)
+        return mask.value, place
+
+    @staticmethod
+    def _clone(thread: _Tracee) -> _Tracee:
+        """Have the kernel carry out the clone() that a diverted thread is about to make.
+
+        :returns: the second thread, stopped before its first instruction; the first one waits for its end.
+        :raises OSError: there may be no further thread; the first one is at the end of its call.
+        :raises _Again: a signal interrupted it; the first one is there, too.
+        """
+        if thread.run(_PTRACE_SYSCALL, _SYSCALL_STOP, _PTRACE_EVENT_VFORK) == _SYSCALL_STOP:
+            thread.expect_no_filter()
+            raise _clone_error(_signed(thread.get_registers().rax))
+        second = _Tracee(thread.event_message())
+        second.wait()
+        return second
 
     @staticmethod
     def _let_go(thread: _Tracee, registers: _Registers, mask: int) -> None:
