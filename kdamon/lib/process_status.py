@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["stat_fields", "status_fields"]
+__all__ = ["stat_fields", "stat_name", "status_fields"]
 
 
 def status_fields(contents: bytes) -> dict[str, str]:
@@ -23,3 +23,8 @@ def stat_fields(contents: bytes) -> list[bytes]:
     """
     # The name is in parentheses, and may hold blanks and parentheses itself.
     return contents.rpartition(b")")[2].split()
+
+
+def stat_name(contents: bytes) -> bytes:
+    """The name in a stat file: 15 bytes at most, of any values."""
+    return contents.partition(b"(")[2].rpartition(b")")[0]

@@ -11,6 +11,7 @@ from typing import Final
 
 from attrs import frozen
 
+from kdamon.lib.process_status import stat_fields, stat_name
 from kdamon_tools.output.readable import readable
 
 __all__ = ["ProcessStat", "descendants", "family_of", "read_stat", "read_stats"]
@@ -59,13 +60,11 @@ def read_stat(pid: int) -> ProcessStat | None:
             content = file.read()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    # A name may hold anything, parentheses too.
-    name, _, rest = content.partition(b"(")[2].rpartition(b")")
-    fields = rest.split()
+    fields = stat_fields(content)
     user, system, children_user, children_system = (int(fields[at]) / _TICKS_A_SECOND for at in range(11, 15))
     return ProcessStat(
         pid=pid,
-        name=readable(os.fsdecode(name)),
+        name=readable(os.fsdecode(stat_name(content))),
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),

@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 
 from kdamon.arrays import Indexes, Mask, U64Array
-from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter, Primitive
+from kdamon.mm import UNKNOWN, Answers, Owner, PageFilter
 from kdamon.mm.apart.objects import Apart, HeldUpError
 from kdamon.mm.proc.process_files import birth_of, user_of
 from kdamon.mm.sampling.frames import LinuxFrames, say_left_out
+from kdamon.mm.sampling.physical import MemoryTask
 
 __all__ = ["MemoryApart"]
 
@@ -49,7 +50,7 @@ class _Owner:
         return self._act("page_filter", ranges, filters, default_reject)
 
 
-class MemoryApart:
+class MemoryApart(MemoryTask):
     """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
 
     A process that blocks the helper is left out from then on: its mappings are unknown.
@@ -57,10 +58,6 @@ class MemoryApart:
     :param primitive: as for :class:`kdamon.mm.linux.memory_service.MemoryService`.
     :param frames: answers what is known without reading any process; becomes this object's.
     """
-
-    pid = 0
-    primitive = Primitive.PAGE_TABLE
-    birth = 0
 
     def __init__(self, primitive: str, frames: LinuxFrames) -> None:
         self._primitive = primitive
@@ -79,26 +76,6 @@ class MemoryApart:
         """CPU time of the helper processes, seconds."""
         helper = self._helper
         return self._cpu_s + (0.0 if helper is None else helper.cpu_s)
-
-    @property
-    def physical(self) -> MemoryApart:
-        """See :meth:`kdamon.mm.Task.physical`."""
-        return self
-
-    def valid(self) -> bool:
-        """There is always memory."""
-        return True
-
-    def ended(self) -> bool:
-        """Memory does not end."""
-        return False
-
-    def get_mm(self) -> None:
-        """It is no process's address space."""
-
-    def has_thread(self, tid: int) -> bool:
-        """It is no process, and has none."""
-        return False
 
     def put(self) -> None:
         """See :meth:`kdamon.mm.Task.put`."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.mm import OLD, UNKNOWN, AddressSpace, Answers, FrameKind, PageFilter, Primitive, Task
 from kdamon.mm.apart.looked_at import looking_at
 
-__all__ = ["Frames", "Physical", "ReverseMap"]
+__all__ = ["Frames", "MemoryTask", "Physical", "ReverseMap"]
 
 log = logging.getLogger("kdamon")
 
@@ -181,31 +181,15 @@ def _groups(pids: I64Array) -> Iterator[tuple[int, Indexes]]:
             yield int(pids[rows[0]]), rows
 
 
-class Physical:
-    """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
-
-    :param frames: becomes this object's; :meth:`put` closes it.
-    """
+class MemoryTask:
+    """The methods of :class:`kdamon.mm.Task` for physical memory, which is no process."""
 
     pid = 0
     primitive = Primitive.PAGE_TABLE
     birth = 0
 
-    def __init__(self, frames: Frames) -> None:
-        self._frames = frames
-        self._map = ReverseMap([])
-        self._updated = False
-        self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
-        self._shortage = FileShortage()
-        #: The sample under way: the array that it was begun with, and the page frames.
-        self._begun: tuple[U64Array, U64Array] | None = None
-        self._sampled: list[tuple[int, AddressSpace, Indexes, U64Array]] = []
-        self._turn = 0
-        self._looking: Generator[tuple[int, U64Array, int]] | None = None
-        self._found: list[tuple[int, U64Array]] = []
-
     @property
-    def physical(self) -> Physical:
+    def physical(self) -> Self:
         """See :meth:`kdamon.mm.Task.physical`."""
         return self
 
@@ -223,6 +207,26 @@ class Physical:
     def has_thread(self, tid: int) -> bool:
         """It is no process, and has none."""
         return False
+
+
+class Physical(MemoryTask):
+    """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.
+
+    :param frames: becomes this object's; :meth:`put` closes it.
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self._map = ReverseMap([])
+        self._updated = False
+        self._tasks: OrderedDict[int, tuple[Task, AddressSpace | None] | None] = OrderedDict()
+        self._shortage = FileShortage()
+        #: The sample under way: the array that it was begun with, and the page frames.
+        self._begun: tuple[U64Array, U64Array] | None = None
+        self._sampled: list[tuple[int, AddressSpace, Indexes, U64Array]] = []
+        self._turn = 0
+        self._looking: Generator[tuple[int, U64Array, int]] | None = None
+        self._found: list[tuple[int, U64Array]] = []
 
     def put(self) -> None:
         """See :meth:`kdamon.mm.Task.put`."""

@@ -19,7 +19,7 @@ from attrs import define, evolve
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
-from kdamon.lib.process_status import status_fields
+from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import may, refusal
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.child import Command
@@ -213,7 +213,7 @@ def _first_thread_ended(pid: int) -> bool:
     process = Path(f"/proc/{pid}")
     try:
         # The name before the state may hold anything.
-        state = (process / "stat").read_bytes().rpartition(b")")[2].split()[0]
+        state = stat_fields((process / "stat").read_bytes())[0]
         return state in (b"Z", b"X") and len(list((process / "task").iterdir())) > 1
     except OSError:
         return False

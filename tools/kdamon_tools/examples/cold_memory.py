@@ -15,6 +15,7 @@ import numpy as np
 from attrs import evolve
 
 from kdamon import core, damon
+from kdamon.lib.process_status import stat_fields
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc.pagemap import entries_at, present
 from kdamon_tools.units import parse_positive, parse_seconds
@@ -69,7 +70,7 @@ def show(pid: int, ctx: damon.damon_ctx, scheme: damon.damos, seconds: float, us
     while (passed := time.monotonic() - began) < seconds and core.damon_is_running(ctx):
         core.damon_call(ctx, damon.damon_call_control(look))
         stat, esz = rows[-1]
-        faults = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        faults = stat_fields(Path(f"/proc/{pid}/stat").read_bytes())
         here = in_memory(pid, used) if used else float("nan")
         row = f"{passed:5.0f} {resident(pid) / MIB:7.1f} {here:7.1f} {stat.sz_tried / MIB:9.0f}"
         row += f" {stat.sz_applied / MIB:7.1f} {stat.qt_exceeds:10} {esz:9} {last['formula']:>11}"
