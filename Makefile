@@ -32,7 +32,7 @@ run: $(READY_RUN)
 endif
 
 test: $(READY_TEST)
-	$(VENV)/bin/pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python tests/run_all.py $(PYTEST_ARGS)
 
 lint: $(READY_TEST)
 	$(VENV)/bin/ruff check

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.real
+
+
 DAMO = Path(sys.executable).parent / "damo"
 #: Samples of an aggregation interval, 5 ms in 100 ms.
 SAMPLES = 20

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.real
+
+
 DAMO = Path(sys.executable).parent / "damo"
 MEBI = 1 << 20
 

@@ -19,6 +19,9 @@ import pytest
 from kdamon.arrays import U64Array
 from kdamon.mm.proc.pagemap import entries_at, exclusive_frames
 
+pytestmark = pytest.mark.real
+
+
 DAMO = Path(sys.executable).parent / "damo"
 
 SCRIPT = """

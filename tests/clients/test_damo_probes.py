@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.mm.sampling.test_probes import HALF
-from tests.mm.sampling.test_probes import SCRIPT as TWO_HALVES
+from tests.support.two_halves import HALF
+from tests.support.two_halves import SCRIPT as TWO_HALVES
+
+pytestmark = pytest.mark.real
+
 
 DAMO = Path(sys.executable).parent / "damo"
 

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.real
+
+
 DAMO = Path(sys.executable).parent / "damo"
 PART = 16 << 20
 PAGE = 4096

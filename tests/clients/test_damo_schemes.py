@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.real
+
+
 DAMO = Path(sys.executable).parent / "damo"
 QUOTA = 8 << 20
 

@@ -6,6 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.real
+
+
 SCRIPT = """
 set -e
 grep -q '^kdamon /sys/kernel/mm/damon fuse.kdamon ' /proc/mounts

@@ -12,10 +12,7 @@ import pytest
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
-
-KDAMONDS = "/admin/kdamonds"
-KDAMOND = f"{KDAMONDS}/0"
-CONTEXT = f"{KDAMOND}/contexts/0"
+from tests.support.tree import CONTEXT, KDAMOND, KDAMONDS
 
 #: Rows of the measured table, by what became of them; shown in the summary of the run.
 ROWS: pytest.StashKey[Counter[str]] = pytest.StashKey()

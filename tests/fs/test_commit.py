@@ -23,22 +23,16 @@ from kdamon.mm.sampling.page_fault import PageFaultSpace
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 KDAMONDS = "/admin/kdamonds"
 KDAMOND = f"{KDAMONDS}/0"
 CONTEXT = f"{KDAMOND}/contexts/0"
 TARGETS = f"{CONTEXT}/targets"
 FIRST, SECOND, THIRD = 150, 141, 1
-
-
-def eventually(what: Callable[[], object]) -> bool:
-    """Wait until ``what()`` is true; return whether it became so."""
-    end = time.monotonic() + 120
-    while not what():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @define(eq=False)

@@ -17,6 +17,9 @@ from kdamon_fs.fuse_binding import Lack, choose_binding, device_lack
 from kdamon_tools.checks import tool_checks
 from tests.support.fuse_bindings import bindings, usable
 
+pytestmark = pytest.mark.real
+
+
 #: Files of modules that have the name: PyPI's fuse, which needs others; fuse-python; a script; Python 2; a directory.
 MODULES = {
     "fuse/__init__.py": "import there_is_no_such_module\n",

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,26 +21,18 @@ from kdamon.lib.helpers import LostHelpers
 from kdamon.mm.apart import madvise as madvise_apart
 from kdamon.mm.linux.machine import linux_machine
 from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
+from tests.support.paths import PYTHONPATH, ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 NR_PROCESS_MADVISE = 440
 KDAMONDS = "/admin/kdamonds"
 
 pytestmark = [
+    pytest.mark.real,
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
 ]
-
-
-def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait until ``what()`` is true; return whether it became so."""
-    end = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @pytest.fixture(name="silent")
@@ -167,7 +158,7 @@ def test_memory_that_does_not_answer_is_left_alone(
 def test_a_signal_ends_what_serves_the_tree(silent: int, tmp_path: Path) -> None:
     """SIGTERM unmounts the tree and ends ``kdamon mount``, be its kdamond where it may."""
     words = [sys.executable, "-m", "kdamon_tools", "mount", "--no-reports", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
     with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None

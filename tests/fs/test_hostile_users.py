@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import SUPPORT
+
 HERE = Path(__file__).parent
 NOBODY = 65534
 
@@ -22,7 +24,7 @@ if not os.path.exists("/dev/fuse"):
 if os.geteuid():
     pytest.skip("only root can become another user", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("fuse_binding")
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse_binding")]
 
 
 class Mounted:
@@ -32,7 +34,7 @@ class Mounted:
         self.kdamonds = mountpoint / "admin/kdamonds"
         self.mountpoint = mountpoint
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "serve.py"), str(mountpoint), "7.2"],
+            [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.2"],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -16,7 +16,7 @@ import pytest
 
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
-from tests.support.contexts import eventually
+from tests.support.waiting import eventually
 
 KDAMOND = "/admin/kdamonds/0"
 CONTEXT = f"{KDAMOND}/contexts/0"
@@ -122,6 +122,7 @@ def test_a_new_number_of_kdamonds_gives_back_what_the_old_ones_held(session: Any
     assert kdamond.removed
 
 
+@pytest.mark.real
 def test_a_command_that_comes_to_a_removed_kdamond_starts_nothing(session: Any) -> None:
     """It passed the check of its open file just before the directory went; nothing could turn it off afterwards."""
     session.monitor()

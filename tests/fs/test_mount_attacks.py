@@ -17,6 +17,10 @@ import pytest
 
 from kdamon.lib.replaceable import open_directory, replaceable
 from tests.support.fuse_bindings import usable
+from tests.support.paths import SUPPORT
+
+pytestmark = pytest.mark.real
+
 
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")
@@ -35,7 +39,7 @@ by_each_binding = pytest.mark.usefixtures("fuse_binding")
 def attack(name: str, *arguments: str) -> Any:
     """What an attack led to."""
     private = ("unshare", "--mount", "--propagation", "private")
-    words = (sys.executable, "-P", HERE / "mount_attacks.py", name, os.readlink("/proc/self/ns/mnt"), *arguments)
+    words = (sys.executable, "-P", SUPPORT / "mount_attacks.py", name, os.readlink("/proc/self/ns/mnt"), *arguments)
     done = subprocess.run(
         [*private, *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -44,7 +48,6 @@ def attack(name: str, *arguments: str) -> Any:
         timeout=300,
         check=False,
     )
-    assert "Traceback" not in done.stderr, done.stderr
     return json.loads(done.stdout)
 
 

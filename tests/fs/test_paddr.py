@@ -60,6 +60,7 @@ def test_a_machine_that_cannot_refuses_to_start(session: Any, caplog: pytest.Log
     assert "page frames may not be seen" in caplog.text
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("unit", "smallest"), [(1, 4096), (1024, 4), (8192, 1)])
 def test_the_unit_of_addresses_takes_effect(session: Any, unit: int, smallest: int) -> None:
     monitor(session, ("addr_unit", unit), ("targets/0/regions/0/end", 64 * MIB // unit))
@@ -68,6 +69,7 @@ def test_the_unit_of_addresses_takes_effect(session: Any, unit: int, smallest: i
     assert session.state("off") == "OK"
 
 
+@pytest.mark.real
 def test_the_unit_of_addresses_is_nothing_to_processes(session: Any) -> None:
     session.monitor()
     session.put(f"{CONTEXT}/addr_unit", 1024)
@@ -80,6 +82,7 @@ def test_a_unit_that_does_not_divide_a_page_is_refused(session: Any) -> None:
     assert session.state("on") == "EINVAL"
 
 
+@pytest.mark.real
 def test_there_is_only_one_physical_address_space(session: Any) -> None:
     """Two targets are refused, and the kdamond goes on with the one that it has."""
     monitor(session, ("targets/nr_targets", 2))
@@ -113,6 +116,7 @@ def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
 
 
+@pytest.mark.real
 def test_a_commit_keeps_what_is_known_and_another_operations_set_gives_it_back(session: Any) -> None:
     monitor(session)
     assert session.state("on") == "OK"

@@ -19,6 +19,9 @@ from kdamon_fs import perf_standin
 from kdamon_fs.trace_server import TraceServer
 from tests.support.attacker import NOBODY, attacker, exchange
 
+pytestmark = pytest.mark.real
+
+
 SECRET = "only root's"
 
 

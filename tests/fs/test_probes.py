@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.fs.conftest import CONTEXT, KDAMOND
+from tests.support.tree import CONTEXT, KDAMOND
 
 PROBES = f"{CONTEXT}/monitoring_attrs/probes"
 REGIONS = f"{CONTEXT}/schemes/0/tried_regions"
@@ -54,7 +54,7 @@ def tried(session: Any) -> list[tuple[int, list[int]]]:
     return found
 
 
-def eventually(session: Any, condition: Callable[[list[tuple[int, list[int]]]], bool]) -> None:
+def until_tried(session: Any, condition: Callable[[list[tuple[int, list[int]]]], bool]) -> None:
     """Wait until the tried regions are as they should be; on a busy machine intervals are late."""
     give_up = time.monotonic() + 60
     while not condition(found := tried(session)):
@@ -81,7 +81,7 @@ def test_defaults_and_modes(next_session: Any) -> None:
     assert next_session.write(f"{PROBES}/0/filters/0/type", "young") == "EINVAL"
     assert next_session.write(f"{PROBES}/0/preps/0/prep_action", "x") == "EINVAL"
     assert next_session.state("on") == "OK"
-    eventually(next_session, lambda regions: all(len(hits) == 1 for _, hits in regions) and bool(regions))
+    until_tried(next_session, lambda regions: all(len(hits) == 1 for _, hits in regions) and bool(regions))
     assert next_session.tree.getattr(f"{REGIONS}/0/probes/0/hits")["st_mode"] & 0o777 == 0o400
     assert next_session.write(f"{REGIONS}/0/probes/0/hits", "1") == "open:EACCES"
 
@@ -101,20 +101,20 @@ def test_hits_tell_what_regions_are(next_session: Any) -> None:
             and bool(first and second)
         )
 
-    eventually(next_session, complete)
+    until_tried(next_session, complete)
 
 
 def test_probes_are_committed_while_it_runs(next_session: Any) -> None:
     """Added, weighted and removed, without a new start."""
     assert next_session.state("on") == "OK"
-    eventually(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
+    until_tried(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
     pid = next_session.read(f"{KDAMOND}/pid")
     add(next_session, filtered("anon", matching="N") | {"weight": 5}, filtered("anon"))
     assert next_session.state("commit") == "OK"
-    eventually(next_session, lambda regions: any(hits == [20, 0] for _, hits in regions))
+    until_tried(next_session, lambda regions: any(hits == [20, 0] for _, hits in regions))
     next_session.put(f"{PROBES}/nr_probes", 0)
     assert next_session.state("commit") == "OK"
-    eventually(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
+    until_tried(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
     assert next_session.read(f"{KDAMOND}/pid") == pid
 
 
@@ -156,7 +156,7 @@ def test_schemes_take_weighted_sums(next_session: Any) -> None:
     for name, value in {"type": "probe_hits_wsum", "matching": "Y", "allow": "Y", "min": 51, "max": 60}.items():
         next_session.put(f"{filters}/0/{name}", value)
     assert next_session.state("on") == "OK"
-    eventually(next_session, lambda regions: bool(regions) and all(start < SECOND for start, _ in regions))
+    until_tried(next_session, lambda regions: bool(regions) and all(start < SECOND for start, _ in regions))
     next_session.put(f"{filters}/0/max", 50)
     assert next_session.state("commit") == "ENOMEM"
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +15,13 @@ import pytest
 from kdamon.damon import damon_ctx
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
-from tests.fs.conftest import CONTEXT, KDAMOND
-from tests.support.contexts import eventually, in_kdamond
+from tests.support.contexts import in_kdamond
 from tests.support.modules import shut_down
+from tests.support.paths import ROOT
+from tests.support.tree import CONTEXT, KDAMOND
+from tests.support.waiting import eventually
 
 SAMPLE = f"{CONTEXT}/monitoring_attrs/sample"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -280,6 +280,7 @@ print("done")
 """
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("primitive", ["page_table", "page_fault"])
 def test_a_real_commit_takes_no_stranger(primitive: str) -> None:
     """In a PID namespace, which has a counter of its own."""

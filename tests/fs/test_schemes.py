@@ -23,7 +23,7 @@ from kdamon.damon import (
     damos_wmark_metric,
 )
 from kdamon_fs.abi import ABI_VERSIONS
-from tests.fs.conftest import CONTEXT, KDAMOND
+from tests.support.tree import CONTEXT, KDAMOND
 
 SCHEME = f"{CONTEXT}/schemes/0"
 GOAL = f"{SCHEME}/quotas/goals/0"

@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.paths import SUPPORT
+
 HERE = Path(__file__).parent
 NOBODY = 65534
 
@@ -33,7 +35,7 @@ if not os.path.exists("/dev/fuse"):
 if os.geteuid():
     pytest.skip("the table was measured by root", allow_module_level=True)
 
-pytestmark = pytest.mark.usefixtures("fuse_binding")
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse_binding")]
 
 MEASURED = dict(
     line.split("\t")
@@ -61,7 +63,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iter
     """A context directory of a mounted tree with a scheme."""
     mountpoint = tmp_path_factory.mktemp("damon")
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "serve.py"), str(mountpoint), "7.2"],
+        [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.2"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -9,7 +9,7 @@ import stat
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -18,6 +18,7 @@ from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.kobject import OpenFile
 from kdamon_fs.sysfs import damon_sysfs_init
 from kdamon_fs.sysfs_sample import nr_cpu_ids
+from tests.support.tables import effort
 
 ULONG_MAX = (1 << 64) - 1
 UINT_MAX = (1 << 32) - 1
@@ -376,6 +377,4 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTree = TreeMachine.TestCase
-TestTree.settings = settings(
-    max_examples=50, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+TestTree.settings = effort(50, stateful_step_count=25)

@@ -42,18 +42,9 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.regions import Regions
-from tests.support.contexts import (
-    MS,
-    SteppedClock,
-    eventually,
-    first,
-    in_kdamond,
-    plain_ctx,
-    recorded,
-    report_ops,
-    stopped,
-)
+from tests.support.contexts import MS, SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, stopped
 from tests.support.tables import ranges_of
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +109,7 @@ def test_start_and_stop() -> None:
     with stopped(ctx):
         damon_start([ctx], exclusive=False)
         assert damon_is_running(ctx)
-        eventually(lambda: ctx.passed_sample_intervals > 3)
+        assert eventually(lambda: ctx.passed_sample_intervals > 3)
     assert not damon_is_running(ctx)
     assert ctx.kdamond is None
     assert ctx.kdamond_error is None
@@ -286,6 +277,7 @@ def test_bad_parameters_are_refused_before_anything_starts(break_it: Callable[[d
     assert [(0, 1000), (2000, 3000)] == ranges_of(first(good).regions)
 
 
+@pytest.mark.traceback_expected
 def test_an_error_ends_one_kdamond_and_no_other() -> None:
     def fail(ctx: damon_ctx) -> None:
         if ctx.passed_sample_intervals == 5:
@@ -297,7 +289,7 @@ def test_an_error_ends_one_kdamond_and_no_other() -> None:
         eventually(lambda: not damon_is_running(bad), "the end of the kdamond")
         assert isinstance(bad.kdamond_error, ZeroDivisionError)
         now = good.passed_sample_intervals
-        eventually(lambda: good.passed_sample_intervals > now + 3)
+        assert eventually(lambda: good.passed_sample_intervals > now + 3)
         assert good.kdamond_error is None
         bad.ops = report_ops()
         damon_start([bad], exclusive=False)
@@ -396,6 +388,7 @@ def test_a_failed_call_raises_for_its_caller_only() -> None:
         assert ctx.kdamond_error is None
 
 
+@pytest.mark.traceback_expected
 def test_a_call_with_an_internal_error_ends_the_kdamond(pool: ThreadPoolExecutor) -> None:
     """All callers learn that they were canceled: the one, those behind it, and one that came in between."""
     ctx, clock = stepped_ctx()
@@ -489,7 +482,7 @@ def test_calls_and_ends_from_many_threads_at_once(pool: ThreadPoolExecutor) -> N
         with stopped(ctx):
             damon_start([ctx], exclusive=False)
             futures = [pool.submit(caller) for _ in range(4)]
-            eventually(lambda made=made: len(made) > 5)
+            assert eventually(lambda made=made: len(made) > 5)
         assert sum(future.result(60) for future in futures) == len(made)
 
 

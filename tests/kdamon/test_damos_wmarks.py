@@ -34,8 +34,9 @@ from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.kernel import PAGE_SIZE, RealClock
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import Regions
-from tests.support.contexts import eventually, plain_ctx, sim_ctx, stopped
+from tests.support.contexts import plain_ctx, sim_ctx, stopped
 from tests.support.tables import ctx_of
+from tests.support.waiting import eventually
 
 RATE = damos_wmark_metric.DAMOS_WMARK_FREE_MEM_RATE
 

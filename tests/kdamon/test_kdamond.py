@@ -441,6 +441,7 @@ def test_vaddr_without_a_process_ends_at_once(pid: int | None) -> None:
     assert not damon_is_running(ctx)
 
 
+@pytest.mark.traceback_expected
 @pytest.mark.parametrize("callback", ["init", "prepare_access_checks", "check_accesses", "update"])
 def test_an_error_in_a_callback_ends_the_kdamond_and_is_visible(callback: str) -> None:
     def fail(ctx: damon_ctx) -> None:
@@ -455,6 +456,7 @@ def test_an_error_in_a_callback_ends_the_kdamond_and_is_visible(callback: str) -
     assert [] == ctx.adaptive_targets
 
 
+@pytest.mark.traceback_expected
 def test_a_run_after_an_error_forgets_it() -> None:
     def fail(ctx: damon_ctx) -> None:
         raise ZeroDivisionError

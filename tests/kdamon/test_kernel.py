@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from kdamon.kernel import (
     uint,
     ulong,
 )
+from tests.support.paths import ROOT
 from tests.support.tables import effort
 
 u64 = st.integers(0, ULONG_MAX)
@@ -120,6 +120,7 @@ def test_a_long_sleep_can_be_woken() -> None:
     assert not sleeper.is_alive()
 
 
+@pytest.mark.traceback_expected
 def test_a_kthread_keeps_what_killed_it() -> None:
     def fail(arg: str) -> None:
         raise ZeroDivisionError(arg)
@@ -151,7 +152,7 @@ def test_a_kthread_runs_until_it_is_asked_to_stop() -> None:
 
 def test_page_sizes_have_one_place() -> None:
     """Two programs that run alone under ``python -I -S`` cannot import it."""
-    root = Path(__file__).parents[2]
+    root = ROOT
     standalone = {"kdamon/mm/apart/madvise_helper.py", "kdamon/mm/inject/helper.py"}
     own_sizes = re.compile(r"PAGESIZE|1 << 21|^_?(PAGE|PAGE_SIZE|HUGE|BLOCK)\b.* = (4096|1 << 12)$", re.MULTILINE)
 
@@ -163,7 +164,7 @@ def test_page_sizes_have_one_place() -> None:
 
 def test_arrays_have_one_set_of_names() -> None:
     """Names with a meaning of their own, such as ``Answers``, are made of these."""
-    root = Path(__file__).parents[2]
+    root = ROOT
     own_names = re.compile(r"NDArray\[np\.(uint8|uint32|uint64|int32|int64|float64|bool_|intp|void)\]")
 
     paths = [path for part in ("kdamon", "fs/kdamon_fs", "tools/kdamon_tools") for path in (root / part).rglob("*.py")]

@@ -29,8 +29,8 @@ from kdamon.mm import PageFilter
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.ops_common import scheme_score
-from tests.support.contexts import eventually
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.support.waiting import eventually
 from tests.support.workload import Workload, build
 
 DEFAULTS = damon_attrs()
@@ -207,6 +207,7 @@ def active(machine: LinuxMachine, work: Workload, first: int, last: int) -> int:
         task.put()
 
 
+@pytest.mark.real
 def test_cold_pages_of_a_real_process_leave_the_active_list(tmp_path: Path) -> None:
     """Hot memory is found and counted, and stays where it is."""
     lists = Path("/sys/kernel/mm/lru_gen/enabled")

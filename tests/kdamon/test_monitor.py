@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ import pytest
 import kdamon
 from kdamon import trace
 from kdamon.monitoring.machines import get_machine, put_machine
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 RANGES = [(0x10000, 0x50000)]
 #: Writes a page of its own again and again.
 BUSY = "m = bytearray(1 << 20); print('ready', flush=True)\nwhile True: m[::4096] = bytes(256)"
@@ -72,6 +71,7 @@ def reports_monitor(**arguments: object) -> kdamon.Monitor:
     return kdamon.monitor(pid=1, ops="reports", ranges=RANGES, sample_us=1000, aggr_us=5000, **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.real
 @pytest.mark.usefixtures("needs_machine")
 def test_the_iteration_ends_with_the_process_and_nothing_stays(process: subprocess.Popen[str]) -> None:
     """Though it was not reaped."""
@@ -90,6 +90,7 @@ def test_the_iteration_ends_with_the_process_and_nothing_stays(process: subproce
         next(m)
 
 
+@pytest.mark.real
 @pytest.mark.usefixtures("needs_machine")
 def test_two_monitors_of_one_process_are_independent(process: subprocess.Popen[str]) -> None:
     """The end of one of them is none of the other."""
@@ -130,6 +131,7 @@ def test_its_probe_goes_with_it() -> None:
     assert not trace.damon_aggregated.enabled()
 
 
+@pytest.mark.real
 def test_an_interrupt_leaves_nothing_behind() -> None:
     """Wherever it comes: while the block begins, runs or ends."""
     program = """
@@ -175,6 +177,7 @@ def test_signal_handlers_stay() -> None:
         assert {number: signal.getsignal(number) for number in signal.valid_signals()} == before
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -200,6 +203,7 @@ def test_mistakes_are_sentences(arguments: dict[str, object], sentence: str) -> 
     assert refused.value.strerror.startswith(sentence)
 
 
+@pytest.mark.real
 def test_a_process_that_is_not_there() -> None:
     """Only the block opens it."""
     m = kdamon.monitor(pid=1 << 22)
@@ -214,6 +218,7 @@ def test_a_process_that_is_not_there() -> None:
     assert errno.EINVAL == early.value.errno
 
 
+@pytest.mark.real
 def test_an_error_in_the_kdamond_ends_the_iteration() -> None:
     """As an OSError with its reason."""
 

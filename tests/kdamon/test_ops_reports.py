@@ -48,7 +48,8 @@ from kdamon.lib.once import warn_once
 from kdamon.regions import Regions
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
-from tests.support.contexts import MS, bytes_of, eventually, in_kdamond, recorded
+from tests.support.contexts import MS, bytes_of, in_kdamond, recorded
+from tests.support.waiting import eventually
 
 MIB = 1 << 20
 PID = 4_194_305  # more than any process has

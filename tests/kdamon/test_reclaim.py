@@ -34,8 +34,9 @@ from kdamon.mm.sim.process import SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
-from tests.support.contexts import eventually, first, in_kdamond
+from tests.support.contexts import first, in_kdamond
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
+from tests.support.waiting import eventually
 from tests.support.workload import Workload, build
 
 DEFAULTS = damon_attrs()
@@ -339,13 +340,13 @@ def test_a_commit_takes_processes_while_the_kdamond_samples(monkeypatch: pytest.
             machine.cgroups["/group"] = (150, 170)
             reclaim._next_follow = 0
             begun = ctx.passed_sample_intervals
-            eventually(lambda: ctx.passed_sample_intervals > begun + 10)
+            assert eventually(lambda: ctx.passed_sample_intervals > begun + 10)
             assert [t.pid for t in ctx.adaptive_targets] == [150]
         finally:
             answer.set()
         assert takers == [committing.result(120)]
         assert [t.pid for t in ctx.adaptive_targets][:2] == [150, 160]
-        eventually(lambda: [t.pid for t in ctx.adaptive_targets] == [150, 160, 170])
+        assert eventually(lambda: [t.pid for t in ctx.adaptive_targets] == [150, 160, 170])
 
 
 def test_statistics_go_on_when_the_module_is_enabled_again() -> None:
@@ -362,6 +363,7 @@ def test_statistics_go_on_when_the_module_is_enabled_again() -> None:
     assert reclaim.stat.nr_snapshots > before.nr_snapshots
 
 
+@pytest.mark.real
 def test_nothing_stays_open_of_an_attempt_that_failed() -> None:
     """Neither when a process is missing nor when somebody else monitors."""
     machine = linux_machine("page_fault")
@@ -396,6 +398,7 @@ def resident(work: Workload, first: int, last: int) -> int:
     return int(np.count_nonzero(np.frombuffer(entries, np.uint64) >> np.uint64(63)))
 
 
+@pytest.mark.real
 def test_a_real_process_shrinks_by_its_cold_half(tmp_path: Path) -> None:
     """Of a file that it has mapped; what it reads over and over stays, and it reads what it wrote."""
     pages = 4096

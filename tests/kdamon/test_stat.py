@@ -20,9 +20,10 @@ from kdamon.kernel import time_after_eq
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import Regions
 from kdamon.stat import bandwidth_of, damon_stat, idle_percentiles
-from tests.support.contexts import eventually, stopped
+from tests.support.contexts import stopped
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.tables import effort
+from tests.support.waiting import eventually
 from tests.support.workload import Workload, build
 
 #: Size, accesses in the aggregation interval, age.
@@ -406,6 +407,7 @@ def test_a_module_that_was_shut_down_stays_off() -> None:
 # On a real process.
 
 
+@pytest.mark.real
 def test_a_real_process(tmp_path: Path) -> None:
     """Of 16 MiB one half is read over and over; the numbers say about that."""
     pages = 4096

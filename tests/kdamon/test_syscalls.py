@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.syscalls import call, checked, prctl, syscall
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 #: They run alone under ``python -I -S`` and cannot import the package.
 STANDALONE = {
     "kdamon/lib/watcher.py",
@@ -46,6 +46,7 @@ def test_only_standalone_programs_load_the_c_library_themselves() -> None:
     assert {"kdamon/lib/syscalls.py", *STANDALONE} == found
 
 
+@pytest.mark.real
 def test_nothing_is_loaded_at_import() -> None:
     code = "from kdamon.lib import syscalls; print(syscalls.libc.cache_info().currsize)"
 

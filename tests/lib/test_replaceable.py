@@ -18,7 +18,7 @@ from kdamon.lib.replaceable import open_directory
 
 NOBODY = 65534
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")]
 
 
 @pytest.fixture

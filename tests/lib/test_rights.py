@@ -14,8 +14,11 @@ import pytest
 from kdamon.lib import rights
 from kdamon.lib.rights import OF_PROCESS, OWN, missing_capability, needs_linux, refusal, refused_program
 from kdamon.mm.bpf import btf
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.real
+
+
 WITHOUT_BPF = ("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin")
 USER_NAMESPACE = ("unshare", "-Ur")
 #: Refuses bpf() as a container's filter does: what is to be done about system call 321 is to return EPERM.

@@ -14,6 +14,9 @@ import pytest
 from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.trusted import find_program, open_trusted
 
+pytestmark = pytest.mark.real
+
+
 if os.geteuid():
     pytest.skip("giving files to another user needs root", allow_module_level=True)
 

@@ -8,15 +8,18 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import StopBudget
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc import cgroup
+from tests.support.paths import SUPPORT
+from tests.support.process_memory import PAGE, PAGES
 from tests.support.workload import MONITOR_CPU, build
 
 
@@ -96,3 +99,36 @@ def group() -> Iterator[tuple[str, Path]]:
     yield f"{root.rstrip('/')}/{name}", directory
     # Bottom up, in pieces: the names may be too long for one system call.
     subprocess.run(["find", directory, "-depth", "-type", "d", "-execdir", "rmdir", "{}", ";"], check=True)
+
+
+@pytest.fixture
+def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process.
+
+    Before that the process's control group is frozen, if one is given.
+    """
+    script = tmp_path / "inject_helper_ends.py"
+    shutil.copy(SUPPORT / script.name, script)
+    order = script.with_suffix(".order")
+    helper = inject._HELPER
+    monkeypatch.setattr(inject, "_HELPER", script)
+    # Those that are kept from before would not do that.
+    monkeypatch.setattr(inject, "_idle", [])
+    # A busy machine may give the helper no CPU for a long time before it begins, which is no death of it.
+    monkeypatch.setattr(inject, "_PATIENCE", 60.0)
+    return lambda step, number, first=0, group="": (
+        order.write_text(f"{step} {number} {first} {helper} {group}") and None
+    )
+
+
+@pytest.fixture
+def data(directory: Path) -> Path:
+    """A file with what 'w' orders write, on the disk and not in memory."""
+    contents = np.zeros((PAGES, PAGE), np.uint8)
+    contents[:, 128] = (np.arange(PAGES) * 7 + 3) % 256
+    path = directory / "data"
+    path.write_bytes(contents.tobytes())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path

@@ -20,9 +20,12 @@ from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
-from tests.mm.sampling.test_page_idle import Memory, Space
+from tests.support.idle_pages import Memory, Space
 from tests.support.sampling import mm_of
 from tests.support.workload import Pages, Workload
+
+pytestmark = pytest.mark.real
+
 
 PAGES = 512
 PAGE = 4096

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import kdamon
+from tests.support.cli import ENVIRONMENT
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "api.md").read_text()
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
 #: Examples by their names, and what the document shows of the output of each.
 EXAMPLES = {
     re.match(r"# (\S+)\n", code)[1]: code  # type: ignore[index]
@@ -64,6 +63,7 @@ def check(name: str, output: str) -> None:
     assert {pattern(line) for line in output.splitlines()} == shown
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("name", ["reports.py", "serve.py", "guest.py"])
 def test_example(name: str, folder: Path) -> None:
     """Those that need no process besides."""
@@ -73,6 +73,7 @@ def test_example(name: str, folder: Path) -> None:
     check(name, output)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("name", ["columns.py", "page_out.py"])
 def test_example_with_a_process(name: str, folder: Path, target: subprocess.Popen[str]) -> None:
     """Those that end by themselves."""
@@ -83,6 +84,7 @@ def test_example_with_a_process(name: str, folder: Path, target: subprocess.Pope
     assert target.poll() is None
 
 
+@pytest.mark.real
 def test_example_that_ends_with_the_process(folder: Path, target: subprocess.Popen[str]) -> None:
     """Though it is not reaped until then."""
     with example("watch.py", folder, str(target.pid)) as process:

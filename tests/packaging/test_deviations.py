@@ -9,7 +9,8 @@ import tokenize
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 DOCUMENT = ROOT / "docs/deviations.md"
 #: A heading that no single place in the code decides says so.
 NOWHERE = "*in no one place*"

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+from tests.support.cli import ENVIRONMENT
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.real
+
 
 #: Imports sys.argv[1:] one after another, and prints what each of them did besides importing. What other packages do is
 #: theirs: it is looked for in the frames of modules of ours that are being executed.

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 DOCUMENT = ROOT / "docs/security.md"
 #: Its list is of what is not claimed.
 WITHOUT_TESTS = "What is not defended"

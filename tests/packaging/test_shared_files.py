@@ -13,8 +13,11 @@ import pytest
 from kdamon_tools.man_pages import man_pages
 from kdamon_tools.options import VERBS
 from kdamon_tools.shells import SHELLS, completion
+from tests.support.paths import PYTHONPATH
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.real
+
+
 PAGES = man_pages("1.2.3")
 
 #: Completes the words of a command line as a shell does when its user presses the tab key, one candidate a line.
@@ -127,7 +130,7 @@ def test_zsh_loads_the_function(script: Path) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_verb_prints_the_script(shell: str) -> None:
     """The very script."""
-    environment = {"PYTHONPATH": ":".join(str(ROOT / part) for part in ("", "fs", "tools")), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": PYTHONPATH, "PATH": "/usr/bin:/bin"}
     words = [sys.executable, "-m", "kdamon_tools", "completion", shell]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert completion(shell) == done.stdout

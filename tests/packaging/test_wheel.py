@@ -13,8 +13,12 @@ import pytest
 
 from kdamon_tools.options import VERBS
 from kdamon_tools.shells import SHELLS
+from tests.support.paths import ROOT
 
-CHECKOUT = Path(__file__).parents[2]
+pytestmark = pytest.mark.real
+
+
+CHECKOUT = ROOT
 PACKAGES = {
     "kdamon": CHECKOUT / "kdamon",
     "kdamon_fs": CHECKOUT / "fs/kdamon_fs",

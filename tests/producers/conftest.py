@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import SUPPORT
 from tests.support.reporter import compile_c
 
 
@@ -25,4 +26,4 @@ def public() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def program(public: Path) -> Path:
     """The producer in C."""
-    return compile_c(Path(__file__).parents[1] / "support/reporter.c", public / "reporter")
+    return compile_c(SUPPORT / "reporter.c", public / "reporter")

@@ -47,10 +47,14 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import report_accesses, reported_pids, subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue, ReportSource
 from kdamon.reports.record import report_array
-from tests.support.contexts import SteppedClock, eventually, stopped
+from tests.support.contexts import SteppedClock, stopped
+from tests.support.paths import ROOT
 from tests.support.reporter import Reporter
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.real
+
+
 NOBODY = 65534
 OTHER = 65533
 

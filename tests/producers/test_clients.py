@@ -20,7 +20,11 @@ import pytest
 
 from kdamon.producers.ring import HELLO, MAGIC, REPLY, TAIL, VERSION, ReportRing, ring_size
 from tests.support.hostile_sender import slow_to_close
+from tests.support.paths import SUPPORT
 from tests.support.reporter import compile_c
+
+pytestmark = pytest.mark.real
+
 
 NOBODY = 65534
 OTHER = 65533
@@ -63,9 +67,7 @@ def public() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def program(public: Path) -> Path:
     """The producer in C, with little patience."""
-    return compile_c(
-        Path(__file__).parents[1] / "support/reporter.c", public / "reporter", "-DKDAMON_REPORT_PATIENCE=1"
-    )
+    return compile_c(SUPPORT / "reporter.c", public / "reporter", "-DKDAMON_REPORT_PATIENCE=1")
 
 
 @pytest.fixture

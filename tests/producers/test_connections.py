@@ -24,14 +24,15 @@ from kdamon.producers.connections import ReportListener
 from kdamon.producers.ring import HELLO, MAGIC, VERSION
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
-from tests.support.contexts import eventually
+from tests.support.paths import SUPPORT
+from tests.support.waiting import eventually
 
 PID = 4_194_305  # no process has this number
 NOBODY = 65534
-SENDER = Path(__file__).parents[1] / "support/hostile_sender.py"
+SENDER = SUPPORT / "hostile_sender.py"
 GREETING = HELLO.pack(MAGIC, VERSION, 0)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,9 +24,12 @@ from kdamon.producers.credentials import (
     credentials_of,
     may_access,
 )
-from tests.support.contexts import eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.real
+
+
 SYS_PTRACE = 1 << 19
 SYS_NICE = 1 << 23
 HERE, ELSEWHERE = (4, 1), (4, 2)

@@ -19,8 +19,8 @@ import pytest
 
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.producers.credentials import KnownProcesses, Rights
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 USER, OTHER = 65534, 65533
 _SYS_PTRACE = 1 << 19
 _NET_RAW = 1 << 13
@@ -28,7 +28,10 @@ _NET_RAW = 1 << 13
 _FILE_CAPABILITIES = "<IIIII"
 _VFS_CAP_EFFECTIVE = 0x02000001
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make programs that give privileges")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make programs that give privileges"),
+]
 
 
 @pytest.fixture(scope="module")

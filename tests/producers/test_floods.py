@@ -22,9 +22,9 @@ from kdamon.producers.client import ReportClient
 from kdamon.producers.ring import ReportRing
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
-from tests.support.contexts import eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
 PID = 4_194_305  # no process has this number
 
 #: Connects for ever, a line after each hundred; what it does with a connection is to be given.
@@ -60,7 +60,7 @@ WAYS = {
     "connection.send(HELLO); connection.close()",
 }
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")]
 
 
 @pytest.fixture

@@ -14,10 +14,14 @@ import pytest
 from kdamon.producers import ring as report_ring
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import REPORT_DTYPE
-from tests.support.contexts import eventually
+from tests.support.paths import ROOT
 from tests.support.reporter import INCLUDE, compile_c
+from tests.support.waiting import eventually
 
-DOCUMENT = Path(__file__).parents[2] / "docs/reports.md"
+pytestmark = pytest.mark.real
+
+
+DOCUMENT = ROOT / "docs/reports.md"
 
 LAYOUT = """
 #include "kdamon_report.h"
@@ -111,8 +115,6 @@ def test_the_example_in_c_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ReportServer(tmp_path / "reports") as server:
         monkeypatch.setenv("KDAMON_REPORTS", str(server.path))
-        said = subprocess.check_output(
-            [sys.executable, "-c", document("python")], text=True, cwd=Path(__file__).parents[2]
-        )
+        said = subprocess.check_output([sys.executable, "-c", document("python")], text=True, cwd=ROOT)
         assert "1024 1024 0 True\n" == said
         eventually(lambda: server.counters().received == 1024, "all reports")

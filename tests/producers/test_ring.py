@@ -271,6 +271,7 @@ while time.monotonic() < end:
 """
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("mapped", [True, False])
 def test_memory_that_changes_while_it_is_read(mapped: bool) -> None:
     """A process writes random bytes over all of it, all the time: nothing but copies within bounds comes out."""

@@ -40,8 +40,12 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue
 from kdamon.reports.record import report_array
-from tests.support.contexts import SteppedClock, eventually, stopped
+from tests.support.contexts import SteppedClock, stopped
 from tests.support.reporter import Reporter
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 SOAK = int(os.environ.get("KDAMON_SOAK", "0"))
 PID = 4_194_305  # no process has this number

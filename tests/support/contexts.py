@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -91,14 +90,6 @@ class SteppedClock:
         """Let the sleeper never wait again."""
         self._free = True
         self._go.release()
-
-
-def eventually(condition: Callable[[], Any], what: str = "condition", seconds: float = 60) -> None:
-    """Wait until ``condition()`` is true; fail when that takes absurdly long."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} never came true"
-        time.sleep(0.001)
 
 
 def report_ops(apply_scheme: Any = None, **callbacks: Any) -> damon_operations:

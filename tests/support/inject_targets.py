@@ -7,18 +7,18 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 __all__ = [
+    "FILTER",
     "KINDS",
+    "SECCOMP",
     "SOAK",
     "Suspicious",
     "build",
-    "eventually",
     "left_behind",
     "mapping_of",
     "memory_file",
@@ -108,16 +108,6 @@ def running(*command: str | Path) -> Iterator[int]:
             process.kill()
 
 
-def eventually(what: Callable[[], object], seconds: float = 60) -> bool:
-    """Wait until ``what()`` is true; return whether it became so."""
-    end = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True
-
-
 def left_behind(pid: int) -> list[str]:
     """What shows that somebody is or was at work on a process: a tracer, a stop, a userfaultfd."""
     found = []
@@ -157,3 +147,25 @@ def sockets() -> set[str]:
         with contextlib.suppress(FileNotFoundError):
             found.add(os.readlink(link))
     return {name for name in found if name.startswith("socket:")}
+
+
+#: A filter that allows everything, for the thread that calls it.
+FILTER = """
+import ctypes, sys, threading, time
+libc = ctypes.CDLL(None)
+class Filter(ctypes.Structure):
+    _fields_ = [("n", ctypes.c_ushort), ("p", ctypes.c_void_p)]
+code = (ctypes.c_uint64 * 1)(0x7FFF000000000006)
+def filter_calls():
+    libc.prctl(38, 1, 0, 0, 0)
+    assert libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(code)))) == 0
+"""
+
+SECCOMP = (
+    FILTER
+    + """
+filter_calls()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+)

@@ -3,12 +3,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kdamon_tools.checks import tool_checks
+
+
+@pytest.fixture(scope="module")
+def fuse() -> None:
+    """Skip where nothing can be mounted, with the reason."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("kernel lacks: /dev/fuse")
+    for check in tool_checks():
+        if not check.available and not check.name.startswith("damo"):
+            pytest.skip(f"{check.name}: {check.why}")
 
 
 @pytest.fixture

@@ -16,8 +16,11 @@ import pytest
 
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.process_tree import ProcessStat, descendants, family_of, read_stat, read_stats
-from tests.support.contexts import eventually
-from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 #: A script that writes its number to the file that it gets, else to that of the test, and runs on.
 STAY = """#!/bin/sh
@@ -139,7 +142,7 @@ def test_a_terminal_is_the_commands_too(pids: Path) -> None:
     script = "$STAY & read line; echo it read $line; echo $$ >> $PIDS; sleep 600"
     with in_a_terminal(pids, script) as (pid, terminal):
         os.write(terminal, b"something\n")
-        eventually(lambda: count(pids) == 2)
+        assert eventually(lambda: count(pids) == 2)
         os.write(terminal, b"\x03")
         text = shown(terminal)
         assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -151,13 +154,17 @@ def test_a_terminal_is_the_commands_too(pids: Path) -> None:
 def test_ctrl_z_stops_both_and_both_go_on(pids: Path) -> None:
     """As any job of a shell."""
     with in_a_terminal(pids, "sleep 0.1; exec $STAY") as (pid, terminal):
-        eventually(lambda: count(pids) == 1)
+        assert eventually(lambda: count(pids) == 1)
         (child,) = running(pids)
         # The leader of a session is not stopped by its terminal, so this is what a shell's job gets.
         os.killpg(pid, signal.SIGSTOP)
-        eventually(lambda: all((stat := read_stat(one)) is not None and stat.state == "T" for one in (pid, child)))
+        assert eventually(
+            lambda: all((stat := read_stat(one)) is not None and stat.state == "T" for one in (pid, child))
+        )
         os.killpg(pid, signal.SIGCONT)
-        eventually(lambda: all((stat := read_stat(one)) is not None and stat.state != "T" for one in (pid, child)))
+        assert eventually(
+            lambda: all((stat := read_stat(one)) is not None and stat.state != "T" for one in (pid, child))
+        )
         os.kill(pid, signal.SIGTERM)
         assert "stopped by a signal" in shown(terminal)
     assert [] == running(pids)
@@ -179,7 +186,7 @@ def test_a_process_is_read_whatever_its_name_is(tmp_path: Path) -> None:
     os.symlink("/bin/sleep", program)
     with subprocess.Popen([program, b"60"]) as process:
         try:
-            eventually(lambda: (stat := read_stat(process.pid)) is not None and "R 1" in stat.name)
+            assert eventually(lambda: (stat := read_stat(process.pid)) is not None and "R 1" in stat.name)
             stat = read_stats()[process.pid]
             assert (os.getpid(), os.getsid(0), "a) R 1 (\\xff\\x0a") == (stat.parent, stat.session, stat.name)
         finally:

@@ -18,8 +18,8 @@ from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options import VERBS, make_parser
+from tests.support.paths import PYTHONPATH, ROOTS
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 NO_SUCH_PID = 2**22 + 1  # above the kernel's largest pid_max
 
 
@@ -186,6 +186,7 @@ def test_an_interrupt_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert (130, "") == said(capsys, "run", "--pid", "1")
 
 
+@pytest.mark.real
 def test_an_interrupt_is_quiet_while_modules_are_loaded(tmp_path: Path) -> None:
     """Which takes as long as most of the rest: it ends the command as any other."""
     (tmp_path / "numpy.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n", encoding="utf-8")
@@ -211,13 +212,14 @@ def kdamon(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run kdamon as a process of its own, from the checkout."""
     return subprocess.run(
         [sys.executable, "-m", "kdamon_tools", *words],
-        env=os.environ | {"PYTHONPATH": ":".join(ROOTS)} | environment,
+        env=os.environ | {"PYTHONPATH": PYTHONPATH} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+@pytest.mark.real
 def test_debug_shows_where_an_error_comes_from() -> None:
     """With --debug, before or after the verb, the traceback is in the log; the sentence is still the last line."""
     for words in (["--debug", "run", "--pid", "1", "--output", "/nonexistent/file"],
@@ -228,6 +230,7 @@ def test_debug_shows_where_an_error_comes_from() -> None:
         assert result.stderr.splitlines()[-1].startswith("kdamon: ")
 
 
+@pytest.mark.real
 def test_help_names_every_option_and_verb() -> None:
     """Help can be read without anything being set up, by anybody."""
     assert {"run", "mount", "exec", "doctor"} <= set(kdamon("--help").stdout.replace(",", " ").split())
@@ -263,6 +266,7 @@ def test_examples_of_help_are_right() -> None:
         assert make_parser().parse_args(options).verb in VERBS, line
 
 
+@pytest.mark.real
 def test_output_that_nobody_reads_any_more() -> None:
     """Writing to a closed pipe, as with "| head", leaves no traceback."""
     read, write = os.pipe()
@@ -270,7 +274,7 @@ def test_output_that_nobody_reads_any_more() -> None:
     with os.fdopen(write) as stdout:
         result = subprocess.run(
             [sys.executable, "-m", "kdamon_tools", "doctor", "--json"],
-            env=os.environ | {"PYTHONPATH": ":".join(ROOTS)},
+            env=os.environ | {"PYTHONPATH": PYTHONPATH},
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
@@ -279,12 +283,13 @@ def test_output_that_nobody_reads_any_more() -> None:
     assert (1, "") == (result.returncode, result.stderr)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("closed", "expected"), [("<&-", 0), ("2>&-", 0), (">&-", 1), ("<&- >&- 2>&-", 1)])
 def test_standard_streams_may_be_closed(closed: str, expected: int) -> None:
     """Without an output the result goes nowhere, which is a failure; there is no traceback."""
     result = subprocess.run(
         ["sh", "-c", f'exec "$0" -m kdamon_tools doctor --json {closed}', sys.executable],
-        env=os.environ | {"PYTHONPATH": ":".join(ROOTS)},
+        env=os.environ | {"PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
         check=False,

@@ -115,6 +115,7 @@ def test_the_exit_status_says_whether_monitoring_is_possible(
     assert bool(usable) == validate(json.loads(capsys.readouterr().out), "kdamon.doctor")["possible"]
 
 
+@pytest.mark.real
 def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without libfuse 2, the device, root and damo, each line says how to get it."""
     monkeypatch.setattr(fuse_binding, "_loads", lambda _: False)

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from kdamon.mm.inject import requests as inject
+from tests.support.cli import ENVIRONMENT
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
+pytestmark = pytest.mark.real
+
 
 #: Runs both in one process, as a user that it becomes before: the first argument, "" to stay.
 SCRIPT = """

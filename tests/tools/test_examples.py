@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 DOCUMENT = (ROOT / "docs" / "new-access-source.md").read_text()
 EXAMPLE = ROOT / "tools" / "kdamon_tools" / "examples" / "instrumented.py"
 
@@ -28,6 +29,7 @@ def test_the_document_shows_the_program_that_is_here() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 100
 
 
+@pytest.mark.real
 def test_it_finds_what_is_hot(tmp_path: Path) -> None:
     """In the document's own C program, which says where its hot quarter is."""
     if shutil.which("cc") is None:

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(str(ROOT / part) for part in ("", "fs", "tools"))}
+from tests.support.cli import ENVIRONMENT
+
+pytestmark = pytest.mark.real
+
 
 #: Verb and arguments, a shell's words, and the status.
 LINES = [

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from kdamon_tools.output.temporary import temporary_directory
-from tests.tools.test_streams import DATA, ENVIRONMENT, KDAMON
+from tests.support.cli import DATA, ENVIRONMENT, KDAMON
 
 USER = 65534
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(
     "words",
     [
@@ -64,6 +65,7 @@ with open(listing, "w") as file:
 """
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(
     "words",
     [

@@ -19,10 +19,10 @@ import pytest
 from kdamon_tools import cli
 from kdamon_tools.output.replacement import Replacement
 from kdamon_tools.report_files.records import new_records
-from tests.tools.hostile import ANOTHER_USER, AS_ANOTHER_USER, limited
-from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.limited import ANOTHER_USER, AS_ANOTHER_USER, limited
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")]
 
 RUN = [*REPORTS_ONLY, "--pid", "1", "--seconds", "0.1", "--quiet", "--json"]
 SECRET = "root's\n"

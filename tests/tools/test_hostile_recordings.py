@@ -21,9 +21,10 @@ from kdamon_tools import cli
 from kdamon_tools.report_files.records import RECORD_DTYPE, new_records
 from kdamon_tools.report_files.report_file import open_reports, read_reports
 from kdamon_tools.report_files.stored_records import HEAD_BYTES, MAGIC, parse_head
+from tests.support.cli import DATA, ENVIRONMENT
+from tests.support.limited import limited, one_sentence
+from tests.support.recordings import head, some_records
 from tests.support.tables import effort
-from tests.tools.hostile import limited, one_sentence
-from tests.tools.test_report_file import DATA, head, some_records
 
 DESCR = repr(np.lib.format.dtype_to_descr(RECORD_DTYPE))
 GOOD = f"{{'descr': {DESCR}, 'fortran_order': False, 'shape': (3,), }}"
@@ -55,6 +56,7 @@ HEADS = {
 }
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("what", HEADS)
 def test_no_head_of_an_array_takes_memory_or_the_stack(what: str, tmp_path: Path) -> None:
     """Each is refused in one sentence, by a process that may take a minute of CPU time and 2 GiB at most."""
@@ -173,6 +175,7 @@ LINES = {
 }
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("what", LINES)
 def test_no_line_takes_long_to_be_left(what: str, tmp_path: Path) -> None:
     """One of a megabyte, by either reader, in a minute of CPU time."""
@@ -181,9 +184,10 @@ def test_no_line_takes_long_to_be_left(what: str, tmp_path: Path) -> None:
     path.write_bytes(begin + more * (1_000_000 // len(more)) + b"x\n")
     for file_format in ("perf", "lackey"):
         done = limited("replay", "--format", file_format, str(path))
-        assert (True, False) == (done.returncode in (0, 1), "Traceback" in done.stderr), done.stderr
+        assert done.returncode in (0, 1), done.stderr
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("file_format", ["auto", "recording", "perf", "lackey"])
 @pytest.mark.parametrize("source", ["/dev/zero", "a hole"])
 def test_zeros_without_end_take_no_memory(source: str, file_format: str, tmp_path: Path) -> None:
@@ -193,15 +197,14 @@ def test_zeros_without_end_take_no_memory(source: str, file_format: str, tmp_pat
     os.truncate(path, 1 << 40)
     command = ["prlimit", "--as=2147483648", "--cpu=3", sys.executable, "-m", "kdamon_tools", "replay"]
     command += ["--format", file_format, "/dev/zero" if source == "/dev/zero" else str(path)]
-    root = Path(__file__).parents[2]
-    roots = os.pathsep.join(str(root / part) for part in ("", "fs", "tools"))
-    environment = os.environ | {"PYTHONPATH": roots, "OPENBLAS_NUM_THREADS": "1"}
+    environment = ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert "Memory" not in done.stderr
     # SIGXCPU, or SIGKILL.
     assert done.returncode in ((1,) if file_format in ("auto", "recording") else (-24, -9)), done.stderr
 
 
+@pytest.mark.real
 def test_a_hole_that_is_to_be_sorted_takes_no_memory(tmp_path: Path) -> None:
     """A terabyte that costs its maker a page."""
     path = tmp_path / "r.npy"
@@ -211,6 +214,7 @@ def test_a_hole_that_is_to_be_sorted_takes_no_memory(tmp_path: Path) -> None:
     assert "reports are not in the order of their times, and sorting them takes " in one_sentence(done, 1)
 
 
+@pytest.mark.real
 def test_a_recording_of_many_processes_is_replayed_of_the_busiest(tmp_path: Path) -> None:
     """The others are said, counted, and there for --pid."""
     path = tmp_path / "r.npy"
@@ -231,6 +235,7 @@ def test_a_recording_of_many_processes_is_replayed_of_the_busiest(tmp_path: Path
     assert "no report is about process 300000, but there are some of 70000, " in one_sentence(done, 1)
 
 
+@pytest.mark.real
 def test_a_text_of_many_processes_is_no_other(tmp_path: Path) -> None:
     """As of a machine on which many short processes ran."""
     path = tmp_path / "perf.txt"
@@ -262,6 +267,7 @@ def of_text(path: Path) -> None:
     path.write_bytes(b"\x1b[2J 7/7 [000] 1.000000: 1 \x1b[2J: 5000 1 |OP LOAD|\x1b[2J\n\x1b]0;x\x07\n" * 9)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("make", [cut, kernels, of_many, of_text, Path.touch, Path.mkdir, None])
 @pytest.mark.parametrize("more", [[], ["--pid", "5"]])
 def test_no_control_character_of_a_file_reaches_the_terminal(

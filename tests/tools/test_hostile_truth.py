@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from kdamon_tools.compare import compare
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.json_object import render_json
-from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from kdamon_tools.workloads.truth import Event, load_truth
-from tests.support.contexts import eventually
+from tests.support.cli import ENVIRONMENT, REPORTS_ONLY
+from tests.support.limited import AS_ANOTHER_USER, limited, one_sentence
 from tests.support.tables import effort
-from tests.tools.hostile import AS_ANOTHER_USER, limited, one_sentence
-from tests.tools.test_streams import REPORTS_ONLY
+from tests.support.truths import recording
+from tests.support.waiting import eventually
 
 
 def line(**values: object) -> str:
@@ -77,6 +77,7 @@ def test_what_is_no_truth_is_refused_before_anything_is_started(what: str, tmp_p
         load_truth(path)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "/dev/zero", "a loop", "lines without end", "a huge hole"])
 def test_what_is_no_file_of_lines_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     """Without waiting for a writer, and in bounded memory."""
@@ -121,7 +122,7 @@ def test_a_file_that_grows_is_read_as_far_as_it_was(tmp_path: Path) -> None:
     thread = threading.Thread(target=grow)
     thread.start()
     try:
-        eventually(lambda: path.stat().st_size > len(text))
+        assert eventually(lambda: path.stat().st_size > len(text))
         assert len(load_truth(path)) * len(text) <= path.stat().st_size * 10
     finally:
         stop.set()
@@ -143,6 +144,7 @@ BECOMES = {
 }
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("what", BECOMES)
 def test_a_truth_that_becomes_bad_costs_no_result(what: str, open_path: Path) -> None:
     """The result is whole, and a sentence says why nothing is compared."""
@@ -158,31 +160,21 @@ def test_a_truth_that_becomes_bad_costs_no_result(what: str, open_path: Path) ->
     assert ("the process ended", False) == (document["note"], "accuracy" in document)
 
 
-def recording(seconds: int = 10, a_second: int = 10) -> Recording:
-    """A run of which every aggregation saw the same."""
-    step = 1 / a_second
-    times = [100 + n * step for n in range(1, seconds * a_second + 1)]
-    table = [(0, 4096, 20.0, 0, 0.0), (4096, 1 << 47, 0.0, 9, 0.0)]
-    return Recording(
-        Config(pid=1), [Snapshot.of(time, table, seconds=step) for time in times], Counters(), 100.0, 100.0 + seconds
-    )
-
-
 MANY = """
 import sys
-from tests.tools.test_hostile_truth import compare, recording
+from kdamon_tools.compare import compare
+from tests.support.truths import recording
 from kdamon_tools.workloads.truth import Event
 events = [Event(100 + n / (1 << 17), "hot", 0, 4096) for n in range(1 << 18)]
 print(compare(recording(400), events).nr_judged)
 """
 
 
+@pytest.mark.real
 def test_a_quarter_of_a_million_moves_take_seconds_of_cpu_time_at_most() -> None:
     """As many as a truth file may have, all within a run of 4000 snapshots."""
     command = ["prlimit", "--cpu=60:60", sys.executable, "-c", MANY]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(root / part) for part in ("", "fs", "tools"))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=250, check=False)
     assert (0, True) == (done.returncode, int(done.stdout) > 3000), done.stderr
 
 

@@ -28,13 +28,15 @@ from kdamon_tools.mapping_history import MappingHistory, MappingLog, SeenMapping
 from kdamon_tools.origin import this_machine
 from kdamon_tools.reporters.json_object import REPLAY, render_end, render_header, render_json
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
-from tests.support.contexts import eventually
+from tests.support.cli import ENVIRONMENT, KDAMON
 from tests.support.json_schemas import SCHEMAS, objects_of, validate
-from tests.tools.test_tree_verbs import ENVIRONMENT
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 MIB = 1 << 20
 PID = 4_194_305  # no process has this number
-KDAMON = (sys.executable, "-m", "kdamon_tools")
 #: Needs no rights: nothing is sampled.
 WORDS = (*KDAMON, "run", "--quiet", "--ops", "reports", "--pid", str(PID), "--range", "0x0-0x100000")
 QUICK = ("--sample-us", "1ms", "--aggr-us", "10ms")
@@ -290,7 +292,7 @@ def test_a_reader_that_takes_nothing_does_not_hold_up_the_end() -> None:
     stream.finish(end, 0.05)
     assert not stream.ended
     reader.may.set()
-    eventually(lambda: stream.ended)
+    assert eventually(lambda: stream.ended)
     assert ["header", "end"] == [line["type"] for line in reader.lines]
 
 
@@ -302,7 +304,7 @@ def test_what_cannot_be_written_ends_the_lines() -> None:
 
     stream = LineStream(write, lambda: None)
     stream.begin("{}", 0.0)
-    eventually(lambda: stream.error() is not None)
+    assert eventually(lambda: stream.error() is not None)
     stream.add(SNAPSHOT)
     stream.finish(end, 60)
     assert isinstance(stream.error(), BrokenPipeError)
@@ -406,7 +408,7 @@ def test_lines_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text("earlier")
     with kdamon("--json=lines", "--output", str(path)) as process:
-        eventually(lambda: any(b"aggregation" in part.read_bytes() for part in tmp_path.glob("lines.*.part")))
+        assert eventually(lambda: any(b"aggregation" in part.read_bytes() for part in tmp_path.glob("lines.*.part")))
         assert "earlier" == path.read_text()
         process.send_signal(signal.SIGTERM)
         assert ("", "") == process.communicate(timeout=120)

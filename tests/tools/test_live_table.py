@@ -14,14 +14,17 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pyte
 import pytest
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
+from tests.support.paths import PYTHONPATH
+
+pytestmark = pytest.mark.real
+
+
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-ENVIRONMENT |= {"PYTHONPATH": ":".join(ROOTS), "TERM": "xterm-256color", "PS1": "$ ", "HISTFILE": "/dev/null"}
+ENVIRONMENT |= {"PYTHONPATH": PYTHONPATH, "TERM": "xterm-256color", "PS1": "$ ", "HISTFILE": "/dev/null"}
 #: Generous: a busy machine is no mistake of the table.
 PATIENCE_S = 90.0
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
+from tests.support.cli import ENVIRONMENT
+from tests.support.paths import ROOTS
+
 USER = 65534
 #: Runs each of some command lines as USER, with argv[1] as the program.
 SCRIPT = """
@@ -39,7 +40,7 @@ for words in json.loads(sys.argv[2]):
 print(json.dumps(said))
 """
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")
+pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")]
 
 
 @pytest.fixture(name="stranger")

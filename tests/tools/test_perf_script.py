@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +11,9 @@ from hypothesis import strategies as st
 from kdamon.arrays import Records
 from kdamon_tools.report_files.perf_script import PerfScript
 from kdamon_tools.report_files.records import RECORD_DTYPE, TextNotes
+from tests.support.cli import DATA
 from tests.support.tables import effort
 
-DATA = Path(__file__).parent / "data"
 MS = 1_000_000
 
 

@@ -13,17 +13,11 @@ import pytest
 
 from kdamon_tools import cli
 from kdamon_tools.output.replacement import Replacement, same_file
-from tests.tools.test_streams import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
+from tests.support.replaced import replaced
 
 NO_SUCH_PID = 2**22 + 1
 OLD = "an earlier result\n"
-
-
-def replaced(path: Path, content: bytes = b"new") -> None:
-    """Write ``content`` and put it in place."""
-    with Replacement(path) as replacement:
-        replacement.file.write(content)
-        replacement.commit()
 
 
 @pytest.fixture
@@ -75,10 +69,11 @@ def test_mode_owner_links_and_attributes_stay(old: Path) -> None:
     assert ["hard", "link", "result"] == sorted(os.listdir(old.parent))
 
 
+@pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
 def test_a_directory_need_not_be_writable(old: Path, tmp_path: Path) -> None:
     """A file that may be written is written; one that may not be is refused although it could be replaced."""
-    script = "import os, sys; from pathlib import Path; from tests.tools.test_replacement import replaced\n"
+    script = "import os, sys; from pathlib import Path; from tests.support.replaced import replaced\n"
     script += "os.setgid(65534); os.setuid(65534); replaced(Path(sys.argv[1]))\n"
     environment = ENVIRONMENT | {"TMPDIR": "/tmp"}
     for directory in (old.parent, *old.parent.parents):
@@ -98,6 +93,7 @@ def test_a_directory_need_not_be_writable(old: Path, tmp_path: Path) -> None:
     assert f"PermissionError: [Errno 13] Permission denied: '{old}'" == done.stderr.splitlines()[-1]
 
 
+@pytest.mark.real
 def test_what_is_no_regular_file_is_written_as_it_is(tmp_path: Path) -> None:
     """A device, and a pipe with a reader."""
     replaced(Path("/dev/null"))
@@ -109,6 +105,7 @@ def test_what_is_no_regular_file_is_written_as_it_is(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
+@pytest.mark.real
 def test_a_descriptor_goes_on_where_it_is(old: Path) -> None:
     """As a shell has opened it, to append for instance."""
     words = [*REPORTS_ONLY, "--pid", "1", "--seconds", "0.1", "--json", "--output", "/dev/stdout"]
@@ -119,6 +116,7 @@ def test_a_descriptor_goes_on_where_it_is(old: Path) -> None:
     assert (OLD, True, "more\n") == (lines[0], lines[1].startswith('{"config"'), lines[2])
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("option", ["--output", "--record"])
 @pytest.mark.parametrize(
     "words",
@@ -152,6 +150,7 @@ def test_a_place_where_no_file_can_be_is_a_mistake(
     assert ["file", "loop"] == sorted(os.listdir(tmp_path))
 
 
+@pytest.mark.real
 def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Under whatever names; a device may be."""
     other = tmp_path / "other"
@@ -174,6 +173,7 @@ def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path, capsys: pytest.
     assert OLD == old.read_text()
 
 
+@pytest.mark.real
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path: Path) -> None:
     """The earlier file is there, the result is shown, and the error names the file."""

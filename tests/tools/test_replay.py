@@ -33,10 +33,10 @@ from kdamon_tools.report_files import report_file
 from kdamon_tools.report_files.records import Records, new_records, reports_of
 from kdamon_tools.report_files.report_file import Recorder, RecordingWriter, read_reports
 from kdamon_tools.snapshot import Config, Snapshot
+from tests.support.cli import DATA
 from tests.support.json_schemas import validate
+from tests.support.paths import PYTHONPATH
 
-DATA = Path(__file__).parent / "data"
-ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000
 HOT = (BASE + 64 * MIB, BASE + 80 * MIB)
@@ -126,6 +126,7 @@ def test_a_recording_shows_what_was_hot(tmp_path: Path, capsys: pytest.CaptureFi
     assert counters["accepted"] == counters["applied"]
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("more", [[], ["--density"]])
 def test_the_same_file_gives_the_same_bytes(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -134,7 +135,7 @@ def test_the_same_file_gives_the_same_bytes(
     name = saved(tmp_path / "r.npy", workload(seconds=0.1))
     words = ["--json", *QUICK, *more]
     command = [sys.executable, "-m", "kdamon_tools", "replay", name, *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     elsewhere = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout.decode()
     outputs = []
     for block in (1 << 18, 1000, 7):
@@ -338,6 +339,7 @@ def test_ranges_may_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (int(inside.sum()), int((~inside).sum())) == (counters["applied"], counters["outside"])
 
 
+@pytest.mark.real
 def test_in_real_time_it_takes_the_time_that_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By a kdamond as any other: the hot part is found as well, and nothing is lost but what comes late."""
     name = saved(tmp_path / "r.npy", workload(seconds=1, cold=0))
@@ -380,10 +382,11 @@ def test_what_was_recorded_live_shows_what_was_seen_live(tmp_path: Path, capsys:
     assert contrast([dict(zip(names, row, strict=True)) for row in seen.regions.tolist()]) > 3
 
 
+@pytest.mark.real
 def test_a_file_may_come_through_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As from valgrind or perf themselves, or a recording from zcat."""
     command = [sys.executable, "-m", "kdamon_tools", "replay", "-", "--json"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     trace_text = (DATA / "lackey_trace.txt").read_bytes()
     piped = subprocess.run(command, env=environment, input=trace_text, check=True, stdout=subprocess.PIPE).stdout
     assert 0 == cli.main(["replay", str(DATA / "lackey_trace.txt"), "--json"])
@@ -395,10 +398,11 @@ def test_a_file_may_come_through_a_pipe(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == piped.stdout.decode()
 
 
+@pytest.mark.real
 def test_no_room_for_a_temporary_recording_is_said() -> None:
     """With where it was to be, and what to do."""
     command = [sys.executable, "-m", "kdamon_tools", "replay", str(DATA / "lackey_trace.txt")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "fs", ROOT / "tools")))}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
     limit += "os.execv(sys.argv[1], sys.argv[1:])"
     failed = subprocess.run(
@@ -596,6 +600,7 @@ def test_a_file_may_become_shorter_meanwhile(order: slice, tmp_path: Path) -> No
             tape.play(1 << 62)
 
 
+@pytest.mark.real
 def test_a_pipe_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a shell has it for <(...)."""
     name = saved(tmp_path / "r.npy", workload(seconds=0.01))

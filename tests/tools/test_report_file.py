@@ -25,7 +25,7 @@ from kdamon.damon import damon_access_report
 from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import damon_report_access, report_accesses
 from kdamon.reports.record import REPORT_DTYPE, report_array
-from kdamon_tools.report_files.records import line_blocks, new_records
+from kdamon_tools.report_files.records import line_blocks
 from kdamon_tools.report_files.report_file import (
     RECORD_DTYPE,
     Recorder,
@@ -34,14 +34,10 @@ from kdamon_tools.report_files.report_file import (
     open_reports,
     read_reports,
 )
-from tests.support.contexts import eventually
-
-DATA = Path(__file__).parent / "data"
-ROOT = Path(__file__).parents[2]
-
-
-def some_records(n: int) -> Any:
-    return new_records(n, time=np.arange(n) * 1000, pid=7, addr=0x1000 + np.arange(n), write=np.arange(n) % 2 == 0)
+from tests.support.cli import DATA
+from tests.support.paths import ROOT
+from tests.support.recordings import head, some_records
+from tests.support.waiting import eventually
 
 
 def write_recording(path: Path, *batches: Any) -> None:
@@ -131,12 +127,6 @@ def test_other_arrays_are_refused(tmp_path: Path) -> None:
             read_reports(tmp_path / "r.npy")
 
 
-def head(text: str, length: int | None = None) -> bytes:
-    """The beginning of an array's file whose head is ``text`` and says that it has ``length`` bytes."""
-    size = len(text) if length is None else length
-    return b"\x93NUMPY\x02\x00" + size.to_bytes(4, "little") + text.encode()
-
-
 @pytest.mark.parametrize(
     ("shape", "fortran"),
     [((-5,), False), ((5, 2), False), ((), False), ((5,), True), (("5",), False), ((5.0,), False)],
@@ -177,6 +167,7 @@ def test_a_head_is_believed_as_far_as_it_is_there(tmp_path: Path) -> None:
         (lzma.compress(b"x"), "xzcat FILE"),
         (b"PK\x03\x04" + bytes(100), "an archive"),
     ],
+    ids=["gzip", "bzip2", "xz", "zip"],
 )
 def test_what_is_packed_is_to_be_unpacked(content: bytes, sentence: str, tmp_path: Path) -> None:
     """With the program for it."""
@@ -194,7 +185,7 @@ def test_an_earlier_recording_is_replaced_at_the_end(tmp_path: Path) -> None:
         raise ZeroDivisionError
     with Recorder(path) as recorder:
         report_accesses(report_array(3, pid=6))
-        eventually(lambda: recorder.recorded == 3)
+        assert eventually(lambda: recorder.recorded == 3)
         assert 10 == len(read_reports(path))
     assert ([path], 3) == (list(tmp_path.iterdir()), len(read_reports(path)))
 
@@ -245,7 +236,7 @@ def test_a_recorder_records_every_report_of_the_process(tmp_path: Path) -> None:
         thread = threading.Thread(target=lambda: report_accesses(report_array(1000, pid=6, addr=np.arange(1000))))
         thread.start()
         thread.join()
-        eventually(lambda: recorder.recorded == 1001)
+        assert eventually(lambda: recorder.recorded == 1001)
         report_accesses(report_array(5, pid=7))
     after = time.monotonic_ns()
     damon_report_access(damon_access_report(8, 0x1000, 8))
@@ -286,6 +277,7 @@ finally:
 """
 
 
+@pytest.mark.real
 def test_a_recorder_that_finds_no_room_says_so_at_the_end(tmp_path: Path) -> None:
     """What goes on meanwhile goes on; what was written is there, and what was not is counted."""
     path = tmp_path / "r.npy"
@@ -323,13 +315,14 @@ with Recorder(sys.argv[1]) as recorder:
 """
 
 
+@pytest.mark.real
 def test_a_recorder_that_is_killed_leaves_a_recording(tmp_path: Path) -> None:
     """For numpy as well as for us, without a gap or half a record."""
     path = tmp_path / "r.npy"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
     with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], env=environment) as process:
         try:
-            eventually(lambda: path.exists() and path.stat().st_size and len(np.load(path)) >= 2000)
+            assert eventually(lambda: path.exists() and path.stat().st_size and len(np.load(path)) >= 2000)
         finally:
             process.kill()
     records = read_reports(path)

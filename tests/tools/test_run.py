@@ -20,9 +20,12 @@ import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
 from tests.support.json_schemas import validate
+from tests.support.paths import PYTHONPATH
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
+pytestmark = pytest.mark.real
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "100", "LINES": "30"}
 MIB = 1 << 20
 NO_SUCH_PID = 2**22 + 1  # above the largest number that the kernel gives out
 
@@ -254,7 +257,6 @@ def test_interrupting_shows_the_heatmap(start: Start) -> None:
         run.send_signal(signal.SIGINT)
         out, err = run.communicate(timeout=30)
     assert 0 == run.returncode, err
-    assert "Traceback" not in err
     assert all("regions of" in line for line in lines)
     assert "stopped by a signal" in out
     drawn = [line for line in out.splitlines() if line[:16].strip() == f"{hot.start:x}"]

@@ -12,19 +12,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kdamon.producers.client import ReportClient
 from kdamon.reports.record import report_array
-from tests.support.contexts import eventually
-from tests.tools.test_tree_verbs import ENVIRONMENT
+from tests.support.cli import ENVIRONMENT
+from tests.support.paths import SUPPORT
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
 
 #: Linux 6.16: descriptors are refused (SO_PASSRIGHTS).
 REFUSED = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
-SENDER = Path(__file__).parents[1] / "support/hostile_sender.py"
+SENDER = SUPPORT / "hostile_sender.py"
 PID = 4_194_305  # no process has this number
 WORDS = ("run", "--json", "--quiet", "--ops", "reports", "--pid", str(PID), "--range", "0-100000")
 

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from kdamon_tools.report_files.report_file import open_recording
+from tests.support.paths import PYTHONPATH
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS), "COLUMNS": "100", "LINES": "30"}
+pytestmark = pytest.mark.real
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "100", "LINES": "30"}
 READWRITE = [sys.executable, "-m", "kdamon_tools.workloads.readwrite"]
 MIB = 1 << 20
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.contexts import eventually
+from tests.support.cli import KDAMON
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
-KDAMON = (sys.executable, "-m", "kdamon_tools")
+pytestmark = pytest.mark.real
+
 
 #: A user's 64 rings, each about every number that a process may have.
 ATTACK = """

@@ -35,6 +35,9 @@ from kdamon_tools.commands import run as run_verb
 from kdamon_tools.output.terminal import LiveView
 from kdamon_tools.report_files.report_file import RecordingWriter, open_recording
 
+pytestmark = pytest.mark.real
+
+
 MIB = 1 << 20
 BASE = 0x7F00_0000_0000
 QUICK = ["--sample-us", "1000", "--aggr-us", "20000"]

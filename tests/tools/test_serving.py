@@ -15,7 +15,9 @@ import pytest
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
-from tests.tools.test_tree_verbs import ENVIRONMENT, KDAMON, fuse, run  # noqa: F401 (a fixture)
+from tests.support.cli import ENVIRONMENT, KDAMON, run
+
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse")]
 
 REPORT = """
 from kdamon.producers.client import ReportClient
@@ -123,7 +125,6 @@ grep fuse.kdamon /proc/mounts | grep -vxF "${others:-none}"
     ids=["mount", "exec", "exec-started", "run-started", "run"],
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
-@pytest.mark.usefixtures("fuse")
 def test_killed_it_leaves_nothing(words: tuple[str, ...], awaited: str, left: list[str]) -> None:
     """Neither mount nor socket, directory or process, but for a command that ``run`` started."""
     inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", KILLED, "bash", awaited]

@@ -7,21 +7,18 @@ import json
 import os
 import select
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tools.test_tree_verbs import fuse  # noqa: F401 (a fixture)
+from tests.support.cli import DATA, ENVIRONMENT, KDAMON, REPORTS_ONLY
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(ROOTS)}
-KDAMON = [sys.executable, "-m", "kdamon_tools"]
-DATA = Path(__file__).parent / "data"
+pytestmark = pytest.mark.real
+
+
 BROKEN = {"closed": "{n}>&-", "full": "{n}>/dev/full", "broken": "{n}>&9"}
 
-REPORTS_ONLY = ["run", "--ops", "reports", "--range", "1000-9000", "--sample-us", "1ms", "--aggr-us", "10ms"]
 #: Command lines that need no rights, and their status where standard output can be written, or is not.
 VERBS = {
     "run command": ([*REPORTS_ONLY, "--", "sh", "-c", "sleep 0.2; exit 7"], 7, 1),
@@ -62,7 +59,6 @@ def test_the_status_is_what_is_documented(verb: str, how: str, broken_pipe: int,
         redirections = " ".join(BROKEN[how].format(n=n) for n in numbers) + (" <&-" if how == "closed" else "")
         done = shell(words, redirections, broken_pipe, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert expected == done.returncode, (numbers, done.stderr)
-        assert b"Traceback" not in done.stderr or "--debug" in words
         assert b"Exception ignored" not in done.stderr
         if numbers == (1,) and how == "full" and without_output == 1 and good != 1:
             assert done.stderr.splitlines()[-1].startswith(b"kdamon: standard output: No space left on device")

@@ -11,26 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kdamon_tools.checks import tool_checks
+from tests.support.cli import ENVIRONMENT, KDAMON, run
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
-KDAMON = [sys.executable, "-m", "kdamon_tools"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fuse() -> None:
-    """Skip where nothing can be mounted, with the reason."""
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("kernel lacks: /dev/fuse")
-    for check in tool_checks():
-        if not check.available and not check.name.startswith("damo"):
-            pytest.skip(f"{check.name}: {check.why}")
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run kdamon to its end."""
-    return subprocess.run([*KDAMON, *words], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse")]
 
 
 def test_exec_passes_on_the_exit_status() -> None:

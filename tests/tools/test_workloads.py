@@ -19,9 +19,10 @@ import pytest
 from kdamon_tools.workloads import readwrite, stairs
 from kdamon_tools.workloads.stairs import Pattern
 from kdamon_tools.workloads.truth import load_truth
-from tests.support.contexts import eventually
+from tests.support.cli import ENVIRONMENT
+from tests.support.paths import PYTHONPATH
+from tests.support.waiting import eventually
 
-ROOTS = [str(Path(__file__).parents[2] / root) for root in ("", "fs", "tools")]
 MIB = 1 << 20
 
 
@@ -50,12 +51,13 @@ def test_the_hot_window_climbs_and_starts_over() -> None:
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
 
+@pytest.mark.real
 def test_every_page_is_present_and_small(tmp_path: Path) -> None:
     """All memory is written at the start, without huge pages: what a monitor samples is what the truth is about."""
     truth = tmp_path / "truth.jsonl"
     words = [sys.executable, "-m", "kdamon_tools.workloads.stairs", "--total", "32", "--hot", "4", "--warm", "8"]
     with subprocess.Popen(
-        [*words, "--seconds", "30", "--truth", truth], env=os.environ | {"PYTHONPATH": ":".join(ROOTS)}
+        [*words, "--seconds", "30", "--truth", truth], env=os.environ | {"PYTHONPATH": PYTHONPATH}
     ) as workload:
         try:
             while not (truth.exists() and "warm" in truth.read_text()):
@@ -97,9 +99,9 @@ def test_parts_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -
 
 
 READWRITE = [sys.executable, "-m", "kdamon_tools.workloads.readwrite"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": ":".join(ROOTS)}
 
 
+@pytest.mark.real
 def test_threads_read_and_write_their_own_parts_on_their_own_cpus(tmp_path: Path) -> None:
     """What it says of itself: threads of one process, where they run, and what they sweep over."""
     truth = tmp_path / "truth.jsonl"

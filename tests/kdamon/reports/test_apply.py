@@ -35,18 +35,8 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import damon_report_access, report_accesses
 from kdamon.reports.record import REPORT_DTYPE, report_array
 from kdamon.vaddr import damon_va_eligible_report
-from tests.support.contexts import (
-    MS,
-    SteppedClock,
-    WorkClock,
-    eventually,
-    first,
-    plain_ctx,
-    recorded,
-    report_ops,
-    sim_ctx,
-    stopped,
-)
+from tests.support.contexts import MS, SteppedClock, WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx, stopped
+from tests.support.waiting import eventually
 
 Reporter = Callable[[damon_access_report], None]
 

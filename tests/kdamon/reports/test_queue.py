@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from unittest.mock import patch
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -15,7 +14,8 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import report_accesses, subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import _LEAST_ROOM, ReportQueue, ReportSource
 from kdamon.reports.record import report_array
-from tests.support.contexts import eventually
+from tests.support.tables import effort
+from tests.support.waiting import eventually
 
 CAP = 400
 PIDS = (7, 8, 9)
@@ -122,7 +122,7 @@ class Machine(RuleBasedStateMachine):
         assert ((), {}, {}) == (self.queue._lanes, self.queue._users, self.queue._of_sources)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = effort(60, stateful_step_count=40)
 TestRoom = Machine.TestCase
 
 

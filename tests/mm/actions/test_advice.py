@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,6 @@ import pytest
 
 from kdamon.arrays import U64Array
 from kdamon.lib.pidfd import pidfd_open
-from kdamon.mm import AddressSpace
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine
@@ -27,42 +23,27 @@ from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_table import PageTableSpace
+from tests.support.paths import ROOT, SUPPORT
+from tests.support.process_memory import (
+    EVERYTHING,
+    HUGE,
+    IN_BATCHES,
+    PAGE,
+    PAGES,
+    SIZE,
+    pages,
+    present,
+    smaps,
+    space_of,
+)
 from tests.support.workload import Workload
 
-PAGE = 4096
-HUGE = 1 << 21
-PAGES = 4096
-SIZE = PAGES * PAGE
-ROOT = Path(__file__).parents[3]
-SCRIPT = Path(__file__).parents[2] / "support/workload_script.py"
-#: Pages that may sit in a CPU's LRU batch, where advice does not find them.
-IN_BATCHES = 64
+pytestmark = pytest.mark.real
+
+
+SCRIPT = SUPPORT / "workload_script.py"
 
 ACTIONS = ["pageout", "cold", "willneed", "collapse"]
-EVERYTHING = np.array([[0, 1 << 47]], np.uint64)
-
-
-@contextmanager
-def space_of(machine: LinuxMachine, pid: int) -> Iterator[AddressSpace]:
-    task = machine.get_task(pid)
-    try:
-        mm = task.get_mm()
-        assert mm is not None
-        yield mm
-    finally:
-        task.put()
-
-
-def pages(work: Workload, first: int, last: int) -> U64Array:
-    """Pages [first, last) of the workload's memory, as a range."""
-    return np.array([[work.base + first * PAGE, work.base + last * PAGE]], np.uint64)
-
-
-def present(work: Workload, first: int = 0, last: int = PAGES) -> npt.NDArray[np.bool_]:
-    """Which pages are mapped, as the pagemap has it."""
-    with open(f"/proc/{work.pid}/pagemap", "rb", buffering=0) as pagemap:
-        entries = os.pread(pagemap.fileno(), 8 * (last - first), (work.base // PAGE + first) * 8)
-    return np.frombuffer(entries, np.uint64) >> np.uint64(63) != 0
 
 
 def accessed(machine: LinuxMachine, work: Workload, first: int, last: int) -> int:
@@ -73,33 +54,8 @@ def accessed(machine: LinuxMachine, work: Workload, first: int, last: int) -> in
         return int(np.count_nonzero(Pagemap(mm.pagemap).accessed(addrs)))
 
 
-def smaps(work: Workload, field: str) -> int:
-    """A field of the mapping at the workload's memory, bytes."""
-    text = Path(f"/proc/{work.pid}/smaps").read_text(encoding="utf-8", errors="replace")
-    for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text):
-        start, end = (int(number, 16) for number in mapping.split(" ", 1)[0].split("-"))
-        if start <= work.base < end:
-            found = re.search(rf"^{field}: +([0-9]+) kB$", mapping, re.MULTILINE)
-            assert found is not None
-            return int(found[1]) * 1024
-    raise AssertionError("the workload's memory is not mapped")
-
-
 def major_faults(work: Workload) -> int:
     return int(Path(f"/proc/{work.pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[9])
-
-
-@pytest.fixture(name="data")
-def _data(directory: Path) -> Path:
-    """A file with what 'w' orders write, on the disk and not in memory."""
-    contents = np.zeros((PAGES, PAGE), np.uint8)
-    contents[:, 128] = (np.arange(PAGES) * 7 + 3) % 256
-    path = directory / "data"
-    path.write_bytes(contents.tobytes())
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return path
 
 
 # Pageout and willneed.

@@ -26,11 +26,13 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.mm.actions.test_advice import HUGE, PAGE, pages, smaps, space_of
-from tests.mm.inject.test_requests import SECCOMP
-from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
-from tests.support.inject_targets import Suspicious, build, eventually, left_behind, sockets
+from tests.support.inject_targets import SECCOMP, Suspicious, build, left_behind, sockets
+from tests.support.process_memory import HUGE, PAGE, pages, smaps, space_of
+from tests.support.waiting import eventually
 from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
+
 
 PAGES = 4096
 SIZE = PAGES * PAGE
@@ -207,7 +209,7 @@ def test_what_was_done_before_a_refusal_counts(machine: LinuxMachine, program: P
         wanted = np.stack((starts, starts + np.uint64(2 * PAGE)), axis=1)
 
         def stop() -> None:
-            eventually(lambda: flagged(work, "hg"))
+            assert eventually(lambda: flagged(work, "hg"))
             os.kill(work.pid, signal.SIGSTOP)
 
         thread = threading.Thread(target=stop)

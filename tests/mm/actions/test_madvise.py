@@ -17,6 +17,9 @@ from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT
 
+pytestmark = pytest.mark.real
+
+
 PAGE = 4096
 
 

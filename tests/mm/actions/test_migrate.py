@@ -17,8 +17,12 @@ from hypothesis import strategies as st
 from kdamon.arrays import U64Array
 from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
 from kdamon.mm.linux.machine import LinuxMachine
-from tests.mm.actions.test_advice import PAGE, ROOT, pages, space_of
+from tests.support.paths import ROOT
+from tests.support.process_memory import PAGE, pages, space_of
 from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
+
 
 HUGE_ORDER = 9
 

@@ -15,19 +15,21 @@ from kdamon.arrays import U64Array
 from kdamon.mm import AddressSpace, PageFilter, ranges
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
-from tests.mm.actions.test_advice import (
+from tests.support.paths import ROOT
+from tests.support.process_memory import (
     EVERYTHING,
     HUGE,
     IN_BATCHES,
     PAGE,
     PAGES,
-    ROOT,
     pages,
     present,
     smaps,
     space_of,
 )
 from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
 
 
 def only(kind: str, **more: int) -> list[PageFilter]:

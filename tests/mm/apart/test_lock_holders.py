@@ -7,8 +7,7 @@ import errno
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -28,23 +27,16 @@ from kdamon.mm.proc.pagemap import entries_at
 from kdamon.mm.sampling import frames
 from kdamon_fs.sysfs import damon_sysfs_init
 from tests.support.lock_holders import LockHolder, lock_holder
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 PAGE = np.uint64(4096)
 
 pytestmark = [
+    pytest.mark.real,
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
 ]
-
-
-def eventually(what: Callable[[], object]) -> bool:
-    """Wait until ``what()`` is true; return whether it became so."""
-    end = time.monotonic() + 60
-    while not what():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def state(pid: int) -> bytes:
@@ -191,7 +183,7 @@ def test_a_helper_ends_with_kdamon(holder: LockHolder) -> None:
         [sys.executable, "-c", script, f"/proc/{holder.pid}/pagemap"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     ) as kdamon:
         try:
             assert kdamon.stdout is not None

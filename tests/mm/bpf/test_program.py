@@ -13,6 +13,8 @@ from kdamon.mm.bpf.walk_program import LEVEL, PRESENT
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
 
+pytestmark = pytest.mark.real
+
 
 def test_instructions_are_encoded_as_specified() -> None:
     """Opcode, registers, offset, immediate: values from the instruction set's document."""

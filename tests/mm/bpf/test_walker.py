@@ -26,6 +26,9 @@ from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.pagemap import entries_at, frames
 
+pytestmark = pytest.mark.real
+
+
 GIB = 1 << 30
 
 

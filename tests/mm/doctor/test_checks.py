@@ -13,8 +13,9 @@ import pytest
 from kdamon.mm.doctor.checks import Primitive, examine
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling.page_idle import BITMAP
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(name="found", scope="module")

@@ -22,9 +22,12 @@ from kdamon.lib.mountinfo import mounts
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.mman import MADV_NOHUGEPAGE
-from tests.mm.inject.test_safety import attempt, check, target
-from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
-from tests.support.inject_targets import SOAK, Suspicious, eventually, left_behind, mapping_of, running
+from tests.support.inject_attempts import attempt, check, target
+from tests.support.inject_targets import SOAK, Suspicious, left_behind, mapping_of, running
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 #: One of each way on which a thread returns to what it did.
 KINDS = ("spin", "sleep", "signal", "threads")
@@ -80,7 +83,7 @@ def _freezer(file: str) -> Iterator[Freezer]:
     finally:
         made.thaw()
         with contextlib.suppress(OSError):
-            eventually(lambda: not (directory / "cgroup.procs").read_text())
+            assert eventually(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
 
 

@@ -26,7 +26,12 @@ from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.linux import machine as linux
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_HUGEPAGE
-from tests.support.inject_targets import build, eventually, left_behind
+from tests.support.inject_targets import build, left_behind
+from tests.support.paths import SUPPORT
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 NOBODY = 65534
 #: Seconds for an attacker to be fast enough once: on a busy machine it seldom is.
@@ -185,7 +190,7 @@ def test_code_that_is_never_read_is_not_waited_for(directory: Path, monkeypatch:
     monkeypatch.setattr(inject, "_PATIENCE", 2.0)
     lost = LostHelpers()
     monkeypatch.setattr(inject, "_lost", lost)
-    script = Path(__file__).parents[2] / "support/silent_fuse.py"
+    script = SUPPORT / "silent_fuse.py"
     mounted = tempfile.mkdtemp(dir=directory)
     with as_nobody(sys.executable, script, mounted, str(NOBODY), cwd=directory, wanted=0) as (process, line):
         assert b"ready\n" == line
@@ -216,7 +221,7 @@ def test_a_process_that_is_waited_for_holds_up_no_other(
 ) -> None:
     """Another one is begun and ended with while the helper still waits for the first one's code."""
     monkeypatch.setattr(inject, "_PATIENCE", 3600)
-    script = Path(__file__).parents[2] / "support/silent_fuse.py"
+    script = SUPPORT / "silent_fuse.py"
     mounted = tempfile.mkdtemp(dir=directory)
     with (
         ThreadPoolExecutor() as threads,

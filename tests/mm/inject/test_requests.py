@@ -25,29 +25,15 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.support.inject_targets import Suspicious, build, eventually, left_behind, running, sockets
+from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, left_behind, running, sockets
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 NOBODY = 65534
 
-#: A filter that allows everything, for the thread that calls it.
-FILTER = """
-import ctypes, sys, threading, time
-libc = ctypes.CDLL(None)
-class Filter(ctypes.Structure):
-    _fields_ = [("n", ctypes.c_ushort), ("p", ctypes.c_void_p)]
-code = (ctypes.c_uint64 * 1)(0x7FFF000000000006)
-def filter_calls():
-    libc.prctl(38, 1, 0, 0, 0)
-    assert libc.prctl(22, 2, ctypes.byref(Filter(1, ctypes.addressof(code)))) == 0
-"""
-SECCOMP = (
-    FILTER
-    + """
-filter_calls()
-print("ready", flush=True)
-sys.stdin.read()
-"""
-)
 #: 70 threads, of which one does not filter its system calls, or none when there is no such number.
 SECCOMP_BUT_ONE = (
     FILTER
@@ -156,7 +142,7 @@ os.close(inject.take_userfaultfd(int(sys.argv[1])))
             with subprocess.Popen(["sleep", "30"], user=owner, group=owner, extra_groups=[]) as process:
                 taken = subprocess.run(
                     [sys.executable, "-c", script, str(process.pid), str(helper)],
-                    cwd=Path(__file__).parents[3],
+                    cwd=ROOT,
                     stderr=subprocess.PIPE,
                     text=True,
                     check=False,

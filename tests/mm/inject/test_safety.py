@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +22,14 @@ from pathlib import Path
 import pytest
 
 from kdamon.mm.inject import requests as inject
-from tests.support.inject_targets import KINDS, PYTHON, SOAK, Suspicious, build, eventually, left_behind
+from tests.support.inject_attempts import attempt, check, target
+from tests.support.inject_targets import KINDS, SOAK, Suspicious
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.real
+
+
 CALLER = """
 import os, sys
 from kdamon.mm.inject.requests import take_userfaultfd
@@ -33,22 +37,6 @@ while True:
     os.close(take_userfaultfd(int(sys.argv[1])))
     print("taken", flush=True)
 """
-
-
-def target(directory: Path, kind: str) -> Suspicious:
-    """One of the processes that check themselves."""
-    if kind == "python":
-        return Suspicious(sys.executable, "-c", PYTHON)
-    if kind == "static":
-        return Suspicious(build(directory, "inject_static", "-static"), "threads")
-    return Suspicious(build(directory, "inject_target"), kind)
-
-
-def check(process: Suspicious) -> None:
-    """Nothing is left of the attempt, and the process has the threads that it had."""
-    assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
-    assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
-    assert process.process.poll() is None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "static", "python"])
@@ -63,35 +51,6 @@ def test_nothing_shows(directory: Path, kind: str) -> None:
 #: The kinds that cannot notice even the helper's death. Others call what returns EINTR on any stop: they see that if
 #: the helper dies right after the stop, before it can say otherwise.
 UNAWARE = ("spin", "sleep", "select", "signal", "futex", "pipe", "threads", "static", "python")
-
-
-def attempt(process: Suspicious) -> bool:
-    """Take a userfaultfd once; tell whether the helper lived to give it."""
-    try:
-        os.close(inject._take(process.pid, lambda: True, {}))
-    except inject._Again:
-        return False
-    return True
-
-
-@pytest.fixture
-def ending_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has the helper send itself a signal when it calls ptrace() for the n-th time, after one to the process.
-
-    Before that the process's control group is frozen, if one is given.
-    """
-    script = tmp_path / "inject_helper_ends.py"
-    shutil.copy(Path(__file__).parents[2] / "support" / script.name, script)
-    order = script.with_suffix(".order")
-    helper = inject._HELPER
-    monkeypatch.setattr(inject, "_HELPER", script)
-    # Those that are kept from before would not do that.
-    monkeypatch.setattr(inject, "_idle", [])
-    # A busy machine may give the helper no CPU for a long time before it begins, which is no death of it.
-    monkeypatch.setattr(inject, "_PATIENCE", 60.0)
-    return lambda step, number, first=0, group="": (
-        order.write_text(f"{step} {number} {first} {helper} {group}") and None
-    )
 
 
 @pytest.mark.parametrize("kind", UNAWARE)

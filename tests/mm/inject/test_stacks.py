@@ -24,9 +24,12 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import HOLD, StopBudget
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.mman import MADV_NOHUGEPAGE
-from tests.mm.inject.test_safety import attempt, check
-from tests.mm.inject.test_safety import ending_helper as ending_helper  # noqa: PLC0414 -- a fixture
-from tests.support.inject_targets import SOAK, Suspicious, build, eventually, mapping_of, memory_file
+from tests.support.inject_attempts import attempt, check
+from tests.support.inject_targets import SOAK, Suspicious, build, mapping_of, memory_file
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
 
 #: Threads on their own stacks: also in handlers and coroutines on arrays in them; given by the program, but never used;
 #: and first threads that used more than ever before, or nearly all that they may have.

@@ -25,6 +25,9 @@ from kdamon.mm.proc.maps import containing
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.uffd import has_userfaultfd
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 64
 
 #: A second thread writes each page when it is asked to. The first one ends, at once or when "end" comes.

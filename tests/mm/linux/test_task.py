@@ -21,10 +21,13 @@ import pytest
 from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
+from tests.support.paths import ROOT
 from tests.support.workload import Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 1024
-ROOT = Path(__file__).resolve().parents[3]
 #: A process that has no memory of its own: the father of all kernel threads.
 KTHREADD = 2
 

@@ -13,6 +13,8 @@ import pytest
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc import cgroup
 
+pytestmark = pytest.mark.real
+
 
 def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> None:
     """Those that end are gone; this process is never among them."""

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from kdamon.mm.proc.file_systems import answers
+from tests.support.paths import SUPPORT
 
 NOBODY = 65534
 PLACE = "10000000-10001000"
 
 pytestmark = [
+    pytest.mark.real,
     pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
 ]
@@ -44,7 +46,7 @@ def silent() -> Iterator[int]:
     directory.chmod(0o755)
     words = [
         sys.executable,
-        Path(__file__).parents[2] / "support/silent_fuse.py",
+        SUPPORT / "silent_fuse.py",
         directory,
         str(NOBODY),
         "allow_other",

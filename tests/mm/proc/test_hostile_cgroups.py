@@ -18,6 +18,9 @@ from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc import cgroup
 from tests.support.tables import effort
 
+pytestmark = pytest.mark.real
+
+
 USER = 65534
 
 #: Makes groups one in the other, goes to the innermost and waits there; says so.

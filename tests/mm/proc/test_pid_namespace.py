@@ -13,8 +13,11 @@ import pytest
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.proc import pid_namespace
 from kdamon.mm.proc.pid_namespace import Numbers
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
+pytestmark = pytest.mark.real
+
+
 UNSHARE = ("unshare", "-pf", "--mount-proc")
 
 #: Writes 100 pages in a second thread when it is asked to, and lives until its standard input ends.

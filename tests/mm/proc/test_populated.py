@@ -18,6 +18,9 @@ from kdamon.kernel import PMD_SIZE
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.populated import populated
 
+pytestmark = pytest.mark.real
+
+
 GIB = 1 << 30
 MAP_NORESERVE = 0x4000
 

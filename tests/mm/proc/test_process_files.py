@@ -18,6 +18,9 @@ from kdamon.mm.proc.process_files import ProcessFiles
 from tests.support.sampling import armed, mm_of, pages_of, sample, task_of, wait_until
 from tests.support.workload import Workload
 
+pytestmark = pytest.mark.real
+
+
 MANY = 5000
 PAGES = 1024
 EVERY = np.arange(PAGES)

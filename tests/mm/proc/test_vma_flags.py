@@ -18,6 +18,9 @@ from kdamon.mm.proc import vma_flags
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.proc.vma_flags import Mappings, VmaFlag, mappings_with_flags
 
+pytestmark = pytest.mark.real
+
+
 NAMED = (
     VmaFlag.GROWS_DOWN | VmaFlag.PFN_MAP | VmaFlag.IO | VmaFlag.HUGE_TLB | VmaFlag.MIXED_MAP
     | VmaFlag.HUGEPAGE | VmaFlag.NOHUGEPAGE | VmaFlag.SEALED

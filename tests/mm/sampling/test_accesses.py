@@ -20,7 +20,11 @@ from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
+from tests.support.paths import SUPPORT
 from tests.support.workload import Pages, Workload, build
+
+pytestmark = pytest.mark.real
+
 
 PAGES = 4096
 SAMPLES = 500
@@ -157,7 +161,7 @@ def test_a_statically_linked_process_is_seen(machine: LinuxMachine, directory: P
 
 def test_a_python_process_is_seen(machine: LinuxMachine) -> None:
     """Nor of its language."""
-    script = Path(__file__).parents[2] / "support/workload_script.py"
+    script = SUPPORT / "workload_script.py"
     with Workload([sys.executable, script], "anon", PAGES) as work:
         _assert_true(_sample(machine, work, "r", rounds=10))
 

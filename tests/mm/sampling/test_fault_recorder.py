@@ -16,10 +16,13 @@ import pytest
 from kdamon.mm import Faults
 from kdamon.mm.sampling import fault_recorder as faults_module
 from kdamon.mm.sampling.fault_recorder import _SAMPLE, FaultRecorder, _numbers, _samples
+from tests.support.paths import ROOT
 from tests.support.workload import TARGET_CPU, Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 1024
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(name="recorder")

@@ -25,6 +25,9 @@ from kdamon.mm.ranges import inside
 from tests.support.sampling import mm_of, pages_of, sample, task_of, wait_until
 from tests.support.workload import Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 1024
 EVERY = np.arange(PAGES)
 _NR_CAPGET, _NR_CAPSET = 125, 126

@@ -37,11 +37,14 @@ from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
 from kdamon.sample_control import damon_new_sample_filter
-from tests.mm.actions.test_advice import IN_BATCHES, PAGE, SIZE, present, smaps
-from tests.mm.actions.test_advice import PAGES as ALL
-from tests.mm.actions.test_schemes import HOT, _data, monitoring, pageout, poll, stat_of  # noqa: F401 (the fixture)
+from tests.support.process_memory import IN_BATCHES, PAGE, SIZE, present, smaps
+from tests.support.process_memory import PAGES as ALL
+from tests.support.process_schemes import HOT, monitoring, pageout, poll, stat_of
 from tests.support.sampling import mm_of, pages_of, sample, task_of
 from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
+
+pytestmark = pytest.mark.real
+
 
 WRITE = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
 CPUMASK = damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK

@@ -20,12 +20,15 @@ from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling import page_fault
+from tests.support.paths import SUPPORT
 from tests.support.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until, within
 from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 1024
 EVERY = np.arange(PAGES)
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("kind", ["anon", "shmem", "file", "zero", "fork", "mlock"])
@@ -94,7 +97,7 @@ def test_another_users_process_is_monitored(faulting: LinuxMachine, program: Pat
 
 def test_a_python_process_is_monitored(faulting: LinuxMachine) -> None:
     """Whose memory is a Python object's."""
-    script = Path(__file__).parents[2] / "support/workload_script.py"
+    script = SUPPORT / "workload_script.py"
     with Workload([sys.executable, script], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY[::2]))
         assert pages_of(work, faults) == EVERY[::2].tolist()

@@ -18,12 +18,15 @@ import pytest
 from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling import page_fault, protection
+from tests.support.paths import ROOT
 from tests.support.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until
 from tests.support.workload import Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 1024
 EVERY = np.arange(PAGES)
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def _huge(work: Workload) -> int:

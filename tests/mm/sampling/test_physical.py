@@ -44,6 +44,9 @@ from kdamon.regions import Regions
 from tests.support.sampling import open_files, wait_until
 from tests.support.workload import Pages, Workload
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 4096
 ROUNDS = 20
 #: How often a process is started and ends while memory is monitored.

@@ -40,31 +40,14 @@ from kdamon.mm import OLD, YOUNG, PageFilter
 from kdamon.mm.actions import page_samples
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.regions import Regions
-from tests.mm.actions.test_advice import HUGE, PAGE, PAGES, space_of
+from tests.support.process_memory import HUGE, PAGE, PAGES, space_of
+from tests.support.two_halves import HALF, SCRIPT
 from tests.support.workload import Workload
 
-HALF = 8 << 20
-ANON = PageFilter("anon", True, True)
+pytestmark = pytest.mark.real
 
-#: Maps a file over the second half of anonymous memory, and looks at all of it.
-SCRIPT = """
-import ctypes, mmap, sys
-half = int(sys.argv[2])
-memory = mmap.mmap(-1, 2 * half, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-memory.madvise(mmap.MADV_NOHUGEPAGE)
-base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-file = open(sys.argv[1], "rb")
-MAP_PRIVATE_FIXED = 0x12
-assert libc.mmap(base + half, half, mmap.PROT_READ, MAP_PRIVATE_FIXED, file.fileno(), 0) == base + half
-for page in range(0, half, 4096):
-    memory[page] = 1
-    assert memory[half + page] == 7
-print(base, flush=True)
-sys.stdin.read()
-"""
+
+ANON = PageFilter("anon", True, True)
 
 
 @pytest.fixture(scope="module", name="two_halves")

@@ -20,9 +20,13 @@ from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.sampling import shared_memory as shared_memory_module
 from kdamon.mm.sampling.shared_memory import make_writable, present_runs, shared_memory
-from tests.support.inject_targets import eventually
+from tests.support.paths import SUPPORT
 from tests.support.sampling import mm_of, sample, task_of
+from tests.support.waiting import eventually
 from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
+
 
 PAGES = 2048
 #: Where silent_fuse.py has its data.
@@ -116,7 +120,7 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
     monkeypatch.setattr(madvise_apart, "_PATIENCE", 0.5)
     lost = LostHelpers()
     monkeypatch.setattr(madvise_apart, "_lost", lost)
-    words = [sys.executable, Path(__file__).parents[2] / "support/silent_fuse.py", directory, "65534"]
+    words = [sys.executable, SUPPORT / "silent_fuse.py", directory, "65534"]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as silent:
         try:
             assert silent.stdout is not None

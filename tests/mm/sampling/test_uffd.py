@@ -22,6 +22,9 @@ from kdamon.mm.proc.maps import parse
 from kdamon.mm.sampling import uffd
 from kdamon.mm.sampling.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd
 
+pytestmark = pytest.mark.real
+
+
 PAGES = 2048
 PAGE = 4096
 HUGE_PAGE = 1 << 21

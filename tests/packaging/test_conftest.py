@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""tests/conftest.py: where everything is required, only the kernel excuses a skipped test."""
+"""tests/conftest.py: only the kernel excuses a skip, only real tests start processes, and no log has a traceback."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+import pytest
+
+from tests.support.paths import PYTHONPATH, ROOT
+
+pytestmark = pytest.mark.real
+
+
+CONFTEST = ROOT / "tests/conftest.py"
 MODULE_SKIPS = "import pytest\npytest.skip({reason!r}, allow_module_level=True)\n"
 TEST_SKIPS = "import pytest\ndef test_it():\n    pytest.skip({reason!r})\n"
 FIXTURE_SKIPS = """import pytest
@@ -31,7 +38,7 @@ def run_tests(tmp_path: Path, sources: dict[str, str], reason: str, **environmen
     clean = {name: value for name, value in os.environ.items() if name not in ("CI", "KDAMON_REQUIRE")}
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--continue-on-collection-errors", "."],
-        env=clean | environment,
+        env=clean | {"PYTHONPATH": PYTHONPATH} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -64,3 +71,52 @@ def test_elsewhere_a_skip_is_a_skip(tmp_path: Path) -> None:
     (tmp_path / "test_test.py").unlink()
     status, said = run_tests(tmp_path, {"expected": EXPECTED_FAILURE}, "known", CI="true")
     assert (0, True) == (status, "1 xfailed" in said)
+
+
+STARTS = """import subprocess, pytest
+@pytest.mark.real
+def test_real():
+    subprocess.run(["true"])
+def test_pure():
+    subprocess.run(["true"])
+def test_hidden():
+    try:
+        subprocess.run(["true"])
+    except BaseException:
+        pass
+"""
+LOGS = """import logging, pytest, subprocess, sys
+def bug():
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        logging.getLogger("kdamon").exception("an internal error")
+def test_logged():
+    bug()
+@pytest.mark.traceback_expected
+def test_expected():
+    bug()
+@pytest.mark.real
+def test_said():
+    subprocess.run([sys.executable, "-c", "1 / 0", "kdamon"], capture_output=True)
+"""
+MARKERS = "[pytest]\nmarkers =\n    real: on processes\n    traceback_expected: on purpose\n"
+
+
+def test_only_real_tests_start_processes(tmp_path: Path) -> None:
+    """The others fail, also where they catch everything."""
+    (tmp_path / "pytest.ini").write_text(MARKERS)
+    status, said = run_tests(tmp_path, {"starts": STARTS}, "")
+    assert 1 == status
+    found = {line.split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR test_"))}
+    pure, hidden = "test_starts.py::test_pure", "test_starts.py::test_hidden"
+    assert {f"FAILED {pure}", f"ERROR {pure}", f"ERROR {hidden}"} == found
+
+
+def test_a_traceback_fails_the_test_that_logs_it(tmp_path: Path) -> None:
+    """In its own process or in kdamon's, unless the test expects it."""
+    (tmp_path / "pytest.ini").write_text(MARKERS)
+    status, said = run_tests(tmp_path, {"logs": LOGS}, "")
+    assert 1 == status
+    found = {line.split(" - ")[0] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR test_"))}
+    assert {"ERROR test_logs.py::test_logged", "ERROR test_logs.py::test_said"} == found

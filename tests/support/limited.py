@@ -6,7 +6,7 @@ from __future__ import annotations
 import resource
 import subprocess
 
-from tests.tools.test_streams import ENVIRONMENT, KDAMON
+from tests.support.cli import ENVIRONMENT, KDAMON
 
 __all__ = ["ANOTHER_USER", "AS_ANOTHER_USER", "limited", "one_sentence"]
 
