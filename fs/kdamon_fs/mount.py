@@ -338,7 +338,7 @@ class MountedTree:
         if self._thread.is_alive() and self._try_unmount():
             self._thread.join(_END_TIMEOUT)
             if self._thread.is_alive():
-                log.warning("%s: still in use by somebody, who gets errors from now on", self.mountpoint)
+                log.warning("%s: still in use; its users get errors from now on", self.mountpoint)
         self._ending.close()
 
     def _try_unmount(self) -> bool:

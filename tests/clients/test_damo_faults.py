@@ -50,7 +50,7 @@ def page_fault(workload: dict[str, Any]) -> None:
     finally:
         machine.close()
     if not tells_who:
-        pytest.skip("kernel lacks: a way to tell who causes a page fault")
+        pytest.skip("kernel lacks: a way to attribute page faults")
 
 
 @pytest.mark.usefixtures("page_fault")

@@ -428,7 +428,7 @@ def test_what_became_of_lines_is_said_at_the_end(capsys: pytest.CaptureFixture[s
     assert [4242, 4300, 5000] == [json.loads(line)["config"]["pid"] for line in out.splitlines()]
     assert [
         "left out: 1 lines that were not understood",
-        "left out: 1 samples that tell no data address",
+        "left out: 1 samples that have no data address",
         "not kept: 1 accesses were served by another NUMA node",
     ] == [line.split("perf_script_mem.txt: ")[1] for line in err.splitlines()]
 

@@ -238,12 +238,12 @@ def test_ranges_in_which_nothing_is_mapped(
 @pytest.mark.parametrize(
     ("ops", "addresses", "said"),
     [
-        ("fvaddr", "139873495060480-139873562169344", "0x139873495060480 is beyond user space, which ends at 0x"),
+        ("fvaddr", "0x139873495060480-0x139873562169344", "0x139873495060480 is beyond user space, which ends at 0x"),
         ("fvaddr", "7f0000000000-ffffffffffffffff", "0xffffffffffffffff is beyond user space, which ends at 0x"),
         (
             "paddr",
             "139873495060480-139873562169344",
-            "0x139873495060480 is beyond the machine's memory, which ends at 0x",
+            "0x7f36d5fc9000 is beyond the machine's memory, which ends at 0x",
         ),
     ],
 )

@@ -138,5 +138,6 @@ def _damo() -> Check:
     # kdamon exec finds it there, too.
     path = shutil.which("damo") or shutil.which("damo", path=os.pathsep.join(directories_beside()))
     if path is None:
-        return Check(name, False, "it is neither on PATH nor beside kdamon", "pip install damo")
+        remedy = "pipx install damo, or pip install damo in kdamon's environment"
+        return Check(name, False, "it is neither on PATH nor beside kdamon", remedy)
     return Check(name, True, path)

@@ -302,5 +302,5 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     _OTHERS: lambda: "",
     "page_fault: arm": _page_fault_arm,
     "page_fault: take": _page_fault_take,
-    "page_fault: who": _page_fault_who,
+    "page_fault: attribute": _page_fault_who,
 }

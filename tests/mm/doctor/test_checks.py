@@ -70,7 +70,7 @@ def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> No
         pytest.skip("kernel lacks: userfaultfd with asynchronous write protection")
     assert "writes and first touches only, not reads of mapped memory" in arm.why
     assert found["page_fault: take"].available
-    assert found["page_fault: who"].available
+    assert found["page_fault: attribute"].available
 
 
 def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
@@ -94,7 +94,7 @@ def test_without_privileges_everything_has_a_remedy() -> None:
         print("page_table" in own, others)
         found = {primitive.name: primitive for primitive in primitives}
         names = ("page_table: test", "process_madvise", "page frame numbers", "other users' processes")
-        for name in (*names, "physical addresses", "page_fault: who"):
+        for name in (*names, "physical addresses", "page_fault: attribute"):
             print(found[name].available, "root" in found[name].remedy)
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -139,7 +139,7 @@ def test_accessed_and_idle_pages(machine: LinuxMachine, program: Path) -> None:
 
 
 def test_other_types_are_refused(machine: LinuxMachine, two_halves: tuple[int, int]) -> None:
-    with space_of(machine, two_halves[0]) as mm, pytest.raises(OSError, match="not told apart by active"):
+    with space_of(machine, two_halves[0]) as mm, pytest.raises(OSError, match="filter type active is not supported"):
         mm.page_match(some(two_halves[1], HALF), [PageFilter("active", True, True)])
 
 

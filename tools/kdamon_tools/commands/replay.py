@@ -119,14 +119,14 @@ def _about_lines(notes: TextNotes) -> list[str]:
     """What a person should know about the lines of a text file."""
     left_out = {
         "lines that were not understood": notes.unparsable,
-        "samples that tell no data address": notes.without_address,
+        "samples that have no data address": notes.without_address,
     }
     sentences = [f"left out: {number} {what}" for what, number in left_out.items() if number]
     if notes.without_operation:
         sentences.append(f"taken for reads: {notes.without_operation} accesses that may have been writes")
     if notes.without_process:
         sentences.append(
-            f"process unknown: {notes.without_process} accesses tell the thread only, which stands for it unless --pid "
+            f"process unknown: {notes.without_process} accesses have the thread only, which stands for it unless --pid "
             "is given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src has both"
         )
     if notes.remote:

@@ -45,8 +45,8 @@ class Formatter(argparse.HelpFormatter):
 
     def _format_action(self, action: argparse.Action) -> str:
         if isinstance(action, argparse._SubParsersAction):
-            # Without a line for the choice itself.
-            return self._join_parts(map(self._format_action, self._iter_indented_subactions(action)))
+            # Without a line for the choice itself, and so without the indentation below it.
+            return self._join_parts(map(self._format_action, action._get_subactions()))
         return super()._format_action(action)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
