@@ -277,7 +277,7 @@ def _page_fault_take() -> str:
     return "a userfaultfd was taken from a child process"
 
 
-def _page_fault_who() -> str:
+def _page_fault_attribute() -> str:
     with closing(FaultRecorder()) as recorder:
         recorder.watch(os.getpid())
         with _OwnMemory() as own:
@@ -302,5 +302,5 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     _OTHERS: lambda: "",
     "page_fault: arm": _page_fault_arm,
     "page_fault: take": _page_fault_take,
-    "page_fault: attribute": _page_fault_who,
+    "page_fault: attribute": _page_fault_attribute,
 }

@@ -60,9 +60,9 @@ def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> Non
 
 
 def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> None:
-    """Each of its parts was tried: arming, taking another process's userfaultfd, and who it was."""
+    """Each of its parts was tried: arming, taking another process's userfaultfd, and attributing faults."""
     assert {name for name in found if name.startswith("page_fault")} == {
-        f"page_fault: {x}" for x in ("arm", "take", "who")
+        f"page_fault: {x}" for x in ("arm", "take", "attribute")
     }
     arm = found["page_fault: arm"]
     if not arm.available:
