@@ -125,7 +125,7 @@ def test_every_no_of_the_tools_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fuse_binding, "_DEVICE", "/nowhere/fuse")
     monkeypatch.setattr(fuse_binding, "_kernel_has_fuse", lambda: False)
     monkeypatch.setattr(mount_checks, "missing_capability", lambda *names: list(names))
-    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     found = by_name(tool_checks())
     assert {"libfuse", "/dev/fuse", "mounting", "mount", "damo"} == set(found)
     assert [] == [check for check in found.values() if check.available or not check.remedy]
