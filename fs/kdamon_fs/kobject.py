@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from attrs import define, frozen
 
@@ -126,13 +126,21 @@ class kobject:
         return "/".join(reversed(names))
 
 
-class NumberedDirectories(kobject, ABC):
+#: What a :class:`NumberedDirectories` has.
+Numbered = TypeVar("Numbered", bound=kobject)
+
+
+class NumberedDirectories(kobject, ABC, Generic[Numbered]):
     """A directory of directories 0, 1, ... with a file for their number.
 
     Any write to that file, also of the same number, removes them all and makes new ones.
+    Iteration makes and gives them in the order of their numbers.
     """
 
     __slots__ = ("_first_ino", "nr")
+
+    #: Those that exist yet; nothing else is added.
+    children: dict[str, Numbered]  # type: ignore[assignment]
 
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree)
@@ -140,7 +148,7 @@ class NumberedDirectories(kobject, ABC):
         self._first_ino = 0
 
     @abstractmethod
-    def new_child(self) -> kobject:
+    def new_child(self) -> Numbered:
         """Make a directory that is to be numbered."""
 
     def check(self, nr: int) -> None:
@@ -170,7 +178,10 @@ class NumberedDirectories(kobject, ABC):
         self.nr = nr
         self.tree.forget_paths()
 
-    def at(self, index: int) -> kobject:
+    def __iter__(self) -> Iterator[Numbered]:
+        return map(self.at, range(self.nr))
+
+    def at(self, index: int) -> Numbered:
         """The numbered directory ``index``, which has to be less than :attr:`nr`."""
         name = str(index)
         child = self.children.get(name)
@@ -183,7 +194,7 @@ class NumberedDirectories(kobject, ABC):
             child = self.children.setdefault(name, child)
         return child
 
-    def child(self, name: str) -> kobject | None:
+    def child(self, name: str) -> Numbered | None:
         """The numbered directory ``name``."""
         if name.isdecimal() and name.isascii() and (name == "0" or name[0] != "0") and int(name) < self.nr:
             return self.at(int(name))
@@ -198,11 +209,11 @@ class NumberedDirectories(kobject, ABC):
         return self.nr
 
 
-def _nr_show(kobj: NumberedDirectories) -> str:
+def _nr_show(kobj: NumberedDirectories[kobject]) -> str:
     return f"{kobj.nr}\n"
 
 
-def _nr_store(kobj: NumberedDirectories, text: str) -> None:
+def _nr_store(kobj: NumberedDirectories[kobject], text: str) -> None:
     nr = kstrtoint(text)
     kobj.check(nr)
     with kobj.tree.trylock():

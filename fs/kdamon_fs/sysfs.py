@@ -30,7 +30,6 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
-from kdamon.density.estimator import reports_are_random
 from kdamon.kernel import Clock
 from kdamon.kstrtox import sysfs_streq
 from kdamon.mm import Machine, Primitive
@@ -39,7 +38,7 @@ from kdamon_fs.kobject import NumberedDirectories, kobj_attribute, kobject, nr_a
 from kdamon_fs.module_params import ModuleParams
 from kdamon_fs.sysfs_common import MachineTree, uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
-from kdamon_fs.sysfs_sample import sees_writes_only
+from kdamon_fs.sysfs_sample import doubts_of
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_schemes_clear_regions,
     damon_sysfs_schemes_update_stats,
@@ -307,14 +306,7 @@ class damon_sysfs_kdamond(kobject):
 
     def _doubt(self, ctx: damon_ctx) -> None:
         """Log what ``ctx`` is not going to see, or act on wrongly; once, until it changes."""
-        doubts = []
-        if sees_writes_only(ctx.sample_control):
-            doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
-        taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
-        if taken and ctx.sample_control.primitives_enabled.page_fault:
-            doubts.append(f"memory that is only read looks cold to page_fault, and {taken} takes it; use page_table")
-        if ctx.density and not reports_are_random(ctx):
-            doubts.append("density has no effect with page_fault, which samples one page a region")
+        doubts = doubts_of(ctx)
         for doubt in doubts:
             if doubt not in self._doubted:
                 log.warning("%s: %s", self.location(), doubt)
@@ -461,7 +453,7 @@ _COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
 }
 
 
-class damon_sysfs_kdamonds(NumberedDirectories):
+class damon_sysfs_kdamonds(NumberedDirectories[damon_sysfs_kdamond]):
     """All kdamonds."""
 
     __slots__ = ()
@@ -476,7 +468,7 @@ class damon_sysfs_kdamonds(NumberedDirectories):
 
     def present(self) -> list[damon_sysfs_kdamond]:
         """Those that somebody looked at yet; no other can be running."""
-        return [child for child in list(self.children.values()) if isinstance(child, damon_sysfs_kdamond)]
+        return list(self.children.values())
 
     def rm_dirs(self) -> None:
         """Remove all kdamonds.

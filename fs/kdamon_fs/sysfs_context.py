@@ -80,7 +80,7 @@ class damon_sysfs_region(kobject):
         self.start = self.end = 0
 
 
-class damon_sysfs_regions(NumberedDirectories):
+class damon_sysfs_regions(NumberedDirectories[damon_sysfs_region]):
     """The ranges of a target to begin with; none lets the operations set choose."""
 
     __slots__ = ()
@@ -131,7 +131,7 @@ class damon_sysfs_target(kobject):
         self.add("regions", self.regions)
 
 
-class damon_sysfs_targets(NumberedDirectories):
+class damon_sysfs_targets(NumberedDirectories[damon_sysfs_target]):
     """The processes to monitor."""
 
     __slots__ = ()
@@ -260,7 +260,7 @@ class damon_sysfs_context(kobject):
         self.add("schemes", self.schemes)
 
 
-class damon_sysfs_contexts(NumberedDirectories):
+class damon_sysfs_contexts(NumberedDirectories[damon_sysfs_context]):
     """The contexts of a kdamond: one, or none."""
 
     __slots__ = ("running_context",)
@@ -290,9 +290,7 @@ class damon_sysfs_contexts(NumberedDirectories):
         """
         if self.nr != 1:
             raise OSError(errno.EINVAL, f"{self.location()}/nr_contexts is {self.nr}; this needs 1")
-        context = self.at(0)
-        assert isinstance(context, damon_sysfs_context)
-        return context
+        return self.at(0)
 
 
 # From the files to a context.
@@ -320,9 +318,7 @@ def _damon_sysfs_set_attrs(ctx: damon_ctx, attrs: damon_sysfs_attrs) -> None:
 
 def _damon_sysfs_set_regions(t: damon_target, regions: damon_sysfs_regions, min_region_sz: int) -> None:
     ranges: list[damon_addr_range] = []
-    for i in range(regions.nr):
-        region = regions.at(i)
-        assert isinstance(region, damon_sysfs_region)
+    for region in regions:
         if region.start > region.end:
             raise OSError(errno.EINVAL, f"{region.location()}: start {region.start:#x} is after end {region.end:#x}")
         if ranges and ranges[-1].end > region.start:
@@ -451,9 +447,7 @@ def _damon_sysfs_apply_inputs(
     ctx.density = context.attrs.sample.density
     # Its kdamond may end meanwhile, and leave its targets.
     monitored = [] if running is None else list(running.adaptive_targets)
-    for i in range(context.targets.nr):
-        target = context.targets.at(i)
-        assert isinstance(target, damon_sysfs_target)
+    for i, target in enumerate(context.targets):
         _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None, opening)
     damon_sysfs_add_schemes(ctx, context.schemes, machine)
 

@@ -81,7 +81,7 @@ class damon_sysfs_filter(kobject):
         return f
 
 
-class damon_sysfs_filters(NumberedDirectories):
+class damon_sysfs_filters(NumberedDirectories[damon_sysfs_filter]):
     """The conditions of a probe."""
 
     __slots__ = ()
@@ -105,7 +105,7 @@ class damon_sysfs_prep(kobject):
         self.prep_action = "set_pgidle"
 
 
-class damon_sysfs_preps(NumberedDirectories):
+class damon_sysfs_preps(NumberedDirectories[damon_sysfs_prep]):
     """What to do to pages before they are sampled for a probe."""
 
     __slots__ = ()
@@ -139,18 +139,14 @@ class damon_sysfs_probe(kobject):
         """
         probe = damon_new_probe()
         probe.weight = self.weight
-        for i in range(self.preps.nr):
-            prep = self.preps.at(i)
-            assert isinstance(prep, damon_sysfs_prep)
+        for prep in self.preps:
             damon_add_prep(probe, damon_new_prep(damon_prep_action(prep.prep_action)))
-        for i in range(self.filters.nr):
-            f = self.filters.at(i)
-            assert isinstance(f, damon_sysfs_filter)
+        for f in self.filters:
             damon_add_filter(probe, f.build(machine))
         return probe
 
 
-class damon_sysfs_probes(NumberedDirectories):
+class damon_sysfs_probes(NumberedDirectories[damon_sysfs_probe]):
     """The probes."""
 
     __slots__ = ()
@@ -176,7 +172,5 @@ def damon_sysfs_set_probes(ctx: damon_ctx, probes: damon_sysfs_probes, machine: 
     :param machine: where memory cgroups are found, asked for when a filter needs it.
     :raises OSError: as :meth:`damon_sysfs_filter.build`.
     """
-    for i in range(probes.nr):
-        probe = probes.at(i)
-        assert isinstance(probe, damon_sysfs_probe)
+    for probe in probes:
         damon_add_probe(ctx, probe.build(machine))

@@ -23,6 +23,7 @@ from kdamon.damon import (
     damon_sample_filter,
     damon_sample_filter_type,
 )
+from kdamon.density.estimator import reports_are_random
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Primitive
 from kdamon.reports.apply import report_counters
@@ -34,9 +35,9 @@ __all__ = [
     "RunningContext",
     "build_sample_control",
     "damon_sysfs_sample",
+    "doubts_of",
     "nr_cpu_ids",
     "sample_primitive_of",
-    "sees_writes_only",
 ]
 
 #: Tells the context that is monitored or was monitored last, None before the first start.
@@ -123,7 +124,7 @@ class damon_sysfs_sample_filter(kobject):
             raise OSError(error.errno, f"{self.location()}: {error.strerror}") from None
 
 
-class damon_sysfs_sample_filters(NumberedDirectories):
+class damon_sysfs_sample_filters(NumberedDirectories[damon_sysfs_sample_filter]):
     """The conditions on reports: one has to pass all of them, in their order."""
 
     __slots__ = ()
@@ -139,12 +140,7 @@ class damon_sysfs_sample_filters(NumberedDirectories):
 
         :raises OSError: as :meth:`damon_sysfs_sample_filter.build`.
         """
-        filters = []
-        for i in range(self.nr):
-            child = self.at(i)
-            assert isinstance(child, damon_sysfs_sample_filter)
-            filters.append(child.build())
-        return filters
+        return [made_of.build() for made_of in self]
 
 
 # What became of the reports.
@@ -213,7 +209,20 @@ def sample_primitive_of(control: damon_sample_control) -> str:
     return Primitive.PAGE_FAULT if control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
 
 
-def sees_writes_only(control: damon_sample_control) -> bool:
+def _sees_writes_only(control: damon_sample_control) -> bool:
     """Return whether reads stay unseen although no filter says that they are not wanted."""
     writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
     return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)
+
+
+def doubts_of(ctx: damon_ctx) -> list[str]:
+    """What ``ctx`` is not going to see, or act on wrongly: a sentence each."""
+    doubts = []
+    if _sees_writes_only(ctx.sample_control):
+        doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
+    taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
+    if taken and ctx.sample_control.primitives_enabled.page_fault:
+        doubts.append(f"memory that is only read looks cold to page_fault, and {taken} takes it; use page_table")
+    if ctx.density and not reports_are_random(ctx):
+        doubts.append("density has no effect with page_fault, which samples one page a region")
+    return doubts

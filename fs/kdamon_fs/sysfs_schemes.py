@@ -105,7 +105,7 @@ class damon_sysfs_scheme_filter(kobject):
         self.damon_target_idx = 0
 
 
-class damon_sysfs_scheme_filters(NumberedDirectories):
+class damon_sysfs_scheme_filters(NumberedDirectories[damon_sysfs_scheme_filter]):
     """``core_filters``, ``ops_filters`` or ``filters`` by the ``types`` that it takes."""
 
     __slots__ = ("types",)
@@ -155,7 +155,7 @@ class damos_sysfs_dest(kobject):
         self.id = self.weight = 0
 
 
-class damos_sysfs_dests(NumberedDirectories):
+class damos_sysfs_dests(NumberedDirectories[damos_sysfs_dest]):
     """The nodes to migrate to."""
 
     __slots__ = ()
@@ -199,7 +199,7 @@ class damos_sysfs_quota_goal(kobject):
         self.path = ""
 
 
-class damos_sysfs_quota_goals(NumberedDirectories):
+class damos_sysfs_quota_goals(NumberedDirectories[damos_sysfs_quota_goal]):
     """The goals of a quota."""
 
     __slots__ = ()
@@ -331,7 +331,7 @@ class damon_sysfs_scheme(kobject):
         self.add("tried_regions", self.tried_regions)
 
 
-class damon_sysfs_schemes(NumberedDirectories):
+class damon_sysfs_schemes(NumberedDirectories[damon_sysfs_scheme]):
     """The schemes of a context."""
 
     __slots__ = ()
@@ -341,12 +341,6 @@ class damon_sysfs_schemes(NumberedDirectories):
     def new_child(self) -> damon_sysfs_scheme:
         """A scheme."""
         return damon_sysfs_scheme(self.tree)
-
-    def scheme(self, index: int) -> damon_sysfs_scheme:
-        """The scheme ``index``, less than :attr:`nr`."""
-        scheme = self.at(index)
-        assert isinstance(scheme, damon_sysfs_scheme)
-        return scheme
 
 
 # Results.
@@ -358,7 +352,7 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
     The directories may be fewer or more than the schemes by now.
     """
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
-        stats = schemes.scheme(i).stats
+        stats = schemes.at(i).stats
         stats.nr_tried = s.stat.nr_tried
         stats.sz_tried = s.stat.sz_tried
         stats.nr_applied = s.stat.nr_applied
@@ -372,13 +366,13 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
 def damos_sysfs_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
     """Show the effective quotas of the schemes of ``ctx``; to be called in its kdamond."""
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
-        schemes.scheme(i).quotas.effective_bytes = s.quota.esz
+        schemes.at(i).quotas.effective_bytes = s.quota.esz
 
 
 def damon_sysfs_schemes_clear_regions(schemes: damon_sysfs_schemes) -> None:
     """Remove the tried regions of all schemes."""
-    for i in range(schemes.nr):
-        schemes.scheme(i).tried_regions.rm_regions()
+    for scheme in schemes:
+        scheme.tried_regions.rm_regions()
 
 
 @define(slots=True)
@@ -399,7 +393,7 @@ class damon_sysfs_schemes_walk_data:
         if s is not self._scheme:
             self._scheme = s
             place = ctx.schemes.index(s)
-            self._regions = self.schemes.scheme(place).tried_regions if place < self.schemes.nr else None
+            self._regions = self.schemes.at(place).tried_regions if place < self.schemes.nr else None
         return self._regions
 
 

@@ -37,7 +37,6 @@ from kdamon_fs.sysfs_schemes import (
     damon_sysfs_scheme_filters,
     damon_sysfs_schemes,
     damon_sysfs_watermarks,
-    damos_sysfs_dest,
     damos_sysfs_dests,
     damos_sysfs_quota_goal,
     damos_sysfs_quota_goals,
@@ -72,13 +71,7 @@ def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_
 
 def _mk_goals(goals: damos_sysfs_quota_goals, machine: FindMachine) -> list[damos_quota_goal]:
     """The goals; those with the target value 0 are none, as in the kernel."""
-    made = []
-    for i in range(goals.nr):
-        goal = goals.at(i)
-        assert isinstance(goal, damos_sysfs_quota_goal)
-        if goal.target_value:
-            made.append(_mk_goal(goal, machine))
-    return made
+    return [_mk_goal(goal, machine) for goal in goals if goal.target_value]
 
 
 def _mk_quota(quotas: damon_sysfs_quotas, machine: FindMachine) -> damos_quota:
@@ -122,9 +115,7 @@ def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damo
 
 
 def _add_filters(s: damos, filters: damon_sysfs_scheme_filters, machine: FindMachine) -> None:
-    for i in range(filters.nr):
-        made_of = filters.at(i)
-        assert isinstance(made_of, damon_sysfs_scheme_filter)
+    for made_of in filters:
         # By its type: the default type in core_filters makes a filter of the operations set, as in the kernel.
         damos_add_filter(s, _mk_filter(made_of, machine))
 
@@ -141,9 +132,7 @@ def _mk_wmarks(watermarks: damon_sysfs_watermarks) -> damos_watermarks:
 
 def _mk_dests(dests: damos_sysfs_dests) -> damos_migrate_dests:
     made = damos_migrate_dests()
-    for i in range(dests.nr):
-        dest = dests.at(i)
-        assert isinstance(dest, damos_sysfs_dest)
+    for dest in dests:
         made.node_id_arr.append(dest.id)
         made.weight_arr.append(dest.weight)
     return made
@@ -197,12 +186,12 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
     :param machine: where memory cgroups are found and metrics are measured, asked for when a scheme needs it.
     :raises OSError: ENOMEM whatever is wrong in a scheme, as in the kernel; what ``machine`` raises.
     """
-    for i in range(schemes.nr):
+    for scheme in schemes:
         try:
-            s = damon_sysfs_mk_scheme(schemes.scheme(i), machine)
+            s = damon_sysfs_mk_scheme(scheme, machine)
         except OSError as error:
             raise OSError(errno.ENOMEM if error.errno == errno.EINVAL else error.errno, error.strerror) from error
-        if _measured(ctx, s, s.quota.goals, schemes.scheme(i)):
+        if _measured(ctx, s, s.quota.goals, scheme):
             ctx.machine = ctx.machine or machine()
         damon_add_scheme(ctx, s)
 
@@ -223,8 +212,8 @@ class QuotaScores:
         self._quotas: list[damos_quota] = []
         try:
             for i, s in enumerate(ctx.schemes[: schemes.nr]):
-                goals = _mk_goals(schemes.scheme(i).quotas.goals, machine)
-                if _measured(ctx, s, goals, schemes.scheme(i)):
+                goals = _mk_goals(schemes.at(i).quotas.goals, machine)
+                if _measured(ctx, s, goals, schemes.at(i)):
                     self._machine = machine()
                 self._quotas.append(damos_quota(goals=goals))
         except OSError as error:
