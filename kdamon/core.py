@@ -248,15 +248,7 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
     :param ranges: ascending, disjoint after rounding outwards to ``min_region_sz``.
     :raises OSError: EINVAL a range is empty, or overlaps or precedes the one before; nothing is changed then.
     """
-    aligned: list[tuple[int, int]] = []
-    for r in ranges:
-        start, end = ALIGN_DOWN(r.start, min_region_sz), ulong(ALIGN(r.end, min_region_sz))
-        if start >= end:
-            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} is empty in units of {min_region_sz} bytes")
-        if aligned and aligned[-1][1] > start:
-            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} overlaps or precedes the one before")
-        aligned.append((start, end))
-
+    aligned = _aligned_ranges(ranges, min_region_sz)
     regions = t.regions
     if len(regions):
         # Step 1: remove the regions that no range touches.
@@ -269,31 +261,49 @@ def damon_set_regions(t: damon_target, ranges: Sequence[damon_addr_range], min_r
         return
 
     # Step 2: fit the rest to the ranges, fill the holes.
-    rows: list[Indexes] = []
-    new_start: list[U64Array] = []
-    new_end: list[U64Array] = []
+    parts: list[tuple[Indexes, U64Array, U64Array]] = []
     at = 0
     for r, (start, end) in zip(ranges, aligned, strict=True):
         first = max(at, int(np.searchsorted(regions.end, np.uint64(r.start), "right")))
-        behind = max(first, int(np.searchsorted(regions.start, np.uint64(r.end), "left")))
-        at = behind
-        part_start, part_end = regions.start[first:behind].copy(), regions.end[first:behind].copy()
-        part = np.arange(first, behind, dtype=np.intp)
-        if first == behind:
-            part_start, part_end = np.array([start], np.uint64), np.array([end], np.uint64)
-            part = np.array([-1], np.intp)
-        else:
-            part_start[0], part_end[-1] = start, end
-            holes = np.nonzero(part_end[:-1] != part_start[1:])[0]
-            if len(holes):
-                hole_start, hole_end = part_end[holes], part_start[holes + 1]
-                part = np.insert(part, holes + 1, -1)
-                part_start = np.insert(part_start, holes + 1, hole_start)
-                part_end = np.insert(part_end, holes + 1, hole_end)
-        rows.append(part)
-        new_start.append(part_start)
-        new_end.append(part_end)
-    regions.rebuild(np.concatenate(rows), np.concatenate(new_start), np.concatenate(new_end))
+        at = max(first, int(np.searchsorted(regions.start, np.uint64(r.end), "left")))
+        parts.append(_fit_regions(regions, first, at, start, end))
+    rows, starts, ends = (np.concatenate(column) for column in zip(*parts, strict=True))
+    regions.rebuild(rows, starts, ends)
+
+
+def _aligned_ranges(ranges: Sequence[damon_addr_range], min_region_sz: int) -> list[tuple[int, int]]:
+    """``ranges``, rounded outwards to ``min_region_sz``.
+
+    :raises OSError: EINVAL as :func:`damon_set_regions`.
+    """
+    aligned: list[tuple[int, int]] = []
+    for r in ranges:
+        start, end = ALIGN_DOWN(r.start, min_region_sz), ulong(ALIGN(r.end, min_region_sz))
+        if start >= end:
+            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} is empty in units of {min_region_sz} bytes")
+        if aligned and aligned[-1][1] > start:
+            raise OSError(errno.EINVAL, f"region {r.start:#x}-{r.end:#x} overlaps or precedes the one before")
+        aligned.append((start, end))
+    return aligned
+
+
+def _fit_regions(regions: Regions, first: int, behind: int, start: int, end: int) -> tuple[Indexes, U64Array, U64Array]:
+    """Fit the rows from ``first`` to before ``behind`` to [start, end), with a new region in each hole.
+
+    :returns: for each region its row, -1 for a new one, its start and its end, as for :meth:`Regions.rebuild`.
+    """
+    if first == behind:
+        return np.array([-1], np.intp), np.array([start], np.uint64), np.array([end], np.uint64)
+    rows = np.arange(first, behind, dtype=np.intp)
+    starts, ends = regions.start[first:behind].copy(), regions.end[first:behind].copy()
+    starts[0], ends[-1] = start, end
+    holes = np.nonzero(ends[:-1] != starts[1:])[0]
+    if len(holes):
+        hole_start, hole_end = ends[holes], starts[holes + 1]
+        rows = np.insert(rows, holes + 1, -1)
+        starts = np.insert(starts, holes + 1, hole_start)
+        ends = np.insert(ends, holes + 1, hole_end)
+    return rows, starts, ends
 
 
 def damon_new_target() -> damon_target:

@@ -114,7 +114,8 @@ def adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
         memory = _recall(t, ctx)
         places = memory.places(t.regions.start, t.regions.end)
         changed = _forget_changed(memory, t.regions, places)
-        room -= _cut(ctx, memory, t.regions, places, changed, room=room)
+        rows = _to_examine(memory, t.regions, places, changed, CUT_REPORTS // len(ctx.adaptive_targets))
+        room -= _cut(t, rows, places, unit=ctx.min_region_sz, room=room)
         held.append(memory.held(places).sum(axis=0) / memory.scale())
     _merge(ctx, held, sz_limit)
     for t in ctx.adaptive_targets:
@@ -202,8 +203,10 @@ def _to_examine(
     memory: ReportHistory, regions: Regions, places: list[Place], changed: Mask, nr_reports: int
 ) -> Indexes:
     """The regions to look for cuts in: those that changed, then the others in turn; ascending rows."""
-    reports = np.minimum(sum(behind - first for first, behind in places), CUT_REPORTS_PER_REGION)
     n = len(regions)
+    if not n:
+        return np.empty(0, np.intp)
+    reports = np.minimum(sum(behind - first for first, behind in places), CUT_REPORTS_PER_REGION)
     turn = (np.arange(n) - int(np.searchsorted(regions.start, np.uint64(memory.next_examined)))) % n
     turn[changed] -= n
     order = np.argsort(turn, kind="stable")
@@ -212,34 +215,23 @@ def _to_examine(
     return np.sort(within[reports[within] > 1])
 
 
-def _cut(
-    ctx: damon_ctx,
-    memory: ReportHistory,
-    regions: Regions,
-    places: list[Place],
-    changed: Mask,
-    *,
-    room: int,
-) -> int:
-    """Cut regions where the density of their reports differs; returns how many cuts were made, at most ``room``.
+def _cut(t: damon_target, rows: Indexes, places: list[Place], *, unit: int, room: int) -> int:
+    """Cut regions of ``t`` where the density of their reports differs; returns the number of cuts, at most ``room``.
 
+    :param rows: of the regions to look for cuts in, ascending.
     :param places: of the regions' reports; updated.
+    :param unit: size of a page.
     """
-    if not len(regions):
-        return 0
-    rows = _to_examine(memory, regions, places, changed, CUT_REPORTS // len(ctx.adaptive_targets))
     if not len(rows):
         return 0
+    regions, memory = t.regions, t.memory
     addr, weight = memory.gather([(first[rows], behind[rows]) for first, behind in places], CUT_REPORTS_PER_REGION)
     upto = np.concatenate(([0.0], np.cumsum(weight / memory.scale())))
     start, end = regions.start, regions.end
     of = np.arange(len(regions), dtype=np.intp)
     for _ in range(CUT_ROUNDS):
-        ratio, at = best_cuts(addr, upto, start[rows], end[rows], ctx.min_region_sz)
-        good = np.nonzero(ratio > CUT_RATIO)[0]
-        if len(start) + len(good) - len(regions) > room:
-            best_first = np.argsort(-ratio[good], kind="stable")
-            good = np.sort(good[best_first[: room - (len(start) - len(regions))]])
+        ratio, at = best_cuts(addr, upto, start[rows], end[rows], unit)
+        good = _significant_cuts(ratio, room - (len(start) - len(regions)))
         if not len(good):
             break
         parts = np.ones(len(start), np.intp)
@@ -251,12 +243,32 @@ def _cut(
     nr_cuts = len(start) - len(regions)
     if nr_cuts:
         right = np.nonzero(start != regions.start[of])[0]
-        for i, run in enumerate(memory.runs):
-            first, behind = (edges[of] for edges in places[i])
-            first[right] = behind[right - 1] = np.searchsorted(run.addr, start[right])
-            places[i] = first, behind
+        _cut_places(memory, places, of, right, start[right])
         regions.rebuild(of, start, end)
     return nr_cuts
+
+
+def _significant_cuts(ratio: F64Array, most: int) -> Indexes:
+    """The cuts with enough evidence, ascending; if these are more than ``most``, the ones with most evidence."""
+    good = np.nonzero(ratio > CUT_RATIO)[0]
+    if len(good) > most:
+        best_first = np.argsort(-ratio[good], kind="stable")
+        good = np.sort(good[best_first[:most]])
+    return good
+
+
+def _cut_places(memory: ReportHistory, places: list[Place], of: Indexes, right: Indexes, at: U64Array) -> None:
+    """Divide the reports of regions, as the regions themselves are cut.
+
+    :param places: of the reports; updated.
+    :param of: the row that each part was cut from.
+    :param right: the parts that begin with a cut.
+    :param at: the addresses of these cuts.
+    """
+    for i, run in enumerate(memory.runs):
+        first, behind = (edges[of] for edges in places[i])
+        first[right] = behind[right - 1] = np.searchsorted(run.addr, at)
+        places[i] = first, behind
 
 
 def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, unit: int) -> tuple[F64Array, U64Array]:

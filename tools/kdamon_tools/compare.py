@@ -118,6 +118,30 @@ def _may_be_judged(recording: Recording, pauses: F64Array, move: Phase, warm_up:
     return _sampled(pauses, recording.started, move.begin) >= warm_up and _sampled(pauses, move.begin, end) >= _MOVE_S
 
 
+def _judge(
+    recording: Recording, snapshots: Sequence[Snapshot], pauses: F64Array, phase: Phase, *, warm_up: float
+) -> tuple[list[float], list[tuple[float, float]], float | None]:
+    """Judge the ``snapshots`` of one phase.
+
+    :returns: bytes found hot, and recall and precision, of each snapshot that counts; seconds of sampling until half of
+        the hot window was found, None if it never was.
+    """
+    size = phase.hot[1] - phase.hot[0]
+    settle = max(_SETTLE_AGGRS * recording.config.aggr_us / 1e6, _SAME_MOMENT_S)
+    found: list[float] = []
+    scores: list[tuple[float, float]] = []
+    delay = None
+    for snapshot in snapshots:
+        total, right = _found(snapshot, recording.config, phase.hot)
+        watched = _sampled(pauses, phase.begin, snapshot.time)
+        if delay is None and right >= size / 2:
+            delay = watched
+        if watched >= settle and _sampled(pauses, recording.started, snapshot.time) >= warm_up:
+            found.append(total)
+            scores.append((right / size, right / total if total else 0.0))
+    return found, scores, delay
+
+
 def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM_UP_S) -> Accuracy:
     """Judge ``recording`` by the ``events`` of the workload that was recorded.
 
@@ -125,27 +149,14 @@ def compare(recording: Recording, events: Sequence[Event], warm_up: float = WARM
 
     :param warm_up: seconds at the start of the recording that are not judged.
     """
-    config = recording.config
-    settle = max(_SETTLE_AGGRS * config.aggr_us / 1e6, _SAME_MOMENT_S)
     pauses = np.array(recording.pauses()).reshape(-1, 2)
     results: list[PhaseResult] = []
     judged: list[tuple[float, float]] = []
     nr_moves = nr_missed = 0
     times = np.array([snapshot.time for snapshot in recording.snapshots])
     for number, phase in enumerate(phases(events)):
-        size = phase.hot[1] - phase.hot[0]
-        found: list[float] = []
-        scores: list[tuple[float, float]] = []
-        delay = None
         first, end = np.searchsorted(times, (phase.begin, phase.end)).tolist()
-        for snapshot in recording.snapshots[first:end]:
-            total, right = _found(snapshot, config, phase.hot)
-            watched = _sampled(pauses, phase.begin, snapshot.time)
-            if delay is None and right >= size / 2:
-                delay = watched
-            if watched >= settle and _sampled(pauses, recording.started, snapshot.time) >= warm_up:
-                found.append(total)
-                scores.append((right / size, right / total if total else 0.0))
+        found, scores, delay = _judge(recording, recording.snapshots[first:end], pauses, phase, warm_up=warm_up)
         is_move = number > 0 and _may_be_judged(recording, pauses, phase, warm_up)
         nr_moves += is_move
         nr_missed += is_move and delay is None
