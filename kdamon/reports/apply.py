@@ -15,7 +15,7 @@ from kdamon.arrays import Mask, Records, U64Array
 from kdamon.damon import ReportCounters, damon_nr_samples_per_aggr, damon_target_has_pid
 from kdamon.density.estimator import remember_reports, reports_are_random
 from kdamon.reports.batch import ReportColumns, as_batches, count_reports, in_pieces
-from kdamon.reports.lookup import RegionLookup
+from kdamon.reports.lookup import lookup_of
 from kdamon.reports.queue import ReportQueue
 from kdamon.sample_control import damon_sample_filter_out
 
@@ -127,7 +127,7 @@ def apply_access_reports(reports: Records | ReportColumns, t: damon_target, ctx:
     """
     regions = t.regions
     addr, size = _core_range(reports, ctx)
-    row, across = _lookup(t, ctx).find(addr, size)
+    row, across = lookup_of(t).find(addr, size)
     within = row >= 0
     if across is None:
         across = np.zeros(len(reports), np.bool_)
@@ -166,18 +166,6 @@ def _core_range(reports: Records | ReportColumns, ctx: damon_ctx) -> tuple[U64Ar
         return addr, size
     unit = np.uint64(ctx.addr_unit)
     return addr // unit, (addr % unit + size + unit - np.uint64(1)) // unit
-
-
-def _lookup(t: damon_target, ctx: damon_ctx) -> RegionLookup:
-    """The lookup for regions of ``t``: kept as long as the regions stay the same, usually an aggregation interval."""
-    lookups: dict[damon_target, RegionLookup] = {} if ctx.reports is None else ctx.reports.lookups
-    lookup = lookups.get(t)
-    if lookup is None or not lookup.fits(t.regions):
-        if lookup is None:
-            for gone in lookups.keys() - set(ctx.adaptive_targets):
-                del lookups[gone]
-        lookup = lookups[t] = RegionLookup(t.regions)
-    return lookup
 
 
 def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from attrs import evolve
 
 from kdamon.arrays import Records
 from kdamon.damon import ReportCounters, damon_access_report
 from kdamon.kernel import Clock
-from kdamon.reports.lookup import RegionLookup
-
-if TYPE_CHECKING:
-    from kdamon.damon import damon_target
 
 __all__ = ["ReportQueue", "ReportSource"]
 
@@ -137,8 +133,6 @@ class ReportQueue:
         self._clock = clock
         self.pids: frozenset[int] | None = None
         self.counters = ReportCounters()
-        #: How the kdamond finds the regions of each target.
-        self.lookups: dict[damon_target, RegionLookup] = {}
         self._local = threading.local()
         self._of_sources: dict[ReportSource, _lane] = {}
         self._users: dict[int, _user] = {}

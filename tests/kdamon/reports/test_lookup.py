@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, report_counters
-from kdamon.damon import damon_ctx, damon_operations, damon_ops_id
+from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
 from kdamon.reports.apply import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
 from kdamon.reports.deliver import DAMON_ACCESS_REPORTS_CAP
-from kdamon.reports.lookup import RegionLookup
+from kdamon.reports.lookup import RegionLookup, lookup_of
 from kdamon.reports.queue import ReportQueue
 from kdamon.reports.record import REPORT_DTYPE, report_array
 from tests.support.tables import effort
@@ -154,3 +154,13 @@ def test_reports_that_are_not_side_by_side_in_memory_count_too() -> None:
         ctx.reports.lane().push(0, part, len(part), DAMON_ACCESS_REPORTS_CAP)
     kdamond_check_reported_accesses(ctx)
     assert [1, 1, 0, 1, 0, 0, 1, 0, 0, 1] == ctx.adaptive_targets[0].regions.nr_accesses.tolist()
+
+
+def test_a_target_keeps_its_lookup_until_its_ranges_change() -> None:
+    t = damon_target(regions=Regions([0, 10], [10, 20]))
+    first = lookup_of(t)
+    assert first is lookup_of(t)
+    t.regions.split_at(0, 5)
+    second = lookup_of(t)
+    assert second is not first
+    assert second.fits(t.regions)
