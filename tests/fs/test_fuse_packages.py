@@ -11,6 +11,9 @@ import pytest
 from kdamon_fs import fuse_packages
 from kdamon_fs.fuse_packages import Need, how_to_install
 
+pytestmark = pytest.mark.real
+
+
 TRIXIE = {"libfuse2t64", "libfuse3-4", "libfuse-dev"}
 FORKY = {"libfuse3-4"}
 

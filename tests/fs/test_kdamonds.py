@@ -18,6 +18,9 @@ from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.real
+
+
 KDAMOND = "/admin/kdamonds/0"
 CONTEXT = f"{KDAMOND}/contexts/0"
 

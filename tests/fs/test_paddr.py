@@ -13,6 +13,9 @@ from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sim.machine import SimMachine
 from kdamon_fs.sysfs import damon_sysfs_init
 
+pytestmark = pytest.mark.real
+
+
 CONTEXT = "/admin/kdamonds/0/contexts/0"
 MIB = 1 << 20
 

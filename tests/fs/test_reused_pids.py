@@ -21,6 +21,9 @@ from tests.support.paths import ROOT
 from tests.support.tree import CONTEXT, KDAMOND
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.real
+
+
 SAMPLE = f"{CONTEXT}/monitoring_attrs/sample"
 
 

@@ -33,6 +33,9 @@ from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run
 from tests.support.waiting import eventually
 from tests.support.workload import Workload, build
 
+pytestmark = pytest.mark.real
+
+
 DEFAULTS = damon_attrs()
 SECOND = 1_000_000
 

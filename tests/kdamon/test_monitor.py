@@ -20,6 +20,9 @@ from kdamon import trace
 from kdamon.monitoring.machines import get_machine, put_machine
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.real
+
+
 RANGES = [(0x10000, 0x50000)]
 #: Writes a page of its own again and again.
 BUSY = "m = bytearray(1 << 20); print('ready', flush=True)\nwhile True: m[::4096] = bytes(256)"

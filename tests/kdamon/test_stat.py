@@ -26,6 +26,9 @@ from tests.support.tables import effort
 from tests.support.waiting import eventually
 from tests.support.workload import Workload, build
 
+pytestmark = pytest.mark.real
+
+
 #: Size, accesses in the aggregation interval, age.
 Region = tuple[int, int, int]
 

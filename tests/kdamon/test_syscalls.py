@@ -15,6 +15,9 @@ import pytest
 from kdamon.lib.syscalls import call, checked, prctl, syscall
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.real
+
+
 #: They run alone under ``python -I -S`` and cannot import the package.
 STANDALONE = {
     "kdamon/lib/watcher.py",

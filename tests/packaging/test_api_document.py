@@ -16,6 +16,9 @@ import kdamon
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.real
+
+
 DOCUMENT = (ROOT / "docs" / "api.md").read_text()
 #: Examples by their names, and what the document shows of the output of each.
 EXAMPLES = {

@@ -13,6 +13,8 @@ import pytest
 from kdamon_tools.workloads import coldhalf
 from kdamon_tools.workloads.memory import MIB, PAGE
 
+pytestmark = pytest.mark.real
+
 
 def test_the_parts_follow_each_other_and_are_swept() -> None:
     """What is written, what is read, what is cold; it counts sweeps each second."""

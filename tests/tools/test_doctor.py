@@ -21,6 +21,9 @@ from kdamon_tools.origin import this_machine
 from kdamon_tools.reporters.checks import render_checks, render_checks_json
 from tests.support.json_schemas import validate
 
+pytestmark = pytest.mark.real
+
+
 CHECKS = [
     Check("page table walk", True, "the program loads"),
     Check("page_idle", False, "this kernel was built without CONFIG_IDLE_PAGE_TRACKING"),

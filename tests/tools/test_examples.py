@@ -14,6 +14,9 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.real
+
+
 DOCUMENT = (ROOT / "docs" / "new-access-source.md").read_text()
 EXAMPLE = ROOT / "tools" / "kdamon_tools" / "examples" / "instrumented.py"
 

@@ -13,6 +13,9 @@ import pytest
 from kdamon_tools.output.temporary import temporary_directory
 from tests.support.cli import DATA, ENVIRONMENT, KDAMON
 
+pytestmark = pytest.mark.real
+
+
 USER = 65534
 
 

@@ -26,6 +26,9 @@ from tests.support.limited import limited, one_sentence
 from tests.support.recordings import head, some_records
 from tests.support.tables import effort
 
+pytestmark = pytest.mark.real
+
+
 DESCR = repr(np.lib.format.dtype_to_descr(RECORD_DTYPE))
 GOOD = f"{{'descr': {DESCR}, 'fortran_order': False, 'shape': (3,), }}"
 

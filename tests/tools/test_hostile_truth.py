@@ -26,6 +26,8 @@ from tests.support.tables import effort
 from tests.support.truths import recording
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.real
+
 
 def line(**values: object) -> str:
     """An event with some values exchanged."""

@@ -16,6 +16,9 @@ from kdamon_tools.output.replacement import Replacement, same_file
 from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
 from tests.support.replaced import replaced
 
+pytestmark = pytest.mark.real
+
+
 NO_SUCH_PID = 2**22 + 1
 OLD = "an earlier result\n"
 

@@ -23,6 +23,9 @@ from tests.support.cli import ENVIRONMENT
 from tests.support.paths import PYTHONPATH
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.real
+
+
 MIB = 1 << 20
 
 

@@ -11,6 +11,9 @@ import pytest
 
 from kdamon.mm.bpf.btf import VMLINUX, Btf, vmlinux
 
+pytestmark = pytest.mark.real
+
+
 STRINGS = b"\0int\0outer\0plain\0inner\0deep\0flags\0kinds\0first\0second\0array_t\0"
 INT, FUNC_PROTO, STRUCT, UNION, ENUM, ARRAY, CONST, VAR, DATASEC = 1, 13, 4, 5, 6, 3, 10, 14, 15
 

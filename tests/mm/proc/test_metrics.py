@@ -17,6 +17,9 @@ from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc.cgroup import memory_root
 from kdamon.mm.proc.metrics import memcg_id, metric
 
+pytestmark = pytest.mark.real
+
+
 NODE_METRICS = ("node_mem_used_bp", "node_mem_free_bp")
 
 

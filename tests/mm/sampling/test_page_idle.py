@@ -16,6 +16,9 @@ from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, LRU
 from kdamon.mm.sampling.page_idle import PagemapFrames
 from tests.support.idle_pages import FRAMES, Memory, Space
 
+pytestmark = pytest.mark.real
+
+
 ZERO_PAGE = 1 << 24
 
 
