@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What damo keeps about a kernel, in its file ``~/.damo.sysinfo``, apart for the tree.
+"""A separate cache of damo, ``~/.damo.sysinfo``, for the tree.
 
-damo would mix up the kernel's features with the tree's. :func:`private_damo_cache` gives the mount namespace that one
-file for itself. damo finds features out by trying them, and refuses to while a kdamond runs: :func:`fill_damo_cache`
-lets it do so before the command starts.
+damo caches the features of a kernel in this file and would mix up the kernel's with the tree's.
+:func:`private_damo_cache` gives the mount namespace its own file. damo detects features by trying them, which it
+refuses while a kdamond runs: :func:`fill_damo_cache` lets it do so before the command starts.
 
-damo opens that file by its name, and kdamon makes one there. So :func:`trusted_home` chooses a home directory in which
-no other user can put anything else.
+damo opens the file by name, and kdamon creates it. So :func:`trusted_home` chooses a home directory in which no other
+user can put a different file.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ log = logging.getLogger("kdamon")
 
 _CACHE: Final = ".damo.sysinfo"
 
-#: How long damo may take to look the tree over, and another kdamon to remove the cache that it made, seconds.
+#: Time limits in seconds: for damo to inspect the tree, and for another kdamon to remove the cache that it made.
 _PATIENCE: Final = 20
 _UNCOVERING: Final = 5.0
-#: How long damo may take to be gone once it is killed, seconds.
+#: Time limit in seconds for damo to exit after SIGKILL.
 _DYING: Final = 1
 
 
 def trusted_home() -> str | None:
-    """HOME for the command: the environment's, or this user's own where another user can change that one.
+    """The HOME of the command: the environment's, or this user's own where another user can change the former.
 
-    None where another user can change both; HOME stays as it is then.
+    None where another user can change both; HOME stays unchanged then.
     """
     refusal: UntrustedError | None = None
     for home in _homes():
@@ -59,32 +59,32 @@ def trusted_home() -> str | None:
             refusal = refusal or error
             continue
         except OSError:
-            # Where there is none, no other user can make one either.
+            # A directory that does not exist cannot be created by another user either.
             pass
         if refusal is not None:
-            log.warning("HOME=%s: %s; the command gets %s instead", refusal.filename, refusal.strerror, home)
+            log.warning("HOME=%s: %s; the command runs with HOME=%s instead", refusal.filename, refusal.strerror, home)
         return home
     if refusal is not None:
-        log.warning("HOME=%s: %s; damo's cache there is used as it is", refusal.filename, refusal.strerror)
+        log.warning("HOME=%s: %s; damo's cache there is used unchanged", refusal.filename, refusal.strerror)
     return None
 
 
 def _homes() -> Iterator[str]:
     if (home := os.environ.get("HOME")) is not None:
         yield home
-    # Only then is a directory service asked.
+    # The caller asks for the next one only if the first is unsuitable, so a directory service is rarely queried.
     with contextlib.suppress(KeyError):
         yield pwd.getpwuid(os.geteuid()).pw_dir
 
 
 @contextlib.contextmanager
 def private_damo_cache(home: str | None) -> Iterator[bool]:
-    """Cover damo's cache by an empty file that only this namespace sees; damo takes an empty one for none.
+    """Cover damo's cache with an empty file that only this namespace sees; damo ignores an empty cache.
 
-    A process of its own takes the cover away, so that nothing is left when this one is killed. Yields whether the cache
-    is covered.
+    A separate process removes the cover, so that nothing remains after this one is killed. Yields whether the cache is
+    covered.
 
-    :param home: of :func:`trusted_home`; without one nothing is covered.
+    :param home: the result of :func:`trusted_home`; without one nothing is covered.
     """
     if home is None:
         yield False
@@ -124,11 +124,11 @@ def private_damo_cache(home: str | None) -> Iterator[bool]:
 
 
 def _lock_cache(directory: int) -> int:
-    """Open the cache in ``directory``, make it if it is missing, and lock it, so that it is not removed.
+    """Open the cache in ``directory``, create it if it is missing, and lock it so that it is not removed.
 
-    :raises OSError: ELOOP, EPERM it is something else than a file of this user alone; EAGAIN another process locks it.
+    :raises OSError: ELOOP, EPERM it is not a regular file of this user alone; EAGAIN another process holds the lock.
     """
-    # A pipe would be waited for, and a terminal taken.
+    # Opening must neither block on a FIFO nor acquire a controlling terminal.
     flags = os.O_CREAT | os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     while True:
         lock = os.open(_CACHE, flags, 0o644, dir_fd=directory)
@@ -136,7 +136,7 @@ def _lock_cache(directory: int) -> int:
             status = os.fstat(lock)
             others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or others_write:
-                raise OSError(errno.EPERM, f"{_CACHE} is no file of this user alone")
+                raise OSError(errno.EPERM, f"{_CACHE} is not a regular file that only this user can write")
             _wait_for_lock(lock)
             if is_entry(directory, _CACHE, lock):
                 return lock
@@ -147,7 +147,7 @@ def _lock_cache(directory: int) -> int:
 
 
 def _wait_for_lock(lock: int) -> None:
-    """Share the lock of the cache, which every user may hold who can read that."""
+    """Take the shared lock of the cache; every user with read access may hold it."""
     deadline = time.monotonic() + _UNCOVERING
     while True:
         try:
@@ -161,19 +161,19 @@ def _wait_for_lock(lock: int) -> None:
 
 
 def _cover(lock: int) -> None:
-    """Bind an empty file, of a file system of its own, over the one that is open."""
+    """Bind-mount an empty file, on its own file system, over the open one."""
     mount("tmpfs", OWN_DIRECTORY, "tmpfs", data="mode=700")
     try:
         cover = os.path.join(OWN_DIRECTORY, _CACHE)
         os.close(os.open(cover, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         mount(cover, f"/proc/self/fd/{lock}", flags=MS_BIND)
     finally:
-        # The cover keeps the file system, so that nothing is left to clean up.
+        # The bind mount keeps the file system alive, so nothing needs cleaning up.
         umount(OWN_DIRECTORY, MNT_DETACH)
 
 
 def _uncover(directory: int, lock: int) -> None:
-    """Unmount the cover, and remove the file below it if it is as it was made and nothing else covers it."""
+    """Unmount the cover, and remove the file below it if it is still empty and no other process locks it."""
     with contextlib.suppress(OSError):
         cover = os.open(_CACHE, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         umount(f"/proc/self/fd/{cover}", MNT_DETACH)
@@ -183,15 +183,15 @@ def _uncover(directory: int, lock: int) -> None:
 
 
 def directories_beside() -> list[str]:
-    """Where programs are that were installed as kdamon was, with this Python."""
+    """The directories of programs that were installed together with kdamon, for this Python."""
     return list(dict.fromkeys([os.path.dirname(sys.executable), sysconfig.get_path("scripts")]))
 
 
 def fill_damo_cache() -> None:
-    """Have damo look the tree over, in which no kdamond runs; only with a cache that is covered.
+    """Let damo inspect the tree while no kdamond runs; only with a covered cache.
 
-    By damo itself, whichever version it is: the one on PATH that no other user can change, or else the one that was
-    installed as kdamon was, with this Python. Without damo, and if it fails, nothing is done.
+    Runs the damo on PATH that no other user can change, else the one installed together with kdamon, for this Python.
+    Does nothing if there is no damo or it fails.
     """
     program = find_program("damo") or shutil.which("damo", path=os.pathsep.join(directories_beside()))
     if program is None:
@@ -199,7 +199,7 @@ def fill_damo_cache() -> None:
     asking = os.getpid()
 
     def end_with_this() -> None:
-        # Where kdamon is killed, this process is, and damo has nothing to look over any more.
+        # If kdamon is killed, so is this process, and damo has no tree to inspect any more.
         set_parent_death_signal(signal.SIGKILL)
         if os.getppid() != asking:
             os._exit(1)
@@ -207,7 +207,7 @@ def fill_damo_cache() -> None:
     try:
         process = subprocess.Popen(
             [program, "report", "sysinfo"],
-            # damo runs further programs by their names.
+            # damo finds further programs through PATH.
             env={**os.environ, "PATH": trusted_path()},
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -220,7 +220,7 @@ def fill_damo_cache() -> None:
     except subprocess.TimeoutExpired as error:
         log.info("damo's cache stays empty: %s", error)
         process.kill()
-        # Nothing ends it where a file system does not answer.
+        # Even SIGKILL does not end it while a file system does not answer.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_DYING)
     except (OSError, subprocess.SubprocessError) as error:

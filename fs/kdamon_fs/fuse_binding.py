@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""FUSE: the Python package and the libfuse that answer requests, and ``/dev/fuse``; what is missing of them.
+"""Finds a usable Python package for FUSE, its libfuse and ``/dev/fuse``, and reports which of them is missing.
 
-There are two bindings: fusepy with libfuse 2, and mfusepy with libfuse 3 for systems that have no libfuse 2 any more.
-:func:`choose_binding` takes the first that works, or the one that ``KDAMON_FUSE`` names.
+There are two bindings: fusepy with libfuse 2, and mfusepy with libfuse 3 for systems without libfuse 2.
+:func:`choose_binding` chooses the first that works, or the one that ``KDAMON_FUSE`` names.
 
-Other packages have a Python module ``fuse`` as well, and other libraries can be loaded as libfuse: both are recognized
-by what is needed of them. ``kdamon doctor`` and a mount ask the same functions.
+Other packages also have a Python module ``fuse``, and other libraries can be loaded as libfuse; the names that kdamon
+needs distinguish them. ``kdamon doctor`` and a mount use the same functions.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ _DEVICE_NUMBER: Final = os.makedev(10, 229)
 
 #: Names the binding to use.
 _CHOICE: Final = "KDAMON_FUSE"
-#: Both packages take the library's name from it; without it, they search by programs of PATH, such as gcc.
+#: Both packages read the library's name from it; without it, they search with programs on PATH, such as gcc.
 _VARIABLE: Final = "FUSE_LIBRARY_PATH"
 _RUN_AS_ROOT: Final = "run as root"
 
 
 @frozen(slots=True)
 class Lack:
-    """Something that is missing.
+    """A missing requirement.
 
     :ivar number: errno for a mount that fails because of it.
-    :ivar why: what is wrong; a sentence without capital and full stop.
-    :ivar remedy: what to do.
+    :ivar why: the problem; a sentence without capital and full stop.
+    :ivar remedy: the remedy, likewise.
     """
 
     number: int
@@ -66,7 +66,7 @@ class Lack:
     remedy: str
 
     def error(self, what: str) -> OSError:
-        """The error of ``what``, which cannot go on."""
+        """The error for the operation ``what``, which needs it."""
         if self.remedy == _RUN_AS_ROOT:
             return MissingRights(f"{what}: {self.why}")
         return OSError(self.number, f"{what}: {self.why}; remedy: {self.remedy}")
@@ -74,11 +74,11 @@ class Lack:
 
 @frozen(slots=True)
 class Binding:
-    """A Python package, and the library that it has loaded.
+    """A Python package and the library that it has loaded.
 
     :ivar package: its name.
     :ivar module: its module.
-    :ivar library: the name that the loader was given.
+    :ivar library: the library's name, as passed to the loader.
     :ivar version: major and minor number of libfuse.
     :ivar because: why it is not the first choice; empty if it is.
     """
@@ -101,13 +101,13 @@ class _Kind:
 
     :ivar package: name of the Python package.
     :ivar module: name of its module.
-    :ivar names: what a mount uses of the module, and what no other module of its name has.
-    :ivar need: the library that it takes.
-    :ivar libraries: names of that for the loader, the newest first.
-    :ivar versions: the versions that have what a mount asks for: the oldest, and the first that is too new.
-    :ivar symbols: what :mod:`kdamon_fs.fuse_channel` calls.
-    :ivar needed: the versions in words.
-    :ivar fusermount: the program by which this library mounts for users.
+    :ivar names: the module's names that a mount uses; no other module of the same name has all of them.
+    :ivar need: the library that it needs.
+    :ivar libraries: names of this library for the loader, newest first.
+    :ivar versions: the supported versions: the oldest, and the first that is too new.
+    :ivar symbols: the functions that :mod:`kdamon_fs.fuse_channel` calls.
+    :ivar needed: the supported versions in words.
+    :ivar fusermount: the program with which this library mounts for unprivileged users.
     """
 
     package: str
@@ -144,14 +144,14 @@ _KINDS: Final = (
         names=("FUSE", "FuseOSError", "Operations", "fuse_operations", "fuse_config"),
         need="libfuse 3",
         libraries=("libfuse3.so.4", "libfuse3.so.3"),
-        # The older ones take another struct for the loop, and are found only beside libfuse 2.
+        # Older versions have a different struct for the loop, and are found only beside libfuse 2.
         versions=((3, 12), (4, 0)),
         needed="3.12 or newer",
         symbols=("fuse_new_31", "fuse_mount", "fuse_loop_mt_312", "fuse_loop_cfg_create", "fuse_session_fd"),
         fusermount="fusermount3",
     ),
 )
-#: What every libfuse has.
+#: Functions of every libfuse.
 _SYMBOLS: Final = ("fuse_get_context", "fuse_exit", "fuse_version")
 
 
@@ -162,9 +162,9 @@ class _Library:
 
 
 def load_fuse() -> Binding:
-    """The binding by which this process serves a tree.
+    """The binding with which this process serves a tree.
 
-    :raises OSError: ENOSYS what is missing, and what to do; EINVAL ``KDAMON_FUSE`` names none.
+    :raises OSError: ENOSYS a requirement is missing, with the remedy; EINVAL ``KDAMON_FUSE`` names no binding.
     """
     found = choose_binding()
     if isinstance(found, Lack):
@@ -173,7 +173,7 @@ def load_fuse() -> Binding:
 
 
 def check_choice() -> None:
-    """Refuse a value of ``KDAMON_FUSE`` that names no binding: OSError EINVAL."""
+    """Reject a value of ``KDAMON_FUSE`` that names no binding: OSError EINVAL."""
     chosen = os.environ.get(_CHOICE)
     if chosen and chosen not in (kind.package for kind in _KINDS):
         names = " or ".join(kind.package for kind in _KINDS)
@@ -181,9 +181,9 @@ def check_choice() -> None:
 
 
 def choose_binding() -> Binding | Lack:
-    """The first binding that works, of those that ``KDAMON_FUSE`` and ``FUSE_LIBRARY_PATH`` allow; or what is missing.
+    """The first working binding that ``KDAMON_FUSE`` and ``FUSE_LIBRARY_PATH`` allow, or the missing requirement.
 
-    The library is loaded.
+    Loads the library.
     """
     try:
         check_choice()
@@ -210,14 +210,14 @@ def choose_binding() -> Binding | Lack:
 
 
 def fusermount_of_binding() -> Literal["fusermount", "fusermount3"]:
-    """The program by which the library of this process mounts for users; without any library, of the newest one."""
+    """The program with which this process's libfuse mounts for users; without a libfuse, that of the newest one."""
     found = choose_binding()
     package = _KINDS[-1].package if isinstance(found, Lack) else found.package
     return next(kind.fusermount for kind in _KINDS if kind.package == package)
 
 
 def _in_one(missing: Sequence[str]) -> str:
-    """What is wrong with each library, in one sentence."""
+    """The problem of each library, in one sentence."""
     needs = [kind.need for kind in _KINDS]
     if list(missing) == [_not_installed(need) for need in needs]:
         return f"neither {' nor '.join(needs)} is installed"
@@ -225,7 +225,7 @@ def _in_one(missing: Sequence[str]) -> str:
 
 
 def _library_remedy(kinds: Sequence[_Kind]) -> str:
-    """What to do where no library of these bindings can be used."""
+    """The remedy where no library of these bindings can be used."""
     if os.environ.get(_VARIABLE):
         return f"unset {_VARIABLE}, or let it name {' or '.join(kind.need for kind in kinds)}"
     if len(kinds) < len(_KINDS):
@@ -238,14 +238,14 @@ def _not_installed(need: Need) -> str:
 
 
 def _find_library(kind: _Kind, kinds: Sequence[_Kind]) -> _Library | str:
-    """The library for a binding, or what is wrong with it.
+    """The library for a binding, or its problem.
 
-    :param kinds: the bindings that may be used, for a sentence about the variable.
+    :param kinds: the allowed bindings, for a sentence about the variable.
     """
     if asked_for := os.environ.get(_VARIABLE):
         found = _untrusted(asked_for) or _judge(asked_for, kinds)
         if isinstance(found, _Library) and not kind.takes(found.version):
-            # The other binding takes it.
+            # It is for the other binding.
             found = _wrong_version(found.version, [kind])
         return found if isinstance(found, _Library) else f"{_VARIABLE} names {asked_for}, which {found}"
     name = next(filter(_loads, kind.libraries), None)
@@ -264,7 +264,7 @@ def _loads(name: str) -> bool:
 
 
 def _untrusted(path: str) -> str | None:
-    """What is wrong with a file whose code this process is to run; a name without a slash is one of the loader's."""
+    """The problem of a file whose code this process would run; the loader looks up a name without a slash."""
     if "/" not in path:
         return None
     try:
@@ -278,10 +278,10 @@ def _untrusted(path: str) -> str | None:
 
 
 def _judge(path: str, kinds: Sequence[_Kind]) -> _Library | str:
-    """A library that one of ``kinds`` takes, or what is wrong with it."""
-    # The loader would wait for a writer of a FIFO. A name without a slash is looked up among libraries.
+    """A library that one of ``kinds`` supports, or its problem."""
+    # The loader would block on a FIFO without a writer. It searches its library path for a name without a slash.
     if "/" in path and os.path.exists(path) and not os.path.isfile(path):
-        return "cannot be loaded (it is no regular file)"
+        return "cannot be loaded (it is not a regular file)"
     try:
         library = ctypes.CDLL(path)
     except (OSError, ValueError) as error:
@@ -305,7 +305,7 @@ def _wrong_version(version: tuple[int, int], kinds: Sequence[_Kind]) -> str:
 
 
 def _import(kind: _Kind, library: _Library) -> ModuleType | Lack:
-    """The module of a binding, which loads the library; or what is wrong with it."""
+    """The module of a binding, which loads the library; or its problem."""
     if kind.module not in sys.modules and importlib.util.find_spec(kind.module) is None:
         why = f"the Python package {kind.package} is not installed"
         return Lack(errno.ENOSYS, why, f"pip install {kind.package}")
@@ -313,7 +313,7 @@ def _import(kind: _Kind, library: _Library) -> ModuleType | Lack:
         with _naming(library):
             module = importlib.import_module(kind.module)
     except (Exception, SystemExit) as error:
-        # The file may be of any package, or a script, and raise anything.
+        # The file may belong to any package, or be a script, and raise any exception.
         return _stranger(kind, type(error).__name__)
     if not all(hasattr(module, name) for name in kind.names):
         return _stranger(kind, "")
@@ -351,12 +351,12 @@ def _stranger(kind: _Kind, problem: str) -> Lack:
 
 
 def open_device() -> int:
-    """Open ``/dev/fuse``, for a file system that this process mounts itself."""
+    """Open ``/dev/fuse`` for a file system that this process mounts itself."""
     return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
 
 def device_lack() -> Lack | None:
-    """What keeps this process from using ``/dev/fuse``."""
+    """The reason why this process cannot use ``/dev/fuse``; None if it can."""
     try:
         device = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -367,17 +367,17 @@ def device_lack() -> Lack | None:
     finally:
         os.close(device)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _DEVICE_NUMBER:
-        return Lack(errno.ENODEV, f"{_DEVICE} is something else than the FUSE device", _device_remedy(errno.ENOENT))
+        return Lack(errno.ENODEV, f"{_DEVICE} is not the FUSE device", _device_remedy(errno.ENOENT))
     return None
 
 
 def _device_remedy(number: int | None) -> str:
-    """What to do about a device that cannot be opened: it depends on who denies it."""
-    in_container = "a container has to be started with it, as by --device /dev/fuse"
+    """The remedy for a device that cannot be opened; it depends on the error."""
+    in_container = "a container needs it from its start, for example with --device /dev/fuse"
     if number in (errno.EACCES, errno.EPERM):
         return in_container if os.geteuid() == 0 else _RUN_AS_ROOT
     if number == errno.ENOENT and _kernel_has_fuse():
-        return f"make it by 'mknod {_DEVICE} c 10 229'; {in_container}"
+        return f"create it with 'mknod {_DEVICE} c 10 229'; {in_container}"
     return "load it with 'modprobe fuse'"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The connection with the kernel's FUSE, by libfuse and its Python package, without what these do by name.
+"""The connection to the kernel's FUSE, through libfuse and its Python package, without their accesses by name.
 
-Their usual way in, ``fuse_main()``, looks the mount point up by its name, mounts there, unmounts whatever has that name
-at the end, and installs signal handlers. Here, :mod:`kdamon_fs.mount` mounts.
+Their usual entry point, ``fuse_main()``, looks up the mount point by name, mounts there, finally unmounts whatever has
+that name, and installs signal handlers. Here, :mod:`kdamon_fs.mount` mounts.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from kdamon_fs.fuse_binding import Binding, load_fuse
 
 __all__ = ["Channel", "connect"]
 
-#: Options of both versions of libfuse. As sysfs has it, no content is cached either, and inode numbers are the tree's:
-#: these are options of libfuse 2, and what ``init_with_config()`` sets with libfuse 3.
+#: Options of both versions of libfuse. As in sysfs, content is not cached and inode numbers are the tree's: libfuse 2
+#: has options for these, and with libfuse 3 ``init_with_config()`` sets them.
 _OPTIONS: Final = "entry_timeout=60,attr_timeout=0"
 _OPTIONS_2: Final = f"direct_io,use_ino,big_writes,{_OPTIONS}"
-#: What fusermount is asked for.
+#: The mount options for fusermount.
 _MOUNT_OPTIONS: Final = "fsname=kdamon,subtype=kdamon"
-#: How many requests may wait at a time, as for a command of a kdamond, while others are answered. By default libfuse 3
-#: has ten threads at most; libfuse 2 has no limit.
+#: Maximum number of requests that may wait at a time, such as commands of a kdamond, while others are answered.
+#: libfuse 3 has at most ten threads by default; libfuse 2 has no limit.
 _MOST_THREADS: Final = 1000
 
 
@@ -43,45 +43,45 @@ def _arguments(options: str) -> _fuse_args:
 
 
 def connect(operations: Any, device: int | None = None, directory: str = "") -> Channel:
-    """Make a connection, and mount if no device is given.
+    """Open a connection; mount if no device is given.
 
-    :param operations: as for the packages' class FUSE; names are in latin-1, which gives every byte back as it came.
+    :param operations: as for the packages' class FUSE; names are in latin-1, which preserves every byte.
     :param device: a descriptor of ``/dev/fuse`` that belongs to a mount; :meth:`Channel.close` closes it.
-    :param directory: instead of it, the name of where fusermount is to mount, for a process that may not.
-    :raises OSError: ENOSYS what is missing; EIO libfuse or fusermount refuses; it says why on stderr.
+    :param directory: without a device, the directory's name on which fusermount mounts, for a process without rights.
+    :raises OSError: ENOSYS a requirement is missing; EIO libfuse or fusermount failed; its message is on stderr.
     """
     binding = load_fuse()
     return (_Channel3 if binding.version[0] == 3 else _Channel2)(binding, operations, device, directory)
 
 
 class Channel(ABC):
-    """A connection, to be served and closed once each."""
+    """A connection; :meth:`serve` and :meth:`close` may be called once each."""
 
     def __init__(self, binding: Binding, operations: Any) -> None:
         self._library = binding.module._libfuse
         self._table = _callbacks(binding, operations)
 
     def serve(self) -> None:
-        """Answer requests, in threads of libfuse, until the file system is unmounted.
+        """Answer requests in threads of libfuse until the file system is unmounted.
 
-        :raises OSError: EIO libfuse gave up; it says why on stderr.
+        :raises OSError: EIO libfuse failed; its message is on stderr.
         """
         if self._loop():
-            raise OSError(errno.EIO, "FUSE gave up; it said why on stderr")
+            raise OSError(errno.EIO, "libfuse failed; its message is on stderr")
 
     def connected(self) -> bool:
-        """Return whether the file system is mounted, or in use, still."""
+        """Return whether the file system is still mounted or in use."""
         poll = select.poll()
         poll.register(self._descriptor(), select.POLLERR)
         return not poll.poll(0)
 
     @abstractmethod
     def close(self) -> None:
-        """Close the device; what is mounted still is dead from now on."""
+        """Close the device; every remaining mount is dead from now on."""
 
     @abstractmethod
     def _loop(self) -> int:
-        """Serve; not 0 for an error."""
+        """Serve; return 0, or another number for an error."""
 
     @abstractmethod
     def _descriptor(self) -> int:
@@ -89,25 +89,25 @@ class Channel(ABC):
 
 
 def _callbacks(binding: Binding, operations: Any) -> ctypes.Structure:
-    """``struct fuse_operations`` with those of a package that have an operation here."""
-    # The constructor is what mounts.
+    """``struct fuse_operations`` with those of a package's functions that have an operation here."""
+    # Only the package's constructor would mount.
     served = binding.module.FUSE.__new__(binding.module.FUSE)
     served.operations, served.raw_fi, served.use_ns = operations, False, True
     served.encoding, served.errors = "latin-1", "strict"
-    # mfusepy's own way to set what the operation init_with_config() sets here.
+    # mfusepy sets by itself what the operation init_with_config() sets here.
     served._libfuse2_options_moved_into_libfuse3_config = {}
     table: ctypes.Structure = binding.module.fuse_operations()
     for name, prototype, *_bits in binding.module.fuse_operations._fields_:
-        # Those that have no operation of their name are made of the one without "f".
+        # An operation with "f" in its name (fgetattr) defaults to the one without.
         if hasattr(operations, {"ftruncate": "truncate", "fgetattr": "getattr"}.get(name, name)):
-            # mfusepy has some with the arguments of either version.
+            # mfusepy has some operations with the arguments of either version.
             callback = getattr(served, f"{name}_fuse_{binding.version[0]}", None) or getattr(served, name)
             setattr(table, name, prototype(functools.partial(served._wrapper, callback)))
     return table
 
 
 class _Channel2(Channel):
-    """By libfuse 2."""
+    """A connection through libfuse 2."""
 
     def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
         super().__init__(binding, operations)
@@ -126,7 +126,7 @@ class _Channel2(Channel):
         self._session = ctypes.c_void_p(session)
         if not session:
             library.fuse_chan_destroy(self._channel)
-            raise OSError(errno.EIO, "libfuse refused its options; it said why on stderr")
+            raise OSError(errno.EIO, "libfuse rejected its options; its message is on stderr")
 
     def _loop(self) -> int:
         return int(self._library.fuse_loop_mt(self._session))
@@ -139,7 +139,7 @@ class _Channel2(Channel):
 
 
 def _refused(directory: str) -> OSError:
-    return OSError(errno.EIO, f"cannot mount on {directory}: fusermount refused; it said why on stderr")
+    return OSError(errno.EIO, f"cannot mount on {directory}: fusermount failed; its message is on stderr")
 
 
 _fuse_new = ctypes.CFUNCTYPE(
@@ -149,7 +149,7 @@ _fuse_new = ctypes.CFUNCTYPE(
 
 def _newest_fuse_new(library: ctypes.CDLL) -> Any:
     """``fuse_new()`` with the arguments that it has had since libfuse 2.6."""
-    # The library has it four times, and dlsym() finds the oldest: that one has no version.
+    # The library exports four versions, and dlsym() finds the oldest, which has no symbol version.
     with contextlib.suppress(AttributeError):
         dlvsym = libc().dlvsym
         dlvsym.restype = ctypes.c_void_p
@@ -159,7 +159,7 @@ def _newest_fuse_new(library: ctypes.CDLL) -> Any:
 
 
 class _Channel3(Channel):
-    """By libfuse 3. Functions with a number in the name have one set of arguments in all versions."""
+    """A connection through libfuse 3. Functions with a number in their name keep their arguments in all versions."""
 
     def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
         super().__init__(binding, operations)
@@ -171,10 +171,10 @@ class _Channel3(Channel):
             ctypes.byref(_arguments(options)), ctypes.byref(table), ctypes.c_size_t(ctypes.sizeof(table)), None
         )
         self._session = ctypes.c_void_p(session)
-        # With this name, libfuse takes a mounted device and looks nothing up (fuse_session_mount()).
+        # With this name, libfuse uses the mounted device and looks up no path (fuse_session_mount()).
         where = f"/dev/fd/{device}" if device is not None else directory
         if not session:
-            raise OSError(errno.EIO, "libfuse refused its options; it said why on stderr")
+            raise OSError(errno.EIO, "libfuse rejected its options; its message is on stderr")
         if library.fuse_mount(self._session, os.fsencode(where)):
             library.fuse_destroy(self._session)
             raise _refused(where)

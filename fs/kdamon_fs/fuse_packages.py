@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The packages of this distribution that have what FUSE needs, for messages.
+"""The names of this distribution's packages for FUSE, for messages.
 
-The distribution comes from ``/etc/os-release``. Debian renames packages from release to release, so apt says which of
-the names this release has.
+``/etc/os-release`` identifies the distribution. Debian renames packages between releases, so apt is asked which names
+this release has.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 __all__ = ["Need", "how_to_install"]
 
-#: What can be missing; "libfuse" stands for any version that kdamon can use.
+#: The possible requirements; "libfuse" stands for any version that kdamon can use.
 Need = Literal["libfuse", "libfuse 2", "libfuse 3", "fusermount", "fusermount3"]
 
 #: The command that installs packages, by the ID of os-release.
@@ -55,12 +55,12 @@ _NIX_LIBRARIES: Final[dict[Need, str]] = {
 
 _APT_CACHE: Final = "/usr/bin/apt-cache"
 _APT_LISTS: Final = "/var/lib/apt/lists/*_Packages*"
-#: Seconds that apt may take to look names up: about one, more on a machine that is busy.
+#: Time limit in seconds for apt to look up names: it takes about one, more on a busy machine.
 _PATIENCE: Final = 60
 
 
 def how_to_install(need: Need) -> str:
-    """What to do on this distribution about something that is missing; a sentence without capital and full stop."""
+    """The remedy on this distribution for a missing requirement; a sentence without capital and full stop."""
     distribution = _distribution()
     if distribution == "nixos":
         if library := _NIX_LIBRARIES.get(need):
@@ -84,7 +84,7 @@ def _any_of(names: Sequence[str]) -> str:
 
 
 def _distribution() -> str | None:
-    """The key in the tables of this distribution, or of one that it says it is like; None if there is none."""
+    """This distribution's key in the tables, or that of one named in its ``ID_LIKE``; None if there is none."""
     try:
         release = platform.freedesktop_os_release()
     except OSError:
@@ -95,12 +95,12 @@ def _distribution() -> str | None:
 
 
 def _known_to_apt() -> set[str] | None:
-    """The packages with libfuse that this release has; None if that is unknown."""
-    # Without lists, apt knows of what is installed only.
+    """The packages with libfuse in this release; None if unknown."""
+    # Without package lists, apt knows the installed packages only.
     if not glob.glob(_APT_LISTS):
         return None
     try:
-        # No variable of the caller reaches it: root may have them of another user.
+        # apt runs without the caller's environment, which root may have inherited from another user.
         done = subprocess.run(
             [_APT_CACHE, "pkgnames", "libfuse"],
             env={},

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""sysfs itself: directories, attributes, and what reading and writing them means (``lib/kobject.c``, ``fs/kernfs``).
+"""sysfs: directories and attributes with the kernel's read and write semantics (``lib/kobject.c``, ``fs/kernfs``).
 
-A :class:`kobject` is a directory and its class says which :class:`kobj_attribute` files it has. Nothing here knows what
-the files are for or how the tree gets mounted: :class:`Tree` answers paths, :class:`OpenFile` is an open descriptor.
+A :class:`kobject` is a directory; its class lists its :class:`kobj_attribute` files. This module knows neither the
+purpose of the files nor how the tree is mounted: :class:`Tree` resolves paths, :class:`OpenFile` is an open descriptor.
 
 A path lookup is one dictionary access; numbered directories (:class:`NumberedDirectories`) come into being when
 somebody looks at them, so ``echo 2000 > nr_schemes`` costs nothing.
@@ -44,7 +44,7 @@ class kobj_attribute:
 
     :ivar name: the file's name.
     :ivar show: renders the file's text from its directory.
-    :ivar store: takes what was written into the directory; None makes the file read-only.
+    :ivar store: parses the written text into the directory; None makes the file read-only.
     :ivar since: kernel version that the file came with, None when that is older than those of
         :data:`kdamon_fs.abi.ABI_VERSIONS`.
     """
@@ -56,7 +56,7 @@ class kobj_attribute:
 
     @property
     def mode(self) -> int:
-        """Permission bits that the file is made with."""
+        """Permission bits of the new file."""
         return 0o400 if self.store is None else 0o600
 
 
@@ -66,9 +66,9 @@ class kobj_attribute:
 class kobject:
     """A directory (``struct kobject``).
 
-    :param tree: the tree it will be in; it says which files exist.
-    :ivar removed: no longer in the tree; open files of it answer ENODEV.
-    :ivar hidden: not listed where it is; to be found by its name alone.
+    :param tree: the tree that it will be in; the tree's version decides which files exist.
+    :ivar removed: no longer in the tree; its open files return ENODEV.
+    :ivar hidden: not listed in its parent; reachable by name only.
     """
 
     __slots__ = (
@@ -85,7 +85,7 @@ class kobject:
         self.children: dict[str, kobject] = {}
         self.removed = False
         self.hidden = False
-        #: What chmod() and the like changed, by file name ("" is the directory).
+        #: Changes by chmod(), chown() and utimensat(), by file name ("" is the directory).
         self.iattrs: dict[str, dict[str, int]] | None = None
         self.attributes = tree.attributes_of(type(self))
         #: Inode number of the directory; those of its files follow ``first_file_ino``.
@@ -99,7 +99,7 @@ class kobject:
             self.children[name] = child
 
     def remove(self) -> None:
-        """Mark this directory and all below as gone (``kobject_del()``)."""
+        """Mark this directory and all below it as removed (``kobject_del()``)."""
         self.removed = True
         for child in list(self.children.values()):
             child.remove()
@@ -117,7 +117,7 @@ class kobject:
         return len(self.child_inodes())
 
     def location(self) -> str:
-        """Where this directory is, from the tree's top, without a leading slash."""
+        """The path of this directory from the tree's top, without a leading slash."""
         names = []
         kobj: kobject | None = self
         while kobj is not None and kobj.parent is not None:
@@ -230,7 +230,7 @@ def nr_attribute(name: str) -> kobj_attribute:
 
 @define(slots=True, eq=False)
 class inode:
-    """A path's directory or file, and what ``stat()`` answers for it."""
+    """A path's directory or file, and its ``stat()`` result."""
 
     kobj: kobject
     attribute: kobj_attribute | None
@@ -240,8 +240,7 @@ class inode:
 class OpenFile:
     """An open descriptor of an attribute (``struct kernfs_open_file``).
 
-    The text is rendered when read from the beginning and served from then on; every write is a store of its own,
-    wherever it goes.
+    A read at offset 0 renders the text, which later reads continue; every write is a separate store at any offset.
     """
 
     __slots__ = ("_attribute", "_kobj", "_text")
@@ -256,9 +255,9 @@ class OpenFile:
             raise OSError(errno.ENODEV, "the directory of this file was removed after the file was opened")
 
     def read(self, size: int, offset: int) -> bytes:
-        """At most ``size`` bytes from ``offset``; nothing behind the end.
+        """At most ``size`` bytes from ``offset``; nothing past the end.
 
-        :raises OSError: ENODEV the file is gone; what the file's show raises.
+        :raises OSError: ENODEV the file was removed; the errors of the file's show function.
         """
         self._get_active()
         if offset == 0 or self._text is None:
@@ -267,9 +266,9 @@ class OpenFile:
         return self._text[offset : offset + size]
 
     def write(self, data: bytes) -> int:
-        """Store ``data`` up to its first NUL and return how many bytes were taken: a page at most.
+        """Store ``data`` up to its first NUL and return the number of bytes stored: a page at most.
 
-        :raises OSError: ENODEV the file is gone; EIO it cannot be written; what the file's store raises.
+        :raises OSError: ENODEV the file was removed; EIO it is read-only; the errors of the file's store function.
         """
         self._get_active()
         if not data:
@@ -282,7 +281,7 @@ class OpenFile:
 
 
 class Tree:
-    """A tree of directories and files, addressed by path. Its methods may be called from any thread.
+    """A tree of directories and files, addressed by path. Any thread may call its methods.
 
     :param abi: kernel version, one of :data:`kdamon_fs.abi.ABI_VERSIONS`; files that came later do not exist.
     :raises OSError: EINVAL for an unknown version.
@@ -308,11 +307,11 @@ class Tree:
     # For the directories.
 
     def has(self, since: str | None) -> bool:
-        """Return whether what came with kernel version ``since`` is there."""
+        """Return whether this tree has the files that came with kernel version ``since``."""
         return since is None or since in self._known
 
     def attributes_of(self, cls: type[kobject]) -> dict[str, tuple[int, kobj_attribute]]:
-        """The files of directories of class ``cls``: place and attribute by name."""
+        """The files of directories of class ``cls``: index and attribute by name."""
         attributes = self._attributes.get(cls)
         if attributes is None:
             present = [attribute for attribute in cls.default_attributes if self.has(attribute.since)]
@@ -321,7 +320,7 @@ class Tree:
         return attributes
 
     def take_inodes(self, nr: int) -> int:
-        """The first of ``nr`` inode numbers that nothing else gets."""
+        """The first of ``nr`` consecutive unused inode numbers."""
         with self._inodes_lock:
             first = self._inodes
             self._inodes += nr
@@ -331,7 +330,7 @@ class Tree:
     def trylock(self) -> Iterator[None]:
         """Hold the tree's lock (``damon_sysfs_lock``).
 
-        :raises OSError: EBUSY somebody else holds it.
+        :raises OSError: EBUSY another thread holds it.
         """
         if not self.acquire():
             raise OSError(errno.EBUSY, "another command is being handled; try again")
@@ -341,16 +340,16 @@ class Tree:
             self._lock.release()
 
     def acquire(self, timeout: float = 0.0) -> bool:
-        """Take the tree's lock if it gets free within ``timeout`` seconds; :meth:`release` it then."""
+        """Try for ``timeout`` seconds to take the tree's lock; :meth:`release` it then."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give the tree's lock back."""
+        """Release the tree's lock."""
         self._lock.release()
 
     def forget_paths(self) -> None:
-        """Let every path be looked up anew: directories came or went."""
-        # A new dictionary: a lookup that is still going on puts its result into the old one.
+        """Drop the cached path lookups, after directories were added or removed."""
+        # A new dictionary: a lookup in progress stores its result in the old one.
         self._paths = {}
 
     # For the users.
@@ -405,7 +404,7 @@ class Tree:
         return {**fixed, "st_uid": 0, "st_gid": 0, **times, **changed}
 
     def getattr(self, path: str) -> dict[str, int]:
-        """What ``stat()`` answers for ``path``: fields by name, times in nanoseconds. Not to be changed.
+        """The ``stat()`` result for ``path``: fields by name, times in nanoseconds. The caller must not change it.
 
         :raises OSError: ENOENT, ENOTDIR.
         """
@@ -470,7 +469,7 @@ class Tree:
         return self.open(path, os.O_RDONLY).read(PAGE_SIZE, 0)
 
     def write(self, path: str, data: bytes) -> int:
-        """Write ``data`` to the file ``path`` in one call; returns how many bytes were taken.
+        """Write ``data`` to the file ``path`` in one call; return the number of bytes stored.
 
         :raises OSError: as :meth:`open` and :meth:`OpenFile.write`.
         """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The parameters of DAMON's modules, as in ``/sys/module/damon_*/parameters`` (``kernel/params.c``).
 
-``/module/damon_stat/parameters`` and so on in the tree. The parameters ``monitor_pids`` and ``monitor_cgroup`` are
-kdamon's own; they are there whatever kernel version the tree shows, because nothing is monitored without them. So are
-the results about memory that is mostly unknown, which are there where the tree shows the newest version.
+In the tree, ``/module/damon_stat/parameters`` and so on. The parameters ``monitor_pids`` and ``monitor_cgroup`` are
+kdamon's own; a tree of any kernel version has them, because nothing is monitored without them. The results about mostly
+unknown memory are kdamon's own, too; only a tree of the newest version has them.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ def _bool(name: str, since: str | None = None) -> kobj_attribute:
 
 
 def _result(name: str, get: Callable[[Any], object], since: str | None = None) -> kobj_attribute:
-    """A parameter that shows what ``get`` finds in the module."""
+    """A read-only parameter; ``get`` computes it from the module."""
     return kobj_attribute(name, lambda params: f"{get(params.module)}\n", since=since)
 
 
 def _stats(field: str, tried: str, applied: str, exceeds: str) -> tuple[kobj_attribute, ...]:
     """The statistics of a scheme (``DEFINE_DAMON_MODULES_DAMOS_STATS_PARAMS()``).
 
-    :param field: of the module, where they are.
-    :param tried: the name of what was tried; likewise ``applied`` and ``exceeds``.
+    :param field: the module's field that holds them.
+    :param tried: the file name part for tried regions; likewise ``applied`` and ``exceeds``.
     """
     names = {
         f"nr_{tried}": "nr_tried",
@@ -78,7 +78,7 @@ def _doing(params: _module_params, name: str, do: Callable[[], None]) -> None:
     try:
         do()
     except OSError as error:
-        # Whoever wrote it gets to see a number at most.
+        # The writer receives the errno only.
         log.warning("%s: %s: %s", params.module.name, name, error.strerror)
         raise
 
@@ -107,7 +107,7 @@ def _monitor_pids_store(params: _module_params, text: str) -> None:
     words = text.removesuffix("\n")
     pids = tuple(kstrtoint(word) for word in words.split(",")) if words else ()
     if any(pid <= 0 for pid in pids):
-        raise OSError(errno.EINVAL, f"{text[:40]!r} is no list of process numbers")
+        raise OSError(errno.EINVAL, f"{text[:40]!r} is not a list of process numbers")
     params.module.monitor_pids = pids
 
 
@@ -194,8 +194,8 @@ class _damon_lru_sort_params(_module_params):
 class ModuleParams(kobject):
     """A directory of modules (``/sys/module``).
 
-    :param machine: tells where processes are found.
-    :param clock: of the modules' contexts, None the real one.
+    :param machine: returns the machine whose processes are monitored.
+    :param clock: the clock of the modules' contexts; None is the real one.
     :ivar modules: the modules.
     """
 

@@ -2,22 +2,21 @@
 """The tree in the file system, through FUSE.
 
 * :func:`mount_tree` ``(tree, mountpoint, ready=None)`` mounts a tree that :func:`kdamon_fs.sysfs.damon_sysfs_init` made
-  and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``: what a command does in the foreground.
+  and serves it until SIGINT, SIGTERM, SIGHUP or ``umount``, in the foreground.
 * :class:`MountedTree` ``(tree, mountpoint)`` is a context manager that serves in the background.
 
-Both stop all kdamonds when they end and leave no mount behind, also when the process is killed: another one unmounts
-then. Where that was killed, too, the mount point says "Transport endpoint is not connected" until the next one cleans
-it up. Raised everywhere: :class:`OSError` with one sentence
-on what is missing and what to do.
+Both stop all kdamonds and unmount the tree when they end. If the process is killed, a second process unmounts. If that
+one is killed, too, accesses to the mount point fail with ENOTCONN until the next mount there cleans it up. All errors
+are :class:`OSError` with one sentence: the problem and the remedy.
 
-Where a mount differs from the kernel's own tree:
+A mount differs from the kernel's own tree in these points:
 
 * a second write to the same file waits until the first is done (the kernel's FUSE takes the file's lock), where the
-  kernel's tree answers EBUSY; any other file of the tree answers EBUSY as it should
+  kernel's tree returns EBUSY; any other file of the tree returns EBUSY as in the kernel
   (docs/deviations.md#a-second-command-waits-in-fuse);
-* users other than the one who mounted it get EACCES for everything, where root's tree lets them list directories
+* all users except the mounting one get EACCES for everything, where the kernel's tree lets them list directories
   (docs/deviations.md#the-tree-is-its-users-alone);
-* ``fstat()`` of a file whose directory was removed says ENOENT, where the kernel's says that it has no links
+* ``fstat()`` of a file whose directory was removed fails with ENOENT, where the kernel reports a link count of 0
   (docs/deviations.md#removed-directories).
 """
 
@@ -60,7 +59,7 @@ _Answer = TypeVar("_Answer")
 #: Signals that end :func:`mount_tree`.
 _END_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-#: How often to look whether a signal came, and how long the tree's end may take, seconds.
+#: Seconds between checks for a signal, and the time limit for the tree's end.
 _POLL: Final = 0.1
 _END_TIMEOUT: Final = 2.0
 
@@ -68,7 +67,7 @@ _END_TIMEOUT: Final = 2.0
 _UTIME_NOW: Final = (1 << 30) - 1
 _UTIME_OMIT: Final = (1 << 30) - 2
 
-#: What a tree may answer. Any other error comes from a bug and becomes EIO.
+#: The errnos that a tree may return. Any other error comes from a bug and becomes EIO.
 _ANSWERS: Final = frozenset(
     {
         errno.EACCES,
@@ -96,9 +95,9 @@ _ANSWERS: Final = frozenset(
 def _guarded(
     operation: Callable[Concatenate[_operations, _Arguments], _Answer],
 ) -> Callable[Concatenate[_operations, _Arguments], _Answer]:
-    """Make EIO and a line in the log of every exception of an operation that is no answer of the tree.
+    """Turn every unexpected exception of an operation into EIO and a log line.
 
-    libfuse's Python packages would make EINVAL of it, or leave a dead mount.
+    libfuse's Python packages would return EINVAL, or leave a dead mount.
     """
 
     @functools.wraps(operation)
@@ -108,9 +107,9 @@ def _guarded(
         except OSError as error:
             if error.errno in _ANSWERS:
                 raise
-            log.exception("%s of %s failed for a reason that is no answer", operation.__name__, arguments[0])
+            log.exception("%s of %s failed with an unexpected error", operation.__name__, arguments[0])
         except BaseException:
-            # Also SystemExit.
+            # This includes SystemExit.
             log.exception("%s of %s failed by an internal error", operation.__name__, arguments[0])
         raise OSError(errno.EIO, "internal error, see the log")
 
@@ -118,7 +117,7 @@ def _guarded(
 
 
 class _operations:
-    """The FUSE operations, under the names that the packages look for; the kernel answers those that are absent."""
+    """The FUSE operations, under the names that the packages expect; the kernel handles the absent ones."""
 
     use_ns = True
 
@@ -129,7 +128,7 @@ class _operations:
         self._handles = itertools.count(1)
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
-        """What fusepy calls; mfusepy calls the operations themselves."""
+        """Dispatch an operation for fusepy; mfusepy calls the operations directly."""
         return getattr(self, operation)(*arguments)
 
     @_guarded
@@ -138,7 +137,7 @@ class _operations:
 
     @_guarded
     def init_with_config(self, _connection: Any, config: Any) -> None:
-        """What mfusepy calls instead: libfuse 3 has ``struct fuse_config`` for what were options."""
+        """Initialize for mfusepy: libfuse 3 replaces some options by ``struct fuse_config``."""
         config.direct_io = config.use_ino = 1
         self.mounted.set()
 
@@ -188,7 +187,7 @@ class _operations:
     def utimens(self, path: str, times: tuple[int, int]) -> None:
         now = time.time_ns()
         given = {"st_atime": times[0], "st_mtime": times[1]}
-        # libfuse 3 passes the kernel's requests on; libfuse 2 puts a time in their place.
+        # libfuse 3 passes UTIME_NOW and UTIME_OMIT on; libfuse 2 replaces them by a time.
         chosen = {name: now if when == _UTIME_NOW else when for name, when in given.items() if when != _UTIME_OMIT}
         self._tree.setattr(path, **chosen)
 
@@ -202,17 +201,17 @@ class _operations:
 
     @_guarded
     def create(self, path: str, *_arguments: object) -> int:
-        raise OSError(errno.EACCES, f"{path} cannot be created: files come with their directories")
+        raise OSError(errno.EACCES, f"{path} cannot be created: each directory has a fixed set of files")
 
     @_guarded
     def _refuse(self, path: str, *_arguments: object) -> None:
-        raise OSError(errno.EPERM, f"{path} cannot be made or removed: nr_* files say which directories there are")
+        raise OSError(errno.EPERM, f"{path} cannot be created or removed: write their number to the nr_* file")
 
     mkdir = rmdir = unlink = rename = link = symlink = mknod = _refuse
 
 
 def _check_unused(point: MountPoint) -> None:
-    """Refuse to hide a tree that is in use: another kdamon's, or the machine's own."""
+    """Refuse to cover a tree that is in use: another kdamon's, or the kernel's."""
     containing = mount_of(point.directory)
     if containing is None:
         return
@@ -228,9 +227,9 @@ def _check_unused(point: MountPoint) -> None:
 class MountedTree:
     """A tree that is mounted and served in the background, by threads of this process.
 
-    :param tree: it is shut down at the end.
-    :param mountpoint: an existing directory; it is looked up once (:mod:`kdamon_fs.mount_point`).
-    :param private: this process is in a mount namespace made for it, so anything may be hidden.
+    :param tree: the tree; it is shut down at the end.
+    :param mountpoint: an existing directory; its name is resolved once (:mod:`kdamon_fs.mount_point`).
+    :param private: this process has its own mount namespace, so the mount may cover any directory.
     :raises OSError: ENOENT the mount point's name is empty.
     """
 
@@ -247,9 +246,9 @@ class MountedTree:
         self._thread = threading.Thread(target=lambda: None)
 
     def start(self) -> None:
-        """Mount and serve; returns when the tree can be used.
+        """Mount and serve; return when the tree can be used.
 
-        :raises OSError: what is in the way, and what to do.
+        :raises OSError: the problem and the remedy.
         """
         load_fuse()
         if lack := device_lack():
@@ -270,7 +269,7 @@ class MountedTree:
             self._ending = ending.pop_all()
 
     def _start_at(self, point: MountPoint, ending: contextlib.ExitStack) -> None:
-        """Mount by descriptors: what is served already becomes visible, so that no process ever waits for it."""
+        """Mount by descriptors: serve first, then attach the mount, so that no process waits for an answer."""
         device = open_device()
         settings = {"source": "kdamon", "subtype": "kdamon", "fd": str(device), "rootmode": f"{stat.S_IFDIR:o}"}
         settings |= {"user_id": str(os.getuid()), "group_id": str(os.getgid())}
@@ -288,11 +287,11 @@ class MountedTree:
                 ending.callback(leftovers.forget)
             point.attach(root)
         finally:
-            # Without this, umount(8) would find it in use.
+            # An open descriptor would make umount(8) fail with EBUSY.
             os.close(root)
 
     def _start_by_helper(self, ending: contextlib.ExitStack) -> None:
-        """Let fusermount mount; it looks the name up with the rights of its user."""
+        """Let fusermount mount; it resolves the name with the rights of its user."""
         target = os.path.realpath(self.mountpoint)
         leftovers = Leftovers("mount", target)
         ending.callback(leftovers.forget)
@@ -300,12 +299,12 @@ class MountedTree:
         self._serve(connect(self._operations, directory=target))
 
     def _serve(self, channel: Channel) -> None:
-        """Start to serve, and wait until the kernel's first request is answered."""
+        """Start serving, and wait until the kernel's first request is answered."""
         self._thread = threading.Thread(target=self._answer, args=(channel,), name="kdamon-fuse", daemon=True)
         self._thread.start()
         while not self._operations.mounted.wait(0.02):
             if not self._thread.is_alive():
-                raise OSError(errno.EIO, f"FUSE could not serve {self.mountpoint}; it said why on stderr")
+                raise OSError(errno.EIO, f"libfuse could not serve {self.mountpoint}; its message is on stderr")
 
     def _answer(self, channel: Channel) -> None:
         try:
@@ -313,7 +312,7 @@ class MountedTree:
         except OSError as error:
             log.error("%s: %s", self.mountpoint, error.strerror)
         finally:
-            # Before the connection ends, while what is mounted cannot be taken for another one.
+            # Before the connection ends: until then the mount cannot be mistaken for another one.
             connected = channel.connected()
             if connected:
                 self._try_unmount()
@@ -325,11 +324,11 @@ class MountedTree:
                     self._unmount_dead()
 
     def alive(self) -> bool:
-        """Return whether the tree is still served; not so after somebody unmounted it."""
+        """Return whether the tree is still served; it is not once it was unmounted."""
         return self._thread.is_alive()
 
     def wait(self, seconds: float) -> None:
-        """Return when the tree is not served any more, or after ``seconds``."""
+        """Wait until the tree is not served any more, at most ``seconds``."""
         self._thread.join(seconds)
 
     def stop(self) -> None:
@@ -345,7 +344,7 @@ class MountedTree:
         try:
             self._unmount()
         except OSError as error:
-            log.warning("%s stays mounted, and every use of it will fail: %s", self.mountpoint, error.strerror)
+            log.warning("%s stays mounted, and every access to it will fail: %s", self.mountpoint, error.strerror)
             return False
         return True
 
@@ -361,10 +360,10 @@ class MountedTree:
 
 @contextlib.contextmanager
 def _end_signals() -> Iterator[list[int]]:
-    """Collect the signals that are to end the tree; further ones cannot disturb its end.
+    """Collect the signals that end the tree; further ones cannot interrupt its end.
 
-    Handlers, not a mask: numpy's library has threads that block no signal, and one of them would get it. What is
-    ignored, as with nohup, stays so.
+    Handlers, not a mask: numpy's library has threads that block no signal, and the kernel would deliver it to one of
+    them. Ignored signals, as with nohup, stay ignored.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in _END_SIGNALS}
@@ -379,13 +378,13 @@ def _end_signals() -> Iterator[list[int]]:
 
 
 def mount_tree(tree: SysfsTree, mountpoint: str | os.PathLike[str], ready: Callable[[], None] | None = None) -> None:
-    """Mount ``tree`` and serve it until SIGINT, SIGTERM or SIGHUP comes, or somebody unmounts it.
+    """Mount ``tree`` and serve it until SIGINT, SIGTERM or SIGHUP comes, or until it is unmounted.
 
-    To be called in the main thread. The kdamonds are stopped and nothing stays mounted when it returns.
+    Only for the main thread. When it returns, the kdamonds are stopped and nothing stays mounted.
 
     :param mountpoint: an existing directory.
     :param ready: called once the tree can be used.
-    :raises OSError: what is in the way, and what to do.
+    :raises OSError: the problem and the remedy.
     """
     raise_file_limit()
     with _end_signals() as came, MountedTree(tree, mountpoint) as mounted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What mounting the tree takes, tried or looked at before: libfuse would only say that it failed."""
+"""Checks the requirements of a mount before libfuse is called, which would not report the reason of a failure."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["check_may_mount", "check_may_unshare", "mounts_by_helper", "refusal_
 
 
 def check_may_mount() -> None:
-    """Look whether this process, or fusermount for it, may mount; OSError EPERM what is missing and what to do."""
+    """Check that this process, or fusermount for it, may mount; else OSError EPERM with problem and remedy."""
     if not owns_mount_namespace():
         raise OSError(
             errno.EPERM,
-            "mounting needs a mount namespace that belongs to this user namespace, and this one belongs to one above; "
-            "make one, as by 'unshare -Urm' instead of 'unshare -Ur', or run kdamon outside",
+            "mounting needs a mount namespace of this user namespace, and the present one belongs to a parent; "
+            "create one ('unshare -Urm' instead of 'unshare -Ur'), or run kdamon outside",
         )
     if not mounts_by_helper():
         return
-    # The helper gives root nothing, and PATH may be another user's.
+    # root does not need fusermount, and root's PATH may contain another user's directories.
     if os.geteuid() == 0:
         raise refusal("mounting needs", "mount()", "CAP_SYS_ADMIN", where=OWN)
     fusermount = fusermount_of_binding()
@@ -39,23 +39,23 @@ def check_may_mount() -> None:
 
 
 def mounts_by_helper() -> bool:
-    """Return whether this process may not mount, so that fusermount has to."""
+    """Return whether only fusermount can mount for this process, which may not itself."""
     return bool(missing_capability("CAP_SYS_ADMIN"))
 
 
 def refusal_to_mount(number: int) -> OSError:
-    """The reason why the kernel answered ``number``, EPERM or ENOSYS, to a process that may mount; and what to do."""
+    """The error, with remedy, after a privileged process got the errno ``number``, EPERM or ENOSYS, from a mount."""
     if number == errno.ENOSYS:
         return OSError(number, f"mounting needs fsopen(); {needs_linux('5.2')}")
     return refusal("mounting needs", "fsopen()", "CAP_SYS_ADMIN", where=OWN)
 
 
 def check_may_unshare() -> None:
-    """Look whether this process may make a mount namespace; OSError EPERM what is missing and what to do."""
+    """Check that this process may create a mount namespace; else OSError EPERM with problem and remedy."""
     if missing_capability("CAP_SYS_ADMIN"):
         raise refusal_to_unshare()
 
 
 def refusal_to_unshare() -> OSError:
-    """The reason why no mount namespace can be made, and what to do about it."""
+    """The error, with remedy, where no mount namespace can be created."""
     return refusal("a mount namespace of its own needs", "unshare()", "CAP_SYS_ADMIN", where=OWN)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A directory to mount on, which users may move, replace and link while root mounts and unmounts.
+"""A directory to mount on, safe against users that move, replace or link it while root mounts and unmounts.
 
-:class:`MountPoint` ``(name)`` looks its name up once and keeps a descriptor: what is mounted later is on that very
-directory, wherever it is by then, or nowhere. What is unmounted is the mount that was made, and never another one.
+:class:`MountPoint` ``(name)`` resolves its name once and keeps a descriptor: a later mount is attached to that very
+directory, wherever it was moved, or fails. It unmounts only its own mount.
 
-Links are not followed where other users may replace them.
+It follows no links that other users may replace.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["MountPoint"]
 
 log = logging.getLogger("kdamon")
 
-#: How many mounts of killed predecessors may lie on one another.
+#: Maximum number of stacked mounts of killed predecessors.
 _MOST_DEAD: Final = 16
 
 
 class MountPoint:
-    """An existing directory, kept open; dead mounts of killed predecessors are unmounted from it.
+    """An existing directory, kept open. The constructor unmounts dead mounts of killed predecessors.
 
-    :param name: where it is; relative names start at the working directory.
-    :raises OSError: ENOENT, ENOTDIR, ELOOP, EBUSY why nothing can be mounted there.
-    :ivar name: the same, for sentences.
+    :param name: its path; a relative one starts at the working directory.
+    :raises OSError: ENOENT, ENOTDIR, ELOOP, EBUSY nothing can be mounted there.
+    :ivar name: the same, for messages.
     :ivar directory: its descriptor (O_PATH).
     """
 
@@ -52,7 +52,7 @@ class MountPoint:
             finally:
                 self.close()
         else:
-            raise OSError(errno.EBUSY, f"cannot mount on {name}: others leave dead mounts there again and again")
+            raise OSError(errno.EBUSY, f"cannot mount on {name}: other processes repeatedly leave dead mounts there")
         self._last = _last_name(self.directory, name)
         if not self._last:
             self.close()
@@ -65,28 +65,28 @@ class MountPoint:
             raise OSError(error.errno, f"cannot mount on {self.name}: {error.strerror}") from None
 
     def close(self) -> None:
-        """Let go of the directory; may be repeated."""
+        """Close the directory; may be repeated."""
         if self.directory >= 0:
             os.close(self.directory)
             self.directory = -1
 
     def warn_of_others(self) -> None:
-        """Log which user may lead programs that use the tree by its name to something else."""
+        """Log which user may redirect programs that use the tree by its name."""
         found = replaceable(self.directory)
         if found is not None:
             place, user = found
             log.warning(
-                "%s: %s may replace %s, and programs that use the tree by its name then find something else; choose a "
-                "directory that only root may replace, such as one in /run",
+                "%s: %s may replace %s and so redirect programs that use the tree by name; choose a directory that "
+                "only root may replace, such as one in /run",
                 self.name,
                 user,
                 place,
             )
 
     def attach(self, root: int) -> None:
-        """Mount what was made as ``root``, of which nothing is looked at.
+        """Attach the mount ``root`` without accessing its content.
 
-        :raises OSError: ENOENT the directory was removed; EBUSY something else was mounted there meanwhile.
+        :raises OSError: ENOENT the directory was removed; EBUSY another file system was mounted there meanwhile.
         """
         below = mount_number(self.directory)
         try:
@@ -97,20 +97,20 @@ class MountPoint:
         if entry is None or entry.parent != below:
             with contextlib.suppress(OSError):
                 detach(root)
-            raise OSError(errno.EBUSY, f"cannot mount on {self.name}: something else was mounted there meanwhile")
+            raise OSError(errno.EBUSY, f"cannot mount on {self.name}: another file system was mounted there meanwhile")
         self._number, self._device = entry.number, entry.device
 
     def detach(self) -> None:
-        """Unmount what :meth:`attach` mounted, if it is there still; only while the file system lives.
+        """Unmount what :meth:`attach` mounted, if it is still there; only while the file system is served.
 
-        :raises OSError: why it stays.
+        :raises OSError: it stays mounted; the reason.
         """
         self._detach(lambda _root: True)
 
     def detach_dead(self) -> None:
-        """Unmount what :meth:`attach` mounted, if it is there still and dead: it may be another kdamon's by now.
+        """Unmount what :meth:`attach` mounted, if it is still there and dead: it may be another kdamon's by now.
 
-        :raises OSError: why it stays.
+        :raises OSError: it stays mounted; the reason.
         """
         self._detach(_is_dead)
 
@@ -119,7 +119,7 @@ class MountPoint:
         if root is None:
             return
         try:
-            # A number is used again, and so is a device, but not while its file system is there.
+            # The kernel reuses mount and device numbers, but not while their file system exists.
             entry = mount_of(root)
             if entry is not None and entry.device == self._device and wanted(root):
                 detach(root)
@@ -134,18 +134,18 @@ class MountPoint:
             else:
                 detach(self.directory)
         except OSError as error:
-            reason = f"a kdamon that was killed left its mount there, and it cannot be unmounted: {error.strerror}"
+            reason = f"the mount of a killed kdamon is there and cannot be unmounted: {error.strerror}"
             raise OSError(error.errno, f"cannot mount on {self.name}: {reason}") from None
 
     def _refusal(self, error: OSError) -> OSError:
-        # The kernel says EINVAL of a directory in no mount of this namespace, which was unmounted since.
+        # EINVAL: the directory is in no mount of this namespace any more, because its file system was unmounted.
         removed = error.errno in (errno.ENOENT, errno.EINVAL)
         reason = "it was removed meanwhile" if removed else (error.strerror or "").rpartition(": ")[2]
         return OSError(errno.ENOENT if removed else error.errno, f"cannot mount on {self.name}: {reason}")
 
 
 def _is_dead(directory: int) -> bool:
-    """Return whether a directory is the root of a tree that is not served any more."""
+    """Return whether a directory is the root of a tree that no process serves any more."""
     try:
         os.fstat(directory)
     except OSError as error:
@@ -155,10 +155,10 @@ def _is_dead(directory: int) -> bool:
 
 
 def _last_name(directory: int, name: str) -> str:
-    """What a directory is called in its parent."""
+    """The name of a directory in its parent."""
     try:
         return os.path.basename(os.readlink(f"/proc/self/fd/{directory}"))
     except OSError:
-        # Longer paths than the kernel shows leave the name that was given.
+        # For paths longer than the kernel shows, keep the given name.
         last = os.path.basename(name.rstrip("/"))
         return "" if last in (".", "..") else last

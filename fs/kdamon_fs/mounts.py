@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The system calls on mounts and namespaces that Python has no function for."""
+"""System calls for mounts and namespaces without a function in Python's standard library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _CLONE_NEWNS: Final = 0x20000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
-#: Inode numbers that the first mount namespace of a machine can have, by kernel version.
+#: Inode numbers of a machine's first mount namespace; they depend on the kernel version.
 _FIRST_MOUNT_NAMESPACES: Final = (4026531832, 4026531840, 4026531841)
 
 _FSOPEN_CLOEXEC: Final = 1
@@ -78,13 +78,13 @@ def umount(target: str, flags: int = 0) -> None:
 
 
 def make_mount(fstype: str, settings: dict[str, str]) -> int:
-    """Make a mount that is nowhere yet, without programs that change user and without devices.
+    """Create a detached mount with ``nosuid`` and ``nodev``.
 
-    It ends when its descriptor is closed before :func:`attach_mount`.
+    It ends if its descriptor is closed before :func:`attach_mount`.
 
     :param settings: the options of the file system.
     :returns: the descriptor of its root.
-    :raises OSError: EPERM, ENOSYS what is missing; or as the system calls.
+    :raises OSError: EPERM, ENOSYS a requirement is missing; or as the system calls.
     """
     what = f"cannot make a mount of type {fstype}"
     context = syscall(NR_FSOPEN, fstype.encode(), _FSOPEN_CLOEXEC)
@@ -103,7 +103,7 @@ def make_mount(fstype: str, settings: dict[str, str]) -> int:
 
 
 def attach_mount(root: int, directory: int) -> None:
-    """Attach a mount of :func:`make_mount` to a directory; both are descriptors, so that no name is looked up.
+    """Attach a mount of :func:`make_mount` to a directory; both are descriptors, so that no name is resolved.
 
     :raises OSError: as ``move_mount(2)``; ENOENT the directory was removed.
     """
@@ -111,10 +111,10 @@ def attach_mount(root: int, directory: int) -> None:
 
 
 def unshare_mount_namespace() -> None:
-    """Give this process a mount namespace of its own, from which nothing gets out.
+    """Give this process its own mount namespace, whose mounts do not propagate to others.
 
-    What others unmount is unmounted there, too, where the machine's mounts are shared: otherwise it would stay in use.
-    Only for a process that has one thread.
+    Where the machine's mounts are shared, unmounts outside propagate into it; otherwise they would stay in use.
+    Only for a process with one thread.
 
     :raises OSError: EPERM without the capability CAP_SYS_ADMIN.
     """
@@ -126,7 +126,7 @@ def unshare_mount_namespace() -> None:
 
 
 def private_mount_namespace() -> bool:
-    """Return whether this process is in another mount namespace than the machine's first process."""
+    """Return whether this process is not in the mount namespace of the machine's first process."""
     own = os.readlink("/proc/self/ns/mnt")
     try:
         return own != os.readlink("/proc/1/ns/mnt")
@@ -144,7 +144,7 @@ def set_parent_death_signal(number: signal.Signals) -> None:
 
 
 def set_child_subreaper(wanted: bool) -> None:
-    """Become the parent of descendants whose own parents end, or stop becoming it.
+    """Adopt descendants whose parents end, or stop adopting them.
 
     :raises OSError: as ``prctl(2)``.
     """

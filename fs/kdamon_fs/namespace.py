@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Running a command that finds the tree at the kernel's places, ``/sys/kernel/mm/damon`` and ``/sys/module/damon_*``.
+"""Runs a command that sees the tree at the kernel's paths, ``/sys/kernel/mm/damon`` and ``/sys/module/damon_*``.
 
 :func:`run_in_namespace` ``(argv, abi, machine) -> int`` gives this process a private mount namespace, mounts the tree
-there and runs a command in it; nothing of that is visible to any other process of the machine.
+there and runs a command in it; other processes of the machine see none of these mounts.
 
-* The machine's own DAMON cannot be reached by those places, also once the tree is gone (:mod:`kdamon_fs.places`).
-* damo does not start without a tracefs; one is mounted where none is. Its cache is apart (:mod:`kdamon_fs.damo`).
-* The first ``perf`` on the command's PATH knows DAMON's events as kdamon serves them, which ``damo record`` asks for
+* The command cannot reach the kernel's DAMON through these paths, not even once the tree has ended
+  (:mod:`kdamon_fs.places`).
+* damo does not start without a tracefs; one is mounted if there is none. damo has a separate cache
+  (:mod:`kdamon_fs.damo`).
+* The first ``perf`` on the command's PATH records DAMON's events from kdamon, for ``damo record``
   (:mod:`kdamon_fs.perf_standin`).
-* When this process is killed, the command is too (SIGKILL), and what was made for damo's cache goes; the namespace
-  ends with the last process in it.
+* If this process is killed, so is the command (SIGKILL), and the separate cache is removed; the namespace ends with the
+  last process in it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "run_in_namespace"]
 
 log = logging.getLogger("kdamon")
 
-#: Where the events are served, and the directory of the ``perf`` that asks for them.
+#: The socket of the event server, and the directory of the ``perf`` that connects to it.
 _EVENTS_SOCKET: Final = f"{OWN_DIRECTORY}/events"
 _PROGRAMS: Final = f"{OWN_DIRECTORY}/bin"
 
@@ -63,19 +65,19 @@ _FORWARDED: Final = (
     signal.SIGUSR2,
 )
 
-#: siginfo's si_code of a signal that the kernel sent: a terminal, which sends it to the command as well.
+#: siginfo's si_code of a signal from the kernel: it comes from a terminal, which signals the command as well.
 _SI_KERNEL: Final = 0x80
 
-#: Exit statuses of a shell for a command that is not there, and for one that cannot be run.
+#: Exit statuses of a shell for a command that does not exist, and for one that cannot be run.
 _NOT_FOUND: Final = 127
 _NOT_RUNNABLE: Final = 126
 
 
 def _put_modules_in_place(names: Sequence[str]) -> None:
-    """Show the parameters of the modules ``names`` of the tree, which is served already, where the kernel has them.
+    """Bind the parameters of the tree's modules ``names`` to the kernel's paths; the tree is served already.
 
-    Only for a process that does not serve the tree. The one that serves it must never look into it: killed while it
-    waits for its own answer, it would keep the FUSE device open, and with it the request that cannot be interrupted.
+    Only for a process that does not serve the tree. The serving process must never access the tree: killed while it
+    waits for its own answer, it would keep the FUSE device open, and with it the uninterruptible request.
     """
     for name in names:
         source = os.path.join(DAMON_DIRECTORY, "module", name)
@@ -84,32 +86,32 @@ def _put_modules_in_place(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _modules_removed(names: Sequence[str]) -> Iterator[None]:
-    """At the end, unmount what :func:`_put_modules_in_place` mounted; that does not look into the tree."""
+    """At the end, unmount what :func:`_put_modules_in_place` mounted; this does not access the tree."""
     try:
         yield
     finally:
         for name in names:
-            # The tree does not end as long as a part of it is mounted anywhere; the command may have unmounted this.
+            # The tree does not end while a part of it is mounted anywhere; the command may have unmounted this part.
             with contextlib.suppress(OSError):
                 umount(os.path.join(MODULE_DIRECTORY, name), MNT_DETACH)
 
 
 def _install_perf() -> None:
-    """Put the stand-in for perf where the command will find it first."""
+    """Install the stand-in for perf in the first directory of the command's PATH."""
     os.mkdir(_PROGRAMS, 0o755)
     words = (sys.executable, "-I", "-S", perf_standin.__file__, _EVENTS_SOCKET, _PROGRAMS)
     path = f"{_PROGRAMS}/perf"
     with open(path, "xb") as script:
-        # Not the interpreter in the first line: that has a limit, and no way to quote.
+        # The interpreter line ("#!") has a length limit and no quoting, so a shell starts the interpreter.
         script.write(b'#!/bin/sh\nexec %s "$@"\n' % os.fsencode(shlex.join(words)))
     os.chmod(path, 0o755)
 
 
 def _find_directory_again() -> None:
-    """Go to the working directory by its name: it may be the machine's, below what is mounted there by now.
+    """Change to the working directory by name: the open one may be the machine's, below the new mounts.
 
-    Where another user can change what the name stands for, the command begins where kdamon did: no place of the tree is
-    below such a directory, and a file system of that user need not answer.
+    Where another user can redirect the name, the command starts in kdamon's working directory: the tree is not below
+    such a directory, and a file system of that user may never answer.
 
     :raises OSError: ENOTDIR there is no such directory in the namespace.
     """
@@ -123,14 +125,14 @@ def _find_directory_again() -> None:
     except UntrustedError:
         return
     except OSError as error:
-        sentence = f"the working directory, {directory}, is none in the tree ({error.strerror})"
+        sentence = f"the working directory, {directory}, does not exist in the tree ({error.strerror})"
         raise OSError(errno.ENOTDIR, sentence) from error
 
 
 class _command:
-    """A command that is forked now, while this process has one thread, and started later.
+    """A command, forked while this process has one thread, and started later.
 
-    What has to be done in the served tree before the command runs, its process does.
+    The forked process itself prepares the served tree before it becomes the command.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class _command:
         try:
             os.close(self._go)
             set_parent_death_signal(signal.SIGKILL)
-            # Without the byte the parent failed or is dead already.
+            # Without the byte, the parent failed or is dead.
             if os.getppid() == parent and os.read(self._go_read, 1):
                 signal.pthread_sigmask(signal.SIG_SETMASK, self._signals)
                 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -175,7 +177,7 @@ class _command:
                     fill_damo_cache()
                 os.execvp(self._argv[0], self._argv)
         except (OSError, ValueError) as error:
-            # The name that is empty is a ValueError; a shell does not find it.
+            # An empty name raises ValueError; a shell reports it as not found.
             known = error if isinstance(error, OSError) else OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             status = _NOT_FOUND if known.errno == errno.ENOENT else _NOT_RUNNABLE
             os.write(self._failed, os.fsencode(known.strerror or str(known)))
@@ -194,14 +196,14 @@ class _command:
         os.waitpid(self.pid, 0)
 
     def wait(self) -> int:
-        """Wait for its end and pass signals on to it until then; returns the status as a shell does.
+        """Wait for its end, pass signals on to it until then, and return the status as a shell does.
 
-        The signals have to be blocked.
+        The caller blocks the signals.
         """
         while True:
             number, status = os.waitpid(self.pid, os.WNOHANG)
             if number:
-                # Only now: where its program is may not answer, and signals end it nevertheless.
+                # Only now: its program's file system may not answer, and signals must be able to end it until then.
                 with os.fdopen(self._failure, "rb") as failure:
                     if reason := failure.read():
                         log.error("%s cannot be run: %s", self._argv[0] or "''", os.fsdecode(reason))
@@ -220,15 +222,15 @@ def run_in_namespace(
 ) -> int:
     """Run ``argv`` with the tree at the kernel's places and return its exit status, 128 + number for a signal.
 
-    Changes the mount namespace of this process for good: to be called by a process for nothing else, with one thread,
-    and as root. Signals sent to this process go to the command. When it ends, the kdamonds are stopped and the tree is
-    unmounted, also for processes that the command left behind.
+    Changes the mount namespace of this process permanently: only for a process with one thread and no other purpose, as
+    root. Signals to this process are passed on to the command. When it ends, the kdamonds are stopped and the tree is
+    unmounted, also for processes that the command started and that still run.
 
-    :param argv: the command and its arguments; looked up in PATH, and then beside kdamon.
+    :param argv: the command and its arguments; searched on PATH, and then beside kdamon.
     :param abi: as for :func:`kdamon_fs.sysfs.damon_sysfs_init`.
     :param machine: likewise.
-    :param beside: entered as long as the tree is served; it may start threads.
-    :raises OSError: EINVAL unknown ``abi``; EPERM not root; what :class:`kdamon_fs.mount.MountedTree` raises.
+    :param beside: entered while the tree is served; it may start threads.
+    :raises OSError: EINVAL unknown ``abi``; EPERM not root; the errors of :class:`kdamon_fs.mount.MountedTree`.
     """
     tree = damon_sysfs_init(machine, abi)
     events = [name for name, since in EVENTS.items() if tree.has(since)]
@@ -243,7 +245,7 @@ def run_in_namespace(
         with private_damo_cache(home) as cached, contextlib.ExitStack() as serving:
             command = _command(argv, modules, mask, home, cached)
             raise_file_limit()
-            # The command was forked with all of them, and signals go to it whatever user it became.
+            # The forked command keeps all of them. CAP_KILL: signals must reach the command whatever user it became.
             give_up_capabilities(*MONITORING, "CAP_KILL")
             try:
                 if beside is not None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ``perf`` that a command in ``kdamon exec`` finds: it knows DAMON's events as kdamon serves them.
+"""The ``perf`` of a command in ``kdamon exec``: it records DAMON's events from kdamon.
 
 ``perf_standin.py SOCKET DIRECTORY ARGUMENT...`` records them from the socket of a
-:class:`kdamon_fs.trace_server.TraceServer`: ``perf record -e damon:...``, ``perf script`` of such a record, and
-``perf trace -e damon:...``, as ``damo record`` and ``damo report trace`` call them. Everything else is for the
-machine's ``perf``, the first on PATH that is not in DIRECTORY. (docs/deviations.md#tracepoints-without-ids)
+:class:`kdamon_fs.trace_server.TraceServer`. It implements ``perf record -e damon:...``, ``perf script`` of such a
+record, and ``perf trace -e damon:...``, as ``damo record`` and ``damo report trace`` call them. It passes everything
+else to the machine's ``perf``, the first on PATH that is not in DIRECTORY. (docs/deviations.md#tracepoints-without-ids)
 
-It runs as ``python -I -S perf_standin.py``, with the standard library and nothing else, to start quickly.
+It runs as ``python -I -S perf_standin.py``, with the standard library only, to start quickly.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, Final, NoReturn
 
-#: The first line of a record. damo takes a line of three words for none.
+#: The first line of a record. damo ignores a line of three words.
 _MAGIC: Final = b"# kdamon events\n"
-#: Before the number of lost events, which in a record of another user may have any number of digits.
+#: Precedes the number of lost events, which in a record of another user may have any number of digits.
 _LOST: Final = b"# lost "
 _DIGITS: Final = 18
 _DEFAULT_FILE: Final = "perf.data"
-#: What reads a record.
+#: The perf commands that read a record.
 _READERS: Final = frozenset({"annotate", "data", "evlist", "inject", "report", "script", "timechart"})
 _PREFIX: Final = "damon:"
-#: How often to look whether the command that is recorded ended, seconds.
+#: Seconds between checks whether the recorded command ended.
 _POLL: Final = 0.1
 
 #: Options that change nothing about DAMON's events, which come from kdamon's threads alone.
@@ -44,11 +44,11 @@ _NO_MATTER: Final = frozenset(
 
 
 class _RefusedError(Exception):
-    """A sentence on what cannot be done."""
+    """A request that cannot be done; the message is one sentence."""
 
 
 class _Words:
-    """What follows ``perf record`` or ``perf trace`` with events of DAMON: the events, the file, and a command."""
+    """The arguments of ``perf record`` or ``perf trace`` with events of DAMON: the events, the file, and a command."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.events: list[str] = []
@@ -68,11 +68,11 @@ class _Words:
 
 
 def _not_understood(option: str) -> _RefusedError:
-    return _RefusedError(f"DAMON's events come from kdamon, and {option} is not understood with them")
+    return _RefusedError(f"DAMON's events come from kdamon, which does not support {option} for them")
 
 
 def _check_script(words: Sequence[str]) -> None:
-    """Refuse what would print the events in another way."""
+    """Reject options that would print the events in another form."""
     rest = list(words)
     while rest:
         if rest[0] in _NO_MATTER:
@@ -93,10 +93,10 @@ def _take(words: list[str], short: str, long: str) -> str:
 
 
 def _machines_perf(own: str) -> str | None:
-    """The ``perf`` that would be found without this one."""
+    """The ``perf`` that PATH would find without this one."""
     for directory in os.get_exec_path():
         path = os.path.join(directory, "perf")
-        # A relative one would be the program of the working directory, which may be anybody's.
+        # A relative one would be a program in the working directory, which may be any user's.
         if directory != own and os.path.isabs(path) and os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
@@ -113,7 +113,7 @@ def _pass_on(own: str, words: Sequence[str]) -> NoReturn:
 
 
 def _open_record(path: str) -> BinaryIO | None:
-    """Open a record that this program made; None for everything else, which may be a pipe that no process writes to."""
+    """Open a record of this program; None for any other file, which may be a pipe without a writer."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -125,7 +125,7 @@ def _open_record(path: str) -> BinaryIO | None:
 
 
 def _end_signals() -> list[int]:
-    """Collect the signals that ask for the end of a recording."""
+    """Collect the signals that end a recording."""
     came: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: came.append(number))
@@ -136,12 +136,12 @@ def _names(events: Sequence[str]) -> list[str]:
     """The names of DAMON's events, without the system."""
     for event in events:
         if not event.startswith(_PREFIX):
-            raise _RefusedError(f"DAMON's events come from kdamon: record {event} by a perf of its own")
+            raise _RefusedError(f"DAMON's events come from kdamon: record {event} with a separate perf command")
     return [event.removeprefix(_PREFIX) for event in events]
 
 
 def _ask(path: str, names: Sequence[str]) -> tuple[socket.socket, bytes]:
-    """A connection that sends the events, and the first of what it sent."""
+    """A connection that sends the events, and the first bytes that it sent."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -161,7 +161,7 @@ def _ask(path: str, names: Sequence[str]) -> tuple[socket.socket, bytes]:
 
 
 def _events(path: str, words: _Words) -> Iterator[bytes]:
-    """What happens until the command ends, or a signal comes; in pieces, of which the first may be empty."""
+    """The text of the events until the command ends or a signal comes, in pieces; the first may be empty."""
     ends = _end_signals()
     connection, first = _ask(path, _names(words.events))
     child = None
@@ -190,7 +190,7 @@ def _events(path: str, words: _Words) -> Iterator[bytes]:
 
 def _record(path: str, words: _Words) -> int:
     pieces = _events(path, words)
-    # It says what cannot be recorded before a file is touched.
+    # The server reports an unknown event before this opens a file.
     first = next(pieces)
     try:
         with open(_make_output(words.output), "wb", buffering=0) as file:
@@ -202,9 +202,9 @@ def _record(path: str, words: _Words) -> int:
 
 
 def _make_output(path: str) -> int:
-    """Open a file for a record. An earlier one gets another name, as with perf.
+    """Open a file for a record. An earlier record is renamed, as perf does.
 
-    The directory may be another user's: a file is always a new one, and no link is followed to an existing one.
+    The directory may be another user's: the file is always new, and no link to an existing one is followed.
     """
     folder, name = os.path.split(path)
     directory = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -220,7 +220,7 @@ def _make_output(path: str) -> int:
             file = os.open(name, flags | os.O_NONBLOCK, dir_fd=directory)
         if stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
-            raise FileExistsError(errno.EEXIST, "another process made it meanwhile")
+            raise FileExistsError(errno.EEXIST, "another process created it meanwhile")
         os.set_blocking(file, True)
         return file
     finally:
@@ -228,7 +228,7 @@ def _make_output(path: str) -> int:
 
 
 def _script(file: BinaryIO) -> int:
-    """Print what a record holds, and report on standard error what was lost."""
+    """Print the events of a record, and report the number of lost ones on standard error."""
     lost = 0
     for line in file:
         if line.startswith(_LOST) and (number := line[len(_LOST) : -1]).isdigit():
@@ -258,7 +258,7 @@ def _trace(path: str, words: _Words) -> int:
 
 
 def _input(words: Sequence[str]) -> str:
-    """The file that ``words`` want to read."""
+    """The input file that ``words`` name."""
     for i in range(len(words)):
         if value := _take(list(words[i:]), "-i", "--input"):
             return value
@@ -266,12 +266,14 @@ def _input(words: Sequence[str]) -> str:
 
 
 def main(path: str, own: str, words: Sequence[str]) -> int:
-    """Do what ``words`` ask for, or become the machine's perf."""
+    """Run the perf command ``words``, or become the machine's perf."""
     verb = words[0] if words else ""
     if any(_PREFIX in word for word in words[1:]):
         verbs: dict[str, Callable[[str, _Words], int]] = {"record": _record, "trace": _trace}
         if verb not in verbs:
-            raise _RefusedError(f"DAMON's events come from kdamon: record, script and trace know them, {verb} does not")
+            raise _RefusedError(
+                f"DAMON's events come from kdamon: record, script and trace support them, {verb} does not"
+            )
         return verbs[verb](path, _Words(words[1:]))
     name = _input(words[1:])
     if verb in _READERS and (file := _open_record(name)) is not None:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's places for DAMON in a private mount namespace: room for the tree, closed to the machine's own DAMON.
+"""Prepares the kernel's paths of DAMON in a private mount namespace: room for the tree, the kernel's DAMON covered.
 
-``with preparing_places(modules, events)`` covers what leads to the machine's DAMON, which may be in use:
+``with preparing_places(modules, events)`` covers every path to the kernel's DAMON, which may be in use:
 
-* ``/sys/kernel/mm`` and ``/sys/module``, by read-only copies that have directories for the tree instead. sysfs lets
-  no process make a directory; and what is below a mount of the tree once that is gone, by ``umount`` or because kdamon
-  ended, is an empty directory of the copy. Modules that are loaded later do not show up in it.
-* ``damon`` in any debugfs, and the same in any other sysfs that is mounted, whole or in part;
-* DAMON's events in any tracefs: their directory, the files that can enable them by name or with all others, and the
-  other instances, which have them all again. The list of events names those that kdamon serves
+* ``/sys/kernel/mm`` and ``/sys/module``, by read-only copies with directories for the tree. No process can create a
+  directory in sysfs itself. After the tree's mount ended, by ``umount`` or with kdamon, an empty directory of the copy
+  remains. Modules that are loaded later do not appear in the copy.
+* ``damon`` in any debugfs, and the same paths in any other mounted sysfs, whole or in part;
+* DAMON's events in any tracefs: their directory, the files that can enable them by name or together with all others,
+  and the other instances, which have all of them again. The list of events names those that kdamon serves
   (:mod:`kdamon_fs.trace_server`).
 
-What is not covered: a file system that is mounted afterwards, and the places once ``/sys/kernel/mm`` or ``/sys/module``
-itself is unmounted. Both take the intention and root.
+Not covered: file systems that are mounted later, and the kernel's paths once ``/sys/kernel/mm`` or ``/sys/module``
+itself is unmounted. Both require root and intention.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ __all__ = ["DAMON_DIRECTORY", "MODULE_DIRECTORY", "OWN_DIRECTORY", "preparing_pl
 
 log = logging.getLogger("kdamon")
 
-#: Where the kernel has its own tree.
+#: The path of the kernel's own tree.
 DAMON_DIRECTORY: Final = "/sys/kernel/mm/damon"
 
-#: Where the kernel has the parameters of its modules.
+#: The path of the kernel's modules and their parameters.
 MODULE_DIRECTORY: Final = "/sys/module"
 
-#: What only the command needs: it ends with the namespace, however kdamon ends.
+#: Files for the command alone: this mount ends with the namespace, however kdamon ends.
 OWN_DIRECTORY: Final = "/sys/kernel/mm/.kdamon"
 
-#: Names of the kernel's directories for DAMON and its modules, and of what an outer kdamon put there.
+#: Names of the kernel's directories for DAMON and its modules, also of those of an outer kdamon.
 _MACHINES: Final = re.compile(r"damon(?:_.*)?$|\.kdamon$", re.DOTALL)
 
 _TRACEFS_DIRECTORIES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing")
@@ -56,13 +56,13 @@ _TRACEFS_DIRECTORIES: Final = ("/sys/kernel/tracing", "/sys/kernel/debug/tracing
 
 @contextlib.contextmanager
 def preparing_places(modules: Sequence[str], events: Iterable[str]) -> Iterator[None]:
-    """Close the machine's places, and make those of the tree and its modules.
+    """Cover the paths of the kernel's DAMON, and create the directories for the tree and its modules.
 
-    While it is entered, the caller may put into :data:`OWN_DIRECTORY` what the command needs; it is read-only then.
+    Inside the context, the caller may put files for the command into :data:`OWN_DIRECTORY`; it is read-only afterwards.
 
     :param modules: names of the modules whose parameters the tree has.
-    :param events: tracepoints that are served, as ``damon:damon_aggregated``.
-    :raises OSError: a place cannot be made or closed.
+    :param events: served tracepoints, such as ``damon:damon_aggregated``.
+    :raises OSError: a directory cannot be created or covered.
     """
     parent = os.path.dirname(DAMON_DIRECTORY)
     _mount_tracefs()
@@ -75,11 +75,11 @@ def preparing_places(modules: Sequence[str], events: Iterable[str]) -> Iterator[
 
 
 def _mount_tracefs() -> None:
-    """Have a tracefs mounted, which damo needs; where that is impossible damo reports it itself."""
+    """Mount a tracefs, which damo needs, if there is none; if that fails, damo reports it itself."""
     for entry in mounts():
         if entry.fstype == "debugfs":
             with _opened(entry) as place:
-                # The kernel mounts a tracefs there as soon as the directory is looked into.
+                # The kernel automounts a tracefs there at the first access.
                 os.path.exists(f"{place}/tracing/events")
     if any(entry.fstype == "tracefs" for entry in mounts()):
         return
@@ -93,7 +93,7 @@ def _mount_tracefs() -> None:
 
 
 def _copy_directory(parent: str, made: Sequence[str]) -> None:
-    """Cover ``parent`` by a directory with the same content, but empty directories ``made`` for the machine's own."""
+    """Cover ``parent`` with a copy of its entries that has empty directories ``made`` in place of the kernel's."""
     try:
         covered = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -101,14 +101,14 @@ def _copy_directory(parent: str, made: Sequence[str]) -> None:
             mount("tmpfs", parent, "tmpfs", data="mode=755")
             for name in names:
                 if not _MACHINES.match(name):
-                    # What is covered can be reached by the descriptor alone.
+                    # Only this descriptor still reaches the covered directory.
                     _bind(f"/proc/self/fd/{covered}/{name}", os.path.join(parent, name))
         finally:
             os.close(covered)
         for name in made:
             os.mkdir(os.path.join(parent, name), 0o755)
     except OSError as error:
-        raise OSError(error.errno, f"cannot make {made[0]} in {parent}: {error.strerror}") from None
+        raise OSError(error.errno, f"cannot create {made[0]} in {parent}: {error.strerror}") from None
 
 
 def _bind(source: str, target: str) -> None:
@@ -120,7 +120,7 @@ def _bind(source: str, target: str) -> None:
 
 
 def _hide_elsewhere(events: Iterable[str]) -> None:
-    """Close the places that are not those of the tree, each by what lies in a directory of kdamon's own."""
+    """Cover the other paths of the kernel's DAMON, each with an entry of a directory of kdamon's own."""
     nothing, no_text = (os.path.join(OWN_DIRECTORY, name) for name in ("nothing", "no_text"))
     os.mkdir(nothing, 0o555)
     _write(no_text, b"")
@@ -146,12 +146,12 @@ def _hide_elsewhere(events: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def _opened(entry: MountEntry) -> Iterator[str | None]:
-    """The path of a descriptor of a mount's root: users may move directories above it, and put links in their place.
+    """The path of a mount root's descriptor: users may move directories above it, and replace them by links.
 
-    None where its name does not lead to it, because something else is mounted there.
+    None where its name does not lead to it, because another mount covers it.
     """
     if entry.target.startswith("/sys/"):
-        # No user can change these names, and the copies have hundreds of them.
+        # No other user can change these names, and the copies have hundreds of them.
         yield entry.target
         return
     try:
@@ -167,9 +167,9 @@ def _opened(entry: MountEntry) -> Iterator[str | None]:
 
 
 def _shown_at(entry: MountEntry, path: str, place: str) -> str | None:
-    """Where a mount, which may be of a part of its file system, shows ``place`` of that or what is below it.
+    """The path of ``place`` in a mount that may show only a part of its file system; the root if that is below it.
 
-    :param path: of the mount's root.
+    :param path: the path of the mount's root.
     """
     if f"{entry.root}/".startswith(f"{place}/"):
         return path
@@ -179,7 +179,7 @@ def _shown_at(entry: MountEntry, path: str, place: str) -> str | None:
 
 
 def _machines_modules(entry: MountEntry, path: str) -> list[str]:
-    """The places of the modules in a sysfs that is mounted whole or in part."""
+    """The paths of the modules in a sysfs that is mounted whole or in part."""
     if entry.root.startswith("/module/"):
         names = [entry.root.split("/")[2]]
     else:
@@ -189,7 +189,7 @@ def _machines_modules(entry: MountEntry, path: str) -> list[str]:
 
 
 def _available_events(path: str, events: Iterable[str]) -> bytes:
-    """The list of a tracefs with those of DAMON that are served instead of the machine's."""
+    """The event list of a tracefs, with the served events of DAMON instead of the kernel's."""
     try:
         with open(path, "rb") as lines:
             others = [line for line in lines if not line.startswith(b"damon:")]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The directory ``kdamonds`` and the commands of its ``state`` files (the second half of ``mm/damon/sysfs.c``).
 
-:func:`damon_sysfs_init` makes the whole tree. It works without being mounted::
+:func:`damon_sysfs_init` creates the whole tree, which works without a mount::
 
     tree = damon_sysfs_init()
     tree.write("/admin/kdamonds/nr_kdamonds", b"1")
@@ -54,22 +54,22 @@ log = logging.getLogger("kdamon")
 
 _NSEC_PER_MSEC: Final = 1_000_000
 
-#: How long a command that was canceled, or a kdamond, may take to end, seconds.
+#: Time limit in seconds for the end of a canceled command or a kdamond.
 _SHUTDOWN_TIMEOUT: Final = 5.0
 
 
 def _this_machine() -> Machine:
     from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
 
-    # What tells accessed bits is looked for when a kdamond goes by them: faults may be all that is needed.
+    # A way to read accessed bits is searched only when a kdamond uses them: page faults may be enough.
     return linux_machine(Primitive.PAGE_FAULT)
 
 
 class SysfsTree(MachineTree):
-    """The whole tree, and what its kdamonds need.
+    """The whole tree, with the machine and the clock of its kdamonds.
 
-    :param machine: where processes are found, or what finds that out when it is needed for the first time.
-    :param clock: the clock of all contexts, None the real one.
+    :param machine: the machine whose processes are monitored, or a function that returns it, called at the first use.
+    :param clock: the clock of all contexts; None is the real one.
     :ivar closing: no kdamond may be started any more.
     :ivar modules: the directory ``module`` of modules' parameters; not listed unless :meth:`list_modules` was called.
     """
@@ -84,7 +84,7 @@ class SysfsTree(MachineTree):
         admin = kobject(self)
         admin.add("kdamonds", self.kdamonds)
         self.root.add("admin", admin)
-        # The kernel has it in another place: whoever mounts the tree says where it is to be seen.
+        # The kernel has it at another path: the function that mounts the tree decides where it is visible.
         self.modules = ModuleParams(self, self.machine, clock)
         self.modules.hidden = True
         self.root.add("module", self.modules)
@@ -95,9 +95,9 @@ class SysfsTree(MachineTree):
         self.forget_paths()
 
     def machine(self) -> Machine:
-        """Where processes are found.
+        """The machine whose processes are monitored.
 
-        :raises OSError: EOPNOTSUPP or EPERM, saying what this machine lacks.
+        :raises OSError: EOPNOTSUPP, EPERM a requirement is missing; the message names it.
         """
         # Several files ask for it, each in the thread of its writer: all kdamonds have to have the same one.
         with self._machine_lock:
@@ -106,7 +106,7 @@ class SysfsTree(MachineTree):
             return self._machine
 
     def shutdown(self) -> None:
-        """Stop all kdamonds, for good: no other can be started. Commands that wait for one are canceled."""
+        """Stop all kdamonds permanently: none can be started again. Commands that wait for one are canceled."""
         self.closing = True
         ended = self._stop_kdamonds()
         self.modules.shutdown()
@@ -120,7 +120,7 @@ class SysfsTree(MachineTree):
             finally:
                 self.release()
         else:
-            log.error("a command still waits, although all kdamonds were stopped")
+            log.error("a command is still waiting, although all kdamonds were stopped")
 
     def _stop_kdamonds(self) -> bool:
         contexts = (kdamond.damon_ctx for kdamond in self.kdamonds.present())
@@ -141,11 +141,11 @@ def _state_store(kdamond: damon_sysfs_kdamond, text: str) -> None:
     names = ("off", *_BUILDING, *_COMMANDS)
     name = next((name for name in names if sysfs_streq(text, name)), None)
     if name is None:
-        raise OSError(errno.EINVAL, f"{text[:40]!r} is no command; there are {', '.join(names)}")
+        raise OSError(errno.EINVAL, f"{text[:40]!r} is not a command; the commands are {', '.join(names)}")
     try:
         kdamond.command(name)
     except OSError as error:
-        # The writer of the command sees a number at most.
+        # The writer receives the errno only.
         level = logging.WARNING if name in ("on", "commit") and error.errno != errno.EBUSY else logging.INFO
         log.log(level, "%s: %s: %s", kdamond.location(), name, error.strerror)
         raise
@@ -182,22 +182,22 @@ class damon_sysfs_kdamond(kobject):
         self.damon_ctx: damon_ctx | None = None
         self.refresh_ms = 0
         self._next_refresh = 0
-        #: What was said of the present context by :meth:`_doubt`.
+        #: The warnings that :meth:`_doubt` logged about the present context.
         self._doubted: tuple[str, ...] = ()
         #: A command that builds a context goes on without the tree's lock.
         self._building = False
         self.add("contexts", self.contexts)
 
     def running(self) -> bool:
-        """Return whether it monitors."""
+        """Return whether it is monitoring."""
         return self.damon_ctx is not None and damon_is_running(self.damon_ctx)
 
     def in_use(self) -> bool:
-        """Return whether it monitors, or a command is about to let it."""
+        """Return whether it is monitoring, or a command is starting it."""
         return self._building or self.running()
 
     def release(self) -> None:
-        """Give the last context back."""
+        """Destroy the last context."""
         ctx, self.damon_ctx = self.damon_ctx, None
         if ctx is not None:
             damon_destroy_ctx(ctx)
@@ -205,11 +205,11 @@ class damon_sysfs_kdamond(kobject):
     # The commands.
 
     def command(self, name: str) -> None:
-        """Do what writing ``name`` to ``state`` asks for (``damon_sysfs_handle_cmd()``).
+        """Handle a write of ``name`` to ``state`` (``damon_sysfs_handle_cmd()``).
 
-        :raises OSError: EINVAL it cannot be done with what the files say, or was never started; EBUSY it runs already,
-            its targets hold it up, or another command is being handled; ECANCELED it ran, but does not any more, or is
-            paused; EPERM off, but it ended by itself.
+        :raises OSError: EINVAL the files have unusable values, or the kdamond was never started; EBUSY it runs already,
+            its targets delay it, or another command is being handled; ECANCELED it does not run any more, or is paused;
+            EPERM ``off``, but it ended by itself.
         """
         if name in _BUILDING:
             self._build_and(*_BUILDING[name])
@@ -235,15 +235,16 @@ class damon_sysfs_kdamond(kobject):
         begin: Callable[[damon_sysfs_kdamond], damon_ctx | None],
         finish: Callable[[damon_sysfs_kdamond, damon_ctx], None],
     ) -> None:
-        """Build a context, and go on with it.
+        """Build a context, and pass it to ``finish``.
 
-        Kernel: all under one lock, and for a commit in the kdamond. Here: processes are opened, and let go, in this
-        thread and without the lock. They decide how long that takes, and neither the kdamond nor any other file is to
-        wait for them. Meanwhile all other commands for this kdamond get EBUSY, as in the kernel.
+        Kernel: all under one lock, and for a commit in the kdamond. Here: this thread opens and closes processes
+        without the lock, because they determine how long that takes, and neither the kdamond nor any other file may
+        wait for them. Meanwhile all other commands for this kdamond fail with EBUSY, as in the kernel.
         (docs/deviations.md#processes-are-opened-without-the-lock)
 
-        :param begin: refuses what needs no context; returns the one that the new one will be committed to.
-        :param finish: takes the new one, which is destroyed unless it is the one that is monitored afterwards.
+        :param begin: checks the conditions that need no new context; returns the context that the new one will be
+            committed to.
+        :param finish: starts or commits the new context, which is destroyed unless it is the monitored one afterwards.
         """
         opening: list[Callable[[], None]] = []
         with self.tree.trylock():
@@ -277,7 +278,7 @@ class damon_sysfs_kdamond(kobject):
             raise OSError(errno.ESHUTDOWN, "the tree is being unmounted")
 
     def begin_turning_on(self) -> None:
-        """Refuse to start what runs, and give the last context back.
+        """Refuse to start a running kdamond, and destroy the last context.
 
         :raises OSError: EBUSY it runs; ESHUTDOWN the tree is being unmounted.
         """
@@ -287,12 +288,12 @@ class damon_sysfs_kdamond(kobject):
         self.release()
 
     def turn_on(self, ctx: damon_ctx) -> None:
-        """Start monitoring ``ctx``, which the files describe (``damon_sysfs_turn_damon_on()``).
+        """Start monitoring ``ctx``, built from the files (``damon_sysfs_turn_damon_on()``).
 
-        :raises OSError: ESHUTDOWN the tree is being unmounted; what :func:`kdamon.core.damon_start` raises.
+        :raises OSError: ESHUTDOWN the tree is being unmounted; the errors of :func:`kdamon.core.damon_start`.
         """
         for t in ctx.adaptive_targets:
-            # Measured on Linux 7.2: the mark is for commits, a start takes no notice of it.
+            # Measured on Linux 7.2: only commits read the mark, a start ignores it.
             t.obsolete = False
         self._check_open()
         damon_start([ctx], exclusive=False)
@@ -305,7 +306,7 @@ class damon_sysfs_kdamond(kobject):
             log.debug("%s ended at once: %s", self.location(), error.strerror)
 
     def _doubt(self, ctx: damon_ctx) -> None:
-        """Log what ``ctx`` is not going to see, or act on wrongly; once, until it changes."""
+        """Log accesses that ``ctx`` cannot observe, and actions that this makes wrong; once, until it changes."""
         doubts = doubts_of(ctx)
         for doubt in doubts:
             if doubt not in self._doubted:
@@ -328,7 +329,7 @@ class damon_sysfs_kdamond(kobject):
         return self.damon_ctx
 
     def begin_commit(self) -> damon_ctx:
-        """Refuse to commit to what does not run; returns what does.
+        """The running context, to commit to.
 
         :raises OSError: EINVAL it was never on; ECANCELED it does not run any more.
         """
@@ -337,7 +338,7 @@ class damon_sysfs_kdamond(kobject):
         return self._started()
 
     def commit(self, wanted: damon_ctx) -> None:
-        """Apply ``wanted``, which the files describe, to what is monitored (``damon_sysfs_commit_input()``)."""
+        """Apply ``wanted``, built from the files, to the running context (``damon_sysfs_commit_input()``)."""
         ctx = self._started()
         call_commit(ctx, wanted)
         self._doubt(ctx)
@@ -345,8 +346,8 @@ class damon_sysfs_kdamond(kobject):
     def commit_schemes_quota_goals(self) -> None:
         """Apply the goals alone.
 
-        :raises OSError: EINVAL a memory cgroup does not exist: the goals of the schemes before are applied then; what
-            :meth:`call` raises.
+        :raises OSError: EINVAL a memory cgroup does not exist: the goals of the schemes before it are applied then; the
+            errors of :meth:`call`.
         """
         ctx = self.begin_commit()
         scores = QuotaScores(self.contexts.context().schemes, ctx, self.tree.machine)
@@ -355,19 +356,19 @@ class damon_sysfs_kdamond(kobject):
             raise scores.error
 
     def update_schemes_stats(self) -> None:
-        """Show the schemes' statistics; to be called in the kdamond."""
+        """Show the schemes' statistics; runs in the kdamond."""
         ctx = self.damon_ctx
         assert ctx is not None
         damon_sysfs_schemes_update_stats(self.contexts.context().schemes, ctx)
 
     def update_schemes_effective_quotas(self) -> None:
-        """Show the schemes' effective quotas, 0 where there is no limit; to be called in the kdamond."""
+        """Show the schemes' effective quotas, 0 where there is no limit; runs in the kdamond."""
         ctx = self.damon_ctx
         assert ctx is not None
         damos_sysfs_update_effective_quotas(self.contexts.context().schemes, ctx)
 
     def update_tuned_intervals(self) -> None:
-        """Show the intervals that the auto-tuning chose; to be called in the kdamond."""
+        """Show the intervals that the auto-tuning chose; runs in the kdamond."""
         ctx = self.damon_ctx
         assert ctx is not None
         intervals = self.contexts.context().attrs.intervals
@@ -375,9 +376,9 @@ class damon_sysfs_kdamond(kobject):
         intervals.aggr_us = ctx.attrs.aggr_interval
 
     def update_schemes_tried_regions(self, total_bytes_only: bool) -> None:
-        """Show the regions that each scheme tries in its next application, which this waits for.
+        """Wait for the next application of each scheme, and show the regions that it tried.
 
-        :raises OSError: EINVAL it was never on; what :func:`kdamon.damos.damos_walk` raises.
+        :raises OSError: EINVAL it was never on; the errors of :func:`kdamon.damos.damos_walk`.
         """
         ctx = self._started()
         schemes = self.contexts.context().schemes
@@ -395,12 +396,12 @@ class damon_sysfs_kdamond(kobject):
     def call(self, fn: Callable[[damon_sysfs_kdamond], None]) -> None:
         """Call ``fn`` in the kdamond and wait for it (``damon_sysfs_damon_call()``).
 
-        :raises OSError: EINVAL it was never on; what :func:`kdamon.core.damon_call` raises.
+        :raises OSError: EINVAL it was never on; the errors of :func:`kdamon.core.damon_call`.
         """
         damon_call(self._started(), damon_call_control(fn=fn, data=self))
 
     def refresh(self) -> None:
-        """Update results if their time has come; called each iteration (``damon_sysfs_repeat_call_fn()``).
+        """Update results if ``refresh_ms`` is over; called each iteration (``damon_sysfs_repeat_call_fn()``).
 
         Kernel: one time of the next update for all kdamonds, so that they take turns. Here: each has its own.
         (docs/deviations.md#one-refresh-time-per-kdamond)
@@ -431,7 +432,7 @@ def _calling(fn: Callable[[damon_sysfs_kdamond], None]) -> Callable[[damon_sysfs
     return lambda kdamond: kdamond.call(fn)
 
 
-#: What may be written to ``state`` and builds a context: what is to be done before that, and with the context.
+#: The commands for ``state`` that build a context, with their functions ``begin`` and ``finish``.
 _BUILDING: Final[
     dict[
         str, tuple[Callable[[damon_sysfs_kdamond], damon_ctx | None], Callable[[damon_sysfs_kdamond, damon_ctx], None]]
@@ -441,7 +442,7 @@ _BUILDING: Final[
     "commit": (damon_sysfs_kdamond.begin_commit, damon_sysfs_kdamond.commit),
 }
 
-#: What else may be written to ``state``, besides ``off``.
+#: The other commands for ``state``, except ``off``.
 _COMMANDS: Final[dict[str, Callable[[damon_sysfs_kdamond], None]]] = {
     "commit_schemes_quota_goals": damon_sysfs_kdamond.commit_schemes_quota_goals,
     "update_schemes_stats": _calling(damon_sysfs_kdamond.update_schemes_stats),
@@ -467,7 +468,7 @@ class damon_sysfs_kdamonds(NumberedDirectories[damon_sysfs_kdamond]):
         return damon_sysfs_kdamond(self.tree)
 
     def present(self) -> list[damon_sysfs_kdamond]:
-        """Those that somebody looked at yet; no other can be running."""
+        """The kdamonds whose directories were used at least once; no other can be running."""
         return list(self.children.values())
 
     def rm_dirs(self) -> None:
@@ -488,13 +489,13 @@ def damon_sysfs_init(
     abi: str = ABI_VERSIONS[-1],
     clock: Clock | None = None,
 ) -> SysfsTree:
-    """Make the tree: its top is ``/sys/kernel/mm/damon``.
+    """Create the tree; its top is ``/sys/kernel/mm/damon``.
 
-    :param machine: where processes are found, or a function that tells, called when a kdamond with processes is turned
-        on: what it raises is the answer to that, so the tree can be used where nothing can be monitored. None is the
-        machine this runs on.
+    :param machine: the machine whose processes are monitored, or a function that returns it, called when a kdamond with
+        processes is turned on. An error of that function fails this command only, so the tree can be used where nothing
+        can be monitored. None is the machine that this process runs on.
     :param abi: kernel version whose files the tree has, one of :data:`kdamon_fs.abi.ABI_VERSIONS`.
-    :param clock: the clock of all contexts, None the real one.
+    :param clock: the clock of all contexts; None is the real one.
     :raises OSError: EINVAL for an unknown ``abi``.
     """
     load_operations()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the tree's other modules share (``mm/damon/sysfs-common.c``): the kinds of files, and ranges."""
+"""The kinds of files, and ranges, that the tree's other modules share (``mm/damon/sysfs-common.c``)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _number_attribute(
 def ulong_attribute(name: str, since: str | None = None, *, squash: bool = False) -> kobj_attribute:
     """A file for an ``unsigned long``, kept in the directory's field of the same name.
 
-    :param squash: answer EINVAL also where the number is only too large, as some of the kernel's files do.
+    :param squash: return EINVAL also where the number is only too large, as some of the kernel's files do.
     """
     return _number_attribute(name, kstrtoul, since, squash, None)
 
@@ -109,7 +109,7 @@ def keyword_attribute(
         allowed = keywords(kobj) if callable(keywords) else keywords
         keyword = text.removesuffix("\n")
         if keyword not in allowed:
-            raise OSError(errno.EINVAL, f"{keyword[:40]!r} is none of {', '.join(allowed)}")
+            raise OSError(errno.EINVAL, f"{keyword[:40]!r} is not one of {', '.join(allowed)}")
         setattr(kobj, field, keyword)
 
     return kobj_attribute(name, show, store, since)
@@ -152,9 +152,9 @@ class damon_sysfs_ul_range(kobject):
 
 
 def name_of(text: str) -> str:
-    """The name of a file or control group that was written into the tree; one newline at the end does not count.
+    """The name of a file or control group that was written to the tree; one newline at the end is ignored.
 
-    The tree's text has a character for each byte; names have surrogates for bytes that are not UTF-8.
+    The tree's text has one character per byte; names have surrogates for bytes that are not UTF-8.
     """
     return os.fsdecode(text.removesuffix("\n").encode("latin-1"))
 
@@ -165,9 +165,9 @@ def text_of(name: str) -> str:
 
 
 def memcg_id_of(kobj: kobject, name: str, text: str, machine: Callable[[], Machine]) -> int:
-    """The number of the memory cgroup that a file names; one newline at the end does not count.
+    """The number of the memory cgroup that a file names; one newline at the end is ignored.
 
-    :raises OSError: EINVAL there is none.
+    :raises OSError: EINVAL there is no such cgroup.
     """
     try:
         return machine().memcg_id(name_of(text))
@@ -178,10 +178,10 @@ def memcg_id_of(kobj: kobject, name: str, text: str, machine: Callable[[], Machi
 
 
 def not_supported(kobj: kobject, name: str, what: str) -> NoReturn:
-    """Refuse to start or commit with a value that the file takes, but that has no effect here.
+    """Refuse to start or commit with a value that the file accepts, but that has no effect here.
 
     :param name: the file, in the directory ``kobj``.
-    :param what: what is asked for, to go on with "is not supported".
+    :param what: the request, the subject of "... is not supported".
     :raises OSError: EINVAL, always.
     """
     raise OSError(errno.EINVAL, f"{kobj.location()}/{name}: {what} is not supported by this version of kdamon")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The directory ``contexts`` of a kdamond (the first half of ``mm/damon/sysfs.c``): targets and how to monitor them.
+"""The directory ``contexts`` of a kdamond (the first half of ``mm/damon/sysfs.c``): targets and monitoring attributes.
 
-The files only keep what is written; :func:`damon_sysfs_build_ctx` makes a context of them when monitoring starts and at
-each commit.
+The files only store values; :func:`damon_sysfs_build_ctx` builds a context from them when monitoring starts and at each
+commit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts
 
 log = logging.getLogger("kdamon")
 
-#: With which version of the tree an operations set came, for those that are newer than all of them.
+#: The version of the tree that an operations set came with, for those that not every version has.
 _OPERATIONS_SINCE: Final = {"reports": "next"}
 
 
@@ -69,7 +69,7 @@ _OPERATIONS_SINCE: Final = {"reports": "next"}
 
 
 class damon_sysfs_region(kobject):
-    """A range of addresses to begin with."""
+    """An initial monitoring region."""
 
     __slots__ = ("end", "start")
 
@@ -81,7 +81,7 @@ class damon_sysfs_region(kobject):
 
 
 class damon_sysfs_regions(NumberedDirectories[damon_sysfs_region]):
-    """The ranges of a target to begin with; none lets the operations set choose."""
+    """The initial regions of a target; without any, the operations set chooses them."""
 
     __slots__ = ()
 
@@ -107,8 +107,8 @@ def _pid_target_store(target: damon_sysfs_target, text: str) -> None:
 class damon_sysfs_target(kobject):
     """A process to monitor.
 
-    :ivar birth: when the process began that had the number as it was written, see :meth:`kdamon.mm.Machine.birth`; None
-        while there was none.
+    :ivar birth: the start time of the process that had the number when it was written, see
+        :meth:`kdamon.mm.Machine.birth`; None if there was none.
     """
 
     __slots__ = ("birth", "obsolete", "pid", "regions")
@@ -116,8 +116,8 @@ class damon_sysfs_target(kobject):
     tree: MachineTree
 
     default_attributes = (
-        # Kernel: looks the number up at each start and each commit. Here: when it is written, because it may have
-        # become that of a stranger since. (docs/deviations.md#a-pid-stands-for-the-process-it-names)
+        # Kernel: resolves the number at each start and each commit. Here: when it is written, because another
+        # process may have the number later. (docs/deviations.md#a-pid-stands-for-the-process-it-names)
         kobj_attribute("pid_target", _PID_TARGET.show, _pid_target_store),
         bool_attribute("obsolete_target", since="6.19", field="obsolete"),
     )
@@ -147,7 +147,7 @@ class damon_sysfs_targets(NumberedDirectories[damon_sysfs_target]):
 
 
 class damon_sysfs_intervals_goal(kobject):
-    """What the auto-tuning of the intervals aims at."""
+    """The goal of the intervals' auto-tuning."""
 
     __slots__ = ("access_bp", "aggrs", "max_sample_us", "min_sample_us")
 
@@ -164,7 +164,7 @@ class damon_sysfs_intervals_goal(kobject):
 
 
 class damon_sysfs_intervals(kobject):
-    """How often to look, to count and to follow the target's mappings, microseconds."""
+    """The sampling, aggregation and update intervals, microseconds."""
 
     __slots__ = ("aggr_us", "goal", "sample_us", "update_us")
 
@@ -184,7 +184,7 @@ class damon_sysfs_intervals(kobject):
 
 
 class damon_sysfs_attrs(kobject):
-    """How to monitor."""
+    """The monitoring attributes."""
 
     __slots__ = ("intervals", "nr_regions", "probes", "sample")
 
@@ -208,7 +208,7 @@ def _operations(context: damon_sysfs_context) -> tuple[str, ...]:
 
 
 def _available(context: damon_sysfs_context, name: str) -> bool:
-    """Return whether this machine has what the operations set ``name`` needs, whatever is to be monitored by it."""
+    """Return whether this machine supports the operations set ``name``, whatever its targets are."""
     if name == "paddr":
         try:
             context.tree.machine().physical_memory().put()
@@ -229,12 +229,12 @@ def _addr_unit_show(context: damon_sysfs_context) -> str:
 def _addr_unit_store(context: damon_sysfs_context, text: str) -> None:
     addr_unit = kstrtoul(text)
     if not addr_unit:
-        raise OSError(errno.EINVAL, "an address unit has at least one byte")
+        raise OSError(errno.EINVAL, "an address unit is at least one byte")
     context.addr_unit = addr_unit
 
 
 class damon_sysfs_context(kobject):
-    """What to monitor, and how."""
+    """One monitoring request: operations set, attributes, targets and schemes."""
 
     __slots__ = ("addr_unit", "attrs", "operations", "pause", "schemes", "targets")
 
@@ -276,7 +276,7 @@ class damon_sysfs_contexts(NumberedDirectories[damon_sysfs_context]):
         return damon_sysfs_context(self.tree, self.running_context)
 
     def check(self, nr: int) -> None:
-        """Refuse more than one context.
+        """Reject more than one context.
 
         :raises OSError: EINVAL.
         """
@@ -322,7 +322,7 @@ def _damon_sysfs_set_regions(t: damon_target, regions: damon_sysfs_regions, min_
         if region.start > region.end:
             raise OSError(errno.EINVAL, f"{region.location()}: start {region.start:#x} is after end {region.end:#x}")
         if ranges and ranges[-1].end > region.start:
-            raise OSError(errno.EINVAL, f"{region.location()}: begins before the end of the region before it")
+            raise OSError(errno.EINVAL, f"{region.location()}: starts before the end of the region before it")
         ranges.append(damon_addr_range(region.start, region.end))
     if ranges:
         damon_set_regions(t, ranges, min_region_sz)
@@ -337,9 +337,9 @@ def _damon_sysfs_take_task(
     *,
     opening: list[Callable[[], None]],
 ) -> None:
-    """Have the process of ``t`` opened, unless the target that it will be committed to has it open in the same way.
+    """Have the process of ``t`` opened, unless the target that it will be committed to already has it open.
 
-    A target whose process ended while it was monitored stays as it is until its number is written again.
+    A target whose process ended while it was monitored stays unchanged until its number is written again.
     (docs/deviations.md#a-commit-while-a-target-ended)
     """
     if t.pid <= 0:
@@ -348,13 +348,13 @@ def _damon_sysfs_take_task(
     primitive = sample_primitive_of(ctx.sample_control)
     if primitive == Primitive.PAGE_FAULT:
         check_fault_filters(ctx.sample_control, ctx.machine)
-    # Kernel: takes its reference anew at each commit, which costs nothing. Here: a process would be stopped once more
-    # for a userfaultfd that it has. (docs/deviations.md#a-commit-keeps-monitored-processes)
+    # Kernel: takes a new reference at each commit, at no cost. Here: opening would stop the process once more for a
+    # userfaultfd that it already has. (docs/deviations.md#a-commit-keeps-monitored-processes)
     task = None if monitored is None or monitored.pid != t.pid else monitored.task
     if task is not None and task.birth == target.birth and (task.primitive == primitive or not task.valid()):
         return
     try:
-        # What else is wrong comes after that, as in the kernel, though the process is opened last.
+        # Other errors are reported after this one, as in the kernel, although the process is opened last.
         ctx.machine.birth(t.pid)
     except OSError as error:
         raise _no_process(target, error) from None
@@ -362,7 +362,7 @@ def _damon_sysfs_take_task(
 
 
 def _no_process(target: damon_sysfs_target, error: OSError) -> OSError:
-    """``error`` of a look for a target's process, with the kernel's errno and the file."""
+    """The error for a target's process that cannot be opened, with the kernel's errno and the file's name."""
     if error.errno != errno.ESRCH:
         return error
     return OSError(errno.EINVAL, f"{target.location()}/pid_target: {error.strerror}")
@@ -390,13 +390,14 @@ def _damon_sysfs_take_memory(
     """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
     if sample_primitive_of(ctx.sample_control) == Primitive.PAGE_FAULT:
         raise OSError(
-            errno.EOPNOTSUPP, "physical addresses are monitored by accessed bits only; write N to primitives/page_fault"
+            errno.EOPNOTSUPP,
+            "physical addresses are monitored with accessed bits only; write N to primitives/page_fault",
         )
     if monitored is None or monitored.task is None or monitored.task.physical is None:
         ctx.machine = machine()
         t.task = memory = ctx.machine.physical_memory()
         if monitored is not None:
-            # All processes are looked at, which the kdamond does itself when it starts.
+            # This scans all processes; the kdamond does it itself when it starts.
             opening.append(memory.update)
 
 
@@ -417,7 +418,7 @@ def _damon_sysfs_add_target(
         elif monitored is None and not target.regions.nr:
             raise OSError(
                 errno.EINVAL,
-                f"{target.location()}/regions: nothing but what is written there can be monitored by reports alone",
+                f"{target.location()}/regions: the operations set reports monitors only ranges that are written here",
             )
     else:
         _damon_sysfs_take_memory(ctx, t, machine, monitored, opening)
@@ -445,7 +446,7 @@ def _damon_sysfs_apply_inputs(
     damon_sysfs_set_probes(ctx, context.attrs.probes, machine)
     ctx.sample_control = build_sample_control(context.attrs.sample)
     ctx.density = context.attrs.sample.density
-    # Its kdamond may end meanwhile, and leave its targets.
+    # Its kdamond may end meanwhile and drop its targets.
     monitored = [] if running is None else list(running.adaptive_targets)
     for i, target in enumerate(context.targets):
         _damon_sysfs_add_target(ctx, target, machine, monitored[i] if i < len(monitored) else None, opening)
@@ -459,16 +460,16 @@ def damon_sysfs_build_ctx(
     running: damon_ctx | None,
     opening: list[Callable[[], None]],
 ) -> damon_ctx:
-    """Make the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
+    """Build the context that the directories describe. ``addr_unit`` is for physical addresses only, as in the kernel.
 
-    :param machine: where processes are found, asked for when a target or scheme needs it.
-    :param clock: the context's clock, None the real one.
-    :param running: the context that the new one will be committed to: what that has open is not opened again.
-    :param opening: what opens the targets' processes is appended, to be called before the context is used and without
-        the tree's lock, as a process decides how long it takes; each call raises EINVAL where the process does not
-        exist, and what ``machine``'s ``get_task()`` raises.
-    :raises OSError: EINVAL the values do not fit together, or something is asked for that has no effect here; ENOMEM a
-        scheme cannot be made; what ``machine`` raises.
+    :param machine: returns the machine whose processes are monitored, called when a target or scheme needs it.
+    :param clock: the context's clock; None is the real one.
+    :param running: the context that the new one will be committed to: processes that it has open are not opened again.
+    :param opening: functions that open the targets' processes are appended. The caller calls them before it uses the
+        context and without the tree's lock, because the process determines how long they take; they raise EINVAL if the
+        process does not exist, and the errors of ``machine``'s ``get_task()``.
+    :raises OSError: EINVAL the values do not fit together, or one has no effect here; ENOMEM a scheme cannot be built;
+        the errors of ``machine``.
     """
     ctx = damon_new_ctx()
     if clock is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The directory ``monitoring_attrs/probes`` of a context (``mm/damon/sysfs.c``): what to count besides accesses."""
+"""The directory ``monitoring_attrs/probes`` of a context (``mm/damon/sysfs.c``): page attributes to count."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kdamon_fs.sysfs_common import (
 
 __all__ = ["damon_sysfs_probes", "damon_sysfs_set_probes"]
 
-#: Types of filters that Linux 7.2 has; the others came later.
+#: The filter types of Linux 7.2; the others came later.
 _FIRST_TYPES: Final = ("anon", "memcg")
 
 
@@ -94,7 +94,7 @@ class damon_sysfs_filters(NumberedDirectories[damon_sysfs_filter]):
 
 
 class damon_sysfs_prep(kobject):
-    """What to do to a page before it is sampled."""
+    """An action on a page before it is sampled."""
 
     __slots__ = ("prep_action",)
 
@@ -106,7 +106,7 @@ class damon_sysfs_prep(kobject):
 
 
 class damon_sysfs_preps(NumberedDirectories[damon_sysfs_prep]):
-    """What to do to pages before they are sampled for a probe."""
+    """The actions on pages before they are sampled for a probe."""
 
     __slots__ = ()
 
@@ -118,7 +118,7 @@ class damon_sysfs_preps(NumberedDirectories[damon_sysfs_prep]):
 
 
 class damon_sysfs_probe(kobject):
-    """Something besides accesses to count for each region."""
+    """An attribute of sampled pages to count for each region, besides accesses."""
 
     __slots__ = ("filters", "preps", "weight")
 
@@ -158,7 +158,7 @@ class damon_sysfs_probes(NumberedDirectories[damon_sysfs_probe]):
         return damon_sysfs_probe(self.tree)
 
     def check(self, nr: int) -> None:
-        """Refuse more probes than a region has counters for.
+        """Reject more probes than a region has counters for.
 
         :raises OSError: EINVAL.
         """
@@ -169,7 +169,7 @@ class damon_sysfs_probes(NumberedDirectories[damon_sysfs_probe]):
 def damon_sysfs_set_probes(ctx: damon_ctx, probes: damon_sysfs_probes, machine: Callable[[], Machine]) -> None:
     """Add the probes that the directories describe to ``ctx``.
 
-    :param machine: where memory cgroups are found, asked for when a filter needs it.
+    :param machine: returns the machine that resolves memory cgroups, called when a filter needs it.
     :raises OSError: as :meth:`damon_sysfs_filter.build`.
     """
     for probe in probes:

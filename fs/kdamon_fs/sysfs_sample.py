@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The directory ``monitoring_attrs/sample`` (``mm/damon/sysfs-sample.c`` of the development tree): sources and filters.
 
-``primitives`` says where accesses come from, ``filters`` which reports of them count. ``reports`` and ``density`` are
-kdamon's own: what became of the reports, and an estimator that goes by how many pages of a region were reported.
+``primitives`` selects the access source, ``filters`` the reports that count. ``reports`` and ``density`` are kdamon's
+own: counters of accepted, applied and other reports, and an estimator based on the number of reported pages per region.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ __all__ = [
     "sample_primitive_of",
 ]
 
-#: Tells the context that is monitored or was monitored last, None before the first start.
+#: Returns the context that is monitored or was monitored last, None before the first start.
 RunningContext = Callable[[], damon_ctx | None]
 
-#: Bytes that the kernel's file keeps of the list of threads, a NUL at its end included.
+#: Size in bytes of the kernel's buffer for the list of threads, with its terminating NUL.
 _TID_ARR_SIZE: Final = 2048
 
 
 @functools.cache
 def nr_cpu_ids() -> int:
-    """How many CPU numbers this machine has: one more than the largest of those that could be there."""
+    """The number of possible CPU numbers of this machine: the largest possible one plus one."""
     try:
         possible = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
         return int(possible.replace("-", ",").rstrip().rpartition(",")[2]) + 1
@@ -61,7 +61,7 @@ def nr_cpu_ids() -> int:
 
 
 class damon_sysfs_primitives(kobject):
-    """Where accesses come from."""
+    """The access sources."""
 
     __slots__ = ("page_fault", "page_table")
 
@@ -115,7 +115,7 @@ class damon_sysfs_sample_filter(kobject):
     def build(self) -> damon_sample_filter:
         """The filter that the files describe.
 
-        :raises OSError: EINVAL a filter of threads without any.
+        :raises OSError: EINVAL a filter by thread names no threads.
         """
         kind = damon_sample_filter_type(self.type)
         try:
@@ -125,7 +125,7 @@ class damon_sysfs_sample_filter(kobject):
 
 
 class damon_sysfs_sample_filters(NumberedDirectories[damon_sysfs_sample_filter]):
-    """The conditions on reports: one has to pass all of them, in their order."""
+    """The conditions on reports: a report must pass all of them, in their order."""
 
     __slots__ = ()
 
@@ -157,7 +157,7 @@ def _counter_attribute(name: str) -> kobj_attribute:
 
 # Deviation: docs/deviations.md#additional-files-of-the-sample-directory
 class ReportsDirectory(kobject):
-    """What became of the reports to the kdamond's context, now; after its end the last values stay."""
+    """Counters of the reports to the kdamond's context, as of now; after its end the last values stay."""
 
     __slots__ = ("running_context",)
 
@@ -172,7 +172,7 @@ class ReportsDirectory(kobject):
 
 
 class damon_sysfs_sample(kobject):
-    """How accesses are sampled."""
+    """The sample control: primitives and filters."""
 
     __slots__ = ("density", "filters", "primitives", "reports")
 
@@ -195,7 +195,7 @@ class damon_sysfs_sample(kobject):
 def build_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
     """The sample control that the directories describe (``damon_sysfs_set_sample_control()``).
 
-    :raises OSError: EINVAL a filter of threads without any.
+    :raises OSError: EINVAL a filter by thread names no threads.
     """
     primitives = sample.primitives
     control = damon_sample_control(PrimitivesEnabled(primitives.page_table, primitives.page_fault))
@@ -205,12 +205,12 @@ def build_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
 
 
 def sample_primitive_of(control: damon_sample_control) -> str:
-    """The primitive to open processes with. A client that re-reads the tree may ask for both: page_fault wins."""
+    """The primitive to open processes with. A client may enable both while it rewrites the tree: page_fault wins."""
     return Primitive.PAGE_FAULT if control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
 
 
 def _sees_writes_only(control: damon_sample_control) -> bool:
-    """Return whether reads stay unseen although no filter says that they are not wanted."""
+    """Return whether reads are not observed although no filter excludes them."""
     writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
     return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)
 
@@ -222,7 +222,7 @@ def doubts_of(ctx: damon_ctx) -> list[str]:
         doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
     taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
     if taken and ctx.sample_control.primitives_enabled.page_fault:
-        doubts.append(f"memory that is only read looks cold to page_fault, and {taken} takes it; use page_table")
+        doubts.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
     if ctx.density and not reports_are_random(ctx):
         doubts.append("density has no effect with page_fault, which samples one page a region")
     return doubts

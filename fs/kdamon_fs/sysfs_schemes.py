@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The directory ``schemes`` of a context (``mm/damon/sysfs-schemes.c``): what is asked for, and what came of it.
+"""The directory ``schemes`` of a context (``mm/damon/sysfs-schemes.c``): schemes and their results.
 
-The files only keep what is written; :mod:`kdamon_fs.sysfs_schemes_build` makes schemes of them.
+The files only store values; :mod:`kdamon_fs.sysfs_schemes_build` builds schemes from them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _filter_types(kobj: damon_sysfs_scheme_filter) -> tuple[str, ...]:
 
 
 class damon_sysfs_scheme_filter(kobject):
-    """A condition on regions or pages; ``types`` are those that its directory takes."""
+    """A condition on regions or pages; ``types`` are the filter types that its directory accepts."""
 
     __slots__ = (
         "addr_end",
@@ -96,7 +96,7 @@ class damon_sysfs_scheme_filter(kobject):
     def __init__(self, tree: Tree, types: tuple[str, ...]) -> None:
         super().__init__(tree)
         self.types = types
-        # Also where the directory takes other types only, as in the kernel.
+        # Also where the directory accepts other types only, as in the kernel.
         self.type = "anon"
         self.matching = self.allow = False
         self.memcg_path = ""
@@ -106,7 +106,7 @@ class damon_sysfs_scheme_filter(kobject):
 
 
 class damon_sysfs_scheme_filters(NumberedDirectories[damon_sysfs_scheme_filter]):
-    """``core_filters``, ``ops_filters`` or ``filters`` by the ``types`` that it takes."""
+    """``core_filters``, ``ops_filters`` or ``filters``, which accept the filter types ``types``."""
 
     __slots__ = ("types",)
 
@@ -125,7 +125,7 @@ class damon_sysfs_scheme_filters(NumberedDirectories[damon_sysfs_scheme_filter])
 
 
 class damon_sysfs_watermarks(kobject):
-    """When the scheme is active, by the share of free memory."""
+    """The watermarks, shares of free memory between which the scheme is active."""
 
     __slots__ = ("high", "interval_us", "low", "metric", "mid")
 
@@ -169,7 +169,7 @@ class damos_sysfs_dests(NumberedDirectories[damos_sysfs_dest]):
 
 # Quotas.
 
-#: With which version of the tree a metric came, for those that are newer than the file.
+#: The version of the tree that a metric came with, for metrics that are newer than the file.
 _METRICS_SINCE = {"hugepage_mem_bp": "next"}
 
 
@@ -179,7 +179,7 @@ def _goal_metrics(kobj: damos_sysfs_quota_goal) -> tuple[str, ...]:
 
 
 class damos_sysfs_quota_goal(kobject):
-    """A metric and the value it should have; a target value of 0 makes it no goal at all."""
+    """A metric and its target value; with the target value 0 it is ignored."""
 
     __slots__ = ("current_value", "nid", "path", "target_metric", "target_value")
 
@@ -212,7 +212,7 @@ class damos_sysfs_quota_goals(NumberedDirectories[damos_sysfs_quota_goal]):
 
 
 class damon_sysfs_weights(kobject):
-    """How much size, access frequency and age count when a quota has to choose."""
+    """The weights of size, access frequency and age in the scores of a quota."""
 
     __slots__ = ("age_permil", "nr_accesses_permil", "sz_permil")
 
@@ -228,7 +228,7 @@ class damon_sysfs_weights(kobject):
 
 
 class damon_sysfs_quotas(kobject):
-    """How much the scheme may do."""
+    """The limits of the scheme."""
 
     __slots__ = (
         "bytes",
@@ -268,7 +268,7 @@ class damon_sysfs_quotas(kobject):
 
 
 class damon_sysfs_access_pattern(kobject):
-    """Which regions the scheme is for. The maxima begin as 0, so a new scheme matches nothing."""
+    """The regions that the scheme applies to. The maxima are 0 at first, so a new scheme matches nothing."""
 
     __slots__ = ("age", "nr_accesses", "sz")
 
@@ -283,7 +283,7 @@ class damon_sysfs_access_pattern(kobject):
 
 
 class damon_sysfs_scheme(kobject):
-    """A scheme: what to do with which regions, and what came of it."""
+    """A scheme: an action, the access pattern that it applies to, and the results."""
 
     __slots__ = (
         "access_pattern",
@@ -347,9 +347,9 @@ class damon_sysfs_schemes(NumberedDirectories[damon_sysfs_scheme]):
 
 
 def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
-    """Show the statistics of the schemes of ``ctx``; to be called in its kdamond.
+    """Show the statistics of the schemes of ``ctx``; runs in its kdamond.
 
-    The directories may be fewer or more than the schemes by now.
+    There may be fewer or more directories than schemes by now.
     """
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
         stats = schemes.at(i).stats
@@ -364,7 +364,7 @@ def damon_sysfs_schemes_update_stats(schemes: damon_sysfs_schemes, ctx: damon_ct
 
 
 def damos_sysfs_update_effective_quotas(schemes: damon_sysfs_schemes, ctx: damon_ctx) -> None:
-    """Show the effective quotas of the schemes of ``ctx``; to be called in its kdamond."""
+    """Show the effective quotas of the schemes of ``ctx``; runs in its kdamond."""
     for i, s in enumerate(ctx.schemes[: schemes.nr]):
         schemes.at(i).quotas.effective_bytes = s.quota.esz
 
@@ -377,10 +377,10 @@ def damon_sysfs_schemes_clear_regions(schemes: damon_sysfs_schemes) -> None:
 
 @define(slots=True)
 class damon_sysfs_schemes_walk_data:
-    """What :func:`damos_sysfs_populate_region_dir` fills.
+    """The arguments of :func:`damos_sysfs_populate_region_dir`.
 
     :ivar schemes: the directory of the schemes.
-    :ivar total_bytes_only: count the bytes, make no directories.
+    :ivar total_bytes_only: count the bytes, create no directories.
     """
 
     schemes: damon_sysfs_schemes
@@ -405,7 +405,7 @@ def damos_sysfs_populate_region_dir(  # noqa: PLR0917 -- the parameters of damos
     s: damos,
     sz_filter_passed: int,
 ) -> None:
-    """Show that scheme ``s`` tried ``region``: a walk function of :class:`damos_walk_control`."""
+    """Show ``region``, tried by scheme ``s``: a walk function of :class:`damos_walk_control`."""
     regions = data.regions_of(ctx, s)
     if regions is None:
         return

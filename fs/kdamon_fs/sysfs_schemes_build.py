@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the directory ``schemes`` to the schemes of a context (the other half of ``mm/damon/sysfs-schemes.c``)."""
+"""Builds the schemes of a context from the directory ``schemes`` (the other half of ``mm/damon/sysfs-schemes.c``)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_
 
 
 def _mk_goals(goals: damos_sysfs_quota_goals, machine: FindMachine) -> list[damos_quota_goal]:
-    """The goals; those with the target value 0 are none, as in the kernel."""
+    """The goals; those with the target value 0 are ignored, as in the kernel."""
     return [_mk_goal(goal, machine) for goal in goals if goal.target_value]
 
 
@@ -116,7 +116,7 @@ def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damo
 
 def _add_filters(s: damos, filters: damon_sysfs_scheme_filters, machine: FindMachine) -> None:
     for made_of in filters:
-        # By its type: the default type in core_filters makes a filter of the operations set, as in the kernel.
+        # The type decides: the default type in core_filters makes a filter of the operations set, as in the kernel.
         damos_add_filter(s, _mk_filter(made_of, machine))
 
 
@@ -142,9 +142,9 @@ def _mk_dests(dests: damos_sysfs_dests) -> damos_migrate_dests:
 
 
 def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> damos:
-    """Make the scheme that the directory describes.
+    """Build the scheme that the directory describes.
 
-    :param machine: where memory cgroups are found, asked for when a scheme needs it.
+    :param machine: returns the machine that resolves memory cgroups, called when a scheme needs it.
     :raises OSError: EINVAL a memory cgroup does not exist, or a range ends before it starts.
     """
     wanted = scheme.access_pattern
@@ -171,11 +171,11 @@ def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> d
 
 
 def _measured(ctx: damon_ctx, s: damos, goals: list[damos_quota_goal], scheme: damon_sysfs_scheme) -> bool:
-    """Return whether ``s`` with ``goals`` goes by what is measured on the machine."""
+    """Return whether ``s`` with ``goals`` depends on metrics of the machine."""
     metrics = {goal.metric for goal in goals}
     eligible = damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
     if eligible in metrics and ctx.ops is not None and ctx.ops.node_mem is None:
-        log.warning("%s: %s is 0 here, it is about physical addresses", scheme.location(), eligible.value)
+        log.warning("%s: %s is always 0 here; it needs the operations set paddr", scheme.location(), eligible.value)
     given = {damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT}
     return s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or bool(metrics - given)
 
@@ -183,8 +183,8 @@ def _measured(ctx: damon_ctx, s: damos, goals: list[damos_quota_goal], scheme: d
 def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machine: FindMachine) -> None:
     """Add the schemes that the directories describe to ``ctx``.
 
-    :param machine: where memory cgroups are found and metrics are measured, asked for when a scheme needs it.
-    :raises OSError: ENOMEM whatever is wrong in a scheme, as in the kernel; what ``machine`` raises.
+    :param machine: returns the machine that resolves memory cgroups and measures metrics, called if a scheme needs it.
+    :raises OSError: ENOMEM for any error in a scheme, as in the kernel; the errors of ``machine``.
     """
     for scheme in schemes:
         try:
@@ -197,13 +197,13 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
 
 
 class QuotaScores:
-    """The goals of the schemes of ``ctx`` as the directories have them (``damos_sysfs_set_quota_scores()``).
+    """The goals of the schemes of ``ctx``, from the directories (``damos_sysfs_set_quota_scores()``).
 
-    Kernel: makes them in the kdamond. Here: in the caller's thread, because memory cgroups are looked for.
+    Kernel: builds them in the kdamond. Here: in the caller's thread, because memory cgroups have to be resolved.
     (docs/deviations.md#goals-are-made-by-the-writer)
 
     :param machine: as for :func:`damon_sysfs_add_schemes`.
-    :ivar error: EINVAL a memory cgroup does not exist, None if all do; the goals of the schemes before are there.
+    :ivar error: EINVAL a memory cgroup does not exist, None if all do; the goals of the schemes before it are included.
     """
 
     def __init__(self, schemes: damon_sysfs_schemes, ctx: damon_ctx, machine: FindMachine) -> None:
@@ -220,7 +220,7 @@ class QuotaScores:
             self.error = error
 
     def set(self, ctx: damon_ctx) -> None:
-        """Give them to the schemes; to be called in the kdamond of ``ctx``."""
+        """Assign them to the schemes; runs in the kdamond of ``ctx``."""
         ctx.machine = ctx.machine or self._machine
         for s, quota in zip(ctx.schemes, self._quotas, strict=False):
             damos_commit_quota_goals(s.quota, quota)

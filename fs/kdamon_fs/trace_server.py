@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""DAMON's tracepoint events (``include/trace/events/damon.h``) as text, for programs that connect to a socket.
+"""Serves DAMON's tracepoint events (``include/trace/events/damon.h``) as text to programs that connect to a socket.
 
-A client sends the names of events, or patterns such as ``damos_*``, and a newline; the answer is ``ok`` or a sentence,
-and a newline. From then on it gets a line for each event, as ``perf script`` prints it, until it shuts down its side of
-the connection; it then gets what had happened until then, and the end. ``# lost N`` says that the client read too
-slowly.
+A client sends the names of events, or patterns such as ``damos_*``, and a newline; the server answers ``ok`` or an
+error sentence, and a newline. It then sends a line for each event, in the format of ``perf script``, until the client
+shuts down its side of the connection; finally it sends the events up to that time and closes. ``# lost N`` means that
+the client read too slowly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["EVENTS", "TraceServer"]
 
 log = logging.getLogger("kdamon")
 
-#: The tracepoints, and the kernel version that each came with; None is older than the versions that are told apart.
+#: The tracepoints, and the kernel version that each came with; None is older than all known versions.
 EVENTS: Final[dict[str, str | None]] = {
     "damon_aggregated": None,
     "damon_monitor_intervals_tune": "6.17",
@@ -45,14 +45,14 @@ EVENTS: Final[dict[str, str | None]] = {
     "damos_stat_after_apply_interval": "7.0",
 }
 
-#: How many events wait for a client at most; a region table is one.
+#: Maximum number of events that wait for a client; a region table is one.
 _MOST_WAITING: Final = 4096
-#: How often a client gets what waits for it, and how long it may take to read that, seconds.
+#: Seconds between two transmissions to a client, and the time limit for the client to read one.
 _PERIOD: Final = 0.1
 _PATIENCE: Final = 10.0
 _LONGEST_REQUEST: Final = 4096
 
-#: A line without its beginning, for each region or the like that an event is about.
+#: A line without its common prefix, one for each region or other object of an event.
 _Texts = Iterable[str]
 _Probe = Callable[..., None]
 
@@ -75,7 +75,7 @@ def _scheme(ctx: damon_ctx, s: damos) -> str:
 
 
 class _Recording:
-    """What one client waits for. The probes run in kdamonds: they copy, and leave the text to the client's thread."""
+    """The subscription of one client. The probes run in kdamonds: they only copy; the client's thread formats."""
 
     def __init__(self, events: Sequence[str]) -> None:
         self.lost = 0
@@ -92,13 +92,13 @@ class _Recording:
             getattr(trace, name).unregister(probe)
 
     def text(self) -> bytes:
-        """The lines of what happened since the last call."""
+        """The lines of the events since the last call."""
         lines = []
-        # What comes meanwhile is for the next call, or a fast kdamond would keep this one busy for ever.
+        # Later events wait for the next call, or a fast kdamond would keep this one busy forever.
         for _ in range(len(self._waiting)):
-            who, now, event, texts = self._waiting.popleft()
+            task, now, event, texts = self._waiting.popleft()
             seconds, rest = divmod(now, 10**9)
-            begin = f" {who} {seconds}.{rest // 1000:06d}: damon:{event}: "
+            begin = f" {task} {seconds}.{rest // 1000:06d}: damon:{event}: "
             lines += [f"{begin}{text}\n" for text in texts()]
         if lost := self.lost:
             self.lost -= lost
@@ -110,8 +110,8 @@ class _Recording:
             self.lost += 1
             return
         cpu = call("sched_getcpu")
-        who = f"{threading.current_thread().name} {threading.get_native_id()} [{cpu:03d}]"
-        self._waiting.append((who, time.monotonic_ns(), event, texts))
+        task = f"{threading.current_thread().name} {threading.get_native_id()} [{cpu:03d}]"
+        self._waiting.append((task, time.monotonic_ns(), event, texts))
 
     # The probes, under the names of their tracepoints.
 
@@ -154,8 +154,8 @@ class _Recording:
 class TraceServer:
     """The socket, and a thread for each client while it is entered.
 
-    :param path: where to make the socket.
-    :param events: names of the tracepoints that may be asked for, of :data:`EVENTS`.
+    :param path: the socket's path.
+    :param events: names of the tracepoints that clients may subscribe to, of :data:`EVENTS`.
     :raises OSError: as ``bind(2)``.
     """
 
@@ -166,7 +166,7 @@ class TraceServer:
         self._threads: list[threading.Thread] = []
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The file has this mode, whatever the umask is: events are for the user of this process.
+            # The file has this mode regardless of the umask: only the user of this process may read events.
             os.fchmod(self._listener.fileno(), 0o600)
             self._listener.bind(os.fsencode(path))
             self._listener.listen()
@@ -184,7 +184,7 @@ class TraceServer:
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        # What still waits for its client is left.
+        # Events that still wait for a client are dropped.
         give_up = time.monotonic() + 2 * _PERIOD
         for thread in self._threads:
             thread.join(max(give_up - time.monotonic(), 0))
@@ -199,7 +199,7 @@ class TraceServer:
         self._threads.append(thread)
 
     def _accept(self) -> None:
-        # Clients need nothing of that, and the threads for them are started here.
+        # The client threads, started here, need no capabilities.
         give_up_capabilities()
         while not self._closing.is_set():
             try:
@@ -217,7 +217,7 @@ class TraceServer:
             try:
                 self._record(client)
             except OSError as error:
-                log.info("a client of DAMON's events is gone: %s", error.strerror or error)
+                log.info("lost the connection to a client of DAMON's events: %s", error.strerror or error)
 
     def _record(self, client: socket.socket) -> None:
         request = b""

@@ -223,7 +223,7 @@ def test_a_pipe_for_a_library_is_not_waited_for(tmp_path: Path) -> None:
     """Nobody ever writes to it."""
     os.mkfifo(tmp_path / "pipe")
     said = refused_alike(tmp_path, FUSE_LIBRARY_PATH=str(tmp_path / "pipe"))
-    assert "which cannot be loaded (it is no regular file)" in said
+    assert "which cannot be loaded (it is not a regular file)" in said
 
 
 @needs_both
@@ -276,7 +276,7 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ("device", "why", "remedy"),
     [
         ("/nowhere/fuse", "/nowhere/fuse cannot be opened (No such file or directory)", "--device /dev/fuse"),
-        ("/dev/null", "/dev/null is something else than the FUSE device", "--device /dev/fuse"),
+        ("/dev/null", "/dev/null is not the FUSE device", "--device /dev/fuse"),
         ("/etc", "/etc cannot be opened (Is a directory)", "modprobe fuse"),
     ],
 )
@@ -292,7 +292,7 @@ def test_the_device_is_the_right_one(monkeypatch: pytest.MonkeyPatch, device: st
     assert (check.available, check.why, check.remedy) == (False, lack.why, lack.remedy)
 
 
-@pytest.mark.parametrize(("user", "remedy"), [(0, "a container has to be started with it"), (1000, "run as root")])
+@pytest.mark.parametrize(("user", "remedy"), [(0, "a container needs it from its start"), (1000, "run as root")])
 def test_a_device_that_is_denied(monkeypatch: pytest.MonkeyPatch, user: int, remedy: str) -> None:
     """Root is not advised to be root."""
 

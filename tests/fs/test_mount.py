@@ -506,5 +506,5 @@ def test_a_user_namespace_without_its_own_mount_namespace_says_so() -> None:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.stderr.startswith("unshare:"):
             pytest.skip("kernel lacks: user namespaces")
-        assert refused == ("mounting needs a mount namespace that belongs to this user namespace" in done.stderr)
+        assert refused == ("mounting needs a mount namespace of this user namespace" in done.stderr)
         assert refused == bool(done.returncode), done.stderr

@@ -304,7 +304,7 @@ def test_a_working_directory_that_the_tree_lacks_is_refused(start: Start) -> Non
     process = start("true", cwd=directory)
     _, complained = process.communicate(timeout=60)
     assert process.returncode == 126
-    assert f"the working directory, {directory}, is none in the tree" in complained
+    assert f"the working directory, {directory}, does not exist in the tree" in complained
 
 
 def test_a_working_directory_that_was_removed_is_no_obstacle(start: Start, tmp_path: Path) -> None:
@@ -467,13 +467,13 @@ def test_perf_records_the_trees_events(start: Start, home: Path) -> None:
     ("words", "said"),
     [
         ("stat -e damon:damon_aggregated true", "stat does not"),
-        ("record -e damon:damos_esz -e cycles true", "record cycles by a perf of its own"),
-        ("record -e damon:damos_esz,cycles true", "record cycles by a perf of its own"),
+        ("record -e damon:damos_esz -e cycles true", "record cycles with a separate perf command"),
+        ("record -e damon:damos_esz,cycles true", "record cycles with a separate perf command"),
         ("record -e damon:nothing true", "DAMON has no event nothing here; there are damon_aggregated, "),
-        ("record -g -e damon:damos_esz true", "-g is not understood with them"),
+        ("record -g -e damon:damos_esz true", "which does not support -g for them"),
         ("record -o /nowhere/file -edamon:damos_esz true", "/nowhere/file: No such file or directory"),
         ("report --input=events", "'perf script' prints them"),
-        ("script -F time -i events", "-F is not understood with them"),
+        ("script -F time -i events", "which does not support -F for them"),
     ],
 )
 def test_perf_refuses_what_it_would_record_wrongly(start: Start, words: str, said: str) -> None:

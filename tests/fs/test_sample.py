@@ -227,7 +227,7 @@ def test_faults_see_writes_and_win_over_accessed_bits(
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     assert session.state("on") == "OK"
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "admin/kdamonds/0: page_fault sees writes and first touches, not reads of what is mapped"
+        "admin/kdamonds/0: page_fault observes writes and first touches, not reads of mapped memory"
     ]
     wait_for_hot_parts(session, "AB")
 
@@ -247,8 +247,8 @@ def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
     session.put(f"{scheme}/1/action", "pageout")
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     expected = [
-        "admin/kdamonds/0: page_fault sees writes and first touches, not reads of what is mapped",
-        "admin/kdamonds/0: memory that is only read looks cold to page_fault, and pageout takes it; use page_table",
+        "admin/kdamonds/0: page_fault observes writes and first touches, not reads of mapped memory",
+        "admin/kdamonds/0: memory that is only read looks cold to page_fault, so pageout applies: use page_table",
     ]
     assert session.state("on") == "OK"
     assert expected == warnings_of(caplog)
@@ -257,7 +257,7 @@ def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
     # What a commit brings is doubted as well.
     session.put(f"{scheme}/0/action", "cold")
     assert session.state("commit") == "OK"
-    expected.append(expected[-1].replace("pageout takes", "cold, pageout takes"))
+    expected.append(expected[-1].replace("pageout applies", "cold, pageout applies"))
     assert expected == warnings_of(caplog)
 
 
@@ -442,7 +442,7 @@ def test_reports_alone_need_regions(session: Any, caplog: pytest.LogCaptureFixtu
     """Nothing else says what to monitor."""
     reported(session, [])
     assert session.state("on") == "EINVAL"
-    assert "targets/0/regions: nothing but what is written there" in caplog.text
+    assert "targets/0/regions: the operations set reports monitors only ranges" in caplog.text
 
 
 def test_without_primitives_only_reports_count(session: Any, process: Any) -> None:
