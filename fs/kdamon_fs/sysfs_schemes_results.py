@@ -11,7 +11,7 @@ __all__ = ["ProbeHitsDirectory", "damon_sysfs_scheme_region", "damon_sysfs_schem
 
 
 class ProbeHitsDirectory(kobject):
-    """How many samples of a region hit a probe: their moving sum over the last aggregation interval's time."""
+    """The number of samples of a region that matched a probe: the moving sum over one aggregation interval's time."""
 
     __slots__ = ("hits",)
 
@@ -25,7 +25,7 @@ class ProbeHitsDirectory(kobject):
 class damon_sysfs_scheme_region(kobject):
     """A region that the scheme tried; ``hits`` are those of each probe.
 
-    ``nr_unknown`` is kdamon's own: the samples that could not be taken in the time that ``nr_accesses`` is about.
+    ``nr_unknown`` is kdamon's own: the number of unknown samples in the time that ``nr_accesses`` covers.
     """
 
     __slots__ = ("age", "end", "nr_accesses", "nr_unknown", "start", "sz_filter_passed")
@@ -66,11 +66,11 @@ class damon_sysfs_scheme_regions(kobject):
         self.total_bytes = 0
 
     def add_region(self, region: damon_region, sz_filter_passed: int, hits: list[int]) -> None:
-        """Add a directory for ``region``, numbered on."""
+        """Add a directory for ``region``, with the next number."""
         self.add(str(len(self.children)), damon_sysfs_scheme_region(self.tree, region, sz_filter_passed, hits))
 
     def rm_regions(self) -> None:
-        """Remove all of them and forget their total (``damon_sysfs_scheme_regions_rm_dirs()``)."""
+        """Remove all of them and reset their total (``damon_sysfs_scheme_regions_rm_dirs()``)."""
         children, self.children, self.total_bytes = self.children, {}, 0
         for child in children.values():
             child.remove()
@@ -78,7 +78,7 @@ class damon_sysfs_scheme_regions(kobject):
 
 
 class damon_sysfs_stats(kobject):
-    """What the scheme did so far, as of the last update; and the limit ``max_nr_snapshots``, an input.
+    """The statistics of the scheme, as of the last update; and ``max_nr_snapshots``, an input.
 
     ``sz_unknown`` is kdamon's own, see :class:`kdamon.damon.damos_stat`.
     """
