@@ -89,7 +89,7 @@ def test_ranges_in_which_nothing_is_are_doubted() -> None:
     ranges = [(0, 0x1000), (0x1800, 0x5000), (0x2000, 0x5000), (0x5FFF, 0x10000)]
     said = list(doubtful_ranges(ranges, present, "nothing is mapped"))
     assert [
-        f"--range {span}: nothing is mapped there now, and without that no access is seen; addresses are hexadecimal"
+        f"--range {span}: nothing is mapped there now, so no access can be observed; addresses are hexadecimal"
         for span in ("0-1000", "2000-5000")
     ] == said
     assert 0x801 == size_within(ranges, present)

@@ -104,7 +104,7 @@ def test_what_is_no_file_of_lines_is_refused_at_once(kind: str, tmp_path: Path) 
 def test_a_pipe_that_took_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     """Between the look at it and opening it."""
     os.mkfifo(tmp_path / "truth")
-    with pytest.raises(OSError, match="it is no regular file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         load_truth(tmp_path / "truth")
 
 

@@ -409,7 +409,10 @@ def test_no_room_for_a_temporary_recording_is_said() -> None:
         [sys.executable, "-c", limit, *command], env=environment, capture_output=True, text=True, check=False
     )
     assert (1, 1) == (failed.returncode, failed.stderr.count("\n"))
-    assert "there is no room for a temporary recording: File too large; set TMPDIR to where there is" in failed.stderr
+    assert (
+        "there is no room for a temporary recording: File too large; set TMPDIR to a directory with room"
+        in failed.stderr
+    )
 
 
 def test_lackeys_pace_and_instructions_may_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
@@ -427,8 +430,8 @@ def test_what_became_of_lines_is_said_at_the_end(capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     assert [4242, 4300, 5000] == [json.loads(line)["config"]["pid"] for line in out.splitlines()]
     assert [
-        "left out: 1 lines that were not understood",
-        "left out: 1 samples that have no data address",
+        "left out: 1 lines that could not be parsed",
+        "left out: 1 samples without a data address",
         "not kept: 1 accesses were served by another NUMA node",
     ] == [line.split("perf_script_mem.txt: ")[1] for line in err.splitlines()]
 
@@ -466,17 +469,17 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     ("words", "status", "sentence"),
     [
         (["{tmp}/none"], 1, "{tmp}/none: No such file or directory"),
-        (["{tmp}/empty.npy"], 1, "{tmp}/empty.npy: there is no report in it"),
+        (["{tmp}/empty.npy"], 1, "{tmp}/empty.npy: the file contains no reports"),
         (["{tmp}/text"], 1, "{tmp}/text: neither a recording, nor output of perf script, nor a trace of lackey; "),
-        (["{tmp}/kernel.npy"], 1, "{tmp}/kernel.npy: all addresses are the kernel's; say with --range what to monitor"),
-        (["{tmp}/r.npy", "--pid", "3"], 1, "{tmp}/r.npy: no report is about process 3, but there are some of 7"),
+        (["{tmp}/kernel.npy"], 1, "{tmp}/kernel.npy: all addresses are kernel addresses; select memory with --range"),
+        (["{tmp}/r.npy", "--pid", "3"], 1, "{tmp}/r.npy: no report is about process 3; there are reports about 7"),
         (
             ["{tmp}/r.npy", "--range", "1000-3000", "--range", "2000-4000"],
             2,
             "region 0x2000-0x4000 overlaps",
         ),
         (["{tmp}/r.npy", "--aggr-us", "1000"], 2, "the sampling interval must not exceed the aggregation interval"),
-        (["{tmp}/years.npy"], 1, "the first and the last report are 1000000000 s apart, too long to go through in"),
+        (["{tmp}/years.npy"], 1, "the first and the last report are 1000000000 s apart, too long to replay in"),
         (["{tmp}/r.npy", "--min-regions", "2"], 2, "the minimum number of regions must be at least 3"),
         (["{tmp}/r.npy", "--cpus", "70000"], 2, "argument --cpus: '70000' names a CPU that cannot be"),
         (["{tmp}/r.npy", "--rate", "0"], 2, "argument --rate: '0' is not a number from 1 on"),
@@ -562,9 +565,9 @@ def test_density_is_handed_on() -> None:
 @pytest.mark.parametrize(
     ("keep", "missing"),
     [
-        (lambda size: size - 1001 * 56, "of 2000 reports only the first 999 are there"),
-        (lambda size: size - 1, "of 2000 reports only the first 1999 are there"),
-        (lambda size: size - 2000 * 56, "there is no report in it: of 2000 reports only the first 0 are there"),
+        (lambda size: size - 1001 * 56, "the file has only the first 999 of 2000 reports"),
+        (lambda size: size - 1, "the file has only the first 1999 of 2000 reports"),
+        (lambda size: size - 2000 * 56, "the file contains no reports: the file has only the first 0 of 2000 reports"),
     ],
 )
 def test_a_recording_that_was_cut_off_is_said_to_be(
@@ -586,7 +589,7 @@ def test_a_text_that_was_cut_off_is_said_to_be(tmp_path: Path, capsys: pytest.Ca
     assert 1 == cli.main(["replay", "--json", str(path)])
     out, err = capsys.readouterr()
     assert 59 == json.loads(out)["counters"]["reports"]["accepted"]
-    assert f"kdamon: {path}: cut off: the last line has no end" in err
+    assert f"kdamon: {path}: truncated: the last line is incomplete" in err
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
@@ -596,7 +599,7 @@ def test_a_file_may_become_shorter_meanwhile(order: slice, tmp_path: Path) -> No
     with report_file.open_reports(name) as (records, _):
         tape = Tape(records)
         os.truncate(name, 4096)
-        with pytest.raises(OSError, match="the file became shorter while it was read"):
+        with pytest.raises(OSError, match="the file was truncated while it was read"):
             tape.play(1 << 62)
 
 

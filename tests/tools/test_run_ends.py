@@ -144,8 +144,8 @@ def test_a_kdamond_that_waits_for_ever_is_left(place: str) -> None:
 @pytest.mark.parametrize(
     ("what", "waits", "sentence", "status"),
     [
-        ("kdamond", 1, "monitoring did not end: it was not waited for any longer", 1),
-        ("producers", 2, "still had to say was not waited for any longer", 0),
+        ("kdamond", 1, "monitoring did not end: it took too long", 1),
+        ("producers", 2, "of the recording did not arrive in time", 0),
     ],
 )
 def test_a_second_signal_shows_the_result_at_once(

@@ -224,8 +224,7 @@ def test_ranges_in_which_nothing_is_mapped(
     assert 0 == cli.main([*words, "--range", "10000-20000", "--range", f"{BASE:x}-{BASE + MIB:x}"])
     out, err = capsys.readouterr()
     assert (
-        "kdamon: --range 10000-20000: nothing is mapped there now, and without that no access is seen; addresses are "
-        in err
+        "kdamon: --range 10000-20000: nothing is mapped there now, so no access can be observed; addresses are " in err
     )
     assert 1 == err.count("--range")
     assert "never mapped                        64.0 KiB  of the 1.1 MiB of the ranges\n" in out
@@ -296,7 +295,7 @@ def test_a_thread_of_the_kernel_has_nothing_to_monitor(capsys: pytest.CaptureFix
     if not threads:
         pytest.skip("no thread of the kernel is visible here, as in a container")
     assert 1 == cli.main(["run", "--pid", threads[0], "--quiet", "--seconds", "1", *QUICK])
-    sentence = f"kdamon: process {threads[0]} is a thread of the kernel: it has no memory of its own to monitor\n"
+    sentence = f"kdamon: process {threads[0]} is a kernel thread: it has no memory of its own to monitor\n"
     assert sentence == capsys.readouterr().err
 
 
@@ -461,7 +460,7 @@ def test_it_says_what_faults_do_not_show(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On standard error at the start, and below the heatmap; not to those who asked for writes only."""
-    sentence = "page_fault sees writes and first touches, not reads of memory that is mapped\n"
+    sentence = "page_fault observes writes and first touches, not reads of mapped memory\n"
     # Nothing about the present state, however long it takes.
     monkeypatch.setattr(run_verb, "_LINE_S", float("inf"))
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--cpus", "0", *QUICK]
@@ -583,4 +582,4 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     assert 1 == cli.main([*words, "--record", str(tmp_path / "r.npy")])
     out, err = capsys.readouterr()
     assert "monitored pid" in out
-    assert f"{tmp_path}/r.npy: the recording is not whole: No space left on device" in err
+    assert f"{tmp_path}/r.npy: the recording is incomplete: No space left on device" in err

@@ -16,7 +16,7 @@ def main() -> int:
         from kdamon_tools import cli  # noqa: PLC0415 (as below)
 
         return cli.main()
-    # Ctrl-C while modules are loaded, or when everything is done, ends the process without a word about where it was.
+    # Ctrl-C while modules are loaded, or when everything is done, ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     privileges.begin()
     from kdamon_tools import cli  # noqa: PLC0415 (only now, see above)

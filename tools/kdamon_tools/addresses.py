@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which addresses there can be: ranges from a command line are refused, or doubted, before they are monitored."""
+"""Checks address ranges of a command line: impossible ones are errors, empty ones get a warning."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _HEXADECIMAL = "addresses are hexadecimal"
 
 
 def end_of_user_space(cpuinfo: str | None = None) -> int:
-    """The first address that no process can have; more than that where this machine's limit is not known.
+    """The end (exclusive) of user addresses; an upper bound where this machine's limit is unknown.
 
     :param cpuinfo: contents of /proc/cpuinfo; None reads it.
     """
     if platform.machine() == "x86_64":
         if cpuinfo is None:
             cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        # The kernel shows the flag only if it uses page tables of five levels.
+        # The kernel shows the flag only if it uses five-level page tables.
         if not re.search(r"^flags\s*:.*\bla57\b", cpuinfo, re.MULTILINE):
             return 1 << 47
     return 1 << 56
 
 
 def check_user_addresses(ranges: Sequence[Range]) -> None:
-    """Refuse ranges that reach beyond user space: CommandError with status 2."""
+    """Reject ranges that reach beyond user space: CommandError with status 2."""
     _check_end(ranges, end_of_user_space(), "user space")
 
 
 def check_physical_addresses(ranges: Sequence[Range], ram: U64Array) -> None:
-    """Refuse ranges that reach beyond the machine's memory: CommandError with status 2.
+    """Reject ranges that reach beyond the machine's memory: CommandError with status 2.
 
-    :param ram: what is memory, bytes, ascending, shape (n, 2).
+    :param ram: the address ranges of memory, bytes, ascending, shape (n, 2).
     """
     _check_end(ranges, int(ram[-1, 1]) if len(ram) else 0, "the machine's memory")
 
@@ -56,18 +56,18 @@ def _check_end(ranges: Sequence[Range], limit: int, what: str) -> None:
 
 
 def doubtful_ranges(ranges: Sequence[Range], present: U64Array, what: str) -> Iterator[str]:
-    """A sentence about each of ``ranges`` in which nothing of ``present`` is: it need not be a mistake.
+    """A warning about each of ``ranges`` that does not overlap ``present``, which may be intended.
 
-    :param present: what is there, bytes, ascending and disjoint, shape (n, 2).
-    :param what: what is not the case then, such as ``nothing is mapped``.
+    :param present: the present address ranges, bytes, ascending and disjoint, shape (n, 2).
+    :param what: the beginning of the warning, such as ``nothing is mapped``.
     """
     for start, end in ranges:
         if not size_within([(start, end)], present):
-            yield f"--range {start:x}-{end:x}: {what} there now, and without that no access is seen; {_HEXADECIMAL}"
+            yield f"--range {start:x}-{end:x}: {what} there now, so no access can be observed; {_HEXADECIMAL}"
 
 
 def size_within(ranges: Sequence[Range], present: U64Array) -> int:
-    """How many bytes of ``ranges`` are ``present``, see :func:`doubtful_ranges`."""
+    """The number of bytes of ``ranges`` that are ``present``, see :func:`doubtful_ranges`."""
     import numpy as np  # noqa: PLC0415 (a mistake on the command line must not wait for it)
 
     from kdamon.mm.ranges import overlaps  # noqa: PLC0415

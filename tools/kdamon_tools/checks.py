@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this machine has and lacks, as plain values for reporters; and what the tools look for besides the monitor."""
+"""The features and missing requirements of this machine, as plain values for reporters, with checks of the tools."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["Check", "Usable", "monitor_checks", "own_checks", "tool_checks"]
 
 @frozen
 class Check:
-    """One thing that something needs.
+    """One requirement.
 
-    :ivar name: what it is.
-    :ivar available: whether it is there.
-    :ivar why: how that was found out, or what is wrong; a sentence without capital and full stop.
-    :ivar remedy: how to get it; empty where it is there or cannot be had.
+    :ivar name: its name.
+    :ivar available: whether this machine has it.
+    :ivar why: the evidence, or the problem; a sentence without capital and full stop.
+    :ivar remedy: how to get it; empty where it is available or cannot be made available.
     """
 
     name: str
@@ -34,10 +34,10 @@ class Check:
 
 @frozen
 class Usable:
-    """By which primitives processes can be monitored.
+    """The primitives that processes can be monitored with.
 
-    :ivar own: those of this user that have no more capabilities than kdamon.
-    :ivar others: those of other users.
+    :ivar own: for processes of this user that have no more capabilities than kdamon.
+    :ivar others: for processes of other users.
     """
 
     own: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Usable:
 
 
 def monitor_checks() -> tuple[list[Check], Usable]:
-    """What monitoring is made of, and the primitives by which processes can be monitored here."""
+    """The requirements of monitoring, and the primitives that processes can be monitored with here."""
     from kdamon.mm.doctor.checks import examine  # noqa: PLC0415 (needs more than the other verbs)
 
     primitives, own, others = examine()
@@ -56,17 +56,19 @@ def monitor_checks() -> tuple[list[Check], Usable]:
 
 
 def own_checks() -> list[Check]:
-    """Whether another user can change what runs here: the interpreter, its modules, or the directories of these."""
+    """Whether another user can change the running code: the interpreter, its modules, or their directories."""
     name = "kdamon's own files"
     for path in sorted(_own_files()):
         if why := _changeable(path):
-            remedy = "to run kdamon as root, install it where root alone can write, as in a virtual environment in /opt"
+            remedy = (
+                "to run kdamon as root, install it where only root can write, such as a virtual environment in /opt"
+            )
             return [Check(name, False, why, remedy)]
     return [Check(name, True, "no other user can change them")]
 
 
 def _own_files() -> set[str]:
-    """The interpreter, where it looks for modules, and what it has loaded or would load of them."""
+    """The interpreter, its module search path, and the modules that it has loaded or would load from it."""
     files = {sys.executable, *sys.path}
     for module in list(sys.modules.values()):
         files.add(getattr(module, "__file__", None) or "")
@@ -75,7 +77,7 @@ def _own_files() -> set[str]:
 
 
 def _changeable(path: str) -> str | None:
-    """Why another user can change ``path``, or put something there if it does not exist; None if no other user can."""
+    """The reason why another user can change ``path``, or create it if it does not exist; None if no other user can."""
     while True:
         try:
             os.close(open_trusted(path))
@@ -84,13 +86,13 @@ def _changeable(path: str) -> str | None:
         except (FileNotFoundError, NotADirectoryError):
             path = os.path.dirname(path)
         except OSError as error:
-            return f"{path} cannot be looked at: {error.strerror}"
+            return f"{path} cannot be examined: {error.strerror}"
         else:
             return None
 
 
 def tool_checks() -> list[Check]:
-    """What ``kdamon mount`` and ``kdamon exec`` need, and the client that they are mostly for."""
+    """The requirements of ``kdamon mount`` and ``kdamon exec``, and damo, their most common client."""
     return [_binding(), _fuse_device(), *_mounting(), _damo()]
 
 
@@ -116,13 +118,13 @@ def _mounting() -> list[Check]:
     from kdamon_fs import mount_checks  # noqa: PLC0415 (needs more than the other verbs)
 
     return [
-        _tried("mounting (mount)", mount_checks.check_may_mount, "the right for it is there"),
-        _tried("mount namespace (exec)", mount_checks.check_may_unshare, "the capability for it is there"),
+        _tried("mounting (mount)", mount_checks.check_may_mount, "this process may mount"),
+        _tried("mount namespace (exec)", mount_checks.check_may_unshare, "this process has the capability for it"),
     ]
 
 
 def _tried(name: str, check: Callable[[], None], works: str) -> Check:
-    """What ``check`` finds out, whose errors are "what is wrong; what to do"."""
+    """The result of ``check``, whose errors have the form "problem; remedy"."""
     try:
         check()
     except OSError as error:

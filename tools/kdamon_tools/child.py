@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command that is monitored: started with this process's terminal, and ended with all that it started.
+"""The monitored command: started on this process's terminal, and ended together with its descendants.
 
-The command stays in this process's own process group. In a group of its own it would not get what is typed (Ctrl-C,
-Ctrl-Z) and could not read the terminal, unless that was handed over, as a shell does; and a shell script that started
-this would then be without its terminal if this was killed. So what the command started is found by descent: for as long
-as it runs, this process adopts descendants whose parents end. What makes a session of its own, as a daemon does, wants
-to outlive its starter, and is left alone.
+The command stays in this process's own process group. A command in a separate group would not receive Ctrl-C and
+Ctrl-Z and could not read the terminal, unless kdamon made it the foreground group, as a shell does; a shell script that
+runs kdamon would then lose the terminal if kdamon was killed. So the command's processes are identified by descent:
+while it runs, this process adopts descendants whose parents end. Processes in a session of their own, such as daemons,
+are meant to outlive the command and are left alone.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Command"]
 
-#: What was asked to end gets so long before it is killed, and what was killed to be gone, seconds.
+#: Time limits in seconds: from SIGTERM to SIGKILL, and from SIGKILL to the end of a process.
 _GRACE_S: Final = 5.0
 _LOOK_S: Final = 0.05
-#: What ends along with the command is gone after so long, seconds.
+#: Time limit in seconds for processes that end together with the command.
 _SETTLE_S: Final = 0.2
-#: Processes to name in a sentence.
+#: Maximum number of processes to name in a sentence.
 _MOST_NAMES: Final = 5
 
 
 class Command:
-    """A command while the ``with`` block runs; nothing that it started in this session outlives the block.
+    """A command while the ``with`` block runs; none of its descendants in this session outlives the block.
 
     :param argv: the command and its arguments.
     :param environment: its environment.
-    :param faults: what is to monitor it by faults, from its first instruction on; None monitors it otherwise.
-    :ivar released: set it where the command ended by itself: what it left running is left then.
+    :param faults: monitors its page faults from the first instruction on; None: it is monitored in another way.
+    :ivar released: set it after the command ended by itself: descendants that still run are left alone then.
     :raises OSError: on entering, it cannot be started.
     """
 
@@ -55,7 +55,7 @@ class Command:
         self.released = False
 
     def __enter__(self) -> Command:
-        # Who has children already would adopt what these leave, too.
+        # A process with earlier children would adopt their descendants, too.
         self._adopting = not any(stat.parent == os.getpid() for stat in read_stats().values())
         if self._adopting:
             set_child_subreaper(True)
@@ -82,7 +82,7 @@ class Command:
         from kdamon.mm.inject.requests import launch  # noqa: PLC0415 (few need it)
 
         launched = launch(self._argv, env=self._environment)
-        # Otherwise it is asked like any other process, which tells what is in the way.
+        # Otherwise it is opened like any other process, and that error names the obstacle.
         if launched.fd is not None:
             self._faults.adopt_userfaultfd(launched.pid, launched.fd)
         return launched
@@ -98,12 +98,12 @@ class Command:
         return 128 - code if code is not None and code < 0 else code
 
     def family(self) -> list[ProcessStat]:
-        """The command itself, and everything that descends from it and is in its session; what ended is waited for."""
+        """The command and its descendants in its session; reaps those that ended."""
         stats = read_stats()
         adopted = [stat.pid for stat in stats.values() if stat.parent == os.getpid()] if self._adopting else []
-        # Once it was waited for, its number may be another process's.
+        # Once it was reaped, another process may have its number.
         roots = [self.pid, *adopted] if self._process.returncode is None else adopted
-        # It may have made a session itself, as setsid(1) does.
+        # It may have created a session itself, as setsid(1) does.
         sessions = {self._session, self.pid}
         members = [stat for stat in descendants(stats, roots) if stat.session in sessions]
         for stat in members:
@@ -113,7 +113,7 @@ class Command:
         return members
 
     def left_running(self) -> str:
-        """Say what of it still runs although the command itself ended; empty if nothing does."""
+        """A sentence about descendants that still run after the command ended; empty if there are none."""
         known = {stat.identity for stat in self._running(())}
         if known:
             # The rest of a pipeline, say, needs a moment.
@@ -125,7 +125,7 @@ class Command:
         return f"the command ended and left running: {', '.join(left[:_MOST_NAMES])}{others}"
 
     def _end(self) -> None:
-        """Ask all of it to end, and kill what does not."""
+        """Terminate all of its processes, and kill those that do not end."""
         known: set[tuple[int, int]] = set()
         for number in (signal.SIGTERM, signal.SIGKILL):
             give_up = time.monotonic() + _GRACE_S
@@ -135,14 +135,14 @@ class Command:
                     if not running:
                         return
                     for stat in running:
-                        # What is started meanwhile is asked as well, each once; to be killed, again and again.
+                        # Processes started meanwhile get SIGTERM as well, each once; SIGKILL is repeated.
                         if number == signal.SIGKILL or stat.identity not in known:
                             known.add(stat.identity)
                             _send(stat, number)
                     time.sleep(_LOOK_S)
 
     def _running(self, known: Iterable[tuple[int, int]]) -> list[ProcessStat]:
-        """The family, and those of ``known`` that are not found by descent any more."""
+        """The family, and those of ``known`` that are no longer descendants."""
         found = {stat.identity: stat for stat in self.family()}
         self._process.poll()
         for identity in known:
@@ -152,7 +152,7 @@ class Command:
 
 
 def _send(stat: ProcessStat, number: signal.Signals) -> None:
-    """Send ``number``, and let it be noticed if it is stopped, to the very process that ``stat`` is about."""
+    """Send signal ``number`` to the process that ``stat`` identifies, and SIGCONT so that a stopped one handles it."""
     try:
         pidfd = os.pidfd_open(stat.pid)
     except OSError:

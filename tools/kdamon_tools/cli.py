@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ``kdamon`` command: its verbs, and the one place where errors become sentences."""
+"""The entry point of the ``kdamon`` command, and the only place that turns errors into sentences."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv``; returns the exit status.
+    """Run the command line ``argv`` and return the exit status.
 
-    0 done, 1 it failed (also when standard output could not be written), 2 the command line makes no sense, 130
-    interrupted; ``run`` and ``exec`` pass on the exit status of their command. Nothing depends on standard error.
+    0 success, 1 failure (also if standard output could not be written), 2 wrong command line, 130 interrupted; ``run``
+    and ``exec`` pass on the exit status of their command. Errors of standard error are ignored.
     """
     prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    # The command line after "--" is another program's.
+    # The words after "--" are another program's command line.
     separator = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:separator]
     options = [word for word in words[:separator] if word != "--debug"]
@@ -66,7 +66,7 @@ def _parse(options: list[str], command: list[str]) -> argparse.Namespace:
 
 @contextmanager
 def _quiet_interrupts() -> Iterator[None]:
-    """Let Ctrl-C within the block, where modules are loaded, end this process without a word about where it was."""
+    """Let Ctrl-C within the block, where modules are loaded, end this process without a traceback."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
@@ -79,7 +79,7 @@ def _quiet_interrupts() -> Iterator[None]:
 
 
 def _run(words: list[str], options: list[str], command: list[str], debug: bool) -> int:
-    """Run a verb, and make one sentence of each error that was foreseen."""
+    """Run a verb, and turn each expected error into one sentence."""
     arguments = None
     try:
         arguments = _parse(options, command)
@@ -97,7 +97,7 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
     except CommandError as error:
         return _fail(error, str(error), debug, error.exit_code)
     except ModuleNotFoundError as error:
-        sentence = f"the Python package '{error.name}' is missing: install it, for instance with pip"
+        sentence = f"the Python package '{error.name}' is missing: install it, for example with pip"
         return _fail(error, sentence, debug)
     except MemoryError as error:
         return _fail(error, "there is not enough memory", debug)
@@ -113,13 +113,13 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
 
 
 def _sentence(error: OSError) -> str:
-    """What an :class:`OSError` says to a person: without the number, with the file."""
+    """The message of an :class:`OSError` for the user: without the number, with the file."""
     text = error.strerror or str(error)
     return f"{error.filename}: {text}" if error.filename else text
 
 
 def _removed_directory(error: BaseException) -> str:
-    """The cause that no name says: what is relative is looked up in a directory that was removed."""
+    """A hint for relative paths: they fail if the working directory was removed."""
     if isinstance(error if isinstance(error, OSError) else error.__context__, FileNotFoundError):
         try:
             os.getcwd()
@@ -129,11 +129,11 @@ def _removed_directory(error: BaseException) -> str:
 
 
 def _fail(error: BaseException, sentence: str, debug: bool, status: int = 1, line: str = "") -> int:
-    """Print ``sentence``, and below it a ``line`` to paste; returns ``status``."""
-    # What stays in the buffer of standard output must not be tried, and fail, once more.
+    """Print ``sentence``, and below it a ``line`` to paste; return ``status``."""
+    # The interpreter must not try again to write the buffer of standard output, and fail again.
     finish_output()
     if isinstance(error, BrokenPipeError):
-        # The reader of the output has enough.
+        # The reader of the output has ended.
         return status
     if debug:
         from kdamon_tools.logs import log_traceback  # noqa: PLC0415 (not for --help)

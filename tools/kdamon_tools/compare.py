@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a monitor found next to what is true.
+"""Compares the result of monitoring with the truth.
 
-A region counts as found hot where nr_accesses is at least half of its maximum. Recall is the share of the truly hot
-bytes that were found, precision the share of the found bytes that are truly hot; both are means over snapshots,
-leaving out the beginning of a run and the moments after a move, when no monitor can know.
+A region counts as found hot if nr_accesses is at least half of its maximum. Recall is the share of the truly hot bytes
+that were found, precision the share of the found bytes that are truly hot; both are means over snapshots, without the
+beginning of a run and the time after a move, when no monitor can have found the hot memory yet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from kdamon_tools.workloads.truth import Event
 
 __all__ = ["Accuracy", "Phase", "PhaseResult", "compare", "phases"]
 
-#: A run's first seconds are not judged: regions are still being found.
+#: The first seconds of a run are not judged: regions are still adapting.
 WARM_UP_S: Final = 3.0
-#: Neither are so many aggregation intervals after a move.
+#: Number of aggregation intervals after a move that are not judged either.
 _SETTLE_AGGRS: Final = 2.5
-#: To be noticed, a move may take so long.
+#: Time limit for the detection of a move.
 _MOVE_S: Final = 1.0
 #: Snapshots and moves closer than this are the same moment.
 _SAME_MOMENT_S: Final = 0.05
@@ -32,7 +32,7 @@ _SAME_MOMENT_S: Final = 0.05
 
 @frozen
 class Phase:
-    """Where the hot window was, and from when to when (CLOCK_MONOTONIC seconds)."""
+    """The place of the hot window, with its begin and end (CLOCK_MONOTONIC seconds)."""
 
     begin: float
     end: float
@@ -41,7 +41,7 @@ class Phase:
 
 @frozen
 class PhaseResult:
-    """What was found while the hot window was in one place.
+    """The accuracy while the hot window was in one place.
 
     :ivar begin: CLOCK_MONOTONIC seconds.
     :ivar hot: the truly hot range, bytes.
@@ -62,13 +62,13 @@ class PhaseResult:
 
 @frozen
 class Accuracy:
-    """How right a recording is.
+    """The accuracy of a recording.
 
     :ivar recall: mean over the judged snapshots, 0 to 1; None where none was judged, as precision.
     :ivar precision: likewise.
-    :ivar nr_judged: how many snapshots were judged.
+    :ivar nr_judged: the number of judged snapshots.
     :ivar phases: each place of the hot window.
-    :ivar nr_moves: moves that were looked for.
+    :ivar nr_moves: moves that could be detected.
     :ivar nr_moves_missed: moves that no snapshot showed.
     """
 
@@ -86,7 +86,7 @@ class Accuracy:
 
 
 def phases(events: Sequence[Event]) -> list[Phase]:
-    """Where the hot window was, from a workload's events."""
+    """The places of the hot window, from a workload's events."""
     hot = [event for event in events if event.event == "hot"]
     over = [event.time for event in events if event.event == "end"]
     ends = [event.time for event in hot[1:]] + (over or [float("inf")])
@@ -94,7 +94,7 @@ def phases(events: Sequence[Event]) -> list[Phase]:
 
 
 def _found(snapshot: Snapshot, config: Config, hot: Range) -> tuple[float, float]:
-    """Bytes found hot, and how many of them are in ``hot``."""
+    """The bytes found hot, and the number of them in ``hot``."""
     regions = snapshot.regions[snapshot.regions["nr_accesses"] >= config.max_nr_accesses / 2]
     starts, ends = regions["start"], regions["end"]
     inside = np.minimum(ends, np.uint64(hot[1])).astype(np.float64) - np.maximum(starts, np.uint64(hot[0])).astype(
@@ -104,15 +104,15 @@ def _found(snapshot: Snapshot, config: Config, hot: Range) -> tuple[float, float
 
 
 def _sampled(pauses: F64Array, begin: float, end: float) -> float:
-    """Seconds from ``begin`` to ``end`` without the ``pauses`` (shape (n, 2)), in which nothing could be seen."""
+    """Seconds from ``begin`` to ``end`` without the ``pauses`` (shape (n, 2)), when nothing was sampled."""
     unsampled = np.minimum(pauses[:, 1], end) - np.maximum(pauses[:, 0], begin)
     return end - begin - float(unsampled[unsampled > 0].sum())
 
 
 def _may_be_judged(recording: Recording, pauses: F64Array, move: Phase, warm_up: float) -> bool:
-    """Whether a move came after the warm-up and was watched for as long as moves may take."""
+    """Whether a move came after the warm-up and was monitored up to the time limit of detection."""
     end = min(move.end, recording.ended)
-    # A file may name very many: only those that were within the run are worth a look at the pauses.
+    # A file may have very many moves: only those within the run are compared with the pauses.
     if move.begin - recording.started < warm_up or end - move.begin < _MOVE_S:
         return False
     return _sampled(pauses, recording.started, move.begin) >= warm_up and _sampled(pauses, move.begin, end) >= _MOVE_S

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether the monitored process does the work itself, or a child of it that is not monitored."""
+"""Detects that unmonitored children do the work of the monitored process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kdamon_tools.process_tree import ProcessStat
 
 __all__ = ["CpuWatch"]
 
-#: CPU time that is worth a word, seconds.
+#: Minimum CPU time of children to report, seconds.
 _WORTH_A_WORD_S: Final = 0.2
-#: Time between two looks: at first, and the longest, seconds. A look may take this share of the time.
+#: Seconds between two readings: at first, and at most; and the maximum share of time that readings may take.
 _FIRST_S: Final = 0.1
 _LONGEST_S: Final = 1.0
 _COST: Final = 0.05
 
 
 class CpuWatch:
-    """Compares the CPU time of a process with that of what descends from it.
+    """Compares the CPU time of a process with that of its descendants.
 
     :param pid: the process.
     :param family: the process and its descendants, now.
@@ -32,7 +32,7 @@ class CpuWatch:
         self._family = family
         self._now = {stat.identity: stat for stat in family()}
         self._before = dict(self._now)
-        #: The process itself; what descendants took that are gone; and the one of these that took most.
+        #: The process itself; the CPU time of ended descendants; and the one of these that took most.
         self._process = self._find()
         self._gone_s = 0.0
         self._most: tuple[float, ProcessStat] | None = None
@@ -44,7 +44,7 @@ class CpuWatch:
         return next((stat for stat in self._now.values() if stat.pid == self._pid), None)
 
     def look(self, *, at_once: bool = False) -> None:
-        """Look at the processes, if it is time to."""
+        """Read the CPU times of the processes, if it is time to."""
         began = time.monotonic()
         if began < self._next and not at_once:
             return
@@ -53,7 +53,7 @@ class CpuWatch:
         except OSError as error:
             if not files_ran_out(error):
                 raise
-            # If that lasts, monitoring ends, and the result says more than this would.
+            # If that persists, monitoring ends, and the result explains it better.
             self._next = began + self._pause
             return
         earlier, self._now = self._now, {stat.identity: stat for stat in family}
@@ -69,9 +69,9 @@ class CpuWatch:
         self._next = ended + max(self._pause, (ended - began) / _COST)
 
     def sentence(self, *, lives_on: bool = True) -> str:
-        """What to say where children took more CPU time than the process; empty where they did not.
+        """A sentence if children took more CPU time than the process; empty if they did not.
 
-        :param lives_on: the processes go on after the monitoring, so that one of them can be monitored itself.
+        :param lives_on: the processes outlive the monitoring, so that one of them can be monitored itself.
         """
         process = self._process
         if process is None:
@@ -95,7 +95,7 @@ class CpuWatch:
         )
 
     def sentence_once(self) -> str:
-        """The same, and empty from the second time on."""
+        """The same sentence, but only once; empty afterwards."""
         if self._said:
             return ""
         found = self.sentence()

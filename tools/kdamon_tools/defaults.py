@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Values that the command line and the monitoring share, where neither has to load the other."""
+"""Values that the command line and the monitoring share, so that neither loads the other."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["FORMATS", "LACKEY_RATE"]
 
 #: Names of the file formats that ``kdamon replay`` reads.
 FORMATS: Final = ("recording", "perf", "lackey")
-#: Accesses that make a second of a trace of valgrind's lackey, which has no times.
+#: Accesses per second of a trace of valgrind's lackey, which has no times.
 LACKEY_RATE: Final = 1_000_000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The one error that a command raises on purpose."""
+"""The only error that commands raise on purpose."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ __all__ = ["CommandError"]
 
 
 class CommandError(Exception):
-    """What went wrong, in one sentence for the person at the terminal.
+    """An error, in one sentence for the user.
 
-    :param message: the sentence; the program's name is put before it.
-    :param exit_code: 1 for what failed, 2 for a command line that makes no sense.
+    :param message: the sentence; it is printed after the program's name.
+    :param exit_code: 1 for a failure, 2 for a wrong command line.
     """
 
     def __init__(self, message: str, exit_code: int = 1) -> None:

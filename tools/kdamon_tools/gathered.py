@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run gathers while it monitors, and where that goes."""
+"""Gathers the data of a run while it monitors, and passes them on."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _LOOK_S: Final = 1.0
 class Gathered:
     """The snapshots of a monitor, the mappings of its process, and the lines that are written meanwhile.
 
-    :param config: what it monitors, and how.
+    :param config: the monitoring request.
     :ivar monitor: the monitor; it has begun.
-    :ivar mappings: None where they are not asked for.
+    :ivar mappings: None where they are not needed.
     :ivar lines: None where there is one result at the end.
     :ivar latest: the last snapshot, None before the first one.
     """
@@ -44,7 +44,7 @@ class Gathered:
         self._history = History()
 
     def stream(self, result: ResultFile) -> None:
-        """Write a line about each aggregation to ``result`` from now on; monitoring has begun."""
+        """Write a line for each aggregation to ``result`` from now on; monitoring has begun."""
         monitor = self.monitor
         if self.mappings is not None:
             self.mappings.look(_LOOK_S)
@@ -53,7 +53,7 @@ class Gathered:
         self.lines.begin(render_header(self._config, monitor.started, self._origin, found), monitor.started)
 
     def gather(self) -> None:
-        """Take what there is by now."""
+        """Take the snapshots that have arrived."""
         for snapshot in self.monitor.drain():
             self.latest = snapshot
             self._history.add(snapshot)
@@ -63,10 +63,10 @@ class Gathered:
             self.mappings.look_when_due()
 
     def recording(self, note: str, remarks: tuple[str, ...]) -> Recording:
-        """Everything that was seen, once monitoring ended.
+        """All gathered data, once monitoring ended.
 
-        :param note: why it ended.
-        :param remarks: what else there is to say.
+        :param note: the reason for the end.
+        :param remarks: further sentences for the user.
         """
         self.gather()
         monitor = self.monitor

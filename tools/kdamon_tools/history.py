@@ -11,16 +11,16 @@ from kdamon_tools.snapshot import REGION, RegionTable, Snapshot
 
 __all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots"]
 
-#: What a history keeps unless it is made otherwise.
+#: The default limits of a history.
 MOST_SNAPSHOTS: Final = 4096
 MOST_ROWS: Final = 1 << 20
 
 
 def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
-    """The mean of two neighbouring snapshots, weighted by how many aggregations each stands for.
+    """The mean of two neighbouring snapshots, weighted by the number of aggregations that each represents.
 
-    An address that only one of them knows keeps what that one says. The result has at most as many regions as the
-    larger of the two: neighbours that differ least are joined.
+    An address in only one of them keeps the values of that one. The result has at most as many regions as the larger of
+    the two: neighbours that differ least are joined.
     """
     tables = (older.regions, newer.regions)
     edges = np.unique(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
@@ -53,7 +53,7 @@ def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
         touching = pieces["end"][:-1] == pieces["start"][1:]
         steps = np.abs(np.diff(pieces["nr_accesses"])) + np.abs(np.diff(pieces["nr_unknown"]))
         joined = touching & (steps <= tolerance)
-        # Of a chain only every second seam is joined in a pass: a slow slope must not become one region.
+        # In a chain, a pass joins only every second pair: a gradual slope must not become one region.
         if tolerance:
             joined[1::2] = False
         if not joined.any() and tolerance > 2 * float(pieces["nr_accesses"].max() + pieces["nr_unknown"].max()):
@@ -76,8 +76,8 @@ def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
 class History:
     """Keeps the course of a run; when it grows too long, neighbouring snapshots are merged.
 
-    :param max_snapshots: how many to keep at most, at least 2.
-    :param max_rows: how many regions to keep at most over all snapshots.
+    :param max_snapshots: maximum number of snapshots to keep, at least 2.
+    :param max_rows: maximum number of regions to keep in all snapshots together.
     """
 
     def __init__(self, max_snapshots: int = MOST_SNAPSHOTS, max_rows: int = MOST_ROWS) -> None:
@@ -94,7 +94,7 @@ class History:
             self._merge_one_pair()
 
     def _merge_one_pair(self) -> None:
-        """Merge the two neighbours that together stand for the shortest time, the oldest of such pairs.
+        """Merge the two neighbours that together cover the shortest time, the oldest of such pairs.
 
         A pause between them is part of that time, so that snapshots around a long one are merged last.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Snapshots as lines of JSON while monitoring goes on, for a reader that may be slow or end."""
+"""Writes snapshots as lines of JSON while monitoring goes on, for a reader that may be slow or end."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from kdamon_tools.snapshot import Snapshot
 
 __all__ = ["LineStream"]
 
-#: What waits for a slow reader at most: aggregations, and regions of them together.
+#: Maximum number of aggregations that wait for a slow reader, and of their regions together.
 _MOST_WAITING: Final = 64
 _MOST_ROWS: Final = 1 << 20
 
 
 class LineStream:
-    """Writes a line for each aggregation, in a thread of its own: monitoring never waits for the reader.
+    """Writes a line for each aggregation, in its own thread: monitoring never waits for the reader.
 
     A reader that is too slow misses aggregations, the oldest first, and each line counts them.
 
-    :param write: writes a part of the output, for as long as that takes.
-    :param failed: returns why nothing more can be written, None while it can.
+    :param write: writes a part of the output; it may block.
+    :param failed: returns the reason why writing has failed for good; None while it works.
     """
 
     def __init__(self, write: Callable[[str], None], failed: Callable[[], OSError | None]) -> None:
@@ -48,7 +48,7 @@ class LineStream:
         self._thread.start()
 
     def add(self, snapshot: Snapshot) -> None:
-        """Have a line written about ``snapshot``, soon or never."""
+        """Queue a line for ``snapshot``; it is dropped if the reader is too slow."""
         with self._changed:
             self._waiting.append((self.taken, snapshot))
             self._rows += len(snapshot.regions)
@@ -64,7 +64,7 @@ class LineStream:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is being written any more."""
+        """Whether writing has ended."""
         return not self._thread.is_alive()
 
     @property
@@ -73,15 +73,15 @@ class LineStream:
         return self.taken - self.written
 
     def error(self) -> OSError | None:
-        """Why nothing more can be written, None while it can; BrokenPipeError: the reader ended."""
+        """The error that ended writing, None without one; BrokenPipeError: the reader ended."""
         return self._error or self._failed()
 
     def finish(self, end: Callable[[int, int], str], seconds: float) -> None:
-        """Write what waits and the last line.
+        """Write the queued lines and the last line.
 
-        :param end: makes the last line of the numbers of aggregations and of those that were dropped.
-        :param seconds: a reader that took not all until then misses what waits, and has so long again. See
-            :attr:`ended` and :meth:`error`.
+        :param end: makes the last line from the numbers of all and of dropped aggregations.
+        :param seconds: time limit for the queued lines, after which the rest is dropped; and again for the last line.
+            See :attr:`ended` and :meth:`error`.
         """
         with self._changed:
             self._end = end

@@ -11,14 +11,14 @@ __all__ = ["log_traceback", "set_up_logs"]
 
 
 class _Formatter(logging.Formatter):
-    """Messages with names that may hold anything; a traceback keeps its lines."""
+    """Formats messages with names that may contain any character; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the base class's name)
         return readable(super().formatMessage(record))
 
 
 def set_up_logs(debug: bool) -> None:
-    """Let warnings, or with ``debug`` everything, go to standard error."""
+    """Log warnings, or with ``debug`` everything, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         _Formatter("%(asctime)s %(threadName)s %(name)s: %(message)s" if debug else "kdamon: %(message)s")
@@ -27,5 +27,5 @@ def set_up_logs(debug: bool) -> None:
 
 
 def log_traceback(error: BaseException) -> None:
-    """Log where ``error`` was raised, for ``--debug``."""
+    """Log the traceback of ``error``, for ``--debug``."""
     logging.getLogger("kdamon").debug("traceback:", exc_info=error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mappings that a process had during a run, in bounded memory: the names of monitored addresses."""
+"""Collects the mappings of a process during a run, in bounded memory: the names of monitored addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdamon.mm.proc.process_files import ProcessFiles, birth_of_directory, no_su
 
 __all__ = ["MOST_MAPPINGS", "MappingHistory", "MappingLog", "SeenMapping"]
 
-#: What a history keeps: twice what Linux allows a process by default (vm.max_map_count).
+#: Maximum number of mappings: twice Linux's default limit for a process (vm.max_map_count).
 MOST_MAPPINGS: Final = 1 << 17
 #: Seconds between the first two readings; the time between readings doubles up to :data:`_INTERVAL_S`.
 _FIRST_S: Final = 0.1
@@ -26,7 +26,7 @@ _KERNEL_HALF: Final = 1 << 63
 
 @frozen
 class SeenMapping:
-    """A mapping, and when it was seen first and last: CLOCK_MONOTONIC seconds."""
+    """A mapping, with the times of its first and last observation, CLOCK_MONOTONIC seconds."""
 
     mapping: NamedMapping
     first_seen: float
@@ -35,9 +35,9 @@ class SeenMapping:
 
 @frozen
 class MappingLog:
-    """All that is known about the mappings of a process.
+    """The observed mappings of a process.
 
-    :ivar seen: in the order of their start addresses. One that was changed, as a heap that grew, is another one.
+    :ivar seen: in the order of their start addresses. A changed mapping, such as a grown heap, is a new entry.
     :ivar nr_reads: how often the list was read.
     :ivar first_read: CLOCK_MONOTONIC seconds of the first reading, and ``last_read`` of the last one.
     :ivar nr_left_out: mappings for which there was no room.
@@ -51,9 +51,9 @@ class MappingLog:
 
 
 class MappingHistory:
-    """Reads the list of mappings now and then; a context manager.
+    """Reads the list of mappings from time to time; a context manager.
 
-    A process can keep the list locked, so a thread of its own reads it.
+    A process can keep the list locked, so a separate thread reads it.
 
     :param pid: the process.
     :param birth: see :func:`kdamon.mm.proc.process_files.birth_of`; None: that of the process that has the number now.
@@ -70,7 +70,7 @@ class MappingHistory:
         self._lock = threading.Lock()
         self._thread = threading.Thread()
         self._due = self._interval = 0.0
-        #: When each line that the list has now was seen first; and what it had before.
+        #: The first observation of each line of the present list; and earlier entries.
         self._now: dict[bytes, float] = {}
         self._gone: list[tuple[bytes, float, float]] = []
         self._left_out = self._reads = 0
@@ -82,12 +82,12 @@ class MappingHistory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        # A thread that is held up still needs it.
+        # A delayed thread still needs it.
         if not self._thread.is_alive():
             os.close(self._directory)
 
     def look(self, wait: float = 0.0) -> None:
-        """Read the list, unless that is under way.
+        """Read the list, unless a reading is in progress.
 
         :param wait: seconds that the caller waits for it.
         """
@@ -97,7 +97,7 @@ class MappingHistory:
         self._thread.join(wait)
 
     def look_when_due(self) -> None:
-        """The same, if it is time for it: often at first, because a program that begins maps its libraries."""
+        """The same, if it is time for it: often at first, while a starting program maps its libraries."""
         now = time.monotonic()
         if now >= self._due:
             self._interval = min(_INTERVAL_S, 2 * self._interval or _FIRST_S)
@@ -106,7 +106,7 @@ class MappingHistory:
 
     def _read(self) -> None:
         try:
-            # Anew each time: they do not follow an exec().
+            # Reopened each time: an open file refers to the address space before an exec().
             files = ProcessFiles(self._directory)
         except OSError:
             return
@@ -135,14 +135,14 @@ class MappingHistory:
             self._last_read = now
 
     def found(self) -> MappingLog | None:
-        """What was seen so far; None where the list was never read."""
+        """The mappings observed so far; None if the list was never read."""
         with self._lock:
             if not self._reads:
                 return None
             lines = [*self._gone, *((line, first, self._last_read) for line, first in self._now.items())]
             reads, first_read, last_read, left_out = self._reads, self._first_read, self._last_read, self._left_out
         seen = [SeenMapping(NamedMapping.parse(line), first, last) for line, first, last in lines]
-        # [vsyscall] is in every list, and no mapping of the process.
+        # [vsyscall] is in every list, but is not a mapping of the process.
         seen = [one for one in seen if one.mapping.start < _KERNEL_HALF]
         seen.sort(key=lambda one: (one.mapping.start, one.first_seen))
         return MappingLog(tuple(seen), reads, first_read, last_read, left_out)

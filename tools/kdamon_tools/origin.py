@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""On which machine, in which boot and when something was recorded."""
+"""The origin of a recording: machine, boot and time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Origin", "origin_fields", "this_machine"]
 
 @frozen
 class Origin:
-    """The machine and the time of a recording; None is unknown.
+    """The machine and the time of a recording; None stands for unknown.
 
     :ivar kernel_release: as ``uname -r`` prints it.
     :ivar architecture: as ``uname -m`` prints it.
-    :ivar boot_id: of /proc/sys/kernel/random; CLOCK_MONOTONIC times of one boot can be compared.
-    :ivar started_at: the wall clock when the recording began.
+    :ivar boot_id: from /proc/sys/kernel/random; CLOCK_MONOTONIC times of one boot can be compared.
+    :ivar started_at: the wall clock time at which the recording began.
     """
 
     kernel_release: str | None = None
@@ -32,7 +32,7 @@ class Origin:
 
 
 def this_machine(started_at: datetime | None = None) -> Origin:
-    """The running kernel.
+    """The origin of a recording on the running kernel.
 
     :param started_at: see :class:`Origin`; None: now.
     """
@@ -45,7 +45,7 @@ def this_machine(started_at: datetime | None = None) -> Origin:
 
 
 def origin_fields(schema: str, origin: Origin) -> dict[str, Any]:
-    """The fields that begin each JSON object of kdamon.
+    """The first fields of each JSON object of kdamon.
 
     :param schema: the name and the version of the object's JSON Schema.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which capabilities a verb keeps once everything is opened and started; the others it gives up."""
+"""Gives up the capabilities that a verb does not need once everything is opened and started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["begin", "capabilities_for", "keep_only", "load_numpy"]
 
-#: How many threads numpy's library starts when it is loaded.
+#: The variable for the number of threads that numpy's library starts.
 _OPENBLAS_THREADS: Final = "OPENBLAS_NUM_THREADS"
 
 _own_process = False
@@ -20,9 +20,9 @@ _threads_before: str | None = None
 
 
 def begin() -> None:
-    """This process is for nothing but the command line, so its capabilities may be given up. Before numpy is loaded.
+    """Note that this process only runs the command line, so its capabilities may be given up. Before numpy is loaded.
 
-    :func:`load_numpy` has to follow before another program is started.
+    :func:`load_numpy` must follow before another program is started.
     """
     global _own_process, _threads_before  # noqa: PLW0603 (a process is one)
     _own_process = True
@@ -31,13 +31,13 @@ def begin() -> None:
 
 
 def load_numpy() -> None:
-    """Load numpy such that its library starts no threads, as nothing here has work for them.
+    """Load numpy such that its library starts no threads, which kdamon does not use.
 
-    They would keep all capabilities, since no thread can give up those of another one.
+    They would keep all capabilities, because no thread can give up those of another one.
     """
     import numpy  # noqa: F401, PLC0415 (it looks at the environment)
 
-    # Programs that are started later are none of our business.
+    # Programs that are started later inherit the original environment.
     if _own_process and _threads_before is None:
         os.environ.pop(_OPENBLAS_THREADS, None)
     elif _own_process and _threads_before is not None:
@@ -45,12 +45,12 @@ def load_numpy() -> None:
 
 
 def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
-    """Give up all capabilities but these, unless this process goes on after the command line.
+    """Give up all capabilities except these, unless this process continues after the command line.
 
     See :func:`kdamon.lib.capabilities.give_up_capabilities`.
     """
     if _own_process:
-        # What numpy loads when it is used may be out of reach then.
+        # Modules that numpy loads lazily may be unreadable then.
         import numpy.ma  # noqa: PLC0415
         import numpy.random  # noqa: F401, PLC0415
 
@@ -60,9 +60,9 @@ def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
 
 
 def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
-    """What it takes to replace or remove the files ``paths`` at the end, names ``CAP_...``.
+    """The capabilities (``CAP_...``) to replace or remove the files ``paths`` at the end.
 
-    Nothing where this process's user owns every directory above them; None stands for no file.
+    None are needed if this process's user owns every directory above them; a path None stands for no file.
     """
     for path in paths:
         if path is not None and not _is_below_own_directories(path):
@@ -71,7 +71,7 @@ def capabilities_for(*paths: Path | None) -> tuple[str, ...]:
 
 
 def _is_below_own_directories(path: Path) -> bool:
-    """Whether this process's user owns all directories that lead to ``path``; no other user's file system is asked."""
+    """Whether this process's user owns all directories of ``path``; no other user's file system is accessed."""
     from kdamon.lib.trusted import open_place  # noqa: PLC0415 (not for --help)
 
     with contextlib.ExitStack() as opened, contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which processes descend from which, and how much CPU time they took, from ``/proc/PID/stat``."""
+"""The descendants of processes and their CPU time, from ``/proc/PID/stat``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from kdamon_tools.output.readable import readable
 __all__ = ["ProcessStat", "descendants", "family_of", "read_stat", "read_stats"]
 
 _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
-#: Processes to read in a row, about a millisecond, and the pause after that.
+#: Number of processes to read in a row, about a millisecond, and the pause after them.
 _AT_ONCE: Final = 64
 _PAUSE_S: Final = 0.0005
 
 
 @frozen
 class ProcessStat:
-    """A process at some moment.
+    """The state of a process at one time.
 
-    :ivar name: its command's name, of 15 bytes at most, as people can read it.
-    :ivar state: a letter; Z and X ended.
-    :ivar started: when, in clock ticks since boot: with the number it is the identity of a process.
-    :ivar cpu_s: CPU time that it took, seconds.
-    :ivar ended_children_cpu_s: what its children took, and theirs, that ended and were waited for.
+    :ivar name: its command's name, of 15 bytes at most, escaped for output.
+    :ivar state: a letter; Z and X: it ended.
+    :ivar started: start time in clock ticks since boot; together with the number it identifies the process.
+    :ivar cpu_s: its CPU time, seconds.
+    :ivar ended_children_cpu_s: CPU time of its descendants that ended and were reaped, seconds.
     """
 
     pid: int
@@ -44,17 +44,17 @@ class ProcessStat:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What no other process ever has: its number and when it started."""
+        """The unique identity of the process: its number and its start time."""
         return self.pid, self.started
 
     @property
     def ended(self) -> bool:
-        """Whether it ended, and its parent has not looked yet."""
+        """Whether it ended, and its parent has not reaped it yet."""
         return self.state in "ZX"
 
 
 def read_stat(pid: int) -> ProcessStat | None:
-    """What process ``pid`` is now; None if there is none."""
+    """The present state of process ``pid``; None if there is none."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             content = file.read()
@@ -75,19 +75,19 @@ def read_stat(pid: int) -> ProcessStat | None:
 
 
 def read_stats() -> dict[int, ProcessStat]:
-    """All processes that are visible here, by their numbers."""
+    """All visible processes, by number."""
     stats = {}
     for n, name in enumerate(filter(str.isdecimal, os.listdir("/proc")), 1):
         if (stat := read_stat(int(name))) is not None:
             stats[stat.pid] = stat
         if n % _AT_ONCE == 0:
-            # A kdamond of this process may be waiting for the interpreter, and its samples get late.
+            # A kdamond of this process may be waiting for the interpreter, and its samples would be late.
             time.sleep(_PAUSE_S)
     return stats
 
 
 def descendants(stats: dict[int, ProcessStat], pids: Iterable[int]) -> Iterator[ProcessStat]:
-    """The processes ``pids`` that are in ``stats``, and what descends from them, parents first."""
+    """The processes ``pids`` that are in ``stats``, and their descendants, parents first."""
     children: dict[int, list[int]] = defaultdict(list)
     for stat in stats.values():
         children[stat.parent].append(stat.pid)
@@ -101,7 +101,7 @@ def descendants(stats: dict[int, ProcessStat], pids: Iterable[int]) -> Iterator[
 
 
 def family_of(pid: int) -> list[ProcessStat]:
-    """Process ``pid`` and what descends from it, now, without this process, whose shell that may be, and its own."""
+    """Process ``pid`` and its present descendants, except this process (``pid`` may be its shell) and its own."""
     stats = read_stats()
     stats.pop(os.getpid(), None)
     return list(descendants(stats, [pid]))

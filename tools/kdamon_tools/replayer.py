@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Replaying recorded reports: what they are about, when each of them is due, and what monitoring by them sees."""
+"""Replays recorded reports: their processes and ranges, their due times, and the monitoring based on them."""
 
 from __future__ import annotations
 
@@ -36,43 +36,43 @@ from kdamon_tools.units import format_bytes
 
 __all__ = ["MOST_PROCESSES", "Replay", "ReplayClock", "Tape", "processes_of", "ranges_of"]
 
-#: How many records are looked at at once: files may be larger than memory.
+#: Number of records to read at once: files may be larger than memory.
 _BLOCK: Final = 1 << 18
-#: Addresses from here on are the kernel's.
+#: The first kernel address.
 _KERNEL_HALF: Final = np.uint64(1 << 63)
 _PAGE: Final = np.uint64(PAGE_SIZE)
-#: How long reports wait for company when they are replayed in real time.
+#: Time for which reports are collected into a batch when they are replayed in real time.
 _TICK_NS: Final = 1_000_000
-#: How often to look what the kdamond does where no reports are due.
+#: Interval between checks of the kdamond while no reports are due.
 _LOOK_NS: Final = 20_000_000
 
-#: Of memory, for each report: its time, its place, and what sorting needs beside.
+#: Bytes of memory per report: its time, its index, and the temporary memory of sorting.
 _SORTING_BYTES: Final = 32
-#: What the histories of all processes keep together.
+#: Limits of the histories of all processes together.
 _ALL_SNAPSHOTS: Final = 1 << 19
 _ALL_ROWS: Final = 1 << 24
-#: Sampling intervals that a replay may have: hours of work, but an end.
+#: Maximum number of sampling intervals of a replay: hours of work, but finite.
 _MOST_INTERVALS: Final = 100_000_000
 
-#: Processes that are monitored at once: of each, a second of a recording takes some milliseconds.
+#: Maximum number of processes to monitor: for each, a second of a recording takes some milliseconds.
 MOST_PROCESSES: Final = 1000
 
-#: Told how much of the time is over, and how much there is, nanoseconds.
+#: Receives the elapsed and the total time, nanoseconds.
 Progress = Callable[[int, int], None]
 
 
 class Tape:
-    """Recorded reports in the order of their times, counted from the first one's.
+    """Recorded reports in the order of their times, relative to the first one's.
 
-    :param records: shape (n,), in any order; of equal times the first one goes first.
-    :raises OSError: they cannot be read (any more); so do all methods.
+    :param records: shape (n,), in any order; reports of equal times keep their order.
+    :raises OSError: they cannot be read (any more); the same for all methods.
     """
 
     def __init__(self, records: RecordSource) -> None:
         self._records = records
         self._block = _BLOCK
         self._order = self._find_order()
-        #: Time of the first report and of the last, nanoseconds of the clock of the file's source.
+        #: Times of the first and the last report, nanoseconds of the clock of the file's source.
         self.started, self.ended = self._ends()
         self._next = 0
         self._now = records[:0]
@@ -101,7 +101,7 @@ class Tape:
         return started, ended
 
     def _load(self) -> bool:
-        """Take the next block up; returns False at the end."""
+        """Load the next block; return False at the end."""
         rows = slice(self._next, self._next + self._block)
         self._now = self._records[rows] if self._order is None else self._records[self._order[rows]]
         self._next += len(self._now)
@@ -110,7 +110,7 @@ class Tape:
         return len(self._now) > 0
 
     def play(self, until: int) -> None:
-        """Report what happened earlier than ``until`` nanoseconds after the first report, and was not reported yet."""
+        """Report the remaining accesses up to ``until`` (exclusive), nanoseconds after the first report."""
         while self._at < len(self._times) or self._load():
             stop = self._at + int(np.searchsorted(self._times[self._at :], np.uint64(until)))
             report_accesses(reports_of(self._now[self._at : stop]))
@@ -120,14 +120,14 @@ class Tape:
 
     @property
     def next_due(self) -> int | None:
-        """When the next report is due, nanoseconds after the first; None at the end."""
+        """The due time of the next report, nanoseconds after the first; None at the end."""
         if self._at < len(self._times) or self._load():
             return int(self._times[self._at])
         return None
 
 
 def _check_room(n: int) -> None:
-    """Refuse to sort more times than fit into memory: a file may have any size, and most of it may be a hole."""
+    """Reject more times to sort than fit into memory: a file may have any size, and be mostly a hole."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     left = min(available, memory_left(os.fsdecode(Path("/proc/self/cgroup").read_bytes())))
@@ -140,10 +140,10 @@ def _check_room(n: int) -> None:
 
 
 class ReplayClock(VirtualClock):
-    """A simulated clock on which reports arrive while somebody sleeps.
+    """A simulated clock; while a caller sleeps, reports arrive.
 
-    :param tape: what is reported; the clock's 0 is the time of the first report.
-    :param progress: told the time after each sleep, nanoseconds.
+    :param tape: the reports; the clock's 0 is the time of the first one.
+    :param progress: receives the time after each sleep, nanoseconds.
     """
 
     def __init__(self, tape: Tape, progress: Callable[[int], None] | None = None) -> None:
@@ -152,7 +152,7 @@ class ReplayClock(VirtualClock):
         self._progress = progress
 
     def sleep_until(self, deadline: int, wake: threading.Event) -> None:
-        """Move the clock to ``deadline``, and report what happened before it."""
+        """Move the clock to ``deadline``, and report the accesses before it."""
         super().sleep_until(deadline, wake)
         self._tape.play(self.now())
         if self._progress is not None:
@@ -160,13 +160,13 @@ class ReplayClock(VirtualClock):
 
 
 class Replay:
-    """Monitors processes by recorded reports.
+    """Monitors processes with recorded reports.
 
     :param tape: the reports.
-    :param configs: one for each process; but for the process and the ranges they are the same.
+    :param configs: one for each process; they differ only in the process and the ranges.
     :param seed: makes the random splits of regions repeatable.
-    :param progress: told how far it is.
-    :raises OSError: EINVAL the attributes or ranges make no sense, or the reports are years apart.
+    :param progress: receives the progress.
+    :raises OSError: EINVAL the attributes or ranges are invalid, or the reports are years apart.
     """
 
     def __init__(self, tape: Tape, configs: Sequence[Config], seed: int, progress: Progress | None = None) -> None:
@@ -179,8 +179,8 @@ class Replay:
         if self._duration > _MOST_INTERVALS * configs[0].sample_us * NSEC_PER_USEC:
             raise OSError(
                 errno.EINVAL,
-                f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to go through in "
-                f"steps of {configs[0].sample_us} us; is a time wrong? If not, use longer intervals",
+                f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to replay in "
+                f"steps of {configs[0].sample_us} us; check the times of the file, or use longer intervals",
             )
         self._collected: deque[tuple[int, int, int, Regions]] = deque()
         self._span = (0, 0)
@@ -195,7 +195,7 @@ class Replay:
             add_target(self._ctx, config)
 
     def in_simulated_time(self) -> list[Recording]:
-        """Replay as fast as possible: each sampling interval gets the reports of its time, always the same ones."""
+        """Replay as fast as possible: each sampling interval always receives the same reports, those of its time."""
         self._ctx.clock = ReplayClock(self._tape, self._drain)
         trace.damon_aggregated.register(self._aggregated)
         try:
@@ -205,13 +205,13 @@ class Replay:
         return self._recordings()
 
     def in_real_time(self) -> list[Recording]:
-        """Replay in the time that it took, by a kdamond as any other."""
+        """Replay in real time, with an ordinary kdamond."""
         self._ctx.clock = SampledTime(RealClock(), self._aggregation)
         trace.damon_aggregated.register(self._aggregated)
         try:
             damon_start([self._ctx], exclusive=False)
             self._began = time.monotonic_ns()
-            # The kdamond is a little behind, and by a whole aggregation interval if it missed many sampling intervals.
+            # The kdamond lags a little, and by a whole aggregation interval if it missed many sampling intervals.
             while (now := time.monotonic_ns() - self._began) < self._duration + self._aggregation:
                 self._tape.play(now)
                 self._drain(min(now, self._duration))
@@ -234,14 +234,14 @@ class Replay:
             self._collected.append((*self._span, target, regions.copy()))
 
     def _take_span(self) -> tuple[int, int]:
-        """From when to when samples were taken, nanoseconds of the clock."""
+        """The begin and the end of sampling, nanoseconds of the clock."""
         clock = self._ctx.clock
         if isinstance(clock, SampledTime):
             return clock.take_span()
         return clock.now() - self._aggregation, clock.now()
 
     def _drain(self, now: int) -> None:
-        """Put what was collected into the histories, which do not grow without bounds."""
+        """Move the collected snapshots into the histories, whose size is bounded."""
         while self._collected:
             began, ended, target, regions = self._collected.popleft()
             began, ended = (self._tape.started + at - self._began for at in (began, ended))
@@ -264,7 +264,7 @@ class Replay:
 class _Merged:
     """Two columns that grow by blocks, merged whenever they have doubled, so that many blocks take little time.
 
-    :param merge: the columns of several blocks together as they are to be kept.
+    :param merge: merges the columns of several blocks.
     """
 
     def __init__(self, merge: Callable[[U64Array, U64Array], tuple[U64Array, U64Array]]) -> None:
@@ -283,7 +283,7 @@ class _Merged:
             self.columns()
 
     def columns(self) -> tuple[U64Array, U64Array]:
-        """What there is."""
+        """The merged columns."""
         one, other = self._merge(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
         self._parts = [(one, other)]
         self._merged, self._waiting = len(one), 0
@@ -299,7 +299,7 @@ def _counted(keys: U64Array, counts: U64Array) -> tuple[U64Array, U64Array]:
 
 
 def processes_of(records: RecordSource) -> I64Array:
-    """The processes that ``records`` are about, those with most reports first, shape (n,)."""
+    """The processes of ``records``, those with most reports first, shape (n,)."""
     counts = _Merged(_counted)
     for at in range(0, len(records), _BLOCK):
         of_block, times = np.unique(records[at : at + _BLOCK]["pid"], return_counts=True)
@@ -312,10 +312,10 @@ def processes_of(records: RecordSource) -> I64Array:
 
 
 def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Range]]:
-    """What to monitor of each process: the pages that its reports are about, without the two biggest gaps.
+    """The ranges to monitor of each process: the pages of its reports, without the two biggest gaps.
 
-    As vaddr cuts the mappings of a process. Addresses of the kernel are left out; a process that has no other ones is
-    missing in the answer.
+    vaddr divides the mappings of a process in the same way. Kernel addresses are left out; a process that has no other
+    ones is missing in the result.
     """
     pages = {pid: _Merged(_joined) for pid in pids}
     wanted = np.fromiter(pids, np.int64, len(pids))
@@ -323,7 +323,7 @@ def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Ra
         block = records[at : at + _BLOCK]
         addr, size = block["addr"], np.maximum(block["size"], np.uint64(1))
         usable = (addr < _KERNEL_HALF) & (size < _KERNEL_HALF) & np.isin(block["pid"], wanted)
-        # By processes: a pass over the block for each would take as long as there are processes and rows.
+        # Grouped by process: a pass over the block for each process would take too long for many processes.
         rows = np.flatnonzero(usable)
         rows = rows[np.argsort(block["pid"][rows], kind="stable")]
         of_rows = block["pid"][rows]
@@ -335,7 +335,7 @@ def ranges_of(records: RecordSource, pids: Collection[int]) -> dict[int, list[Ra
 
 
 def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:
-    """The ranges that [starts, ends) cover together, ascending and apart."""
+    """The union of the ranges [starts, ends), ascending and disjoint."""
     order = np.argsort(starts, kind="stable")
     starts, reach = starts[order], np.maximum.accumulate(ends[order])
     first = np.concatenate(([True], starts[1:] > reach[:-1]))[: len(starts)]

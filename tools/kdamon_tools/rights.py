@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What to do where rights are missing: the command to paste, or the capabilities that are enough."""
+"""The remedy for missing rights: the command to paste, or the sufficient capabilities."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["as_root", "enough_for", "own_command", "without_rights"]
 #: To read page tables, and to mark pages as not accessed.
 _ACCESSED_BITS: Final = ("CAP_BPF", "CAP_PERFMON", "CAP_SYS_NICE")
 #: To identify the CPU and the thread of a page fault.
-_WHO_FAULTS: Final = ("CAP_BPF", "CAP_PERFMON")
-#: To look at other users' processes, and in addition to stop a thread of one.
+_IDENTIFY_FAULTS: Final = ("CAP_BPF", "CAP_PERFMON")
+#: To inspect other users' processes, and in addition to stop a thread of one.
 _OTHERS: Final = ("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
 _OTHERS_STOPPED: Final = ("CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE")
-#: To mount, and for whatever a client of the tree then asks for; CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON.
+#: To mount, and for any request of a client of the tree; CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
 _TREE: Final = ("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE", "CAP_SYS_NICE")
 
 
 def enough_for(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The capabilities that are enough for a command line, whichever of them this process has."""
+    """The sufficient capabilities for a command line, whether or not this process has them."""
     if arguments.verb != "run":
         return _TREE
     if arguments.ops == "paddr":
         return ("CAP_SYS_ADMIN", *_ACCESSED_BITS, *_OTHERS)
     others = arguments.pid is not None and not _is_own(arguments.pid)
     if arguments.primitive == "page_fault" or arguments.write_only or arguments.cpus or arguments.tids:
-        who = _WHO_FAULTS if arguments.cpus or arguments.tids else ()
-        return (*who, *(_OTHERS_STOPPED if others else ()))
+        identify = _IDENTIFY_FAULTS if arguments.cpus or arguments.tids else ()
+        return (*identify, *(_OTHERS_STOPPED if others else ()))
     return (*_ACCESSED_BITS, *(_OTHERS if others else ()))
 
 
@@ -48,9 +48,9 @@ def _is_own(pid: int) -> bool:
 
 
 def without_rights(error: MissingRights, arguments: argparse.Namespace) -> str:
-    """One sentence on what is missing, and what is enough.
+    """One sentence with the missing and the sufficient rights.
 
-    For a user, it ends with a colon: the command of :func:`as_root` follows.
+    For an unprivileged user it ends with a colon: the command of :func:`as_root` follows.
     """
     enough = [name for name in enough_for(arguments) if missing_capability(name)]
     wanted = list(dict.fromkeys([*error.capabilities, *enough]))
@@ -58,7 +58,7 @@ def without_rights(error: MissingRights, arguments: argparse.Namespace) -> str:
     names = " and ".join([", ".join(wanted[:-1]), wanted[-1]] if len(wanted) > 1 else wanted)
     if os.geteuid() == 0:
         return (
-            f"{error.needs()}, which root lacks here; start kdamon with {names}, as by a container's --cap-add{or_else}"
+            f"{error.needs()}, which root lacks here; start kdamon with {names} (for a container, --cap-add){or_else}"
         )
     give = f"give kdamon {names}{or_else}, or " if wanted else ""
     return f"{error.needs()}; {give}run it as root:"
@@ -70,7 +70,7 @@ def as_root(words: Sequence[str]) -> str:
 
 
 def own_command() -> list[str]:
-    """What runs this kdamon, by its full path: root's PATH is another one."""
+    """The command that runs this kdamon, by its full path: root has another PATH."""
     program = os.path.abspath(sys.argv[0])
     if os.path.basename(program) == "kdamon" and os.access(program, os.X_OK):
         return [program]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports from other processes for as long as a tree is served: what the option --reports does."""
+"""Receives reports from other processes while a tree is served: the option --reports."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ log = logging.getLogger("kdamon")
 
 
 def find_reports(arguments: argparse.Namespace) -> None:
-    """Let commands that this process starts find the socket that was asked for."""
+    """Pass the selected socket on to commands that this process starts."""
     if arguments.reports and not arguments.no_reports:
         os.environ["KDAMON_REPORTS"] = os.path.abspath(arguments.reports)
 
 
 @contextmanager
 def serve_reports(arguments: argparse.Namespace) -> Iterator[None]:
-    """Serve the socket in a thread. The usual place is a convenience: where it cannot be had, a log line says why.
+    """Serve the socket in a thread. The default one is optional: if it cannot be created, a log line gives the reason.
 
-    :raises OSError: the socket that was asked for cannot be made.
+    :raises OSError: the selected socket cannot be created.
     """
     from kdamon.producers.server import ReportServer  # noqa: PLC0415 (needs more than the other verbs)
 
@@ -38,12 +38,12 @@ def serve_reports(arguments: argparse.Namespace) -> Iterator[None]:
     except OSError as error:
         if arguments.reports:
             raise
-        # Another kdamon is no trouble worth a line for everybody.
+        # That another kdamon serves the default socket is common, and no reason for a warning.
         level = logging.INFO if error.errno == errno.EADDRINUSE else logging.WARNING
-        log.log(level, "reports of other processes are not taken: %s", error.strerror)
+        log.log(level, "access reports of other processes are not received: %s", error.strerror)
         yield
         return
-    log.info("reports of other processes are taken at %s", server.path)
+    log.info("access reports of other processes are received at %s", server.path)
     try:
         yield
     finally:

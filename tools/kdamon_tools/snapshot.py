@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What monitoring saw, as plain values: the only thing that reporters and comparisons know.
+"""The results of monitoring as plain values, the only input of reporters and comparisons.
 
-Nothing here refers to a running monitor, so a test writes a snapshot as a literal.
+They do not refer to a running monitor, so a test can write a snapshot as a literal.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", 
 
 @frozen
 class Config(kdamon.Config):
-    """How a recording was made, see :class:`kdamon.Config`.
+    """The monitoring request of a recording, see :class:`kdamon.Config`.
 
-    :ivar command: the command that was started for it, empty if the process was there before.
+    :ivar command: the command that was started for it, empty for a process that already ran.
     """
 
     command: tuple[str, ...] = ()
@@ -33,10 +33,10 @@ class Config(kdamon.Config):
 
 @frozen
 class Counters(kdamon.Counters):
-    """How well the monitoring went, see :class:`kdamon.Counters`, and its reports from and to others.
+    """The quality of the monitoring, see :class:`kdamon.Counters`, and counts of received and recorded reports.
 
-    :ivar producers: what went through the rings of other processes, by name; empty if none were served.
-    :ivar recorded: how many reports were ``written`` to a file and how many were ``lost``; empty if none was asked for.
+    :ivar producers: the counters of other processes' rings, by name; empty if none were served.
+    :ivar recorded: the numbers of reports ``written`` to a file and ``lost``; empty without a recording.
     """
 
     producers: dict[str, int] = field(factory=dict)
@@ -45,12 +45,12 @@ class Counters(kdamon.Counters):
 
 @frozen(eq=False)
 class Recording:
-    """Everything that one run gathered.
+    """The data of one run.
 
     :ivar started: CLOCK_MONOTONIC seconds when monitoring began.
     :ivar ended: the same for its end.
-    :ivar note: why it ended, as a sentence without capital and full stop.
-    :ivar remarks: what else a person should know about it, as such sentences.
+    :ivar note: the reason for its end, a sentence without capital and full stop.
+    :ivar remarks: further remarks for the user, in the same form.
     :ivar origin: the machine and the wall clock, as far as they are known.
     :ivar mappings: of the process; None where they were not read.
     """
@@ -67,11 +67,11 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """How long was monitored."""
+        """The duration of monitoring, seconds."""
         return max(0.0, self.ended - self.started)
 
     def pauses(self) -> list[tuple[float, float]]:
-        """From when to when no snapshot tells of anything, CLOCK_MONOTONIC seconds, in order.
+        """Begin and end of the pauses that no snapshot covers, CLOCK_MONOTONIC seconds, in order.
 
         They may be very short: a run begins and ends within an aggregation interval.
         """

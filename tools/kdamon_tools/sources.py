@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports from other processes, and a recording of all reports, for as long as something is monitored."""
+"""Receives reports from other processes, and records all reports, while monitoring runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["ReportSources"]
 class ReportSources:
     """Records while the ``with`` block runs, or until :meth:`close`, and serves producers from :meth:`serve` on.
 
-    :param socket: where to serve producers, "" is the usual place; None serves none.
+    :param socket: the socket for producers, "" is the default one; None serves none.
     :param record: the file for a recording; None makes none.
-    :raises OSError: on entering, the file cannot be made; at the end, the recording is not whole.
+    :raises OSError: on entering, the file cannot be created; at the end, the recording is incomplete.
     """
 
     def __init__(self, socket: str | None, record: Path | None) -> None:
@@ -36,9 +36,9 @@ class ReportSources:
         return self
 
     def serve(self) -> None:
-        """Serve producers from now on, if that was asked for.
+        """Serve producers from now on, if selected.
 
-        :raises OSError: the socket cannot be made.
+        :raises OSError: the socket cannot be created.
         """
         if self._server is not None:
             self._stack.enter_context(self._server)
@@ -51,19 +51,19 @@ class ReportSources:
             self._stack.__exit__(kind, error, where)
 
     def close(self) -> None:
-        """Read what producers wrote so far, and end the recording; may be repeated, also before it is done."""
+        """Read the reports of producers up to now, and end the recording; may be repeated, even before it is done."""
         self.__exit__(None, None, None)
 
     def environment(self) -> dict[str, str]:
-        """The environment for a command whose producers are to find the socket."""
+        """The environment for a command, with the socket for its producers."""
         return os.environ | ({} if self._server is None else {"KDAMON_REPORTS": str(self._server.path.absolute())})
 
     def producers(self) -> dict[str, int]:
-        """What went through the rings, by name; empty if none were served."""
+        """The counters of the rings, by name; empty if none were served."""
         return {} if self._server is None else attrs.asdict(self._server.counters())
 
     def recorded(self) -> dict[str, int]:
-        """How many reports were ``written`` to the file and how many were ``lost``; empty without a file."""
+        """The numbers of reports ``written`` to the file and ``lost``; empty without a file."""
         if self._recorder is None:
             return {}
         return {"written": self._recorder.recorded, "lost": self._recorder.lost}

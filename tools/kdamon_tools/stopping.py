@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The end of a verb: the signals that ask for it, and work that must not keep it waiting."""
+"""The end of a verb: the signals that request it, and work that must not delay it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, Final
 __all__ = ["StopSignals"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds between two looks whether a signal came.
+#: Seconds between two checks for a signal.
 _LOOK_S: Final = 0.02
 
 
 class StopSignals:
     """Collects SIGINT, SIGTERM and SIGHUP while the ``with`` block runs; true once one came.
 
-    The second one of a kind has its usual effect; from :meth:`protect` on it ends :meth:`wait_for` instead, and the
-    third one has that effect. SIGHUP stays ignored where nohup made it so.
+    The second signal of a kind has its default effect; after :meth:`protect` it ends :meth:`wait_for` instead, and the
+    third one has the default effect. SIGHUP stays ignored under nohup.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class StopSignals:
         self.let_through()
 
     def let_through(self) -> None:
-        """Give the signals their usual effect back; may be repeated."""
+        """Restore the usual effect of the signals; may be repeated."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -57,7 +57,7 @@ class StopSignals:
             signal.signal(number, self._previous[number])
 
     def protect(self) -> None:
-        """Note one more signal of each kind: there is something to be lost from now on."""
+        """Collect one more signal of each kind: from now on, data could be lost."""
         self._noted = 2
         for number in self._previous:
             signal.signal(number, self._note)
@@ -68,10 +68,10 @@ class StopSignals:
         return len(self._came) > len(set(self._came))
 
     def wait_for(self, work: Callable[[], object], seconds: float) -> bool:
-        """Do ``work`` in a thread, which is left when ``seconds`` passed, or a signal comes a second time.
+        """Do ``work`` in a thread, which is abandoned after ``seconds``, or when a signal comes a second time.
 
         :returns: whether it is done.
-        :raises: what ``work`` raised.
+        :raises: the exception that ``work`` raised.
         """
         failures: list[BaseException] = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Numbers as people write and read them."""
+"""Parses and formats numbers, sizes, times and ranges for users."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = [
 ]
 
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-# Spelled out: Python's own conversions also take 5_000, +5, blanks around, and the digits of any script.
+# Spelled out: Python's own conversions also accept 5_000, +5, surrounding blanks, and the digits of any script.
 _NUMBER: Final = re.compile(r"[0-9a-fA-FxX]+")
-#: Digits of an end that has too many for a hexadecimal address without 0x: damo and JSON write addresses so.
+#: A range's end with this many digits is decimal, because no hexadecimal address is as long: damo and JSON write so.
 _DECIMAL_RANGE: Final = re.compile(r"(?:0|[1-9][0-9]{0,19})-[1-9][0-9]{13,19}")
 _HEXADECIMAL: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 _DECIMAL: Final = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
@@ -36,7 +36,7 @@ _TIME: Final = re.compile(rf"({_DECIMAL})({'|'.join(_TIME_UNITS)})")
 _SIZE_UNITS: Final = {name + suffix: 10 * (n + 1) for n, name in enumerate("KMGT") for suffix in ("", "iB", "B")}
 _SIZE: Final = re.compile(rf"([0-9]{{1,20}})({'|'.join(_SIZE_UNITS)})")
 _INT_MAX: Final = 2**31 - 1
-#: What fits a signed number of nanoseconds.
+#: The largest time that fits a signed 64-bit number of nanoseconds.
 _LONGEST_US: Final = (1 << 63) // 1000 - 1
 
 
@@ -61,7 +61,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def parse_unsigned(text: str) -> int:
-    """A number from 0 to 2**64 - 1 as files of the tree take it: decimal, 0x... hexadecimal, 0... octal."""
+    """A number from 0 to 2**64 - 1 as files of the tree accept it: decimal, 0x... hexadecimal, 0... octal."""
     try:
         return _number(text)
     except OSError as error:
@@ -70,7 +70,7 @@ def parse_unsigned(text: str) -> int:
 
 
 def _number(text: str) -> int:
-    """``text`` as the tree reads it, but for what no command line means: a plus and a newline.
+    """``text`` as the tree parses it, but without a plus and a newline.
 
     :raises OSError: EINVAL, ERANGE.
     """
@@ -90,7 +90,7 @@ def parse_positive(text: str) -> int:
 
 
 def parse_number(text: str, least: int = 0) -> int:
-    """A number from ``least`` to 2**31 - 1, from a command line: a process, or how many regions."""
+    """A number from ``least`` to 2**31 - 1, from a command line: a process, or a number of regions."""
     value = parse_positive(text) if least else parse_unsigned(text)
     if value > _INT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is too large: {_INT_MAX} is the largest")
@@ -136,7 +136,7 @@ def _parse_address(text: str) -> int:
 def parse_file(text: str) -> Path:
     """The name of a file, from a command line."""
     if not text:
-        raise argparse.ArgumentTypeError("a file has to have a name")
+        raise argparse.ArgumentTypeError("the file name is empty")
     return Path(text)
 
 
@@ -162,7 +162,7 @@ def parse_range(text: str) -> tuple[int, int]:
 def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
     """Numbers of CPUs as the kernel writes them, such as 0-3,5, from a command line.
 
-    :param nr_cpus: how many there can be; None: those of this machine.
+    :param nr_cpus: the number of possible CPUs; None: that of this machine.
     """
     from kdamon.kstrtox import bitmap_parselist  # noqa: PLC0415 (not for --help)
     from kdamon_fs.sysfs_sample import nr_cpu_ids  # noqa: PLC0415 (likewise)
@@ -184,7 +184,7 @@ def parse_cpus(text: str, nr_cpus: int | None = None) -> tuple[int, ...]:
 
 
 def parse_tids(text: str) -> tuple[int, ...]:
-    """Numbers of threads, such as 12,13, from a command line; each as :func:`parse_unsigned` takes it."""
+    """Numbers of threads, such as 12,13, from a command line; each as :func:`parse_unsigned` accepts it."""
     try:
         return tuple(parse_number(word, least=1) for word in text.split(","))
     except argparse.ArgumentTypeError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What several verbs do: they refuse what makes no sense, and prepare this machine."""
+"""Functions that several verbs share: checks of the command line, and the preparation of this machine."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ __all__ = [
     "refused",
 ]
 
-#: Names of fields of :class:`kdamon_tools.snapshot.Config`, and of the options that set them: which accesses count.
+#: Fields of :class:`kdamon_tools.snapshot.Config` with their options: which accesses count.
 FILTERS: Final = ("write_only", "cpus", "tids", "density")
 #: The same: intervals and regions.
 SAMPLING: Final = ("sample_us", "aggr_us", "min_regions", "max_regions")
-#: Where a result goes without a name.
+#: The file name that stands for standard output.
 STDOUT: Final = Path("/dev/stdout")
 
 
 def check_monitoring(config: Config) -> None:
-    """Refuse what the core would refuse, before anything is started.
+    """Reject before anything is started what the core would reject.
 
-    :raises CommandError: the attributes, filters or ranges of ``config`` make no sense.
+    :raises CommandError: the attributes, filters or ranges of ``config`` are invalid.
     """
     from kdamon.monitoring.context import add_target, new_context  # noqa: PLC0415 (not for --help)
 
     if config.max_nr_accesses > INT_MAX:
-        raise CommandError("the aggregation interval is too long: a region could not count so many accesses", 2)
+        raise CommandError("the aggregation interval is too long: the access counter of a region would overflow", 2)
     try:
         add_target(new_context(config), config)
     except OSError as error:
@@ -53,9 +53,9 @@ def check_monitoring(config: Config) -> None:
 
 
 def check_files(*files: tuple[str, Path | None]) -> None:
-    """Refuse one file for two uses: one of them would destroy the other.
+    """Reject the same file for two purposes: one use would destroy the other.
 
-    :param files: the option of each, and what was given, None nothing.
+    :param files: each option with its file, None without one.
     """
     given = [(option, path) for option, path in files if path is not None]
     for at, (option, path) in enumerate(given):
@@ -66,7 +66,7 @@ def check_files(*files: tuple[str, Path | None]) -> None:
 
 @contextmanager
 def refused(what: str) -> Iterator[None]:
-    """Make what cannot be opened, within the block and before anything was started, a mistake on the command line.
+    """Report a file that cannot be opened within the block, before anything was started, as a wrong command line.
 
     :param what: the option.
     """
@@ -78,7 +78,7 @@ def refused(what: str) -> Iterator[None]:
 
 
 def check_fuse() -> None:
-    """Refuse a choice of the FUSE binding that is none."""
+    """Reject an invalid choice of the FUSE binding."""
     from kdamon_fs.fuse_binding import check_choice  # noqa: PLC0415 (the other verbs need it not)
 
     try:
@@ -88,9 +88,9 @@ def check_fuse() -> None:
 
 
 def check_socket(path: str | None) -> None:
-    """Refuse a name for the socket of reports that can be none.
+    """Reject an impossible name for the socket of reports.
 
-    :param path: None or empty where none was chosen.
+    :param path: None or empty for the default.
     """
     if not path:
         return
@@ -99,12 +99,11 @@ def check_socket(path: str | None) -> None:
 
 
 def machine_when_needed() -> LinuxMachine:
-    """This machine, prepared for monitoring; costly enough to be left until something is monitored.
+    """This machine, prepared for monitoring. This is slow, so call it only when something is to be monitored.
 
-    Whether it can tell accessed bits is found out when a process is to be monitored by them: faults may be all that is
-    needed.
+    Access to accessed bits is checked when a process is monitored with them: page faults may be enough.
 
-    :raises OSError: EOPNOTSUPP or EPERM with a sentence on what is missing.
+    :raises OSError: EOPNOTSUPP, EPERM a requirement is missing; the message names it.
     """
     from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 (not before it is needed)
 

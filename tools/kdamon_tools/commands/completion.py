@@ -15,6 +15,6 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print it; returns 0."""
+    """Print it and return 0."""
     write_result([completion(arguments.shell)])
     return 0

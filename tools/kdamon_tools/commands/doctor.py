@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kdamon doctor``: what this machine can do, what is missing, and how to get it."""
+"""``kdamon doctor``: the features of this machine, missing requirements, and remedies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Say it; returns 0 if processes can be monitored, else 1."""
-    # It finds out what the other verbs can do with what they keep.
+    """Print the report; return 0 if processes can be monitored, else 1."""
+    # It checks with the capabilities that the other verbs keep.
     keep_only(*MONITORING)
     monitoring, usable = monitor_checks()
     checks = monitoring + tool_checks() + own_checks()

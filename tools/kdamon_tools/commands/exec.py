@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kdamon exec``: run a DAMON client that finds the tree where the kernel has its own."""
+"""``kdamon exec``: run a DAMON client that finds the tree at the kernel's path."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     if not arguments.command:
-        raise CommandError("say what to run: kdamon exec -- COMMAND", 2)
+        raise CommandError("the command is missing: kdamon exec -- COMMAND", 2)
     check_fuse()
     if not arguments.no_reports:
         check_socket(arguments.reports)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kdamon mount``: the tree of ``/sys/kernel/mm/damon`` in a directory of one's own."""
+"""``kdamon mount``: the tree of ``/sys/kernel/mm/damon`` in any directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes or somebody unmounts it."""
+    """Serve until a signal comes or the tree is unmounted."""
     check_fuse()
     if not arguments.no_reports:
         check_socket(arguments.reports)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kdamon replay``: monitor by reports that were recorded, and show what they say was accessed."""
+"""``kdamon replay``: monitor with recorded reports, and show which memory was accessed."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: Pictures of so many processes are enough for a person; programs get all.
+#: Maximum number of processes to draw heatmaps of; JSON has all.
 _MOST_PICTURES: Final = 8
 _REDRAW_S: Final = 0.2
-#: So many reports show whether a recording holds faults.
+#: Number of reports to examine for whether a recording holds faults.
 _FIRST_REPORTS: Final = 1 << 16
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Replay, show, and return 0."""
+    """Replay, show the result, and return 0."""
     from kdamon_tools.replayer import Replay, Tape  # noqa: PLC0415 (not before the command line made sense)
 
     check_monitoring(_config(arguments, 0, arguments.ranges))
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         for sentence in _about_lines(notes):
             print(f"kdamon: {name}: {sentence}", file=sys.stderr)
         if not len(records):
-            raise CommandError(f"{name}: there is no report in it" + (f": {notes.cut}" if notes.cut else ""))
+            raise CommandError(f"{name}: the file contains no reports" + (f": {notes.cut}" if notes.cut else ""))
         tape = Tape(records)
         configs, left_out = _configs(arguments, records, name)
         if left_out:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         recordings = [evolve(recording, remarks=(*recording.remarks, *remarks)) for recording in recordings]
         result.write(lambda: _rendered(recordings, result, arguments))
         if notes.cut:
-            raise CommandError(f"{name}: cut off: {notes.cut}; the result is about what is there")
+            raise CommandError(f"{name}: truncated: {notes.cut}; the result covers the remaining part")
     return 0
 
 
@@ -98,36 +98,36 @@ def _config(arguments: argparse.Namespace, pid: int, ranges: Sequence[Range]) ->
 
 
 def _configs(arguments: argparse.Namespace, records: RecordSource, name: str) -> tuple[list[Config], str]:
-    """What to monitor of each process and how, and a sentence on the processes that are not; empty if all are."""
+    """The monitoring request of each process, and a sentence about processes left out; empty if there are none."""
     from kdamon_tools.replayer import MOST_PROCESSES, processes_of, ranges_of  # noqa: PLC0415
 
     found = processes_of(records)
     pids = found[:MOST_PROCESSES].tolist() if arguments.pid is None else [arguments.pid]
     if arguments.pid is not None and arguments.pid not in found:
         others = ", ".join(map(str, found[:10].tolist())) + (" and others" if len(found) > 10 else "")
-        raise CommandError(f"{name}: no report is about process {arguments.pid}, but there are some of {others}")
+        raise CommandError(f"{name}: no report is about process {arguments.pid}; there are reports about {others}")
     left_out = ""
     if len(pids) < len(found) and arguments.pid is None:
         left_out = f"{len(found)} processes have reports; only the {len(pids)} with most are monitored: use --pid PID"
     ranges = dict.fromkeys(pids, arguments.ranges) if arguments.ranges else ranges_of(records, pids)
     if not ranges:
-        raise CommandError(f"{name}: all addresses are the kernel's; say with --range what to monitor")
+        raise CommandError(f"{name}: all addresses are kernel addresses; select memory with --range")
     return [_config(arguments, pid, areas) for pid, areas in ranges.items()], left_out
 
 
 def _about_lines(notes: TextNotes) -> list[str]:
-    """What a person should know about the lines of a text file."""
+    """Sentences for the user about the lines of a text file."""
     left_out = {
-        "lines that were not understood": notes.unparsable,
-        "samples that have no data address": notes.without_address,
+        "lines that could not be parsed": notes.unparsable,
+        "samples without a data address": notes.without_address,
     }
     sentences = [f"left out: {number} {what}" for what, number in left_out.items() if number]
     if notes.without_operation:
-        sentences.append(f"taken for reads: {notes.without_operation} accesses that may have been writes")
+        sentences.append(f"counted as reads: {notes.without_operation} accesses that may have been writes")
     if notes.without_process:
         sentences.append(
-            f"process unknown: {notes.without_process} accesses have the thread only, which stands for it unless --pid "
-            "is given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src has both"
+            f"process unknown: {notes.without_process} accesses name the thread only, whose ID is used unless --pid is "
+            "given; perf script -F comm,pid,tid,cpu,time,event,addr,data_src prints both"
         )
     if notes.remote:
         sentences.append(f"not kept: {notes.remote} accesses were served by another NUMA node")
@@ -135,9 +135,9 @@ def _about_lines(notes: TextNotes) -> list[str]:
 
 
 def _about_faults(records: RecordSource, notes: TextNotes) -> str:
-    """Why a replay of faults differs from the live run, a sentence; empty for a file that holds none.
+    """A sentence on why a replay of faults differs from the live run; empty for a file without faults.
 
-    A fault names its thread and its CPU and is one access of one byte; no report says that it is a fault.
+    A fault names its thread and its CPU and is one access of one byte; no field of a report identifies it as a fault.
     """
     if not notes.recording:
         return ""
@@ -153,7 +153,7 @@ def _about_faults(records: RecordSource, notes: TextNotes) -> str:
 
 
 class _Progress:
-    """How far it is, on a terminal; nothing elsewhere."""
+    """The progress, on a terminal; nothing elsewhere."""
 
     def __init__(self, name: str) -> None:
         shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -162,13 +162,13 @@ class _Progress:
         self._name = name
 
     def reading(self, done: int, size: int) -> None:
-        """So many bytes of a file were read."""
+        """Show the number of bytes read from a file."""
         self._show(
             lambda: f"read {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + f": {self._name}"
         )
 
     def replaying(self, done: int, duration: int) -> None:
-        """So many nanoseconds are over."""
+        """Show the replayed time, nanoseconds."""
         self._show(lambda: f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed")
 
     def _show(self, text: Callable[[], str]) -> None:
@@ -177,7 +177,7 @@ class _Progress:
             self._shown_at = time.monotonic()
 
     def clear(self) -> None:
-        """Take it away."""
+        """Erase it."""
         if self._view is not None:
             self._view.clear()
 
@@ -195,7 +195,5 @@ def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: ar
         parts.append(render_summary(recording))
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
-        parts.append(
-            f"and {rest} processes with fewer reports: --pid shows one of them, --json has all that are monitored"
-        )
+        parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json all monitored ones")
     yield "\n\n".join(parts) + "\n"

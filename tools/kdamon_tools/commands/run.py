@@ -48,26 +48,26 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: How long a look at the process may take to notice a signal or the end of the time.
+#: Maximum seconds between two checks for a signal or the end of the time.
 _TICK_S: Final = 0.1
-#: Snapshots that may come while a terminal, or the machine, holds this up.
+#: Number of snapshots that may queue while the terminal, or the machine, delays this process.
 _KEPT: Final = 4096
 _REDRAW_S: Final = 0.5
 _LINE_S: Final = 1.0
-#: Who does the work is known after so long.
+#: Seconds until CPU times show whether the process or a child does the work.
 _WORK_S: Final = 2.0
 _ENDED: Final = "the process ended"
-#: What ends last has limits of its own; this one is for what was not foreseen.
+#: Time limit in seconds for the whole end, for unexpected delays; its parts have their own limits.
 _END_S: Final = 60.0
-#: Seconds that the reader of lines has for those that wait, and then for the last one.
+#: Time limit in seconds for the reader to take the waiting lines, and then the last one.
 _READER_S: Final = 5.0
-_SOURCES_WAIT: Final = "what producers and the recording still had to say was not waited for any longer"
+_SOURCES_WAIT: Final = "the last reports of producers and of the recording did not arrive in time"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Monitor, show, and return the exit status: that of the command if it ended by itself, else 0."""
+    """Monitor, show the result, and return the exit status: the command's if it ended by itself, else 0."""
     check_command_line(arguments)
-    # Only now: a mistake on the command line must not need what monitoring needs.
+    # Only now: a wrong command line must be reported without the libraries that monitoring needs.
     from kdamon import Monitor  # noqa: PLC0415
     from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
@@ -97,12 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
         monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
         with _ending(monitor, stop) as end:
             present = monitor.mapped()
-            # What a command that just begins will map is not known.
+            # The mappings of a starting command are not known yet.
             if present is not None and command is None:
                 what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
                 for sentence in doubtful_ranges(config.ranges, present, what):
                     print(f"kdamon: {sentence}", file=sys.stderr)
-            # What reports are about need not be a process that is here, and physical memory is none.
+            # Reports need not be about a local process, and physical memory has no process.
             ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
             pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
             work = None
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
             if not stop.wait_for(sources.close, _END_S):
                 print(f"kdamon: {_SOURCES_WAIT}", file=sys.stderr)
         finally:
-            # A recording that failed is an error, but no reason to lose what was seen.
+            # A failed recording is an error, but no reason to lose the result.
             counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
             recording = evolve(recording, counters=counters)
             if gathered.lines is None:
@@ -141,25 +141,25 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_rights(config: Config, machine: Machine | None) -> None:
-    """Refuse before COMMAND runs what would be refused once it does.
+    """Check before COMMAND runs the requirements of monitoring it.
 
-    :raises OSError: what is missing, and what to do.
+    :raises OSError: a requirement is missing; the message has the remedy.
     """
     if machine is not None and (config.cpus or config.tids) and not may("CAP_BPF", "CAP_PERFMON"):
         raise refusal("identifying the CPU and thread of a page fault needs", "bpf()", "CAP_BPF", "CAP_PERFMON")
     if machine is not None and config.command and config.primitive == "page_table" and config.ops != "paddr":
-        # What works on this process does on one that it starts. A simulated machine does not have it.
+        # A primitive that works on this process works on its child. A simulated machine does not have this process.
         with suppress(ProcessLookupError):
             machine.get_task(os.getpid(), config.primitive).put()
 
 
 def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The capabilities that are needed once COMMAND was started, which has all of them."""
+    """The capabilities that kdamon needs after it started COMMAND, which has all of them."""
     kept = capabilities_for(arguments.output, arguments.record, arguments.reports or None)
     if arguments.ops != "reports":
         kept += MONITORING
     if arguments.command:
-        # To end it, whatever user it became.
+        # To signal it, whatever user it became.
         kept += ("CAP_KILL",)
     if arguments.truth is not None:
         kept += ("CAP_DAC_READ_SEARCH",)
@@ -168,9 +168,9 @@ def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 @define
 class _End:
-    """How monitoring ended.
+    """The end of monitoring.
 
-    :ivar failed: why it did not, empty where it did.
+    :ivar failed: the reason why it did not end, empty where it did.
     """
 
     failed: str = ""
@@ -178,7 +178,7 @@ class _End:
 
 @contextmanager
 def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[_End]:
-    """Monitor while the ``with`` block runs, and end even if what is monitored does not let go."""
+    """Monitor while the ``with`` block runs, and end even if the target cannot be released."""
     end = _End()
     monitor.__enter__()
     stop.protect()
@@ -187,14 +187,14 @@ def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[_End]:
     finally:
         try:
             if not stop.wait_for(monitor.stop, _END_S):
-                end.failed = "it was not waited for any longer"
+                end.failed = "it took too long"
         except OSError as lingering:
-            # What was seen until now can be shown all the same.
+            # The snapshots until now can still be shown.
             end.failed = lingering.strerror or str(lingering)
 
 
 def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
-    """Choose page_fault where no primitive was asked for and accessed bits of the process cannot be cleared."""
+    """Choose page_fault if no primitive was selected and the accessed bits of the process cannot be cleared."""
     if arguments.primitive is not None or config.primitive != "page_table" or config.density:
         return config
     if not config.pid or not _first_thread_ended(config.pid):
@@ -220,7 +220,7 @@ def _first_thread_ended(pid: int) -> bool:
 
 
 def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
-    """What the monitored process left to others, in sentences."""
+    """Sentences about child processes: those that did the work, and those that still run."""
     remarks = []
     if work is not None:
         work.look(at_once=True)
@@ -232,7 +232,7 @@ def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
 
 
 def _birth(pid: int) -> int | None:
-    """When the process began that is meant by ``pid``; None where there is none, which is told when it is opened."""
+    """The start time of process ``pid``; None if there is none, which is reported when it is opened."""
     from kdamon.mm.proc.process_files import birth_of  # noqa: PLC0415
 
     try:
@@ -243,14 +243,14 @@ def _birth(pid: int) -> int | None:
 
 @contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
-    """A file descriptor that shows when the process ends, also while its parent does not look.
+    """A file descriptor that becomes readable when the process ends, even before its parent reaps it.
 
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
     try:
         status = status_fields(Path(f"/proc/{pid}/status").read_bytes())
         if "VmSize" not in status and status["State"][0] not in "ZX":
-            raise CommandError(f"process {pid} is a thread of the kernel: it has no memory of its own to monitor")
+            raise CommandError(f"process {pid} is a kernel thread: it has no memory of its own to monitor")
         descriptor = os.pidfd_open(int(status["Tgid"]))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise CommandError(f"process {pid} has just ended") from error
@@ -263,9 +263,9 @@ def _pidfd(pid: int) -> Iterator[int]:
 def _watch(
     gathered: Gathered, pidfd: int | None, stop: StopSignals, work: CpuWatch | None, arguments: argparse.Namespace
 ) -> str:
-    """Gather snapshots until something ends the run; returns what did."""
+    """Gather snapshots until something ends the run; return the reason."""
     monitor = gathered.monitor
-    # A command writes to the same terminal: nothing may be overwritten then.
+    # A command writes to the same terminal, so nothing may be overwritten.
     in_place = sys.stderr.isatty() and not arguments.command and os.environ.get("TERM") != "dumb"
     view = LiveView(sys.stderr, in_place)
     colour = in_place and use_colour(arguments.color, sys.stderr)
@@ -282,7 +282,7 @@ def _watch(
         gathered.gather()
         if time.monotonic() - looked_at >= monitor.config.update_us / 1e6:
             looked_at = time.monotonic()
-            # Aside, because a process can keep its list of mappings locked, and the signals are to be noticed.
+            # In a thread: a process can keep its list of mappings locked, and signals must be handled meanwhile.
             if not look.is_alive():
                 look = threading.Thread(target=monitor.mapped, name="kdamon-ranges", daemon=True)
                 look.start()
@@ -318,7 +318,7 @@ def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: boo
 
 
 def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
-    """Write the result; what it is to be compared with may be missing by now, which is an error after that."""
+    """Write the result; if the truth file is unreadable by now, raise that error afterwards."""
     accuracy, failure = _compared(recording, arguments)
     result.write(lambda: _rendered(recording, accuracy, result, arguments))
     if failure is not None:
@@ -337,7 +337,7 @@ def _finish(
         raise error
     if not lines.ended:
         result.keep_part()
-        raise CommandError("the last line was not written: the reader of the result takes nothing")
+        raise CommandError("the last line was not written: the reader of the result does not read")
     if lines.dropped:
         print(
             f"kdamon: {lines.dropped} of {lines.taken} aggregations have no line: the reader was too slow",
@@ -349,7 +349,7 @@ def _finish(
 
 
 def _compared(recording: Recording, arguments: argparse.Namespace) -> tuple[Accuracy | None, Exception | None]:
-    """The recording next to the truth, if one is given; and why it cannot be compared."""
+    """The comparison of the recording with the truth, if one is given; and the reason why it failed."""
     if arguments.truth is None:
         return None, None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is wrong with a command line of ``kdamon run``, found out before anything is started."""
+"""Checks the command line of ``kdamon run`` before anything is started."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["check_command_line", "check_memory", "config_of"]
 
 
 def config_of(arguments: argparse.Namespace, pid: int) -> Config:
-    """How to monitor process ``pid``, or physical memory if it is 0."""
+    """The monitoring request for process ``pid``, or for physical memory if it is 0."""
     names = ("ops", "vaddr_regions", *SAMPLING, *FILTERS)
     config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
     config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
@@ -39,7 +39,7 @@ def config_of(arguments: argparse.Namespace, pid: int) -> Config:
 
 
 def check_command_line(arguments: argparse.Namespace) -> None:
-    """Refuse what makes no sense.
+    """Reject contradictory options.
 
     :raises CommandError: with the exit status 2.
     """
@@ -50,12 +50,12 @@ def check_command_line(arguments: argparse.Namespace) -> None:
         _check_process(arguments, config)
     if config.density and config.primitive == "page_fault":
         raise CommandError(
-            "faults come from one page of each region, which says nothing about density: leave --density out, or use "
+            "faults come from one page of each region, so density cannot be estimated: leave --density out, or use "
             "--ops reports with a source that samples accesses",
             2,
         )
     if config.density and config.ops != "reports" and arguments.reports is None:
-        raise CommandError("--density estimates from reports, and none would come: add --reports", 2)
+        raise CommandError("--density needs access reports, and none would arrive: add --reports", 2)
     check_monitoring(config)
     check_socket(arguments.reports)
     output = ("--output", arguments.output) if arguments.output is not None else ("standard output", STDOUT)
@@ -66,18 +66,18 @@ def check_command_line(arguments: argparse.Namespace) -> None:
 
 def _check_process(arguments: argparse.Namespace, config: Config) -> None:
     if (arguments.pid is None) == (not arguments.command):
-        raise CommandError("say what to monitor: either --pid PID, or -- and a command", 2)
+        raise CommandError("the target is missing: use either --pid PID, or -- and a command", 2)
     if bool(config.ranges) != (config.ops != "vaddr"):
         ops = "fvaddr" if config.ops == "vaddr" else config.ops
         raise CommandError(f"--ops {ops} and --range START-END go together", 2)
     if config.ops == "fvaddr":
         check_user_addresses(config.ranges)
     if config.tids and config.command and config.ops != "reports":
-        raise CommandError("--tids names threads that run already, and COMMAND has none yet: use --pid", 2)
+        raise CommandError("--tids needs running threads, and COMMAND has none yet: use --pid", 2)
     if config.ops == "reports" and arguments.primitive:
-        raise CommandError("--ops reports samples nothing by itself: leave --primitive out", 2)
+        raise CommandError("--ops reports does not sample: leave --primitive out", 2)
     if config.ops == "reports" and arguments.update_us is not None:
-        raise CommandError("--ops reports looks at no mappings: leave --update-us out", 2)
+        raise CommandError("--ops reports does not read mappings: leave --update-us out", 2)
     if arguments.primitive == "page_table" and config.filtered:
         raise CommandError("accessed bits do not identify CPU, thread and writes: use --primitive page_fault", 2)
 
@@ -94,7 +94,7 @@ def _check_physical(arguments: argparse.Namespace, config: Config) -> None:
 
 
 def check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
-    """Refuse ranges beyond the machine's memory, where it is known how much that is."""
+    """Reject ranges beyond the machine's memory, if its size is known."""
     memory = machine.physical_memory()
     try:
         with suppress(PermissionError):
@@ -104,7 +104,7 @@ def check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
 
 
 def _check_truth(path: Path, *, written_meanwhile: bool) -> None:
-    """Refuse a file that can never be compared with; a command that runs writes it only then."""
+    """Reject a truth file that can never be read; one that does not exist yet may be written by the command."""
     try:
         if not written_meanwhile:
             load_truth(path)
@@ -113,9 +113,9 @@ def _check_truth(path: Path, *, written_meanwhile: bool) -> None:
         regular = stat.S_ISREG(os.fstat(found).st_mode)
         os.close(found)
         if not regular:
-            raise CommandError(f"--truth {path}: it is no regular file", 2)
+            raise CommandError(f"--truth {path}: it is not a regular file", 2)
     except IsADirectoryError as error:
-        raise CommandError(f"--truth {path}: it is no regular file", 2) from error
+        raise CommandError(f"--truth {path}: it is not a regular file", 2) from error
     except FileNotFoundError as error:
         if not (written_meanwhile and path.parent.is_dir()):
             raise CommandError(f"--truth {path}: {error.strerror}", 2) from error

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs to start from; each runs by ``python -m kdamon_tools.examples.NAME``."""
+"""Example programs; ``python -m kdamon_tools.examples.NAME`` runs one."""
 
 __all__: list[str] = []

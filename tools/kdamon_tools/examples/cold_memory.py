@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A scheme from Python: memory that a process does not use leaves it, and a table shows how. As root."""
+"""A scheme from Python: it pages out memory that a process does not use, and a table shows the effect. As root."""
 
 import argparse
 import signal
@@ -46,7 +46,7 @@ def start(machine: LinuxMachine, pid: int, primitive: str, goal: int) -> tuple[d
 
 
 def show(pid: int, ctx: damon.damon_ctx, scheme: damon.damos, seconds: float, used: list[Event]) -> None:
-    """Print a row each two seconds; a goal is told how many MiB left memory, and the kernel's formula is shown."""
+    """Print a row every two seconds; feed a goal with the MiB paged out, and show the kernel's formula."""
     began, before, quota = time.monotonic(), resident(pid), scheme.quota
     last = {"window": 0, "esz_bp": 0, "formula": 0}
     rows: list[tuple[damon.damos_stat, int]] = []
@@ -64,7 +64,7 @@ def show(pid: int, ctx: damon.damon_ctx, scheme: damon.damos, seconds: float, us
         each_interval(None)
         rows.append((evolve(scheme.stat), quota.esz))
 
-    # Nobody but the kdamond touches what is its own: it calls these between two sampling intervals.
+    # Only the kdamond may access its context: it calls these functions between two sampling intervals.
     core.damon_call(ctx, damon.damon_call_control(each_interval, repeat=True))
     print("    s RSS MiB    used tried MiB applied qt_exceeds  quota, B     formula  major   minor faults")
     while (passed := time.monotonic() - began) < seconds and core.damon_is_running(ctx):
@@ -92,7 +92,7 @@ def in_memory(pid: int, parts: list[Event]) -> float:
 
 @contextmanager
 def workload(seconds: float) -> Iterator[tuple[int, Path]]:
-    """A process that writes a third of its memory, reads a third and lets one be; with what it says of itself."""
+    """A process that writes a third of its memory, reads a third and leaves a third idle; with its truth events."""
     with tempfile.NamedTemporaryFile() as truth:
         command = [sys.executable, *WORKLOAD.split(), str(seconds), "--truth", truth.name]
         with subprocess.Popen(command, start_new_session=True) as process:
@@ -107,17 +107,19 @@ def workload(seconds: float) -> Iterator[tuple[int, Path]]:
 
 
 def rates(truth: Path) -> list[float]:
-    """How often the workload went through what it uses, in each second."""
+    """The number of sweeps of the workload in each second."""
     return [event.detail["sweeps"] for event in load_truth(truth) if event.event == "sweeps"]
 
 
 def main() -> None:
-    """Run the workload or take a process, and show what the scheme does to it."""
+    """Run the workload, or use an existing process, and show the effect of the scheme."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pid", type=parse_positive, help="this process instead of a workload of its own")
+    parser.add_argument("--pid", type=parse_positive, help="monitor this process instead of starting a workload")
     parser.add_argument("--seconds", type=parse_seconds, default=30.0)
-    parser.add_argument("--write-only", action="store_true", help="cold is what is not written, read or not")
-    parser.add_argument("--goal", type=parse_positive, default=0, metavar="MIB", help="steer to so much paged out")
+    parser.add_argument(
+        "--write-only", action="store_true", help="treat memory as cold if it is not written, even if it is read"
+    )
+    parser.add_argument("--goal", type=parse_positive, default=0, metavar="MIB", help="goal: MiB to page out")
     options = parser.parse_args()
     primitive = "page_fault" if options.write_only else "page_table"
     machine = linux_machine(primitive)
@@ -136,7 +138,7 @@ def main() -> None:
             before = sum(event.event == "sweeps" for event in events)
             old, new = (np.median(some) for some in (rates(truth)[:before], rates(truth)[before:] or [0.0]))
             print(f"sweeps a second: {old:.0f} before, {new:.0f} since then, slow-down {100 * (1 - new / old):+.1f} %")
-            print("(one run, with all the noise of the machine in it)")
+            print("(one run; includes the noise of the machine)")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A new access source: a C program that the compiler lets report its own accesses, shown as a table of regions."""
+"""A new access source: a C program, instrumented by the compiler, reports its accesses; a table shows the regions."""
 
 import os
 import socket
@@ -14,8 +14,8 @@ import numpy as np
 from kdamon import monitor, report_accesses, report_array
 from kdamon.mm.proc.maps import NamedMapping
 
-# The source. -fsanitize=thread calls these functions at each access; instead of looking for races they send the
-# addresses away, 500 at once. They never wait: what the monitor does not take in time is lost to it.
+# The access source. -fsanitize=thread calls these functions at each access; instead of detecting races they send the
+# addresses, 500 at once. They never wait: accesses that the monitor does not receive in time are lost.
 RUNTIME = r"""
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -37,7 +37,7 @@ void __tsan_init(void) {}  void __tsan_func_entry(void *caller) {}  void __tsan_
 
 
 def build(program: Path, folder: Path) -> Path:
-    """Compile ``program`` with calls at each access, and link it to the functions that are called."""
+    """Compile ``program`` with a function call at each access, and link it to these functions."""
     (folder / "runtime.c").write_text(RUNTIME)
     subprocess.run(["cc", "-O2", "-g", "-fsanitize=thread", "-c", program, "-o", folder / "program.o"], check=True)
     subprocess.run(["cc", "-O2", folder / "program.o", folder / "runtime.c", "-o", folder / "program"], check=True)
@@ -45,7 +45,7 @@ def build(program: Path, folder: Path) -> Path:
 
 
 def writable_ranges(pid: int) -> list[tuple[int, int]]:
-    """What to monitor: the process's writable mappings."""
+    """The ranges to monitor: the process's writable mappings."""
     with open(f"/proc/{pid}/maps", "rb") as file:
         mappings = [NamedMapping.parse(line) for line in file]
     return [(one.start, one.end) for one in mappings if one.permissions.startswith("rw")]
@@ -56,7 +56,7 @@ def report(pid: int, message: bytes) -> None:
     access = np.frombuffer(message, np.uint64)
     batch = report_array(len(access), pid=pid, addr=access >> 1, size=1, write=access & 1 == 1)
     report_accesses(batch)
-    time.sleep(0.001)  # more than the kdamond can look at is worth nothing
+    time.sleep(0.001)  # drop messages that the kdamond cannot process in time
 
 
 if __name__ == "__main__":

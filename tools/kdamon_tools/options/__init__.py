@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The command line of ``kdamon``: the options of each verb, its help, examples and exit statuses.
 
-Nothing here loads what monitoring needs, or anything outside of the standard library: help is shown at once, and man
-pages and completions are made where kdamon is built (:mod:`kdamon_tools.shells`, :mod:`kdamon_tools.man_pages`).
+These modules load only the standard library, so that help appears at once, and man pages and completions can be
+generated when kdamon is built (:mod:`kdamon_tools.shells`, :mod:`kdamon_tools.man_pages`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kdamon_tools.options.parser import About, Parser
 
 __all__ = ["VERBS", "make_parser"]
 
-#: The verbs, in the order in which they are shown.
+#: The verbs, in the order of the help.
 VERBS = {
     "run": run,
     "replay": replay,
@@ -40,7 +40,7 @@ _ABOUT = About(
 
 
 class _Version(argparse.Action):
-    """Print the version and exit; it is looked up only then."""
+    """Print the version and exit; only this looks the version up."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
         from kdamon import __version__  # noqa: PLC0415 (takes longer than the rest)
@@ -51,7 +51,7 @@ class _Version(argparse.Action):
 
 
 def make_parser() -> Parser:
-    """Make the parser of the whole command line but for ``--`` and what follows it."""
+    """Make the parser of the command line up to ``--``."""
     parser = Parser(
         prog="kdamon",
         description="Monitor which memory is accessed, as the kernel's DAMON does, from user space.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several verbs have."""
+"""Options that several verbs share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kdamon_tools.units import parse_file, parse_interval, parse_number, parse_t
 
 __all__ = ["REPORTS_VARIABLE", "TREE_VARIABLES", "add_abi", "add_filters", "add_form", "add_reports", "add_sampling"]
 
-#: The variable by which programs find the socket of access reports.
+#: The variable that names the socket of access reports for producers.
 REPORTS_VARIABLE = (
     "KDAMON_REPORTS",
     "socket to which producers send access reports; kdamon sets it for COMMAND",
 )
-#: What a served tree depends on.
+#: The environment variables that a served tree reads.
 TREE_VARIABLES = (
     ("KDAMON_FUSE", "fusepy or mfusepy, the Python package to mount with; default: the first that works"),
-    ("FUSE_LIBRARY_PATH", "file name of libfuse, where the usual one is not to be loaded"),
+    ("FUSE_LIBRARY_PATH", "file name of libfuse, to load instead of the default one"),
     ("XDG_RUNTIME_DIR", "without root, the default socket of access reports is kdamon/reports in it"),
 )
 
@@ -79,7 +79,7 @@ def add_sampling(group: argparse._ArgumentGroup) -> None:
 
 
 def add_form(group: argparse._ArgumentGroup) -> None:
-    """Add where the result goes, and whether in colour."""
+    """Add the options for the result's file and colours."""
     group.add_argument(
         "--output", type=parse_file, metavar="FILE", help="write the result to FILE; default: standard output"
     )

@@ -15,7 +15,7 @@ ABOUT: Final = About(
     examples=(
         ("check what this user can monitor", "kdamon doctor"),
         ("check what root can monitor", 'sudo "$(which kdamon)" doctor'),
-        ("keep the answer for a program", "kdamon doctor --json > doctor.json"),
+        ("write the result for a program", "kdamon doctor --json > doctor.json"),
     ),
     statuses=(
         ("0", "this user can monitor processes"),

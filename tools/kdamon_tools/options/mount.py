@@ -34,7 +34,7 @@ def add_options(parser: Parser) -> None:
     tree.add_argument(
         "directory",
         metavar="DIRECTORY",
-        help="an existing directory; it gets DIRECTORY/admin and DIRECTORY/module",
+        help="an existing directory; the tree appears as DIRECTORY/admin and DIRECTORY/module",
     )
     add_abi(tree)
     add_reports(parser)

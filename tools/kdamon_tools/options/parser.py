@@ -17,7 +17,7 @@ STATUSES: Final = (
     ("1", "failure, one sentence on standard error says why"),
     ("2", "the command line is wrong"),
 )
-#: In addition, those of verbs that start a command.
+#: Further exit statuses of verbs that start a command.
 COMMAND_STATUSES: Final = (
     ("126", "COMMAND cannot be run"),
     ("127", "COMMAND does not exist"),
@@ -26,12 +26,12 @@ COMMAND_STATUSES: Final = (
 
 
 class About(NamedTuple):
-    """What help and man page of a verb hold besides its options.
+    """The texts of a verb's help and man page besides its options.
 
-    :ivar examples: what each does, and the command line.
+    :ivar examples: purpose and command line of each.
     :ivar statuses: exit statuses, and their meaning.
-    :ivar environment: names of variables, and what they do.
-    :ivar files: names of files, and what they are.
+    :ivar environment: names of variables, and their effect.
+    :ivar files: names of files, and their purpose.
     """
 
     examples: tuple[tuple[str, str], ...]
@@ -41,7 +41,7 @@ class About(NamedTuple):
 
 
 class Formatter(argparse.HelpFormatter):
-    """Help that can be copied: no option is broken at its hyphen."""
+    """Formats help so that it can be copied: no option is wrapped at its hyphen."""
 
     def _format_action(self, action: argparse.Action) -> str:
         if isinstance(action, argparse._SubParsersAction):
@@ -54,7 +54,7 @@ class Formatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
-            # Laid out by Parser.
+            # Parser formats it.
             return text
         return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
@@ -62,7 +62,7 @@ class Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """The parser of kdamon, or of one of its verbs.
 
-    :param about: what to show after the options.
+    :param about: the texts after the options.
     :param keywords: as for :class:`argparse.ArgumentParser`.
     """
 
@@ -71,11 +71,11 @@ class Parser(argparse.ArgumentParser):
         self.about = about
 
     def error(self, message: str) -> NoReturn:
-        """Usage errors are errors like others: one sentence, printed in one place."""
+        """Raise usage errors like other errors: one sentence, printed in one place."""
         raise CommandError(f"{message}; see {self.prog} --help", 2)
 
     def _print_message(self, message: str, file: object = None) -> None:
-        # Help is a result: argparse would not say that it cannot be written.
+        # Help is a result: argparse would not report that it cannot be written.
         from kdamon_tools.output.streams import write_result  # noqa: PLC0415 (not where man pages are made)
 
         write_result([message])

@@ -32,7 +32,7 @@ ABOUT: Final = About(
     environment=(("NO_COLOR", "if set, nothing is coloured unless --color always is given"),),
     files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
 )
-#: More CPUs than any machine has.
+#: An upper bound of the number of CPUs of any machine.
 _MOST_CPUS: Final = 1 << 16
 _MOST_RATE: Final = 1_000_000_000
 
@@ -68,7 +68,7 @@ def add_options(parser: Parser) -> None:
         help=f"accesses that make one second of a lackey trace; default: {LACKEY_RATE}",
     )
     what.add_argument("--instructions", action="store_true", help="also count instruction fetches of a lackey trace")
-    # Those of any machine: the file need not be from this one.
+    # The CPUs of any machine: the file may come from another one.
     add_filters(parser.add_argument_group("which accesses count"), partial(parse_cpus, nr_cpus=_MOST_CPUS))
     how = parser.add_argument_group("intervals and regions")
     add_sampling(how)
@@ -83,8 +83,8 @@ def add_options(parser: Parser) -> None:
 
 
 def _parse_rate(text: str) -> int:
-    """Accesses that make a second: one in a nanosecond at most."""
+    """Accesses per second: at most one per nanosecond."""
     rate = parse_positive(text)
     if rate > _MOST_RATE:
-        raise argparse.ArgumentTypeError(f"'{text}' is more than one access in a nanosecond")
+        raise argparse.ArgumentTypeError(f"'{text}' is more than one access per nanosecond")
     return rate

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plain slips on the command line: the error shows the line that was probably meant."""
+"""Errors for common slips on the command line: they show the line that was probably meant."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def verb_parsers(parser: Parser) -> dict[str, Parser]:
 
 
 def wrong_verb(parser: Parser, words: Sequence[str], command: Sequence[str]) -> CommandError:
-    """The error of a command line that does not begin with a verb.
+    """The error for a command line that does not begin with a verb.
 
-    :param parser: of the whole command line.
+    :param parser: the parser of the whole command line.
     :param words: the command line up to ``--``.
-    :param command: what follows ``--``.
+    :param command: the words after ``--``.
     """
     verbs = verb_parsers(parser)
     if not words and command:
@@ -55,12 +55,12 @@ def wrong_verb(parser: Parser, words: Sequence[str], command: Sequence[str]) -> 
 
 
 def stray_words(parser: Parser, verb: str, words: Sequence[str], command: Sequence[str]) -> CommandError:
-    """The error of a command line with words that ``verb`` does not take.
+    """The error for a command line with words that ``verb`` does not accept.
 
-    :param parser: of the whole command line.
+    :param parser: the parser of the whole command line.
     :param verb: the verb.
-    :param words: what follows it, up to ``--``.
-    :param command: what follows ``--``.
+    :param words: the words after it, up to ``--``.
+    :param command: the words after ``--``.
     """
     own = verb_parsers(parser)[verb]
     place = _first_stray(own, words)
@@ -80,7 +80,7 @@ def stray_words(parser: Parser, verb: str, words: Sequence[str], command: Sequen
 
 
 def _first_stray(parser: Parser, words: Sequence[str]) -> int:
-    """Where the first word is that ``parser`` does not take; argparse names the words, not their places."""
+    """The index of the first word that ``parser`` does not accept; argparse names the words, not their places."""
     for place in range(len(words)):
         try:
             if parser.parse_known_args(words[: place + 1])[1]:

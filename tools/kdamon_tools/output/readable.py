@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Names as people and programs can read them: a name may hold any byte but NUL, text and JSON may not.
+"""Escapes names for output: a name may contain any byte except NUL, text and JSON may not.
 
-``\\xff`` stands for a byte that is no text, and ``\\x0a`` for a character that would move a terminal's cursor.
+``\\xff`` stands for a byte that is not valid UTF-8, and ``\\x0a`` for a character that would move a terminal's cursor.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
 def readable(text: str) -> str:
-    """``text`` on one line, whatever names are in it."""
+    """``text`` on one line, whatever names it contains."""
     return _UNREADABLE.sub(_escaped, text)
 
 
 def json_text(document: Any, **options: Any) -> str:
-    """``document`` as JSON without surrogates, which many readers refuse."""
+    """``document`` as JSON without surrogates, which many readers reject."""
     return json.dumps(_with_text(document), **options)
 
 

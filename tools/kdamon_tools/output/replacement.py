@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that take the place of earlier ones only when they are whole.
+"""Files that replace earlier ones only when they are complete.
 
-A result or a recording is hours of work: neither the one that is made now nor the one that was there before may be lost
-to a mistyped number, to a full disk or to a program that is killed.
+A result or a recording may take hours: a mistyped number, a full disk or a killed program must destroy neither the new
+one nor the earlier one.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ from kdamon_tools.output.temporary import temporary_file
 __all__ = ["Replacement", "same_file"]
 
 _FLAGS: Final = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
-#: Extended attributes that a file keeps, beside those of users: others give rights, or are a file system's own.
+#: Extended attributes that a file keeps besides user attributes: others grant rights, or belong to a file system.
 _ATTRIBUTES: Final = frozenset({"system.posix_acl_access", "security.selinux"})
 
 
 class Replacement:
-    """New content for the file ``path``, which is as it was until :meth:`commit`.
+    """New content for the file ``path``, which stays unchanged until :meth:`commit`.
 
-    * An existing file is written anew beside, as ``NAME.RANDOM.part``, with its owner and mode, and renamed. Where that
-      cannot be (no right to the directory, further hard links), it is written in ``TMPDIR`` and copied.
-    * A file that does not exist is made at once: when this process is killed, what was written so far is there.
-    * Devices, pipes and descriptors of this process (``/dev/stdout``) are written as they are.
+    * For an existing file, ``NAME.RANDOM.part`` in the same directory, with its owner and mode, is written and finally
+      renamed. Where that is impossible (no right to the directory, further hard links), a file in ``TMPDIR`` is written
+      and copied.
+    * A file that does not exist is created at once: if this process is killed, the part written so far remains.
+    * Devices, pipes and descriptors of this process (``/dev/stdout``) are written directly.
 
-    The directory may be another user's. It is looked up once, no symbolic link of other users is followed to it or in
-    it (:func:`kdamon.lib.trusted.open_place`), and everything is done by its descriptor: what others rename or put
-    there meanwhile is not written to, given a mode or removed. Refused are hard links where others can make them, and
-    pipes of other users. Where the name stands for another file in the end, that is an error.
+    The directory may be another user's. Its name is resolved once, without symbolic links of other users
+    (:func:`kdamon.lib.trusted.open_place`), and all accesses go through its descriptor: files that others rename or put
+    there meanwhile are neither written to, nor given a mode, nor removed. Hard links that others could create, and
+    pipes of other users, are rejected. It is an error if the name finally refers to another file.
 
-    A context manager: what was not committed is discarded at its end.
+    A context manager: uncommitted content is discarded at its end.
 
-    :param path: where to; symbolic links of this user and of root are followed.
-    :ivar file: what to write to, without a buffer.
-    :raises OSError: it cannot be written there, with ``path`` as its file name.
+    :param path: the file's name; symbolic links of this user and of root are followed.
+    :ivar file: the unbuffered file to write to.
+    :raises OSError: it cannot be written there; ``path`` is its file name.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._directory = -1
-        #: The name of what is written where that is a file of its own: one to rename, or at its place already.
+        #: The name of the written file, where it is separate: one to rename, or already in its place.
         self._part: str | None = None
-        #: An existing file that is written where nothing can be renamed to it.
+        #: An existing file that is overwritten because nothing can be renamed to it.
         self._existing: int | None = None
         try:
             with open_place(path) as place:
@@ -69,11 +70,11 @@ class Replacement:
             raise
 
     def _open(self, found: int) -> int:
-        """Open what is written to; ``found`` is a descriptor of what is there, -1 nothing."""
+        """Open the file to write to; ``found`` is a descriptor of the existing one, -1 if there is none."""
         if self._name.isdecimal() and self._name.isascii() and _is_own_descriptors(self._directory):
-            # To open it anew would begin at the beginning of a file that a shell appends to.
+            # Opening it anew would start at offset 0 of a file that a shell appends to.
             descriptor = int(self._name)
-            # It says that it cannot be written now.
+            # This reports now that it cannot be written.
             os.write(descriptor, b"")
             return os.dup(descriptor)
         if found < 0:
@@ -82,7 +83,7 @@ class Replacement:
             return made
         status = os.fstat(found)
         self._check(status)
-        # Whether it may be written is found out now, and nothing of it is lost.
+        # This checks now that it may be written, and does not truncate it.
         opened = os.open(f"/proc/self/fd/{found}", _FLAGS)
         if not stat.S_ISREG(status.st_mode):
             return opened
@@ -94,21 +95,21 @@ class Replacement:
             return os.dup(file.fileno())
 
     def _check(self, status: os.stat_result) -> None:
-        """Refuse an existing file that others may have put there for it to be written."""
+        """Reject an existing file that another user may have planted."""
         if stat.S_ISFIFO(status.st_mode) and status.st_uid not in trusted_owners():
             raise OSError(errno.EPERM, f"it is a pipe of user {status.st_uid}")
         if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and others_may_write(self._directory):
             raise OSError(errno.EPERM, "it has further names, and other users can write to its directory")
 
     def _open_beside(self, existing: os.stat_result, opened: int) -> int:
-        """Make a file that can take the place of the ``existing`` one."""
+        """Create a file that can replace the ``existing`` one."""
         part = f"{self._name}.{secrets.token_hex(4)}.part"
         made = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
         try:
             now = os.fstat(made)
             if (existing.st_uid, existing.st_gid) != (now.st_uid, now.st_gid):
                 os.fchown(made, existing.st_uid, existing.st_gid)
-            # As the kernel has it when a file is written: what gives rights to a program goes.
+            # As in the kernel when a file is written: set-user-ID bits and file capabilities are removed.
             os.fchmod(made, stat.S_IMODE(existing.st_mode) & ~(stat.S_ISUID | stat.S_ISGID))
             for attribute in os.listxattr(opened):
                 if attribute.startswith("user.") or attribute in _ATTRIBUTES:
@@ -125,9 +126,9 @@ class Replacement:
         return self.file.isatty()
 
     def commit(self) -> None:
-        """Put what was written in place.
+        """Replace the file by the written content.
 
-        :raises OSError: it is not there, or only a part of it; ``path`` is its file name.
+        :raises OSError: the content is missing there, or incomplete; ``path`` is its file name.
         """
         try:
             written = self.file.fileno()
@@ -147,7 +148,7 @@ class Replacement:
         self.discard()
 
     def _rename(self, written: int) -> int:
-        """Give what was ``written`` its name; returns a descriptor of what has the content now."""
+        """Give the ``written`` file its name; return a descriptor of the file with the content."""
         assert self._part is not None
         assert self._existing is not None
         try:
@@ -161,27 +162,27 @@ class Replacement:
         return written
 
     def _check_place(self, descriptor: int) -> None:
-        """Raise an error where the path does not lead to what was written: someone removed or renamed something."""
+        """Raise an error if the path does not refer to the written file any more, as after a removal or a rename."""
         if os.fstat(self._directory).st_dev == os.stat("/proc").st_dev:
-            # A descriptor of another process: it is no name, and capabilities to look at it again may be gone.
+            # A descriptor of another process is not a name, and the capabilities to open it again may be given up.
             return
         with open_place(self.path) as place:
             if place.found < 0 or not is_same(place.found, descriptor):
-                raise OSError(errno.ESTALE, "another file took the place of what was written")
+                raise OSError(errno.ESTALE, "another file replaced the written one")
 
     def _remove(self, name: str, descriptor: int) -> None:
-        """Remove ``name`` if it still is what ``descriptor`` is."""
+        """Remove ``name`` if it still refers to the file of ``descriptor``."""
         with contextlib.suppress(OSError):
             if is_entry(self._directory, name, descriptor):
                 os.unlink(name, dir_fd=self._directory)
 
     def keep_part(self) -> Path | None:
-        """Leave what was written so far where it is instead of discarding it; returns where, None nowhere."""
+        """Keep the part written so far instead of discarding it; return its name, None if there is none."""
         part, self._part = self._part, None
         return None if part is None else self.path if part == self._name else self.path.with_name(part)
 
     def discard(self) -> None:
-        """Leave everything as it was; may be repeated, and does nothing after :meth:`commit`."""
+        """Discard the new content; may be repeated, and does nothing after :meth:`commit`."""
         if self._part is not None and not self.file.closed:
             self._remove(self._part, self.file.fileno())
         self._part = None
@@ -205,12 +206,12 @@ class Replacement:
 
 
 def _is_own_descriptors(directory: int) -> bool:
-    """Whether a directory is that of this process's descriptors, as of /dev/stdout and /dev/fd/3."""
+    """Whether a directory is that of this process's descriptors, as for /dev/stdout and /dev/fd/3."""
     return os.path.samestat(os.fstat(directory), os.stat("/proc/self/fd"))
 
 
 def _copy(source: int, target: int) -> None:
-    """Make the file ``target`` hold what ``source`` does; it is not touched where there is no room for it."""
+    """Copy the content of ``source`` to the file ``target``, which stays unchanged if there is not enough room."""
     size, before = os.fstat(source).st_size, os.fstat(target).st_size
     if size > before:
         try:
@@ -227,15 +228,15 @@ def _copy(source: int, target: int) -> None:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Return whether two names are of one regular file, or will be when it exists."""
+    """Return whether two names refer to the same regular file, or will when it exists."""
     try:
         status = _status(one)
         return stat.S_ISREG(status.st_mode) and os.path.samestat(status, _status(other))
     except UntrustedError:
-        # It is refused when it is opened.
+        # Opening it reports the error.
         return False
     except OSError:
-        # Where a link cannot be read, what is wrong is found when the file is opened.
+        # If a link cannot be read, opening the file reports the error.
         with contextlib.suppress(OSError):
             return os.path.realpath(one) == os.path.realpath(other)
         return False

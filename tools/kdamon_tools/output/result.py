@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the result of a verb goes: to standard output, or to a file that is replaced when it is whole."""
+"""Writes the result of a verb to standard output, or to a file that is replaced when the result is complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Render = Callable[[], Iterable[str]]
 
 
 class ResultFile:
-    """The place of the result; a context manager.
+    """The destination of the result; a context manager.
 
     :param path: None is standard output.
     :raises OSError: on entering, the file cannot be written.
@@ -43,9 +43,9 @@ class ResultFile:
         return sys.stdout.isatty() if self._replacement is None else self._replacement.isatty()
 
     def append(self, text: str) -> None:
-        """Write a part of the result at once, without a buffer that another thread could find locked.
+        """Write a part of the result at once, without a buffer whose lock another thread could hold.
 
-        :raises OSError: it cannot be written; BrokenPipeError its reader ended.
+        :raises OSError: it cannot be written; BrokenPipeError: its reader ended.
         """
         rest = memoryview(text.encode("utf-8", "backslashreplace"))
         try:
@@ -57,7 +57,7 @@ class ResultFile:
             raise OSError(error.errno, error.strerror, self._name()) from error
 
     def no_reader(self) -> OSError | None:
-        """That the result is a pipe whose reader ended; None where it is not."""
+        """The error that the reader of the result, a pipe, ended; None otherwise."""
         poller = select.poll()
         poller.register(self._descriptor(), 0)
         if any(events & select.POLLERR for _, events in poller.poll(0)):
@@ -65,16 +65,16 @@ class ResultFile:
         return None
 
     def commit(self) -> None:
-        """Put what was appended in place; may be repeated.
+        """Replace the file by the appended content; may be repeated.
 
-        :raises OSError: it is not there.
+        :raises OSError: the content is not in its place.
         """
         if self._replacement is not None:
             self._replacement.commit()
             self._replacement = None
 
     def keep_part(self) -> None:
-        """Leave what was appended where it is: it may have taken hours."""
+        """Keep the appended part: it may have taken hours."""
         if self._replacement is not None:
             kept = self._replacement.keep_part()
             if kept is not None:
@@ -87,10 +87,10 @@ class ResultFile:
         return "standard output" if self._path is None else str(self._path)
 
     def write(self, render: Render) -> None:
-        """Write the result; where that fails, show it elsewhere, since it may have taken hours.
+        """Write the result; if that fails, write it elsewhere, because it may have taken hours.
 
-        :param render: its parts, again at each call.
-        :raises OSError: it could not be written where it was to go.
+        :param render: returns its parts, at each call again.
+        :raises OSError: it could not be written to its destination.
         """
         if self._replacement is None:
             _write_to_output(render)

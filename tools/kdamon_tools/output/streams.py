@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Standard streams that may be closed, full or broken pipes: what is shown never changes what goes on.
+"""Makes standard streams safe that may be closed, full or broken pipes: output never disturbs the monitoring.
 
-:func:`prepare_streams` is called once, before anything else. Standard error then takes everything, and what cannot be
-written there is lost. A result that cannot be written is a failure: :func:`write_result` raises, and whatever is left
-in standard output's buffer is given up by :func:`finish_output`, so that the interpreter's end does not fail on it.
+:func:`prepare_streams` is called once, before anything else. Writes to standard error then always succeed; text that
+cannot be written is lost. A result that cannot be written is a failure: :func:`write_result` raises, and
+:func:`finish_output` drops the rest of standard output's buffer, so that the interpreter's end does not fail on it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 __all__ = ["finish_output", "prepare_streams", "stdin_descriptor", "write_result"]
 
-#: A reader that takes nothing for so long loses what is said, milliseconds: a pager that waits for its user, or a
-#: terminal that was stopped (Ctrl-S), must not hold up the monitoring.
+#: Time limit in milliseconds after which text is lost to a reader that does not read: a pager that waits for its user,
+#: or a stopped terminal (Ctrl-S), must not delay the monitoring.
 _PATIENCE_MS: Final = 1000
-#: What a pipe that is ready takes at once (PIPE_BUF).
+#: Number of bytes that a writable pipe accepts at once (PIPE_BUF).
 _PIECE: Final = 4096
 
 
 class _Tolerant(io.FileIO):
-    """A file descriptor on which every write succeeds, whatever becomes of it."""
+    """A file descriptor on which every write succeeds, even if the data are lost."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._patience_ms = _PATIENCE_MS
 
     def write(self, data: ReadableBuffer) -> int:
-        """Write ``data``, or lose what cannot be written."""
+        """Write ``data``; drop the part that cannot be written."""
         whole = rest = memoryview(data).cast("B")
         with contextlib.suppress(OSError):
             while rest and self._ready():
@@ -54,10 +54,10 @@ class _Tolerant(io.FileIO):
 
 
 def prepare_streams() -> None:
-    """Open closed standard streams, and make standard error one that cannot fail.
+    """Open closed standard streams, and make standard error a stream that cannot fail.
 
-    Closed ones (``>&-``) are opened so that files of other use do not get their numbers, the wrong way round: reading
-    standard input and writing standard output are errors then, as they should be.
+    Closed ones (``>&-``) are opened so that other files do not get their numbers, but in the wrong direction: reading
+    standard input and writing standard output still fail then.
     """
     for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -67,13 +67,13 @@ def prepare_streams() -> None:
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As standard error has it: what a locale has no character for is no reason to lose the rest.
+        # As on standard error: a character that the locale does not have must not lose the rest.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # What somebody put in its place (a test) stays.
+    # A replacement, by a test, stays.
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         encoding = sys.stderr.encoding if sys.stderr is not None else "utf-8"
         raw = cast(BinaryIO, _Tolerant(2))
-        # As the interpreter does without buffers (-u): no lock that a thread could hold at the end.
+        # Unbuffered, as with python -u: without a lock that a thread could hold at the end.
         sys.stderr = io.TextIOWrapper(raw, encoding, errors="backslashreplace", write_through=True)
 
 
@@ -93,7 +93,7 @@ def stdin_descriptor() -> int:
 def write_result(parts: Iterable[str]) -> None:
     """Write ``parts`` to standard output.
 
-    :raises OSError: they cannot be written; BrokenPipeError its reader has enough.
+    :raises OSError: they cannot be written; BrokenPipeError: its reader ended.
     """
     try:
         for part in parts:
@@ -106,7 +106,7 @@ def write_result(parts: Iterable[str]) -> None:
 
 
 def finish_output() -> OSError | None:
-    """Flush standard output, or give it up; returns why it could not be written."""
+    """Flush standard output, or drop its content; return the error if it could not be written."""
     try:
         sys.stdout.flush()
     except OSError as error:

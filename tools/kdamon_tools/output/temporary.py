@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Temporary files, where no other user has a say in what becomes of them."""
+"""Temporary files that no other user can change."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MAKE_FILES: Final = os.W_OK | os.X_OK
 
 
 def temporary_directory() -> str:
-    """The directory for temporary files: the environment's, unless another user can change what it is.
+    """The directory for temporary files: the environment's, unless another user can redirect its name.
 
-    The working directory, which Python would try at last, is none: it may be anybody's.
+    Python's last choice, the working directory, is never used: it may be any user's.
     """
     for variable in _VARIABLES:
         directory = os.environ.get(variable)
@@ -43,7 +43,7 @@ def temporary_directory() -> str:
 
 
 def temporary_file() -> AbstractContextManager[IO[bytes]]:
-    """A temporary file without a name and a buffer, so that nothing is left behind whatever happens.
+    """A temporary file without a name and without a buffer; it never outlives this process.
 
     :raises OSError: as ``open(2)``.
     """

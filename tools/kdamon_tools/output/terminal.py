@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the terminal can show."""
+"""The terminal: its size and colours, and output that is redrawn in place."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import Final, Protocol, TextIO
 
 __all__ = ["LiveView", "cut", "terminal_size", "use_colour"]
 
-#: A colour, or a character.
+#: A colour sequence, or a character.
 _PIECE: Final = re.compile(r"\x1b\[[0-9;]*m|.", re.DOTALL)
 
 
 class Stream(Protocol):
-    """Something that may be a terminal."""
+    """A stream that may be a terminal."""
 
     def isatty(self) -> bool: ...
 
 
 def terminal_size(stream: TextIO | None = None) -> tuple[int, int]:
-    """Columns and lines of the terminal that ``stream`` is, by default standard output.
+    """Columns and lines of the terminal ``stream``, by default standard output.
 
-    COLUMNS and LINES, or 80 x 24, where it is none or does not know its size.
+    COLUMNS and LINES, or 80 x 24, if it is not a terminal or does not know its size.
     """
     size = os.terminal_size((0, 0))
-    # It may be no terminal, closed, or no file at all.
+    # It may not be a terminal, be closed, or not be a file at all.
     with suppress(OSError, ValueError, AttributeError):
         size = os.get_terminal_size((stream or sys.stdout).fileno())
     return size.columns or _from_environment("COLUMNS", 80), size.lines or _from_environment("LINES", 24)
@@ -44,7 +44,7 @@ def _from_environment(name: str, default: int) -> int:
 
 
 def use_colour(when: str, stream: Stream) -> bool:
-    """Return whether to colour what goes to ``stream``.
+    """Return whether to colour output to ``stream``.
 
     :param when: ``always``, ``never``, or ``auto``: on a terminal that is not dumb, unless NO_COLOR is set.
     """
@@ -54,16 +54,16 @@ def use_colour(when: str, stream: Stream) -> bool:
 
 
 def cut(text: str, width: int) -> str:
-    """What of a line ``text`` fits into ``width`` columns of a terminal.
+    """The part of a line ``text`` that fits into ``width`` columns of a terminal.
 
-    Colours take no column, East Asian characters two; what is not printable would move the cursor and becomes ``?``.
+    Colours take no column, East Asian characters two; unprintable characters would move the cursor and become ``?``.
     """
     room = width
     kept = []
     for piece in _PIECE.findall(text):
         if len(piece) == 1:
             piece = piece if piece.isprintable() or _columns(piece) == 0 else "?"  # noqa: PLW2901
-            # What comes after a character that does not fit does not fit either.
+            # Nothing after a character that does not fit may be shown.
             room -= _columns(piece) if room >= 0 else 0
             if room < 0:
                 continue
@@ -72,19 +72,19 @@ def cut(text: str, width: int) -> str:
 
 
 def _columns(character: str) -> int:
-    """How many columns a character takes."""
+    """The number of columns of a character."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
 class LiveView(logging.Handler):
-    """Shows the present state of something: redrawn in place on a terminal, line after line elsewhere.
+    """Shows a changing text: redrawn in place on a terminal, line after line elsewhere.
 
-    What others wrote is never erased: after a log message, after the process was stopped and continued, and after it
-    was in the background, the next drawing begins where the cursor is.
+    It never erases other output: after a log message, after the process was stopped and continued, and after it was in
+    the background, the next drawing begins at the cursor.
 
-    :param stream: where to.
+    :param stream: the stream to write to.
     :param in_place: whether earlier output may be overwritten.
     """
 
@@ -98,13 +98,13 @@ class LiveView(logging.Handler):
         self._continued_before: signal._HANDLER = None
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines that can be shown, at least 1: the cursor needs a line of its own."""
+        """The columns and lines available, at least 1: the cursor needs its own line."""
         columns, lines = terminal_size(self._stream)
         return columns, max(1, lines - 1)
 
     def show(self, text: str) -> None:
-        """Show ``text`` in place of what was shown before, as much of it as fits the terminal."""
-        # Together with what comes next: between two writes the terminal would be empty, and flicker.
+        """Show ``text`` in place of the previous text, as much of it as fits the terminal."""
+        # Erase and draw in one write: between two writes the terminal would be empty, and flicker.
         erased = self._leave()
         if not self.in_place:
             self._write(erased + text + "\n")
@@ -118,13 +118,13 @@ class LiveView(logging.Handler):
         self._drawn = len(lines)
 
     def clear(self) -> None:
-        """Take what was shown in place away."""
+        """Erase the shown text."""
         erased = self._leave()
         if erased:
             self._write(erased)
 
     def _leave(self) -> str:
-        """What erases what was shown in place; empty where it is not there any more, or not ours to erase."""
+        """The escape sequence that erases the shown text; empty after other output, or in the background."""
         if not self._drawn:
             return ""
         erased = f"\x1b[{self._drawn}F\x1b[J" if self._in_foreground() and not self._disturbed else ""
@@ -133,14 +133,14 @@ class LiveView(logging.Handler):
         return erased
 
     def _in_foreground(self) -> bool:
-        """Whether the terminal is ours to draw on, as far as it knows of jobs."""
+        """Whether this process may draw on the terminal: it is in its foreground job, if the terminal has jobs."""
         try:
             return os.tcgetpgrp(self._stream.fileno()) == os.getpgrp()
         except (OSError, ValueError):
             return True
 
     def _watch_others(self) -> None:
-        """Notice, while something is drawn, that the cursor may be elsewhere."""
+        """Detect, while a text is shown, that the cursor may have moved."""
         self._disturbed = False
         logging.getLogger().addHandler(self)
         if threading.current_thread() is threading.main_thread():
@@ -156,7 +156,7 @@ class LiveView(logging.Handler):
         self._disturbed = True
 
     def emit(self, _record: logging.LogRecord) -> None:
-        """A message was written below what is drawn."""
+        """Note that a message was written below the drawing."""
         self._disturbed = True
 
     def _write(self, text: str) -> None:
@@ -166,6 +166,6 @@ class LiveView(logging.Handler):
             self._stream.write(text)
             self._stream.flush()
         except OSError:
-            # What is shown matters less than what goes on meanwhile.
+            # Monitoring matters more than the display.
             self._broken = True
             self.in_place = False

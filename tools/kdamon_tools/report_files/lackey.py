@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Reading the trace of ``valgrind --tool=lackey --trace-mem=yes``: every access of a program, in order, without times.
 
-Order is the time here: a fixed number of accesses makes a second.
+The order stands for the time: a fixed number of accesses makes one second.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Lackey", "count_accesses"]
 
 _ACCESS: Final = re.compile(rb"^(?: [LSM]|I ) [0-9a-f]{1,16},\d{1,6}$", re.MULTILINE)
 _VALGRIND: Final = re.compile(rb"^(?:==|--|\*\*)(\d{1,9})(?:==|--|\*\*)", re.MULTILINE)
-#: Where the address of an access begins, and how long it and its size may be.
+#: Column of an access's address, and the maximum lengths of the address and the size.
 _ADDRESS_AT: Final = 3
 _ADDRESS_DIGITS: Final = 16
 _SIZE_DIGITS: Final = 6
@@ -31,12 +31,12 @@ for _value, _digit in enumerate(b"0123456789abcdef"):
 
 
 def count_accesses(block: bytes) -> int:
-    """How many lines of ``block`` look like accesses."""
+    """The number of lines of ``block`` that look like accesses."""
     return len(_ACCESS.findall(block))
 
 
 def _number_at(text: U8Array, at: I64Array, digits: int, base: int) -> tuple[U64Array, I64Array]:
-    """The numbers that begin at ``at``, shape (n,), and where they end; they have ``digits`` digits at most."""
+    """The numbers that begin at ``at``, shape (n,), and their ends; they have ``digits`` digits at most."""
     values = np.zeros(len(at), np.uint64)
     end = at.copy()
     inside = np.ones(len(at), np.bool_)
@@ -53,9 +53,9 @@ def _number_at(text: U8Array, at: I64Array, digits: int, base: int) -> tuple[U64
 class Lackey:
     """A reader of lackey's traces.
 
-    :param pid: the process; None: as valgrind's own lines say, 0 before the first of them.
-    :param rate: accesses that make a second.
-    :param instructions: whether fetching an instruction is an access too.
+    :param pid: the process; None: the one that valgrind's own lines name, 0 before the first of them.
+    :param rate: accesses per second.
+    :param instructions: whether an instruction fetch counts as an access.
     """
 
     def __init__(self, pid: int | None = None, rate: int = LACKEY_RATE, instructions: bool = False) -> None:
@@ -67,9 +67,9 @@ class Lackey:
 
     def parse(self, block: bytes) -> Records:
         """The accesses in a block of whole lines; a modification is a read and a write at the same time."""
-        if self._pid is None and (told := _VALGRIND.search(block)):
-            self._pid = int(told[1])
-        # Looking for digits behind a line's end must not need to look where the text ends.
+        if self._pid is None and (prefix := _VALGRIND.search(block)):
+            self._pid = int(prefix[1])
+        # Padding, so that the search for digits past a line's end needs no bounds check.
         text = np.frombuffer(block + bytes(_ADDRESS_AT + _ADDRESS_DIGITS + _SIZE_DIGITS), np.uint8)
         ends = np.flatnonzero(text == ord("\n"))
         starts = np.concatenate(([0], ends[:-1] + 1))

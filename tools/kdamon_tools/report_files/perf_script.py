@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading the output of ``perf script`` on what ``perf mem record`` recorded (IBS, PEBS, Arm SPE).
+"""Reads the output of ``perf script`` on a recording of ``perf mem record`` (IBS, PEBS, Arm SPE).
 
-A line is ``[comm] [pid/]tid [cpu] time: [period event:] addr [data_src text] ...``; what is in brackets may be missing.
-What follows (weight, instruction pointer, symbols, physical address, a callchain in lines of its own) is not used.
+A line is ``[comm] [pid/]tid [cpu] time: [period event:] addr [data_src text] ...``; fields in brackets may be missing.
+Later fields (weight, instruction pointer, symbols, physical address, a callchain on separate lines) are not used.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kdamon_tools.report_files.records import TextNotes, new_records
 
 __all__ = ["PerfScript", "count_samples"]
 
-#: A command's name may hold anything, also what looks like a sample. It has 15 bytes at most, and perf puts it at the
-#: end of a column of 16, or of no fixed width where it shows callchains: then the longest that leaves a thread is it.
-#: Possessive, and with a name of bounded length, so that lines which are no samples are left quickly.
+#: A command's name may contain any character, and even look like a sample. It has 15 bytes at most, and perf aligns it
+#: right in a column of 16; with callchains the column has no fixed width: then the name is the longest text before a
+#: thread. Possessive, and with a name of bounded length, so that lines which are not samples fail quickly.
 _SAMPLE: Final = re.compile(
     rb"""
     ^(?:[ ][^\n]{14}(?:[^ \n][ ]|[ ]{2}(?=[ ]*+[-\d]\d*+(?:/\S++)?[ ]|[ ]*+\[\d))[ \t]*+      # in its column
@@ -38,8 +38,8 @@ _SAMPLE: Final = re.compile(
 )
 #: Symbols may come before it, and before Linux 5.18 perf did not decode the operation.
 _DATA_SRC: Final = re.compile(rb"(?:^|[ \t])([0-9a-f]{1,16}+)[ \t]++(?:\|OP |[A-Z][^|]{0,64}+\|SNP )")
-#: An address is followed by nothing, by another number, or by its own symbol and then another number. What is
-#: followed by a symbol only is an instruction's address.
+#: After an address comes the end of the line, another number, or its own symbol and then another number. An address
+#: before a symbol alone is an instruction's address.
 _AFTER_DATA_ADDRESS: Final = re.compile(rb"[ \t]*+(?:$|(?:\d++|[0-9a-f]{6,16}+)(?!\S)|.*\)[ \t]++[0-9a-f]++(?!\S))")
 #: Comments, empty lines, callchains, and records that are not samples.
 _NO_SAMPLE: Final = re.compile(rb"[ \t]*+(?:$|#|.*PERF_RECORD_)|\t *+[0-9a-f]++(?: |$)| ++[0-9a-f]++ [^ ].*\)$")
@@ -54,7 +54,7 @@ _MEM_REMOTE: Final = 1 << 37
 
 
 def count_samples(block: bytes) -> int:
-    """How many lines of ``block`` look like samples."""
+    """The number of lines of ``block`` that look like samples."""
     return len(_SAMPLE.findall(block))
 
 
@@ -81,7 +81,7 @@ def _nanoseconds(seconds: Sequence[bytes], fractions: Sequence[bytes]) -> U64Arr
 class PerfScript:
     """A reader of ``perf script`` output.
 
-    :param pid: the process of samples that tell the thread only; None: the thread stands for it.
+    :param pid: the process of samples that name the thread only; None: the thread's ID is used.
     """
 
     def __init__(self, pid: int | None = None) -> None:
@@ -122,7 +122,7 @@ class PerfScript:
     def _set_operation(
         self, records: Records, sources: Sequence[bytes], events: Sequence[bytes], others: Sequence[bytes]
     ) -> Mask:
-        """Say which accesses are writes; returns which samples tell a data address at all."""
+        """Mark the writes among the accesses; return which samples have a data address at all."""
         accesses: Mask = records["addr"] != 0
         if not all(sources):
             known, sources = _look_further(sources, others)
@@ -131,7 +131,7 @@ class PerfScript:
         write = (data_src & _OP_STORE) != 0
         unknown = (data_src & _OP_KNOWN) == 0
         if unknown.any():
-            # The event's name may say what the sample does not.
+            # The event's name may show the operation that the sample does not have.
             write |= unknown & _named(events, b"store")
             unknown &= accesses & ~write & ~_named(events, b"load")
             self.notes.without_operation += int(np.count_nonzero(unknown))
@@ -142,7 +142,7 @@ class PerfScript:
 
 
 def _look_further(sources: Sequence[bytes], others: Sequence[bytes]) -> tuple[Mask, list[bytes]]:
-    """Which lines tell a data address, and all data_src; that of a line without one says that nothing is known."""
+    """Which lines have a data address, and the data_src of each; without one, the value that stands for unknown."""
     known = np.ones(len(sources), np.bool_)
     found = list(sources)
     for row, other in enumerate(others):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Access reports with their times, as files hold them, and what reading them from text came to."""
+"""Access reports with their times, as files hold them, and statistics of reading them from text."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kdamon.reports.record import REPORT_DTYPE
 
 __all__ = ["RECORD_DTYPE", "Records", "TextFormat", "TextNotes", "line_blocks", "new_records", "reports_of"]
 
-#: One report and when it was made, nanoseconds of CLOCK_MONOTONIC (or of whatever clock the source of a file had).
-#: A C struct of the time and the report's fields, so that the reports lie in it as they do in batches.
+#: One report and its time, nanoseconds of CLOCK_MONOTONIC (or of the clock of a file's source).
+#: A C struct of the time and the report's fields, so that the reports have the layout of batches.
 RECORD_DTYPE: Final = np.dtype(
     [("time", np.uint64), *((name, REPORT_DTYPE[name]) for name in REPORT_DTYPE.names or ())], align=True
 )
@@ -41,16 +41,16 @@ def reports_of(records: Records) -> Records:
 
 @define
 class TextNotes:
-    """What became of a file, and of its lines if it is a text.
+    """Statistics of reading a file; the counts are of its lines if it is a text.
 
     :ivar lines: all of them.
-    :ivar unparsable: those that are neither an access nor known to be something else.
-    :ivar without_address: samples that tell no data address.
-    :ivar without_operation: accesses of which it is not known whether they were writes; taken for reads.
-    :ivar without_process: accesses that tell the thread only.
+    :ivar unparsable: lines that are neither an access nor of another known kind.
+    :ivar without_address: samples without a data address.
+    :ivar without_operation: accesses that may be reads or writes; counted as reads.
+    :ivar without_process: accesses that name the thread only.
     :ivar remote: accesses that were served by the memory or a cache of another NUMA node.
-    :ivar recording: whether it is a recording of kdamon's own.
-    :ivar cut: how the file ends earlier than it should, a sentence; empty where it does not.
+    :ivar recording: whether it is a recording of kdamon.
+    :ivar cut: a sentence on how the file is truncated; empty if it is complete.
     """
 
     lines: int = 0
@@ -64,9 +64,9 @@ class TextNotes:
 
 
 class TextFormat(Protocol):
-    """Something that reads a kind of text file block by block."""
+    """A reader of one kind of text file, block by block."""
 
-    #: What was found so far.
+    #: The statistics so far.
     notes: TextNotes
 
     def parse(self, block: bytes) -> Records:
@@ -77,9 +77,9 @@ class TextFormat(Protocol):
 def line_blocks(stream: IO[bytes], size: int, head: bytes = b"") -> Iterator[bytes]:
     """Blocks of whole lines from ``stream``, of about ``size`` bytes; a last line without end is a block of its own.
 
-    A line that is longer than any of a text is cut: memory is bounded, whatever the file is.
+    Overlong lines are cut: memory is bounded, whatever the file contains.
 
-    :param head: what was read from it already.
+    :param head: the bytes that were read from it already.
     """
     rest = head
     while data := stream.read(size):

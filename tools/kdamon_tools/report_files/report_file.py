@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Access reports in files: kdamon's own recording, and reading it and the texts of other tools.
+"""Access reports in files: writes kdamon's recordings, and reads them and the texts of other tools.
 
-A recording is what ``numpy.save()`` writes of an array of :data:`RECORD_DTYPE`, so ``numpy.load(FILE)`` reads it.
+A recording has the format of ``numpy.save()`` for an array of :data:`RECORD_DTYPE`, so ``numpy.load(FILE)`` reads it.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from kdamon_tools.report_files.stored_records import HEAD_BYTES, MAGIC, StoredRe
 
 __all__ = ["RECORD_DTYPE", "Recorder", "RecordingWriter", "open_recording", "open_reports", "read_reports"]
 
-#: What begins so is no text, and what to do about it.
+#: First bytes of files that are not text, and the remedy.
 _NOT_READ: Final = {
-    b"PERFILE2": "this is perf's own file; give what 'perf script' writes about it",
+    b"PERFILE2": "this is perf's own file; use the output of 'perf script' for it",
     b"\x1f\x8b": "it is compressed; use zcat FILE | kdamon replay -",
     b"BZh": "it is compressed; use bzcat FILE | kdamon replay -",
     b"\xfd7zXZ\0": "it is compressed; use xzcat FILE | kdamon replay -",
     b"\x28\xb5\x2f\xfd": "it is compressed; use zstdcat FILE | kdamon replay -",
-    b"PK\x03\x04": "it is an archive (zip, npz); take what is in it out first",
+    b"PK\x03\x04": "it is an archive (zip, npz); extract its content first",
 }
 _BLOCK_BYTES: Final = 1 << 22
 _DRAIN_S: Final = 0.05
-#: Seconds that the rest of a recording may take to be written.
+#: Time limit in seconds for writing the rest of a recording.
 _END_S: Final = 20.0
 
-#: Told how many bytes of a file were read, and how many there are (0: unknown).
+#: Receives the number of bytes read, and the size of the file (0: unknown).
 Progress = Callable[[int, int], None]
 
 
 class RecordingWriter:
     """Writes a recording, any number of records at a time.
 
-    The head of the file is brought up to date after each write, so that whoever is killed leaves a valid file.
+    The head of the file is updated after each write, so that a killed process leaves a valid file.
 
-    :param file: where to, empty and without a buffer; it is not closed.
+    :param file: an empty, unbuffered file; it is not closed.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -90,9 +90,9 @@ class RecordingWriter:
 def open_recording(path: Path | str) -> Records:
     """The records of a recording, shape (n,), in memory.
 
-    All whole records that the file holds: when its writer was killed, the number in its head may be another.
+    All complete records of the file: if its writer was killed, the number in its head may differ.
 
-    :raises OSError: it cannot be read, or EINVAL it is no recording.
+    :raises OSError: it cannot be read, or EINVAL it is not a recording.
     """
     return read_reports(path, "recording")
 
@@ -100,13 +100,14 @@ def open_recording(path: Path | str) -> Records:
 class Recorder:
     """Writes every access report of this process to a file while the ``with`` block runs.
 
-    Reports are recorded as they are made, whether or not any context uses them. Memory is bounded: what the recorder
-    cannot take is lost and counted. What the file held before is replaced at the end, unless an error ended the block
-    before anything was recorded; see :class:`kdamon_tools.output.replacement.Replacement`.
+    Reports are recorded when they are made, whether or not any context uses them. Memory is bounded: reports that the
+    recorder has no room for are lost and counted. The earlier content of the file is replaced at the end, unless an
+    error ended the block before anything was recorded; see
+    :class:`kdamon_tools.output.replacement.Replacement`.
 
     :param path: the file.
-    :ivar recorded: how many reports were written.
-    :raises OSError: the file cannot be written; when it fails within the block, it is told at its end.
+    :ivar recorded: the number of written reports.
+    :raises OSError: the file cannot be written; a failure within the block is raised at its end.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -120,7 +121,7 @@ class Recorder:
 
     @property
     def lost(self) -> int:
-        """How many reports were not recorded."""
+        """The number of reports that were not recorded."""
         return self._queue.snapshot().dropped + self._not_written
 
     def __enter__(self) -> Recorder:
@@ -133,7 +134,7 @@ class Recorder:
             unsubscribe_reports(self._queue)
             self._replacement.discard()
             if isinstance(error, OSError):
-                sentence = f"no recording can be written there: {error.strerror}"
+                sentence = f"the recording cannot be written there: {error.strerror}"
                 raise OSError(error.errno, sentence, str(self.path)) from error
             raise
         return self
@@ -145,10 +146,10 @@ class Recorder:
         self._stop.set()
         self._thread.join(_END_S)
         if self._thread.is_alive():
-            # It may go on at any time: the file stays as it is.
+            # The writer may continue at any time, so the file stays unchanged.
             if error is None:
                 raise OSError(
-                    errno.ETIMEDOUT, "the recording is not whole: writing to it takes too long", str(self.path)
+                    errno.ETIMEDOUT, "the recording is incomplete: writing to it takes too long", str(self.path)
                 )
             return
         with self._replacement:
@@ -165,8 +166,8 @@ class Recorder:
 
     def _not_whole(self, error: OSError) -> OSError:
         part = self._replacement.keep_part()
-        left = f"; what was recorded is in {part}" if part not in (None, self.path) else ""
-        return OSError(error.errno, f"the recording is not whole: {error.strerror}{left}", str(self.path))
+        left = f"; the recorded part is in {part}" if part not in (None, self.path) else ""
+        return OSError(error.errno, f"the recording is incomplete: {error.strerror}{left}", str(self.path))
 
     def _run(self) -> None:
         # The file is open.
@@ -191,13 +192,13 @@ class Recorder:
                 self.recorded += len(records)
                 return
             except OSError as error:
-                # What goes on meanwhile matters more: it is told in the end.
+                # Monitoring matters more: the error is raised at the end.
                 self._error = error
         self._not_written += len(records)
 
 
 def _records(time: int, entry: damon_access_report | Records) -> Records:
-    """The records of one report or of a batch; none for a report whose values fit no record."""
+    """The records of one report or of a batch; none for a report whose values do not fit a record."""
     if isinstance(entry, damon_access_report):
         values = tuple(getattr(entry, name) for name in REPORT_DTYPE.names or ())
         try:
@@ -210,14 +211,16 @@ def _records(time: int, entry: damon_access_report | Records) -> Records:
 
 
 def _text_format(name: str, look: bytes, path: str, *, pid: int | None, rate: int, instructions: bool) -> TextFormat:
-    """The reader of the text format ``name``; "auto" is what most lines of ``look`` are."""
+    """The reader of the text format ``name``; "auto": the format of most lines of ``look``."""
     for begin, sentence in _NOT_READ.items():
         if look.startswith(begin):
             raise OSError(errno.EINVAL, sentence, path)
     if name == "auto":
         samples, accesses = count_samples(look), count_accesses(look)
         if not samples and not accesses:
-            sentence = "neither a recording, nor output of perf script, nor a trace of lackey; --format says which"
+            sentence = (
+                "neither a recording, nor output of perf script, nor a trace of lackey; select the format with --format"
+            )
             raise OSError(errno.EINVAL, sentence if look else "it is empty", path)
         name = "perf" if samples > accesses else "lackey"
     return PerfScript(pid) if name == "perf" else Lackey(pid, rate, instructions)
@@ -230,13 +233,13 @@ def _append(spool: IO[bytes], data: bytes | memoryview) -> None:
         while rest:
             rest = rest[spool.write(rest) :]
     except OSError as error:
-        sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to where there is"
+        sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to a directory with room"
         raise OSError(error.errno, sentence, temporary_directory()) from error
 
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Errors that name no file are about the one called ``name``."""
+    """Add the file name ``name`` to errors without one."""
     try:
         yield
     except OSError as error:
@@ -262,18 +265,17 @@ def open_reports(
     progress: Progress | None = None,
     opened: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[StoredRecords, TextNotes]]:
-    """The reports in a file, and what became of it; they are there within the ``with`` block.
+    """The reports in a file, and the statistics of reading it; they are available within the ``with`` block.
 
-    A text, and what comes through a pipe, is put into a temporary recording first, so that files of any size fit into
-    memory.
+    A text, or data from a pipe, is converted to a temporary recording first, so that files of any size can be read.
 
     :param path: "-" is standard input.
     :param file_format: one of :data:`kdamon_tools.defaults.FORMATS`, or "auto".
-    :param pid: the process of reports of which the file does not tell it.
-    :param rate: accesses that make a second in a file without times.
-    :param instructions: whether fetching an instruction is an access.
-    :param opened: called when all files are open that are needed, before anything is read.
-    :raises OSError: it cannot be read, or EINVAL it is of another format.
+    :param pid: the process of reports for which the file names none.
+    :param rate: accesses per second in a file without times.
+    :param instructions: whether an instruction fetch counts as an access.
+    :param opened: called when all necessary files are open, before anything is read.
+    :raises OSError: it cannot be read, or EINVAL it has another format.
     """
     piped = str(path) == "-"
     name = "standard input" if piped else str(path)
@@ -305,7 +307,7 @@ def open_reports(
                 if block.endswith(b"\n"):
                     _append(spool, np.ascontiguousarray(reader.parse(block)).view(np.uint8).data)
                 else:
-                    reader.notes.cut = "the last line has no end"
+                    reader.notes.cut = "the last line is incomplete"
                 done += len(block)
                 if progress is not None:
                     progress(done, status.st_size if regular else 0)
@@ -314,10 +316,10 @@ def open_reports(
 
 
 def _cut(promised: int, records: StoredRecords) -> str:
-    """How a recording ends earlier than it should, "" where it does not."""
+    """A sentence on how a recording is truncated, "" if it is complete."""
     if promised > len(records):
-        return f"of {promised} reports only the first {len(records)} are there"
-    return "the last report is there only in part" if records.rest else ""
+        return f"the file has only the first {len(records)} of {promised} reports"
+    return "the last report is incomplete" if records.rest else ""
 
 
 def read_reports(path: Path | str, file_format: str = "auto") -> Records:

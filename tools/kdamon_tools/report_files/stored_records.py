@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Records in a file, as ``numpy.save()`` writes an array of them, read in pieces when they are asked for.
+"""Records in a file in the format of ``numpy.save()``, read in pieces on demand.
 
-The file is not mapped: one that another program truncates meanwhile is an error then, where a mapping would be the end
-of this process (SIGBUS). What a file claims of itself is believed as far as it is there.
+The file is not mapped: if another program truncates it meanwhile, reading fails, where a mapping would end this process
+(SIGBUS). The number of records in the head is limited by the size of the file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from kdamon_tools.report_files.records import RECORD_DTYPE
 
 __all__ = ["HEAD_BYTES", "MAGIC", "RecordSource", "StoredRecords", "parse_head"]
 
-#: What a recording begins with.
+#: The first bytes of a recording.
 MAGIC: Final = b"\x93NUMPY"
-#: More than any head of a recording.
+#: An upper bound of the size of a recording's head.
 HEAD_BYTES: Final = 1 << 16
-#: How many bytes hold the length of the text that follows, in each version that numpy writes where all is ASCII.
+#: Size of the field for the length of the head's text, in each version that numpy writes for ASCII.
 _LENGTH_BYTES: Final = {b"\x01\x00": 2, b"\x02\x00": 4}
-#: What numpy writes of an array, and of an array of records. Nothing else is taken for a head: numpy's own reader
-#: evaluates it as Python's literals, for which memory and the stack can be too small.
+#: The head that numpy writes for an array, and for an array of records. No other head is accepted: numpy's own reader
+#: evaluates it as Python literals, which can exhaust memory and the stack.
 _ARRAY: Final = r"\{{'descr': {}, 'fortran_order': {}, 'shape': \({}\)(?:, )?\}} *\n?"
 _ANY_ARRAY: Final = re.compile(_ARRAY.format(r"[\[']\S.*[\]']", "(?:True|False)", "[^()]{0,200}").encode(), re.DOTALL)
 _RECORDS: Final = re.compile(
@@ -48,7 +48,7 @@ class RecordSource(Protocol):
 
 
 class Head(NamedTuple):
-    """Where the rows of a recording begin, bytes, and how many it says there are."""
+    """The offset of the rows of a recording, bytes, and their number according to the head."""
 
     offset: int
     promised: int
@@ -57,28 +57,28 @@ class Head(NamedTuple):
 def parse_head(begin: bytes, name: str) -> Head:
     """Read the head of a recording.
 
-    :param begin: the first :data:`HEAD_BYTES` of it, or all there is.
-    :param name: the file's, for errors.
-    :raises OSError: EINVAL it is none.
+    :param begin: the first :data:`HEAD_BYTES` of it, or the whole file if it is shorter.
+    :param name: the file's name, for errors.
+    :raises OSError: EINVAL it is not a recording.
     """
     at = len(MAGIC) + 2
     length_bytes = _LENGTH_BYTES.get(begin[len(MAGIC) : at], 0)
     offset = at + length_bytes + int.from_bytes(begin[at : at + length_bytes], "little")
     text = begin[at + length_bytes : offset]
     if not begin.startswith(MAGIC) or offset > len(begin) or not (length_bytes and _ANY_ARRAY.fullmatch(text)):
-        raise OSError(errno.EINVAL, "this is no array of numpy's that can be read", name)
+        raise OSError(errno.EINVAL, "this is not a readable numpy array", name)
     records = _RECORDS.fullmatch(text)
     if records is None:
-        raise OSError(errno.EINVAL, "this array of numpy's does not hold access reports with their times", name)
+        raise OSError(errno.EINVAL, "this numpy array does not hold access reports with their times", name)
     return Head(offset, int(records[1]))
 
 
 class StoredRecords:
     """The records in ``file``, shape (n,), which the caller keeps open.
 
-    :param file: a regular file; what is read through it elsewhere does not matter.
-    :param offset: where the rows begin, bytes.
-    :param name: the file's, for errors.
+    :param file: a regular file; its file position is neither used nor changed.
+    :param offset: the offset of the rows, bytes.
+    :param name: the file's name, for errors.
     """
 
     def __init__(self, file: IO[bytes], offset: int, name: str) -> None:
@@ -113,6 +113,6 @@ class StoredRecords:
         while rest:
             done = os.preadv(self._descriptor, [rest], at)
             if not done:
-                raise OSError(errno.EIO, "the file became shorter while it was read", self._name)
+                raise OSError(errno.EIO, "the file was truncated while it was read", self._name)
             rest, at = rest[done:], at + done
         return records

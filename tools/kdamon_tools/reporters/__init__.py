@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The forms in which results are shown; each takes plain values and gives text, and prints nothing."""
+"""The output formats; each reporter renders plain values as text and prints nothing."""
 
 __all__: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which addresses a picture shows: all that was hot, as far as its lines reach, and an account of the rest."""
+"""Selects the addresses that a picture shows, all hot ones if they fit, and describes the rest."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from kdamon_tools.snapshot import Config, Range, Snapshot
 
 __all__ = ["Profile", "choose_areas", "line_size", "monitored_ranges", "profile_of", "rests_of"]
 
-#: An address is worth a line if it was accessed in this share of all samples, or hot for some time.
+#: An address gets a line if it was accessed in at least this share of all samples, or hot for some time.
 _WORTHWHILE: Final = 0.02
-#: It is worth one too if it was unknown most of the time, and there for at least this share of the run.
+#: It also gets one if it was unknown most of the time, and monitored for at least this share of the run.
 _LONG: Final = 0.1
-#: Memory was hot for some time if it was hot over so many aggregations: one may be a glimpse of a region that is being
-#: split.
+#: Minimum number of aggregations in which memory was hot: a single one may come from a region that is being split.
 _SOME_TIME: Final = 3
-#: A run is divided into at most so many times, which is about the number of columns of a picture.
+#: Maximum number of time spans that a run is divided into, about the number of columns of a picture.
 _MOST_TIMES: Final = 64
-#: Ranges are joined across at most so many lines.
+#: Ranges are joined if the gap is at most this number of lines.
 _FAR: Final = 256
 
 
 @frozen(eq=False)
 class Profile:
-    """What happened at each address over a whole recording: piece i is [edges[i], edges[i + 1]).
+    """The accesses at each address over a whole recording: piece i is [edges[i], edges[i + 1]).
 
     :ivar covered: aggregations in which it was monitored.
     :ivar accesses: sum of its accesses.
     :ivar unknown: sum of its unknown samples.
-    :ivar peak: in what share of the sampling intervals it was accessed while it was hottest, 0 to 1.
+    :ivar peak: the share of the sampling intervals in which it was accessed while it was hottest, 0 to 1.
     """
 
     edges: U64Array
@@ -86,7 +85,7 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
 
 
 def _times(merged: F64Array) -> list[tuple[int, int]]:
-    """Neighbouring snapshots, first and end (exclusive), that stand for about equally long times."""
+    """Groups of neighbouring snapshots, first and end (exclusive), that cover about equally long times."""
     after = np.cumsum(merged)
     count = int(np.clip(after[-1] // _SOME_TIME, 1, _MOST_TIMES))
     of_each = np.minimum((after - merged / 2) * count // after[-1], count - 1).astype(int)
@@ -100,11 +99,11 @@ def monitored_ranges(profile: Profile) -> list[Range]:
 
 
 def choose_areas(profile: Profile, total: int, config: Config, most: int) -> list[Range]:
-    """The addresses that are worth showing, in order and disjoint, at most ``most`` ranges.
+    """The addresses to show, in order and disjoint, at most ``most`` ranges.
 
-    Worth showing is what was hot for some time, or accessed or unknown during a noticeable share of the run, with some
-    of its surroundings; everything if nothing was. Where there are more ranges than lines, hot ones come first, then
-    those with most accessed bytes.
+    Memory is shown if it was hot for some time, or accessed or unknown during a noticeable share of the run, with some
+    of its surroundings; without any such memory everything is shown. If there are more ranges than lines, hot ones come
+    first, then those with most accessed bytes.
 
     :param total: aggregations of the recording.
     """
@@ -127,7 +126,7 @@ def _mostly_unknown(profile: Profile, config: Config) -> Mask:
 
 
 def _ranges_where(edges: U64Array, wanted: Mask) -> list[Range]:
-    """Touching pieces for which ``wanted`` is true, joined."""
+    """The pieces for which ``wanted`` is true; touching ones are joined."""
     flags = np.concatenate([[False], wanted, [False]]).astype(np.int8)
     steps = np.diff(flags)
     return [
@@ -137,10 +136,10 @@ def _ranges_where(edges: U64Array, wanted: Mask) -> list[Range]:
 
 
 def _join_near(ranges: list[Range], lines: int) -> list[Range]:
-    """Join ranges between which there is less than a line: cutting that out would save nothing.
+    """Join ranges with a gap of less than a line: leaving it out would save nothing.
 
-    Where there are more ranges than lines, the nearest ones are joined too, unless hot memory would become a dot in
-    what is drawn then.
+    If there are more ranges than lines, the nearest ones are joined too, unless hot memory would become a dot in the
+    picture.
     """
     starts, ends = np.array(ranges, np.uint64).T
     gaps = starts[1:] - ends[:-1]
@@ -166,7 +165,7 @@ def _most_important(ranges: list[Range], profile: Profile, most: int) -> list[Ra
 
 
 def _widen(ranges: list[Range], monitored: list[Range], margin: int) -> list[Range]:
-    """``ranges`` with ``margin`` bytes around, within the monitored area at each side; joined where they meet."""
+    """``ranges`` extended by ``margin`` bytes on each side within the monitored area; joined where they meet."""
     starts = np.array([start for start, _ in monitored], np.uint64)
     widened: list[Range] = []
     for start, end in ranges:
@@ -181,10 +180,10 @@ def _widen(ranges: list[Range], monitored: list[Range], margin: int) -> list[Ran
 
 
 def line_size(ranges: list[Range], lines: int) -> int:
-    """The smallest number of bytes of a line with which ``lines`` lines can show ``ranges``, no line two of them.
+    """The smallest number of bytes per line with which ``lines`` lines can show ``ranges``, each line only one of them.
 
-    Whole pages and three significant bits: labels are easier to read. Where there are more ranges than lines, each has
-    one line.
+    Whole pages and three significant bits: labels are easier to read. If there are more ranges than lines, each range
+    has one line.
     """
     sizes = np.array([end - start for start, end in ranges], np.float64)
     lines = max(lines, len(ranges))
@@ -197,16 +196,16 @@ def line_size(ranges: list[Range], lines: int) -> int:
 
 
 def rests_of(profile: Profile, drawn: list[Range], config: Config, *, together: bool) -> list[str]:
-    """Words about what was monitored but is not ``drawn``: before each of the ranges, and after the last one.
+    """Descriptions of monitored memory that is not ``drawn``: before each of the ranges, and after the last one.
 
-    They are empty where there is nothing.
+    A description is empty if there is no such memory.
 
-    :param together: all of it is in the last words.
+    :param together: the last description covers all of it.
     """
     bounds = np.array(drawn, np.uint64)
     edges = np.unique(np.concatenate([profile.edges, bounds.ravel()]))
     starts, ends = edges[:-1], edges[1:]
-    # Which piece of the profile each one is part of, and how many ranges begin and end before its end.
+    # The profile's piece that each one belongs to, and the numbers of ranges that begin and end before its end.
     piece = np.searchsorted(profile.edges, starts, side="right") - 1
     left = (piece >= 0) & (piece < len(profile.covered))
     piece[~left] = 0

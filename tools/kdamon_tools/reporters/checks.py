@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a machine has, as a table and as JSON."""
+"""The checks of a machine, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DOCTOR: Final = "kdamon.doctor/1"
 def render_checks(checks: Sequence[Check], usable: Usable, width: int = 80) -> str:
     """A line or more for each check: name, yes or no, why, and the remedy below.
 
-    :param usable: the primitives that processes can be monitored by.
-    :param width: columns that a line may take.
+    :param usable: the primitives that processes can be monitored with.
+    :param width: maximum columns of a line.
     """
     indent = max((len(check.name) for check in checks), default=0) + 6
     lines = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What was found next to what is true, as a table."""
+"""The comparison of a result with the truth, as a table."""
 
 from __future__ import annotations
 

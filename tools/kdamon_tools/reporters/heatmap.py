@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Address x time as text: what was accessed how often, and when."""
+"""The heatmap, address x time, as text: how often memory was accessed, and when."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def render_heatmap(
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
-    All that was hot is drawn as long as there are lines for it; the rest is left out, and words say how much it is and
-    how hot it was. Addresses that were asked for are all drawn, in one line each at least.
+    All hot memory is drawn if there are enough lines; the rest is left out, and a text gives its size and its hottest
+    share. All address ranges that the user selected are drawn, each with at least one line.
 
-    :param width: columns that a line may take, at least 28.
-    :param height: lines of addresses to draw at most, at least 4; up to half as many may say what is not drawn.
+    :param width: maximum columns of a line, at least 28.
+    :param height: maximum lines of addresses, at least 4; up to half as many more may describe memory not drawn.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
@@ -53,11 +53,11 @@ def render_heatmap(
     profile = profile_of(snapshots, config)
     height = max(_LEAST_LINES, height)
     if config.ranges:
-        # Whoever chose the addresses wants to see them, in all pictures at the same place.
+        # Selected addresses are all drawn, and at the same place in all pictures.
         ranges = monitored_ranges(profile)
     else:
         ranges = choose_areas(profile, sum(snapshot.merged for snapshot in snapshots), config, height)
-    # Lines between the ranges are for a picture of few ranges; the labels say where another one begins.
+    # Only a picture of few ranges has lines between them; otherwise the labels show where the next one begins.
     apart = 2 * len(ranges) + 1 <= height
     line_bytes = line_size(ranges, height)
     rests = rests_of(profile, ranges, config, together=not apart)
@@ -77,9 +77,9 @@ def render_heatmap(
 
 
 def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
-    """The snapshots whose middle each column contains, or else the one in which its own middle lies, if there is one.
+    """For each column the snapshots whose middle it contains, else the one that contains the column's middle, if any.
 
-    As many columns as there would be snapshots without pauses, if there is room for them.
+    The number of columns is that of snapshots without pauses, if there is room for them.
     """
     snapshots = recording.snapshots
     began = np.array([snapshot.began for snapshot in snapshots])
@@ -103,7 +103,7 @@ def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
 def _cells(columns: list[list[Snapshot]], lines: U64Array, config: Config) -> list[str]:
     """One string for each of ``lines`` (start and end, shape (n, 2)), one character for each column.
 
-    A line is as hot as its hottest part was, on the average of the column's snapshots.
+    A line is as hot as its hottest part, averaged over the column's snapshots.
     """
     levels = np.full((len(lines), len(columns)), ABSENT)
     for column, snapshots in enumerate(columns):
@@ -120,10 +120,10 @@ def _cells(columns: list[list[Snapshot]], lines: U64Array, config: Config) -> li
 
 
 def _measure(snapshot: Snapshot, lines: U64Array, config: Config) -> F64Array:
-    """What ``snapshot``, which has regions, says of each of ``lines``, shape (4, n).
+    """The values of ``snapshot``, which has regions, for each of ``lines``, shape (4, n).
 
-    Rows: bytes that are covered; bytes that are mostly unknown; how often the hottest known region was accessed, as a
-    share from 0 to 1; and 1 where there is a known region.
+    Rows: covered bytes; mostly unknown bytes; the share, 0 to 1, of sampling intervals in which the hottest known
+    region was accessed; and 1 where there is a known region.
     """
     regions = snapshot.regions
     known = regions["nr_unknown"] <= 0.5 * config.max_nr_accesses
@@ -154,7 +154,7 @@ def _bytes_in(snapshot: Snapshot, lines: U64Array, factors: F64Array) -> F64Arra
 
 
 def _rest_lines(rest: str, width: int, separates: bool) -> list[str]:
-    """Lines for what is not drawn here; without anything, a mark if it ``separates`` two ranges."""
+    """Lines for memory that is not drawn here; without any, a mark if the place ``separates`` two ranges."""
     mark = f"{'...':>{_LABEL - 2}}  "
     if not rest:
         return [mark.rstrip()] if separates else []

@@ -30,7 +30,7 @@ REPLAY: Final = "kdamon.replay/1"
 def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: str = RUN) -> str:
     """One object on one line, without the end of the line.
 
-    :param accuracy: where the truth is known.
+    :param accuracy: the comparison with the truth, if it is known.
     """
     document = {
         **origin_fields(schema, recording.origin),
@@ -44,7 +44,7 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: 
 
 
 def render_header(config: Config, started: float, origin: Origin, mappings: MappingLog | None) -> str:
-    """The first of the lines: what is monitored, and where."""
+    """The first of the lines: the monitoring request and the machine."""
     document = {
         **origin_fields(RUN_LINES, origin),
         "type": "header",
@@ -59,8 +59,8 @@ def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: in
     """One of the lines: a snapshot.
 
     :param since: CLOCK_MONOTONIC seconds when monitoring began.
-    :param index: how many aggregations were before.
-    :param dropped: how many of these have no line.
+    :param index: the number of earlier aggregations.
+    :param dropped: the number of these without a line.
     """
     document = {"type": "aggregation", "index": index, "dropped": dropped, **_snapshot(snapshot, since)}
     del document["merged"]
@@ -70,8 +70,8 @@ def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: in
 def render_end(recording: Recording, accuracy: Accuracy | None, aggregations: int, dropped: int) -> str:
     """The last of the lines: totals.
 
-    :param aggregations: how many there were.
-    :param dropped: how many of them have no line.
+    :param aggregations: their number.
+    :param dropped: the number of these without a line.
     """
     document = {
         "type": "end",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What finds no room in a picture or table, in a few words: nothing that is hot disappears without them."""
+"""Describes memory that does not fit into a picture or table, so that no hot memory is omitted silently."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ HOT: Final = 0.5
 
 
 def describe_rest(sizes: F64Array, shares: F64Array, unknown: Mask, apart: npt.NDArray[Any] | None = None) -> str:
-    """How much is hot and in how many areas, how much is unknown, and how hot the remaining memory is at most.
+    """The hot bytes and the number of their areas, the unknown bytes, and the highest share of the remaining memory.
 
     :param sizes: bytes of each piece, shape (n,), n at least 1.
-    :param shares: in what share (0 to 1) of the sampling intervals each was accessed, shape (n,).
-    :param unknown: which pieces were mostly not sampled, shape (n,).
-    :param apart: which pieces do not touch the one before, shape (n,); None: each is an area of its own.
+    :param shares: the share (0 to 1) of the sampling intervals in which each was accessed, shape (n,).
+    :param unknown: whether each piece is mostly unknown, shape (n,).
+    :param apart: whether each piece does not touch the one before, shape (n,); None: each is a separate area.
     """
     hot = shares >= HOT
     unknown = unknown & ~hot
     other = ~hot & ~unknown
     parts = []
     if hot.any():
-        # A piece begins an area if the one before is not hot, or elsewhere.
+        # A piece begins an area if the one before is not hot, or not adjacent.
         begins = hot & (np.concatenate([[True], ~hot[:-1]]) | (True if apart is None else apart))
         areas = int(begins.sum())
         parts.append(f"{format_bytes(sizes[hot].sum())} hot in {areas} {'areas' if areas > 1 else 'area'}")

@@ -58,7 +58,7 @@ def paint(text: str, colour: bool) -> str:
 def legend(colour: bool, width: int = 80) -> list[str]:
     """Lines that explain the characters.
 
-    :param width: columns that a line may take.
+    :param width: maximum columns of a line.
     """
     steps = len(LEVELS) - 1
     words = [(LEVELS[0], "below 1%")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The regions of one snapshot as a table, and what a whole recording comes to in a few lines."""
+"""The regions of one snapshot as a table, and the summary of a whole recording in a few lines."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from kdamon_tools.units import format_bytes, format_seconds
 
 __all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", "summarize"]
 
-#: Said where it could be taken for something else.
-SEES_WRITES_ONLY = "page_fault sees writes and first touches, not reads of memory that is mapped"
+#: Printed where figures could be mistaken for those of all accesses.
+SEES_WRITES_ONLY = "page_fault observes writes and first touches, not reads of mapped memory"
 
 _MOST_BAR: Final = 10
-#: A run begins and ends within an aggregation interval; this much more than that is worth a line.
+#: A run begins and ends within an aggregation interval; pauses longer than that by this much get a line.
 _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
 _REMARK_WIDTH: Final = 80
-#: A table of so many lines has room for one of explanation.
+#: Minimum number of lines of a table with a line of explanation.
 _LINES_PER_NOTE: Final = 10
 
 
 def render_table(
     snapshot: Snapshot, config: Config, *, since: float, width: int = 80, height: int = 24, colour: bool = False
 ) -> str:
-    """The regions of ``snapshot`` in address order; if not all of them fit, hot ones first, and words about the rest.
+    """The regions of ``snapshot`` in address order; if not all of them fit, hot ones first, and a text about the rest.
 
     :param since: CLOCK_MONOTONIC seconds from which the time is counted.
-    :param width: columns that a line may take, at least 30; a narrow table leaves out what matters least.
-    :param height: lines that the table may take, at least 1.
+    :param width: maximum columns of a line, at least 30; a narrow table leaves out the least important columns.
+    :param height: maximum lines of the table, at least 1.
     """
     layout = _Layout(width)
     line = render_line(snapshot, config, since)
@@ -50,7 +50,7 @@ def render_table(
     room = max(0, height - len(lines) - len(explained))
     chosen, rest = np.ones(len(snapshot.regions), bool), list[str]()
     if len(chosen) > room:
-        # Words take the room of regions, which then need words too: these have a few lines at most.
+        # The text takes lines from regions, which the text then describes too: it has a few lines at most.
         for reserved in range(1, 6):
             chosen = _choose(snapshot, config, room - reserved)
             rest = layout.wrap(_rest(snapshot, config, ~chosen))
@@ -79,7 +79,7 @@ class _Layout:
         return self._space.join(columns).rstrip()
 
     def wrap(self, text: str) -> list[str]:
-        """Lines of words, below the regions."""
+        """Lines of text below the regions."""
         indent = " " * (self._start + 2 if self._age else 0)
         return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
 
@@ -110,7 +110,7 @@ def _choose(snapshot: Snapshot, config: Config, room: int) -> Mask:
 
 
 def _rest(snapshot: Snapshot, config: Config, which: Mask) -> str:
-    """Words about regions that are not shown."""
+    """The text about regions that are not shown."""
     unknown = snapshot.regions["nr_unknown"] > 0.5 * config.max_nr_accesses
     about = describe_rest(snapshot.sizes[which], _shares(snapshot, config)[which], unknown[which])
     return f"and {int(which.sum())} more: {about}"
@@ -127,9 +127,9 @@ def render_line(snapshot: Snapshot, config: Config, since: float) -> str:
 
 
 def summarize(recording: Recording) -> dict[str, float | None]:
-    """The figures of a recording; bytes, percent and counts. None is unknown: nothing was sampled, or not measured.
+    """The figures of a recording; bytes, percent and counts. None stands for unknown: not sampled, or not measured.
 
-    Bytes are medians over the snapshots: the first ones of a run know little yet, and a median forgives them.
+    Bytes are medians over the snapshots: the first ones of a run are inaccurate, and a median is robust against them.
     """
     config, counters = recording.config, recording.counters
     unsampled = sum(end - begin for begin, end in recording.pauses())
@@ -147,7 +147,7 @@ def summarize(recording: Recording) -> dict[str, float | None]:
 
 
 def render_summary(recording: Recording) -> str:
-    """What the recording comes to: working set, hot bytes, and how well the monitoring went."""
+    """The summary of the recording: working set, hot bytes, and the quality of the monitoring."""
     config, counters = recording.config, recording.counters
     figures = summarize(recording)
     aggregations = sum(snapshot.merged for snapshot in recording.snapshots)
@@ -187,7 +187,7 @@ def _bytes(size: float | None) -> str:
 
 
 def _what_counted(config: Config) -> list[str]:
-    """Which accesses the figures are about, where that is not all of them."""
+    """The accesses that the figures cover, if not all of them."""
     lines = []
     if config.filtered:
         by = [f"by {'CPUs' if len(config.cpus) > 1 else 'CPU'} {bitmap_list(config.cpus)}"] if config.cpus else []
@@ -200,7 +200,7 @@ def _what_counted(config: Config) -> list[str]:
 
 
 def _reports(recording: Recording) -> list[str]:
-    """What became of reports, if reports were what counted or there were any."""
+    """The counters of reports, if reports counted or any arrived."""
     config, counters = recording.config, recording.counters
     lines = []
     if any(counters.reports.values()) or config.primitive != "page_table":
@@ -215,7 +215,7 @@ def _reports(recording: Recording) -> list[str]:
 
 
 def _counted(label: str, first: str, counters: dict[str, int]) -> str:
-    """A line with the ``first`` of ``counters``, and those of the others that are not zero."""
+    """A line with the counter ``first``, and the nonzero others of ``counters``."""
     others = [(name.replace("_", " "), number) for name, number in counters.items() if number and name != first]
     rest = ", ".join(f"{name} {number}" for name, number in others)
     return f"{label:<34}{counters.get(first, 0):>10}  {rest}".rstrip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Why nothing is known of some memory: what ``?`` stands for, in a sentence."""
+"""Explains ``?``, memory that cannot be sampled, in a sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PHYSICAL = "pages that no process maps, or more than one, locked ones, and huge
 
 
 def explain_unknown(snapshots: Iterable[Snapshot], config: Config) -> str:
-    """What the sign of unknown regions means and where it comes from; empty where ``snapshots`` have no such region."""
+    """The meaning and the cause of the sign of unknown regions; empty if ``snapshots`` have no such region."""
     if not any((shot.regions["nr_unknown"] > 0.5 * config.max_nr_accesses).any() for shot in snapshots):
         return ""
     reason = _PHYSICAL if config.ops == "paddr" else _FAULTS if config.primitive == "page_fault" else _ACCESSED_BITS

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes whose memory accesses are known, to try a monitor on; each writes what is true to a file."""
+"""Workloads with known memory accesses, to test a monitor; each writes its true accesses to a truth file."""
 
 __all__: list[str] = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A workload whose memory is half cold: ``python -m kdamon_tools.workloads.coldhalf --help``.
 
-One private mapping of a file, all of it read once at the start. A part is written again and again, the next part is
-read again and again, and the rest is never touched any more. Memory of a file can be paged out on any machine, with
-or without swap, and comes back from the file; what was written is the process's own and stays.
+One private mapping of a file, all of it read once at the start. The first part is written repeatedly, the next part is
+read repeatedly, and the rest is never accessed again. File-backed memory can be paged out on any machine, with or
+without swap, and is read back from the file; written pages are anonymous and stay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHUNK: Final = 4 * MIB
 
 @frozen
 class Pattern:
-    """What the workload does; sizes in bytes, times in seconds.
+    """The access pattern of the workload; sizes in bytes, times in seconds.
 
     :ivar rest: pause between two sweeps of both parts; 0 keeps a CPU busy.
     """
@@ -50,7 +50,7 @@ def map_file(file: BinaryIO, size: int) -> U8Array:
     for at in range(0, size, _CHUNK):
         file.write(b"\1" * min(_CHUNK, size - at))
     file.flush()
-    # What waits to be written cannot be paged out.
+    # Dirty pages cannot be paged out.
     os.fsync(file.fileno())
     mapping = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     memory = np.frombuffer(mapping, np.uint8)
@@ -59,13 +59,13 @@ def map_file(file: BinaryIO, size: int) -> U8Array:
 
 
 def run(pattern: Pattern, file: BinaryIO, truth: TextIO | None = None) -> None:
-    """Do what ``pattern`` says with memory of ``file`` and write down what is true.
+    """Access memory of ``file`` as ``pattern`` describes, and write the truth file.
 
     :raises ValueError: the parts do not fit into the total.
     :raises OSError: the file cannot be written or mapped.
     """
     if pattern.written + pattern.read > pattern.total:
-        raise ValueError("what is written and what is read must fit into the total")
+        raise ValueError("the written and the read part together must fit into the total")
     memory = map_file(file, pattern.total)
     base = memory.ctypes.data
     edges = (base, base + pattern.written, base + pattern.written + pattern.read, base + pattern.total)
@@ -110,12 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--directory", type=Path, default=Path("/var/tmp"), help="on a disk; the file has no name there"
     )
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="write what is true here, as JSON lines")
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE", help="write the true accesses to this file, as JSON lines"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the workload as a command; returns its exit status."""
+    """Run the workload as a command and return its exit status."""
     arguments = _parser().parse_args(argv)
     pattern = Pattern(
         total=arguments.total * MIB,

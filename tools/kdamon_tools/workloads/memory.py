@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Memory for a workload: what a monitor samples in it is what its truth is about."""
+"""Memory for a workload, whose pages are present and of a known size, so that samples match the truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HUGE: Final = HPAGE_PMD_SIZE
 def map_memory(size: int, *, huge_pages: bool = False) -> U8Array:
     """``size`` bytes at a multiple of 2 MiB, every page of it written.
 
-    :param huge_pages: ask for huge pages; otherwise they are refused, so that pages are what they seem.
+    :param huge_pages: request huge pages; otherwise disable them, so that all pages have the base size.
     """
     mapping = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)

@@ -2,8 +2,8 @@
 """A workload of readers and writers: ``python -m kdamon_tools.workloads.readwrite --help``.
 
 One anonymous mapping and three threads. The first writes part A and runs on one CPU; the second writes part B, the
-third only reads part C, and both run on another CPU. Between and behind the parts the mapping is idle: written once at
-the start. What a monitor sees of it depends on what it looks at: all accesses, writes, a CPU, a thread.
+third only reads part C, and both run on another CPU. Between and after the parts the mapping is idle: written once at
+the start. The result of a monitor depends on the accesses that it counts: all, writes, those of a CPU or a thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kdamon_tools.workloads.truth import write_event
 
 __all__ = ["Part", "Pattern", "Worker", "main", "run"]
 
-#: What happens in each part, by which of the CPUs; an idle part of the same size follows each.
+#: The access and the CPU of each part; an idle part of the same size follows each.
 _PARTS: Final = (("A", "writes", 0), ("B", "writes", 1), ("C", "reads", 1))
 
 
@@ -38,10 +38,10 @@ def _first_cpus() -> tuple[int, int]:
 
 @frozen
 class Pattern:
-    """What the workload does; sizes in bytes, times in seconds.
+    """The access pattern of the workload; sizes in bytes, times in seconds.
 
-    :ivar part: size of each part, and of the idle memory behind each.
-    :ivar cpus: where A is written, and where B is written and C is read.
+    :ivar part: size of each part, and of the idle memory after each.
+    :ivar cpus: the CPU that writes A, and the CPU that writes B and reads C.
     :ivar rest: pause of a thread between two sweeps of its part; 0 keeps a CPU busy.
     """
 
@@ -64,9 +64,9 @@ class Part:
 
 
 class Worker(threading.Thread):
-    """A thread that sweeps over one part, pinned to its CPU.
+    """A thread that sweeps one part, pinned to its CPU.
 
-    :ivar sweeps: how often it went over all of its part.
+    :ivar sweeps: the number of complete sweeps.
     """
 
     def __init__(self, name: str, does: str, cpu: int, memory: U8Array) -> None:
@@ -81,7 +81,7 @@ class Worker(threading.Thread):
         self._rest = 0.0
 
     def launch(self, rest: float) -> None:
-        """Start, and return when the thread runs where it should; it sweeps from then on.
+        """Start, and return when the thread runs on its CPU; it sweeps from then on.
 
         :raises OSError: it may not run on its CPU.
         """
@@ -92,7 +92,7 @@ class Worker(threading.Thread):
             raise self.error
 
     def run(self) -> None:
-        """Sweep until it is to stop; numpy lets the other threads run meanwhile."""
+        """Sweep until it is stopped; numpy lets the other threads run meanwhile."""
         try:
             os.sched_setaffinity(0, {self._cpu})
         except OSError as error:
@@ -110,9 +110,9 @@ class Worker(threading.Thread):
 
 
 def run(pattern: Pattern, out: TextIO | None = None, truth: TextIO | None = None) -> None:
-    """Do what ``pattern`` says; say who does what on ``out``, one JSON object, and in the truth file.
+    """Run ``pattern``; print the threads and their parts to ``out``, one JSON object, and write the truth file.
 
-    :raises OSError: EINVAL a CPU that is not there or not allowed.
+    :raises OSError: EINVAL a CPU does not exist or is not allowed.
     """
     memory = map_memory(2 * len(_PARTS) * pattern.part)
     base = memory.ctypes.data
@@ -141,12 +141,12 @@ def run(pattern: Pattern, out: TextIO | None = None, truth: TextIO | None = None
 
 
 def _range(start: int, end: int) -> dict[str, int | str]:
-    """A range of addresses, bytes, as JSON has it, and as ``kdamon run --range`` takes it."""
+    """A range of addresses, bytes, for JSON and in the form of ``kdamon run --range``."""
     return {"start": start, "end": end, "range": f"{start:x}-{end:x}"}
 
 
 def _watch(workers: list[Worker], parts: list[Part], seconds: float, truth: TextIO | None) -> None:
-    """Wait for the end, and write down each second how often each part was swept."""
+    """Wait for the end, and record each second the number of sweeps of each part."""
     end = time.monotonic() + seconds
     before = [worker.sweeps for worker in workers]
     while (left := end - time.monotonic()) > 0:
@@ -170,12 +170,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rest-us", type=parse_unsigned, default=round(defaults.rest * 1e6), metavar="US", help="pause between sweeps"
     )
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="write what is true here, as JSON lines")
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE", help="write the true accesses to this file, as JSON lines"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the workload as a command; returns its exit status."""
+    """Run the workload as a command and return its exit status."""
     arguments = _parser().parse_args(argv)
     pattern = Pattern(
         part=arguments.part * MIB,

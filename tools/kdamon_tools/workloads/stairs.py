@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A workload of three temperatures: ``python -m kdamon_tools.workloads.stairs --help``.
 
-One anonymous mapping. Its first part is hot: one write per page, again and again. The next part is warm: swept
-once in a while. The rest is idle: written once at the start. With ``--step`` the hot window moves on by its own
-size every so many seconds, up the mapping like stairs, and starts over at its end.
+One anonymous mapping. Its first part is hot: repeatedly one write per page. The next part is warm: swept from time to
+time. The rest is idle: written once at the start. With ``--step S`` the hot window moves up the mapping by its own size
+every S seconds, like stairs, and starts over at its end.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Pattern", "main", "run"]
 
 @frozen
 class Pattern:
-    """What the workload does; sizes in bytes, times in seconds.
+    """The access pattern of the workload; sizes in bytes, times in seconds.
 
     :ivar warm_period: time between sweeps of the warm part.
     :ivar step: the hot window stays this long in one place; 0 does not move it.
     :ivar rest: pause between two sweeps of the hot part; 0 keeps a CPU busy.
-    :ivar huge_pages: ask for huge pages; otherwise they are refused, so that pages are what they seem.
+    :ivar huge_pages: request huge pages; otherwise disable them, so that all pages have the base size.
     """
 
     total: int = 200 * MIB
@@ -46,7 +46,7 @@ class Pattern:
 
 
 def run(pattern: Pattern, truth: TextIO | None = None) -> None:
-    """Do what ``pattern`` says and write down what is true.
+    """Run ``pattern`` and write the truth file.
 
     :raises ValueError: the parts do not fit into the total.
     """
@@ -54,7 +54,7 @@ def run(pattern: Pattern, truth: TextIO | None = None) -> None:
         raise ValueError("the hot and the warm part together must fit into the total, and something must be hot")
     memory = map_memory(pattern.total, huge_pages=pattern.huge_pages)
     base = memory.ctypes.data
-    # A sweep must not become slower than a sampling interval: one numpy operation over a view made beforehand.
+    # A sweep must take less than a sampling interval: one numpy operation on a prepared view.
     windows = [memory[at : at + pattern.hot : PAGE] for at in range(0, pattern.total - pattern.hot + 1, pattern.hot)]
     warm = memory[pattern.hot : pattern.hot + pattern.warm : PAGE]
     write_event(truth, "map", base, base + pattern.total)
@@ -102,13 +102,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=parse_seconds, default=0.0, metavar="S", help="move the hot window every S")
     parser.add_argument("--seconds", type=parse_seconds, default=defaults.duration, help="end by itself after this")
     parser.add_argument("--rest-us", type=parse_unsigned, default=0, metavar="US", help="pause between hot sweeps")
-    parser.add_argument("--huge-pages", action="store_true", help="ask for transparent huge pages")
-    parser.add_argument("--truth", type=Path, metavar="FILE", help="write what is true here, as JSON lines")
+    parser.add_argument("--huge-pages", action="store_true", help="request transparent huge pages")
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE", help="write the true accesses to this file, as JSON lines"
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the workload as a command; returns its exit status."""
+    """Run the workload as a command and return its exit status."""
     arguments = _parser().parse_args(argv)
     warm = arguments.warm
     if warm is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a workload really did: one JSON object a line, written as it happens.
+"""The truth file of a workload, its true accesses: one JSON object per line, written as they happen.
 
-Keys: ``time`` (CLOCK_MONOTONIC seconds, as snapshots have it), ``event``, ``start`` and ``end`` (bytes). Events:
-``map`` all memory of the workload, ``hot`` and ``warm`` from now on this range is, ``sweeps`` counts of the last
-second, ``end`` the workload is over.
+Keys: ``time`` (CLOCK_MONOTONIC seconds, as in snapshots), ``event``, ``start`` and ``end`` (bytes). Events: ``map``:
+all memory of the workload; ``hot``, ``warm``: the range is hot or warm from now on; ``sweeps``: counts of the last
+second; ``end``: the workload has ended.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from kdamon.lib.trusted import open_to_read
 
 __all__ = ["Event", "load_truth", "write_event"]
 
-#: A line of a workload's has some 150 bytes and a few figures, and it writes one to three a second: this is for a day.
+#: A workload's line has about 150 bytes and a few figures; it writes one to three per second: this is enough for a day.
 _LONGEST_LINE: Final = 512
 _MOST_FIGURES: Final = 8
 _MOST_LINES: Final = 1 << 18
-#: What nanoseconds of 63 bits can count, seconds.
+#: The largest time that fits 63 bits of nanoseconds, seconds.
 _LATEST: Final = (1 << 63) / 1e9
 
 
 @frozen(slots=True)
 class Event:
-    """One thing that a workload did.
+    """One event of a workload.
 
     :ivar time: CLOCK_MONOTONIC seconds.
     :ivar detail: further figures, by name.
@@ -48,7 +48,7 @@ class Event:
 
 
 def write_event(out: TextIO | None, event: str, start: int, end: int, **detail: float) -> None:
-    """Append an event that happens now to ``out``; None writes nothing."""
+    """Append a present event to ``out``; None writes nothing."""
     if out is not None:
         line = {"time": time.monotonic(), "event": event, "start": start, "end": end} | detail
         out.write(json.dumps(line) + "\n")
@@ -58,11 +58,11 @@ def write_event(out: TextIO | None, event: str, start: int, end: int, **detail: 
 def load_truth(path: Path | str) -> list[Event]:
     """Read the events of a truth file in their order.
 
-    The file may be another user's, and may be written meanwhile: what it held when it was opened is read, and no more
-    than a workload writes.
+    The file may be another user's, and may be written meanwhile: its content at the time of opening is read, up to the
+    size that a workload writes.
 
-    :raises OSError: the file cannot be read; EINVAL it is no regular file.
-    :raises ValueError: it is not a truth file; the message says in which line.
+    :raises OSError: the file cannot be read; EINVAL it is not a regular file.
+    :raises ValueError: it is not a truth file; the message names the line.
     """
     events: list[Event] = []
     with open(path, "rb", opener=_open_regular) as file:
@@ -78,23 +78,23 @@ def load_truth(path: Path | str) -> list[Event]:
                 events.append(_event(line, events[-1].time if events else 0.0))
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
                 if events and not left and not line.endswith(b"\n"):
-                    # It is being written.
+                    # The workload is still writing it.
                     return events
                 raise ValueError(f"{path} line {number} is not an event of a truth file") from error
     raise AssertionError
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a file that is regular and gives what it has at once; the opener of :func:`open`."""
+    """Open a regular file, whose reads never block; the opener for :func:`open`."""
     descriptor = open_to_read(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
     return descriptor
 
 
 def _event(line: bytes, earliest: float) -> Event:
-    """The event that a line describes; one of the errors that :func:`load_truth` catches where it is none."""
+    """The event that a line describes; raises one of the errors that :func:`load_truth` catches if it is invalid."""
     if len(line) > _LONGEST_LINE:
         raise ValueError("too long")
     values: dict[str, Any] = json.loads(line.decode("utf-8"), parse_constant=_refuse)
@@ -108,9 +108,9 @@ def _event(line: bytes, earliest: float) -> Event:
         raise TypeError("addresses are whole numbers")
     # The range of a sweep may be empty, but something is hot.
     if not 0 <= start <= end < 1 << 64 or (name == "hot" and start == end):
-        raise ValueError("no range of addresses")
+        raise ValueError("not a range of addresses")
     if not earliest <= time <= _LATEST:
-        raise ValueError("no time of CLOCK_MONOTONIC, or earlier than the line before")
+        raise ValueError("not a time of CLOCK_MONOTONIC, or earlier than in the previous line")
     return Event(float(time), name, start, end, values)
 
 
@@ -119,4 +119,4 @@ def _is_number(value: object) -> bool:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON's")
+    raise ValueError(f"{constant} is not a JSON number")
