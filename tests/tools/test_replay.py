@@ -483,7 +483,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
         (["{tmp}/r.npy", "--min-regions", "2"], 2, "the minimum number of regions must be at least 3"),
         (["{tmp}/r.npy", "--cpus", "70000"], 2, "argument --cpus: '70000' names a CPU that cannot be"),
         (["{tmp}/r.npy", "--rate", "0"], 2, "argument --rate: '0' is not a number from 1 on"),
-        (["{tmp}/r.npy", "--rate", "1000000001"], 2, "argument --rate: '1000000001' is more than one access in a nano"),
+        (["{tmp}/r.npy", "--rate", "1000000001"], 2, "argument --rate: '1000000001' is more than one access per nano"),
         (
             ["{tmp}/r.npy", "--pid", "2147483648"],
             2,
