@@ -219,10 +219,10 @@ def doubts_of(ctx: damon_ctx) -> list[str]:
     """What ``ctx`` is not going to see, or act on wrongly: a sentence each."""
     doubts = []
     if _sees_writes_only(ctx.sample_control):
-        doubts.append("page_fault sees writes and first touches, not reads of what is mapped")
+        doubts.append("page_fault observes writes and first touches, not reads of mapped memory")
     taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
     if taken and ctx.sample_control.primitives_enabled.page_fault:
         doubts.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
     if ctx.density and not reports_are_random(ctx):
-        doubts.append("density has no effect with page_fault, which samples one page a region")
+        doubts.append("density has no effect with page_fault, which samples one page per region")
     return doubts
