@@ -5,7 +5,7 @@ A :class:`kobject` is a directory; its class lists its :class:`kobj_attribute` f
 purpose of the files nor how the tree is mounted: :class:`Tree` resolves paths, :class:`OpenFile` is an open descriptor.
 
 A path lookup is one dictionary access; numbered directories (:class:`NumberedDirectories`) come into being when
-somebody looks at them, so ``echo 2000 > nr_schemes`` costs nothing.
+they are first used, so ``echo 2000 > nr_schemes`` costs nothing.
 """
 
 from __future__ import annotations

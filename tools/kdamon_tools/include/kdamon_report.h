@@ -269,7 +269,7 @@ static inline int kdamon_report_receive(int connection, struct kdamon_report_rep
 	}
 	/* The message is thrown away; we have its memory. */
 	recv(connection, &message, 1, MSG_DONTWAIT);
-	/* Memory that can shrink kills those who use it. */
+	/* Accessing memory that was shrunk would kill this process. */
 	if (n == (ssize_t)sizeof(*reply) && reply->magic == KDAMON_REPORT_MAGIC && !reply->error && fd >= 0 &&
 	    seals & KDAMON_REPORT_SEAL_SHRINK)
 		return fd;
@@ -332,7 +332,7 @@ static inline struct kdamon_reports *kdamon_report_open_sized(const char *path, 
 	r->connection = kdamon_report_connect(path);
 	if (r->connection < 0)
 		goto free_ring;
-	/* Who is refused at once may find the connection closed, and the reason in it. */
+	/* After an immediate refusal the connection may be closed already, with the reason in it. */
 	if (send(r->connection, &hello, sizeof(hello), MSG_NOSIGNAL) < 0 && errno != EPIPE)
 		goto close_connection;
 	memory = kdamon_report_receive(r->connection, &reply);
@@ -384,7 +384,7 @@ static inline void kdamon_report_count(struct kdamon_reports *r, uint64_t sent, 
 static inline void kdamon_report_publish(struct kdamon_reports *r, uint64_t n)
 {
 	r->head += n;
-	/* Release: who sees the new head sees the records. */
+	/* Release: a reader of the new head also sees the records. */
 	__atomic_store_n(&r->shared->head, r->head, __ATOMIC_RELEASE);
 }
 
