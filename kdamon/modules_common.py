@@ -23,7 +23,6 @@ from attrs import define, evolve, field
 
 from kdamon.commit import call_commit
 from kdamon.core import (
-    damon_add_target,
     damon_call,
     damon_commit_ctx,
     damon_destroy_ctx,
@@ -31,23 +30,19 @@ from kdamon.core import (
     damon_is_running,
     damon_kdamond_pid,
     damon_new_ctx,
-    damon_new_target,
     damon_select_ops,
     damon_set_attrs,
-    damon_set_regions,
     damon_set_schemes,
     damon_start,
     damon_stop,
 )
 from kdamon.damon import (
     DAMON_MIN_REGION_SZ,
-    damon_addr_range,
     damon_attrs,
     damon_call_control,
     damon_ctx,
     damon_intervals_goal,
     damon_ops_id,
-    damon_target,
     damos,
     damos_watermarks,
     damos_wmark_metric,
@@ -55,8 +50,9 @@ from kdamon.damon import (
 from kdamon.kernel import NSEC_PER_MSEC, Clock, RealClock, is_power_of_2
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Machine, Task
+from kdamon.module_scope import ModuleScope, add_target, processes_of
 
-__all__ = ["DamonModule", "ModuleScope", "SchemeModule", "check_cgroup"]
+__all__ = ["DamonModule", "SchemeModule"]
 
 log = logging.getLogger("kdamon")
 
@@ -68,26 +64,6 @@ _MOST_MEMBERS = 1000
 
 #: How long a parameter's change that was canceled may take to end, seconds.
 _SHUTDOWN_TIMEOUT = 5.0
-
-
-@define(slots=True, frozen=True)
-class ModuleScope:
-    """The memory that a module monitors.
-
-    :ivar pids: numbers of processes.
-    :ivar cgroup: path of a control group whose processes are followed, "" for none.
-    :ivar start: first virtual address, bytes.
-    :ivar end: end of the addresses (exclusive); 0 with ``start`` 0 is all that is mapped.
-    """
-
-    pids: tuple[int, ...] = ()
-    cgroup: str = ""
-    start: int = 0
-    end: int = 0
-
-    def fixed(self) -> bool:
-        """Return whether the addresses are given."""
-        return bool(self.start or self.end)
 
 
 def _note_births(module: DamonModule, _attribute: object, pids: tuple[int, ...]) -> tuple[int, ...]:
@@ -253,13 +229,13 @@ class DamonModule(ABC):
             machine raises.
         """
         assert ctx.machine is not None
-        members = dict.fromkeys(_processes_of(ctx.machine, scope.cgroup))
+        members = dict.fromkeys(processes_of(ctx.machine, scope.cgroup))
         named = dict.fromkeys(scope.pids)
         # Its kdamond may end meanwhile.
         for t in list(running.adaptive_targets) if running is not None else ():
             task = t.task
             kept = (t.pid in named or t.pid in members) and task is not None and task.valid()
-            _add_target(ctx, scope, t.pid, None).obsolete = not kept
+            add_target(ctx, scope, t.pid, None).obsolete = not kept
             if kept:
                 named.pop(t.pid, None)
                 members.pop(t.pid, None)
@@ -287,7 +263,7 @@ class DamonModule(ABC):
                 return False
             raise OSError(errno.EINVAL, f"monitor_pids: {error.strerror}") from None
         self._births[pid] = self._monitored[pid] = task.birth
-        _add_target(ctx, scope, pid, task)
+        add_target(ctx, scope, pid, task)
         return True
 
     def _add_members(self, ctx: damon_ctx, scope: ModuleScope, pids: Iterable[int]) -> str:
@@ -310,10 +286,10 @@ class DamonModule(ABC):
         members: frozenset[int] = frozenset()
         if opened:
             with suppress(OSError):
-                members = frozenset(_processes_of(ctx.machine, scope.cgroup))
+                members = frozenset(processes_of(ctx.machine, scope.cgroup))
         for pid, task in opened:
             if pid in members and task.valid():
-                _add_target(ctx, scope, pid, task)
+                add_target(ctx, scope, pid, task)
             else:
                 task.put()
         return reason
@@ -333,7 +309,7 @@ class DamonModule(ABC):
         assert ctx.machine is not None
         members: dict[int, None] = {}
         try:
-            members = dict.fromkeys(_processes_of(ctx.machine, self._scope.cgroup))
+            members = dict.fromkeys(processes_of(ctx.machine, self._scope.cgroup))
         except OSError as error:
             log.debug("%s: %s", self.name, error.strerror)
         for t in list(ctx.adaptive_targets):
@@ -343,36 +319,6 @@ class DamonModule(ABC):
                 damon_destroy_target(t, ctx)
         # A process of monitor_pids that ended is not opened again: its number may be another's by now.
         self._add_members(ctx, self._scope, members)
-
-
-def check_cgroup(machine: Machine, cgroup: str) -> None:
-    """Refuse a control group that does not exist.
-
-    :param cgroup: its path, as ``/proc/PID/cgroup`` has it.
-    :raises OSError: EINVAL there is none.
-    """
-    try:
-        machine.cgroup_processes(cgroup)
-    except OSError as error:
-        raise OSError(errno.EINVAL, error.strerror) from None
-
-
-def _processes_of(machine: Machine, cgroup: str) -> tuple[int, ...]:
-    if not cgroup:
-        return ()
-    try:
-        return machine.cgroup_processes(cgroup)
-    except OSError as error:
-        raise OSError(errno.EINVAL, f"monitor_cgroup: {error.strerror}") from None
-
-
-def _add_target(ctx: damon_ctx, scope: ModuleScope, pid: int, task: Task | None) -> damon_target:
-    t = damon_new_target()
-    t.pid, t.task = pid, task
-    damon_add_target(ctx, t)
-    if scope.fixed():
-        damon_set_regions(t, [damon_addr_range(scope.start, scope.end)], ctx.min_region_sz)
-    return t
 
 
 @define(slots=True, eq=False, kw_only=True)

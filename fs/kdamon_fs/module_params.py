@@ -18,7 +18,8 @@ from kdamon.kernel import Clock, RealClock
 from kdamon.kstrtox import kstrtobool, kstrtoint, kstrtoul
 from kdamon.lru_sort import damon_lru_sort
 from kdamon.mm import Machine
-from kdamon.modules_common import DamonModule, SchemeModule, check_cgroup
+from kdamon.module_scope import check_cgroup
+from kdamon.modules_common import DamonModule, SchemeModule
 from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
