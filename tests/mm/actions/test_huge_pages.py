@@ -294,7 +294,7 @@ def test_nothing_is_asked_of_another_program() -> None:
 def test_advice_that_the_kernel_does_not_know(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "spin") as process:
         with pytest.raises(OSError, match="does not support that advice") as info:
-            inject_madvise(process.pid, [(0x10000, 0x11000)], 12345, lambda: True, 5)
+            inject_madvise(process.pid, [(0x10000, 0x11000)], 12345, lambda: True, 60)
         assert info.value.errno == errno.EOPNOTSUPP
 
 
