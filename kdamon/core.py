@@ -16,6 +16,13 @@ import numpy.typing as npt
 from attrs import evolve
 
 from kdamon import trace
+from kdamon.apply_reports import (
+    choose_reports,
+    discard_reports,
+    kdamond_apply_zero_access_report,
+    kdamond_check_reported_accesses,
+    report_counters,
+)
 from kdamon.arrays import Indexes, Mask, U32Array, U64Array
 from kdamon.damon import (
     damon_addr_range,
@@ -71,13 +78,6 @@ from kdamon.probes import (
 )
 from kdamon.region_merge import merge_similar
 from kdamon.regions import COLUMNS, Regions, mostly_unknown
-from kdamon.reports.apply import (
-    choose_reports,
-    discard_reports,
-    kdamond_apply_zero_access_report,
-    kdamond_check_reported_accesses,
-    report_counters,
-)
 from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue
 from kdamon.sample_control import damon_commit_sample_control
@@ -954,11 +954,11 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.call_controls_obsolete = False
     with ctx.walk_control_lock:
         ctx.walk_control_obsolete = False
-    ctx.reports = ReportQueue()
+    ctx.reports = queue = ReportQueue()
     try:
         kdamond_init_ctx(ctx)
         choose_reports(ctx)
-        subscribe_reports(ctx.reports)
+        subscribe_reports(queue)
         ctx.kdamond_started.set()
         _kdamond_loop(ctx)
     except OSError as error:
@@ -1108,7 +1108,8 @@ def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
 def _kdamond_done(ctx: damon_ctx) -> None:
     """Release everything: targets, reports, calls and walks; whatever fails, no caller waits for this kdamond."""
     try:
-        unsubscribe_reports(ctx.reports)
+        if ctx.reports is not None:
+            unsubscribe_reports(ctx.reports)
         for t in list(ctx.adaptive_targets):
             damon_destroy_target(t, ctx)
     finally:

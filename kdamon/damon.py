@@ -33,6 +33,9 @@ from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Answers, Machine, Task
 from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
+from kdamon.reports.history import ReportHistory
+from kdamon.reports.lookup import RegionLookup
+from kdamon.reports.queue import ReportQueue
 from kdamon.sample_threads import FilteredThreads
 from kdamon.schemes import (
     DAMOS_MAX_SCORE,
@@ -128,7 +131,9 @@ class damon_target:
     #: The physical addresses of the sample under way, bytes; for virtual ones that is ``regions.sampling_addr``.
     sampled: U64Array | None = None
     #: The reports that are remembered for :mod:`kdamon.density`, None while none are.
-    memory: Any = None
+    memory: ReportHistory | None = None
+    #: How reports find its regions, None before the first one (no kernel counterpart).
+    lookup: RegionLookup | None = None
     #: Bytes that the regions cover and bytes that are populated in them, if that is so little that hardly any access is
     #: found, and the time of the next check, clock nanoseconds (no kernel counterpart).
     sparse: tuple[int, int] | None = None
@@ -373,7 +378,7 @@ class damon_ctx:
     walk_control_obsolete: bool = True
     walk_control_lock: threading.Lock = field(factory=threading.Lock)
     #: Reports on their way to this context (:mod:`kdamon.reports`), made when the kdamond starts.
-    reports: Any = None
+    reports: ReportQueue | None = None
 
 
 def damon_nr_regions(t: damon_target) -> int:

@@ -15,6 +15,7 @@ from typing import Final
 
 from attrs import fields
 
+from kdamon.apply_reports import report_counters
 from kdamon.damon import (
     PrimitivesEnabled,
     ReportCounters,
@@ -26,7 +27,6 @@ from kdamon.damon import (
 from kdamon.density.estimator import reports_are_random
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Primitive
-from kdamon.reports.apply import report_counters
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Density of access reports: an estimator besides the kernel's rule, and the history of reports that it needs."""
+"""Density of access reports: an estimator besides the kernel's rule."""

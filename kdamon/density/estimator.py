@@ -3,7 +3,7 @@
 
 By the rule of report-driven monitoring any report in a region marks the region as accessed. If accesses go to a few
 pages spread over much memory, all of that memory looks hot. With ``density`` the monitor remembers, for each target,
-the pages that were reported in the last aggregation intervals (:mod:`kdamon.density.history`). When an interval ends,
+the pages that were reported in the last aggregation intervals (:mod:`kdamon.reports.history`). When an interval ends,
 it
 
 1. forgets the older reports of regions whose rate of reports changed,
@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from kdamon.arrays import F64Array, I32Array, Indexes, Mask, U64Array
 from kdamon.damon import damon_nr_samples_per_aggr
-from kdamon.density.history import Place, ReportHistory, ReportRun, spread
 from kdamon.region_merge import merge_runs
 from kdamon.regions import mostly_unknown
+from kdamon.reports.history import Place, ReportHistory, ReportRun, spread
 
 if TYPE_CHECKING:
     from kdamon.damon import damon_ctx, damon_target
@@ -119,7 +119,7 @@ def adjust_regions_by_density(ctx: damon_ctx, sz_limit: int) -> bool:
         held.append(memory.held(places).sum(axis=0) / memory.scale())
     _merge(ctx, held, sz_limit)
     for t in ctx.adaptive_targets:
-        _count(ctx, t.memory, t.regions)
+        _count(ctx, _history(t), t.regions)
     largest = max((int(t.regions.nr_accesses.max(initial=0)) for t in ctx.adaptive_targets), default=0)
     for t in ctx.adaptive_targets:
         unknown = mostly_unknown(t.regions.nr_unknown, damon_nr_samples_per_aggr(ctx.attrs))
@@ -135,9 +135,15 @@ def log_likelihood(n: Any, size: Any) -> Any:
 # The history.
 
 
+def _history(t: damon_target) -> ReportHistory:
+    """The target's memory, which there is."""
+    assert t.memory is not None
+    return t.memory
+
+
 def _recall(t: damon_target, ctx: damon_ctx) -> ReportHistory:
     """The target's memory with the interval that just ended."""
-    memory: ReportHistory | None = t.memory
+    memory = t.memory
     if memory is None:
         memory = t.memory = ReportHistory()
     if memory.interval != ctx.attrs.aggr_interval:
@@ -224,7 +230,7 @@ def _cut(t: damon_target, rows: Indexes, places: list[Place], *, unit: int, room
     """
     if not len(rows):
         return 0
-    regions, memory = t.regions, t.memory
+    regions, memory = t.regions, _history(t)
     addr, weight = memory.gather([(first[rows], behind[rows]) for first, behind in places], CUT_REPORTS_PER_REGION)
     upto = np.concatenate(([0.0], np.cumsum(weight / memory.scale())))
     start, end = regions.start, regions.end
@@ -361,7 +367,7 @@ def _merge(ctx: damon_ctx, held: list[F64Array], sz_limit: int) -> None:
     """
     parts = []
     for t, n in zip(ctx.adaptive_targets, held, strict=True):
-        regions, memory = t.regions, t.memory
+        regions, memory = t.regions, _history(t)
         scale = memory.scale()
         size = regions.sizes().astype(np.float64)
         touching = np.zeros(len(regions))

@@ -19,6 +19,7 @@ import attrs
 import numpy as np
 
 from kdamon import trace
+from kdamon.apply_reports import report_counters
 from kdamon.arrays import U64Array
 from kdamon.core import (
     damon_add_scheme,
@@ -50,7 +51,6 @@ from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_counters
 from kdamon.sample_control import check_fault_filters
 
 __all__ = ["Monitor", "monitor"]

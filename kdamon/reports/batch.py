@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from kdamon.access import damon_access_report
 from kdamon.arrays import I32Array, Indexes, Records
-from kdamon.damon import damon_access_report
 from kdamon.reports.record import REPORT_DTYPE
 
 __all__ = ["ReportColumns", "as_batches", "count_reports", "in_pieces"]

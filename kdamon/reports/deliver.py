@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import threading
 
+from kdamon.access import damon_access_report
 from kdamon.arrays import Records
-from kdamon.damon import damon_access_report
 from kdamon.reports.queue import ReportQueue, ReportSource
 from kdamon.reports.record import REPORT_DTYPE, reports_about
 

@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
+from typing import Final
 
 import numpy as np
 
 from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.regions import Regions
 
-if TYPE_CHECKING:
-    from kdamon.damon import damon_target
-
-__all__ = ["RegionLookup", "lookup_of"]
+__all__ = ["RegionLookup"]
 
 
 #: Blocks for each region: so one address in about this many lies in a block that an edge goes through.
@@ -144,15 +140,3 @@ class RegionLookup:
         across = ~within & (begins_in | ((row + 1 < len(start)) & into_next))
         row[~within] = -1
         return row, across
-
-
-#: The lookup of each target that reports were applied to. It ends with the target.
-_lookups: WeakKeyDictionary[damon_target, RegionLookup] = WeakKeyDictionary()
-
-
-def lookup_of(t: damon_target) -> RegionLookup:
-    """The lookup for the regions of ``t``: kept as long as these are the same, an aggregation interval most often."""
-    lookup = _lookups.get(t)
-    if lookup is None or not lookup.fits(t.regions):
-        lookup = _lookups[t] = RegionLookup(t.regions)
-    return lookup

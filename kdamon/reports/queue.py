@@ -12,8 +12,8 @@ from typing import Final
 
 from attrs import evolve
 
+from kdamon.access import ReportCounters, damon_access_report
 from kdamon.arrays import Records
-from kdamon.damon import ReportCounters, damon_access_report
 from kdamon.kernel import Clock
 
 __all__ = ["ReportQueue", "ReportSource"]

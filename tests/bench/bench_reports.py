@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from measure import arguments, side_by_side, table
 
+from kdamon.apply_reports import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target
 from kdamon.damon import damon_access_report, damon_ctx, damon_operations, damon_ops_id
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
-from kdamon.reports.apply import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
 from kdamon.reports.deliver import (
     DAMON_ACCESS_REPORTS_CAP,
     damon_report_access,

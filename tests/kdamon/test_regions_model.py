@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from kdamon.apply_reports import apply_access_reports
 from kdamon.core import (
     damon_apply_min_nr_regions,
     damon_merge_regions_of,
@@ -24,7 +25,6 @@ from kdamon.damon import damon_attrs
 from kdamon.kernel import ALIGN, UINT_MAX, ULONG_MAX, rnd_state
 from kdamon.region_merge import merge_equal, merge_similar
 from kdamon.regions import Regions
-from kdamon.reports.apply import apply_access_reports
 from kdamon.reports.record import report_array
 from tests.support import model
 from tests.support.model import Region, Report

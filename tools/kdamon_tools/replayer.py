@@ -16,6 +16,7 @@ import attrs
 import numpy as np
 
 from kdamon import trace
+from kdamon.apply_reports import report_counters
 from kdamon.arrays import I64Array, Indexes, U64Array
 from kdamon.core import damon_is_running, damon_start, damon_stop, run_ctx
 from kdamon.damon import damon_ctx
@@ -25,7 +26,6 @@ from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import region_table
 from kdamon.regions import Regions
-from kdamon.reports.apply import report_counters
 from kdamon.reports.deliver import report_accesses
 from kdamon.vaddr import damon_va_three_regions
 from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History

@@ -24,19 +24,19 @@ from kdamon.core import (
 )
 from kdamon.damon import damon_attrs, damon_ctx, damon_nr_accesses_mvsum, damon_target
 from kdamon.density import estimator as density
-from kdamon.density import history as report_memory
 from kdamon.density.estimator import (
     adjust_regions_by_density,
     best_cuts,
     merge_least_different,
     remember_reports,
 )
-from kdamon.density.history import ReportHistory
 from kdamon.kernel import VirtualClock, rnd_state
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.region_merge import merge_runs
 from kdamon.regions import Regions
+from kdamon.reports import history as report_memory
 from kdamon.reports.deliver import report_accesses
+from kdamon.reports.history import ReportHistory
 from kdamon.reports.record import report_array
 from tests.bench.density_workloads import WORKLOADS, Bucket, Phase, Workload, buckets
 from tests.support.contexts import MS, WorkClock, bytes_of, first, plain_ctx, recorded, report_ops, sim_ctx

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon.apply_reports import kdamond_apply_zero_access_report, kdamond_check_reported_accesses, lookup_of
 from kdamon.core import damon_add_target, damon_new_ctx, damon_new_target, report_counters
 from kdamon.damon import damon_ctx, damon_operations, damon_ops_id, damon_target
 from kdamon.kernel import VirtualClock
 from kdamon.regions import Regions
-from kdamon.reports.apply import kdamond_apply_zero_access_report, kdamond_check_reported_accesses
 from kdamon.reports.deliver import DAMON_ACCESS_REPORTS_CAP
-from kdamon.reports.lookup import RegionLookup, lookup_of
+from kdamon.reports.lookup import RegionLookup
 from kdamon.reports.queue import ReportQueue
 from kdamon.reports.record import REPORT_DTYPE, report_array
 from tests.support.tables import effort

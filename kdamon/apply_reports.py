@@ -15,7 +15,7 @@ from kdamon.arrays import Mask, Records, U64Array
 from kdamon.damon import ReportCounters, damon_nr_samples_per_aggr, damon_target_has_pid
 from kdamon.density.estimator import remember_reports, reports_are_random
 from kdamon.reports.batch import ReportColumns, as_batches, count_reports, in_pieces
-from kdamon.reports.lookup import lookup_of
+from kdamon.reports.lookup import RegionLookup
 from kdamon.reports.queue import ReportQueue
 from kdamon.sample_control import damon_sample_filter_out
 
@@ -27,6 +27,7 @@ __all__ = [
     "discard_reports",
     "kdamond_apply_zero_access_report",
     "kdamond_check_reported_accesses",
+    "lookup_of",
     "report_counters",
 ]
 
@@ -41,6 +42,12 @@ def report_counters(ctx: damon_ctx) -> ReportCounters:
     return ctx.reports.snapshot()
 
 
+def _queue(ctx: damon_ctx) -> ReportQueue:
+    """The reports to ``ctx``, whose kdamond has started."""
+    assert ctx.reports is not None
+    return ctx.reports
+
+
 def choose_reports(ctx: damon_ctx) -> None:
     """Let other processes' reports be queued from now on only if they are about the targets of ``ctx``.
 
@@ -48,7 +55,7 @@ def choose_reports(ctx: damon_ctx) -> None:
     it, so that no process fills that with what has to be thrown away.
     (docs/deviations.md#a-report-reaches-contexts-of-its-target)
     """
-    queue: ReportQueue = ctx.reports
+    queue = _queue(ctx)
     pids = frozenset([t.pid for t in ctx.adaptive_targets]) if damon_target_has_pid(ctx) else _PHYSICAL
     if pids != queue.pids:
         queue.pids = pids
@@ -61,7 +68,7 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     because the interval has lasted until now, however late the kdamond came to end it.
     (docs/deviations.md#the-age-of-a-report)
     """
-    queue: ReportQueue = ctx.reports
+    queue = _queue(ctx)
     entries = queue.take()
     if not entries:
         return False
@@ -78,7 +85,7 @@ def discard_reports(ctx: damon_ctx) -> None:
     if ctx.sample_control.primitives_enabled.page_fault and ctx.ops is not None:
         # Other contexts that monitor the process need them now.
         ctx.ops.report_faults(ctx, False)
-    queue: ReportQueue = ctx.reports
+    queue = _queue(ctx)
     queue.counters.late += count_reports(queue.take())
 
 
@@ -166,6 +173,13 @@ def _core_range(reports: Records | ReportColumns, ctx: damon_ctx) -> tuple[U64Ar
         return addr, size
     unit = np.uint64(ctx.addr_unit)
     return addr // unit, (addr % unit + size + unit - np.uint64(1)) // unit
+
+
+def lookup_of(t: damon_target) -> RegionLookup:
+    """The lookup for the regions of ``t``: kept as long as these are the same, an aggregation interval most often."""
+    if t.lookup is None or not t.lookup.fits(t.regions):
+        t.lookup = RegionLookup(t.regions)
+    return t.lookup
 
 
 def kdamond_apply_zero_access_report(ctx: damon_ctx) -> None:
