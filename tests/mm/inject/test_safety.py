@@ -213,7 +213,7 @@ def test_a_disturbed_caller_leaves_nothing(
     mark = f"caller-{os.getpid()}-{time.monotonic_ns()}"
     monkeypatch.setenv("KDAMON_TEST_MARK", mark)
     with inject._helper("take") as (_, pid):
-        assert [pid] == helpers(mark)
+        assert eventually(lambda: [pid] == helpers(mark))
     with target(directory, "threads") as process:
         for _ in range(SOAK or 3):
             words = [sys.executable, "-c", CALLER, str(process.pid)]
