@@ -75,7 +75,7 @@ def mapper() -> Iterator[tuple[int, IO[str], IO[str]]]:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                assert process.stdout.readline() == "ready\n"
+                assert "ready\n" == process.stdout.readline()
                 yield process.pid, process.stdin, process.stdout
             finally:
                 process.kill()

@@ -76,13 +76,13 @@ def session(
     home = tmp_path_factory.mktemp("home")
     words = (str(DAMO), str(workload), sys.executable, GOOD, ",".join(map(str, sizes)))
     done = kdamon_exec(home, "bash", "-c", SCRIPT, "bash", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     return Answers(done.stdout, home, workload)
 
 
 def test_damo_starts_tunes_and_stops(session: Answers) -> None:
     """The states and the tuned attributes are in the tree."""
-    assert session.said.split() == ["on", "on", "10000", "200000", "20", "500", "off", "-1"]
+    assert ["on", "on", "10000", "200000", "20", "500", "off", "-1"] == session.said.split()
 
 
 def number(shown: str | int) -> int:
@@ -117,7 +117,7 @@ def test_damo_finds_the_features_of_the_version_that_was_asked_for(kdamon_exec: 
     features = {}
     for abi in ("6.12", "7.2"):
         done = kdamon_exec(tmp_path, str(DAMO), "report", "sysinfo", "--print", "sysfs_features", abi=abi)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert 0 == done.returncode, done.stdout + done.stderr
         features[abi] = set(re.findall(r"sysfs/\w+", done.stdout))
     assert features["6.12"] < features["7.2"]
     assert {"sysfs/schemes_apply_interval", "sysfs/vaddr"} <= features["6.12"]

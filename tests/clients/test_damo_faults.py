@@ -69,7 +69,7 @@ def test_damo_sees_writes_a_cpu_and_a_thread(kdamon_exec: Any, workload: dict[st
     script = Path(__file__).parent / "damo_parts.py"
     words = [sys.executable, str(script), str(DAMO), json.dumps(workload), json.dumps(steps)]
     done = kdamon_exec(tmp_path, *words)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     answers = json.loads(done.stdout)
     assert [wanted for _, wanted in steps] == [answer[0] for answer in answers]
     assert all(elsewhere <= 10 * MEBI for _, elsewhere, *_ in answers), answers

@@ -113,11 +113,11 @@ def reader() -> Iterator[int]:
 def test_damo_monitors_all_memory(kdamon_exec: Any, tmp_path: Path) -> None:
     """Regions cover it, some of them are accessed, and it is said what is not known."""
     done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", str(DAMO))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["paddr", "on", "off"]
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert ["paddr", "on", "off"] == done.stdout.split()
     assert "are mapped by one process each, whose accesses can be observed" in done.stderr
     sizes = [accessed_and_covered(path) for path in tmp_path.glob("access*.json")]
-    assert len(sizes) == 12
+    assert 12 == len(sizes)
     assert min(covered for _, covered in sizes) >= 0.9 * system_ram()
     # The few samples of an interval may miss what is accessed; those of all of them do not.
     assert any(0 < accessed < covered for accessed, covered in sizes)
@@ -164,7 +164,7 @@ def test_damo_pages_out_page_frames(kdamon_exec: Any, tmp_path: Path, unit: int)
         regions = " ".join(f"{int(run[0]) * 4096 // unit}-{(int(run[-1]) + 1) * 4096 // unit}" for run in runs)
         arguments = (str(DAMO), regions, str(unit), str(4096 * len(wanted)))
         done = kdamon_exec(tmp_path, "bash", "-c", PAGEOUT, "bash", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert 0 == done.returncode, done.stdout + done.stderr
         assert [unit, 4096 * len(wanted) // unit] == [int(word) for word in done.stdout.split()]
         after = frames_of(pid, addrs)
         assert np.isin(before, wanted).tolist() == ((before != 0) & (after == 0)).tolist()

@@ -63,9 +63,9 @@ def test_damo_probes_what_memory_is(kdamon_exec: Any, tmp_path: Path) -> None:
             arguments = (str(DAMO), str(process.pid), file.name, str(EDGE_KIB), f"{base}-{base + 2 * HALF}")
             done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *arguments)
             process.stdin.close()
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     (before, after) = re.findall(r"^(?:before|after): (\d+) (\d+)$", done.stdout, re.MULTILINE)
-    assert int(before[0]) == HALF >> 10
+    assert HALF >> 10 == int(before[0])
     assert int(after[0]) <= EDGE_KIB
     assert int(after[1]) >= int(before[1])
     assert "- reject hugepage_size [8.000 KiB, 4.000 MiB], allow anon (weight: 3)" in done.stdout
@@ -75,4 +75,4 @@ def test_damo_probes_what_memory_is(kdamon_exec: Any, tmp_path: Path) -> None:
     assert rows
     assert all(int(hits) <= 20 for row in rows for hits in row)
     assert any(int(anon) >= 19 and int(idle) >= 19 for anon, idle in rows)
-    assert done.stdout.splitlines()[-2:] == ["refused", "on"]
+    assert ["refused", "on"] == done.stdout.splitlines()[-2:]

@@ -44,7 +44,7 @@ def test_damo_records_the_process(kdamon_exec: Any, workload: int, tmp_path: Pat
         PATH="${{PATH%%:*}}:$HOME/tools"
         exec {sys.executable} {DAMO} record --do_record access --timeout 8 --out record {workload}"""
     done = kdamon_exec(tmp_path, "bash", "-c", script)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     (record,) = json.loads(zlib.decompress((tmp_path / "record").read_bytes()))
     # Regions are still being found in the first ones, and a busy machine misses samples.
     hot = [hot_bytes(record, at) for at in range(len(record["snapshots"]))]
@@ -59,8 +59,8 @@ def test_damo_starts_while_a_kdamond_runs(kdamon_exec: Any, workload: int, tmp_p
         echo 1 > contexts/0/targets/nr_targets; echo {workload} > contexts/0/targets/0/pid_target; echo on > state
         {DAMO} report damon; {DAMO} report sysinfo --print sysfs_features; cat state"""
     done = kdamon_exec(tmp_path, "bash", "-c", script)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     assert re.search(rf"pid: {workload}\b", done.stdout)
     assert "sysfs/schemes_tried_regions" in done.stdout
     assert done.stdout.endswith("on\n")
-    assert sorted(name.name for name in tmp_path.iterdir()) == []
+    assert [] == sorted(name.name for name in tmp_path.iterdir())

@@ -117,14 +117,14 @@ def test_what_nobody_reports_is_paged_out(
         push, options = PUSH.format(pid=pid, start=parts["writes"], pages=PART // PAGE), []
     words = ["bash", "-c", SCRIPT, "bash", sys.executable, str(DAMO), str(pid), str(PART), push, *options]
     done = kdamon_exec(tmp_path, *words, options=("--reports", str(tmp_path / "reports")))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     shown = dict(re.findall(r"/(\w+):(\S+)$", done.stdout, re.MULTILINE))
     assert ("N", "Y" if source == "faults" else "N") == (shown["page_table"], shown["page_fault"])
     assert int(shown["applied"]) > 0
-    assert int(shown["late"]) == 0
+    assert 0 == int(shown["late"])
     assert int(shown["sz_applied"]) >= PART
     assert re.search(r"^nr_applied: [1-9]", done.stdout, re.MULTILINE)
     # Pages in the middle of being made young again may go, and come back when they are next read.
     assert present(pid, parts["cold"]) < PART // 4
     assert present(pid, parts["reads"]) > PART * 3 // 4
-    assert present(pid, parts["writes"]) == PART
+    assert PART == present(pid, parts["writes"])

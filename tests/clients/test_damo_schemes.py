@@ -54,20 +54,20 @@ if not DAMO.exists():
 def test_damo_starts_and_tunes_schemes(kdamon_exec: Any, workload: int, tmp_path: Path) -> None:
     """A quota is kept in each window, a goal makes it grow, watermarks stop everything."""
     done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", str(DAMO), str(workload))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     said = done.stdout.splitlines()
     shown = dict(re.findall(r"/([a-z_]+):(\S+)$", done.stdout, re.MULTILINE))
-    assert int(shown["effective_bytes"]) == QUOTA
+    assert QUOTA == int(shown["effective_bytes"])
     assert int(shown["sz_tried"]) <= (int(shown["qt_exceeds"]) + 1) * QUOTA
     assert int(shown["qt_exceeds"]) >= 3
-    assert shown["type"] == "anon"
+    assert "anon" == shown["type"]
     assert re.search(r"^qt_exceeds: [1-9]", done.stdout, re.MULTILINE)
     *_, effective, before, after, state = said
     size = int(effective)
     assert size >= 1024
-    assert size & (size - 1) == 0
+    assert 0 == size & (size - 1)
     assert before == after
-    assert state == "on"
+    assert "on" == state
 
 
 #: What damo is asked for, and the scheme's files that say so afterwards.
@@ -123,5 +123,5 @@ def test_every_action_filter_and_goal_of_damo_reaches_the_tree(kdamon_exec: Any,
     {DAMO} stop
     """
     done = kdamon_exec(tmp_path, "bash", "-c", script)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 == done.returncode, done.stdout + done.stderr
     assert ["on", *(value for _, value in files)] == done.stdout.split()

@@ -52,9 +52,9 @@ def test_the_session_of_the_usage_document_finds_the_hot_memory(
     least, most = round(0.8 * sizes[0]), round(1.3 * sizes[0])
     words = (str(workload), str(least), str(most))
     done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *words, abi="7.2")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (0, "") == (done.returncode, done.stderr)
     on, kdamond, hot, tried, off, ended = done.stdout.split()
-    assert (on, off, ended) == ("on", "off", "-1")
+    assert ("on", "off", "-1") == (on, off, ended)
     assert int(kdamond) > 0
     # On a busy machine it takes longer, and the script waits for it.
     assert least <= int(hot) <= most

@@ -57,7 +57,7 @@ class Session:
 
     def put(self, path: str, value: str | int) -> None:
         """Write what has to be taken."""
-        assert self.write(path, str(value)) == "OK", f"{value} > {path}"
+        assert "OK" == self.write(path, str(value)), f"{value} > {path}"
 
     def context(self) -> None:
         """One kdamond with one context."""

@@ -131,7 +131,7 @@ def _commit(make_session: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     # A missed interval then means that half of this was lost.
     session.put(f"{CONTEXT}/monitoring_attrs/intervals/sample_us", 50_000)
     session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 200_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     found = Commit(session)
     try:
         yield found
@@ -163,17 +163,17 @@ def test_the_kdamond_misses_nothing_and_other_files_do_not_wait(commit: Commit) 
     future = commit.begin(FIRST, SECOND)
 
     assert goes_on(commit.ctx, lambda: not future.done())
-    assert session.read(f"{KDAMOND}/state") == "on\n"
+    assert "on\n" == session.read(f"{KDAMOND}/state")
     assert int(session.read(f"{KDAMOND}/pid")) > 0
     assert session.read(f"{TARGETS}/1/pid_target") == f"{SECOND}\n"
-    assert session.write(f"{CONTEXT}/schemes/0/action", "stat") == "OK"
-    assert commit.monitored() == [FIRST]
+    assert "OK" == session.write(f"{CONTEXT}/schemes/0/action", "stat")
+    assert [FIRST] == commit.monitored()
     assert not future.done()
 
     commit.machine.answer.set()
-    assert future.result(120) == "OK"
-    assert commit.monitored() == [FIRST, SECOND]
-    assert [reference.pid for reference in commit.machine.held] == [FIRST, SECOND]
+    assert "OK" == future.result(120)
+    assert [FIRST, SECOND] == commit.monitored()
+    assert [FIRST, SECOND] == [reference.pid for reference in commit.machine.held]
 
 
 def test_other_commands_for_its_kdamond_get_ebusy(commit: Commit) -> None:
@@ -189,13 +189,13 @@ def test_other_commands_for_its_kdamond_get_ebusy(commit: Commit) -> None:
         "clear_schemes_tried_regions",
     )
     assert [session.state(command) for command in commands] == ["EBUSY"] * len(commands)
-    assert session.write(f"{KDAMONDS}/nr_kdamonds", "1") == "EBUSY"
-    assert session.read(f"{KDAMOND}/state") == "on\n"
+    assert "EBUSY" == session.write(f"{KDAMONDS}/nr_kdamonds", "1")
+    assert "on\n" == session.read(f"{KDAMOND}/state")
     commit.machine.answer.set()
-    assert future.result(120) == "OK"
-    assert session.state("off") == "OK"
-    assert session.write(f"{KDAMONDS}/nr_kdamonds", "1") == "OK"
-    assert commit.machine.held == []
+    assert "OK" == future.result(120)
+    assert "OK" == session.state("off")
+    assert "OK" == session.write(f"{KDAMONDS}/nr_kdamonds", "1")
+    assert [] == commit.machine.held
 
 
 def test_what_is_written_meanwhile_is_for_the_next_commit(commit: Commit) -> None:
@@ -205,8 +205,8 @@ def test_what_is_written_meanwhile_is_for_the_next_commit(commit: Commit) -> Non
     session.put(f"{TARGETS}/0/pid_target", THIRD)
     session.put(f"{TARGETS}/nr_targets", 1)
     commit.machine.answer.set()
-    assert future.result(120) == "OK"
-    assert commit.monitored() == [FIRST, SECOND]
+    assert "OK" == future.result(120)
+    assert [FIRST, SECOND] == commit.monitored()
 
 
 def test_a_process_that_cannot_be_taken_changes_nothing(commit: Commit) -> None:
@@ -215,14 +215,14 @@ def test_a_process_that_cannot_be_taken_changes_nothing(commit: Commit) -> None:
     commit.session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 300_000)
     future = commit.begin(FIRST, THIRD, SECOND)
     commit.machine.answer.set()
-    assert future.result(120) == "EPERM"
-    assert commit.monitored() == [FIRST]
-    assert commit.ctx.attrs.aggr_interval == 200_000
-    assert [reference.pid for reference in commit.machine.held] == [FIRST]
+    assert "EPERM" == future.result(120)
+    assert [FIRST] == commit.monitored()
+    assert 200_000 == commit.ctx.attrs.aggr_interval
+    assert [FIRST] == [reference.pid for reference in commit.machine.held]
     # The same once more.
     commit.machine.refusal = None
-    assert commit.session.state("commit") == "OK"
-    assert commit.monitored() == [FIRST, THIRD, SECOND]
+    assert "OK" == commit.session.state("commit")
+    assert [FIRST, THIRD, SECOND] == commit.monitored()
 
 
 def test_the_kdamond_ends_meanwhile(commit: Commit) -> None:
@@ -230,21 +230,21 @@ def test_the_kdamond_ends_meanwhile(commit: Commit) -> None:
     future = commit.begin(FIRST, SECOND)
     commit.machine.processes[FIRST].exit()
     assert eventually(lambda: commit.session.read(f"{KDAMOND}/state") == "off\n")
-    assert commit.session.state("on") == "EBUSY"
+    assert "EBUSY" == commit.session.state("on")
     commit.machine.answer.set()
-    assert future.result(120) == "ECANCELED"
-    assert commit.machine.held == []
-    assert commit.session.read(f"{KDAMOND}/state") == "off\n"
+    assert "ECANCELED" == future.result(120)
+    assert [] == commit.machine.held
+    assert "off\n" == commit.session.read(f"{KDAMOND}/state")
 
 
 def test_the_tree_is_shut_down_meanwhile(commit: Commit) -> None:
     """Its kdamond ends at once, not when the process is taken; no other one is taken."""
     future = commit.begin(FIRST, SECOND)
     commit.session.tree.shutdown()
-    assert commit.session.read(f"{KDAMOND}/state") == "off\n"
+    assert "off\n" == commit.session.read(f"{KDAMOND}/state")
     commit.machine.answer.set()
     assert future.result(120) in {"ECANCELED", "ESHUTDOWN"}
-    assert commit.machine.held == []
+    assert [] == commit.machine.held
 
 
 def test_processes_are_let_go_by_the_writer(commit: Commit) -> None:
@@ -253,20 +253,20 @@ def test_processes_are_let_go_by_the_writer(commit: Commit) -> None:
     session.put(f"{TARGETS}/nr_targets", 3)
     for i, pid in enumerate((FIRST, SECOND, THIRD)):
         session.put(f"{TARGETS}/{i}/pid_target", pid)
-    assert session.state("commit") == "OK"
-    assert machine.put_by == []
+    assert "OK" == session.state("commit")
+    assert [] == machine.put_by
     # One is replaced, one marked as obsolete, one is missing.
     session.put(f"{TARGETS}/0/pid_target", SECOND)
     session.put(f"{TARGETS}/1/obsolete_target", "Y")
-    assert session.state("commit") == "OK"
-    assert commit.monitored() == [SECOND, THIRD]
+    assert "OK" == session.state("commit")
+    assert [SECOND, THIRD] == commit.monitored()
     session.put(f"{TARGETS}/nr_targets", 1)
     session.put(f"{TARGETS}/0/pid_target", SECOND)
-    assert session.state("commit") == "OK"
-    assert commit.monitored() == [SECOND]
+    assert "OK" == session.state("commit")
+    assert [SECOND] == commit.monitored()
     assert machine.put_by == [threading.get_ident()] * 3
     assert set(machine.taken_by) == {threading.get_ident()}
-    assert [reference.pid for reference in machine.held] == [SECOND]
+    assert [SECOND] == [reference.pid for reference in machine.held]
 
 
 def test_a_process_that_does_not_exist_comes_before_what_else_is_wrong(commit: Commit) -> None:
@@ -276,10 +276,10 @@ def test_a_process_that_does_not_exist_comes_before_what_else_is_wrong(commit: C
     goal = f"{CONTEXT}/schemes/0/quotas/goals/0"
     for name, value in (("target_metric", "node_memcg_used_bp"), ("path", "/missing"), ("target_value", 1)):
         session.put(f"{goal}/{name}", value)
-    assert session.state("commit") == "ENOMEM"
+    assert "ENOMEM" == session.state("commit")
     session.put(f"{TARGETS}/0/pid_target", 77)
-    assert session.state("commit") == "EINVAL"
-    assert commit.monitored() == [FIRST]
+    assert "EINVAL" == session.state("commit")
+    assert [FIRST] == commit.monitored()
 
 
 def test_memory_cgroups_of_goals_are_looked_for_by_the_writer(commit: Commit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,14 +288,14 @@ def test_memory_cgroups_of_goals_are_looked_for_by_the_writer(commit: Commit, mo
     memcg_id = commit.machine.memcg_id
     monkeypatch.setattr(commit.machine, "memcg_id", lambda p: looked_by.append(threading.get_ident()) or memcg_id(p))
     session.put(f"{CONTEXT}/schemes/nr_schemes", 2)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     for i, path in enumerate(("/foo", "/missing")):
         goals = f"{CONTEXT}/schemes/{i}/quotas/goals"
         session.put(f"{goals}/nr_goals", 1)
         for name, value in (("target_metric", "node_memcg_used_bp"), ("path", path), ("target_value", 1)):
             session.put(f"{goals}/0/{name}", value)
-    assert session.state("commit_schemes_quota_goals") == "EINVAL"
-    assert [len(s.quota.goals) for s in commit.ctx.schemes] == [1, 0]
+    assert "EINVAL" == session.state("commit_schemes_quota_goals")
+    assert [1, 0] == [len(s.quota.goals) for s in commit.ctx.schemes]
     assert looked_by == [threading.get_ident()] * 2
 
 
@@ -378,7 +378,7 @@ def test_the_kdamond_does_not_wait_for_a_traced_process(tree: SysfsTree, process
     words = [sys.executable, "-c", TRACER, str(second)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as tracer, ThreadPoolExecutor(1) as pool:
         assert tracer.stdout is not None
-        assert tracer.stdout.readline() == b"traces\n"
+        assert b"traces\n" == tracer.stdout.readline()
         future = pool.submit(commit)
         try:
             assert goes_on(ctx, lambda: not future.done())

@@ -196,7 +196,7 @@ def test_a_file_takes_refuses_and_shows_values_as_the_kernels(
         what = f"{row.written!r} > {path}"
         assert (result, what) == (row.result, what)
         if path.endswith("avail_operations"):
-            assert after == "vaddr\nfvaddr\npaddr\n"
+            assert "vaddr\nfvaddr\npaddr\n" == after
         elif result in ("OK", "ENOMEM") or result.startswith("short"):
             # An empty write changes nothing, and what was there may come from a row that is not in the table.
             assert escaped(after) == (row.back if row.written else escaped(before)), what
@@ -280,7 +280,7 @@ def test_commands_of_a_running_kdamond(session: Any, count: Callable[[Row], None
     """In the order of the table: while it is on, without its context directory, after off, after a new number."""
     session.monitor()
     session.put(f"{CONTEXT}/schemes/0/filters/nr_filters", 0)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     order = (
         "running/on again",
         "running/unknown keyword",
@@ -310,7 +310,7 @@ def test_commands_of_a_running_kdamond(session: Any, count: Callable[[Row], None
 def test_directories_that_changed_while_it_runs(session: Any, count: Callable[[Row], None]) -> None:
     """Fewer or more scheme directories than schemes, and goals of no effect, are no errors."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/nr_goals", 1)
     replay(session, count, [row for row in ROWS if row.section == "running/goal"])
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/nr_goals", 0)
@@ -335,7 +335,7 @@ def test_commands_while_watermarks_keep_all_schemes_inactive(
         ("low", 100),
     ):
         session.put(f"{CONTEXT}/schemes/0/watermarks/{name}", value)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     replay(session, count, [row])
 
 
@@ -345,7 +345,7 @@ def test_commit(session: Any, count: Callable[[Row], None], row: Row) -> None:
     session.monitor()
     if "ops paddr->" in row.section:
         session.put(f"{CONTEXT}/operations", "paddr")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     stage(session, row.section)
     assert session.write(row.path, row.data) == row.result
     now, later = (state.split("=")[1] for state in row.back.split(" later "))
@@ -364,12 +364,12 @@ def test_two_kdamonds(session: Any, count: Callable[[Row], None]) -> None:
         session.put(f"{kdamond}/contexts/0/targets/nr_targets", 1)
         session.put(f"{kdamond}/contexts/0/targets/0/pid_target", 150)
         session.put(f"{kdamond}/contexts/0/schemes/nr_schemes", 1)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     for row in rows_of("two kdamonds"):
         assert session.write(row.path, row.data) == row.result
         assert "state=" + session.read(row.path).strip() == row.back.removesuffix(" ") or "pid" in row.back
         count(row)
-    assert session.read(STATE) == "on\n"
+    assert "on\n" == session.read(STATE)
 
 
 CONCURRENT = (
@@ -384,7 +384,7 @@ def test_commands_at_the_same_time(session: Any, count: Callable[[Row], None], s
     first, second, state, pid, nr_kdamonds, nr_schemes = re.fullmatch(CONCURRENT, section).groups()
     session.monitor()
     session.put(AGGR, 1_000_000 if "tried" in first else 100_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     results: dict[str, str] = {}
     thread = threading.Thread(target=lambda: results.update(first=session.state(first)))
     thread.start()
@@ -409,13 +409,13 @@ def test_commands_at_the_same_time(session: Any, count: Callable[[Row], None], s
 def test_a_target_that_ends(session: Any, count: Callable[[Row], None]) -> None:
     """Not reaped it still counts; gone, the kdamond ends by itself and cannot be turned on again."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     (unreaped,) = rows_of("target killed, not reaped")
     assert "state=" + session.read(unreaped.path).strip() == unreaped.back
     count(unreaped)
     session.machine.processes[150].exit()
     until(state_is(session, "off"), "the end of the kdamond")
-    assert session.state("off") == "EPERM"
+    assert "EPERM" == session.state("off")
     replay(session, count, rows_of("target exited"))
 
 
@@ -433,7 +433,7 @@ def test_another_exclusive_user(session: Any, count: Callable[[Row], None]) -> N
     finally:
         damon_stop([ctx])
     for row in (row for row in ROWS if row.section in ("x", "")):
-        assert session.state("on") == "OK"
+        assert "OK" == session.state("on")
         replay(session, count, [row])
 
 
@@ -465,7 +465,7 @@ def test_a_commit_that_fails_changes_nothing(session: Any, count: Callable[[Row]
             session.put(f"{CONTEXT}/targets/{place}/pid_target", pid)
     if "(paddr)" in name:
         session.put(f"{CONTEXT}/operations", "paddr")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     rows = [row for row in rows_of("dry run: ") if re.match(DRY_RUN, row.section)[1] == name]
     before = intervals(session)
     for row in rows[:1]:
@@ -500,7 +500,7 @@ def test_a_commit_that_fails_changes_nothing(session: Any, count: Callable[[Row]
 def snapshots(session: Any) -> int:
     """How often the scheme was applied, updated unless refresh_ms does that."""
     if session.read(f"{KDAMOND}/refresh_ms") == "0\n":
-        assert session.state("update_schemes_stats") == "OK"
+        assert "OK" == session.state("update_schemes_stats")
     return int(session.read(f"{STATS}/nr_snapshots"))
 
 
@@ -524,24 +524,24 @@ def check_growth(session: Any, row: Row, count: Callable[[Row], None], pause: fl
 def test_pause(session: Any, count: Callable[[Row], None]) -> None:
     """It takes a commit to pause and to go on; a paused kdamond answers everything but walks."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     check_growth(session, *rows_of("pause: before"), count)
     replay(session, count, [row for row in ROWS if row.section == "pause"])
     check_growth(session, *rows_of("pause: Y written"), count)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     replay(session, count, rows_of("paused/command"))
     session.put(f"{CONTEXT}/pause", "N")
     replay(session, count, rows_of("pause: commit N"))
-    assert session.state("off") == "OK"
+    assert "OK" == session.state("off")
     session.put(f"{CONTEXT}/pause", "Y")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     replay(session, count, rows_of("pause: Y at on"))
 
 
 def test_refresh(session: Any, count: Callable[[Row], None]) -> None:
     """Results update by themselves while refresh_ms is not 0, from the moment that it is written."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     (never,) = rows_of("refresh_ms: 0")
     time.sleep(0.15)
     assert int(session.read(f"{STATS}/nr_snapshots")) == observed(never)[0]
@@ -572,7 +572,7 @@ def test_a_limit_of_snapshots(session: Any, count: Callable[[Row], None]) -> Non
     """The scheme stops at exactly the limit, is still walked, and goes on when there is none."""
     session.monitor()
     session.put(f"{STATS}/max_nr_snapshots", 5)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     (limited,), (reached,), (unlimited,) = (
         rows_of(f"max_nr_snapshots: {what}") for what in ("5 committed", "reached", "0 committed")
     )
@@ -582,19 +582,19 @@ def test_a_limit_of_snapshots(session: Any, count: Callable[[Row], None]) -> Non
     count(limited)
     replay(session, count, [reached])
     session.put(f"{STATS}/max_nr_snapshots", 0)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     check_growth(session, unlimited, count)
 
 
 def test_tuned_intervals_are_those_of_the_kdamond(session: Any, count: Callable[[Row], None]) -> None:
     """The command overwrites the files while it is on, and leaves them alone afterwards."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     session.put(SAMPLE, 7000)
     running, after_off = (row for row in ROWS if row.section.startswith("tuned"))
     replay(session, count, [running])
-    assert session.read(SAMPLE) == "5000\n"
-    assert session.state("off") == "OK"
+    assert "5000\n" == session.read(SAMPLE)
+    assert "OK" == session.state("off")
     session.put(SAMPLE, 7777)
     assert session.write(after_off.path, after_off.data) == after_off.result
     assert escaped(session.read(SAMPLE)) == after_off.back
@@ -608,15 +608,15 @@ def test_commands_at_other_intervals(session: Any, count: Callable[[Row], None],
     session.monitor()
     session.put(SAMPLE, sample)
     session.put(AGGR, aggr)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     replay(session, count, rows_of(section))
 
 
 def test_tried_regions(session: Any, count: Callable[[Row], None]) -> None:
     """Their files, that they cannot be written, what removes them, and that they outlive off."""
     session.monitor()
-    assert session.state("on") == "OK"
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("update_schemes_tried_regions")
     names = session.tree.listdir(REGIONS)
     assert sorted(names) == sorted(["total_bytes", *(str(i) for i in range(len(names) - 1))])
     for row in rows_of("tried_regions after update"):
@@ -639,13 +639,13 @@ def test_tried_regions(session: Any, count: Callable[[Row], None]) -> None:
     assert int(session.read(f"{REGIONS}/total_bytes")) == total
     replay(session, count, rows_of("tried_bytes keeps dirs?"))
     (bytes_only,) = rows_of("tried_regions after tried_bytes")
-    assert session.tree.listdir(REGIONS) == ["total_bytes"]
+    assert ["total_bytes"] == session.tree.listdir(REGIONS)
     assert int(session.read(bytes_only.path)) == total
     count(bytes_only)
     clear, off, on = (row for row in ROWS if row.section == "tried_regions" and row.path == STATE)
     replay(session, count, [clear])
-    assert session.read(f"{REGIONS}/total_bytes") == "0\n"
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "0\n" == session.read(f"{REGIONS}/total_bytes")
+    assert "OK" == session.state("update_schemes_tried_regions")
     replay(session, count, [off])
     (kept,) = rows_of("after off (kept)")
     assert "0" in session.tree.listdir(kept.path)
@@ -679,5 +679,5 @@ REPLAYED = (
 def test_no_row_of_the_table_is_left_out() -> None:
     """Each is in a section that a test above goes through ("x" and no name: some kdamond was turned off)."""
     left = {row.section for row in ROWS if not row.section.startswith(REPLAYED)}
-    assert left == {"x", ""}
-    assert len(ROWS) == 3890
+    assert {"x", ""} == left
+    assert 3890 == len(ROWS)

@@ -76,8 +76,8 @@ def shown(before: tuple[str, ...] = (), **environment: str) -> dict[str, str | b
 def refused_alike(directory: Path, before: tuple[str, ...] = (), **environment: str) -> str:
     """The sentence of a mount, which has to be one; doctor's row has to say the same."""
     mounting = python("-m", "kdamon_tools", "mount", str(directory), before=before, **environment)
-    assert mounting.returncode == 1
-    assert mounting.stderr.count("\n") == 1, mounting.stderr
+    assert 1 == mounting.returncode
+    assert 1 == mounting.stderr.count("\n"), mounting.stderr
     row = shown(before, **environment)
     assert not row["available"]
     assert f"kdamon: cannot mount: {row['why']}; remedy: {row['remedy']}\n" == mounting.stderr
@@ -303,5 +303,5 @@ def test_a_device_that_is_denied(monkeypatch: pytest.MonkeyPatch, user: int, rem
     monkeypatch.setattr(fuse_binding.os, "geteuid", lambda: user)
     lack = device_lack()
     assert lack is not None
-    assert lack.number == 1
+    assert 1 == lack.number
     assert lack.remedy.startswith(remedy)

@@ -128,7 +128,7 @@ def test_home_of_another_user_is_replaced(hostile: Hostile, kind: str) -> None:
         f"HOME={hostile.user}: user 65534 owns {hostile.user}; the command runs with HOME={hostile.root}" in done.stderr
     )
     assert sorted(os.listdir(hostile.user)) == before
-    assert os.listdir(hostile.root) == []
+    assert [] == os.listdir(hostile.root)
 
 
 #: Holds a lock as another user, who may read the file.
@@ -151,11 +151,11 @@ def test_a_lock_that_another_user_holds_is_not_waited_for(hostile: Hostile) -> N
     ):
         try:
             assert holder.stdout is not None
-            assert holder.stdout.readline() == b"\n"
+            assert b"\n" == holder.stdout.readline()
             done = hostile.exec(f"cat ~/{CACHE}")
         finally:
             holder.kill()
-    assert (done.returncode, done.stdout) == (0, "text\n")
+    assert (0, "text\n") == (done.returncode, done.stdout)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "theirs", "writable"])
@@ -173,8 +173,8 @@ def test_a_cache_in_ones_own_home_that_is_no_file_of_ones_own(hostile: Hostile, 
         else:
             cache.chmod(0o666)
     done = hostile.exec(f"grep -c '{CACHE}' /proc/self/mountinfo")
-    assert (done.returncode, done.stdout) == (1, "0\n")
-    assert os.listdir(hostile.root) == [CACHE]
+    assert (1, "0\n") == (done.returncode, done.stdout)
+    assert [CACHE] == os.listdir(hostile.root)
 
 
 def test_damo_of_another_user_is_not_run(hostile: Hostile) -> None:
@@ -182,7 +182,7 @@ def test_damo_of_another_user_is_not_run(hostile: Hostile) -> None:
     directory = hostile.program("damo", "uname", "which", "perf")
     path = os.environ["PATH"]
     for first in (f"{directory}:{path}", f":.:../bin:{path}"):
-        assert hostile.exec("true", directory=str(directory), PATH=first).returncode == 0
+        assert 0 == hostile.exec("true", directory=str(directory), PATH=first).returncode
         assert not hostile.victim.exists()
 
 
@@ -216,7 +216,7 @@ def test_perf_of_the_working_directory_is_not_run(hostile: Hostile) -> None:
 def test_nothing_is_made_in_a_directory_for_temporary_files(hostile: Hostile) -> None:
     """Its user could put a link there, and root would mount on it and bind what it leads to over damo's cache."""
     before = os.stat(hostile.user).st_mtime_ns
-    assert hostile.exec("true", TMPDIR=str(hostile.user)).returncode == 0
+    assert 0 == hostile.exec("true", TMPDIR=str(hostile.user)).returncode
     assert before == os.stat(hostile.user).st_mtime_ns
 
 
@@ -242,7 +242,7 @@ with preparing_places([], []):
     print("done")
 """
     done = hostile.run("-c", question)
-    assert (done.stdout, done.stderr) == ("done\n", "")
+    assert ("done\n", "") == (done.stdout, done.stderr)
 
 
 def test_a_replay_does_not_wait_for_such_a_file_system(hostile: Hostile) -> None:
@@ -251,7 +251,7 @@ def test_a_replay_does_not_wait_for_such_a_file_system(hostile: Hostile) -> None
     silent = str(hostile.silent)
     words = ("-P", "-m", "kdamon_tools", "replay", str(text))
     done = hostile.run(*words, directory=silent, TMPDIR=silent, TEMP=silent, TMP=silent)
-    assert done.returncode == 0
+    assert 0 == done.returncode
     assert f"TMPDIR={silent} is not used: user 65534 owns {hostile.user}" in done.stderr
 
 
@@ -288,7 +288,7 @@ def test_a_working_directory_that_its_user_exchanges_is_not_left(hostile: Hostil
     ) as user:
         done = hostile.run("-c", GOES, str(hostile.user / "done"), directory=str(hostile.user / "directory"))
         _, complained = user.communicate(timeout=60)
-    assert (done.returncode, complained) == (0, ""), done.stderr
+    assert (0, "") == (done.returncode, complained), done.stderr
 
 
 def test_a_command_that_cannot_be_reached_is_ended_by_a_signal(hostile: Hostile) -> None:
@@ -322,7 +322,7 @@ def test_a_library_of_another_user_is_not_loaded(hostile: Hostile, name: str) ->
     subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=text, text=True, check=True)
     hostile.give()
     done = hostile.exec("true", FUSE_LIBRARY_PATH=str(hostile.user / name))
-    assert done.returncode == 1
+    assert 1 == done.returncode
     assert f"FUSE_LIBRARY_PATH names {hostile.user / name}, which is not trusted (" in done.stderr
     assert not hostile.victim.exists()
 
@@ -352,7 +352,7 @@ def test_fusermount_of_another_user_is_not_run(hostile: Hostile) -> None:
     words = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-P", "-m", "kdamon_tools", "mount"]
     without = f"import os; os.execvp('setpriv', {[*words, '--no-reports', str(mountpoint)]!r})"
     done = hostile.run("-c", without, PATH=f"{directory}:{os.environ['PATH']}")
-    assert done.returncode == 1
+    assert 1 == done.returncode
     assert not hostile.victim.exists()
 
 

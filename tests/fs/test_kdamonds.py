@@ -36,10 +36,10 @@ def test_a_machine_that_cannot_monitor_still_has_a_tree(
     session = make_session()
     session.tree = damon_sysfs_init(cannot, "7.2")
     session.monitor()
-    assert session.read(f"{CONTEXT}/targets/0/pid_target") == "150\n"
+    assert "150\n" == session.read(f"{CONTEXT}/targets/0/pid_target")
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
-    assert [record.getMessage() for record in caplog.records] == ["admin/kdamonds/0: on: this kernel has no BPF"]
-    assert session.read(f"{KDAMOND}/state") == "off\n"
+    assert ["admin/kdamonds/0: on: this kernel has no BPF"] == [record.getMessage() for record in caplog.records]
+    assert "off\n" == session.read(f"{KDAMOND}/state")
 
 
 def test_the_machine_is_looked_for_when_it_is_needed_and_once(make_session: Callable[..., Any]) -> None:
@@ -48,22 +48,22 @@ def test_the_machine_is_looked_for_when_it_is_needed_and_once(make_session: Call
     calls: list[int] = []
     session.tree = damon_sysfs_init(lambda: calls.append(1) or session.machine, "7.2")  # type: ignore[func-returns-value]
     session.context()
-    assert calls == []
+    assert [] == calls
     session.monitor()
-    assert calls == [1]
-    assert session.state("on") == "OK"
-    assert session.state("commit") == "OK"
-    assert calls == [1]
+    assert [1] == calls
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("commit")
+    assert [1] == calls
     session.tree.shutdown()
 
 
 def test_the_kdamond_is_a_thread_of_its_name(session: Any) -> None:
     """pid is the thread's id, and ps shows kdamond.0."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     pid = int(session.read(f"{KDAMOND}/pid"))
-    assert Path(f"/proc/self/task/{pid}/comm").read_text() == "kdamond.0\n"
-    assert session.state("off") == "OK"
+    assert "kdamond.0\n" == Path(f"/proc/self/task/{pid}/comm").read_text()
+    assert "OK" == session.state("off")
     deadline = time.monotonic() + 60
     while os.path.exists(f"/proc/self/task/{pid}"):
         assert time.monotonic() < deadline
@@ -74,15 +74,15 @@ def test_a_shutdown_cancels_what_waits_and_lets_nothing_start(session: Any) -> N
     """A walk that would take a minute is answered at once; on is refused from then on."""
     session.monitor()
     session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 60_000_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     answers: list[str] = []
     waiting = threading.Thread(target=lambda: answers.append(session.state("update_schemes_tried_regions")))
     waiting.start()
     eventually(lambda: session.read(f"{KDAMOND}/state") == "<EBUSY>", "the walk")
     session.tree.shutdown()
     waiting.join(60)
-    assert answers == ["ECANCELED"]
-    assert session.state("on") == "ESHUTDOWN"
+    assert ["ECANCELED"] == answers
+    assert "ESHUTDOWN" == session.state("on")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("kdamond.")]
 
 
@@ -95,8 +95,8 @@ def test_regions_that_were_written_are_monitored(session: Any) -> None:
     for place, (start, end) in enumerate(wanted):
         session.put(f"{CONTEXT}/targets/0/regions/{place}/start", start)
         session.put(f"{CONTEXT}/targets/0/regions/{place}/end", end)
-    assert session.state("on") == "OK"
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("update_schemes_tried_regions")
     tried = f"{CONTEXT}/schemes/0/tried_regions"
     pieces = sorted(
         (int(session.read(f"{tried}/{name}/start")), int(session.read(f"{tried}/{name}/end")))
@@ -109,16 +109,16 @@ def test_regions_that_were_written_are_monitored(session: Any) -> None:
             joined[-1][1] = end
         else:
             joined.append([start, end])
-    assert [tuple(piece) for piece in joined] == wanted
+    assert wanted == [tuple(piece) for piece in joined]
     assert int(session.read(f"{tried}/total_bytes")) == sum(end - start for start, end in wanted)
 
 
 def test_a_new_number_of_kdamonds_gives_back_what_the_old_ones_held(session: Any) -> None:
     """The processes of a context that ran are released with it."""
     session.monitor()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     kdamond = session.tree.kdamonds.present()[0]
-    assert session.state("off") == "OK"
+    assert "OK" == session.state("off")
     assert kdamond.damon_ctx is not None
     session.put("/admin/kdamonds/nr_kdamonds", 1)
     assert kdamond.damon_ctx is None
@@ -172,13 +172,13 @@ def test_two_thousand_directories_come_into_being_when_they_are_looked_at(sessio
     session.context()
     session.put(f"{CONTEXT}/schemes/nr_schemes", 2000)
     schemes = f"{CONTEXT}/schemes"
-    assert len(session.tree.listdir(schemes)) == 2001
-    assert session.tree.getattr(schemes)["st_nlink"] == 2002
+    assert 2001 == len(session.tree.listdir(schemes))
+    assert 2002 == session.tree.getattr(schemes)["st_nlink"]
     session.put(f"{schemes}/1999/action", "cold")
-    assert session.read(f"{schemes}/1999/action") == "cold\n"
-    assert session.read(f"{schemes}/2000/action") == "<ENOENT>"
-    assert session.read(f"{schemes}/01/action") == "<ENOENT>"
-    assert session.read(f"{schemes}/1/action/x") == "<ENOTDIR>"
+    assert "cold\n" == session.read(f"{schemes}/1999/action")
+    assert "<ENOENT>" == session.read(f"{schemes}/2000/action")
+    assert "<ENOENT>" == session.read(f"{schemes}/01/action")
+    assert "<ENOTDIR>" == session.read(f"{schemes}/1/action/x")
 
 
 def test_writers_at_once_get_one_machine() -> None:

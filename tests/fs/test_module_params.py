@@ -179,11 +179,11 @@ def test_older_kernels_have_fewer(make_session: Callable[..., Any], since: str, 
 
 def test_the_kernels_own_place_of_the_tree_has_no_modules(session: Any) -> None:
     """They are there, but not listed before somebody asks for that."""
-    assert session.tree.listdir("/") == ["admin"]
+    assert ["admin"] == session.tree.listdir("/")
     assert session.tree.listdir("/module") == list(MODULES)
     session.tree.list_modules()
-    assert session.tree.listdir("/") == ["admin", "module"]
-    assert session.tree.getattr("/")["st_nlink"] == 4
+    assert ["admin", "module"] == session.tree.listdir("/")
+    assert 4 == session.tree.getattr("/")["st_nlink"]
 
 
 # What Linux answered.
@@ -246,7 +246,7 @@ def test_only_one_module_at_a_time(session: Any, count: Callable[[Row], None]) -
         set_up(session, row.module, on=False)
         set_up(session, first, on=True)
         check(session, row, count)
-        assert session.read(path_of(first, "enabled")) == "Y\n"
+        assert "Y\n" == session.read(path_of(first, "enabled"))
         session.put(path_of(first, "enabled"), "N")
 
 
@@ -259,10 +259,10 @@ def test_no_module_while_the_tree_monitors(session: Any, count: Callable[[Row], 
         check(session, row, count)
     session.put("/admin/kdamonds/0/state", "off")
     set_up(session, "damon_lru_sort", on=True)
-    assert session.state("on") == "EBUSY"
-    assert session.read("/admin/kdamonds/0/state") == "off\n"
+    assert "EBUSY" == session.state("on")
+    assert "off\n" == session.read("/admin/kdamonds/0/state")
     session.put(path_of("damon_lru_sort", "enabled"), "N")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
 
 
 def test_every_row_is_replayed_somewhere() -> None:
@@ -272,7 +272,7 @@ def test_every_row_is_replayed_somewhere() -> None:
         "|running commit_inputs( with .*)?|default wmarks_interval|.* running, second module)"
     )
     left = {row.section for row in ROWS if not re.fullmatch(replayed, row.section)}
-    assert left == {"damon_stat values"}
+    assert {"damon_stat values"} == left
 
 
 # Kdamon's own.
@@ -304,8 +304,8 @@ def test_processes_to_monitor(session: Any, module: str, written: str, answer: s
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_happens_without_a_named_scope(session: Any, module: str, caplog: pytest.LogCaptureFixture) -> None:
     """The default is to refuse, and the log says what is missing."""
-    assert session.write(path_of(module, "enabled"), "Y") == "EINVAL"
-    assert session.read(path_of(module, "enabled")) == "N\n"
+    assert "EINVAL" == session.write(path_of(module, "enabled"), "Y")
+    assert "N\n" == session.read(path_of(module, "enabled"))
     assert f"{module}: enabled: nothing to monitor: name processes in monitor_pids" in caplog.text
 
 
@@ -340,13 +340,13 @@ def test_commits_to_a_module_that_was_never_or_is_not_enabled(session: Any) -> N
     """The two are told apart; what is no word for yes or no is refused in both."""
     for module in MODULES[1:]:
         path = path_of(module, "commit_inputs")
-        assert session.write(path, "Y") == "EINVAL"
+        assert "EINVAL" == session.write(path, "Y")
         set_up(session, module, on=True)
         session.put(path, "Y")
         session.put(path_of(module, "enabled"), "N")
-        assert session.write(path, "Y") == "ECANCELED"
-        assert session.write(path, "x") == "EINVAL"
-        assert session.write(path, "N") == "OK"
+        assert "ECANCELED" == session.write(path, "Y")
+        assert "EINVAL" == session.write(path, "x")
+        assert "OK" == session.write(path, "N")
 
 
 def test_statistics_are_of_the_last_sampling_interval(session: Any) -> None:
@@ -363,16 +363,16 @@ def test_statistics_are_of_the_last_sampling_interval(session: Any) -> None:
     for module, tried, applied, exceeds in shown:
         names = (f"nr_{tried}", f"bytes_{tried}", f"nr_{applied}", f"bytes_{applied}", f"nr_{exceeds}")
         values = [int(session.read(path_of(module, name))) for name in names]
-        assert values == [1, 2, 3, ULONG_MAX, 5]
+        assert [1, 2, 3, ULONG_MAX, 5] == values
 
 
 def test_the_end_of_the_tree_is_the_end_of_its_modules(session: Any) -> None:
     """No other can be enabled."""
     set_up(session, "damon_stat", on=True)
     session.tree.shutdown()
-    assert session.read(path_of("damon_stat", "enabled")) == "N\n"
+    assert "N\n" == session.read(path_of("damon_stat", "enabled"))
     session.put(path_of("damon_reclaim", "monitor_pids"), 150)
-    assert session.write(path_of("damon_reclaim", "enabled"), "Y") == "ESHUTDOWN"
+    assert "ESHUTDOWN" == session.write(path_of("damon_reclaim", "enabled"), "Y")
 
 
 #: What two shells write at the same time, mostly what makes sense.
@@ -546,10 +546,10 @@ class TestShell:
         before = outside()
         process = kdamon("exec", "--no-reports", "--", "sh", "-c", MADE_SURE + RECLAIM, "sh", str(cold_half))
         said, complained = process.communicate(timeout=120)
-        assert said.split("\n") == ["-1", "running", "a kdamond", "the cold half is gone", "N", "-1", "N", ""], (
+        assert ["-1", "running", "a kdamond", "the cold half is gone", "N", "-1", "N", ""] == said.split("\n"), (
             complained
         )
-        assert process.returncode == 0
+        assert 0 == process.returncode
         assert outside() == before
 
     @pytest.mark.real
@@ -560,7 +560,7 @@ class TestShell:
             "exec", "--no-reports", "--", "sh", "-ec", MADE_SURE + DAMO_MODULES, "sh", str(DAMO), str(cold_half)
         )
         said, complained = process.communicate(timeout=120)
-        assert process.returncode == 0, complained
+        assert 0 == process.returncode, complained
         enabled = ["enabled: Y", "min_age: 5000000", "quota_sz: 8388608", "wmarks_mid: 998"]
         assert said.splitlines() == [*enabled, "min_age: 7000000", "enabled: N", "enabled: Y", "enabled: N"]
 
@@ -588,13 +588,13 @@ class TestShell:
         try:
             assert server.stderr is not None
             assert "the tree is at" in server.stderr.readline()
-            assert sorted(os.listdir(top)) == ["admin", "module"]
+            assert ["admin", "module"] == sorted(os.listdir(top))
             parameters = top / "module/damon_stat/parameters"
             (parameters / "monitor_pids").write_text(f"{cold_half}\n")
             (parameters / "enabled").write_text("Y\n")
             assert int((parameters / "kdamond_pid").read_text()) > 0
-            assert (parameters / "memory_idle_ms_percentiles").read_text().count(",") == 100
+            assert 100 == (parameters / "memory_idle_ms_percentiles").read_text().count(",")
         finally:
             server.terminate()
             server.communicate(timeout=30)
-        assert os.listdir(top) == []
+        assert [] == os.listdir(top)

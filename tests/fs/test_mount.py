@@ -123,29 +123,29 @@ cat ../../state
 
 def test_a_shell_session(top: Path) -> None:
     """echo and cat, as the kernel's documentation of the tree shows them."""
-    assert sh(top, MONITOR) == "on\n"
+    assert "on\n" == sh(top, MONITOR)
     pid = sh(top, "cat 0/pid")
-    assert sh(top, f"cat /proc/*/task/{pid.strip()}/comm 2>&1 | sort -u") == "kdamond.0\n"
-    assert sh(top, "echo update_schemes_tried_regions > 0/state; cat 0/contexts/0/schemes/0/tried_regions/0/start") == (
-        "1048576\n"
+    assert "kdamond.0\n" == sh(top, f"cat /proc/*/task/{pid.strip()}/comm 2>&1 | sort -u")
+    assert "1048576\n" == sh(
+        top, "echo update_schemes_tried_regions > 0/state; cat 0/contexts/0/schemes/0/tried_regions/0/start"
     )
     assert "Device or resource busy" in sh(top, "echo on > 0/state")
     assert "Device or resource busy" in sh(top, "echo 0 > nr_kdamonds")
-    assert sh(top, "echo off > 0/state; cat 0/state 0/pid") == "off\n-1\n"
+    assert "off\n-1\n" == sh(top, "echo off > 0/state; cat 0/state 0/pid")
     assert "Invalid argument" in sh(top, "echo -1 > nr_kdamonds")
     assert "Numerical result out of range" in sh(top, "echo 99999999999 > nr_kdamonds")
     assert "Permission denied" in sh(top, "echo 1 > 0/pid")
     assert "Permission denied" in sh(top, "touch new")
     assert "Operation not permitted" in sh(top, "mkdir new; rm -r 0")
-    assert sh(top, "echo 0x20 > nr_kdamonds; cat nr_kdamonds; ls | wc -l") == "32\n33\n"
+    assert "32\n33\n" == sh(top, "echo 0x20 > nr_kdamonds; cat nr_kdamonds; ls | wc -l")
 
 
 def test_new_directories_take_the_place_of_removed_ones_at_once(top: Path) -> None:
     """No name and no content of before is seen after a nr_* file was written."""
     script = "echo {} > 0/contexts/0/schemes/nr_schemes; ls 0/contexts/0/schemes; cat 0/contexts/0/schemes/1/action"
-    assert sh(top, script.format(2)) == "0\n1\nnr_schemes\nstat\n"
-    assert sh(top, "echo cold > 0/contexts/0/schemes/1/action; cat 0/contexts/0/schemes/1/action") == "cold\n"
-    assert sh(top, script.format(2)) == "0\n1\nnr_schemes\nstat\n"
+    assert "0\n1\nnr_schemes\nstat\n" == sh(top, script.format(2))
+    assert "cold\n" == sh(top, "echo cold > 0/contexts/0/schemes/1/action; cat 0/contexts/0/schemes/1/action")
+    assert "0\n1\nnr_schemes\nstat\n" == sh(top, script.format(2))
     assert sh(top, script.format(1)).startswith("0\nnr_schemes\ncat: ")
     assert not (top / "0/contexts/0/schemes/1").exists()
 
@@ -157,11 +157,11 @@ def test_other_files_answer_while_a_command_waits(top: Path) -> None:
     waiting = threading.Thread(target=sh, args=(top, "echo update_schemes_tried_regions > 0/state"))
     waiting.start()
     until(lambda: "Device or resource busy" in sh(top, "cat 0/state"), "the walk")
-    assert sh(top, "cat 0/contexts/0/operations") == "vaddr\n"
+    assert "vaddr\n" == sh(top, "cat 0/contexts/0/operations")
     assert "Device or resource busy" in sh(top, "cat 0/pid")
     assert "Device or resource busy" in sh(top, "echo 2 > 0/contexts/0/schemes/nr_schemes")
     waiting.join()
-    assert sh(top, "cat 0/state") == "on\n"
+    assert "on\n" == sh(top, "cat 0/state")
 
 
 # How it ends.
@@ -175,16 +175,16 @@ def test_a_signal_unmounts_and_stops_everything(serve: Callable[..., Server], nu
     kdamonds = server.mountpoint / "admin/kdamonds"
     sh(kdamonds, "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
     sh(kdamonds, "echo 60000000 > 0/contexts/0/monitoring_attrs/intervals/aggr_us")
-    assert sh(kdamonds, MONITOR) == "on\n"
+    assert "on\n" == sh(kdamonds, MONITOR)
     waiting = threading.Thread(target=sh, args=(kdamonds, "echo update_schemes_tried_regions > 0/state"))
     waiting.start()
     until(lambda: "Device or resource busy" in sh(kdamonds, "cat 0/state"), "the walk")
     status, said, _ = server.end(number)
     waiting.join(60)
     assert not waiting.is_alive()
-    assert (status, said) == (0, "ended\n")
+    assert (0, "ended\n") == (status, said)
     assert mount_at(str(server.mountpoint)) is None
-    assert os.listdir(server.mountpoint) == []
+    assert [] == os.listdir(server.mountpoint)
 
 
 def test_unmounting_ends_the_server(serve: Callable[..., Server]) -> None:
@@ -193,7 +193,7 @@ def test_unmounting_ends_the_server(serve: Callable[..., Server]) -> None:
     assert server.ready()
     umount(str(server.mountpoint))
     status, said, _ = server.wait()
-    assert (status, said) == (0, "ended\n")
+    assert (0, "ended\n") == (status, said)
 
 
 def test_a_pause_does_not_end_the_server(serve: Callable[..., Server]) -> None:
@@ -205,8 +205,8 @@ def test_a_pause_does_not_end_the_server(serve: Callable[..., Server]) -> None:
     server.process.send_signal(signal.SIGCONT)
     time.sleep(0.7)
     assert server.process.poll() is None
-    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
-    assert server.end(signal.SIGTERM)[0] == 0
+    assert "0\n" == (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text()
+    assert 0 == server.end(signal.SIGTERM)[0]
 
 
 def test_several_signals_are_as_good_as_one(serve: Callable[..., Server]) -> None:
@@ -216,7 +216,7 @@ def test_several_signals_are_as_good_as_one(serve: Callable[..., Server]) -> Non
     for number in (signal.SIGINT, signal.SIGHUP):
         server.process.send_signal(number)
     status, said, _ = server.end(signal.SIGTERM)
-    assert (status, said) == (0, "ended\n")
+    assert (0, "ended\n") == (status, said)
     assert mount_at(str(server.mountpoint)) is None
 
 
@@ -227,7 +227,7 @@ def test_a_file_that_is_kept_open_keeps_nothing_mounted(serve: Callable[..., Ser
     file = os.open(server.mountpoint / "admin/kdamonds/nr_kdamonds", os.O_RDONLY)
     try:
         status, _, _ = server.end(signal.SIGTERM)
-        assert status == 0
+        assert 0 == status
         assert mount_at(str(server.mountpoint)) is None
         with pytest.raises(OSError, match=r"Transport endpoint is not connected|connection abort"):
             os.read(file, 10)
@@ -256,7 +256,7 @@ def monitors(serve: Callable[..., Server], **options: str) -> tuple[Server, int]
     server = serve(**options)
     assert server.ready()
     sh(server.mountpoint / "admin/kdamonds", "echo 1 > nr_kdamonds; echo 1 > 0/contexts/nr_contexts")
-    assert sh(server.mountpoint / "admin/kdamonds", MONITOR) == "on\n"
+    assert "on\n" == sh(server.mountpoint / "admin/kdamonds", MONITOR)
     (watcher,) = watchers(server)
     return server, watcher
 
@@ -274,7 +274,7 @@ def test_a_killed_server_leaves_nothing(serve: Callable[..., Server], in_use: bo
         server.wait()
         until(lambda: not os.path.exists(f"/proc/{watcher}"), "the watcher's end")
         assert mount_at(str(server.mountpoint)) is None
-        assert os.listdir(server.mountpoint) == []
+        assert [] == os.listdir(server.mountpoint)
 
 
 def test_the_mount_of_a_later_server_is_left_alone(serve: Callable[..., Server]) -> None:
@@ -286,8 +286,8 @@ def test_the_mount_of_a_later_server_is_left_alone(serve: Callable[..., Server])
     assert later.ready()
     os.kill(watcher, signal.SIGCONT)
     until(lambda: not os.path.exists(f"/proc/{watcher}"), "the watcher's end")
-    assert (later.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
-    assert later.end(signal.SIGTERM)[0] == 0
+    assert "0\n" == (later.mountpoint / "admin/kdamonds/nr_kdamonds").read_text()
+    assert 0 == later.end(signal.SIGTERM)[0]
     assert mount_at(str(later.mountpoint)) is None
 
 
@@ -301,9 +301,9 @@ def test_the_mount_of_a_killed_server_is_taken_over(serve: Callable[..., Server]
             os.listdir(killed.mountpoint)
     server = serve()
     assert server.ready()
-    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    assert "0\n" == (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text()
     status, _, complained = server.end(signal.SIGTERM)
-    assert status == 0
+    assert 0 == status
     assert "taking over the mount of a kdamon that was killed" in complained
     assert mount_at(str(server.mountpoint)) is None
 
@@ -318,7 +318,7 @@ def test_a_directory_in_use_is_refused(serve: Callable[..., Server]) -> None:
     second = serve()
     assert not second.ready()
     status, _, complained = second.wait()
-    assert status == 1
+    assert 1 == status
     assert "another kdamon serves" in complained
     assert (first.mountpoint / "admin").is_dir()
 
@@ -380,14 +380,14 @@ def test_a_private_namespace_is_told_from_the_machines() -> None:
     question = "from kdamon_fs.mounts import private_mount_namespace; print(private_mount_namespace())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = ["unshare", "--mount", sys.executable, "-P", "-c", question]
-    assert subprocess.check_output(command, env=environment, text=True) == "True\n"
+    assert "True\n" == subprocess.check_output(command, env=environment, text=True)
 
 
 def test_names_may_be_any_bytes(serve: Callable[..., Server]) -> None:
     """Of the mount point and of what somebody looks for in it."""
     server = serve("Дерево\N{DECIDUOUS TREE}")
     assert server.ready()
-    assert (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+    assert "0\n" == (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text()
     with pytest.raises(FileNotFoundError):
         os.stat(os.fsencode(server.mountpoint) + b"/admin/\xff\xfe")
 
@@ -419,7 +419,7 @@ sys.exit(3)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-P", "-c", program, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stdout) == (3, "0\n\n")
+    assert (3, "0\n\n") == (done.returncode, done.stdout)
     assert mount_at(str(tmp_path)) is None
 
 
@@ -440,7 +440,7 @@ def test_a_bug_is_an_io_error_and_a_traceback_in_the_log(
     monkeypatch.setattr(session.tree, "getattr", fail)
     with caplog.at_level(logging.ERROR), pytest.raises(OSError, match="internal error") as error:
         operations.getattr("/admin")
-    assert error.value.errno == 5
+    assert 5 == error.value.errno
     assert re.search(r"getattr of /admin failed", caplog.text)
     assert "Traceback" in caplog.text
 

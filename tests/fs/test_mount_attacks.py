@@ -85,48 +85,48 @@ def test_a_dead_tree_is_taken_over_and_no_other_one(move: str) -> None:
 @pytest.mark.parametrize("move", ["link above", "link itself"])
 def test_a_killed_server_leaves_no_mount_and_takes_no_other(move: str) -> None:
     """The name of its directory leads to another kdamon's dead tree by then."""
-    assert attack("killed", move) == [DECOY, []]
+    assert [DECOY, []] == attack("killed", move)
 
 
 @by_each_binding
 @pytest.mark.parametrize("place", [".", "admin"])
 def test_what_root_mounted_on_the_tree_stays(place: str) -> None:
     """On top of it, where the kernel would unmount that instead, and inside, where it would go along."""
-    assert attack("mounted_upon", place)[-1] == "tmpfs"
+    assert "tmpfs" == attack("mounted_upon", place)[-1]
 
 
 def test_what_root_mounts_meanwhile_stays() -> None:
     """At whatever point of time that is."""
-    assert attack("mounted_meanwhile") == [VICTIM]
+    assert [VICTIM] == attack("mounted_meanwhile")
 
 
 @by_each_binding
 def test_names_that_look_like_the_kernels_own_words() -> None:
     """Blanks, newlines, escapes, "(deleted)", and parts of a line of mountinfo."""
-    assert attack("odd_names") == []
+    assert [] == attack("odd_names")
 
 
 def test_paths_longer_than_the_kernel_takes() -> None:
     """A relative name leads there; what was mounted is found again."""
-    assert attack("long_path") == [0, 0]
+    assert [0, 0] == attack("long_path")
 
 
 @by_each_binding
 def test_other_namespaces_get_the_mount_and_its_end() -> None:
     """Where the directory's mount is shared."""
-    assert attack("propagation") == [[0, 0], [1, 1], [0, 0]]
+    assert [[0, 0], [1, 1], [0, 0]] == attack("propagation")
 
 
 @by_each_binding
 def test_a_connection_that_root_ends_leaves_no_mount() -> None:
     """By the kernel's file for that, below /sys/fs/fuse/connections."""
-    assert attack("aborted") == []
+    assert [] == attack("aborted")
 
 
 @by_each_binding
 def test_a_root_directory_whose_mount_is_out_of_sight() -> None:
     """As in a chroot environment: the kernel does not list that mount."""
-    assert attack("in_chroot") == ["/d"]
+    assert ["/d"] == attack("in_chroot")
 
 
 def test_links_of_users_are_refused_and_roots_followed() -> None:
@@ -134,21 +134,21 @@ def test_links_of_users_are_refused_and_roots_followed() -> None:
     theirs, shared, ours, dots, top = attack("sentences")
     assert "link is a symbolic link, and user 65534 may replace it or /mnt/home; name the directory" in theirs
     assert "theirs is a symbolic link, and user 65534 may replace it" in shared
-    assert (ours, dots) == ("/mnt/safe/free", "/mnt/safe/free")
+    assert ("/mnt/safe/free", "/mnt/safe/free") == (ours, dots)
     assert "it is the root directory" in top
 
 
 def test_a_users_file_system_is_not_asked_anything() -> None:
     """Its server may never answer, and root would wait for ever; by a name or a link of /proc."""
     by_name, by_link = attack("hanging_server")
-    assert by_name == "cannot mount on /mnt/home/fs/d: it is in a file system that user 65534 serves"
+    assert "cannot mount on /mnt/home/fs/d: it is in a file system that user 65534 serves" == by_name
     assert "it is in a file system that user 65534 serves" in by_link
 
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/damon"), reason="kernel lacks: DAMON's sysfs")
 def test_exec_covers_nothing_but_the_machines_places() -> None:
     """Root mounted a sysfs below a user's directory, whose name leads to root's files while that is closed."""
-    assert attack("places_elsewhere") == []
+    assert [] == attack("places_elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def test_the_command_finds_the_tree_at_the_kernels_place_and_nobody_else_does(st
     process = start("sh", "-c", script, stdin=subprocess.PIPE)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(5)]
-    assert lines == ["0\n", "1\n", "nr_kdamonds\n", "on\n", "go\n"]
+    assert ["0\n", "1\n", "nr_kdamonds\n", "on\n", "go\n"] == lines
     assert outside() == before
     said, _ = process.communicate("\n", timeout=30)
-    assert (process.returncode, said) == (0, "off\n")
+    assert (0, "off\n") == (process.returncode, said)
     assert outside() == before
 
 
@@ -138,7 +138,7 @@ def test_the_exit_status_is_the_commands_as_a_shell_has_it(start: Start, command
 def test_older_kernels_files_can_be_asked_for(start: Start) -> None:
     """The abi reaches the tree."""
     script = f"{MADE_SURE} cd {DAMON}/admin/kdamonds; echo 1 > nr_kdamonds; ls 0"
-    assert finish(start("sh", "-c", script, abi="6.12")) == (0, "contexts\npid\nstate\n")
+    assert (0, "contexts\npid\nstate\n") == finish(start("sh", "-c", script, abi="6.12"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
@@ -147,7 +147,7 @@ def test_signals_go_to_the_command(start: Start, number: signal.Signals) -> None
     name = number.name.removeprefix("SIG")
     process = start("bash", "-c", f"trap 'echo {name}; exit 5' {name}; echo ready; while :; do sleep 0.05; done")
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    assert "ready\n" == process.stdout.readline()
     process.send_signal(number)
     assert finish(process) == (5, f"{name}\n")
 
@@ -172,7 +172,7 @@ def test_a_terminals_interrupt_reaches_the_command_once(start: Start) -> None:
     while b"got" not in said:
         said += os.read(master, 1000)
     assert re.search(rb"got 1\b", said)
-    assert process.wait(30) == 0
+    assert 0 == process.wait(30)
     os.close(master)
 
 
@@ -210,7 +210,7 @@ def test_what_the_command_leaves_behind_loses_the_tree(start: Start) -> None:
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     try:
-        assert finish(process)[0] == 0
+        assert 0 == finish(process)[0]
         assert b"kdamon /sys" not in Path(f"/proc/{pid}/mounts").read_bytes()
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -245,7 +245,7 @@ def test_what_outlives_the_tree_does_not_find_the_machines(start: Start, tmp_pat
         {unmount}; echo ready; read line"""
     process = start("sh", "-c", script, stdin=subprocess.PIPE)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    assert "ready\n" == process.stdout.readline()
     if end == "kill":
         process.kill()
         process.wait()
@@ -268,7 +268,7 @@ def test_the_machines_modules_do_not_show_up_in_any_version(start: Start, tmp_pa
     before = outside()
     for abi, names in (("6.12", {"damon_lru_sort", "damon_reclaim"}), ("next", {*MODULES})):
         status, said = finish(start("sh", "-c", f"{MADE_SURE} ls /sys/module", abi=abi, before=wrap))
-        assert status == 0
+        assert 0 == status
         found = set(said.split())
         assert {name for name in found if name.startswith("damon")} == names
         assert "zoo" in found
@@ -284,7 +284,7 @@ def test_another_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path
     script = f"{MADE_SURE} ls -A {other}/kernel/mm/damon | wc -l; ls {other}/kernel | grep -c '^mm$'"
     if not os.path.isdir(DAMON):
         pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
-    assert finish(start("sh", "-c", script, before=wrap)) == (0, "0\n1\n")
+    assert (0, "0\n1\n") == finish(start("sh", "-c", script, before=wrap))
 
 
 @pytest.mark.parametrize("directory", ["/sys/kernel/mm", DAMON, f"{DAMON}/admin/kdamonds", "/sys/module"])
@@ -303,7 +303,7 @@ def test_a_working_directory_that_the_tree_lacks_is_refused(start: Start) -> Non
         pytest.skip("the machine's DAMON has no kdamond")
     process = start("true", cwd=directory)
     _, complained = process.communicate(timeout=60)
-    assert process.returncode == 126
+    assert 126 == process.returncode
     assert f"the working directory, {directory}, does not exist in the tree" in complained
 
 
@@ -313,8 +313,8 @@ def test_a_working_directory_that_was_removed_is_no_obstacle(start: Start, tmp_p
     gone.mkdir()
     process = start("sh", "-c", "cat; stat -c %h .", cwd=gone, stdin=subprocess.PIPE)
     gone.rmdir()
-    assert process.communicate("go\n", timeout=60)[0] == "go\n0\n"
-    assert process.returncode == 0
+    assert "go\n0\n" == process.communicate("go\n", timeout=60)[0]
+    assert 0 == process.returncode
 
 
 @pytest.mark.parametrize("part", ["kernel", "kernel/mm", "kernel/mm/damon", "kernel/mm/damon/admin"])
@@ -326,7 +326,7 @@ def test_a_part_of_a_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_
     other.mkdir()
     wrapper.write_text(f'#!/bin/bash -e\nmount --bind /sys/{part} {other}\nexec "$@"\n')
     wrap = ("unshare", "--mount", "--propagation", "private", "bash", str(wrapper))
-    assert finish(start("sh", "-c", f"find {other} -name kdamonds", before=wrap)) == (0, "")
+    assert (0, "") == finish(start("sh", "-c", f"find {other} -name kdamonds", before=wrap))
 
 
 def covering(directory: Path, place: str, *made: str) -> tuple[str, ...]:
@@ -358,10 +358,10 @@ def test_a_kernel_without_damon_gets_a_place_for_the_tree(start: Start, tmp_path
     wrap = covering(tmp_path, "/sys/kernel/mm")
     script = f"{MADE_SURE} ls /sys/kernel/mm; cat {DAMON}/admin/kdamonds/nr_kdamonds; ls /sys/kernel/mm/*/ | wc -l"
     status, said = finish(start("sh", "-c", script, before=wrap))
-    assert status == 0
+    assert 0 == status
     *names, number, _ = said.splitlines()
     assert sorted(names) == sorted(["damon", *others])
-    assert number == "0"
+    assert "0" == number
     assert outside() == before
 
 
@@ -383,7 +383,7 @@ def test_what_others_unmount_does_not_stay_in_use(start: Start, tmp_path: Path) 
         grep -c {mounted} /proc/mounts; touch {tmp_path}/running
         until [ -e {tmp_path}/unmounted ]; do sleep 0.05; done
         grep -c {mounted} /proc/mounts"""
-    assert finish(start("sh", "-c", script, before=wrap))[1] == "1\n0\n"
+    assert "1\n0\n" == finish(start("sh", "-c", script, before=wrap))[1]
 
 
 @by_each_binding
@@ -396,7 +396,7 @@ def test_one_command_can_run_another(start: Start) -> None:
         f"{sys.executable} {SUPPORT / 'run_within.py'} 7.2 sh -c 'echo 5 > {tree}/nr_kdamonds; cat {tree}/nr_kdamonds'"
     )
     script = f"{MADE_SURE} echo 3 > {tree}/nr_kdamonds; {inner}; cat {tree}/nr_kdamonds"
-    assert finish(start("sh", "-c", script)) == (0, "5\n3\n")
+    assert (0, "5\n3\n") == finish(start("sh", "-c", script))
 
 
 # What damo needs.
@@ -405,7 +405,7 @@ def test_one_command_can_run_another(start: Start) -> None:
 def test_a_tracefs_is_there(start: Start) -> None:
     """damo does not start without one that it can read."""
     script = f"{MADE_SURE} set -- $(grep -w tracefs /proc/mounts | head -1); head -c1 $2/available_events | wc -c"
-    assert finish(start("sh", "-c", script)) == (0, "1\n")
+    assert (0, "1\n") == finish(start("sh", "-c", script))
 
 
 @pytest.mark.parametrize("debugfs", [False, True])
@@ -422,9 +422,9 @@ def test_a_tracefs_names_the_events_that_are_served_and_has_none_of_the_machines
             for name in set_event events/enable instances; do [ -w $name ] && echo CAN; done; true
         done"""
     status, said = finish(start("sh", "-c", script, abi="6.12", before=wrap))
-    assert status == 0
+    assert 0 == status
     shown = "events/sched\nevents/damon:\n\ninstances:\ndamon:damon_aggregated\ndamon:damos_before_apply\n"
-    assert said.replace(shown, "") == ""
+    assert "" == said.replace(shown, "")
     assert said
 
 
@@ -444,7 +444,7 @@ def test_perf_records_the_trees_events(start: Start, home: Path) -> None:
         perf script --force -i events > text"""
     # A shell's background processes ignore SIGINT, but the wanted handler is the program's own.
     status, said = finish(start("bash", "-m", "-c", script))
-    assert status == 0
+    assert 0 == status
     pid = said.split()[0]
     lines = (home / "text").read_text().splitlines()
     begin = r" kdamond\.0 (\d+) \[\d{3}\] (\d+\.\d{6}): damon:damon_aggregated: "
@@ -480,10 +480,10 @@ def test_perf_refuses_what_it_would_record_wrongly(start: Start, words: str, sai
     """In one sentence."""
     script = f"perf record -q --output events --event=damon:damos_esz -- true; perf {words} 2>&1"
     status, answer = finish(start("sh", "-c", f'cd "$HOME"; {script}'))
-    assert status == 1
+    assert 1 == status
     assert answer.startswith("perf: ")
     assert said in answer
-    assert answer.count("\n") == 1
+    assert 1 == answer.count("\n")
 
 
 def test_perf_is_the_machines_for_everything_else(start: Start, home: Path) -> None:
@@ -503,7 +503,7 @@ def test_perf_is_the_machines_for_everything_else(start: Start, home: Path) -> N
         "perf version kdamon",
         "perf: it is not installed; kdamon serves DAMON's events alone",
     ]
-    assert status == 1
+    assert 1 == status
 
 
 def test_perf_says_that_kdamon_ended(start: Start, home: Path) -> None:
@@ -511,10 +511,10 @@ def test_perf_says_that_kdamon_ended(start: Start, home: Path) -> None:
     script = """cd "$HOME"; (
         until [ -e go ]; do sleep 0.05; done
         perf record -e damon:damos_esz true; mv said.new said) > said.new 2>&1 < /dev/null &"""
-    assert finish(start("sh", "-c", script))[0] == 0
+    assert 0 == finish(start("sh", "-c", script))[0]
     (home / "go").touch()
     until((home / "said").exists, "what perf says")
-    assert (home / "said").read_text() == "perf: kdamon exec serves no events any more (Connection refused)\n"
+    assert "perf: kdamon exec serves no events any more (Connection refused)\n" == (home / "said").read_text()
 
 
 @pytest.mark.parametrize("cached", [None, "what damo knows about the machine\n"])
@@ -527,16 +527,16 @@ def test_damos_cache_is_private_and_the_rest_of_home_is_not(start: Start, home: 
         f"{MADE_SURE} grep -c 'damo knows' ~/.damo.sysinfo; echo tree > ~/.damo.sysinfo; cat ~/.damo.sysinfo ~/notes"
         "; echo x > ~/new"
     )
-    assert finish(start("sh", "-c", script)) == (0, "0\ntree\nmine\n")
+    assert (0, "0\ntree\nmine\n") == finish(start("sh", "-c", script))
     assert (cache.read_text() if cache.exists() else None) == cached
-    assert (home / "new").read_text() == "x\n"
+    assert "x\n" == (home / "new").read_text()
 
 
 def test_nothing_is_left_in_home_when_kdamon_is_killed(start: Start, home: Path) -> None:
     """The place for damo's cache is taken away again."""
     process = start("sh", "-c", f"{MADE_SURE} echo tree > ~/.damo.sysinfo; echo ready; exec sleep 600")
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    assert "ready\n" == process.stdout.readline()
     process.kill()
     process.wait()
     until(lambda: sorted(os.listdir(home)) == ["notes"], "the end of what was made in the home directory")
@@ -548,10 +548,10 @@ def test_commands_at_the_same_time_do_not_take_the_cache_from_each_other(start: 
     processes = [start("sh", "-c", script, stdin=subprocess.PIPE) for _ in range(2)]
     for process in processes:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert "ready\n" == process.stdout.readline()
     for process in processes:
-        assert process.communicate("\n", timeout=30)[0] == "mine\n"
-    assert sorted(os.listdir(home)) == ["notes"]
+        assert "mine\n" == process.communicate("\n", timeout=30)[0]
+    assert ["notes"] == sorted(os.listdir(home))
 
 
 def test_the_command_gets_the_limits_as_kdamon_got_them(start: Start) -> None:
@@ -559,7 +559,7 @@ def test_the_command_gets_the_limits_as_kdamon_got_them(start: Start) -> None:
     script = "ulimit -n; ulimit -Hn; grep 'Max open files' /proc/$PPID/limits"
     wrap = ("sh", "-c", 'ulimit -Sn 100; ulimit -Hn 3000; exec "$@"', "sh")
     status, said = finish(start("sh", "-c", script, before=wrap))
-    assert (status, said.split()) == (0, ["100", "3000", "Max", "open", "files", "3000", "3000", "files"])
+    assert (0, ["100", "3000", "Max", "open", "files", "3000", "3000", "files"]) == (status, said.split())
 
 
 def test_the_command_gets_the_signals_as_kdamon_got_them(start: Start) -> None:

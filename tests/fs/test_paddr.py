@@ -59,7 +59,7 @@ def test_a_machine_that_cannot_refuses_to_start(session: Any, caplog: pytest.Log
 
     session.machine.physical_memory = refuse
     monitor(session)
-    assert session.state("on") == "EPERM"
+    assert "EPERM" == session.state("on")
     assert "page frames may not be seen" in caplog.text
 
 
@@ -67,35 +67,35 @@ def test_a_machine_that_cannot_refuses_to_start(session: Any, caplog: pytest.Log
 @pytest.mark.parametrize(("unit", "smallest"), [(1, 4096), (1024, 4), (8192, 1)])
 def test_the_unit_of_addresses_takes_effect(session: Any, unit: int, smallest: int) -> None:
     monitor(session, ("addr_unit", unit), ("targets/0/regions/0/end", 64 * MIB // unit))
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     assert (unit, smallest) == (running(session).addr_unit, running(session).min_region_sz)
-    assert session.state("off") == "OK"
+    assert "OK" == session.state("off")
 
 
 @pytest.mark.real
 def test_the_unit_of_addresses_is_nothing_to_processes(session: Any) -> None:
     session.monitor()
     session.put(f"{CONTEXT}/addr_unit", 1024)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     assert (1, 4096) == (running(session).addr_unit, running(session).min_region_sz)
 
 
 def test_a_unit_that_does_not_divide_a_page_is_refused(session: Any) -> None:
     monitor(session, ("addr_unit", 3))
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
 
 
 @pytest.mark.real
 def test_there_is_only_one_physical_address_space(session: Any) -> None:
     """Two targets are refused, and the kdamond goes on with the one that it has."""
     monitor(session, ("targets/nr_targets", 2))
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
     monitor(session)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     session.put(f"{CONTEXT}/targets/nr_targets", 2)
-    assert session.state("commit") == "EINVAL"
-    assert len(running(session).adaptive_targets) == 1
-    assert session.read("/admin/kdamonds/0/state") == "on\n"
+    assert "EINVAL" == session.state("commit")
+    assert 1 == len(running(session).adaptive_targets)
+    assert "on\n" == session.read("/admin/kdamonds/0/state")
 
 
 def test_eligible_memory_is_said_to_be_unknown_where_it_is(session: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,12 +103,12 @@ def test_eligible_memory_is_said_to_be_unknown_where_it_is(session: Any, caplog:
     monitor(session, ("schemes/nr_schemes", 1), ("schemes/0/quotas/goals/nr_goals", 1))
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "node_eligible_mem_bp")
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_value", 100)
-    assert session.state("on") == "OK"
-    assert session.state("commit_schemes_quota_goals") == "OK"
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("commit_schemes_quota_goals")
     assert "node_eligible_mem_bp" not in caplog.text
     session.put(f"{CONTEXT}/operations", "vaddr")
     session.put(f"{CONTEXT}/targets/0/pid_target", 150)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert "node_eligible_mem_bp is always 0 here" in caplog.text
 
 
@@ -122,18 +122,18 @@ def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
 @pytest.mark.real
 def test_a_commit_keeps_what_is_known_and_another_operations_set_gives_it_back(session: Any) -> None:
     monitor(session)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     (target,) = running(session).adaptive_targets
     memory = target.task
     assert memory is not None
     assert memory.physical is memory
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert memory is target.task
     session.put(f"{CONTEXT}/operations", "vaddr")
     session.put(f"{CONTEXT}/targets/0/pid_target", 150)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert session.machine.processes[150] is target.task
     session.put(f"{CONTEXT}/operations", "paddr")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert target.task is not None
     assert target.task.physical is target.task

@@ -44,7 +44,7 @@ def filtered(kind: str, **more: str | int) -> dict[str, str | int]:
 
 def tried(session: Any) -> list[tuple[int, list[int]]]:
     """Start and hits of every tried region."""
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "OK" == session.state("update_schemes_tried_regions")
     found = []
     for name in sorted((n for n in session.tree.listdir(REGIONS) if n.isdecimal()), key=int):
         region = f"{REGIONS}/{name}"
@@ -78,18 +78,18 @@ def test_defaults_and_modes(next_session: Any) -> None:
     assert {name: next_session.read(f"{PROBES}/0/{name}") for name in shown} == shown
     for kind in ("memcg", "pgidle_unset", "pgidle_set", "hugepage_size", "anon"):
         next_session.put(f"{PROBES}/0/filters/0/type", kind)
-    assert next_session.write(f"{PROBES}/0/filters/0/type", "young") == "EINVAL"
-    assert next_session.write(f"{PROBES}/0/preps/0/prep_action", "x") == "EINVAL"
-    assert next_session.state("on") == "OK"
+    assert "EINVAL" == next_session.write(f"{PROBES}/0/filters/0/type", "young")
+    assert "EINVAL" == next_session.write(f"{PROBES}/0/preps/0/prep_action", "x")
+    assert "OK" == next_session.state("on")
     until_tried(next_session, lambda regions: all(len(hits) == 1 for _, hits in regions) and bool(regions))
-    assert next_session.tree.getattr(f"{REGIONS}/0/probes/0/hits")["st_mode"] & 0o777 == 0o400
-    assert next_session.write(f"{REGIONS}/0/probes/0/hits", "1") == "open:EACCES"
+    assert 0o400 == next_session.tree.getattr(f"{REGIONS}/0/probes/0/hits")["st_mode"] & 0o777
+    assert "open:EACCES" == next_session.write(f"{REGIONS}/0/probes/0/hits", "1")
 
 
 def test_hits_tell_what_regions_are(next_session: Any) -> None:
     """Every sample of the first mapping is anonymous, of the second one charged to the group; all hit no filter."""
     add(next_session, filtered("anon"), filtered("memcg", path="/foo"), {})
-    assert next_session.state("on") == "OK"
+    assert "OK" == next_session.state("on")
 
     def complete(regions: list[tuple[int, list[int]]]) -> bool:
         first = [hits for start, hits in regions if start < SECOND]
@@ -106,14 +106,14 @@ def test_hits_tell_what_regions_are(next_session: Any) -> None:
 
 def test_probes_are_committed_while_it_runs(next_session: Any) -> None:
     """Added, weighted and removed, without a new start."""
-    assert next_session.state("on") == "OK"
+    assert "OK" == next_session.state("on")
     until_tried(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
     pid = next_session.read(f"{KDAMOND}/pid")
     add(next_session, filtered("anon", matching="N") | {"weight": 5}, filtered("anon"))
-    assert next_session.state("commit") == "OK"
+    assert "OK" == next_session.state("commit")
     until_tried(next_session, lambda regions: any(hits == [20, 0] for _, hits in regions))
     next_session.put(f"{PROBES}/nr_probes", 0)
-    assert next_session.state("commit") == "OK"
+    assert "OK" == next_session.state("commit")
     until_tried(next_session, lambda regions: bool(regions) and not any(hits for _, hits in regions))
     assert next_session.read(f"{KDAMOND}/pid") == pid
 
@@ -130,12 +130,12 @@ def test_probes_are_committed_while_it_runs(next_session: Any) -> None:
 def test_what_is_wrong_is_refused_and_changes_nothing(next_session: Any, wrong: dict[str, str | int]) -> None:
     """At the start and at a commit."""
     add(next_session, wrong)
-    assert next_session.state("on") == "EINVAL"
+    assert "EINVAL" == next_session.state("on")
     add(next_session, filtered("anon"))
-    assert next_session.state("on") == "OK"
+    assert "OK" == next_session.state("on")
     add(next_session, wrong, wrong)
-    assert next_session.state("commit") == "EINVAL"
-    assert next_session.read(f"{KDAMOND}/state") == "on\n"
+    assert "EINVAL" == next_session.state("commit")
+    assert "on\n" == next_session.read(f"{KDAMOND}/state")
     assert all(len(hits) == 1 for _, hits in tried(next_session))
 
 
@@ -143,9 +143,9 @@ def test_weights_need_counters_that_hold(next_session: Any) -> None:
     """More than 255 samples in an aggregation interval fit none."""
     add(next_session, {"weight": 1})
     next_session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 256_000)
-    assert next_session.state("on") == "EINVAL"
+    assert "EINVAL" == next_session.state("on")
     next_session.put(f"{CONTEXT}/monitoring_attrs/intervals/aggr_us", 255_000)
-    assert next_session.state("on") == "OK"
+    assert "OK" == next_session.state("on")
 
 
 def test_schemes_take_weighted_sums(next_session: Any) -> None:
@@ -155,10 +155,10 @@ def test_schemes_take_weighted_sums(next_session: Any) -> None:
     next_session.put(f"{filters}/nr_filters", 1)
     for name, value in {"type": "probe_hits_wsum", "matching": "Y", "allow": "Y", "min": 51, "max": 60}.items():
         next_session.put(f"{filters}/0/{name}", value)
-    assert next_session.state("on") == "OK"
+    assert "OK" == next_session.state("on")
     until_tried(next_session, lambda regions: bool(regions) and all(start < SECOND for start, _ in regions))
     next_session.put(f"{filters}/0/max", 50)
-    assert next_session.state("commit") == "ENOMEM"
+    assert "ENOMEM" == next_session.state("commit")
 
 
 def test_linux_7_2_has_less(make_session: Callable[..., Any]) -> None:
@@ -166,8 +166,8 @@ def test_linux_7_2_has_less(make_session: Callable[..., Any]) -> None:
     session = make_session("7.2")
     session.monitor()
     add(session, filtered("anon"))
-    assert sorted(session.tree.listdir(f"{PROBES}/0")) == ["filters"]
+    assert ["filters"] == sorted(session.tree.listdir(f"{PROBES}/0"))
     assert "min" not in session.tree.listdir(f"{PROBES}/0/filters/0")
-    assert session.write(f"{PROBES}/0/filters/0/type", "hugepage_size") == "EINVAL"
+    assert "EINVAL" == session.write(f"{PROBES}/0/filters/0/type", "hugepage_size")
     session.put(f"{CONTEXT}/schemes/0/filters/nr_filters", 1)
-    assert session.write(f"{CONTEXT}/schemes/0/filters/0/type", "probe_hits_wsum") == "EINVAL"
+    assert "EINVAL" == session.write(f"{CONTEXT}/schemes/0/filters/0/type", "probe_hits_wsum")

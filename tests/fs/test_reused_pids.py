@@ -37,7 +37,7 @@ def session(make_session: Callable[..., Any]) -> Any:
     for place, pid in enumerate((141, 150)):
         session.put(f"{CONTEXT}/targets/{place}/pid_target", pid)
     session.scheme_for_all()
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     return session
 
 
@@ -70,10 +70,10 @@ def test_a_commit_leaves_a_target_ended(session: Any, reused: bool) -> None:
     """The other target is committed to as before."""
     before = replace(session, reused=reused)
     for _ in range(2):
-        assert session.state("commit") == "OK"
+        assert "OK" == session.state("commit")
         assert [(141, before), (150, session.machine.processes[150])] == monitored(session)
     session.put(f"{CONTEXT}/monitoring_attrs/intervals/sample_us", 4000)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert 4000 == in_kdamond(ctx_of(session), lambda: ctx_of(session).attrs.sample_interval)
 
 
@@ -82,7 +82,7 @@ def test_another_primitive_does_not_look_for_the_number_either(session: Any) -> 
     before = replace(session)
     for answer in ("Y", "N"):
         session.put(f"{SAMPLE}/primitives/page_fault", answer)
-        assert session.state("commit") == "OK"
+        assert "OK" == session.state("commit")
         assert before is monitored(session)[0][1]
     assert "page_table" == session.machine.processes[141].primitive
 
@@ -90,7 +90,7 @@ def test_another_primitive_does_not_look_for_the_number_either(session: Any) -> 
 def test_the_number_written_again_names_the_new_process(session: Any) -> None:
     replace(session)
     session.put(f"{CONTEXT}/targets/0/pid_target", 141)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert (141, session.machine.processes[141]) == monitored(session)[0]
 
 
@@ -98,14 +98,14 @@ def test_an_ended_target_can_be_removed(session: Any) -> None:
     """And the other one's place in the tree is not its place among the targets any more."""
     replace(session)
     session.put(f"{CONTEXT}/targets/0/obsolete_target", "Y")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert [(150, session.machine.processes[150])] == monitored(session)
 
 
 @pytest.mark.parametrize("written_again", [False, True])
 def test_a_start_takes_no_stranger(session: Any, written_again: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Neither after off, nor where the number was another's when it was written."""
-    assert session.state("off") == "OK"
+    assert "OK" == session.state("off")
     replace(session)
     if written_again:
         session.put(f"{CONTEXT}/targets/0/pid_target", 141)
@@ -119,28 +119,28 @@ def test_a_first_start_takes_no_stranger(make_session: Callable[..., Any]) -> No
     session = make_session()
     session.monitor()
     replace(session, 150)
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
     session.put(f"{CONTEXT}/targets/0/pid_target", 150)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
 
 
 def test_a_number_may_be_written_before_there_is_a_process(make_session: Callable[..., Any]) -> None:
     """The one that has it at the start is meant then, and stays so."""
     session = make_session()
     session.monitor(7)
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
     session.spawn(7)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     before = session.machine.processes[7]
     assert [(7, before)] == monitored(session)
     replace(session, 7)
     eventually(lambda: session.read(f"{KDAMOND}/state") == "off\n", "the end of the kdamond")
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
 
 
 def test_reports_about_the_stranger_are_not_about_the_target(session: Any) -> None:
     """They carry the number only."""
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     ctx = ctx_of(session)
     start = in_kdamond(ctx, lambda: int(ctx.adaptive_targets[0].regions.start[0]))
     reports = f"{SAMPLE}/reports"
@@ -200,7 +200,7 @@ def test_a_module_that_is_enabled_again_takes_no_stranger(make_session: Callable
     with shut_down(module):
         session.put(f"{parameters}/enabled", "N")
         replace(session)
-        assert session.write(f"{parameters}/enabled", "Y") == "EINVAL"
+        assert "EINVAL" == session.write(f"{parameters}/enabled", "Y")
         session.put(f"{parameters}/monitor_pids", "141,150")
         session.put(f"{parameters}/enabled", "Y")
 
@@ -294,4 +294,4 @@ def test_a_real_commit_takes_no_stranger(primitive: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     if done.stderr.startswith("skip: "):
         pytest.skip(done.stderr)
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert (0, "done\n") == (done.returncode, done.stdout), done.stderr

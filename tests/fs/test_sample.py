@@ -146,7 +146,7 @@ def test_the_number_of_filters_waits_for_no_command(session: Any) -> None:
     """EBUSY while a command holds the tree's lock."""
     assert session.tree.acquire()
     try:
-        assert session.write(f"{FILTERS}/nr_filters", "1") == "EBUSY"
+        assert "EBUSY" == session.write(f"{FILTERS}/nr_filters", "1")
     finally:
         session.tree.release()
 
@@ -192,7 +192,7 @@ def add_filter(session: Any, kind: str, value: str = "", matching: str = "Y", al
 def hot_parts(session: Any) -> str:
     """Which of A, B and C are mostly in regions that were accessed in half of their samples or more."""
     tried = f"{CONTEXT}/schemes/0/tried_regions"
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "OK" == session.state("update_schemes_tried_regions")
     names = [name for name in session.tree.listdir(tried) if name.isdecimal()]
     regions = [
         tuple(int(session.read(f"{tried}/{name}/{what}")) for what in ("start", "end", "nr_accesses")) for name in names
@@ -214,7 +214,7 @@ def wait_for_hot_parts(session: Any, wanted: str) -> None:
 
 def test_accessed_bits_see_everything(session: Any, process: Any) -> None:
     """page_table is the default."""
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     wait_for_hot_parts(session, "ABC")
 
 
@@ -225,9 +225,9 @@ def test_faults_see_writes_and_win_over_accessed_bits(
     """damo, having read the tree, may set both primitives; without a filter the log says what is not seen."""
     session.put(f"{SAMPLE}/primitives/page_table", page_table)
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
-    assert session.state("on") == "OK"
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
-        "admin/kdamonds/0: page_fault observes writes and first touches, not reads of mapped memory"
+    assert "OK" == session.state("on")
+    assert ["admin/kdamonds/0: page_fault observes writes and first touches, not reads of mapped memory"] == [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
     ]
     wait_for_hot_parts(session, "AB")
 
@@ -250,13 +250,13 @@ def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
         "admin/kdamonds/0: page_fault observes writes and first touches, not reads of mapped memory",
         "admin/kdamonds/0: memory that is only read looks cold to page_fault, so pageout applies: use page_table",
     ]
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     assert expected == warnings_of(caplog)
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert expected == warnings_of(caplog)
     # What a commit brings is doubted as well.
     session.put(f"{scheme}/0/action", "cold")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     expected.append(expected[-1].replace("pageout applies", "cold, pageout applies"))
     assert expected == warnings_of(caplog)
 
@@ -282,7 +282,7 @@ def test_a_filter_lets_through_what_it_says(
     """Type, value, matching, allow: allow what matches, or reject it and allow the rest."""
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     add_filter(session, *installed)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     if wanted:
         wait_for_hot_parts(session, wanted)
     else:
@@ -290,25 +290,25 @@ def test_a_filter_lets_through_what_it_says(
         while int(session.read(f"{SAMPLE}/reports/filtered")) < 100:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert hot_parts(session) == ""
-        assert session.read(f"{SAMPLE}/reports/applied") == "0\n"
+        assert "" == hot_parts(session)
+        assert "0\n" == session.read(f"{SAMPLE}/reports/applied")
 
 
 def test_filters_and_primitives_can_be_committed_online(session: Any, process: Any) -> None:
     """The kdamond goes on with what it knows, and by the new ones from then on."""
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     kdamond = session.read(f"{KDAMOND}/pid")
     wait_for_hot_parts(session, "ABC")
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     wait_for_hot_parts(session, "AB")
     for tid, wanted in ((11, "A"), (12, "B")):
         add_filter(session, "threads", str(tid))
-        assert session.state("commit") == "OK"
+        assert "OK" == session.state("commit")
         wait_for_hot_parts(session, wanted)
     session.put(f"{FILTERS}/nr_filters", 0)
     session.put(f"{SAMPLE}/primitives/page_fault", "N")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     wait_for_hot_parts(session, "ABC")
     assert session.read(f"{KDAMOND}/pid") == kdamond
 
@@ -316,18 +316,18 @@ def test_filters_and_primitives_can_be_committed_online(session: Any, process: A
 def test_a_commit_opens_no_process_again(session: Any, process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a userfaultfd the process would have to be stopped; only another way to monitor it needs that."""
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     opened: list[str] = []
     get_task = session.machine.get_task
     monkeypatch.setattr(
         session.machine, "get_task", lambda pid, how, birth: opened.append(how) or get_task(pid, how, birth)
     )
     for _ in range(3):
-        assert session.state("commit") == "OK"
-    assert opened == []
+        assert "OK" == session.state("commit")
+    assert [] == opened
     session.put(f"{SAMPLE}/primitives/page_fault", "N")
-    assert session.state("commit") == "OK"
-    assert opened == ["page_table"]
+    assert "OK" == session.state("commit")
+    assert ["page_table"] == opened
     wait_for_hot_parts(session, "ABC")
 
 
@@ -337,12 +337,12 @@ def test_a_filter_of_threads_needs_some(
 ) -> None:
     """EINVAL, with the filter's path in the log."""
     if command == "commit":
-        assert session.state("on") == "OK"
+        assert "OK" == session.state("on")
     add_filter(session, "threads")
-    assert session.state(command) == "EINVAL"
+    assert "EINVAL" == session.state(command)
     assert "sample/filters/0: a sample filter of the type threads names no thread" in caplog.text
     session.put(f"{FILTERS}/0/tid_arr", 11)
-    assert session.state(command) == "OK"
+    assert "OK" == session.state(command)
 
 
 @pytest.mark.parametrize("kind", ["cpumask", "threads", "write"])
@@ -354,12 +354,12 @@ def test_a_machine_that_tells_no_cpu_and_no_thread_cannot_filter_by_them(
     add_filter(session, kind, "" if kind == "write" else "0")
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     if kind == "write":
-        assert session.state("on") == "OK"
+        assert "OK" == session.state("on")
         return
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
     assert "does not report which CPU or thread" in caplog.text
     session.put(f"{SAMPLE}/primitives/page_fault", "N")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
 
 
 def counters(session: Any) -> dict[str, int]:
@@ -394,7 +394,7 @@ def test_counters_tell_what_became_of_reports(session: Any) -> None:
     """While it runs; the last values stay after off, and a new start begins at zero."""
     reported(session, [(0, MEBI)])
     add_filter(session, "write")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     report_accesses(report_array(5, pid=7, addr=4096, write=True))
     report_accesses(report_array(3, pid=7, addr=4096))
     report_accesses(report_array(2, pid=8, addr=4096, write=True))
@@ -402,10 +402,10 @@ def test_counters_tell_what_became_of_reports(session: Any) -> None:
     report_accesses(report_array(1, pid=7, addr=MEBI - 1, size=2, write=True))
     expected = dict.fromkeys(COUNTERS, 0) | {"accepted": 12, "applied": 5, "filtered": 3, "ineligible": 2}
     expected |= {"outside": 1, "straddling": 1}
-    assert wait_for(session, accepted=12, pending=0) == expected
-    assert session.state("off") == "OK"
-    assert counters(session) == expected
-    assert session.state("on") == "OK"
+    assert expected == wait_for(session, accepted=12, pending=0)
+    assert "OK" == session.state("off")
+    assert expected == counters(session)
+    assert "OK" == session.state("on")
     assert counters(session) == dict.fromkeys(COUNTERS, 0)
 
 
@@ -431,7 +431,7 @@ def reporting(pid: int, start: int, end: int) -> Iterator[None]:
 def test_reports_alone_can_drive_the_monitoring(session: Any) -> None:
     """No process has to exist, and nothing is sampled; the regions that were reported are the hot ones."""
     reported(session, [Process.whole], pid=2_000_000_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     with reporting(2_000_000_000, *Process.b):
         wait_for_hot_parts(session, "B")
     kdamond = session.tree.kdamonds.present()[0].damon_ctx
@@ -441,14 +441,14 @@ def test_reports_alone_can_drive_the_monitoring(session: Any) -> None:
 def test_reports_alone_need_regions(session: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing else says what to monitor."""
     reported(session, [])
-    assert session.state("on") == "EINVAL"
+    assert "EINVAL" == session.state("on")
     assert "targets/0/regions: the operations set reports monitors only ranges" in caplog.text
 
 
 def test_without_primitives_only_reports_count(session: Any, process: Any) -> None:
     """Accessed bits are not looked at; the process's mappings are still followed."""
     session.put(f"{SAMPLE}/primitives/page_table", "N")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     with reporting(Process.pid, *Process.c):
         wait_for_hot_parts(session, "C")
     assert counters(session)["applied"] > 0
@@ -457,11 +457,11 @@ def test_without_primitives_only_reports_count(session: Any, process: Any) -> No
 def test_density_reaches_the_context(session: Any, process: Any) -> None:
     """At the start and by a commit."""
     session.put(f"{SAMPLE}/density", "Y")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     ctx = session.tree.kdamonds.present()[0].damon_ctx
     assert ctx.density
     session.put(f"{SAMPLE}/density", "N")
-    assert session.state("commit") == "OK"
+    assert "OK" == session.state("commit")
     assert not ctx.density
 
 

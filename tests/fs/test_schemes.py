@@ -49,12 +49,12 @@ def the_scheme(session: Any) -> Any:
 
 
 def effective_bytes(session: Any) -> int:
-    assert session.state("update_schemes_effective_quotas") == "OK"
+    assert "OK" == session.state("update_schemes_effective_quotas")
     return int(session.read(f"{SCHEME}/quotas/effective_bytes"))
 
 
 def stat(session: Any, name: str) -> int:
-    assert session.state("update_schemes_stats") == "OK"
+    assert "OK" == session.state("update_schemes_stats")
     return int(session.read(f"{SCHEME}/stats/{name}"))
 
 
@@ -68,18 +68,18 @@ def test_quotas_and_goals_are_what_the_files_say(session: Any) -> None:
     put_all(
         session, f"{SCHEME}/quotas/goals/2", target_metric="node_memcg_used_bp", target_value=11, nid=3, path="/foo"
     )
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     quota = the_scheme(session).quota
-    assert (quota.ms, quota.sz, quota.reset_interval) == (1, 2, 3)
+    assert (1, 2, 3) == (quota.ms, quota.sz, quota.reset_interval)
     assert quota.goal_tuner is damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_TEMPORAL
-    assert (quota.fail_charge_num, quota.fail_charge_denom) == (4, 5)
-    assert (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age) == (6, 7, 8)
+    assert (4, 5) == (quota.fail_charge_num, quota.fail_charge_denom)
+    assert (6, 7, 8) == (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age)
     # The second goal has the target value 0.
-    assert [(goal.metric, goal.target_value, goal.nid, goal.memcg_path) for goal in quota.goals] == [
+    assert [
         (Metric.DAMOS_QUOTA_USER_INPUT, 10, 0, ""),
         (Metric.DAMOS_QUOTA_NODE_MEMCG_USED_BP, 11, 3, "/foo"),
-    ]
-    assert quota.goals[0].current_value == 9
+    ] == [(goal.metric, goal.target_value, goal.nid, goal.memcg_path) for goal in quota.goals]
+    assert 9 == quota.goals[0].current_value
 
 
 def test_filters_are_sorted_by_their_types(session: Any) -> None:
@@ -95,7 +95,7 @@ def test_filters_are_sorted_by_their_types(session: Any) -> None:
     put_all(session, f"{SCHEME}/filters/0", type="addr", addr_start=6, addr_end=7)
     put_all(session, f"{SCHEME}/filters/1", type="unmapped")
     put_all(session, f"{SCHEME}/filters/2", type="young", matching="Y", allow="Y")
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     s = the_scheme(session)
     assert s.core_filters == [
         damos_filter(Type.DAMOS_FILTER_TYPE_ADDR, True, addr_range=damon_addr_range(1, 2)),
@@ -111,7 +111,7 @@ def test_filters_are_sorted_by_their_types(session: Any) -> None:
         damos_filter(Type.DAMOS_FILTER_TYPE_UNMAPPED),
         damos_filter(Type.DAMOS_FILTER_TYPE_YOUNG, True, True),
     ]
-    assert (s.core_filters_default_reject, s.ops_filters_default_reject) == (False, True)
+    assert (False, True) == (s.core_filters_default_reject, s.ops_filters_default_reject)
 
 
 def test_watermarks_destinations_and_nodes_are_what_the_files_say(session: Any) -> None:
@@ -121,24 +121,24 @@ def test_watermarks_destinations_and_nodes_are_what_the_files_say(session: Any) 
     put_all(session, f"{SCHEME}/dests/0", id=1, weight=2)
     put_all(session, f"{SCHEME}/dests/1", id=3, weight=4)
     put_all(session, SCHEME, action="migrate_cold", target_nid=5)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     s = the_scheme(session)
     assert s.wmarks == damos_watermarks(damos_wmark_metric.DAMOS_WMARK_FREE_MEM_RATE, 10_000, 900, 800, 1)
     assert s.migrate_dests == damos_migrate_dests([1, 3], [2, 4])
-    assert (s.action, s.target_nid) == (damos_action.DAMOS_MIGRATE_COLD, 5)
+    assert (damos_action.DAMOS_MIGRATE_COLD, 5) == (s.action, s.target_nid)
 
 
 def test_a_size_quota_is_in_effect_from_the_first_application(session: Any) -> None:
     """No pass before it tries more, and what is full is counted."""
     session.monitor()
     put_all(session, f"{SCHEME}/quotas", bytes=1 << 20, reset_interval_ms=200)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     assert effective_bytes(session) in (0, 1 << 20)
     until(lambda: stat(session, "qt_exceeds") > 1, "a second full window")
     tried, windows = stat(session, "sz_tried"), stat(session, "qt_exceeds") + 1
-    assert tried % (1 << 20) == 0
+    assert 0 == tried % (1 << 20)
     assert tried <= windows << 20
-    assert effective_bytes(session) == 1 << 20
+    assert 1 << 20 == effective_bytes(session)
 
 
 def test_goals_steer_the_effective_quota_and_can_be_committed_alone(session: Any) -> None:
@@ -147,25 +147,25 @@ def test_goals_steer_the_effective_quota_and_can_be_committed_alone(session: Any
     session.put(f"{SCHEME}/quotas/reset_interval_ms", 100)
     session.put(f"{SCHEME}/quotas/goals/nr_goals", 1)
     put_all(session, GOAL, target_value=10_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     until(lambda: effective_bytes(session) >= 8, "the third window")
     sizes = {effective_bytes(session)}
     until(lambda: sizes.add(effective_bytes(session)) or len(sizes) > 2, "another window")  # type: ignore[func-returns-value]
     assert all(size & (size - 1) == 0 for size in sizes)
     put_all(session, GOAL, current_value=30_000)
     session.put(f"{SCHEME}/quotas/bytes", 77)
-    assert session.state("commit_schemes_quota_goals") == "OK"
+    assert "OK" == session.state("commit_schemes_quota_goals")
     until(lambda: effective_bytes(session) == 1, "a window above the target")
-    assert the_scheme(session).quota.sz == 0
+    assert 0 == the_scheme(session).quota.sz
     put_all(session, GOAL, target_metric="node_memcg_used_bp", path="/nonexist")
-    assert session.state("commit_schemes_quota_goals") == "EINVAL"
+    assert "EINVAL" == session.state("commit_schemes_quota_goals")
 
 
 def test_refresh_shows_effective_quotas_and_statistics(session: Any) -> None:
     session.monitor()
     put_all(session, f"{SCHEME}/quotas", bytes=4096, reset_interval_ms=100)
     session.put(f"{KDAMOND}/refresh_ms", 20)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     until(lambda: session.read(f"{SCHEME}/quotas/effective_bytes") == "4096\n", "the effective quota")
     until(lambda: session.read(f"{SCHEME}/stats/sz_tried") != "0\n", "statistics")
 
@@ -178,8 +178,8 @@ def test_a_filter_of_addresses_cuts_regions_at_its_edges(session: Any, matching:
     start, end = (1 << 32) + 0x5000, (1 << 32) + 0x9000
     put_all(session, f"{SCHEME}/core_filters/0", type="addr", addr_start=start, addr_end=end)
     put_all(session, f"{SCHEME}/core_filters/0", matching=matching, allow=allow)
-    assert session.state("on") == "OK"
-    assert session.state("update_schemes_tried_regions") == "OK"
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("update_schemes_tried_regions")
     regions = f"{SCHEME}/tried_regions"
     tried = [
         tuple(int(session.read(f"{regions}/{name}/{bound}")) for bound in ("start", "end"))
@@ -195,29 +195,29 @@ def test_a_filter_of_addresses_cuts_regions_at_its_edges(session: Any, matching:
 def test_a_failing_commit_says_why_and_changes_nothing(session: Any, caplog: pytest.LogCaptureFixture) -> None:
     session.monitor()
     put_all(session, f"{SCHEME}/quotas", bytes=4096, reset_interval_ms=100)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     session.put(f"{SCHEME}/quotas/bytes", 8192)
     session.put(f"{SCHEME}/filters/nr_filters", 1)
     put_all(session, f"{SCHEME}/filters/0", type="memcg", memcg_path="/nonexist")
     with caplog.at_level(logging.WARNING, "kdamon"):
-        assert session.state("commit") == "ENOMEM"
+        assert "ENOMEM" == session.state("commit")
     assert "filters/0/memcg_path" in caplog.text
-    assert the_scheme(session).quota.sz == 4096
+    assert 4096 == the_scheme(session).quota.sz
     session.put(f"{SCHEME}/filters/0/memcg_path", "/foo")
-    assert session.state("commit") == "OK"
-    assert the_scheme(session).quota.sz == 8192
+    assert "OK" == session.state("commit")
+    assert 8192 == the_scheme(session).quota.sz
 
 
 def test_an_unchanged_commit_keeps_statistics_and_the_charge_window(session: Any) -> None:
     session.monitor()
     put_all(session, f"{SCHEME}/quotas", bytes=4096, reset_interval_ms=3_600_000)
-    assert session.state("on") == "OK"
+    assert "OK" == session.state("on")
     until(lambda: stat(session, "sz_tried") == 4096, "the quota's end")
     for _ in range(3):
-        assert session.state("commit") == "OK"
+        assert "OK" == session.state("commit")
         time.sleep(0.12)
-    assert stat(session, "sz_tried") == 4096
-    assert the_scheme(session).quota.charged_sz == 4096
+    assert 4096 == stat(session, "sz_tried")
+    assert 4096 == the_scheme(session).quota.charged_sz
 
 
 @pytest.mark.parametrize("abi", ABI_VERSIONS)
@@ -227,4 +227,4 @@ def test_the_newest_metric_is_in_the_newest_tree_only(make_session: Callable[...
     session.put(f"{CONTEXT}/schemes/nr_schemes", 1)
     session.put(f"{SCHEME}/quotas/goals/nr_goals", 1)
     expected = "OK" if abi == "next" else "EINVAL"
-    assert session.write(f"{GOAL}/target_metric", "hugepage_mem_bp") == expected
+    assert expected == session.write(f"{GOAL}/target_metric", "hugepage_mem_bp")

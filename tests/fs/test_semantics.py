@@ -70,7 +70,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iter
     )
     try:
         assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
+        assert "ready\n" == server.stdout.readline()
         kdamonds = mountpoint / "admin/kdamonds"
         (kdamonds / "nr_kdamonds").write_text("1")
         (kdamonds / "0/contexts/nr_contexts").write_text("1")
@@ -78,7 +78,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iter
         yield kdamonds / "0/contexts/0"
     finally:
         server.terminate()
-        assert server.wait(20) == 0
+        assert 0 == server.wait(20)
 
 
 def attempt(call: Callable[[], Any]) -> Any:
@@ -268,7 +268,7 @@ def test_a_system_call_does_what_it_does_to_the_kernels_tree(context: Path, oper
     """The same result, or the one that FUSE makes of it."""
     result = opened(context, operation) if operation.startswith(("open rw", "open ro")) else SIMPLE[operation](context)
     expected = DIFFERENT.get(operation, (MEASURED[operation],))[0]
-    assert str(result) == expected
+    assert expected == str(result)
 
 
 def test_modes_and_owners_can_be_changed(context: Path) -> None:

@@ -40,7 +40,7 @@ def recording(path: str, request: str) -> Iterator[socket.socket]:
         client.settimeout(60)
         client.connect(path)
         client.sendall(request.encode() + b"\n")
-        assert client.recv(3) == b"ok\n"
+        assert b"ok\n" == client.recv(3)
         yield client
 
 
@@ -158,4 +158,4 @@ def test_a_client_that_does_not_read_loses_events_and_learns_how_many(
         for _ in range(25):
             fire("damos_esz", ctx)
         lines = rest(client).splitlines()
-    assert (len(lines), lines[-1]) == (11, "# lost 15")
+    assert (11, "# lost 15") == (len(lines), lines[-1])

@@ -61,7 +61,7 @@ def measured(name: str) -> dict[str, Entry]:
         rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row[0].startswith("/")]
     entries = {}
     for path, kind, mode, owner, size, nlink, content in rows:
-        assert owner == "0:0"
+        assert "0:0" == owner
         entries[path.removeprefix(TOP) or "/"] = (kind, mode, size, nlink, content)
     return entries
 
@@ -142,14 +142,14 @@ def test_tried_regions_of_old_versions_have_no_filtered_size(make_session: Calla
     for abi in ("6.12", "6.14"):
         session = make_session(abi)
         session.monitor()
-        assert session.state("on") == "OK"
-        assert session.state("update_schemes_tried_regions") == "OK"
+        assert "OK" == session.state("on")
+        assert "OK" == session.state("update_schemes_tried_regions")
         names.append(set(session.tree.listdir(f"{SCHEME}/tried_regions/0")))
         session.tree.shutdown()
-    assert names == [
+    assert [
         {"start", "end", "nr_accesses", "age"},
         {"start", "end", "nr_accesses", "age", "sz_filter_passed"},
-    ]
+    ] == names
 
 
 def test_inode_numbers_are_unique_and_the_same_in_listings(session: Any) -> None:

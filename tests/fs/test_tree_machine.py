@@ -254,7 +254,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     def set_number(self, path: str, where: Model, number: int) -> None:
         """Make ``number`` new directories."""
-        assert self.store(path, str(number)) == 0
+        assert 0 == self.store(path, str(number))
         name = path.rsplit("/", 1)[1]
         for old in [key for key in where if key.isdecimal()]:
             del where[old]
@@ -268,7 +268,7 @@ class TreeMachine(RuleBasedStateMachine):
         if 0 <= number <= LARGEST.get(path.rsplit("/", 1)[1], 5):
             self.set_number(path, where, number)
         else:
-            assert self.store(path, str(number)) == errno.EINVAL
+            assert errno.EINVAL == self.store(path, str(number))
 
     @rule(
         data=st.data(),
@@ -283,7 +283,7 @@ class TreeMachine(RuleBasedStateMachine):
         prefix = {"d": "", "x": "0x", "o": "0"}[form]
         text = ("-" if value < 0 else "") + prefix + format(abs(value), form) + data.draw(st.sampled_from(["", "\n"]))
         expected = number_expected(name, value)
-        assert self.store(path, text) == expected
+        assert expected == self.store(path, text)
         if not expected:
             where[name] = str(value)
 
@@ -315,7 +315,7 @@ class TreeMachine(RuleBasedStateMachine):
     def write_text(self, data: st.DataObject, text: str) -> None:
         """Paths are kept as they are."""
         path, where = self.pick(data, TEXTS.__contains__)
-        assert self.store(path, text) == 0
+        assert 0 == self.store(path, text)
         if text:
             where[path.rsplit("/", 1)[1]] = text
 
@@ -337,7 +337,7 @@ class TreeMachine(RuleBasedStateMachine):
     def write_read_only(self, data: st.DataObject) -> None:
         """What cannot be written cannot be opened for writing."""
         path, _ = self.pick(data, READ_ONLY.__contains__)
-        assert self.store(path, "1") == errno.EACCES
+        assert errno.EACCES == self.store(path, "1")
 
     @rule(data=st.data())
     def open_one(self, data: st.DataObject) -> None:
@@ -355,7 +355,7 @@ class TreeMachine(RuleBasedStateMachine):
             else:
                 with pytest.raises(OSError) as error:
                     file.read(4096, 0)
-                assert error.value.errno == errno.ENODEV
+                assert errno.ENODEV == error.value.errno
 
     @invariant()
     def same(self) -> None:

@@ -99,9 +99,12 @@ def test_the_goal_is_looked_at_before_the_regions() -> None:
         for name, value in correction.items():
             setattr(attrs, name, value)
     damon_set_attrs(ctx, attrs)
-    assert ["goal" in found[0], "at least 3" in found[1], "maximum" in found[2], "aggregation" in found[3]] == [
-        True
-    ] * 4
+    assert [True] * 4 == [
+        "goal" in found[0],
+        "at least 3" in found[1],
+        "maximum" in found[2],
+        "aggregation" in found[3],
+    ]
 
 
 def test_aggr_samples_is_filled_in_for_the_caller_too() -> None:

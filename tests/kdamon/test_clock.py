@@ -29,9 +29,9 @@ def test_virtual_time_passes_by_sleeping_only():
     """A simulated run takes no longer than its computations."""
     clock = VirtualClock(end=7)
     clock.sleep_until(5, threading.Event())
-    assert clock.now() == 5
+    assert 5 == clock.now()
     clock.sleep_until(3, threading.Event())
-    assert clock.now() == 5
+    assert 5 == clock.now()
     assert not clock.expired()
     clock.sleep_until(7, threading.Event())
     assert clock.expired()

@@ -445,7 +445,7 @@ def test_no_window_takes_more_than_its_quota(
                 assert charged + size <= quota.esz
                 num, denom = quota.fail_charge_num, quota.fail_charge_denom
                 charged += applied + (size - applied) * num // denom if denom and applied <= size else size
-            assert sizes == [] or charged == quota.charged_sz
+            assert [] == sizes or charged == quota.charged_sz
             windows[s] = (quota.charged_from, charged)
         world.seen.clear()
         world.walked.clear()

@@ -402,7 +402,7 @@ def test_a_target_without_a_second_gap_keeps_running_without_regions() -> None:
     with patched_check(ctx, look):
         run_ctx(ctx, 0.2)
     assert [0] * 20 == lengths[:20]
-    assert all(length >= 3 for length in lengths[20:]) and len(lengths) == 40
+    assert all(length >= 3 for length in lengths[20:]) and 40 == len(lengths)
 
 
 # Ends.

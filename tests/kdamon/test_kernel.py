@@ -67,7 +67,7 @@ def test_mult_frac_truncates_twice(value: int, numerator: int, denominator: int)
 @given(u64, st.integers(0, 2**62))
 def test_time_after_eq_holds_across_the_wrap(time: int, later: int) -> None:
     assert time_after_eq(ulong(time + later), time)
-    assert not time_after_eq(time, ulong(time + later)) or later == 0
+    assert not time_after_eq(time, ulong(time + later)) or 0 == later
 
 
 @pytest.mark.parametrize("n", [0, 1, 10, 4095, 4096, 4097, 100_000])

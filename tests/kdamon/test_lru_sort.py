@@ -45,14 +45,14 @@ Metric = damos_quota_goal_metric
 def test_the_schemes_of_the_defaults() -> None:
     """Hot is what half of the samples found accessed, cold what none did for two minutes; each has half of the time."""
     hot, cold = module(damon_lru_sort, SimMachine()).new_schemes(DEFAULTS)
-    assert (hot.action, cold.action) == (damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_LRU_DEPRIO)
+    assert (damos_action.DAMOS_LRU_PRIO, damos_action.DAMOS_LRU_DEPRIO) == (hot.action, cold.action)
     assert hot.pattern == damos_access_pattern(min_sz_region=PAGE_SIZE, min_nr_accesses=10)
     assert cold.pattern == damos_access_pattern(min_sz_region=PAGE_SIZE, max_nr_accesses=0, min_age_region=1200)
     metric = damos_wmark_metric.DAMOS_WMARK_FREE_MEM_RATE
     for scheme in (hot, cold):
         quota = scheme.quota
-        assert (quota.ms, quota.sz, quota.reset_interval, quota.goals) == (5, 0, 1000, [])
-        assert (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age) == (0, 1, 1)
+        assert (5, 0, 1000, []) == (quota.ms, quota.sz, quota.reset_interval, quota.goals)
+        assert (0, 1, 1) == (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age)
         assert scheme.wmarks == damos_watermarks(metric, interval=5 * SECOND, high=200, mid=150, low=50)
         assert scheme.core_filters == scheme.ops_filters == []
     assert hot.quota is not cold.quota
@@ -68,7 +68,7 @@ def test_the_least_number_of_accesses_of_hot_memory(permille: int, aggr_us: int,
     lru_sort = module(damon_lru_sort, SimMachine(), hot_thres_access_freq=permille)
     hot, _ = lru_sort.new_schemes(evolve(DEFAULTS, aggr_interval=aggr_us))
     assert hot.pattern.min_nr_accesses == threshold
-    assert hot.pattern.max_nr_accesses == UINT_MAX
+    assert UINT_MAX == hot.pattern.max_nr_accesses
 
 
 def test_goals_overlap_a_little() -> None:
@@ -100,7 +100,7 @@ def test_hot_and_cold_memory_is_told_apart() -> None:
 
     run(lru_sort, ctx, 20, watch)
     assert lru_sort.hot_stat.sz_tried >= 40 * MEBI
-    assert lru_sort.hot_stat.sz_applied == 0
+    assert 0 == lru_sort.hot_stat.sz_applied
     assert lru_sort.cold_stat.sz_applied == lru_sort.cold_stat.sz_tried >= 60 * MEBI
 
 
@@ -149,7 +149,7 @@ def test_parameters_that_make_no_sense(parameters: dict[str, int], said: str) ->
     lru_sort = module(damon_lru_sort, machine, **{"monitor_pids": (150,), **parameters})
     with pytest.raises(OSError, match=said) as raised:
         lru_sort.enable(True)
-    assert raised.value.errno == errno.EINVAL
+    assert errno.EINVAL == raised.value.errno
     assert not lru_sort.enabled()
 
 
@@ -240,5 +240,5 @@ def test_cold_pages_of_a_real_process_leave_the_active_list(tmp_path: Path) -> N
             eventually(lambda: active(machine, work, half, pages) <= half // 20, "an inactive half", 60)
             eventually(lambda: lru_sort.cold_stat.sz_applied >= half * PAGE_SIZE // 2, "the cold half's statistics")
             eventually(lambda: lru_sort.hot_stat.sz_tried >= half * PAGE_SIZE // 2, "the hot half's statistics")
-        assert lru_sort.hot_stat.sz_applied == 0
+        assert 0 == lru_sort.hot_stat.sz_applied
         assert lru_sort.cold_stat.sz_applied <= lru_sort.cold_stat.sz_tried

@@ -44,10 +44,10 @@ def test_the_biggest_gaps_are_left_out() -> None:
     vmas = np.array([[10, 20], [20, 30], [31, 40], [50, 60], [62, 70]], np.uint64)
     bounds = {n: [(r.start, r.end) for r in mapped_ranges(vmas, n)] for n in (0, 1, 2, 3, 9)}
     assert bounds[0] == bounds[1] == [(10, 70)]
-    assert bounds[2] == [(10, 40), (50, 70)]
-    assert bounds[3] == [(10, 40), (50, 60), (62, 70)]
-    assert bounds[9] == [(10, 30), (31, 40), (50, 60), (62, 70)]
-    assert mapped_ranges(vmas[:0], 5) == []
+    assert [(10, 40), (50, 70)] == bounds[2]
+    assert [(10, 40), (50, 60), (62, 70)] == bounds[3]
+    assert [(10, 30), (31, 40), (50, 60), (62, 70)] == bounds[9]
+    assert [] == mapped_ranges(vmas[:0], 5)
 
 
 def test_what_is_not_populated_is_left_out() -> None:
@@ -99,7 +99,7 @@ def test_ranges_hold_what_is_populated(edges: list[int], numbers: list[int], nr_
     assert vmas[0, 0] <= found[0, 0] < found[-1, 1] <= vmas[-1, 1]
     if nr_max >= 50:
         # With room for each of them, half of what is monitored is populated.
-        assert len(populated) == 0 or ranges.total(found) <= 2 * ranges.total(populated)
+        assert 0 == len(populated) or ranges.total(found) <= 2 * ranges.total(populated)
 
 
 # In a context.
@@ -152,7 +152,7 @@ def test_mappings_are_followed_and_what_is_accessed_is_found(caplog: pytest.LogC
         run_ctx(ctx, 3)
         sizes, counts = t.regions.sizes(), t.regions.last_nr_accesses
         found += [int(sizes[counts >= 10].sum()), int(sizes.sum())]
-    assert found == [MIB, 100 * MIB]
+    assert [MIB, 100 * MIB] == found
     assert [] == caplog.records
     assert t.sparse is None
 

@@ -324,4 +324,4 @@ def test_in_real_time_walks_calls_and_commits_work(live: damon_ctx) -> None:
     in_kdamond(live, lambda: damon_set_attrs(live, evolve(live.attrs, aggr_interval=80_000)))
     counters = report_counters(live)
     assert counters.applied > 0
-    assert counters.dropped == 0
+    assert 0 == counters.dropped

@@ -229,7 +229,7 @@ def test_monitoring_goes_on_while_who_maps_what_is_looked_at() -> None:
     with recorded(ctx) as seen:
         run_ctx(ctx, seconds=5)
     hot = [int(s.regions.sizes()[s.regions.nr_accesses > 10].sum()) for s in seen.snapshots]
-    assert hot[0] == 0
+    assert 0 == hot[0]
     assert 64 * MIB == pytest.approx(hot[-1], rel=0.05)
     assert ctx.passed_sample_intervals == pytest.approx(1000, rel=0.01)
 
@@ -409,7 +409,7 @@ def test_pageout_reaches_the_processes_and_leaves_what_is_accessed() -> None:
     machine.clock.sleep_until(machine.clock.now() + 10**9, threading.Event())
     (t,) = ctx.adaptive_targets
     applied, passed = apply(ctx, t, scheme(damos_action.DAMOS_PAGEOUT))
-    assert (applied, passed) == ((32 + 48) * 256, (32 + 48) * 256)
+    assert ((32 + 48) * 256, (32 + 48) * 256) == (applied, passed)
     assert [[VIRTUAL, VIRTUAL + 32 * MIB]] == first.resident().tolist()
     assert [[VIRTUAL, VIRTUAL + 16 * MIB]] == second.resident().tolist()
 

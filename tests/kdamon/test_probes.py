@@ -158,7 +158,7 @@ def test_valid_probe_params(aggr: int, weights: tuple[int, ...], valid: bool) ->
         else:
             with pytest.raises(OSError, match=r"probe|weight") as error:
                 check(ctx)
-            assert error.value.errno == errno.EINVAL
+            assert errno.EINVAL == error.value.errno
 
 
 def test_commit_damos_filter() -> None:
@@ -208,7 +208,7 @@ def test_probes_of_accesses_need_accessed_bits(one: damon_probe) -> None:
     ctx.sample_control.primitives_enabled.page_fault = True
     with pytest.raises(OSError, match="turn page_fault off") as error:
         damon_valid_probe_params(ctx)
-    assert error.value.errno == errno.EOPNOTSUPP
+    assert errno.EOPNOTSUPP == error.value.errno
 
 
 # What is a hit.
@@ -259,10 +259,10 @@ def test_probes_tell_what_memory_is_of() -> None:
     ]
     with recorded(ctx) as recorder:
         run_ctx(ctx, 1.02)
-    assert len(recorder.snapshots) == 10
+    assert 10 == len(recorder.snapshots)
     for snapshot in recorder.snapshots:
         expected = [[(20, 20), (0, 0)], [(0, 0), (20, 20)], [(20, 20), (20, 20)], [(20, 20), (0, 0)]]
-        assert [shares(snapshot.regions, i) for i in range(4)] == expected
+        assert expected == [shares(snapshot.regions, i) for i in range(4)]
 
 
 def test_other_memory_another_group_and_sizes() -> None:
@@ -282,7 +282,7 @@ def test_other_memory_another_group_and_sizes() -> None:
         run_ctx(ctx, 0.52)
     last = recorder.snapshots[-1].regions
     expected = [[(0, 0), (20, 20)], [(0, 0), (0, 0)], [(20, 20), (0, 0)], [(0, 0), (20, 20)]]
-    assert [shares(last, i) for i in range(4)] == expected
+    assert expected == [shares(last, i) for i in range(4)]
 
 
 def test_where_no_page_is_no_type_matches() -> None:
@@ -293,7 +293,7 @@ def test_where_no_page_is_no_type_matches() -> None:
     with recorded(ctx) as recorder:
         run_ctx(ctx, 0.12)
     (snapshot,) = recorder.snapshots
-    assert [shares(snapshot.regions, i) for i in range(3)] == [[(0, 0)] * 2, [(20, 20)] * 2, [(20, 20)] * 2]
+    assert [[(0, 0)] * 2, [(20, 20)] * 2, [(20, 20)] * 2] == [shares(snapshot.regions, i) for i in range(3)]
 
 
 def test_a_counter_has_eight_bits() -> None:
@@ -302,7 +302,7 @@ def test_a_counter_has_eight_bits() -> None:
     with recorded(ctx) as recorder:
         run_ctx(ctx, 0.51)
     (snapshot,) = recorder.snapshots
-    assert shares(snapshot.regions) == [(244, 244), (0, 0)]
+    assert [(244, 244), (0, 0)] == shares(snapshot.regions)
 
 
 def test_what_cannot_be_told_is_no_hit(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -332,8 +332,8 @@ def test_accesses_as_a_property(weight: int) -> None:
     with recorded(ctx) as recorder:
         run_ctx(ctx, 0.52)
     last = recorder.snapshots[-1].regions
-    assert shares(last, 0) == [(20, 20), (0, 0)]
-    assert shares(last, 1) == [(0, 0), (20, 20)]
+    assert [(20, 20), (0, 0)] == shares(last, 0)
+    assert [(0, 0), (20, 20)] == shares(last, 1)
     accesses = last.nr_accesses[last.end <= np.uint64(33 * MIB)]
     assert set(accesses.tolist()) == {0 if weight else 20}
 
@@ -367,7 +367,7 @@ def test_physical_memory(weight: int) -> None:
         run_ctx(ctx, 0.12)
     hits = recorder.snapshots[-1].regions.probe_hits
     assert hits is not None
-    assert hits[:, :3].tolist() == [[20, 0, 0], [0, 20, 20], [0, 0, 20]]
+    assert [[20, 0, 0], [0, 20, 20], [0, 0, 20]] == hits[:, :3].tolist()
 
 
 # What weights do.
@@ -390,7 +390,7 @@ def test_with_weights_accesses_are_not_checked() -> None:
     assert int(last.sizes()[~sure].sum()) <= MIB
     assert int(last.age.max()) > 50
     assert ctx.nr_samples > 0
-    assert ctx.nr_unknown == 0
+    assert 0 == ctx.nr_unknown
 
 
 def test_weights_are_what_regions_are_compared_by() -> None:
@@ -489,9 +489,9 @@ def test_moving_sums(passed: int, nr: int, last: int, expected: int) -> None:
     assert regions.probe_hits is not None
     assert regions.last_probe_hits is not None
     regions.probe_hits[1, 1], regions.last_probe_hits[1, 1] = nr, last
-    assert damon_probe_hits_mvsum(1, regions.region(1), ctx) == expected
-    assert damon_probe_hits_wsum(regions, ctx).tolist() == [0, 100 * expected]
-    assert damon_probe_hits_wsum(regions, ctx, slice(1, 2)).tolist() == [100 * expected]
+    assert expected == damon_probe_hits_mvsum(1, regions.region(1), ctx)
+    assert [0, 100 * expected] == damon_probe_hits_wsum(regions, ctx).tolist()
+    assert [100 * expected] == damon_probe_hits_wsum(regions, ctx, slice(1, 2)).tolist()
 
 
 def test_a_moving_sum_has_eight_bits() -> None:
@@ -503,8 +503,8 @@ def test_a_moving_sum_has_eight_bits() -> None:
     assert regions.probe_hits is not None
     assert regions.last_probe_hits is not None
     regions.probe_hits[0, 0] = regions.last_probe_hits[0, 0] = 200
-    assert damon_probe_hits_mvsum(0, regions.region(0), ctx) == 300 - 256
-    assert damon_probe_hits_wsum(regions, ctx).tolist() == [44]
+    assert 300 - 256 == damon_probe_hits_mvsum(0, regions.region(0), ctx)
+    assert [44] == damon_probe_hits_wsum(regions, ctx).tolist()
 
 
 # The filter of schemes.
@@ -540,8 +540,8 @@ def test_a_scheme_for_anonymous_memory() -> None:
     damos_add_filter(s, whole)
     ctx.schemes = [s]
     run_ctx(ctx, 1.02)
-    assert s.stat.nr_snapshots == 10
-    assert s.stat.sz_tried == 10 * 32 * MIB
+    assert 10 == s.stat.nr_snapshots
+    assert 10 * 32 * MIB == s.stat.sz_tried
 
 
 def test_each_target_is_probed_by_itself() -> None:
@@ -564,7 +564,7 @@ def test_each_target_is_probed_by_itself() -> None:
 
     ctx.call_controls = [damon_call_control(end, repeat=True)]
     run_ctx(ctx, 1.02)
-    assert s.stat.sz_tried == 3 * 8 * MIB
+    assert 3 * 8 * MIB == s.stat.sz_tried
     assert t.regions.last_probe_hits is not None
     assert not t.regions.last_probe_hits.any()
 
@@ -584,7 +584,7 @@ def test_changed_intervals_convert_hits() -> None:
         ctx.passed_sample_intervals = ctx.next_aggregation_sis - aggregating
         damon_set_attrs(ctx, damon_attrs(100, 1000))
         assert regions.probe_hits.tolist() == [[now] * 4]
-        assert regions.last_probe_hits.tolist() == [[7] * 4]
+        assert [[7] * 4] == regions.last_probe_hits.tolist()
         assert well_formed(regions)
         damon_set_attrs(ctx, damon_attrs(100, 2000))
 
@@ -627,10 +627,10 @@ def test_a_probe_that_is_added_counts_from_then_on() -> None:
     at_sis(ctx, 31, lambda: damon_commit_ctx(ctx, source_of(ctx, probe((True, True)), probe((False, True)))))
     with recorded(ctx) as recorder:
         run_ctx(ctx, 0.32)
-    assert [snapshot.sis for snapshot in recorder.snapshots] == [20, 40, 60]
+    assert [20, 40, 60] == [snapshot.sis for snapshot in recorder.snapshots]
     found = [[shares(snapshot.regions, i) for i in (0, 1)] for snapshot in recorder.snapshots]
-    assert [one[0] for one in found] == [[(20, 20), (0, 0)]] * 3
-    assert [one[1] for one in found] == [[(0, 0), (0, 0)], [(0, 0), (10, 10)], [(0, 0), (20, 20)]]
+    assert [[(20, 20), (0, 0)]] * 3 == [one[0] for one in found]
+    assert [[(0, 0), (0, 0)], [(0, 0), (10, 10)], [(0, 0), (20, 20)]] == [one[1] for one in found]
 
 
 def test_probes_that_are_gone_cost_nothing() -> None:
@@ -639,7 +639,7 @@ def test_probes_that_are_gone_cost_nothing() -> None:
     at_sis(ctx, 21, lambda: damon_commit_ctx(ctx, source_of(ctx)))
     with recorded(ctx) as recorder:
         run_ctx(ctx, 0.32)
-    assert [snapshot.regions.probe_hits is None for snapshot in recorder.snapshots] == [False, True, True]
+    assert [False, True, True] == [snapshot.regions.probe_hits is None for snapshot in recorder.snapshots]
 
     ctx = plain_ctx((0, 100), ops=report_ops(apply_probes=lambda *_: pytest.fail("there is no probe")))
     clocked = SimMachine()
@@ -679,11 +679,11 @@ def test_the_tracepoint_of_hits_needs_probes() -> None:
     try:
         _, _, ctx = halves()
         run_ctx(ctx, 0.32)
-        assert seen == [[(20, 20), (0, 0)]] * 3
+        assert [[(20, 20), (0, 0)]] * 3 == seen
         _, _, ctx = halves()
         ctx.probes = []
         run_ctx(ctx, 0.32)
-        assert len(seen) == 3
+        assert 3 == len(seen)
     finally:
         trace.damon_region_aggregated.unregister(hook)
 
@@ -726,7 +726,7 @@ def test_invariants_hold_whatever_is_probed(
         run_ctx(ctx, 1.02)
     finally:
         trace.damon_aggregated.unregister(check)
-    assert len(totals) == 1
+    assert 1 == len(totals)
 
 
 def test_merging_keeps_the_columns_of_a_context_together() -> None:
@@ -734,7 +734,7 @@ def test_merging_keeps_the_columns_of_a_context_together() -> None:
     table = table_of([Region(0, 100, probe_hits=[6, 0, 0, 0]), Region(100, 300, probe_hits=[14, 0, 0, 0])], probes=True)
     ctx_of(table)
     merge_runs(table, np.array([0], np.intp))
-    assert [r.probe_hits for r in model_of(table)] == [[11, 0, 0, 0]]
+    assert [[11, 0, 0, 0]] == [r.probe_hits for r in model_of(table)]
 
 
 def test_reports_count_beside_weights() -> None:
@@ -751,4 +751,4 @@ def test_reports_count_beside_weights() -> None:
     last = recorder.snapshots[-1].regions
     holds = (last.start <= np.uint64(40 * MIB)) & (last.end > np.uint64(40 * MIB))
     assert int(last.nr_accesses[holds][0]) > 0
-    assert shares(last) == [(20, 20), (0, 0)]
+    assert [(20, 20), (0, 0)] == shares(last)

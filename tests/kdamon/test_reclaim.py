@@ -53,7 +53,7 @@ def refused(do: Callable[[], object], said: str) -> None:
     """It is refused with EINVAL, for the reason that is meant."""
     with pytest.raises(OSError, match=said) as raised:
         do()
-    assert raised.value.errno == errno.EINVAL
+    assert errno.EINVAL == raised.value.errno
 
 
 # The scheme.
@@ -65,12 +65,12 @@ def test_the_scheme_of_the_defaults() -> None:
     assert scheme.action is damos_action.DAMOS_PAGEOUT
     assert scheme.pattern == damos_access_pattern(min_sz_region=PAGE_SIZE, max_nr_accesses=0, min_age_region=1200)
     quota = scheme.quota
-    assert (quota.ms, quota.sz, quota.reset_interval, quota.goals) == (10, 128 * MEBI, 1000, [])
-    assert (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age) == (0, 0, 1)
+    assert (10, 128 * MEBI, 1000, []) == (quota.ms, quota.sz, quota.reset_interval, quota.goals)
+    assert (0, 0, 1) == (quota.weight_sz, quota.weight_nr_accesses, quota.weight_age)
     metric = damos_wmark_metric.DAMOS_WMARK_FREE_MEM_RATE
     assert scheme.wmarks == damos_watermarks(metric, interval=5 * SECOND, high=500, mid=400, low=200)
-    assert scheme.apply_interval_us == 0
-    assert scheme.target_nid == -1
+    assert 0 == scheme.apply_interval_us
+    assert -1 == scheme.target_nid
     assert scheme.core_filters == scheme.ops_filters == []
 
 
@@ -91,7 +91,7 @@ def test_parameters_make_goals_and_filters() -> None:
 def test_the_least_age_is_an_unsigned_int() -> None:
     """As in the kernel, which cuts what does not fit."""
     [scheme] = module(damon_reclaim, SimMachine(), min_age=(1 << 32) + 5).new_schemes(evolve(DEFAULTS, aggr_interval=1))
-    assert scheme.pattern.min_age_region == 5
+    assert 5 == scheme.pattern.min_age_region
 
 
 def test_intervals_can_be_tuned() -> None:
@@ -102,9 +102,9 @@ def test_intervals_can_be_tuned() -> None:
         damon_reclaim, machine, monitor_pids=(150,), sample_interval=7000, autotune_monitoring_intervals=True
     )
     attrs = reclaim.apply_parameters().attrs
-    assert (attrs.sample_interval, attrs.aggr_interval) == (5000, 100_000)
+    assert (5000, 100_000) == (attrs.sample_interval, attrs.aggr_interval)
     goal = attrs.intervals_goal
-    assert (goal.access_bp, goal.aggrs, goal.min_sample_us, goal.max_sample_us) == (40, 3, 5000, 10 * SECOND)
+    assert (40, 3, 5000, 10 * SECOND) == (goal.access_bp, goal.aggrs, goal.min_sample_us, goal.max_sample_us)
 
 
 # In simulated time.
@@ -124,7 +124,7 @@ def test_cold_memory_is_paged_out_and_hot_memory_stays() -> None:
 
     run(reclaim, ctx, 30, watch)
     [[start, end]] = process.resident().tolist()
-    assert start == HEAP
+    assert HEAP == start
     assert HEAP + 40 * MEBI <= end <= HEAP + 41 * MEBI
     assert reclaim.stat.sz_applied == 102 * MEBI - (end - start)
 
@@ -166,7 +166,7 @@ def test_anonymous_memory_can_be_skipped() -> None:
     process.mark("anon", [(0, HEAP + 30 * MEBI)])
     reclaim = module(damon_reclaim, machine, monitor_pids=(150,), min_age=SECOND, skip_anon=True)
     run(reclaim, reclaim.apply_parameters(), 10)
-    assert process.resident().tolist() == [[MEBI, 2 * MEBI], [HEAP, HEAP + 30 * MEBI]]
+    assert [[MEBI, 2 * MEBI], [HEAP, HEAP + 30 * MEBI]] == process.resident().tolist()
 
 
 def test_addresses_limit_what_is_monitored() -> None:
@@ -180,7 +180,7 @@ def test_addresses_limit_what_is_monitored() -> None:
     assert ctx.ops.id is damon_ops_id.DAMON_OPS_FVADDR
     run(reclaim, ctx, 10)
     for process in processes:
-        assert process.resident()[1:3].tolist() == [[HEAP, HEAP + 10 * MEBI], [HEAP + 20 * MEBI, HEAP + 100 * MEBI]]
+        assert [[HEAP, HEAP + 10 * MEBI], [HEAP + 20 * MEBI, HEAP + 100 * MEBI]] == process.resident()[1:3].tolist()
 
 
 def test_addresses_of_processes_that_come_later() -> None:
@@ -197,7 +197,7 @@ def test_addresses_of_processes_that_come_later() -> None:
 
     run(reclaim, reclaim.apply_parameters(), 15, watch)
     for process in processes:
-        assert process.resident()[1].tolist() == [HEAP + 20 * MEBI, HEAP + 100 * MEBI]
+        assert [HEAP + 20 * MEBI, HEAP + 100 * MEBI] == process.resident()[1].tolist()
 
 
 def test_reported_memory_is_not_cold() -> None:
@@ -217,7 +217,7 @@ def test_reported_memory_is_not_cold() -> None:
     [[start, end]] = resident[9]
     assert HEAP + 29 * MEBI <= start <= HEAP + 30 * MEBI
     assert HEAP + 40 * MEBI <= end <= HEAP + 41 * MEBI
-    assert resident[19] == []
+    assert [] == resident[19]
 
 
 @pytest.mark.parametrize(
@@ -263,16 +263,16 @@ def test_inputs_are_committed_when_that_is_asked_for() -> None:
         assert ctx is not None
         [before] = ctx.adaptive_targets
         reclaim.min_age, reclaim.quota_sz, reclaim.monitor_pids = SECOND, MEBI, (160, 150)
-        assert ctx.schemes[0].pattern.min_age_region == 1200
+        assert 1200 == ctx.schemes[0].pattern.min_age_region
         reclaim.commit_inputs()
-        assert ctx.schemes[0].pattern.min_age_region == 10
-        assert ctx.schemes[0].quota.sz == MEBI
-        assert [t.pid for t in ctx.adaptive_targets] == [150, 160]
+        assert 10 == ctx.schemes[0].pattern.min_age_region
+        assert MEBI == ctx.schemes[0].quota.sz
+        assert [150, 160] == [t.pid for t in ctx.adaptive_targets]
         assert ctx.adaptive_targets[0] is before
         assert all(len(t.regions) for t in ctx.adaptive_targets)
         reclaim.monitor_pids = (160,)
         reclaim.commit_inputs()
-        assert [t.pid for t in ctx.adaptive_targets] == [160]
+        assert [160] == [t.pid for t in ctx.adaptive_targets]
 
 
 def test_addresses_can_be_committed_and_given_up_again() -> None:
@@ -284,10 +284,10 @@ def test_addresses_can_be_committed_and_given_up_again() -> None:
         ctx = reclaim.ctx
         t = first(ctx)
         everything = in_kdamond(ctx, lambda: int(first(ctx).regions.sizes().sum()))
-        assert everything == 102 * MEBI
+        assert 102 * MEBI == everything
         reclaim.monitor_region_start, reclaim.monitor_region_end = HEAP, HEAP + MEBI
         reclaim.commit_inputs()
-        assert t.regions.total() == MEBI
+        assert MEBI == t.regions.total()
         reclaim.monitor_region_start = reclaim.monitor_region_end = 0
         reclaim.commit_inputs()
         assert t.regions.total() == everything
@@ -303,15 +303,15 @@ def test_a_commit_that_fails_changes_nothing() -> None:
             setattr(reclaim, name, wrong)
             with pytest.raises(OSError, match=r".") as raised:
                 reclaim.commit_inputs()
-            assert raised.value.errno == errno.EINVAL
+            assert errno.EINVAL == raised.value.errno
             setattr(reclaim, name, before)
         assert reclaim.enabled()
         assert reclaim.ctx is not None
-        assert [t.pid for t in reclaim.ctx.adaptive_targets] == [150]
+        assert [150] == [t.pid for t in reclaim.ctx.adaptive_targets]
         reclaim.enable(False)
         with pytest.raises(OSError, match="does not run") as raised:
             reclaim.commit_inputs()
-        assert raised.value.errno == errno.ECANCELED
+        assert errno.ECANCELED == raised.value.errno
 
 
 def test_a_commit_takes_processes_while_the_kdamond_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,11 +344,11 @@ def test_a_commit_takes_processes_while_the_kdamond_samples(monkeypatch: pytest.
             reclaim._next_follow = 0
             begun = ctx.passed_sample_intervals
             assert eventually(lambda: ctx.passed_sample_intervals > begun + 10)
-            assert [t.pid for t in ctx.adaptive_targets] == [150]
+            assert [150] == [t.pid for t in ctx.adaptive_targets]
         finally:
             answer.set()
         assert takers == [committing.result(120)]
-        assert [t.pid for t in ctx.adaptive_targets][:2] == [150, 160]
+        assert [150, 160] == [t.pid for t in ctx.adaptive_targets][:2]
         assert eventually(lambda: [t.pid for t in ctx.adaptive_targets] == [150, 160, 170])
 
 
@@ -432,4 +432,4 @@ def test_a_real_process_shrinks_by_its_cold_half(tmp_path: Path) -> None:
             eventually(lambda: reclaim.stat.sz_applied >= half * PAGE_SIZE // 2, "the statistics")
             assert resident(work, 0, half) >= half * 9 // 10
         assert reclaim.stat.sz_tried >= reclaim.stat.sz_applied
-        assert work.spoilt(range(pages)) == 0
+        assert 0 == work.spoilt(range(pages))

@@ -68,21 +68,21 @@ def kernels_percentiles(regions: Sequence[Region], aggr_us: int) -> list[int]:
 
 def test_bandwidth_takes_each_sampled_access_for_one_of_the_whole_region() -> None:
     """Sizes times accesses, over the aggregation interval."""
-    assert bandwidth_of(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)])) == 23 * 4096 * 10
-    assert bandwidth_of(ctx_of([(4096, 1, 0)], [(4096, 2, 0)], aggr_us=3_000_000)) == 4096
-    assert bandwidth_of(ctx_of([(1 << 46, 2000, 0)], aggr_us=1)) == ((1 << 46) * 2000 * 1_000_000) % (1 << 64)
+    assert 23 * 4096 * 10 == bandwidth_of(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)]))
+    assert 4096 == bandwidth_of(ctx_of([(4096, 1, 0)], [(4096, 2, 0)], aggr_us=3_000_000))
+    assert ((1 << 46) * 2000 * 1_000_000) % (1 << 64) == bandwidth_of(ctx_of([(1 << 46, 2000, 0)], aggr_us=1))
 
 
 def test_percentiles_go_from_the_longest_accessed_to_the_longest_idle_memory() -> None:
     """Negative where memory is accessed, and one aggregation more than the region's age."""
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 1, 0)])
     percentiles = idle_percentiles(ctx)
-    assert percentiles == (-500,) * 26 + (-100,) * 25 + (1000,) * 50
+    assert (-500,) * 26 + (-100,) * 25 + (1000,) * 50 == percentiles
 
 
 def test_percentiles_are_of_all_processes_together() -> None:
     """Whichever comes first."""
-    assert idle_percentiles(ctx_of([(75, 0, 1)], [(25, 1, 1)])) == (-200,) * 26 + (200,) * 75
+    assert (-200,) * 26 + (200,) * 75 == idle_percentiles(ctx_of([(75, 0, 1)], [(25, 1, 1)]))
 
 
 def test_there_are_no_percentiles_of_nothing() -> None:
@@ -96,7 +96,7 @@ def test_memory_of_which_nothing_is_known_is_left_out() -> None:
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 0, 0)])
     [regions] = [t.regions for t in ctx.adaptive_targets]
     regions.nr_unknown = np.array([10, 0, 9], np.uint32)
-    assert idle_percentiles(ctx) == (-500,) * 51 + (100,) * 50
+    assert (-500,) * 51 + (100,) * 50 == idle_percentiles(ctx)
     regions.nr_unknown = np.array([20, 20, 10], np.uint32)
     assert idle_percentiles(ctx) is None
 
@@ -148,8 +148,8 @@ def test_regions_are_what_is_mapped() -> None:
             process.mmap([(20 * MEBI, 25 * MEBI), (1 << 46, (1 << 46) + MEBI)])
 
     run(stat, ctx, 10, watch)
-    assert totals[0] == 13 * MEBI
-    assert totals[-1] == 6 * MEBI
+    assert 13 * MEBI == totals[0]
+    assert 6 * MEBI == totals[-1]
 
 
 # The module, in simulated time.
@@ -201,7 +201,7 @@ def test_results_outlive_the_processes() -> None:
     run(stat, ctx, 8, lambda: process.exit() if machine.clock.now() > 7e9 else None)
     assert stat.estimated_memory_bandwidth > 0
     assert not stat.enabled()
-    assert stat.kdamond_pid() == -1
+    assert -1 == stat.kdamond_pid()
 
 
 # Which processes.
@@ -212,7 +212,7 @@ def test_nothing_is_monitored_without_a_named_process() -> None:
     stat = module(damon_stat, SimMachine())
     with pytest.raises(OSError, match="monitor_pids") as raised:
         stat.enable(True)
-    assert raised.value.errno == errno.EINVAL
+    assert errno.EINVAL == raised.value.errno
     assert not stat.enabled()
 
 
@@ -231,7 +231,7 @@ def test_what_is_named_has_to_exist(parameters: dict[str, object], said: str) ->
     machine.cgroups = {"/empty": (8,)}
     with pytest.raises(OSError, match=said) as raised:
         module(damon_stat, machine, **parameters).enable(True)
-    assert raised.value.errno == errno.EINVAL
+    assert errno.EINVAL == raised.value.errno
 
 
 def test_a_control_groups_processes_are_followed() -> None:
@@ -257,7 +257,7 @@ def test_a_control_groups_processes_are_followed() -> None:
             machine.cgroups = {}
 
     run(stat, ctx, 21, watch)
-    assert seen == [[4, 1, 2], [4, 2, 3], [4, 3], [4]]
+    assert [[4, 1, 2], [4, 2, 3], [4, 3], [4]] == seen
 
 
 def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_there_are(
@@ -305,7 +305,7 @@ def test_memory_of_processes_that_ended_does_not_count() -> None:
             spawn(machine, 1)
 
     run(stat, ctx, 16, watch)
-    assert seen == [[1, 2], [2]]
+    assert [[1, 2], [2]] == seen
     assert sum(ms < 0 for ms in stat.memory_idle_ms_percentiles) >= 95
 
 
@@ -324,7 +324,7 @@ def test_a_process_without_memory_is_left_without_regions() -> None:
 
     run(stat, ctx, 12, watch)
     assert nr_regions[0] >= 3
-    assert nr_regions[-1] == 0
+    assert 0 == nr_regions[-1]
 
 
 def test_a_control_group_without_processes_waits_for_one() -> None:
@@ -349,7 +349,7 @@ def test_a_control_group_without_processes_waits_for_one() -> None:
     for pid in (1, 2):
         spawn(machine, pid)
     run(stat, ctx, 25, watch)
-    assert seen == [[], [1], [], [2]]
+    assert [[], [1], [], [2]] == seen
 
 
 def test_many_processes_share_the_regions() -> None:
@@ -382,11 +382,11 @@ def test_only_one_may_monitor_while_a_module_does() -> None:
         assert one.kdamond_pid() > 0
         with pytest.raises(OSError, match="stop it before you start an exclusive module") as raised:
             other.enable(True)
-        assert raised.value.errno == errno.EBUSY
+        assert errno.EBUSY == raised.value.errno
         with pytest.raises(OSError, match="stop it before you start an exclusive module"):
             damon_start([ctx], exclusive=False)
         one.enable(False)
-        assert one.kdamond_pid() == -1
+        assert -1 == one.kdamond_pid()
         ctx = other.build_ctx()
         damon_start([ctx], exclusive=False)
         with pytest.raises(OSError, match="stop it before you start an exclusive module"):

@@ -51,7 +51,7 @@ def test_names_of_root_are_trusted(tmp_path: Path) -> None:
     (tmp_path / "relative").symlink_to("a/./b/../b")
     for name in (place, tmp_path / "absolute", tmp_path / "relative", f"{tmp_path}//a/../a/b/"):
         assert opened(name) == str(place)
-    assert opened("/") == "/"
+    assert "/" == opened("/")
 
 
 @pytest.mark.parametrize("spoil", [theirs, writable], ids=["theirs", "writable"])
@@ -107,7 +107,7 @@ def test_links_of_another_user_are_not_followed(tmp_path: Path) -> None:
     shared.mkdir()
     shared.chmod(0o1777)
     (shared / "link").symlink_to("/etc")
-    assert opened("/etc") == "/etc"
+    assert "/etc" == opened("/etc")
     theirs(shared / "link")
     with pytest.raises(UntrustedError, match="user 65534"):
         open_trusted(shared / "link" / "passwd")
@@ -183,7 +183,7 @@ def test_a_file_system_that_another_user_serves_is_not_asked(tmp_path: Path) -> 
         timeout=60,
         check=False,
     )
-    assert (done.stdout, done.stderr) == ("it is in a file system that user 65534 serves\n" * 2, "")
+    assert ("it is in a file system that user 65534 serves\n" * 2, "") == (done.stdout, done.stderr)
 
 
 def test_programs_that_another_user_can_exchange_are_passed_over(

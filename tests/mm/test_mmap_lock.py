@@ -47,16 +47,16 @@ def test_calls_pause_after_a_tenth_of_a_millisecond_together(clock: FakeTime) ->
     """However short each of them is."""
     for _ in range(100):
         clock.call(20)
-    assert len(clock.pauses) == 19
-    assert set(clock.pauses) == {0.0001}
+    assert 19 == len(clock.pauses)
+    assert {0.0001} == set(clock.pauses)
 
 
 def test_a_long_call_is_followed_by_a_pause(clock: FakeTime) -> None:
     """Before the next one, not after the last."""
     clock.call(250)
-    assert clock.pauses == []
+    assert [] == clock.pauses
     clock.call(1)
-    assert clock.pauses == [0.0001]
+    assert [0.0001] == clock.pauses
 
 
 def test_what_the_caller_does_in_between_is_a_pause(clock: FakeTime) -> None:
@@ -64,7 +64,7 @@ def test_what_the_caller_does_in_between_is_a_pause(clock: FakeTime) -> None:
     for _ in range(10):
         clock.call(90)
         clock.now += 100 * MICROSECOND
-    assert clock.pauses == []
+    assert [] == clock.pauses
     clock.call(90)
     clock.call(90)
     clock.now += 40 * MICROSECOND
@@ -76,16 +76,16 @@ def test_no_pause_is_made_for_a_lock_that_no_thread_waits_for(clock: FakeTime) -
     """Until one does, and for a second then: it will map memory again."""
     for _ in range(100):
         clock.call(90, NOT_WAITED_FOR)
-    assert clock.pauses == []
+    assert [] == clock.pauses
     clock.call(110, NOT_WAITED_FOR)
     clock.call(110)
-    assert len(clock.pauses) == 1
+    assert 1 == len(clock.pauses)
     clock.call(110, NOT_WAITED_FOR)
-    assert len(clock.pauses) == 2
+    assert 2 == len(clock.pauses)
     clock.now += 10**9
     for _ in range(100):
         clock.call(110, NOT_WAITED_FOR)
-    assert len(clock.pauses) == 2
+    assert 2 == len(clock.pauses)
 
 
 def test_a_failed_call_counts(clock: FakeTime) -> None:
@@ -94,7 +94,7 @@ def test_a_failed_call_counts(clock: FakeTime) -> None:
         clock.now += 300 * MICROSECOND
         raise OSError("refused")
     clock.call(1)
-    assert len(clock.pauses) == 1
+    assert 1 == len(clock.pauses)
 
 
 @pytest.mark.parametrize(("fixed", "each"), [(0, 1), (5, 2), (150, 1), (0, 60)])
@@ -119,14 +119,14 @@ def test_a_size_has_bounds(clock: FakeTime) -> None:
     for _ in range(10):
         clock.call(5000)
         size.called(size.now)
-    assert size.now == 32
+    assert 32 == size.now
     clock.call(1)
     size.called(10)
-    assert size.now == 32
+    assert 32 == size.now
     for _ in range(10):
         clock.call(1)
         size.called(size.now)
-    assert size.now == 128
+    assert 128 == size.now
 
 
 def test_one_long_call_does_not_make_it_tiny(clock: FakeTime) -> None:
@@ -134,4 +134,4 @@ def test_one_long_call_does_not_make_it_tiny(clock: FakeTime) -> None:
     size = CallSize(64, 1, 128)
     clock.call(100_000)
     size.called(64)
-    assert size.now == 16
+    assert 16 == size.now

@@ -52,7 +52,7 @@ def test_an_intersection_is_cut_at_the_edges_of_both(left: U64Array, right: U64A
 @given(disjoint(), disjoint())
 def test_overlaps_are_counted_for_each_range(left: U64Array, right: U64Array) -> None:
     expected = [len(set(range(start, end)) & numbers(right)) for start, end in left.tolist()]
-    assert ranges.overlaps(left, right).tolist() == expected
+    assert expected == ranges.overlaps(left, right).tolist()
 
 
 @given(disjoint(), st.integers(1, 9))
@@ -64,5 +64,5 @@ def test_blocks_are_those_that_are_touched(found: U64Array, size: int) -> None:
 
 def test_neighbouring_pages_are_one_range() -> None:
     pages = np.array([0x1000, 0x2000, 0x4000, 0x5000, 0x6000, 0x9000], np.uint64)
-    assert ranges.of_pages(pages).tolist() == [[0x1000, 0x3000], [0x4000, 0x7000], [0x9000, 0xA000]]
-    assert ranges.of_pages(pages[:0]).tolist() == []
+    assert [[0x1000, 0x3000], [0x4000, 0x7000], [0x9000, 0xA000]] == ranges.of_pages(pages).tolist()
+    assert [] == ranges.of_pages(pages[:0]).tolist()

@@ -102,7 +102,7 @@ def test_example_that_ends_with_the_process(folder: Path, target: subprocess.Pop
 def test_all_examples_are_run_and_shown() -> None:
     """The producer runs in another one."""
     assert {*EXAMPLES} == {*SHOWN, "producer.py"}
-    assert {*SHOWN} == {"reports.py", "serve.py", "guest.py", "columns.py", "page_out.py", "watch.py"}
+    assert {"reports.py", "serve.py", "guest.py", "columns.py", "page_out.py", "watch.py"} == {*SHOWN}
 
 
 def test_the_document_names_all_of_it() -> None:

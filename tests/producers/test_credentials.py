@@ -290,4 +290,4 @@ def test_a_number_that_is_used_again_is_asked_about_again() -> None:
     """In the middle of the time for which an answer holds, for all peers of the user; also the number of a peer."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", REUSED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert (0, "done\n") == (done.returncode, done.stdout), done.stderr

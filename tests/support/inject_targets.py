@@ -78,7 +78,7 @@ class Suspicious:
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
+        assert "ready\n" == self.process.stdout.readline()
         self.threads = len(os.listdir(f"/proc/{self.pid}/task"))
 
     @property
@@ -95,7 +95,7 @@ class Suspicious:
             self.process.kill()
             output = "hangs: " + self.process.communicate()[0]
         if kind is None:
-            assert (output, self.process.returncode) == ("good\n", 0), output
+            assert ("good\n", 0) == (output, self.process.returncode), output
 
 
 @contextlib.contextmanager

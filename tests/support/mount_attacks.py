@@ -139,7 +139,7 @@ class Attacker:
         self.do(f"os.rename('{HOME}/y', '{HOME}/x')")
         self.do(f"os.rename('{HOME}/e', '{TARGET}')")
         self.do(f"os.makedirs('{TARGET}', exist_ok=True)")
-        assert self.do(f"os.stat('{TARGET}')") == "done"
+        assert "done" == self.do(f"os.stat('{TARGET}')")
 
 
 #: What the attacker may do at any time.
@@ -234,7 +234,7 @@ class _Round:
 
     def prepare_started(self) -> None:
         self.prepare()
-        assert start(self.tree) == TARGET
+        assert TARGET == start(self.tree)
 
     def start(self) -> str:
         where = start(self.tree)
@@ -271,7 +271,7 @@ def exchanged_all_the_time(attacker: Attacker) -> list[str]:
         one.tree = make_tree()
         seen.add(one.start_and_stop())
     with open(f"{SAFE}/stop", "x", encoding="ascii"):
-        assert attacker.answer() == "done"
+        assert "done" == attacker.answer()
     return sorted(seen)
 
 
@@ -368,7 +368,7 @@ def odd_names(attacker: Attacker) -> list[str]:
         attacker.do(f"os.mkdir({path!r})")
         tree = make_tree(path)
         tree.start()
-        assert on(path) == ["fuse.kdamon"]
+        assert ["fuse.kdamon"] == on(path)
         tree.stop()
         left += on(path)
         serve_and_die(path, lambda: None)
@@ -387,7 +387,7 @@ def long_path(attacker: Attacker) -> list[int]:
     attacker.do("os.mkdir('d')")
     tree = make_tree("d")
     tree.start()
-    assert [len(entry.target) > 4096 for entry in trees()] == [True]
+    assert [True] == [len(entry.target) > 4096 for entry in trees()]
     tree.stop()
     left = len(trees())
     serve_and_die("d", lambda: None)
@@ -397,11 +397,11 @@ def long_path(attacker: Attacker) -> list[int]:
 
 def propagation(attacker: Attacker) -> list[list[int]]:
     """A namespace that gets what is mounted here; how many trees are in both, before, while, and after."""
-    assert _libc.mount(None, b"/mnt", None, ctypes.c_ulong(1 << 20), None) == 0
+    assert 0 == _libc.mount(None, b"/mnt", None, ctypes.c_ulong(1 << 20), None)
     attacker.make_target()
     ready, begun = os.pipe()
     if (pid := os.fork()) == 0:
-        assert _libc.unshare(0x20000) == 0
+        assert 0 == _libc.unshare(0x20000)
         os.write(begun, b"x")
         signal.pause()
     os.read(ready, 1)
@@ -443,7 +443,7 @@ def aborted(attacker: Attacker) -> list[str]:
     """Root ends the connection, as for processes that are stuck in it; what is left when kdamon has ended."""
     attacker.make_target()
     os.makedirs(f"{SAFE}/control")
-    assert _libc.mount(b"none", f"{SAFE}/control".encode(), b"fusectl", ctypes.c_ulong(0), None) == 0
+    assert 0 == _libc.mount(b"none", f"{SAFE}/control".encode(), b"fusectl", ctypes.c_ulong(0), None)
     tree = make_tree()
     tree.start()
     with open(f"{SAFE}/control/{os.minor(trees()[0].device)}/abort", "w", encoding="ascii") as abort:
@@ -457,8 +457,8 @@ def in_chroot(_attacker: Attacker) -> list[str]:
     """Mount below a root directory whose own mount is out of sight; where it is, and what is left."""
     for directory in ("proc", "dev", "d"):
         os.makedirs(f"{SAFE}/root/{directory}")
-    assert _libc.mount(b"/proc", f"{SAFE}/root/proc".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
-    assert _libc.mount(b"/dev", f"{SAFE}/root/dev".encode(), None, ctypes.c_ulong(4096 | 16384), None) == 0
+    assert 0 == _libc.mount(b"/proc", f"{SAFE}/root/proc".encode(), None, ctypes.c_ulong(4096 | 16384), None)
+    assert 0 == _libc.mount(b"/dev", f"{SAFE}/root/dev".encode(), None, ctypes.c_ulong(4096 | 16384), None)
     # What they import is out of sight, too.
     load_fuse()
     tree = make_tree("/d")
@@ -475,7 +475,7 @@ def places_elsewhere(attacker: Attacker) -> list[str]:
     What was covered there, of directories of root's.
     """
     attacker.make_target()
-    assert _libc.mount(b"sysfs", TARGET.encode(), b"sysfs", ctypes.c_ulong(0), None) == 0
+    assert 0 == _libc.mount(b"sysfs", TARGET.encode(), b"sysfs", ctypes.c_ulong(0), None)
     names = [name for name in os.listdir("/sys/module") if name.startswith("damon")]
     for path in ("kernel/mm/damon", *(f"module/{name}" for name in names)):
         os.makedirs(f"{SAFE}/e/{path}")
@@ -490,7 +490,7 @@ def places_elsewhere(attacker: Attacker) -> list[str]:
     while point < counted:
         answer, theirs = os.pipe()
         if os.fork() == 0:
-            assert _libc.unshare(0x20000) == 0
+            assert 0 == _libc.unshare(0x20000)
             at = _at(point, lambda: attacker.do(exchange), of_target)
             with contextlib.suppress(OSError), at, preparing_places([], []):
                 pass
@@ -512,7 +512,7 @@ def hanging_server(attacker: Attacker) -> list[str]:
     attacker.do(f"os.mkdir('{HOME}/fs')")
     device = os.open("/dev/fuse", os.O_RDWR)
     options = b"fd=%d,rootmode=40000,user_id=%d,group_id=%d,allow_other" % (device, NOBODY, NOBODY)
-    assert _libc.mount(b"theirs", f"{HOME}/fs".encode(), b"fuse.kdamon", ctypes.c_ulong(0), options) == 0
+    assert 0 == _libc.mount(b"theirs", f"{HOME}/fs".encode(), b"fuse.kdamon", ctypes.c_ulong(0), options)
     if (pid := os.fork()) == 0:
         signal.pause()
     os.close(device)

@@ -27,7 +27,7 @@ def test_the_parts_follow_each_other_and_are_swept() -> None:
         ((events[name]["start"] - base) // MIB, (events[name]["end"] - base) // MIB)
         for name in ("writes", "reads", "cold")
     ]
-    assert places == [(0, 2), (2, 5), (5, 8)]
+    assert [(0, 2), (2, 5), (5, 8)] == places
     assert events["sweeps"]["sweeps"] > 0
     assert events["map"]["rss"] >= 8 * MIB
 
@@ -38,9 +38,9 @@ def test_what_it_writes_does_not_reach_the_file() -> None:
         memory = coldhalf.map_file(file, MIB)
         memory[::PAGE] = 7
         file.seek(0)
-        assert set(np.frombuffer(file.read(), np.uint8).tolist()) == {1}
+        assert {1} == set(np.frombuffer(file.read(), np.uint8).tolist())
 
 
 def test_parts_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert coldhalf.main(["--total", "4", "--written", "3", "--read", "2"]) == 1
+    assert 1 == coldhalf.main(["--total", "4", "--written", "3", "--read", "2"])
     assert "must fit into the total" in capsys.readouterr().err

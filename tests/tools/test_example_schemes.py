@@ -49,7 +49,7 @@ def test_what_the_document_shows_is_in_it() -> None:
 def test_a_goal_steers_by_the_formula() -> None:
     """The quota that the kdamond uses is what the formula gives; what the workload uses stays in memory."""
     done = run("--goal", "12", "--seconds", "9")
-    assert done.returncode == 0, done.stderr
+    assert 0 == done.returncode, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[1:] if re.match(r" +\d+ ", line)]
     assert len(rows) >= 3
     for row in rows:
@@ -57,7 +57,7 @@ def test_a_goal_steers_by_the_formula() -> None:
         assert float(row[2]) > 120
     assert int(rows[-1][6]) > int(rows[0][6])
     parts = dict(re.findall(r"^(\w+): (\S+) of 64 MiB in memory$", done.stdout, re.MULTILINE))
-    assert list(parts) == ["writes", "reads", "cold"]
+    assert ["writes", "reads", "cold"] == list(parts)
     # RSS fell by what was applied, but for memory that the workload took meanwhile.
     assert float(rows[0][1]) - float(rows[-1][1]) == pytest.approx(float(rows[-1][4]), abs=1)
     assert re.search(r"^sweeps a second: [1-9]", done.stdout, re.MULTILINE)
@@ -75,7 +75,7 @@ def test_what_is_not_written_is_shown_as_well() -> None:
             assert "nan" in example.stdout.readline()
             process.stdin.close()
             process.wait()
-            assert example.wait(60) == 0
+            assert 0 == example.wait(60)
 
 
 def test_its_workload_ends_with_it() -> None:
@@ -85,7 +85,7 @@ def test_its_workload_ends_with_it() -> None:
         children = Path(f"/proc/{example.pid}/task/{example.pid}/children").read_text().split()
         assert children
         example.terminate()
-        assert example.wait(60) == 128 + 15
+        assert 128 + 15 == example.wait(60)
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 

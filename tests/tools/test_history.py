@@ -82,7 +82,7 @@ class TestMerge:
         merged = merge_snapshots(older, newer)
         assert len(merged.regions) <= max(len(older.regions), len(newer.regions))
         assert (merged.regions["start"][1:] == merged.regions["end"][:-1]).all()
-        assert merged.sizes.sum() == 64 << 12
+        assert 64 << 12 == merged.sizes.sum()
         np.testing.assert_allclose(bytes_times_accesses([merged]), bytes_times_accesses([older, newer]), rtol=1e-4)
 
 

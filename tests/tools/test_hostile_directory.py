@@ -123,13 +123,13 @@ def test_another_users_directory_for_temporary_files_is_not_used(
     os.chown(theirs, USER, USER)
     for variable in ("TMPDIR", "TEMP", "TMP"):
         monkeypatch.delenv(variable, raising=False)
-    assert temporary_directory() == "/tmp"
+    assert "/tmp" == temporary_directory()
     for path in (own, shared):
         monkeypatch.setenv("TMPDIR", str(path))
         assert temporary_directory() == str(path)
-    assert caplog.text == ""
+    assert "" == caplog.text
     monkeypatch.setenv("TMPDIR", str(theirs))
-    assert temporary_directory() == "/tmp"
+    assert "/tmp" == temporary_directory()
     assert f"TMPDIR={theirs} is not used: user 65534 owns {theirs}" in caplog.text
     monkeypatch.setenv("TEMP", str(own))
     assert temporary_directory() == str(own)

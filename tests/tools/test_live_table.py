@@ -201,7 +201,7 @@ def test_it_follows_the_size(start: Start, target: int) -> None:
     everything = emulator.all_lines()
     emulator.wait_for_tables()
     assert len(everything) == len(emulator.all_lines())
-    assert emulator.lines()[-1] == ""
+    assert "" == emulator.lines()[-1]
 
 
 def test_stopped_and_continued(start: Start, target: int) -> None:

@@ -120,7 +120,7 @@ def target(directory: Path) -> Iterator[int]:
     process = subprocess.Popen([program, "-S", "-c", WORKLOAD, TEXT, file], stdout=subprocess.PIPE, env=environment)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"\n"
+        assert b"\n" == process.stdout.readline()
         yield process.pid
     finally:
         process.kill()
@@ -155,7 +155,7 @@ def test_a_command_has_such_words_and_shows_them(directory: Path) -> None:
     document = load(kdamon(*words, TEXT, "1", environment=environment))
     assert document["config"]["command"] == [TEXT.replace("\udcff", "\\xff"), "1"]
     document = load(kdamon("run", "--primitive", "page_fault", *words[1:], TEXT, "1", environment=environment))
-    assert document["config"]["command"][1] == "1"
+    assert "1" == document["config"]["command"][1]
     assert SHOWN in kdamon(*words, f"/nowhere/{TEXT}", status=1)
 
 
@@ -174,7 +174,7 @@ def test_a_sentence_on_such_a_name_is_one_line(words: tuple[str, ...]) -> None:
     """And the name can be read from it."""
     needs(fuse=True)
     said = kdamon(*words, status=2 if words[0] == "run" else 1)
-    assert said.count("\n") == 1
+    assert 1 == said.count("\n")
     assert SHOWN in said
 
 
@@ -191,9 +191,9 @@ def test_such_a_directory_can_be_mounted_on(directory: Path, kill: bool) -> None
     try:
         assert process.stderr is not None
         assert f"the tree is at {readable(str(directory))}/admin" in process.stderr.readline()
-        assert [entry.fstype for entry in mounts() if entry.target == str(directory)] == ["fuse.kdamon"]
+        assert ["fuse.kdamon"] == [entry.fstype for entry in mounts() if entry.target == str(directory)]
         assert "another kdamon serves" in kdamon("mount", directory, status=1)
-        assert (directory / "admin/kdamonds/nr_kdamonds").read_text() == "0\n"
+        assert "0\n" == (directory / "admin/kdamonds/nr_kdamonds").read_text()
         process.send_signal(signal.SIGKILL if kill else signal.SIGINT)
         process.communicate(timeout=30)
     finally:
@@ -212,7 +212,7 @@ def test_a_command_in_the_namespace_gets_such_names(directory: Path) -> None:
     script = 'grep -q "fuse.kdamon" /proc/mounts && [ "$1" = "$2" ] && [ "$TMPDIR" = "$HOME" ] && perf --version'
     said = kdamon("exec", "--", "sh", "-c", script, "sh", TEXT, TEXT, environment=environment)
     assert said.startswith("perf version ")
-    assert list(directory.iterdir()) == []
+    assert [] == list(directory.iterdir())
     assert SHOWN in kdamon("exec", "--", TEXT, environment=environment, status=127)
 
 
@@ -244,7 +244,7 @@ def test_a_control_group_with_such_a_name_is_followed(group: tuple[str, Path], t
             process.kill()
     *name, enabled, pid = said.splitlines(keepends=True)
     assert b"".join(name) == os.fsencode(path) + b"\n"
-    assert enabled == b"Y\n"
+    assert b"Y\n" == enabled
     assert int(pid) > 0
 
 
@@ -288,13 +288,13 @@ print(len(cgroup.processes("/")) > 0)
     )
     if done.returncode == 77:
         pytest.skip("kernel lacks: control groups of the second version")
-    assert done.stdout == "True\n", done.stderr
+    assert "True\n" == done.stdout, done.stderr
 
 
 def test_readable_text_and_json() -> None:
     """What stands for a byte and what moves a cursor is spelled out; all other text is left alone."""
-    assert readable(TEXT) == SHOWN
-    assert readable("a\N{DECIDUOUS TREE}é\\ \x1b[2J") == "a\N{DECIDUOUS TREE}é\\ \\x1b[2J"
+    assert SHOWN == readable(TEXT)
+    assert "a\N{DECIDUOUS TREE}é\\ \\x1b[2J" == readable("a\N{DECIDUOUS TREE}é\\ \x1b[2J")
     document = {TEXT: [TEXT, ("é\N{DECIDUOUS TREE}",), 1, None], "\ud800": True}
     text = TEXT.replace("\udcff", "\\xff")
     assert json.loads(json_text(document)) == {text: [text, ["é\N{DECIDUOUS TREE}"], 1, None], "\\ud800": True}
@@ -333,7 +333,7 @@ time.sleep(60)
     with subprocess.Popen(words, user=65534, group=65534, extra_groups=[], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == b"\n"
+            assert b"\n" == process.stdout.readline()
             stat = read_stat(process.pid)
         finally:
             process.kill()

@@ -191,7 +191,7 @@ def test_a_threads_name_may_look_like_a_sample(comm: bytes | None, seconds: byte
             assert [(pid, tid, cpu, ns, 0x7F0012345678)] == records[["pid", "tid", "cpu", "time", "addr"]].tolist(), (
                 line
             )
-            assert reader.notes.unparsable == 0
+            assert 0 == reader.notes.unparsable
 
 
 def test_a_threads_name_with_a_newline_costs_no_sample() -> None:

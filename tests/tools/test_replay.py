@@ -287,7 +287,7 @@ def test_a_replay_of_faults_says_how_it_differs_from_the_live_run(
         "less memory shows as accessed here than in the live run" in remark for remark in document["remarks"]
     ]
     assert int(said) == len(document["remarks"])
-    assert cli.main(["replay", name]) == 0
+    assert 0 == cli.main(["replay", name])
     assert said == ("than in the live run" in " ".join(capsys.readouterr().out.split()))
 
 
@@ -346,7 +346,7 @@ def test_in_real_time_it_takes_the_time_that_it_took(tmp_path: Path, capsys: pyt
 
     def good() -> bool:
         (document,) = replayed(capsys, name, "--realtime", "--range", f"{BASE:x}-{BASE + 256 * MIB:x}")
-        assert document["seconds"] == 1.0
+        assert 1.0 == document["seconds"]
         assert 1 <= len(document["snapshots"]) <= 11
         counters = document["counters"]["reports"]
         assert counters["accepted"] == sum(counters.values()) - counters["accepted"] - counters["dropped"]

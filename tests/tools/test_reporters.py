@@ -180,7 +180,7 @@ class TestTable:
         lines = render_table(Snapshot.of(101, rows), CONFIG, since=100, height=9).splitlines()
         assert len(lines) <= 9
         assert ["9000", "13000", "1d000", "27000", "31000", "3b000"] == [line[:16].strip() for line in lines[2:-1]]
-        assert lines[-1].strip() == "and 94 more: 376.0 KiB accessed in at most 45%"
+        assert "and 94 more: 376.0 KiB accessed in at most 45%" == lines[-1].strip()
 
     def test_hot_regions_that_find_no_room_are_counted(self) -> None:
         """Those with most accessed bytes are shown; a small hot one comes before a large one that is warm."""
@@ -215,7 +215,7 @@ class TestTable:
     def test_a_line_for_those_who_have_no_terminal(self) -> None:
         """Working set and hot bytes at one moment."""
         line = render_line(Snapshot.of(103, self.ROWS), CONFIG, 100)
-        assert line == "    3.0 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB"
+        assert "    3.0 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB" == line
 
 
 def test_addresses_that_were_asked_for_are_all_drawn() -> None:
@@ -336,7 +336,7 @@ class TestJson:
         assert {"pid": 42, "ops": "vaddr", "sample_us": 5000, "max_nr_accesses": 20}.items() <= document[
             "config"
         ].items()
-        assert document["counters"]["reports"] == {"accepted": 4}
+        assert {"accepted": 4} == document["counters"]["reports"]
 
     def test_accuracy_where_the_truth_is_known(self) -> None:
         """As much as the table for people says."""

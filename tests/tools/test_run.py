@@ -241,7 +241,7 @@ def test_monitors_given_ranges_only(start: Start) -> None:
     document = best_of(3, lambda document: document["accuracy"]["recall"] >= 0.9, run)
     for snapshot in document["snapshots"]:
         regions = snapshot["regions"]
-        assert sum(region["end"] - region["start"] for region in regions) == 48 * MIB
+        assert 48 * MIB == sum(region["end"] - region["start"] for region in regions)
         assert all(any(b <= r["start"] and r["end"] <= e for b, e in wanted) for r in regions)
     assert document["accuracy"]["recall"] >= 0.9, document["accuracy"]
 

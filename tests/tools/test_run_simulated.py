@@ -113,7 +113,7 @@ def test_json_has_regions_of_each_aggregation(
     document = json.loads(out)
     assert (0, "") == (status, err)
     assert (process.pid, 20) == (document["config"]["pid"], document["config"]["max_nr_accesses"])
-    assert document["note"] == "the process ended"
+    assert "the process ended" == document["note"]
     assert len(document["snapshots"]) >= 50
     assert all(snapshot["began"] < snapshot["time"] for snapshot in document["snapshots"])
     last = document["snapshots"][-1]["regions"]
@@ -148,7 +148,7 @@ def test_a_file_may_take_the_result(
     assert 0 == cli.main(words)
     assert "" == capsys.readouterr().out
     document = json.loads(path.read_text())
-    assert document["note"] == "the time was over"
+    assert "the time was over" == document["note"]
     assert document["seconds"] >= 0.3
 
 

@@ -78,9 +78,9 @@ def test_a_cold_half_is_paged_out_and_comes_back(machine: LinuxMachine, program:
 
         back = int(mm.advise("willneed", pages(work, 0, half)).sum())
         assert back >= (half - IN_BATCHES) * PAGE
-        assert mm.advise("willneed", pages(work, 0, half)).sum() == 0
+        assert 0 == mm.advise("willneed", pages(work, 0, half)).sum()
         before = major_faults(work)
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
         assert present(work).all()
         assert major_faults(work) == before
 
@@ -97,11 +97,11 @@ def test_it_is_told_for_each_range(machine: LinuxMachine, program: Path, data: P
         told = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
         slack = IN_BATCHES * PAGE
         if action == "willneed":
-            assert told[:2] == [0, 0]
+            assert [0, 0] == told[:2]
             assert HUGE - slack <= told[2] <= HUGE
-            assert told[3] == 0
+            assert 0 == told[3]
         else:
-            assert told[0] == 0
+            assert 0 == told[0]
             assert all(
                 size - slack <= one <= size
                 for one, size in zip(told[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
@@ -141,7 +141,7 @@ def test_a_huge_page_of_a_file_is_paged_out_as_a_whole(machine: LinuxMachine, pr
         before = present(work)
         out = int(mm.advise("pageout", pages(work, 600, 700)).sum())
         assert out == PAGE * np.count_nonzero(before & ~present(work)) <= 100 * PAGE
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 TWO_VIEWS = """
@@ -184,12 +184,12 @@ def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
         rss = smaps(work, "Rss")
         out = int(mm.advise("pageout", pages(work, 0, PAGES)).sum())
         assert out <= rss - smaps(work, "Rss")
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
         with data.open("rb") as file:
             os.fsync(file.fileno())
         work.order("r", range(PAGES))
         assert mm.advise("pageout", pages(work, 0, PAGES)).sum() >= SIZE - IN_BATCHES * PAGE
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 @pytest.mark.parametrize("kind", ["anon", "thp", "shmem"])
@@ -202,9 +202,9 @@ def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, 
         if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1:
             assert out == smaps(work, "Swap") > 0
         else:
-            assert out == 0
+            assert 0 == out
             assert smaps(work, "AnonHugePages") == huge
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Path) -> None:
@@ -214,7 +214,7 @@ def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Pat
         work.order("w", range(PAGES))
         assert mm.advise("pageout", pages(work, 0, PAGES // 2)).sum() > 0
         mm.advise("willneed", pages(work, 0, PAGES // 2))
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
         assert present(work).all()
 
 
@@ -230,7 +230,7 @@ def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: P
         told = int(mm.advise("cold", pages(work, 0, half)).sum())
         assert told == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
         assert accessed(machine, work, half, PAGES) > half - IN_BATCHES
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 def test_cold_of_a_python_program(machine: LinuxMachine) -> None:
@@ -254,20 +254,20 @@ def test_collapse_makes_huge_pages(machine: LinuxMachine, program: Path) -> None
     """Whole ones within the range; what was huge before does not count."""
     with Workload([program], "small", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
-        assert smaps(work, "AnonHugePages") == 0
+        assert 0 == smaps(work, "AnonHugePages")
         told = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
         assert told == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
         told = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
-        assert told == SIZE // 2 + HUGE
-        assert smaps(work, "AnonHugePages") == SIZE
-        assert mm.advise("collapse", pages(work, 0, PAGES)).sum() == 0
-        assert work.spoilt(range(PAGES)) == 0
+        assert SIZE // 2 + HUGE == told
+        assert SIZE == smaps(work, "AnonHugePages")
+        assert 0 == mm.advise("collapse", pages(work, 0, PAGES)).sum()
+        assert 0 == work.spoilt(range(PAGES))
 
 
 def test_memory_that_shall_have_no_huge_pages_gets_none(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
-        assert mm.advise("collapse", pages(work, 0, PAGES)).sum() == 0
-        assert smaps(work, "AnonHugePages") == 0
+        assert 0 == mm.advise("collapse", pages(work, 0, PAGES)).sum()
+        assert 0 == smaps(work, "AnonHugePages")
 
 
 # What is left out.
@@ -279,12 +279,12 @@ def test_locked_memory_is_left_alone(machine: LinuxMachine, program: Path, actio
     with Workload([program], "mlock", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         young = accessed(machine, work, 0, PAGES)
-        assert mm.advise(action, pages(work, 0, PAGES)).sum() == 0
+        assert 0 == mm.advise(action, pages(work, 0, PAGES)).sum()
         around = int(mm.advise(action, EVERYTHING).sum())
         assert around > 0 or action != "cold"
         assert present(work).all()
         assert accessed(machine, work, 0, PAGES) > young - IN_BATCHES
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -292,12 +292,12 @@ def test_holes_and_wrong_addresses_are_left_out(machine: LinuxMachine, program: 
     """Addresses of nobody and of the kernel, before and after a mapping that is not page-aligned in 2 MiB."""
     with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         with space_of(machine, work.pid) as other:
-            assert other.advise(action, np.empty((0, 2), np.uint64)).sum() == 0
-        assert mm.advise(action, np.array([[0, PAGE], [1 << 46, (1 << 46) + HUGE]], np.uint64)).sum() == 0
+            assert 0 == other.advise(action, np.empty((0, 2), np.uint64)).sum()
+        assert 0 == mm.advise(action, np.array([[0, PAGE], [1 << 46, (1 << 46) + HUGE]], np.uint64)).sum()
         top = (1 << 64) - PAGE
-        assert mm.advise(action, np.array([[1 << 47, top]], np.uint64)).sum() == 0
+        assert 0 == mm.advise(action, np.array([[1 << 47, top]], np.uint64)).sum()
         assert mm.advise(action, np.array([[0, work.base], [work.base, top]], np.uint64)).sum() >= 0
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 def test_more_than_two_gib_are_advised(machine: LinuxMachine, program: Path) -> None:
@@ -310,7 +310,7 @@ def test_more_than_two_gib_are_advised(machine: LinuxMachine, program: Path) -> 
         work.order("w", range(many - 2000, many))
         assert mm.advise("cold", pages(work, 0, many)).sum() >= (2000 - IN_BATCHES) * PAGE
         assert accessed(machine, work, many - 2000, many) <= IN_BATCHES
-        assert work.spoilt(touched) == 0
+        assert 0 == work.spoilt(touched)
 
 
 # Processes that change meanwhile, and those that may not be touched.
@@ -343,8 +343,8 @@ def test_a_process_that_changes_midway_is_no_error(program: Path, action: str, e
         if end == "unmap":
             assert left < SIZE
         else:
-            assert left == 0
-            assert list(advice.apply(action, EVERYTHING)) == []
+            assert 0 == left
+            assert [] == list(advice.apply(action, EVERYTHING))
         files.close()
 
 
@@ -353,7 +353,7 @@ def test_a_process_that_ended_has_nothing_left(machine: LinuxMachine, program: P
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.process.kill()
         work.process.wait()
-        assert mm.advise(action, EVERYTHING).sum() == 0
+        assert 0 == mm.advise(action, EVERYTHING).sum()
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -382,7 +382,7 @@ ctypes.CDLL(None).pthread_exit(None)
 def test_unknown_actions_are_refused(machine: LinuxMachine) -> None:
     with space_of(machine, os.getpid()) as mm, pytest.raises(OSError, match="use another action") as caught:
         mm.advise("lru_prio", EVERYTHING)
-    assert caught.value.errno == errno.EOPNOTSUPP
+    assert errno.EOPNOTSUPP == caught.value.errno
 
 
 UNPRIVILEGED = """
@@ -456,4 +456,4 @@ def test_without_the_page_table_walk(machine: LinuxMachine, program: Path, data:
         assert all(line.startswith("EPERM reading page tables needs CAP_BPF") for line in said[:2])
         assert int(said[2]) == PAGE * np.count_nonzero(~present(work)) >= SIZE - IN_BATCHES * PAGE
         assert int(said[3]) >= SIZE - IN_BATCHES * PAGE
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))

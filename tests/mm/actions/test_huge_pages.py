@@ -91,30 +91,30 @@ def test_memory_becomes_huge_when_it_is_touched(space: tuple[Workload, AddressSp
     work.order("w", range(PAGES))
     huge = smaps(work, "AnonHugePages")
     assert SIZE // 2 - 2 * HUGE <= huge <= SIZE // 2
-    assert work.spoilt(range(PAGES)) == 0
-    assert left_behind(work.pid) == []
+    assert 0 == work.spoilt(range(PAGES))
+    assert [] == left_behind(work.pid)
 
 
 def test_memory_stays_small_where_huge_pages_are_forbidden(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "thp", PAGES) as work, space_of(machine, work.pid) as mm:
         assert mm.advise("nohugepage", pages(work, 0, PAGES)).sum() >= SIZE - HUGE
-        assert flagged(work, "nh") == SIZE
+        assert SIZE == flagged(work, "nh")
         # It gives its pages back and touches them anew.
         work.order("d")
         work.order("w", range(PAGES))
-        assert smaps(work, "AnonHugePages") == 0
+        assert 0 == smaps(work, "AnonHugePages")
 
 
 def test_what_is_allowed_is_not_advised_again(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
     """The process is stopped for a change only, and only for what changes."""
     work, mm = space
-    assert mm.advise("hugepage", pages(work, 0, 1024)).sum() == 1024 * PAGE
-    assert mm.advise("hugepage", pages(work, 0, 1024)).sum() == 0
-    assert calls == [1]
-    assert mm.advise("hugepage", pages(work, 512, 2048)).sum() == 1024 * PAGE
-    assert calls == [1, 1]
-    assert mm.advise("nohugepage", pages(work, 2048, PAGES)).sum() == 0
-    assert calls == [1, 1]
+    assert 1024 * PAGE == mm.advise("hugepage", pages(work, 0, 1024)).sum()
+    assert 0 == mm.advise("hugepage", pages(work, 0, 1024)).sum()
+    assert [1] == calls
+    assert 1024 * PAGE == mm.advise("hugepage", pages(work, 512, 2048)).sum()
+    assert [1, 1] == calls
+    assert 0 == mm.advise("nohugepage", pages(work, 2048, PAGES)).sum()
+    assert [1, 1] == calls
 
 
 def test_many_ranges_are_advised_at_several_stops(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
@@ -122,7 +122,7 @@ def test_many_ranges_are_advised_at_several_stops(space: tuple[Workload, Address
     starts = work.base + np.arange(0, PAGES, 64, dtype=np.uint64) * np.uint64(PAGE)
     wanted = np.stack((starts, starts + np.uint64(32 * PAGE)), axis=1)
     assert mm.advise("hugepage", wanted).sum() == SIZE // 2 == flagged(work, "hg")
-    assert calls == [64]
+    assert [64] == calls
 
 
 def test_a_call_comes_to_an_end(space: tuple[Workload, AddressSpace], calls: list[int]) -> None:
@@ -132,7 +132,7 @@ def test_a_call_comes_to_an_end(space: tuple[Workload, AddressSpace], calls: lis
     wanted = np.stack((starts, starts + np.uint64(PAGE)), axis=1)
     first = mm.advise("hugepage", wanted).sum()
     assert first == flagged(work, "hg") <= 1024 * PAGE
-    assert calls == [1024]
+    assert [1024] == calls
     if first < 1024 * PAGE:
         pytest.skip("the machine is too busy to stop a process that often")
     assert mm.advise("hugepage", wanted).sum() == (len(wanted) - 1024) * PAGE
@@ -143,8 +143,8 @@ def test_a_call_comes_to_an_end(space: tuple[Workload, AddressSpace], calls: lis
 def test_a_process_that_checks_itself_notices_nothing(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "threads") as process:
         for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 5:
-            assert inject_madvise(process.pid, [heap_of(process.pid)] * 20, advice, lambda: True, 5) == 20
-        assert left_behind(process.pid) == []
+            assert 20 == inject_madvise(process.pid, [heap_of(process.pid)] * 20, advice, lambda: True, 5)
+        assert [] == left_behind(process.pid)
         assert len(os.listdir(f"/proc/{process.pid}/task")) == process.threads
 
 
@@ -193,9 +193,9 @@ def test_one_helper_advises_many_times_and_leaves_nothing(directory: Path, monke
     with Suspicious(build(directory, "inject_target"), "threads") as process:
         for expected in (1, 2):
             for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 3:
-                assert inject_madvise(process.pid, [heap_of(process.pid)], advice, lambda: True, 5) == 1
+                assert 1 == inject_madvise(process.pid, [heap_of(process.pid)], advice, lambda: True, 5)
             assert expected <= len(started) < 6 * expected
-            assert left_behind(process.pid) == []
+            assert [] == left_behind(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(started[-1], signal.SIGSTOP)
             assert eventually(lambda: not os.path.exists(f"/proc/{started[-1]}"))
@@ -218,7 +218,7 @@ def test_what_was_done_before_a_refusal_counts(machine: LinuxMachine, program: P
             assert 0 < mm.advise("hugepage", wanted).sum() == flagged(work, "hg") < SIZE // 2
             with pytest.raises(OSError, match=r"is stopped; continue it|a signal stopped it") as info:
                 mm.advise("hugepage", wanted)
-            assert info.value.errno == errno.EBUSY
+            assert errno.EBUSY == info.value.errno
         finally:
             thread.join()
             os.kill(work.pid, signal.SIGCONT)
@@ -238,7 +238,7 @@ def test_a_process_that_is_gone_is_no_error(machine: LinuxMachine, program: Path
         else:
             work.send("x")
             work.greet()
-        assert mm.advise(action, pages(work, 0, PAGES)).sum() == 0
+        assert 0 == mm.advise(action, pages(work, 0, PAGES)).sum()
 
 
 def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: LinuxMachine, calls: list[int]) -> None:
@@ -247,13 +247,13 @@ def test_a_process_that_may_not_be_stopped_is_refused_with_the_reason(machine: L
         [sys.executable, "-c", SECCOMP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert "ready\n" == process.stdout.readline()
         with space_of(machine, process.pid) as mm:
             for _ in range(2):
                 with pytest.raises(OSError, match=r"seccomp.*; use another action") as info:
                     mm.advise("hugepage", mm.vmas())
-                assert info.value.errno == errno.EPERM
-        assert len(calls) == 1
+                assert errno.EPERM == info.value.errno
+        assert 1 == len(calls)
         process.communicate(timeout=20)
 
 
@@ -267,7 +267,7 @@ def test_a_process_that_refuses_is_tried_less_and_less_often(
         [sys.executable, "-c", SECCOMP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert "ready\n" == process.stdout.readline()
         with space_of(machine, process.pid) as mm:
             attempts = []
             for second in range(1300):
@@ -295,7 +295,7 @@ def test_advice_that_the_kernel_does_not_know(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "spin") as process:
         with pytest.raises(OSError, match="does not support that advice") as info:
             inject_madvise(process.pid, [(0x10000, 0x11000)], 12345, lambda: True, 60)
-        assert info.value.errno == errno.EOPNOTSUPP
+        assert errno.EOPNOTSUPP == info.value.errno
 
 
 def test_one_range_changes_a_bounded_number_of_mappings() -> None:

@@ -26,7 +26,7 @@ PAGE = 4096
 @pytest.fixture(name="adviser")
 def _adviser(machine: LinuxMachine) -> Iterator[Adviser]:
     """Advice to this process."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     pidfd = pidfd_open(os.getpid())
     yield Adviser(pidfd)
     os.close(pidfd)
@@ -41,7 +41,7 @@ def test_more_ranges_than_one_call_takes_are_several_calls(adviser: Adviser) -> 
     """All are taken."""
     memory, base = _memory(3000)
     starts = np.uint64(base) + np.arange(3000, dtype=np.uint64) * np.uint64(PAGE)
-    assert adviser.advise(starts, np.full(3000, PAGE, dtype=np.uint64), MADV_COLD) == (3000, 0)
+    assert (3000, 0) == adviser.advise(starts, np.full(3000, PAGE, dtype=np.uint64), MADV_COLD)
     memory.close()
 
 
@@ -49,7 +49,7 @@ def test_ranges_of_together_more_than_two_gib_are_all_taken(adviser: Adviser) ->
     """The kernel would cut a larger batch off."""
     memory, base = _memory(4 << 18)
     starts = np.uint64(base) + np.arange(2048, dtype=np.uint64) * np.uint64(1 << 21)
-    assert adviser.advise(starts, np.full(2048, 1 << 21, dtype=np.uint64), MADV_COLD) == (2048, 0)
+    assert (2048, 0) == adviser.advise(starts, np.full(2048, 1 << 21, dtype=np.uint64), MADV_COLD)
     memory.close()
 
 
@@ -68,7 +68,7 @@ def test_each_range_that_can_be_is_taken(adviser: Adviser) -> None:
     """Behind a locked mapping, which is tried once, and behind a hole it goes on."""
     memory, base = _memory(40)
     libc = ctypes.CDLL(None)
-    assert libc.mlock(ctypes.c_void_p(base + 10 * PAGE), ctypes.c_size_t(10 * PAGE)) == 0
+    assert 0 == libc.mlock(ctypes.c_void_p(base + 10 * PAGE), ctypes.c_size_t(10 * PAGE))
     starts = np.uint64(base) + np.arange(40, dtype=np.uint64) * np.uint64(PAGE)
     starts[-1] = 1 << 46
     asked = []
@@ -79,14 +79,14 @@ def test_each_range_that_can_be_is_taken(adviser: Adviser) -> None:
 
     taken = adviser.advise_each(starts, np.full(40, PAGE, dtype=np.uint64), MADV_COLD, refused)
     assert np.flatnonzero(~taken).tolist() == [*range(10, 20), 39]
-    assert asked == [10]
+    assert [10] == asked
     memory.close()
 
 
 def test_no_ranges_are_no_call(adviser: Adviser) -> None:
     """Nothing is taken and nothing is wrong."""
     empty = np.empty(0, dtype=np.uint64)
-    assert adviser.advise(empty, empty, MADV_COLD) == (0, 0)
+    assert (0, 0) == adviser.advise(empty, empty, MADV_COLD)
 
 
 def test_an_absent_process_has_no_pidfd() -> None:

@@ -37,31 +37,31 @@ def u64(*numbers: int) -> U64Array:
 def test_folios_take_turns_by_their_weights() -> None:
     """Three to node 0, one to node 2, then again."""
     index = np.arange(8, dtype=np.uint64)
-    assert choose_nodes(index, [(0, 3), (2, 1)]).tolist() == [0, 0, 0, 2, 0, 0, 0, 2]
+    assert [0, 0, 0, 2, 0, 0, 0, 2] == choose_nodes(index, [(0, 3), (2, 1)]).tolist()
 
 
 def test_a_node_of_weight_0_gets_nothing() -> None:
     index = np.arange(4, dtype=np.uint64)
-    assert choose_nodes(index, [(0, 0), (1, 1), (2, 0), (3, 1)]).tolist() == [1, 3, 1, 3]
+    assert [1, 3, 1, 3] == choose_nodes(index, [(0, 0), (1, 1), (2, 0), (3, 1)]).tolist()
 
 
 @pytest.mark.parametrize("dests", [[], [(0, 0)], [(1, 0), (2, 0)]])
 def test_without_weights_nothing_goes_anywhere(dests: list[tuple[int, int]]) -> None:
-    assert choose_nodes(u64(0, 1), dests).tolist() == [-1, -1]
+    assert [-1, -1] == choose_nodes(u64(0, 1), dests).tolist()
 
 
 def test_small_pages_count_from_the_start_of_what_is_mapped() -> None:
     """The offset of the mapping and the place in it, in pages."""
     addrs = u64(0x10000, 0x11000, 0x15000)
     index = interleave_index(addrs, u64(*[0x10000] * 3), u64(7, 7, 7), u64(0, 0, 0))
-    assert index.tolist() == [7, 8, 12]
+    assert [7, 8, 12] == index.tolist()
 
 
 def test_a_huge_page_counts_as_one() -> None:
     start = 5 << 21
     addrs = u64(start, start + (1 << 21), start + (3 << 21))
     orders = u64(*[HUGE_ORDER] * 3)
-    assert interleave_index(addrs, u64(*[start] * 3), u64(*[start >> 12] * 3), orders).tolist() == [5, 6, 8]
+    assert [5, 6, 8] == interleave_index(addrs, u64(*[start] * 3), u64(*[start >> 12] * 3), orders).tolist()
 
 
 @given(
@@ -81,7 +81,7 @@ def test_the_choice_is_that_of_the_loop_over_the_weights(index: list[int], dests
             target -= weight
         else:
             expected.append(-1)
-    assert choose_nodes(u64(*index), dests).tolist() == expected
+    assert expected == choose_nodes(u64(*index), dests).tolist()
 
 
 # Real pages.
@@ -101,7 +101,7 @@ def test_where_pages_are(program: Path, node: int) -> None:
         work.order("w", range(32))
         found = page_nodes(work.pid, work.addrs(range(64)) & np.uint64(0xFFFF_FFFF_FFFF_F000))
         assert set(found[:32].tolist()) <= memory_nodes()
-        assert found[32:].tolist() == [-errno.ENOENT] * 32
+        assert [-errno.ENOENT] * 32 == found[32:].tolist()
 
 
 @pytest.mark.parametrize("kind", ["anon", "thp"])
@@ -111,8 +111,8 @@ def test_what_is_there_already_does_not_move(machine: LinuxMachine, program: Pat
         here = page_nodes(work.pid, np.arange(work.base, work.base + 1024 * PAGE, PAGE, dtype=np.uint64))
         elsewhere = PAGE * int(np.count_nonzero(here != node))
         assert mm.migrate(pages(work, 0, 1024), [(node, 1)]).sum() <= elsewhere
-        assert mm.migrate(pages(work, 0, 1024), [(node, 0)]).sum() == 0
-        assert work.spoilt(range(1024)) == 0
+        assert 0 == mm.migrate(pages(work, 0, 1024), [(node, 0)]).sum()
+        assert 0 == work.spoilt(range(1024))
 
 
 def test_pages_move_between_nodes_in_proportion(machine: LinuxMachine, program: Path) -> None:
@@ -124,7 +124,7 @@ def test_pages_move_between_nodes_in_proportion(machine: LinuxMachine, program: 
         mm.migrate(pages(work, 0, 1024), [(nodes[0], 3), (nodes[1], 1)])
         here = page_nodes(work.pid, np.arange(work.base, work.base + 1024 * PAGE, PAGE, dtype=np.uint64))
         assert abs(int(np.count_nonzero(here == nodes[1])) - 256) < 64
-        assert work.spoilt(range(1024)) == 0
+        assert 0 == work.spoilt(range(1024))
 
 
 def test_a_node_without_memory_is_refused(machine: LinuxMachine, program: Path, node: int) -> None:
@@ -132,7 +132,7 @@ def test_a_node_without_memory_is_refused(machine: LinuxMachine, program: Path, 
         for wrong in (-1, max(memory_nodes()) + 1):
             with pytest.raises(OSError, match="has no memory; name another one") as info:
                 mm.migrate(pages(work, 0, 16), [(node, 1), (wrong, 1)])
-            assert info.value.errno == errno.EINVAL
+            assert errno.EINVAL == info.value.errno
 
 
 #: Tries a migration, while the kernel answers move_pages() with an errno if that is not 0.
@@ -203,5 +203,5 @@ def test_a_process_that_ended_has_nothing_to_migrate(machine: LinuxMachine, prog
     with Workload([program], "anon", 16) as work, space_of(machine, work.pid) as mm:
         work.process.kill()
         work.process.wait()
-        assert mm.migrate(pages(work, 0, 16), [(node, 1)]).sum() == 0
+        assert 0 == mm.migrate(pages(work, 0, 16), [(node, 1)]).sum()
     assert not os.path.exists(f"/proc/{work.pid}")

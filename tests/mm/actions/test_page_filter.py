@@ -48,7 +48,7 @@ def passing(mm: AddressSpace, wanted: U64Array, filters: list[PageFilter]) -> in
 def test_anonymous_memory(machine: LinuxMachine, program: Path, kind: str, expected: int) -> None:
     """Shared memory is not, and the page of zeros is nobody's."""
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
-        assert passing(mm, pages(work, 0, PAGES), only("anon")) == expected
+        assert expected == passing(mm, pages(work, 0, PAGES), only("anon"))
         others = [PageFilter("anon", False, True)]
         assert passing(mm, pages(work, 0, PAGES), others) == (PAGES if kind == "shmem" else 0)
 
@@ -74,8 +74,8 @@ def test_filters_decide_in_their_order(machine: LinuxMachine, program: Path, dir
         assert everything == anon + other
         rejected = [PageFilter("anon", True, False)]
         assert ranges.total(mm.page_filter(EVERYTHING, rejected, False)) == other * PAGE
-        assert mm.page_filter(EVERYTHING, rejected, True).tolist() == []
-        assert passing(mm, EVERYTHING, only("unmapped")) == 0
+        assert [] == mm.page_filter(EVERYTHING, rejected, True).tolist()
+        assert 0 == passing(mm, EVERYTHING, only("unmapped"))
 
 
 def test_young_is_asked_and_answered_once(machine: LinuxMachine, program: Path) -> None:
@@ -86,14 +86,14 @@ def test_young_is_asked_and_answered_once(machine: LinuxMachine, program: Path) 
         assert passing(mm, pages(work, 0, PAGES), only("young")) <= IN_BATCHES
         work.order("r", range(0, PAGES, 2))
         assert abs(passing(mm, pages(work, 0, PAGES), only("young")) - PAGES // 2) <= IN_BATCHES
-        assert work.spoilt(range(PAGES)) == 0
+        assert 0 == work.spoilt(range(PAGES))
 
 
 def test_a_page_that_another_filter_decided_about_stays_young(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         filters = [PageFilter("anon", True, False), *only("young")]
-        assert passing(mm, pages(work, 0, PAGES), filters) == 0
+        assert 0 == passing(mm, pages(work, 0, PAGES), filters)
         assert passing(mm, pages(work, 0, PAGES), only("young")) >= PAGES - IN_BATCHES
 
 
@@ -104,8 +104,8 @@ def test_a_huge_page_is_young_as_a_whole_and_never_split(machine: LinuxMachine, 
         passing(mm, pages(work, 0, PAGES), only("young"))
         work.order("w", [5, many + 5])
         for expected in (many + 100, 100):
-            assert passing(mm, pages(work, 0, many + 100), only("young")) == expected
-        assert smaps(work, "AnonHugePages") == PAGES * PAGE
+            assert expected == passing(mm, pages(work, 0, many + 100), only("young"))
+        assert PAGES * PAGE == smaps(work, "AnonHugePages")
 
 
 @pytest.mark.parametrize(("kind", "size"), [("anon", PAGE), ("thp", HUGE)])
@@ -114,7 +114,7 @@ def test_sizes_of_folios(machine: LinuxMachine, program: Path, kind: str, size: 
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         wanted = pages(work, 100, PAGES - 100)
         for low, high, expected in ((0, size - 1, 0), (size, size, PAGES - 200), (size + 1, 1 << 40, 0)):
-            assert passing(mm, wanted, only("hugepage_size", min_size=low, max_size=high)) == expected
+            assert expected == passing(mm, wanted, only("hugepage_size", min_size=low, max_size=high))
 
 
 def test_active_pages(machine: LinuxMachine, program: Path) -> None:
@@ -133,8 +133,8 @@ def test_pages_of_a_control_group(machine: LinuxMachine, program: Path) -> None:
         pytest.skip("kernel lacks: memory control groups")
     inode = machine.memcg_id(paths[0])
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
-        assert passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode)) == PAGES
-        assert passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode + 1)) == 0
+        assert PAGES == passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode))
+        assert 0 == passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode + 1))
 
 
 def test_only_what_passed_is_paged_out(machine: LinuxMachine, program: Path, directory: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_process_that_ended_has_no_pages(machine: LinuxMachine, program: Path)
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.process.kill()
         work.process.wait()
-        assert mm.page_filter(EVERYTHING, only("anon"), True).tolist() == []
+        assert [] == mm.page_filter(EVERYTHING, only("anon"), True).tolist()
 
 
 WITHOUT_FRAMES = """

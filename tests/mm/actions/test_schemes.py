@@ -41,7 +41,7 @@ def test_the_cold_part_of_a_process_is_paged_out(machine: LinuxMachine, program:
         assert 0 < stat.nr_applied <= stat.nr_tried
         assert smaps(work, "Rss") <= SIZE // 2 + IN_BATCHES * PAGE
         poll(lambda: bool(present(work, 0, HOT).all()))
-        assert work.spoilt(range(ALL)) == 0
+        assert 0 == work.spoilt(range(ALL))
 
 
 def test_a_quota_holds_the_pageout_back(machine: LinuxMachine, program: Path, data: Path) -> None:
@@ -66,8 +66,8 @@ def test_a_filter_on_pages_holds_it_back(machine: LinuxMachine, program: Path, d
         anonymous = damos(ops_filters=[damos_filter(damos_filter_type.DAMOS_FILTER_TYPE_ANON, True, True)])
         with monitoring(machine, work, counting, out, anonymous) as ctx:
             poll(lambda: stat_of(ctx, anonymous).nr_snapshots >= 3 and stat_of(ctx, out).nr_tried > 0)
-            assert stat_of(ctx, counting).sz_ops_filter_passed == 0
-            assert stat_of(ctx, out).sz_applied == 0
+            assert 0 == stat_of(ctx, counting).sz_ops_filter_passed
+            assert 0 == stat_of(ctx, out).sz_applied
             stat = stat_of(ctx, anonymous)
         assert stat.sz_ops_filter_passed == stat.sz_tried > 0
         assert present(work).all()
@@ -89,7 +89,7 @@ def test_what_is_not_written_is_paged_out(machine: LinuxMachine, program: Path, 
                 return stat_of(ctx, s).sz_applied >= (ALL - 2 * HOT) * PAGE
 
             poll(rest_went)
-        assert work.spoilt(range(ALL)) == 0
+        assert 0 == work.spoilt(range(ALL))
 
 
 @pytest.mark.parametrize("end", ["exec", "exit"])
@@ -112,4 +112,4 @@ def test_a_process_that_leaves_under_a_scheme(machine: LinuxMachine, program: Pa
             assert ctx.kdamond_error is None
         if end == "exec":
             work.order("w", range(ALL))
-            assert work.spoilt(range(ALL)) == 0
+            assert 0 == work.spoilt(range(ALL))

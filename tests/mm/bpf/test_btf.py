@@ -57,9 +57,9 @@ def test_members_are_found_through_unnamed_parts(member: str, offset: int) -> No
 
 def test_sizes_and_enumerators_are_read() -> None:
     """Enumerators are signed."""
-    assert Btf(BLOB).size("outer") == 32
-    assert Btf(BLOB).enumerator("kinds", "first") == 5
-    assert Btf(BLOB).enumerator("kinds", "second") == -1
+    assert 32 == Btf(BLOB).size("outer")
+    assert 5 == Btf(BLOB).enumerator("kinds", "first")
+    assert -1 == Btf(BLOB).enumerator("kinds", "second")
 
 
 @pytest.mark.parametrize(("name", "member"), [("outer", "array_t"), ("kinds", "first"), ("absent", "plain")])
@@ -67,7 +67,7 @@ def test_what_a_kernel_lacks_is_said(name: str, member: str) -> None:
     """An enum's name is no structure's."""
     with pytest.raises(OSError, match="this kernel's") as caught:
         Btf(BLOB).offset(name, member)
-    assert caught.value.errno == errno.EOPNOTSUPP
+    assert errno.EOPNOTSUPP == caught.value.errno
 
 
 @pytest.mark.parametrize("blob", [b"", b"\x7fELF" + bytes(60)])

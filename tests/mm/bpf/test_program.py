@@ -58,13 +58,13 @@ def test_labels_are_resolved_in_both_directions() -> None:
         "9500 0000 00000000",
     ]
     assert asm.assemble().hex() == "".join(expected).replace(" ", "")
-    assert asm.position("end") == 6
+    assert 6 == asm.position("end")
 
 
 @pytest.mark.parametrize("looped", [True, False])
 def test_both_loops_find_the_same(machine: LinuxMachine, looped: bool) -> None:
     """The program for kernels without bpf_loop() walks as the other one does, in smaller batches."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     walker = Walker(looped)
     memory = np.ones(3000 * 4096, dtype=np.uint8)
     addrs = (np.uint64(memory.ctypes.data) & ~np.uint64(4095)) + np.arange(4000, dtype=np.uint64) * np.uint64(4096)

@@ -73,7 +73,7 @@ def test_without_a_base_that_walks_right_it_refuses(monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(OSError, match="was not found") as refused:
         Walker()
-    assert refused.value.errno == errno.EOPNOTSUPP
+    assert errno.EOPNOTSUPP == refused.value.errno
 
 
 def test_the_machine_is_the_same_each_time(machine: LinuxMachine) -> None:
@@ -82,7 +82,7 @@ def test_the_machine_is_the_same_each_time(machine: LinuxMachine) -> None:
     bases = {int(walker._header[Word.BASE]) for walker in walkers}
     for walker in walkers:
         walker.close()
-    assert len(bases) == 1
+    assert 1 == len(bases)
 
 
 @contextmanager
@@ -179,7 +179,7 @@ while os.getppid() != 1:
 
 def test_a_thread_that_waits_for_mmap_lock_is_seen(machine: LinuxMachine) -> None:
     """While the lock is held for long, as by a look at smaps; never where nothing else happens."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     walker = shared_walker()
     done = threading.Event()
 
@@ -192,7 +192,7 @@ def test_a_thread_that_waits_for_mmap_lock_is_seen(machine: LinuxMachine) -> Non
         sleeping.kill()
     with subprocess.Popen([sys.executable, "-c", WAITER], stdout=subprocess.PIPE) as waiting:
         assert waiting.stdout is not None
-        assert waiting.stdout.readline() == b"ready\n"
+        assert b"ready\n" == waiting.stdout.readline()
         looker = threading.Thread(target=look, args=(waiting.pid,))
         looker.start()
         try:

@@ -36,7 +36,7 @@ def test_every_primitive_says_why(found: dict[str, Primitive]) -> None:
 
 def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
     """The probe of the page table walk agrees with the machine."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     assert found["page_table: test"].available
     assert found["page_table: clear"].available
     assert found["process_madvise"].available

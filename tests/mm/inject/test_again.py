@@ -105,7 +105,7 @@ def advise(process: Suspicious) -> bool:
     try:
         return inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 0) == 1
     except OSError as error:
-        assert error.errno == errno.EBUSY
+        assert errno.EBUSY == error.errno
         return False
 
 
@@ -114,7 +114,7 @@ def take(process: Suspicious) -> bool:
     try:
         os.close(take_userfaultfd(process.pid, 0))
     except OSError as error:
-        assert error.errno == errno.EBUSY
+        assert errno.EBUSY == error.errno
         return False
     return True
 
@@ -157,7 +157,7 @@ def test_a_process_that_is_frozen_meanwhile_is_left_as_it_was(
         for step in range(2, 24, 1 if SOAK else 3):
             ending_helper(step, 0, 0, freezer.directory)
             if not take(process) and len(os.listdir(f"/proc/{process.pid}/task")) == process.threads:
-                assert left_behind(process.pid) == []
+                assert [] == left_behind(process.pid)
             freezer.thaw()
             check(process)
 
@@ -174,7 +174,7 @@ def test_a_frozen_process_is_refused_at_once(file: str) -> None:
             for timeout in (0.0, 1e6):
                 with pytest.raises(OSError, match="is frozen with its control group; thaw") as info:
                     take_userfaultfd(pid, timeout)
-                assert info.value.errno == errno.EBUSY
+                assert errno.EBUSY == info.value.errno
                 with pytest.raises(OSError, match="is frozen with its control group; thaw"):
                     inject_madvise(pid, [(0x10000, 0x11000)], MADV_NOHUGEPAGE, lambda: True, timeout)
             freezer.thaw()

@@ -76,13 +76,13 @@ def test_it_is_a_userfaultfd(suspicious: Suspicious) -> None:
     """What comes back is a userfaultfd of ours alone: close-on-exec, non-blocking, with its API chosen."""
     fd = take_userfaultfd(suspicious.pid)
     try:
-        assert os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[userfaultfd]"
+        assert "anon_inode:[userfaultfd]" == os.readlink(f"/proc/self/fd/{fd}")
         assert not os.get_inheritable(fd)
         assert not os.get_blocking(fd)
         with pytest.raises(OSError) as info:
             os.read(fd, 32)
-        assert info.value.errno == errno.EAGAIN
-        assert left_behind(suspicious.pid) == []
+        assert errno.EAGAIN == info.value.errno
+        assert [] == left_behind(suspicious.pid)
     finally:
         os.close(fd)
 
@@ -104,10 +104,10 @@ ctypes.CDLL(None).pthread_exit(None)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         assert eventually(lambda: "State:\tZ" in Path(f"/proc/{process.pid}/status").read_text())
         os.close(take_userfaultfd(process.pid))
-        assert left_behind(process.pid) == []
+        assert [] == left_behind(process.pid)
         process.kill()
 
 
@@ -148,7 +148,7 @@ os.close(inject.take_userfaultfd(int(sys.argv[1])))
                     check=False,
                 )
                 process.kill()
-            assert (taken.returncode == 0) == (not expected), taken.stderr
+            assert (not expected) == (taken.returncode == 0), taken.stderr
             assert expected in taken.stderr
             assert "can't open file" not in taken.stderr
 
@@ -200,7 +200,7 @@ def test_refused_another_thread() -> None:
         assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
         try:
             refused(errno.EAGAIN, process.pid, "one thread more")
-            assert left_behind(process.pid) == []
+            assert [] == left_behind(process.pid)
             assert eventually(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
         finally:
             process.kill()
@@ -213,7 +213,7 @@ def test_refused_traced() -> None:
         words = [sys.executable, "-c", seize, str(pid)]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tracer:
             assert tracer.stdout is not None
-            assert tracer.stdout.readline() == b"0\n"
+            assert b"0\n" == tracer.stdout.readline()
             refused(errno.EBUSY, pid, f"traced by process {tracer.pid}")
             tracer.kill()
 
@@ -233,7 +233,7 @@ def test_several_at_once(suspicious: Suspicious) -> None:
     with ThreadPoolExecutor() as threads:
         for done in [threads.submit(what) for what in (take, take, advise, advise)]:
             done.result()
-    assert left_behind(suspicious.pid) == []
+    assert [] == left_behind(suspicious.pid)
     # Helpers for further advice end when none comes.
     assert eventually(lambda: sockets() <= before)
 
@@ -242,7 +242,7 @@ def test_refused_seccomp() -> None:
     """A process that filters its system calls might be killed for ours."""
     with subprocess.Popen([sys.executable, "-c", SECCOMP], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         refused(errno.EPERM, process.pid, "seccomp")
 
 
@@ -258,9 +258,9 @@ sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         refused(errno.EPERM, process.pid, "dispatches system calls")
-        assert left_behind(process.pid) == []
+        assert [] == left_behind(process.pid)
 
 
 @contextlib.contextmanager
@@ -297,16 +297,16 @@ def test_refused_without_memory_for_a_thread() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            assert process.stdout.readline() == b"ready\n"
+            assert b"ready\n" == process.stdout.readline()
             (directory / "cgroup.procs").write_text(str(process.pid))
             process.stdin.write(b"\n")
             process.stdin.flush()
-            assert process.stdout.readline() == b"ready\n"
+            assert b"ready\n" == process.stdout.readline()
             (directory / limit).write_text(str(int((directory / usage).read_text()) + (64 << 10)))
             refused(errno.EBUSY, process.pid, "used up the memory of its control group")
             (directory / limit).write_text(str(1 << 30))
             os.close(take_userfaultfd(process.pid))
-            assert left_behind(process.pid) == []
+            assert [] == left_behind(process.pid)
         finally:
             process.kill()
 
@@ -318,12 +318,12 @@ def test_one_thread_without_a_filter_is_enough(free: int) -> None:
         [sys.executable, "-c", SECCOMP_BUT_ONE, str(free)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         if free == 70:
             refused(errno.EPERM, process.pid, "seccomp")
         else:
             os.close(take_userfaultfd(process.pid))
-        assert left_behind(process.pid) == []
+        assert [] == left_behind(process.pid)
         process.kill()
 
 
@@ -334,7 +334,7 @@ def test_a_process_whose_threads_end_at_once_has_not_ended(directory: Path) -> N
             try:
                 os.close(take_userfaultfd(process.pid, timeout))
             except OSError as error:
-                assert error.errno == errno.EBUSY, error
+                assert errno.EBUSY == error.errno, error
 
 
 def elf(bits: int, machine: int, code: bytes, base: int = 0x400000, note: bytes = b"") -> bytes:
@@ -387,7 +387,7 @@ def test_refused_programs(tmp_path: Path, number: int, words: str, content: byte
     try:
         process = subprocess.Popen([program])
     except OSError as error:
-        assert error.errno == errno.ENOEXEC
+        assert errno.ENOEXEC == error.errno
         pytest.skip("kernel lacks: programs of 32 bits")
     with process:
         try:
@@ -431,9 +431,9 @@ libc.kill(os.getpid(), signal.SIGUSR1)
 """
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         refused(errno.EBUSY, process.pid, "signal stack")
-        assert left_behind(process.pid) == []
+        assert [] == left_behind(process.pid)
         process.kill()
 
 
@@ -444,8 +444,8 @@ def test_refused_in_the_middle_of_a_write() -> None:
         assert eventually(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith("1 "))
         refused(errno.EBUSY, process.pid, "in the middle of a transfer")
         assert process.stdout is not None
-        assert len(process.stdout.read()) == 200000
-    assert process.returncode == 0
+        assert 200000 == len(process.stdout.read())
+    assert 0 == process.returncode
 
 
 def test_launch_is_a_child_as_any_other(directory: Path) -> None:
@@ -455,11 +455,11 @@ def test_launch_is_a_child_as_any_other(directory: Path) -> None:
     ) as command:
         assert command.refusal is None
         assert command.fd is not None
-        assert os.readlink(f"/proc/self/fd/{command.fd}") == "anon_inode:[userfaultfd]"
+        assert "anon_inode:[userfaultfd]" == os.readlink(f"/proc/self/fd/{command.fd}")
         assert eventually(lambda: left_behind(command.pid) == [])
-        assert command.communicate(b"a\n") == (b"a b\n", None)
+        assert (b"a b\n", None) == command.communicate(b"a\n")
     os.close(command.fd)
-    assert command.returncode == 3
+    assert 3 == command.returncode
 
 
 @pytest.mark.parametrize("flags", [(), ("-static",), ("-no-pie",)], ids=["dynamic", "static", "no-pie"])
@@ -471,9 +471,9 @@ def test_launch_programs(directory: Path, flags: tuple[str, ...]) -> None:
     assert command.fd is not None
     os.close(command.fd)
     assert command.stdout is not None
-    assert command.stdout.readline() == b"ready\n"
-    assert command.communicate()[0] == b"good\n"
-    assert command.returncode == 0
+    assert b"ready\n" == command.stdout.readline()
+    assert b"good\n" == command.communicate()[0]
+    assert 0 == command.returncode
 
 
 def test_launch_starts_with_nothing_but_its_own(tmp_path: Path) -> None:
@@ -510,13 +510,13 @@ def test_launch_refusals(tmp_path: Path) -> None:
     try:
         command = launch([str(program_of(tmp_path, elf(32, 3, PAUSE_32)))])
     except OSError as error:
-        assert error.errno == errno.ENOEXEC
+        assert errno.ENOEXEC == error.errno
         pytest.skip("kernel lacks: programs of 32 bits")
     assert command.fd is None
     assert command.refusal is not None
-    assert command.refusal.errno == errno.EOPNOTSUPP
+    assert errno.EOPNOTSUPP == command.refusal.errno
     command.kill()
-    assert command.wait() == -signal.SIGKILL
+    assert -signal.SIGKILL == command.wait()
 
 
 def test_no_room_for_the_file_descriptor_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_a_signal_that_comes_just_before_the_helper_dies_is_not_lost(
             if done:
                 os.kill(process.pid, signal.SIGUSR1)
             assert eventually(lambda: not waits()), f"the signal was lost at step {step}"
-            assert process.process.stdout.readline() == "got it\n"
+            assert "got it\n" == process.process.stdout.readline()
             step += 1
         assert step > 20
 
@@ -126,12 +126,12 @@ def test_a_launched_command_runs_once_whenever_the_helper_dies(ending_helper: Ca
     for step in range(30):
         ending_helper(step, signal.SIGKILL)
         command = inject.launch(["sh", "-c", "echo once; exit 3"], stdout=subprocess.PIPE)
-        assert (command.communicate()[0], command.returncode) == (b"once\n", 3)
+        assert (b"once\n", 3) == (command.communicate()[0], command.returncode)
         if command.fd is not None:
             os.close(command.fd)
             break
         assert command.refusal is not None
-        assert command.refusal.errno == errno.EAGAIN
+        assert errno.EAGAIN == command.refusal.errno
     assert step > 10
 
 

@@ -54,7 +54,7 @@ def test_what_is_beside_a_stack_stays_as_it_is(directory: Path, kind: str) -> No
     with stacks(directory, kind) as process:
         for _ in range(SOAK or 3):
             os.close(take_userfaultfd(process.pid, 60))
-            assert inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 60) == 1
+            assert 1 == inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 60)
 
 
 def test_the_stack_may_grow_as_the_process_may_and_not_as_we_may(directory: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, 
     with stacks(directory, kind) as process:
         with pytest.raises(OSError, match=r"cannot be stopped safely .*; monitor it by page_table") as info:
             take_userfaultfd(process.pid, 1e6)
-        assert info.value.errno == errno.EBUSY
+        assert errno.EBUSY == info.value.errno
         unsuitable = [tid for answer in stops for tid in answer.get("unsuitable", ())]
         assert len(unsuitable) == len(set(unsuitable)) > 0
 
@@ -164,12 +164,12 @@ def test_a_process_stands_still_for_half_a_second_a_minute_at_most(
         ending_helper(8, signal.SIGSTOP)
         with pytest.raises(OSError, match=r"was stopped for \d\.\d s in the last minute") as info:
             take_userfaultfd(process.pid, 1e6)
-        assert info.value.errno == errno.EBUSY
+        assert errno.EBUSY == info.value.errno
         assert len(stops) >= budget.seconds / HOLD
         stops.clear()
         with pytest.raises(OSError, match="in the last minute"):
             inject_madvise(process.pid, [mapping_of(process.pid)], MADV_NOHUGEPAGE, lambda: True, 1e6)
-        assert stops == []
+        assert [] == stops
         # It is not about others.
         with stacks(directory, "thread_plain") as other:
             ending_helper(1000, signal.SIGKILL)
@@ -203,11 +203,11 @@ def test_a_handler_has_the_room_that_it_had(directory: Path) -> None:
             assert eventually(lambda: Path(f"/proc/{process.pid}/syscall").read_text().startswith("34 "))
             os.close(take_userfaultfd(process.pid, 60))
             os.kill(process.pid, signal.SIGUSR1)
-            assert process.process.stdout.readline() == "got it\n"
+            assert "got it\n" == process.process.stdout.readline()
             lines = memory_file(process.pid, "maps").splitlines()
             starts += [line.partition("-")[0] for line in lines if line.endswith("[stack]")]
         # It does not grow each time.
-        assert len(starts) == 5
+        assert 5 == len(starts)
         assert starts[1:] == starts[1:2] * 4
 
 

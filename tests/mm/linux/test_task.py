@@ -77,7 +77,7 @@ def test_an_absent_process_is_not_found(machine: LinuxMachine, pid: int) -> None
     """Numbers that no process has are ESRCH."""
     with pytest.raises(OSError, match=f"there is no process {pid}") as caught:
         machine.get_task(pid)
-    assert caught.value.errno == errno.ESRCH
+    assert errno.ESRCH == caught.value.errno
 
 
 def test_a_kernel_thread_has_no_memory(machine: LinuxMachine) -> None:
@@ -98,7 +98,7 @@ def test_a_process_that_ended_is_valid_until_it_is_reaped(machine: LinuxMachine,
         os.waitid(os.P_PID, work.pid, os.WEXITED | os.WNOWAIT)
         assert task.valid()
         assert task.get_mm() is None
-        assert mm.vmas().shape == (0, 2)
+        assert (0, 2) == mm.vmas().shape
         with _task(machine, work.pid) as zombie:
             assert zombie.valid()
             assert zombie.get_mm() is None
@@ -115,7 +115,7 @@ def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Pa
         work.process.kill()
         work.process.wait()
         mm.begin_sample(addrs)
-        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
+        assert [OLD] * PAGES == mm.end_sample(addrs).tolist()
 
 
 def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) -> None:
@@ -131,7 +131,7 @@ def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) 
         assert task.get_mm() is after
         assert task.valid()
         assert _sees(after, work)
-        assert before.vmas().shape == (0, 2)
+        assert (0, 2) == before.vmas().shape
 
 
 def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(machine: LinuxMachine, program: Path) -> None:
@@ -175,7 +175,7 @@ def test_mappings_come_and_go(machine: LinuxMachine, program: Path) -> None:
         assert work.base in mm.vmas()[:, 0]
         mm.begin_sample(addrs)
         work.order("u")
-        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
+        assert [OLD] * PAGES == mm.end_sample(addrs).tolist()
         assert work.base not in mm.vmas()[:, 0]
 
 
@@ -184,7 +184,7 @@ def test_mappings_are_those_of_proc(machine: LinuxMachine, program: Path) -> Non
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
         lines = Path(f"/proc/{work.pid}/maps").read_text(encoding="utf-8").splitlines()
         expected = [[int(x, 16) for x in line.split()[0].split("-")] for line in lines if "[vsyscall]" not in line]
-        assert _mm(task).vmas().tolist() == expected
+        assert expected == _mm(task).vmas().tolist()
 
 
 def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Path) -> None:
@@ -204,8 +204,8 @@ def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Pa
         assert task.get_mm() is None
         addrs = work.addrs(np.arange(PAGES))
         mm.begin_sample(addrs)
-        assert mm.end_sample(addrs).tolist() == [OLD] * PAGES
-        assert mm.vmas().shape == (0, 2)
+        assert [OLD] * PAGES == mm.end_sample(addrs).tolist()
+        assert (0, 2) == mm.vmas().shape
 
 
 def test_a_refused_task_leaves_no_file_descriptor(machine: LinuxMachine) -> None:
@@ -261,15 +261,15 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
                 stdout=subprocess.PIPE,
             )
             assert monitor.stdout is not None
-            assert monitor.stdout.readline() == b"sampling\n"
+            assert b"sampling\n" == monitor.stdout.readline()
             for _ in range(20):
                 work.order("w", everything)
             monitor.send_signal(signal.SIGKILL)
             work.order("w", everything)
-            assert monitor.wait() == -signal.SIGKILL
+            assert -signal.SIGKILL == monitor.wait()
             monitor.stdout.close()
             work.order("r", everything)
-            assert work.spoilt(everything) == 0
+            assert 0 == work.spoilt(everything)
             assert Path(f"/proc/{work.pid}/maps").read_bytes() == maps
             status = Path(f"/proc/{work.pid}/status").read_text(encoding="ascii")
             assert "TracerPid:\t0\n" in status
@@ -329,7 +329,7 @@ def test_a_number_that_is_used_again_is_another_process() -> None:
     """
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert (0, "done\n") == (done.returncode, done.stdout), done.stderr
 
 
 def _as_root_without(capabilities: str, script: str, *args: str) -> str:
@@ -367,14 +367,14 @@ def test_a_missing_capability_is_named(machine: LinuxMachine, program: Path, wit
     assert said.startswith("EPERM ")
     assert named in said
     assert "root lacks here; start kdamon with that capability" in said
-    assert said.count("\n") == 1
+    assert 1 == said.count("\n")
 
 
 def test_an_unknown_primitive_is_refused() -> None:
     """With those that there are."""
     with pytest.raises(OSError, match="use page_table, page_idle or page_fault") as caught:
         linux_machine("page_tables")
-    assert caught.value.errno == errno.EINVAL
+    assert errno.EINVAL == caught.value.errno
 
 
 @root_only

@@ -22,7 +22,7 @@ def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> Non
     below = directory / "below"
     below.mkdir()
     machine = linux_machine("page_fault")
-    assert machine.cgroup_processes(path) == ()
+    assert () == machine.cgroup_processes(path)
     with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as other:
         try:
             (directory / "cgroup.procs").write_text(str(one.pid))
@@ -35,7 +35,7 @@ def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> Non
             other.kill()
         one.wait()
         other.wait()
-    assert machine.cgroup_processes(path) == ()
+    assert () == machine.cgroup_processes(path)
     machine.close()
 
 
@@ -44,4 +44,4 @@ def test_what_is_no_group(group: tuple[str, Path], path: str) -> None:
     """Also what leads out of the tree of groups."""
     with pytest.raises(OSError, match="control group") as raised:
         cgroup.processes(path)
-    assert raised.value.errno == errno.ENOENT
+    assert errno.ENOENT == raised.value.errno

@@ -30,24 +30,24 @@ def test_start_and_end_of_every_line_are_read() -> None:
         [0x7F0000000000, 0x7F0000021000],
         [0x7FFD5A1D2000, 0x7FFD5A1F3000],
     ]
-    assert maps.parse(TEXT).tolist() == expected
+    assert expected == maps.parse(TEXT).tolist()
 
 
 def test_five_level_addresses_are_read() -> None:
     """Up to the end of the user's half."""
-    assert maps.parse(b"fffffffffff000-100000000000000 rw-p 0 00:00 0\n").tolist() == [[0xFFFFFFFFFFF000, 1 << 56]]
+    assert [[0xFFFFFFFFFFF000, 1 << 56]] == maps.parse(b"fffffffffff000-100000000000000 rw-p 0 00:00 0\n").tolist()
 
 
 @pytest.mark.parametrize("text", [b"", b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0    [vsyscall]\n"])
 def test_nothing_mapped_is_an_empty_array(text: bytes) -> None:
     """Of the right shape, so that nobody must look first."""
-    assert maps.parse(text).shape == (0, 2)
+    assert (0, 2) == maps.parse(text).shape
 
 
 def test_lines_that_overlap_those_before_are_left_out() -> None:
     """The list is read in pieces, and the process changes it in between."""
     text = b"1000-5000 r--p 0 00:00 0\n3000-4000 r--p 0 00:00 0\n4000-8000 r--p 0 00:00 0\n5000-6000 r--p 0 00:00 0\n"
-    assert maps.parse(text).tolist() == [[0x1000, 0x5000], [0x5000, 0x6000]]
+    assert [[0x1000, 0x5000], [0x5000, 0x6000]] == maps.parse(text).tolist()
 
 
 def test_the_first_system_v_shared_memory_is_a_file() -> None:
@@ -103,5 +103,5 @@ def test_each_mapping_has_what_its_line_says(tmp_path: Path) -> None:
 )
 def test_the_mapping_of_an_address_is_found(addr: int, expected: tuple[int, int] | None) -> None:
     """The end is outside."""
-    assert maps.containing(maps.parse(TEXT), addr) == expected
+    assert expected == maps.containing(maps.parse(TEXT), addr)
     assert maps.containing(maps.parse(b""), addr) is None

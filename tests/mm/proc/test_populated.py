@@ -53,7 +53,7 @@ def found(groups: Iterator[U64Array], base: int) -> list[int]:
     starts: list[int] = []
     for group in groups:
         assert (group[:, 1] - group[:, 0] == PMD_SIZE).all()
-        assert len(set((group[:, 0] // np.uint64(GIB)).tolist())) == 1
+        assert 1 == len(set((group[:, 0] // np.uint64(GIB)).tolist()))
         starts += group[:, 0].tolist()
     return [(start - base) // PMD_SIZE for start in starts]
 

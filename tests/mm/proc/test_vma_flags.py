@@ -42,7 +42,7 @@ def _target() -> Iterator[tuple[ProcessFiles, int]]:
     """Its files, and its pidfd."""
     with subprocess.Popen([sys.executable, "-c", TARGET], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+        assert b"ready\n" == process.stdout.readline()
         directory = os.open(f"/proc/{process.pid}", os.O_RDONLY | os.O_DIRECTORY)
         files, pidfd = ProcessFiles(directory), pidfd_open(process.pid)
         yield files, pidfd
@@ -76,19 +76,19 @@ def with_smaps(files: ProcessFiles, pidfd: int) -> list[list[int]]:
 
 def test_the_iterator_shows_what_smaps_shows(machine: LinuxMachine, target: tuple[ProcessFiles, int]) -> None:
     """Of hundreds of mappings, which take several readings."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     assert vma_flags._vma_iterator() is not None
     found = named(mappings_with_flags(*target))
     assert with_smaps(*target) == found
     for flag in (VmaFlag.HUGEPAGE, VmaFlag.NOHUGEPAGE):
         # Neighbours with the same flags are one mapping.
         assert sum(end - start for start, end, flags in found if flags & flag) >= 100 << 21
-    assert [flags for _, _, flags in found if flags & VmaFlag.GROWS_DOWN] == [VmaFlag.GROWS_DOWN]
+    assert [VmaFlag.GROWS_DOWN] == [flags for _, _, flags in found if flags & VmaFlag.GROWS_DOWN]
 
 
 def test_changes_are_seen(machine: LinuxMachine) -> None:
     """The next time."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     directory, pidfd = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY), pidfd_open(os.getpid())
     files = ProcessFiles(directory)
     with mmap.mmap(-1, 1 << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
@@ -102,7 +102,7 @@ def test_changes_are_seen(machine: LinuxMachine) -> None:
         own.madvise(mmap.MADV_HUGEPAGE)
         assert flags() & VmaFlag.HUGEPAGE
         own.madvise(mmap.MADV_NOHUGEPAGE)
-        assert flags() & (VmaFlag.HUGEPAGE | VmaFlag.NOHUGEPAGE) == VmaFlag.NOHUGEPAGE
+        assert VmaFlag.NOHUGEPAGE == flags() & (VmaFlag.HUGEPAGE | VmaFlag.NOHUGEPAGE)
     files.close()
     os.close(pidfd)
     os.close(directory)
@@ -117,7 +117,7 @@ def test_a_process_that_ended_has_none(fallback: bool, request: pytest.FixtureRe
         directory, pidfd = os.open(f"/proc/{process.pid}", os.O_RDONLY | os.O_DIRECTORY), pidfd_open(process.pid)
         files = ProcessFiles(directory)
         process.kill()
-    assert len(mappings_with_flags(files, pidfd)) == 0
+    assert 0 == len(mappings_with_flags(files, pidfd))
     files.close()
     os.close(pidfd)
     os.close(directory)

@@ -100,7 +100,7 @@ def _sample(machine: LinuxMachine, work: Workload, mode: str, *, rounds: int = R
 
 def _assert_true(outcome: Counter[str]) -> None:
     """No access is invented; hardly any is missed or unknown, apart from two rounds."""
-    assert outcome["invented"] == 0
+    assert 0 == outcome["invented"]
     assert outcome["accesses"] > 0
     assert outcome["missed"] <= 0.02 * outcome["accesses"]
     assert outcome["seen"] >= 0.75 * outcome["accesses"]
@@ -135,7 +135,7 @@ def test_what_cannot_be_made_old_is_unknown(machine: LinuxMachine, program: Path
     """Pages shared with another process, the zero page and locked pages: nothing is claimed about them."""
     with Workload([program], kind, PAGES) as work:
         outcome = _sample(machine, work, "r")
-    assert outcome["invented"] == 0
+    assert 0 == outcome["invented"]
     assert outcome["unknown"] >= 0.9 * outcome["samples"]
 
 
@@ -177,7 +177,7 @@ def test_a_thread_stands_for_its_process(machine: LinuxMachine, program: Path) -
     """The number of any thread finds the memory that all of them share."""
     with Workload([program], "threads", PAGES) as work:
         threads = sorted(int(name) for name in os.listdir(f"/proc/{work.pid}/task"))
-        assert len(threads) == 2
+        assert 2 == len(threads)
         (other,) = set(threads) - {work.pid}
         _assert_true(_sample(machine, work, "r", pid=other))
 
@@ -257,7 +257,7 @@ def test_the_same_page_may_be_sampled_twice(machine: LinuxMachine) -> None:
         addrs = np.concatenate([own.addrs[::-1], own.addrs + np.uint64(4095), own.addrs])
         answers = _answers(machine, addrs, own, list(range(0, 64, 2)))
     for third in (answers[:64][::-1], answers[64:128], answers[128:]):
-        assert third.tolist() == [YOUNG, OLD] * 32
+        assert [YOUNG, OLD] * 32 == third.tolist()
 
 
 def test_addresses_outside_of_mappings_are_old(machine: LinuxMachine) -> None:
@@ -266,13 +266,13 @@ def test_addresses_outside_of_mappings_are_old(machine: LinuxMachine) -> None:
         outside = np.array([0, 4096, 1 << 47, (1 << 47) - 1, 1 << 63, 0xFFFF_8880_0000_1000, (1 << 64) - 1], np.uint64)
         answers = _answers(machine, np.concatenate([outside, own.addrs]), own, [0])
     assert answers[: len(outside)].tolist() == [OLD] * len(outside)
-    assert answers[len(outside)] == YOUNG
+    assert YOUNG == answers[len(outside)]
 
 
 def test_no_addresses_have_no_answers(machine: LinuxMachine) -> None:
     """A target without regions is sampled too."""
     with _OwnPages() as own:
-        assert _answers(machine, np.empty(0, dtype=np.uint64), own, []).shape == (0,)
+        assert (0,) == _answers(machine, np.empty(0, dtype=np.uint64), own, []).shape
 
 
 def test_a_batch_larger_than_the_walkers_memory_is_cut(machine: LinuxMachine) -> None:

@@ -49,9 +49,9 @@ def test_first_writes_and_reads_are_told_apart(recorder: FaultRecorder, program:
             *range(0, PAGES, 2),
             *range(1, PAGES, 2),
         ]
-        assert faults["write"].tolist() == [True] * (PAGES // 2) + [False] * (PAGES // 2)
+        assert [True] * (PAGES // 2) + [False] * (PAGES // 2) == faults["write"].tolist()
         assert set(faults["pid"].tolist()) == set(faults["tid"].tolist()) == {work.pid}
-        assert set(faults["cpu"].tolist()) == {TARGET_CPU}
+        assert {TARGET_CPU} == set(faults["cpu"].tolist())
         node = Path(f"/sys/devices/system/cpu/cpu{TARGET_CPU}")
         assert {f"node{number}" for number in set(faults["node_id"].tolist())} == {
             path.name for path in node.glob("node[0-9]*")
@@ -64,7 +64,7 @@ def test_the_kernels_writes_are_recorded(recorder: FaultRecorder, program: Path)
         recorder.watch(work.pid)
         work.order("k", np.arange(PAGES))
         faults = _of(work, recorder.read())
-        assert len(np.unique(faults["addr"] >> np.uint64(12))) == PAGES
+        assert PAGES == len(np.unique(faults["addr"] >> np.uint64(12)))
         assert faults["write"].all()
 
 
@@ -98,7 +98,7 @@ def test_each_fault_is_read_once_and_in_order_while_rings_wrap(program: Path) ->
             read.append(_of(work, recorder.read()))
         found = (np.concatenate(read)["addr"] - np.uint64(work.base)) >> np.uint64(12)
         assert found.tolist() == list(range(pages))
-        assert recorder.lost == 0
+        assert 0 == recorder.lost
     recorder.close()
 
 
@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_counted(program: Path) -> None:
         # Nothing of what the kernel says about the loss disturbs what comes then.
         work.order("d")
         work.order("w", range(100))
-        assert len(_of(work, recorder.read())) == 100
+        assert 100 == len(_of(work, recorder.read()))
     recorder.close()
 
 
@@ -133,7 +133,7 @@ def test_notes_about_lost_records_are_stepped_over() -> None:
     note[0], note[6] = 2, 24
     stride = _SAMPLE.itemsize
     recorded = np.concatenate((note, raw[: 2 * stride], note, note, raw[2 * stride :], note))
-    assert _samples(recorded)["addr"].tolist() == [0, 1, 2, 3, 4]
+    assert [0, 1, 2, 3, 4] == _samples(recorded)["addr"].tolist()
     assert len(_samples(note)) == len(_samples(note[:0])) == 0
 
 
@@ -142,7 +142,7 @@ def test_notes_about_lost_records_are_stepped_over() -> None:
 )
 def test_the_kernels_lists_of_numbers(text: str, expected: list[int]) -> None:
     """Of CPUs, for example."""
-    assert _numbers(text) == expected
+    assert expected == _numbers(text)
 
 
 def test_rings_of_many_cpus_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,4 +192,4 @@ def test_numbers_are_those_of_this_pid_namespace() -> None:
         pytest.skip("PID namespaces are not allowed here")
     command = ["unshare", "-pf", "--mount-proc", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "100 {1} {1}\n"), done.stderr
+    assert (0, "100 {1} {1}\n") == (done.returncode, done.stdout), done.stderr

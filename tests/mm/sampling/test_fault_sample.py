@@ -40,15 +40,15 @@ def _without(capabilities: int) -> Iterator[None]:
     """This thread, for a while without ``capabilities``; it may take them back."""
     header = ctypes.create_string_buffer(struct.pack("<Ii", 0x20080522, 0))
     before = ctypes.create_string_buffer(24)
-    assert syscall(_NR_CAPGET, header, before) == 0
+    assert 0 == syscall(_NR_CAPGET, header, before)
     words = list(struct.unpack("<6I", before.raw))
     words[0] &= ~capabilities & 0xFFFFFFFF
     words[3] &= ~(capabilities >> 32)
-    assert syscall(_NR_CAPSET, header, ctypes.create_string_buffer(struct.pack("<6I", *words))) == 0
+    assert 0 == syscall(_NR_CAPSET, header, ctypes.create_string_buffer(struct.pack("<6I", *words)))
     try:
         yield
     finally:
-        assert syscall(_NR_CAPSET, header, before) == 0
+        assert 0 == syscall(_NR_CAPSET, header, before)
 
 
 @pytest.fixture

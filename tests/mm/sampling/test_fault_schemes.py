@@ -81,7 +81,7 @@ def test_faults_are_fetched_beside_weights(faulting: LinuxMachine, program: Path
         with monitoring(faulting, work, primitive="page_fault", probes=probes) as ctx:
             work.order("w", range(HOT))
             poll(lambda: report_counters(ctx).applied >= HOT)
-            assert report_counters(ctx).late == 0
+            assert 0 == report_counters(ctx).late
 
 
 def test_faults_of_a_pause_are_late(faulting: LinuxMachine, program: Path) -> None:
@@ -158,7 +158,7 @@ def test_huge_pages_are_not_taken_for_cold(faulting: LinuxMachine, program: Path
         ranges = np.array([[0, work.base], [work.base, work.base + SIZE]], np.uint64)
         _, applied = mm_of(task).advise("cold", ranges).tolist()
         assert applied <= SIZE - huge
-        assert kind == "thp" or applied >= SIZE - IN_BATCHES * PAGE
+        assert "thp" == kind or applied >= SIZE - IN_BATCHES * PAGE
         assert int(smaps(work, "AnonHugePages")) == huge
 
 

@@ -47,10 +47,10 @@ def test_every_write_is_told_and_no_read(faulting: LinuxMachine, program: Path, 
         assert pages_of(work, faults) == written.tolist()
         assert faults["write"].all()
         assert set(faults["pid"].tolist()) == set(faults["tid"].tolist()) == {work.pid}
-        assert set(faults["cpu"].tolist()) == {TARGET_CPU}
+        assert {TARGET_CPU} == set(faults["cpu"].tolist())
         assert not (faults["node_id"] < 0).any()
         assert answers.tolist() == [OLD] * len(pages)
-        assert work.spoilt(written) == 0
+        assert 0 == work.spoilt(written)
         assert not len(armed(work))
 
 
@@ -72,8 +72,8 @@ def test_first_touches_are_told_as_what_they_were(faulting: LinuxMachine, progra
 
         faults, answers = sample(faulting, mm_of(task), work, EVERY, act)
         assert pages_of(work, faults) == [*range(100), *range(200, 300)]
-        assert faults["write"].tolist() == [False] * 100 + [True] * 100
-        assert answers.tolist() == [OLD] * PAGES
+        assert [False] * 100 + [True] * 100 == faults["write"].tolist()
+        assert [OLD] * PAGES == answers.tolist()
 
 
 def test_threads_are_told_with_their_cpu(faulting: LinuxMachine, program: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_thread_does_not_stand_for_its_process(faulting: LinuxMachine, program
         (tid,) = {int(name) for name in os.listdir(f"/proc/{work.pid}/task")} - {work.pid}
         with pytest.raises(OSError, match=f"{tid} is a thread of process {work.pid}") as caught:
             faulting.get_task(tid, "page_fault")
-        assert caught.value.errno == errno.EINVAL
+        assert errno.EINVAL == caught.value.errno
 
 
 def test_the_kernels_writes_are_told(faulting: LinuxMachine, program: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_sample_is_one_interval(faulting: LinuxMachine, program: Path) -> None
         work.order("w", EVERY)
         assert not len(within(work, faulting.faults()))
         mm.begin_sample(work.addrs(EVERY))
-        assert len(armed(work)) == PAGES
+        assert PAGES == len(armed(work))
         mm.begin_sample(work.addrs(EVERY[:100]))
         assert armed(work).tolist() == list(range(100))
         task.put()
@@ -161,8 +161,8 @@ def test_a_page_may_be_sampled_twice_and_at_any_byte(faulting: LinuxMachine, pro
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         twice = np.repeat(np.arange(10), 2)
         faults, answers = sample(faulting, mm_of(task), work, twice, lambda: work.order("w", [3]))
-        assert pages_of(work, faults) == [3]
-        assert answers.tolist() == [OLD] * 20
+        assert [3] == pages_of(work, faults)
+        assert [OLD] * 20 == answers.tolist()
 
 
 def test_files_that_nobody_writes_are_left_alone(faulting: LinuxMachine, program: Path, directory: Path) -> None:
@@ -179,7 +179,7 @@ def test_files_that_nobody_writes_are_left_alone(faulting: LinuxMachine, program
         faults, answers = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("r", EVERY))
         assert not registered(work.base)
         assert not len(faults)
-        assert answers.tolist() == [OLD] * PAGES
+        assert [OLD] * PAGES == answers.tolist()
         work.base = int.from_bytes(work.order("n", answer=8), "little")
         mm_of(task).vmas()
         assert registered(work.base)
@@ -193,7 +193,7 @@ def test_new_mappings_are_monitored_after_an_update(faulting: LinuxMachine, prog
         mm.vmas()
         faults, answers = sample(faulting, mm, work, EVERY, lambda: work.order("w", EVERY))
         assert pages_of(work, faults) == EVERY.tolist()
-        assert answers.tolist() == [OLD] * PAGES
+        assert [OLD] * PAGES == answers.tolist()
 
 
 @pytest.mark.parametrize("order", ["n", "R"])
@@ -214,7 +214,7 @@ def test_a_mapping_that_is_not_monitored_yet_is_found_while_sampling(
 
         wait_until(monitored)
         assert UNKNOWN in seen
-        assert work.spoilt(EVERY) == 0
+        assert 0 == work.spoilt(EVERY)
 
 
 def test_exec_gives_another_address_space_that_is_monitored_too(faulting: LinuxMachine, program: Path) -> None:
@@ -268,7 +268,7 @@ def test_what_cannot_be_monitored_after_exec_is_unknown(
             patched.setattr(page_fault, "_ASK_AGAIN", 1)
             for _ in range(3):
                 _, answers = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY))
-                assert answers.tolist() == [UNKNOWN] * PAGES
+                assert [UNKNOWN] * PAGES == answers.tolist()
         assert [record.getMessage() for record in caplog.records] == [
             f"process {work.pid}: its memory is not sampled after an exec: it is not allowed"
         ]
@@ -342,10 +342,10 @@ def test_accessed_bits_and_faults_may_be_used_side_by_side(
     faulting: LinuxMachine, machine: LinuxMachine, program: Path
 ) -> None:
     """Each task says by what it goes."""
-    assert machine.primitive == "page_table"
+    assert "page_table" == machine.primitive
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as by_fault:
         by_bits = faulting.get_task(work.pid)
-        assert (by_fault.primitive, by_bits.primitive) == ("page_fault", "page_table")
+        assert ("page_fault", "page_table") == (by_fault.primitive, by_bits.primitive)
         addrs = work.addrs(EVERY)
         mm_of(by_bits).begin_sample(addrs)
         faults, _ = sample(faulting, mm_of(by_fault), work, EVERY, lambda: work.order("w", EVERY[::2]))
@@ -359,4 +359,4 @@ def test_an_unknown_primitive_is_refused(faulting: LinuxMachine) -> None:
     """With those that there are."""
     with pytest.raises(OSError, match="use page_table or page_fault") as caught:
         faulting.get_task(os.getpid(), "page_faults")
-    assert caught.value.errno == errno.EINVAL
+    assert errno.EINVAL == caught.value.errno

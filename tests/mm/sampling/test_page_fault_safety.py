@@ -53,7 +53,7 @@ def test_huge_pages_stay_whole_and_are_unknown(
         ]
         task.put()
         assert _huge(work) == huge
-        assert work.spoilt(everything) == 0
+        assert 0 == work.spoilt(everything)
 
 
 def test_no_page_tables_are_made_for_pages_that_are_not_there(faulting: LinuxMachine, program: Path) -> None:
@@ -82,18 +82,18 @@ def test_what_goes_away_while_it_is_armed_is_harmless(faulting: LinuxMachine, pr
             work.order(order)
             work.order("w", EVERY)
             mm.end_sample(addrs)
-            assert work.spoilt(EVERY) == 0
+            assert 0 == work.spoilt(EVERY)
         mm.vmas()
         mm.begin_sample(addrs)
-        assert len(armed(work)) == PAGES
+        assert PAGES == len(armed(work))
         work.base = int.from_bytes(work.order("R", answer=8), "little")
         mm.end_sample(addrs)
         work.order("w", EVERY)
         assert not len(armed(work))
-        assert work.spoilt(EVERY) == 0
+        assert 0 == work.spoilt(EVERY)
         work.order("u")
         _, answers = sample(faulting, mm, work, EVERY, lambda: None)
-        assert answers.tolist() == [OLD] * PAGES
+        assert [OLD] * PAGES == answers.tolist()
 
 
 def test_a_child_is_neither_protected_nor_told(faulting: LinuxMachine, program: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_child_is_neither_protected_nor_told(faulting: LinuxMachine, program: 
         mm = mm_of(task)
         fine = []
         faults, _ = sample(faulting, mm, work, EVERY, lambda: fine.append(work.order("f", EVERY)))
-        assert fine == [b"\1"]
+        assert [b"\1"] == fine
         assert not len(faults)
         faults, _ = sample(faulting, mm, work, EVERY, lambda: work.order("w", EVERY))
         assert pages_of(work, faults) == EVERY.tolist()
@@ -115,7 +115,7 @@ def test_a_process_that_uses_a_userfaultfd_itself_is_refused(faulting: LinuxMach
         work.order("U", range(0, PAGES, 2))
         with pytest.raises(OSError, match=r"uses a userfaultfd of its own.*page_table") as refused:
             faulting.get_task(work.pid, "page_fault")
-        assert refused.value.errno == errno.EBUSY
+        assert errno.EBUSY == refused.value.errno
         assert armed(work).tolist() == list(range(0, PAGES, 2))
         assert open_files() == before
 
@@ -128,7 +128,7 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
         mm.begin_sample(work.addrs(EVERY))
-        assert len(armed(work)) == PAGES
+        assert PAGES == len(armed(work))
         work.order("T")
         with caplog.at_level(logging.WARNING, "kdamon"):
             mm.vmas()
@@ -138,7 +138,7 @@ def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
             for _ in range(3):
                 mm.vmas()
                 _, answers = sample(faulting, mm, work, EVERY, lambda: work.order("r", EVERY))
-                assert answers.tolist() == [UNKNOWN] * PAGES
+                assert [UNKNOWN] * PAGES == answers.tolist()
         assert armed(work).tolist() == list(range(0, PAGES, 2))
         assert [record.getMessage() for record in caplog.records] == [
             f"process {work.pid}: its memory is no longer sampled: it uses a userfaultfd of its own; use page_table"
@@ -175,7 +175,7 @@ def test_who_else_monitors_a_process_is_in_the_way(faulting: LinuxMachine, progr
         before = open_files()
         with pytest.raises(OSError, match="another kdamon; end that one first") as refused:
             other.get_task(work.pid, "page_fault")
-        assert refused.value.errno == errno.EBUSY
+        assert errno.EBUSY == refused.value.errno
         assert open_files() == before
         other.close()
         faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY))
@@ -228,18 +228,18 @@ def test_a_monitor_that_dies_or_stands_still_leaves_the_process_unharmed(program
                 stdout=subprocess.PIPE,
             )
             assert monitor.stdout is not None
-            assert monitor.stdout.readline() == b"sampling\n"
+            assert b"sampling\n" == monitor.stdout.readline()
             for _ in range(5):
                 work.order("w", EVERY)
             monitor.send_signal(end)
             work.order("w", EVERY)
-            assert work.spoilt(EVERY) == 0
+            assert 0 == work.spoilt(EVERY)
             monitor.kill()
-            assert monitor.wait() == -signal.SIGKILL
+            assert -signal.SIGKILL == monitor.wait()
             monitor.stdout.close()
             assert not len(armed(work))
             work.order("w", EVERY)
-            assert work.spoilt(EVERY) == 0
+            assert 0 == work.spoilt(EVERY)
             status = Path(f"/proc/{work.pid}/status").read_text(encoding="utf-8")
             assert "TracerPid:\t0\n" in status
 
@@ -287,7 +287,7 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
     done = subprocess.run(
         [*command, textwrap.dedent(WITHOUT_RIGHTS), str(program)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.stdout.splitlines() == [
+    assert [
         "page faults are recorded without thread and CPU: recording page faults with thread and CPU needs CAP_BPF and "
         "CAP_PERFMON, which root lacks here; start kdamon with these capabilities, as by a container's --cap-add",
         "False False",
@@ -299,4 +299,4 @@ def test_without_rights_addresses_are_told(program: Path) -> None:
         "[False, True]",
         "reading page tables needs CAP_BPF and CAP_PERFMON, which root lacks here; start kdamon with these "
         "capabilities, as by a container's --cap-add, or use page_fault, which sees writes",
-    ], done.stderr
+    ] == done.stdout.splitlines(), done.stderr

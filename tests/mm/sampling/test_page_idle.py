@@ -37,12 +37,12 @@ def test_a_page_is_old_until_it_is_accessed(memory: Memory) -> None:
     with Space(memory) as space:
         addrs = _addrs(4, 1, 2, 3, 2)
         space.begin_sample(addrs)
-        assert [memory.idle(pfn) for pfn in (64, 65, 66, 127, 128, 4000)] == [True, True, False, True, False, True]
-        assert space.end_sample(addrs).tolist() == [OLD] * 5
+        assert [True, True, False, True, False, True] == [memory.idle(pfn) for pfn in (64, 65, 66, 127, 128, 4000)]
+        assert [OLD] * 5 == space.end_sample(addrs).tolist()
         space.begin_sample(addrs)
         memory.access(65)
         memory.access(4000)
-        assert space.end_sample(addrs).tolist() == [YOUNG, OLD, YOUNG, OLD, YOUNG]
+        assert [YOUNG, OLD, YOUNG, OLD, YOUNG] == space.end_sample(addrs).tolist()
 
 
 def test_a_page_that_is_not_mapped_is_old(memory: Memory) -> None:
@@ -50,10 +50,10 @@ def test_a_page_that_is_not_mapped_is_old(memory: Memory) -> None:
     with Space(memory) as space:
         addrs = _addrs(1, 2)
         space.begin_sample(addrs)
-        assert space.end_sample(addrs).tolist() == [OLD, OLD]
+        assert [OLD, OLD] == space.end_sample(addrs).tolist()
         space.begin_sample(addrs)
         memory.pages = {2: 77}
-        assert space.end_sample(addrs).tolist() == [OLD, YOUNG]
+        assert [OLD, YOUNG] == space.end_sample(addrs).tolist()
 
 
 def test_a_part_of_a_folio_is_asked_for_by_its_first_page(memory: Memory) -> None:
@@ -64,9 +64,9 @@ def test_a_part_of_a_folio_is_asked_for_by_its_first_page(memory: Memory) -> Non
     with Space(memory) as space:
         addrs = _addrs(1, 2, 3)
         space.begin_sample(addrs)
-        assert [memory.idle(pfn) for pfn in (512, 515, 527, 528)] == [True, False, False, True]
+        assert [True, False, False, True] == [memory.idle(pfn) for pfn in (512, 515, 527, 528)]
         memory.access(512)
-        assert space.end_sample(addrs).tolist() == [YOUNG, YOUNG, OLD]
+        assert [YOUNG, YOUNG, OLD] == space.end_sample(addrs).tolist()
 
 
 def test_what_the_kernel_does_not_track_is_unknown(memory: Memory) -> None:
@@ -79,7 +79,7 @@ def test_what_the_kernel_does_not_track_is_unknown(memory: Memory) -> None:
         space.begin_sample(addrs)
         memory.flags[101] = LRU
         memory.folios().close()
-        assert space.end_sample(addrs).tolist() == [UNKNOWN, UNKNOWN, OLD]
+        assert [UNKNOWN, UNKNOWN, OLD] == space.end_sample(addrs).tolist()
 
 
 def test_nothing_is_told_after_close(memory: Memory) -> None:
@@ -90,10 +90,10 @@ def test_nothing_is_told_after_close(memory: Memory) -> None:
         space.begin_sample(addrs)
         memory.access(64)
         space.close()
-        assert space.end_sample(addrs).tolist() == [OLD]
+        assert [OLD] == space.end_sample(addrs).tolist()
         space.begin_sample(addrs)
-        assert space.end_sample(addrs).tolist() == [OLD]
-        assert space.vmas().shape == (0, 2)
+        assert [OLD] == space.end_sample(addrs).tolist()
+        assert (0, 2) == space.vmas().shape
         assert not space.alive()
 
 
@@ -111,7 +111,7 @@ def _pagemap(tmp_path: Path) -> Iterator[int]:
 def test_page_frames_come_from_the_pagemap(pagemap: int) -> None:
     """Only of pages that are present; an address beyond the file, or beyond any file, has none."""
     addrs = np.array([0, 4096 + 9, 2 * 4096, 3 * 4096, 4 * 4096, 1 << 63, (1 << 64) - 1], dtype=np.uint64)
-    assert PagemapFrames(pagemap).pfns(addrs).tolist() == [0, 5, 0, 7, 0, 0, 0]
+    assert [0, 5, 0, 7, 0, 0, 0] == PagemapFrames(pagemap).pfns(addrs).tolist()
 
 
 def test_folios_are_found_around_a_page(memory: Memory) -> None:
@@ -123,15 +123,15 @@ def test_folios_are_found_around_a_page(memory: Memory) -> None:
     memory.flags[512] |= COMPOUND_HEAD
     memory.flags[513:1024] = COMPOUND_TAIL
     folios = memory.folios()
-    assert [folios.extent(pfn) for pfn in (7, 8, 15, 16, 31, 32)] == [
+    assert [
         (7, 1),
         (8, 8),
         (8, 8),
         (16, 16),
         (16, 16),
         (32, 1),
-    ]
-    assert folios.extent(700) == (512, 512)
+    ] == [folios.extent(pfn) for pfn in (7, 8, 15, 16, 31, 32)]
+    assert (512, 512) == folios.extent(700)
     assert folios.extent(FRAMES) is None
     folios.close()
     assert folios.extent(8) is None

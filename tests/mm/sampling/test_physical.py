@@ -112,7 +112,7 @@ def test_accesses_are_seen_by_physical_addresses(machine: LinuxMachine, program:
             outcome["seen"] += int(((answers == YOUNG) & truth).sum())
             outcome["invented"] += int(((answers == YOUNG) & ~truth).sum())
             missed.append(int(((answers == OLD) & truth).sum()))
-    assert outcome["invented"] == 0
+    assert 0 == outcome["invented"]
     assert sum(sorted(missed)[:-2]) <= 0.02 * outcome["accesses"]
     assert outcome["seen"] >= 0.75 * outcome["accesses"]
 
@@ -146,7 +146,7 @@ def test_memory_that_became_shared_since_the_update_is_unknown(machine: LinuxMac
             assert UNKNOWN not in Counter(memory.end_sample(where).tolist()).most_common(1)[0]
             child.stdin.write(b"\n")
             child.stdin.flush()
-            assert child.stdout.readline() == b"forked\n"
+            assert b"forked\n" == child.stdout.readline()
             memory.begin_sample(where)
             assert {UNKNOWN} == set(memory.end_sample(where).tolist())
             child.stdin.close()

@@ -88,7 +88,7 @@ def test_anonymous_and_file_memory(
         (anon,) = mm.page_match(addrs, [ANON])
         assert np.array_equal(anon, (addrs >= base) & (addrs < base + HALF))
         assert mm.page_match(addrs, []).shape == (0, len(addrs))
-        assert mm.page_match(addrs[:0], [ANON]).shape == (1, 0)
+        assert (1, 0) == mm.page_match(addrs[:0], [ANON]).shape
 
 
 @pytest.mark.parametrize(("kind", "size"), [("anon", PAGE), ("thp", HUGE)])

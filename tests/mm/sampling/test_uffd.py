@@ -81,8 +81,8 @@ def test_a_batch_gives_each_calls_result(monkeypatch: pytest.MonkeyPatch, in_mac
     read, write = os.pipe()
     bad = Batch(NR_DUP, 1 << 20, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
     fds = Batch(NR_DUP, read, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
-    assert bad == [-errno.EBADF] * 3
-    assert len(set(fds)) == 3
+    assert [-errno.EBADF] * 3 == bad
+    assert 3 == len(set(fds))
     assert {os.readlink(f"/proc/self/fd/{fd}") for fd in fds} == {os.readlink(f"/proc/self/fd/{read}")}
     for fd in (read, write, *fds):
         os.close(fd)
@@ -132,7 +132,7 @@ def test_pages_that_are_there_are_armed(table: Pages, fault: Userfaultfd) -> Non
     assert np.array_equal(np.flatnonzero((categories & np.uint64(PRESENT | WRITTEN)) == PRESENT | WRITTEN), written)
     assert np.array_equal(np.flatnonzero(table.armed(own.addrs)), written + 2)
     fault.disarm(own.addrs[::2])
-    assert set(table.categories(own.addrs[::2]).tolist()) == {PRESENT | WRITTEN | WPALLOWED}
+    assert {PRESENT | WRITTEN | WPALLOWED} == set(table.categories(own.addrs[::2]).tolist())
 
 
 def test_arming_allocates_no_page_tables(table: Pages, fault: Userfaultfd) -> None:
@@ -155,9 +155,9 @@ def test_the_zero_page_can_be_armed(table: Pages, fault: Userfaultfd) -> None:
     fault.register(own.range)
     own.read(0)
     assert table.arm(own.addrs).all()
-    assert table.categories(own.addrs).tolist() == [PRESENT | WPALLOWED | ZERO]
+    assert [PRESENT | WPALLOWED | ZERO] == table.categories(own.addrs).tolist()
     own.write(0)
-    assert table.categories(own.addrs).tolist() == [PRESENT | WPALLOWED | WRITTEN]
+    assert [PRESENT | WPALLOWED | WRITTEN] == table.categories(own.addrs).tolist()
 
 
 def test_huge_pages_are_neither_armed_nor_split(table: Pages, fault: Userfaultfd) -> None:
@@ -186,7 +186,7 @@ def test_special_mappings_are_refused_alone(fault: Userfaultfd) -> None:
     vdso = next(line.split()[0].split("-") for line in lines if line.endswith("[vdso]"))
     special = [[int(x, 16) for x in vdso]]
     ranges = np.array([*own.range.tolist(), *special, *own.range.tolist()], dtype=np.uint64)
-    assert fault.register(ranges).tolist() == [True, False, True]
+    assert [True, False, True] == fault.register(ranges).tolist()
 
 
 def test_what_is_not_registered_is_not_armed(table: Pages, fault: Userfaultfd) -> None:
@@ -194,7 +194,7 @@ def test_what_is_not_registered_is_not_armed(table: Pages, fault: Userfaultfd) -
     own = _Memory(PAGE)
     own.write(0)
     assert not table.arm(own.addrs).any()
-    assert table.categories(own.addrs).tolist() == [PRESENT | WRITTEN]
+    assert [PRESENT | WRITTEN] == table.categories(own.addrs).tolist()
 
 
 def test_closing_takes_the_protection_off_and_leaves_the_mappings(table: Pages) -> None:
