@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.support.capabilities import needs_damo
+
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -58,10 +60,6 @@ class Answers(NamedTuple):
     said: str
     home: Path
     pid: int
-
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,13 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.support.capabilities import needs_damo
+
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
 MEBI = 1 << 20
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ import pytest
 
 from kdamon.arrays import U64Array
 from kdamon.mm.proc.pagemap import entries_at, exclusive_frames
+from tests.support.capabilities import needs_damo
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -67,9 +68,6 @@ where = next(line.split("-")[0] for line in open("/proc/self/maps") if sys.argv[
 print(int(where, 16), flush=True)
 sys.stdin.read()
 """
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 def system_ram() -> int:

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.capabilities import needs_damo
 from tests.support.two_halves import HALF
 from tests.support.two_halves import SCRIPT as TWO_HALVES
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -43,9 +44,6 @@ $damo tune $what --probe --probe_filter allow memcg /there/is/none || echo refus
 cat /sys/kernel/mm/damon/admin/kdamonds/0/state
 $damo stop
 """
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 def test_damo_probes_what_memory_is(kdamon_exec: Any, tmp_path: Path) -> None:

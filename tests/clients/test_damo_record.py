@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.support.capabilities import needs_damo
+
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -20,9 +22,6 @@ DAMO = Path(sys.executable).parent / "damo"
 SAMPLES = 20
 
 MADE_SURE = "grep -q '^kdamon /sys/kernel/mm/damon fuse.kdamon ' /proc/mounts || exit 99\n"
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 def number(shown: str | int) -> int:

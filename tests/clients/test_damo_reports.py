@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.support.capabilities import needs_damo
+
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -59,9 +61,6 @@ with ReportClient() as client:
         client.report(told)
         time.sleep(0.002)
 """
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 @pytest.fixture

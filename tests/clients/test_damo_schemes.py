@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.real
+from tests.support.capabilities import needs_damo
+
+pytestmark = [pytest.mark.real, needs_damo]
 
 
 DAMO = Path(sys.executable).parent / "damo"
@@ -46,9 +48,6 @@ echo $before; echo $after
 cat $tree/state
 $damo stop
 """
-
-if not DAMO.exists():
-    pytest.skip("damo is not installed", allow_module_level=True)
 
 
 def test_damo_starts_and_tunes_schemes(kdamon_exec: Any, workload: int, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from kdamon_fs import fuse_binding, fuse_packages
 from kdamon_fs.fuse_binding import Lack, choose_binding, device_lack
 from kdamon_tools.checks import tool_checks
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.fuse_bindings import bindings, usable
 
 pytestmark = pytest.mark.real
@@ -48,8 +49,6 @@ SERVES = ("exec", "--no-reports", "--", "cat", "/sys/kernel/mm/damon/admin/kdamo
 needs_both = pytest.mark.skipif(
     len(usable()) < len(bindings()) or len(bindings()) < 2, reason="libfuse 2 and libfuse 3 are not both installed"
 )
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
-needs_device = pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
 
 
 def python(*words: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
@@ -104,8 +103,8 @@ def loaded_from(library: str) -> list[str]:
 LIBFUSE_3 = ("libfuse3.so.3", "libfuse3.so.4")
 
 
-@needs_device
-@needs_root
+@needs_dev_fuse
+@needs_root("a mount namespace needs root")
 @needs_both
 @pytest.mark.parametrize(
     ("hidden", "chosen", "expected"),
@@ -144,7 +143,7 @@ def test_apt_is_not_asked_where_a_binding_works(monkeypatch: pytest.MonkeyPatch)
     assert first.library == getattr(choose_binding(), "library", None)
 
 
-@needs_root
+@needs_root("a mount namespace needs root")
 @needs_both
 @pytest.mark.parametrize(
     ("hidden", "chosen", "why"),

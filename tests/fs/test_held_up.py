@@ -21,6 +21,7 @@ from kdamon.lib.helpers import LostHelpers
 from kdamon.mm.apart import madvise as madvise_apart
 from kdamon.mm.linux.machine import linux_machine
 from kdamon_fs.sysfs import SysfsTree, damon_sysfs_init
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.waiting import eventually
 
@@ -30,8 +31,8 @@ KDAMONDS = "/admin/kdamonds"
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
+    needs_dev_fuse,
+    needs_root("mounting in these tests needs root"),
 ]
 
 

@@ -15,18 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fuse_bindings import usable
+from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_root
 from tests.support.paths import SUPPORT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_dev_fuse, needs_libfuse, needs_root("a mount namespace needs root")]
 
-
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if not usable():
-    pytest.skip("no libfuse is installed", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("a mount namespace needs root", allow_module_level=True)
 
 #: For tests whose outcome depends on libfuse.
 by_each_binding = pytest.mark.usefixtures("fuse_binding")

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import SUPPORT
 
 HERE = Path(__file__).parent
 NOBODY = 65534
 
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("only root can become another user", allow_module_level=True)
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse_binding")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.usefixtures("fuse_binding"),
+    needs_dev_fuse,
+    needs_root("only root can become another user"),
+]
 
 
 class Mounted:

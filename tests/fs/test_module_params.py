@@ -9,7 +9,6 @@ was refused has to be what it said before, not what the table has. Enabling take
 from __future__ import annotations
 
 import csv
-import errno
 import os
 import random
 import re
@@ -28,6 +27,7 @@ import pytest
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.modules_common import DamonModule
+from tests.support.capabilities import needs_dev_fuse, needs_root, skip_because
 from tests.support.paths import PYTHONPATH
 
 HERE = Path(__file__).parent
@@ -530,13 +530,12 @@ def _needs_page_table() -> None:
     try:
         linux_machine().close()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
 
 
 @pytest.mark.usefixtures("_page_table")
-@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root")
+@needs_dev_fuse
+@needs_root("mounting in these tests needs root")
 class TestShell:
     """The parameters in the file system, and a real process."""
 

@@ -22,16 +22,18 @@ import pytest
 from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon_fs.mount import MountedTree, _operations
 from kdamon_fs.mounts import MNT_DETACH, umount
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import SUPPORT
 
 HERE = Path(__file__).parent
 
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("mounting in these tests needs root", allow_module_level=True)
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse_binding")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.usefixtures("fuse_binding"),
+    needs_dev_fuse,
+    needs_root("mounting in these tests needs root"),
+]
 
 
 def mount_at(path: str) -> MountEntry | None:

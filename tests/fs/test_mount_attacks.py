@@ -16,21 +16,15 @@ from typing import Any
 import pytest
 
 from kdamon.lib.replaceable import open_directory, replaceable
-from tests.support.fuse_bindings import usable
+from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_root
 from tests.support.paths import SUPPORT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_dev_fuse, needs_libfuse, needs_root("mounting in these tests needs root")]
 
 
 HERE = Path(__file__).parent
 MOVES = ("link above", "link itself", "another directory", "removed")
 
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if not usable():
-    pytest.skip("no libfuse is installed", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("mounting in these tests needs root", allow_module_level=True)
 
 #: For tests whose outcome depends on libfuse.
 by_each_binding = pytest.mark.usefixtures("fuse_binding")

@@ -21,10 +21,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fuse_bindings import usable
+from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_mount_namespace, needs_root
 from tests.support.paths import SUPPORT
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    needs_dev_fuse,
+    needs_libfuse,
+    needs_root("a mount namespace needs root"),
+    needs_mount_namespace,
+]
 
 
 HERE = Path(__file__).parent
@@ -32,14 +38,6 @@ DAMON = "/sys/kernel/mm/damon"
 MODULES = ("damon_lru_sort", "damon_reclaim", "damon_stat")
 MADE_SURE = f"grep -q '^kdamon {DAMON} fuse.kdamon ' /proc/mounts || exit 99\n"
 
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if not usable():
-    pytest.skip("no libfuse is installed", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("a mount namespace needs root", allow_module_level=True)
-if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
-    pytest.skip("private mount namespaces are not allowed here", allow_module_level=True)
 
 #: For tests whose outcome depends on libfuse.
 by_each_binding = pytest.mark.usefixtures("fuse_binding")

@@ -18,6 +18,7 @@ import pytest
 from kdamon_fs import perf_standin
 from kdamon_fs.trace_server import TraceServer
 from tests.support.attacker import NOBODY, attacker, exchange
+from tests.support.capabilities import needs_root
 
 pytestmark = pytest.mark.real
 
@@ -102,7 +103,7 @@ def test_a_device_is_written_to(theirs: Path, tmp_path: Path) -> None:
     assert (0, "# kdamon events\n") == record(theirs, tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")
+@needs_root("other users' processes need root")
 def test_a_user_races_for_the_name_of_a_record(theirs: Path, victim: Path) -> None:
     """With links, files and nothing at all: the file that root writes to is never one that was there."""
     name, other = theirs / "perf.data", theirs / "other"

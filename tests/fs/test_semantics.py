@@ -25,17 +25,19 @@ from typing import Any
 
 import pytest
 
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import SUPPORT
 
 HERE = Path(__file__).parent
 NOBODY = 65534
 
-if not os.path.exists("/dev/fuse"):
-    pytest.skip("kernel lacks: /dev/fuse", allow_module_level=True)
-if os.geteuid():
-    pytest.skip("the table was measured by root", allow_module_level=True)
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse_binding")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.usefixtures("fuse_binding"),
+    needs_dev_fuse,
+    needs_root("the table was measured by root"),
+]
 
 MEASURED = dict(
     line.split("\t")

@@ -18,6 +18,7 @@ import pytest
 import kdamon
 from kdamon import trace
 from kdamon.monitoring.machines import get_machine, put_machine
+from tests.support.capabilities import skip_because
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -46,8 +47,7 @@ def require(primitive: str, pid: int) -> None:
     try:
         machine.get_task(pid, primitive).put()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
     finally:
         put_machine()
 

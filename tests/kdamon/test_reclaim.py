@@ -34,6 +34,7 @@ from kdamon.mm.sim.process import SimProcess
 from kdamon.reclaim import damon_reclaim
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
+from tests.support.capabilities import skip_because
 from tests.support.contexts import first, in_kdamond
 from tests.support.modules import HEAP, MEBI, module, reading, real_machine, run, shut_down, spawn
 from tests.support.waiting import eventually
@@ -379,8 +380,7 @@ def test_nothing_stays_open_of_an_attempt_that_failed() -> None:
         try:
             machine.get_task(os.getpid()).put()
         except OSError as error:
-            lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-            pytest.skip(f"{lacks}{error.strerror}")
+            skip_because(error)
         before = sorted(os.listdir("/proc/self/fd"))
         for _ in range(3):
             with pytest.raises(OSError, match="stop it before you start an exclusive module"):

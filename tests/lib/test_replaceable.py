@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.replaceable import open_directory
+from tests.support.capabilities import needs_root
 
 NOBODY = 65534
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")]
+pytestmark = [pytest.mark.real, needs_root("other users' processes need root")]
 
 
 @pytest.fixture

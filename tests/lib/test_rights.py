@@ -14,6 +14,7 @@ import pytest
 from kdamon.lib import rights
 from kdamon.lib.rights import OF_PROCESS, OWN, missing_capability, needs_linux, refusal, refused_program
 from kdamon.mm.bpf import btf
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -31,7 +32,7 @@ assert not libc.prctl(38, 1, 0, 0, 0)
 assert not libc.prctl(22, 2, ctypes.byref((ctypes.c_uint64 * 2)(4, ctypes.addressof(code))), 0, 0)
 """
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")
+root_only = needs_root("only root can give rights away")
 
 
 def situation(

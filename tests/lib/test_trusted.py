@@ -13,12 +13,10 @@ import pytest
 
 from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.trusted import find_program, open_trusted
+from tests.support.capabilities import needs_root
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_root("giving files to another user needs root")]
 
-
-if os.geteuid():
-    pytest.skip("giving files to another user needs root", allow_module_level=True)
 
 #: The attacker.
 USER = 65534

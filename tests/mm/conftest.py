@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import StopBudget
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc import cgroup
+from tests.support.capabilities import skip_because
 from tests.support.paths import SUPPORT
 from tests.support.process_memory import PAGE, PAGES
 from tests.support.workload import MONITOR_CPU, build
@@ -36,8 +36,7 @@ def machine() -> Iterator[LinuxMachine]:
     try:
         found = linux_machine("page_table")
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
     yield found
     found.close()
 
@@ -53,8 +52,7 @@ def faulting() -> Iterator[LinuxMachine]:
             finally:
                 child.kill()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
     yield found
     found.close()
 

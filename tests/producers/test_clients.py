@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from kdamon.producers.ring import HELLO, MAGIC, REPLY, TAIL, VERSION, ReportRing, ring_size
+from tests.support.capabilities import needs_root
 from tests.support.hostile_sender import slow_to_close
 from tests.support.paths import SUPPORT
 from tests.support.reporter import compile_c
@@ -209,7 +210,7 @@ def test_a_tail_that_makes_no_sense_keeps_a_producer_in_its_ring(place: Path, pr
     assert all(int(taken) <= CAPACITY for taken in said.splitlines()[1:3])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a program with more rights than its user is needed: run as root")
+@needs_root("a program with more rights than its user is needed: run as root")
 @pytest.mark.parametrize("variable", ["KDAMON_REPORTS", "XDG_RUNTIME_DIR"])
 def test_the_environment_of_a_set_uid_program_is_ignored(public: Path, variable: str) -> None:
     """Its user would choose who maps memory into it."""
@@ -238,7 +239,7 @@ def test_the_environment_of_a_set_uid_program_is_ignored(public: Path, variable:
     place.unlink()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a program of another user is needed: run as root")
+@needs_root("a program of another user is needed: run as root")
 @pytest.mark.parametrize(("directory", "connected"), [("absolute", True), (".", False), ("", False)])
 def test_a_relative_runtime_directory_is_not_used(public: Path, directory: str, connected: bool) -> None:
     """It would lead into the working directory, which may be anybody's."""

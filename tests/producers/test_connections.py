@@ -24,6 +24,7 @@ from kdamon.producers.connections import ReportListener
 from kdamon.producers.ring import HELLO, MAGIC, VERSION
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
+from tests.support.capabilities import needs_root
 from tests.support.paths import SUPPORT
 from tests.support.waiting import eventually
 
@@ -32,7 +33,7 @@ NOBODY = 65534
 SENDER = SUPPORT / "hostile_sender.py"
 GREETING = HELLO.pack(MAGIC, VERSION, 0)
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")]
+pytestmark = [pytest.mark.real, needs_root("another user is needed: run as root")]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.producers.credentials import KnownProcesses, Rights
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 
 USER, OTHER = 65534, 65533
@@ -30,7 +31,7 @@ _VFS_CAP_EFFECTIVE = 0x02000001
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make programs that give privileges"),
+    needs_root("only root can make programs that give privileges"),
 ]
 
 

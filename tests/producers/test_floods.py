@@ -22,6 +22,7 @@ from kdamon.producers.client import ReportClient
 from kdamon.producers.ring import ReportRing
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
 
@@ -60,7 +61,7 @@ WAYS = {
     "connection.send(HELLO); connection.close()",
 }
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")]
+pytestmark = [pytest.mark.real, needs_root("another user is needed: run as root")]
 
 
 @pytest.fixture

@@ -23,11 +23,12 @@ import pytest
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from tests.support.attacker import NOBODY, attacker, exchange
+from tests.support.capabilities import needs_root
 from tests.support.waiting import eventually
 
 SECRET = "only root's"
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="other users' processes need root")]
+pytestmark = [pytest.mark.real, needs_root("other users' processes need root")]
 
 #: A server that runs until it reads a line.
 SERVER = """

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
-
-import pytest
 
 from kdamon.core import run_ctx
 from kdamon.damon import damon_call_control, damon_ctx
@@ -18,6 +15,7 @@ from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.modules_common import DamonModule
+from tests.support.capabilities import skip_because
 from tests.support.workload import Pages, Workload
 
 MEBI = 1 << 20
@@ -66,8 +64,7 @@ def real_machine() -> Iterator[LinuxMachine]:
     try:
         machine = linux_machine("page_table")
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
     yield machine
     machine.close()
 

@@ -21,6 +21,7 @@ import pytest
 
 from kdamon.lib.capabilities import MONITORING, number_of
 from kdamon_tools.report_files.report_file import RECORD_DTYPE
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import ROOT
 
@@ -43,8 +44,8 @@ Threads = list[tuple[str, str, str]]
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root has capabilities to give up"),
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
+    needs_root("only root has capabilities to give up"),
+    needs_dev_fuse,
 ]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdamon.mm.linux.machine import linux_machine
+from tests.support.capabilities import skip_because
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import ROOT
 
@@ -27,8 +27,7 @@ def _possible() -> None:
     try:
         linux_machine("page_table").close()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}{error.strerror}")
+        skip_because(error)
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:

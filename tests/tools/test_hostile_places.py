@@ -19,10 +19,11 @@ import pytest
 from kdamon_tools import cli
 from kdamon_tools.output.replacement import Replacement
 from kdamon_tools.report_files.records import new_records
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
 from tests.support.limited import ANOTHER_USER, AS_ANOTHER_USER, limited
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")]
+pytestmark = [pytest.mark.real, needs_root("another user needs root")]
 
 RUN = [*REPORTS_ONLY, "--pid", "1", "--seconds", "0.1", "--quiet", "--json"]
 SECRET = "root's\n"
@@ -276,7 +277,7 @@ def in_a_namespace(script: str, *words: str | Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
+@needs_dev_fuse
 @pytest.mark.parametrize("whole", [True, False], ids=["a directory", "a file"])
 @pytest.mark.parametrize(
     "words",
@@ -300,7 +301,7 @@ def test_what_another_user_serves_is_not_waited_for(words: list[str], whole: boo
     assert f"{name}: it is in a file system that user {ANOTHER_USER} serves\n" in done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse")
+@needs_dev_fuse
 @pytest.mark.parametrize("end", ["commit", "discard"])
 @pytest.mark.parametrize("over", ["d", "d/result", "d/result.*.part"])
 def test_nor_what_another_user_serves_in_the_end(over: str, end: str, theirs: Path) -> None:

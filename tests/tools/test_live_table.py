@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import select
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 import pyte
 import pytest
 
+from tests.support.capabilities import skip_because
 from tests.support.paths import PYTHONPATH
 
 pytestmark = pytest.mark.real
@@ -37,8 +37,7 @@ def monitoring() -> None:
     try:
         linux_machine().close()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}monitoring is not possible: {error.strerror}")
+        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import needs_root
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import ROOTS
 
@@ -40,7 +41,7 @@ for words in json.loads(sys.argv[2]):
 print(json.dumps(said))
 """
 
-pytestmark = [pytest.mark.real, pytest.mark.skipif(os.geteuid() != 0, reason="only root can give rights away")]
+pytestmark = [pytest.mark.real, needs_root("only root can give rights away")]
 
 
 @pytest.fixture(name="stranger")

@@ -13,6 +13,7 @@ import pytest
 
 from kdamon_tools import cli
 from kdamon_tools.output.replacement import Replacement, same_file
+from tests.support.capabilities import needs_root
 from tests.support.cli import ENVIRONMENT, KDAMON, REPORTS_ONLY
 from tests.support.replaced import replaced
 
@@ -73,7 +74,7 @@ def test_mode_owner_links_and_attributes_stay(old: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+@needs_root("changing the user needs root")
 def test_a_directory_need_not_be_writable(old: Path, tmp_path: Path) -> None:
     """A file that may be written is written; one that may not be is refused although it could be replaced."""
     script = "import os, sys; from pathlib import Path; from tests.support.replaced import replaced\n"
@@ -177,7 +178,7 @@ def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.real
-@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+@needs_root("namespaces need root")
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path: Path) -> None:
     """The earlier file is there, the result is shown, and the error names the file."""
     script = f"""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
+from tests.support.capabilities import skip_because
 from tests.support.json_schemas import validate
 from tests.support.paths import PYTHONPATH
 
@@ -40,8 +40,7 @@ def monitoring() -> None:
     try:
         linux_machine().close()
     except OSError as error:
-        lacks = "kernel lacks: " if error.errno == errno.EOPNOTSUPP else ""
-        pytest.skip(f"{lacks}monitoring is not possible: {error.strerror}")
+        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture

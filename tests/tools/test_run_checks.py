@@ -12,6 +12,7 @@ from kdamon_tools import cli
 from kdamon_tools.commands import exec as exec_verb
 from kdamon_tools.commands import mount as mount_verb
 from kdamon_tools.commands import run as run_verb
+from tests.support.capabilities import needs_root
 
 FVADDR = ["--ops", "fvaddr", "--range"]
 REPORTS = ["--ops", "reports", "--range"]
@@ -102,7 +103,7 @@ def test_the_other_verbs_check_their_socket(
     assert f"kdamon: --reports {tmp_path}: it is a directory\n" == capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="other users' directories need root")
+@needs_root("other users' directories need root")
 @pytest.mark.parametrize("words", [["mount", "{tmp}"], ["exec", "--", "true"], ["run", "--pid", "1"]])
 def test_a_socket_below_another_users_directory_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

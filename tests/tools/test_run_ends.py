@@ -18,6 +18,7 @@ import pytest
 
 from kdamon.producers.client import ReportClient
 from kdamon.reports.record import report_array
+from tests.support.capabilities import needs_root
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import SUPPORT
 from tests.support.waiting import eventually
@@ -102,7 +103,7 @@ def connect(place: str) -> None:
         eventually(lambda: connection.connect_ex(place) == 0, "a server at the socket")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="another user is needed: run as root")
+@needs_root("another user is needed: run as root")
 @pytest.mark.parametrize("kernel", ["this kernel", "older kernel"])
 @pytest.mark.parametrize("how", ["hello", "second", "queued", "many", "hangup"])
 def test_descriptors_that_a_user_sends_do_not_keep_it_from_ending(place: str, how: str, kernel: str) -> None:

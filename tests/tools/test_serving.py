@@ -15,6 +15,7 @@ import pytest
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import report_array
+from tests.support.capabilities import needs_root
 from tests.support.cli import ENVIRONMENT, KDAMON, run
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse")]
@@ -124,7 +125,7 @@ grep fuse.kdamon /proc/mounts | grep -vxF "${others:-none}"
     ],
     ids=["mount", "exec", "exec-started", "run-started", "run"],
 )
-@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+@needs_root("namespaces need root")
 def test_killed_it_leaves_nothing(words: tuple[str, ...], awaited: str, left: list[str]) -> None:
     """Neither mount nor socket, directory or process, but for a command that ``run`` started."""
     inside = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "bash", "-c", KILLED, "bash", awaited]

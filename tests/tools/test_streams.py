@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import needs_root
 from tests.support.cli import DATA, ENVIRONMENT, KDAMON, REPORTS_ONLY
 
 pytestmark = pytest.mark.real
@@ -105,7 +106,7 @@ def test_nobody_has_to_read_standard_error() -> None:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-@pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+@needs_root("namespaces need root")
 @pytest.mark.usefixtures("fuse")
 def test_a_tree_is_served_without_standard_streams(how: str, broken_pipe: int, tmp_path: Path) -> None:
     """``mount`` until it is unmounted; ``exec`` for its command, whose status it passes on."""

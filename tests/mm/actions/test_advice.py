@@ -23,6 +23,7 @@ from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_table import PageTableSpace
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT, SUPPORT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -405,7 +406,7 @@ for action in ("pageout", "cold", "willneed", "collapse"):
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+@needs_root("needs root, to become another user")
 def test_who_may_not_is_told_what_is_missing(program: Path) -> None:
     """For a process of the same user that has no capability: a sentence for each action."""
     with Workload([program], "anon", PAGES, user=65534) as work:
@@ -441,7 +442,7 @@ for action in ("collapse", "cold", "pageout", "willneed"):
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities up")
+@needs_root("needs root, to give capabilities up")
 def test_without_the_page_table_walk(machine: LinuxMachine, program: Path, data: Path) -> None:
     """What cannot be told is not done; pageout and willneed are told by other means, even without page frames."""
     less = [f"--{name}=-bpf,-perfmon,-sys_admin" for name in ("bounding-set", "inh-caps")]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdamon.arrays import U64Array
 from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
 from kdamon.mm.linux.machine import LinuxMachine
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 from tests.support.process_memory import PAGE, pages, space_of
 from tests.support.workload import Workload
@@ -162,7 +163,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities up")
+@needs_root("needs root, to give capabilities up")
 @pytest.mark.parametrize(
     ("lacking", "number", "told", "words"),
     [

@@ -15,6 +15,7 @@ from kdamon.arrays import U64Array
 from kdamon.mm import AddressSpace, PageFilter, ranges
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -176,7 +177,7 @@ except OSError as error:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give capabilities up")
+@needs_root("needs root, to give capabilities up")
 def test_without_page_frames_it_says_so(machine: LinuxMachine) -> None:
     """In one sentence that says how to get them."""
     less = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]

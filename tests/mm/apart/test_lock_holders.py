@@ -26,6 +26,7 @@ from kdamon.mm.proc import maps
 from kdamon.mm.proc.pagemap import entries_at
 from kdamon.mm.sampling import frames
 from kdamon_fs.sysfs import damon_sysfs_init
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.lock_holders import LockHolder, lock_holder
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
@@ -34,8 +35,8 @@ PAGE = np.uint64(4096)
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
+    needs_dev_fuse,
+    needs_root("mounting in these tests needs root"),
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from kdamon.mm.doctor.checks import Primitive, examine
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling.page_idle import BITMAP
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -81,7 +82,7 @@ def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
     assert [primitive.name for primitive in again] == list(found)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_root("only root can become another user")
 def test_without_privileges_everything_has_a_remedy() -> None:
     """What only root can do is said to be so."""
     script = """if True:

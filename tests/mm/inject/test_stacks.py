@@ -24,6 +24,7 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.budget import HOLD, StopBudget
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.mman import MADV_NOHUGEPAGE
+from tests.support.capabilities import needs_root
 from tests.support.inject_attempts import attempt, check
 from tests.support.inject_targets import SOAK, Suspicious, build, mapping_of, memory_file
 from tests.support.waiting import eventually
@@ -120,7 +121,7 @@ def test_a_thread_that_has_no_such_place_is_refused(directory: Path, kind: str, 
         assert len(unsuitable) == len(set(unsuitable)) > 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a userfaultfd for faults of the kernel needs root")
+@needs_root("a userfaultfd for faults of the kernel needs root")
 def test_nobody_waits_for_a_page_that_somebody_else_is_to_fill(directory: Path, stops: list[dict[str, Any]]) -> None:
     """As where CRIU brings a process's memory after it: there may be contents for what is not there."""
     with stacks(directory, "threads_lazy") as process:

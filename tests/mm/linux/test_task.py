@@ -21,6 +21,7 @@ import pytest
 from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
+from tests.support.capabilities import needs_root
 from tests.support.paths import ROOT
 from tests.support.workload import Workload
 
@@ -31,7 +32,7 @@ PAGES = 1024
 #: A process that has no memory of its own: the father of all kernel threads.
 KTHREADD = 2
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change users and capabilities")
+root_only = needs_root("only root can change users and capabilities")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kdamon.mm.proc.file_systems import answers
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import SUPPORT
 
 NOBODY = 65534
@@ -23,8 +24,8 @@ PLACE = "10000000-10001000"
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="kernel lacks: /dev/fuse"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="mounting in these tests needs root"),
+    needs_dev_fuse,
+    needs_root("mounting in these tests needs root"),
 ]
 
 #: Looks at how much of a file is in memory.

@@ -20,6 +20,7 @@ from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
+from tests.support.capabilities import needs_root
 from tests.support.paths import SUPPORT
 from tests.support.workload import Pages, Workload, build
 
@@ -166,7 +167,7 @@ def test_a_python_process_is_seen(machine: LinuxMachine) -> None:
         _assert_true(_sample(machine, work, "r", rounds=10))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+@needs_root("only root can start another user's process")
 def test_another_users_process_is_seen(machine: LinuxMachine, program: Path) -> None:
     """Root monitors everybody."""
     with Workload([program], "anon", PAGES, user=NOBODY) as work:

@@ -20,6 +20,7 @@ from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling import page_fault
+from tests.support.capabilities import needs_root
 from tests.support.paths import SUPPORT
 from tests.support.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until, within
 from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
@@ -87,7 +88,7 @@ def test_threads_are_told_with_their_cpu(faulting: LinuxMachine, program: Path) 
             assert set(zip(faults["tid"].tolist(), faults["cpu"].tolist(), strict=True)) == {(tid, cpu)}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+@needs_root("only root can start another user's process")
 def test_another_users_process_is_monitored(faulting: LinuxMachine, program: Path) -> None:
     """With the capabilities for it."""
     with Workload([program], "anon", PAGES, user=65534) as work, task_of(faulting, work.pid) as task:
