@@ -68,7 +68,7 @@ def test_no_head_of_an_array_takes_memory_or_the_stack(what: str, tmp_path: Path
     with pytest.raises(OSError, match=r"not a readable numpy array|does not hold access reports"):
         read_reports(path)
     if what in ("9000 signs", "3000 imaginary terms", "beginnings again and again"):
-        assert "numpy's" in one_sentence(limited("replay", str(path)), 1)
+        assert "not a readable numpy array" in one_sentence(limited("replay", str(path)), 1)
 
 
 @given(
@@ -99,7 +99,7 @@ def test_what_is_read_is_what_numpy_reads(begin: str, edits: list[tuple[int, int
 @given(content=st.binary(max_size=200), version=st.sampled_from([b"", MAGIC, MAGIC + b"\1\0", MAGIC + b"\2\0"]))
 @effort(300)
 def test_any_beginning_of_a_file_is_refused(content: bytes, version: bytes) -> None:
-    with pytest.raises(OSError, match="numpy's"):
+    with pytest.raises(OSError, match="not a readable numpy array"):
         parse_head(version + content, "name")
 
 

@@ -118,7 +118,7 @@ def test_the_capabilities_that_are_named_are_enough(stranger: int, options: list
     if having.returncode:
         pytest.skip(f"kernel lacks: {having.stderr}")
     lacking = run(*alone())
-    advised = re.search(r"which root lacks here; start kdamon with (CAP_[^;]*), as by", lacking.stderr)
+    advised = re.search(r"which root lacks here; start kdamon with (CAP_[^;(]*) \(for a container", lacking.stderr)
     assert advised is not None, lacking.stderr
     enough = run(*alone(*re.findall(r"CAP_\w+", advised[1])))
     assert 0 == enough.returncode, enough.stderr

@@ -117,7 +117,7 @@ def test_a_descriptor_goes_on_where_it_is(old: Path) -> None:
         subprocess.run([*KDAMON, *words], env=ENVIRONMENT, stdout=stdout, stderr=subprocess.DEVNULL, check=True)
         stdout.write("more\n")
     lines = old.read_text().splitlines(keepends=True)
-    assert (OLD, True, "more\n") == (lines[0], lines[1].startswith('{"config"'), lines[2])
+    assert (OLD, True, "more\n") == (lines[0], lines[1].startswith('{"schema"'), lines[2])
 
 
 @pytest.mark.real
@@ -192,5 +192,5 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(inside, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert ["status 1", OLD.strip(), "filler", "result"] == lines[1:], done.stderr
-    assert lines[0].startswith('{"config"')
+    assert lines[0].startswith('{"schema"')
     assert f"kdamon: {tmp_path}/result: No space left on device" in done.stderr.splitlines()[-1]

@@ -116,9 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pid", type=parse_positive, help="monitor this process instead of starting a workload")
     parser.add_argument("--seconds", type=parse_seconds, default=30.0)
-    parser.add_argument(
-        "--write-only", action="store_true", help="treat memory as cold if it is not written, even if it is read"
-    )
+    parser.add_argument("--write-only", action="store_true", help="memory that is only read is cold, too")
     parser.add_argument("--goal", type=parse_positive, default=0, metavar="MIB", help="goal: MiB to page out")
     options = parser.parse_args()
     primitive = "page_fault" if options.write_only else "page_table"
