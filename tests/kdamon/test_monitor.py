@@ -325,6 +325,7 @@ def test_a_child_leaves_its_parents_monitor_alone(primitive: str, process: subpr
     assert "child 0\nparent ends\n" == result.stdout, result.stderr
 
 
+@pytest.mark.traceback_expected
 def test_a_failure_at_the_end_is_no_reason_to_wait() -> None:
     """For the consumer, and for stop()."""
 

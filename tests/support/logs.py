@@ -23,6 +23,9 @@ _SERVERS = ("hostile_mounts.py", "mount_attacks.py", "own_requests.py", "run_wit
 
 def _is_kdamon(word: str) -> bool:
     """Return whether a word of a command line names kdamon."""
+    if " " in word:
+        # A script, which may name files of kdamon.
+        return False
     return word.partition(".")[0] == "kdamon_tools" or os.path.basename(word) in ("kdamon", *_SERVERS)
 
 
