@@ -17,7 +17,8 @@ import time
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 PROT_READ_EXEC, MAP_PRIVATE_FIXED = 5, 0x10 | 2
-PLACE = 0x10000000
+#: Above the heap of a program that is not position independent, which begins somewhere in the first GiB after it.
+PLACE = 0x100000000
 PROT_READ_WRITE, MAP_SHARED_FIXED = 3, 0x10 | 1
 SIZE = 1 << 26
 FORGET, LOOKUP, GETATTR, OPEN, READ, INIT, BATCH_FORGET = 2, 1, 3, 14, 15, 26, 42

@@ -20,7 +20,7 @@ from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.paths import SUPPORT
 
 NOBODY = 65534
-PLACE = "10000000-10001000"
+PLACE = "100000000-100001000"
 
 pytestmark = [
     pytest.mark.real,
@@ -36,7 +36,7 @@ from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.actions.page_cache import FileMappings
 process = f"/proc/{sys.argv[1]}"
 mappings = Mappings.parse(Path(f"{process}/maps").read_bytes())
-print(FileMappings(process, mappings).cached(0x10000000, 0x10001000))
+print(FileMappings(process, mappings).cached(0x100000000, 0x100001000))
 """
 
 

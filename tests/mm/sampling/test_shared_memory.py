@@ -30,7 +30,7 @@ pytestmark = pytest.mark.real
 
 PAGES = 2048
 #: Where silent_fuse.py has its data.
-SILENT = 0x20000000
+SILENT = 0x200000000
 EVERY = np.arange(PAGES)
 
 
