@@ -222,6 +222,7 @@ def test_a_process_that_is_not_there() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.traceback_expected
 def test_an_error_in_the_kdamond_ends_the_iteration() -> None:
     """As an OSError with its reason."""
 
