@@ -102,7 +102,7 @@ def test_actions_that_cost_leave_alone_what_is_mostly_unknown(
 
     assert ctx.ops is not None
     ctx.ops = evolve(ctx.ops, apply_scheme=spy)
-    run_ctx(ctx, 10.02)
+    run_ctx(ctx, 4.02)
     assert (action.value in COSTLY) == scheme.needs_known
     assert scheme.stat.sz_unknown > 0
     if action is damos_action.DAMOS_STAT:

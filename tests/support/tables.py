@@ -17,7 +17,7 @@ from kdamon.regions import COLUMNS, Regions
 from tests.support.model import Region
 
 #: Multiplies the number of examples: a quarter outside CI, more for a long search.
-EFFORT = float(os.environ.get("KDAMON_EFFORT", "1" if os.environ.get("CI") else "0.25"))
+EFFORT = float(os.environ.get("KDAMON_EFFORT", "1" if os.environ.get("CI") else "0.1"))
 
 
 def effort(examples: int, **more: Any) -> settings:
