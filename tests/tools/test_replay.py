@@ -358,6 +358,23 @@ def test_in_real_time_it_takes_the_time_that_it_took(tmp_path: Path, capsys: pyt
     assert any(good() for _ in range(5))
 
 
+def test_no_snapshot_begins_before_the_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kdamond samples long before the thread that started it goes on."""
+    start = replayer.damon_start
+
+    def start_and_wait(*arguments: Any, **options: Any) -> None:
+        start(*arguments, **options)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(replayer, "damon_start", start_and_wait)
+    name = saved(tmp_path / "r.npy", workload(seconds=1, cold=0))
+    # It is compared with the schema, in which no time is negative.
+    (document,) = replayed(capsys, name, "--realtime", "--range", f"{BASE:x}-{BASE + 256 * MIB:x}")
+    assert 0 <= document["snapshots"][0]["began"] < document["snapshots"][0]["time"]
+
+
 def test_what_was_recorded_live_shows_what_was_seen_live(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A kdamond and a recorder get the same reports; the recording is replayed later."""
     config = Config(pid=7, ops="reports", primitive="", aggr_us=50_000, ranges=((BASE, BASE + 256 * MIB),))

@@ -209,8 +209,9 @@ class Replay:
         self._ctx.clock = SampledTime(RealClock(), self._aggregation)
         trace.damon_aggregated.register(self._aggregated)
         try:
-            damon_start([self._ctx], exclusive=False)
+            # Before the kdamond may begin: no snapshot begins earlier than what is replayed.
             self._began = time.monotonic_ns()
+            damon_start([self._ctx], exclusive=False)
             # The kdamond lags a little, and by a whole aggregation interval if it missed many sampling intervals.
             while (now := time.monotonic_ns() - self._began) < self._duration + self._aggregation:
                 self._tape.play(now)
