@@ -59,9 +59,9 @@ _SHUTDOWN_TIMEOUT: Final = 5.0
 
 
 def _this_machine() -> Machine:
-    from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 -- looks the kernel over, which is not always needed
-
     # A way to read accessed bits is searched only when a kdamond uses them: page faults may be enough.
+    from kdamon.mm.linux.machine import linux_machine  # noqa: PLC0415 -- looks at the kernel, which may not be needed
+
     return linux_machine(Primitive.PAGE_FAULT)
 
 

@@ -199,7 +199,7 @@ def test_other_commands_for_its_kdamond_get_ebusy(commit: Commit) -> None:
 
 
 def test_what_is_written_meanwhile_is_for_the_next_commit(commit: Commit) -> None:
-    """A commit goes by what the files said when it began, be their directories gone by now."""
+    """A commit is based on the files as they were when it began, even if their directories are gone."""
     future = commit.begin(FIRST, SECOND)
     session = commit.session
     session.put(f"{TARGETS}/0/pid_target", THIRD)

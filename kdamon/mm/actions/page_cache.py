@@ -66,7 +66,7 @@ class FileMappings:
 
 def _cached(fd: int, offset: int, size: int) -> int | None:
     asked = (ctypes.c_uint64 * 2)(offset, size)
-    told = (ctypes.c_uint64 * 5)()
-    if syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(told), 0) < 0:
+    counts = (ctypes.c_uint64 * 5)()
+    if syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(counts), 0) < 0:
         return None
-    return int(told[0]) * PAGE_SIZE
+    return int(counts[0]) * PAGE_SIZE

@@ -138,13 +138,13 @@ class Walker:
         # Memory that was not put into use since boot has 0 in everything.
         used = counts >> np.uint64(32) != 0
         on_list = (flags & np.uint64(page.lru)) != 0
-        told = np.where(used & (mappings == 0), FrameKind.MAPPED_ONCE, FrameKind.OTHER)
-        told[((mappings < 0) | ~used) & ~on_list] = FrameKind.UNREACHABLE
-        found[there[single]] = told[single]
+        kinds = np.where(used & (mappings == 0), FrameKind.MAPPED_ONCE, FrameKind.OTHER)
+        kinds[((mappings < 0) | ~used) & ~on_list] = FrameKind.UNREACHABLE
+        found[there[single]] = kinds[single]
         once = (mapcount.astype(np.uint32) == 0) & (page.large_mapcount is not None)
-        told = np.where(once, FrameKind.MAPPED_ONCE, FrameKind.OTHER)
+        kinds = np.where(once, FrameKind.MAPPED_ONCE, FrameKind.OTHER)
         on_list = large_readable & ((head_flags & np.uint64(page.lru)) != 0)
-        found[there[large][on_list]] = told[on_list]
+        found[there[large][on_list]] = kinds[on_list]
         return found
 
     def _members(self, places: U64Array, members: Sequence[int]) -> tuple[Mask, U64Array]:

@@ -311,22 +311,22 @@ class Physical(MemoryTask):
         if begun is None or begun[0] is not addrs:
             return answers
         pfns = begun[1]
-        told = np.zeros(len(addrs), np.bool_)
+        matches = np.zeros(len(addrs), np.bool_)
         for pid, mm, rows, there in self._sampled:
             looking_at(pid)
             answers[rows], found = mm.end_sample_frames(there)
-            told[rows] = found == pfns[rows]
+            matches[rows] = found == pfns[rows]
         # Now, not before: a process that mapped a page frame meanwhile may have accessed it.
         kinds = self._frames.kinds(pfns)
         for pid, mm, rows, there in self._sampled:
-            doubtful = told[rows] & (kinds[rows] != FrameKind.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
+            doubtful = matches[rows] & (kinds[rows] != FrameKind.MAPPED_ONCE) & (answers[rows] != UNKNOWN)
             if doubtful.any():
                 looking_at(pid)
-                told[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
-        untold = np.flatnonzero(~told & (kinds == FrameKind.UNTOLD))
+                matches[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
+        untold = np.flatnonzero(~matches & (kinds == FrameKind.UNTOLD))
         nobody = kinds == FrameKind.UNREACHABLE
         nobody[untold] = self._frames.unreachable(pfns[untold])
-        answers[~told] = np.where(nobody[~told], OLD, UNKNOWN)
+        answers[~matches] = np.where(nobody[~matches], OLD, UNKNOWN)
         return answers
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
