@@ -24,19 +24,26 @@ pytestmark = pytest.mark.real
 
 #: Runs both in one process, as a user that it becomes before: the first argument, "" to stay.
 SCRIPT = """
-import contextlib, ctypes, importlib, io, json, os, pathlib, pkgutil, subprocess, sys
-import kdamon, kdamon_fs, numpy.random
+import os, sys
+user, stranger, helper = sys.argv[1:]
+if user:
+    # The checkout and the interpreter may lie in a directory of root's alone. What is imported later is found through
+    # descriptors of the directories on the path, which root opens here.
+    def opened(directories):
+        found = [os.open(name, os.O_PATH | os.O_DIRECTORY) for name in directories if os.path.isdir(name)]
+        return [f"/proc/self/fd/{directory}" for directory in found]
+    sys.path[:] = opened(name or "." for name in sys.path)
+    for module in list(sys.modules.values()):
+        if hasattr(module, "__path__"):
+            module.__path__ = opened(module.__path__)
+    sys.path_importer_cache.clear()
+import contextlib, ctypes, io, json, pathlib, subprocess
+import kdamon.mm.inject.requests
 with contextlib.suppress(ImportError, OSError):
     from kdamon_fs.fuse_binding import load_fuse
     load_fuse()
 from kdamon_tools import cli
-user, stranger, helper = sys.argv[1:]
 if user:
-    # The checkout and the interpreter of these tests may be out of that user's reach.
-    for package in (kdamon, kdamon_fs, sys.modules["kdamon_tools"]):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not module.name.endswith("__main__"):
-                importlib.import_module(module.name)
     kdamon.mm.inject.requests._HELPER, sys.executable = pathlib.Path(helper), "/usr/bin/python3"
     os.setgroups([])
     os.setresgid(*3 * [int(user)])
