@@ -24,6 +24,7 @@ import pytest
 from kdamon import trace
 from kdamon.damon import damon_ctx
 from kdamon.kernel import RealClock
+from kdamon.mm.sim.actions import SimPages
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.producers.client import ReportClient
@@ -52,7 +53,9 @@ class RealTimeMachine(SimMachine):
     def get_task(self, pid: int, primitive: str = "page_table", birth: int | None = None) -> SimProcess:
         """Make it."""
         vmas = [(0x40_0000, 0x41_0000), (BASE, BASE + 64 * MIB), (0x7FFF_0000_0000, 0x7FFF_0001_0000)]
-        process = SimProcess(pid, RealClock(), np.random.default_rng(1), np.array(vmas, np.uint64))  # type: ignore[arg-type]
+        clock: Any = RealClock()
+        pages = SimPages(clock, np.array(vmas, np.uint64))
+        process = SimProcess(pid, clock, np.random.default_rng(1), pages)
         process.access(BASE, BASE + 16 * MIB)
         process.primitive = primitive
         self.processes[pid] = process

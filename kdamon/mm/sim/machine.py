@@ -26,6 +26,7 @@ from kdamon.kernel import PAGE_SIZE, VirtualClock
 from kdamon.mm import FAULT_DTYPE, Answers, Faults, FrameKind, PageFilter, Primitive
 from kdamon.mm.ranges import NO_RANGES, inside, total, union
 from kdamon.mm.sampling.physical import Physical
+from kdamon.mm.sim.actions import SimPages
 from kdamon.mm.sim.process import SimPlace, SimProcess
 
 __all__ = ["SimMachine"]
@@ -132,7 +133,9 @@ class SimMachine:
         self._births += 1
         rng = np.random.default_rng((self.seed, number))
         vmas = np.array(ranges, np.uint64).reshape(-1, 2)
-        process = SimProcess(number, self.clock, rng, vmas, placed=self.placed, birth=self._births)
+        process = SimProcess(
+            number, self.clock, rng, SimPages(self.clock, vmas), placed=self.placed, birth=self._births
+        )
         self.processes[number] = process
         return process
 

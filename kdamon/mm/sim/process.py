@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A simulated process, its script of accesses, and what is done to its memory."""
+"""A simulated process: a task, and the address space whose accesses its script makes."""
 
 from __future__ import annotations
 
-import errno
 import math
 from collections.abc import Sequence
 
@@ -11,37 +10,13 @@ import numpy as np
 from attrs import define, field
 
 from kdamon.arrays import Indexes, Mask, U64Array
-from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE, VirtualClock
+from kdamon.kernel import PAGE_SIZE, VirtualClock
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Primitive
-from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, union
+from kdamon.mm.ranges import inside, intersect
+from kdamon.mm.sim.actions import SimPages
+from kdamon.mm.sim.script import SimAccess
 
-__all__ = ["SimAccess", "SimPlace", "SimProcess"]
-
-
-@define(slots=True, frozen=True)
-class SimAccess:
-    """A piece of a script: every page of [start, end) is accessed at random moments.
-
-    The bounds should be multiples of the page size: the script knows addresses only.
-
-    :ivar start: first address, bytes.
-    :ivar end: end (exclusive).
-    :ivar rate: mean accesses per page and second; infinity means always.
-    :ivar begin: when it begins, seconds of the virtual clock.
-    :ivar until: when it ends.
-    :ivar write: whether the accesses are writes; only those fault where pages are armed.
-    :ivar cpu: the CPU that makes them.
-    :ivar tid: the thread that makes them, 0 the process's first.
-    """
-
-    start: int
-    end: int
-    rate: float = math.inf
-    begin: float = 0.0
-    until: float = math.inf
-    write: bool = True
-    cpu: int = 0
-    tid: int = 0
+__all__ = ["SimPlace", "SimProcess"]
 
 
 @define(slots=True, eq=False)
@@ -75,8 +50,7 @@ class SimProcess:
     pid: int
     clock: VirtualClock
     rng: np.random.Generator
-    _vmas: U64Array
-    script: list[SimAccess] = field(factory=list)
+    _pages: SimPages
     unknown: list[tuple[int, int]] = field(factory=list)
     alive: bool = True
     primitive: str = Primitive.PAGE_TABLE
@@ -84,11 +58,11 @@ class SimProcess:
     placed: list[SimPlace] = field(factory=list)
     birth: int = 0
     _sample: _Sample | None = None
-    _paged_out: U64Array = field(factory=NO_RANGES.copy)
-    _huge: U64Array = field(factory=NO_RANGES.copy)
-    _marked: dict[tuple[str, int], U64Array] = field(factory=dict)
-    _paged_out_at: int = 0
-    _young_since: int = 0
+
+    @property
+    def script(self) -> list[SimAccess]:
+        """The pieces that :meth:`access` added."""
+        return self._pages.script
 
     def access(
         self,
@@ -107,27 +81,19 @@ class SimProcess:
 
     def mmap(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Replace the mappings by ``ranges`` of bytes, in address order."""
-        self._vmas = np.array(ranges, np.uint64).reshape(-1, 2)
+        self._pages.vmas = np.array(ranges, np.uint64).reshape(-1, 2)
 
     def exit(self) -> None:
         """End the process."""
         self.alive = False
 
     def mark(self, kind: str, ranges: Sequence[tuple[int, int]], memcg_id: int = 0) -> None:
-        """Let filters of a type match the memory in ``ranges`` (bytes, in address order), and no other.
-
-        Without it all memory is anonymous, and none is active or of a memory control group.
-
-        :param kind: ``anon``, ``active`` or ``memcg``.
-        :param memcg_id: the control group.
-        """
-        self._marked[kind, memcg_id] = np.array(ranges, np.uint64).reshape(-1, 2)
+        """See :meth:`kdamon.mm.sim.actions.SimPages.mark`."""
+        self._pages.mark(kind, ranges, memcg_id)
 
     def resident(self) -> U64Array:
-        """The memory that is not paged out, as ranges; what the script is expected to have accessed since came back."""
-        if len(self._paged_out):
-            self._paged_out = subtract(self._paged_out, self._touched(self._paged_out_at))
-        return subtract(self._vmas, self._paged_out)
+        """See :meth:`kdamon.mm.sim.actions.SimPages.resident`."""
+        return self._pages.resident()
 
     # Task.
 
@@ -158,17 +124,17 @@ class SimProcess:
 
     def vmas(self) -> U64Array:
         """The mappings, shape (n, 2)."""
-        return self._vmas
+        return self._pages.vmas
 
     def populated(self, ranges: U64Array) -> U64Array:
         """The mapped parts of ``ranges``: simulated memory is always populated."""
-        return intersect(ranges, self._vmas)
+        return intersect(ranges, self.vmas())
 
     def begin_sample(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.Samples.begin_sample`."""
         now = self.clock.now()
         if self.primitive == Primitive.PAGE_FAULT:
-            can = inside(self._vmas, addrs)
+            can = inside(self.vmas(), addrs)
             for start, end in self.unknown:
                 can &= (addrs < start) | (addrs >= end)
             # Each page faults once.
@@ -187,7 +153,7 @@ class SimProcess:
             return answers
         if sample.armed is None:
             answers = self._accessed(sample.addrs, sample.time / 1e9, self.clock.now() / 1e9)
-        mapped = inside(self._vmas, sample.addrs)
+        mapped = inside(self.vmas(), sample.addrs)
         for start, end in self.unknown:
             answers[mapped & (sample.addrs >= start) & (sample.addrs < end)] = UNKNOWN
         return answers
@@ -212,80 +178,25 @@ class SimProcess:
         return found
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
-        """Page memory out or in, or make it huge pages; what the script accesses comes back by itself."""
-        if action in {"hugepage", "nohugepage"}:
-            raise OSError(errno.EOPNOTSUPP, "simulated memory becomes huge when it is asked to; use collapse")
-        here = self.resident()
-        mapped = intersect(union(ranges, NO_RANGES), self._vmas)
-        if action == "pageout":
-            changed = intersect(mapped, here)
-            self._paged_out_at = self.clock.now()
-            self._paged_out = union(self._paged_out, changed)
-            self._huge = subtract(self._huge, changed)
-        elif action == "willneed":
-            changed = intersect(mapped, self._paged_out)
-            self._paged_out = subtract(self._paged_out, changed)
-        elif action == "collapse":
-            pieces = intersect(mapped, blocks(mapped, HPAGE_PMD_SIZE))
-            changed = subtract(pieces[pieces[:, 1] - pieces[:, 0] == HPAGE_PMD_SIZE], self._huge)
-            self._huge = union(self._huge, changed)
-            self._paged_out = subtract(self._paged_out, changed)
-        else:
-            changed = intersect(mapped, here)
-        return overlaps(ranges, changed)
+        """See :meth:`kdamon.mm.sim.actions.SimPages.advise`."""
+        return self._pages.advise(action, ranges)
 
     def migrate(self, ranges: U64Array, dests: Sequence[tuple[int, int]]) -> U64Array:
-        """All memory is on node 0."""
-        if any(node for node, _ in dests):
-            raise OSError(errno.EINVAL, "simulated memory has NUMA node 0 only; name that")
-        return np.zeros(len(ranges), np.uint64)
+        """See :meth:`kdamon.mm.sim.actions.SimPages.migrate`."""
+        return self._pages.migrate(ranges, dests)
 
     def page_filter(self, ranges: U64Array, filters: Sequence[PageFilter], default_reject: bool) -> U64Array:
-        """See :meth:`kdamon.mm.AddressSpace.page_filter`; all memory that is not paged out is mapped."""
-        left = intersect(ranges, self.resident())
-        passed = NO_RANGES
-        for one in filters:
-            matching = self._matching(one)
-            hit = intersect(left, matching) if one.matching else subtract(left, matching)
-            passed = union(passed, hit) if one.allow else passed
-            left = subtract(left, hit)
-        return passed if default_reject else union(passed, left)
+        """See :meth:`kdamon.mm.sim.actions.SimPages.filter`."""
+        return self._pages.filter(ranges, filters, default_reject)
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:
-        """See :meth:`kdamon.mm.Samples.page_match`; all memory that is not paged out is mapped."""
-        mapped = inside(self.resident(), addrs)
-        found = np.zeros((len(filters), len(addrs)), np.bool_)
-        for row, one in zip(found, filters, strict=True):
-            if one.type not in {"young", "idle"}:
-                row[:] = mapped & inside(self._matching(one), addrs)
-            elif answers is not None:
-                row[:] = mapped & (answers == (YOUNG if one.type == "young" else OLD))
-        return found
-
-    def _matching(self, one: PageFilter) -> U64Array:
-        if one.type == "young":
-            since, self._young_since = self._young_since, self.clock.now()
-            return self._touched(since)
-        if one.type == "hugepage_size":
-            found = self._huge if one.min_size <= HPAGE_PMD_SIZE <= one.max_size else NO_RANGES
-            small = one.min_size <= PAGE_SIZE <= one.max_size
-            return union(found, subtract(self._vmas, self._huge)) if small else found
-        everything = self._vmas if one.type == "anon" else NO_RANGES
-        return self._marked.get((one.type, one.memcg_id), everything)
-
-    def _touched(self, since: int) -> U64Array:
-        """The memory that the script is expected to have accessed from ``since`` (nanoseconds) to now."""
-        touched = NO_RANGES
-        for piece in self.script:
-            overlap = min(self.clock.now() / 1e9, piece.until) - max(since / 1e9, piece.begin)
-            if overlap > 0 and piece.rate * overlap >= 1:
-                touched = union(touched, np.array([[piece.start, piece.end]], np.uint64))
-        return touched
+        """See :meth:`kdamon.mm.sim.actions.SimPages.match`."""
+        return self._pages.match(addrs, filters, answers)
 
     def _accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
         """Draw for each page whether at least one access fell between two times (seconds)."""
         answers = np.full(len(addrs), OLD, np.uint8)
-        if not len(self._vmas):
+        if not len(self.vmas()):
             return answers
         expected = np.zeros(len(addrs))
         for piece in self.script:
@@ -299,7 +210,7 @@ class SimProcess:
             _, first, page = np.unique(addrs // np.uint64(PAGE_SIZE), return_index=True, return_inverse=True)
             drawn = drawn[first[page]]
         answers[drawn < -np.expm1(-expected)] = YOUNG
-        answers[~inside(self._vmas, addrs)] = OLD
+        answers[~inside(self.vmas(), addrs)] = OLD
         return answers
 
     def faults(self) -> Faults:
@@ -311,7 +222,7 @@ class SimProcess:
         sample.seen = self.clock.now()
         addrs = sample.addrs[sample.armed]
         first = np.full(len(addrs), np.inf)
-        who = np.zeros(len(addrs), np.intp)
+        writer = np.zeros(len(addrs), np.intp)
         for i, piece in enumerate(self.script):
             begin, until = max(since, piece.begin), min(now, piece.until)
             if not piece.write or until <= begin:
@@ -320,13 +231,13 @@ class SimProcess:
             when = begin + self.rng.exponential(1 / piece.rate if piece.rate else math.inf, len(rows))
             sooner = (when < until) & (when < first[rows])
             first[rows[sooner]] = when[sooner]
-            who[rows[sooner]] = i
+            writer[rows[sooner]] = i
         hit = np.isfinite(first)
         faults = np.zeros(int(hit.sum()), FAULT_DTYPE)
         faults["time"], faults["addr"], faults["pid"] = first[hit] * 1e9, addrs[hit], self.pid
         faults["write"] = True
-        faults["cpu"] = np.array([piece.cpu for piece in self.script], np.int32)[who[hit]]
-        faults["tid"] = np.array([piece.tid or self.pid for piece in self.script], np.int32)[who[hit]]
+        faults["cpu"] = np.array([piece.cpu for piece in self.script], np.int32)[writer[hit]]
+        faults["tid"] = np.array([piece.tid or self.pid for piece in self.script], np.int32)[writer[hit]]
         faults["node_id"] = 0
         sample.armed = sample.armed[~hit]
         return faults[np.argsort(faults["time"], kind="stable")]
