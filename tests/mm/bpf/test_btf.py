@@ -15,7 +15,7 @@ pytestmark = pytest.mark.real
 
 
 STRINGS = b"\0int\0outer\0plain\0inner\0deep\0flags\0kinds\0first\0second\0array_t\0"
-INT, FUNC_PROTO, STRUCT, UNION, ENUM, ARRAY, CONST, VAR, DATASEC = 1, 13, 4, 5, 6, 3, 10, 14, 15
+INT, FUNC, FUNC_PROTO, STRUCT, UNION, ENUM, ARRAY, CONST, VAR, DATASEC = 1, 12, 13, 4, 5, 6, 3, 10, 14, 15
 
 
 def _type(name: str, kind: int, vlen: int, size: int, *rest: int, flag: int = 0) -> bytes:
@@ -68,6 +68,24 @@ def test_what_a_kernel_lacks_is_said(name: str, member: str) -> None:
     with pytest.raises(OSError, match="this kernel's") as caught:
         Btf(BLOB).offset(name, member)
     assert errno.EOPNOTSUPP == caught.value.errno
+
+
+def test_a_type_that_follows_thousands_of_others_is_found() -> None:
+    """Records are read as far as they are needed: for a name, the type of an unnamed member, or one that is absent."""
+    count = 20_000
+    others = [_type("int", INT, 0, 4, 32)] * count
+    outer = _type("outer", STRUCT, 1, 8, 0, count + 2, 32)  # 1, whose member is of the last type but one
+    last = [_type("", UNION, 1, 4, _name("deep"), 2, 0), _type("kinds", ENUM, 1, 4, _name("first"), 7)]
+    assert 4 == Btf(_blob(outer, *others, *last)).offset("outer", "deep")
+    assert 7 == Btf(_blob(outer, *others, *last)).enumerator("kinds", "first")
+    with pytest.raises(OSError, match="does not know inner"):
+        Btf(_blob(outer, *others, *last)).size("inner")
+
+
+def test_functions_are_numbered() -> None:
+    """As bpf(2) takes them: by their place among all types."""
+    blob = _blob(_type("int", INT, 0, 4, 32), _type("plain", VAR, 0, 1, 1), _type("plain", FUNC, 0, 1))
+    assert 3 == Btf(blob).function("plain")
 
 
 @pytest.mark.parametrize("blob", [b"", b"\x7fELF" + bytes(60)])
