@@ -366,6 +366,16 @@ def ends_when_shown(monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[b
     monkeypatch.setattr(LiveView, "show", counted)
 
 
+def test_the_first_aggregation_is_shown_at_once(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interval between two lines does not delay the first one."""
+    monkeypatch.setattr(run_verb, "_LINE_S", float("inf"))
+    ends_when_shown(monkeypatch, process, 1)
+    assert 0 == cli.main(["run", "--pid", str(process.pid), *QUICK])
+    assert 1 == capsys.readouterr().err.count(" regions of ")
+
+
 def test_on_a_terminal_the_table_is_redrawn(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

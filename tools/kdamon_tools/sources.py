@@ -7,11 +7,13 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import attrs
 
-from kdamon.producers.server import ReportServer
-from kdamon_tools.report_files.report_file import Recorder
+if TYPE_CHECKING:
+    from kdamon.producers.server import ReportServer
+    from kdamon_tools.report_files.report_file import Recorder
 
 __all__ = ["ReportSources"]
 
@@ -25,8 +27,17 @@ class ReportSources:
     """
 
     def __init__(self, socket: str | None, record: Path | None) -> None:
-        self._server = None if socket is None else ReportServer(socket or None)
-        self._recorder = None if record is None else Recorder(record)
+        # Most runs need neither.
+        self._server: ReportServer | None = None
+        if socket is not None:
+            from kdamon.producers.server import ReportServer  # noqa: PLC0415
+
+            self._server = ReportServer(socket or None)
+        self._recorder: Recorder | None = None
+        if record is not None:
+            from kdamon_tools.report_files.report_file import Recorder  # noqa: PLC0415
+
+            self._recorder = Recorder(record)
         self._stack = ExitStack()
         self._closing = False
 

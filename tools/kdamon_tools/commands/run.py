@@ -22,10 +22,8 @@ from kdamon.lib.file_limit import files_ran_out, raise_file_limit
 from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import may, refusal
 from kdamon_tools.addresses import doubtful_ranges
-from kdamon_tools.child import Command
 from kdamon_tools.commands.common import machine_when_needed, refused
 from kdamon_tools.commands.run_checks import check_command_line, check_memory, config_of
-from kdamon_tools.compare import Accuracy, compare
 from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.errors import CommandError
 from kdamon_tools.gathered import Gathered
@@ -34,22 +32,24 @@ from kdamon_tools.output.result import ResultFile
 from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
-from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_end, render_json
 from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
-from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
     from kdamon import Monitor
     from kdamon.mm import Machine
+    from kdamon_tools.child import Command
+    from kdamon_tools.compare import Accuracy
 
 __all__ = ["run"]
 
 #: Maximum seconds between two checks for a signal or the end of the time.
 _TICK_S: Final = 0.1
+#: The same until there is something to show.
+_FIRST_TICK_S: Final = 0.02
 #: Number of snapshots that may queue while the terminal, or the machine, delays this process.
 _KEPT: Final = 4096
 _REDRAW_S: Final = 0.5
@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         _check_rights(config_of(arguments, 0), machine)
         if arguments.command:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
+            from kdamon_tools.child import Command  # noqa: PLC0415 (not with --pid)
+
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
         raise_file_limit()
         keep_only(*_kept(arguments))
@@ -270,7 +272,8 @@ def _watch(
     view = LiveView(sys.stderr, in_place)
     colour = in_place and use_colour(arguments.color, sys.stderr)
     deadline = monitor.started + arguments.seconds if arguments.seconds else float("inf")
-    shown_at = looked_at = monitor.started
+    looked_at = monitor.started
+    shown_at = float("-inf")
     poller = select.poll()
     if pidfd is not None:
         poller.register(pidfd, select.POLLIN)
@@ -278,7 +281,8 @@ def _watch(
     look = threading.Thread()
     while not note:
         left = deadline - time.monotonic()
-        ended = poller.poll(max(0.0, min(_TICK_S, left)) * 1e3)
+        tick = _FIRST_TICK_S if gathered.latest is None else _TICK_S
+        ended = poller.poll(max(0.0, min(tick, left)) * 1e3)
         gathered.gather()
         if time.monotonic() - looked_at >= monitor.config.update_us / 1e6:
             looked_at = time.monotonic()
@@ -352,6 +356,9 @@ def _compared(recording: Recording, arguments: argparse.Namespace) -> tuple[Accu
     """The comparison of the recording with the truth, if one is given; and the reason why it failed."""
     if arguments.truth is None:
         return None, None
+    from kdamon_tools.compare import compare  # noqa: PLC0415 (most runs have no truth)
+    from kdamon_tools.workloads.truth import load_truth  # noqa: PLC0415 (likewise)
+
     try:
         return compare(recording, load_truth(arguments.truth)), None
     except OSError as error:
@@ -372,5 +379,7 @@ def _rendered(
     )
     parts = [heatmap, render_summary(recording)]
     if accuracy is not None:
+        from kdamon_tools.reporters.comparison import render_comparison  # noqa: PLC0415 (likewise)
+
         parts.append(render_comparison(accuracy, recording.started))
     yield "\n\n".join(parts) + "\n"

@@ -18,7 +18,6 @@ from kdamon_tools.addresses import check_physical_addresses, check_user_addresse
 from kdamon_tools.commands.common import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
 from kdamon_tools.errors import CommandError
 from kdamon_tools.snapshot import Config, Range
-from kdamon_tools.workloads.truth import load_truth
 
 if TYPE_CHECKING:
     from kdamon.mm.linux.machine import LinuxMachine
@@ -105,6 +104,8 @@ def check_memory(ranges: Sequence[Range], machine: LinuxMachine) -> None:
 
 def _check_truth(path: Path, *, written_meanwhile: bool) -> None:
     """Reject a truth file that can never be read; one that does not exist yet may be written by the command."""
+    from kdamon_tools.workloads.truth import load_truth  # noqa: PLC0415 (most runs have none)
+
     try:
         if not written_meanwhile:
             load_truth(path)

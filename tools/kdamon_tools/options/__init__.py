@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 
+from kdamon import __version__
 from kdamon_tools.options import completion, doctor, exec, mount, replay, run  # noqa: A004 (named after its verb)
 from kdamon_tools.options.parser import About, Parser
 
@@ -40,10 +41,9 @@ _ABOUT = About(
 
 
 class _Version(argparse.Action):
-    """Print the version and exit; only this looks the version up."""
+    """Print the version and exit."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_arguments: object) -> None:
-        from kdamon import __version__  # noqa: PLC0415 (takes longer than the rest)
         from kdamon_tools.output.streams import write_result  # noqa: PLC0415 (not where man pages are made)
 
         write_result([f"kdamon {__version__}\n"])

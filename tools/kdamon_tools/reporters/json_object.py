@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from kdamon_tools.compare import Accuracy
 from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text
 from kdamon_tools.reporters.table import summarize
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 
 if TYPE_CHECKING:
+    from kdamon_tools.compare import Accuracy
     from kdamon_tools.mapping_history import MappingLog
 
 __all__ = ["REPLAY", "RUN", "RUN_LINES", "render_aggregation", "render_end", "render_header", "render_json"]
