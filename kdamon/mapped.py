@@ -20,10 +20,10 @@ from kdamon.core import damon_set_regions
 from kdamon.damon import damon_addr_range, damon_ctx, damon_target
 from kdamon.kernel import PMD_SIZE
 from kdamon.mm import AddressSpace
-from kdamon.mm.ranges import NO_RANGES, subtract, total, union
+from kdamon.mm.ranges import NO_RANGES, joined, subtract, total
 from kdamon.regions import Regions
 
-__all__ = ["follow_mappings", "mapped_ranges", "note_sparse_regions"]
+__all__ = ["follow_mappings", "mapped_ranges", "note_sparse_regions", "without_smallest_gaps"]
 
 log = logging.getLogger("kdamon")
 
@@ -31,7 +31,8 @@ log = logging.getLogger("kdamon")
 _SPARSE: Final = 100
 #: Nanoseconds between two checks of that.
 _LOOK: Final = 60_000_000_000
-#: Unless the average region may be so small: populated memory is known in blocks of this size.
+#: How many times the gaps that may be left out are considered.
+_MOST: Final = 8
 
 
 def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None) -> list[damon_addr_range]:
@@ -42,7 +43,7 @@ def mapped_ranges(vmas: U64Array, nr_max: int, populated: U64Array | None = None
         too, the biggest first, until no more than half of what remains is such; and so many of the smallest gaps stay,
         because each range costs samples. None: nothing is known about that.
     """
-    parts = union(vmas, NO_RANGES)
+    parts = joined(vmas)
     spare = 0
     if populated is not None and len(populated):
         holes = subtract(parts, populated)
@@ -77,13 +78,30 @@ def _update(ctx: damon_ctx) -> None:
     nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
     for t in ctx.adaptive_targets:
         mm = None if t.task is None else t.task.get_mm()
-        vmas = NO_RANGES if mm is None else mm.vmas()
+        vmas = NO_RANGES if mm is None else without_smallest_gaps(joined(mm.vmas()), _MOST * nr_ranges)
         ranges = [] if mm is None else mapped_ranges(vmas, nr_ranges, mm.populated(vmas))
         if ranges:
             damon_set_regions(t, ranges, ctx.min_region_sz)
             note_sparse_regions(ctx, t, mm, vmas, "raise the maximum number of regions: its memory is scattered")
         else:
             t.regions = Regions()  # it ended, and is not reaped yet
+
+
+def without_smallest_gaps(parts: U64Array, most: int) -> U64Array:
+    """``parts`` as at most ``most`` ranges: the gaps between them are the biggest ones.
+
+    The smaller ones would stay within the regions anyway, and tens of thousands take longer than a sampling interval.
+
+    :param parts: ascending, with a gap after each, shape (n, 2), bytes.
+    :param most: at least 2.
+    """
+    if len(parts) <= most:
+        return parts
+    gaps = parts[1:, 0] - parts[:-1, 1]
+    limit = np.partition(gaps, len(gaps) - most + 1)[len(gaps) - most + 1]
+    bigger, equal = np.flatnonzero(gaps > limit), np.flatnonzero(gaps == limit)
+    apart = np.sort(np.append(bigger, equal[: most - 1 - len(bigger)]))
+    return np.stack((np.append(parts[0, 0], parts[apart + 1, 0]), np.append(parts[apart, 1], parts[-1, 1])), axis=1)
 
 
 def note_sparse_regions(ctx: damon_ctx, t: damon_target, mm: AddressSpace | None, vmas: U64Array, remedy: str) -> None:

@@ -21,7 +21,7 @@ from kdamon.core import (
     run_ctx,
 )
 from kdamon.damon import damon_attrs, damon_call_control, damon_ctx, damon_ops_id
-from kdamon.mapped import follow_mappings, mapped_ranges
+from kdamon.mapped import follow_mappings, mapped_ranges, without_smallest_gaps
 from kdamon.mm import ranges
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
@@ -100,6 +100,17 @@ def test_ranges_hold_what_is_populated(edges: list[int], numbers: list[int], nr_
     if nr_max >= 50:
         # With room for each of them, half of what is monitored is populated.
         assert 0 == len(populated) or ranges.total(found) <= 2 * ranges.total(populated)
+
+
+@given(st.lists(st.integers(0, 400), min_size=2, max_size=60, unique=True).map(sorted), st.integers(2, 10))
+def test_the_biggest_gaps_stay_where_there_are_too_many(edges: list[int], most: int) -> None:
+    """The result is as small as that number of ranges can be, and holds all."""
+    parts = ranges.joined(of(*zip(edges[: len(edges) // 2 * 2 : 2], edges[1::2], strict=True)))
+    found = without_smallest_gaps(parts, most)
+    gaps = sorted((parts[1:, 0] - parts[:-1, 1]).tolist())
+    assert min(most, len(parts)) == len(found)
+    assert [] == ranges.subtract(parts, found).tolist()
+    assert ranges.total(found) == ranges.total(parts) + sum(gaps[: max(len(parts) - most, 0)])
 
 
 # In a context.

@@ -66,3 +66,11 @@ def test_neighbouring_pages_are_one_range() -> None:
     pages = np.array([0x1000, 0x2000, 0x4000, 0x5000, 0x6000, 0x9000], np.uint64)
     assert [[0x1000, 0x3000], [0x4000, 0x7000], [0x9000, 0xA000]] == ranges.of_pages(pages).tolist()
     assert [] == ranges.of_pages(pages[:0]).tolist()
+
+
+@given(disjoint())
+def test_neighbours_become_one(ranges_: U64Array) -> None:
+    """Of the same addresses."""
+    found = ranges.joined(ranges_)
+    assert numbers(ranges_) == numbers(found)
+    assert (found[1:, 0] > found[:-1, 1]).all()

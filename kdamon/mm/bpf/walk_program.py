@@ -128,6 +128,10 @@ class Layout:
         self.mmap_lock: int | None = None
         with contextlib.suppress(OSError):
             self.mmap_lock = btf.offset("mm_struct", "mmap_lock") + btf.offset("rw_semaphore", "count")
+        #: How often mmap_lock was taken for writing (32 bits); None without CONFIG_PER_VMA_LOCK (Linux 6.4).
+        self.mm_lock_seq: int | None = None
+        with contextlib.suppress(OSError):
+            self.mm_lock_seq = btf.offset("mm_struct", "mm_lock_seq")
         #: None where struct page is not as expected: the program then does not distinguish folios.
         self.page: PageLayout | None = None
         with contextlib.suppress(OSError):

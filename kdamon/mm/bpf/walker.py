@@ -166,17 +166,31 @@ class Walker:
 
         :param unseen: the answer where that cannot be seen.
         """
-        lock = self._layout.mmap_lock
-        if lock is None:
-            return unseen
+        word = self._word_of_mm(pagemap_fd, self._layout.mmap_lock)
+        return unseen if word is None else bool(word & _RWSEM_FLAG_WAITERS)
+
+    def changes(self, pagemap_fd: int) -> int | None:
+        """A number that differs from an earlier one if the mappings changed since, None where the kernel has none.
+
+        It is ``mm_lock_seq``: every change of a mapping takes the mmap_lock for writing.
+
+        :param pagemap_fd: open /proc/PID/pagemap of the address space.
+        """
+        word = self._word_of_mm(pagemap_fd, self._layout.mm_lock_seq)
+        return None if word is None else word & 0xFFFF_FFFF
+
+    def _word_of_mm(self, pagemap_fd: int, offset: int | None) -> int | None:
+        """8 bytes at ``offset`` in the ``struct mm_struct`` of an open /proc/PID/pagemap, None if they are not seen."""
+        if offset is None:
+            return None
         with self._lock:
             self._header[Word.FD] = pagemap_fd
             while True:
                 # The shared memory shows afterwards for which address space the program ran.
-                readable, words = self._peek(np.array([self._mm + lock], dtype=np.uint64))
+                readable, words = self._peek(np.array([self._mm + offset], dtype=np.uint64))
                 mm = int(self._header[Word.MM])
                 if mm == self._mm:
-                    return bool(words[0] & np.uint64(_RWSEM_FLAG_WAITERS)) if readable[0] else unseen
+                    return int(words[0]) if readable[0] else None
                 self._mm = mm
 
     def pfns(self, entries: U64Array) -> U64Array:

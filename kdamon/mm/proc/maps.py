@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The mappings of a process from /proc/PID/maps (``fs/proc/task_mmu.c: show_map_vma()``).
+"""The mappings of a process: from /proc/PID/maps (``fs/proc/task_mmu.c: show_map_vma()``), or by a BPF program.
 
 A process may have tens of thousands, and to read them all takes longer than a sampling interval. So :class:`MapsReader`
-reads them in pieces, and :class:`RecentMappings` keeps the last whole list meanwhile.
+and :class:`VmasReader` read them in pieces, and :class:`RecentMappings` keeps the last whole list meanwhile. It reads
+none where the kernel shows that none changed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import Final
@@ -15,9 +17,21 @@ import numpy as np
 from attrs import frozen
 
 from kdamon.arrays import Indexes, Mask, U8Array, U64Array
+from kdamon.kernel import PAGE_SHIFT
+from kdamon.mm.bpf.vma_reader import Found, VmaReader, vma_reader
+from kdamon.mm.bpf.walker import made_walker
 from kdamon.mm.mmap_lock import held
 
-__all__ = ["Mappings", "MapsReader", "NamedMapping", "RecentMappings", "containing", "parse", "read_lines"]
+__all__ = [
+    "Mappings",
+    "MapsReader",
+    "NamedMapping",
+    "RecentMappings",
+    "VmasReader",
+    "containing",
+    "parse",
+    "read_lines",
+]
 
 #: The size of one read; the kernel fills at most its own buffer, a page, unless one line needs more.
 _CHUNK: Final = 1 << 16
@@ -26,8 +40,20 @@ _DIGITS: Final = 16
 #: [vsyscall] is shown in the kernel's half; it is no mapping of the process.
 _KERNEL_HALF: Final = np.uint64(1 << 63)
 
-#: Mappings that are read at once: some milliseconds.
+#: Mappings that are read at once: some milliseconds from /proc/PID/maps.
 _AT_ONCE: Final = 1024
+
+#: Nanoseconds of monitoring for each mapping that is read meanwhile, some thirty times the time of the read: from
+#: /proc/PID/maps, and by the BPF program.
+_TIME_OF_LINE: Final = 32_000
+_TIME_OF_VMA: Final = 6_000
+
+#: Steps in a row that do not get the mmap_lock before the kernel is to wait for it.
+_ATTEMPTS: Final = 16
+
+# include/linux/mm.h
+_VM_WRITE: Final = np.uint64(0x2)
+_VM_MAYSHARE: Final = np.uint64(0x80)
 
 _HEX = np.zeros(256, dtype=np.uint64)
 _HEX[ord("0") : ord("9") + 1] = np.arange(10)
@@ -106,6 +132,22 @@ class Mappings:
         offsets[files] = _numbers(data, after_permissions[files] + 1, after_offset[files])
         writable, shared = data[after_range + 2] == ord("w"), data[after_range + 4] == ord("s")
         return cls(ranges, offsets, devices, writable, shared, files).above(0)
+
+    @classmethod
+    def of_vmas(cls, records: U64Array) -> Mappings:
+        """The mappings in ``records``, see :meth:`kdamon.mm.bpf.vma_reader.VmaReader.read`."""
+        flags, devices = records[:, 2], records[:, 4]
+        files = devices != 0
+        # include/linux/kdev_t.h: MAJOR(), MINOR(), new_encode_dev().
+        major, minor = devices >> np.uint64(20), devices & np.uint64(0xFFFFF)
+        return cls(
+            records[:, :2].copy(),
+            np.where(files, records[:, 3] << np.uint64(PAGE_SHIFT), np.uint64(0)),
+            minor & np.uint64(0xFF) | major << np.uint64(8) | minor >> np.uint64(8) << np.uint64(20),
+            (flags & _VM_WRITE) != 0,
+            (flags & _VM_MAYSHARE) != 0,
+            files,
+        )
 
     def above(self, last: int) -> Mappings:
         """Those that begin at ``last`` or above, and at the end of the one before or above."""
@@ -233,25 +275,88 @@ class MapsReader:
         return found
 
 
+class VmasReader:
+    """Reads mappings by a BPF program from the first to the last.
+
+    :param reader: stays the caller's.
+    :param pagemap: open /proc/PID/pagemap of the address space; stays the caller's.
+    """
+
+    def __init__(self, reader: VmaReader, pagemap: int) -> None:
+        self._reader = reader
+        self._pagemap = pagemap
+        self._parts: list[Mappings] = []
+        self._last = 0
+        self._failures = 0
+
+    def step(self, count: int) -> Mappings | None:
+        """As :meth:`MapsReader.step`; less than ``count`` where the process itself changes its mappings right now.
+
+        :raises BlockingIOError: it does so all the time.
+        :raises ProcessLookupError: the address space has no owner any more.
+        """
+        parts = []
+        found = Found.MORE
+        while count > 0 and found == Found.MORE:
+            with held.of(self._pagemap):
+                records, found = self._reader.read(self._pagemap, self._last, count)
+            if len(records):
+                parts.append(records)
+                self._last = int(records[-1, 1])
+                self._failures = 0
+            count -= len(records)
+        if found == Found.LOST:
+            raise ProcessLookupError(errno.ESRCH, "the address space has no owner")
+        if found == Found.BUSY:
+            self._failures += 1
+            if self._failures >= _ATTEMPTS:
+                raise BlockingIOError(errno.EAGAIN, "the process changes its mappings all the time")
+        if parts:
+            # A mapping that grew since the last part was read begins below it.
+            last = int(self._parts[-1].ranges[-1, 1]) if self._parts else 0
+            part = Mappings.of_vmas(np.concatenate(parts)).above(last)
+            if len(part):
+                self._parts.append(part)
+        return Mappings.joined(self._parts or [Mappings.parse(b"")]) if found == Found.ALL else None
+
+
 class RecentMappings:
     """The mappings of an address space as they were a moment ago.
 
     :param fd: its open /proc/PID/maps, see :class:`MapsReader`.
-    :param pagemap: as for it.
+    :param pagemap: as for it; with -1 the mappings are read from /proc/PID/maps alone.
     """
 
     def __init__(self, fd: int, pagemap: int = -1) -> None:
         self._fd = fd
         self._pagemap = pagemap
-        self._reader: MapsReader | None = None
+        self._reader: MapsReader | VmasReader | None = None
         self._read_at = 0
         self._known: Mappings | None = None
+        # The state of the address space when it began to be read, and when the known list did.
+        self._sequence: int | None = None
+        self._known_sequence: int | None = None
+        self._looks = 0
+
+    @property
+    def looks(self) -> int:
+        """How often :meth:`known` became a new list or turned out to be the present one."""
+        return self._looks
+
+    @property
+    def time_of_one(self) -> int:
+        """Nanoseconds of monitoring in which one mapping may be read."""
+        return _TIME_OF_VMA if isinstance(self._reader, VmasReader) else _TIME_OF_LINE
 
     def known(self) -> Mappings:
         """The last list that was read to its end."""
         if self._known is None:
-            self._read_at = time.monotonic_ns()
-            self._known = MapsReader(self._fd, self._pagemap).all()
+            self.begin()
+            while self._known is None:
+                self._step(_AT_ONCE)
+            if len(self._known) > _AT_ONCE and self._pagemap >= 0:
+                # Now, because it takes longer than a sampling interval.
+                vma_reader()
         return self._known
 
     def now(self) -> Mappings:
@@ -269,11 +374,26 @@ class RecentMappings:
         """As :meth:`now`, or a list that began to be read less than ``age`` nanoseconds ago."""
         return self.now() if time.monotonic_ns() >= self._read_at + age else self.known()
 
-    def begin(self) -> None:
-        """Begin to read them again, unless that is under way."""
-        if self._reader is None:
-            self._reader = MapsReader(self._fd, self._pagemap)
-            self._read_at = time.monotonic_ns()
+    def begin(self, anyway: bool = False) -> None:
+        """Begin to read them again, unless that is under way, or none changed since the known list was read.
+
+        :param anyway: also if none changed.
+        """
+        if self._reader is not None:
+            return
+        self._read_at = time.monotonic_ns()
+        self._sequence = self._changes()
+        if not anyway and self._sequence is not None and self._sequence == self._known_sequence:
+            self._looks += 1
+            return
+        many = self._known is not None and len(self._known) > _AT_ONCE and self._pagemap >= 0
+        reader = vma_reader() if many else None
+        self._reader = MapsReader(self._fd, self._pagemap) if reader is None else VmasReader(reader, self._pagemap)
+
+    def _changes(self) -> int | None:
+        """What shows whether a mapping changed, None where nothing does."""
+        walker = made_walker() if self._pagemap >= 0 else None
+        return None if walker is None else walker.changes(self._pagemap)
 
     @property
     def under_way(self) -> bool:
@@ -286,8 +406,19 @@ class RecentMappings:
             self._step(count)
 
     def _step(self, count: int) -> None:
-        if self._reader is not None and (found := self._reader.step(count)) is not None:
-            self._known, self._reader = found, None
+        if self._reader is None:
+            return
+        try:
+            found = self._reader.step(count)
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.ESRCH}:
+                raise
+            # The kernel waits for the lock itself there, and shows which address spaces ended.
+            self._reader = MapsReader(self._fd, self._pagemap)
+            found = self._reader.step(count)
+        if found is not None:
+            self._known, self._known_sequence, self._reader = found, self._sequence, None
+            self._looks += 1
 
 
 def containing(vmas: U64Array, addr: int) -> tuple[int, int] | None:

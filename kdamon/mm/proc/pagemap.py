@@ -34,9 +34,12 @@ __all__ = [
 ]
 
 _GIB: Final = 1 << 30
+#: What one entry of the page directory maps with four levels of page tables, and one of the next level with five.
+_PGDIR: Final = 1 << 39
 #: Levels of the walk, see :data:`kdamon.mm.bpf.walk_program.LEVEL`.
 _PMD: Final = 2
 _PUD: Final = 3
+_TOP: Final = 4
 
 # Documentation/admin-guide/mm/pagemap.rst
 _PRESENT: Final = np.uint64(1 << 63)
@@ -130,10 +133,13 @@ class Pagemap:
         if self._walker is None:
             yield from populated(self._fd, wanted)
             return
-        for gib in self._tables(ranges.blocks(wanted, _GIB), _PUD):
-            found = self._tables(ranges.blocks(ranges.intersect(wanted, gib[None, :]), PMD_SIZE), _PMD)
-            if len(found):
-                yield found
+        # From the top, so that 100 TiB without page tables cost 200 addresses and not 100000.
+        for top in self._tables(ranges.blocks(wanted, _PGDIR), _TOP):
+            within = ranges.intersect(top[None, :], wanted)
+            for gib in self._tables(ranges.blocks(within, _GIB), _PUD):
+                found = self._tables(ranges.blocks(ranges.intersect(gib[None, :], within), PMD_SIZE), _PMD)
+                if len(found):
+                    yield found
 
     def _tables(self, candidates: U64Array, level: int) -> U64Array:
         """The ``candidates`` for which the walk does not end at ``level`` already."""

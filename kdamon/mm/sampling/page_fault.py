@@ -88,6 +88,7 @@ class PageFaultSpace(ProcessSpace):
         self._ask_after = _ASK_AGAIN
         self._shortage = FileShortage()
         self._followed: Mappings | None = None
+        self._looks = -1
         self._missing_at = 0
         self._sample = _NO_SAMPLE
 
@@ -135,7 +136,7 @@ class PageFaultSpace(ProcessSpace):
         states, missing = protection.arm(self, pages)
         if missing and time.monotonic_ns() >= self._missing_at:
             self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
-            self._files.mappings.begin()
+            self._files.mappings.begin(anyway=True)
         return FaultSample(pages, states)
 
     def end_sample(self, addrs: U64Array) -> Answers:
@@ -197,6 +198,9 @@ class PageFaultSpace(ProcessSpace):
             if mappings is not self._followed:
                 self._followed = mappings
                 self._protection.follow(mappings)
+            elif self._files.mappings.looks != self._looks:
+                self._protection.look_for_another()
+            self._looks = self._files.mappings.looks
             self._protection.register(count)
         except ProcessLookupError:
             log.debug("pid %d: its address space ended", self._pid)

@@ -102,11 +102,7 @@ class Protection:
         Those that were registered before are, the others with :meth:`register`.
         """
         with self._lock:
-            if self._let_go:
-                return
-            if self._search is None and self._pid != os.getpid() and time.monotonic_ns() >= self._look_at:
-                self._search, self._searched = userfaultfds(self._pid), 0
-            self._look_for_another(_DESCRIPTORS)
+            self._begin_to_look()
             if self._let_go:
                 return
             kept = mappings.writable | ~mappings.files
@@ -117,6 +113,18 @@ class Protection:
             self._spared = mappings.ranges[~kept]
             self._private = mappings.ranges[~mappings.shared]
             self._mappings = mappings
+
+    def look_for_another(self) -> None:
+        """Release the process if it made a userfaultfd of its own; for updates that find the mappings unchanged."""
+        with self._lock:
+            self._begin_to_look()
+
+    def _begin_to_look(self) -> None:
+        if self._let_go:
+            return
+        if self._search is None and self._pid != os.getpid() and time.monotonic_ns() >= self._look_at:
+            self._search, self._searched = userfaultfds(self._pid), 0
+        self._look_for_another(_DESCRIPTORS)
 
     def register(self, count: int) -> bool:
         """Register at most ``count`` mappings; returns whether there are more.

@@ -17,15 +17,13 @@ from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.page_samples import PageSamples
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, exclusive_frames, frames
 from kdamon.mm.proc.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, intersect, union
+from kdamon.mm.ranges import NO_RANGES, intersect, joined
 
 __all__ = ["NOTHING", "ProcessSpace"]
 
 _Step = TypeVar("_Step")
 
-#: Nanoseconds of monitoring for each mapping that is read meanwhile, some thirty times the time of the read.
-_TIME_OF_MAPPING: Final = 32_000
-#: How many are read within some milliseconds.
+#: How many mappings are read within some milliseconds.
 #: Deviation: docs/deviations.md#mappings-are-read-in-parts
 _MAPPINGS_AT_ONCE: Final = 1024
 
@@ -56,7 +54,7 @@ class ProcessSpace(ABC):
         """How many mappings may be read during this sample, so that reading takes a small part of the time."""
         now = time.monotonic_ns()
         elapsed, self._shared_at = now - self._shared_at, now
-        return min(elapsed // _TIME_OF_MAPPING, _MAPPINGS_AT_ONCE)
+        return min(elapsed // self._files.mappings.time_of_one, _MAPPINGS_AT_ONCE)
 
     @property
     def pagemap(self) -> int:
@@ -82,8 +80,9 @@ class ProcessSpace(ABC):
 
     def populated(self, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.populated`."""
-        blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(ranges))])
-        return intersect(ranges, union(blocks, NO_RANGES))
+        wanted = joined(ranges)
+        blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(wanted))])
+        return intersect(wanted, joined(blocks))
 
     def _end(self, addrs: U64Array) -> U64Array | None:
         """The pages of the sample that was begun with ``addrs``, None if there is no such; none is under way then."""

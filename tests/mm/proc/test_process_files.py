@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdamon.mm.bpf.vma_reader import Found, VmaReader, vma_reader
+from kdamon.mm.bpf.walker import made_walker
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc import maps
 from kdamon.mm.proc.process_files import ProcessFiles
@@ -64,6 +66,57 @@ def test_few_are_read_at_once(program: Path) -> None:
         files.close()
 
 
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(("kind", "pages"), [("anon", PAGES), ("many", MANY)])
+def test_those_that_did_not_change_are_not_read_again(
+    program: Path, kind: str, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel shows that; the list stays the same, until the next change."""
+    with Workload([program], kind, pages) as work:
+        files = _files(work.pid)
+        walker = made_walker()
+        if walker is None or walker.changes(files.pagemap) is None:
+            pytest.skip("this kernel does not count changes of the mappings")
+        before = files.mappings.known()
+        looks = files.mappings.looks
+        with monkeypatch.context() as patched:
+            for reader in (maps.MapsReader, maps.VmasReader):
+                patched.setattr(reader, "step", None)
+            work.order("w", np.array([1, 3]))
+            assert before is files.mappings.now() is files.mappings.recent(0)
+            assert looks + 2 == files.mappings.looks
+            assert not files.mappings.under_way
+        work.base = int.from_bytes(work.order("n", answer=8), "little")
+        files.mappings.now()
+        while files.mappings.under_way:
+            files.mappings.go_on(500)
+        assert maps.containing(files.mappings.known().ranges, work.base) is not None
+        before = files.mappings.known()
+        files.mappings.begin(anyway=True)
+        assert files.mappings.under_way
+        files.close()
+
+
+def test_a_process_that_is_busy_with_its_mappings_is_read_as_text(
+    program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program does not wait for the mmap_lock, but the kernel does."""
+    if vma_reader() is None:
+        pytest.skip("no BPF program can read mappings here")
+    with Workload([program], "many", MANY) as work:
+        files = _files(work.pid)
+        files.mappings.known()
+        files.mappings.begin(anyway=True)
+        monkeypatch.setattr(VmaReader, "read", lambda *_: (np.empty((0, 5), np.uint64), Found.BUSY))
+        steps = 0
+        while files.mappings.under_way:
+            files.mappings.go_on(2 * MANY)
+            steps += 1
+        assert 1 < steps < 32
+        assert np.array_equal(files.mappings.known().ranges, maps.parse(Path(f"/proc/{work.pid}/maps").read_bytes()))
+        files.close()
+
+
 def test_what_an_address_space_is_known_by(program: Path) -> None:
     """A child of vfork() is in its parent's until it calls exec()."""
     with Workload([program], "anon", PAGES) as work:
@@ -102,6 +155,7 @@ def test_looking_whether_a_process_left_its_memory_reads_no_mappings(
             raise AssertionError("the mappings were read")
 
         monkeypatch.setattr(maps.MapsReader, "step", refuse)
+        monkeypatch.setattr(maps.VmasReader, "step", refuse)
         rechecks = []
         same = type(mm).same  # type: ignore[attr-defined]
 

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mappings of a process by a BPF program, against /proc/PID/maps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm.bpf.vma_reader import AT_ONCE, Found, VmaReader, vma_reader
+from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.proc.process_files import ProcessFiles
+from tests.support.sampling import wait_until
+from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
+
+MANY = 3000
+
+
+@pytest.fixture
+def reader() -> VmaReader:
+    """The one of this process."""
+    found = vma_reader()
+    if found is None:
+        pytest.skip("no BPF program can read mappings here")
+    return found
+
+
+@contextmanager
+def files_of(pid: int) -> Iterator[ProcessFiles]:
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        files = ProcessFiles(directory)
+    finally:
+        os.close(directory)
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+def everything(reader: VmaReader, pagemap: int) -> Mappings:
+    """All mappings of a process that changes none."""
+    parts, at = [], 0
+    while True:
+        records, found = reader.read(pagemap, at, AT_ONCE)
+        parts.append(records)
+        if found == Found.ALL:
+            return Mappings.of_vmas(np.concatenate(parts))
+        if found == Found.MORE:
+            assert AT_ONCE == len(records)
+            at = int(records[-1, 1])
+        else:
+            assert Found.BUSY == found
+
+
+@pytest.mark.parametrize("kind", ["many", "shmem"])
+def test_they_are_those_of_the_file(reader: VmaReader, program: Path, kind: str) -> None:
+    """In all that is known of each; anonymous memory has no offset, and shared memory is a file."""
+    with Workload([program], kind, MANY) as work, files_of(work.pid) as files:
+        found = everything(reader, files.pagemap)
+        expected = Mappings.parse(Path(f"/proc/{work.pid}/maps").read_bytes())
+    assert expected.ranges.tolist() == found.ranges.tolist()
+    assert expected.offsets.tolist() == found.offsets.tolist()
+    assert expected.writable.tolist() == found.writable.tolist()
+    assert expected.shared.tolist() == found.shared.tolist()
+    assert expected.files.tolist() == found.files.tolist()
+    # Of overlayfs the kernel shows the device of the upper file system there, and maps the lower one's file.
+    assert expected.devices[expected.shared].tolist() == found.devices[found.shared].tolist()
+    assert found.shared.any() == (kind == "shmem")
+
+
+def test_as_many_as_wanted(reader: VmaReader, program: Path) -> None:
+    """From the address on, be it in the middle of one."""
+    with Workload([program], "many", MANY) as work, files_of(work.pid) as files:
+        expected = everything(reader, files.pagemap).ranges
+        records, found = reader.read(files.pagemap, int(expected[7, 0]) + 1, 3)
+    assert (Found.MORE, expected[7:10].tolist()) == (found, records[:, :2].tolist())
+
+
+def test_of_a_process_that_ended_there_are_none(reader: VmaReader, program: Path) -> None:
+    """Though its file is still open."""
+    with Workload([program], "anon", 16) as work:
+        pid = work.pid
+        with files_of(pid) as files:
+            os.kill(pid, signal.SIGKILL)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            wait_until(lambda: not files.alive())
+            records, found = reader.read(files.pagemap, 0, AT_ONCE)
+    assert (0, Found.LOST) == (len(records), found)
+
+
+def test_the_address_space_counts_and_not_the_process(reader: VmaReader, program: Path) -> None:
+    """A child of vfork() reads as its parent, also after it called exec()."""
+    with Workload([program], "anon", 16) as work, files_of(work.pid) as parent:
+        work.send("v")
+        children = Path(f"/proc/{work.pid}/task/{work.pid}/children")
+        wait_until(lambda: children.read_text(encoding="ascii") != "")
+        child = int(children.read_text(encoding="ascii"))
+        try:
+            with files_of(child) as borrowed:
+                assert child == int.from_bytes(work.receive(4), "little")
+                with files_of(child) as own:
+                    expected = everything(reader, parent.pagemap).ranges.tolist()
+                    assert expected == everything(reader, borrowed.pagemap).ranges.tolist()
+                    assert expected != everything(reader, own.pagemap).ranges.tolist()
+        finally:
+            os.kill(child, signal.SIGKILL)
