@@ -3,12 +3,16 @@
 # make run PID=1234    monitor that process
 # make test   run all tests        make lint   ruff, mypy, layers
 # make bench  print benchmarks     make clean  remove what this made
+# make bench BENCH=list            their names; BENCH=kdamond runs one of them
+# make bench BENCH=kdamond AGAINST=COMMIT    compare with an earlier commit
 # Each of them sets the machine up first, in .venv.
 
 VENV := .venv
 SECONDS_TO_RUN ?= 15
 BUILD := build
 PYTEST_ARGS ?=
+BENCH ?=
+AGAINST ?=
 
 READY_RUN := $(VENV)/.ready-run
 READY_TEST := $(VENV)/.ready-test
@@ -41,7 +45,7 @@ lint: $(READY_TEST)
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 bench: $(READY_TEST)
-	@$(VENV)/bin/python tests/bench/run_all.py
+	@$(VENV)/bin/python tests/bench/run_all.py $(BENCH) $(if $(AGAINST),--against $(AGAINST))
 
 clean:
 	rm -rf $(VENV) $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

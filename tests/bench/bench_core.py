@@ -201,6 +201,7 @@ class Bits:
 
     def __init__(self, bits: np.ndarray) -> None:
         self.bits = bits
+        self.primitive = "page_table"
 
     def valid(self) -> bool:
         return True

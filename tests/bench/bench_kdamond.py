@@ -1,173 +1,294 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""CPU time of a kdamond at 1000 regions and 5 ms, against a loop that only keeps the deadlines.
+"""The cost of ``kdamon run`` on a real process: CPU time of the kdamond, missed intervals, slow-down of the process.
 
-Both are threads of this process on its real clock; they take turns. The kdamond monitors a simulated address space
-whose answers are as cheap as can be; what they cost is shown beside, because on real memory something else is paid.
+The process writes to 64 MiB in a known way (writer.c), or sleeps. Beside each number of regions is the floor
+(floor.py): one BPF call and one process_madvise() an interval on as many pages; and a loop of sleeps. All of them are
+started once for each kind of process; then they take turns, and are stopped (SIGSTOP) while others do or the process is
+left alone. Each figure is the median over the turns; the interval of 95 percent of a slow-down is a bootstrap of that
+median. The noise is that of the same command twice, and of the process that is left alone twice.
 
-The last line is the same kdamond without sleeping, on a virtual clock: the work itself. What is missing between it and
-the kdamond on the real clock is what the machine takes for waking up, with caches that others used meanwhile.
+At 100 ms all numbers of regions have their turn together, as each costs little: the slow-down is theirs together.
 """
 
 from __future__ import annotations
 
+import argparse
+import shlex
+import shutil
+import subprocess
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
-import numpy as np
-from measure import arguments, table
+from attrs import define, field
+from measure import compiled, interval, machine_name, table
+from rivals import ROOT, Case, Floor, Kdamon, Rival, Target, Turn
 
-from kdamon.arrays import U64Array
-from kdamon.core import (
-    damon_add_target,
-    damon_call,
-    damon_new_ctx,
-    damon_new_target,
-    damon_set_attrs,
-    damon_start,
-    damon_stop,
-    run_ctx,
-)
-from kdamon.damon import damon_attrs, damon_call_control, damon_ctx
-from kdamon.kernel import NSEC_PER_USEC, RealClock, VirtualClock
-from kdamon.mm import Answers
-from kdamon.regions import Regions
-from kdamon.vaddr import _vaddr_ops
+R = TypeVar("R", bound=Rival)
 
-SAMPLE_US = 5000
-START = 1 << 40
-BLOCK = 4 << 20
+HERE = Path(__file__).parent
+MIB = 64
+WORKLOADS = ("idle:1", "sequential:1", "random:1", "sequential:2", "random:2")
+REGIONS = (15, 100, 400, 1000)
+SAMPLE_US = (5000, 100_000)
+#: From this sampling interval on, all numbers of regions have their turn together.
+LONG_US = 50_000
+#: Seconds from being let go to the measurement: what waited meanwhile is done then.
+SETTLE = 0.1
 
 
-class Memory:
-    """An address space in blocks of 4 MB, each as hot as ever; a process and its machine, too."""
+@define(eq=False)
+class Group:
+    """Rivals that have their turn at the same time; none: the process is left alone.
 
-    def __init__(self, blocks: int) -> None:
-        rng = np.random.default_rng(0)
-        # A thousand samples in a row for each block.
-        heat = rng.choice([0.0, 0.1, 0.3, 0.7, 1.0], blocks)
-        self.samples = (rng.random((1000, blocks)) < heat).astype(np.uint8)
-        self.turn = 0
-        self.pid = 1
-        self.primitive = "page_table"
+    :ivar rates: writes a second of the process, in each turn.
+    """
 
-    def valid(self) -> bool:
-        return True
+    rivals: Sequence[Rival] = ()
+    rates: list[float] = field(factory=list)
 
-    def get_mm(self) -> Memory:
-        return self
+    def take_turn(self, target: Target, seconds: float) -> None:
+        """Let them run beside ``target``, and measure for ``seconds``."""
+        resumed = time.monotonic_ns()
+        for rival in self.rivals:
+            rival.resume()
+        time.sleep(SETTLE)
+        begins = [(time.monotonic_ns(), rival.cpu()) for rival in self.rivals]
+        began, before = target.work()
+        time.sleep(seconds)
+        ended, after = target.work()
+        ends = [(time.monotonic_ns(), rival.cpu()) for rival in self.rivals]
+        for rival in self.rivals:
+            rival.stop()
+        stopped = time.monotonic_ns()
+        for rival, (begin, cpu), (end, cpu_end) in zip(self.rivals, begins, ends, strict=True):
+            rival.turns.append(Turn(resumed, begin, end, stopped, cpu_end - cpu))
+        self.rates.append((after - before) * 1e9 / (ended - began))
 
-    def put(self) -> None:
-        pass
 
-    def begin_sample(self, addrs: U64Array) -> None:
-        self.turn = (self.turn + 1) % 1000
+class Comparison:
+    """All that is measured beside one process at one sampling interval.
 
-    def end_sample(self, addrs: U64Array) -> Answers:
-        answers: Answers = self.samples[self.turn].take((addrs - np.uint64(START)) // np.uint64(BLOCK))
-        return answers
+    :param old: another checkout, to measure the kdamond of that, too.
+    """
+
+    def __init__(  # noqa: PLR0917 -- a case of each list on the command line
+        self, stack: ExitStack, args: argparse.Namespace, program: Path, workload: str, sample_us: int, old: Path | None
+    ) -> None:
+        self._stack = stack
+        self.together = sample_us >= LONG_US
+        self._args = args
+        # Each of them has a time limit, for the case that this process is killed.
+        per_turn = (len(args.regions) * 3 + 4) * (args.seconds + 3 * SETTLE)
+        self._limit = 600 + 3 * round(args.turns * per_turn)
+        self._case = Case(0, sample_us, sample_us * (5 if self.together else 20), self._limit)
+        self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kdamon-bench-")))
+        pattern, threads = workload.split(":")
+        self.idle = pattern == "idle"
+        self.target = Target(program, pattern, int(threads), MIB, self._limit)
+        stack.callback(self.target.close)
+        self.kdamons = self._kdamons("new", ROOT, args.regions)
+        #: One of them once more: the machine's noise.
+        self.twice = 100 if 100 in args.regions else args.regions[0]
+        self.again = self._kdamons("again", ROOT, [self.twice])[self.twice]
+        self.old = self._kdamons("old", old, args.regions) if old else {}
+        #: 0: the loop of sleeps.
+        self.floors = {n: self._begin(Floor(self._of(n), self.target)) for n in (*args.regions, 0)}
+        self.rivals: list[Rival] = [*self.kdamons.values(), self.again, *self.old.values(), *self.floors.values()]
+        self.alone = Group(), Group()
+        self._groups = [Group(rivals) for rivals in self._turns() if rivals]
+        self._group_of = {rival: group for group in self._groups for rival in group.rivals}
+        for rival in self.rivals:
+            rival.wait()
+        time.sleep(2 * self._case.aggr_us / 1e6)
+        for rival in self.rivals:
+            rival.stop()
+
+    def _of(self, regions: int) -> Case:
+        return Case(regions, self._case.sample_us, self._case.aggr_us, self._limit)
+
+    def _begin(self, rival: R) -> R:
+        self._stack.callback(rival.kill)
+        return rival
+
+    def _kdamons(self, name: str, root: Path, numbers: Sequence[int]) -> dict[int, Kdamon]:
+        return {
+            n: self._begin(Kdamon(self._of(n), self.target, self._directory / f"{name}-{n}.json", root))
+            for n in numbers
+        }
+
+    def _turns(self) -> list[list[Rival]]:
+        """Which have their turn at the same time, in order."""
+        if self.together:
+            return [[*self.kdamons.values(), self.again], list(self.old.values()), list(self.floors.values())]
+        each = (self.kdamons, self.old, self.floors)
+        return [[by[n]] for n in self.kdamons for by in each if n in by] + [[self.floors[0]], [self.again]]
+
+    def run(self) -> None:
+        """Let all take their turns."""
+        middle = len(self._groups) // 2
+        order = [self.alone[0], *self._groups[:middle], self.alone[1], *self._groups[middle:]]
+        if self.idle:
+            order = self._groups
+        for turn in range(self._args.turns):
+            # Forth and back, so that what changes in the meantime meets both of a pair.
+            for group in reversed(order) if turn % 2 else order:
+                longer = 2.5 if self.together and group.rivals else 1
+                group.take_turn(self.target, self._args.seconds * longer)
+        for rival in self.rivals:
+            rival.end()
+
+    def slow_down(self, rival: Rival) -> list[float]:
+        """How much longer the process takes for its work beside ``rival``, in each turn; empty: it does none."""
+        if self.idle:
+            return []
+        rates = zip(self.alone[0].rates, self.alone[1].rates, self._group_of[rival].rates, strict=True)
+        # A process that got no CPU in a turn says nothing.
+        return [(one + other) / 2 / rate - 1 for one, other, rate in rates if one and other and rate]
+
+    def noise(self) -> str:
+        """How much the same, measured twice, differs."""
+        found = f"the same kdamond twice {ratio(self.again, self.kdamons[self.twice])}"
+        pairs = zip(self.alone[0].rates, self.alone[1].rates, strict=True)
+        alone = [one / other - 1 for one, other in pairs if one and other]
+        return f"{found}, the process alone twice {median(alone):+.1%} ({confidence(alone)})" if alone else found
 
 
-class Kdamond:
-    """A kdamond at about 1000 regions."""
+def missed(rival: Rival) -> float | None:
+    """The share of intervals that it missed; None: no aggregation interval lay within a turn."""
+    seen = rival.passed + rival.missed
+    return rival.missed / seen if seen else None
 
-    def __init__(self) -> None:
-        blocks = 1000
-        self.memory = Memory(blocks)
-        self.ctx: damon_ctx = damon_new_ctx(seed=1)
-        self.ctx.ops = _vaddr_ops
-        damon_set_attrs(self.ctx, damon_attrs(SAMPLE_US, 20 * SAMPLE_US, min_nr_regions=400, max_nr_regions=1200))
-        t = damon_new_target()
-        t.task = t.mm = self.memory  # type: ignore[assignment]
-        t.regions = Regions([START], [START + blocks * BLOCK])
-        damon_add_target(self.ctx, t)
-        self.nr_regions: list[int] = []
 
-    def _now(self) -> tuple[int, int]:
-        seen: list[tuple[int, int]] = []
-        damon_call(self.ctx, damon_call_control(lambda _: seen.append((time.thread_time_ns(), time.monotonic_ns()))))
-        return seen[0]
+def microseconds(rival: Rival) -> float | None:
+    """CPU time of an interval that it did not miss: missing some is no saving."""
+    share = missed(rival)
+    return None if share is None else median(rival.share()) * rival.case.sample_us / (1 - share)
 
-    def share(self, seconds: float) -> float:
-        """CPU time over wall time."""
-        damon_start([self.ctx], exclusive=False)
+
+def ratio(one: Rival, other: Rival) -> str:
+    """CPU time of an interval of ``one`` over that of ``other``."""
+    mine, its = microseconds(one), microseconds(other)
+    return f"{mine / its:.2f}x" if mine and its else "-"
+
+
+def confidence(values: Sequence[float]) -> str:
+    """The interval of 95 percent of the median."""
+    low, high = interval(values)
+    return f"{low:+.1%} .. {high:+.1%}"
+
+
+def figures(comparison: Comparison, rival: Rival) -> tuple[str, str, str, str, str]:
+    """The cells of one rival: CPU share, microseconds an interval, missed, slow-down and its interval."""
+    slow = comparison.slow_down(rival)
+    slower = (f"{median(slow):+.1%}", confidence(slow)) if slow else ("-", "-")
+    us, lost = microseconds(rival), missed(rival)
+    return (
+        f"{median(rival.share()):.2%}",
+        "-" if us is None else f"{us:.0f}",
+        "-" if lost is None else f"{lost:.1%}",
+        *slower,
+    )
+
+
+COLUMNS = ("CPU", "us", "missed", "slower", "95 %")
+
+
+def show(comparison: Comparison, workload: str, commit: str) -> None:
+    """Print the table of one process and interval."""
+    case = comparison.kdamons[comparison.twice].case
+    empty = figures(comparison, comparison.floors[0])
+    rows = []
+    for n, kdamon in comparison.kdamons.items():
+        floor = comparison.floors[n]
+        row = [n, *figures(comparison, kdamon), *figures(comparison, floor), ratio(kdamon, floor)]
+        if n in comparison.old:
+            old = comparison.old[n]
+            row += [*figures(comparison, old), ratio(old, kdamon)]
+        rows.append(row)
+    header = ["regions", *COLUMNS, "floor: CPU", *COLUMNS[1:], "/ floor"]
+    if comparison.old:
+        header += [f"{commit}: CPU", *COLUMNS[1:], "old / new"]
+    pattern, threads = workload.split(":")
+    name = pattern if pattern == "idle" else f"{pattern} writes, {threads} thread{'s' * (threads != '1')}"
+    table(
+        f"{name}; {case.sample_us / 1000:g} ms; empty loop {empty[0]}, {empty[1]} us, missed {empty[2]}\n"
+        f"  noise: {comparison.noise()}",
+        header,
+        rows,
+    )
+
+
+@contextmanager
+def checkout(commit: str | None) -> Iterator[Path | None]:
+    """Another commit of this repository, in a worktree of its own."""
+    if commit is None:
+        yield None
+        return
+    if shutil.which("git") is None:
+        raise SystemExit(f"there is no checkout of '{commit}': git is missing")
+    git = ["git", "-C", str(ROOT)]
+    with tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
+        tree = Path(directory, "tree")
+        done = subprocess.run(
+            [*git, "worktree", "add", "--detach", str(tree), commit], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"there is no checkout of '{commit}': {done.stderr.strip()}")
         try:
-            time.sleep(0.5)
-            cpu, wall = self._now()
-            samples, sis = self.ctx.nr_samples, self.ctx.passed_sample_intervals
-            time.sleep(seconds)
-            cpu_end, wall_end = self._now()
-            self.nr_regions.append(round((self.ctx.nr_samples - samples) / (self.ctx.passed_sample_intervals - sis)))
+            yield tree
         finally:
-            damon_stop([self.ctx])
-        return (cpu_end - cpu) / (wall_end - wall)
-
-    def young_share(self) -> float:
-        """What the simulated answers alone cost, as a share of the sampling interval."""
-        n = round(median(self.nr_regions))
-        addrs = np.sort(np.random.default_rng(1).integers(START, START + 1000 * BLOCK, n).astype(np.uint64))
-        times = []
-        for _ in range(300):
-            begin = time.thread_time_ns()
-            self.memory.begin_sample(addrs)
-            self.memory.end_sample(addrs)
-            times.append(time.thread_time_ns() - begin)
-        return median(times) / (SAMPLE_US * NSEC_PER_USEC)
-
-    def warm_share(self, seconds: float) -> float:
-        """The same without sleeping: CPU time of the work in simulated time."""
-        self.ctx.clock = VirtualClock()
-        begin = time.thread_time()
-        run_ctx(self.ctx, seconds)
-        return (time.thread_time() - begin) / seconds
+            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=False)
 
 
-def empty_share(seconds: float) -> float:
-    """The same for a thread that sleeps from deadline to deadline."""
-    result: list[float] = []
+def workload_name(text: str) -> str:
+    """``PATTERN:THREADS``."""
+    pattern, _, threads = text.partition(":")
+    if pattern not in ("idle", "sequential", "random") or not threads.isdigit() or not 1 <= int(threads) <= 64:
+        raise argparse.ArgumentTypeError(f"'{text}' is not idle, sequential or random with threads, such as random:2")
+    return text
 
-    def loop() -> None:
-        clock, wake = RealClock(), threading.Event()
-        interval = SAMPLE_US * NSEC_PER_USEC
-        begin = deadline = clock.now()
-        cpu = time.thread_time_ns()
-        while deadline - begin < seconds * 1e9:
-            deadline += interval
-            clock.sleep_until(deadline, wake)
-        result.append((time.thread_time_ns() - cpu) / (clock.now() - begin))
 
-    thread = threading.Thread(target=loop)
-    thread.start()
-    thread.join()
-    return result[0]
+def command_line() -> argparse.Namespace:
+    """What to measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true", help="few and short turns: for a look, not for a figure")
+    parser.add_argument("--workloads", nargs="+", type=workload_name, default=WORKLOADS, metavar="PATTERN:THREADS")
+    parser.add_argument("--regions", nargs="+", type=int, default=REGIONS, metavar="N", help="3 to 1000")
+    parser.add_argument("--sample-us", nargs="+", type=int, default=SAMPLE_US, metavar="US")
+    parser.add_argument("--turns", type=int, help="of each; default: 5")
+    parser.add_argument("--seconds", type=float, help="of each turn; default: 0.4, and 2.5 times as much at 100 ms")
+    parser.add_argument("--against", metavar="COMMIT", help="measure the kdamond of this commit, too")
+    args = parser.parse_args()
+    if not all(3 <= n <= 1000 for n in args.regions):
+        parser.error("--regions takes numbers from 3 to 1000")
+    if args.turns is not None and args.turns < 1:
+        parser.error("--turns takes 1 and more")
+    args.turns = args.turns or (2 if args.quick else 5)
+    args.seconds = args.seconds or (0.2 if args.quick else 0.4)
+    return args
 
 
 def main() -> int:
-    """Print the table."""
-    args = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    seconds, turns = (1.5, 2) if args.quick else (4.0, 5)
-    empty, monitored, difference, regions, missed = [], [], [], [], 0
-    for _ in range(turns):
-        kdamond = Kdamond()
-        empty.append(empty_share(seconds))
-        monitored.append(kdamond.share(seconds))
-        difference.append(monitored[-1] - empty[-1])
-        regions.append(round(median(kdamond.nr_regions)))
-        missed += kdamond.ctx.missed_intervals
-    young = kdamond.young_share()
-    warm = median(Kdamond().warm_share(4 * seconds) for _ in range(turns))
-    rows = [
-        ("deadlines only", "-", f"{median(empty):.2%}", "-"),
-        ("kdamond", round(median(regions)), f"{median(monitored):.2%}", f"+{median(difference) * 100:.2f} points"),
-        ("the simulated answers, warm", round(median(regions)), f"{young:.2%}", "-"),
-        ("kdamond without sleeping", round(median(regions)), f"{warm:.2%}", f"+{warm * 100:.2f} points"),
-    ]
-    table(
-        f"CPU share of a thread at {SAMPLE_US} us (aim: +0.5 points), {turns} x {seconds} s, {missed} intervals missed",
-        ("thread", "regions", "CPU", "more"),
-        rows,
-    )
+    """Print the tables."""
+    args = command_line()
+    today = datetime.now(tz=UTC).date()
+    print(f"{machine_name()}, {today}: {shlex.join(sys.argv)}")
+    print(f"median of {args.turns} turns of {args.seconds:g} s; us: CPU time of a sampling interval")
+    with checkout(args.against) as old, tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
+        program = compiled(HERE / "writer.c", Path(directory))
+        for sample_us in args.sample_us:
+            for workload in args.workloads:
+                with ExitStack() as stack:
+                    comparison = Comparison(stack, args, program, workload, sample_us, old)
+                    comparison.run()
+                    show(comparison, workload, args.against)
     return 0
 
 

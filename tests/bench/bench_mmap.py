@@ -8,7 +8,6 @@ the median over the turns. The longest waits are left out: they are those of a t
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO
 
-from measure import arguments, table
+from measure import arguments, compiled, table
 
 from kdamon.core import (
     damon_add_scheme,
@@ -63,12 +62,8 @@ def done() -> dict[str, tuple[str, damos | None]]:
 @contextmanager
 def mapper() -> Iterator[tuple[int, IO[str], IO[str]]]:
     """The process: its number, where to ask, where it answers."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("this needs a C compiler")
     with tempfile.TemporaryDirectory(prefix="kdamon-bench-", dir="/var/tmp") as directory:
-        program, data = Path(directory, "mapper"), Path(directory, "data")
-        subprocess.run([compiler, "-O2", "-pthread", "-o", program, HERE / "mapper.c"], check=True)
+        program, data = compiled(HERE / "mapper.c", Path(directory)), Path(directory, "data")
         data.write_bytes(b"\1" * (MIB << 20))
         command = [program, data, str(MIB)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from statistics import median
 
 import numpy as np
-from measure import arguments, table
+from measure import arguments, interval, table
 
 from kdamon.core import (
     damon_add_target,
@@ -127,14 +127,6 @@ def rate(shared: mmap.mmap, seconds: float) -> float:
     begin, before = time.monotonic(), int(counter[0])
     time.sleep(seconds)
     return (int(counter[0]) - before) / (time.monotonic() - begin)
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Bootstrap interval of 95 percent of the median of ``values``."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def cost(machine: LinuxMachine, seconds: float, pairs: int) -> None:

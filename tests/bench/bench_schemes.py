@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bench_page_fault import interval, rate
-from measure import arguments, side_by_side, table
+from bench_page_fault import rate
+from measure import arguments, interval, side_by_side, table
 
 from kdamon.core import (
     damon_add_scheme,
@@ -76,6 +76,7 @@ class Region:
     nr_accesses: int
     last_nr_accesses: int
     age: int
+    unknown_age: int = 0
 
 
 class Loop:

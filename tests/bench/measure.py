@@ -8,11 +8,18 @@ rivals take turns, CPU time is measured and not the clock's, and each number is 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
-__all__ = ["arguments", "side_by_side", "table"]
+import numpy as np
+
+__all__ = ["arguments", "compiled", "interval", "machine_name", "side_by_side", "table"]
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -49,3 +56,30 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -
     print("  ".join(name.rjust(width) for name, width in zip(header, widths, strict=True)))
     for row in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)), flush=True)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of 95 percent of the median of ``values``."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compiled(source: Path, directory: Path) -> Path:
+    """The program made of ``source`` (C) in ``directory``."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise SystemExit("there is no C compiler: install gcc and libc6-dev")
+    program = directory / source.stem
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source]
+    subprocess.run(command, check=True)
+    return program
+
+
+def machine_name() -> str:
+    """This machine in a few words: its kind, its CPUs, its kernel."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    kind = "virtual machine" if "hypervisor" in flags else "machine"
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{kind}, {os.cpu_count()} CPUs, {platform.system()} {release}"
