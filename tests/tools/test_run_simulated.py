@@ -469,23 +469,18 @@ def test_only_what_is_asked_for_counts(
 
 
 @pytest.mark.usefixtures("readers_and_writers")
-def test_it_says_what_faults_do_not_show(
-    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
     """On standard error at the start, and below the heatmap; not to those who asked for writes only."""
     sentence = "page_fault observes writes and first touches, not reads of mapped memory\n"
-    # Nothing about the present state, however long it takes.
-    monkeypatch.setattr(run_verb, "_LINE_S", float("inf"))
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--cpus", "0", *QUICK]
     assert 0 == cli.main(words)
     out, err = capsys.readouterr()
-    assert f"kdamon: {sentence}" == err
+    assert err.startswith(f"kdamon: {sentence}")
     assert sentence in out
     assert "\nonly accesses by CPU 0 counted\n" in out
     assert 0 == cli.main([*words, "--write-only", "--tids", "7,8"])
     out, err = capsys.readouterr()
-    assert "" == err
-    assert sentence not in out
+    assert sentence not in out + err
     assert "\nonly writes by CPU 0 by threads 7,8 counted\n" in out
 
 

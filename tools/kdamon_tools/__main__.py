@@ -4,13 +4,14 @@
 import signal
 import sys
 
-from kdamon_tools import privileges
+from kdamon_tools import interpreter, privileges
 
 __all__ = ["main"]
 
 
 def main() -> int:
     """Load the command and run it, see :func:`kdamon_tools.cli.main`."""
+    interpreter.begin()
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         privileges.begin()
         from kdamon_tools import cli  # noqa: PLC0415 (as below)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from kdamon_tools import privileges
+from kdamon_tools import interpreter, privileges
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options import VERBS, make_parser
 from kdamon_tools.output.streams import finish_output, prepare_streams
@@ -91,6 +91,7 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
 
             set_up_logs(debug)
             verb = importlib.import_module(f"kdamon_tools.commands.{arguments.verb}")
+        interpreter.ready()
         return verb.run(arguments)
     except KeyboardInterrupt:
         return 130
