@@ -216,7 +216,7 @@ def test_what_is_taken_for_a_truth_can_be_compared_and_shown(content: bytes, tmp
     with np.errstate(all="raise"):
         accuracy = compare(seen, events)
     assert render_comparison(accuracy, 100.0)
-    assert render_json(seen, accuracy)
+    assert "".join(render_json(seen, accuracy))
 
 
 def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_schemas_describe_every_field(name: str) -> None:
 @pytest.mark.parametrize(("made", "accuracy"), [(FULL, ACCURACY), (FULL, None), (EMPTY, None)])
 def test_objects_are_valid(made: Recording, accuracy: Accuracy | None) -> None:
     """With everything that there can be, and with nothing."""
-    validate(json.loads(render_json(made, accuracy)), "kdamon.run")
-    validate(json.loads(render_json(made, accuracy, REPLAY)), "kdamon.replay")
+    validate(json.loads("".join(render_json(made, accuracy))), "kdamon.run")
+    validate(json.loads("".join(render_json(made, accuracy, REPLAY))), "kdamon.replay")
     header = json.loads(render_header(made.config, made.started, made.origin, made.mappings))
     validate(header, "kdamon.run.lines")
     validate(json.loads(render_end(made, accuracy, 4, 1)), "kdamon.run.lines")
@@ -90,7 +90,7 @@ def test_objects_are_valid(made: Recording, accuracy: Accuracy | None) -> None:
 
 def test_the_schema_refuses_what_is_wrong() -> None:
     """A field that it does not describe, one that is missing, and a wrong type."""
-    document = json.loads(render_json(FULL))
+    document = json.loads("".join(render_json(FULL)))
     without = dict(document)
     del without["boot_id"]
     for wrong in (
@@ -105,7 +105,7 @@ def test_the_schema_refuses_what_is_wrong() -> None:
 
 def test_what_is_unknown_is_null() -> None:
     """Nothing was sampled, and the machine is another one's: no figure and no name is made up."""
-    document = json.loads(render_json(EMPTY))
+    document = json.loads("".join(render_json(EMPTY)))
     for field in ("kernel_release", "architecture", "boot_id", "started_at", "mappings", "mappings_read"):
         assert document[field] is None
     for figure in ("working_set_bytes", "hot_bytes", "unknown_percent", "kdamond_cpu_percent"):
@@ -115,7 +115,7 @@ def test_what_is_unknown_is_null() -> None:
 
 def test_machine_and_clocks() -> None:
     """Both clocks at the begin, and times of mappings from there on."""
-    document = json.loads(render_json(FULL))
+    document = json.loads("".join(render_json(FULL)))
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert ("kdamon.run/1", os.uname().release, boot_id) == (
         document["schema"],

@@ -321,7 +321,7 @@ class TestJson:
     def test_everything_is_there(self) -> None:
         """Config, snapshots with their regions, counters, summary."""
         snapshot = Snapshot.of(100.25, [(0x1000, 0x2000, 20, 3, 1)])
-        text = render_json(recording([snapshot], 1.0, Counters(samples=10, reports={"accepted": 4})))
+        text = "".join(render_json(recording([snapshot], 1.0, Counters(samples=10, reports={"accepted": 4}))))
         assert "\n" not in text
         document = json.loads(text)
         assert {"config", "started", "seconds", "note", "remarks", "snapshots", "counters", "summary"} <= set(document)
@@ -340,7 +340,7 @@ class TestJson:
 
     def test_accuracy_where_the_truth_is_known(self) -> None:
         """As much as the table for people says."""
-        document = json.loads(render_json(recording([], 1.0), Accuracy(0.5, 1.0, 3, (), 2, 1)))
+        document = json.loads("".join(render_json(recording([], 1.0), Accuracy(0.5, 1.0, 3, (), 2, 1))))
         assert {
             "recall": 0.5,
             "precision": 1.0,

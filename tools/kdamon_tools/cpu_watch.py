@@ -14,10 +14,10 @@ __all__ = ["CpuWatch"]
 
 #: Minimum CPU time of children to report, seconds.
 _WORTH_A_WORD_S: Final = 0.2
-#: Seconds between two readings: at first, and at most; and the maximum share of time that readings may take.
+#: Seconds between two readings: at first, and at most; and the maximum share of a CPU that readings may take.
 _FIRST_S: Final = 0.1
 _LONGEST_S: Final = 1.0
-_COST: Final = 0.05
+_COST: Final = 0.003
 
 
 class CpuWatch:
@@ -45,16 +45,17 @@ class CpuWatch:
 
     def look(self, *, at_once: bool = False) -> None:
         """Read the CPU times of the processes, if it is time to."""
-        began = time.monotonic()
-        if began < self._next and not at_once:
+        now = time.monotonic()
+        if now < self._next and not at_once:
             return
+        began_cpu = time.thread_time()
         try:
             family = self._family()
         except OSError as error:
             if not files_ran_out(error):
                 raise
             # If that persists, monitoring ends, and the result explains it better.
-            self._next = began + self._pause
+            self._next = now + self._pause
             return
         earlier, self._now = self._now, {stat.identity: stat for stat in family}
         self._process = self._find() or self._process
@@ -65,8 +66,7 @@ class CpuWatch:
                 self._most = max(self._most or (took, stat), (took, stat), key=lambda most: most[0])
                 self._before.pop(identity, None)
         self._pause = min(2 * self._pause, _LONGEST_S)
-        ended = time.monotonic()
-        self._next = ended + max(self._pause, (ended - began) / _COST)
+        self._next = time.monotonic() + max(self._pause, (time.thread_time() - began_cpu) / _COST)
 
     def sentence(self, *, lives_on: bool = True) -> str:
         """A sentence if children took more CPU time than the process; empty if they did not.

@@ -13,7 +13,7 @@ __all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots"]
 
 #: The default limits of a history.
 MOST_SNAPSHOTS: Final = 4096
-MOST_ROWS: Final = 1 << 20
+MOST_ROWS: Final = 1 << 18
 
 
 def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
@@ -85,13 +85,22 @@ class History:
         self._max_snapshots = max_snapshots
         self._max_rows = max_rows
         self._rows = 0
+        #: Of each snapshot and the next one.
+        self._spans: list[float] = []
 
     def add(self, snapshot: Snapshot) -> None:
         """Append ``snapshot``, which is newer than all others."""
         self.snapshots.append(snapshot)
         self._rows += len(snapshot.regions)
+        if len(self.snapshots) > 1:
+            self._spans.append(self._span(len(self.snapshots) - 2))
         while len(self.snapshots) > 2 and (len(self.snapshots) > self._max_snapshots or self._rows > self._max_rows):
             self._merge_one_pair()
+
+    def _span(self, at: int) -> float:
+        """Seconds that the snapshot ``at`` and the next one cover, with a pause between them."""
+        # Times that differ by less than a microsecond are equally long.
+        return round(self.snapshots[at + 1].time - self.snapshots[at].began, 6)
 
     def _merge_one_pair(self) -> None:
         """Merge the two neighbours that together cover the shortest time, the oldest of such pairs.
@@ -100,11 +109,12 @@ class History:
 
         One pair at a time: the monitor shares its interpreter with this, and a long pass would delay its samples.
         """
-        began = np.array([snapshot.began for snapshot in self.snapshots[:-1]])
-        ended = np.array([snapshot.time for snapshot in self.snapshots[1:]])
-        # Times that differ by less than a microsecond are equally long.
-        at = int(np.argmin(np.round(ended - began, 6)))
+        at = self._spans.index(min(self._spans))
         older, newer = self.snapshots[at : at + 2]
         merged = merge_snapshots(older, newer)
         self.snapshots[at : at + 2] = [merged]
         self._rows += len(merged.regions) - len(older.regions) - len(newer.regions)
+        del self._spans[at]
+        for pair in (at - 1, at):
+            if 0 <= pair < len(self._spans):
+                self._spans[pair] = self._span(pair)

@@ -15,7 +15,7 @@ __all__ = ["LineStream"]
 
 #: Maximum number of aggregations that wait for a slow reader, and of their regions together.
 _MOST_WAITING: Final = 64
-_MOST_ROWS: Final = 1 << 20
+_MOST_ROWS: Final = 1 << 18
 
 
 class LineStream:

@@ -20,6 +20,8 @@ _TICKS_A_SECOND: Final = os.sysconf("SC_CLK_TCK")
 #: Number of processes to read in a row, about a millisecond, and the pause after them.
 _AT_ONCE: Final = 64
 _PAUSE_S: Final = 0.0005
+#: Bytes of a stat file at most: 52 numbers and a name.
+_LONGEST: Final = 4096
 
 
 @frozen
@@ -56,8 +58,9 @@ class ProcessStat:
 def read_stat(pid: int) -> ProcessStat | None:
     """The present state of process ``pid``; None if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            content = file.read()
+        # Without a buffer: there are many processes.
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            content = file.read(_LONGEST)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     fields = stat_fields(content)

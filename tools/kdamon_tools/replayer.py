@@ -28,7 +28,7 @@ from kdamon.monitoring.snapshot import region_table
 from kdamon.regions import Regions
 from kdamon.reports.deliver import report_accesses
 from kdamon.vaddr import damon_va_three_regions
-from kdamon_tools.history import MOST_ROWS, MOST_SNAPSHOTS, History
+from kdamon_tools.history import MOST_SNAPSHOTS, History
 from kdamon_tools.report_files.records import reports_of
 from kdamon_tools.report_files.stored_records import RecordSource
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
@@ -51,6 +51,8 @@ _SORTING_BYTES: Final = 32
 #: Limits of the histories of all processes together.
 _ALL_SNAPSHOTS: Final = 1 << 19
 _ALL_ROWS: Final = 1 << 24
+#: Regions in all snapshots of one of them.
+_MOST_ROWS: Final = 1 << 20
 #: Maximum number of sampling intervals of a replay: hours of work, but finite.
 _MOST_INTERVALS: Final = 100_000_000
 
@@ -185,7 +187,7 @@ class Replay:
         self._collected: deque[tuple[int, int, int, Regions]] = deque()
         self._span = (0, 0)
         self._histories = [
-            History(min(MOST_SNAPSHOTS, _ALL_SNAPSHOTS // len(configs)), min(MOST_ROWS, _ALL_ROWS // len(configs)))
+            History(min(MOST_SNAPSHOTS, _ALL_SNAPSHOTS // len(configs)), min(_MOST_ROWS, _ALL_ROWS // len(configs)))
             for _ in configs
         ]
         self._began = 0

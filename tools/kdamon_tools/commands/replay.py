@@ -185,7 +185,8 @@ class _Progress:
 def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.json:
         for recording in recordings:
-            yield render_json(recording, schema=REPLAY) + "\n"
+            yield from render_json(recording, schema=REPLAY)
+            yield "\n"
         return
     width, height = terminal_size()
     parts = []

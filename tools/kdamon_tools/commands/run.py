@@ -21,6 +21,7 @@ from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
 from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import may, refusal
+from kdamon_tools import interpreter
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.commands.common import machine_when_needed, refused
 from kdamon_tools.commands.run_checks import check_command_line, check_memory, config_of
@@ -98,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
         monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
         with _ending(monitor, stop) as end:
+            interpreter.ready()
             present = monitor.mapped()
             # The mappings of a starting command are not known yet.
             if present is not None and command is None:
@@ -371,7 +373,8 @@ def _rendered(
     recording: Recording, accuracy: Accuracy | None, result: ResultFile, arguments: argparse.Namespace
 ) -> Iterator[str]:
     if arguments.json:
-        yield render_json(recording, accuracy) + "\n"
+        yield from render_json(recording, accuracy)
+        yield "\n"
         return
     width, height = terminal_size()
     heatmap = render_heatmap(
