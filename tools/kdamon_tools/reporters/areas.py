@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, Mask, U64Array
+from kdamon.arrays import F64Array, Indexes, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.snapshot import Config, Range, Snapshot
@@ -50,38 +51,34 @@ class Profile:
 
 
 def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
-    """Sum up all snapshots per address, by sweeps over the edges of all regions."""
-    tables = [snapshot.regions for snapshot in snapshots]
-    lengths = [len(table) for table in tables]
+    """Sum up all snapshots per address, by sweeps over the edges of all regions; a part of the time after the other."""
     merged = np.array([float(snapshot.merged) for snapshot in snapshots])
-    weights = np.repeat(merged, lengths)
-    rows = np.concatenate(tables)
-    addresses = np.concatenate([rows["start"], rows["end"]])
-    edges, index = np.unique(addresses, return_inverse=True)
-    index = index.reshape(2, -1)
+    tables = [snapshot.regions for snapshot in snapshots]
+    parts = _times(merged)
+    edges = np.empty(0, np.uint64)
+    for first, end in parts:
+        of_time = tables[first:end]
+        edges = np.unique(np.concatenate([edges, *(rows[name] for rows in of_time for name in ("start", "end"))]))
+    covered, accesses, unknown, peak = np.zeros((4, max(0, len(edges) - 1)))
+    for first, end in parts:
+        rows = np.concatenate(tables[first:end])
+        weights = np.repeat(merged[first:end], [len(table) for table in tables[first:end]])
+        borders = [np.searchsorted(edges, rows[name]) for name in ("start", "end")]
+        here = _swept(borders, weights * rows["nr_accesses"], len(edges))
+        accesses += here
+        np.maximum(peak, here / (config.max_nr_accesses * merged[first:end].sum()), out=peak)
+        covered += _swept(borders, weights, len(edges))
+        unknown += _swept(borders, weights * rows["nr_unknown"], len(edges))
+    return Profile(edges, covered, accesses, unknown, np.minimum(peak, 1.0))
 
-    def swept(values: F64Array, which: slice) -> F64Array:
-        """Sum of ``values`` of the rows ``which`` at each piece."""
-        steps = np.bincount(index[0, which], values[which], len(edges)) - np.bincount(
-            index[1, which], values[which], len(edges)
-        )
-        return np.maximum(np.cumsum(steps)[:-1], 0)
 
-    everything = slice(None)
-    accesses = weights * rows["nr_accesses"]
-    peak = np.zeros(max(0, len(edges) - 1))
-    row_ends = np.cumsum(lengths)
-    for first, end in _times(merged):
-        of_time = slice(int(row_ends[first] - lengths[first]), int(row_ends[end - 1]))
-        share = swept(accesses, of_time) / (config.max_nr_accesses * merged[first:end].sum())
-        peak = np.maximum(peak, share)
-    return Profile(
-        edges,
-        swept(weights, everything),
-        swept(accesses, everything),
-        swept(weights * rows["nr_unknown"], everything),
-        np.minimum(peak, 1.0),
-    )
+def _swept(borders: Sequence[Indexes], values: F64Array, nr_edges: int) -> F64Array:
+    """Sum of ``values``, one of each row, at each piece.
+
+    :param borders: the edges at which the rows begin and end, shape (n,) each.
+    """
+    steps = np.bincount(borders[0], values, nr_edges) - np.bincount(borders[1], values, nr_edges)
+    return np.maximum(np.cumsum(steps)[:-1], 0)
 
 
 def _times(merged: F64Array) -> list[tuple[int, int]]:
