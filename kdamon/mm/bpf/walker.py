@@ -69,7 +69,8 @@ class Walker:
                 f"the page table walk supports x86_64 only, and this machine is {platform.machine()}",
             )
         self._lock = threading.Lock()
-        self._mm = 0
+        #: What the address space of each open pagemap may be.
+        self._mms: dict[int, int] = {}
         self._layout = Layout(vmlinux())
         self._array: Array
         self._program: Program
@@ -187,11 +188,12 @@ class Walker:
             self._header[Word.FD] = pagemap_fd
             while True:
                 # The shared memory shows afterwards for which address space the program ran.
-                readable, words = self._peek(np.array([self._mm + offset], dtype=np.uint64))
+                expected = self._mms.get(pagemap_fd, 0)
+                readable, words = self._peek(np.array([expected + offset], dtype=np.uint64))
                 mm = int(self._header[Word.MM])
-                if mm == self._mm:
+                if mm == expected:
                     return int(words[0]) if readable[0] else None
-                self._mm = mm
+                self._mms[pagemap_fd] = mm
 
     def pfns(self, entries: U64Array) -> U64Array:
         """Page frame numbers in ``entries``; 0 for an entry that has none in plain form (P is clear)."""

@@ -22,14 +22,18 @@ from kdamon.mm.proc.process_files import (
     is_kernel_thread,
     no_such_process,
     open_directory,
+    open_stat,
+    program_of,
 )
 
 __all__ = ["AccessSource", "LinuxTask", "Space"]
 
 log = logging.getLogger("kdamon")
 
-#: Nanoseconds after which it is looked whether a process left a living address space (see LinuxTask.get_mm()).
+#: Nanoseconds after which it is looked whether a process left a living address space (see LinuxTask.get_mm()), and
+#: after which its files are opened again for that, which takes ten times as long.
 _RECHECK: Final = 100_000_000
+_REOPEN: Final = 1_000_000_000
 #: Seconds for which others wait for the lock of a process's memory, before that counts as held for ever.
 _LOCKED: Final = 0.02
 
@@ -75,12 +79,14 @@ class LinuxTask:
         self._primitive = primitive
         self._lock = threading.Lock()
         self._space: Space | None = None
-        self._recheck_at = 0
+        self._recheck_at = self._reopen_at = 0
+        self._program: list[bytes] | None = None
         self._said_unreachable = self._said_locked = False
         self._shortage = FileShortage()
-        self._directory = self._pidfd = -1
+        self._directory = self._stat = self._pidfd = -1
         try:
             self._directory = open_directory(pid)
+            self._stat = open_stat(self._directory)
             self._birth = birth_of_directory(self._directory)
             if birth not in (None, self._birth):
                 raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
@@ -147,6 +153,12 @@ class LinuxTask:
             self._recheck_at = now + _RECHECK
             if self._space is not None and self._stays_locked(self._space):
                 return None
+            # Before the files are opened: if it calls exec() in between, the next look is at another program.
+            program = program_of(self._stat)
+            looks_same = now < self._reopen_at and program is not None and program == self._program
+            if looks_same and self._space is not None and self._space.alive():
+                return self._space
+            self._program, self._reopen_at = program, now + _REOPEN
             try:
                 files = ProcessFiles(self._directory)
             except OSError as error:
@@ -198,10 +210,10 @@ class LinuxTask:
         """Give everything back."""
         with self._lock:
             self._drop()
-            for fd in (self._pidfd, self._directory):
+            for fd in (self._pidfd, self._stat, self._directory):
                 if fd >= 0:
                     os.close(fd)
-            self._pidfd = self._directory = -1
+            self._pidfd = self._stat = self._directory = -1
 
     def _drop(self) -> None:
         if self._space is not None:

@@ -18,6 +18,8 @@ __all__ = [
     "is_kernel_thread",
     "no_such_process",
     "open_directory",
+    "open_stat",
+    "program_of",
     "user_of",
 ]
 
@@ -29,6 +31,11 @@ def no_such_process(pid: int) -> OSError:
 
 #: In the flags of /proc/PID/stat (include/linux/sched.h).
 _PF_KTHREAD: Final = 0x0020_0000
+#: Fields of /proc/PID/stat, as proc_pid_stat(5) counts them.
+_START_CODE: Final = 26
+_START_STACK: Final = 28
+_START_DATA: Final = 45
+_ENV_END: Final = 51
 
 
 def open_directory(pid: int) -> int:
@@ -73,11 +80,38 @@ def is_kernel_thread(directory: int) -> bool:
 def _stat_field(directory: int, number: int) -> int:
     """Field ``number`` of /proc/PID/stat, 3 or more, as proc_pid_stat(5) counts them."""
     try:
-        fd = os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-        with open(fd, "rb") as file:
+        with open(open_stat(directory), "rb") as file:
             return int(stat_fields(file.read())[number - 3])
+    except ProcessLookupError:
+        raise ProcessLookupError(errno.ESRCH, "the process ended") from None
+
+
+def open_stat(directory: int) -> int:
+    """Open /proc/PID/stat below ``directory``, open /proc/PID.
+
+    :returns: a file descriptor, the caller's to close.
+    :raises OSError: ESRCH the process ended.
+    """
+    try:
+        return os.open("stat", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, "the process ended") from None
+
+
+def program_of(stat: int) -> list[bytes] | None:
+    """Where the program of an open /proc/PID/stat, its data, stack, arguments and environment are in memory.
+
+    These are other addresses after each exec(), unless addresses are not random. The file shows the process's present
+    memory, in contrast to those of :class:`ProcessFiles`.
+
+    :returns: None where they are not shown: the process ended, or ptrace access is missing.
+    """
+    try:
+        fields = stat_fields(os.pread(stat, 1 << 12, 0))
+    except ProcessLookupError:
+        return None
+    found = [*fields[_START_CODE - 3 : _START_STACK - 2], *fields[_START_DATA - 3 : _ENV_END - 2]]
+    return found if fields and fields[_START_STACK - 3] != b"0" else None
 
 
 def user_of(pid: int) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -68,6 +69,8 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def _open_files() -> dict[str, str]:
+    # Sockets of other tests go with their objects.
+    gc.collect()
     # The list holds its own descriptor, which is gone by now.
     names = [name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
     return {name: os.readlink(f"/proc/self/fd/{name}") for name in names}
@@ -135,8 +138,12 @@ def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) 
         assert (0, 2) == before.vmas().shape
 
 
-def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(machine: LinuxMachine, program: Path) -> None:
-    """A child that borrows its parent's memory gets its own."""
+@pytest.mark.parametrize("reopen", [0, 1 << 62])
+def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(
+    machine: LinuxMachine, program: Path, reopen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child that borrows its parent's memory gets its own, which shows also without opening its files again."""
+    monkeypatch.setattr("kdamon.mm.linux.task._REOPEN", reopen)
     with Workload([program], "anon", PAGES) as work:
         work.send("v")
         children = Path(f"/proc/{work.pid}/task/{work.pid}/children")
@@ -159,6 +166,20 @@ def test_the_address_space_stays_the_same_object(machine: LinuxMachine, program:
         first = _mm(task)
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
+            assert task.get_mm() is first
+
+
+def test_files_stay_open_while_the_program_is_the_same(
+    machine: LinuxMachine, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open them takes longer than to look where the program is."""
+    monkeypatch.setattr("kdamon.mm.linux.task._RECHECK", 0)
+    monkeypatch.setattr("kdamon.mm.linux.task._REOPEN", 1 << 62)
+    with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
+        first = _mm(task)
+        monkeypatch.setattr("kdamon.mm.linux.task.ProcessFiles", None)
+        for _ in range(3):
+            work.order("w", np.arange(PAGES))
             assert task.get_mm() is first
 
 
