@@ -74,6 +74,18 @@ def test_blocks_with_pages_are_found_among_terabytes(pagemap: int) -> None:
         assert blocks == found(Pagemap(pagemap).groups(wanted), base)
 
 
+def test_blocks_are_found_in_many_tables(pagemap: int) -> None:
+    """Of each level, more than are looked through at once."""
+    gib, pgdir = GIB // PMD_SIZE, (1 << 39) // PMD_SIZE
+    with reserved(12 << 40) as base:
+        blocks = sorted(
+            {*(gib * number + number for number in range(21)), *(pgdir * number + 3 for number in range(20))}
+        )
+        touch([base + block * PMD_SIZE for block in blocks])
+        wanted = np.array([[base, base + (12 << 40)]], np.uint64)
+        assert blocks == found(Pagemap(pagemap).groups(wanted), base)
+
+
 def test_ranges_in_the_middle_of_a_block_find_it_once(pagemap: int) -> None:
     """And not when its pages are outside of them."""
     with reserved(GIB) as base:
