@@ -138,6 +138,10 @@ class damon_target:
     #: found, and the time of the next check, clock nanoseconds (no kernel counterpart).
     sparse: tuple[int, int] | None = None
     next_sparse_look: int = 0
+    #: The address space and its extent that the regions were set to, see :mod:`kdamon.mapped`, and the time until which
+    #: that holds, clock nanoseconds (no kernel counterpart).
+    mapped: object = None
+    mapped_until: int = 0
 
 
 class damon_ops_id(IntEnum):

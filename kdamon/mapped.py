@@ -31,6 +31,8 @@ log = logging.getLogger("kdamon")
 _SPARSE: Final = 100
 #: Nanoseconds between two checks of that.
 _LOOK: Final = 60_000_000_000
+#: Nanoseconds after which regions are set anew although the extent of the address space is the same.
+_HOLDS: Final = 10_000_000_000
 #: How many times the gaps that may be left out are considered.
 _MOST: Final = 8
 
@@ -76,9 +78,16 @@ def _update(ctx: damon_ctx) -> None:
     ctx.next_ops_update_sis = min(ctx.next_ops_update_sis, passed + max(passed, ctx.attrs.aggr_samples))
     # All targets together leave room to split the ranges; each has three at least, as with vaddr.
     nr_ranges = max(ctx.attrs.max_nr_regions // 4 // max(len(ctx.adaptive_targets), 1), 3)
+    now = ctx.clock.now()
     for t in ctx.adaptive_targets:
         mm = None if t.task is None else t.task.get_mm()
+        extent = None if mm is None else mm.extent()
+        if extent is not None and t.mapped == (mm, extent, nr_ranges) and now < t.mapped_until and len(t.regions):
+            continue
         vmas = NO_RANGES if mm is None else without_smallest_gaps(joined(mm.vmas()), _MOST * nr_ranges)
+        # Before populated memory is looked for: what is populated meanwhile makes another extent.
+        extent = None if mm is None else mm.extent()
+        t.mapped, t.mapped_until = None if extent is None else (mm, extent, nr_ranges), now + _HOLDS
         ranges = [] if mm is None else mapped_ranges(vmas, nr_ranges, mm.populated(vmas))
         if ranges:
             damon_set_regions(t, ranges, ctx.min_region_sz)

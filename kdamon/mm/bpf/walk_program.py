@@ -132,6 +132,10 @@ class Layout:
         self.mm_lock_seq: int | None = None
         with contextlib.suppress(OSError):
             self.mm_lock_seq = btf.offset("mm_struct", "mm_lock_seq")
+        #: Bytes of page tables.
+        self.pgtables_bytes: int | None = None
+        with contextlib.suppress(OSError):
+            self.pgtables_bytes = btf.offset("mm_struct", "pgtables_bytes")
         #: None where struct page is not as expected: the program then does not distinguish folios.
         self.page: PageLayout | None = None
         with contextlib.suppress(OSError):

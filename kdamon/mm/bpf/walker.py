@@ -180,6 +180,13 @@ class Walker:
         word = self._word_of_mm(pagemap_fd, self._layout.mm_lock_seq)
         return None if word is None else word & 0xFFFF_FFFF
 
+    def table_bytes(self, pagemap_fd: int) -> int | None:
+        """How many bytes the page tables of the address space take, None where that is not known.
+
+        :param pagemap_fd: open /proc/PID/pagemap of the address space.
+        """
+        return self._word_of_mm(pagemap_fd, self._layout.pgtables_bytes)
+
     def _word_of_mm(self, pagemap_fd: int, offset: int | None) -> int | None:
         """8 bytes at ``offset`` in the ``struct mm_struct`` of an open /proc/PID/pagemap, None if they are not seen."""
         if offset is None:

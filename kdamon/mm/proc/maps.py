@@ -390,6 +390,15 @@ class RecentMappings:
         reader = vma_reader() if many else None
         self._reader = MapsReader(self._fd, self._pagemap) if reader is None else VmasReader(reader, self._pagemap)
 
+    def extent(self) -> tuple[int, int] | None:
+        """The state of the mappings, and bytes of page tables; None where :meth:`known` may not be the present list."""
+        walker = made_walker() if self._pagemap >= 0 else None
+        sequence = self._changes()
+        if walker is None or sequence is None or sequence != self._known_sequence:
+            return None
+        tables = walker.table_bytes(self._pagemap)
+        return None if tables is None else (sequence, tables)
+
     def _changes(self) -> int | None:
         """What shows whether a mapping changed, None where nothing does."""
         walker = made_walker() if self._pagemap >= 0 else None

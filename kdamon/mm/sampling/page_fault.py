@@ -115,6 +115,9 @@ class PageFaultSpace(ProcessSpace):
             self._follow(_AT_ONCE)
             return mappings.ranges
 
+    def extent(self) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.extent`; not known, because each update is to look for a userfaultfd."""
+
     def begin_sample(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.Samples.begin_sample`."""
         pages = addrs & _PAGE_MASK

@@ -84,6 +84,11 @@ class ProcessSpace(ABC):
         blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(wanted))])
         return intersect(wanted, joined(blocks))
 
+    def extent(self) -> tuple[int, int] | None:
+        """See :meth:`kdamon.mm.AddressSpace.extent`."""
+        with self._lock:
+            return None if self._closed else self._files.mappings.extent()
+
     def _end(self, addrs: U64Array) -> U64Array | None:
         """The pages of the sample that was begun with ``addrs``, None if there is no such; none is under way then."""
         sampled, self._sampled = self._sampled, None

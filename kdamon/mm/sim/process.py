@@ -130,6 +130,9 @@ class SimProcess:
         """The mapped parts of ``ranges``: simulated memory is always populated."""
         return intersect(ranges, self.vmas())
 
+    def extent(self) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.extent`; not known."""
+
     def begin_sample(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.Samples.begin_sample`."""
         now = self.clock.now()

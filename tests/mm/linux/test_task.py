@@ -453,3 +453,19 @@ def test_a_user_may_look_at_what_ended(what: str, expected: str) -> None:
         [sys.executable, "-c", textwrap.dedent(ENDED), what], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (0, f"{expected}\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_the_extent_shows_new_mappings_and_new_page_tables(machine: LinuxMachine, program: Path) -> None:
+    """And no writes to pages whose table is there."""
+    with Workload([program], "reserved", PAGES) as work, _task(machine, work.pid) as task:
+        mm = _mm(task)
+        mm.vmas()
+        first = mm.extent()
+        if first is None:
+            pytest.skip("this kernel does not count changes of the mappings")
+        work.order("w", np.arange(PAGES))
+        assert first == mm.extent()
+        work.order("n", answer=8)
+        assert mm.extent() is None
+        mm.vmas()
+        assert mm.extent() not in {first, None}
