@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import errno
 import re
-from decimal import Decimal
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "format_bytes",
@@ -99,6 +100,8 @@ def parse_number(text: str, least: int = 0) -> int:
 
 def parse_interval(text: str) -> int:
     """A time in microseconds, from 1 on, from a command line: 5000, or with a unit as 5ms, 0.1s, 2m."""
+    from decimal import Decimal  # noqa: PLC0415 (not for --help)
+
     try:
         match = _TIME.fullmatch(text)
         microseconds = Decimal(match[1]) * _TIME_UNITS[match[2]] if match else Decimal(_number(text))
@@ -115,6 +118,8 @@ def parse_interval(text: str) -> int:
 
 def parse_seconds(text: str) -> float:
     """A positive time in seconds, from a command line: 30, 0.5, or with a unit as 500ms, 2m."""
+    from decimal import Decimal  # noqa: PLC0415 (not for --help)
+
     match = _TIME.fullmatch(text) or re.fullmatch(rf"({_DECIMAL})()", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds, such as 30, 0.5 or 2m")
@@ -135,6 +140,8 @@ def _parse_address(text: str) -> int:
 
 def parse_file(text: str) -> Path:
     """The name of a file, from a command line."""
+    from pathlib import Path  # noqa: PLC0415 (not for --help)
+
     if not text:
         raise argparse.ArgumentTypeError("the file name is empty")
     return Path(text)
