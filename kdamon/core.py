@@ -1014,13 +1014,17 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     access_check_disabled = damon_has_probe_weights(ctx)
     sampling = (primitives.page_table or primitives.page_fault) and not access_check_disabled
     do_prep = ops.prep_probes is not no_op and has_prep(ctx)
-    if sampling:
+    choose_reports(ctx)
+    intervals = _Intervals(ctx)
+    if sampling and not primitives.page_fault and (quiet := _quiet_intervals(ctx, ops)):
+        ops.sample_intervals(ctx, quiet, intervals.passed)
+    elif sampling:
         ops.prepare_access_checks(ctx)
     if do_prep:
         ops.prep_probes(ctx, not sampling)
-    choose_reports(ctx)
 
-    kdamond_usleep(ctx, ctx.attrs.sample_interval)
+    if not intervals.slept:
+        kdamond_usleep(ctx, ctx.attrs.sample_interval)
     if ctx.kdamond is not None and ctx.kdamond.wake.is_set():
         return False
     ctx.passed_sample_intervals += 1
@@ -1038,6 +1042,51 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     if reported or ctx.report_counts:
         kdamond_apply_zero_access_report(ctx)
     return True
+
+
+#: Microseconds of sampling intervals that are taken as a whole: how long a repeated call and a watermark may wait.
+_QUIET: Final = 1_000_000
+
+
+def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
+    """How many of the next sampling intervals nothing but sampling happens in, but for the last of them (0 none)."""
+    if ops.sample_intervals is no_op or ctx.probes or ctx.report_counts or _kdamond_wanted(ctx):
+        return 0
+    passed = ctx.passed_sample_intervals
+    events = [ctx.next_aggregation_sis, ctx.next_ops_update_sis, *(s.next_apply_sis for s in ctx.schemes)]
+    left = min((ulong(event - passed) for event in events if not time_after_eq(passed, event)), default=0)
+    return min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1 if left else 0
+
+
+def _kdamond_wanted(ctx: damon_ctx) -> bool:
+    """Return whether anything is to be done at the end of this sampling interval but to count its samples."""
+    return bool(
+        ctx.walk_control is not None
+        or any(not control.repeat for control in ctx.call_controls)
+        or (ctx.reports is not None and ctx.reports.pending())
+    )
+
+
+class _Intervals:
+    """Sampling intervals that pass within :attr:`kdamon.damon.damon_operations.sample_intervals`.
+
+    :ivar slept: the present interval is over, and the kdamond has to end it itself.
+    """
+
+    def __init__(self, ctx: damon_ctx) -> None:
+        self.slept = False
+        self._ctx = ctx
+
+    def passed(self) -> bool:
+        """Sleep to the end of the present interval; returns whether it needs no more than to be followed by another."""
+        ctx = self._ctx
+        kdamond_usleep(ctx, ctx.attrs.sample_interval)
+        assert ctx.kdamond is not None
+        if ctx.kdamond.wake.is_set() or _kdamond_wanted(ctx) or kdamond_need_stop(ctx):
+            self.slept = True
+            return False
+        ctx.passed_sample_intervals += 1
+        return True
 
 
 def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:
@@ -1112,6 +1161,9 @@ def _kdamond_done(ctx: damon_ctx) -> None:
             unsubscribe_reports(ctx.reports)
         for t in list(ctx.adaptive_targets):
             damon_destroy_target(t, ctx)
+        if ctx.interval_sampler is not None:
+            ctx.interval_sampler.close()
+            ctx.interval_sampler = None
     finally:
         with ctx.call_controls_lock:
             ctx.call_controls_obsolete = True

@@ -31,7 +31,7 @@ from kdamon.access import (
 )
 from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
-from kdamon.mm import AddressSpace, Answers, Machine, Task
+from kdamon.mm import AddressSpace, Answers, IntervalSampler, Machine, Task
 from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
 from kdamon.reports.history import ReportHistory
 from kdamon.reports.lookup import RegionLookup
@@ -222,6 +222,11 @@ class damon_operations:
     :ivar init: called once when the kdamond starts.
     :ivar update: called each ops update interval.
     :ivar prepare_access_checks: called at the start of each sampling interval.
+    :ivar sample_intervals: called instead of ``prepare_access_checks`` where nothing but sampling happens in the next
+        ``nr`` sampling intervals (its second argument): takes up to so many of them as a whole, and begins one more.
+        Calls its third argument at the end of each: that sleeps to the end of the interval, and returns whether the
+        interval may be followed by another one at once. Regions come out as by the other callbacks (no kernel
+        counterpart). (docs/deviations.md#many-sampling-intervals-in-one-callback)
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
         (docs/deviations.md#the-largest-count-is-computed-per-aggregation)
@@ -253,6 +258,7 @@ class damon_operations:
     init: Callable[[damon_ctx], None] = no_op
     update: Callable[[damon_ctx], None] = no_op
     prepare_access_checks: Callable[[damon_ctx], None] = no_op
+    sample_intervals: Callable[[damon_ctx, int, Callable[[], bool]], None] = no_op
     check_accesses: Callable[[damon_ctx], None] = no_op
     report_faults: Callable[[damon_ctx, bool], None] = no_op
     eligible_report: Callable[[ReportLike, damon_target], Any] = _every_report
@@ -381,6 +387,10 @@ class damon_ctx:
     walk_control: damos_walk_control | None = None
     walk_control_obsolete: bool = True
     walk_control_lock: threading.Lock = field(factory=threading.Lock)
+    #: What samples several intervals at once, made when it is needed first (no kernel counterpart).
+    interval_sampler: IntervalSampler | None = None
+    #: Ends the sample of several intervals that is under way, None if there is none (:mod:`kdamon.intervals`).
+    end_intervals: Callable[[], None] | None = None
     #: Reports on their way to this context (:mod:`kdamon.reports`), made when the kdamond starts.
     reports: ReportQueue | None = None
 

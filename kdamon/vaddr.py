@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from attrs import evolve
@@ -26,7 +27,8 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX
+from kdamon.intervals import begin_intervals
+from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX, USEC_PER_SEC
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
 from kdamon.mm import UNKNOWN, AddressSpace, Answers, Primitive
@@ -60,6 +62,7 @@ __all__ = [
     "va_apply_probes",
     "va_prep_probes",
     "va_report_faults",
+    "va_sample_intervals",
 ]
 
 log = logging.getLogger("kdamon")
@@ -78,6 +81,9 @@ _ADVICE = {
 
 #: The remedy where the three regions are too large.
 _NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated memory; or monitor ranges with fvaddr"
+
+#: Microseconds after which it is looked whether a process is in another address space.
+_LOOK: Final = 100_000
 
 #: Actions without effect, and why.
 _NOT_APPLIED = {
@@ -181,6 +187,15 @@ def damon_va_update(ctx: damon_ctx) -> None:
 
 def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     """Choose an address in each region of ``t``; returns the address space, None if there is nothing to sample."""
+    mm = _damon_va_ready(t, ctx)
+    if mm is None or not len(t.regions):
+        return None
+    pick_samples(ctx, t)
+    return mm
+
+
+def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
+    """The address space of ``t``, None if there is none; its regions are those of its present program."""
     _follow_primitive(t, ctx)
     mm = _damon_get_mm(t)
     if mm is not t.mm:
@@ -190,18 +205,65 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
         if t.mm is not None and mm is not None and ctx.ops is not None:
             ctx.ops.update(ctx)
         t.mm = mm
-    if mm is None or not len(t.regions):
-        return None
-    pick_samples(ctx, t)
     return mm
 
 
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     for t in ctx.adaptive_targets:
-        mm = _damon_va_pick(t, ctx)
-        if mm is not None:
-            damon_va_mkold(mm, t)
+        _damon_va_begin(t, ctx)
+
+
+def _damon_va_begin(t: damon_target, ctx: damon_ctx) -> None:
+    mm = _damon_va_pick(t, ctx)
+    if mm is not None:
+        damon_va_mkold(mm, t)
+
+
+def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> None:
+    """Sample up to ``nr`` intervals as a whole, and begin one more, see :class:`kdamon.damon.damon_operations`."""
+    ready, absent = [], []
+    for t in ctx.adaptive_targets:
+        mm = _damon_va_ready(t, ctx)
+        if mm is None:
+            absent.append(t)
+        elif len(t.regions):
+            ready.append(t)
+    intervals = begin_intervals(ctx, ready, nr)
+    if intervals is None:
+        for t in ready:
+            _damon_va_begin(t, ctx)
+        return
+    followed = 0
+    look = _looks(ready, ctx.attrs.sample_interval)
+    while intervals.left and passed():
+        followed += 1
+        if not intervals.follow():
+            intervals.give_up([t for t in ready if _damon_get_mm(t) is not t.mm])
+            damon_va_prepare_access_checks(ctx)
+            break
+        if not next(look):
+            break
+    for t in absent:
+        t.regions.nr_unknown += np.uint32(followed)
+
+
+def _looks(targets: Sequence[damon_target], sample_us: int) -> Iterator[bool]:
+    """For each sampling interval, whether processes are still in the address spaces in which they are sampled.
+
+    That they ended is detected at once; this detects an exec() that left the address space to another process. One
+    target takes its turn every tenth of a second; where there are many, as many as it takes to look at each once a
+    second.
+    """
+    every = max(1, -(-_LOOK // (sample_us or 1)))
+    share = max(1, -(-len(targets) * every * (sample_us or 1) // USEC_PER_SEC))
+    turn = 0
+    while True:
+        for _ in range(every - 1):
+            yield True
+        due = [targets[(turn + i) % len(targets)] for i in range(min(share, len(targets)))]
+        turn += share
+        yield all(_damon_get_mm(t) is t.mm for t in due)
 
 
 def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:
@@ -223,6 +285,8 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
 
 def _end_samples(ctx: damon_ctx, known: bool) -> None:
     """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
+    if ctx.end_intervals is not None:
+        ctx.end_intervals()
     for t in ctx.adaptive_targets:
         mm = _damon_get_mm(t)
         if mm is None:
@@ -366,6 +430,7 @@ _vaddr_ops = damon_operations(
     init=damon_va_init,
     update=damon_va_update,
     prepare_access_checks=damon_va_prepare_access_checks,
+    sample_intervals=va_sample_intervals,
     check_accesses=damon_va_check_accesses,
     report_faults=va_report_faults,
     eligible_report=damon_va_eligible_report,

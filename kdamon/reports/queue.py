@@ -198,6 +198,10 @@ class ReportQueue:
         user.lanes.append(_lane(source, user.room, self._of_users))
         return user.lanes[-1]
 
+    def pending(self) -> bool:
+        """Return whether there is anything to :meth:`take`."""
+        return any(lane.entries for lane in self._lanes)
+
     def take(self) -> list[tuple[int, damon_access_report | Records]]:
         """Everything that was pushed so far, each lane in order; only the kdamond may call this."""
         taken: list[tuple[int, damon_access_report | Records]] = []

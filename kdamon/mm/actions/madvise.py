@@ -33,6 +33,8 @@ _BUDGET: Final = 1152
 _LEAST: Final = _BUDGET // 2
 #: Advice that reads files.
 _READING: Final = frozenset((MADV_WILLNEED, MADV_COLLAPSE))
+#: The size of a struct iovec.
+_IOVEC: Final = 16
 #: The cost of a range besides its entries, and of an entry.
 _RANGE: Final = 8
 _ENTRY: Final = {
@@ -113,6 +115,24 @@ class Adviser:
                 # It stopped before the first range that it refused; the next round returns the reason.
                 done += int(np.searchsorted(np.cumsum(self._ranges[:count, 1]), advised, side="right"))
         return done, 0
+
+    def advise_pages(self, address: int, count: int, advice: int) -> bool:
+        """Advise pages whose ranges are in memory already; returns whether all were taken.
+
+        :param address: of ``count`` ranges of PAGE_SIZE each, as ``struct iovec``; they must stay as they are.
+        """
+        budget = self._budgets.setdefault(advice, CallSize(_BUDGET, _LEAST, _BUDGET))
+        done = 0
+        while done < count:
+            part = min(count - done, budget.now // (_RANGE + 1))
+            with held.of(self._pagemap):
+                place = ctypes.c_void_p(address + _IOVEC * done)
+                advised = syscall(NR_PROCESS_MADVISE, self._pidfd, place, part, advice, 0)
+            if advised != part * PAGE_SIZE:
+                return False
+            budget.called(part * (_RANGE + 1))
+            done += part
+        return True
 
     def advise_each(
         self,

@@ -222,7 +222,7 @@ def _iterate(asm: Assembler, btf: Btf) -> None:
     asm.jump_if("jeq", R1, 0, "anonymous")
     asm.load(R1, R1, btf.offset("file", "f_inode"))
     asm.load(R1, R1, btf.offset("inode", "i_sb"))
-    asm.load32(R3, R1, btf.offset("super_block", "s_dev"))
+    asm.load(R3, R1, btf.offset("super_block", "s_dev"), width=4)
     asm.label("anonymous")
     asm.store(8, R2, _HEADER + 8 * 4, R3)
     asm.op("add", R7, 1)

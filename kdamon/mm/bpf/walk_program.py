@@ -9,11 +9,12 @@ from typing import Final
 
 from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm.bpf.btf import Btf
-from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R6, R7, R8, R9, Assembler, Helper
+from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Assembler, Helper
 
 __all__ = [
     "ACCESSED",
     "CLEARABLE",
+    "FRAME",
     "HEADER_SIZE",
     "LARGE",
     "LEVEL",
@@ -21,8 +22,10 @@ __all__ = [
     "PRESENT",
     "PTE_PRESENT",
     "PTE_UNCACHED",
+    "SHARED",
     "Layout",
     "PageLayout",
+    "PageWalk",
     "Source",
     "Word",
 ]
@@ -44,6 +47,8 @@ LARGE: Final = 0x10
 ACCESSED: Final = PTE_ACCESSED
 #: The page is young 4 KiB, mapped once and on an LRU list: all that MADV_COLD asks of a page.
 CLEARABLE: Final = 0x40
+#: The page is young 4 KiB, no part of a larger folio, and not mapped exactly once: MADV_COLD leaves it alone.
+SHARED: Final = 0x80
 
 #: Bytes before the addresses in the shared memory; after them the entries (8 bytes each) and the flags (1 byte each).
 HEADER_SIZE: Final = 128
@@ -52,6 +57,10 @@ PEEK: Final = 0
 
 #: Where in the program's frame kernel memory is read to.
 _SLOT: Final = -8
+#: Where the flags of a page are kept.
+_KEPT: Final = -16
+#: From here down the frame is free for what is around a walk.
+FRAME: Final = -24
 
 
 class Word:
@@ -142,6 +151,125 @@ class Layout:
             self.page = PageLayout(btf)
 
 
+class PageWalk:
+    """The walk for one address, as a part of a program.
+
+    :param layout: of the running kernel.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def emit(self, asm: Assembler, prefix: str, *, whole: bool) -> None:
+        """Append the walk for the address in R7, from the page directory in R8; R9 is the shared memory's header.
+
+        Afterwards R1 is the entry, R2 the flags; R0, R3 to R5, R7 and R8 are lost, R6 is not touched.
+
+        :param prefix: of all labels.
+        :param whole: look at the folio of a young 4 KiB page, too.
+        """
+        asm.load(R1, R9, 8 * Word.TOP)
+        asm.jump_if_reg("jge", R7, R1, f"{prefix}outside")
+        asm.load(R1, R9, 8 * Word.LEVELS)
+        asm.jump_if("jne", R1, 5, f"{prefix}level 4")
+        for level in (5, 4, 3, 2, 1):
+            self._step(asm, prefix, level)
+        self._leaf(asm, prefix, whole)
+        asm.label(f"{prefix}outside")
+        asm.op("mov", R1, 0)
+        asm.op("mov", R2, LEVEL)
+        asm.jump(f"{prefix}walked")
+        asm.label(f"{prefix}lost")
+        asm.op("mov", R1, 0)
+        asm.op("mov", R2, 0)
+        asm.label(f"{prefix}walked")
+
+    def _step(self, asm: Assembler, prefix: str, level: int) -> None:
+        asm.label(f"{prefix}level {level}")
+        asm.op_reg("mov", R3, R7)
+        asm.op("rsh", R3, PAGE_SHIFT + 9 * (level - 1))
+        asm.op("and", R3, 511)
+        asm.op("lsh", R3, 3)
+        asm.op_reg("add", R3, R8)
+        asm.read_kernel(_SLOT, f"{prefix}lost")
+        asm.op("mov", R2, level)
+        if level == 1:
+            # A page of another node that NUMA balancing watches has no P bit but is mapped.
+            asm.jump_if("jset", R1, PTE_PRESENT | PTE_PROTNONE, f"{prefix}leaf")
+            asm.jump(f"{prefix}walked")
+            return
+        if level in (2, 3):
+            # PSE alone: the kernel takes P away while it splits or changes a large page.
+            asm.jump_if("jset", R1, PTE_PSE, f"{prefix}leaf")
+        asm.jump_if("jset", R1, PTE_PRESENT, f"{prefix}table {level}")
+        asm.jump(f"{prefix}walked")
+        asm.label(f"{prefix}table {level}")
+        asm.load(R2, R9, 8 * Word.MASK)
+        asm.op_reg("and", R1, R2)
+        # A table that is freed under us holds anything; nothing beyond RAM, where devices are, is read for it.
+        asm.load(R2, R9, 8 * Word.LIMIT)
+        asm.jump_if_reg("jge", R1, R2, f"{prefix}lost")
+        asm.load(R2, R9, 8 * Word.BASE)
+        asm.op_reg("add", R1, R2)
+        asm.op_reg("mov", R8, R1)
+
+    def _leaf(self, asm: Assembler, prefix: str, whole: bool) -> None:
+        asm.label(f"{prefix}leaf")
+        asm.op("or", R2, PRESENT)
+        asm.op_reg("mov", R3, R1)
+        asm.op("and", R3, PTE_ACCESSED)
+        asm.op_reg("or", R2, R3)
+        # Only a young 4 KiB page will be cleared, and only then its folio matters.
+        if not whole:
+            asm.jump(f"{prefix}walked")
+            return
+        asm.jump_if("jne", R2, 1 | PRESENT | ACCESSED, f"{prefix}walked")
+        asm.op_reg("mov", R7, R1)
+        if self._layout.page is not None:
+            self._folio(asm, prefix, self._layout.page)
+        asm.label(f"{prefix}large")
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED | LARGE)
+        asm.label(f"{prefix}raw")
+        asm.op_reg("mov", R1, R7)
+        asm.jump(f"{prefix}walked")
+
+    def _folio(self, asm: Assembler, prefix: str, page: PageLayout) -> None:
+        """The flags of a young 4 KiB page, whose entry is in R7, by its struct page."""
+        large = f"{prefix}large"
+        asm.jump_if("jset", R1, PTE_PRESENT, f"{prefix}folio")
+        asm.jump(large)
+        asm.label(f"{prefix}folio")
+        asm.load(R8, R9, 8 * Word.VMEMMAP)
+        asm.jump_if("jeq", R8, 0, large)
+        asm.load(R3, R9, 8 * Word.MASK)
+        asm.op_reg("and", R3, R7)
+        asm.op("rsh", R3, PAGE_SHIFT)
+        asm.op("mul", R3, page.size)
+        asm.op_reg("add", R8, R3)
+        self._page_member(asm, page.compound, large)
+        asm.jump_if("jset", R1, 1, large)
+        self._page_member(asm, page.flags, large)
+        asm.jump_if("jset", R1, page.head, large)
+        asm.store(8, R10, _KEPT, R1)
+        self._page_member(asm, page.mapcount, large)
+        # 32 bits, and 0 means one mapping.
+        asm.op("lsh", R1, 32)
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED | SHARED)
+        asm.jump_if("jne", R1, 0, f"{prefix}raw")
+        asm.load(R1, R10, _KEPT)
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED | CLEARABLE)
+        asm.jump_if("jset", R1, page.lru, f"{prefix}raw")
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED)
+        asm.jump(f"{prefix}raw")
+
+    @staticmethod
+    def _page_member(asm: Assembler, offset: int, unreadable: str) -> None:
+        """R1 = 8 bytes at ``offset`` in the struct page at R8."""
+        asm.op_reg("mov", R3, R8)
+        asm.op("add", R3, offset)
+        asm.read_kernel(_SLOT, unreadable)
+
+
 class Source:
     """The program's text.
 
@@ -150,6 +278,7 @@ class Source:
 
     def __init__(self, layout: Layout, map_fd: int, capacity: int) -> None:
         self._layout = layout
+        self._walk = PageWalk(layout)
         self._map_fd = map_fd
         self._capacity = capacity
 
@@ -220,32 +349,24 @@ class Source:
         asm.store(8, R9, 8 * Word.PGD, R1)
 
     def _one(self, asm: Assembler) -> None:
-        """Walk for address number R6: R1 becomes the entry, R2 the flags, and both are stored."""
+        """Walk for address number R6, and store the entry and the flags."""
         asm.op_reg("mov", R8, R6)
         asm.op("lsh", R8, 3)
         asm.op_reg("add", R8, R9)
         asm.load(R7, R8, HEADER_SIZE)
-        asm.load(R1, R9, 8 * Word.TOP)
-        asm.jump_if_reg("jge", R7, R1, "outside")
         asm.load(R8, R9, 8 * Word.PGD)
         asm.load(R1, R9, 8 * Word.LEVELS)
-        asm.jump_if("jeq", R1, PEEK, "peek")
-        asm.jump_if("jne", R1, 5, "level 4")
-        for level in (5, 4, 3, 2, 1):
-            self._step(asm, level)
-        self._leaf(asm)
-        asm.label("peek")
+        asm.jump_if("jne", R1, PEEK, "walk")
         asm.op_reg("mov", R3, R7)
         asm.read_kernel(_SLOT, "unreadable")
         asm.op("mov", R2, PRESENT)
         asm.jump("store")
-        asm.label("outside")
-        asm.op("mov", R1, 0)
-        asm.op("mov", R2, LEVEL)
-        asm.jump("store")
         asm.label("unreadable")
         asm.op("mov", R1, 0)
         asm.op("mov", R2, 0)
+        asm.jump("store")
+        asm.label("walk")
+        self._walk.emit(asm, "", whole=True)
         asm.label("store")
         asm.op_reg("mov", R3, R6)
         asm.op("lsh", R3, 3)
@@ -256,80 +377,3 @@ class Source:
         asm.op_reg("add", R3, R9)
         asm.op("add", R3, HEADER_SIZE + 16 * self._capacity)
         asm.store(1, R3, 0, R2)
-
-    def _step(self, asm: Assembler, level: int) -> None:
-        asm.label(f"level {level}")
-        asm.op_reg("mov", R3, R7)
-        asm.op("rsh", R3, PAGE_SHIFT + 9 * (level - 1))
-        asm.op("and", R3, 511)
-        asm.op("lsh", R3, 3)
-        asm.op_reg("add", R3, R8)
-        asm.read_kernel(_SLOT, "unreadable")
-        asm.op("mov", R2, level)
-        if level == 1:
-            # A page of another node that NUMA balancing watches has no P bit but is mapped.
-            asm.jump_if("jset", R1, PTE_PRESENT | PTE_PROTNONE, "leaf")
-            asm.jump("store")
-            return
-        if level in (2, 3):
-            # PSE alone: the kernel takes P away while it splits or changes a large page.
-            asm.jump_if("jset", R1, PTE_PSE, "leaf")
-        asm.jump_if("jset", R1, PTE_PRESENT, f"table {level}")
-        asm.jump("store")
-        asm.label(f"table {level}")
-        asm.load(R2, R9, 8 * Word.MASK)
-        asm.op_reg("and", R1, R2)
-        # A table that is freed under us holds anything; nothing beyond RAM, where devices are, is read for it.
-        asm.load(R2, R9, 8 * Word.LIMIT)
-        asm.jump_if_reg("jge", R1, R2, "unreadable")
-        asm.load(R2, R9, 8 * Word.BASE)
-        asm.op_reg("add", R1, R2)
-        asm.op_reg("mov", R8, R1)
-
-    def _leaf(self, asm: Assembler) -> None:
-        page = self._layout.page
-        asm.label("leaf")
-        asm.op("or", R2, PRESENT)
-        asm.op_reg("mov", R3, R1)
-        asm.op("and", R3, PTE_ACCESSED)
-        asm.op_reg("or", R2, R3)
-        # Only a young 4 KiB page will be cleared, and only then its folio matters.
-        asm.jump_if("jne", R2, 1 | PRESENT | ACCESSED, "store")
-        asm.op_reg("mov", R7, R1)
-        if page is not None:
-            asm.jump_if("jset", R1, PTE_PRESENT, "folio")
-            asm.jump("large")
-            asm.label("folio")
-            asm.load(R8, R9, 8 * Word.VMEMMAP)
-            asm.jump_if("jeq", R8, 0, "large")
-            asm.load(R3, R9, 8 * Word.MASK)
-            asm.op_reg("and", R3, R7)
-            asm.op("rsh", R3, PAGE_SHIFT)
-            asm.op("mul", R3, page.size)
-            asm.op_reg("add", R8, R3)
-            self._page_member(asm, page.compound)
-            asm.jump_if("jset", R1, 1, "large")
-            self._page_member(asm, page.flags)
-            asm.jump_if("jset", R1, page.head, "large")
-            asm.jump_if("jset", R1, page.lru, "listed")
-            asm.jump("small")
-            asm.label("listed")
-            self._page_member(asm, page.mapcount)
-            # 32 bits, and 0 means one mapping.
-            asm.op("lsh", R1, 32)
-            asm.op("mov", R2, 1 | PRESENT | ACCESSED | CLEARABLE)
-            asm.jump_if("jeq", R1, 0, "raw")
-            asm.label("small")
-            asm.op("mov", R2, 1 | PRESENT | ACCESSED)
-            asm.jump("raw")
-        asm.label("large")
-        asm.op("mov", R2, 1 | PRESENT | ACCESSED | LARGE)
-        asm.label("raw")
-        asm.op_reg("mov", R1, R7)
-        asm.jump("store")
-
-    def _page_member(self, asm: Assembler, offset: int) -> None:
-        """R1 = 8 bytes at ``offset`` in the struct page at R8."""
-        asm.op_reg("mov", R3, R8)
-        asm.op("add", R3, offset)
-        asm.read_kernel(_SLOT, "large")

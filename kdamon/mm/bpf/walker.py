@@ -25,6 +25,7 @@ from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.rights import refused_program
 from kdamon.mm import FrameKind
 from kdamon.mm.bpf.btf import vmlinux
+from kdamon.mm.bpf.interval_program import IntervalLayout, IntervalProgram
 from kdamon.mm.bpf.program import Array, Program
 from kdamon.mm.bpf.walk_program import (
     HEADER_SIZE,
@@ -39,13 +40,13 @@ from kdamon.mm.bpf.walk_program import (
     Word,
 )
 
-__all__ = ["Walker", "made_walker", "shared_walker"]
+__all__ = ["RWSEM_FLAG_WAITERS", "Walker", "made_walker", "shared_walker"]
 
 _ENTRY_PFN: Final = ((1 << 52) - 1) & ~(PAGE_SIZE - 1)
 _GIB: Final = 1 << 30
 _PGDIR: Final = 1 << 39
 #: In the state of a semaphore (kernel/locking/rwsem.c).
-_RWSEM_FLAG_WAITERS: Final = 1 << 1
+RWSEM_FLAG_WAITERS: Final = 1 << 1
 _KERNEL_HALF: Final = 0xFFFF_8000_0000_0000
 _ULONG_MAX: Final = (1 << 64) - 1
 #: Where 5-level kernels map all memory, and the lowest kernel address there is.
@@ -162,13 +163,28 @@ class Walker:
             self._run(np.empty(0, dtype=np.uint64), 0)
             return int(self._header[Word.MM])
 
+    def page_directory(self, pagemap_fd: int) -> tuple[int, int]:
+        """Where the ``struct mm_struct`` of an open /proc/PID/pagemap is, and its page directory; they stay there."""
+        with self._lock:
+            self._header[Word.FD] = pagemap_fd
+            self._run(np.empty(0, dtype=np.uint64), 0)
+            return int(self._header[Word.MM]), int(self._header[Word.PGD])
+
+    def interval_program(self) -> IntervalProgram:
+        """A new program for whole sampling intervals, the caller's to close.
+
+        :raises OSError: EPERM without the rights; EOPNOTSUPP, and what the verifier says, where the kernel cannot.
+        """
+        with self._lock:
+            return IntervalProgram(self._layout, IntervalLayout(vmlinux()), self._header.copy())
+
     def waited_for(self, pagemap_fd: int, unseen: bool = True) -> bool:
         """Return whether some thread waits for the mmap_lock of the address space of an open /proc/PID/pagemap.
 
         :param unseen: the answer where that cannot be seen.
         """
         word = self._word_of_mm(pagemap_fd, self._layout.mmap_lock)
-        return unseen if word is None else bool(word & _RWSEM_FLAG_WAITERS)
+        return unseen if word is None else bool(word & RWSEM_FLAG_WAITERS)
 
     def changes(self, pagemap_fd: int) -> int | None:
         """A number that differs from an earlier one if the mappings changed since, None where the kernel has none.
@@ -255,7 +271,7 @@ class Walker:
                 raise refused_program(_NEEDS, failure) from failure
             source = Source(self._layout, array.fd, capacity).assemble(with_loop)
             try:
-                self._program = Program(source, "kdamon_walk", "each" if with_loop else None)
+                self._program = Program(source, "kdamon_walk", ("each",) if with_loop else ())
             except OSError as failure:
                 error = failure
                 array.memory.close()

@@ -24,6 +24,7 @@ from kdamon.mm.proc.process_files import (
     birth_of,
 )
 from kdamon.mm.sampling.frames import LinuxFrames
+from kdamon.mm.sampling.intervals import LinuxIntervals
 from kdamon.mm.sampling.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.sampling.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.sampling.page_table import PageTableSpace
@@ -147,6 +148,16 @@ class LinuxMachine:
             if self._accessed is None:
                 self._accessed = _accessed_bits()
             return self._accessed
+
+    def interval_sampler(self) -> LinuxIntervals | None:
+        """See :meth:`kdamon.mm.Machine.interval_sampler`; None without bpf_loop(), which came with Linux 5.17."""
+        if not isinstance(self._accessed_bits(), _PageTable):
+            return None
+        try:
+            return LinuxIntervals(shared_walker())
+        except OSError as error:
+            log.info("sampling intervals are taken one by one: %s", error.strerror)
+            return None
 
     def physical_memory(self) -> MemoryApart:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""

@@ -35,7 +35,7 @@ from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.space import NOTHING, ProcessSpace
 
-__all__ = ["PageTableSpace"]
+__all__ = ["LOCKED", "PageTableSpace"]
 
 _PAGE_SIZE: Final = np.uint64(PAGE_SIZE)
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
@@ -51,7 +51,7 @@ _ACCESSED_SHIFT: Final = np.uint8(5)
 _ONE: Final = np.uint8(1)
 
 #: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
-_LOCKED: Final = 0.001
+LOCKED: Final = 0.001
 
 
 class PageTableSpace(ProcessSpace):
@@ -83,7 +83,7 @@ class PageTableSpace(ProcessSpace):
                 self._files.mappings.go_on(self._share())
                 flags, entries = self._walker.walk(self._files.pagemap, pages)
                 young = np.flatnonzero(flags & ACCESSED)
-                if len(young) and stays_locked(self._files.pagemap, _LOCKED):
+                if len(young) and stays_locked(self._files.pagemap, LOCKED):
                     self._unknown = np.unique(pages[young])
                 elif len(young):
                     self._clear(pages[young], flags[young], entries[young])
@@ -120,6 +120,41 @@ class PageTableSpace(ProcessSpace):
                 # Of pages that NUMA balancing watches the entry is no plain one.
                 found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
             return self._answers(pages, flags), found
+
+    # Whole intervals, see kdamon.mm.sampling.intervals.
+
+    def can_be_listed(self) -> bool:
+        """Return whether its pages may be cleared without looking for mappings that refuse it."""
+        with self._lock:
+            self._forget()
+            return not self._closed and not self._refusing
+
+    def clear_listed(self, address: int, count: int) -> bool:
+        """Make ``count`` pages old, see :meth:`kdamon.mm.actions.madvise.Adviser.advise_pages`; False: perhaps not."""
+        with self._lock:
+            return self._closed or self._adviser.advise_pages(address, count, MADV_COLD)
+
+    def clear_looked_at(self, pages: U64Array, flags: U8Array, entries: U64Array) -> Mask:
+        """Make young ``pages`` old; returns which of them could not be, shape (n,).
+
+        :param flags: of a walk, as ``entries``; of shape (n,) all.
+        """
+        with self._lock:
+            self._unknown = NOTHING
+            if not self._closed:
+                self._clear(pages, flags, entries)
+            failed: Mask = np.isin(pages, self._unknown)
+            self._unknown = NOTHING
+            return failed
+
+    def read_mappings(self) -> bool:
+        """Go on to read the mappings, if that is under way; returns whether it still is."""
+        with self._lock:
+            mappings = self._files.mappings
+            if self._closed or not mappings.under_way:
+                return False
+            mappings.go_on(self._share())
+            return mappings.under_way
 
     def _answers(self, pages: U64Array, flags: U8Array) -> Answers:
         """The answers for the sampled ``pages`` by the ``flags`` of a walk."""

@@ -27,6 +27,7 @@ from kdamon.mm import FAULT_DTYPE, Answers, Faults, FrameKind, PageFilter, Primi
 from kdamon.mm.ranges import NO_RANGES, inside, total, union
 from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sim.actions import SimPages
+from kdamon.mm.sim.intervals import SimIntervals
 from kdamon.mm.sim.process import SimPlace, SimProcess
 
 __all__ = ["SimMachine"]
@@ -126,6 +127,7 @@ class SimMachine:
         self.cached = NO_RANGES
         self.second_node = 1 << 63
         self.cgroups: dict[str, tuple[int, ...]] = {}
+        self.whole_intervals = False
 
     def spawn(self, ranges: Sequence[tuple[int, int]], pid: int | None = None) -> SimProcess:
         """Start a process with the mappings ``ranges`` (bytes, in address order); ``pid`` may have been another's."""
@@ -142,6 +144,10 @@ class SimMachine:
     def place(self, process: SimProcess, start: int, end: int, physical: int) -> None:
         """Let memory [start, end) of ``process`` be at the address ``physical``, as may that of others; whole pages."""
         self.placed.append(SimPlace(process, start, physical, end - start))
+
+    def interval_sampler(self) -> SimIntervals | None:
+        """See :meth:`kdamon.mm.Machine.interval_sampler`; only with :attr:`whole_intervals`."""
+        return SimIntervals() if self.whole_intervals else None
 
     def physical_memory(self) -> Physical:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""

@@ -8,6 +8,8 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import numpy.typing as npt
 import pytest
 
 from kdamon.arrays import U64Array
-from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers
+from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling.intervals import LinuxIntervals
 from tests.support.capabilities import needs_root
 from tests.support.paths import SUPPORT
 from tests.support.workload import Pages, Workload, build
@@ -66,7 +69,64 @@ def _leaf_touched(pid: int, addrs: U64Array, sampled: Pages, touched: Pages) -> 
     return truth
 
 
-def _sample(machine: LinuxMachine, work: Workload, mode: str, *, rounds: int = ROUNDS, pid: int = 0) -> Counter[str]:
+class _OneByOne:
+    """Samples taken by the two halves of each."""
+
+    def __init__(self, mm: AddressSpace, work: Workload, rounds: Sequence[Pages]) -> None:
+        self._mm = mm
+        self._rounds = iter([work.addrs(sampled) for sampled in rounds])
+        self._begin()
+
+    def _begin(self) -> None:
+        self.addrs = next(self._rounds, np.empty(0, np.uint64))
+        self._mm.begin_sample(self.addrs)
+
+    def answers(self) -> Answers:
+        """Those of the present sample; the next one begins."""
+        answers = self._mm.end_sample(self.addrs)
+        self._begin()
+        return answers
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _WholeIntervals:
+    """The same, taken as whole sampling intervals: each row is a region of all the workload's memory."""
+
+    def __init__(self, mm: AddressSpace, work: Workload, rounds: Sequence[Pages]) -> None:
+        n, size = len(rounds[0]), work.pages * 4096
+        target = IntervalTarget(mm, np.full(n, work.base, np.uint64), np.full(n, size, np.uint64), wide=False)
+        # By these numbers the middle of each page is chosen.
+        numbers = [(np.asarray(sampled).astype(np.uint64) * np.uint64(4096) + np.uint64(2048)) for sampled in rounds]
+        numbers = [(offsets << np.uint64(32)) // np.uint64(size) + np.uint64(1) for offsets in numbers]
+        self._sampler = LinuxIntervals(shared_walker())
+        assert self._sampler.begin([target], np.array([*numbers, numbers[-1]]))
+        self._counted = np.zeros((2, n), np.int64)
+
+    @property
+    def addrs(self) -> U64Array:
+        return self._sampler.addrs
+
+    def answers(self) -> Answers:
+        assert self._sampler.follow()
+        counted = np.array([self._sampler.accessed, self._sampler.unknown]).astype(np.int64)
+        accessed, unknown = counted - self._counted
+        self._counted = counted
+        assert (accessed + unknown <= 1).all()
+        return np.where(unknown, UNKNOWN, np.where(accessed, YOUNG, OLD)).astype(np.uint8)
+
+    def close(self) -> None:
+        self._sampler.end()
+        self._sampler.close()
+
+
+How = type[_OneByOne] | type[_WholeIntervals]
+
+
+def _sample(
+    machine: LinuxMachine, work: Workload, mode: str, how: How = _OneByOne, *, rounds: int = ROUNDS, pid: int = 0
+) -> Counter[str]:
     """Sample ``work`` some times and count the answers that are right, wrong, and not given."""
     rng = np.random.default_rng(7)
     outcome: Counter[str] = Counter()
@@ -75,23 +135,24 @@ def _sample(machine: LinuxMachine, work: Workload, mode: str, *, rounds: int = R
     try:
         mm = task.get_mm()
         assert mm is not None
-        for _ in range(rounds):
-            sampled = rng.integers(0, work.pages, SAMPLES)
-            # Few 2 MiB pages, or else all of them would be touched each time.
-            within = rng.integers(0, work.pages // HUGE_PAGES, 2) if work.pages >= HUGE_PAGES else np.zeros(1, int)
-            near = sampled[np.isin(sampled // HUGE_PAGES, within)]
-            touched = rng.choice(near, max(1, len(near) // 2))
-            addrs = work.addrs(sampled)
-            mm.begin_sample(addrs)
-            work.order(mode, touched)
-            answers = mm.end_sample(addrs)
-            truth = _leaf_touched(task.pid, addrs, sampled, touched)
-            outcome["accesses"] += int(truth.sum())
-            missed.append(int(((answers == OLD) & truth).sum()))
-            outcome["invented"] += int(((answers == YOUNG) & ~truth).sum())
-            outcome["seen"] += int(((answers == YOUNG) & truth).sum())
-            outcome["unknown"] += int((answers == UNKNOWN).sum())
-            outcome["samples"] += len(sampled)
+        samples = [rng.integers(0, work.pages, SAMPLES) for _ in range(rounds)]
+        with closing(how(mm, work, samples)) as sampling:
+            for sampled in samples:
+                # Few 2 MiB pages, or else all of them would be touched each time.
+                within = rng.integers(0, work.pages // HUGE_PAGES, 2) if work.pages >= HUGE_PAGES else np.zeros(1, int)
+                near = sampled[np.isin(sampled // HUGE_PAGES, within)]
+                touched = rng.choice(near, max(1, len(near) // 2))
+                addrs = work.addrs(sampled)
+                assert np.array_equal(addrs & ~np.uint64(4095), sampling.addrs & ~np.uint64(4095))
+                work.order(mode, touched)
+                answers = sampling.answers()
+                truth = _leaf_touched(task.pid, addrs, sampled, touched)
+                outcome["accesses"] += int(truth.sum())
+                missed.append(int(((answers == OLD) & truth).sum()))
+                outcome["invented"] += int(((answers == YOUNG) & ~truth).sum())
+                outcome["seen"] += int(((answers == YOUNG) & truth).sum())
+                outcome["unknown"] += int((answers == UNKNOWN).sum())
+                outcome["samples"] += len(sampled)
     finally:
         task.put()
     # Where the kernel's own DAMON runs, it clears the accessed bits of all large pages at a time, now and then.
@@ -107,18 +168,24 @@ def _assert_true(outcome: Counter[str]) -> None:
     assert outcome["seen"] >= 0.75 * outcome["accesses"]
 
 
+#: Both ways to take samples.
+both_ways = pytest.mark.parametrize("how", [_OneByOne, _WholeIntervals])
+
+
+@both_ways
 @pytest.mark.parametrize(("kind", "mode"), [*((kind, mode) for kind in SEEN for mode in "rw"), ("readonly", "r")])
-def test_accesses_are_seen_and_none_is_invented(
-    machine: LinuxMachine, program: Path, data: Path, kind: str, mode: str
+def test_accesses_are_seen_and_none_is_invented(  # noqa: PLR0917 -- fixtures
+    machine: LinuxMachine, program: Path, data: Path, kind: str, mode: str, how: How
 ) -> None:
     """Reads and writes alike, of private, shared and file memory, in 4 KiB and 2 MiB pages, by any thread."""
     with Workload([program], kind, PAGES, str(data)) as work:
-        _assert_true(_sample(machine, work, mode))
+        _assert_true(_sample(machine, work, mode, how))
 
 
+@both_ways
 @pytest.mark.parametrize("kind", ["anon", "thp", "file"])
 def test_accesses_are_seen_where_struct_page_is_not_known(
-    machine: LinuxMachine, program: Path, data: Path, kind: str
+    machine: LinuxMachine, program: Path, data: Path, kind: str, how: How
 ) -> None:
     """/proc/kpageflags and /proc/kpagecount tell then what may be cleared."""
     header = shared_walker()._header
@@ -126,16 +193,17 @@ def test_accesses_are_seen_where_struct_page_is_not_known(
     header[Word.VMEMMAP] = 0
     try:
         with Workload([program], kind, PAGES, str(data)) as work:
-            _assert_true(_sample(machine, work, "w"))
+            _assert_true(_sample(machine, work, "w", how))
     finally:
         header[Word.VMEMMAP] = known
 
 
+@both_ways
 @pytest.mark.parametrize("kind", UNCLEARABLE)
-def test_what_cannot_be_made_old_is_unknown(machine: LinuxMachine, program: Path, kind: str) -> None:
+def test_what_cannot_be_made_old_is_unknown(machine: LinuxMachine, program: Path, kind: str, how: How) -> None:
     """Pages shared with another process, the zero page and locked pages: nothing is claimed about them."""
     with Workload([program], kind, PAGES) as work:
-        outcome = _sample(machine, work, "r")
+        outcome = _sample(machine, work, "r", how)
     assert 0 == outcome["invented"]
     assert outcome["unknown"] >= 0.9 * outcome["samples"]
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Many sampling intervals of an operations set in one callback (no kernel counterpart).
+
+In user space a sampling interval costs more by the calls that it takes than by the pages that it looks at. Where
+nothing but sampling happens, a :class:`kdamon.mm.IntervalSampler` takes several intervals with the random numbers that
+they would have had one by one, so that the regions come out the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kdamon.arrays import U64Array
+from kdamon.damon import damon_ctx, damon_target
+from kdamon.mm import IntervalSampler, IntervalTarget
+
+__all__ = ["Intervals", "begin_intervals"]
+
+
+def begin_intervals(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> Intervals | None:
+    """Begin a sample of every region of ``targets``, which can be followed by up to ``nr`` more.
+
+    :param targets: with address spaces and regions.
+    :returns: None if there is no :class:`kdamon.mm.IntervalSampler` for them; then nothing is begun.
+    """
+    rows = sum(len(t.regions) for t in targets)
+    if ctx.machine is None or not rows:
+        return None
+    if ctx.interval_sampler is None:
+        ctx.interval_sampler = ctx.machine.interval_sampler()
+    sampler = ctx.interval_sampler
+    nr = min(nr + 1, sampler.at_once(rows)) if sampler is not None else 0
+    if sampler is None or not nr:
+        return None
+    parts = [IntervalTarget(t.mm, t.regions.start, t.regions.sizes(), t.regions.wide()) for t in targets if t.mm]
+    if not sampler.begin(parts, random := _random_numbers(ctx, targets, nr)):
+        _give_back(ctx, targets, nr)
+        return None
+    return Intervals(ctx, sampler, targets, len(random))
+
+
+class Intervals:
+    """Sampling intervals under way.
+
+    :ivar left: how many times :meth:`follow` may be called.
+    """
+
+    def __init__(self, ctx: damon_ctx, sampler: IntervalSampler, targets: Sequence[damon_target], nr: int) -> None:
+        self.left = nr - 1
+        self._ctx = ctx
+        self._sampler = sampler
+        self._targets = targets
+        self._followed = 0
+        for t in targets:
+            t.answers = t.sampled = None
+        ctx.end_intervals = self._end
+
+    def follow(self) -> bool:
+        """End the present sample, count it, and begin another one.
+
+        :returns: False if a process ended; then its sample is not counted, no other is begun, and :meth:`give_up` is
+            to follow.
+        """
+        self._followed += 1
+        self.left -= 1
+        return self._sampler.follow()
+
+    def give_up(self, ended: Sequence[damon_target]) -> None:
+        """Give the counts to the regions; no sample is under way.
+
+        :param ended: those of the targets whose last sample is unknown.
+        """
+        self._count(self._sampler.addrs)
+        for t in ended:
+            t.regions.nr_unknown += np.uint32(1)
+            self._ctx.nr_samples -= len(t.regions)
+        _give_back(self._ctx, self._targets, self.left + 1)
+
+    def _end(self) -> None:
+        """End the last sample: give its answers to the targets, and the counts of those before to the regions."""
+        answers = self._sampler.end()
+        self._count(self._sampler.addrs)
+        first = 0
+        for t in self._targets:
+            t.answers = answers[first : first + len(t.regions)]
+            first += len(t.regions)
+        _give_back(self._ctx, self._targets, self.left)
+
+    def _count(self, addrs: U64Array) -> None:
+        ctx, accessed, unknown = self._ctx, self._sampler.accessed, self._sampler.unknown
+        ctx.end_intervals = None
+        first = 0
+        for t in self._targets:
+            rows = slice(first, first + len(t.regions))
+            t.regions.sampling_addr = addrs[rows]
+            t.regions.nr_accesses += accessed[rows]
+            t.regions.nr_unknown += unknown[rows]
+            first = rows.stop
+        ctx.nr_samples += first * self._followed
+        ctx.nr_unknown += int(unknown.sum())
+
+
+def _random_numbers(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> U64Array:
+    """What :func:`kdamon.core.damon_rand` would draw for each interval and region, shape (nr, n)."""
+    n32, n64 = _widths(targets)
+    if not n64:
+        return ctx.rnd.u32(nr * n32).reshape(nr, n32)
+    columns = np.repeat([t.regions.wide() for t in targets], [len(t.regions) for t in targets])
+    numbers = np.empty((nr, n32 + n64), np.uint64)
+    numbers[:, ~columns] = ctx.rnd.u32(nr * n32).reshape(nr, n32)
+    numbers[:, columns] = ctx.rnd.u64(nr * n64).reshape(nr, n64)
+    return numbers
+
+
+def _give_back(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> None:
+    n32, n64 = _widths(targets)
+    ctx.rnd.give_back(nr * n32, nr * n64)
+
+
+def _widths(targets: Sequence[damon_target]) -> tuple[int, int]:
+    """How many regions are chosen in by numbers of 32 bits, and by numbers of 64."""
+    n64 = sum(len(t.regions) for t in targets if t.regions.wide())
+    return sum(len(t.regions) for t in targets) - n64, n64

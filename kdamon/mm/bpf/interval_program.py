@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The BPF program that takes whole sampling intervals of many address spaces: end a sample, choose, and begin the next.
+
+For each row, a region, it looks at the page that was sampled and counts the result, chooses another address in the
+region, and looks at that page. The young ones among these are to be cleared: they are listed as process_madvise(2)
+reads its ranges, so that nothing has to be touched between the two system calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+import numpy as np
+
+from kdamon.arrays import U64Array
+from kdamon.kernel import PAGE_SIZE
+from kdamon.mm.bpf.btf import Btf
+from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
+from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, PRESENT, SHARED, Layout, PageWalk
+
+__all__ = [
+    "BEGIN",
+    "CAPACITY",
+    "END",
+    "NOT_CLEARED",
+    "RANDOM",
+    "TARGETS",
+    "UNKNOWN_ONE",
+    "VERIFY",
+    "WIDE",
+    "IntervalLayout",
+    "IntervalProgram",
+    "IntervalWord",
+    "Row",
+    "Target",
+]
+
+#: Rows, targets, and random numbers at most.
+CAPACITY: Final = 1 << 14
+TARGETS: Final = 1 << 10
+RANDOM: Final = 1 << 16
+
+#: What a run does: end the present sample, begin the next one; or only look again at the pages that were listed.
+END: Final = 1
+BEGIN: Final = 2
+VERIFY: Final = 4
+
+#: In Row.STATE beside the flags of the walk: the page is young, and could not be made old.
+NOT_CLEARED: Final = 1 << 8
+#: In Row.INFO beside the number of the target: its sizes need more than 32 bits.
+WIDE: Final = 1 << 30
+_TARGET: Final = 0xFFFF
+
+#: One unknown sample in Row.COUNTS.
+UNKNOWN_ONE: Final = 1 << 32
+
+
+class IntervalWord:
+    """Words of the header besides :class:`kdamon.mm.bpf.walk_program.Word`'s, in place of those for a single walk."""
+
+    #: See :data:`END`.
+    MODE: Final = 11
+    #: How many rows and targets there are.
+    ROWS: Final = 0
+    TARGETS: Final = 1
+    #: The first random number of the present interval.
+    RANDOM: Final = 3
+    #: Set by the program: how many rows are listed to be cleared by themselves, and how many need more than that.
+    LISTED: Final = 4
+    HARD: Final = 8
+    #: Set by the program: how many targets ended.
+    ENDED: Final = 12
+
+
+class Row:
+    """Words of a row, 64 bytes."""
+
+    START: Final = 0
+    SPAN: Final = 1
+    #: The page directory.
+    PGD: Final = 2
+    #: The number of the target, and :data:`WIDE`.
+    INFO: Final = 3
+    #: The address that is sampled.
+    ADDR: Final = 4
+    #: The flags of the last walk, and :data:`NOT_CLEARED`.
+    STATE: Final = 5
+    #: Its page table entry.
+    ENTRY: Final = 6
+    #: How often it was accessed, 32 bits, and above them how often that is unknown.
+    COUNTS: Final = 7
+
+
+class Target:
+    """Words of a target, 64 bytes."""
+
+    #: Its struct mm_struct.
+    MM: Final = 0
+    #: Set by the program: how many of its rows are listed.
+    LISTED: Final = 1
+    #: Set by the program: the state of its mmap_lock.
+    LOCK: Final = 2
+    #: Set by the program: whether no process lives in it any more.
+    ENDED: Final = 3
+    #: Set by the program: the CPUs that it ran on and that may still hold its translations (mm_cpumask()), 256 of them.
+    CPUS: Final = 4
+
+
+_SIZE: Final = 64
+_SHIFT: Final = 6
+_TARGETS_AT: Final = HEADER_SIZE
+_ROWS_AT: Final = _TARGETS_AT + _SIZE * TARGETS
+_RANDOM_AT: Final = _ROWS_AT + _SIZE * CAPACITY
+_RANGES_AT: Final = _RANDOM_AT + 8 * RANDOM
+_LISTED_AT: Final = _RANGES_AT + 16 * CAPACITY
+_HARD_AT: Final = _LISTED_AT + 4 * CAPACITY
+_END: Final = _HARD_AT + 4 * CAPACITY
+
+#: Slots of the frame.
+_INDEX: Final = FRAME
+_SAVED: Final = FRAME - 8
+_CPU_WORDS: Final = 4
+
+
+class IntervalLayout:
+    """Offsets (bytes) in ``struct mm_struct``."""
+
+    def __init__(self, btf: Btf) -> None:
+        self.users = btf.offset("mm_struct", "mm_users")
+        self.cpus = _cpumask(btf)
+
+
+def _cpumask(btf: Btf) -> int:
+    """The mask of CPUs at the end of the structure; it was renamed when another one was put beside it."""
+    try:
+        return btf.offset("mm_struct", "cpu_bitmap")
+    except OSError:
+        return btf.offset("mm_struct", "flexible_array")
+
+
+class IntervalProgram:
+    """The program and the memory that it shares with this process.
+
+    :param layout: of the running kernel.
+    :param own: the same of what only this program reads.
+    :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
+    :ivar words: the header, as numbers.
+    :ivar rows: shape (CAPACITY, 8).
+    :ivar targets: shape (TARGETS, 8).
+    :ivar random: shape (RANDOM,).
+    :ivar listed: rows, in the order of ``ranges``, shape (CAPACITY,).
+    :ivar hard: rows, shape (CAPACITY,).
+    :ivar ranges: where the ranges to be cleared are, an address.
+    :raises OSError: EPERM without the rights; what the verifier says otherwise.
+    """
+
+    def __init__(self, layout: Layout, own: IntervalLayout, header: U64Array) -> None:
+        self._layout = layout
+        self._own = own
+        self._array = Array(-(-_END // PAGE_SIZE) * PAGE_SIZE)
+        try:
+            self._program = Program(self._assemble(), "kdamon_interval", ("target", "row", "verify"))
+        except BaseException:
+            self._array.close()
+            raise
+        whole = np.frombuffer(self._array.memory, dtype=np.uint8)
+        whole[:HEADER_SIZE].view(np.uint64)[:] = header
+        self.words = (ctypes.c_uint64 * (HEADER_SIZE // 8)).from_buffer(self._array.memory)
+        self.targets: U64Array = whole[_TARGETS_AT:_ROWS_AT].view(np.uint64).reshape(-1, 8)
+        self.rows: U64Array = whole[_ROWS_AT:_RANDOM_AT].view(np.uint64).reshape(-1, 8)
+        self.random: U64Array = whole[_RANDOM_AT:_RANGES_AT].view(np.uint64)
+        self.listed = whole[_LISTED_AT:_HARD_AT].view(np.uint32)
+        self.hard = whole[_HARD_AT:_END].view(np.uint32)
+        self.ranges = int(whole.ctypes.data) + _RANGES_AT
+        self.run = self._program.run
+
+    def close(self) -> None:
+        """Unload the program and give its memory back."""
+        self._program.close()
+        self._array.close()
+
+    def _assemble(self) -> Assembler:
+        asm = Assembler()
+        asm.load_map_value(R9, self._array.fd)
+        asm.op("mov", R1, 0)
+        asm.store(8, R9, 8 * IntervalWord.HARD, R1)
+        asm.load(R1, R9, 8 * IntervalWord.MODE)
+        asm.jump_if("jset", R1, VERIFY, "look again")
+        asm.op("mov", R1, 0)
+        asm.store(8, R9, 8 * IntervalWord.LISTED, R1)
+        asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
+        self._loop(asm, IntervalWord.TARGETS, "target")
+        self._loop(asm, IntervalWord.ROWS, "row")
+        asm.jump("leave")
+        asm.label("look again")
+        self._loop(asm, IntervalWord.LISTED, "verify")
+        asm.label("leave")
+        asm.op("mov", R0, 0)
+        asm.exit()
+        self._target(asm)
+        self._row(asm)
+        self._verify(asm)
+        return asm
+
+    @staticmethod
+    def _loop(asm: Assembler, count: int, callback: str) -> None:
+        asm.load(R1, R9, 8 * count)
+        asm.load_function(R2, callback)
+        asm.op("mov", R3, 0)
+        asm.op("mov", R4, 0)
+        asm.call(Helper.LOOP)
+
+    def _begin(self, asm: Assembler, label: str, capacity: int) -> None:
+        """The beginning of a callback: R6 becomes the index, R9 the shared memory."""
+        asm.label(label)
+        asm.op_reg("mov", R6, R1)
+        asm.load_map_value(R9, self._array.fd)
+        asm.jump_if("jgt", R6, capacity - 1, f"{label} stop")
+
+    @staticmethod
+    def _end(asm: Assembler, label: str) -> None:
+        asm.label(f"{label} next")
+        asm.op("mov", R0, 0)
+        asm.exit()
+        asm.label(f"{label} stop")
+        asm.op("mov", R0, 1)
+        asm.exit()
+
+    def _target(self, asm: Assembler) -> None:
+        """For each target: whether it ended, its lock and its CPUs."""
+        self._begin(asm, "target", TARGETS)
+        asm.op("lsh", R6, _SHIFT)
+        asm.op_reg("add", R6, R9)
+        asm.load(R7, R6, _TARGETS_AT + 8 * Target.MM)
+        asm.op("mov", R1, 0)
+        asm.store(8, R6, _TARGETS_AT + 8 * Target.LISTED, R1)
+        asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
+        self._read_member(asm, self._own.users, "target next")
+        asm.op("lsh", R1, 32)
+        asm.jump_if("jne", R1, 0, "target lives")
+        asm.op("mov", R1, 1)
+        asm.store(8, R6, _TARGETS_AT + 8 * Target.ENDED, R1)
+        asm.load(R1, R9, 8 * IntervalWord.ENDED)
+        asm.op("add", R1, 1)
+        asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
+        asm.label("target lives")
+        if self._layout.mmap_lock is not None:
+            self._read_member(asm, self._layout.mmap_lock, "target next")
+            asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
+        for word in range(_CPU_WORDS):
+            self._read_member(asm, self._own.cpus + 8 * word, "target next")
+            asm.store(8, R6, _TARGETS_AT + 8 * (Target.CPUS + word), R1)
+        self._end(asm, "target")
+
+    @staticmethod
+    def _read_member(asm: Assembler, offset: int, unreadable: str) -> None:
+        """R1 = 8 bytes at ``offset`` in the kernel's structure at R7."""
+        asm.op_reg("mov", R3, R7)
+        asm.op("add", R3, offset)
+        asm.read_kernel(-8, unreadable)
+
+    def _row(self, asm: Assembler) -> None:
+        """For each row: end its sample and begin another one."""
+        self._begin(asm, "row", CAPACITY)
+        asm.store(8, R10, _INDEX, R6)
+        asm.op("lsh", R6, _SHIFT)
+        asm.op_reg("add", R6, R9)
+        asm.op("add", R6, _ROWS_AT)
+        asm.load(R1, R9, 8 * IntervalWord.MODE)
+        asm.jump_if("jset", R1, END, "count")
+        asm.jump("choose")
+        asm.label("count")
+        self._count(asm)
+        asm.label("choose")
+        asm.load(R1, R9, 8 * IntervalWord.MODE)
+        asm.jump_if("jset", R1, BEGIN, "chosen")
+        asm.jump("row next")
+        asm.label("chosen")
+        self._choose(asm)
+        asm.load(R8, R6, 8 * Row.PGD)
+        PageWalk(self._layout).emit(asm, "begin ", whole=True)
+        asm.store(8, R6, 8 * Row.ENTRY, R1)
+        asm.store(8, R6, 8 * Row.STATE, R2)
+        self._list(asm)
+        self._end(asm, "row")
+
+    def _count(self, asm: Assembler) -> None:
+        """End the sample of the row at R6."""
+        asm.load(R7, R6, 8 * Row.ADDR)
+        asm.load(R8, R6, 8 * Row.PGD)
+        PageWalk(self._layout).emit(asm, "end ", whole=False)
+        asm.jump_if("jeq", R2, 0, "unknown")
+        asm.load(R1, R6, 8 * Row.STATE)
+        asm.jump_if("jset", R1, NOT_CLEARED, "not cleared")
+        asm.jump_if("jset", R2, ACCESSED, "young")
+        asm.jump("choose")
+        asm.label("young")
+        asm.load(R1, R6, 8 * Row.COUNTS)
+        asm.op("add", R1, 1)
+        asm.store(8, R6, 8 * Row.COUNTS, R1)
+        asm.jump("choose")
+        asm.label("not cleared")
+        # What is not there any more was not accessed. Deviation: docs/deviations.md#pages-whose-bit-cannot-be-cleared
+        asm.jump_if("jset", R2, PRESENT, "unknown")
+        asm.jump("choose")
+        asm.label("unknown")
+        asm.load(R1, R6, 8 * Row.COUNTS)
+        asm.load_number(R2, UNKNOWN_ONE)
+        asm.op_reg("add", R1, R2)
+        asm.store(8, R6, 8 * Row.COUNTS, R1)
+
+    @staticmethod
+    def _choose(asm: Assembler) -> None:
+        """R7 = a random address in the region of the row at R6 (``damon_rand()``), which is stored."""
+        asm.load(R1, R10, _INDEX)
+        asm.load(R2, R9, 8 * IntervalWord.RANDOM)
+        asm.op_reg("add", R1, R2)
+        asm.jump_if("jgt", R1, RANDOM - 1, "row stop")
+        asm.op("lsh", R1, 3)
+        asm.op_reg("add", R1, R9)
+        asm.op("add", R1, _RANDOM_AT)
+        asm.load(R7, R1, 0)
+        asm.load(R2, R6, 8 * Row.SPAN)
+        asm.load(R1, R6, 8 * Row.INFO)
+        asm.jump_if("jset", R1, WIDE, "wide")
+        asm.op_reg("mul", R7, R2)
+        asm.op("rsh", R7, 32)
+        asm.jump("add start")
+        asm.label("wide")
+        # The upper half of a 64 by 64 bit product, from 32-bit halves: R7 and R1 of the random number, R2 and R3 of the
+        # size.
+        asm.op_reg("mov", R1, R7)
+        _low_half(asm, R1)
+        asm.op("rsh", R7, 32)
+        asm.op_reg("mov", R3, R2)
+        _low_half(asm, R3)
+        asm.op("rsh", R2, 32)
+        asm.op_reg("mov", R4, R1)
+        asm.op_reg("mul", R4, R3)
+        asm.op("rsh", R4, 32)
+        asm.op_reg("mov", R5, R7)
+        asm.op_reg("mul", R5, R3)
+        asm.op_reg("add", R4, R5)
+        # R4 is the middle, R1 the carry.
+        asm.op_reg("mul", R1, R2)
+        asm.op_reg("mov", R5, R4)
+        _low_half(asm, R5)
+        asm.op_reg("add", R1, R5)
+        asm.op("rsh", R1, 32)
+        asm.op("rsh", R4, 32)
+        asm.op_reg("mul", R7, R2)
+        asm.op_reg("add", R7, R4)
+        asm.op_reg("add", R7, R1)
+        asm.label("add start")
+        asm.load(R1, R6, 8 * Row.START)
+        asm.op_reg("add", R7, R1)
+        asm.store(8, R6, 8 * Row.ADDR, R7)
+
+    @staticmethod
+    def _list(asm: Assembler) -> None:
+        """Note what is to be done with the page of the row at R6, whose flags are in R2."""
+        asm.jump_if("jset", R2, ACCESSED, "to clear")
+        asm.jump("row next")
+        asm.label("to clear")
+        asm.jump_if("jset", R2, SHARED, "leave alone")
+        asm.jump_if("jset", R2, CLEARABLE, "clearable")
+        _append(asm, IntervalWord.HARD, _HARD_AT, "row stop")
+        asm.jump("row next")
+        asm.label("leave alone")
+        asm.op("or", R2, NOT_CLEARED)
+        asm.store(8, R6, 8 * Row.STATE, R2)
+        asm.jump("row next")
+        asm.label("clearable")
+        asm.load(R7, R6, 8 * Row.ADDR)
+        asm.op("and", R7, -PAGE_SIZE)
+        asm.load(R1, R9, 8 * IntervalWord.LISTED)
+        asm.jump_if("jgt", R1, CAPACITY - 1, "row stop")
+        asm.op("lsh", R1, 4)
+        asm.op_reg("add", R1, R9)
+        asm.op("add", R1, _RANGES_AT)
+        asm.store(8, R1, 0, R7)
+        asm.op("mov", R2, PAGE_SIZE)
+        asm.store(8, R1, 8, R2)
+        _append(asm, IntervalWord.LISTED, _LISTED_AT, "row stop")
+        asm.load(R1, R6, 8 * Row.INFO)
+        asm.op("and", R1, _TARGET)
+        asm.jump_if("jgt", R1, TARGETS - 1, "row stop")
+        asm.op("lsh", R1, _SHIFT)
+        asm.op_reg("add", R1, R9)
+        asm.load(R2, R1, _TARGETS_AT + 8 * Target.LISTED)
+        asm.op("add", R2, 1)
+        asm.store(8, R1, _TARGETS_AT + 8 * Target.LISTED, R2)
+
+    def _verify(self, asm: Assembler) -> None:
+        """For each listed row: look at its page again; it is hard where it was not cleared for certain."""
+        self._begin(asm, "verify", CAPACITY)
+        asm.op("lsh", R6, 2)
+        asm.op_reg("add", R6, R9)
+        asm.op("add", R6, _LISTED_AT)
+        asm.load(R6, R6, 0, width=4)
+        asm.jump_if("jgt", R6, CAPACITY - 1, "verify stop")
+        asm.store(8, R10, _INDEX, R6)
+        asm.op("lsh", R6, _SHIFT)
+        asm.op_reg("add", R6, R9)
+        asm.op("add", R6, _ROWS_AT)
+        asm.load(R7, R6, 8 * Row.ADDR)
+        asm.load(R8, R6, 8 * Row.PGD)
+        PageWalk(self._layout).emit(asm, "verify ", whole=True)
+        asm.store(8, R6, 8 * Row.ENTRY, R1)
+        asm.store(8, R6, 8 * Row.STATE, R2)
+        asm.jump_if("jset", R2, ACCESSED, "young again")
+        asm.jump("verify next")
+        asm.label("young again")
+        # What can be cleared now could be before: it was cleared, and accessed since.
+        asm.jump_if("jset", R2, CLEARABLE, "verify next")
+        _append(asm, IntervalWord.HARD, _HARD_AT, "verify stop")
+        self._end(asm, "verify")
+
+
+def _low_half(asm: Assembler, register: int) -> None:
+    asm.op("lsh", register, 32)
+    asm.op("rsh", register, 32)
+
+
+def _append(asm: Assembler, count: int, place: int, full: str) -> None:
+    """Append the row's number to the list at ``place`` that has ``count`` elements; R1 and R2 are lost."""
+    asm.load(R1, R9, 8 * count)
+    asm.jump_if("jgt", R1, CAPACITY - 1, full)
+    asm.op_reg("mov", R2, R1)
+    asm.op("add", R2, 1)
+    asm.store(8, R9, 8 * count, R2)
+    asm.op("lsh", R1, 2)
+    asm.op_reg("add", R1, R9)
+    asm.op("add", R1, place)
+    asm.load(R2, R10, _INDEX)
+    asm.store(4, R1, 0, R2)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole sampling intervals of real address spaces by ``page_table``, in few system calls.
+
+A BPF program (:mod:`kdamon.mm.bpf.interval_program`) ends the sample, chooses and looks; process_madvise() makes old
+what it listed, and the program looks whether it became so. What it cannot decide (huge pages, folios of several pages,
+pages that are on no LRU list at the moment) is done as for a sample of its own, by
+:class:`kdamon.mm.sampling.page_table.PageTableSpace`, so that both give the same answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
+from kdamon.kernel import PAGE_SIZE
+from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
+from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.bpf.interval_program import (
+    BEGIN,
+    CAPACITY,
+    END,
+    NOT_CLEARED,
+    RANDOM,
+    TARGETS,
+    VERIFY,
+    WIDE,
+    IntervalProgram,
+    IntervalWord,
+    Row,
+    Target,
+)
+from kdamon.mm.bpf.walker import RWSEM_FLAG_WAITERS, Walker
+from kdamon.mm.mmap_lock import stays_locked
+from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
+
+__all__ = ["LinuxIntervals"]
+
+_PAGE_MASK: Final = ~np.uint64(PAGE_SIZE - 1)
+_FLAGS: Final = np.uint64(0xFF)
+
+
+class _Space:
+    """An address space, pinned: its page directory stays where it is while its /proc/PID/pagemap is open."""
+
+    def __init__(self, space: PageTableSpace, walker: Walker) -> None:
+        self.space = space
+        self.pagemap = os.dup(space.pagemap)
+        self.mm, self.pgd = walker.page_directory(self.pagemap)
+
+    def close(self) -> None:
+        os.close(self.pagemap)
+
+
+class LinuxIntervals:
+    """Implements :class:`kdamon.mm.IntervalSampler` for address spaces of the running kernel.
+
+    :param walker: gives where page tables are; stays the caller's.
+    :raises OSError: EPERM, EOPNOTSUPP this kernel cannot run the program.
+    """
+
+    def __init__(self, walker: Walker) -> None:
+        self._walker = walker
+        self._program: IntervalProgram = walker.interval_program()
+        self._known: dict[PageTableSpace, _Space] = {}
+        self._spaces: list[_Space] = []
+        #: Where the rows of each target begin, and the end of the last.
+        self._edges: list[int] = [0]
+        self._count = 0
+        self._samples = 0
+        self._reading: list[PageTableSpace] = []
+
+    @property
+    def addrs(self) -> U64Array:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return self._program.rows[: self._count, Row.ADDR].copy()
+
+    @property
+    def accessed(self) -> U32Array:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return self._program.rows[: self._count, Row.COUNTS].astype(np.uint32)
+
+    @property
+    def unknown(self) -> U32Array:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return (self._program.rows[: self._count, Row.COUNTS] >> np.uint64(32)).astype(np.uint32)
+
+    def close(self) -> None:
+        """Unload the program, and let the address spaces go."""
+        for one in self._known.values():
+            one.close()
+        self._known.clear()
+        self._program.close()
+
+    @staticmethod
+    def at_once(rows: int) -> int:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return RANDOM // rows if 0 < rows <= CAPACITY else 0
+
+    def begin(self, targets: Sequence[IntervalTarget], random: U64Array) -> bool:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        if not 0 < len(targets) <= TARGETS or random.size > RANDOM:
+            return False
+        spaces = self._pin(targets)
+        if spaces is None:
+            return False
+        program = self._program
+        self._spaces = spaces
+        self._edges = [0]
+        for i, target in enumerate(targets):
+            first = self._edges[-1]
+            self._edges.append(first + len(target.start))
+            rows = program.rows[first : self._edges[-1]]
+            rows[:, Row.START] = target.start
+            rows[:, Row.SPAN] = target.size
+            rows[:, Row.PGD] = spaces[i].pgd
+            rows[:, Row.INFO] = i | (WIDE if target.wide else 0)
+        self._count = self._edges[-1]
+        program.rows[: self._count, Row.COUNTS] = 0
+        program.targets[: len(spaces)] = 0
+        program.targets[: len(spaces), Target.MM] = [one.mm for one in spaces]
+        program.random[: random.size] = random.ravel()
+        program.words[IntervalWord.ROWS] = self._count
+        program.words[IntervalWord.TARGETS] = len(spaces)
+        self._reading = [one.space for one in spaces]
+        self._samples = 0
+        return self._run(BEGIN)
+
+    def follow(self) -> bool:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return self._run(END | BEGIN)
+
+    def end(self) -> Answers:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        counts = self._program.rows[: self._count, Row.COUNTS]
+        before = counts.copy()
+        self._run(END)
+        answers = np.full(self._count, OLD, dtype=np.uint8)
+        changed = counts != before
+        if changed.any():
+            answers[changed] = np.where(counts[changed] - before[changed] == np.uint64(1), YOUNG, UNKNOWN)
+            counts[:] = before
+        return answers
+
+    def _pin(self, targets: Sequence[IntervalTarget]) -> list[_Space] | None:
+        """The address spaces of ``targets``, None if any of them must be sampled by itself."""
+        spaces = []
+        for target in targets:
+            space = target.mm
+            if not isinstance(space, PageTableSpace) or not space.can_be_listed():
+                return None
+            if space not in self._known:
+                self._known[space] = _Space(space, self._walker)
+            spaces.append(self._known[space])
+        if len(self._known) > len(spaces):
+            wanted = {one.space for one in spaces}
+            for space in [space for space in self._known if space not in wanted]:
+                self._known.pop(space).close()
+        return spaces
+
+    def _run(self, mode: int) -> bool:
+        """Run the program; returns False if some process ended, and clears nothing then."""
+        program = self._program
+        words = program.words
+        words[IntervalWord.MODE] = mode
+        words[IntervalWord.RANDOM] = self._samples * self._count
+        program.run()
+        if words[IntervalWord.ENDED]:
+            return False
+        if not mode & BEGIN:
+            return True
+        self._samples += 1
+        if self._reading:
+            self._reading = [space for space in self._reading if space.read_mappings()]
+        if words[IntervalWord.LISTED] or words[IntervalWord.HARD]:
+            self._clear()
+        return True
+
+    def _clear(self) -> None:
+        """Make the pages old that were young when the sample began."""
+        program = self._program
+        listed, hard = program.words[IntervalWord.LISTED], program.words[IntervalWord.HARD]
+        rows: list[Indexes] = []
+        if hard:
+            rows.append(program.hard[:hard].astype(np.intp))
+        locked = self._locked()
+        if listed:
+            at = 0
+            for i, count in enumerate(program.targets[: len(self._spaces), Target.LISTED].tolist()):
+                place = program.ranges + 16 * at
+                if count and (i in locked or not self._spaces[i].space.clear_listed(place, count)):
+                    rows.append(program.listed[at : at + count].astype(np.intp))
+                at += count
+            drain_lru()
+            program.words[IntervalWord.MODE] = VERIFY
+            program.run()
+            if hard := program.words[IntervalWord.HARD]:
+                rows.append(program.hard[:hard].astype(np.intp))
+        if rows:
+            self._clear_rows(np.unique(np.concatenate(rows)), locked)
+
+    def _locked(self) -> list[int]:
+        """The targets whose memory nobody can take the lock of: to clear a page there might never end."""
+        states = self._program.targets[: len(self._spaces), Target.LOCK]
+        waited_for = np.flatnonzero(states & np.uint64(RWSEM_FLAG_WAITERS)).tolist()
+        return [i for i in waited_for if stays_locked(self._spaces[i].pagemap, LOCKED)]
+
+    def _clear_rows(self, rows: Indexes, locked: Sequence[int]) -> None:
+        """Make the young pages of ``rows`` (ascending) old, address space by address space, or note that it failed."""
+        table = self._program.rows
+        edges = np.searchsorted(rows, self._edges).tolist()
+        for i, one in enumerate(self._spaces):
+            part = rows[edges[i] : edges[i + 1]]
+            if not len(part):
+                continue
+            if i not in locked:
+                flags: U8Array = (table[part, Row.STATE] & _FLAGS).astype(np.uint8)
+                pages = table[part, Row.ADDR] & _PAGE_MASK
+                part = part[one.space.clear_looked_at(pages, flags, table[part, Row.ENTRY])]
+            table[part, Row.STATE] |= np.uint64(NOT_CLEARED)

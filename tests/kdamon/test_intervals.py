@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Many sampling intervals in one callback: the regions come out as from one by one, and nothing is put off."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdamon.access import damon_access_report
+from kdamon.core import damon_add_scheme, damon_add_target, damon_new_scheme, damon_new_target, run_ctx
+from kdamon.damon import damon_call_control, damon_ctx, damos_access_pattern, damos_action, damos_walk_control
+from kdamon.kernel import VirtualClock, rnd_state
+from kdamon.mm.sim.intervals import SimIntervals
+from kdamon.mm.sim.machine import SimMachine
+from kdamon.regions import COLUMNS, Regions
+from kdamon.reports.deliver import damon_report_access
+from tests.support.contexts import recorded, sim_ctx
+from tests.support.tables import effort
+
+GIB = 1 << 30
+
+#: What happens at the end of given sleeps of a run.
+Hooks = Callable[[damon_ctx, SimMachine], dict[int, Callable[[], None]]]
+
+
+class HookedClock(VirtualClock):
+    """A clock that calls functions at the end of given sleeps."""
+
+    def __init__(self, hooks: dict[int, Callable[[], None]]) -> None:
+        super().__init__()
+        self.hooks = hooks
+        self.sleeps = 0
+
+    def sleep_until(self, deadline: int, wake: threading.Event) -> None:
+        super().sleep_until(deadline, wake)
+        self.sleeps += 1
+        self.hooks.get(self.sleeps, lambda: None)()
+
+
+class CountedIntervals(SimIntervals):
+    """Counts the samples that follow another one."""
+
+    followed = 0
+
+    def follow(self) -> bool:
+        self.followed += 1
+        return super().follow()
+
+
+def a_machine() -> SimMachine:
+    """Two processes with hot, cold, rarely accessed and unknown memory, one of them larger than 4 GiB."""
+    machine = SimMachine(seed=3)
+    small = machine.spawn([(0x1000, 0x9000), (0x100000, 0x900000), (0x7000_0000, 0x7100_0000)], pid=10)
+    small.access(0x100000, 0x300000)
+    small.access(0x300000, 0x500000, rate=60)
+    small.unknown.append((0x7000_0000, 0x7040_0000))
+    large = machine.spawn([(0x1000, 0x9000), (GIB, 40 * GIB), (100 * GIB, 101 * GIB)], pid=11)
+    large.access(GIB, 2 * GIB, rate=100)
+    return machine
+
+
+def a_run(
+    whole: bool,
+    seconds: float,
+    hooks: Hooks = lambda _ctx, _machine: {},
+    **attrs: Any,
+) -> tuple[list[tuple[int, int, dict[str, list[int]]]], damon_ctx, int]:
+    """The snapshots of a run, the context after it, and how many samples followed another one within a callback."""
+    machine = a_machine()
+    sampler = CountedIntervals()
+    clock = HookedClock({})
+    machine.clock = clock
+    for process in machine.processes.values():
+        process.clock = clock
+    ctx = sim_ctx(machine.processes[10], machine, **attrs)
+    second = damon_new_target()
+    second.pid = 11
+    damon_add_target(ctx, second)
+    clock.hooks = hooks(ctx, machine)
+    with (
+        recorded(ctx) as recorder,
+        patch.object(machine, "interval_sampler", lambda: sampler if whole else None),
+    ):
+        run_ctx(ctx, seconds)
+    found = [(s.sis, s.target, columns(s.regions)) for s in recorder.snapshots]
+    return found, ctx, sampler.followed
+
+
+def columns(regions: Regions) -> dict[str, list[int]]:
+    """All columns as lists."""
+    return {name: getattr(regions, name).tolist() for name in COLUMNS if getattr(regions, name) is not None}
+
+
+def same(seconds: float, hooks: Hooks = lambda _ctx, _machine: {}, **attrs: Any) -> tuple[int, int]:
+    """Compare a run one by one with one by whole intervals; returns how often each began a single sample."""
+    one_by_one, ctx, none = a_run(False, seconds, hooks, **attrs)
+    whole, other, followed = a_run(True, seconds, hooks, **attrs)
+    assert len(one_by_one) > 4
+    assert one_by_one == whole
+    for name in ("nr_samples", "nr_unknown", "passed_sample_intervals", "missed_intervals"):
+        assert getattr(ctx, name) == getattr(other, name), name
+    assert other.interval_sampler is None
+    assert 0 == none
+    return followed
+
+
+def test_regions_come_out_the_same() -> None:
+    """Every column of every snapshot; the sizes of some regions need more than 32 bits."""
+    assert 30 * 19 == same(3)
+
+
+@given(
+    sample=st.sampled_from([1000, 5000, 7000, 100_000]),
+    samples=st.integers(1, 40),
+    update=st.integers(0, 60),
+    seed=st.integers(0, 5),
+)
+@effort(30)
+def test_regions_come_out_the_same_whatever_the_intervals(sample: int, samples: int, update: int, seed: int) -> None:
+    """Also where an update of the mappings falls into an aggregation interval."""
+    same(
+        sample * samples * 6 / 1e6,
+        seed=seed,
+        sample_interval=sample,
+        aggr_interval=sample * samples,
+        ops_update_interval=sample * update,
+    )
+
+
+def test_a_process_that_ends_is_unknown_from_then_on() -> None:
+    """Its samples are not taken for memory that was not accessed, and the other process goes on to be sampled."""
+
+    def hooks(_ctx: damon_ctx, machine: SimMachine) -> dict[int, Callable[[], None]]:
+        return {107: machine.processes[11].exit}
+
+    same(2, hooks)
+
+
+def test_a_call_does_not_wait_for_the_end_of_an_aggregation_interval() -> None:
+    """It is made at the end of the sampling interval in which it was requested."""
+    made: list[int] = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        control = damon_call_control(lambda _: made.append(ctx.passed_sample_intervals))
+        return {33: lambda: ctx.call_controls.append(control)}
+
+    same(1, hooks)
+    assert [33, 33] == made
+
+
+def test_a_repeated_call_is_made_once_a_second_at_least() -> None:
+    """However long an aggregation interval lasts."""
+    made: list[int] = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        ctx.call_controls.append(damon_call_control(lambda _: made.append(ctx.passed_sample_intervals), repeat=True))
+        return {}
+
+    a_run(True, 10, hooks, sample_interval=5000, aggr_interval=5_000_000, ops_update_interval=60_000_000)
+    assert set(range(200, 2001, 200)) <= set(made)
+
+
+def test_reports_are_counted_in_the_interval_in_which_they_arrive() -> None:
+    """A region that was sampled and reported counts once."""
+
+    def hooks(_ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        def report() -> None:
+            for addr in (0x1800, 0x120000, 0x800000):
+                damon_report_access(damon_access_report(pid=10, addr=addr, size=8))
+
+        return dict.fromkeys((5, 6, 20, 21, 57, 199), report)
+
+    same(2, hooks)
+
+
+def test_schemes_are_applied_when_they_are_due() -> None:
+    """Also in the middle of an aggregation interval; their counters and the walks are the same."""
+    stats = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        pattern = damos_access_pattern(4096, 1 << 40, 0, 20, 0, 1 << 31)
+        s = damon_new_scheme(pattern, damos_action.DAMOS_STAT, apply_interval_us=35_000)
+        damon_add_scheme(ctx, s)
+        stats.append(s.stat)
+        walked: list[int] = []
+        stats.append(walked)
+        control = damos_walk_control(lambda *_: walked.append(ctx.passed_sample_intervals))
+
+        def walk() -> None:
+            ctx.walk_control = control
+
+        return {44: walk}
+
+    same(1, hooks)
+    (first, walked, second, walked_whole) = stats
+    assert first == second
+    assert walked and walked == walked_whole
+
+
+def test_random_numbers_are_the_same_drawn_at_once_and_one_by_one() -> None:
+    """Given back ones come again, over the edges of what is drawn in advance."""
+    one, other = rnd_state(7), rnd_state(7)
+    singly = np.concatenate([one.u32(n) for n in (1, 4000, 200, 5000, 3)])
+    many = np.concatenate((other.u32(4201), other.u32(5003)))
+    assert np.array_equal(singly, many)
+    wide = one.u64(10)
+    assert np.array_equal(wide, other.u64(10))
+    other.give_back(4000, 3)
+    assert np.array_equal(many[-4000:], other.u32(4000))
+    assert np.array_equal(wide[-3:], other.u64(3))
+    assert np.array_equal(one.u32(9000), other.u32(9000))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_random_numbers_are_uniform(bits: int) -> None:
+    """Both streams use all their bits."""
+    numbers = rnd_state(1).u32(50000) if bits == 32 else rnd_state(1).u64(50000)
+    for bit in range(bits):
+        share = float((numbers >> np.uint64(bit) & np.uint64(1)).mean())
+        assert 0.48 < share < 0.52, bit
+    assert not (numbers >> np.uint64(bits - 1) > 1).any()
