@@ -211,13 +211,9 @@ def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     for t in ctx.adaptive_targets:
-        _damon_va_begin(t, ctx)
-
-
-def _damon_va_begin(t: damon_target, ctx: damon_ctx) -> None:
-    mm = _damon_va_pick(t, ctx)
-    if mm is not None:
-        damon_va_mkold(mm, t)
+        mm = _damon_va_pick(t, ctx)
+        if mm is not None:
+            damon_va_mkold(mm, t)
 
 
 def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> None:
@@ -231,8 +227,8 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
             ready.append(t)
     intervals = begin_intervals(ctx, ready, nr)
     if intervals is None:
-        for t in ready:
-            _damon_va_begin(t, ctx)
+        assert ctx.ops is not None
+        ctx.ops.prepare_access_checks(ctx)
         return
     followed = 0
     look = _looks(ready, ctx.attrs.sample_interval)
