@@ -36,6 +36,7 @@ from kdamon.mm.bpf.interval_program import (
 from kdamon.mm.bpf.walker import RWSEM_FLAG_WAITERS, Walker
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
+from kdamon.mm.sampling.placement import Placement, usable_cpus
 
 __all__ = ["LinuxIntervals"]
 
@@ -58,6 +59,8 @@ class _Space:
 class LinuxIntervals:
     """Implements :class:`kdamon.mm.IntervalSampler` for address spaces of the running kernel.
 
+    Belongs to the thread that begins the first sample: that one moves to the CPU of its target.
+
     :param walker: gives where page tables are; stays the caller's.
     :raises OSError: EPERM, EOPNOTSUPP this kernel cannot run the program.
     """
@@ -72,6 +75,7 @@ class LinuxIntervals:
         self._count = 0
         self._samples = 0
         self._reading: list[PageTableSpace] = []
+        self._placement: Placement | None = None
 
     @property
     def addrs(self) -> U64Array:
@@ -94,6 +98,8 @@ class LinuxIntervals:
             one.close()
         self._known.clear()
         self._program.close()
+        if self._placement is not None:
+            self._placement.close()
 
     @staticmethod
     def at_once(rows: int) -> int:
@@ -127,6 +133,8 @@ class LinuxIntervals:
         program.words[IntervalWord.TARGETS] = len(spaces)
         self._reading = [one.space for one in spaces]
         self._samples = 0
+        self._placement = self._placement or Placement(usable_cpus())
+        self._placement.begin()
         return self._run(BEGIN)
 
     def follow(self) -> bool:
@@ -163,21 +171,29 @@ class LinuxIntervals:
 
     def _run(self, mode: int) -> bool:
         """Run the program; returns False if some process ended, and clears nothing then."""
+        placement = self._placement
+        assert placement is not None
         program = self._program
         words = program.words
         words[IntervalWord.MODE] = mode
         words[IntervalWord.RANDOM] = self._samples * self._count
         program.run()
-        if words[IntervalWord.ENDED]:
-            return False
-        if not mode & BEGIN:
-            return True
+        if words[IntervalWord.ENDED] or not mode & BEGIN:
+            placement.end()
+            return not mode & BEGIN
         self._samples += 1
         if self._reading:
             self._reading = [space for space in self._reading if space.read_mappings()]
         if words[IntervalWord.LISTED] or words[IntervalWord.HARD]:
+            placement.follow(self._cpus())
             self._clear()
         return True
+
+    def _cpus(self) -> int:
+        """The CPUs that the targets run on, a bit each, as far as the program shows them."""
+        table = self._program.targets[: len(self._spaces), Target.CPUS :]
+        words = table[0] if len(table) == 1 else np.bitwise_or.reduce(table)
+        return int.from_bytes(words.tobytes(), "little")
 
     def _clear(self) -> None:
         """Make the pages old that were young when the sample began."""

@@ -60,71 +60,81 @@ class Placement:
 
     def __init__(self, cpus: frozenset[int]) -> None:
         self._cpus = cpus
-        self._home = frozenset(os.sched_getaffinity(0))
         self._mask = sum(1 << cpu for cpu in cpus)
-        self._seen = 0
-        self._at = 0
-        self._real_time = self._refused = False
-        self._window = 0
-        self._used = 0
-        self._penalty_until = 0
+        self._seen = self._at = 0
+        self._home = frozenset(os.sched_getaffinity(0))
+        self._priority = _RealTime()
 
     def follow(self, mask: int) -> None:
         """Move to the target's CPU.
 
         :param mask: the CPUs that the targets run on, a bit each; 0: on none, or on the one of this thread.
         """
-        if mask == self._at or not mask:
+        if mask in (0, self._at):
             return
-        # Only what is seen twice: a thread that the scheduler moves about is not worth to be followed.
+        # A thread that the scheduler moves about is not worth to be followed: what is seen twice counts.
         if mask != self._seen:
             self._seen = mask
-            return
-        single = mask & (mask - 1) == 0 and mask & self._mask
-        if single:
+        elif mask & (mask - 1) == 0 and mask & self._mask:
             self._move(frozenset((mask.bit_length() - 1,)), mask)
         elif self._at:
             self._move(self._cpus, 0)
+
+    def begin(self) -> None:
+        """Samples follow: take real-time priority, if that is allowed."""
+        self._priority.take()
+
+    def end(self) -> None:
+        """Other work follows: give real-time priority back."""
+        self._priority.give_back()
+
+    def close(self) -> None:
+        """Run as before."""
+        self._priority.give_back()
+        if self._at:
+            self._move(self._home, 0)
 
     def _move(self, cpus: frozenset[int], at: int) -> None:
         try:
             os.sched_setaffinity(0, cpus)
         except OSError as error:
             # A cpuset took the CPU away.
-            log.debug("kdamond does not move to CPUs %s: %s", sorted(cpus), error.strerror)
+            log.debug("the kdamond does not move to the CPUs %s: %s", sorted(cpus), error.strerror)
             self._seen = 0
             return
         self._at = at
 
-    def begin(self) -> None:
-        """Take real-time priority, if it is allowed and was not abused."""
-        if self._refused or self._real_time:
+
+class _RealTime:
+    """Real-time priority of this thread, now and then."""
+
+    def __init__(self) -> None:
+        self._taken = self._refused = False
+        self._since = time.monotonic_ns()
+        self._used = 0
+        self._not_before = 0
+        self._began = 0
+
+    def take(self) -> None:
+        now = time.monotonic_ns()
+        if self._refused or now < self._not_before:
             return
-        now, used = time.monotonic_ns(), time.thread_time_ns()
-        if now < self._penalty_until:
-            return
-        if not self._window or now - self._window > _WINDOW:
-            self._window, self._used = now, used
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         except OSError as error:
             self._refused = True
-            log.info("kdamond has no real-time priority, and may wake up late: %s", error.strerror)
+            log.info("the kdamond has no real-time priority and may wake up late: %s", error.strerror)
             return
-        self._real_time = True
+        self._taken = True
+        self._began = time.thread_time_ns()
+        if now - self._since > _WINDOW:
+            if self._used > _SHARE * (now - self._since):
+                self._not_before = now + _PENALTY
+                log.info("samples take more than %d %% of a CPU: no real-time priority for a while", _SHARE * 100)
+            self._since, self._used = now, 0
 
-    def end(self) -> None:
-        """Give real-time priority back."""
-        if not self._real_time:
-            return
-        self._real_time = False
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-    def check(self) -> None:
-        ...
-
-    def close(self) -> None:
-        """Run as before."""
-        self.end()
-        if self._at:
-            self._move(self._home, 0)
+    def give_back(self) -> None:
+        if self._taken:
+            self._taken = False
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            self._used += time.thread_time_ns() - self._began
