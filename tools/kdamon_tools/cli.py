@@ -92,6 +92,10 @@ def _run(words: list[str], options: list[str], command: list[str], debug: bool) 
             set_up_logs(debug)
             verb = importlib.import_module(f"kdamon_tools.commands.{arguments.verb}")
         interpreter.ready()
+        if getattr(arguments, "monitor_cpus", ()):
+            from kdamon.lib.housekeeping import choose_cpus  # noqa: PLC0415 (not for --help)
+
+            choose_cpus(frozenset(arguments.monitor_cpus))
         return verb.run(arguments)
     except KeyboardInterrupt:
         return 130

@@ -36,7 +36,7 @@ from kdamon.mm.bpf.interval_program import (
 from kdamon.mm.bpf.walker import RWSEM_FLAG_WAITERS, Walker
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
-from kdamon.mm.sampling.placement import Placement, usable_cpus
+from kdamon.mm.sampling.placement import Placement
 
 __all__ = ["LinuxIntervals"]
 
@@ -99,7 +99,7 @@ class LinuxIntervals:
         self._known.clear()
         self._program.close()
         if self._placement is not None:
-            self._placement.close()
+            self._placement.end()
 
     @staticmethod
     def at_once(rows: int) -> int:
@@ -133,7 +133,7 @@ class LinuxIntervals:
         program.words[IntervalWord.TARGETS] = len(spaces)
         self._reading = [one.space for one in spaces]
         self._samples = 0
-        self._placement = self._placement or Placement(usable_cpus())
+        self._placement = self._placement or Placement()
         self._placement.begin()
         return self._run(BEGIN)
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from pathlib import Path
 from typing import Final
 
-__all__ = ["Placement", "usable_cpus"]
+__all__ = ["Placement"]
 
 log = logging.getLogger("kdamon")
 
@@ -27,42 +26,14 @@ _WINDOW: Final = 1_000_000_000
 #: Nanoseconds without real-time priority after they took more.
 _PENALTY: Final = 10_000_000_000
 
-_ISOLATED: Final = ("/sys/devices/system/cpu/isolated", "/sys/devices/system/cpu/nohz_full")
-
-
-def usable_cpus() -> frozenset[int]:
-    """The CPUs that this thread may use, without isolated and nohz_full ones unless there are no others."""
-    allowed = frozenset(os.sched_getaffinity(0))
-    kept_free: set[int] = set()
-    for path in _ISOLATED:
-        try:
-            kept_free |= _cpu_list(Path(path).read_text(encoding="ascii"))
-        except OSError:
-            continue
-    return allowed - kept_free or allowed
-
-
-def _cpu_list(text: str) -> set[int]:
-    """The numbers in ``text``, such as ``0-3,8``; ``(null)`` is none."""
-    found: set[int] = set()
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
-
 
 class Placement:
-    """Of the thread that makes it, a kdamond; only that one may use it.
+    """Of the thread that makes it, a kdamond, on the CPUs that it may use then; only that one may use it."""
 
-    :param cpus: those that it may run on.
-    """
-
-    def __init__(self, cpus: frozenset[int]) -> None:
-        self._cpus = cpus
-        self._mask = sum(1 << cpu for cpu in cpus)
+    def __init__(self) -> None:
+        self._cpus = frozenset(os.sched_getaffinity(0))
+        self._mask = sum(1 << cpu for cpu in self._cpus)
         self._seen = self._at = 0
-        self._home = frozenset(os.sched_getaffinity(0))
         self._priority = _RealTime()
 
     def follow(self, mask: int) -> None:
@@ -76,33 +47,31 @@ class Placement:
         if mask != self._seen:
             self._seen = mask
         elif mask & (mask - 1) == 0 and mask & self._mask:
-            self._move(frozenset((mask.bit_length() - 1,)), mask)
+            self._at = mask if self._bind(mask) else 0
         elif self._at:
-            self._move(self._cpus, 0)
+            self._bind(self._mask)
+            self._at = 0
 
     def begin(self) -> None:
-        """Samples follow: take real-time priority, if that is allowed."""
+        """Samples follow: be where they are cheap, with real-time priority if that is allowed."""
+        if self._at:
+            self._bind(self._at)
         self._priority.take()
 
     def end(self) -> None:
-        """Other work follows: give real-time priority back."""
-        self._priority.give_back()
-
-    def close(self) -> None:
-        """Run as before."""
+        """Other work follows, here or in children: run anywhere, as before."""
         self._priority.give_back()
         if self._at:
-            self._move(self._home, 0)
+            self._bind(self._mask)
 
-    def _move(self, cpus: frozenset[int], at: int) -> None:
+    def _bind(self, mask: int) -> bool:
+        """Let this thread run on the CPUs of ``mask`` only; False: a cpuset took them away."""
         try:
-            os.sched_setaffinity(0, cpus)
+            os.sched_setaffinity(0, [cpu for cpu in self._cpus if mask >> cpu & 1])
         except OSError as error:
-            # A cpuset took the CPU away.
-            log.debug("the kdamond does not move to the CPUs %s: %s", sorted(cpus), error.strerror)
-            self._seen = 0
-            return
-        self._at = at
+            log.debug("the kdamond does not move to the CPUs %x: %s", mask, error.strerror)
+            return False
+        return True
 
 
 class _RealTime:

@@ -8,9 +8,18 @@ from collections.abc import Callable
 
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
 from kdamon_fs.abi import ABI_VERSIONS
-from kdamon_tools.units import parse_file, parse_interval, parse_number, parse_tids
+from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_tids
 
-__all__ = ["REPORTS_VARIABLE", "TREE_VARIABLES", "add_abi", "add_filters", "add_form", "add_reports", "add_sampling"]
+__all__ = [
+    "REPORTS_VARIABLE",
+    "TREE_VARIABLES",
+    "add_abi",
+    "add_filters",
+    "add_form",
+    "add_monitor_cpus",
+    "add_reports",
+    "add_sampling",
+]
 
 #: The variable that names the socket of access reports for producers.
 REPORTS_VARIABLE = (
@@ -88,6 +97,18 @@ def add_form(group: argparse._ArgumentGroup) -> None:
         choices=("auto", "always", "never"),
         default="auto",
         help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+    )
+
+
+def add_monitor_cpus(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of the CPUs that kdamonds run on."""
+    parser.add_argument_group("where kdamonds run").add_argument(
+        "--monitor-cpus",
+        type=parse_cpus,
+        default=(),
+        metavar="LIST",
+        help="CPUs on which kdamonds may run, such as 0-3,5; default: those of this process, without isolated and "
+        "nohz_full ones",
     )
 
 

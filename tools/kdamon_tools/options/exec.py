@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kdamon_tools.options.common import REPORTS_VARIABLE, TREE_VARIABLES, add_abi, add_reports
+from kdamon_tools.options.common import REPORTS_VARIABLE, TREE_VARIABLES, add_abi, add_monitor_cpus, add_reports
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
 
 __all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
@@ -39,3 +39,4 @@ def add_options(parser: Parser) -> None:
     """Add the options of the verb."""
     add_abi(parser.add_argument_group("what to serve"))
     add_reports(parser)
+    add_monitor_cpus(parser)

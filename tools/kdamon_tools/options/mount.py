@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kdamon_tools.options.common import REPORTS_VARIABLE, TREE_VARIABLES, add_abi, add_reports
+from kdamon_tools.options.common import REPORTS_VARIABLE, TREE_VARIABLES, add_abi, add_monitor_cpus, add_reports
 from kdamon_tools.options.parser import STATUSES, About, Parser
 
 __all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
@@ -38,3 +38,4 @@ def add_options(parser: Parser) -> None:
     )
     add_abi(tree)
     add_reports(parser)
+    add_monitor_cpus(parser)

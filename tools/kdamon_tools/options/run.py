@@ -7,7 +7,7 @@ import argparse
 from functools import partial
 from typing import Final
 
-from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form, add_sampling
+from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form, add_monitor_cpus, add_sampling
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
 
@@ -41,6 +41,7 @@ def add_options(parser: Parser) -> None:
     _add_target(parser.add_argument_group("what to monitor"))
     _add_counting(parser.add_argument_group("which accesses count"))
     _add_regions(parser.add_argument_group("intervals and regions"))
+    add_monitor_cpus(parser)
     _add_output(parser.add_argument_group("output"))
 
 

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A kdamond is where its target runs, and samples with real-time priority, as far as it may."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kdamon
+from kdamon.lib.housekeeping import choose_cpus
+from kdamon.lib.process_status import stat_fields
+from kdamon.mm.sampling import placement
+from kdamon.mm.sampling.placement import Placement
+from tests.support.capabilities import needs_root
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.real
+
+OWN = sorted(os.sched_getaffinity(0))
+needs_two_cpus = pytest.mark.skipif(len(OWN) < 2, reason="kernel lacks: a second CPU")
+
+#: Touches its memory all the time; ends with its parent.
+BUSY = """
+import os
+memory = bytearray(64 << 20)
+print("ready", flush=True)
+parent = os.getppid()
+while os.getppid() == parent:
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+"""
+
+
+@pytest.fixture(name="pinned", autouse=True)
+def _not_pinned() -> Iterator[None]:
+    """The kdamond may run anywhere here."""
+    os.sched_setaffinity(0, OWN)
+    yield
+    choose_cpus(None)
+    os.sched_setaffinity(0, OWN)
+
+
+@pytest.fixture(name="busy")
+def _busy() -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def kdamond() -> int:
+    """The thread of the only kdamond of this process."""
+    threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
+    (found,) = (tid for tid in threads if "kdamond" in Path(f"/proc/self/task/{tid}/comm").read_text())
+    return found
+
+
+def policy(tid: int) -> int:
+    """The scheduling policy of a thread of this process, as it is now."""
+    return int(stat_fields(Path(f"/proc/self/task/{tid}/stat").read_bytes())[41 - 3])
+
+
+@needs_root("monitors another process, with real-time priority")
+@needs_two_cpus
+@pytest.mark.usefixtures("machine")
+def test_a_kdamond_moves_to_the_cpu_of_its_target(busy: subprocess.Popen[str]) -> None:
+    """Wherever that runs, and it follows."""
+    with kdamon.monitor(pid=busy.pid, max_regions=100):
+        tid = kdamond()
+        for cpu in (OWN[0], OWN[-1], OWN[0]):
+            os.sched_setaffinity(busy.pid, {cpu})
+            eventually(lambda cpu=cpu: os.sched_getaffinity(tid) == {cpu}, f"the kdamond on CPU {cpu}")
+    assert set(OWN) == os.sched_getaffinity(0)
+
+
+@needs_root("monitors another process, with real-time priority")
+@needs_two_cpus
+@pytest.mark.usefixtures("machine")
+def test_a_kdamond_stays_on_the_cpus_that_were_chosen(busy: subprocess.Popen[str]) -> None:
+    """Also where its target runs on another one."""
+    os.sched_setaffinity(busy.pid, {OWN[0]})
+    choose_cpus(frozenset({OWN[-1]}))
+    seen = set()
+    with kdamon.monitor(pid=busy.pid, max_regions=100) as monitor:
+        tid = kdamond()
+        for _, _snapshot in zip(range(10), monitor, strict=False):
+            seen.add(frozenset(os.sched_getaffinity(tid)))
+    assert {frozenset({OWN[-1]})} == seen
+
+
+@needs_root("monitors another process, with real-time priority")
+@pytest.mark.usefixtures("machine")
+def test_a_kdamond_samples_with_real_time_priority(busy: subprocess.Popen[str]) -> None:
+    """Of all its work only the samples have it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        pytest.skip("kernel lacks: real-time priority for this control group")
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with kdamon.monitor(pid=busy.pid, max_regions=100):
+        tid = kdamond()
+        for wanted in (os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO):
+            eventually(lambda wanted=wanted: policy(tid) == wanted, f"scheduling policy {wanted}", pause=0.0001)
+
+
+@needs_root("monitors another process, with real-time priority")
+def test_samples_that_take_long_lose_real_time_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a while; other threads get the CPU."""
+    monkeypatch.setattr(placement, "_SHARE", 0.0)
+    monkeypatch.setattr(placement, "_WINDOW", 0)
+    place = Placement()
+    place.begin()
+    if policy(os.getpid()) != os.SCHED_FIFO:
+        pytest.skip("kernel lacks: real-time priority for this control group")
+    sum(range(10000))
+    place.end()
+    place.begin()
+    place.end()
+    place.begin()
+    assert os.SCHED_OTHER == policy(os.getpid())
+    monkeypatch.setattr(placement._RealTime, "_not_before", 0, raising=False)
+    place.end()
+
+
+def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
+    """What the scheduler moves about is not; nor a CPU that this thread may not use, nor several."""
+    place = Placement()
+    first = 1 << OWN[0]
+    place.follow(first)
+    assert set(OWN) == os.sched_getaffinity(0)
+    place.follow(first)
+    assert {OWN[0]} == os.sched_getaffinity(0)
+    for mask in (0, 1 << 200, 0, first):
+        place.follow(mask)
+    assert {OWN[0]} == os.sched_getaffinity(0)
+    place.end()
+    assert set(OWN) == os.sched_getaffinity(0)
+    place.begin()
+    assert {OWN[0]} == os.sched_getaffinity(0)
+    place.follow(0b11 << 200)
+    place.follow(0b11 << 200)
+    assert set(OWN) == os.sched_getaffinity(0)
+    place.end()
