@@ -376,6 +376,17 @@ def test_the_first_aggregation_is_shown_at_once(
     assert 1 == capsys.readouterr().err.count(" regions of ")
 
 
+def test_an_aggregation_is_shown_once(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where lines come more often than aggregations, none is shown again."""
+    monkeypatch.setattr(run_verb, "_LINE_S", 0.0)
+    ends_when_shown(monkeypatch, process, 3)
+    assert 0 == cli.main(["run", "--pid", str(process.pid), "--sample-us", "50ms", "--aggr-us", "500ms"])
+    times = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert 3 == len(times) == len(set(times))
+
+
 def test_on_a_terminal_the_table_is_redrawn(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdamon_tools import interpreter
+
 __all__ = ["find_reports", "serve_reports"]
 
 log = logging.getLogger("kdamon")
@@ -29,6 +31,7 @@ def serve_reports(arguments: argparse.Namespace) -> Iterator[None]:
     """
     from kdamon.producers.server import ReportServer  # noqa: PLC0415 (needs more than the other verbs)
 
+    interpreter.ready()
     if arguments.no_reports:
         yield
         return

@@ -275,7 +275,7 @@ def _watch(
     colour = in_place and use_colour(arguments.color, sys.stderr)
     deadline = monitor.started + arguments.seconds if arguments.seconds else float("inf")
     looked_at = monitor.started
-    shown_at = float("-inf")
+    shown, shown_at = None, float("-inf")
     poller = select.poll()
     if pidfd is not None:
         poller.register(pidfd, select.POLLIN)
@@ -308,8 +308,10 @@ def _watch(
             if work is not None and now - monitor.started >= _WORK_S and (remark := work.sentence_once()):
                 view.clear()
                 print(f"kdamon: {remark}", file=sys.stderr)
-            if now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
-                shown_at = now
+            # In place, the terminal may have another size by now.
+            changed = view.in_place or latest is not shown
+            if changed and now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
+                shown, shown_at = latest, now
                 _show_live(view, latest, monitor, colour)
     view.clear()
     return note
