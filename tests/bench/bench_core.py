@@ -322,7 +322,7 @@ def main() -> int:
             how = {
                 "states": max(1, states // shrink),
                 "repeat": max(1, repeat // shrink),
-                "turns": 3 if args.quick else 9,
+                "turns": 5 if args.quick else 9,
             }
             naive, inlined, core = compare(Bench(n), object_pass, core_pass, **how)
             times = [f"{us:.1f}" for us in (naive, inlined, core)]

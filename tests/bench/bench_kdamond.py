@@ -13,8 +13,10 @@ At 100 ms all numbers of regions have their turn together, as each costs little:
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from rivals import ROOT, Case, Floor, Kdamon, Rival, Target, Turn
 R = TypeVar("R", bound=Rival)
 
 HERE = Path(__file__).parent
+GIT = ("git", "-C", str(ROOT))
 MIB = 64
 WORKLOADS = ("idle:1", "sequential:1", "random:1", "sequential:2", "random:2")
 REGIONS = (15, 100, 400, 1000)
@@ -169,7 +172,7 @@ def missed(rival: Rival) -> float | None:
 def microseconds(rival: Rival) -> float | None:
     """CPU time of an interval that it did not miss: missing some is no saving."""
     share = missed(rival)
-    return None if share is None else median(rival.share()) * rival.case.sample_us / (1 - share)
+    return None if share in (None, 1) else median(rival.share()) * rival.case.sample_us / (1 - share)
 
 
 def ratio(one: Rival, other: Rival) -> str:
@@ -231,20 +234,21 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
     if commit is None:
         yield None
         return
-    if shutil.which("git") is None:
-        raise SystemExit(f"there is no checkout of '{commit}': git is missing")
-    git = ["git", "-C", str(ROOT)]
     with tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
         tree = Path(directory, "tree")
-        done = subprocess.run(
-            [*git, "worktree", "add", "--detach", str(tree), commit], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"there is no checkout of '{commit}': {done.stderr.strip()}")
+        subprocess.run([*GIT, "worktree", "add", "--quiet", "--detach", tree, commit], check=True)
         try:
             yield tree
         finally:
-            subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=False)
+            subprocess.run([*GIT, "worktree", "remove", "--force", tree], check=False)
+
+
+def is_commit(name: str) -> bool:
+    """Return whether this repository has such a commit."""
+    if shutil.which("git") is None:
+        return False
+    words = ["rev-parse", "--quiet", "--verify", "--end-of-options", f"{name}^{{commit}}"]
+    return not subprocess.run([*GIT, *words], capture_output=True, check=False).returncode
 
 
 def workload_name(text: str) -> str:
@@ -270,6 +274,8 @@ def command_line() -> argparse.Namespace:
         parser.error("--regions takes numbers from 3 to 1000")
     if args.turns is not None and args.turns < 1:
         parser.error("--turns takes 1 and more")
+    if args.against and not is_commit(args.against):
+        parser.error(f"there is no commit '{args.against}'; --against takes what 'git log' shows, and needs git")
     args.turns = args.turns or (2 if args.quick else 5)
     args.seconds = args.seconds or (0.2 if args.quick else 0.4)
     return args
@@ -278,9 +284,14 @@ def command_line() -> argparse.Namespace:
 def main() -> int:
     """Print the tables."""
     args = command_line()
+    # What is stopped must not stay.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     today = datetime.now(tz=UTC).date()
     print(f"{machine_name()}, {today}: {shlex.join(sys.argv)}")
-    print(f"median of {args.turns} turns of {args.seconds:g} s; us: CPU time of a sampling interval")
+    print(
+        f"median of {args.turns} turns of {args.seconds:g} s; us: CPU time of a sampling interval; "
+        f"load of the machine before: {os.getloadavg()[0]:.1f}"
+    )
     with checkout(args.against) as old, tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
         program = compiled(HERE / "writer.c", Path(directory))
         for sample_us in args.sample_us:
@@ -293,4 +304,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -146,7 +146,7 @@ def empty_share(seconds: float) -> float:
 def main() -> int:
     """Print the table."""
     args = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    seconds, turns = (1.5, 2) if args.quick else (4.0, 5)
+    seconds, turns = (0.6, 5) if args.quick else (4.0, 5)
     empty, monitored, difference, regions, missed = [], [], [], [], 0
     for _ in range(turns):
         kdamond = Kdamond()

@@ -195,9 +195,9 @@ def missed(machine: LinuxMachine, seconds: float) -> None:
             used = time.process_time() - begin
             damon_stop([ctx])
             passed = ctx.passed_sample_intervals
-            share = ctx.missed_intervals / (ctx.missed_intervals + passed)
-            unknown = ctx.nr_unknown / ctx.nr_samples
-            rows.append((name, f"{1e3 * used / passed:.1f}", f"{100 * share:.0f} %", f"{100 * unknown:.1f} %"))
+            share = ctx.missed_intervals / max(ctx.missed_intervals + passed, 1)
+            unknown = ctx.nr_unknown / max(ctx.nr_samples, 1)
+            rows.append((name, f"{1e3 * used / max(passed, 1):.1f}", f"{100 * share:.0f} %", f"{100 * unknown:.1f} %"))
     table("1000 regions, 5 ms", ("", "ms of CPU a sample", "missed", "unknown"), rows)
 
 
@@ -214,7 +214,7 @@ def main() -> int:
         rivals = [ByFiles(frames(machine)), Physical(frames(machine))]
         for memory in rivals:
             memory.update()
-        updates(rivals, 2 if quick else 7)
+        updates(rivals, 3 if quick else 7)
         samples(rivals, 5 if quick else 40)
         for memory in rivals:
             memory.put()

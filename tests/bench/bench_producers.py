@@ -244,7 +244,7 @@ def main() -> int:
             subprocess.run([compiler, "-O2", f"-I{INCLUDE}", "-o", program, HERE / "producer.c"], check=True)
         path = Path(directory) / "reports"
         at_a_rate(program, path, seconds, args.sample_us)
-        as_fast_as_they_can(path, 300 if args.quick else 3000, 1 if args.quick else 3)
+        as_fast_as_they_can(path, 100 if args.quick else 3000, 3)
     return 0
 
 

@@ -220,8 +220,8 @@ def main() -> int:
     """Print the tables."""
     args = arguments(__doc__.splitlines()[0] if __doc__ else "")
     sizes = [(10_000, 100), (10_000, 1000), (1000, 10_000), (100_000, 1000), (10_000, 10_000)]
-    counting(sizes[2:] if args.quick else [*sizes, (1_000_000, 1000), (1_000_000, 10_000)], 3 if args.quick else 7)
-    sending(20_000 if args.quick else 200_000, 3 if args.quick else 7)
+    counting(sizes[2:] if args.quick else [*sizes, (1_000_000, 1000), (1_000_000, 10_000)], 5 if args.quick else 7)
+    sending(20_000 if args.quick else 200_000, 5 if args.quick else 7)
     return 0
 
 

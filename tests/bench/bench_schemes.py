@@ -338,7 +338,7 @@ def main() -> int:
     machine = linux_machine()
     try:
         actions(machine, (100,) if args.quick else (10, 100, 1000), 3 if args.quick else 11)
-        slow_down(machine, *((2.0, 2) if args.quick else (4.0, 8)))
+        slow_down(machine, *((0.8, 3) if args.quick else (4.0, 8)))
     finally:
         machine.close()
     return 0

@@ -113,7 +113,7 @@ def main() -> int:
         client(args.client[0], args.client[1], int(args.client[2]))
         return 0
 
-    turns, n = (3, 300) if args.quick else (9, 1000)
+    turns, n = (5, 300) if args.quick else (9, 1000)
     with served("tree") as tree, served("bare") as bare:
         for nr in ("kdamonds/nr_kdamonds", "kdamonds/0/contexts/nr_contexts"):
             (Path(tree) / "admin" / nr).write_text("1")

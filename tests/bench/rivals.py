@@ -51,7 +51,16 @@ class Turn:
     @property
     def share(self) -> float:
         """CPU time over time."""
-        return self.cpu / (self.end - self.begin)
+        return self.cpu / self.ns
+
+    @property
+    def ns(self) -> int:
+        """How long it was measured, nanoseconds."""
+        return self.end - self.begin
+
+    def measured(self, at: int) -> bool:
+        """Return whether it was measured at that moment."""
+        return self.begin <= at <= self.end
 
     def covers(self, begin: int, end: int) -> bool:
         """Return whether the process ran from ``begin`` to ``end``."""
@@ -271,8 +280,11 @@ class Floor(Rival):
         return json.loads(self._said)
 
     def nr_intervals(self, result: Any) -> tuple[int, int]:
-        missed = sum(
-            count for at, count in result["missed"] if any(turn.begin <= at <= turn.end for turn in self.turns)
-        )
-        intervals = sum(turn.end - turn.begin for turn in self.turns) / (self.case.sample_us * 1000)
+        interval = 1000 * self.case.sample_us
+        missed = 0
+        for turn in self.turns:
+            # The first may have begun while it was stopped.
+            late = [min(count, (at - turn.begin) // interval) for at, count in result["missed"] if turn.measured(at)]
+            missed += min(sum(late), turn.ns // interval)
+        intervals = sum(turn.ns for turn in self.turns) / interval
         return round(intervals) - missed, missed
