@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from kdamon.arrays import U64Array
-from kdamon.kernel import PAGE_SIZE
+from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
-from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, PRESENT, SHARED, Layout, PageWalk
+from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
 
 __all__ = [
     "BEGIN",
@@ -71,6 +71,8 @@ class IntervalWord:
     HARD: Final = 8
     #: Set by the program: how many targets ended.
     ENDED: Final = 12
+    #: Set by the program: whether pages of 2 MiB are listed.
+    HUGE: Final = 13
 
 
 class Row:
@@ -119,7 +121,6 @@ _END: Final = _HARD_AT + 4 * CAPACITY
 
 #: Slots of the frame.
 _INDEX: Final = FRAME
-_SAVED: Final = FRAME - 8
 _CPU_WORDS: Final = 4
 
 
@@ -151,7 +152,8 @@ class IntervalProgram:
     :ivar random: shape (RANDOM,).
     :ivar listed: rows, in the order of ``ranges``, shape (CAPACITY,).
     :ivar hard: rows, shape (CAPACITY,).
-    :ivar ranges: where the ranges to be cleared are, an address.
+    :ivar ranges: address and size of what is to be cleared, as ``struct iovec``, shape (CAPACITY, 2).
+    :ivar ranges_at: their address.
     :raises OSError: EPERM without the rights; what the verifier says otherwise.
     """
 
@@ -172,7 +174,8 @@ class IntervalProgram:
         self.random: U64Array = whole[_RANDOM_AT:_RANGES_AT].view(np.uint64)
         self.listed = whole[_LISTED_AT:_HARD_AT].view(np.uint32)
         self.hard = whole[_HARD_AT:_END].view(np.uint32)
-        self.ranges = int(whole.ctypes.data) + _RANGES_AT
+        self.ranges: U64Array = whole[_RANGES_AT:_LISTED_AT].view(np.uint64).reshape(-1, 2)
+        self.ranges_at = int(self.ranges.ctypes.data)
         self.run = self._program.run
 
     def close(self) -> None:
@@ -190,6 +193,7 @@ class IntervalProgram:
         asm.op("mov", R1, 0)
         asm.store(8, R9, 8 * IntervalWord.LISTED, R1)
         asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
+        asm.store(8, R9, 8 * IntervalWord.HUGE, R1)
         self._loop(asm, IntervalWord.TARGETS, "target")
         self._loop(asm, IntervalWord.ROWS, "row")
         asm.jump("leave")
@@ -373,15 +377,25 @@ class IntervalProgram:
         asm.jump("row next")
         asm.label("clearable")
         asm.load(R7, R6, 8 * Row.ADDR)
+        asm.op_reg("mov", R4, R2)
+        asm.op("and", R4, LEVEL)
+        asm.jump_if("jeq", R4, 1, "4 KiB")
+        asm.op("and", R7, -PMD_SIZE)
+        asm.op("mov", R4, PMD_SIZE)
+        asm.op("mov", R1, 1)
+        asm.store(8, R9, 8 * IntervalWord.HUGE, R1)
+        asm.jump("range")
+        asm.label("4 KiB")
         asm.op("and", R7, -PAGE_SIZE)
+        asm.op("mov", R4, PAGE_SIZE)
+        asm.label("range")
         asm.load(R1, R9, 8 * IntervalWord.LISTED)
         asm.jump_if("jgt", R1, CAPACITY - 1, "row stop")
         asm.op("lsh", R1, 4)
         asm.op_reg("add", R1, R9)
         asm.op("add", R1, _RANGES_AT)
         asm.store(8, R1, 0, R7)
-        asm.op("mov", R2, PAGE_SIZE)
-        asm.store(8, R1, 8, R2)
+        asm.store(8, R1, 8, R4)
         _append(asm, IntervalWord.LISTED, _LISTED_AT, "row stop")
         asm.load(R1, R6, 8 * Row.INFO)
         asm.op("and", R1, _TARGET)

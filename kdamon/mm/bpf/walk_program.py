@@ -7,7 +7,7 @@ import contextlib
 import errno
 from typing import Final
 
-from kdamon.kernel import PAGE_SHIFT
+from kdamon.kernel import PAGE_SHIFT, PMD_SIZE
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R6, R7, R8, R9, R10, Assembler, Helper
 
@@ -45,7 +45,8 @@ PRESENT: Final = 0x08
 LARGE: Final = 0x10
 #: The page's accessed bit is set.
 ACCESSED: Final = PTE_ACCESSED
-#: The page is young 4 KiB, mapped once and on an LRU list: all that MADV_COLD asks of a page.
+#: The page is young, mapped once and on an LRU list: all that MADV_COLD asks of a page. Of 2 MiB pages that is known
+#: from Linux 6.10 on.
 CLEARABLE: Final = 0x40
 #: The page is young 4 KiB, no part of a larger folio, and not mapped exactly once: MADV_COLD leaves it alone.
 SHARED: Final = 0x80
@@ -54,6 +55,8 @@ SHARED: Final = 0x80
 HEADER_SIZE: Final = 128
 #: Value of Word.LEVELS that makes the program read the addresses themselves.
 PEEK: Final = 0
+
+PMD_SHIFT: Final = PMD_SIZE.bit_length() - 1
 
 #: Where in the program's frame kernel memory is read to.
 _SLOT: Final = -8
@@ -223,15 +226,57 @@ class PageWalk:
         if not whole:
             asm.jump(f"{prefix}walked")
             return
+        page = self._layout.page
+        if page is not None and page.large_mapcount is not None:
+            asm.jump_if("jeq", R2, 2 | PRESENT | ACCESSED, f"{prefix}huge")
         asm.jump_if("jne", R2, 1 | PRESENT | ACCESSED, f"{prefix}walked")
         asm.op_reg("mov", R7, R1)
-        if self._layout.page is not None:
-            self._folio(asm, prefix, self._layout.page)
+        if page is not None:
+            self._folio(asm, prefix, page)
         asm.label(f"{prefix}large")
         asm.op("mov", R2, 1 | PRESENT | ACCESSED | LARGE)
         asm.label(f"{prefix}raw")
         asm.op_reg("mov", R1, R7)
         asm.jump(f"{prefix}walked")
+        if page is not None and page.large_mapcount is not None:
+            self._huge(asm, prefix, page, page.large_mapcount)
+
+    def _huge(self, asm: Assembler, prefix: str, page: PageLayout, mapcount: int) -> None:
+        """The flags of a young 2 MiB page, whose entry is in R1, by its folio."""
+        unclear = f"{prefix}huge unclear"
+        asm.label(f"{prefix}huge")
+        asm.op_reg("mov", R7, R1)
+        # Without P the entry is no plain one.
+        asm.jump_if("jset", R1, PTE_PRESENT, f"{prefix}huge folio")
+        asm.jump(f"{prefix}walked")
+        asm.label(f"{prefix}huge folio")
+        self._struct_page(asm, page, unclear, PMD_SHIFT)
+        self._page_member(asm, page.flags, unclear)
+        asm.op_reg("mov", R3, R1)
+        asm.op("and", R3, page.head)
+        asm.jump_if("jeq", R3, 0, unclear)
+        asm.op("and", R1, page.lru)
+        asm.jump_if("jeq", R1, 0, unclear)
+        self._page_member(asm, mapcount, unclear)
+        asm.op("lsh", R1, 32)
+        asm.jump_if("jne", R1, 0, unclear)
+        asm.op("mov", R2, 2 | PRESENT | ACCESSED | CLEARABLE)
+        asm.jump(f"{prefix}raw")
+        asm.label(unclear)
+        asm.op("mov", R2, 2 | PRESENT | ACCESSED)
+        asm.jump(f"{prefix}raw")
+
+    @staticmethod
+    def _struct_page(asm: Assembler, page: PageLayout, unknown: str, shift: int = PAGE_SHIFT) -> None:
+        """R8 = the struct page of the entry in R7, of a page of 1 << ``shift`` bytes; R3 is lost."""
+        asm.load(R8, R9, 8 * Word.VMEMMAP)
+        asm.jump_if("jeq", R8, 0, unknown)
+        asm.load(R3, R9, 8 * Word.MASK)
+        asm.op_reg("and", R3, R7)
+        asm.op("rsh", R3, shift)
+        asm.op("lsh", R3, shift - PAGE_SHIFT)
+        asm.op("mul", R3, page.size)
+        asm.op_reg("add", R8, R3)
 
     def _folio(self, asm: Assembler, prefix: str, page: PageLayout) -> None:
         """The flags of a young 4 KiB page, whose entry is in R7, by its struct page."""
@@ -239,13 +284,7 @@ class PageWalk:
         asm.jump_if("jset", R1, PTE_PRESENT, f"{prefix}folio")
         asm.jump(large)
         asm.label(f"{prefix}folio")
-        asm.load(R8, R9, 8 * Word.VMEMMAP)
-        asm.jump_if("jeq", R8, 0, large)
-        asm.load(R3, R9, 8 * Word.MASK)
-        asm.op_reg("and", R3, R7)
-        asm.op("rsh", R3, PAGE_SHIFT)
-        asm.op("mul", R3, page.size)
-        asm.op_reg("add", R8, R3)
+        self._struct_page(asm, page, large)
         self._page_member(asm, page.compound, large)
         asm.jump_if("jset", R1, 1, large)
         self._page_member(asm, page.flags, large)

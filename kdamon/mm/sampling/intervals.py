@@ -206,8 +206,7 @@ class LinuxIntervals:
         if listed:
             at = 0
             for i, count in enumerate(program.targets[: len(self._spaces), Target.LISTED].tolist()):
-                place = program.ranges + 16 * at
-                if count and (i in locked or not self._spaces[i].space.clear_listed(place, count)):
+                if count and (i in locked or not self._clear_listed(self._spaces[i].space, at, count)):
                     rows.append(program.listed[at : at + count].astype(np.intp))
                 at += count
             drain_lru()
@@ -217,6 +216,16 @@ class LinuxIntervals:
                 rows.append(program.hard[:hard].astype(np.intp))
         if rows:
             self._clear_rows(np.unique(np.concatenate(rows)), locked)
+
+    def _clear_listed(self, space: PageTableSpace, at: int, count: int) -> bool:
+        """Make ``count`` listed pages of an address space old; returns whether the kernel took all."""
+        program = self._program
+        if not program.words[IntervalWord.HUGE]:
+            return space.clear_listed(program.ranges_at + 16 * at, count)
+        ranges = program.ranges[at : at + count]
+        # Of a 2 MiB page that several regions lie in once is enough.
+        ranges = ranges[np.append(True, ranges[1:, 0] != ranges[:-1, 0])]
+        return space.clear_ranges(ranges[:, 0], ranges[:, 1])
 
     def _locked(self) -> list[int]:
         """The targets whose memory nobody can take the lock of: to clear a page there might never end."""

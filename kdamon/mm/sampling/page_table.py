@@ -134,6 +134,15 @@ class PageTableSpace(ProcessSpace):
         with self._lock:
             return self._closed or self._adviser.advise_pages(address, count, MADV_COLD)
 
+    def clear_ranges(self, starts: U64Array, sizes: U64Array) -> bool:
+        """Make pages of any size old; returns whether the kernel took all.
+
+        :param starts: their addresses, shape (n,), as ``sizes``.
+        """
+        with self._lock:
+            entries = np.ones(len(starts), dtype=np.uint64)
+            return self._closed or self._adviser.advise(starts, sizes, MADV_COLD, entries)[0] == len(starts)
+
     def clear_looked_at(self, pages: U64Array, flags: U8Array, entries: U64Array) -> Mask:
         """Make young ``pages`` old; returns which of them could not be, shape (n,).
 

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kdamon.arrays import U64Array
+from kdamon.arrays import U8Array, U64Array
 from kdamon.mm import OLD, UNKNOWN, YOUNG, AddressSpace, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf.walk_program import LEVEL, PRESENT, Word
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling.intervals import LinuxIntervals
+from kdamon.mm.sampling.page_table import PageTableSpace
 from tests.support.capabilities import needs_root
 from tests.support.paths import SUPPORT
 from tests.support.workload import Pages, Workload, build
@@ -196,6 +197,27 @@ def test_accesses_are_seen_where_struct_page_is_not_known(
             _assert_true(_sample(machine, work, "w", how))
     finally:
         header[Word.VMEMMAP] = known
+
+
+@pytest.mark.parametrize("kind", ["anon", "thp", "fork", "zero"])
+def test_most_memory_needs_no_python(
+    machine: LinuxMachine, program: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the program lists is cleared, or left alone, without looking at it page by page."""
+    if kind == "thp" and (shared_walker()._layout.page is None or shared_walker()._layout.page.large_mapcount is None):
+        pytest.skip("kernel lacks: _large_mapcount, which came with Linux 6.10")
+    looked_at = []
+    clear = PageTableSpace.clear_looked_at
+
+    def spy(self: PageTableSpace, pages: U64Array, flags: U8Array, entries: U64Array) -> npt.NDArray[np.bool_]:
+        looked_at.append(len(pages))
+        return clear(self, pages, flags, entries)
+
+    monkeypatch.setattr(PageTableSpace, "clear_looked_at", spy)
+    with Workload([program], kind, PAGES) as work:
+        outcome = _sample(machine, work, "r", _WholeIntervals)
+    # A page may be in a CPU's batch just now.
+    assert sum(looked_at) <= 0.01 * outcome["samples"]
 
 
 @both_ways
