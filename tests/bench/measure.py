@@ -66,13 +66,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compiled(source: Path, directory: Path) -> Path:
-    """The program made of ``source`` (C) in ``directory``."""
+def compiled(source: Path, directory: Path, *options: str) -> Path:
+    """The program made of ``source`` (C) in ``directory``, with further ``options`` of the compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise SystemExit("there is no C compiler: install gcc and libc6-dev")
     program = directory / source.stem
-    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", program, source]
+    command = [compiler, "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", *options, "-o", program, source]
     subprocess.run(command, check=True)
     return program
 

@@ -3,7 +3,8 @@
 
 The kernel needs ten times as long to write a mapping as a line of /proc/PID/maps, and Python to read that line, as to
 copy five words of it. The program finds the address space as :mod:`kdamon.mm.bpf.walker` does, through an open
-/proc/PID/pagemap of this process, and its owner among the tasks. It never waits for the mmap_lock.
+/proc/PID/pagemap of this process, and its owner among the tasks. It never waits for the mmap_lock,
+nor takes it where a thread waits for it (``kernel/locking/rwsem.c: __down_read_trylock()``).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ _AT_ONCE: Final = 1024
 #: Nanoseconds of monitoring for each mapping that is read meanwhile, some thirty times the time of the read: from
 #: /proc/PID/maps, and by the BPF program.
 _TIME_OF_LINE: Final = 32_000
-_TIME_OF_VMA: Final = 6_000
+_TIME_OF_VMA: Final = 5_000
 
 #: Steps in a row that do not get the mmap_lock before the kernel is to wait for it.
 _ATTEMPTS: Final = 16
@@ -136,18 +136,16 @@ class Mappings:
     @classmethod
     def of_vmas(cls, records: U64Array) -> Mappings:
         """The mappings in ``records``, see :meth:`kdamon.mm.bpf.vma_reader.VmaReader.read`."""
-        flags, devices = records[:, 2], records[:, 4]
+        _, _, flags, offsets, devices = np.ascontiguousarray(records.T)
         files = devices != 0
-        # include/linux/kdev_t.h: MAJOR(), MINOR(), new_encode_dev().
-        major, minor = devices >> np.uint64(20), devices & np.uint64(0xFFFFF)
-        return cls(
-            records[:, :2].copy(),
-            np.where(files, records[:, 3] << np.uint64(PAGE_SHIFT), np.uint64(0)),
-            minor & np.uint64(0xFF) | major << np.uint64(8) | minor >> np.uint64(8) << np.uint64(20),
-            (flags & _VM_WRITE) != 0,
-            (flags & _VM_MAYSHARE) != 0,
-            files,
-        )
+        offsets <<= np.uint64(PAGE_SHIFT)
+        offsets[~files] = 0
+        if files.any():
+            # include/linux/kdev_t.h: MAJOR(), MINOR(), new_encode_dev().
+            major, minor = devices >> np.uint64(20), devices & np.uint64(0xFFFFF)
+            devices = minor & np.uint64(0xFF) | major << np.uint64(8) | minor >> np.uint64(8) << np.uint64(20)
+        writable, shared = (flags & _VM_WRITE) != 0, (flags & _VM_MAYSHARE) != 0
+        return cls(records[:, :2].copy(), offsets, devices, writable, shared, files)
 
     def above(self, last: int) -> Mappings:
         """Those that begin at ``last`` or above, and at the end of the one before or above."""
@@ -298,8 +296,8 @@ class VmasReader:
         parts = []
         found = Found.MORE
         while count > 0 and found == Found.MORE:
-            with held.of(self._pagemap):
-                records, found = self._reader.read(self._pagemap, self._last, count)
+            # Without ``held``: a thread that waits for the lock gets it before the program does.
+            records, found = self._reader.read(self._pagemap, self._last, count)
             if len(records):
                 parts.append(records)
                 self._last = int(records[-1, 1])
@@ -314,7 +312,10 @@ class VmasReader:
         if parts:
             # A mapping that grew since the last part was read begins below it.
             last = int(self._parts[-1].ranges[-1, 1]) if self._parts else 0
-            part = Mappings.of_vmas(np.concatenate(parts)).above(last)
+            records = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            part = Mappings.of_vmas(records)
+            if records[0, 0] < last or (records[1:, 0] < records[:-1, 1]).any():
+                part = part.above(last)
             if len(part):
                 self._parts.append(part)
         return Mappings.joined(self._parts or [Mappings.parse(b"")]) if found == Found.ALL else None
