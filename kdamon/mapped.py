@@ -82,6 +82,7 @@ def _update(ctx: damon_ctx) -> None:
     for t in ctx.adaptive_targets:
         mm = None if t.task is None else t.task.get_mm()
         extent = None if mm is None else mm.extent()
+        # Deviation: docs/deviations.md#unchanged-mappings-are-not-read
         if extent is not None and t.mapped == (mm, extent, nr_ranges) and now < t.mapped_until and len(t.regions):
             continue
         vmas = NO_RANGES if mm is None else without_smallest_gaps(joined(mm.vmas()), _MOST * nr_ranges)
