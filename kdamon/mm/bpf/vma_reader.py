@@ -26,7 +26,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.bpf.btf import Btf, vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 
-__all__ = ["AT_ONCE", "Found", "VmaReader", "vma_reader"]
+__all__ = ["AT_ONCE", "Found", "VmaReader", "made_vma_reader", "vma_reader"]
 
 log = logging.getLogger("kdamon")
 
@@ -247,6 +247,11 @@ def _shared() -> VmaReader | None:
 _shared_lock = threading.Lock()
 # Parent and child would overwrite each other's records: the memory is shared, so a child makes its own.
 os.register_at_fork(after_in_child=_shared.cache_clear)
+
+
+def made_vma_reader() -> VmaReader | None:
+    """The reader that :func:`vma_reader` made before; None if there is none."""
+    return _shared() if _shared.cache_info().currsize else None
 
 
 def vma_reader() -> VmaReader | None:

@@ -9,6 +9,7 @@ none where the kernel shows that none changed.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import time
 from typing import Final
@@ -18,7 +19,7 @@ from attrs import frozen
 
 from kdamon.arrays import Indexes, Mask, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT
-from kdamon.mm.bpf.vma_reader import Found, VmaReader, vma_reader
+from kdamon.mm.bpf.vma_reader import Found, VmaReader, made_vma_reader, vma_reader
 from kdamon.mm.bpf.walker import made_walker
 from kdamon.mm.mmap_lock import held
 
@@ -47,6 +48,10 @@ _AT_ONCE: Final = 1024
 #: /proc/PID/maps, and by the BPF program.
 _TIME_OF_LINE: Final = 32_000
 _TIME_OF_VMA: Final = 5_000
+
+#: Address spaces after which each further one is worth the time to make the program's reader.
+_MANY: Final = 16
+_address_spaces = itertools.count()
 
 #: Steps in a row that do not get the mmap_lock before the kernel is to wait for it.
 _ATTEMPTS: Final = 16
@@ -355,7 +360,8 @@ class RecentMappings:
             self.begin()
             while self._known is None:
                 self._step(_AT_ONCE)
-            if len(self._known) > _AT_ONCE and self._pagemap >= 0:
+            many = len(self._known) > _AT_ONCE or next(_address_spaces) >= _MANY
+            if many and self._pagemap >= 0:
                 # Now, because it takes longer than a sampling interval.
                 vma_reader()
         return self._known
@@ -369,6 +375,10 @@ class RecentMappings:
             return self.known()
         self.begin()
         self._step(_AT_ONCE)
+        if isinstance(self._reader, VmasReader) and len(self._known) <= _AT_ONCE // 2:
+            # The mmap_lock was taken; for a few lines the kernel may wait.
+            self._reader = MapsReader(self._fd, self._pagemap)
+            self._step(_AT_ONCE)
         return self._known
 
     def recent(self, age: int) -> Mappings:
@@ -387,8 +397,8 @@ class RecentMappings:
         if not anyway and self._sequence is not None and self._sequence == self._known_sequence:
             self._looks += 1
             return
-        many = self._known is not None and len(self._known) > _AT_ONCE and self._pagemap >= 0
-        reader = vma_reader() if many else None
+        many = self._known is not None and len(self._known) > _AT_ONCE
+        reader = None if self._pagemap < 0 else vma_reader() if many else made_vma_reader()
         self._reader = MapsReader(self._fd, self._pagemap) if reader is None else VmasReader(reader, self._pagemap)
 
     def extent(self) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kdamon.arrays import U64Array
 from kdamon.mm.bpf.vma_reader import Found, VmaReader, vma_reader
 from kdamon.mm.bpf.walker import made_walker
 from kdamon.mm.linux.machine import LinuxMachine
@@ -116,6 +117,26 @@ def test_a_process_that_is_busy_with_its_mappings_is_read_as_text(
             steps += 1
         assert 1 < steps < 32
         assert np.array_equal(files.mappings.known().ranges, maps.parse(Path(f"/proc/{work.pid}/maps").read_bytes()))
+        files.close()
+
+
+def test_few_are_read_at_once_though_the_lock_is_taken(program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then as text, for which the kernel waits."""
+    if vma_reader() is None:
+        pytest.skip("no BPF program can read mappings here")
+    with Workload([program], "anon", PAGES) as work:
+        files = _files(work.pid)
+        files.mappings.known()
+        work.base = int.from_bytes(work.order("n", answer=8), "little")
+        attempts = []
+
+        def busy(*arguments: object) -> tuple[U64Array, Found]:
+            attempts.append(arguments)
+            return np.empty((0, 5), np.uint64), Found.BUSY
+
+        monkeypatch.setattr(VmaReader, "read", busy)
+        assert maps.containing(files.mappings.now().ranges, work.base) is not None
+        assert 1 == len(attempts)
         files.close()
 
 
