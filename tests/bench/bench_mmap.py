@@ -94,7 +94,7 @@ def monitoring(machine: LinuxMachine, pid: int, primitive: str, s: damos | None)
 def main() -> int:
     """Print the table."""
     args = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    turns, seconds = (5, 0.5) if args.quick else (7, 2.0)
+    turns, seconds = (3, 0.5) if args.quick else (7, 2.0)
     found: dict[str, list[list[float]]] = {}
     machine = linux_machine()
     try:
