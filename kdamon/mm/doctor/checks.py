@@ -31,6 +31,7 @@ from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
 from kdamon.mm.sampling.page_idle import BITMAP
+from kdamon.mm.sampling.placement import take_real_time
 from kdamon.mm.sampling.uffd import WRITTEN, Pages, Userfaultfd
 
 __all__ = ["Primitive", "examine"]
@@ -197,6 +198,28 @@ def _process_madvise() -> str:
     return "the kernel takes advice about a child process"
 
 
+def _real_time() -> str:
+    """Let a thread of its own take it: this one keeps what it has."""
+    failed: list[OSError] = []
+
+    def take() -> None:
+        try:
+            take_real_time()
+        except OSError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    if failed:
+        raise refusal(
+            "without real-time priority samples are missed beside a busy process; it needs",
+            "sched_setscheduler()",
+            "CAP_SYS_NICE",
+        )
+    return "kdamonds sample with it, so that they wake up in time beside a busy process"
+
+
 def _frame_numbers() -> str:
     with _OwnMemory() as own:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -296,6 +319,7 @@ _PROBES: Final[dict[str, Callable[[], str]]] = {
     "page_table: clear": _page_table_clear,
     "page_idle": _page_idle,
     "process_madvise": _process_madvise,
+    "real-time priority": _real_time,
     "page frame numbers": _frame_numbers,
     "page flags": _page_flags,
     "physical addresses": _physical,

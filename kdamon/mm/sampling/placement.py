@@ -16,7 +16,7 @@ import os
 import time
 from typing import Final
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "take_real_time"]
 
 log = logging.getLogger("kdamon")
 
@@ -74,6 +74,14 @@ class Placement:
         return True
 
 
+def take_real_time() -> None:
+    """Give the calling thread the lowest real-time priority; its children do not get it.
+
+    :raises OSError: EPERM without CAP_SYS_NICE, or in a control group without real-time bandwidth.
+    """
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+
+
 class _RealTime:
     """Real-time priority of this thread, now and then."""
 
@@ -89,7 +97,7 @@ class _RealTime:
         if self._refused or now < self._not_before:
             return
         try:
-            os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+            take_real_time()
         except OSError as error:
             self._refused = True
             log.info("the kdamond has no real-time priority and may wake up late: %s", error.strerror)
