@@ -20,6 +20,8 @@ import pytest
 from kdamon.arrays import U64Array
 from kdamon.mm import FrameKind
 from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.bpf import calibration
+from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
@@ -48,13 +50,13 @@ def walk_own_page(walker: Walker) -> tuple[int, int]:
 @pytest.mark.usefixtures("machine")
 def test_a_wrong_base_that_fits_by_chance_is_told_from_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is taken for a page table may look like the right one; pages of our own decide."""
-    find = Walker._find_bases
+    find = calibration.find_bases
 
-    def with_others(self: Walker, fd: int, pgd: int, limit: int) -> list[int]:
-        right = find(self, fd, pgd, limit)
+    def with_others(walk: WalkBatches, fd: int, pgd: int, limit: int) -> list[int]:
+        right = find(walk, fd, pgd, limit)
         return [right[0] - GIB, *right, right[0] - 2 * GIB]
 
-    monkeypatch.setattr(Walker, "_find_bases", with_others)
+    monkeypatch.setattr(calibration, "find_bases", with_others)
     walker = Walker()
     try:
         walked, told = walk_own_page(walker)
@@ -67,9 +69,9 @@ def test_a_wrong_base_that_fits_by_chance_is_told_from_the_right_one(monkeypatch
 @pytest.mark.usefixtures("machine")
 def test_without_a_base_that_walks_right_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk that disagrees with what the kernel says about our own pages is of no use for others'."""
-    find = Walker._find_bases
+    find = calibration.find_bases
     monkeypatch.setattr(
-        Walker, "_find_bases", lambda self, fd, pgd, limit: [base - GIB for base in find(self, fd, pgd, limit)]
+        calibration, "find_bases", lambda walk, fd, pgd, limit: [base - GIB for base in find(walk, fd, pgd, limit)]
     )
     with pytest.raises(OSError, match="was not found") as refused:
         Walker()
@@ -79,7 +81,7 @@ def test_without_a_base_that_walks_right_it_refuses(monkeypatch: pytest.MonkeyPa
 def test_the_machine_is_the_same_each_time(machine: LinuxMachine) -> None:
     """Calibrating again finds the same place."""
     walkers = [Walker() for _ in range(3)]
-    bases = {int(walker._header[Word.BASE]) for walker in walkers}
+    bases = {int(walker.header[Word.BASE]) for walker in walkers}
     for walker in walkers:
         walker.close()
     assert 1 == len(bases)
@@ -119,7 +121,7 @@ def test_page_frames_are_told_by_their_mappings(advice: int) -> None:
     """Own pages are mapped once, and not once with a child."""
     with own_pages(4096, advice) as (_, pfns):
         once = {FrameKind.MAPPED_ONCE}
-        page = shared_walker()._layout.page
+        page = shared_walker().layout.page
         # Before Linux 6.10 huge pages have to be looked at by themselves.
         unsure = advice == mmap.MADV_HUGEPAGE and (page is None or page.large_mapcount is None)
         assert set(told_of(pfns)) <= (once | {FrameKind.OTHER} if unsure else once)

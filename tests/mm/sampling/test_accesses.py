@@ -121,7 +121,7 @@ def test_accesses_are_seen_where_struct_page_is_not_known(
     machine: LinuxMachine, program: Path, data: Path, kind: str
 ) -> None:
     """/proc/kpageflags and /proc/kpagecount tell then what may be cleared."""
-    header = shared_walker()._header
+    header = shared_walker().header
     known = header[Word.VMEMMAP]
     header[Word.VMEMMAP] = 0
     try:
