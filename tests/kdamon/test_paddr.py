@@ -339,17 +339,17 @@ def test_reports_of_process_0_are_about_physical_addresses(addr_unit: int) -> No
     machine = SimMachine(seed=1)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB), addr_unit=addr_unit)
     assert not damon_target_has_pid(ctx)
-    told = []
+    counters = []
 
     def report(_: object) -> None:
         report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL + 5000, PHYSICAL], size=[1, 1]))
-        told.append(report_counters(ctx))
+        counters.append(report_counters(ctx))
 
     control = damon_call_control(report, repeat=True)
     _before_run(ctx, control)
     run_ctx(ctx, seconds=1)
-    assert told[-1].applied > 0
-    assert abs(told[-1].applied - told[-1].ineligible) <= 1
+    assert counters[-1].applied > 0
+    assert abs(counters[-1].applied - counters[-1].ineligible) <= 1
 
 
 def _before_run(ctx: damon_ctx, control: damon_call_control) -> None:

@@ -242,9 +242,9 @@ def test_the_first_filter_that_matches_decides(filters: list[list[tuple[bool, bo
     for row in range(n):
         at = 0
         for i, one in enumerate(ctx.probes):
-            behind = at + len(one.filters)
-            assert int(hits[row, i]) == passes(one.filters, matches[at:behind, row].tolist())
-            at = behind
+            stop = at + len(one.filters)
+            assert int(hits[row, i]) == passes(one.filters, matches[at:stop, row].tolist())
+            at = stop
         assert not hits[row, len(ctx.probes) :].any()
 
 

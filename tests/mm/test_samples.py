@@ -40,11 +40,11 @@ class Sampled(ABC):
     """Memory of PAGES pages, all there, that belongs to one process, and what samples it.
 
     :ivar samples: what is tested.
-    :ivar told: the share of the pages of which something is known, at least.
+    :ivar known_share: the share of the pages of which something is known, at least.
     """
 
     samples: Samples
-    told: float = 1.0
+    known_share: float = 1.0
 
     @abstractmethod
     def addrs(self, pages: Pages) -> U64Array:
@@ -146,7 +146,7 @@ class Real(Sampled):
         self.samples = samples
         self._faults = faults
         # Some may sit in a CPU's batch of pages, where their accessed bits cannot be cleared.
-        self.told = 0.5
+        self.known_share = 0.5
 
     def addrs(self, pages: Pages) -> U64Array:
         return self.work.addrs(pages)
@@ -254,7 +254,7 @@ def right(memory: Sampled, addrs: U64Array, wrote: Pages, expected: Mask) -> Non
 def judge(memory: Sampled, accessed: Mask, answers: Answers, expected: Mask) -> None:
     """No access is invented, none is missed of what is simulated, and hardly any of real memory."""
     known = answers != UNKNOWN
-    assert known.mean() >= memory.told
+    assert known.mean() >= memory.known_share
     assert not (accessed & ~expected & known).any()
     missed = (~accessed & expected & known).sum()
     assert missed <= (0.1 * expected.sum() if isinstance(memory, Real) else 0)
@@ -374,7 +374,7 @@ def test_memory_that_goes_meanwhile_is_not_young(memory: Sampled, how: str) -> N
     assert YOUNG not in answers
     if not isinstance(memory, RealFrames | SimulatedFrames):
         known = answers != UNKNOWN
-        assert known.mean() >= memory.told
+        assert known.mean() >= memory.known_share
     memory.samples.begin_sample(addrs)
     assert YOUNG not in memory.samples.end_sample(addrs)
 

@@ -191,8 +191,8 @@ def test_accepted_and_dropped_is_what_was_sent(server: ReportServer, program: Pa
             sent, dropped = c.ask_all("counters")
             assert (n, n - taken) == (sent, dropped)
             eventually(lambda: server.counters().received == taken, "the last record")
-            told = server.counters()
-            assert (sent, dropped) == (told.sent, told.dropped)
+            counters = server.counters()
+            assert (sent, dropped) == (counters.sent, counters.dropped)
         counters = report_counters(ctx)
         assert sent == dropped + counters.accepted + counters.dropped
         clock.step()
@@ -244,10 +244,10 @@ def permitted(server: ReportServer, c: Reporter, pid: int) -> bool:
 @pytest.fixture(scope="module")
 def sleepers() -> Iterator[dict[str, int]]:
     """Processes of several users."""
-    who = {"nobody": (NOBODY, NOBODY), "nobody of another group": (NOBODY, OTHER), "other": (OTHER, OTHER)}
+    sender = {"nobody": (NOBODY, NOBODY), "nobody of another group": (NOBODY, OTHER), "other": (OTHER, OTHER)}
     running = {
         name: subprocess.Popen(["sleep", "600"], user=user, group=group, extra_groups=[])
-        for name, (user, group) in who.items()
+        for name, (user, group) in sender.items()
     }
     yield {name: process.pid for name, process in running.items()} | {"root": os.getpid(), "physical": 0, "none": PID}
     for process in running.values():
@@ -260,7 +260,7 @@ ALL = {"itself", "nobody", "nobody of another group", "other", "root", "physical
 
 @pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize(
-    ("who", "may"),
+    ("sender", "may"),
     [
         ("root", ALL),
         ("nobody", {"itself", "nobody"}),
@@ -270,7 +270,7 @@ ALL = {"itself", "nobody", "nobody of another group", "other", "root", "physical
     ],
 )
 def test_a_producer_tells_about_what_it_could_look_at(
-    server: ReportServer, program: Path, sleepers: dict[str, int], who: str, may: set[str]
+    server: ReportServer, program: Path, sleepers: dict[str, int], sender: str, may: set[str]
 ) -> None:
     """Root about anything; others about processes of their user and group; physical memory is root's."""
     user: dict[str, object] = {
@@ -286,7 +286,7 @@ def test_a_producer_tells_about_what_it_could_look_at(
                 "--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace",
             ),
         },
-    }[who]  # fmt: skip
+    }[sender]  # fmt: skip
     with Reporter(program, server.path, **user) as c:  # type: ignore[arg-type]
         pids = sleepers | {"itself": c.pid}
         assert may == {name for name, pid in pids.items() if permitted(server, c, pid)}

@@ -99,8 +99,8 @@ def report_ops(apply_scheme: Any = None, **callbacks: Any) -> damon_operations:
     """
 
     def by_region(ctx: damon_ctx, t: damon_target, rows: Any, s: damos) -> tuple[Any, Any]:
-        told = [apply_scheme(ctx, t, row, s) for row in rows.tolist()]
-        return tuple(np.array(told, np.uint64).reshape(-1, 2).T)
+        applied = [apply_scheme(ctx, t, row, s) for row in rows.tolist()]
+        return tuple(np.array(applied, np.uint64).reshape(-1, 2).T)
 
     callbacks["apply_scheme"] = apply_scheme and by_region
     return damon_operations(id=damon_ops_id.DAMON_OPS_PADDR, **callbacks)

@@ -19,7 +19,7 @@ __all__ = [
     "SOAK",
     "Suspicious",
     "build",
-    "left_behind",
+    "leftovers",
     "mapping_of",
     "memory_file",
     "running",
@@ -108,7 +108,7 @@ def running(*command: str | Path) -> Iterator[int]:
             process.kill()
 
 
-def left_behind(pid: int) -> list[str]:
+def leftovers(pid: int) -> list[str]:
     """What shows that somebody is or was at work on a process: a tracer, a stop, a userfaultfd."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():

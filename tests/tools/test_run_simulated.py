@@ -484,7 +484,7 @@ def test_a_machine_that_does_not_tell_who(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes can still be told; asking for a CPU is an error of one sentence."""
-    monkeypatch.setattr(ReadersAndWriters, "faults_tell_who", False)
+    monkeypatch.setattr(ReadersAndWriters, "attributes_faults", False)
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", *QUICK]
     assert 0 == cli.main([*words, "--write-only"])
     capsys.readouterr()

@@ -59,7 +59,7 @@ class Walker(WalkBatches):
         :param pagemap_fd: any open /proc/PID/pagemap.
         :param pfns: shape (n,), any order.
         """
-        found = np.full(len(pfns), FrameKind.UNTOLD, dtype=np.uint8)
+        found = np.full(len(pfns), FrameKind.UNKNOWN, dtype=np.uint8)
         page, vmemmap = self.layout.page, self.header[Word.VMEMMAP]
         # Nothing beyond RAM is read: device registers may be there.
         there = np.flatnonzero(pfns < self.header[Word.LIMIT] >> np.uint64(PAGE_SHIFT))

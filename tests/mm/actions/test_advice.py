@@ -95,17 +95,17 @@ def test_it_is_told_for_each_range(machine: LinuxMachine, program: Path, data: P
         nothing = np.array([[PAGE, 2 * PAGE]], np.uint64)
         if action == "willneed":
             mm.advise("pageout", pages(work, 512, 1024))
-        told = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
+        applied = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
         slack = IN_BATCHES * PAGE
         if action == "willneed":
-            assert [0, 0] == told[:2]
-            assert HUGE - slack <= told[2] <= HUGE
-            assert 0 == told[3]
+            assert [0, 0] == applied[:2]
+            assert HUGE - slack <= applied[2] <= HUGE
+            assert 0 == applied[3]
         else:
-            assert 0 == told[0]
+            assert 0 == applied[0]
             assert all(
                 size - slack <= one <= size
-                for one, size in zip(told[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
+                for one, size in zip(applied[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
             )
 
 
@@ -228,8 +228,8 @@ def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: P
     with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert accessed(machine, work, 0, half) > half - IN_BATCHES
-        told = int(mm.advise("cold", pages(work, 0, half)).sum())
-        assert told == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
+        applied = int(mm.advise("cold", pages(work, 0, half)).sum())
+        assert applied == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
         assert accessed(machine, work, half, PAGES) > half - IN_BATCHES
         assert 0 == work.spoilt(range(PAGES))
 
@@ -244,8 +244,8 @@ def test_cold_of_a_python_program(machine: LinuxMachine) -> None:
 def test_pages_that_others_map_stay_accessed_and_do_not_count(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "fork", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("r", range(PAGES))
-        told = int(mm.advise("cold", pages(work, 0, PAGES)).sum())
-        assert told == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
+        applied = int(mm.advise("cold", pages(work, 0, PAGES)).sum())
+        assert applied == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
 
 
 # Collapse.
@@ -256,10 +256,10 @@ def test_collapse_makes_huge_pages(machine: LinuxMachine, program: Path) -> None
     with Workload([program], "small", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert 0 == smaps(work, "AnonHugePages")
-        told = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
-        assert told == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
-        told = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
-        assert SIZE // 2 + HUGE == told
+        applied = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
+        assert applied == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
+        applied = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
+        assert SIZE // 2 + HUGE == applied
         assert SIZE == smaps(work, "AnonHugePages")
         assert 0 == mm.advise("collapse", pages(work, 0, PAGES)).sum()
         assert 0 == work.spoilt(range(PAGES))

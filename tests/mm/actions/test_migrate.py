@@ -165,7 +165,7 @@ except OSError as error:
 
 @needs_root("needs root, to give capabilities up")
 @pytest.mark.parametrize(
-    ("lacking", "number", "told", "words"),
+    ("lacking", "number", "expected", "words"),
     [
         # Who may look at all memory by CAP_PERFMON may not move it for that.
         (
@@ -184,7 +184,7 @@ except OSError as error:
     ],
 )
 def test_a_refusal_says_why(  # noqa: PLR0917 -- the case and the fixtures
-    program: Path, node: int, lacking: list[str], number: int, told: int, words: str
+    program: Path, node: int, lacking: list[str], number: int, expected: int, words: str
 ) -> None:
     with Workload([program], "anon", 16) as work:
         said = subprocess.run(
@@ -196,7 +196,7 @@ def test_a_refusal_says_why(  # noqa: PLR0917 -- the case and the fixtures
         ).stdout
     if not said:
         pytest.skip("kernel lacks: a look at all memory by CAP_PERFMON")
-    assert said.startswith(f"{told} ")
+    assert said.startswith(f"{expected} ")
     assert words in said
 
 

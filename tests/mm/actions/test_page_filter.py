@@ -198,6 +198,6 @@ def test_folios_are_the_same_one_by_one_and_all_at_once(tmp_path: Path) -> None:
     pfns = np.concatenate((rng.choice(compound, 1000), rng.integers(1, len(flags), 1000))).astype(np.uint64)
     folios = Folios(str(copy))
     table = folios.table(pfns)
-    told = list(zip(table.heads.tolist(), table.pages.tolist(), strict=True))
-    assert told == [folios.extent(pfn) or (pfn, 1) for pfn in pfns.tolist()]
+    extents = list(zip(table.heads.tolist(), table.pages.tolist(), strict=True))
+    assert extents == [folios.extent(pfn) or (pfn, 1) for pfn in pfns.tolist()]
     folios.close()

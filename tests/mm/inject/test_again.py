@@ -23,7 +23,7 @@ from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.mman import MADV_NOHUGEPAGE
 from tests.support.inject_attempts import attempt, check, target
-from tests.support.inject_targets import SOAK, Suspicious, left_behind, mapping_of, running
+from tests.support.inject_targets import SOAK, Suspicious, leftovers, mapping_of, running
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
@@ -157,7 +157,7 @@ def test_a_process_that_is_frozen_meanwhile_is_left_as_it_was(
         for step in range(2, 24, 1 if SOAK else 3):
             ending_helper(step, 0, 0, freezer.directory)
             if not take(process) and len(os.listdir(f"/proc/{process.pid}/task")) == process.threads:
-                assert [] == left_behind(process.pid)
+                assert [] == leftovers(process.pid)
             freezer.thaw()
             check(process)
 

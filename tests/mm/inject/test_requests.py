@@ -25,7 +25,7 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, left_behind, running, sockets
+from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, leftovers, running, sockets
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
 
@@ -82,7 +82,7 @@ def test_it_is_a_userfaultfd(suspicious: Suspicious) -> None:
         with pytest.raises(OSError) as info:
             os.read(fd, 32)
         assert errno.EAGAIN == info.value.errno
-        assert [] == left_behind(suspicious.pid)
+        assert [] == leftovers(suspicious.pid)
     finally:
         os.close(fd)
 
@@ -107,7 +107,7 @@ ctypes.CDLL(None).pthread_exit(None)
         assert b"ready\n" == process.stdout.readline()
         assert eventually(lambda: "State:\tZ" in Path(f"/proc/{process.pid}/status").read_text())
         os.close(take_userfaultfd(process.pid))
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
@@ -200,7 +200,7 @@ def test_refused_another_thread() -> None:
         assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
         try:
             refused(errno.EAGAIN, process.pid, "one thread more")
-            assert [] == left_behind(process.pid)
+            assert [] == leftovers(process.pid)
             assert eventually(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
         finally:
             process.kill()
@@ -233,7 +233,7 @@ def test_several_at_once(suspicious: Suspicious) -> None:
     with ThreadPoolExecutor() as threads:
         for done in [threads.submit(what) for what in (take, take, advise, advise)]:
             done.result()
-    assert [] == left_behind(suspicious.pid)
+    assert [] == leftovers(suspicious.pid)
     # Helpers for further advice end when none comes.
     assert eventually(lambda: sockets() <= before)
 
@@ -260,7 +260,7 @@ sys.stdin.read()
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
         refused(errno.EPERM, process.pid, "dispatches system calls")
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
 
 
 @contextlib.contextmanager
@@ -306,7 +306,7 @@ def test_refused_without_memory_for_a_thread() -> None:
             refused(errno.EBUSY, process.pid, "used up the memory of its control group")
             (directory / limit).write_text(str(1 << 30))
             os.close(take_userfaultfd(process.pid))
-            assert [] == left_behind(process.pid)
+            assert [] == leftovers(process.pid)
         finally:
             process.kill()
 
@@ -323,7 +323,7 @@ def test_one_thread_without_a_filter_is_enough(free: int) -> None:
             refused(errno.EPERM, process.pid, "seccomp")
         else:
             os.close(take_userfaultfd(process.pid))
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
@@ -433,7 +433,7 @@ libc.kill(os.getpid(), signal.SIGUSR1)
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
         refused(errno.EBUSY, process.pid, "signal stack")
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
@@ -456,7 +456,7 @@ def test_launch_is_a_child_as_any_other(directory: Path) -> None:
         assert command.refusal is None
         assert command.fd is not None
         assert "anon_inode:[userfaultfd]" == os.readlink(f"/proc/self/fd/{command.fd}")
-        assert eventually(lambda: left_behind(command.pid) == [])
+        assert eventually(lambda: leftovers(command.pid) == [])
         assert (b"a b\n", None) == command.communicate(b"a\n")
     os.close(command.fd)
     assert 3 == command.returncode
@@ -538,4 +538,4 @@ def test_no_room_for_the_file_descriptor_is_said(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match="too many open files") as info:
             take_userfaultfd(pid)
         assert errno.EMFILE == info.value.errno
-        assert eventually(lambda: left_behind(pid) == [])
+        assert eventually(lambda: leftovers(pid) == [])

@@ -56,7 +56,7 @@ def blind(faulting: LinuxMachine) -> Iterator[LinuxMachine]:
     """A machine that cannot record faults; ``faulting``: page_fault works at all."""
     with _without(_RECORDING):
         found = linux_machine("page_fault")
-        assert not found.faults_tell_who
+        assert not found.attributes_faults
         yield found
         found.close()
 

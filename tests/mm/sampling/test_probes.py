@@ -265,14 +265,14 @@ def test_accesses_are_a_property_like_others(machine: LinuxMachine, program: Pat
             prepared = damon_probe(1, [damon_prep()], [kind("pgidle_unset")])
             with probing(machine, work.pid, work.base, work.base + 4096 * PAGE, prepared) as watch:
 
-                def told_apart(regions: Regions) -> bool:
+                def separate(regions: Regions) -> bool:
                     assert regions.probe_hits is not None
                     first = regions.end <= np.uint64(work.base + 2048 * PAGE)
                     last = regions.start >= np.uint64(work.base + 2048 * PAGE)
                     hits = regions.probe_hits[:, 0]
                     return bool(first.any() and last.any() and hits[first].mean() > 10 and hits[last].mean() < 2)
 
-                regions = watch.until(told_apart)
+                regions = watch.until(separate)
         finally:
             stop.set()
             toucher.join()
