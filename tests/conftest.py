@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.fuse_bindings import bindings, usable
 
-pytest_plugins = ["tests.support.logs", "tests.support.real"]
+pytest_plugins = ["tests.support.capabilities", "tests.support.logs", "tests.support.real"]
 
 KERNEL_LACKS = "kernel lacks: "
 

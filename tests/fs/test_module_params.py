@@ -27,7 +27,7 @@ import pytest
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.modules_common import DamonModule
-from tests.support.capabilities import needs_dev_fuse, needs_root, skip_because
+from tests.support.capabilities import needs_damo, needs_dev_fuse, needs_root, skip_because
 from tests.support.paths import PYTHONPATH
 
 HERE = Path(__file__).parent
@@ -552,7 +552,7 @@ class TestShell:
         assert outside() == before
 
     @pytest.mark.real
-    @pytest.mark.skipif(not DAMO.exists(), reason="damo is not installed")
+    @needs_damo
     def test_damo_knows_them(self, cold_half: int) -> None:
         """Its commands work as they are."""
         process = kdamon(

@@ -22,7 +22,7 @@ import pytest
 from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon_fs.mount import MountedTree, _operations
 from kdamon_fs.mounts import MNT_DETACH, umount
-from tests.support.capabilities import needs_dev_fuse, needs_root
+from tests.support.capabilities import needs_dev_fuse, needs_path, needs_root, needs_user_namespace
 from tests.support.paths import SUPPORT
 
 HERE = Path(__file__).parent
@@ -367,11 +367,10 @@ def test_mounting_without_the_right_to_names_what_is_missing(
         MountedTree(session.tree, tmp_path).start()
 
 
+@needs_path("/sys/kernel/irq", "/sys/kernel/irq")
 def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a namespace of its own; the sentence says how a command can see the tree there."""
-    directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and nobody would miss it
-    if not os.path.isdir(directory):
-        pytest.skip(f"kernel lacks: {directory}")
+    directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and no program needs it
     monkeypatch.setattr("kdamon_fs.mount.private_mount_namespace", lambda: False)
     with pytest.raises(OSError, match="belongs to the kernel: 'kdamon exec -- COMMAND'"):
         MountedTree(session.tree, directory).start()
@@ -500,13 +499,12 @@ def test_a_bug_in_any_operation_is_an_io_error_for_its_caller(tmp_path: Path, bu
     assert mount_at(str(tmp_path)) is None
 
 
+@needs_user_namespace
 def test_a_user_namespace_without_its_own_mount_namespace_says_so() -> None:
     """All capabilities there are of no use: libfuse would fail to find fusermount."""
     script = "from kdamon_fs.mount_checks import check_may_mount; check_may_mount()"
     for options, refused in (("-Ur", True), ("-Urm", False)):
         words = ["unshare", options, sys.executable, "-c", script]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.stderr.startswith("unshare:"):
-            pytest.skip("kernel lacks: user namespaces")
         assert refused == ("mounting needs a mount namespace of this user namespace" in done.stderr)
         assert refused == bool(done.returncode), done.stderr

@@ -23,7 +23,7 @@ import pytest
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from tests.support.attacker import NOBODY, attacker, exchange
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.waiting import eventually
 
 SECRET = "only root's"
@@ -486,11 +486,10 @@ except FileExistsError as error:
 """
 
 
+@needs_dev_fuse
 @pytest.mark.parametrize("name", ["reports", "reports.lock"])
 def test_a_file_system_on_a_name_is_not_asked(public: Path, name: str) -> None:
     """It may be another user's, who need not answer."""
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("kernel lacks: /dev/fuse")
     words = ["unshare", "--mount", sys.executable, "-c", BESIDE_A_MOUNT, str(public / "reports"), str(public / name)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert f"something is mounted on {name}; unmount it, or choose another path\n" in done.stdout, done.stderr

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
-from tests.support.capabilities import skip_because
+from tests.support.capabilities import needs_program, skip_because
 from tests.support.json_schemas import validate
 from tests.support.paths import PYTHONPATH
 
@@ -308,12 +307,10 @@ def test_no_such_process() -> None:
     assert f"kdamon: there is no process {NO_SUCH_PID}\n" == result.stderr
 
 
+@needs_program("setpriv", "util-linux")
 def test_without_the_capabilities() -> None:
     """One sentence that says what is missing."""
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("setpriv (util-linux) is not installed")
-    drop = (setpriv, "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+    drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
     result = kdamon("run", "--pid", "1", prefix=drop)
     assert (1, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
     assert result.stderr.startswith("kdamon: ")

@@ -23,7 +23,7 @@ from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_table import PageTableSpace
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_root, needs_swap
 from tests.support.paths import ROOT, SUPPORT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -209,9 +209,8 @@ def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, 
         assert 0 == work.spoilt(range(PAGES))
 
 
+@needs_swap
 def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Path) -> None:
-    if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) < 2:
-        pytest.skip("kernel lacks: swap")
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert mm.advise("pageout", pages(work, 0, PAGES // 2)).sum() > 0

@@ -26,23 +26,17 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from tests.support.capabilities import needs_anonymous_huge_pages
 from tests.support.inject_targets import SECCOMP, Suspicious, build, leftovers, sockets
 from tests.support.process_memory import HUGE, PAGE, pages, smaps, space_of
 from tests.support.waiting import eventually
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_anonymous_huge_pages]
 
 
 PAGES = 4096
 SIZE = PAGES * PAGE
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.fixture(autouse=True)
-def _huge_pages() -> None:
-    if not THP.exists() or "[never]" in THP.read_text(encoding="ascii"):
-        pytest.skip("kernel lacks: transparent huge pages")
 
 
 @pytest.fixture(name="calls")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kdamon.arrays import U64Array
 from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
 from kdamon.mm.linux.machine import LinuxMachine
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_node, needs_root, needs_two_nodes
 from tests.support.paths import ROOT
 from tests.support.process_memory import PAGE, pages, space_of
 from tests.support.workload import Workload
@@ -90,12 +90,10 @@ def test_the_choice_is_that_of_the_loop_over_the_weights(index: list[int], dests
 
 @pytest.fixture(name="node")
 def _node() -> int:
-    nodes = memory_nodes()
-    if not nodes:
-        pytest.skip("kernel lacks: NUMA nodes")
-    return min(nodes)
+    return min(memory_nodes())
 
 
+@needs_node
 def test_where_pages_are(program: Path, node: int) -> None:
     """What is mapped is on a node, what is not is nowhere."""
     with Workload([program], "untouched", 64) as work:
@@ -105,6 +103,7 @@ def test_where_pages_are(program: Path, node: int) -> None:
         assert [-errno.ENOENT] * 32 == found[32:].tolist()
 
 
+@needs_node
 @pytest.mark.parametrize("kind", ["anon", "thp"])
 def test_what_is_there_already_does_not_move(machine: LinuxMachine, program: Path, node: int, kind: str) -> None:
     with Workload([program], kind, 1024) as work, space_of(machine, work.pid) as mm:
@@ -116,10 +115,9 @@ def test_what_is_there_already_does_not_move(machine: LinuxMachine, program: Pat
         assert 0 == work.spoilt(range(1024))
 
 
+@needs_two_nodes
 def test_pages_move_between_nodes_in_proportion(machine: LinuxMachine, program: Path) -> None:
     nodes = sorted(memory_nodes())[:2]
-    if len(nodes) < 2:
-        pytest.skip("kernel lacks: a second NUMA node with memory")
     with Workload([program], "anon", 1024) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(1024))
         mm.migrate(pages(work, 0, 1024), [(nodes[0], 3), (nodes[1], 1)])

@@ -15,7 +15,7 @@ from kdamon.arrays import U64Array
 from kdamon.mm import AddressSpace, PageFilter, ranges
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_memory_cgroup, needs_page_cgroups, needs_root
 from tests.support.paths import ROOT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -126,12 +126,12 @@ def test_active_pages(machine: LinuxMachine, program: Path) -> None:
         assert passing(mm, pages(work, 0, PAGES), [PageFilter("active", False, True)]) >= PAGES - IN_BATCHES
 
 
+@needs_page_cgroups
+@needs_memory_cgroup
 def test_pages_of_a_control_group(machine: LinuxMachine, program: Path) -> None:
     """Memory is charged to the group of the process that touched it first."""
     groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
     paths = [path for _, controllers, path in groups if controllers in {"memory", ""}]
-    if not Path("/proc/kpagecgroup").exists() or not paths:
-        pytest.skip("kernel lacks: memory control groups")
     inode = machine.memcg_id(paths[0])
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         assert PAGES == passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode))

@@ -25,6 +25,7 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
+from tests.support.capabilities import memory_limit, needs_memory_limit
 from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, leftovers, running, sockets
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
@@ -266,27 +267,19 @@ sys.stdin.read()
 @contextlib.contextmanager
 def memory_group() -> Iterator[tuple[Path, str, str]]:
     """A control group that can limit memory: its directory, and its files for the limit and for what is used."""
-    version = None
-    for files, mounted in (
-        (("memory.max", "memory.current"), "/sys/fs/cgroup"),
-        (("memory.limit_in_bytes", "memory.usage_in_bytes"), "/sys/fs/cgroup/memory"),
-    ):
-        directory = Path(mounted, f"kdamon-test-{os.getpid()}")
-        with contextlib.suppress(OSError):
-            directory.mkdir()
-            if (directory / files[0]).exists():
-                version = directory, *files
-                break
-            directory.rmdir()
-    if version is None:
-        pytest.skip("control groups that limit memory are missing, or may not be made")
+    found = memory_limit()
+    assert found is not None
+    files, mounted = found
+    directory = Path(mounted, f"kdamon-test-{os.getpid()}")
+    directory.mkdir()
     try:
-        yield version
+        yield directory, *files
     finally:
         assert eventually(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
 
 
+@needs_memory_limit
 def test_refused_without_memory_for_a_thread() -> None:
     """The kernel would kill a process of its control group for the second thread."""
     script = "print('ready', flush=True); input(); kept = b'x' * (8 << 20); print('ready', flush=True); input()"

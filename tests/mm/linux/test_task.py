@@ -21,7 +21,7 @@ import pytest
 from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_pid_namespace, needs_root
 from tests.support.paths import ROOT
 from tests.support.workload import Workload
 
@@ -379,13 +379,12 @@ def test_an_unknown_primitive_is_refused() -> None:
 
 
 @root_only
+@needs_pid_namespace
 @pytest.mark.parametrize(("options", "expected"), [(["-pf"], "PID namespace; mount it"), (["-pf", "--mount-proc"], "")])
 def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], expected: str) -> None:
     """They stand for other processes than they do in system calls: one would be looked at and another one changed."""
     script = "from kdamon.mm.linux.machine import linux_machine; import os; linux_machine().get_task(os.getpid()).put()"
     command = ["unshare", *options, sys.executable, "-c", script]
-    if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("PID namespaces are not allowed here")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert expected in result.stderr
     assert bool(expected) == bool(result.returncode)
