@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import Any
 
 import numpy as np
 from attrs import evolve
@@ -292,7 +291,7 @@ def va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
         count_probe_hits(ctx, t, matches)
 
 
-def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
+def damon_va_eligible_report(report: ReportLike, t: damon_target) -> bool | Mask:
     """Return whether a report, or which reports of a batch, are about the process of ``t``."""
     # Kernel: compares numbers. Here: of a process that ended nothing is reported, because its number may be another's.
     # (docs/deviations.md#reports-on-a-process-that-ended)
