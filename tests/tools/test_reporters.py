@@ -272,6 +272,17 @@ class TestSummary:
         for figure in ("4.0 MiB", "2.0 MiB", "2.5%  of 200", "7", "2.5%  of one CPU"):
             assert figure in text
 
+    @pytest.mark.parametrize("width", [80, 60, 28])
+    def test_it_fits_a_narrow_terminal(self, width: int) -> None:
+        """Every line, with all that it says."""
+        counters = evolve(self.COUNTERS, reports={"accepted": 12, "applied": 7, "late": 5, "dropped": 3})
+        remarks = ("the process's children took more CPU time than it did, process 1234 most of all",)
+        made = evolve(recording(self.snapshots(), 10, counters), note="the time was over", remarks=remarks)
+        made = evolve(made, config=Config(pid=42, primitive="page_fault"))
+        text = render_summary(made, width=width)
+        assert [] == [line for line in text.splitlines() if len(line) > width]
+        assert render_summary(made, width=1000).split() == text.split()
+
     def test_what_counted(self) -> None:
         """Nothing is said of all accesses; else which ones, and what is not seen."""
         configs = {
@@ -310,7 +321,7 @@ class TestSummary:
         """A line each, where they were asked for."""
         producers = {"producers": 1, "received": 20, "malformed": 2, "not_permitted": 0, "sent": 25, "dropped": 5}
         counters = evolve(self.COUNTERS, producers=producers, recorded={"written": 18, "lost": 0})
-        text = render_summary(recording(self.snapshots(), 10, counters))
+        text = render_summary(recording(self.snapshots(), 10, counters), width=100)
         assert "received from producers                   20  producers 1, malformed 2, sent 25, dropped 5\n" in text
         assert "reports recorded                          18\n" in text
 

@@ -370,7 +370,7 @@ def _rendered(
     heatmap = render_heatmap(
         recording, width=width, height=max(20, height - 16), colour=use_colour(arguments.color, result)
     )
-    parts = [heatmap, render_summary(recording)]
+    parts = [heatmap, render_summary(recording, width=width)]
     if accuracy is not None:
         parts.append(render_comparison(accuracy, recording.started))
     yield "\n\n".join(parts) + "\n"
