@@ -19,7 +19,6 @@ from kdamon.core import (
     damon_new_target,
     damon_select_ops,
     damon_set_attrs,
-    damon_start,
     report_counters,
     run_ctx,
 )
@@ -38,7 +37,16 @@ from kdamon.reports.deliver import damon_report_access
 from kdamon.reports.record import report_array
 from kdamon.sample_control import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
 from kdamon.sample_control import damon_sample_filter_out as filter_out
-from tests.support.contexts import SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, sim_ctx, stopped
+from tests.support.contexts import (
+    SteppedClock,
+    first,
+    in_kdamond,
+    plain_ctx,
+    recorded,
+    report_ops,
+    sim_ctx,
+    stepped,
+)
 
 CPUMASK = damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
@@ -177,10 +185,7 @@ def test_a_commit_copies_filters() -> None:
 
 def test_filters_change_under_a_running_kdamond() -> None:
     ctx = plain_ctx((0, 1000), aggr_interval=1_000_000)
-    ctx.clock = clock = SteppedClock()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         for filters, expected in (([], 1), ([damon_new_sample_filter(WRITE, True, True)], 1), ([], 2)):
             src = plain_ctx((0, 1000), aggr_interval=1_000_000)
             src.sample_control.sample_filters = filters
@@ -288,9 +293,7 @@ def test_the_primitive_changes_under_a_running_kdamond() -> None:
     ctx = sim_ctx(process, machine)
     ctx.clock = clock = SteppedClock()
     process.clock = clock  # type: ignore[assignment]
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         for page_fault, expected in ((True, "page_fault"), (False, "page_table")):
             src = damon_new_ctx()
             src.ops = ctx.ops
@@ -318,10 +321,7 @@ def test_the_set_for_reports_samples_nothing_and_needs_no_process() -> None:
     first(ctx).pid = 1 << 30
     assert ctx.ops is not None
     assert not ctx.ops.needs_task
-    ctx.clock = clock = SteppedClock()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         damon_report_access(report(1500, pid=1 << 30))
         damon_report_access(report(1500, pid=5))
         clock.step()

@@ -66,6 +66,13 @@ def kernels_percentiles(regions: Sequence[Region], aggr_us: int) -> list[int]:
 # The formulas.
 
 
+def note_targets(ctx: damon_ctx, seen: list[list[int]]) -> None:
+    """Append the processes of ``ctx`` to ``seen`` when they have changed."""
+    pids = [t.pid for t in ctx.adaptive_targets]
+    if not seen or seen[-1] != pids:
+        seen.append(pids)
+
+
 def test_bandwidth_takes_each_sampled_access_for_one_of_the_whole_region() -> None:
     """Sizes times accesses, over the aggregation interval."""
     assert 23 * 4096 * 10 == bandwidth_of(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)]))
@@ -245,9 +252,7 @@ def test_a_control_groups_processes_are_followed() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         assert all(len(t.regions) for t in ctx.adaptive_targets)
         if machine.clock.now() > 3e9:
             machine.cgroups = {"/service": (2, 3)}
@@ -274,9 +279,7 @@ def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_t
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 3e9:
             machine.processes[2].exit()
 
@@ -296,9 +299,7 @@ def test_memory_of_processes_that_ended_does_not_count() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 8e9 and machine.processes[1].alive:
             machine.processes[1].exit()
         elif machine.clock.now() > 9e9:
@@ -336,9 +337,7 @@ def test_a_control_group_without_processes_waits_for_one() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 16e9:
             machine.cgroups = {"/service": (2,)}
         elif machine.clock.now() > 9e9:

@@ -6,12 +6,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +38,8 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue
 from kdamon.reports.record import report_array
-from tests.support.contexts import SteppedClock, stopped
+from tests.support.contexts import SteppedClock, stepped, stopped
+from tests.support.paths import public_directory
 from tests.support.reporter import Reporter
 from tests.support.waiting import eventually
 
@@ -81,10 +80,8 @@ for connection in silent:
 @pytest.fixture(scope="module")
 def public() -> Iterator[Path]:
     """A directory that every user may use."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o1777)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory(0o1777) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -145,11 +142,7 @@ def alone(server: ReportServer) -> bool:
 def test_reports_of_another_process_are_counted_for_its_regions(server: ReportServer, program: Path) -> None:
     """From C, one by one and in batches; from Python; all at the same time."""
     ctx = context((0, 1000), (1000, 2000), (5000, 6000))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         with Reporter(program, server.path) as c, ReportClient(server.path) as python:
             assert c.process.pid == c.pid
             assert os.getpid() == python.pid

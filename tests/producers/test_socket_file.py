@@ -6,13 +6,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +22,7 @@ from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from tests.support.attacker import NOBODY, attacker, exchange
 from tests.support.capabilities import needs_dev_fuse, needs_root
+from tests.support.paths import public_directory
 from tests.support.waiting import eventually
 
 SECRET = "only root's"
@@ -48,10 +47,8 @@ with ReportServer(Path(sys.argv[1]) if sys.argv[1] else None):
 @pytest.fixture
 def public() -> Iterator[Path]:
     """A directory like /tmp, whose owner is root."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o1777)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory(0o1777) as directory:
+        yield directory
 
 
 @pytest.fixture

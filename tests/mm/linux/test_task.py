@@ -23,6 +23,7 @@ from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
 from tests.support.capabilities import needs_pid_namespace, needs_root
 from tests.support.paths import ROOT
+from tests.support.sampling import mm_of
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.real
@@ -42,12 +43,6 @@ def _task(machine: LinuxMachine, pid: int) -> Iterator[LinuxTask]:
         yield task
     finally:
         task.put()
-
-
-def _mm(task: LinuxTask) -> AddressSpace:
-    mm = task.get_mm()
-    assert mm is not None
-    return mm
 
 
 def _sees(mm: AddressSpace, work: Workload) -> bool:
@@ -93,7 +88,7 @@ def test_a_kernel_thread_has_no_memory(machine: LinuxMachine) -> None:
 def test_a_process_that_ended_is_valid_until_it_is_reaped(machine: LinuxMachine, program: Path) -> None:
     """As in the kernel: its struct pid is there, its memory is not."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         assert task.valid()
         work.process.kill()
         os.waitid(os.P_PID, work.pid, os.WEXITED | os.WNOWAIT)
@@ -111,7 +106,7 @@ def test_a_process_that_ended_is_valid_until_it_is_reaped(machine: LinuxMachine,
 def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Path) -> None:
     """Sampling goes on without errors, and finds nothing."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         addrs = work.addrs(np.arange(PAGES))
         work.process.kill()
         work.process.wait()
@@ -122,12 +117,12 @@ def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Pa
 def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) -> None:
     """The object changes with exec() and only then, and the new one sees what the process does next."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        before = _mm(task)
+        before = mm_of(task)
         assert task.get_mm() is before
         assert _sees(before, work)
         work.send("x")
         work.greet()
-        after = _mm(task)
+        after = mm_of(task)
         assert after is not before
         assert task.get_mm() is after
         assert task.valid()
@@ -144,11 +139,11 @@ def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(machine: Linu
         child = int(children.read_text(encoding="ascii"))
         try:
             with _task(machine, child) as task:
-                borrowed = _mm(task)
+                borrowed = mm_of(task)
                 assert np.isin(work.base, borrowed.vmas()[:, 0])
                 assert int.from_bytes(work.receive(4), "little") == child
                 _wait_until(lambda: task.get_mm() not in (borrowed, None))
-                assert not np.isin(work.base, _mm(task).vmas()[:, 0])
+                assert not np.isin(work.base, mm_of(task).vmas()[:, 0])
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -156,7 +151,7 @@ def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(machine: Linu
 def test_the_address_space_stays_the_same_object(machine: LinuxMachine, program: Path) -> None:
     """Looking again whether the process left its memory does not replace it."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        first = _mm(task)
+        first = mm_of(task)
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
             assert task.get_mm() is first
@@ -165,7 +160,7 @@ def test_the_address_space_stays_the_same_object(machine: LinuxMachine, program:
 def test_mappings_come_and_go(machine: LinuxMachine, program: Path) -> None:
     """What is unmapped is old and no longer among the mappings; what takes its place is sampled."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         addrs = work.addrs(np.arange(PAGES))
         for _ in range(10):
             work.order("w", np.arange(PAGES))
@@ -185,7 +180,7 @@ def test_mappings_are_those_of_proc(machine: LinuxMachine, program: Path) -> Non
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
         lines = Path(f"/proc/{work.pid}/maps").read_text(encoding="utf-8").splitlines()
         expected = [[int(x, 16) for x in line.split()[0].split("-")] for line in lines if "[vsyscall]" not in line]
-        assert expected == _mm(task).vmas().tolist()
+        assert expected == mm_of(task).vmas().tolist()
 
 
 def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Path) -> None:
@@ -193,10 +188,10 @@ def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Pa
     with Workload([program], "anon", PAGES) as work:
         before = _open_files()
         task = machine.get_task(work.pid)
-        assert _sees(_mm(task), work)
+        assert _sees(mm_of(task), work)
         work.send("x")
         work.greet()
-        mm = _mm(task)
+        mm = mm_of(task)
         assert len(_open_files()) > len(before)
         task.put()
         task.put()
@@ -275,7 +270,7 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
             status = Path(f"/proc/{work.pid}/status").read_text(encoding="ascii")
             assert "TracerPid:\t0\n" in status
         with _task(machine, work.pid) as task:
-            assert _sees(_mm(task), work)
+            assert _sees(mm_of(task), work)
 
 
 @root_only
