@@ -184,8 +184,8 @@ def test_accepted_and_dropped_is_what_was_sent(server: ReportServer, program: Pa
             sent, dropped = c.ask_all("counters")
             assert (n, n - taken) == (sent, dropped)
             eventually(lambda: server.counters().received == taken, "the last record")
-            counters = server.counters()
-            assert (sent, dropped) == (counters.sent, counters.dropped)
+            produced = server.counters()
+            assert (sent, dropped) == (produced.sent, produced.dropped)
         counters = report_counters(ctx)
         assert sent == dropped + counters.accepted + counters.dropped
         clock.step()
