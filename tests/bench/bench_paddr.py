@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What monitoring physical addresses costs: a sample, an update, and sampling intervals that are missed.
 
-Side by side with the way that asks files for each page frame: /proc/PID/pagemap whether it is still there and nobody
-else's, /proc/kpageflags whether it is free; and with updates as a whole. On this machine, with its processes and one
+Side by side with the way that asks files for each page frame: /proc/PID/pagemap whether it is still there and of one
+process, /proc/kpageflags whether it is free; and with updates as a whole. On this machine, with its processes and one
 of 1 GiB, a quarter of which is read all the time.
 """
 

@@ -217,7 +217,7 @@ def test_another_library_is_named_with_the_variable(tmp_path: Path, name: str) -
 
 
 def test_a_pipe_for_a_library_is_not_waited_for(tmp_path: Path) -> None:
-    """Nobody ever writes to it."""
+    """No process ever writes to it."""
     os.mkfifo(tmp_path / "pipe")
     said = refused_alike(tmp_path, FUSE_LIBRARY_PATH=str(tmp_path / "pipe"))
     assert "which cannot be loaded (it is not a regular file)" in said

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A command in the private namespace sees the tree at the kernel's place, and nobody else sees anything.
+"""A command in the private namespace sees the tree at the kernel's place, and no other process sees any of it.
 
 Commands write below /sys/kernel/mm/damon only after they made sure that a kdamon is mounted there.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process ends, and another program gets its number: nobody named that one."""
+"""A process ends, and another program gets its number: no user named that one."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_start_takes_no_stranger(session: Any, written_again: bool, caplog: py
 
 
 def test_a_first_start_takes_no_stranger(make_session: Callable[..., Any]) -> None:
-    """Who had the number when it was written is meant."""
+    """The process that had the number when it was written is meant."""
     session = make_session()
     session.monitor()
     replace(session, 150)

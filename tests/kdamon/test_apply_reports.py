@@ -127,7 +127,7 @@ def test_a_region_counts_once_in_a_sampling_interval(send: Reporter) -> None:
         (4999, 1, "outside"),
         (6000, 1, "outside"),
         (2**64 - 1, 1, "outside"),
-        # These end behind the end of all addresses.
+        # These end after the last address.
         (2**64 - 1, 10, "outside"),
         (1500, 2**64 - 1, "straddling"),
         (1500, 2**64 - 1400, "straddling"),
@@ -488,7 +488,7 @@ def test_nothing_is_lost_from_many_threads_at_once() -> None:
 
 
 def test_counters_are_right_at_the_moment_when_a_threads_queue_is_removed() -> None:
-    """Somebody who looks just then sees its reports once: not never, not twice."""
+    """A reader at that moment sees its reports exactly once."""
     ctx = plain_ctx((0, 1000))
     clock = SteppedClock()
     ctx.clock = clock

@@ -59,7 +59,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Whatever a test does, no kdamond survives it, and nobody thinks that one runs."""
+    """Whatever a test does, no kdamond survives it, and none counts as running."""
     yield
     # One that ended by itself may still be on its last lines.
     eventually(lambda: not kdamonds(), "the end of the kdamonds")
@@ -398,7 +398,7 @@ def test_a_failed_call_raises_for_its_caller_only() -> None:
 
 @pytest.mark.traceback_expected
 def test_a_call_with_an_internal_error_ends_the_kdamond(pool: ThreadPoolExecutor) -> None:
-    """All callers learn that they were canceled: the one, those behind it, and one that came in between."""
+    """All callers learn that they were canceled: the one, those after it, and one that came in between."""
     ctx, clock = stepped_ctx()
     late: list[Future[None]] = []
 

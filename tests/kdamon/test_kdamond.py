@@ -283,7 +283,7 @@ def test_regions_come_from_the_mappings_and_follow_them() -> None:
 
 
 def patched_check(ctx: damon_ctx, look: Callable[[damon_ctx], None]) -> Any:
-    """Call ``look`` behind each check of accesses of ``ctx``."""
+    """Call ``look`` after each check of accesses of ``ctx``."""
     assert ctx.ops is not None
     check = ctx.ops.check_accesses
     assert check is not None
@@ -296,7 +296,7 @@ def patched_check(ctx: damon_ctx, look: Callable[[damon_ctx], None]) -> Any:
 
 
 class ExecTask:
-    """A process that becomes another program: another address space behind the same number."""
+    """A process that becomes another program: another address space with the same number."""
 
     primitive = "page_table"
 

@@ -122,8 +122,8 @@ def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants()
     assert [0, 10000, 0] == [goal.current_value for goal in goals]
 
 
-def test_a_sample_tells_who_is_young_old_and_unknown() -> None:
-    """Memory of one process by its accesses; what nobody maps is old, but page cache, of which nothing is known."""
+def test_samples_are_young_old_or_unknown() -> None:
+    """Memory of one process by its accesses; unmapped memory is old, except page cache, which is unknown."""
     machine = SimMachine(seed=1)
     spawn(machine)
     machine.cached = np.array([[0, 16 * MIB]], np.uint64)
@@ -155,7 +155,7 @@ def test_memory_that_is_shared_since_the_update_is_unknown() -> None:
 
 
 def test_memory_of_a_process_that_ended_is_free() -> None:
-    """Before the sample, and in the middle of it: nobody accesses it any more, until it is somebody else's."""
+    """Before the sample, and in the middle of it: no process accesses it any more, until another one has it."""
     machine = SimMachine(seed=1)
     process = spawn(machine)
     memory = machine.physical_memory()
@@ -335,7 +335,7 @@ def test_a_machine_that_lacks_something_is_told_of_once(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("addr_unit", [1, 1024, 8192])
 def test_reports_of_process_0_are_about_physical_addresses(addr_unit: int) -> None:
-    """They tell bytes, whatever the unit of addresses is."""
+    """They are bytes, whatever the unit of addresses is."""
     machine = SimMachine(seed=1)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB), addr_unit=addr_unit)
     assert not damon_target_has_pid(ctx)

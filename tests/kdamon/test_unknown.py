@@ -106,7 +106,7 @@ def test_actions_that_cost_leave_alone_what_is_mostly_unknown(
     assert (action.value in COSTLY) == scheme.needs_known
     assert scheme.stat.sz_unknown > 0
     if action is damos_action.DAMOS_STAT:
-        # The core needs nobody to do nothing.
+        # To do nothing, the core needs no operations set.
         assert 0.4 < scheme.stat.sz_unknown / scheme.stat.sz_tried < 0.6
         return
     assert scheme.stat.sz_tried == sum(tried.values())

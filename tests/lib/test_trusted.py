@@ -205,7 +205,7 @@ def test_programs_that_another_user_can_exchange_are_passed_over(
     assert find_program("program") is None
 
 
-#: Becomes root of a user namespace, once that has a map, in which the machine's root is nobody that is known.
+#: Becomes root of a user namespace, once that has a map, in which the machine's root has no number.
 BECOMES_ROOT = """
 import ctypes, os, sys
 from kdamon.lib.trusted import find_program

@@ -283,7 +283,7 @@ def test_what_was_accessed_before_does_not_count(memory: Sampled) -> None:
 
 
 def unknown(memory: Sampled, addrs: U64Array) -> bool:
-    """Return whether the end of a sample of ``addrs`` tells nothing."""
+    """Return whether the end of a sample of ``addrs`` has no answers."""
     answers = memory.samples.end_sample(addrs)
     return answers.shape == addrs.shape and answers.dtype == np.uint8 and bool((answers == UNKNOWN).all())
 
@@ -311,7 +311,7 @@ def test_an_end_with_another_array_ends_the_sample_and_tells_nothing(memory: Sam
 
 
 def test_a_second_beginning_gives_the_first_sample_up(memory: Sampled) -> None:
-    """Its pages are not seen any more, and its end tells nothing."""
+    """Its pages are not sampled any more, and its end has no answers."""
     first, second = memory.addrs(EVERY[:300]), memory.addrs(EVERY[200:])
     memory.samples.begin_sample(first)
     memory.samples.begin_sample(second)
@@ -326,7 +326,7 @@ def test_a_second_beginning_gives_the_first_sample_up(memory: Sampled) -> None:
 
 
 def test_an_empty_sample(memory: Sampled) -> None:
-    """Its end tells as little, and its beginning gives another one up."""
+    """Its end has no answers either, and its beginning gives another one up."""
     addrs, nothing = memory.addrs(EVERY), memory.addrs(EVERY[:0])
     memory.samples.begin_sample(nothing)
     answers = memory.samples.end_sample(nothing)

@@ -486,7 +486,7 @@ except FileExistsError as error:
 @needs_dev_fuse
 @pytest.mark.parametrize("name", ["reports", "reports.lock"])
 def test_a_file_system_on_a_name_is_not_asked(public: Path, name: str) -> None:
-    """It may be another user's, who need not answer."""
+    """Its server may be another user, and never answer."""
     words = ["unshare", "--mount", sys.executable, "-c", BESIDE_A_MOUNT, str(public / "reports"), str(public / name)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert f"something is mounted on {name}; unmount it, or choose another path\n" in done.stdout, done.stderr

@@ -151,7 +151,7 @@ class Snapshot:
 
 @define
 class Recorder:
-    """What the tracepoints told."""
+    """What the tracepoints reported."""
 
     ctx: damon_ctx
     snapshots: list[Snapshot] = field(factory=list)

@@ -31,7 +31,7 @@ def check(process: Suspicious) -> None:
 
 
 def attempt(process: Suspicious) -> bool:
-    """Take a userfaultfd once; tell whether the helper lived to give it."""
+    """Take a userfaultfd once; return whether the helper lived to give it."""
     try:
         os.close(inject._take(process.pid, lambda: True, {}))
     except inject._Again:

@@ -106,7 +106,7 @@ def running(*command: str | Path) -> Iterator[int]:
 
 
 def leftovers(pid: int) -> list[str]:
-    """What shows that somebody is or was at work on a process: a tracer, a stop, a userfaultfd."""
+    """Traces of work on a process: a tracer, a stop, a userfaultfd."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -25,7 +25,7 @@ def compile_c(source: Path, program: Path, *flags: str) -> Path:
 class Reporter:
     """A running ``reporter.c``; a context manager.
 
-    :param user: who it runs as.
+    :param user: the user that it runs as.
     :param before: a command line that starts it.
     """
 

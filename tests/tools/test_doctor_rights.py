@@ -147,7 +147,7 @@ def test_the_verdict_is_what_run_does(found: dict[str, Any], situation: str) -> 
 
 @pytest.mark.parametrize("situation", CASES)
 def test_nothing_is_advised_that_is_not_so(found: dict[str, Any], situation: str) -> None:
-    """Root is not told to be root, nor anybody to look for a filter of system calls where there is none."""
+    """Root is not advised to be root, nor any user to look for a filter of system calls where there is none."""
     prefix, user = SITUATIONS[situation]
     text = json.dumps(found[situation])
     assert bool(user) == ("run as root" in text), text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The worked example of a new access source: what the document shows is what runs, and it tells the truth."""
+"""The worked example of a new access source: what the document shows is what runs, and its output is true."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_stopped_and_continued(start: Start, target: int) -> None:
 
 
 def test_in_the_background_nothing_is_drawn(start: Start, target: int) -> None:
-    """The terminal is somebody else's then; back in the foreground, the table begins anew."""
+    """The terminal belongs to another process then; back in the foreground, the table begins anew."""
     emulator = start(["bash", "--norc", "-i"], 80, 40)
     emulator.type(shlex.join(kdamon(target)) + "\n")
     emulator.wait_for_tables()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Recordings of reports: everybody's numpy reads them, and whoever is killed leaves what was recorded."""
+"""Recordings of reports: plain numpy reads them, and a killed recorder leaves what it recorded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_recording(path: Path, *batches: Any) -> None:
 
 
 def test_a_record_is_a_report_and_its_time() -> None:
-    """The fields of a report in their order, behind nanoseconds, where the document says that they are."""
+    """The fields of a report in their order, after nanoseconds, where the document says that they are."""
     assert RECORD_DTYPE.names == ("time", *(REPORT_DTYPE.names or ()))
     assert np.dtype("<u8") == RECORD_DTYPE["time"]
     fields = RECORD_DTYPE.fields or {}

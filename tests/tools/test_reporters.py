@@ -65,7 +65,7 @@ class TestShades:
         assert text == paint(text, colour=False)
 
     def test_the_legend_explains_every_character_within_80_columns(self) -> None:
-        """Whoever sees a picture for the first time can read it."""
+        """A user who sees a picture for the first time can read it."""
         lines = legend(colour=False)
         assert all(f" {character} " in "\n".join(lines) for character in LEVELS + UNKNOWN)
         assert max(map(len, lines)) <= 80

@@ -203,7 +203,7 @@ def test_says_that_the_kernels_regions_are_too_large(reserving: tuple[int, int])
 
 
 def test_monitors_the_machines_memory(start: Start) -> None:
-    """By physical addresses: all of it is covered, accesses are seen, and how much is not known is told."""
+    """By physical addresses: all of it is covered, accesses are seen, and the unknown part is reported."""
     start("--seconds", "90")
     result = kdamon("run", "--ops", "paddr", "--seconds", "5", "--json")
     assert 0 == result.returncode, result.stderr

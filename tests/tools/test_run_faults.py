@@ -83,7 +83,7 @@ def settled(workload: dict[str, Any], wanted: str, *options: str) -> dict[str, A
 
 
 def test_only_writes_by_a_cpu_and_what_was_recorded_of_them(workload: dict[str, Any], tmp_path: Path) -> None:
-    """The part that is only read stays cold; each recorded fault tells who made it."""
+    """The part that is only read stays cold; each recorded fault has its thread and CPU."""
     recording = tmp_path / "faults.npy"
     parts = {part["name"]: part for part in workload["parts"]}
     document = settled(workload, "AB", "--write-only", "--record", str(recording))

@@ -101,7 +101,7 @@ def cuts(numbers: Pages, *edges: int) -> list[int]:
         (pages(range(20)), 20),
         (pages(range(80, 100)), 80),
         (pages(range(50), range(56, 100, 7)), 50),
-        # Behind a hot end there may be nothing at all.
+        # After a hot end there may be nothing at all.
         (pages(*[range(30)] * 3), 30),
         # The better of two edges.
         (pages(range(30, 60)), 60),

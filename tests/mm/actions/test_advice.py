@@ -196,7 +196,7 @@ def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
 
 @pytest.mark.parametrize("kind", ["anon", "thp", "shmem"])
 def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, kind: str) -> None:
-    """Without swap nothing is paged out, and no huge page is split; with it, what is told is in swap."""
+    """Without swap nothing is paged out, and no huge page is split; with it, the returned bytes are in swap."""
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         huge = smaps(work, "AnonHugePages")
@@ -290,7 +290,7 @@ def test_locked_memory_is_left_alone(machine: LinuxMachine, program: Path, actio
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_holes_and_wrong_addresses_are_left_out(machine: LinuxMachine, program: Path, data: Path, action: str) -> None:
-    """Addresses of nobody and of the kernel, before and after a mapping that is not page-aligned in 2 MiB."""
+    """Addresses that are not mapped, and the kernel's, before and after a mapping that is not page-aligned in 2 MiB."""
     with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         with space_of(machine, work.pid) as other:
             assert 0 == other.advise(action, np.empty((0, 2), np.uint64)).sum()
@@ -444,7 +444,7 @@ for action in ("collapse", "cold", "pageout", "willneed"):
 
 @needs_root("needs root, to give capabilities up")
 def test_without_the_page_table_walk(machine: LinuxMachine, program: Path, data: Path) -> None:
-    """What cannot be told is not done; pageout and willneed are told by other means, even without page frames."""
+    """An action without a measurable effect is refused; pageout and willneed are measured even without page frames."""
     less = [f"--{name}=-bpf,-perfmon,-sys_admin" for name in ("bounding-set", "inh-caps")]
     with Workload([program], "readonly", PAGES, str(data)) as work:
         said = subprocess.run(

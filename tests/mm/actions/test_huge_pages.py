@@ -171,7 +171,7 @@ def test_a_thread_that_cannot_be_stopped_does_not_keep_the_others_from_it(progra
 
 
 def test_one_helper_advises_many_times_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that nobody asks any more ends by itself, also when it is stopped; another one does the next job."""
+    """A helper without requests ends by itself, also when it is stopped; another one does the next job."""
     started: list[int] = []
 
     @contextlib.contextmanager

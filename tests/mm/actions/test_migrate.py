@@ -165,7 +165,7 @@ except OSError as error:
 @pytest.mark.parametrize(
     ("lacking", "number", "expected", "words"),
     [
-        # Who may look at all memory by CAP_PERFMON may not move it for that.
+        # CAP_PERFMON lets a process read all memory, not move it.
         (
             ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"],
             0,

@@ -47,7 +47,7 @@ def passing(mm: AddressSpace, wanted: U64Array, filters: list[PageFilter]) -> in
 
 @pytest.mark.parametrize(("kind", "expected"), [("anon", PAGES), ("thp", PAGES), ("shmem", 0), ("zero", 0)])
 def test_anonymous_memory(machine: LinuxMachine, program: Path, kind: str, expected: int) -> None:
-    """Shared memory is not, and the page of zeros is nobody's."""
+    """Shared memory is not, nor is the page of zeros."""
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         assert expected == passing(mm, pages(work, 0, PAGES), only("anon"))
         others = [PageFilter("anon", False, True)]
@@ -99,7 +99,7 @@ def test_a_page_that_another_filter_decided_about_stays_young(machine: LinuxMach
 
 
 def test_a_huge_page_is_young_as_a_whole_and_never_split(machine: LinuxMachine, program: Path) -> None:
-    """A part of one is told, but stays young: the whole could not be made old without its other part."""
+    """A part of one is found, but stays young: the whole could not be made old without its other part."""
     many = HUGE // PAGE
     with Workload([program], "thp", PAGES) as work, space_of(machine, work.pid) as mm:
         passing(mm, pages(work, 0, PAGES), only("young"))

@@ -45,7 +45,7 @@ def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str,
 
 
 def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
-    """On own page frames, and how much of the machine's memory can be told."""
+    """On own page frames, and how much of the machine's memory is known."""
     machine.physical_memory().put()
     assert found["physical addresses"].available
     assert "of 32 accesses to own page frames were seen" in found["physical addresses"].why

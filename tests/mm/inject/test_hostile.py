@@ -133,7 +133,7 @@ def test_another_file_is_not_taken_for_a_userfaultfd(
 
 
 def test_an_errno_that_the_kernel_does_not_have_is_not_passed_on(hostile: Callable[[str, str], Hostile]) -> None:
-    """No answer of the tree may have one: a mount drops such answers, and who asked would wait for ever."""
+    """No answer of the tree may have one: a mount drops such answers, and the caller would wait for ever."""
     process = hostile("seccomp", "errno")
     assert errno.EPERM == process.provoke(take).errno
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Taking a userfaultfd: from whom, what it is, and who is refused."""
+"""Taking a userfaultfd: the processes that give one, what it is, and those that are refused."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ ctypes.CDLL(None).pthread_exit(None)
 def test_another_user_s_process() -> None:
     """A user without capabilities takes it from a process of the same user, and is refused another's.
 
-    A helper program that this user may not read is told at once, with what to do.
+    A helper program that this user may not read is reported at once, with what to do.
     """
     script = """
 import os, sys
@@ -195,7 +195,7 @@ def test_refused_stopped() -> None:
 
 
 def test_refused_another_thread() -> None:
-    """A process that may not have a thread more, by its limit of tasks, is told so and goes on."""
+    """A process that may not have a thread more, by its limit of tasks, gets that reason and goes on."""
     words = ["prlimit", "--nproc=0", "sleep", "30"]
     with subprocess.Popen(words, user=NOBODY, group=NOBODY, extra_groups=[]) as process:
         assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
@@ -220,7 +220,7 @@ def test_refused_traced() -> None:
 
 
 def test_several_at_once(suspicious: Suspicious) -> None:
-    """Who comes while another one is at work waits for its end."""
+    """A caller waits while another one is at work."""
 
     def take() -> None:
         for _ in range(4):
@@ -483,7 +483,7 @@ def test_launch_starts_with_nothing_but_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("no-such-command", FileNotFoundError), ("/etc/passwd", PermissionError)])
 def test_launch_fails_as_popen(name: str, kind: type[OSError]) -> None:
-    """What cannot be started is told as subprocess tells it, and nothing is left."""
+    """The error is that of subprocess, and nothing is left."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(kind) as info:
         launch([name])

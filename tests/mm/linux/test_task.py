@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A task stays the process that it was found as, and leaves nothing behind."""
+"""A task stays the process that it was found as, and leaves nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Accesses of real processes, each of them known: what is told of it must be true."""
+"""Accesses of real processes, each of them known: answers must be true."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _data(directory: Path) -> Path:
 
 
 def _leaf_touched(pid: int, addrs: U64Array, sampled: Pages, touched: Pages) -> npt.NDArray[np.bool_]:
-    """The truth: whether the page, or the 2 MiB page, behind each address was touched."""
+    """The truth: whether the page, or the 2 MiB page, at each address was touched."""
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         flags, _ = shared_walker().walk(fd, addrs & ~np.uint64(4095))
@@ -120,7 +120,7 @@ def test_accesses_are_seen_and_none_is_invented(
 def test_accesses_are_seen_where_struct_page_is_not_known(
     machine: LinuxMachine, program: Path, data: Path, kind: str
 ) -> None:
-    """/proc/kpageflags and /proc/kpagecount tell then what may be cleared."""
+    """/proc/kpageflags and /proc/kpagecount show then what may be cleared."""
     header = shared_walker().header
     known = header[Word.VMEMMAP]
     header[Word.VMEMMAP] = 0

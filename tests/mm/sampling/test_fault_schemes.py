@@ -206,7 +206,7 @@ def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
 
 
 def test_pushed_reports_alone_drive_a_pageout(machine: LinuxMachine, program: Path, data: Path) -> None:
-    """With neither primitive: what nobody reports goes, whether it is accessed or not."""
+    """With neither primitive: memory without reports goes, accessed or not."""
     neither = damon_sample_control(PrimitivesEnabled(page_table=False, page_fault=False))
     with Workload([program], "readonly", ALL, str(data)) as work:
         reports = report_array(HOT, pid=work.pid, addr=work.addrs(range(HOT)) & ~np.uint64(4095), size=PAGE)

@@ -123,7 +123,7 @@ def test_a_process_that_uses_a_userfaultfd_itself_is_refused(faulting: LinuxMach
 def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
     faulting: LinuxMachine, program: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its memory is unknown from then on, and free for it; the reason is told once."""
+    """All of its memory is unknown from then on, and free for it; the reason is logged once."""
     monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)

@@ -144,7 +144,7 @@ def test_other_types_are_refused(machine: LinuxMachine, two_halves: tuple[int, i
 
 
 def test_page_frames(machine: LinuxMachine, two_halves: tuple[int, int]) -> None:
-    """By physical addresses the same is told of the same pages, and nothing of what is no memory."""
+    """By physical addresses the answers for the same pages are the same, and no memory matches nothing."""
     pid, base = two_halves
     addrs = some(base, 2 * HALF)
     with space_of(machine, pid) as mm:
