@@ -87,6 +87,35 @@ def test_elsewhere_a_skip_is_a_skip(tmp_path: Path) -> None:
     assert (0, True) == (status, "1 xfailed" in said)
 
 
+NEEDS = """from tests.support.capabilities import needs_program
+@needs_program("no-such-program", "nothing")
+def test_it():
+    assert False
+"""
+#: Fails when importing starts a process.
+IMPORTS = """
+import sys
+def refuse(event, _):
+    if event in ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"):
+        raise SystemExit(event)
+sys.addaudithook(refuse)
+import tests.support.capabilities
+"""
+
+
+def test_a_missing_capability_skips_its_test_with_the_reason(tmp_path: Path) -> None:
+    status, said = run_tests(tmp_path, {"needs": NEEDS}, "")
+    assert (0, True) == (status, "1 skipped" in said)
+    assert "no-such-program is missing: apt-get install nothing" in said
+
+
+def test_importing_the_capabilities_starts_no_process() -> None:
+    """Conditions are looked at when a test with the decorator begins."""
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
+    done = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, check=False)
+    assert (0, "") == (done.returncode, done.stderr)
+
+
 STARTS = """import subprocess, pytest
 @pytest.mark.real
 def test_real():
