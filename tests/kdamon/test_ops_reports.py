@@ -217,12 +217,12 @@ def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pyte
 
 def test_tuning_finds_intervals_for_the_wanted_share_of_accesses() -> None:
     """A sixteenth of the space is accessed: to observe less than that the intervals get as short as they may."""
-    for access_bp, expected in ((5000, 50_000), (50, 500)):
+    for access_bp, expected, seconds in ((5000, 50_000, 8), (50, 500, 1)):
         goal = damon_intervals_goal(access_bp, 3, 500, 50_000)
         ctx = reports_ctx(intervals_goal=goal)
         ctx.clock = ProducerClock(Producer())
         with recorded(ctx) as recorder:
-            run_ctx(ctx, 8)
+            run_ctx(ctx, seconds)
         assert expected == recorder.tuned[-1]
         validate_ctx(ctx)
 

@@ -301,7 +301,7 @@ def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
     machine.cached = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 96 * MIB]], np.uint64)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 128 * MIB), addr_unit=addr_unit)
     with recorded(ctx) as seen:
-        run_ctx(ctx, seconds=10)
+        run_ctx(ctx, seconds=5)
     regions = seen.snapshots[-1].regions
     sizes = regions.sizes() * np.uint64(addr_unit)
     middle = (regions.start + regions.end) // np.uint64(2) * np.uint64(addr_unit) - np.uint64(PHYSICAL)

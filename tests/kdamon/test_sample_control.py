@@ -47,6 +47,7 @@ from tests.support.contexts import (
     sim_ctx,
     stepped,
 )
+from tests.support.tables import effort
 
 CPUMASK = damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
@@ -139,6 +140,7 @@ some_reports = st.lists(
 )
 
 
+@effort(100)
 @given(some_reports, some_filters)
 def test_a_batch_is_filtered_as_report_after_report(
     reports: list[dict[str, Any]], filters: list[damon_sample_filter]
@@ -207,7 +209,7 @@ def process_of(machine: SimMachine) -> SimProcess:
     return process
 
 
-def hot(ctx: damon_ctx, seconds: float = 3) -> list[float]:
+def hot(ctx: damon_ctx, seconds: float = 2) -> list[float]:
     """Monitor; the mean share of samples that saw an access in each quarter of the 64 MiB, in the last second."""
     with recorded(ctx) as recorder:
         run_ctx(ctx, seconds)

@@ -20,6 +20,7 @@ from kdamon.mm.linux.machine import LinuxMachine
 from tests.support.capabilities import needs_node, needs_root, needs_two_nodes
 from tests.support.paths import ROOT
 from tests.support.process_memory import PAGE, pages, space_of
+from tests.support.tables import effort
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.real
@@ -65,6 +66,7 @@ def test_a_huge_page_counts_as_one() -> None:
     assert [5, 6, 8] == interleave_index(addrs, u64(*[start] * 3), u64(*[start >> 12] * 3), orders).tolist()
 
 
+@effort(100)
 @given(
     st.lists(st.integers(0, 1 << 52), min_size=1, max_size=20),
     st.lists(st.tuples(st.integers(0, 7), st.integers(0, (1 << 32) - 1)), max_size=6),
@@ -141,6 +143,7 @@ import numpy as np
 from kdamon.mm.actions.advice import Advice
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.proc.process_files import ProcessFiles
+from tests.support.tables import effort
 pid, node, number = map(int, sys.argv[1:])
 if number:
     class Filter(ctypes.Structure):
