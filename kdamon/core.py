@@ -287,15 +287,15 @@ def _aligned_ranges(ranges: Sequence[damon_addr_range], min_region_sz: int) -> l
     return aligned
 
 
-def _fit_regions(regions: Regions, first: int, behind: int, start: int, end: int) -> tuple[Indexes, U64Array, U64Array]:
-    """Fit the rows from ``first`` to before ``behind`` to [start, end), with a new region in each hole.
+def _fit_regions(regions: Regions, first: int, stop: int, start: int, end: int) -> tuple[Indexes, U64Array, U64Array]:
+    """Fit the rows from ``first`` to before ``stop`` to [start, end), with a new region in each hole.
 
     :returns: for each region its row, -1 for a new one, its start and its end, as for :meth:`Regions.rebuild`.
     """
-    if first == behind:
+    if first == stop:
         return np.array([-1], np.intp), np.array([start], np.uint64), np.array([end], np.uint64)
-    rows = np.arange(first, behind, dtype=np.intp)
-    starts, ends = regions.start[first:behind].copy(), regions.end[first:behind].copy()
+    rows = np.arange(first, stop, dtype=np.intp)
+    starts, ends = regions.start[first:stop].copy(), regions.end[first:stop].copy()
     starts[0], ends[-1] = start, end
     holes = np.nonzero(ends[:-1] != starts[1:])[0]
     if len(holes):

@@ -262,7 +262,7 @@ class damon_operations:
     sample_intervals: Callable[[damon_ctx, int, Callable[[], bool]], None] = no_op
     check_accesses: Callable[[damon_ctx], None] = no_op
     report_faults: Callable[[damon_ctx, bool], None] = no_op
-    eligible_report: Callable[[ReportLike, damon_target], Any] = _every_report
+    eligible_report: Callable[[ReportLike, damon_target], bool | Mask] = _every_report
     prep_probes: Callable[[damon_ctx, bool], None] = no_op
     apply_probes: Callable[[damon_ctx, bool], None] = no_op
     get_scheme_score: Callable[[damon_ctx, damon_region, damos], int] | None = None

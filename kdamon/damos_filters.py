@@ -85,13 +85,13 @@ def for_each_part(regions: Regions, rows: list[int]) -> Iterator[tuple[int, int]
     shift = 0
     for first in rows:
         row = first + shift
-        behind = row + 1
-        while row < behind:
+        stop = row + 1
+        while row < stop:
             before = len(regions)
             yield first, row
-            behind += len(regions) - before
+            stop += len(regions) - before
             row += 1
-        shift = behind - first - 1
+        shift = stop - first - 1
 
 
 # Making filters.

@@ -216,8 +216,8 @@ def parse_int_array(text: str) -> tuple[int, ...]:
         following = text[at : at + 1]
         if following == "-":
             at += 1
-            behind = _get_option(text, at)
-            upper = 0 if behind is None else behind[0]
+            option_after = _get_option(text, at)
+            upper = 0 if option_after is None else option_after[0]
             if _int(upper - value) < 0:
                 break
             # One more for the upper end, and one for the length in front.

@@ -8,7 +8,6 @@ Addresses are those of the machine's memory. Regions have to be given, usually t
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import numpy as np
 
@@ -179,7 +178,7 @@ def damon_pa_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
         count_probe_hits(ctx, t, matches)
 
 
-def pa_eligible_report(report: ReportLike, t: damon_target) -> Any:
+def pa_eligible_report(report: ReportLike, t: damon_target) -> bool | Mask:
     """Return whether a report, or which reports of a batch, are about physical addresses: those of process 0."""
     return report.pid == 0
 

@@ -224,9 +224,9 @@ def count_probe_hits(ctx: damon_ctx, t: damon_target, matches: Mask | None) -> N
     assert regions.probe_hits is not None
     first = 0
     for i, probe in enumerate(ctx.probes):
-        behind = first + len(probe.filters)
-        regions.probe_hits[:, i] += _passes(probe, matches[first:behind])
-        first = behind
+        stop = first + len(probe.filters)
+        regions.probe_hits[:, i] += _passes(probe, matches[first:stop])
+        first = stop
 
 
 # Reading.

@@ -210,13 +210,13 @@ def _means(column: npt.NDArray[Any], sizes: list[int], merged: list[int]) -> npt
     Rounded down after each merge, and with products that wrap, as ``damon_merge_two_regions()`` does it.
     """
     values = column.tolist()
-    head = behind = -1
+    head = after = -1
     mean = size = 0
     for right in merged:
-        if right != behind:
+        if right != after:
             head = right - 1
             mean, size = values[head], sizes[head]
-        behind = right + 1
+        after = right + 1
         both = size + sizes[right]
         mean = values[head] = ((mean * size + values[right] * sizes[right]) & ULONG_MAX) // both
         size = both

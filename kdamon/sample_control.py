@@ -92,7 +92,7 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
     :raises OSError: EOPNOTSUPP.
     """
     kinds = {f.type for f in control.sample_filters}
-    if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.faults_tell_who:
+    if kinds - {damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE} and not machine.attributes_faults:
         raise OSError(
             errno.EOPNOTSUPP,
             "this machine does not report which CPU or thread made a page fault, so filters of the types cpumask and "

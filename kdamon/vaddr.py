@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from attrs import evolve
@@ -352,7 +352,7 @@ def va_apply_probes(ctx: damon_ctx, set_samples: bool) -> None:
         count_probe_hits(ctx, t, matches)
 
 
-def damon_va_eligible_report(report: ReportLike, t: damon_target) -> Any:
+def damon_va_eligible_report(report: ReportLike, t: damon_target) -> bool | Mask:
     """Return whether a report, or which reports of a batch, are about the process of ``t``."""
     # Kernel: compares numbers. Here: of a process that ended nothing is reported, because its number may be another's.
     # (docs/deviations.md#reports-on-a-process-that-ended)

@@ -4,7 +4,7 @@
 Under ``CI=true`` or ``KDAMON_REQUIRE=all`` a test may be skipped only because the running kernel lacks a feature, and
 its reason then starts with ``kernel lacks: ``; a missing package or permission is the run's mistake.
 
-Property tests try a quarter of their examples, under ``CI=true`` all of them, or KDAMON_EFFORT times as many.
+Property tests try a tenth of their examples, under ``CI=true`` all of them, or KDAMON_EFFORT times as many.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.fuse_bindings import bindings, usable
 
-pytest_plugins = ["tests.support.logs", "tests.support.real"]
+pytest_plugins = ["tests.support.capabilities", "tests.support.logs", "tests.support.real"]
 
 KERNEL_LACKS = "kernel lacks: "
 

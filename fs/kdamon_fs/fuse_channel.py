@@ -14,12 +14,12 @@ import functools
 import os
 import select
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kdamon.lib.syscalls import libc
 from kdamon_fs.fuse_binding import Binding, load_fuse
 
-__all__ = ["Channel", "connect"]
+__all__ = ["Channel", "Operations", "connect"]
 
 #: Options of both versions of libfuse. As in sysfs, content is not cached and inode numbers are the tree's: libfuse 2
 #: has options for these, and with libfuse 3 ``init_with_config()`` sets them.
@@ -42,10 +42,25 @@ def _arguments(options: str) -> _fuse_args:
     return _fuse_args(3, (ctypes.c_char_p * 3)(b"kdamon", b"-o", options.encode()), 0)
 
 
-def connect(operations: Any, device: int | None = None, directory: str = "") -> Channel:
+class Operations(Protocol):
+    """The operations of a file system: methods named as the members of ``struct fuse_operations``.
+
+    The kernel handles those that are absent.
+
+    :ivar use_ns: whether times are in nanoseconds.
+    """
+
+    use_ns: bool
+
+    def __call__(self, operation: str, *arguments: Any) -> Any:
+        """Call an operation by its name, as fusepy does."""
+        ...
+
+
+def connect(operations: Operations, device: int | None = None, directory: str = "") -> Channel:
     """Open a connection; mount if no device is given.
 
-    :param operations: as for the packages' class FUSE; names are in latin-1, which preserves every byte.
+    :param operations: names are in latin-1, which preserves every byte.
     :param device: a descriptor of ``/dev/fuse`` that belongs to a mount; :meth:`Channel.close` closes it.
     :param directory: without a device, the directory's name on which fusermount mounts, for a process without rights.
     :raises OSError: ENOSYS a requirement is missing; EIO libfuse or fusermount failed; its message is on stderr.
@@ -57,7 +72,7 @@ def connect(operations: Any, device: int | None = None, directory: str = "") -> 
 class Channel(ABC):
     """A connection; :meth:`serve` and :meth:`close` may be called once each."""
 
-    def __init__(self, binding: Binding, operations: Any) -> None:
+    def __init__(self, binding: Binding, operations: Operations) -> None:
         self._library = binding.module._libfuse
         self._table = _callbacks(binding, operations)
 
@@ -88,7 +103,7 @@ class Channel(ABC):
         """The descriptor of the device."""
 
 
-def _callbacks(binding: Binding, operations: Any) -> ctypes.Structure:
+def _callbacks(binding: Binding, operations: Operations) -> ctypes.Structure:
     """``struct fuse_operations`` with those of a package's functions that have an operation here."""
     # Only the package's constructor would mount.
     served = binding.module.FUSE.__new__(binding.module.FUSE)
@@ -109,7 +124,7 @@ def _callbacks(binding: Binding, operations: Any) -> ctypes.Structure:
 class _Channel2(Channel):
     """A connection through libfuse 2."""
 
-    def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
+    def __init__(self, binding: Binding, operations: Operations, device: int | None, directory: str) -> None:
         super().__init__(binding, operations)
         library = self._library
         library.fuse_kern_chan_new.restype = library.fuse_mount.restype = ctypes.c_void_p
@@ -161,7 +176,7 @@ def _newest_fuse_new(library: ctypes.CDLL) -> Any:
 class _Channel3(Channel):
     """A connection through libfuse 3. Functions with a number in their name keep their arguments in all versions."""
 
-    def __init__(self, binding: Binding, operations: Any, device: int | None, directory: str) -> None:
+    def __init__(self, binding: Binding, operations: Operations, device: int | None, directory: str) -> None:
         super().__init__(binding, operations)
         library, table = self._library, self._table
         library.fuse_new_31.restype = library.fuse_get_session.restype = ctypes.c_void_p

@@ -334,6 +334,8 @@ class MountedTree:
     def stop(self) -> None:
         """Stop the kdamonds, unmount, and end the serving threads."""
         self._tree.shutdown()
+        # Kernel: a tree does not end. Here: commands that still wait get their answers, or a broken connection.
+        # (docs/deviations.md#the-tree-can-end-during-a-command)
         if self._thread.is_alive() and self._try_unmount():
             self._thread.join(_END_TIMEOUT)
             if self._thread.is_alive():

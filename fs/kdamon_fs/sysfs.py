@@ -38,7 +38,7 @@ from kdamon_fs.kobject import NumberedDirectories, kobj_attribute, kobject, nr_a
 from kdamon_fs.module_params import ModuleParams
 from kdamon_fs.sysfs_common import MachineTree, uint_attribute
 from kdamon_fs.sysfs_context import damon_sysfs_build_ctx, damon_sysfs_contexts
-from kdamon_fs.sysfs_sample import doubts_of
+from kdamon_fs.sysfs_sample import SampleWarnings
 from kdamon_fs.sysfs_schemes import (
     damon_sysfs_schemes_clear_regions,
     damon_sysfs_schemes_update_stats,
@@ -166,7 +166,7 @@ class damon_sysfs_kdamond(kobject):
     :ivar refresh_ms: how often results are updated without a command, 0 never.
     """
 
-    __slots__ = ("_building", "_doubted", "_next_refresh", "contexts", "damon_ctx", "refresh_ms")
+    __slots__ = ("_building", "_next_refresh", "_warnings", "contexts", "damon_ctx", "refresh_ms")
 
     tree: SysfsTree
 
@@ -182,8 +182,7 @@ class damon_sysfs_kdamond(kobject):
         self.damon_ctx: damon_ctx | None = None
         self.refresh_ms = 0
         self._next_refresh = 0
-        #: The warnings that :meth:`_doubt` logged about the present context.
-        self._doubted: tuple[str, ...] = ()
+        self._warnings = SampleWarnings()
         #: A command that builds a context goes on without the tree's lock.
         self._building = False
         self.add("contexts", self.contexts)
@@ -298,20 +297,12 @@ class damon_sysfs_kdamond(kobject):
         self._check_open()
         damon_start([ctx], exclusive=False)
         self.damon_ctx = ctx
-        self._doubted = ()
-        self._doubt(ctx)
+        self._warnings = SampleWarnings()
+        self._warnings.log(ctx, self.location())
         try:
             damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
         except OSError as error:
             log.debug("%s ended at once: %s", self.location(), error.strerror)
-
-    def _doubt(self, ctx: damon_ctx) -> None:
-        """Log accesses that ``ctx`` cannot observe, and actions that this makes wrong; once, until it changes."""
-        doubts = doubts_of(ctx)
-        for doubt in doubts:
-            if doubt not in self._doubted:
-                log.warning("%s: %s", self.location(), doubt)
-        self._doubted = tuple(doubts)
 
     def turn_off(self) -> None:
         """Stop monitoring (``damon_sysfs_turn_damon_off()``).
@@ -341,7 +332,7 @@ class damon_sysfs_kdamond(kobject):
         """Apply ``wanted``, built from the files, to the running context (``damon_sysfs_commit_input()``)."""
         ctx = self._started()
         call_commit(ctx, wanted)
-        self._doubt(ctx)
+        self._warnings.log(ctx, self.location())
 
     def commit_schemes_quota_goals(self) -> None:
         """Apply the goals alone.

@@ -8,6 +8,7 @@ own: counters of accepted, applied and other reports, and an estimator based on 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +34,14 @@ from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
 __all__ = [
     "RunningContext",
+    "SampleWarnings",
     "build_sample_control",
     "damon_sysfs_sample",
-    "doubts_of",
     "nr_cpu_ids",
     "sample_primitive_of",
 ]
+
+log = logging.getLogger("kdamon")
 
 #: Returns the context that is monitored or was monitored last, None before the first start.
 RunningContext = Callable[[], damon_ctx | None]
@@ -215,14 +218,30 @@ def _sees_writes_only(control: damon_sample_control) -> bool:
     return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)
 
 
-def doubts_of(ctx: damon_ctx) -> list[str]:
-    """What ``ctx`` is not going to see, or act on wrongly: a sentence each."""
-    doubts = []
+def _warnings_of(ctx: damon_ctx) -> list[str]:
+    warnings = []
     if _sees_writes_only(ctx.sample_control):
-        doubts.append("page_fault observes writes and first touches, not reads of mapped memory")
+        warnings.append("page_fault observes writes and first touches, not reads of mapped memory")
     taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
     if taken and ctx.sample_control.primitives_enabled.page_fault:
-        doubts.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
+        warnings.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
     if ctx.density and not reports_are_random(ctx):
-        doubts.append("density has no effect with page_fault, which samples one page per region")
-    return doubts
+        warnings.append("density has no effect with page_fault, which samples one page per region")
+    return warnings
+
+
+class SampleWarnings:
+    """Logs which accesses a context cannot observe, and which actions this makes wrong; each once while it is true."""
+
+    __slots__ = ("_logged",)
+
+    def __init__(self) -> None:
+        self._logged: list[str] = []
+
+    def log(self, ctx: damon_ctx, location: str) -> None:
+        """Log the warnings about ``ctx`` that are new; ``location`` names its kdamond."""
+        warnings = _warnings_of(ctx)
+        for warning in warnings:
+            if warning not in self._logged:
+                log.warning("%s: %s", location, warning)
+        self._logged = warnings

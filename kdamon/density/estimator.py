@@ -196,8 +196,8 @@ def _forget_changed(memory: ReportHistory, regions: Regions, places: list[Place]
     for i, run in enumerate(runs):
         stale = (held[i] > 0) & (since > run.last)
         if stale.any():
-            first, behind = places[i]
-            run.drop(first[stale], behind[stale])
+            first, stop = places[i]
+            run.drop(first[stale], stop[stale])
             places[i] = run.place(regions.start, regions.end)
     return changed
 
@@ -212,7 +212,7 @@ def _to_examine(
     n = len(regions)
     if not n:
         return np.empty(0, np.intp)
-    reports = np.minimum(sum(behind - first for first, behind in places), CUT_REPORTS_PER_REGION)
+    reports = np.minimum(sum(stop - first for first, stop in places), CUT_REPORTS_PER_REGION)
     turn = (np.arange(n) - int(np.searchsorted(regions.start, np.uint64(memory.next_examined)))) % n
     turn[changed] -= n
     order = np.argsort(turn, kind="stable")
@@ -231,7 +231,7 @@ def _cut(t: damon_target, rows: Indexes, places: list[Place], *, unit: int, room
     if not len(rows):
         return 0
     regions, memory = t.regions, _history(t)
-    addr, weight = memory.gather([(first[rows], behind[rows]) for first, behind in places], CUT_REPORTS_PER_REGION)
+    addr, weight = memory.gather([(first[rows], stop[rows]) for first, stop in places], CUT_REPORTS_PER_REGION)
     upto = np.concatenate(([0.0], np.cumsum(weight / memory.scale())))
     start, end = regions.start, regions.end
     of = np.arange(len(regions), dtype=np.intp)
@@ -272,9 +272,9 @@ def _cut_places(memory: ReportHistory, places: list[Place], of: Indexes, right: 
     :param at: the addresses of these cuts.
     """
     for i, run in enumerate(memory.runs):
-        first, behind = (edges[of] for edges in places[i])
-        first[right] = behind[right - 1] = np.searchsorted(run.addr, at)
-        places[i] = first, behind
+        first, stop = (edges[of] for edges in places[i])
+        first[right] = stop[right - 1] = np.searchsorted(run.addr, at)
+        places[i] = first, stop
 
 
 def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, unit: int) -> tuple[F64Array, U64Array]:
@@ -291,16 +291,16 @@ def best_cuts(addr: U64Array, upto: F64Array, start: U64Array, end: U64Array, un
     :returns: the log likelihood ratio of the cut (0 there is none) and its address, both of shape (m,).
     """
     ratio, at = np.zeros(len(start)), start.copy()
-    first, behind = np.searchsorted(addr, start), np.searchsorted(addr, end)
-    rows = np.nonzero((behind - first > 1) & (end - start > unit))[0]
+    first, stop = np.searchsorted(addr, start), np.searchsorted(addr, end)
+    rows = np.nonzero((stop - first > 1) & (end - start > unit))[0]
     if not len(rows):
         return ratio, at
-    start, end, first, behind = start[rows], end[rows], first[rows], behind[rows]
-    report, dense, best = _best_gaps(addr, upto, (start, end), (first, behind), unit)
+    start, end, first, stop = start[rows], end[rows], first[rows], stop[rows]
+    report, dense, best = _best_gaps(addr, upto, (start, end), (first, stop), unit)
     address = np.where(dense, addr[np.maximum(report, 1) - 1] + np.uint64(unit), addr[report])
-    left, n, size = upto[report] - upto[first], upto[behind] - upto[first], (end - start).astype(np.float64)
+    left, n, size = upto[report] - upto[first], upto[stop] - upto[first], (end - start).astype(np.float64)
     # After the last report there is one more gap.
-    last = addr[behind - 1] + np.uint64(unit)
+    last = addr[stop - 1] + np.uint64(unit)
     tail = _cut_likelihood(
         n, n, np.minimum((last - start).astype(np.float64), size), size, np.ones(len(rows), np.bool_)
     )
@@ -327,15 +327,15 @@ def _best_gaps(
     :returns: the report after the gap; whether the part before the gap is denser, so that the cut belongs to the
         beginning of the gap, not to its end; the log likelihood, -inf where no cut is possible. All of shape (m,).
     """
-    start, (first, behind) = region[0], place
-    counts = behind - first
+    start, (first, stop) = region[0], place
+    counts = stop - first
     reports, row, heads = spread(first, counts), np.arange(len(counts)).repeat(counts), counts.cumsum() - counts
     gap_end = (addr[reports] - start[row]).astype(np.float32)
     # A gap begins after the page before it; the first gap begins with the region.
     gap_start = np.empty_like(gap_end)
     gap_start[1:] = gap_end[:-1] + np.float32(unit)
     gap_start[heads] = 0
-    size, n = (region[1] - start).astype(np.float32)[row], (upto[behind] - upto[first]).astype(np.float32)[row]
+    size, n = (region[1] - start).astype(np.float32)[row], (upto[stop] - upto[first]).astype(np.float32)[row]
     left = (upto[reports] - upto[first][row]).astype(np.float32)
     middle = (gap_start + gap_end) / np.float32(2)
     left_dense = left * (size - middle) > (n - left) * middle
@@ -457,8 +457,8 @@ def _accessed_size(memory: ReportHistory, regions: Regions, accesses: F64Array, 
 
 def _seen(run: ReportRun, regions: Regions) -> tuple[F64Array, F64Array]:
     """Number of reports of each region and of distinct pages among them, both of shape (n,)."""
-    first, behind = place = run.place(regions.start, regions.end)
-    return (behind - first).astype(np.float64), run.distinct(place)
+    first, stop = place = run.place(regions.start, regions.end)
+    return (stop - first).astype(np.float64), run.distinct(place)
 
 
 #: Reports of a page in use, and how many distinct pages a report then stands for.

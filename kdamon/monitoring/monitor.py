@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from operator import index
 from types import TracebackType
 from typing import Final
@@ -50,6 +50,7 @@ from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE
 from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
+from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.regions import Regions
 from kdamon.sample_control import check_fault_filters
 
@@ -278,9 +279,9 @@ class Monitor:
         if config.primitive == Primitive.PAGE_FAULT:
             check_fault_filters(self.ctx.sample_control, machine)
         target.task = task = machine.get_task(config.pid, config.primitive or Primitive.PAGE_TABLE, self._birth)
-        _check_memory(task)
+        check_memory(task)
         if config.primitive == Primitive.PAGE_FAULT:
-            _check_threads(config.tids, task)
+            check_threads(config.tids, task)
         self._end_with(task)
 
     def _end_with(self, task: Task) -> None:
@@ -316,7 +317,8 @@ class Monitor:
     def stop(self) -> None:
         """End monitoring and wait until nothing of it is left; may be repeated. Snapshots so far can still be read.
 
-        In a child of the process that monitors, by fork(), this does nothing: the parent goes on.
+        In a child of the process that monitors, by fork(), this does nothing: the parent goes on. KeyboardInterrupt is
+        raised when monitoring ended; a second one is raised at once.
 
         :raises OSError: EBUSY the process blocks the kdamond; it ends as soon as it can.
         """
@@ -325,7 +327,17 @@ class Monitor:
         self._stopped = True
         if self._beginner is None or self._beginner.ident is None:
             return  # if it begins all the same, it ends by itself
-        self._beginner.join()
+        try:
+            self._wait_for_end(self._beginner)
+        except OSError:
+            raise
+        except BaseException:
+            # An exception of a signal handler, which may have come before the kdamond was asked to stop.
+            self._wait_for_end(self._beginner)
+            raise
+
+    def _wait_for_end(self, beginner: threading.Thread) -> None:
+        beginner.join()
         damon_stop([self.ctx])
         self._over.wait(_END_S)
 
@@ -472,25 +484,3 @@ def _snapshot(began: int, ended: int, regions: Regions) -> Snapshot:
 def _suspended() -> float:
     """How long the machine was suspended since it was booted, seconds, to a hundredth."""
     return round(time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic(), 2)
-
-
-def _check_memory(task: Task) -> None:
-    """Refuse threads of the kernel: OSError EINVAL."""
-    from kdamon.mm.linux.task import LinuxTask  # noqa: PLC0415 (reports and simulated memory do without)
-
-    if isinstance(task, LinuxTask) and task.is_kernel_thread():
-        raise OSError(
-            errno.EINVAL, f"process {task.pid} is a thread of the kernel: it has no memory of its own to monitor"
-        )
-
-
-def _check_threads(tids: Sequence[int], task: Task) -> None:
-    """Refuse threads that are none of the process: OSError ESRCH."""
-    strange = [tid for tid in tids if not task.has_thread(tid)]
-    if strange:
-        names = " and ".join(map(str, strange))
-        raise OSError(
-            errno.ESRCH,
-            f"process {task.pid} has no thread {names}, or it ended; name threads as /proc/{task.pid}/task does, by "
-            "their numbers where kdamon runs",
-        )

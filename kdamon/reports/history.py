@@ -75,10 +75,10 @@ class ReportRun:
             self._distinct[2:] += 1
         return self._distinct[place[1]] - self._distinct[place[0]]
 
-    def drop(self, first: Indexes, behind: Indexes) -> None:
-        """Forget the reports from each of ``first`` to ``behind`` (exclusive)."""
+    def drop(self, first: Indexes, stop: Indexes) -> None:
+        """Forget the reports from each of ``first`` to ``stop`` (exclusive)."""
         kept = np.ones(len(self), np.bool_)
-        kept[spread(first, behind - first)] = False
+        kept[spread(first, stop - first)] = False
         self._set(self.addr[kept], np.diff(self.upto)[kept])
 
     def joined(self, newer: ReportRun) -> ReportRun:
@@ -167,21 +167,21 @@ class ReportHistory:
 
     def held(self, places: list[Place]) -> F64Array:
         """Accesses that the reports at ``places`` stand for, shape (runs, m)."""
-        return np.array([run.upto[behind] - run.upto[first] for run, (first, behind) in self._with(places)])
+        return np.array([run.upto[stop] - run.upto[first] for run, (first, stop) in self._with(places)])
 
     def gather(self, places: list[Place], most: int) -> tuple[U64Array, F64Array]:
         """The reports at ``places`` in address order, and the accesses that they stand for.
 
         :param most: about how many of one range; of more every so many-th, which then stands for those between.
         """
-        step = np.maximum(-(-sum(behind - first for first, behind in places) // most), 1)
+        step = np.maximum(-(-sum(stop - first for first, stop in places) // most), 1)
         addrs, weights = [], []
-        for run, (first, behind) in self._with(places):
-            counts = -((first - behind) // step)
+        for run, (first, stop) in self._with(places):
+            counts = -((first - stop) // step)
             steps = step.repeat(counts)
             taken = spread(first, counts, steps)
             addrs.append(run.addr[taken])
-            weights.append(run.upto[np.minimum(taken + steps, behind.repeat(counts))] - run.upto[taken])
+            weights.append(run.upto[np.minimum(taken + steps, stop.repeat(counts))] - run.upto[taken])
         addr = np.concatenate(addrs)
         order = np.argsort(addr, kind="stable")  # sorted parts again
         return addr[order], np.concatenate(weights)[order]
@@ -192,8 +192,8 @@ class ReportHistory:
 
 def spread(first: Indexes, counts: Indexes, steps: Indexes | int = 1) -> Indexes:
     """For each i ``counts[i]`` indices from ``first[i]`` on; ``steps`` (shape of the result) apart."""
-    behind = counts.cumsum()
-    nth = np.arange(int(behind[-1]) if len(behind) else 0) - (behind - counts).repeat(counts)
+    stop = counts.cumsum()
+    nth = np.arange(int(stop[-1]) if len(stop) else 0) - (stop - counts).repeat(counts)
     return first.repeat(counts) + nth * steps
 
 

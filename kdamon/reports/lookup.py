@@ -129,14 +129,14 @@ class RegionLookup:
         return rows
 
     def _bisect(self, addr: U64Array, size: U64Array) -> tuple[Indexes, Mask]:
-        start, behind = self._start, addr + size
+        start, access_end = self._start, addr + size
         row = np.searchsorted(start, addr, "right") - 1
         end = self._end.take(row, mode="clip")
         # A range that wraps around contains nothing: its end says nothing about where it lies.
         # (docs/deviations.md#a-range-that-wraps-around)
         begins_in = (row >= 0) & (addr < end)
-        within = begins_in & (behind >= addr) & (behind <= end)
-        into_next = (behind > start.take(row + 1, mode="clip")) | (behind < addr)
+        within = begins_in & (access_end >= addr) & (access_end <= end)
+        into_next = (access_end > start.take(row + 1, mode="clip")) | (access_end < addr)
         across = ~within & (begins_in | ((row + 1 < len(start)) & into_next))
         row[~within] = -1
         return row, across

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What monitoring physical addresses costs: a sample, an update, and sampling intervals that are missed.
 
-Side by side with the way that asks files for each page frame: /proc/PID/pagemap whether it is still there and nobody
-else's, /proc/kpageflags whether it is free; and with updates as a whole. On this machine, with its processes and one
+Side by side with the way that asks files for each page frame: /proc/PID/pagemap whether it is still there and of one
+process, /proc/kpageflags whether it is free; and with updates as a whole. On this machine, with its processes and one
 of 1 GiB, a quarter of which is read all the time.
 """
 
@@ -57,9 +57,9 @@ class ByFiles(Physical):
         pfns = addrs // np.uint64(PAGE)
         left = np.ones(len(addrs), np.bool_)
         for _, mm, rows, there in self._sampled:
-            told = mm.end_sample(there)
+            result = mm.end_sample(there)
             same = mm.frames(there) == pfns[rows]
-            answers[rows[same]] = told[same]
+            answers[rows[same]] = result[same]
             left[rows[same]] = False
         answers[left] = np.where(shared_folios().unreachable(pfns[left]), OLD, UNKNOWN)
         return answers
@@ -73,14 +73,14 @@ def frames(machine: LinuxMachine) -> LinuxFrames:
 @contextmanager
 def reader(size: int) -> Iterator[int]:
     """A process of ``size`` bytes that reads a quarter of it all the time, on the second processor."""
-    ready, told = os.pipe()
+    ready, release = os.pipe()
     pid = os.fork()
     if not pid:
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         pages = np.frombuffer(memory, np.uint8)[::PAGE]
         pages[:] = 1
-        os.write(told, b"1")
+        os.write(release, b"1")
         while os.getppid() != 1:
             pages[: len(pages) // 4].sum()
             time.sleep(0.002)
@@ -92,7 +92,7 @@ def reader(size: int) -> Iterator[int]:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ready)
-        os.close(told)
+        os.close(release)
 
 
 def anywhere(rng: np.random.Generator, ranges: U64Array, count: int) -> U64Array:

@@ -81,14 +81,14 @@ def write_now_and_then(memory: mmap.mmap, shared: mmap.mmap) -> None:
 def target(size: int, work: Callable[[mmap.mmap, mmap.mmap], None]) -> Iterator[tuple[int, int, mmap.mmap]]:
     """A process that does ``work``: its number, where its memory is, and what it shares with this one."""
     shared = mmap.mmap(-1, PAGE)
-    ready, told = os.pipe()
+    ready, address_sent = os.pipe()
     pid = os.fork()
     if not pid:
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_NOHUGEPAGE)
         np.frombuffer(memory, np.uint8)[::PAGE] = 1
         os.sched_setaffinity(0, {1})
-        os.write(told, struct.pack("<Q", address(memory)))
+        os.write(address_sent, struct.pack("<Q", address(memory)))
         work(memory, shared)
         os._exit(0)
     try:
@@ -98,7 +98,7 @@ def target(size: int, work: Callable[[mmap.mmap, mmap.mmap], None]) -> Iterator[
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(ready)
-        os.close(told)
+        os.close(address_sent)
 
 
 def context(

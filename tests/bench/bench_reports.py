@@ -194,7 +194,7 @@ def sending(nr_reports: int, turns: int) -> None:
     lock = threading.Lock()
 
     def series(_: object) -> None:
-        # Its buffer: one array behind a lock that is only tried; here without an end, so that nothing is lost.
+        # Its buffer: one array under a lock that is only tried; here without an end, so that nothing is lost.
         slots.clear()
         for _ in range(nr_reports):
             if lock.acquire(blocking=False):

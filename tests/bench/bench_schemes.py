@@ -196,7 +196,7 @@ def passes(counts: tuple[int, ...], turns: int) -> None:
 def reader() -> Iterator[tuple[int, int, mmap.mmap]]:
     """A process that reads the first half of a file's memory without end: its number, the address, what it counts."""
     shared = mmap.mmap(-1, PAGE)
-    told, tell = os.pipe()
+    addresses, sending = os.pipe()
     with tempfile.TemporaryFile(dir="/var/tmp") as file:
         for _ in range(SIZE // (4 * MIB)):
             file.write(b"\1" * (4 * MIB))
@@ -208,7 +208,7 @@ def reader() -> Iterator[tuple[int, int, mmap.mmap]]:
             array = np.frombuffer(memory, np.uint8)
             array[::PAGE].max()
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-            os.write(tell, struct.pack("<Q", ctypes.addressof(ctypes.c_char.from_buffer(memory))))
+            os.write(sending, struct.pack("<Q", ctypes.addressof(ctypes.c_char.from_buffer(memory))))
             counter = np.frombuffer(shared, np.uint64)
             hot = array[:HOT:PAGE]
             while os.getppid() != 1:
@@ -216,12 +216,12 @@ def reader() -> Iterator[tuple[int, int, mmap.mmap]]:
                 counter[0] += len(hot)
             os._exit(0)
         try:
-            yield pid, struct.unpack("<Q", os.read(told, 8))[0], shared
+            yield pid, struct.unpack("<Q", os.read(addresses, 8))[0], shared
         finally:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            os.close(told)
-            os.close(tell)
+            os.close(addresses)
+            os.close(sending)
 
 
 def monitoring(machine: LinuxMachine, pid: int, start: int, s: damos | None) -> damon_ctx:

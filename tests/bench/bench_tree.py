@@ -28,7 +28,7 @@ DEEP = "admin/kdamonds/0/contexts/0/monitoring_attrs/intervals/sample_us"
 
 
 def serve_tree(directory: str) -> None:
-    """Serve the tree on ``directory`` until it is told to end."""
+    """Serve the tree on ``directory`` until it is terminated."""
     from kdamon_fs.mount import mount_tree
     from kdamon_fs.sysfs import damon_sysfs_init
 

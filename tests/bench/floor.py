@@ -167,7 +167,7 @@ class Floor:
         self._pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         place = walker.page_directory(self._pagemap)
         # Where physical memory is mapped, the walker's calibration found out.
-        self._header[:] = walker._header
+        self._header[:] = walker.header
         self._header[[Word.MM, Word.PGD]] = place
         self._header[Word.COUNT] = regions
         self._header[SEED] = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""To be run in ``kdamon exec``: lets damo monitor a process in several ways and tells which parts it finds hot.
+"""To be run in ``kdamon exec``: lets damo monitor a process in several ways and prints which parts it finds hot.
 
 ``damo_parts.py DAMO ABOUT STEPS``: ABOUT is what the workload says of itself, STEPS a list of [damo's command and
 options, the parts that should be hot], both JSON. Prints for each step the parts that are, and the rest of what is hot

@@ -43,12 +43,12 @@ def page_fault(workload: dict[str, Any]) -> None:
     machine = linux_machine("page_fault")
     try:
         machine.get_task(workload["pid"], "page_fault").put()
-        tells_who = machine.faults_tell_who
+        attributed = machine.attributes_faults
     except OSError as error:
         pytest.skip(f"kernel lacks: page_fault: {error.strerror}")
     finally:
         machine.close()
-    if not tells_who:
+    if not attributed:
         pytest.skip("kernel lacks: a way to attribute page faults")
 
 

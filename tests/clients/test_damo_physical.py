@@ -54,7 +54,7 @@ cat $kdamond/contexts/0/addr_unit $kdamond/contexts/0/schemes/0/stats/sz_applied
 $damo stop
 """
 
-#: Maps a file that nobody else does, says where, and waits.
+#: Maps a file that no other process maps, prints where, and waits.
 OWNER = """
 import mmap, os, sys
 with open(sys.argv[1], "w+b") as file:

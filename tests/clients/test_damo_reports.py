@@ -48,7 +48,7 @@ $damo stop
 [ -z "$push" ] || kill %1
 """
 
-#: Tells of each page of a range of a process, again and again.
+#: Reports each page of a range of a process, again and again.
 PUSH = """
 import time
 import numpy as np
@@ -107,7 +107,7 @@ def check_page_fault(pid: int) -> None:
 def test_what_nobody_reports_is_paged_out(
     kdamon_exec: Any, coldhalf: tuple[int, dict[str, int]], tmp_path: Path, source: str
 ) -> None:
-    """With a quota, and a filter that keeps what is read: neither faults nor the other process tell of that."""
+    """With a quota, and a filter that keeps what is read: neither faults nor the other process report that."""
     pid, parts = coldhalf
     push, options = "", ["--sample_primitives", "page_fault", "--exp_ops_write_only", "Y"]
     if source == "faults":

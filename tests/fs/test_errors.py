@@ -380,7 +380,7 @@ CONCURRENT = (
 
 @pytest.mark.parametrize("section", dict.fromkeys(row.section for row in rows_of("concurrent: ")))
 def test_commands_at_the_same_time(session: Any, count: Callable[[Row], None], section: str) -> None:
-    """Who waits for a walk of the regions holds the lock that others only try; the short ones were over by then."""
+    """A command that waits for a walk of regions holds the lock, which others only try; short ones ended before."""
     first, second, state, pid, nr_kdamonds, nr_schemes = re.fullmatch(CONCURRENT, section).groups()
     session.monitor()
     session.put(AGGR, 1_000_000 if "tried" in first else 100_000)
@@ -420,7 +420,7 @@ def test_a_target_that_ends(session: Any, count: Callable[[Row], None]) -> None:
 
 
 def test_another_exclusive_user(session: Any, count: Callable[[Row], None]) -> None:
-    """Beside a user who wants to be alone nothing starts."""
+    """Beside an exclusive user of DAMON nothing starts."""
     ctx = damon_new_ctx()
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
     target = damon_new_target()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 from kdamon_fs import fuse_binding, fuse_packages
 from kdamon_fs.fuse_binding import Lack, choose_binding, device_lack
 from kdamon_tools.checks import tool_checks
-from tests.support.capabilities import needs_dev_fuse, needs_root
-from tests.support.fuse_bindings import bindings, usable
+from tests.support.capabilities import needs_binding, needs_both_libfuses, needs_compiler, needs_dev_fuse, needs_root
+from tests.support.fuse_bindings import usable
 
 pytestmark = pytest.mark.real
 
@@ -45,10 +44,6 @@ print(json.dumps([attrs.asdict(check) for check in tool_checks()]))
 
 #: Serves a tree at the kernel's place and reads a file of it.
 SERVES = ("exec", "--no-reports", "--", "cat", "/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds")
-
-needs_both = pytest.mark.skipif(
-    len(usable()) < len(bindings()) or len(bindings()) < 2, reason="libfuse 2 and libfuse 3 are not both installed"
-)
 
 
 def python(*words: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
@@ -105,7 +100,7 @@ LIBFUSE_3 = ("libfuse3.so.3", "libfuse3.so.4")
 
 @needs_dev_fuse
 @needs_root("a mount namespace needs root")
-@needs_both
+@needs_both_libfuses
 @pytest.mark.parametrize(
     ("hidden", "chosen", "expected"),
     [
@@ -144,7 +139,7 @@ def test_apt_is_not_asked_where_a_binding_works(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_root("a mount namespace needs root")
-@needs_both
+@needs_both_libfuses
 @pytest.mark.parametrize(
     ("hidden", "chosen", "why"),
     [
@@ -173,12 +168,15 @@ def test_a_choice_that_is_none(tmp_path: Path, verb: str) -> None:
     assert (False, sentence) == (row["available"], f"{row['why']}: {row['remedy']}")
 
 
-@pytest.mark.parametrize("name", MODULES)
+def package_of(module: str) -> str:
+    """The package that has a module of this name."""
+    return "mfusepy" if module == "mfusepy.py" else "fusepy"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_binding(package_of(name))) for name in MODULES])
 def test_another_module_of_the_name_is_named_with_its_file(tmp_path: Path, name: str) -> None:
     """Whatever it does when it is imported; it is to be moved away, and nothing else is to be installed."""
-    package = "mfusepy" if name == "mfusepy.py" else "fusepy"
-    if package not in usable():
-        pytest.skip(f"the library of {package} is not installed")
+    package = package_of(name)
     file = tmp_path / "path" / name
     file.parent.mkdir(parents=True)
     file.write_text(MODULES[name])
@@ -188,7 +186,7 @@ def test_another_module_of_the_name_is_named_with_its_file(tmp_path: Path, name:
     assert "move that file away" in said
 
 
-@needs_both
+@needs_both_libfuses
 def test_another_module_leaves_the_other_binding(tmp_path: Path) -> None:
     """Doctor says why."""
     (tmp_path / "fuse.py").write_text(MODULES["fuse.py"])
@@ -198,7 +196,7 @@ def test_another_module_leaves_the_other_binding(tmp_path: Path) -> None:
     assert str(row["why"]).endswith(f", because {tmp_path}/fuse.py is not fusepy")
 
 
-@pytest.mark.skipif("fusepy" not in usable(), reason="libfuse 2 is not installed")
+@needs_binding("fusepy")
 def test_a_package_that_took_the_name_is_named(tmp_path: Path) -> None:
     """It is what pip has to remove."""
     (tmp_path / "fuse.py").write_text(MODULES["fuse.py"])
@@ -219,13 +217,13 @@ def test_another_library_is_named_with_the_variable(tmp_path: Path, name: str) -
 
 
 def test_a_pipe_for_a_library_is_not_waited_for(tmp_path: Path) -> None:
-    """Nobody ever writes to it."""
+    """No process ever writes to it."""
     os.mkfifo(tmp_path / "pipe")
     said = refused_alike(tmp_path, FUSE_LIBRARY_PATH=str(tmp_path / "pipe"))
     assert "which cannot be loaded (it is not a regular file)" in said
 
 
-@needs_both
+@needs_both_libfuses
 @pytest.mark.parametrize("package", ["fusepy", "mfusepy"])
 def test_a_library_that_is_named_decides(package: str) -> None:
     """The binding is the one that takes it."""
@@ -237,6 +235,7 @@ def test_a_library_that_is_named_decides(package: str) -> None:
     assert f"({file})" in str(row["why"])
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("number", "chosen", "wrong"),
     [
@@ -250,11 +249,8 @@ def test_a_library_that_is_named_decides(package: str) -> None:
 )
 def test_a_library_of_another_version_is_no_substitute(tmp_path: Path, number: int, chosen: str, wrong: str) -> None:
     """It has the names, with other arguments; a call would be the end of the process."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("cc is not installed")
     library = tmp_path / "libfuse.so"
-    words = [compiler, "-shared", f"-DVERSION={number}", "-x", "c", "-", "-o", library]
+    words = ["cc", "-shared", f"-DVERSION={number}", "-x", "c", "-", "-o", library]
     subprocess.run(words, input=LIBRARY, text=True, check=True)
     said = refused_alike(tmp_path, FUSE_LIBRARY_PATH=str(library), KDAMON_FUSE=chosen)
     assert f"which {wrong};" in said

@@ -7,7 +7,6 @@ That user is 65534. What it makes root do would be a file that appears, or a com
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_root
+from tests.support.capabilities import needs_compiler, needs_dev_fuse, needs_libfuse, needs_root
 from tests.support.paths import SUPPORT
 
 pytestmark = [pytest.mark.real, needs_dev_fuse, needs_libfuse, needs_root("a mount namespace needs root")]
@@ -303,16 +302,14 @@ print(process.wait())
     assert hostile.run("-c", ending).stdout == f"{128 + signal.SIGTERM}\n"
 
 
+@needs_compiler
 @by_each_binding
 @pytest.mark.parametrize("name", ["library.so", "silent/library.so"])
 def test_a_library_of_another_user_is_not_loaded(hostile: Hostile, name: str) -> None:
     """Its constructors would run."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("cc is not installed")
     library = hostile.user / "library.so"
     text = f'#include <stdlib.h>\n__attribute__((constructor)) void run(void) {{ system("touch {hostile.victim}"); }}\n'
-    subprocess.run([compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=text, text=True, check=True)
+    subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library], input=text, text=True, check=True)
     hostile.give()
     done = hostile.exec("true", FUSE_LIBRARY_PATH=str(hostile.user / name))
     assert 1 == done.returncode

@@ -152,7 +152,7 @@ def test_absurd_numbers_of_directories_are_refused(mounted: Mounted, file: str, 
 
 
 def test_as_many_directories_as_the_kernel_would_make_cost_nothing(mounted: Mounted) -> None:
-    """Each comes into being when somebody looks at it."""
+    """Each is made when it is looked up."""
     schemes = mounted.kdamonds / "0/contexts/0/schemes"
     before = mounted.memory()
     for number in ("nr_schemes", "nr_schemes"):

@@ -27,7 +27,7 @@ import pytest
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.modules_common import DamonModule
-from tests.support.capabilities import needs_dev_fuse, needs_root, skip_because
+from tests.support.capabilities import needs_damo, needs_dev_fuse, needs_root, skip_because
 from tests.support.paths import PYTHONPATH
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ UNKNOWN = (
 
 
 class Row(NamedTuple):
-    """A line of the table: who was written to, what, what that returned, what it said afterwards."""
+    """A line of the table: the parameter, the text written, the answer, and the text read afterwards."""
 
     module: str
     parameter: str
@@ -178,7 +178,7 @@ def test_older_kernels_have_fewer(make_session: Callable[..., Any], since: str, 
 
 
 def test_the_kernels_own_place_of_the_tree_has_no_modules(session: Any) -> None:
-    """They are there, but not listed before somebody asks for that."""
+    """They are there, but not listed without list_modules()."""
     assert ["admin"] == session.tree.listdir("/")
     assert session.tree.listdir("/module") == list(MODULES)
     session.tree.list_modules()
@@ -337,7 +337,7 @@ def test_a_control_group_that_does_not_exist_is_refused(session: Any, caplog: py
 
 
 def test_commits_to_a_module_that_was_never_or_is_not_enabled(session: Any) -> None:
-    """The two are told apart; what is no word for yes or no is refused in both."""
+    """The two differ; a word that means neither yes nor no is refused in both."""
     for module in MODULES[1:]:
         path = path_of(module, "commit_inputs")
         assert "EINVAL" == session.write(path, "Y")
@@ -526,7 +526,7 @@ def outside() -> tuple[list[bytes], list[str]]:
 
 @pytest.fixture(scope="module", name="_page_table")
 def _needs_page_table() -> None:
-    """What tells accessed bits has to work."""
+    """Accessed bits have to be readable."""
     try:
         linux_machine().close()
     except OSError as error:
@@ -541,7 +541,7 @@ class TestShell:
 
     @pytest.mark.real
     def test_reclaim_where_the_kernel_has_it(self, cold_half: int) -> None:
-        """A process in kdamon exec shrinks by its cold half; nobody else sees the modules."""
+        """A process in kdamon exec shrinks by its cold half; no other process sees the modules."""
         before = outside()
         process = kdamon("exec", "--no-reports", "--", "sh", "-c", MADE_SURE + RECLAIM, "sh", str(cold_half))
         said, complained = process.communicate(timeout=120)
@@ -552,7 +552,7 @@ class TestShell:
         assert outside() == before
 
     @pytest.mark.real
-    @pytest.mark.skipif(not DAMO.exists(), reason="damo is not installed")
+    @needs_damo
     def test_damo_knows_them(self, cold_half: int) -> None:
         """Its commands work as they are."""
         process = kdamon(

@@ -22,7 +22,7 @@ import pytest
 from kdamon.lib.mountinfo import MountEntry, mounts
 from kdamon_fs.mount import MountedTree, _operations
 from kdamon_fs.mounts import MNT_DETACH, umount
-from tests.support.capabilities import needs_dev_fuse, needs_root
+from tests.support.capabilities import needs_dev_fuse, needs_path, needs_root, needs_user_namespace
 from tests.support.paths import SUPPORT
 
 HERE = Path(__file__).parent
@@ -89,7 +89,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             server.process.kill()
             server.process.wait()
         while mount_at(str(server.mountpoint)) is not None:
-            # Who watches over a killed server does the same.
+            # The watcher of a killed server does the same.
             with contextlib.suppress(OSError):
                 umount(str(server.mountpoint), MNT_DETACH)
 
@@ -171,7 +171,7 @@ def test_other_files_answer_while_a_command_waits(top: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_unmounts_and_stops_everything(serve: Callable[..., Server], number: signal.Signals) -> None:
-    """Also while a kdamond runs and somebody waits for it."""
+    """Also while a kdamond runs and a command waits for it."""
     server = serve()
     assert server.ready()
     kdamonds = server.mountpoint / "admin/kdamonds"
@@ -223,7 +223,7 @@ def test_several_signals_are_as_good_as_one(serve: Callable[..., Server]) -> Non
 
 
 def test_a_file_that_is_kept_open_keeps_nothing_mounted(serve: Callable[..., Server]) -> None:
-    """The mount goes; who had the file open gets errors."""
+    """The mount goes; processes with an open file get errors."""
     server = serve()
     assert server.ready()
     file = os.open(server.mountpoint / "admin/kdamonds/nr_kdamonds", os.O_RDONLY)
@@ -265,7 +265,7 @@ def monitors(serve: Callable[..., Server], **options: str) -> tuple[Server, int]
 
 @pytest.mark.parametrize("in_use", [False, True])
 def test_a_killed_server_leaves_nothing(serve: Callable[..., Server], in_use: bool) -> None:
-    """Neither a mount nor a process, also where somebody is in the directory; signals to all do not change that."""
+    """Neither a mount nor a process, also where it is a working directory; signals to all do not change that."""
     server, watcher = monitors(serve)
     with contextlib.ExitStack() as stack:
         if in_use:
@@ -294,7 +294,7 @@ def test_the_mount_of_a_later_server_is_left_alone(serve: Callable[..., Server])
 
 
 def test_the_mount_of_a_killed_server_is_taken_over(serve: Callable[..., Server]) -> None:
-    """If nobody was left to clean up, its directory is dead until the next one starts there."""
+    """If no process was left to clean up, its directory is dead until the next server starts there."""
     for _ in range(2):
         killed, watcher = monitors(serve)
         os.kill(watcher, signal.SIGKILL)
@@ -344,7 +344,7 @@ def test_a_name_that_is_empty_is_not_the_working_directory(
 
 
 def test_a_part_of_another_kdamons_tree_is_refused(serve: Callable[..., Server], session: Any) -> None:
-    """It would hide files that somebody uses."""
+    """It would hide files that are in use."""
     first = serve()
     assert first.ready()
     with pytest.raises(OSError, match="another kdamon serves"):
@@ -367,11 +367,10 @@ def test_mounting_without_the_right_to_names_what_is_missing(
         MountedTree(session.tree, tmp_path).start()
 
 
+@needs_path("/sys/kernel/irq", "/sys/kernel/irq")
 def test_the_machines_own_sysfs_is_refused(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outside a namespace of its own; the sentence says how a command can see the tree there."""
-    directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and nobody would miss it
-    if not os.path.isdir(directory):
-        pytest.skip(f"kernel lacks: {directory}")
+    directory = "/sys/kernel/irq"  # as much the kernel's as /sys/kernel/mm/damon, and no program needs it
     monkeypatch.setattr("kdamon_fs.mount.private_mount_namespace", lambda: False)
     with pytest.raises(OSError, match="belongs to the kernel: 'kdamon exec -- COMMAND'"):
         MountedTree(session.tree, directory).start()
@@ -386,7 +385,7 @@ def test_a_private_namespace_is_told_from_the_machines() -> None:
 
 
 def test_names_may_be_any_bytes(serve: Callable[..., Server]) -> None:
-    """Of the mount point and of what somebody looks for in it."""
+    """Of the mount point and of names in it."""
     server = serve("Дерево\N{DECIDUOUS TREE}")
     assert server.ready()
     assert "0\n" == (server.mountpoint / "admin/kdamonds/nr_kdamonds").read_text()
@@ -500,13 +499,12 @@ def test_a_bug_in_any_operation_is_an_io_error_for_its_caller(tmp_path: Path, bu
     assert mount_at(str(tmp_path)) is None
 
 
+@needs_user_namespace
 def test_a_user_namespace_without_its_own_mount_namespace_says_so() -> None:
     """All capabilities there are of no use: libfuse would fail to find fusermount."""
     script = "from kdamon_fs.mount_checks import check_may_mount; check_may_mount()"
     for options, refused in (("-Ur", True), ("-Urm", False)):
         words = ["unshare", options, sys.executable, "-c", script]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.stderr.startswith("unshare:"):
-            pytest.skip("kernel lacks: user namespaces")
         assert refused == ("mounting needs a mount namespace of this user namespace" in done.stderr)
         assert refused == bool(done.returncode), done.stderr

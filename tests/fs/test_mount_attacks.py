@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kdamon.lib.replaceable import open_directory, replaceable
-from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_root
+from tests.support.capabilities import needs_damon_sysfs, needs_dev_fuse, needs_libfuse, needs_root
 from tests.support.paths import SUPPORT
 
 pytestmark = [pytest.mark.real, needs_dev_fuse, needs_libfuse, needs_root("mounting in these tests needs root")]
@@ -139,7 +139,7 @@ def test_a_users_file_system_is_not_asked_anything() -> None:
     assert "it is in a file system that user 65534 serves" in by_link
 
 
-@pytest.mark.skipif(not os.path.isdir("/sys/kernel/mm/damon"), reason="kernel lacks: DAMON's sysfs")
+@needs_damon_sysfs
 def test_exec_covers_nothing_but_the_machines_places() -> None:
     """Root mounted a sysfs below a user's directory, whose name leads to root's files while that is closed."""
     assert [] == attack("places_elsewhere")

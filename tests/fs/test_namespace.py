@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A command in the private namespace sees the tree at the kernel's place, and nobody else sees anything.
+"""A command in the private namespace sees the tree at the kernel's place, and no other process sees any of it.
 
 Commands write below /sys/kernel/mm/damon only after they made sure that a kdamon is mounted there.
 """
@@ -21,7 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.capabilities import needs_dev_fuse, needs_libfuse, needs_mount_namespace, needs_root
+from tests.support.capabilities import (
+    needs_damon_sysfs,
+    needs_dev_fuse,
+    needs_libfuse,
+    needs_mount_namespace,
+    needs_root,
+)
 from tests.support.paths import SUPPORT
 
 pytestmark = [
@@ -229,12 +235,11 @@ LOOKS = """
 """
 
 
+@needs_damon_sysfs
 @by_each_binding
 @pytest.mark.parametrize("end", ["exit", "umount", "kill"])
 def test_what_outlives_the_tree_does_not_find_the_machines(start: Start, tmp_path: Path, end: str) -> None:
     """Neither at the places of the tree, nor below them, nor with kdamon killed; the directories are empty."""
-    if not os.path.isdir(f"{DAMON}/admin"):
-        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
     before = outside()
     (tmp_path / "looks.sh").write_text(LOOKS)
     unmount = f"umount -l {DAMON}" if end == "umount" else "true"
@@ -273,6 +278,7 @@ def test_the_machines_modules_do_not_show_up_in_any_version(start: Start, tmp_pa
     assert outside() == before
 
 
+@needs_damon_sysfs
 def test_another_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path: Path) -> None:
     """As a container's directory has one."""
     wrapper, other = tmp_path / "outer.sh", tmp_path / "sys"
@@ -280,16 +286,13 @@ def test_another_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path
     wrapper.write_text(f'#!/bin/bash -e\nmount -t sysfs sysfs {other}\nexec "$@"\n')
     wrap = ("unshare", "--mount", "--propagation", "private", "bash", str(wrapper))
     script = f"{MADE_SURE} ls -A {other}/kernel/mm/damon | wc -l; ls {other}/kernel | grep -c '^mm$'"
-    if not os.path.isdir(DAMON):
-        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
     assert (0, "0\n1\n") == finish(start("sh", "-c", script, before=wrap))
 
 
+@needs_damon_sysfs
 @pytest.mark.parametrize("directory", ["/sys/kernel/mm", DAMON, f"{DAMON}/admin/kdamonds", "/sys/module"])
 def test_a_working_directory_does_not_lead_to_the_machines_tree(start: Start, directory: str) -> None:
     """Where the command begins: it is found again by its name."""
-    if not os.path.isdir(directory):
-        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
     script = f"{MADE_SURE} pwd; [ . -ef {directory} ] && echo same"
     assert finish(start("sh", "-c", script, cwd=directory)) == (0, f"{directory}\nsame\n")
 
@@ -315,11 +318,10 @@ def test_a_working_directory_that_was_removed_is_no_obstacle(start: Start, tmp_p
     assert 0 == process.returncode
 
 
+@needs_damon_sysfs
 @pytest.mark.parametrize("part", ["kernel", "kernel/mm", "kernel/mm/damon", "kernel/mm/damon/admin"])
 def test_a_part_of_a_sysfs_does_not_lead_to_the_machines_tree(start: Start, tmp_path: Path, part: str) -> None:
     """Mounted elsewhere."""
-    if not os.path.isdir(DAMON):
-        pytest.skip("kernel lacks: CONFIG_DAMON_SYSFS, so there is nothing to find")
     wrapper, other = tmp_path / "outer.sh", tmp_path / "part"
     other.mkdir()
     wrapper.write_text(f'#!/bin/bash -e\nmount --bind /sys/{part} {other}\nexec "$@"\n')

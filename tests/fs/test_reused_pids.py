@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process ends, and another program gets its number: nobody named that one."""
+"""A process ends, and another program gets its number: no user named that one."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import pytest
 from kdamon.damon import damon_ctx
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
+from tests.support.capabilities import needs_pid_namespace, needs_root
 from tests.support.contexts import in_kdamond
 from tests.support.modules import shut_down
 from tests.support.paths import ROOT
@@ -115,7 +115,7 @@ def test_a_start_takes_no_stranger(session: Any, written_again: bool, caplog: py
 
 
 def test_a_first_start_takes_no_stranger(make_session: Callable[..., Any]) -> None:
-    """Who had the number when it was written is meant."""
+    """The process that had the number when it was written is meant."""
     session = make_session()
     session.monitor()
     replace(session, 150)
@@ -284,11 +284,11 @@ print("done")
 
 
 @pytest.mark.real
+@needs_root("a PID namespace needs root")
+@needs_pid_namespace
 @pytest.mark.parametrize("primitive", ["page_table", "page_fault"])
 def test_a_real_commit_takes_no_stranger(primitive: str) -> None:
     """In a PID namespace, which has a counter of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("this process lacks: root, to make a PID namespace")
     script = textwrap.dedent(SCRIPT)
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", script, primitive]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)

@@ -350,7 +350,7 @@ def test_a_machine_that_tells_no_cpu_and_no_thread_cannot_filter_by_them(
     session: Any, process: Any, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """EOPNOTSUPP with a sentence for faults; reports of others may have them."""
-    monkeypatch.setattr(SimMachine, "faults_tell_who", False)
+    monkeypatch.setattr(SimMachine, "attributes_faults", False)
     add_filter(session, kind, "" if kind == "write" else "0")
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     if kind == "write":

@@ -117,7 +117,7 @@ def fire(name: str, ctx: damon_ctx) -> None:
     ],
 )
 def test_an_event_reads_as_the_kernels(path: str, ctx: damon_ctx, name: str, texts: list[str]) -> None:
-    """With the task and the time of it, in perf script's form; nobody else's events are among them."""
+    """With the task and the time of it, in perf script's form; events of other users are not among them."""
     with recording(path, name) as client:
         before = time.monotonic()
         for event in EVENTS:

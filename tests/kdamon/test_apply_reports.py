@@ -35,7 +35,18 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import damon_report_access, report_accesses
 from kdamon.reports.record import REPORT_DTYPE, report_array
 from kdamon.vaddr import damon_va_eligible_report
-from tests.support.contexts import MS, SteppedClock, WorkClock, first, plain_ctx, recorded, report_ops, sim_ctx, stopped
+from tests.support.contexts import (
+    MS,
+    SteppedClock,
+    WorkClock,
+    first,
+    plain_ctx,
+    recorded,
+    report_ops,
+    sim_ctx,
+    stepped,
+    stopped,
+)
 from tests.support.waiting import eventually
 
 Reporter = Callable[[damon_access_report], None]
@@ -116,7 +127,7 @@ def test_a_region_counts_once_in_a_sampling_interval(send: Reporter) -> None:
         (4999, 1, "outside"),
         (6000, 1, "outside"),
         (2**64 - 1, 1, "outside"),
-        # These end behind the end of all addresses.
+        # These end after the last address.
         (2**64 - 1, 10, "outside"),
         (1500, 2**64 - 1, "straddling"),
         (1500, 2**64 - 1400, "straddling"),
@@ -250,11 +261,7 @@ def test_counts_and_samples_together_stay_within_the_samples(early: int) -> None
 def test_a_kdamond_that_comes_late_counts_what_it_finds() -> None:
     """Its sampling interval lasted until then; each region gets one access for it, as for any other."""
     ctx = plain_ctx((0, 1000))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         damon_report_access(report(1))
         report_accesses(report_array(3, addr=[5, 6, 7]))
         clock.work(10_000 * MS)
@@ -267,11 +274,7 @@ def test_a_kdamond_that_comes_late_counts_what_it_finds() -> None:
 
 def test_reports_of_a_pause_are_late() -> None:
     ctx = plain_ctx((0, 1000))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         ctx.pause = True
         clock.step()
         damon_report_access(report(1))
@@ -319,9 +322,7 @@ def test_only_running_contexts_receive_reports() -> None:
     clock = SteppedClock()
     ctx.clock = clock
     damon_report_access(report(1))
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         assert {} == counted(ctx)
         damon_report_access(report(1))
         clock.step()
@@ -401,11 +402,7 @@ def test_what_does_not_fit_is_counted_as_dropped() -> None:
     """The newest go; of a batch the first ones that fit are taken; room comes back with the next sampling interval."""
     with patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 10):
         ctx = plain_ctx((0, 1000))
-        clock = SteppedClock()
-        ctx.clock = clock
-        with stopped(ctx):
-            damon_start([ctx], exclusive=False)
-            clock.wait_asleep()
+        with stepped(ctx) as clock:
             for i in range(6):
                 damon_report_access(report(i))
             report_accesses(report_array(8, addr=[100] * 4 + [10**6] * 4))
@@ -423,11 +420,7 @@ def test_what_does_not_fit_is_counted_as_dropped() -> None:
 def test_each_thread_has_its_own_room() -> None:
     with patch.object(reports_module, "DAMON_ACCESS_REPORTS_CAP", 5):
         ctx = plain_ctx((0, 1000))
-        clock = SteppedClock()
-        ctx.clock = clock
-        with stopped(ctx):
-            damon_start([ctx], exclusive=False)
-            clock.wait_asleep()
+        with stepped(ctx) as clock:
             threads = [
                 threading.Thread(target=lambda n=n: [damon_report_access(report(1)) for _ in range(n)])
                 for n in (3, 5, 8)
@@ -495,7 +488,7 @@ def test_nothing_is_lost_from_many_threads_at_once() -> None:
 
 
 def test_counters_are_right_at_the_moment_when_a_threads_queue_is_removed() -> None:
-    """Somebody who looks just then sees its reports once: not never, not twice."""
+    """A reader at that moment sees its reports exactly once."""
     ctx = plain_ctx((0, 1000))
     clock = SteppedClock()
     ctx.clock = clock
@@ -520,9 +513,7 @@ def test_counters_are_right_at_the_moment_when_a_threads_queue_is_removed() -> N
             self._accepted = value
 
     lookers: list[threading.Thread] = []
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         ctx.reports._gone = Gone()
         producer = threading.Thread(target=lambda: damon_report_access(report(1)))
         producer.start()

@@ -42,14 +42,24 @@ from kdamon.damon import (
     damos_walk_control,
 )
 from kdamon.regions import Regions
-from tests.support.contexts import MS, SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, stopped
+from tests.support.contexts import (
+    MS,
+    SteppedClock,
+    first,
+    in_kdamond,
+    plain_ctx,
+    recorded,
+    report_ops,
+    stepped,
+    stopped,
+)
 from tests.support.tables import ranges_of
 from tests.support.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Whatever a test does, no kdamond survives it, and nobody thinks that one runs."""
+    """Whatever a test does, no kdamond survives it, and none counts as running."""
     yield
     # One that ended by itself may still be on its last lines.
     eventually(lambda: not kdamonds(), "the end of the kdamonds")
@@ -362,9 +372,7 @@ def test_a_call_to_what_does_not_run_is_refused_also_if_repeated(repeat: bool) -
 def test_calls_are_made_in_their_order(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx()
     order: list[int] = []
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         futures = [call_later(pool, ctx, lambda _, i=i: order.append(i)) for i in range(4)]
         assert [] == order
         clock.step()
@@ -390,7 +398,7 @@ def test_a_failed_call_raises_for_its_caller_only() -> None:
 
 @pytest.mark.traceback_expected
 def test_a_call_with_an_internal_error_ends_the_kdamond(pool: ThreadPoolExecutor) -> None:
-    """All callers learn that they were canceled: the one, those behind it, and one that came in between."""
+    """All callers learn that they were canceled: the one, those after it, and one that came in between."""
     ctx, clock = stepped_ctx()
     late: list[Future[None]] = []
 
@@ -398,9 +406,7 @@ def test_a_call_with_an_internal_error_ends_the_kdamond(pool: ThreadPoolExecutor
         late.append(call_later(pool, ctx, lambda _: None))
         raise ZeroDivisionError
 
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         repeated = damon_call_control(lambda _: None, repeat=True)
         damon_call(ctx, repeated)
         futures = [call_later(pool, ctx, fail), call_later(pool, ctx, lambda _: None)]
@@ -419,9 +425,7 @@ def test_a_repeated_call_is_made_each_iteration_until_the_end() -> None:
     ctx, clock = stepped_ctx()
     calls: list[int] = []
     control = damon_call_control(lambda _: calls.append(ctx.passed_sample_intervals), repeat=True)
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         damon_call(ctx, control)
         for _ in range(3):
             clock.step()
@@ -438,9 +442,7 @@ def test_a_repeated_call_may_fail_and_is_repeated_all_the_same() -> None:
         raise OSError(errno.EDOM, "no")
 
     control = damon_call_control(refuse, repeat=True)
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         damon_call(ctx, control)
         clock.step()
         clock.step()
@@ -449,9 +451,7 @@ def test_a_repeated_call_may_fail_and_is_repeated_all_the_same() -> None:
 
 def test_pending_calls_are_canceled_at_the_end(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         future = call_later(pool, ctx, lambda _: None)
         stop = pool.submit(damon_stop, [ctx])
         assert ctx.kdamond is not None
@@ -645,9 +645,7 @@ def test_a_commit_of_schemes_keeps_statistics_by_place() -> None:
 def test_a_pause_samples_nothing_and_serves_calls(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx(ops=report_ops(check_accesses=lambda ctx: log.append(ctx.passed_sample_intervals)))
     log: list[int] = []
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         clock.step()
         for pause in (True, False):
             src = source_of(ctx)
@@ -669,9 +667,7 @@ def test_a_pause_samples_nothing_and_serves_calls(pool: ThreadPoolExecutor) -> N
 def test_a_pause_cancels_walks_and_ends_with_a_stop(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx()
     ctx.schemes = [damos()]
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         walk = walk_later(pool, ctx, damos_walk_control(lambda *_: None))
         src = source_of(ctx)
         src.pause = True
@@ -708,9 +704,7 @@ def test_a_walk_sees_each_region_of_each_scheme_once(pool: ThreadPoolExecutor) -
         assert (ctx, first(ctx), 0) == (walked_ctx, t, sz_passed)
         seen.append((data, ctx.schemes.index(s), r.start, r.end))
 
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         before = ranges_of(first(ctx).regions)
         future = walk_later(pool, ctx, damos_walk_control(walk, data="mine"))
         for _ in range(4):
@@ -727,9 +721,7 @@ def test_a_walk_sees_each_region_of_each_scheme_once(pool: ThreadPoolExecutor) -
 def test_one_walk_at_a_time(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx()
     ctx.schemes = [damos()]
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         future = walk_later(pool, ctx, damos_walk_control(lambda *_: None))
         assert errno.EBUSY == errno_of(damos_walk, ctx, damos_walk_control(lambda *_: None))
         for _ in range(20):
@@ -741,9 +733,7 @@ def test_a_walk_without_schemes_or_kdamond_is_canceled(pool: ThreadPoolExecutor)
     ctx, clock = stepped_ctx()
     control = damos_walk_control(lambda *_: None)
     assert errno.ECANCELED == errno_of(damos_walk, ctx, control)
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         future = walk_later(pool, ctx, control)
         clock.step()
         with pytest.raises(OSError) as error:
@@ -755,9 +745,7 @@ def test_a_walk_without_schemes_or_kdamond_is_canceled(pool: ThreadPoolExecutor)
 def test_a_walk_that_is_under_way_at_the_end_is_canceled(pool: ThreadPoolExecutor) -> None:
     ctx, clock = stepped_ctx()
     ctx.schemes = [damos(apply_interval_us=3_600_000_000)]
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         future = walk_later(pool, ctx, damos_walk_control(lambda *_: None))
         clock.step()
         assert not future.done()
@@ -772,9 +760,7 @@ def test_a_canceled_walk_does_not_shorten_the_next(pool: ThreadPoolExecutor) -> 
     ctx.schemes = [damos(apply_interval_us=1000), damos(apply_interval_us=3_600_000_000)]
     seen: list[damos] = []
     control = damos_walk_control(lambda _d, _c, _t, _r, s, _z: seen.append(s))
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         walk = walk_later(pool, ctx, control)
         clock.step()
         assert set(seen) == {ctx.schemes[0]}

@@ -206,7 +206,7 @@ class ContextMachine(RuleBasedStateMachine):
 
     @rule(place=st.integers(0, 3), pages=st.integers(1, 50), gap=st.integers(0, 5))
     def add_region(self, place: int, pages: int, gap: int) -> None:
-        """Behind the last one."""
+        """After the last one."""
 
         def change() -> None:
             i = place % len(self.ctx.adaptive_targets)

@@ -61,7 +61,7 @@ def test_parts_that_are_too_small_for_the_scheme_do_not_compete_for_the_quota() 
     ],
 )
 def test_what_a_core_filter_allows_passes_as_a_whole(filters: list[tuple[str, bool]], passed: int) -> None:
-    """Of 16 pages a core filter is about the first 8; others 4, behind them, are anonymous."""
+    """Of 16 pages a core filter is about the first 8; the 4 after these are anonymous."""
     machine = SimMachine()
     process = machine.spawn([(M, 17 * M), (1 << 30, (1 << 30) + M), (1 << 40, (1 << 40) + M)])
     process.mark("anon", [(9 * M, 13 * M)])

@@ -294,10 +294,10 @@ def test_the_goal_of_eligible_memory_asks_for_what_the_scheme_wants() -> None:
 
 def test_each_change_of_the_effective_quota_is_told() -> None:
     """And what it is at first."""
-    told: list[tuple[damos, int]] = []
+    traced: list[tuple[damos, int]] = []
 
     def probe(ctx: damon_ctx, s: damos, esz: int) -> None:
-        told.append((s, esz))
+        traced.append((s, esz))
 
     ctx = quota_ctx([damos_quota_goal(target_value=10000)])
     (s,) = ctx.schemes
@@ -309,7 +309,7 @@ def test_each_change_of_the_effective_quota_is_told() -> None:
             window(ctx)
     finally:
         trace.damos_esz.unregister(probe)
-    assert [(s, 10), (s, 20)] == told
+    assert [(s, 10), (s, 20)] == traced
 
 
 def test_a_window_also_ends_when_time_went_back() -> None:

@@ -269,8 +269,8 @@ class World:
         self.seen.setdefault(ctx.schemes.index(s), []).append((start, end, s.core_filters_allowed))
         return applied, (end - start) // 4
 
-    def _walk(self, *told: Any) -> None:
-        _data, ctx, _t, region, s, passed = told
+    def _walk(self, *arguments: Any) -> None:
+        _data, ctx, _t, region, s, passed = arguments
         self.walked.setdefault(ctx.schemes.index(s), []).append((region.start, region.end, passed))
 
     def do_pass(self, ms: int) -> None:

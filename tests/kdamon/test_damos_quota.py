@@ -160,7 +160,7 @@ def test_without_a_reset_interval_each_pass_is_a_window() -> None:
     ],
 )
 def test_a_quota_ends_between_huge_pages(sz: int, expected: list[list[tuple[int, int]]]) -> None:
-    """Where it has room for two; what is left then is nobody's, and the window counts as full."""
+    """Where it has room for two; the rest stays unused, and the window counts as full."""
     ops = Applied()
     ctx = quota_ctx(Regions([5], [100]), ops=ops)
     assert ctx.ops is not None
@@ -302,7 +302,7 @@ def test_what_failed_is_charged_by_its_ratio(num: int, denom: int, applied: int,
 
 
 def test_a_pass_ends_also_where_the_action_fails_everywhere_for_free() -> None:
-    """The next one goes on behind the last part; parts of one kind are one region again behind each pass."""
+    """The next pass continues after the last part; after each pass, parts of one kind are one region again."""
     ops = Applied(0.0)
     ctx = quota_ctx(Regions([0], [1 << 40]), ops=ops, min_region_sz=4096)
     ctx.attrs.min_nr_regions = 1

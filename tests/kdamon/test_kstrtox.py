@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
+from tests.support.tables import effort
 
 BITS = 40
 
@@ -111,6 +112,7 @@ def test_what_is_no_list_of_bits(text: str, error: str) -> None:
     assert result(bitmap_parselist, text, BITS) == error
 
 
+@effort(100)
 @given(st.sets(st.integers(0, 200)))
 def test_a_printed_list_reads_back(bits: set[int]) -> None:
     """Runs are joined: two numbers that follow each other are a range."""
@@ -119,6 +121,7 @@ def test_a_printed_list_reads_back(bits: set[int]) -> None:
     assert text.count(",") == sum(bit - 1 not in bits for bit in bits) - bool(bits)
 
 
+@effort(100)
 @given(st.text("0123456789,- :/Nal\n", max_size=12))
 def test_any_text_is_a_list_of_bits_or_refused(text: str) -> None:
     """Nothing else is raised, and no bit is beyond the last."""

@@ -25,6 +25,7 @@ from kdamon.mapped import follow_mappings, mapped_ranges, without_smallest_gaps
 from kdamon.mm import ranges
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
+from tests.support.tables import effort
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -86,6 +87,7 @@ def test_only_the_largest_holes_are_left_out_where_there_is_no_room() -> None:
 blocks = st.lists(st.integers(0, 2000), unique=True, max_size=60).map(sorted)
 
 
+@effort(100)
 @given(st.lists(st.integers(1, 2000), min_size=2, max_size=40, unique=True).map(sorted), blocks, st.integers(0, 50))
 def test_ranges_hold_what_is_populated(edges: list[int], numbers: list[int], nr_max: int) -> None:
     """All of it, at most so many, ascending and apart; nothing outside of the first and the last mapping."""

@@ -10,13 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 import kdamon
 from kdamon import trace
+from kdamon.core import damon_stop
+from kdamon.damon import damon_ctx
 from kdamon.monitoring.machines import get_machine, put_machine
 from tests.support.capabilities import skip_because
 from tests.support.paths import ROOT
@@ -170,6 +172,26 @@ print("interrupted", interrupted)
         [sys.executable, "-c", program], env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=240
     )
     assert "interrupted 60\n" == result.stdout
+
+
+def test_a_second_interrupt_does_not_keep_it_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while the block ends, just before the kdamond is asked to stop."""
+    stops = 0
+
+    def interrupted(ctxs: Sequence[damon_ctx]) -> None:
+        nonlocal stops
+        stops += 1
+        if stops == 1:
+            raise KeyboardInterrupt("the second")
+        damon_stop(ctxs)
+
+    before = held()
+    monkeypatch.setattr("kdamon.monitoring.monitor.damon_stop", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the second"), reports_monitor() as m:
+        next(m)
+        raise KeyboardInterrupt("the first")
+    assert not m.running()
+    assert before == held()
 
 
 def test_signal_handlers_stay() -> None:

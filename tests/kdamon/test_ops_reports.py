@@ -59,7 +59,7 @@ HOT = (BASE + 256 * MIB, BASE + 320 * MIB)
 
 
 class ProducerClock(VirtualClock):
-    """While the kdamond sleeps, accesses are made; ``produce`` is told the time when they were over."""
+    """While the kdamond sleeps, accesses are made; ``produce`` gets the time of their end."""
 
     def __init__(self, produce: Callable[[int], None]) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_the_same_reports_give_the_same_regions() -> None:
 
 
 def test_targets_are_told_apart_by_the_number_in_reports() -> None:
-    """Two with the same addresses, and reports of a third that is nobody's."""
+    """Two with the same addresses, and reports on a third number that is no target."""
     cold = (BASE + 512 * MIB, BASE + 576 * MIB)
     producers = [Producer(1, HOT), Producer(2, cold), Producer(3, SPACE)]
     ctx = reports_ctx((1, [SPACE]), (2, [SPACE]))
@@ -157,7 +157,7 @@ def test_targets_are_told_apart_by_the_number_in_reports() -> None:
 
 
 def test_without_regions_every_report_is_outside() -> None:
-    """They have to be given: nobody but the user knows them."""
+    """They have to be given: only the user knows them."""
     ctx = reports_ctx((PID, []))
     ctx.clock = ProducerClock(Producer())
     run_ctx(ctx, 0.1)
@@ -203,7 +203,7 @@ def test_a_quota_holds_and_a_walk_shows_what_it_lets_pass() -> None:
 
 
 def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Reports are about numbers: nobody knows whose memory it is. Regions are selected all the same."""
+    """Reports are about numbers, not about known processes. Regions are selected all the same."""
     ctx = reports_ctx()
     damon_add_scheme(ctx, damos(damos_access_pattern(max_nr_accesses=0), damos_action.DAMOS_PAGEOUT))
     ctx.clock = ProducerClock(Producer())
@@ -217,12 +217,12 @@ def test_other_actions_are_applied_to_nothing_and_that_is_said_once(caplog: pyte
 
 def test_tuning_finds_intervals_for_the_wanted_share_of_accesses() -> None:
     """A sixteenth of the space is accessed: to observe less than that the intervals get as short as they may."""
-    for access_bp, expected in ((5000, 50_000), (50, 500)):
+    for access_bp, expected, seconds in ((5000, 50_000, 8), (50, 500, 1)):
         goal = damon_intervals_goal(access_bp, 3, 500, 50_000)
         ctx = reports_ctx(intervals_goal=goal)
         ctx.clock = ProducerClock(Producer())
         with recorded(ctx) as recorder:
-            run_ctx(ctx, 8)
+            run_ctx(ctx, seconds)
         assert expected == recorder.tuned[-1]
         validate_ctx(ctx)
 

@@ -122,8 +122,8 @@ def test_the_goal_of_eligible_memory_is_a_nodes_share_of_what_the_scheme_wants()
     assert [0, 10000, 0] == [goal.current_value for goal in goals]
 
 
-def test_a_sample_tells_who_is_young_old_and_unknown() -> None:
-    """Memory of one process by its accesses; what nobody maps is old, but page cache, of which nothing is known."""
+def test_samples_are_young_old_or_unknown() -> None:
+    """Memory of one process by its accesses; unmapped memory is old, except page cache, which is unknown."""
     machine = SimMachine(seed=1)
     spawn(machine)
     machine.cached = np.array([[0, 16 * MIB]], np.uint64)
@@ -155,7 +155,7 @@ def test_memory_that_is_shared_since_the_update_is_unknown() -> None:
 
 
 def test_memory_of_a_process_that_ended_is_free() -> None:
-    """Before the sample, and in the middle of it: nobody accesses it any more, until it is somebody else's."""
+    """Before the sample, and in the middle of it: no process accesses it any more, until another one has it."""
     machine = SimMachine(seed=1)
     process = spawn(machine)
     memory = machine.physical_memory()
@@ -301,7 +301,7 @@ def test_hot_and_cold_memory_is_found(addr_unit: int) -> None:
     machine.cached = np.array([[PHYSICAL + 64 * MIB, PHYSICAL + 96 * MIB]], np.uint64)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + 128 * MIB), addr_unit=addr_unit)
     with recorded(ctx) as seen:
-        run_ctx(ctx, seconds=10)
+        run_ctx(ctx, seconds=5)
     regions = seen.snapshots[-1].regions
     sizes = regions.sizes() * np.uint64(addr_unit)
     middle = (regions.start + regions.end) // np.uint64(2) * np.uint64(addr_unit) - np.uint64(PHYSICAL)
@@ -335,21 +335,21 @@ def test_a_machine_that_lacks_something_is_told_of_once(caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("addr_unit", [1, 1024, 8192])
 def test_reports_of_process_0_are_about_physical_addresses(addr_unit: int) -> None:
-    """They tell bytes, whatever the unit of addresses is."""
+    """They are bytes, whatever the unit of addresses is."""
     machine = SimMachine(seed=1)
     ctx = pa_ctx(machine, (PHYSICAL, PHYSICAL + MIB), addr_unit=addr_unit)
     assert not damon_target_has_pid(ctx)
-    told = []
+    counters = []
 
     def report(_: object) -> None:
         report_accesses(report_array(2, pid=[0, 150], addr=[PHYSICAL + 5000, PHYSICAL], size=[1, 1]))
-        told.append(report_counters(ctx))
+        counters.append(report_counters(ctx))
 
     control = damon_call_control(report, repeat=True)
     _before_run(ctx, control)
     run_ctx(ctx, seconds=1)
-    assert told[-1].applied > 0
-    assert abs(told[-1].applied - told[-1].ineligible) <= 1
+    assert counters[-1].applied > 0
+    assert abs(counters[-1].applied - counters[-1].ineligible) <= 1
 
 
 def _before_run(ctx: damon_ctx, control: damon_call_control) -> None:

@@ -242,9 +242,9 @@ def test_the_first_filter_that_matches_decides(filters: list[list[tuple[bool, bo
     for row in range(n):
         at = 0
         for i, one in enumerate(ctx.probes):
-            behind = at + len(one.filters)
-            assert int(hits[row, i]) == passes(one.filters, matches[at:behind, row].tolist())
-            at = behind
+            stop = at + len(one.filters)
+            assert int(hits[row, i]) == passes(one.filters, matches[at:stop, row].tolist())
+            at = stop
         assert not hits[row, len(ctx.probes) :].any()
 
 
@@ -353,7 +353,7 @@ def test_unprepared_pages_are_neither_idle_nor_accessed() -> None:
 
 @pytest.mark.parametrize("weight", [0, 1])
 def test_physical_memory(weight: int) -> None:
-    """Page frames are of the type that the pages in them are of; what nobody uses is of none."""
+    """Page frames are of the type that the pages in them are of; unused ones are of none."""
     machine = SimMachine(seed=1)
     process = machine.spawn([(MIB, 3 * MIB)])
     process.mark("anon", [(MIB, 2 * MIB)])
@@ -461,7 +461,7 @@ def by_hits(regions: list[Region], weights: list[int], threshold: int, sz_limit:
 
 
 def test_too_many_regions_are_merged_whatever_the_weights() -> None:
-    """Kernel: the threshold does not grow beyond the number of samples, which large weights leave behind."""
+    """Kernel: the threshold does not grow beyond the number of samples, which large weights exceed."""
     _, process, ctx = halves(weight=1000)
     process.mmap([(MIB, 65 * MIB)])
     process.mark("anon", [(start * MIB, (start + 1) * MIB) for start in range(1, 65, 2)])
@@ -545,7 +545,7 @@ def test_a_scheme_for_anonymous_memory() -> None:
 
 
 def test_each_target_is_probed_by_itself() -> None:
-    """And schemes tell targets and sums apart together; one that has ended counts nothing."""
+    """And schemes select by target and sum together; a target that ended counts nothing."""
     machine, _, ctx = halves(weight=1)
     other = machine.spawn([(MIB, 9 * MIB)])
     other.mark("anon", [(MIB, 9 * MIB)])
@@ -672,7 +672,7 @@ def test_makers_add_behind_the_last() -> None:
 
 
 def test_the_tracepoint_of_hits_needs_probes() -> None:
-    """It tells of each target, with complete hits."""
+    """It reports each target, with complete hits."""
     seen: list[list[tuple[int, int]]] = []
     hook = lambda c, _t, regions: seen.append(shares(regions))  # noqa: E731 (unregistered by identity)
     trace.damon_region_aggregated.register(hook)

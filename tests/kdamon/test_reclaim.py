@@ -369,7 +369,7 @@ def test_statistics_go_on_when_the_module_is_enabled_again() -> None:
 
 @pytest.mark.real
 def test_nothing_stays_open_of_an_attempt_that_failed() -> None:
-    """Neither when a process is missing nor when somebody else monitors."""
+    """Neither when a process is missing nor while another kdamond runs."""
     machine = linux_machine("page_fault")
     reclaim, other = (damon_reclaim(machine=lambda: machine, monitor_pids=(os.getpid(),)) for _ in range(2))
     simulated = SimMachine()

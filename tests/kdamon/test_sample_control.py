@@ -19,7 +19,6 @@ from kdamon.core import (
     damon_new_target,
     damon_select_ops,
     damon_set_attrs,
-    damon_start,
     report_counters,
     run_ctx,
 )
@@ -38,7 +37,17 @@ from kdamon.reports.deliver import damon_report_access
 from kdamon.reports.record import report_array
 from kdamon.sample_control import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
 from kdamon.sample_control import damon_sample_filter_out as filter_out
-from tests.support.contexts import SteppedClock, first, in_kdamond, plain_ctx, recorded, report_ops, sim_ctx, stopped
+from tests.support.contexts import (
+    SteppedClock,
+    first,
+    in_kdamond,
+    plain_ctx,
+    recorded,
+    report_ops,
+    sim_ctx,
+    stepped,
+)
+from tests.support.tables import effort
 
 CPUMASK = damon_sample_filter_type.DAMON_FILTER_TYPE_CPUMASK
 THREADS = damon_sample_filter_type.DAMON_FILTER_TYPE_THREADS
@@ -131,6 +140,7 @@ some_reports = st.lists(
 )
 
 
+@effort(100)
 @given(some_reports, some_filters)
 def test_a_batch_is_filtered_as_report_after_report(
     reports: list[dict[str, Any]], filters: list[damon_sample_filter]
@@ -177,10 +187,7 @@ def test_a_commit_copies_filters() -> None:
 
 def test_filters_change_under_a_running_kdamond() -> None:
     ctx = plain_ctx((0, 1000), aggr_interval=1_000_000)
-    ctx.clock = clock = SteppedClock()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         for filters, expected in (([], 1), ([damon_new_sample_filter(WRITE, True, True)], 1), ([], 2)):
             src = plain_ctx((0, 1000), aggr_interval=1_000_000)
             src.sample_control.sample_filters = filters
@@ -202,7 +209,7 @@ def process_of(machine: SimMachine) -> SimProcess:
     return process
 
 
-def hot(ctx: damon_ctx, seconds: float = 3) -> list[float]:
+def hot(ctx: damon_ctx, seconds: float = 2) -> list[float]:
     """Monitor; the mean share of samples that saw an access in each quarter of the 64 MiB, in the last second."""
     with recorded(ctx) as recorder:
         run_ctx(ctx, seconds)
@@ -288,9 +295,7 @@ def test_the_primitive_changes_under_a_running_kdamond() -> None:
     ctx = sim_ctx(process, machine)
     ctx.clock = clock = SteppedClock()
     process.clock = clock  # type: ignore[assignment]
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx):
         for page_fault, expected in ((True, "page_fault"), (False, "page_table")):
             src = damon_new_ctx()
             src.ops = ctx.ops
@@ -318,10 +323,7 @@ def test_the_set_for_reports_samples_nothing_and_needs_no_process() -> None:
     first(ctx).pid = 1 << 30
     assert ctx.ops is not None
     assert not ctx.ops.needs_task
-    ctx.clock = clock = SteppedClock()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         damon_report_access(report(1500, pid=1 << 30))
         damon_report_access(report(1500, pid=5))
         clock.step()

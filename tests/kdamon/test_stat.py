@@ -66,6 +66,13 @@ def kernels_percentiles(regions: Sequence[Region], aggr_us: int) -> list[int]:
 # The formulas.
 
 
+def note_targets(ctx: damon_ctx, seen: list[list[int]]) -> None:
+    """Append the processes of ``ctx`` to ``seen`` when they have changed."""
+    pids = [t.pid for t in ctx.adaptive_targets]
+    if not seen or seen[-1] != pids:
+        seen.append(pids)
+
+
 def test_bandwidth_takes_each_sampled_access_for_one_of_the_whole_region() -> None:
     """Sizes times accesses, over the aggregation interval."""
     assert 23 * 4096 * 10 == bandwidth_of(ctx_of([(4096, 20, 0), (8192, 0, 5), (4096, 3, 1)]))
@@ -92,7 +99,7 @@ def test_there_are_no_percentiles_of_nothing() -> None:
 
 
 def test_memory_of_which_nothing_is_known_is_left_out() -> None:
-    """It is not idle because nobody can tell whether it is accessed; the last percentiles stay if all is like that."""
+    """Unknown is not idle; the last percentiles stay if all memory is unknown."""
     ctx = ctx_of([(50, 0, 9), (25, 3, 4), (25, 0, 0)])
     [regions] = [t.regions for t in ctx.adaptive_targets]
     regions.nr_unknown = np.array([10, 0, 9], np.uint32)
@@ -245,9 +252,7 @@ def test_a_control_groups_processes_are_followed() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         assert all(len(t.regions) for t in ctx.adaptive_targets)
         if machine.clock.now() > 3e9:
             machine.cgroups = {"/service": (2, 3)}
@@ -274,9 +279,7 @@ def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_t
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 3e9:
             machine.processes[2].exit()
 
@@ -287,7 +290,7 @@ def test_a_control_group_of_very_many_processes_takes_no_more_descriptors_than_t
 
 
 def test_memory_of_processes_that_ended_does_not_count() -> None:
-    """As idle it would hide the others; nor does another process that gets such a number, which nobody named."""
+    """As idle it would hide the others; nor does another process that gets such a number, as no user named it."""
     machine = SimMachine(seed=1)
     for pid in (1, 2):
         spawn(machine, pid).access(HEAP, HEAP + 100 * MEBI)
@@ -296,9 +299,7 @@ def test_memory_of_processes_that_ended_does_not_count() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 8e9 and machine.processes[1].alive:
             machine.processes[1].exit()
         elif machine.clock.now() > 9e9:
@@ -310,7 +311,7 @@ def test_memory_of_processes_that_ended_does_not_count() -> None:
 
 
 def test_a_process_without_memory_is_left_without_regions() -> None:
-    """As one that ended and that nobody waited for."""
+    """As one that ended and was not reaped."""
     machine = SimMachine(seed=1)
     process = spawn(machine)
     stat = module(damon_stat, machine, monitor_pids=(150,))
@@ -336,9 +337,7 @@ def test_a_control_group_without_processes_waits_for_one() -> None:
     seen: list[list[int]] = []
 
     def watch() -> None:
-        pids = [t.pid for t in ctx.adaptive_targets]
-        if not seen or seen[-1] != pids:
-            seen.append(pids)
+        note_targets(ctx, seen)
         if machine.clock.now() > 16e9:
             machine.cgroups = {"/service": (2,)}
         elif machine.clock.now() > 9e9:
@@ -353,7 +352,7 @@ def test_a_control_group_without_processes_waits_for_one() -> None:
 
 
 def test_many_processes_share_the_regions() -> None:
-    """Each has three at least, and all together leave room to tell parts of the memory apart."""
+    """Each has three at least, and all together leave room to separate parts of the memory."""
     machine = SimMachine(seed=1)
     pids = tuple(range(1, 51))
     for pid in pids:
@@ -370,7 +369,7 @@ def test_many_processes_share_the_regions() -> None:
 
 
 def test_only_one_may_monitor_while_a_module_does() -> None:
-    """Neither another module nor anybody else; and no module while somebody does."""
+    """Neither another module nor another kdamond, and no module while one runs."""
     machine = SimMachine()
     spawn(machine)
     one, other = (damon_stat(machine=lambda: machine, monitor_pids=(150,)) for _ in range(2))

@@ -38,6 +38,8 @@ from tests.support.tables import ctx_of, model_of, table_of
 COSTLY = {"pageout", "cold", "migrate_cold", "lru_deprio", "nohugepage"}
 MIDDLE = HEAP + 32 * MEBI
 END = HEAP + 64 * MEBI
+#: Five samples in an aggregation interval, in place of twenty: what is at issue in long runs happens once in each.
+FEW_SAMPLES = {"sample_interval": 20_000}
 IDLE = damos_access_pattern(max_nr_accesses=0)
 IDLE_A_SECOND = damos_access_pattern(max_nr_accesses=0, min_age_region=10)
 
@@ -91,7 +93,7 @@ def test_actions_that_cost_leave_alone_what_is_mostly_unknown(
     """Others try it; all of them count how much it was."""
     machine = SimMachine(seed=1)
     scheme = damos(pattern, action)
-    ctx = ctx_with(spawn(machine), machine, scheme)
+    ctx = ctx_with(spawn(machine), machine, scheme, **FEW_SAMPLES)
     tried = {"unknown": 0, "known": 0}
 
     def spy(ctx: damon_ctx, t: Any, rows: Any, s: damos) -> Any:
@@ -102,11 +104,11 @@ def test_actions_that_cost_leave_alone_what_is_mostly_unknown(
 
     assert ctx.ops is not None
     ctx.ops = evolve(ctx.ops, apply_scheme=spy)
-    run_ctx(ctx, 4.02)
+    run_ctx(ctx, 2.02)
     assert (action.value in COSTLY) == scheme.needs_known
     assert scheme.stat.sz_unknown > 0
     if action is damos_action.DAMOS_STAT:
-        # The core needs nobody to do nothing.
+        # To do nothing, the core needs no operations set.
         assert 0.4 < scheme.stat.sz_unknown / scheme.stat.sz_tried < 0.6
         return
     assert scheme.stat.sz_tried == sum(tried.values())
@@ -121,7 +123,7 @@ def test_hot_memory_of_which_most_is_unknown_is_not_paged_out() -> None:
     process = spawn(machine)
     process.access(HEAP, END)
     process.unknown = [(start + MEBI // 16, start + 4 * MEBI) for start in range(HEAP, END, 4 * MEBI)]
-    ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT))
+    ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT), **FEW_SAMPLES)
     run_ctx(ctx, 20)
     assert 0 == ctx.schemes[0].stat.nr_tried
 
@@ -131,8 +133,8 @@ def test_the_known_part_is_paged_out_and_no_more() -> None:
     for quota in (damos_quota(), damos_quota(reset_interval=1000, sz=2 * MEBI, weight_age=1)):
         machine = SimMachine(seed=1)
         process = spawn(machine)
-        ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota))
-        run_ctx(ctx, 60)
+        ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota), **FEW_SAMPLES)
+        run_ctx(ctx, 30)
         assert gone(process, MIDDLE, END) > 24 * MEBI
         assert gone(process, HEAP, MIDDLE) < MEBI
 
@@ -143,7 +145,7 @@ def test_a_quota_is_not_kept_for_what_is_unknown() -> None:
     process = spawn(machine)
     process.access(MIDDLE, END, until=20)
     quota = damos_quota(reset_interval=1000, sz=8 * MEBI, weight_age=1)
-    ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota))
+    ctx = ctx_with(process, machine, damos(IDLE_A_SECOND, damos_action.DAMOS_PAGEOUT, quota=quota), **FEW_SAMPLES)
     run_ctx(ctx, 32)
     assert gone(process, MIDDLE, END) > 24 * MEBI
     assert gone(process, HEAP, MIDDLE) < MEBI
@@ -155,7 +157,7 @@ def test_time_that_is_unknown_is_no_time_of_being_cold() -> None:
     process = spawn(machine)
     process.unknown = [(HEAP, END)]
     scheme = damos(damos_access_pattern(max_nr_accesses=0, min_age_region=50), damos_action.DAMOS_PAGEOUT)
-    ctx = ctx_with(process, machine, scheme)
+    ctx = ctx_with(process, machine, scheme, **FEW_SAMPLES)
     seen: list[tuple[float, int]] = []
     at(ctx, machine, 10, process.unknown.clear)
     at(ctx, machine, 14.5, lambda: seen.append((gone(process, HEAP, END), int(first(ctx).regions.age.max()))))
@@ -289,7 +291,7 @@ def test_merged_known_regions_are_known_for_their_mean_time() -> None:
 def test_the_table_finds_where_memory_is_unknown() -> None:
     """Regions meet near the middle, since unknown and cold memory are different things."""
     machine = SimMachine(seed=1)
-    ctx = ctx_with(spawn(machine), machine)
+    ctx = ctx_with(spawn(machine), machine, **FEW_SAMPLES)
     edges: list[int] = []
     at(ctx, machine, 19.9, lambda: edges.extend(first(ctx).regions.start.tolist()))
     run_ctx(ctx, 20)
@@ -305,7 +307,7 @@ def test_damon_reclaim_reclaims_only_what_is_known() -> None:
     reclaim = module(
         damon_reclaim, machine, monitor_pids=(150,), min_age=1_000_000, wmarks_high=1000, wmarks_mid=999, wmarks_low=0
     )
-    run(reclaim, reclaim.apply_parameters(), 30)
+    run(reclaim, reclaim.apply_parameters(), 15)
     assert gone(process, MIDDLE, END) > 24 * MEBI
     assert gone(process, HEAP, MIDDLE) < MEBI
     assert reclaim.stat.sz_unknown > 0
@@ -324,7 +326,7 @@ def test_damon_lru_sort_deactivates_only_what_is_known() -> None:
         wmarks_mid=999,
         wmarks_low=0,
     )
-    run(lru_sort, lru_sort.apply_parameters(), 10)
+    run(lru_sort, lru_sort.apply_parameters(), 5)
     assert 0 == lru_sort.cold_stat.nr_tried
     assert lru_sort.cold_stat.sz_unknown > 0
 

@@ -27,7 +27,7 @@ class AllYoung:
 
 
 class Execing:
-    """A process that calls exec() whenever it is told to."""
+    """A process that calls exec() on request."""
 
     pid = 1
     primitive = "page_table"
@@ -46,7 +46,7 @@ class Execing:
 
 
 def test_an_exec_between_the_halves_of_a_sample_leaves_it_unknown() -> None:
-    """The new program's accessed bits were never cleared: they tell nothing about this sampling interval."""
+    """The new program's accessed bits were never cleared: they say nothing about this sampling interval."""
     ctx = damon_new_ctx(seed=1)
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_FVADDR)
     task = Execing()

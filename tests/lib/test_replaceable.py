@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.replaceable import open_directory
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_path, needs_root
 
 NOBODY = 65534
 
@@ -141,11 +141,10 @@ print(os.readlink(f"/proc/self/fd/{open_directory(sys.argv[1])}"))
 """
 
 
+@needs_path("/sys/kernel/debug", "debugfs")
 def test_what_is_mounted_when_it_is_used(public: Path) -> None:
     """As home directories are by an automounter; here the kernel does it."""
     (public / "debug").mkdir()
-    if not os.path.isdir("/sys/kernel/debug"):
-        pytest.skip("kernel lacks: debugfs")
     place = f"{public}/debug/tracing/events"
     script = 'mount -t debugfs none "$1"; shift; exec "$@"'
     words = ["unshare", "--mount", "sh", "-c", script, "sh", public / "debug", sys.executable, "-P", "-c", AUTOMOUNT]

@@ -14,7 +14,7 @@ import pytest
 from kdamon.lib import rights
 from kdamon.lib.rights import OF_PROCESS, OWN, missing_capability, needs_linux, refusal, refused_program
 from kdamon.mm.bpf import btf
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_root, needs_user_namespace
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -139,13 +139,12 @@ def say(*prefix: str, before: str = "") -> list[str]:
     """What faults, page tables and physical memory say in a process that ``prefix`` starts."""
     words = [*prefix, sys.executable, "-c", before + SAY]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode and done.stderr.startswith("unshare:"):
-        pytest.skip("kernel lacks: user namespaces")
     assert "" == done.stderr
     return done.stdout.splitlines()
 
 
 @root_only
+@needs_user_namespace
 def test_faults_page_tables_and_physical_memory_say_the_same() -> None:
     """Physical memory is not to be monitored by page_fault, so that this is no way out."""
     for said, expected in (

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from kdamon.mm.inject.budget import StopBudget
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.proc import cgroup
 from tests.support.capabilities import skip_because
-from tests.support.paths import SUPPORT
+from tests.support.paths import SUPPORT, public_directory
 from tests.support.process_memory import PAGE, PAGES
 from tests.support.workload import MONITOR_CPU, build
 
@@ -60,10 +59,8 @@ def faulting() -> Iterator[LinuxMachine]:
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Path]:
     """A directory on a disk that any user may read."""
-    path = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
+    with public_directory() as path:
+        yield path
 
 
 @pytest.fixture(scope="session")
@@ -83,17 +80,13 @@ def pinned() -> Iterator[None]:
 
 @pytest.fixture
 def group() -> Iterator[tuple[str, Path]]:
-    """A control group of a test: its path as the kernel writes it, and its directory."""
-    try:
-        mounted, root = cgroup._root()
-    except OSError:
-        pytest.skip("kernel lacks: control groups of the second version, or they are not mounted")
+    """A control group of a test, which needs those of the second version and root: its path as the kernel writes it,
+    and its directory.
+    """
+    mounted, root = cgroup._root()
     name = f"kdamon-test-{os.getpid()}"
     directory = mounted / name
-    try:
-        directory.mkdir()
-    except OSError as error:
-        pytest.skip(f"making a control group needs root: {error.strerror}")
+    directory.mkdir()
     yield f"{root.rstrip('/')}/{name}", directory
     # Bottom up, in pieces: the names may be too long for one system call.
     subprocess.run(["find", directory, "-depth", "-type", "d", "-execdir", "rmdir", "{}", ";"], check=True)

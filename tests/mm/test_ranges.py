@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kdamon.arrays import U64Array
 from kdamon.mm import ranges
+from tests.support.tables import effort
 
 
 def array(*pairs: tuple[int, int]) -> U64Array:
@@ -31,6 +32,7 @@ def numbers(found: U64Array) -> set[int]:
     return {n for start, end in found.tolist() for n in range(start, end)}
 
 
+@effort(100)
 @given(disjoint(), disjoint())
 def test_they_behave_as_sets(left: U64Array, right: U64Array) -> None:
     """Intersection, difference and union hold the numbers that sets of numbers would."""
@@ -41,6 +43,7 @@ def test_they_behave_as_sets(left: U64Array, right: U64Array) -> None:
     assert ranges.inside(left, np.arange(61, dtype=np.uint64)).tolist() == [n in numbers(left) for n in range(61)]
 
 
+@effort(100)
 @given(disjoint(), disjoint())
 def test_an_intersection_is_cut_at_the_edges_of_both(left: U64Array, right: U64Array) -> None:
     """A range of the result is within one range of each side."""
@@ -49,12 +52,14 @@ def test_an_intersection_is_cut_at_the_edges_of_both(left: U64Array, right: U64A
         assert any(a <= start and end <= b for a, b in right.tolist())
 
 
+@effort(100)
 @given(disjoint(), disjoint())
 def test_overlaps_are_counted_for_each_range(left: U64Array, right: U64Array) -> None:
     expected = [len(set(range(start, end)) & numbers(right)) for start, end in left.tolist()]
     assert expected == ranges.overlaps(left, right).tolist()
 
 
+@effort(100)
 @given(disjoint(), st.integers(1, 9))
 def test_blocks_are_those_that_are_touched(found: U64Array, size: int) -> None:
     """Each aligned block with an address of the ranges, once."""

@@ -40,11 +40,11 @@ class Sampled(ABC):
     """Memory of PAGES pages, all there, that belongs to one process, and what samples it.
 
     :ivar samples: what is tested.
-    :ivar told: the share of the pages of which something is known, at least.
+    :ivar known_share: the share of the pages of which something is known, at least.
     """
 
     samples: Samples
-    told: float = 1.0
+    known_share: float = 1.0
 
     @abstractmethod
     def addrs(self, pages: Pages) -> U64Array:
@@ -146,7 +146,7 @@ class Real(Sampled):
         self.samples = samples
         self._faults = faults
         # Some may sit in a CPU's batch of pages, where their accessed bits cannot be cleared.
-        self.told = 0.5
+        self.known_share = 0.5
 
     def addrs(self, pages: Pages) -> U64Array:
         return self.work.addrs(pages)
@@ -254,7 +254,7 @@ def right(memory: Sampled, addrs: U64Array, wrote: Pages, expected: Mask) -> Non
 def judge(memory: Sampled, accessed: Mask, answers: Answers, expected: Mask) -> None:
     """No access is invented, none is missed of what is simulated, and hardly any of real memory."""
     known = answers != UNKNOWN
-    assert known.mean() >= memory.told
+    assert known.mean() >= memory.known_share
     assert not (accessed & ~expected & known).any()
     missed = (~accessed & expected & known).sum()
     assert missed <= (0.1 * expected.sum() if isinstance(memory, Real) else 0)
@@ -283,7 +283,7 @@ def test_what_was_accessed_before_does_not_count(memory: Sampled) -> None:
 
 
 def unknown(memory: Sampled, addrs: U64Array) -> bool:
-    """Return whether the end of a sample of ``addrs`` tells nothing."""
+    """Return whether the end of a sample of ``addrs`` has no answers."""
     answers = memory.samples.end_sample(addrs)
     return answers.shape == addrs.shape and answers.dtype == np.uint8 and bool((answers == UNKNOWN).all())
 
@@ -311,7 +311,7 @@ def test_an_end_with_another_array_ends_the_sample_and_tells_nothing(memory: Sam
 
 
 def test_a_second_beginning_gives_the_first_sample_up(memory: Sampled) -> None:
-    """Its pages are not seen any more, and its end tells nothing."""
+    """Its pages are not sampled any more, and its end has no answers."""
     first, second = memory.addrs(EVERY[:300]), memory.addrs(EVERY[200:])
     memory.samples.begin_sample(first)
     memory.samples.begin_sample(second)
@@ -326,7 +326,7 @@ def test_a_second_beginning_gives_the_first_sample_up(memory: Sampled) -> None:
 
 
 def test_an_empty_sample(memory: Sampled) -> None:
-    """Its end tells as little, and its beginning gives another one up."""
+    """Its end has no answers either, and its beginning gives another one up."""
     addrs, nothing = memory.addrs(EVERY), memory.addrs(EVERY[:0])
     memory.samples.begin_sample(nothing)
     answers = memory.samples.end_sample(nothing)
@@ -374,7 +374,7 @@ def test_memory_that_goes_meanwhile_is_not_young(memory: Sampled, how: str) -> N
     assert YOUNG not in answers
     if not isinstance(memory, RealFrames | SimulatedFrames):
         known = answers != UNKNOWN
-        assert known.mean() >= memory.told
+        assert known.mean() >= memory.known_share
     memory.samples.begin_sample(addrs)
     assert YOUNG not in memory.samples.end_sample(addrs)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 from tests.support.paths import ROOT
@@ -36,8 +35,7 @@ def named(claim: str) -> list[tuple[str, str]]:
 
 def functions(file: str) -> set[str]:
     """The functions of a file below tests/."""
-    tree = ast.parse((ROOT / "tests" / file).read_text())
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"^def (\w+)\(", (ROOT / "tests" / file).read_text(), re.MULTILINE))
 
 
 def test_every_claim_names_a_test() -> None:

@@ -13,6 +13,7 @@ import pytest
 from kdamon_tools.man_pages import man_pages
 from kdamon_tools.options import VERBS
 from kdamon_tools.shells import SHELLS, completion
+from tests.support.capabilities import needs_program
 from tests.support.paths import PYTHONPATH
 
 pytestmark = pytest.mark.real
@@ -56,7 +57,7 @@ def test_a_page_has_all_that_help_has(name: str) -> None:
         assert "KDAMON_FUSE" in page
 
 
-@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not installed")
+@needs_program("groff", "groff")
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_rendered_without_warnings(name: str) -> None:
     """By groff, as man(1) does."""

@@ -3,24 +3,20 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.paths import SUPPORT
+from tests.support.paths import SUPPORT, public_directory
 from tests.support.reporter import compile_c
 
 
 @pytest.fixture(scope="module")
 def public() -> Iterator[Path]:
     """A directory that every user may look into."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")

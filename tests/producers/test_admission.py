@@ -26,7 +26,6 @@ from kdamon.core import (
     damon_new_target,
     damon_select_ops,
     damon_set_attrs,
-    damon_start,
     report_counters,
 )
 from kdamon.damon import (
@@ -47,7 +46,7 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import report_accesses, reported_pids, subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue, ReportSource
 from kdamon.reports.record import report_array
-from tests.support.contexts import SteppedClock, stopped
+from tests.support.contexts import SteppedClock, stepped
 from tests.support.paths import ROOT
 from tests.support.reporter import Reporter
 from tests.support.waiting import eventually
@@ -139,10 +138,7 @@ def monitored(*pids: int) -> Iterator[tuple[damon_ctx, SteppedClock]]:
     damon_set_attrs(ctx, damon_attrs(1_000_000, 10**9, min_nr_regions=3))
     for pid in pids:
         damon_add_target(ctx, target(pid))
-    ctx.clock = clock = SteppedClock()
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         yield ctx, clock
 
 

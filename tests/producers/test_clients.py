@@ -213,7 +213,7 @@ def test_a_tail_that_makes_no_sense_keeps_a_producer_in_its_ring(place: Path, pr
 @needs_root("a program with more rights than its user is needed: run as root")
 @pytest.mark.parametrize("variable", ["KDAMON_REPORTS", "XDG_RUNTIME_DIR"])
 def test_the_environment_of_a_set_uid_program_is_ignored(public: Path, variable: str) -> None:
-    """Its user would choose who maps memory into it."""
+    """Its user would choose the server that maps memory into it."""
     (public / "open.c").write_text(OPEN)
     opener = compile_c(public / "open.c", public / "opener")
     directory = public / "kdamon"

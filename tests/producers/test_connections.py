@@ -93,7 +93,7 @@ def nothing_left() -> Iterator[None]:
     eventually(lambda: children() <= processes, "the end of all processes")
 
 
-@pytest.mark.skipif(not kernel_refuses(), reason="kernel lacks: SO_PASSRIGHTS (6.16)")
+@pytest.mark.skipif("not kernel_refuses()", reason="kernel lacks: SO_PASSRIGHTS (6.16)")
 @pytest.mark.parametrize("how", ["hello", "empty", "many"])
 def test_the_kernel_refuses_descriptors(path: Path, how: str) -> None:
     """The sender gets EPERM, and nothing arrives."""

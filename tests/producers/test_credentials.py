@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who may look at whom: the kernel's rules, on credentials as they are and as it may happen."""
+"""Which process may look at which: the kernel's rules, on real credentials and on possible ones."""
 
 from __future__ import annotations
 

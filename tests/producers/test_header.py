@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from kdamon.producers import ring as report_ring
 from kdamon.producers.server import ReportServer
 from kdamon.reports.record import REPORT_DTYPE
+from tests.support.capabilities import needs_compiler, needs_program
 from tests.support.paths import ROOT
 from tests.support.reporter import INCLUDE, compile_c
 from tests.support.waiting import eventually
@@ -84,12 +84,12 @@ def test_the_documented_layout_is_the_layout() -> None:
     } == documented  # fmt: skip
 
 
+@needs_compiler
+@needs_program("c++", "g++")
 @pytest.mark.parametrize("flags", [["-std=c99", "-D_GNU_SOURCE"], ["-std=c11", "-D_GNU_SOURCE"], ["c++"]])
 def test_the_header_compiles(tmp_path: Path, flags: list[str]) -> None:
     """As C and C++, with every warning an error."""
     compiler = "c++" if flags == ["c++"] else "cc"
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is missing: apt-get install gcc g++ libc6-dev")
     source = tmp_path / ("program.cc" if compiler == "c++" else "program.c")
     source.write_text('#include "kdamon_report.h"\nint main(void) { return kdamon_report_open(NULL) != NULL; }\n')
     more = [] if compiler == "c++" else flags

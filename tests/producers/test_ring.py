@@ -98,7 +98,7 @@ def test_counters_that_wrap_around_are_fine(ring: ReportRing, producer: Producer
 
 @pytest.mark.parametrize("head", [17, 2**32, 2**63, 2**64 - 1])
 def test_a_head_that_makes_no_sense_empties_the_ring(ring: ReportRing, producer: Producer, head: int) -> None:
-    """Beyond the capacity or backwards; what is written behind it is read again."""
+    """Beyond the capacity or backwards; records after it are read again."""
     producer.words[HEAD] = head
     assert 0 == len(ring.drain(100))
     assert 1 == ring.resyncs
@@ -119,7 +119,7 @@ def test_only_head_is_read(ring: ReportRing, producer: Producer) -> None:
 
 
 def test_the_memory_cannot_be_made_smaller(ring: ReportRing) -> None:
-    """Who reads memory behind a file's end dies."""
+    """A process that reads memory after a file's end dies."""
     for size in (0, ring_size(16) - 1, ring_size(16) + 4096):
         with pytest.raises(PermissionError):
             os.ftruncate(ring.fd, size)

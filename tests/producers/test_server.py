@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reports from other processes: all that may arrive does, once, and nobody else's trouble becomes ours."""
+"""Reports from other processes: permitted ones arrive, once, and a producer's trouble is its own."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +38,8 @@ from kdamon.reports import deliver as reports_module
 from kdamon.reports.deliver import subscribe_reports, unsubscribe_reports
 from kdamon.reports.queue import ReportQueue
 from kdamon.reports.record import report_array
-from tests.support.contexts import SteppedClock, stopped
+from tests.support.contexts import SteppedClock, stepped, stopped
+from tests.support.paths import public_directory
 from tests.support.reporter import Reporter
 from tests.support.waiting import eventually
 
@@ -81,10 +80,8 @@ for connection in silent:
 @pytest.fixture(scope="module")
 def public() -> Iterator[Path]:
     """A directory that every user may use."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o1777)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory(0o1777) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -145,11 +142,7 @@ def alone(server: ReportServer) -> bool:
 def test_reports_of_another_process_are_counted_for_its_regions(server: ReportServer, program: Path) -> None:
     """From C, one by one and in batches; from Python; all at the same time."""
     ctx = context((0, 1000), (1000, 2000), (5000, 6000))
-    clock = SteppedClock()
-    ctx.clock = clock
-    with stopped(ctx):
-        damon_start([ctx], exclusive=False)
-        clock.wait_asleep()
+    with stepped(ctx) as clock:
         with Reporter(program, server.path) as c, ReportClient(server.path) as python:
             assert c.process.pid == c.pid
             assert os.getpid() == python.pid
@@ -191,8 +184,8 @@ def test_accepted_and_dropped_is_what_was_sent(server: ReportServer, program: Pa
             sent, dropped = c.ask_all("counters")
             assert (n, n - taken) == (sent, dropped)
             eventually(lambda: server.counters().received == taken, "the last record")
-            told = server.counters()
-            assert (sent, dropped) == (told.sent, told.dropped)
+            produced = server.counters()
+            assert (sent, dropped) == (produced.sent, produced.dropped)
         counters = report_counters(ctx)
         assert sent == dropped + counters.accepted + counters.dropped
         clock.step()
@@ -232,7 +225,7 @@ def test_a_client_takes_batches_of_reports_only(server: ReportServer, bad: np.nd
         client.report(bad)
 
 
-# Who may report on whom.
+# Which producer may report on which process.
 
 
 def permitted(server: ReportServer, c: Reporter, pid: int) -> bool:
@@ -244,10 +237,10 @@ def permitted(server: ReportServer, c: Reporter, pid: int) -> bool:
 @pytest.fixture(scope="module")
 def sleepers() -> Iterator[dict[str, int]]:
     """Processes of several users."""
-    who = {"nobody": (NOBODY, NOBODY), "nobody of another group": (NOBODY, OTHER), "other": (OTHER, OTHER)}
+    sender = {"nobody": (NOBODY, NOBODY), "nobody of another group": (NOBODY, OTHER), "other": (OTHER, OTHER)}
     running = {
         name: subprocess.Popen(["sleep", "600"], user=user, group=group, extra_groups=[])
-        for name, (user, group) in who.items()
+        for name, (user, group) in sender.items()
     }
     yield {name: process.pid for name, process in running.items()} | {"root": os.getpid(), "physical": 0, "none": PID}
     for process in running.values():
@@ -260,7 +253,7 @@ ALL = {"itself", "nobody", "nobody of another group", "other", "root", "physical
 
 @pytest.mark.usefixtures("recorder")
 @pytest.mark.parametrize(
-    ("who", "may"),
+    ("sender", "may"),
     [
         ("root", ALL),
         ("nobody", {"itself", "nobody"}),
@@ -270,7 +263,7 @@ ALL = {"itself", "nobody", "nobody of another group", "other", "root", "physical
     ],
 )
 def test_a_producer_tells_about_what_it_could_look_at(
-    server: ReportServer, program: Path, sleepers: dict[str, int], who: str, may: set[str]
+    server: ReportServer, program: Path, sleepers: dict[str, int], sender: str, may: set[str]
 ) -> None:
     """Root about anything; others about processes of their user and group; physical memory is root's."""
     user: dict[str, object] = {
@@ -286,7 +279,7 @@ def test_a_producer_tells_about_what_it_could_look_at(
                 "--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace",
             ),
         },
-    }[who]  # fmt: skip
+    }[sender]  # fmt: skip
     with Reporter(program, server.path, **user) as c:  # type: ignore[arg-type]
         pids = sleepers | {"itself": c.pid}
         assert may == {name for name, pid in pids.items() if permitted(server, c, pid)}
@@ -294,7 +287,7 @@ def test_a_producer_tells_about_what_it_could_look_at(
 
 @pytest.mark.usefixtures("recorder")
 def test_a_process_that_hides_its_memory_is_not_told_about(server: ReportServer, program: Path) -> None:
-    """Not by its own user either; it may tell about itself."""
+    """Not by its own user either; it may report on itself."""
     with Reporter(program, server.path, user=NOBODY) as c, Reporter(program, server.path, user=NOBODY) as hidden:
         assert permitted(server, c, hidden.pid)
         assert 0 == hidden.ask("dumpable", 0)
@@ -304,7 +297,7 @@ def test_a_process_that_hides_its_memory_is_not_told_about(server: ReportServer,
 
 @pytest.mark.usefixtures("recorder")
 def test_a_process_that_ended_is_not_told_about(server: ReportServer, program: Path) -> None:
-    """Its number may be somebody else's by then."""
+    """Another process may have its number by then."""
     with Reporter(program, server.path, user=NOBODY) as c:
         target = subprocess.Popen(["sleep", "600"], user=NOBODY, group=NOBODY, extra_groups=[])
         assert permitted(server, c, target.pid)
@@ -364,7 +357,7 @@ def test_numbers_of_no_process_are_for_the_user_that_kdamon_runs_as(public: Path
 
 @pytest.mark.usefixtures("recorder")
 def test_what_a_dead_producer_wrote_is_read(server: ReportServer, program: Path) -> None:
-    """Killed right behind its last report; then its ring is gone."""
+    """Killed right after its last report; then its ring is gone."""
     with Reporter(program, server.path) as c:
         assert 100_000 == c.ask("batch", PID, 0, 1, 100_000)
         c.kill(signal.SIGKILL)
@@ -526,7 +519,7 @@ def test_others_cannot_keep_root_from_being_read(server: ReportServer, program: 
 
 @pytest.mark.parametrize("how", ["closed", "killed"])
 def test_producers_outlive_the_server(public: Path, program: Path, how: str) -> None:
-    """However it ends: nothing blocks or dies, the ring fills, and who asks is told."""
+    """However it ends: nothing blocks or dies, the ring fills, and a producer can ask."""
     process = serve(public / "reports")
     with Reporter(program, public / "reports", capacity=1024) as c, ReportClient(public / "reports", 1024) as python:
         assert 1 == c.ask("connected")
@@ -559,7 +552,7 @@ def test_a_stopped_server_holds_no_producer_up(public: Path, program: Path) -> N
 
 
 def test_the_place_of_a_dead_server_is_taken_over(public: Path) -> None:
-    """Of a killed one whose socket nobody removed; not that of one that lives, even if it is stopped."""
+    """Of a killed one whose socket is left; not that of one that lives, even if it is stopped."""
     process = serve(public / "reports")
     os.kill(process.pid, signal.SIGSTOP)
     with pytest.raises(OSError, match="another kdamon") as refused:
@@ -592,7 +585,7 @@ def test_the_place_of_a_later_server_is_left_alone(public: Path) -> None:
 
 
 def test_of_many_that_want_a_place_one_gets_it(public: Path) -> None:
-    """Whoever comes first; also where a dead one left its socket."""
+    """The first one; also where a dead one left its socket."""
     for _ in range(20):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
             dead.bind(str(public / "reports"))
@@ -651,7 +644,7 @@ def test_without_a_server_there_is_no_client(public: Path, program: Path) -> Non
 
 
 def test_the_default_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root's below /run, others' below their runtime directory; a client may be told another one."""
+    """Root's below /run, others' below their runtime directory; a client may be given another one."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     monkeypatch.delenv("KDAMON_REPORTS", raising=False)
     own, system = Path("/run/user/7/kdamon/reports"), Path("/run/kdamon/reports")
@@ -682,7 +675,7 @@ def test_a_server_may_be_started_again(public: Path) -> None:
 
 @pytest.mark.timeout(180 + 5 * SOAK)
 def test_producers_that_are_killed_at_any_moment(server: ReportServer, program: Path) -> None:
-    """Also while they connect or write: their rings are read and freed, and all that is told adds up."""
+    """Also while they connect or write: their rings are read and freed, and all counters add up."""
     rng = np.random.default_rng(5)
     for _ in range(SOAK or 10):
         command = [program, server.path, "4096"]

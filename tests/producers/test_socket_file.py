@@ -6,13 +6,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -23,7 +21,8 @@ import pytest
 from kdamon.producers.client import ReportClient
 from kdamon.producers.server import ReportServer
 from tests.support.attacker import NOBODY, attacker, exchange
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_dev_fuse, needs_root
+from tests.support.paths import public_directory
 from tests.support.waiting import eventually
 
 SECRET = "only root's"
@@ -48,10 +47,8 @@ with ReportServer(Path(sys.argv[1]) if sys.argv[1] else None):
 @pytest.fixture
 def public() -> Iterator[Path]:
     """A directory like /tmp, whose owner is root."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o1777)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory(0o1777) as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -486,11 +483,10 @@ except FileExistsError as error:
 """
 
 
+@needs_dev_fuse
 @pytest.mark.parametrize("name", ["reports", "reports.lock"])
 def test_a_file_system_on_a_name_is_not_asked(public: Path, name: str) -> None:
-    """It may be another user's, who need not answer."""
-    if not os.path.exists("/dev/fuse"):
-        pytest.skip("kernel lacks: /dev/fuse")
+    """Its server may be another user, and never answer."""
     words = ["unshare", "--mount", sys.executable, "-c", BESIDE_A_MOUNT, str(public / "reports"), str(public / name)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert f"something is mounted on {name}; unmount it, or choose another path\n" in done.stdout, done.stderr

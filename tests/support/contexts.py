@@ -19,6 +19,7 @@ from kdamon.core import (
     damon_new_target,
     damon_select_ops,
     damon_set_attrs,
+    damon_start,
     damon_stop,
 )
 from kdamon.damon import (
@@ -75,7 +76,7 @@ class SteppedClock:
 
     def wait_asleep(self) -> None:
         """Wait until the sleeper sleeps."""
-        assert self._asleep.acquire(timeout=60), "nobody went to sleep"
+        assert self._asleep.acquire(timeout=60), "no thread went to sleep"
 
     def step(self) -> None:
         """Let the sleeper do one round, to its next sleep."""
@@ -99,8 +100,8 @@ def report_ops(apply_scheme: Any = None, **callbacks: Any) -> damon_operations:
     """
 
     def by_region(ctx: damon_ctx, t: damon_target, rows: Any, s: damos) -> tuple[Any, Any]:
-        told = [apply_scheme(ctx, t, row, s) for row in rows.tolist()]
-        return tuple(np.array(told, np.uint64).reshape(-1, 2).T)
+        applied = [apply_scheme(ctx, t, row, s) for row in rows.tolist()]
+        return tuple(np.array(applied, np.uint64).reshape(-1, 2).T)
 
     callbacks["apply_scheme"] = apply_scheme and by_region
     return damon_operations(id=damon_ops_id.DAMON_OPS_PADDR, **callbacks)
@@ -150,7 +151,7 @@ class Snapshot:
 
 @define
 class Recorder:
-    """What the tracepoints told."""
+    """What the tracepoints reported."""
 
     ctx: damon_ctx
     snapshots: list[Snapshot] = field(factory=list)
@@ -190,6 +191,17 @@ def stopped(*ctxs: damon_ctx) -> Iterator[None]:
             if isinstance(ctx.clock, SteppedClock):
                 ctx.clock.release()
         damon_stop(list(ctxs))
+
+
+@contextmanager
+def stepped(ctx: damon_ctx) -> Iterator[SteppedClock]:
+    """Start ``ctx`` with a clock that the test steps; its kdamond sleeps in the first interval. Stop it at the end."""
+    clock = ctx.clock if isinstance(ctx.clock, SteppedClock) else SteppedClock()
+    ctx.clock = clock
+    with stopped(ctx):
+        damon_start([ctx], exclusive=False)
+        clock.wait_asleep()
+        yield clock
 
 
 def in_kdamond(ctx: damon_ctx, fn: Callable[[], Any]) -> Any:

@@ -252,7 +252,7 @@ class Scheme:
 def apply_schemes(
     due: Sequence[Scheme], targets: Sequence[ModelRegions], gone: Sequence[int], now: int, most: int
 ) -> None:
-    """A pass of schemes at ``now``, and the merge behind it of up to ``most``.
+    """A pass of schemes at ``now``, and the merge after it of up to ``most``.
 
     :param gone: places of targets that are not valid.
     """

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from kdamon.mm.inject import requests as inject
-from tests.support.inject_targets import PYTHON, Suspicious, build, left_behind
+from tests.support.inject_targets import PYTHON, Suspicious, build, leftovers
 from tests.support.waiting import eventually
 
 __all__ = ["attempt", "check", "target"]
@@ -25,13 +25,13 @@ def target(directory: Path, kind: str) -> Suspicious:
 
 def check(process: Suspicious) -> None:
     """Nothing is left of the attempt, and the process has the threads that it had."""
-    assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
+    assert eventually(lambda: not leftovers(process.pid)), leftovers(process.pid)
     assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
     assert process.process.poll() is None
 
 
 def attempt(process: Suspicious) -> bool:
-    """Take a userfaultfd once; tell whether the helper lived to give it."""
+    """Take a userfaultfd once; return whether the helper lived to give it."""
     try:
         os.close(inject._take(process.pid, lambda: True, {}))
     except inject._Again:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.support.capabilities import compiler as path_of
 
 __all__ = [
     "FILTER",
@@ -19,7 +18,7 @@ __all__ = [
     "SOAK",
     "Suspicious",
     "build",
-    "left_behind",
+    "leftovers",
     "mapping_of",
     "memory_file",
     "running",
@@ -59,14 +58,12 @@ def build(directory: Path, name: str, *flags: str, compiler: str = "cc") -> Path
 
     The test is skipped without a compiler.
     """
-    if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} is missing: apt-get install {'gcc libc6-dev' if compiler == 'cc' else 'musl-tools'}")
     program = directory / name
     if not program.exists():
         others = ("inject_stacks", "inject_hostile", "inject_vfork")
         known = next((known for known in others if name.startswith(known)), "inject_target")
         source = Path(__file__).with_name(f"{known}.c")
-        subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
+        subprocess.run([path_of(compiler), "-O1", "-pthread", *flags, "-o", program, source], check=True)
     return program
 
 
@@ -108,8 +105,8 @@ def running(*command: str | Path) -> Iterator[int]:
             process.kill()
 
 
-def left_behind(pid: int) -> list[str]:
-    """What shows that somebody is or was at work on a process: a tracer, a stop, a userfaultfd."""
+def leftovers(pid: int) -> list[str]:
+    """Traces of work on a process: a tracer, a stop, a userfaultfd."""
     found = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

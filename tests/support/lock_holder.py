@@ -2,7 +2,7 @@
 """A process that holds the lock of its memory for ever: ``lock_holder.py DIRECTORY UID``.
 
 One thread reads the process's memory by /proc/self/mem, which is of a file system that never answers, and has the
-mmap_lock; another one waits for it, to unmap something: so does who wants to read what is mapped.
+mmap_lock; another one waits for it, to unmap something: so does a reader of its mappings.
 
 The process that is started serves the file system; its child becomes the user UID. The child's number is printed; after
 the next line of the standard input it does what it is for. When the server ends, so does the child.

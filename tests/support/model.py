@@ -197,7 +197,7 @@ def kdamond_merge_regions(
 
 
 def merge_equal(regions: ModelRegions, sz_limit: int) -> None:
-    """What DAMOS does behind itself: neighbours that hold the same are one region again."""
+    """What DAMOS does after a pass: neighbours that hold the same are one region again."""
     merged: ModelRegions = []
     for r in regions:
         if merged:

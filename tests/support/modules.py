@@ -60,7 +60,7 @@ def shut_down(*modules: DamonModule) -> Iterator[None]:
 
 @contextmanager
 def real_machine() -> Iterator[LinuxMachine]:
-    """The machine that runs this; the test is skipped where it does not tell accessed bits."""
+    """The machine that runs this; the test is skipped where it cannot read accessed bits."""
     try:
         machine = linux_machine("page_table")
     except OSError as error:

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Only tests with the marker ``real`` start processes, so that the others run in seconds, and several at once.
 
-``pytest -m "not real"`` selects the others. One that starts a process fails at that place.
+``pytest -m "not real"`` selects the others, and does not even import the modules that are real as a whole. A test that
+starts a process without the marker fails at that place.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
-__all__ = ["no_process_is_started", "pytest_collection_modifyitems", "pytest_runtest_protocol"]
+__all__ = [
+    "is_real_as_a_whole",
+    "no_process_is_started",
+    "pytest_collection_modifyitems",
+    "pytest_pycollect_makemodule",
+    "pytest_runtest_protocol",
+]
+
+_ALL_REAL = re.compile(r"^pytestmark = (?:\[\s*)?pytest\.mark\.real\b", re.MULTILINE)
 
 _STARTS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"})
 
@@ -31,6 +42,28 @@ class _Guard:
 
 _GUARD = _Guard()
 sys.addaudithook(_GUARD)
+
+
+def is_real_as_a_whole(source: str) -> bool:
+    """Return whether each test of a module has the marker ``real``, because the module itself has it."""
+    return _ALL_REAL.search(source) is not None
+
+
+class OnlyRealTests(pytest.Module):
+    """A module of which no test is selected: to import it takes time."""
+
+    def collect(self) -> list[pytest.Item | pytest.Collector]:
+        """Return no tests."""
+        return []
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    """Leave out what ``-m "not real"`` deselects as a whole."""
+    if parent.config.getoption("markexpr") != "not real":
+        return None
+    if not is_real_as_a_whole(module_path.read_text(encoding="utf-8")):
+        return None
+    return OnlyRealTests.from_parent(parent, path=module_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,31 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest
+from tests.support.capabilities import compiler
 
 INCLUDE = Path(__file__).parents[2] / "tools/kdamon_tools/include"
 
 
 def compile_c(source: Path, program: Path, *flags: str) -> Path:
     """Compile a program that includes the header; every warning is an error."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("cc is missing: apt-get install gcc libc6-dev")
     strict = ("-Wall", "-Wextra", "-Wpedantic", "-Werror", "-O2")
-    subprocess.run([compiler, *strict, *flags, f"-I{INCLUDE}", "-o", program, source], check=True)
+    subprocess.run([compiler(), *strict, *flags, f"-I{INCLUDE}", "-o", program, source], check=True)
     return program
 
 
 class Reporter:
     """A running ``reporter.c``; a context manager.
 
-    :param user: who it runs as.
+    :param user: the user that it runs as.
     :param before: a command line that starts it.
     """
 

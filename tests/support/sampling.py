@@ -63,7 +63,7 @@ def pages_of(work: Workload, faults: Faults) -> list[int]:
 
 
 def sample(machine: LinuxMachine, mm: AddressSpace, work: Workload, pages: Pages, act: Act) -> tuple[Faults, Answers]:
-    """What is told about ``pages`` while ``act`` is done."""
+    """The answers about ``pages`` while ``act`` is done."""
     addrs = work.addrs(pages)
     machine.faults()
     mm.begin_sample(addrs)

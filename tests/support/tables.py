@@ -16,7 +16,7 @@ from kdamon.damon import damon_addr_range, damon_ctx, damon_target
 from kdamon.regions import COLUMNS, Regions
 from tests.support.model import Region
 
-#: Multiplies the number of examples: a quarter outside CI, more for a long search.
+#: Multiplies the number of examples: a tenth outside CI, more for a long search.
 EFFORT = float(os.environ.get("KDAMON_EFFORT", "1" if os.environ.get("CI") else "0.1"))
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from kdamon.arrays import U64Array
+from tests.support.capabilities import compiler
 
 __all__ = ["MONITOR_CPU", "TARGET_CPU", "Pages", "Workload", "build"]
 
@@ -28,12 +27,9 @@ TARGET_CPU = max(os.sched_getaffinity(0))
 
 def build(directory: Path, *flags: str) -> Path:
     """Compile the workload, skip the test where there is no compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("cc is missing: apt-get install gcc libc6-dev")
     program = directory / "workload"
     source = Path(__file__).parent / "workload.c"
-    subprocess.run([compiler, "-O1", "-pthread", *flags, "-o", program, source], check=True)
+    subprocess.run([compiler(), "-O1", "-pthread", *flags, "-o", program, source], check=True)
     return program
 
 

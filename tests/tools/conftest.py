@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kdamon_tools.checks import tool_checks
+from tests.support.paths import public_directory
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,5 @@ def fuse() -> None:
 @pytest.fixture
 def open_path() -> Iterator[Path]:
     """A directory that other users can pass through, as those of pytest's are not."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-"))
-    directory.chmod(0o711)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory(0o711) as directory:
+        yield directory

@@ -142,7 +142,7 @@ def test_all_memory_alike(accesses: float, unknown: float, character: str) -> No
 
 
 @pytest.mark.parametrize("width", [28, 40, 60, 133])
-@pytest.mark.parametrize("times", [1, 2, 500])
+@pytest.mark.parametrize("times", [1, 2, 150])
 def test_narrow_pictures_and_short_runs(width: int, times: int) -> None:
     """No line is wider than asked for, the words about the rest and the legend included."""
     idle = (LOW - 700 * MIB, LOW - 100 * MIB, 0.3, 9, 0)

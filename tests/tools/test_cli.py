@@ -40,7 +40,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         (["run"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "1", "--", "true"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "0"], "'0' is not a number from 1 on"),
-        (["run", "--pid", "-5"], "'-5' is not a number from 0 on; see kdamon run --help"),
+        (["run", "--pid", "-5"], "'-5' is not a number from 1 on; see kdamon run --help"),
         (["run", "--pid", "init"], "'init' is not a number"),
         (["run", "--pid", "1", "--aggr-us", "18446744073709551616"], "'18446744073709551616' is too large"),
         (["run", "--pid", "1", "--max-regions", "1" + 40 * "0"], "is too large; see kdamon run --help"),

@@ -95,7 +95,7 @@ def test_a_move_while_nothing_was_sampled() -> None:
 
 
 def test_a_phase_that_was_over_before_sampling_went_on_is_not_judged() -> None:
-    """No move was missed that nobody could see, and the warm-up lasts as long as sampling did."""
+    """No invisible move counts as missed, and the warm-up lasts as long as sampling did."""
     resumed = [snapshot(round(109.2 + t / 10, 1), 10, 20) for t in range(8)]
     found = compare(paused(snapshot(103.1, 0, 10), *resumed), EVENTS)
     assert (0, 0, 0) == (found.nr_moves, found.nr_moves_missed, found.nr_judged)

@@ -13,9 +13,10 @@ from types import ModuleType
 
 import pytest
 
+from kdamon.lib.check import Check
 from kdamon_fs import fuse_binding, fuse_packages, mount_checks
 from kdamon_tools import cli
-from kdamon_tools.checks import Check, Usable, own_checks, tool_checks
+from kdamon_tools.checks import Usable, own_checks, tool_checks
 from kdamon_tools.commands import doctor
 from kdamon_tools.origin import this_machine
 from kdamon_tools.reporters.checks import render_checks, render_checks_json

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from kdamon.mm.inject import requests as inject
+from tests.support.capabilities import needs_root, needs_user_namespace
 from tests.support.cli import ENVIRONMENT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_root("only root can give rights away")]
 
 
 #: Runs both in one process, as a user that it becomes before: the first argument, "" to stay.
@@ -98,11 +99,15 @@ SITUATIONS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+CASES = [
+    pytest.param(name, marks=needs_user_namespace if prefix[:1] == ("unshare",) else ())
+    for name, (prefix, _) in SITUATIONS.items()
+]
+
+
 @pytest.fixture(scope="module", name="directory")
 def _directory() -> Iterator[Path]:
     """A directory that any user may read."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can give rights away")
     with tempfile.TemporaryDirectory(prefix="kdamon-test-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -128,11 +133,9 @@ def _found(directory: Path) -> Iterator[dict[str, Any]]:
             stranger.kill()
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", CASES)
 def test_the_verdict_is_what_run_does(found: dict[str, Any], situation: str) -> None:
     """For another user's process and for one of this user, by each primitive."""
-    if SITUATIONS[situation][0][:1] == ("unshare",) and "unshare:" in found[situation]:
-        pytest.skip("kernel lacks: user namespaces")
     document = found[situation]["doctor"]
     for whose in ("primitives", "own_primitives"):
         for name in ("page_table", "page_fault"):
@@ -142,12 +145,10 @@ def test_the_verdict_is_what_run_does(found: dict[str, Any], situation: str) -> 
     assert (0 if document["possible"] else 1) == found[situation]["status"]
 
 
-@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("situation", CASES)
 def test_nothing_is_advised_that_is_not_so(found: dict[str, Any], situation: str) -> None:
-    """Root is not told to be root, nor anybody to look for a filter of system calls where there is none."""
+    """Root is not advised to be root, nor any user to look for a filter of system calls where there is none."""
     prefix, user = SITUATIONS[situation]
-    if "unshare:" in found[situation]:
-        pytest.skip("kernel lacks: user namespaces")
     text = json.dumps(found[situation])
     assert bool(user) == ("run as root" in text), text
     assert "seccomp filter, as" not in text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The example of a scheme from Python: what it shows of a real process is true, and it leaves nothing behind."""
+"""The example of a scheme from Python: what it shows of a real process is true, and it leaves nothing."""
 
 from __future__ import annotations
 

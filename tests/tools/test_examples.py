@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The worked example of a new access source: what the document shows is what runs, and it tells the truth."""
+"""The worked example of a new access source: what the document shows is what runs, and its output is true."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import needs_compiler
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.real
@@ -33,10 +33,9 @@ def test_the_document_shows_the_program_that_is_here() -> None:
 
 
 @pytest.mark.real
+@needs_compiler
 def test_it_finds_what_is_hot(tmp_path: Path) -> None:
     """In the document's own C program, which says where its hot quarter is."""
-    if shutil.which("cc") is None:
-        pytest.skip("cc is missing: apt-get install gcc libc6-dev")
     (tmp_path / "quarter.c").write_text(code_blocks("c")[0])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
     command = [sys.executable, "-m", "kdamon_tools.examples.instrumented", str(tmp_path / "quarter.c")]

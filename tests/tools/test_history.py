@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kdamon_tools.history import History, merge_snapshots
 from kdamon_tools.snapshot import Snapshot
+from tests.support.tables import effort
 
 Row = tuple[int, int, float, int, float]
 
@@ -75,6 +76,7 @@ class TestMerge:
         assert rows == rows_of(merge_snapshots(full, empty)) == rows_of(merge_snapshots(empty, full))
         assert [] == rows_of(merge_snapshots(empty, empty))
 
+    @effort(100)
     @given(snapshots_of_one_area())
     def test_regions_do_not_multiply_and_bytes_are_conserved(self, snapshots: list[Snapshot]) -> None:
         """Not more regions than the larger one had, the same memory, the same accesses."""
@@ -97,6 +99,7 @@ class TestHistory:
             history.add(snapshot)
         assert snapshots == history.snapshots
 
+    @effort(100)
     @given(snapshots_of_one_area(), st.integers(2, 5))
     def test_limits_hold_and_accesses_are_conserved(self, snapshots: list[Snapshot], limit: int) -> None:
         """However long it goes on, the number of snapshots is bounded, and their order and sum are right."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kdamon_tools.output.temporary import temporary_directory
+from tests.support.capabilities import needs_root
 from tests.support.cli import DATA, ENVIRONMENT, KDAMON
 
 pytestmark = pytest.mark.real
@@ -69,6 +70,7 @@ with open(listing, "w") as file:
 
 
 @pytest.mark.real
+@needs_root("monitoring and a mount namespace need root")
 @pytest.mark.parametrize(
     "words",
     [
@@ -80,8 +82,6 @@ with open(listing, "w") as file:
 )
 def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, words: str) -> None:
     """Whatever name they have, by the installed command and the programs that it starts as helpers."""
-    if os.geteuid():
-        pytest.skip("monitoring and a mount namespace need root")
     script = Path(sys.executable).parent / "kdamon"
     listing, imported, directory = tmp_path / "modules", tmp_path / "imported", tmp_path / "directory"
     imported.touch()
@@ -111,12 +111,11 @@ def test_modules_in_the_working_directory_are_not_imported(tmp_path: Path, words
     assert (0, "") == (done.returncode, imported.read_text()), done.stderr
 
 
+@needs_root("giving a directory to another user needs root")
 def test_another_users_directory_for_temporary_files_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Said, and the usual one is taken; one's own, and a sticky one, are used."""
-    if os.geteuid():
-        pytest.skip("giving a directory to another user needs root")
     own, shared, theirs = (tmp_path / name for name in ("own", "shared", "theirs"))
     for path in (own, shared, theirs):
         path.mkdir()

@@ -292,7 +292,7 @@ def in_a_namespace(script: str, *words: str | Path) -> subprocess.CompletedProce
     ids=lambda words: " ".join(words[-2:])[-20:],
 )
 def test_what_another_user_serves_is_not_waited_for(words: list[str], whole: bool, theirs: Path) -> None:
-    """It is refused at once: who waits for an answer cannot be interrupted."""
+    """It is refused at once: a process that waits for an answer cannot be interrupted."""
     they('mkdir "$1/d"; touch "$1/d/result"', theirs)
     name = str(theirs / "d" / "result")
     words = [name if word == "{}" else word for word in words] if "{}" in words else [*words, name]

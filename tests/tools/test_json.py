@@ -141,7 +141,7 @@ def test_machine_and_clocks() -> None:
 
 @pytest.fixture
 def mapper() -> Iterator[Callable[[str], str]]:
-    """A process that does what it is told, a line of Python after the other, and prints an answer."""
+    """A process that runs one line of Python after the other, and prints an answer."""
     code = "import sys\nfor line in sys.stdin:\n    exec(line)\n    print(flush=True)"
     with subprocess.Popen(
         [sys.executable, "-c", "import mmap\n" + code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

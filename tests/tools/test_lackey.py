@@ -89,7 +89,7 @@ def test_the_largest_numbers() -> None:
 
 @pytest.mark.parametrize(("pid", "expected"), [(None, [0, 12]), (99, [99, 99])])
 def test_whose_accesses_they_are(pid: int | None, expected: list[int]) -> None:
-    """The process is the one that valgrind's lines name, unless somebody knows better."""
+    """The process is the one that valgrind's lines name, unless --pid names another."""
     reader = Lackey(pid)
     blocks = (b" L 1000,8\n", b"==12== Lackey\n==13== Parent PID: 11\n L 1000,8\n")
     assert expected == [reader.parse(block)["pid"][0] for block in blocks]

@@ -63,17 +63,17 @@ class Emulator:
     :ivar screen: what can be seen, and what was scrolled away.
     """
 
-    def __init__(self, words: list[str], columns: int, lines: int, told: tuple[int, int] | None = None) -> None:
+    def __init__(self, words: list[str], columns: int, lines: int, reported: tuple[int, int] | None = None) -> None:
         self.screen = pyte.HistoryScreen(columns, lines, history=1000)
         # New lines are carriage returns too, as a terminal's driver has it.
         self._stream = pyte.ByteStream(self.screen)
         self._stream.feed(b"others' output\r\n")
         self.pid, self._master = os.forkpty()
         if not self.pid:
-            if told is None:
+            if reported is None:
                 termios.tcsetwinsize(2, (lines, columns))
             else:
-                termios.tcsetwinsize(2, told)
+                termios.tcsetwinsize(2, reported)
             os.execvpe(words[0], words, ENVIRONMENT)
         self._status: int | None = None
 
@@ -141,8 +141,8 @@ def start() -> Iterator[Start]:
     """Start programs in terminals; end them afterwards."""
     started = []
 
-    def start_one(words: list[str], columns: int, lines: int, told: tuple[int, int] | None = None) -> Emulator:
-        started.append(Emulator(words, columns, lines, told))
+    def start_one(words: list[str], columns: int, lines: int, reported: tuple[int, int] | None = None) -> Emulator:
+        started.append(Emulator(words, columns, lines, reported))
         return started[-1]
 
     yield start_one
@@ -156,7 +156,7 @@ def kdamon(pid: int, *options: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("size", "told", "colour"),
+    ("size", "reported", "colour"),
     [
         ((60, 24), None, "always"),
         ((80, 12), None, "never"),
@@ -166,9 +166,11 @@ def kdamon(pid: int, *options: str) -> list[str]:
         ((80, 24), (0, 0), "always"),
     ],
 )
-def test_it_fits(start: Start, target: int, size: tuple[int, int], told: tuple[int, int] | None, colour: str) -> None:
+def test_it_fits(
+    start: Start, target: int, size: tuple[int, int], reported: tuple[int, int] | None, colour: str
+) -> None:
     """One table, below what was there before, however often it is redrawn; a terminal of size 0 is one of 80 x 24."""
-    emulator = start(kdamon(target, "--color", colour), *size, told)
+    emulator = start(kdamon(target, "--color", colour), *size, reported)
     emulator.wait_for_tables()
     emulator.wait(lambda: len(emulator.tables()) == 1, "one table")
     everything = emulator.all_lines()
@@ -222,7 +224,7 @@ def test_stopped_and_continued(start: Start, target: int) -> None:
 
 
 def test_in_the_background_nothing_is_drawn(start: Start, target: int) -> None:
-    """The terminal is somebody else's then; back in the foreground, the table begins anew."""
+    """The terminal belongs to another process then; back in the foreground, the table begins anew."""
     emulator = start(["bash", "--norc", "-i"], 80, 40)
     emulator.type(shlex.join(kdamon(target)) + "\n")
     emulator.wait_for_tables()

@@ -103,7 +103,7 @@ def test_fields_may_be_missing(line: str, expected: tuple[object, ...]) -> None:
     ],
 )
 def test_an_instruction_is_not_taken_for_data(line: str) -> None:
-    """Samples of other events, or without the field addr, tell where the program was, not what it accessed."""
+    """Samples of other events, or without the field addr, show where the program was, not what it accessed."""
     records, notes = parse(line)
     assert (0, TextNotes(lines=1, without_address=1)) == (len(records), without(notes, "without_process"))
 
@@ -135,7 +135,7 @@ def test_what_is_no_sample_is_counted_if_nobody_knows_what_it_is(line: str, unpa
 
 
 def test_a_thread_may_belong_to_a_process_that_is_told_otherwise() -> None:
-    """perf's default prints the thread only: it stands for its process, unless somebody knows better."""
+    """perf's default prints the thread only: it stands for its process, unless --pid names that."""
     text = "cc1 1235 [001] 1.5: x: 1000\ncc1 1236/1237 [001] 1.5: x: 1000\n"
     records, notes = parse(text)
     assert ([1235, 1236], [1235, 1237], 1) == (
@@ -152,7 +152,7 @@ def test_a_thread_may_belong_to_a_process_that_is_told_otherwise() -> None:
         ("10268100142", 0),  # L1 hit
         ("3a68202042", 1),  # Remote RAM (1 hop), with the flag for it
         ("68202042", 1),  # the same without the flag
-        ("51088842", 0),  # "L3 or Remote Cache (1 hop)": nobody knows
+        ("51088842", 0),  # "L3 or Remote Cache (1 hop)": unknown
         ("1e05080021", 0),  # nothing is known
     ],
 )

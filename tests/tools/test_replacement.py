@@ -26,7 +26,7 @@ OLD = "an earlier result\n"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A file that somebody needs."""
+    """A file that is needed."""
     path = tmp_path / "result"
     path.write_text(OLD)
     return path

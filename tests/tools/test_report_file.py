@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Recordings of reports: everybody's numpy reads them, and whoever is killed leaves what was recorded."""
+"""Recordings of reports: plain numpy reads them, and a killed recorder leaves what it recorded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_recording(path: Path, *batches: Any) -> None:
 
 
 def test_a_record_is_a_report_and_its_time() -> None:
-    """The fields of a report in their order, behind nanoseconds, where the document says that they are."""
+    """The fields of a report in their order, after nanoseconds, where the document says that they are."""
     assert RECORD_DTYPE.names == ("time", *(REPORT_DTYPE.names or ()))
     assert np.dtype("<u8") == RECORD_DTYPE["time"]
     fields = RECORD_DTYPE.fields or {}
@@ -219,12 +219,12 @@ def test_reading_a_text_tells_how_far_it_is_and_leaves_nothing_behind(
 ) -> None:
     """Its temporary recording has no name."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    told: list[tuple[int, int]] = []
+    shown: list[tuple[int, int]] = []
     path = DATA / "lackey_trace.txt"
-    with open_reports(path, progress=lambda done, size: told.append((done, size))) as (records, notes):
+    with open_reports(path, progress=lambda done, size: shown.append((done, size))) as (records, notes):
         assert (58, 215) == (len(records), notes.lines if notes else 0)
         assert [] == list(tmp_path.iterdir())
-    assert (path.stat().st_size, path.stat().st_size) == told[-1]
+    assert (path.stat().st_size, path.stat().st_size) == shown[-1]
 
 
 def test_a_recorder_records_every_report_of_the_process(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class TestShades:
         assert text == paint(text, colour=False)
 
     def test_the_legend_explains_every_character_within_80_columns(self) -> None:
-        """Whoever sees a picture for the first time can read it."""
+        """A user who sees a picture for the first time can read it."""
         lines = legend(colour=False)
         assert all(f" {character} " in "\n".join(lines) for character in LEVELS + UNKNOWN)
         assert max(map(len, lines)) <= 80
@@ -106,10 +106,10 @@ class TestHeatmap:
     def test_it_fits_the_terminal(self, width: int, height: int) -> None:
         """No line is wider than asked for, and about as many lines are drawn."""
         snapshots = [
-            Snapshot.of(100 + t / 10, [(LOW + n * MIB, LOW + (n + 1) * MIB, (n + t) % 21, 0, 0) for n in range(300)])
-            for t in range(1, 500)
+            Snapshot.of(100 + t / 10, [(LOW + n * MIB, LOW + (n + 1) * MIB, (n + t) % 21, 0, 0) for n in range(100)])
+            for t in range(1, 200)
         ]
-        lines = render_heatmap(recording(snapshots, 50), width=width, height=height, show_legend=False).splitlines()
+        lines = render_heatmap(recording(snapshots, 20), width=width, height=height, show_legend=False).splitlines()
         assert max(map(len, lines)) <= width
         assert height // 2 <= len(lines) <= height + 3
 
@@ -272,6 +272,17 @@ class TestSummary:
         for figure in ("4.0 MiB", "2.0 MiB", "2.5%  of 200", "7", "2.5%  of one CPU"):
             assert figure in text
 
+    @pytest.mark.parametrize("width", [80, 60, 28])
+    def test_it_fits_a_narrow_terminal(self, width: int) -> None:
+        """Every line, with all that it says."""
+        counters = evolve(self.COUNTERS, reports={"accepted": 12, "applied": 7, "late": 5, "dropped": 3})
+        remarks = ("the process's children took more CPU time than it did, process 1234 most of all",)
+        made = evolve(recording(self.snapshots(), 10, counters), note="the time was over", remarks=remarks)
+        made = evolve(made, config=Config(pid=42, primitive="page_fault"))
+        text = render_summary(made, width=width)
+        assert [] == [line for line in text.splitlines() if len(line) > width]
+        assert render_summary(made, width=1000).split() == text.split()
+
     def test_what_counted(self) -> None:
         """Nothing is said of all accesses; else which ones, and what is not seen."""
         configs = {
@@ -310,7 +321,7 @@ class TestSummary:
         """A line each, where they were asked for."""
         producers = {"producers": 1, "received": 20, "malformed": 2, "not_permitted": 0, "sent": 25, "dropped": 5}
         counters = evolve(self.COUNTERS, producers=producers, recorded={"written": 18, "lost": 0})
-        text = render_summary(recording(self.snapshots(), 10, counters))
+        text = render_summary(recording(self.snapshots(), 10, counters), width=100)
         assert "received from producers                   20  producers 1, malformed 2, sent 25, dropped 5\n" in text
         assert "reports recorded                          18\n" in text
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
-from tests.support.capabilities import skip_because
+from tests.support.capabilities import needs_program, skip_because
 from tests.support.json_schemas import validate
 from tests.support.paths import PYTHONPATH
 
@@ -204,7 +203,7 @@ def test_says_that_the_kernels_regions_are_too_large(reserving: tuple[int, int])
 
 
 def test_monitors_the_machines_memory(start: Start) -> None:
-    """By physical addresses: all of it is covered, accesses are seen, and how much is not known is told."""
+    """By physical addresses: all of it is covered, accesses are seen, and the unknown part is reported."""
     start("--seconds", "90")
     result = kdamon("run", "--ops", "paddr", "--seconds", "5", "--json")
     assert 0 == result.returncode, result.stderr
@@ -308,12 +307,10 @@ def test_no_such_process() -> None:
     assert f"kdamon: there is no process {NO_SUCH_PID}\n" == result.stderr
 
 
+@needs_program("setpriv", "util-linux")
 def test_without_the_capabilities() -> None:
     """One sentence that says what is missing."""
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("setpriv (util-linux) is not installed")
-    drop = (setpriv, "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
+    drop = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
     result = kdamon("run", "--pid", "1", prefix=drop)
     assert (1, "", 1) == (result.returncode, result.stdout, result.stderr.count("\n"))
     assert result.stderr.startswith("kdamon: ")

@@ -33,12 +33,12 @@ def page_fault(workload: dict[str, Any]) -> None:
     machine = linux_machine("page_fault")
     try:
         machine.get_task(workload["pid"], "page_fault").put()
-        tells_who = machine.faults_tell_who
+        attributed = machine.attributes_faults
     except OSError as error:
         pytest.skip(f"kernel lacks: page_fault: {error.strerror}")
     finally:
         machine.close()
-    if not tells_who:
+    if not attributed:
         pytest.skip("kernel lacks: a way to attribute page faults")
 
 
@@ -83,7 +83,7 @@ def settled(workload: dict[str, Any], wanted: str, *options: str) -> dict[str, A
 
 
 def test_only_writes_by_a_cpu_and_what_was_recorded_of_them(workload: dict[str, Any], tmp_path: Path) -> None:
-    """The part that is only read stays cold; each recorded fault tells who made it."""
+    """The part that is only read stays cold; each recorded fault has its thread and CPU."""
     recording = tmp_path / "faults.npy"
     parts = {part["name"]: part for part in workload["parts"]}
     document = settled(workload, "AB", "--write-only", "--record", str(recording))

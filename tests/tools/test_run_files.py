@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import KDAMON
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, public_directory
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
@@ -72,10 +70,8 @@ def busy() -> Iterator[int]:
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory that every user may look into."""
-    directory = Path(tempfile.mkdtemp(prefix="kdamon-test-", dir="/var/tmp"))
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
+    with public_directory() as directory:
+        yield directory
 
 
 def limited(soft: int, hard: int) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ def test_the_process_that_has_the_number_at_the_beginning_is_meant(process: subp
 
 
 class PhysicalMachine(RealTimeMachine):
-    """The memory of one process is at 4 GiB, a quarter of it hot; behind it is as much page cache."""
+    """The memory of one process is at 4 GiB, a quarter of it hot; after it is as much page cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -499,8 +499,8 @@ def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsy
 def test_a_machine_that_does_not_tell_who(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writes can still be told; asking for a CPU is an error of one sentence."""
-    monkeypatch.setattr(ReadersAndWriters, "faults_tell_who", False)
+    """Writes can still be observed; asking for a CPU is an error of one sentence."""
+    monkeypatch.setattr(ReadersAndWriters, "attributes_faults", False)
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", *QUICK]
     assert 0 == cli.main([*words, "--write-only"])
     capsys.readouterr()
@@ -586,7 +586,7 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A disk that gets full is told after the heatmap; a recording that cannot be begun is told at once."""
+    """A full disk is reported after the heatmap; a recording that cannot be begun, at once."""
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", "--write-only", *QUICK]
     for impossible in (str(tmp_path), "/dev/full"):
         assert 2 == cli.main([*words, "--record", impossible])

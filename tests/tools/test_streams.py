@@ -33,7 +33,7 @@ VERBS = {
 
 @pytest.fixture
 def broken_pipe() -> Iterator[int]:
-    """The end to write to of a pipe that nobody reads."""
+    """The writing end of a pipe without a reader."""
     read, write = os.pipe()
     os.close(read)
     yield write

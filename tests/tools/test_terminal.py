@@ -187,7 +187,7 @@ def test_ranges_are_written_as_in_maps() -> None:
 
 
 def test_a_view_that_nobody_can_see_does_not_end_what_it_shows() -> None:
-    """A full disk or a closed pipe behind standard error must not cost the result of a run."""
+    """Standard error on a full disk or a closed pipe must not cost the result of a run."""
 
     class Broken(io.StringIO):
         def write(self, _text: str) -> int:

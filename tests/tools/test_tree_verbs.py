@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.capabilities import needs_damo
 from tests.support.cli import ENVIRONMENT, KDAMON, run
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("fuse")]
@@ -66,11 +66,9 @@ def test_mount_names_the_tree_as_it_is(tmp_path: Path) -> None:
     assert f"kdamon: the tree is at {tmp_path}/admin; Ctrl-C ends\n" == ready
 
 
+@needs_damo
 def test_exec_finds_programs_beside_kdamon() -> None:
     """damo is installed where this Python is, which need not be on PATH; it is found by a shell as well."""
-    damo = Path(sys.executable).with_name("damo")
-    if not damo.exists():
-        pytest.skip("damo is not installed")
     environment = ENVIRONMENT | {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
     for command in (["damo", "version"], ["sh", "-c", "damo version"]):
         words = [*KDAMON, "exec", "--no-reports", "--", *command]

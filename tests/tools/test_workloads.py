@@ -130,8 +130,8 @@ def test_threads_read_and_write_their_own_parts_on_their_own_cpus(tmp_path: Path
         finally:
             workload.kill()
     events = load_truth(truth)
-    told = [(e.event, e.start, e.end, e.detail.get("tid")) for e in events[:4]]
-    assert told == [
+    read = [(e.event, e.start, e.end, e.detail.get("tid")) for e in events[:4]]
+    assert read == [
         ("map", said["start"], said["end"], None),
         *((p["does"], p["start"], p["end"], p["tid"]) for p in parts),
     ]

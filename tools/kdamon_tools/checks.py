@@ -10,26 +10,11 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from kdamon.lib.check import Check
 from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.trusted import open_trusted
 
-__all__ = ["Check", "Usable", "monitor_checks", "own_checks", "tool_checks"]
-
-
-@frozen
-class Check:
-    """One requirement.
-
-    :ivar name: its name.
-    :ivar available: whether this machine has it.
-    :ivar why: the evidence, or the problem; a sentence without capital and full stop.
-    :ivar remedy: how to get it; empty where it is available or cannot be made available.
-    """
-
-    name: str
-    available: bool
-    why: str
-    remedy: str = ""
+__all__ = ["Usable", "monitor_checks", "own_checks", "tool_checks"]
 
 
 @frozen
@@ -51,8 +36,8 @@ def monitor_checks() -> tuple[list[Check], Usable]:
     """The requirements of monitoring, and the primitives that processes can be monitored with here."""
     from kdamon.mm.doctor.checks import examine  # noqa: PLC0415 (needs more than the other verbs)
 
-    primitives, own, others = examine()
-    return [Check(p.name, p.available, p.why, p.remedy) for p in primitives], Usable(own, others)
+    checks, own, others = examine()
+    return checks, Usable(own, others)
 
 
 def own_checks() -> list[Check]:

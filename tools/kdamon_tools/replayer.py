@@ -346,8 +346,8 @@ def _joined(starts: U64Array, ends: U64Array) -> tuple[U64Array, U64Array]:
     return starts[first], reach[last]
 
 
-def _three_ranges(first_pages: U64Array, behind_pages: U64Array) -> list[Range]:
-    runs = np.stack([first_pages, behind_pages], axis=1) * _PAGE
+def _three_ranges(first_pages: U64Array, end_pages: U64Array) -> list[Range]:
+    runs = np.stack([first_pages, end_pages], axis=1) * _PAGE
     if len(runs) < 3:
         return [(start, end) for start, end in runs.tolist()]
     return [(r.start, r.end) for r in damon_va_three_regions(runs, PAGE_SIZE)]

@@ -61,13 +61,16 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def parse_unsigned(text: str) -> int:
-    """A number from 0 to 2**64 - 1 as files of the tree accept it: decimal, 0x... hexadecimal, 0... octal."""
+def parse_unsigned(text: str, least: int = 0) -> int:
+    """A number from ``least`` to 2**64 - 1 as files of the tree accept it: decimal, 0x... hexadecimal, 0... octal."""
     try:
-        return _number(text)
+        value = _number(text)
     except OSError as error:
-        what = "is too large" if error.errno == errno.ERANGE else "is not a number from 0 on"
+        what = "is too large" if error.errno == errno.ERANGE else f"is not a number from {least} on"
         raise argparse.ArgumentTypeError(f"{text!r} {what}") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} on")
+    return value
 
 
 def _number(text: str) -> int:
@@ -84,15 +87,12 @@ def _number(text: str) -> int:
 
 def parse_positive(text: str) -> int:
     """A number from 1 on, from a command line."""
-    value = parse_unsigned(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return value
+    return parse_unsigned(text, 1)
 
 
 def parse_number(text: str, least: int = 0) -> int:
     """A number from ``least`` to 2**31 - 1, from a command line: a process, or a number of regions."""
-    value = parse_positive(text) if least else parse_unsigned(text)
+    value = parse_unsigned(text, least)
     if value > _INT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is too large: {_INT_MAX} is the largest")
     return value

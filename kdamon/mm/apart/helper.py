@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from multiprocessing.connection import Connection
-from typing import Any
 
 from kdamon.mm.apart.looked_at import Looks, show_looks
 
@@ -62,8 +61,8 @@ def main() -> None:
     log.setLevel(level)
     connection = Connection(channel)
     module, name, arguments = pickle.loads(connection.recv_bytes())
-    service: Any = None
-    answer: tuple[str, Any]
+    service: object = None
+    answer: tuple[str, object]
     while True:
         try:
             if service is None:

@@ -12,10 +12,10 @@ from contextlib import closing
 from typing import Final
 
 import numpy as np
-from attrs import frozen
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE
+from kdamon.lib.check import Check
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.lib.rights import locked_down, refusal
 from kdamon.mm import OLD, UNKNOWN, YOUNG
@@ -34,7 +34,7 @@ from kdamon.mm.sampling.page_idle import BITMAP
 from kdamon.mm.sampling.placement import take_real_time
 from kdamon.mm.sampling.uffd import WRITTEN, Pages, Userfaultfd
 
-__all__ = ["Primitive", "examine"]
+__all__ = ["examine"]
 
 _PAGES: Final = 64
 
@@ -42,22 +42,6 @@ _OTHERS: Final = "other users' processes"
 
 #: The accesses that the primitive page_fault observes.
 _SEES: Final = "it observes writes and first touches only, not reads of mapped memory"
-
-
-@frozen
-class Primitive:
-    """One thing that monitoring can use.
-
-    :ivar name: what it is.
-    :ivar available: whether it works here.
-    :ivar why: the successful test, or the problem; a sentence without capital and full stop.
-    :ivar remedy: how to get it; empty where it works or is impossible.
-    """
-
-    name: str
-    available: bool
-    why: str
-    remedy: str = ""
 
 
 class _Unavailable(Exception):
@@ -69,7 +53,7 @@ class _Unavailable(Exception):
         self.remedy = remedy
 
 
-def examine() -> tuple[list[Primitive], tuple[str, ...], tuple[str, ...]]:
+def examine() -> tuple[list[Check], tuple[str, ...], tuple[str, ...]]:
     """Probe everything; takes a second or two, and removes all that it made.
 
     :returns: the results; and the primitives (``page_table``, ``page_fault``) by which processes of this user, and
@@ -85,17 +69,17 @@ def _works(tried: Refusals) -> tuple[str, ...]:
     return tuple(name for name, error in tried.items() if error is None)
 
 
-def _probed(name: str, probe: Callable[[], str]) -> Primitive:
+def _probed(name: str, probe: Callable[[], str]) -> Check:
     try:
-        return Primitive(name, True, probe())
+        return Check(name, True, probe())
     except _Unavailable as bad:
-        return Primitive(name, False, bad.why, bad.remedy)
+        return Check(name, False, bad.why, bad.remedy)
     except OSError as error:
         # Sentences of this package are "what is wrong; what to do".
         why, _, remedy = (error.strerror or str(error)).partition("; ")
         if not remedy and isinstance(error, PermissionError):
             remedy = "run as root" if os.geteuid() else "start kdamon with all of root's capabilities"
-        return Primitive(name, False, why, remedy)
+        return Check(name, False, why, remedy)
 
 
 class _OwnMemory:

@@ -192,9 +192,9 @@ class LinuxMachine:
         return self._page_fault.faults()
 
     @property
-    def faults_tell_who(self) -> bool:
+    def attributes_faults(self) -> bool:
         """See :class:`kdamon.mm.Machine`."""
-        return self._page_fault.tells_who
+        return self._page_fault.attributes_faults
 
     @property
     def faults_lost(self) -> int:

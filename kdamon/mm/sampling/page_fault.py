@@ -260,7 +260,7 @@ class PageFault:
         self._spaces: tuple[PageFaultSpace, ...] = ()
         self._recorder_lock = threading.Lock()
         self._recorder: FaultRecorder | None = None
-        self._tells_who: bool | None = None
+        self._attributes_faults: bool | None = None
         self._lost = 0
 
     def check(self, pidfd: int) -> None:
@@ -362,13 +362,13 @@ class PageFault:
         return faults[np.unique(faults[["pid", "addr"]], return_index=True)[1]]
 
     @property
-    def tells_who(self) -> bool:
-        """See :attr:`kdamon.mm.Machine.faults_tell_who`."""
+    def attributes_faults(self) -> bool:
+        """See :attr:`kdamon.mm.Machine.attributes_faults`."""
         with self._recorder_lock:
-            if self._tells_who is None:
+            if self._attributes_faults is None:
                 self._open_recorder()
                 self._close_recorder()
-            return bool(self._tells_who)
+            return bool(self._attributes_faults)
 
     @property
     def lost(self) -> int:
@@ -395,9 +395,9 @@ class PageFault:
         except OSError as error:
             if files_ran_out(error):
                 raise
-            if self._tells_who is None:
+            if self._attributes_faults is None:
                 log.warning("page faults are recorded without thread and CPU: %s", error.strerror)
-        self._tells_who = self._recorder is not None
+        self._attributes_faults = self._recorder is not None
 
     def _close_recorder(self) -> None:
         if self._recorder is not None and not self._recorder.watching:

@@ -323,10 +323,10 @@ class Physical(MemoryTask):
             if doubtful.any():
                 looking_at(pid)
                 matches[rows[doubtful]] = mm.frames(there[doubtful]) == pfns[rows[doubtful]]
-        untold = np.flatnonzero(~matches & (kinds == FrameKind.UNTOLD))
-        nobody = kinds == FrameKind.UNREACHABLE
-        nobody[untold] = self._frames.unreachable(pfns[untold])
-        answers[~matches] = np.where(nobody[~matches], OLD, UNKNOWN)
+        unknown = np.flatnonzero(~matches & (kinds == FrameKind.UNKNOWN))
+        unreachable = kinds == FrameKind.UNREACHABLE
+        unreachable[unknown] = self._frames.unreachable(pfns[unknown])
+        answers[~matches] = np.where(unreachable[~matches], OLD, UNKNOWN)
         return answers
 
     def page_match(self, addrs: U64Array, filters: Sequence[PageFilter], answers: Answers | None = None) -> Mask:

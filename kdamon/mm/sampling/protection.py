@@ -84,7 +84,7 @@ class Protection:
         # those that are not because they are not writable, those with memory of their own.
         self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
         self._armed: dict[object, U64Array] = {}
-        self._told_huge = False
+        self._logged_huge = False
         self._let_go = False
         self._search: Iterator[bool] | None = None
         self._searched = 0
@@ -201,8 +201,8 @@ class Protection:
         huge = there & ((categories & np.uint64(HUGE)) != 0)
         copied = huge & ~self._unknown_huge(pages, categories)
         unknown_huge = huge & ~copied
-        if unknown_huge.any() and not self._told_huge:
-            self._told_huge = True
+        if unknown_huge.any() and not self._logged_huge:
+            self._logged_huge = True
             log.warning(
                 "process %d: huge pages are neither sampled nor paged out: page_fault would split them; use page_table "
                 "for those",

@@ -312,7 +312,7 @@ class Pages:
 
     def __init__(self, pagemap: int) -> None:
         wanted = PRESENT | HUGE
-        told = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
+        returned = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
         self._found = np.empty((0, 3), dtype=np.uint64)
         # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
         # inverted, required, any-of, returned.
@@ -321,7 +321,7 @@ class Pages:
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
         self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
         self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
-        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, told))
+        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, returned))
 
     def arm(self, pages: U64Array) -> Mask:
         """Write-protect those of ``pages`` (addresses, shape (n,)) that are present, registered and not huge.

@@ -70,7 +70,7 @@ class SimFrames:
 
     def kinds(self, pfns: U64Array) -> U8Array:
         """Nothing: the processes know, and :meth:`unreachable`."""
-        return np.full(len(pfns), FrameKind.UNTOLD, np.uint8)
+        return np.full(len(pfns), FrameKind.UNKNOWN, np.uint8)
 
     def page_match(self, pfns: U64Array, filters: Sequence[PageFilter], answers: Answers | None) -> Mask:
         """The answers of the processes for the placed pages."""
@@ -153,7 +153,7 @@ class SimMachine:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""
         return Physical(SimFrames(self))
 
-    faults_tell_who = True
+    attributes_faults = True
     faults_lost = 0
 
     def birth(self, pid: int) -> int:

@@ -101,7 +101,7 @@ def cuts(numbers: Pages, *edges: int) -> list[int]:
         (pages(range(20)), 20),
         (pages(range(80, 100)), 80),
         (pages(range(50), range(56, 100, 7)), 50),
-        # Behind a hot end there may be nothing at all.
+        # After a hot end there may be nothing at all.
         (pages(*[range(30)] * 3), 30),
         # The better of two edges.
         (pages(range(30, 60)), 60),
@@ -320,14 +320,14 @@ def remembered(memory: ReportHistory) -> tuple[int, float]:
 def test_runs_hold_every_report_in_order_and_are_few() -> None:
     memory, rnd = ReportHistory(), rnd_state(1)
     rng = np.random.default_rng(1)
-    told: list[npt.NDArray[np.uint64]] = []
+    passed_on: list[npt.NDArray[np.uint64]] = []
     for i in range(report_memory.INTERVALS):
         addr = rng.integers(0, 1000, i % 7 * 10).astype(np.uint64)
-        told.append(addr)
+        passed_on.append(addr)
         memory.add(addr, np.ones(len(addr)), rnd)
         memory.learn(rnd)
         everything = np.concatenate([run.addr for run in memory.runs])
-        assert np.sort(np.concatenate(told)).tolist() == np.sort(everything).tolist()
+        assert np.sort(np.concatenate(passed_on)).tolist() == np.sort(everything).tolist()
         for run in memory.runs:
             assert (np.diff(run.addr.astype(np.int64)) >= 0).all()
             whole = run.place(np.array([0], np.uint64), np.array([1000], np.uint64))

@@ -27,9 +27,9 @@ def plain(ranges: list[tuple[int, int]], addr: int, size: int) -> tuple[int, boo
     for row, (start, end) in enumerate(ranges):
         if start <= addr < end and addr + size <= end and addr + size < TOP:
             return row, False
-    behind = addr + size
-    if behind < TOP:
-        return -1, any(addr < end and (behind > start if start > addr else True) for start, end in ranges)
+    access_end = addr + size
+    if access_end < TOP:
+        return -1, any(addr < end and (access_end > start if start > addr else True) for start, end in ranges)
     return -1, any(addr < end for _, end in ranges)
 
 

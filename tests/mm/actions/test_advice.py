@@ -23,7 +23,7 @@ from kdamon.mm.proc.kpageflags import shared_folios
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.sampling.page_table import PageTableSpace
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_root, needs_swap
 from tests.support.paths import ROOT, SUPPORT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -95,17 +95,17 @@ def test_it_is_told_for_each_range(machine: LinuxMachine, program: Path, data: P
         nothing = np.array([[PAGE, 2 * PAGE]], np.uint64)
         if action == "willneed":
             mm.advise("pageout", pages(work, 512, 1024))
-        told = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
+        applied = mm.advise(action, np.concatenate((nothing, *edges))).tolist()
         slack = IN_BATCHES * PAGE
         if action == "willneed":
-            assert [0, 0] == told[:2]
-            assert HUGE - slack <= told[2] <= HUGE
-            assert 0 == told[3]
+            assert [0, 0] == applied[:2]
+            assert HUGE - slack <= applied[2] <= HUGE
+            assert 0 == applied[3]
         else:
-            assert 0 == told[0]
+            assert 0 == applied[0]
             assert all(
                 size - slack <= one <= size
-                for one, size in zip(told[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
+                for one, size in zip(applied[1:], (HUGE, HUGE, (whole - 3) * HUGE), strict=True)
             )
 
 
@@ -126,7 +126,8 @@ def test_small_pages_are_paged_out_piece_by_piece(
             addrs = np.arange(work.base, work.base + SIZE, PAGE, dtype=np.uint64)
             table = shared_folios().table(frames(entries_at(pagemap.fileno(), addrs)))
         mm.advise("pageout", pages(work, 0, PAGES))
-        ((starts, sizes),) = batches
+        # Two batches where the mapping crosses a multiple of 1 GiB.
+        starts, sizes = map(np.concatenate, zip(*batches, strict=True))
         cut = np.isin(addrs, starts)
         assert (table.heads[cut] == table.pfns[cut]).all()
         for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
@@ -195,7 +196,7 @@ def test_dirty_pages_of_a_file_are_not_paged_out_before_they_are_written(
 
 @pytest.mark.parametrize("kind", ["anon", "thp", "shmem"])
 def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, kind: str) -> None:
-    """Without swap nothing is paged out, and no huge page is split; with it, what is told is in swap."""
+    """Without swap nothing is paged out, and no huge page is split; with it, the returned bytes are in swap."""
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         huge = smaps(work, "AnonHugePages")
@@ -208,9 +209,8 @@ def test_memory_without_a_file_needs_swap(machine: LinuxMachine, program: Path, 
         assert 0 == work.spoilt(range(PAGES))
 
 
+@needs_swap
 def test_swapped_memory_comes_back_unchanged(machine: LinuxMachine, program: Path) -> None:
-    if len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) < 2:
-        pytest.skip("kernel lacks: swap")
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert mm.advise("pageout", pages(work, 0, PAGES // 2)).sum() > 0
@@ -228,8 +228,8 @@ def test_cold_clears_accessed_bits_of_one_half(machine: LinuxMachine, program: P
     with Workload([program], kind, PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert accessed(machine, work, 0, half) > half - IN_BATCHES
-        told = int(mm.advise("cold", pages(work, 0, half)).sum())
-        assert told == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
+        applied = int(mm.advise("cold", pages(work, 0, half)).sum())
+        assert applied == (half - accessed(machine, work, 0, half)) * PAGE >= (half - IN_BATCHES) * PAGE
         assert accessed(machine, work, half, PAGES) > half - IN_BATCHES
         assert 0 == work.spoilt(range(PAGES))
 
@@ -244,8 +244,8 @@ def test_cold_of_a_python_program(machine: LinuxMachine) -> None:
 def test_pages_that_others_map_stay_accessed_and_do_not_count(machine: LinuxMachine, program: Path) -> None:
     with Workload([program], "fork", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("r", range(PAGES))
-        told = int(mm.advise("cold", pages(work, 0, PAGES)).sum())
-        assert told == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
+        applied = int(mm.advise("cold", pages(work, 0, PAGES)).sum())
+        assert applied == (PAGES - accessed(machine, work, 0, PAGES)) * PAGE <= IN_BATCHES * PAGE
 
 
 # Collapse.
@@ -256,10 +256,10 @@ def test_collapse_makes_huge_pages(machine: LinuxMachine, program: Path) -> None
     with Workload([program], "small", PAGES) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(PAGES))
         assert 0 == smaps(work, "AnonHugePages")
-        told = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
-        assert told == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
-        told = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
-        assert SIZE // 2 + HUGE == told
+        applied = int(mm.advise("collapse", pages(work, 1, PAGES // 2)).sum())
+        assert applied == smaps(work, "AnonHugePages") == SIZE // 2 - HUGE
+        applied = int(mm.advise("collapse", pages(work, 0, PAGES)).sum())
+        assert SIZE // 2 + HUGE == applied
         assert SIZE == smaps(work, "AnonHugePages")
         assert 0 == mm.advise("collapse", pages(work, 0, PAGES)).sum()
         assert 0 == work.spoilt(range(PAGES))
@@ -290,7 +290,7 @@ def test_locked_memory_is_left_alone(machine: LinuxMachine, program: Path, actio
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_holes_and_wrong_addresses_are_left_out(machine: LinuxMachine, program: Path, data: Path, action: str) -> None:
-    """Addresses of nobody and of the kernel, before and after a mapping that is not page-aligned in 2 MiB."""
+    """Addresses that are not mapped, and the kernel's, before and after a mapping that is not page-aligned in 2 MiB."""
     with Workload([program], "file", PAGES, str(data)) as work, space_of(machine, work.pid) as mm:
         with space_of(machine, work.pid) as other:
             assert 0 == other.advise(action, np.empty((0, 2), np.uint64)).sum()
@@ -444,7 +444,7 @@ for action in ("collapse", "cold", "pageout", "willneed"):
 
 @needs_root("needs root, to give capabilities up")
 def test_without_the_page_table_walk(machine: LinuxMachine, program: Path, data: Path) -> None:
-    """What cannot be told is not done; pageout and willneed are told by other means, even without page frames."""
+    """An action without a measurable effect is refused; pageout and willneed are measured even without page frames."""
     less = [f"--{name}=-bpf,-perfmon,-sys_admin" for name in ("bounding-set", "inh-caps")]
     with Workload([program], "readonly", PAGES, str(data)) as work:
         said = subprocess.run(

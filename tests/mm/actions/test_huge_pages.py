@@ -26,23 +26,17 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject.requests import inject_madvise
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.support.inject_targets import SECCOMP, Suspicious, build, left_behind, sockets
+from tests.support.capabilities import needs_anonymous_huge_pages
+from tests.support.inject_targets import SECCOMP, Suspicious, build, leftovers, sockets
 from tests.support.process_memory import HUGE, PAGE, pages, smaps, space_of
 from tests.support.waiting import eventually
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_anonymous_huge_pages]
 
 
 PAGES = 4096
 SIZE = PAGES * PAGE
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.fixture(autouse=True)
-def _huge_pages() -> None:
-    if not THP.exists() or "[never]" in THP.read_text(encoding="ascii"):
-        pytest.skip("kernel lacks: transparent huge pages")
 
 
 @pytest.fixture(name="calls")
@@ -92,7 +86,7 @@ def test_memory_becomes_huge_when_it_is_touched(space: tuple[Workload, AddressSp
     huge = smaps(work, "AnonHugePages")
     assert SIZE // 2 - 2 * HUGE <= huge <= SIZE // 2
     assert 0 == work.spoilt(range(PAGES))
-    assert [] == left_behind(work.pid)
+    assert [] == leftovers(work.pid)
 
 
 def test_memory_stays_small_where_huge_pages_are_forbidden(machine: LinuxMachine, program: Path) -> None:
@@ -144,7 +138,7 @@ def test_a_process_that_checks_itself_notices_nothing(directory: Path) -> None:
     with Suspicious(build(directory, "inject_target"), "threads") as process:
         for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 5:
             assert 20 == inject_madvise(process.pid, [heap_of(process.pid)] * 20, advice, lambda: True, 5)
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         assert len(os.listdir(f"/proc/{process.pid}/task")) == process.threads
 
 
@@ -158,7 +152,7 @@ def test_the_helper_dies_at_each_step(directory: Path, ending_helper: Callable[[
             with contextlib.suppress(OSError):
                 done = inject_madvise(process.pid, wanted, MADV_HUGEPAGE, lambda: True, 0) == 2
             # What the helper left, the thread leaves by itself as soon as it has a CPU.
-            assert eventually(lambda: not left_behind(process.pid)), left_behind(process.pid)
+            assert eventually(lambda: not leftovers(process.pid)), leftovers(process.pid)
             step += 3
         assert step > 20
         assert eventually(lambda: len(os.listdir(f"/proc/{process.pid}/task")) == process.threads)
@@ -173,11 +167,11 @@ def test_a_thread_that_cannot_be_stopped_does_not_keep_the_others_from_it(progra
         wanted = [(work.base + at * HUGE, work.base + (2 * at + 1) * HUGE // 2) for at in range(8)] * 4
         assert inject_madvise(work.pid, wanted, MADV_HUGEPAGE, lambda: True, 5) == len(wanted)
         os.kill(int.from_bytes(work.receive(4), "little"), signal.SIGKILL)
-        assert eventually(lambda: not left_behind(work.pid)), left_behind(work.pid)
+        assert eventually(lambda: not leftovers(work.pid)), leftovers(work.pid)
 
 
 def test_one_helper_advises_many_times_and_leaves_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that nobody asks any more ends by itself, also when it is stopped; another one does the next job."""
+    """A helper without requests ends by itself, also when it is stopped; another one does the next job."""
     started: list[int] = []
 
     @contextlib.contextmanager
@@ -195,7 +189,7 @@ def test_one_helper_advises_many_times_and_leaves_nothing(directory: Path, monke
             for advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE) * 3:
                 assert 1 == inject_madvise(process.pid, [heap_of(process.pid)], advice, lambda: True, 5)
             assert expected <= len(started) < 6 * expected
-            assert [] == left_behind(process.pid)
+            assert [] == leftovers(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(started[-1], signal.SIGSTOP)
             assert eventually(lambda: not os.path.exists(f"/proc/{started[-1]}"))

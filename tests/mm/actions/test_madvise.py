@@ -65,7 +65,7 @@ def test_the_first_refused_range_is_told(adviser: Adviser, bad: int) -> None:
 
 
 def test_each_range_that_can_be_is_taken(adviser: Adviser) -> None:
-    """Behind a locked mapping, which is tried once, and behind a hole it goes on."""
+    """It continues after a locked mapping, which is tried once, and after a hole."""
     memory, base = _memory(40)
     libc = ctypes.CDLL(None)
     assert 0 == libc.mlock(ctypes.c_void_p(base + 10 * PAGE), ctypes.c_size_t(10 * PAGE))

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from kdamon.arrays import U64Array
 from kdamon.mm.actions.migrate import choose_nodes, interleave_index, memory_nodes, page_nodes
 from kdamon.mm.linux.machine import LinuxMachine
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_node, needs_root, needs_two_nodes
 from tests.support.paths import ROOT
 from tests.support.process_memory import PAGE, pages, space_of
+from tests.support.tables import effort
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.real
@@ -65,6 +66,7 @@ def test_a_huge_page_counts_as_one() -> None:
     assert [5, 6, 8] == interleave_index(addrs, u64(*[start] * 3), u64(*[start >> 12] * 3), orders).tolist()
 
 
+@effort(100)
 @given(
     st.lists(st.integers(0, 1 << 52), min_size=1, max_size=20),
     st.lists(st.tuples(st.integers(0, 7), st.integers(0, (1 << 32) - 1)), max_size=6),
@@ -90,12 +92,10 @@ def test_the_choice_is_that_of_the_loop_over_the_weights(index: list[int], dests
 
 @pytest.fixture(name="node")
 def _node() -> int:
-    nodes = memory_nodes()
-    if not nodes:
-        pytest.skip("kernel lacks: NUMA nodes")
-    return min(nodes)
+    return min(memory_nodes())
 
 
+@needs_node
 def test_where_pages_are(program: Path, node: int) -> None:
     """What is mapped is on a node, what is not is nowhere."""
     with Workload([program], "untouched", 64) as work:
@@ -105,6 +105,7 @@ def test_where_pages_are(program: Path, node: int) -> None:
         assert [-errno.ENOENT] * 32 == found[32:].tolist()
 
 
+@needs_node
 @pytest.mark.parametrize("kind", ["anon", "thp"])
 def test_what_is_there_already_does_not_move(machine: LinuxMachine, program: Path, node: int, kind: str) -> None:
     with Workload([program], kind, 1024) as work, space_of(machine, work.pid) as mm:
@@ -116,10 +117,9 @@ def test_what_is_there_already_does_not_move(machine: LinuxMachine, program: Pat
         assert 0 == work.spoilt(range(1024))
 
 
+@needs_two_nodes
 def test_pages_move_between_nodes_in_proportion(machine: LinuxMachine, program: Path) -> None:
     nodes = sorted(memory_nodes())[:2]
-    if len(nodes) < 2:
-        pytest.skip("kernel lacks: a second NUMA node with memory")
     with Workload([program], "anon", 1024) as work, space_of(machine, work.pid) as mm:
         work.order("w", range(1024))
         mm.migrate(pages(work, 0, 1024), [(nodes[0], 3), (nodes[1], 1)])
@@ -143,6 +143,7 @@ import numpy as np
 from kdamon.mm.actions.advice import Advice
 from kdamon.lib.pidfd import pidfd_open
 from kdamon.mm.proc.process_files import ProcessFiles
+from tests.support.tables import effort
 pid, node, number = map(int, sys.argv[1:])
 if number:
     class Filter(ctypes.Structure):
@@ -165,9 +166,9 @@ except OSError as error:
 
 @needs_root("needs root, to give capabilities up")
 @pytest.mark.parametrize(
-    ("lacking", "number", "told", "words"),
+    ("lacking", "number", "expected", "words"),
     [
-        # Who may look at all memory by CAP_PERFMON may not move it for that.
+        # CAP_PERFMON lets a process read all memory, not move it.
         (
             ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"],
             0,
@@ -184,7 +185,7 @@ except OSError as error:
     ],
 )
 def test_a_refusal_says_why(  # noqa: PLR0917 -- the case and the fixtures
-    program: Path, node: int, lacking: list[str], number: int, told: int, words: str
+    program: Path, node: int, lacking: list[str], number: int, expected: int, words: str
 ) -> None:
     with Workload([program], "anon", 16) as work:
         said = subprocess.run(
@@ -196,7 +197,7 @@ def test_a_refusal_says_why(  # noqa: PLR0917 -- the case and the fixtures
         ).stdout
     if not said:
         pytest.skip("kernel lacks: a look at all memory by CAP_PERFMON")
-    assert said.startswith(f"{told} ")
+    assert said.startswith(f"{expected} ")
     assert words in said
 
 

@@ -15,7 +15,7 @@ from kdamon.arrays import U64Array
 from kdamon.mm import AddressSpace, PageFilter, ranges
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import COMPOUND_HEAD, COMPOUND_TAIL, Folios
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_memory_cgroup, needs_page_cgroups, needs_root
 from tests.support.paths import ROOT
 from tests.support.process_memory import (
     EVERYTHING,
@@ -47,7 +47,7 @@ def passing(mm: AddressSpace, wanted: U64Array, filters: list[PageFilter]) -> in
 
 @pytest.mark.parametrize(("kind", "expected"), [("anon", PAGES), ("thp", PAGES), ("shmem", 0), ("zero", 0)])
 def test_anonymous_memory(machine: LinuxMachine, program: Path, kind: str, expected: int) -> None:
-    """Shared memory is not, and the page of zeros is nobody's."""
+    """Shared memory is not, nor is the page of zeros."""
     with Workload([program], kind, PAGES) as work, space_of(machine, work.pid) as mm:
         assert expected == passing(mm, pages(work, 0, PAGES), only("anon"))
         others = [PageFilter("anon", False, True)]
@@ -99,7 +99,7 @@ def test_a_page_that_another_filter_decided_about_stays_young(machine: LinuxMach
 
 
 def test_a_huge_page_is_young_as_a_whole_and_never_split(machine: LinuxMachine, program: Path) -> None:
-    """A part of one is told, but stays young: the whole could not be made old without its other part."""
+    """A part of one is found, but stays young: the whole could not be made old without its other part."""
     many = HUGE // PAGE
     with Workload([program], "thp", PAGES) as work, space_of(machine, work.pid) as mm:
         passing(mm, pages(work, 0, PAGES), only("young"))
@@ -126,12 +126,12 @@ def test_active_pages(machine: LinuxMachine, program: Path) -> None:
         assert passing(mm, pages(work, 0, PAGES), [PageFilter("active", False, True)]) >= PAGES - IN_BATCHES
 
 
+@needs_page_cgroups
+@needs_memory_cgroup
 def test_pages_of_a_control_group(machine: LinuxMachine, program: Path) -> None:
     """Memory is charged to the group of the process that touched it first."""
     groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
     paths = [path for _, controllers, path in groups if controllers in {"memory", ""}]
-    if not Path("/proc/kpagecgroup").exists() or not paths:
-        pytest.skip("kernel lacks: memory control groups")
     inode = machine.memcg_id(paths[0])
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         assert PAGES == passing(mm, pages(work, 0, PAGES), only("memcg", memcg_id=inode))
@@ -198,6 +198,6 @@ def test_folios_are_the_same_one_by_one_and_all_at_once(tmp_path: Path) -> None:
     pfns = np.concatenate((rng.choice(compound, 1000), rng.integers(1, len(flags), 1000))).astype(np.uint64)
     folios = Folios(str(copy))
     table = folios.table(pfns)
-    told = list(zip(table.heads.tolist(), table.pages.tolist(), strict=True))
-    assert told == [folios.extent(pfn) or (pfn, 1) for pfn in pfns.tolist()]
+    extents = list(zip(table.heads.tolist(), table.pages.tolist(), strict=True))
+    assert extents == [folios.extent(pfn) or (pfn, 1) for pfn in pfns.tolist()]
     folios.close()

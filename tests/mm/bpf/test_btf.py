@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 
 import pytest
 
 from kdamon.mm.bpf.btf import VMLINUX, Btf, vmlinux
+from tests.support.capabilities import needs_path
 
 pytestmark = pytest.mark.real
 
@@ -95,7 +95,7 @@ def test_something_else_is_refused(blob: bytes) -> None:
         Btf(blob)
 
 
-@pytest.mark.skipif(not os.path.exists(VMLINUX), reason="kernel lacks: BTF")
+@needs_path(VMLINUX, "BTF")
 def test_the_running_kernel_is_read() -> None:
     """Offsets are within the structure."""
     btf = vmlinux()

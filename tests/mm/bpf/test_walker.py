@@ -20,6 +20,8 @@ import pytest
 from kdamon.arrays import U64Array
 from kdamon.mm import FrameKind
 from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.bpf import calibration
+from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
@@ -33,33 +35,33 @@ GIB = 1 << 30
 
 
 def walk_own_page(walker: Walker) -> tuple[int, int]:
-    """The frame number of a page of this process by the walk, and as /proc tells it."""
+    """The frame number of a page of this process by the walk, and by /proc."""
     memory = np.ones(8192, np.uint8)
     address = int(memory.ctypes.data) + 4096
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
     try:
         _, entries = walker.walk(fd, np.array([address], np.uint64))
-        told = int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
+        shown = int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
     finally:
         os.close(fd)
-    return int(walker.pfns(entries)[0]), told
+    return int(walker.pfns(entries)[0]), shown
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_wrong_base_that_fits_by_chance_is_told_from_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_base_that_fits_by_chance_is_discarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is taken for a page table may look like the right one; pages of our own decide."""
-    find = Walker._find_bases
+    find = calibration.find_bases
 
-    def with_others(self: Walker, fd: int, pgd: int, limit: int) -> list[int]:
-        right = find(self, fd, pgd, limit)
+    def with_others(walk: WalkBatches, fd: int, pgd: int, limit: int) -> list[int]:
+        right = find(walk, fd, pgd, limit)
         return [right[0] - GIB, *right, right[0] - 2 * GIB]
 
-    monkeypatch.setattr(Walker, "_find_bases", with_others)
+    monkeypatch.setattr(calibration, "find_bases", with_others)
     walker = Walker()
     try:
-        walked, told = walk_own_page(walker)
-        assert walked == told
-        assert told
+        walked, shown = walk_own_page(walker)
+        assert walked == shown
+        assert shown
     finally:
         walker.close()
 
@@ -67,9 +69,9 @@ def test_a_wrong_base_that_fits_by_chance_is_told_from_the_right_one(monkeypatch
 @pytest.mark.usefixtures("machine")
 def test_without_a_base_that_walks_right_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk that disagrees with what the kernel says about our own pages is of no use for others'."""
-    find = Walker._find_bases
+    find = calibration.find_bases
     monkeypatch.setattr(
-        Walker, "_find_bases", lambda self, fd, pgd, limit: [base - GIB for base in find(self, fd, pgd, limit)]
+        calibration, "find_bases", lambda walk, fd, pgd, limit: [base - GIB for base in find(walk, fd, pgd, limit)]
     )
     with pytest.raises(OSError, match="was not found") as refused:
         Walker()
@@ -79,7 +81,7 @@ def test_without_a_base_that_walks_right_it_refuses(monkeypatch: pytest.MonkeyPa
 def test_the_machine_is_the_same_each_time(machine: LinuxMachine) -> None:
     """Calibrating again finds the same place."""
     walkers = [Walker() for _ in range(3)]
-    bases = {int(walker._header[Word.BASE]) for walker in walkers}
+    bases = {int(walker.header[Word.BASE]) for walker in walkers}
     for walker in walkers:
         walker.close()
     assert 1 == len(bases)
@@ -103,8 +105,8 @@ def own_pages(count: int, advice: int = mmap.MADV_NOHUGEPAGE) -> Iterator[tuple[
         memory.close()
 
 
-def told_of(pfns: U64Array) -> list[int]:
-    """What the walker says of page frames."""
+def kinds_of(pfns: U64Array) -> list[int]:
+    """The kinds of page frames by the walker."""
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
     try:
         found: list[int] = shared_walker().frame_kinds(fd, pfns).tolist()
@@ -115,14 +117,14 @@ def told_of(pfns: U64Array) -> list[int]:
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("advice", [mmap.MADV_NOHUGEPAGE, mmap.MADV_HUGEPAGE])
-def test_page_frames_are_told_by_their_mappings(advice: int) -> None:
+def test_the_kind_of_a_page_frame_follows_from_its_mappings(advice: int) -> None:
     """Own pages are mapped once, and not once with a child."""
     with own_pages(4096, advice) as (_, pfns):
         once = {FrameKind.MAPPED_ONCE}
-        page = shared_walker()._layout.page
+        page = shared_walker().layout.page
         # Before Linux 6.10 huge pages have to be looked at by themselves.
         unsure = advice == mmap.MADV_HUGEPAGE and (page is None or page.large_mapcount is None)
-        assert set(told_of(pfns)) <= (once | {FrameKind.OTHER} if unsure else once)
+        assert set(kinds_of(pfns)) <= (once | {FrameKind.OTHER} if unsure else once)
         ready, done = os.pipe(), os.pipe()
         child = os.fork()
         if not child:
@@ -131,7 +133,7 @@ def test_page_frames_are_told_by_their_mappings(advice: int) -> None:
             os._exit(0)
         os.read(ready[0], 1)
         try:
-            assert {FrameKind.OTHER} == set(told_of(pfns))
+            assert {FrameKind.OTHER} == set(kinds_of(pfns))
         finally:
             os.write(done[1], b"1")
             os.waitpid(child, 0)
@@ -140,26 +142,26 @@ def test_page_frames_are_told_by_their_mappings(advice: int) -> None:
 
 
 @pytest.mark.usefixtures("machine")
-def test_of_what_is_no_memory_nothing_is_told() -> None:
+def test_addresses_without_memory_have_no_kind() -> None:
     """Nor is anything read there."""
     far = np.array([0, 1 << 39, (1 << 52) - 1, (1 << 64) - 1], np.uint64)
-    assert [FrameKind.UNTOLD] * 4 == told_of(far)
-    assert [] == told_of(far[:0])
+    assert [FrameKind.UNKNOWN] * 4 == kinds_of(far)
+    assert [] == kinds_of(far[:0])
 
 
 @pytest.mark.usefixtures("machine")
-def test_what_is_told_of_page_frames_is_what_the_kernel_shows_of_them() -> None:
-    """Of page frames all over memory. Where it is not they were used otherwise meanwhile: another look shows it."""
+def test_what_is_kinds_of_page_frames_is_what_the_kernel_shows_of_them() -> None:
+    """For page frames all over memory. A difference is a frame that got another use meanwhile: another look agrees."""
     pfns = np.random.default_rng(1).integers(0, 1 << 21, 20_000).astype(np.uint64)
     folios = Folios()
     try:
-        unreachable, told = folios.unreachable(pfns), np.array(told_of(pfns))
+        unreachable, kinds = folios.unreachable(pfns), np.array(kinds_of(pfns))
         # Hardly anything but what the kernel has for itself is left to be asked for.
-        assert (told == FrameKind.UNREACHABLE).sum() > 0.5 * unreachable.sum() > 1000
+        assert (kinds == FrameKind.UNREACHABLE).sum() > 0.5 * unreachable.sum() > 1000
         for _ in range(20):
-            same = (unreachable == (told == FrameKind.UNREACHABLE)) | (told == FrameKind.UNTOLD)
+            same = (unreachable == (kinds == FrameKind.UNREACHABLE)) | (kinds == FrameKind.UNKNOWN)
             pfns = pfns[~same]
-            unreachable, told = folios.unreachable(pfns), np.array(told_of(pfns))
+            unreachable, kinds = folios.unreachable(pfns), np.array(kinds_of(pfns))
         assert [] == pfns.tolist()
     finally:
         folios.close()

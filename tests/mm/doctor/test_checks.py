@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.mm.doctor.checks import Primitive, examine
+from kdamon.lib.check import Check
+from kdamon.mm.doctor.checks import examine
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling.page_idle import BITMAP
 from tests.support.capabilities import needs_root
@@ -20,14 +21,14 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(name="found", scope="module")
-def _found() -> dict[str, Primitive]:
+def _found() -> dict[str, Check]:
     primitives, own, others = examine()
     if os.geteuid() == 0:
         assert ("page_table", "page_fault") == own == others
     return {primitive.name: primitive for primitive in primitives}
 
 
-def test_every_primitive_says_why(found: dict[str, Primitive]) -> None:
+def test_every_primitive_says_why(found: dict[str, Check]) -> None:
     """A sentence without capital and full stop, for a table."""
     for primitive in found.values():
         assert primitive.why
@@ -35,7 +36,7 @@ def test_every_primitive_says_why(found: dict[str, Primitive]) -> None:
         assert not (primitive.available and primitive.remedy)
 
 
-def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
+def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str, Check]) -> None:
     """The probe of the page table walk agrees with the machine."""
     assert "page_table" == machine.primitive
     assert found["page_table: test"].available
@@ -44,14 +45,14 @@ def test_what_monitors_here_is_available(machine: LinuxMachine, found: dict[str,
     assert found["kernel type information (BTF)"].available
 
 
-def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Primitive]) -> None:
-    """On own page frames, and how much of the machine's memory can be told."""
+def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Check]) -> None:
+    """On own page frames, and how much of the machine's memory is known."""
     machine.physical_memory().put()
     assert found["physical addresses"].available
     assert "of 32 accesses to own page frames were seen" in found["physical addresses"].why
 
 
-def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> None:
+def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Check]) -> None:
     """Where it is missing the remedy names the kernel option."""
     if os.path.exists(BITMAP):
         assert found["page_idle"].available == (os.geteuid() == 0)
@@ -60,7 +61,7 @@ def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Primitive]) -> Non
         assert "CONFIG_IDLE_PAGE_TRACKING" in found["page_idle"].remedy
 
 
-def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> None:
+def test_what_page_fault_does_not_see_is_said(found: dict[str, Check]) -> None:
     """Each of its parts was tried: arming, taking another process's userfaultfd, and attributing faults."""
     assert {name for name in found if name.startswith("page_fault")} == {
         f"page_fault: {x}" for x in ("arm", "take", "attribute")
@@ -74,7 +75,7 @@ def test_what_page_fault_does_not_see_is_said(found: dict[str, Primitive]) -> No
     assert found["page_fault: attribute"].available
 
 
-def test_probing_leaves_nothing_open(found: dict[str, Primitive]) -> None:
+def test_probing_leaves_nothing_open(found: dict[str, Check]) -> None:
     """A second round opens nothing that stays."""
     before = len(os.listdir("/proc/self/fd"))
     again, _, _ = examine()
@@ -102,7 +103,7 @@ def test_without_privileges_everything_has_a_remedy() -> None:
     assert done.stdout.splitlines() == ["False ()", *["False True"] * 6]
 
 
-def test_what_schemes_can_do_is_told(found: dict[str, Primitive]) -> None:
+def test_what_schemes_can_do_is_told(found: dict[str, Check]) -> None:
     """Swap and NUMA nodes as the kernel shows them; advice was really given."""
     swaps = Path("/proc/swaps").read_text(encoding="ascii").splitlines() if os.path.exists("/proc/swaps") else []
     assert found["schemes: pageout, anonymous"].available == (len(swaps) > 1)

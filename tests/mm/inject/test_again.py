@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from kdamon.lib.mountinfo import mounts
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.mman import MADV_NOHUGEPAGE
+from tests.support.capabilities import freezer_directory, needs_freezer
 from tests.support.inject_attempts import attempt, check, target
-from tests.support.inject_targets import SOAK, Suspicious, left_behind, mapping_of, running
+from tests.support.inject_targets import SOAK, Suspicious, leftovers, mapping_of, running
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
@@ -31,15 +31,6 @@ pytestmark = pytest.mark.real
 
 #: One of each way on which a thread returns to what it did.
 KINDS = ("spin", "sleep", "signal", "threads")
-
-
-def _control_groups() -> Iterator[tuple[str, Path]]:
-    """Where control groups are mounted that can freeze: the file for that, and the directory."""
-    for entry in mounts():
-        if entry.fstype == "cgroup2":
-            yield "cgroup.freeze", Path(entry.target)
-        elif entry.fstype == "cgroup" and "freezer" in entry.options:
-            yield "freezer.state", Path(entry.target)
 
 
 class Freezer:
@@ -70,13 +61,10 @@ class Freezer:
 
 @contextlib.contextmanager
 def _freezer(file: str) -> Iterator[Freezer]:
-    found = dict(_control_groups())
-    directory = found[file] / f"kdamon-test-{os.getpid()}" if file in found else None
-    try:
-        assert directory is not None
-        directory.mkdir()
-    except (AssertionError, OSError):
-        pytest.skip(f"control groups with {file} are missing, or may not be made")
+    mounted = freezer_directory(file)
+    assert mounted is not None
+    directory = mounted / f"kdamon-test-{os.getpid()}"
+    directory.mkdir()
     made = Freezer(directory, file)
     try:
         yield made
@@ -119,6 +107,7 @@ def take(process: Suspicious) -> bool:
     return True
 
 
+@needs_freezer("cgroup.freeze")
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_an_attempt_left_another_one_does_no_harm(
@@ -143,6 +132,7 @@ def test_whatever_an_attempt_left_another_one_does_no_harm(
         assert step > 15
 
 
+@needs_freezer("cgroup.freeze")
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize("kind", ["spin", "sleep", "select", "threads"])
 def test_a_process_that_is_frozen_meanwhile_is_left_as_it_was(
@@ -157,12 +147,14 @@ def test_a_process_that_is_frozen_meanwhile_is_left_as_it_was(
         for step in range(2, 24, 1 if SOAK else 3):
             ending_helper(step, 0, 0, freezer.directory)
             if not take(process) and len(os.listdir(f"/proc/{process.pid}/task")) == process.threads:
-                assert [] == left_behind(process.pid)
+                assert [] == leftovers(process.pid)
             freezer.thaw()
             check(process)
 
 
-@pytest.mark.parametrize("file", ["cgroup.freeze", "freezer.state"])
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, marks=needs_freezer(file)) for file in ("cgroup.freeze", "freezer.state")]
+)
 def test_a_frozen_process_is_refused_at_once(file: str) -> None:
     """By either version of control groups, also by one above its own; nothing of it is touched."""
     with _freezer(file) as freezer, running("sleep", "30") as pid:
@@ -186,6 +178,7 @@ def test_a_frozen_process_is_refused_at_once(file: str) -> None:
             inner.rmdir()
 
 
+@needs_freezer("cgroup.freeze")
 def test_a_frozen_process_is_known_without_its_control_group(freezer: Freezer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container that does not see the groups of the machine."""
     monkeypatch.setattr(inject_target, "frozen", lambda contents: False)

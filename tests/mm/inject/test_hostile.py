@@ -26,7 +26,7 @@ from kdamon.mm.inject.requests import inject_madvise, take_userfaultfd
 from kdamon.mm.linux import machine as linux
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.mman import MADV_HUGEPAGE
-from tests.support.inject_targets import build, left_behind
+from tests.support.inject_targets import build, leftovers
 from tests.support.paths import SUPPORT
 from tests.support.waiting import eventually
 
@@ -129,11 +129,11 @@ def test_another_file_is_not_taken_for_a_userfaultfd(
     assert errno.EPERM == refusal.errno
     assert "it interferes with injected system calls; monitor it by page_table instead" in str(refusal)
     own = [USERFAULTFD] if what == "other" else []
-    assert eventually(lambda: own == left_behind(process.pid))
+    assert eventually(lambda: own == leftovers(process.pid))
 
 
 def test_an_errno_that_the_kernel_does_not_have_is_not_passed_on(hostile: Callable[[str, str], Hostile]) -> None:
-    """No answer of the tree may have one: a mount drops such answers, and who asked would wait for ever."""
+    """No answer of the tree may have one: a mount drops such answers, and the caller would wait for ever."""
     process = hostile("seccomp", "errno")
     assert errno.EPERM == process.provoke(take).errno
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Taking a userfaultfd: from whom, what it is, and who is refused."""
+"""Taking a userfaultfd: the processes that give one, what it is, and those that are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
-from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, left_behind, running, sockets
+from tests.support.capabilities import memory_limit, needs_memory_limit
+from tests.support.inject_targets import FILTER, SECCOMP, Suspicious, build, leftovers, running, sockets
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
 
@@ -82,7 +83,7 @@ def test_it_is_a_userfaultfd(suspicious: Suspicious) -> None:
         with pytest.raises(OSError) as info:
             os.read(fd, 32)
         assert errno.EAGAIN == info.value.errno
-        assert [] == left_behind(suspicious.pid)
+        assert [] == leftovers(suspicious.pid)
     finally:
         os.close(fd)
 
@@ -107,14 +108,14 @@ ctypes.CDLL(None).pthread_exit(None)
         assert b"ready\n" == process.stdout.readline()
         assert eventually(lambda: "State:\tZ" in Path(f"/proc/{process.pid}/status").read_text())
         os.close(take_userfaultfd(process.pid))
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
 def test_another_user_s_process() -> None:
     """A user without capabilities takes it from a process of the same user, and is refused another's.
 
-    A helper program that this user may not read is told at once, with what to do.
+    A helper program that this user may not read is reported at once, with what to do.
     """
     script = """
 import os, sys
@@ -194,13 +195,13 @@ def test_refused_stopped() -> None:
 
 
 def test_refused_another_thread() -> None:
-    """A process that may not have a thread more, by its limit of tasks, is told so and goes on."""
+    """A process that may not have a thread more, by its limit of tasks, gets that reason and goes on."""
     words = ["prlimit", "--nproc=0", "sleep", "30"]
     with subprocess.Popen(words, user=NOBODY, group=NOBODY, extra_groups=[]) as process:
         assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
         try:
             refused(errno.EAGAIN, process.pid, "one thread more")
-            assert [] == left_behind(process.pid)
+            assert [] == leftovers(process.pid)
             assert eventually(lambda: "State:\tS" in Path(f"/proc/{process.pid}/status").read_text())
         finally:
             process.kill()
@@ -219,7 +220,7 @@ def test_refused_traced() -> None:
 
 
 def test_several_at_once(suspicious: Suspicious) -> None:
-    """Who comes while another one is at work waits for its end."""
+    """A caller waits while another one is at work."""
 
     def take() -> None:
         for _ in range(4):
@@ -233,7 +234,7 @@ def test_several_at_once(suspicious: Suspicious) -> None:
     with ThreadPoolExecutor() as threads:
         for done in [threads.submit(what) for what in (take, take, advise, advise)]:
             done.result()
-    assert [] == left_behind(suspicious.pid)
+    assert [] == leftovers(suspicious.pid)
     # Helpers for further advice end when none comes.
     assert eventually(lambda: sockets() <= before)
 
@@ -260,33 +261,25 @@ sys.stdin.read()
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
         refused(errno.EPERM, process.pid, "dispatches system calls")
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
 
 
 @contextlib.contextmanager
 def memory_group() -> Iterator[tuple[Path, str, str]]:
     """A control group that can limit memory: its directory, and its files for the limit and for what is used."""
-    version = None
-    for files, mounted in (
-        (("memory.max", "memory.current"), "/sys/fs/cgroup"),
-        (("memory.limit_in_bytes", "memory.usage_in_bytes"), "/sys/fs/cgroup/memory"),
-    ):
-        directory = Path(mounted, f"kdamon-test-{os.getpid()}")
-        with contextlib.suppress(OSError):
-            directory.mkdir()
-            if (directory / files[0]).exists():
-                version = directory, *files
-                break
-            directory.rmdir()
-    if version is None:
-        pytest.skip("control groups that limit memory are missing, or may not be made")
+    found = memory_limit()
+    assert found is not None
+    files, mounted = found
+    directory = Path(mounted, f"kdamon-test-{os.getpid()}")
+    directory.mkdir()
     try:
-        yield version
+        yield directory, *files
     finally:
         assert eventually(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
 
 
+@needs_memory_limit
 def test_refused_without_memory_for_a_thread() -> None:
     """The kernel would kill a process of its control group for the second thread."""
     script = "print('ready', flush=True); input(); kept = b'x' * (8 << 20); print('ready', flush=True); input()"
@@ -306,7 +299,7 @@ def test_refused_without_memory_for_a_thread() -> None:
             refused(errno.EBUSY, process.pid, "used up the memory of its control group")
             (directory / limit).write_text(str(1 << 30))
             os.close(take_userfaultfd(process.pid))
-            assert [] == left_behind(process.pid)
+            assert [] == leftovers(process.pid)
         finally:
             process.kill()
 
@@ -323,7 +316,7 @@ def test_one_thread_without_a_filter_is_enough(free: int) -> None:
             refused(errno.EPERM, process.pid, "seccomp")
         else:
             os.close(take_userfaultfd(process.pid))
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
@@ -433,7 +426,7 @@ libc.kill(os.getpid(), signal.SIGUSR1)
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
         refused(errno.EBUSY, process.pid, "signal stack")
-        assert [] == left_behind(process.pid)
+        assert [] == leftovers(process.pid)
         process.kill()
 
 
@@ -456,7 +449,7 @@ def test_launch_is_a_child_as_any_other(directory: Path) -> None:
         assert command.refusal is None
         assert command.fd is not None
         assert "anon_inode:[userfaultfd]" == os.readlink(f"/proc/self/fd/{command.fd}")
-        assert eventually(lambda: left_behind(command.pid) == [])
+        assert eventually(lambda: leftovers(command.pid) == [])
         assert (b"a b\n", None) == command.communicate(b"a\n")
     os.close(command.fd)
     assert 3 == command.returncode
@@ -490,7 +483,7 @@ def test_launch_starts_with_nothing_but_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("no-such-command", FileNotFoundError), ("/etc/passwd", PermissionError)])
 def test_launch_fails_as_popen(name: str, kind: type[OSError]) -> None:
-    """What cannot be started is told as subprocess tells it, and nothing is left."""
+    """The error is that of subprocess, and nothing is left."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(kind) as info:
         launch([name])
@@ -538,4 +531,4 @@ def test_no_room_for_the_file_descriptor_is_said(monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match="too many open files") as info:
             take_userfaultfd(pid)
         assert errno.EMFILE == info.value.errno
-        assert eventually(lambda: left_behind(pid) == [])
+        assert eventually(lambda: leftovers(pid) == [])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process that a userfaultfd is taken from never notices, whatever becomes of who takes it.
+"""A process that a userfaultfd is taken from never notices, whatever becomes of the helper and kdamon.
 
 KDAMON_SOAK raises the number of attempts of the tests that kill and stop in the middle.
 """
@@ -86,7 +86,7 @@ print("good")
 def test_a_signal_that_comes_just_before_the_helper_dies_is_not_lost(
     call: str, number: int, ending_helper: Callable[..., None]
 ) -> None:
-    """Whoever waits for it returns, at whichever step it comes once the thread stands still."""
+    """Its waiting parent returns, at whichever step that happens once the thread stands still."""
     with Suspicious(sys.executable, "-c", WAITING, call) as process:
 
         def waits() -> bool:
@@ -162,7 +162,7 @@ def disturb(pid: int, number: signal.Signals, delay: float, done: threading.Even
             with contextlib.suppress(ProcessLookupError):
                 os.kill(tracer if to_tracer else pid, number)
             return True
-        # Whoever looks without a pause can keep the helper from the CPU.
+        # Polling without a pause can keep the helper from the CPU.
         time.sleep(5e-5)
     return False
 

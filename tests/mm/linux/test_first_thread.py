@@ -141,7 +141,7 @@ def test_faults_of_it_are_seen(faulting: LinuxMachine, start: Callable[[str], Ta
                 inside = np.isin(faults["addr"] & ~np.uint64(4095), target.addrs())
                 assert PAGES == len(np.unique(faults["addr"][inside] & ~np.uint64(4095)))
                 assert {target.pid} == set(faults["pid"][inside].tolist())
-                if faulting.faults_tell_who:
+                if faulting.attributes_faults:
                     assert {target.thread} == set(faults["tid"][inside].tolist())
                 mm.end_sample(addrs)
                 if order == "end":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A task stays the process that it was found as, and leaves nothing behind."""
+"""A task stays the process that it was found as, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_pid_namespace, needs_root
 from tests.support.paths import ROOT
+from tests.support.sampling import mm_of
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.real
@@ -44,12 +45,6 @@ def _task(machine: LinuxMachine, pid: int) -> Iterator[LinuxTask]:
         yield task
     finally:
         task.put()
-
-
-def _mm(task: LinuxTask) -> AddressSpace:
-    mm = task.get_mm()
-    assert mm is not None
-    return mm
 
 
 def _sees(mm: AddressSpace, work: Workload) -> bool:
@@ -97,7 +92,7 @@ def test_a_kernel_thread_has_no_memory(machine: LinuxMachine) -> None:
 def test_a_process_that_ended_is_valid_until_it_is_reaped(machine: LinuxMachine, program: Path) -> None:
     """As in the kernel: its struct pid is there, its memory is not."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         assert task.valid()
         work.process.kill()
         os.waitid(os.P_PID, work.pid, os.WEXITED | os.WNOWAIT)
@@ -115,7 +110,7 @@ def test_a_process_that_ended_is_valid_until_it_is_reaped(machine: LinuxMachine,
 def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Path) -> None:
     """Sampling goes on without errors, and finds nothing."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         addrs = work.addrs(np.arange(PAGES))
         work.process.kill()
         work.process.wait()
@@ -126,12 +121,12 @@ def test_an_address_space_that_ended_is_empty(machine: LinuxMachine, program: Pa
 def test_exec_gives_another_address_space(machine: LinuxMachine, program: Path) -> None:
     """The object changes with exec() and only then, and the new one sees what the process does next."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        before = _mm(task)
+        before = mm_of(task)
         assert task.get_mm() is before
         assert _sees(before, work)
         work.send("x")
         work.greet()
-        after = _mm(task)
+        after = mm_of(task)
         assert after is not before
         assert task.get_mm() is after
         assert task.valid()
@@ -152,11 +147,11 @@ def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(
         child = int(children.read_text(encoding="ascii"))
         try:
             with _task(machine, child) as task:
-                borrowed = _mm(task)
+                borrowed = mm_of(task)
                 assert np.isin(work.base, borrowed.vmas()[:, 0])
                 assert int.from_bytes(work.receive(4), "little") == child
                 _wait_until(lambda: task.get_mm() not in (borrowed, None))
-                assert not np.isin(work.base, _mm(task).vmas()[:, 0])
+                assert not np.isin(work.base, mm_of(task).vmas()[:, 0])
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -164,7 +159,7 @@ def test_exec_after_vfork_is_seen_although_the_old_memory_lives_on(
 def test_the_address_space_stays_the_same_object(machine: LinuxMachine, program: Path) -> None:
     """Looking again whether the process left its memory does not replace it."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        first = _mm(task)
+        first = mm_of(task)
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
             assert task.get_mm() is first
@@ -177,7 +172,7 @@ def test_files_stay_open_while_the_program_is_the_same(
     monkeypatch.setattr("kdamon.mm.linux.task._RECHECK", 0)
     monkeypatch.setattr("kdamon.mm.linux.task._REOPEN", 1 << 62)
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        first = _mm(task)
+        first = mm_of(task)
         monkeypatch.setattr("kdamon.mm.linux.task.ProcessFiles", None)
         for _ in range(3):
             work.order("w", np.arange(PAGES))
@@ -187,7 +182,7 @@ def test_files_stay_open_while_the_program_is_the_same(
 def test_mappings_come_and_go(machine: LinuxMachine, program: Path) -> None:
     """What is unmapped is old and no longer among the mappings; what takes its place is sampled."""
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         addrs = work.addrs(np.arange(PAGES))
         for _ in range(10):
             work.order("w", np.arange(PAGES))
@@ -207,7 +202,7 @@ def test_mappings_are_those_of_proc(machine: LinuxMachine, program: Path) -> Non
     with Workload([program], "anon", PAGES) as work, _task(machine, work.pid) as task:
         lines = Path(f"/proc/{work.pid}/maps").read_text(encoding="utf-8").splitlines()
         expected = [[int(x, 16) for x in line.split()[0].split("-")] for line in lines if "[vsyscall]" not in line]
-        assert expected == _mm(task).vmas().tolist()
+        assert expected == mm_of(task).vmas().tolist()
 
 
 def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Path) -> None:
@@ -215,10 +210,10 @@ def test_put_gives_every_file_descriptor_back(machine: LinuxMachine, program: Pa
     with Workload([program], "anon", PAGES) as work:
         before = _open_files()
         task = machine.get_task(work.pid)
-        assert _sees(_mm(task), work)
+        assert _sees(mm_of(task), work)
         work.send("x")
         work.greet()
-        mm = _mm(task)
+        mm = mm_of(task)
         assert len(_open_files()) > len(before)
         task.put()
         task.put()
@@ -297,7 +292,7 @@ def test_a_killed_monitor_leaves_the_target_unharmed(machine: LinuxMachine, prog
             status = Path(f"/proc/{work.pid}/status").read_text(encoding="ascii")
             assert "TracerPid:\t0\n" in status
         with _task(machine, work.pid) as task:
-            assert _sees(_mm(task), work)
+            assert _sees(mm_of(task), work)
 
 
 @root_only
@@ -401,13 +396,12 @@ def test_an_unknown_primitive_is_refused() -> None:
 
 
 @root_only
+@needs_pid_namespace
 @pytest.mark.parametrize(("options", "expected"), [(["-pf"], "PID namespace; mount it"), (["-pf", "--mount-proc"], "")])
 def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], expected: str) -> None:
     """They stand for other processes than they do in system calls: one would be looked at and another one changed."""
     script = "from kdamon.mm.linux.machine import linux_machine; import os; linux_machine().get_task(os.getpid()).put()"
     command = ["unshare", *options, sys.executable, "-c", script]
-    if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("PID namespaces are not allowed here")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert expected in result.stderr
     assert bool(expected) == bool(result.returncode)
@@ -459,7 +453,7 @@ def test_a_user_may_look_at_what_ended(what: str, expected: str) -> None:
 def test_the_extent_shows_new_mappings_and_new_page_tables(machine: LinuxMachine, program: Path) -> None:
     """And no writes to pages whose table is there."""
     with Workload([program], "reserved", PAGES) as work, _task(machine, work.pid) as task:
-        mm = _mm(task)
+        mm = mm_of(task)
         with open(f"/proc/{work.pid}/pagemap", "rb") as pagemap:
             if shared_walker().changes(pagemap.fileno()) is None:
                 pytest.skip("this kernel does not count changes of the mappings")

@@ -12,8 +12,9 @@ import pytest
 
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc import cgroup
+from tests.support.capabilities import needs_cgroup2, needs_root
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_cgroup2, needs_root("making a control group needs root")]
 
 
 def test_processes_of_a_group_and_of_those_below(group: tuple[str, Path]) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc import cgroup
+from tests.support.capabilities import needs_cgroup2, needs_root
 from tests.support.tables import effort
 
 pytestmark = pytest.mark.real
@@ -45,6 +46,8 @@ def delegated(group: tuple[str, Path]) -> tuple[str, Path]:
     return group
 
 
+@needs_cgroup2
+@needs_root("making a control group needs root")
 def test_groups_deep_in_each_other_are_all_looked_at(delegated: tuple[str, Path]) -> None:
     """1500 of them, more than calls that Python allows in each other, made by their user."""
     path, directory = delegated
@@ -62,6 +65,8 @@ def test_groups_deep_in_each_other_are_all_looked_at(delegated: tuple[str, Path]
             deep.kill()
 
 
+@needs_cgroup2
+@needs_root("making a control group needs root")
 def test_groups_without_number_are_left_out(
     delegated: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -40,7 +40,7 @@ def test_five_level_addresses_are_read() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0    [vsyscall]\n"])
 def test_nothing_mapped_is_an_empty_array(text: bytes) -> None:
-    """Of the right shape, so that nobody must look first."""
+    """Of the right shape, so that no caller has to check it first."""
     assert (0, 2) == maps.parse(text).shape
 
 

@@ -16,6 +16,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc.cgroup import memory_root
 from kdamon.mm.proc.metrics import memcg_id, metric
+from tests.support.capabilities import needs_memory_cgroup, needs_psi
 
 pytestmark = pytest.mark.real
 
@@ -74,12 +75,13 @@ def by_hand(name: str) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    [*NODE_METRICS, "active_mem_bp", "inactive_mem_bp", "hugepage_mem_bp", "free_mem_rate", "some_mem_psi_us"],
+    [
+        *(*NODE_METRICS, "active_mem_bp", "inactive_mem_bp", "hugepage_mem_bp", "free_mem_rate"),
+        pytest.param("some_mem_psi_us", marks=needs_psi),
+    ],
 )
 def test_metrics_are_what_the_kernels_files_say(name: str) -> None:
     """Exactly, where these said the same before and after; with some memory in huge pages."""
-    if name == "some_mem_psi_us" and not os.path.exists("/proc/pressure/memory"):
-        pytest.skip("kernel lacks: pressure stall information")
     with mmap.mmap(-1, 16 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.madvise(mmap.MADV_HUGEPAGE)
         memory[::PAGE_SIZE] = bytes(len(memory) // PAGE_SIZE)
@@ -99,9 +101,8 @@ def test_a_node_that_is_not_there_is_free(nid: int) -> None:
     assert 10000 == metric("node_memcg_free_bp", nid=nid, memcg="/")
 
 
+@needs_psi
 def test_stall_time_never_goes_back() -> None:
-    if not os.path.exists("/proc/pressure/memory"):
-        pytest.skip("kernel lacks: pressure stall information")
     first = metric("some_mem_psi_us")
     assert first <= metric("some_mem_psi_us")
 
@@ -116,16 +117,14 @@ def test_unknown_names_are_refused() -> None:
 @pytest.fixture
 def memcg() -> Iterator[str]:
     """The path of a memory cgroup of the test's own."""
-    try:
-        directory, root = memory_root()
-        path = f"kdamon-test-{os.getpid()}"
-        (directory / path).mkdir()
-    except OSError as error:
-        pytest.skip(f"kernel lacks: a memory cgroup of the test's own ({error.strerror})")
+    directory, root = memory_root()
+    path = f"kdamon-test-{os.getpid()}"
+    (directory / path).mkdir()
     yield f"{root.rstrip('/')}/{path}"
     (directory / path).rmdir()
 
 
+@needs_memory_cgroup
 def test_a_cgroup_has_the_number_of_its_directory(memcg: str) -> None:
     directory, root = memory_root()
     assert (directory / memcg.removeprefix(root).lstrip("/")).stat().st_ino == memcg_id(memcg)
@@ -135,6 +134,7 @@ def test_a_cgroup_has_the_number_of_its_directory(memcg: str) -> None:
     assert 0 < metric("node_memcg_used_bp", memcg=root) <= 10000
 
 
+@needs_memory_cgroup
 def test_a_cgroups_share_is_what_its_statistics_say(memcg: str) -> None:
     """Of all nodes: on a machine with one. The root group and all below it, at a quiet moment."""
     if os.path.exists("/sys/devices/system/node/node1"):

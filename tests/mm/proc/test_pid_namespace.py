@@ -13,9 +13,10 @@ import pytest
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.proc import pid_namespace
 from kdamon.mm.proc.pid_namespace import Numbers
+from tests.support.capabilities import needs_pid_namespace
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, needs_pid_namespace]
 
 
 UNSHARE = ("unshare", "-pf", "--mount-proc")
@@ -57,13 +58,6 @@ with subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIP
     print(len(mine), set(faults["pid"].tolist()) == {pid}, set(mine["tid"].tolist()) == {thread})
     started.stdin.close()
 """
-
-
-@pytest.fixture(autouse=True)
-def pid_namespaces() -> None:
-    """Skip where none can be made."""
-    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("PID namespaces are not allowed here")
 
 
 def within(levels: int, script: str, *words: str) -> list[str]:

@@ -58,7 +58,7 @@ def test_many_are_read_in_pieces(program: Path) -> None:
 
 
 def test_few_are_read_at_once(program: Path) -> None:
-    """Whoever asks gets them as they are."""
+    """A caller gets them as they are."""
     with Workload([program], "anon", PAGES) as work:
         files = _files(work.pid)
         files.mappings.known()

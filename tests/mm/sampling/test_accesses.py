@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Accesses of real processes, each of them known: what is told of it must be true."""
+"""Accesses of real processes, each of them known: answers must be true."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _data(directory: Path) -> Path:
 
 
 def _leaf_touched(pid: int, addrs: U64Array, sampled: Pages, touched: Pages) -> npt.NDArray[np.bool_]:
-    """The truth: whether the page, or the 2 MiB page, behind each address was touched."""
+    """The truth: whether the page, or the 2 MiB page, at each address was touched."""
     fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         flags, _ = shared_walker().walk(fd, addrs & ~np.uint64(4095))
@@ -188,8 +188,8 @@ def test_accesses_are_seen_and_none_is_invented(  # noqa: PLR0917 -- fixtures
 def test_accesses_are_seen_where_struct_page_is_not_known(
     machine: LinuxMachine, program: Path, data: Path, kind: str, how: How
 ) -> None:
-    """/proc/kpageflags and /proc/kpagecount tell then what may be cleared."""
-    header = shared_walker()._header
+    """/proc/kpageflags and /proc/kpagecount show then what may be cleared."""
+    header = shared_walker().header
     known = header[Word.VMEMMAP]
     header[Word.VMEMMAP] = 0
     try:
@@ -204,7 +204,7 @@ def test_most_memory_needs_no_python(
     machine: LinuxMachine, program: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the program lists is cleared, or left alone, without looking at it page by page."""
-    if kind == "thp" and (shared_walker()._layout.page is None or shared_walker()._layout.page.large_mapcount is None):
+    if kind == "thp" and (shared_walker().layout.page is None or shared_walker().layout.page.large_mapcount is None):
         pytest.skip("kernel lacks: _large_mapcount, which came with Linux 6.10")
     looked_at = []
     clear = PageTableSpace.clear_looked_at

@@ -16,6 +16,7 @@ import pytest
 from kdamon.mm import Faults
 from kdamon.mm.sampling import fault_recorder as faults_module
 from kdamon.mm.sampling.fault_recorder import _SAMPLE, FaultRecorder, _numbers, _samples
+from tests.support.capabilities import needs_pid_namespace
 from tests.support.paths import ROOT
 from tests.support.workload import TARGET_CPU, Workload
 
@@ -171,6 +172,7 @@ def test_closing_leaves_nothing_open(program: Path) -> None:
     assert held() == before
 
 
+@needs_pid_namespace
 def test_numbers_are_those_of_this_pid_namespace() -> None:
     """Where process 1 is another one than outside."""
     script = """
@@ -188,8 +190,6 @@ def test_numbers_are_those_of_this_pid_namespace() -> None:
         mine = faults[(faults["addr"] >= base) & (faults["addr"] < base + len(memory))]
         print(len(mine), set(faults["pid"].tolist()), set(mine["tid"].tolist()))
     """
-    if subprocess.run(["unshare", "-pf", "--mount-proc", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("PID namespaces are not allowed here")
     command = ["unshare", "-pf", "--mount-proc", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (0, "100 {1} {1}\n") == (done.returncode, done.stdout), done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Monitoring by faults where nobody may record them: only what an access left behind counts as one."""
+"""Monitoring by faults where they may not be recorded: only a remaining effect of an access counts as one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def blind(faulting: LinuxMachine) -> Iterator[LinuxMachine]:
     """A machine that cannot record faults; ``faulting``: page_fault works at all."""
     with _without(_RECORDING):
         found = linux_machine("page_fault")
-        assert not found.faults_tell_who
+        assert not found.attributes_faults
         yield found
         found.close()
 
@@ -101,7 +101,7 @@ def test_writes_are_told_and_no_reads(blind: LinuxMachine, program: Path) -> Non
 
 @pytest.mark.parametrize(("kind", "sure"), [("untouched", True), ("shared", False)])
 def test_first_touches_are_told(blind: LinuxMachine, program: Path, kind: str, sure: bool) -> None:
-    """A read of anonymous memory gives the zero page; of shared memory nobody knows what it was."""
+    """A read of anonymous memory gives the zero page; of shared memory it is unknown."""
     with Workload([program], kind, PAGES) as work, task_of(blind, work.pid) as task:
 
         def act() -> None:

@@ -100,7 +100,7 @@ def test_faults_of_a_pause_are_late(faulting: LinuxMachine, program: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("who", "seen"),
+    ("sample_filter", "seen"),
     [
         (lambda _: damon_new_sample_filter(WRITE, True, True), True),
         (lambda _: damon_new_sample_filter(CPUMASK, True, True, cpumask=(TARGET_CPU,)), True),
@@ -111,12 +111,14 @@ def test_faults_of_a_pause_are_late(faulting: LinuxMachine, program: Path) -> No
     ids=["writes", "its CPU", "another CPU", "its thread", "other threads"],
 )
 def test_filters_on_faults_say_what_is_idle(
-    faulting: LinuxMachine, program: Path, who: Callable[[Workload], damon_sample_filter], seen: bool
+    faulting: LinuxMachine, program: Path, sample_filter: Callable[[Workload], damon_sample_filter], seen: bool
 ) -> None:
     """What counts as accessed is not tried by a scheme on idle memory; all the rest is, and a walk shows it."""
     with Workload([program], "anon", ALL) as work:
         idle = damos(damos_access_pattern(max_nr_accesses=0, min_age_region=2))
-        with monitoring(faulting, work, idle, primitive="page_fault", sample_control=by_faults(who(work))) as ctx:
+        with monitoring(
+            faulting, work, idle, primitive="page_fault", sample_control=by_faults(sample_filter(work))
+        ) as ctx:
 
             def found() -> bool:
                 for _ in range(20):
@@ -204,15 +206,15 @@ def test_a_process_that_is_not_sampled_any_more_is_not_taken_for_cold(
 
 
 def test_pushed_reports_alone_drive_a_pageout(machine: LinuxMachine, program: Path, data: Path) -> None:
-    """With neither primitive: what nobody reports goes, whether it is accessed or not."""
+    """With neither primitive: memory without reports goes, accessed or not."""
     neither = damon_sample_control(PrimitivesEnabled(page_table=False, page_fault=False))
     with Workload([program], "readonly", ALL, str(data)) as work:
-        told = report_array(HOT, pid=work.pid, addr=work.addrs(range(HOT)) & ~np.uint64(4095), size=PAGE)
+        reports = report_array(HOT, pid=work.pid, addr=work.addrs(range(HOT)) & ~np.uint64(4095), size=PAGE)
         out = pageout()
         with monitoring(machine, work, out, sample_control=neither) as ctx:
 
             def rest_went() -> bool:
-                report_accesses(told)
+                report_accesses(reports)
                 return np.count_nonzero(present(work, 2 * HOT)) <= IN_BATCHES
 
             poll(rest_went)

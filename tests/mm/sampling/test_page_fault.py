@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Monitoring by faults: who wrote to which sampled page, in real processes."""
+"""Monitoring by faults: which thread wrote to which sampled page, in real processes."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_this_process_is_monitored_by_itself(faulting: LinuxMachine) -> None:
 
 
 def test_a_thread_does_not_stand_for_its_process(faulting: LinuxMachine, program: Path) -> None:
-    """Faults are told by the process's number: nobody would find them under the thread's."""
+    """Faults carry the process's number: under the thread's they would match no target."""
     with Workload([program], "threads", PAGES) as work:
         (tid,) = {int(name) for name in os.listdir(f"/proc/{work.pid}/task")} - {work.pid}
         with pytest.raises(OSError, match=f"{tid} is a thread of process {work.pid}") as caught:
@@ -143,7 +143,7 @@ def test_the_kernels_writes_are_told(faulting: LinuxMachine, program: Path) -> N
 
 
 def test_a_sample_is_one_interval(faulting: LinuxMachine, program: Path) -> None:
-    """Writes after its end do not fault, nor do pages that were armed for a sample that nobody ended."""
+    """Writes after its end do not fault, nor do pages that were armed for a sample that was not ended."""
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
         sample(faulting, mm, work, EVERY, lambda: None)
@@ -256,7 +256,7 @@ def test_exec_while_a_process_is_asked_is_no_refusal(
 def test_what_cannot_be_monitored_after_exec_is_unknown(
     faulting: LinuxMachine, program: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The reason is told once; it is tried again later."""
+    """The reason is logged once; it is tried again later."""
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         work.send("x")
         work.greet()

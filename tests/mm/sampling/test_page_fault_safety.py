@@ -123,7 +123,7 @@ def test_a_process_that_uses_a_userfaultfd_itself_is_refused(faulting: LinuxMach
 def test_a_process_that_makes_a_userfaultfd_later_is_let_go(
     faulting: LinuxMachine, program: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its memory is unknown from then on, and free for it; the reason is told once."""
+    """All of its memory is unknown from then on, and free for it; the reason is logged once."""
     monkeypatch.setattr(protection, "_LOOK_RARELY", 0)
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
         mm = mm_of(task)
@@ -185,7 +185,7 @@ def test_who_else_monitors_a_process_is_in_the_way(faulting: LinuxMachine, progr
 def test_nothing_is_open_when_nobody_is_monitored(faulting: LinuxMachine, program: Path) -> None:
     """No file, no program on the tracepoints; a refusal leaves nothing either."""
     before = open_files()
-    assert faulting.faults_tell_who
+    assert faulting.attributes_faults
     assert open_files() == before
     with Workload([program], "anon", PAGES) as work:
         started = open_files()
@@ -252,7 +252,7 @@ WITHOUT_RIGHTS = """
     from tests.support.workload import Workload
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
     machine = linux_machine("page_fault")
-    print(machine.faults_tell_who, machine.faults_tell_who)
+    print(machine.attributes_faults, machine.attributes_faults)
     every = np.arange(512)
     with Workload([Path(sys.argv[1])], "anon", 512) as work:
         task = machine.get_task(work.pid, "page_fault")

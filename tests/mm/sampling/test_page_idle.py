@@ -115,7 +115,7 @@ def test_page_frames_come_from_the_pagemap(pagemap: int) -> None:
 
 
 def test_folios_are_found_around_a_page(memory: Memory) -> None:
-    """Neighbouring folios are told apart; what cannot be read is None."""
+    """Neighbouring folios stay separate; what cannot be read is None."""
     memory.flags[8] |= COMPOUND_HEAD
     memory.flags[9:16] = COMPOUND_TAIL
     memory.flags[16] |= COMPOUND_HEAD

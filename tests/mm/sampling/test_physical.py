@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Physical memory of this machine: page frames whose only process is known, and what is told of all others."""
+"""Physical memory of this machine: page frames whose only process is known, and the answers about all others."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_accesses_are_seen_by_physical_addresses(machine: LinuxMachine, program:
         where = everything(work)
         for _ in range(ROUNDS):
             sampled = rng.integers(0, PAGES, 500)
-            # The halves of 2 MiB pages are not told apart.
+            # The halves of 2 MiB pages are sampled as one.
             half = rng.permutation(PAGES // 512)[: PAGES // 1024]
             touched = np.flatnonzero(
                 np.isin((work.base // 4096 + np.arange(PAGES)) // 512 - work.base // 4096 // 512, half)
@@ -167,7 +167,7 @@ def test_a_child_that_borrows_the_memory_does_not_share_it(machine: LinuxMachine
 
 
 def test_memory_of_a_process_that_ended_was_not_accessed(machine: LinuxMachine, program: Path) -> None:
-    """It is free, or somebody's of whom nothing is known yet."""
+    """It is free, or of a process that is not known yet."""
     with looked_through(machine) as memory:
         with Workload([program], "anon", PAGES) as work:
             where = everything(work)
@@ -189,7 +189,7 @@ def test_memory_that_was_mapped_since_the_update_is_unknown(machine: LinuxMachin
 
 
 def test_the_kernels_memory_and_none_at_all_is_old(machine: LinuxMachine) -> None:
-    """Its code, and what lies behind the end of memory: the kernel's paddr answers the same."""
+    """Its code, and what lies after the end of memory: the kernel's paddr answers the same."""
     lines = Path("/proc/iomem").read_text().splitlines()
     code = next(int(line.split("-")[0], 16) for line in lines if line.endswith("Kernel code"))
     with looked_through(machine) as memory:
@@ -232,7 +232,7 @@ def test_most_of_the_machines_memory_is_told_about(machine: LinuxMachine) -> Non
 
 
 def test_all_memory_is_whole_pages_and_not_less_than_the_kernel_manages(machine: LinuxMachine) -> None:
-    """Pieces in order, apart from each other; what /proc/iomem hides is told with a sentence."""
+    """Pieces in order, apart from each other; a sentence says what /proc/iomem hides."""
     with looked_through(machine) as memory:
         ram = memory.ram()
     assert (ram % np.uint64(4096) == 0).all()
@@ -245,7 +245,7 @@ def test_all_memory_is_whole_pages_and_not_less_than_the_kernel_manages(machine:
 
 
 def test_what_is_known_of_all_memory_lies_on_the_nodes(machine: LinuxMachine) -> None:
-    """As much on all of them together as is known at all; page frames behind the end of memory are on none."""
+    """As much on all of them together as is known at all; page frames after the end of memory are on none."""
     online = {int(path.name[4:]) for path in Path("/sys/devices/system/node").glob("node[0-9]*")}
     with looked_through(machine) as memory:
         found = memory.node_mem(np.array([[0, 1 << 50]], np.uint64))

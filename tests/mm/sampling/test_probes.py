@@ -40,6 +40,7 @@ from kdamon.mm import OLD, YOUNG, PageFilter
 from kdamon.mm.actions import page_samples
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.regions import Regions
+from tests.support.capabilities import needs_memory_cgroup, needs_page_cgroups
 from tests.support.process_memory import HUGE, PAGE, PAGES, space_of
 from tests.support.two_halves import HALF, SCRIPT
 from tests.support.workload import Workload
@@ -107,15 +108,14 @@ def test_the_page_of_zeros_and_shared_memory_are_not_anonymous(machine: LinuxMac
             assert not mm.page_match(work.addrs(range(PAGES)), [ANON]).any()
 
 
+@needs_page_cgroups
+@needs_memory_cgroup
 def test_memory_control_groups(machine: LinuxMachine, program: Path) -> None:
     """Pages are of the group that they are charged to."""
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
         groups = [line.split(":") for line in Path(f"/proc/{work.pid}/cgroup").read_text().splitlines()]
         path = next((path for _, controllers, path in groups if "memory" in controllers.split(",")), groups[-1][2])
-        try:
-            number = machine.memcg_id(path)
-        except OSError as error:
-            pytest.skip(f"kernel lacks: {error.strerror}")
+        number = machine.memcg_id(path)
         filters = [PageFilter("memcg", True, True, memcg_id) for memcg_id in (number, number + 1_000_000)]
         mine, others = mm.page_match(work.addrs(range(PAGES)), filters)
         assert mine.mean() > 0.95
@@ -144,7 +144,7 @@ def test_other_types_are_refused(machine: LinuxMachine, two_halves: tuple[int, i
 
 
 def test_page_frames(machine: LinuxMachine, two_halves: tuple[int, int]) -> None:
-    """By physical addresses the same is told of the same pages, and nothing of what is no memory."""
+    """By physical addresses the answers for the same pages are the same, and no memory matches nothing."""
     pid, base = two_halves
     addrs = some(base, 2 * HALF)
     with space_of(machine, pid) as mm:
@@ -265,14 +265,14 @@ def test_accesses_are_a_property_like_others(machine: LinuxMachine, program: Pat
             prepared = damon_probe(1, [damon_prep()], [kind("pgidle_unset")])
             with probing(machine, work.pid, work.base, work.base + 4096 * PAGE, prepared) as watch:
 
-                def told_apart(regions: Regions) -> bool:
+                def separate(regions: Regions) -> bool:
                     assert regions.probe_hits is not None
                     first = regions.end <= np.uint64(work.base + 2048 * PAGE)
                     last = regions.start >= np.uint64(work.base + 2048 * PAGE)
                     hits = regions.probe_hits[:, 0]
                     return bool(first.any() and last.any() and hits[first].mean() > 10 and hits[last].mean() < 2)
 
-                regions = watch.until(told_apart)
+                regions = watch.until(separate)
         finally:
             stop.set()
             toucher.join()

@@ -33,7 +33,7 @@ NR_NANOSLEEP = 35
 
 
 class _Memory:
-    """Private memory of this process that nobody touched."""
+    """Untouched private memory of this process."""
 
     def __init__(self, size: int, advice: int = mmap.MADV_NOHUGEPAGE) -> None:
         self.memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -180,7 +180,7 @@ def test_huge_pages_are_neither_armed_nor_split(table: Pages, fault: Userfaultfd
 
 
 def test_special_mappings_are_refused_alone(fault: Userfaultfd) -> None:
-    """Those before and behind [vdso] are registered."""
+    """Those before and after [vdso] are registered."""
     own = _Memory(PAGE)
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     vdso = next(line.split()[0].split("-") for line in lines if line.endswith("[vdso]"))
@@ -190,7 +190,7 @@ def test_special_mappings_are_refused_alone(fault: Userfaultfd) -> None:
 
 
 def test_what_is_not_registered_is_not_armed(table: Pages, fault: Userfaultfd) -> None:
-    """Its pages are told to be there all the same."""
+    """Its pages count as present all the same."""
     own = _Memory(PAGE)
     own.write(0)
     assert not table.arm(own.addrs).any()
@@ -216,7 +216,7 @@ def test_closing_takes_the_protection_off_and_leaves_the_mappings(table: Pages) 
 
 
 def test_an_address_space_that_ended_is_told() -> None:
-    """By exec(), here: whoever holds the userfaultfd of the old one must not take it for the new one's."""
+    """By exec(), here: a holder of the old userfaultfd must not take it for the new one's."""
     command = launch(["sh", "-c", "read line; exec sleep 60"], stdin=subprocess.PIPE)
     try:
         assert command.fd is not None, command.refusal

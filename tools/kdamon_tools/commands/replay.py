@@ -193,7 +193,7 @@ def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: ar
     for recording in recordings[:_MOST_PICTURES]:
         colour = use_colour(arguments.color, result)
         parts.append(render_heatmap(recording, width=width, height=max(20, height - 16), colour=colour))
-        parts.append(render_summary(recording))
+        parts.append(render_summary(recording, width=width))
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
         parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json all monitored ones")

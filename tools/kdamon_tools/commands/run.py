@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from kdamon.mm import Machine
     from kdamon_tools.child import Command
     from kdamon_tools.compare import Accuracy
+    from kdamon_tools.sources import ReportSources
 
 __all__ = ["run"]
 
@@ -100,12 +101,9 @@ def run(arguments: argparse.Namespace) -> int:
         monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
         with _ending(monitor, stop) as end:
             interpreter.ready()
-            present = monitor.mapped()
             # The mappings of a starting command are not known yet.
-            if present is not None and command is None:
-                what = "no memory of the machine is" if arguments.ops == "paddr" else "nothing is mapped"
-                for sentence in doubtful_ranges(config.ranges, present, what):
-                    print(f"kdamon: {sentence}", file=sys.stderr)
+            if command is None:
+                _print_doubtful_ranges(monitor)
             # Reports need not be about a local process, and physical memory has no process.
             ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
             pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
@@ -120,28 +118,54 @@ def run(arguments: argparse.Namespace) -> int:
             note = _watch(gathered, pidfd, stop, work, arguments)
         if command is not None:
             command.released = note == _ENDED
-        recording = gathered.recording(note, _remarks(work, command))
-        try:
-            if not stop.wait_for(sources.close, _END_S):
-                print(f"kdamon: {_SOURCES_WAIT}", file=sys.stderr)
-        finally:
-            # A failed recording is an error, but no reason to lose the result.
-            counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
-            recording = evolve(recording, counters=counters)
-            if gathered.lines is None:
-                _show(recording, result, arguments)
-            else:
-                _finish(gathered.lines, recording, result, stop, arguments)
-            stop.let_through()
-        if end.failed:
-            raise CommandError(f"monitoring did not end: {end.failed}")
-        if (error := monitor.error()) is not None:
-            if isinstance(error, OSError) and files_ran_out(error):
-                raise CommandError(f"monitoring ended: {error.strerror}") from error
-            raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
+        _deliver(gathered.recording(note, _remarks(work, command)), gathered, sources, result, stop, arguments)
+        _check_end(monitor, end)
         if command is not None and command.released:
             return command.status() or 0
     return 0
+
+
+def _print_doubtful_ranges(monitor: Monitor) -> None:
+    """Print which of the ranges that were given have nothing in them."""
+    present = monitor.mapped()
+    if present is None:
+        return
+    what = "no memory of the machine is" if monitor.config.ops == "paddr" else "nothing is mapped"
+    for sentence in doubtful_ranges(monitor.config.ranges, present, what):
+        print(f"kdamon: {sentence}", file=sys.stderr)
+
+
+def _deliver(  # noqa: PLR0917 -- what a run consists of
+    recording: Recording,
+    gathered: Gathered,
+    sources: ReportSources,
+    result: ResultFile,
+    stop: StopSignals,
+    arguments: argparse.Namespace,
+) -> None:
+    """Close the sources of reports, and show the result with their counters."""
+    try:
+        if not stop.wait_for(sources.close, _END_S):
+            print(f"kdamon: {_SOURCES_WAIT}", file=sys.stderr)
+    finally:
+        # A failed recording is an error, but no reason to lose the result.
+        counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
+        recording = evolve(recording, counters=counters)
+        if gathered.lines is None:
+            _show(recording, result, arguments)
+        else:
+            _finish(gathered.lines, recording, result, stop, arguments)
+        stop.let_through()
+
+
+def _check_end(monitor: Monitor, end: _End) -> None:
+    """Raise CommandError where monitoring did not end, or ended by an error."""
+    if end.failed:
+        raise CommandError(f"monitoring did not end: {end.failed}")
+    if (error := monitor.error()) is not None:
+        if isinstance(error, OSError) and files_ran_out(error):
+            raise CommandError(f"monitoring ended: {error.strerror}") from error
+        raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
 
 
 def _check_rights(config: Config, machine: Machine | None) -> None:
@@ -382,7 +406,7 @@ def _rendered(
     heatmap = render_heatmap(
         recording, width=width, height=max(20, height - 16), colour=use_colour(arguments.color, result)
     )
-    parts = [heatmap, render_summary(recording)]
+    parts = [heatmap, render_summary(recording, width=width)]
     if accuracy is not None:
         from kdamon_tools.reporters.comparison import render_comparison  # noqa: PLC0415 (likewise)
 

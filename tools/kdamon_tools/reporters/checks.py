@@ -9,7 +9,8 @@ from typing import Final
 
 import attrs
 
-from kdamon_tools.checks import Check, Usable
+from kdamon.lib.check import Check
+from kdamon_tools.checks import Usable
 from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text, readable
 

@@ -26,7 +26,6 @@ _MOST_BAR: Final = 10
 #: A run begins and ends within an aggregation interval; pauses longer than that by this much get a line.
 _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
-_REMARK_WIDTH: Final = 80
 #: Minimum number of lines of a table with a line of explanation.
 _LINES_PER_NOTE: Final = 10
 
@@ -146,8 +145,11 @@ def summarize(recording: Recording) -> dict[str, float | None]:
     }
 
 
-def render_summary(recording: Recording) -> str:
-    """The summary of the recording: working set, hot bytes, and the quality of the monitoring."""
+def render_summary(recording: Recording, *, width: int = 80) -> str:
+    """The summary of the recording: working set, hot bytes, and the quality of the monitoring.
+
+    :param width: maximum columns of a line.
+    """
     config, counters = recording.config, recording.counters
     figures = summarize(recording)
     aggregations = sum(snapshot.merged for snapshot in recording.snapshots)
@@ -177,9 +179,8 @@ def render_summary(recording: Recording) -> str:
         lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
     if counters.cpu_s and (cpu := figures["kdamond_cpu_percent"]) is not None:
         lines.append(f"CPU time of kdamond               {cpu:>9.1f}%  of one CPU")
-    for remark in filter(None, (explain_unknown(recording.snapshots, config), *recording.remarks)):
-        lines += textwrap.wrap(remark, _REMARK_WIDTH, subsequent_indent="  ")
-    return "\n".join(lines)
+    lines += filter(None, (explain_unknown(recording.snapshots, config), *recording.remarks))
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  "))
 
 
 def _bytes(size: float | None) -> str:
