@@ -39,7 +39,7 @@ def housekeeping_cpus() -> frozenset[int]:
     kept_free: set[int] = set()
     for path in _ISOLATED:
         try:
-            kept_free |= parse_cpu_list(Path(path).read_text(encoding="ascii"))
+            kept_free |= parse_cpu_list(Path(path).read_text(encoding="utf-8"))
         except OSError:
             continue
     return allowed - kept_free or allowed

@@ -13,7 +13,7 @@ __all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots"]
 
 #: The default limits of a history.
 MOST_SNAPSHOTS: Final = 4096
-MOST_ROWS: Final = 1 << 18
+MOST_ROWS: Final = 1 << 17
 
 
 def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
