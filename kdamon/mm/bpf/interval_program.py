@@ -8,6 +8,7 @@ reads its ranges, so that nothing has to be touched between the two system calls
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Final
 
@@ -105,7 +106,8 @@ class Target:
     LOCK: Final = 2
     #: Set by the program: whether no process lives in it any more.
     ENDED: Final = 3
-    #: Set by the program: the CPUs that it ran on and that may still hold its translations (mm_cpumask()), 256 of them.
+    #: Set by the program: the CPUs that its threads run on or are about to, a bit each, 256 of them; all are set if it
+    #: has too many threads to look at each. Not mm_cpumask(), which keeps a CPU for up to a second (Linux 6.14).
     CPUS: Final = 4
 
 
@@ -122,22 +124,24 @@ _END: Final = _HARD_AT + 4 * CAPACITY
 #: Slots of the frame.
 _INDEX: Final = FRAME
 _CPU_WORDS: Final = 4
+#: Threads of a process that are looked at.
+_THREADS: Final = 16
 
 
 class IntervalLayout:
-    """Offsets (bytes) in ``struct mm_struct``."""
+    """Offsets (bytes) in the structures of an address space and of the threads that run in it."""
 
     def __init__(self, btf: Btf) -> None:
         self.users = btf.offset("mm_struct", "mm_users")
-        self.cpus = _cpumask(btf)
-
-
-def _cpumask(btf: Btf) -> int:
-    """The mask of CPUs at the end of the structure; it was renamed when another one was put beside it."""
-    try:
-        return btf.offset("mm_struct", "cpu_bitmap")
-    except OSError:
-        return btf.offset("mm_struct", "flexible_array")
+        #: None where the kernel does not keep which process an address space belongs to (CONFIG_MEMCG).
+        self.owner: int | None = None
+        with contextlib.suppress(OSError):
+            self.owner = btf.offset("mm_struct", "owner")
+        self.signal = btf.offset("task_struct", "signal")
+        self.threads = btf.offset("signal_struct", "thread_head")
+        self.thread = btf.offset("task_struct", "thread_node")
+        self.on_rq = btf.offset("task_struct", "on_rq")
+        self.cpu = btf.offset("task_struct", "thread_info") + btf.offset("thread_info", "cpu")
 
 
 class IntervalProgram:
@@ -252,10 +256,52 @@ class IntervalProgram:
         if self._layout.mmap_lock is not None:
             self._read_member(asm, self._layout.mmap_lock, "target next")
             asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
-        for word in range(_CPU_WORDS):
-            self._read_member(asm, self._own.cpus + 8 * word, "target next")
-            asm.store(8, R6, _TARGETS_AT + 8 * (Target.CPUS + word), R1)
+        asm.op("mov", R1, 0)
+        self._store_cpus(asm)
+        if self._own.owner is not None:
+            self._find_cpus(asm, self._own.owner)
         self._end(asm, "target")
+
+    @staticmethod
+    def _store_cpus(asm: Assembler) -> None:
+        """All words of the CPUs of the target at R6 = R1."""
+        for word in range(_CPU_WORDS):
+            asm.store(8, R6, _TARGETS_AT + 8 * (Target.CPUS + word), R1)
+
+    def _find_cpus(self, asm: Assembler, owner: int) -> None:
+        """Set the bits of the CPUs on which threads of the target at R6, whose address space is at R7, are runnable."""
+        own = self._own
+        self._read_member(asm, owner, "target next")
+        asm.op_reg("mov", R7, R1)
+        self._read_member(asm, own.signal, "target next")
+        # R8 is the head of the list, R7 a link in it.
+        asm.op("add", R1, own.threads)
+        asm.op_reg("mov", R8, R1)
+        asm.op_reg("mov", R7, R1)
+        for number in range(_THREADS):
+            following = f"thread {number + 1}"
+            asm.label(f"thread {number}")
+            self._read_member(asm, 0, "target next")
+            asm.op_reg("mov", R7, R1)
+            asm.jump_if_reg("jeq", R7, R8, "target next")
+            self._read_member(asm, own.on_rq - own.thread, "target next")
+            asm.op("lsh", R1, 32)
+            asm.jump_if("jeq", R1, 0, following)
+            self._read_member(asm, own.cpu - own.thread, "target next")
+            asm.op("and", R1, 64 * _CPU_WORDS - 1)
+            asm.op_reg("mov", R2, R1)
+            asm.op("rsh", R2, 6)
+            asm.op("lsh", R2, 3)
+            asm.op_reg("add", R2, R6)
+            asm.op("and", R1, 63)
+            asm.op("mov", R3, 1)
+            asm.op_reg("lsh", R3, R1)
+            asm.load(R1, R2, _TARGETS_AT + 8 * Target.CPUS)
+            asm.op_reg("or", R1, R3)
+            asm.store(8, R2, _TARGETS_AT + 8 * Target.CPUS, R1)
+        asm.label(f"thread {_THREADS}")
+        asm.op("mov", R1, -1)
+        self._store_cpus(asm)
 
     @staticmethod
     def _read_member(asm: Assembler, offset: int, unreadable: str) -> None:

@@ -39,7 +39,7 @@ class Placement:
     def follow(self, mask: int) -> None:
         """Move to the target's CPU.
 
-        :param mask: the CPUs that the targets run on, a bit each; 0: on none, or on the one of this thread.
+        :param mask: the CPUs on which threads of the targets run or are about to, a bit each; 0: all sleep.
         """
         if mask in (0, self._at):
             return
