@@ -1060,11 +1060,12 @@ def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
 
 def _kdamond_wanted(ctx: damon_ctx) -> bool:
     """Return whether anything is to be done at the end of this sampling interval but to count its samples."""
-    return bool(
-        ctx.walk_control is not None
-        or any(not control.repeat for control in ctx.call_controls)
-        or (ctx.reports is not None and ctx.reports.pending())
-    )
+    if ctx.walk_control is not None or (ctx.reports is not None and ctx.reports.pending()):
+        return True
+    for control in ctx.call_controls:  # noqa: SIM110 -- twenty times between two aggregations
+        if not control.repeat:
+            return True
+    return False
 
 
 class _Intervals:
@@ -1081,8 +1082,10 @@ class _Intervals:
         """Sleep to the end of the present interval; returns whether it needs no more than to be followed by another."""
         ctx = self._ctx
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
-        assert ctx.kdamond is not None
-        if ctx.kdamond.wake.is_set() or _kdamond_wanted(ctx) or kdamond_need_stop(ctx):
+        kdamond = ctx.kdamond
+        assert kdamond is not None
+        # That no target is valid any more shows by its address space, or at the end of the callback.
+        if kdamond.wake.is_set() or kdamond.should_stop() or _kdamond_wanted(ctx):
             self.slept = True
             return False
         ctx.passed_sample_intervals += 1

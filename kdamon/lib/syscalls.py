@@ -20,6 +20,7 @@ __all__ = [
     "NR_FSMOUNT",
     "NR_FSOPEN",
     "NR_IOCTL",
+    "NR_MADVISE",
     "NR_MOVE_MOUNT",
     "NR_MOVE_PAGES",
     "NR_PERF_EVENT_OPEN",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 NR_IOCTL: Final = 16
+NR_MADVISE: Final = 28
 NR_MOVE_PAGES: Final = 279
 NR_PERF_EVENT_OPEN: Final = 298
 NR_PROCESS_VM_WRITEV: Final = 311

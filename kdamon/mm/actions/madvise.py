@@ -23,7 +23,7 @@ from kdamon.mm.apart.madvise import advise_apart
 from kdamon.mm.mman import MADV_COLD, MADV_COLLAPSE, MADV_PAGEOUT, MADV_WILLNEED
 from kdamon.mm.mmap_lock import CallSize, held
 
-__all__ = ["Adviser", "drain_lru"]
+__all__ = ["Adviser", "drain_lru", "spare_page"]
 
 #: UIO_MAXIOV is 1024, and the kernel cuts a batch off at 2 GiB - 4 KiB: 1023 ranges of 2 MiB are below both.
 _BATCH: Final = 1023
@@ -173,6 +173,12 @@ class Adviser:
 @functools.cache
 def _spare() -> mmap.mmap:
     return mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+@functools.cache
+def spare_page() -> int:
+    """The address of a page of ours that is not there, for :func:`drain_lru` in other ways."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(_spare()))
 
 
 def drain_lru() -> None:

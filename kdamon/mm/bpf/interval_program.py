@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from enum import IntEnum
 from typing import Final
 
 import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
+from kdamon.lib.syscall_batch import WORDS
+from kdamon.lib.syscalls import NR_PROCESS_MADVISE
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
@@ -26,10 +29,12 @@ __all__ = [
     "END",
     "NOT_CLEARED",
     "RANDOM",
+    "RWSEM_FLAG_WAITERS",
     "TARGETS",
     "UNKNOWN_ONE",
     "VERIFY",
     "WIDE",
+    "Call",
     "IntervalLayout",
     "IntervalProgram",
     "IntervalWord",
@@ -53,6 +58,9 @@ NOT_CLEARED: Final = 1 << 8
 WIDE: Final = 1 << 30
 _TARGET: Final = 0xFFFF
 
+#: In the state of a semaphore: some thread waits for it (kernel/locking/rwsem.c).
+RWSEM_FLAG_WAITERS: Final = 1 << 1
+
 #: One unknown sample in Row.COUNTS.
 UNKNOWN_ONE: Final = 1 << 32
 
@@ -74,6 +82,12 @@ class IntervalWord:
     ENDED: Final = 12
     #: Set by the program: whether pages of 2 MiB are listed.
     HUGE: Final = 13
+    #: Set by the program: the CPUs that threads of the targets run on or are about to, a bit each; all are set if there
+    #: are too many threads to look at each, or CPUs from 64 on. Not mm_cpumask(), which keeps a CPU for up to a second
+    #: (Linux 6.14).
+    CPUS: Final = 14
+    #: Set by the program: for how many targets' mmap_lock some thread waits.
+    WAITED_FOR: Final = 15
 
 
 class Row:
@@ -106,14 +120,28 @@ class Target:
     LOCK: Final = 2
     #: Set by the program: whether no process lives in it any more.
     ENDED: Final = 3
-    #: Set by the program: the CPUs that its threads run on or are about to, a bit each, 256 of them; all are set if it
-    #: has too many threads to look at each. Not mm_cpumask(), which keeps a CPU for up to a second (Linux 6.14).
-    CPUS: Final = 4
 
+
+class Call(IntEnum):
+    """System calls that are made together (:mod:`kdamon.lib.syscall_batch`), by their rows.
+
+    They are this program, process_madvise() on what it listed, moving the advised pages to their LRU list, and this
+    program to look at them again. The program sets the number of the second one where nothing else is to be done.
+    """
+
+    RUN = 0
+    ADVISE = 1
+    DRAIN = 2
+    VERIFY = 3
+
+
+#: Pages that :attr:`Call.ADVISE` takes at most: the target's mmap_lock is held for that.
+_TOGETHER: Final = 64
 
 _SIZE: Final = 64
 _SHIFT: Final = 6
-_TARGETS_AT: Final = HEADER_SIZE
+_CALLS_AT: Final = HEADER_SIZE
+_TARGETS_AT: Final = _CALLS_AT + 8 * WORDS * len(Call)
 _ROWS_AT: Final = _TARGETS_AT + _SIZE * TARGETS
 _RANDOM_AT: Final = _ROWS_AT + _SIZE * CAPACITY
 _RANGES_AT: Final = _RANDOM_AT + 8 * RANDOM
@@ -123,7 +151,6 @@ _END: Final = _HARD_AT + 4 * CAPACITY
 
 #: Slots of the frame.
 _INDEX: Final = FRAME
-_CPU_WORDS: Final = 4
 #: Threads of a process that are looked at.
 _THREADS: Final = 16
 
@@ -152,6 +179,8 @@ class IntervalProgram:
     :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
     :ivar words: the header, as numbers.
     :ivar rows: shape (CAPACITY, 8).
+    :ivar calls: shape (len(Call), WORDS); those for this program are there.
+    :ivar calls_at: their address.
     :ivar targets: shape (TARGETS, 8).
     :ivar random: shape (RANDOM,).
     :ivar listed: rows, in the order of ``ranges``, shape (CAPACITY,).
@@ -173,6 +202,10 @@ class IntervalProgram:
         whole = np.frombuffer(self._array.memory, dtype=np.uint8)
         whole[:HEADER_SIZE].view(np.uint64)[:] = header
         self.words = (ctypes.c_uint64 * (HEADER_SIZE // 8)).from_buffer(self._array.memory)
+        self.calls: U64Array = whole[_CALLS_AT:_TARGETS_AT].view(np.uint64).reshape(-1, WORDS)
+        self.calls_at = int(self.calls.ctypes.data)
+        for place in (Call.RUN, Call.VERIFY):
+            self.calls[place, :4] = self._program.run_call
         self.targets: U64Array = whole[_TARGETS_AT:_ROWS_AT].view(np.uint64).reshape(-1, 8)
         self.rows: U64Array = whole[_ROWS_AT:_RANDOM_AT].view(np.uint64).reshape(-1, 8)
         self.random: U64Array = whole[_RANDOM_AT:_RANGES_AT].view(np.uint64)
@@ -198,8 +231,11 @@ class IntervalProgram:
         asm.store(8, R9, 8 * IntervalWord.LISTED, R1)
         asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
         asm.store(8, R9, 8 * IntervalWord.HUGE, R1)
+        asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
+        asm.store(8, R9, 8 * IntervalWord.WAITED_FOR, R1)
         self._loop(asm, IntervalWord.TARGETS, "target")
         self._loop(asm, IntervalWord.ROWS, "row")
+        self._go_on(asm)
         asm.jump("leave")
         asm.label("look again")
         self._loop(asm, IntervalWord.LISTED, "verify")
@@ -210,6 +246,28 @@ class IntervalProgram:
         self._row(asm)
         self._verify(asm)
         return asm
+
+    @staticmethod
+    def _go_on(asm: Assembler) -> None:
+        """Let the calls after this run be made if they are all that is to be done: few small pages of one target."""
+        asm.load(R1, R9, 8 * IntervalWord.MODE)
+        asm.jump_if("jset", R1, BEGIN, "begun")
+        asm.jump("leave")
+        asm.label("begun")
+        for word in (IntervalWord.ENDED, IntervalWord.WAITED_FOR, IntervalWord.HUGE, IntervalWord.HARD):
+            asm.load(R1, R9, 8 * word)
+            asm.jump_if("jne", R1, 0, "leave")
+        asm.load(R1, R9, 8 * IntervalWord.TARGETS)
+        asm.jump_if("jne", R1, 1, "leave")
+        asm.load(R1, R9, 8 * IntervalWord.LISTED)
+        asm.jump_if("jeq", R1, 0, "leave")
+        asm.jump_if("jgt", R1, _TOGETHER, "leave")
+        advise = _CALLS_AT + 8 * WORDS * Call.ADVISE
+        asm.store(8, R9, advise + 8 * 3, R1)
+        asm.op("mov", R1, NR_PROCESS_MADVISE)
+        asm.store(8, R9, advise, R1)
+        asm.op("mov", R1, VERIFY)
+        asm.store(8, R9, 8 * IntervalWord.MODE, R1)
 
     @staticmethod
     def _loop(asm: Assembler, count: int, callback: str) -> None:
@@ -256,20 +314,18 @@ class IntervalProgram:
         if self._layout.mmap_lock is not None:
             self._read_member(asm, self._layout.mmap_lock, "target next")
             asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
-        asm.op("mov", R1, 0)
-        self._store_cpus(asm)
+            asm.op("and", R1, RWSEM_FLAG_WAITERS)
+            asm.jump_if("jeq", R1, 0, "lock is free")
+            asm.load(R1, R9, 8 * IntervalWord.WAITED_FOR)
+            asm.op("add", R1, 1)
+            asm.store(8, R9, 8 * IntervalWord.WAITED_FOR, R1)
+            asm.label("lock is free")
         if self._own.owner is not None:
             self._find_cpus(asm, self._own.owner)
         self._end(asm, "target")
 
-    @staticmethod
-    def _store_cpus(asm: Assembler) -> None:
-        """All words of the CPUs of the target at R6 = R1."""
-        for word in range(_CPU_WORDS):
-            asm.store(8, R6, _TARGETS_AT + 8 * (Target.CPUS + word), R1)
-
     def _find_cpus(self, asm: Assembler, owner: int) -> None:
-        """Set the bits of the CPUs on which threads of the target at R6, whose address space is at R7, are runnable."""
+        """Set the bits of the CPUs on which threads of the address space at R7 are runnable."""
         own = self._own
         self._read_member(asm, owner, "target next")
         asm.op_reg("mov", R7, R1)
@@ -288,20 +344,17 @@ class IntervalProgram:
             asm.op("lsh", R1, 32)
             asm.jump_if("jeq", R1, 0, following)
             self._read_member(asm, own.cpu - own.thread, "target next")
-            asm.op("and", R1, 64 * _CPU_WORDS - 1)
-            asm.op_reg("mov", R2, R1)
-            asm.op("rsh", R2, 6)
-            asm.op("lsh", R2, 3)
-            asm.op_reg("add", R2, R6)
-            asm.op("and", R1, 63)
+            asm.op("lsh", R1, 32)
+            asm.op("rsh", R1, 32)
+            asm.jump_if("jgt", R1, 63, f"thread {_THREADS}")
             asm.op("mov", R3, 1)
             asm.op_reg("lsh", R3, R1)
-            asm.load(R1, R2, _TARGETS_AT + 8 * Target.CPUS)
+            asm.load(R1, R9, 8 * IntervalWord.CPUS)
             asm.op_reg("or", R1, R3)
-            asm.store(8, R2, _TARGETS_AT + 8 * Target.CPUS, R1)
+            asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
         asm.label(f"thread {_THREADS}")
         asm.op("mov", R1, -1)
-        self._store_cpus(asm)
+        asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
 
     @staticmethod
     def _read_member(asm: Assembler, offset: int, unreadable: str) -> None:

@@ -7,7 +7,6 @@ import functools
 import os
 import threading
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
@@ -16,14 +15,11 @@ from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm import FrameKind
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.calibration import calibrate
-from kdamon.mm.bpf.interval_program import IntervalLayout, IntervalProgram
+from kdamon.mm.bpf.interval_program import RWSEM_FLAG_WAITERS, IntervalLayout, IntervalProgram
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 
-__all__ = ["RWSEM_FLAG_WAITERS", "Walker", "made_walker", "shared_walker"]
-
-#: In the state of a semaphore (kernel/locking/rwsem.c).
-RWSEM_FLAG_WAITERS: Final = 1 << 1
+__all__ = ["Walker", "made_walker", "shared_walker"]
 
 
 class Walker(WalkBatches):

@@ -9,6 +9,7 @@ pages that are on no LRU list at the moment) is done as for a sample of its own,
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -17,23 +18,28 @@ import numpy as np
 
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
+from kdamon.lib.syscall_batch import RESULT, WORDS, runner
+from kdamon.lib.syscalls import NR_MADVISE
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
-from kdamon.mm.actions.madvise import drain_lru
+from kdamon.mm.actions.madvise import drain_lru, spare_page
 from kdamon.mm.bpf.interval_program import (
     BEGIN,
     CAPACITY,
     END,
     NOT_CLEARED,
     RANDOM,
+    RWSEM_FLAG_WAITERS,
     TARGETS,
     VERIFY,
     WIDE,
+    Call,
     IntervalProgram,
     IntervalWord,
     Row,
     Target,
 )
-from kdamon.mm.bpf.walker import RWSEM_FLAG_WAITERS, Walker
+from kdamon.mm.bpf.walker import Walker
+from kdamon.mm.mman import MADV_COLD
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
 from kdamon.mm.sampling.placement import Placement
@@ -43,6 +49,11 @@ __all__ = ["LinuxIntervals"]
 _PAGE_MASK: Final = ~np.uint64(PAGE_SIZE - 1)
 _FLAGS: Final = np.uint64(0xFF)
 
+#: Words of the calls: a number that the program sets, and results.
+_ADVISE: Final = WORDS * Call.ADVISE
+_ADVISED: Final = WORDS * Call.ADVISE + RESULT
+_RAN: Final = WORDS * Call.RUN + RESULT
+
 
 class _Space:
     """An address space, pinned: its page directory stays where it is while its /proc/PID/pagemap is open."""
@@ -50,10 +61,12 @@ class _Space:
     def __init__(self, space: PageTableSpace, walker: Walker) -> None:
         self.space = space
         self.pagemap = os.dup(space.pagemap)
+        self.pidfd = os.dup(space.pidfd)
         self.mm, self.pgd = walker.page_directory(self.pagemap)
 
     def close(self) -> None:
         os.close(self.pagemap)
+        os.close(self.pidfd)
 
 
 class LinuxIntervals:
@@ -76,6 +89,12 @@ class LinuxIntervals:
         self._samples = 0
         self._reading: list[PageTableSpace] = []
         self._placement: Placement | None = None
+        self._make_calls = runner()
+        calls = self._program.calls
+        calls[Call.ADVISE, 2:6] = self._program.ranges_at, 0, MADV_COLD, 0
+        calls[Call.DRAIN, :4] = NR_MADVISE, spare_page(), PAGE_SIZE, MADV_COLD
+        #: The same as numbers.
+        self._calls = (ctypes.c_int64 * calls.size).from_address(self._program.calls_at)
 
     @property
     def addrs(self) -> U64Array:
@@ -131,6 +150,7 @@ class LinuxIntervals:
         program.random[: random.size] = random.ravel()
         program.words[IntervalWord.ROWS] = self._count
         program.words[IntervalWord.TARGETS] = len(spaces)
+        program.calls[Call.ADVISE, 1] = spaces[0].pidfd
         self._reading = [one.space for one in spaces]
         self._samples = 0
         self._placement = self._placement or Placement()
@@ -173,27 +193,47 @@ class LinuxIntervals:
         """Run the program; returns False if some process ended, and clears nothing then."""
         placement = self._placement
         assert placement is not None
-        program = self._program
-        words = program.words
+        words = self._program.words
         words[IntervalWord.MODE] = mode
         words[IntervalWord.RANDOM] = self._samples * self._count
-        program.run()
+        advised = self._run_program()
         if words[IntervalWord.ENDED] or not mode & BEGIN:
             placement.end()
             return not mode & BEGIN
         self._samples += 1
         if self._reading:
             self._reading = [space for space in self._reading if space.read_mappings()]
-        if words[IntervalWord.LISTED] or words[IntervalWord.HARD]:
-            placement.follow(self._cpus())
-            self._clear()
+        if listed := words[IntervalWord.LISTED]:
+            placement.follow(words[IntervalWord.CPUS])
+        if not advised:
+            if listed or words[IntervalWord.HARD]:
+                self._clear()
+        elif words[IntervalWord.HARD] or self._calls[_ADVISED] != PAGE_SIZE * listed:
+            self._clear_rest()
         return True
 
-    def _cpus(self) -> int:
-        """The CPUs that the targets run on, a bit each, as far as the program shows them."""
-        table = self._program.targets[: len(self._spaces), Target.CPUS :]
-        words = table[0] if len(table) == 1 else np.bitwise_or.reduce(table)
-        return int.from_bytes(words.tobytes(), "little")
+    def _run_program(self) -> bool:
+        """Run the program; returns whether the calls were made that clear what it listed, and look at that again."""
+        calls = self._calls
+        calls[_ADVISE] = -1
+        if self._make_calls is None:
+            self._program.run()
+            # It may have asked for them.
+            self._program.words[IntervalWord.MODE] = 0
+            return False
+        self._make_calls(self._program.calls_at, len(Call))
+        if calls[_RAN] < 0:
+            self._program.run()
+            return False
+        return bool(calls[_ADVISE] >= 0)
+
+    def _clear_rest(self) -> None:
+        """Make the pages old that are young although they were advised to be cleared."""
+        program = self._program
+        rows = program.hard[: program.words[IntervalWord.HARD]]
+        if self._calls[_ADVISED] != PAGE_SIZE * program.words[IntervalWord.LISTED]:
+            rows = program.listed[: program.words[IntervalWord.LISTED]]
+        self._clear_rows(np.unique(rows).astype(np.intp), ())
 
     def _clear(self) -> None:
         """Make the pages old that were young when the sample began."""
@@ -229,6 +269,8 @@ class LinuxIntervals:
 
     def _locked(self) -> list[int]:
         """The targets whose memory nobody can take the lock of: to clear a page there might never end."""
+        if not self._program.words[IntervalWord.WAITED_FOR]:
+            return []
         states = self._program.targets[: len(self._spaces), Target.LOCK]
         waited_for = np.flatnonzero(states & np.uint64(RWSEM_FLAG_WAITERS)).tolist()
         return [i for i in waited_for if stays_locked(self._spaces[i].pagemap, LOCKED)]

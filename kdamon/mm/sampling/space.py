@@ -61,6 +61,11 @@ class ProcessSpace(ABC):
         """Its open /proc/PID/pagemap."""
         return self._files.pagemap
 
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the process."""
+        return self._pidfd
+
     def alive(self) -> bool:
         """Return whether a process still lives in this address space."""
         with self._lock:

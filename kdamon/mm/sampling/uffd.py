@@ -8,17 +8,13 @@ lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for a page th
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import functools
 import itertools
 import logging
-import mmap
 import os
-import platform
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -26,7 +22,8 @@ import numpy as np
 from kdamon.arrays import I64Array, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import needs_linux
-from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, call, checked, syscall
+from kdamon.lib.syscall_batch import RESULT, WORDS, make_calls
+from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, checked, syscall
 from kdamon.mm.mmap_lock import CallSize, held
 
 __all__ = [
@@ -74,50 +71,6 @@ _TOGETHER: Final = 8
 _TOGETHER_AT_MOST: Final = 256
 
 
-#: x86-64: for each of n rows (number, three arguments, result), make the system call and store what it returned.
-_LOOP: Final = bytes.fromhex(
-    "f30f1efa"  # endbr64
-    "53"  # push rbx
-    "4154"  # push r12
-    "4889fb"  # mov rbx, rdi
-    "4989f4"  # mov r12, rsi
-    "4d85e4"  # test r12, r12
-    "741e"  # jz end
-    "488b03"  # next: mov rax, [rbx]
-    "488b7b08"  # mov rdi, [rbx + 8]
-    "488b7310"  # mov rsi, [rbx + 16]
-    "488b5318"  # mov rdx, [rbx + 24]
-    "0f05"  # syscall
-    "48894320"  # mov [rbx + 32], rax
-    "4883c328"  # add rbx, 40
-    "49ffcc"  # dec r12
-    "75e2"  # jnz next
-    "415c"  # end: pop r12
-    "5b"  # pop rbx
-    "c3"  # ret
-)
-
-
-@functools.cache
-def _machine_code() -> Callable[[int, int], None] | None:
-    """The loop as a function, or None where memory of ours may not be executable."""
-    if platform.machine() != "x86_64":
-        return None
-    memory = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.write(_LOOP)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    size = ctypes.c_size_t(PAGE_SIZE)
-    if (failed := call("mprotect", ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC)) < 0:
-        log.info("system calls are not batched: %s", os.strerror(-failed))
-        return None
-    _kept.append(memory)
-    return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(address)
-
-
-#: The page of the loop, for as long as the process lives.
-_kept: list[mmap.mmap] = []
-
-
 class Batch:
     """System calls of up to three arguments, made in one call without Python in between; other threads run.
 
@@ -126,7 +79,7 @@ class Batch:
 
     def __init__(self, number: int, first: int, second: int) -> None:
         self._fixed = (number, first, second)
-        self._calls = np.empty((0, 5), dtype=np.uint64)
+        self._calls = np.zeros((0, WORDS), dtype=np.uint64)
 
     def run(self, third: U64Array) -> I64Array:
         """Make a call for each of ``third`` (its last argument, shape (n,)).
@@ -135,21 +88,12 @@ class Batch:
         """
         count = len(third)
         if count > len(self._calls):
-            self._calls = np.empty((count, 5), dtype=np.uint64)
+            self._calls = np.zeros((count, WORDS), dtype=np.uint64)
             self._calls[:, :3] = self._fixed
         calls = self._calls[:count]
         calls[:, 3] = third
-        run_loop = _machine_code()
-        if run_loop is not None:
-            run_loop(calls.ctypes.data, count)
-        else:
-            self._one_by_one(calls)
-        return calls[:, 4].view(np.int64)
-
-    @staticmethod
-    def _one_by_one(calls: U64Array) -> None:
-        for row, (number, *args, _) in zip(calls, calls.tolist(), strict=True):
-            row[4] = np.int64(syscall(number, *map(ctypes.c_ulong, args))).astype(np.uint64)
+        make_calls(calls)
+        return calls[:, RESULT].view(np.int64)
 
 
 class _Arguments:

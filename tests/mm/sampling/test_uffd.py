@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from kdamon.arrays import U64Array
+from kdamon.lib import syscall_batch
 from kdamon.mm.inject.requests import launch
 from kdamon.mm.proc.maps import parse
-from kdamon.mm.sampling import uffd
 from kdamon.mm.sampling.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd
 
 pytestmark = pytest.mark.real
@@ -75,9 +75,9 @@ def _page_tables() -> int:
 def test_a_batch_gives_each_calls_result(monkeypatch: pytest.MonkeyPatch, in_machine_code: bool) -> None:
     """Errors are negative numbers of theirs; executable memory changes nothing but the speed."""
     if in_machine_code:
-        assert uffd._machine_code() is not None
+        assert syscall_batch.runner() is not None
     else:
-        monkeypatch.setattr(uffd, "_machine_code", lambda: None)
+        monkeypatch.setattr(syscall_batch, "runner", lambda: None)
     read, write = os.pipe()
     bad = Batch(NR_DUP, 1 << 20, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
     fds = Batch(NR_DUP, read, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
