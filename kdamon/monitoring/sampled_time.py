@@ -36,12 +36,13 @@ class SampledTime:
 
     def sleep_until(self, deadline: int, wake: threading.Event) -> None:
         """Sleep, and note a pause before it and one at its end; only the kdamond may call this."""
-        now = self.now()
+        clock = self._clock
+        now = clock.now()
         if self._began is None:
             self._began = self._reached = now
         self._reach(self._reached, now)
-        self._clock.sleep_until(deadline, wake)
-        self._reach(max(now, deadline), self.now())
+        clock.sleep_until(deadline, wake)
+        self._reach(max(now, deadline), clock.now())
 
     def _reach(self, planned: int, now: int) -> None:
         if now - planned > self._longest:

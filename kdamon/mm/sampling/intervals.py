@@ -53,6 +53,7 @@ _FLAGS: Final = np.uint64(0xFF)
 _ADVISE: Final = WORDS * Call.ADVISE
 _ADVISED: Final = WORDS * Call.ADVISE + RESULT
 _RAN: Final = WORDS * Call.RUN + RESULT
+_CALLS: Final = len(Call)
 
 
 class _Space:
@@ -94,7 +95,8 @@ class LinuxIntervals:
         calls[Call.ADVISE, 2:6] = self._program.ranges_at, 0, MADV_COLD, 0
         calls[Call.DRAIN, :4] = NR_MADVISE, spare_page(), PAGE_SIZE, MADV_COLD
         #: The same as numbers.
-        self._calls = (ctypes.c_int64 * calls.size).from_address(self._program.calls_at)
+        self._calls_at = self._program.calls_at
+        self._calls = (ctypes.c_int64 * calls.size).from_address(self._calls_at)
 
     @property
     def addrs(self) -> U64Array:
@@ -221,7 +223,7 @@ class LinuxIntervals:
             # It may have asked for them.
             self._program.words[IntervalWord.MODE] = 0
             return False
-        self._make_calls(self._program.calls_at, len(Call))
+        self._make_calls(self._calls_at, _CALLS)
         if calls[_RAN] < 0:
             self._program.run()
             return False

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Many system calls in one: by machine code, and by Python where no memory may be executable."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from kdamon.arrays import U64Array
+from kdamon.lib import syscall_batch
+from kdamon.lib.syscall_batch import RESULT, WORDS, make_calls
+
+NR_READ, NR_WRITE, NR_MMAP, NR_MUNMAP, NR_GETPID = 0, 1, 9, 11, 39
+
+
+@pytest.fixture(autouse=True, params=["machine code", "Python"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.param == "Python":
+        monkeypatch.setattr(syscall_batch, "runner", lambda: None)
+    else:
+        assert syscall_batch.runner() is not None
+    yield
+
+
+def rows(*calls: tuple[int, ...]) -> U64Array:
+    """Rows of calls, each with the result 1234."""
+    table = np.zeros((len(calls), WORDS), np.int64)
+    table[:, RESULT] = 1234
+    for row, call in zip(table, calls, strict=True):
+        row[: len(call)] = call
+    return table.view(np.uint64)
+
+
+def results(table: U64Array) -> list[int]:
+    """What the calls returned."""
+    return table[:, RESULT].view(np.int64).tolist()
+
+
+def test_calls_are_made_in_their_order() -> None:
+    """Each result is stored; an error is a negative number and stops nothing."""
+    data, read = np.frombuffer(b"abcdef", np.uint8), np.zeros(6, np.uint8)
+    out, into = os.pipe()
+    table = rows(
+        (NR_WRITE, into, data.ctypes.data, 4),
+        (NR_READ, 1 << 20, read.ctypes.data, 6),
+        (NR_READ, out, read.ctypes.data, 6),
+        (NR_GETPID,),
+    )
+    make_calls(table)
+    os.close(out)
+    os.close(into)
+    assert [4, -errno.EBADF, 4, os.getpid()] == results(table)
+    assert b"abcd\0\0" == read.tobytes()
+
+
+def test_six_arguments_arrive() -> None:
+    """mmap() has as many."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    table = rows((NR_MMAP, 0, 8192, mmap.PROT_READ, flags, -1, 0))
+    make_calls(table)
+    (address,) = results(table)
+    assert address > 0
+    assert 0 == address % mmap.PAGESIZE
+    undo = rows((NR_MUNMAP, address, 8192))
+    make_calls(undo)
+    assert [0] == results(undo)
+
+
+def test_a_negative_number_ends_the_batch() -> None:
+    """What comes after it is not done."""
+    table = rows((NR_GETPID,), (-1,), (NR_GETPID,))
+    make_calls(table)
+    assert [os.getpid(), 1234, 1234] == results(table)
+
+
+def test_no_calls() -> None:
+    """Nothing happens."""
+    make_calls(rows())

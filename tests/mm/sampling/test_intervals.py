@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole sampling intervals of real address spaces: several at once, and what ends in the middle of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdamon.mm import OLD, YOUNG, AddressSpace, IntervalTarget
+from kdamon.mm.bpf.walker import shared_walker
+from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling import intervals
+from kdamon.mm.sampling.intervals import LinuxIntervals
+from tests.support.process_memory import space_of
+from tests.support.waiting import eventually
+from tests.support.workload import Workload
+
+pytestmark = pytest.mark.real
+
+PAGES = 64
+
+
+@pytest.fixture(name="sampler", params=["machine code", "Python"])
+def _sampler(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, machine: LinuxMachine
+) -> Iterator[LinuxIntervals]:
+    if request.param == "Python":
+        monkeypatch.setattr(intervals, "runner", lambda: None)
+    with closing(LinuxIntervals(shared_walker())) as sampler:
+        yield sampler
+
+
+def each_page(mm: AddressSpace, work: Workload) -> IntervalTarget:
+    """A region for each page of ``work``."""
+    starts = work.addrs(range(PAGES)) & ~np.uint64(4095)
+    return IntervalTarget(mm, starts, np.full(PAGES, 4096, np.uint64), wide=False)
+
+
+def numbers(samples: int, rows: int) -> np.ndarray:
+    """Random numbers of 32 bits."""
+    return (np.random.PCG64(1).random_raw(samples * rows) >> np.uint64(32)).reshape(samples, rows)
+
+
+def test_several_targets_are_counted_apart(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
+    """Each page that was touched, of the process that touched it."""
+    with (
+        Workload([program], "anon", PAGES) as one,
+        Workload([program], "anon", PAGES) as other,
+        space_of(machine, one.pid) as first,
+        space_of(machine, other.pid) as second,
+    ):
+        assert sampler.begin([each_page(first, one), each_page(second, other)], numbers(4, 2 * PAGES))
+        for _ in range(3):
+            one.order("w", [1, 5, 63])
+            other.order("r", [0, 5])
+            assert sampler.follow()
+        other.order("w", [7])
+        answers = sampler.end()
+    expected = np.zeros(2 * PAGES, int)
+    expected[[1, 5, 63, PAGES, PAGES + 5]] = 3
+    # The last pages that a program touched first are in its CPU's batch, where they cannot be made old.
+    known = sampler.unknown == 0
+    assert known.sum() >= PAGES
+    assert expected[known].tolist() == sampler.accessed[known].tolist()
+    last = np.zeros(2 * PAGES, bool)
+    last[PAGES + 7] = True
+    assert np.where(last, YOUNG, OLD)[known].tolist() == answers[known].tolist()
+
+
+def test_a_process_that_ends_ends_the_intervals(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
+    """At the next sample, and none can be begun."""
+    with (
+        Workload([program], "anon", PAGES) as one,
+        Workload([program], "anon", PAGES) as other,
+        space_of(machine, one.pid) as first,
+        space_of(machine, other.pid) as second,
+    ):
+        targets = [each_page(first, one), each_page(second, other)]
+        assert sampler.begin(targets, numbers(4, 2 * PAGES))
+        one.order("w", range(PAGES))
+        assert sampler.follow()
+        other.process.kill()
+        other.process.wait()
+        assert not sampler.follow()
+        assert not sampler.begin(targets, numbers(4, 2 * PAGES))
+        assert sampler.begin(targets[:1], numbers(4, PAGES))
+        sampler.end()
+
+
+def test_an_exec_ends_the_intervals(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
+    """The old program's memory is gone with it."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        assert sampler.begin([each_page(mm, work)], numbers(50, PAGES))
+        assert sampler.follow()
+        work.send("x", [PAGES])
+        eventually(lambda: not sampler.follow(), "the end of the address space")
+        work.greet()
+
+
+def test_nothing_is_left_of_closed_intervals(machine: LinuxMachine, program: Path) -> None:
+    """Neither file descriptors nor another CPU or priority."""
+    before = set(os.listdir("/proc/self/fd")), os.sched_getaffinity(0), os.sched_getscheduler(0)
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        sampler = LinuxIntervals(shared_walker())
+        assert sampler.begin([each_page(mm, work)], numbers(4, PAGES))
+        assert sampler.follow()
+        sampler.close()
+        # The shared memory goes with its last view.
+        del sampler
+    assert before == (set(os.listdir("/proc/self/fd")), os.sched_getaffinity(0), os.sched_getscheduler(0))
+
+
+def test_more_than_there_is_room_for_is_refused(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
+    """It can be sampled one by one."""
+    assert 0 == sampler.at_once(1 << 20)
+    assert 0 == sampler.at_once(0)
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        assert not sampler.begin([], numbers(1, 1))
+        assert not sampler.begin([each_page(mm, work)] * 2000, numbers(1, 2000 * PAGES))
