@@ -27,6 +27,7 @@ __all__ = [
     "BEGIN",
     "CAPACITY",
     "END",
+    "MOST",
     "NOT_CLEARED",
     "RANDOM",
     "RWSEM_FLAG_WAITERS",
@@ -135,8 +136,8 @@ class Call(IntEnum):
     VERIFY = 3
 
 
-#: Pages that :attr:`Call.ADVISE` takes at most: the target's mmap_lock is held for that.
-_TOGETHER: Final = 64
+#: The word of the call :attr:`Call.ADVISE` that holds how many pages it takes at most.
+MOST: Final = 6
 
 _SIZE: Final = 64
 _SHIFT: Final = 6
@@ -261,8 +262,9 @@ class IntervalProgram:
         asm.jump_if("jne", R1, 1, "leave")
         asm.load(R1, R9, 8 * IntervalWord.LISTED)
         asm.jump_if("jeq", R1, 0, "leave")
-        asm.jump_if("jgt", R1, _TOGETHER, "leave")
         advise = _CALLS_AT + 8 * WORDS * Call.ADVISE
+        asm.load(R2, R9, advise + 8 * MOST)
+        asm.jump_if_reg("jgt", R1, R2, "leave")
         asm.store(8, R9, advise + 8 * 3, R1)
         asm.op("mov", R1, NR_PROCESS_MADVISE)
         asm.store(8, R9, advise, R1)

@@ -52,6 +52,11 @@ class Placement:
             self._bind(self._mask)
             self._at = 0
 
+    @property
+    def followed(self) -> bool:
+        """Whether this thread is on the one CPU of its targets."""
+        return self._at != 0
+
     def begin(self) -> None:
         """Samples follow: be where they are cheap, with real-time priority if that is allowed."""
         if self._at:
