@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
@@ -18,24 +17,26 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.syscall_batch import WORDS
-from kdamon.lib.syscalls import NR_PROCESS_MADVISE
+from kdamon.lib.syscalls import NR_GETPID, NR_PROCESS_MADVISE
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
 
 __all__ = [
+    "ADVISE",
     "BEGIN",
     "CAPACITY",
     "END",
     "MOST",
     "NOT_CLEARED",
+    "OTHERS",
     "RANDOM",
+    "RUN",
     "RWSEM_FLAG_WAITERS",
     "TARGETS",
     "UNKNOWN_ONE",
     "VERIFY",
     "WIDE",
-    "Call",
     "IntervalLayout",
     "IntervalProgram",
     "IntervalWord",
@@ -76,6 +77,8 @@ class IntervalWord:
     TARGETS: Final = 1
     #: The first random number of the present interval.
     RANDOM: Final = 3
+    #: Set by the program, after that: how many ranges were given to calls.
+    OFFSET: Final = 3
     #: Set by the program: how many rows are listed to be cleared by themselves, and how many need more than that.
     LISTED: Final = 4
     HARD: Final = 8
@@ -121,34 +124,31 @@ class Target:
     LOCK: Final = 2
     #: Set by the program: whether no process lives in it any more.
     ENDED: Final = 3
+    #: Where the ranges are that are listed, an address of this process.
+    RANGES: Final = 4
 
 
-class Call(IntEnum):
-    """System calls that are made together (:mod:`kdamon.lib.syscall_batch`), by their rows.
-
-    They are this program, process_madvise() on what it listed, moving the advised pages to their LRU list, and this
-    program to look at them again. The program sets the number of the second one where nothing else is to be done.
-    """
-
-    RUN = 0
-    ADVISE = 1
-    DRAIN = 2
-    VERIFY = 3
-
-
-#: The word of the call :attr:`Call.ADVISE` that holds how many pages it takes at most.
+#: Rows of the system calls that are made together (:mod:`kdamon.lib.syscall_batch`). The first one runs this program.
+#: One for each target follows: process_madvise() on what was listed of it. The program sets their numbers and ranges;
+#: where something else has to be done first, the first of them gets no number. Then moving the advised pages to their
+#: LRU lists, and this program, to look at them again.
+RUN: Final = 0
+ADVISE: Final = 1
+#: Rows besides those of the targets.
+OTHERS: Final = 3
+#: The word of the row :data:`RUN` that holds how many pages of a target may be advised so.
 MOST: Final = 6
 
 _SIZE: Final = 64
 _SHIFT: Final = 6
-_CALLS_AT: Final = HEADER_SIZE
-_TARGETS_AT: Final = _CALLS_AT + 8 * WORDS * len(Call)
+_TARGETS_AT: Final = HEADER_SIZE
 _ROWS_AT: Final = _TARGETS_AT + _SIZE * TARGETS
 _RANDOM_AT: Final = _ROWS_AT + _SIZE * CAPACITY
 _RANGES_AT: Final = _RANDOM_AT + 8 * RANDOM
 _LISTED_AT: Final = _RANGES_AT + 16 * CAPACITY
 _HARD_AT: Final = _LISTED_AT + 4 * CAPACITY
-_END: Final = _HARD_AT + 4 * CAPACITY
+_CALLS_AT: Final = _HARD_AT + 4 * CAPACITY
+_END: Final = _CALLS_AT + 8 * WORDS * (TARGETS + OTHERS)
 
 #: Slots of the frame.
 _INDEX: Final = FRAME
@@ -180,7 +180,8 @@ class IntervalProgram:
     :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
     :ivar words: the header, as numbers.
     :ivar rows: shape (CAPACITY, 8).
-    :ivar calls: shape (len(Call), WORDS); those for this program are there.
+    :ivar calls: shape (TARGETS + OTHERS, WORDS).
+    :ivar run_call: number and arguments of the system call that runs the program.
     :ivar calls_at: their address.
     :ivar targets: shape (TARGETS, 8).
     :ivar random: shape (RANDOM,).
@@ -196,22 +197,21 @@ class IntervalProgram:
         self._own = own
         self._array = Array(-(-_END // PAGE_SIZE) * PAGE_SIZE)
         try:
-            self._program = Program(self._assemble(), "kdamon_interval", ("target", "row", "verify"))
+            self._program = Program(self._assemble(), "kdamon_interval", ("target", "row", "verify", "advise"))
         except BaseException:
             self._array.close()
             raise
         whole = np.frombuffer(self._array.memory, dtype=np.uint8)
         whole[:HEADER_SIZE].view(np.uint64)[:] = header
         self.words = (ctypes.c_uint64 * (HEADER_SIZE // 8)).from_buffer(self._array.memory)
-        self.calls: U64Array = whole[_CALLS_AT:_TARGETS_AT].view(np.uint64).reshape(-1, WORDS)
+        self.calls: U64Array = whole[_CALLS_AT:_END].view(np.uint64).reshape(-1, WORDS)
         self.calls_at = int(self.calls.ctypes.data)
-        for place in (Call.RUN, Call.VERIFY):
-            self.calls[place, :4] = self._program.run_call
+        self.run_call = self._program.run_call
         self.targets: U64Array = whole[_TARGETS_AT:_ROWS_AT].view(np.uint64).reshape(-1, 8)
         self.rows: U64Array = whole[_ROWS_AT:_RANDOM_AT].view(np.uint64).reshape(-1, 8)
         self.random: U64Array = whole[_RANDOM_AT:_RANGES_AT].view(np.uint64)
         self.listed = whole[_LISTED_AT:_HARD_AT].view(np.uint32)
-        self.hard = whole[_HARD_AT:_END].view(np.uint32)
+        self.hard = whole[_HARD_AT:_CALLS_AT].view(np.uint32)
         self.ranges: U64Array = whole[_RANGES_AT:_LISTED_AT].view(np.uint64).reshape(-1, 2)
         self.ranges_at = int(self.ranges.ctypes.data)
         self.run = self._program.run
@@ -246,11 +246,12 @@ class IntervalProgram:
         self._target(asm)
         self._row(asm)
         self._verify(asm)
+        self._advise(asm)
         return asm
 
     @staticmethod
     def _go_on(asm: Assembler) -> None:
-        """Let the calls after this run be made if they are all that is to be done: few small pages of one target."""
+        """Let the calls after this run be made if they are all that is to be done: few small pages of each target."""
         asm.load(R1, R9, 8 * IntervalWord.MODE)
         asm.jump_if("jset", R1, BEGIN, "begun")
         asm.jump("leave")
@@ -258,18 +259,49 @@ class IntervalProgram:
         for word in (IntervalWord.ENDED, IntervalWord.WAITED_FOR, IntervalWord.HUGE, IntervalWord.HARD):
             asm.load(R1, R9, 8 * word)
             asm.jump_if("jne", R1, 0, "leave")
-        asm.load(R1, R9, 8 * IntervalWord.TARGETS)
-        asm.jump_if("jne", R1, 1, "leave")
         asm.load(R1, R9, 8 * IntervalWord.LISTED)
         asm.jump_if("jeq", R1, 0, "leave")
-        advise = _CALLS_AT + 8 * WORDS * Call.ADVISE
-        asm.load(R2, R9, advise + 8 * MOST)
-        asm.jump_if_reg("jgt", R1, R2, "leave")
-        asm.store(8, R9, advise + 8 * 3, R1)
-        asm.op("mov", R1, NR_PROCESS_MADVISE)
-        asm.store(8, R9, advise, R1)
         asm.op("mov", R1, VERIFY)
         asm.store(8, R9, 8 * IntervalWord.MODE, R1)
+        asm.op("mov", R1, 0)
+        asm.store(8, R9, 8 * IntervalWord.OFFSET, R1)
+        IntervalProgram._loop(asm, IntervalWord.TARGETS, "advise")
+
+    def _advise(self, asm: Assembler) -> None:
+        """For each target: the call that advises what is listed of it."""
+        self._begin(asm, "advise", TARGETS)
+        asm.op("lsh", R6, _SHIFT)
+        # R5 becomes the row of the call, R6 the target.
+        asm.op_reg("mov", R5, R6)
+        asm.op_reg("add", R5, R9)
+        asm.op("add", R5, _CALLS_AT + 8 * WORDS * ADVISE)
+        asm.op_reg("add", R6, R9)
+        asm.op("add", R6, _TARGETS_AT)
+        asm.load(R7, R6, 8 * Target.LISTED)
+        asm.load(R8, R9, 8 * IntervalWord.OFFSET)
+        asm.op_reg("mov", R4, R9)
+        asm.op("add", R4, _CALLS_AT)
+        asm.load(R2, R4, 8 * (WORDS * RUN + MOST))
+        asm.jump_if_reg("jgt", R7, R2, "too many")
+        asm.op("mov", R1, NR_GETPID)
+        asm.jump_if("jeq", R7, 0, "no page")
+        asm.store(8, R5, 8 * 3, R7)
+        asm.load(R2, R6, 8 * Target.RANGES)
+        asm.op_reg("mov", R3, R8)
+        asm.op("lsh", R3, 4)
+        asm.op_reg("add", R2, R3)
+        asm.store(8, R5, 8 * 2, R2)
+        asm.op("mov", R1, NR_PROCESS_MADVISE)
+        asm.label("no page")
+        asm.store(8, R5, 0, R1)
+        asm.op_reg("add", R8, R7)
+        asm.store(8, R9, 8 * IntervalWord.OFFSET, R8)
+        asm.jump("advise next")
+        asm.label("too many")
+        asm.op("mov", R1, -1)
+        asm.store(8, R4, 8 * WORDS * ADVISE, R1)
+        asm.jump("advise stop")
+        self._end(asm, "advise")
 
     @staticmethod
     def _loop(asm: Assembler, count: int, callback: str) -> None:

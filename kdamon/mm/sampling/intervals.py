@@ -19,21 +19,23 @@ import numpy as np
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscall_batch import RESULT, WORDS, runner
-from kdamon.lib.syscalls import NR_MADVISE
+from kdamon.lib.syscalls import NR_MADVISE, NR_PROCESS_MADVISE
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
 from kdamon.mm.bpf.interval_program import (
+    ADVISE,
     BEGIN,
     CAPACITY,
     END,
     MOST,
     NOT_CLEARED,
+    OTHERS,
     RANDOM,
+    RUN,
     RWSEM_FLAG_WAITERS,
     TARGETS,
     VERIFY,
     WIDE,
-    Call,
     IntervalProgram,
     IntervalWord,
     Row,
@@ -51,11 +53,10 @@ _PAGE_MASK: Final = ~np.uint64(PAGE_SIZE - 1)
 _FLAGS: Final = np.uint64(0xFF)
 
 #: Words of the calls: a number that the program sets, and results.
-_ADVISE: Final = WORDS * Call.ADVISE
-_MOST: Final = WORDS * Call.ADVISE + MOST
-_ADVISED: Final = WORDS * Call.ADVISE + RESULT
-_RAN: Final = WORDS * Call.RUN + RESULT
-_CALLS: Final = len(Call)
+_ADVISE: Final = WORDS * ADVISE
+_MOST: Final = WORDS * RUN + MOST
+_ADVISED: Final = WORDS * ADVISE + RESULT
+_RAN: Final = WORDS * RUN + RESULT
 
 #: Pages that are cleared in one call, because the target's mmap_lock is held for it: some 0.1 ms where no other CPU has
 #: to be interrupted, and otherwise the least that :mod:`kdamon.mm.actions.madvise` takes.
@@ -98,12 +99,10 @@ class LinuxIntervals:
         self._reading: list[PageTableSpace] = []
         self._placement: Placement | None = None
         self._make_calls = runner()
-        calls = self._program.calls
-        calls[Call.ADVISE, 2:6] = self._program.ranges_at, 0, MADV_COLD, 0
-        calls[Call.DRAIN, :4] = NR_MADVISE, spare_page(), PAGE_SIZE, MADV_COLD
+        self._program.calls[RUN, :4] = self._program.run_call
         #: The same as numbers.
         self._calls_at = self._program.calls_at
-        self._calls = (ctypes.c_int64 * calls.size).from_address(self._calls_at)
+        self._calls = (ctypes.c_int64 * (2 * WORDS)).from_address(self._calls_at)
 
     @property
     def addrs(self) -> U64Array:
@@ -156,15 +155,27 @@ class LinuxIntervals:
         program.rows[: self._count, Row.COUNTS] = 0
         program.targets[: len(spaces)] = 0
         program.targets[: len(spaces), Target.MM] = [one.mm for one in spaces]
+        program.targets[: len(spaces), Target.RANGES] = program.ranges_at
         program.random[: random.size] = random.ravel()
         program.words[IntervalWord.ROWS] = self._count
         program.words[IntervalWord.TARGETS] = len(spaces)
-        program.calls[Call.ADVISE, 1] = spaces[0].pidfd
+        self._set_calls(spaces)
         self._reading = [one.space for one in spaces]
         self._samples = 0
         self._placement = self._placement or Placement()
         self._placement.begin()
         return self._run(BEGIN)
+
+    def _set_calls(self, spaces: Sequence[_Space]) -> None:
+        """Write what is the same of the system calls of each sample."""
+        calls = self._program.calls
+        count = len(spaces)
+        advise = calls[ADVISE : ADVISE + count]
+        advise[:, 1] = [one.pidfd for one in spaces]
+        advise[:, 4] = MADV_COLD
+        advise[:, 5] = 0
+        calls[ADVISE + count, :4] = NR_MADVISE, spare_page(), PAGE_SIZE, MADV_COLD
+        calls[ADVISE + count + 1, :4] = self._program.run_call
 
     def follow(self) -> bool:
         """See :class:`kdamon.mm.IntervalSampler`."""
@@ -217,9 +228,17 @@ class LinuxIntervals:
         if not advised:
             if listed or words[IntervalWord.HARD]:
                 self._clear()
-        elif words[IntervalWord.HARD] or self._calls[_ADVISED] != PAGE_SIZE * listed:
+        elif words[IntervalWord.HARD] or self._advised() != PAGE_SIZE * listed:
             self._clear_rest()
         return True
+
+    def _advised(self) -> int:
+        """How many bytes the kernel advised, less where it refused some."""
+        if len(self._spaces) == 1:
+            return self._calls[_ADVISED]
+        calls = self._program.calls[ADVISE : ADVISE + len(self._spaces)]
+        made = calls[:, 0] == np.uint64(NR_PROCESS_MADVISE)
+        return int(calls[made, RESULT].view(np.int64).sum())
 
     def _run_program(self, placement: Placement) -> bool:
         """Run the program; returns whether the calls were made that clear what it listed, and look at that again."""
@@ -231,7 +250,7 @@ class LinuxIntervals:
             # It may have asked for them.
             self._program.words[IntervalWord.MODE] = 0
             return False
-        self._make_calls(self._calls_at, _CALLS)
+        self._make_calls(self._calls_at, len(self._spaces) + OTHERS)
         if calls[_RAN] < 0:
             self._program.run()
             return False
@@ -241,7 +260,7 @@ class LinuxIntervals:
         """Make the pages old that are young although they were advised to be cleared."""
         program = self._program
         rows = program.hard[: program.words[IntervalWord.HARD]]
-        if self._calls[_ADVISED] != PAGE_SIZE * program.words[IntervalWord.LISTED]:
+        if self._advised() != PAGE_SIZE * program.words[IntervalWord.LISTED]:
             rows = program.listed[: program.words[IntervalWord.LISTED]]
         self._clear_rows(np.unique(rows).astype(np.intp), ())
 
