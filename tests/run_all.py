@@ -47,7 +47,7 @@ def run_real(words: list[str]) -> tuple[int, list[str]]:
 
 def main(words: list[str]) -> int:
     """Run both parts; return 0 if all tests passed."""
-    pure = pytest("pure tests", "-m", "not real", "-n", "auto", "--dist", "loadfile", *words)
+    pure = pytest("pure tests", "-m", "not real", "-n", "auto", "--dist", "worksteal", *words)
     real, flaky = run_real(words)
     print("\n==== all tests ====")
     if flaky:

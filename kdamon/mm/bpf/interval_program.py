@@ -16,11 +16,11 @@ import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
-from kdamon.lib.syscall_batch import WORDS
 from kdamon.lib.syscalls import NR_GETPID, NR_PROCESS_MADVISE
 from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
+from kdamon.mm.syscall_batch import WORDS
 
 __all__ = [
     "ADVISE",
@@ -128,7 +128,7 @@ class Target:
     RANGES: Final = 4
 
 
-#: Rows of the system calls that are made together (:mod:`kdamon.lib.syscall_batch`). The first one runs this program.
+#: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). The first one runs this program.
 #: One for each target follows: process_madvise() on what was listed of it. The program sets their numbers and ranges;
 #: where something else has to be done first, the first of them gets no number. Then moving the advised pages to their
 #: LRU lists, and this program, to look at them again.

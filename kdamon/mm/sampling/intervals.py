@@ -18,7 +18,6 @@ import numpy as np
 
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
-from kdamon.lib.syscall_batch import RESULT, WORDS, runner
 from kdamon.lib.syscalls import NR_MADVISE, NR_PROCESS_MADVISE
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
@@ -46,6 +45,7 @@ from kdamon.mm.mman import MADV_COLD
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
 from kdamon.mm.sampling.placement import Placement
+from kdamon.mm.syscall_batch import RESULT, WORDS, runner
 
 __all__ = ["LinuxIntervals"]
 

@@ -22,9 +22,9 @@ import numpy as np
 from kdamon.arrays import I64Array, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.rights import needs_linux
-from kdamon.lib.syscall_batch import RESULT, WORDS, make_calls
 from kdamon.lib.syscalls import NR_IOCTL, NR_USERFAULTFD, checked, syscall
 from kdamon.mm.mmap_lock import CallSize, held
+from kdamon.mm.syscall_batch import RESULT, WORDS, make_calls
 
 __all__ = [
     "FILE",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from kdamon.arrays import U64Array
-from kdamon.lib import syscall_batch
+from kdamon.mm import syscall_batch
 from kdamon.mm.inject.requests import launch
 from kdamon.mm.proc.maps import parse
 from kdamon.mm.sampling.uffd import HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Batch, Pages, Userfaultfd

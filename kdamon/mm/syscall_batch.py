@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kdamon.arrays import U64Array
+from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.syscalls import call, syscall
 
 __all__ = ["RESULT", "WORDS", "make_calls", "runner"]
@@ -65,10 +66,10 @@ def runner() -> Callable[[int, int], None] | None:
     """A function that makes the calls of rows, by their address and number; None where no memory may be executable."""
     if platform.machine() != "x86_64":
         return None
-    memory = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(_LOOP)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    size = ctypes.c_size_t(mmap.PAGESIZE)
+    size = ctypes.c_size_t(PAGE_SIZE)
     if (failed := call("mprotect", ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC)) < 0:
         log.info("system calls are not batched: %s", os.strerror(-failed))
         return None

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kdamon.arrays import U64Array
-from kdamon.lib import syscall_batch
-from kdamon.lib.syscall_batch import RESULT, WORDS, make_calls
+from kdamon.mm import syscall_batch
+from kdamon.mm.syscall_batch import RESULT, WORDS, make_calls
 
 NR_READ, NR_WRITE, NR_MMAP, NR_MUNMAP, NR_GETPID = 0, 1, 9, 11, 39
 
