@@ -1002,6 +1002,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         if time_after_eq(ctx.passed_sample_intervals, next_ops_update_sis):
             sample = ctx.attrs.sample_interval or 1
             ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
+            _rest(ctx)
             ops.update(ctx)
 
 
@@ -1018,8 +1019,10 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     intervals = _Intervals(ctx)
     if sampling and not primitives.page_fault and (quiet := _quiet_intervals(ctx, ops)):
         ops.sample_intervals(ctx, quiet, intervals.passed)
-    elif sampling:
-        ops.prepare_access_checks(ctx)
+    else:
+        _rest(ctx)
+        if sampling:
+            ops.prepare_access_checks(ctx)
     if do_prep:
         ops.prep_probes(ctx, not sampling)
 
@@ -1060,12 +1063,25 @@ def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
 
 def _kdamond_wanted(ctx: damon_ctx) -> bool:
     """Return whether anything is to be done at the end of this sampling interval but to count its samples."""
-    if ctx.walk_control is not None or (ctx.reports is not None and ctx.reports.pending()):
-        return True
+    return ctx.walk_control is not None or _is_called(ctx) or (ctx.reports is not None and ctx.reports.pending())
+
+
+def _is_called(ctx: damon_ctx) -> bool:
+    """Return whether some caller waits for its function to be called."""
     for control in ctx.call_controls:  # noqa: SIM110 -- twenty times between two aggregations
         if not control.repeat:
             return True
     return False
+
+
+def _is_due(ctx: damon_ctx, s: damos) -> bool:
+    return time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)
+
+
+def _rest(ctx: damon_ctx) -> None:
+    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
+    if ctx.interval_sampler is not None:
+        ctx.interval_sampler.rest()
 
 
 class _Intervals:
@@ -1103,6 +1119,8 @@ def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:
 
 def _kdamond_serve(ctx: damon_ctx) -> bool:
     """Make the calls, wait while paused, and apply the schemes; returns False if the kdamond has to end."""
+    if ctx.pause or _is_called(ctx) or any(_is_due(ctx, s) for s in ctx.schemes):
+        _rest(ctx)
     kdamond_call(ctx, cancel=False)
     if ctx.maybe_corrupted:
         return False
@@ -1122,6 +1140,7 @@ def kdamond_wait_activation(ctx: damon_ctx) -> bool:
         if not wait_us:
             return True
         assert ctx.kdamond is not None
+        _rest(ctx)
         ctx.deadline = ctx.clock.now() + wait_us * NSEC_PER_USEC
         ctx.clock.sleep_until(ctx.deadline, ctx.kdamond.wake)
         kdamond_call(ctx, cancel=False)

@@ -16,7 +16,13 @@ from kdamon.arrays import U64Array
 from kdamon.damon import damon_ctx, damon_target
 from kdamon.mm import IntervalSampler, IntervalTarget
 
-__all__ = ["Intervals", "begin_intervals"]
+__all__ = ["Intervals", "begin_intervals", "make_sampler"]
+
+
+def make_sampler(ctx: damon_ctx) -> None:
+    """Make what :func:`begin_intervals` needs: to do so takes longer than a sampling interval."""
+    if ctx.interval_sampler is None and ctx.machine is not None:
+        ctx.interval_sampler = ctx.machine.interval_sampler()
 
 
 def begin_intervals(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> Intervals | None:
@@ -26,10 +32,9 @@ def begin_intervals(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) ->
     :returns: None if there is no :class:`kdamon.mm.IntervalSampler` for them; then nothing is begun.
     """
     rows = sum(len(t.regions) for t in targets)
-    if ctx.machine is None or not rows:
+    if not rows:
         return None
-    if ctx.interval_sampler is None:
-        ctx.interval_sampler = ctx.machine.interval_sampler()
+    make_sampler(ctx)
     sampler = ctx.interval_sampler
     nr = min(nr + 1, sampler.at_once(rows)) if sampler is not None else 0
     if sampler is None or not nr:

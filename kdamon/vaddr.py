@@ -27,7 +27,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals
+from kdamon.intervals import begin_intervals, make_sampler
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX, USEC_PER_SEC
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
@@ -147,6 +147,7 @@ def damon_va_init(ctx: damon_ctx) -> None:
         _take_task(t, ctx)
         if not len(t.regions):
             _damon_va_set_three_regions(t, ctx)
+    _make_ready(ctx)
 
 
 def fva_init(ctx: damon_ctx) -> None:
@@ -156,6 +157,12 @@ def fva_init(ctx: damon_ctx) -> None:
     """
     for t in ctx.adaptive_targets:
         _take_task(t, ctx)
+    _make_ready(ctx)
+
+
+def _make_ready(ctx: damon_ctx) -> None:
+    if _primitive(ctx) == Primitive.PAGE_TABLE and any(t.task is not None for t in ctx.adaptive_targets):
+        make_sampler(ctx)
 
 
 def _take_task(t: damon_target, ctx: damon_ctx, birth: int | None = None) -> None:
@@ -227,6 +234,8 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
             ready.append(t)
     intervals = begin_intervals(ctx, ready, nr)
     if intervals is None:
+        if ctx.interval_sampler is not None:
+            ctx.interval_sampler.rest()
         assert ctx.ops is not None
         ctx.ops.prepare_access_checks(ctx)
         return

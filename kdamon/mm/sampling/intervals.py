@@ -126,7 +126,7 @@ class LinuxIntervals:
         self._known.clear()
         self._program.close()
         if self._placement is not None:
-            self._placement.end()
+            self._placement.rest()
 
     @staticmethod
     def at_once(rows: int) -> int:
@@ -193,6 +193,11 @@ class LinuxIntervals:
             counts[:] = before
         return answers
 
+    def rest(self) -> None:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        if self._placement is not None:
+            self._placement.rest()
+
     def _pin(self, targets: Sequence[IntervalTarget]) -> list[_Space] | None:
         """The address spaces of ``targets``, None if any of them must be sampled by itself."""
         spaces = []
@@ -218,7 +223,6 @@ class LinuxIntervals:
         words[IntervalWord.RANDOM] = self._samples * self._count
         advised = self._run_program(placement)
         if words[IntervalWord.ENDED] or not mode & BEGIN:
-            placement.end()
             return not mode & BEGIN
         self._samples += 1
         if self._reading:

@@ -5,8 +5,9 @@ To make pages old, the kernel flushes them from the TLBs of the CPUs that the ta
 (``arch/x86/mm/tlb.c: flush_tlb_mm_range()``). To interrupt another CPU costs some microseconds a page, and both wait;
 on the target's own CPU there is nobody to interrupt. So the kdamond moves there if the target runs on that one alone.
 
-There it has to wake up beside a busy target: during its samples it has real-time priority where that is allowed. What
-it does then is a matter of microseconds, and if it takes more than :data:`_SHARE` of a CPU it goes on without.
+There it has to run in time beside a busy target: while it samples and merges it has real-time priority where that is
+allowed. What others want of it, and all that may take long, it does without; and if that takes more than
+:data:`_SHARE` of a CPU it goes on without.
 """
 
 from __future__ import annotations
@@ -58,16 +59,21 @@ class Placement:
         return self._at != 0
 
     def begin(self) -> None:
-        """Samples follow: be where they are cheap, with real-time priority if that is allowed."""
+        """Samples follow, and merging: be where they are cheap, with real-time priority if that is allowed."""
         if self._at:
             self._bind(self._at)
         self._priority.take()
 
-    def end(self) -> None:
-        """Other work follows, here or in children: run anywhere, as before."""
-        self._priority.give_back()
+    def rest(self) -> None:
+        """Other work follows, here or in children: run anywhere, as before, but begin where the target does not run.
+
+        Beside it, without real-time priority, this thread would wait for some milliseconds.
+        """
         if self._at:
+            if others := self._mask & ~self._at:
+                self._bind(others)
             self._bind(self._mask)
+        self._priority.give_back()
 
     def _bind(self, mask: int) -> bool:
         """Let this thread run on the CPUs of ``mask`` only; False: a cpuset took them away."""
@@ -92,14 +98,18 @@ class _RealTime:
 
     def __init__(self) -> None:
         self._taken = self._refused = False
+        #: Since when the time is measured that was spent with it, and that time; nanoseconds.
         self._since = time.monotonic_ns()
         self._used = 0
-        self._not_before = 0
+        #: The thread's time when it was taken, or at the end of the last window.
         self._began = 0
+        self._not_before = 0
 
     def take(self) -> None:
         now = time.monotonic_ns()
-        if self._refused or now < self._not_before:
+        if now - self._since > _WINDOW:
+            self._check(now)
+        if self._taken or self._refused or now < self._not_before:
             return
         try:
             take_real_time()
@@ -109,14 +119,21 @@ class _RealTime:
             return
         self._taken = True
         self._began = time.thread_time_ns()
-        if now - self._since > _WINDOW:
-            if self._used > _SHARE * (now - self._since):
-                self._not_before = now + _PENALTY
-                log.info("samples take more than %d %% of a CPU: no real-time priority for a while", _SHARE * 100)
-            self._since, self._used = now, 0
 
     def give_back(self) -> None:
         if self._taken:
             self._taken = False
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
             self._used += time.thread_time_ns() - self._began
+
+    def _check(self, now: int) -> None:
+        """Do without for a while if too much of a window was spent with it."""
+        spent = time.thread_time_ns()
+        if self._taken:
+            self._used += spent - self._began
+            self._began = spent
+        if self._used > _SHARE * (now - self._since):
+            self.give_back()
+            self._not_before = now + _PENALTY
+            log.info("sampling takes more than %d %% of a CPU: no real-time priority for a while", _SHARE * 100)
+        self._since, self._used = now, 0

@@ -62,6 +62,9 @@ class SimIntervals:
         answers = [target.mm.end_sample(addrs) for target, addrs in zip(self._targets, self._parts, strict=True)]
         return np.concatenate(answers)
 
+    def rest(self) -> None:
+        """No thread is changed."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -12,11 +12,22 @@ from pathlib import Path
 import pytest
 
 import kdamon
+from kdamon.core import (
+    damon_add_target,
+    damon_kdamond_pid,
+    damon_new_ctx,
+    damon_new_target,
+    damon_select_ops,
+    damon_start,
+)
+from kdamon.damon import damon_ops_id
 from kdamon.lib.housekeeping import choose_cpus
 from kdamon.lib.process_status import stat_fields
+from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling import placement
 from kdamon.mm.sampling.placement import Placement
 from tests.support.capabilities import needs_root
+from tests.support.contexts import in_kdamond, stopped
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
@@ -98,17 +109,25 @@ def test_a_kdamond_stays_on_the_cpus_that_were_chosen(busy: subprocess.Popen[str
 
 @needs_root("monitors another process, with real-time priority")
 @pytest.mark.usefixtures("machine")
-def test_a_kdamond_samples_with_real_time_priority(busy: subprocess.Popen[str]) -> None:
-    """Of all its work only the samples have it."""
+def test_a_kdamond_samples_with_real_time_priority(machine: LinuxMachine, busy: subprocess.Popen[str]) -> None:
+    """What others have it do it does without."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except OSError:
         pytest.skip("kernel lacks: real-time priority for this control group")
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    with kdamon.monitor(pid=busy.pid, max_regions=100):
-        tid = kdamond()
-        for wanted in (os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO):
-            eventually(lambda wanted=wanted: policy(tid) == wanted, f"scheduling policy {wanted}", pause=0.0001)
+    ctx = damon_new_ctx(1)
+    ctx.machine = machine
+    damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
+    t = damon_new_target()
+    t.pid = busy.pid
+    damon_add_target(ctx, t)
+    damon_start([ctx], exclusive=False)
+    with stopped(ctx):
+        tid = damon_kdamond_pid(ctx)
+        for _ in range(3):
+            eventually(lambda: policy(tid) == os.SCHED_FIFO, "real-time priority")
+            assert os.SCHED_OTHER == in_kdamond(ctx, lambda: os.sched_getscheduler(0))
 
 
 @needs_root("monitors another process, with real-time priority")
@@ -121,13 +140,12 @@ def test_samples_that_take_long_lose_real_time_priority(monkeypatch: pytest.Monk
     if policy(os.getpid()) != os.SCHED_FIFO:
         pytest.skip("kernel lacks: real-time priority for this control group")
     sum(range(10000))
-    place.end()
+    place.rest()
     place.begin()
-    place.end()
+    place.rest()
     place.begin()
     assert os.SCHED_OTHER == policy(os.getpid())
-    monkeypatch.setattr(placement._RealTime, "_not_before", 0, raising=False)
-    place.end()
+    place.rest()
 
 
 def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
@@ -141,11 +159,11 @@ def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
     for mask in (0, 1 << 200, 0, first):
         place.follow(mask)
     assert {OWN[0]} == os.sched_getaffinity(0)
-    place.end()
+    place.rest()
     assert set(OWN) == os.sched_getaffinity(0)
     place.begin()
     assert {OWN[0]} == os.sched_getaffinity(0)
     place.follow(0b11 << 200)
     place.follow(0b11 << 200)
     assert set(OWN) == os.sched_getaffinity(0)
-    place.end()
+    place.rest()
