@@ -48,7 +48,8 @@ ACCESSED: Final = PTE_ACCESSED
 #: The page is young, mapped once and on an LRU list: all that MADV_COLD asks of a page. Of 2 MiB pages that is known
 #: from Linux 6.10 on.
 CLEARABLE: Final = 0x40
-#: The page is young 4 KiB, no part of a larger folio, and not mapped exactly once: MADV_COLD leaves it alone.
+#: The page is young 4 KiB, and not all pages of its folio are mapped exactly once: MADV_COLD leaves it alone, or would
+#: split the folio. For folios of several pages that is known from Linux 6.10 on.
 SHARED: Final = 0x80
 
 #: Bytes before the addresses in the shared memory; after them the entries (8 bytes each) and the flags (1 byte each).
@@ -109,6 +110,11 @@ class PageLayout:
         self.large_mapcount: int | None = None
         with contextlib.suppress(OSError):
             self.large_mapcount = btf.offset("folio", "_large_mapcount")
+        #: The number of its pages, likewise; it was renamed in Linux 6.15.
+        self.nr_pages: int | None = None
+        for name in ("_nr_pages", "_folio_nr_pages"):
+            with contextlib.suppress(OSError):
+                self.nr_pages = btf.offset("folio", name)
         # Both were renamed on the way to separate memory descriptors.
         self.compound = _either(btf, "compound_head", "compound_info")
         self.index = _either(btf, "index", "__folio_index")
@@ -285,10 +291,12 @@ class PageWalk:
         asm.jump(large)
         asm.label(f"{prefix}folio")
         self._struct_page(asm, page, large)
+        counted = page.large_mapcount is not None and page.nr_pages is not None
+        tail, head = (f"{prefix}tail", f"{prefix}head") if counted else (large, large)
         self._page_member(asm, page.compound, large)
-        asm.jump_if("jset", R1, 1, large)
+        asm.jump_if("jset", R1, 1, tail)
         self._page_member(asm, page.flags, large)
-        asm.jump_if("jset", R1, page.head, large)
+        asm.jump_if("jset", R1, page.head, head)
         asm.store(8, R10, _KEPT, R1)
         self._page_member(asm, page.mapcount, large)
         # 32 bits, and 0 means one mapping.
@@ -299,6 +307,27 @@ class PageWalk:
         asm.op("mov", R2, 1 | PRESENT | ACCESSED | CLEARABLE)
         asm.jump_if("jset", R1, page.lru, f"{prefix}raw")
         asm.op("mov", R2, 1 | PRESENT | ACCESSED)
+        asm.jump(f"{prefix}raw")
+        if page.large_mapcount is not None and page.nr_pages is not None:
+            self._large(asm, prefix, page.large_mapcount, page.nr_pages)
+
+    def _large(self, asm: Assembler, prefix: str, mapcount: int, nr_pages: int) -> None:
+        """The flags of a young 4 KiB page of a larger folio: its struct page is in R8, or that of the head in R1."""
+        large = f"{prefix}large"
+        asm.label(f"{prefix}tail")
+        asm.op("add", R1, -1)
+        asm.op_reg("mov", R8, R1)
+        asm.label(f"{prefix}head")
+        self._page_member(asm, mapcount, large)
+        # 32 bits, one less than there are mappings of all its pages together.
+        asm.op("add", R1, 1)
+        asm.op("lsh", R1, 32)
+        asm.store(8, R10, _KEPT, R1)
+        self._page_member(asm, nr_pages, large)
+        asm.op("lsh", R1, 32)
+        asm.load(R3, R10, _KEPT)
+        asm.jump_if_reg("jeq", R1, R3, large)
+        asm.op("mov", R2, 1 | PRESENT | ACCESSED | LARGE | SHARED)
         asm.jump(f"{prefix}raw")
 
     @staticmethod
