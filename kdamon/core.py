@@ -1058,7 +1058,7 @@ def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
     passed = ctx.passed_sample_intervals
     events = [ctx.next_aggregation_sis, ctx.next_ops_update_sis, *(s.next_apply_sis for s in ctx.schemes)]
     left = min((ulong(event - passed) for event in events if not time_after_eq(passed, event)), default=0)
-    return min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1 if left else 0
+    return max(min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1, 0)
 
 
 def _kdamond_wanted(ctx: damon_ctx) -> bool:
@@ -1179,13 +1179,14 @@ def _kdamond_aggregated(ctx: damon_ctx, next_aggregation_sis: int) -> None:
 def _kdamond_done(ctx: damon_ctx) -> None:
     """Release everything: targets, reports, calls and walks; whatever fails, no caller waits for this kdamond."""
     try:
+        # A sample may be under way; a later kdamond of this context knows nothing of it.
+        sampler, ctx.interval_sampler, ctx.end_intervals = ctx.interval_sampler, None, None
+        if sampler is not None:
+            sampler.close()
         if ctx.reports is not None:
             unsubscribe_reports(ctx.reports)
         for t in list(ctx.adaptive_targets):
             damon_destroy_target(t, ctx)
-        if ctx.interval_sampler is not None:
-            ctx.interval_sampler.close()
-            ctx.interval_sampler = None
     finally:
         with ctx.call_controls_lock:
             ctx.call_controls_obsolete = True

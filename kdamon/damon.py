@@ -225,8 +225,8 @@ class damon_operations:
     :ivar sample_intervals: called instead of ``prepare_access_checks`` where nothing but sampling happens in the next
         ``nr`` sampling intervals (its second argument): takes up to so many of them as a whole, and begins one more.
         Calls its third argument at the end of each: that sleeps to the end of the interval, and returns whether the
-        interval may be followed by another one at once. Regions come out as by the other callbacks: a set that
-        replaces one of those has to leave this one out (no kernel counterpart).
+        interval may be followed by another one at once. Regions come out as by the other callbacks; vaddr's leaves
+        the work to these where a set replaces one of them (no kernel counterpart).
         (docs/deviations.md#many-sampling-intervals-in-one-callback)
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.

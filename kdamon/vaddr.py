@@ -225,6 +225,15 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
 
 def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> None:
     """Sample up to ``nr`` intervals as a whole, and begin one more, see :class:`kdamon.damon.damon_operations`."""
+    ops = ctx.ops
+    assert ops is not None
+    own = damon_va_prepare_access_checks, damon_va_check_accesses
+    if (ops.prepare_access_checks, ops.check_accesses) != own:
+        # A set that was made of this one, with callbacks of its own: these are called for each sampling interval.
+        if ctx.interval_sampler is not None:
+            ctx.interval_sampler.rest()
+        ops.prepare_access_checks(ctx)
+        return
     ready, absent = [], []
     for t in ctx.adaptive_targets:
         mm = _damon_va_ready(t, ctx)
@@ -236,8 +245,7 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
     if intervals is None:
         if ctx.interval_sampler is not None:
             ctx.interval_sampler.rest()
-        assert ctx.ops is not None
-        ctx.ops.prepare_access_checks(ctx)
+        damon_va_prepare_access_checks(ctx)
         return
     followed = 0
     look = _looks(ready, ctx.attrs.sample_interval)

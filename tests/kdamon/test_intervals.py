@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -202,6 +203,61 @@ def test_schemes_are_applied_when_they_are_due() -> None:
     (first, walked, second, walked_whole) = stats
     assert first == second
     assert walked and walked == walked_whole
+
+
+@pytest.mark.parametrize("callback", ["prepare_access_checks", "check_accesses"])
+def test_a_callback_that_was_replaced_is_called_for_each_interval(callback: str) -> None:
+    """Of a set made of vaddr by attrs.evolve(), which still has its sample_intervals."""
+    called: list[int] = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        assert ctx.ops is not None
+        replaced = getattr(ctx.ops, callback)
+
+        def own(ctx: damon_ctx) -> None:
+            called.append(ctx.passed_sample_intervals)
+            replaced(ctx)
+
+        ctx.ops = evolve(ctx.ops, **{callback: own})
+        return {}
+
+    _, ctx, _ = a_run(True, 1, hooks)
+    assert len(called) == ctx.passed_sample_intervals == 200
+
+
+def test_nothing_of_a_sample_is_left_when_the_kdamond_is_stopped_in_it() -> None:
+    """Neither what ends it, nor the sampler."""
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        def stop() -> None:
+            assert ctx.kdamond is not None
+            ctx.kdamond.wake.set()
+
+        return {107: stop}
+
+    _, ctx, followed = a_run(True, 2, hooks)
+    assert followed
+    assert (106, None, None) == (ctx.passed_sample_intervals, ctx.interval_sampler, ctx.end_intervals)
+
+
+def test_no_fewer_intervals_than_none_are_asked_for() -> None:
+    """Where a sampling interval is longer than what is taken as a whole."""
+    asked: list[int] = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        assert ctx.ops is not None
+        plain = ctx.ops.prepare_access_checks
+
+        def sample(ctx: damon_ctx, nr: int, _passed: Callable[[], bool]) -> None:
+            asked.append(nr)
+            plain(ctx)
+
+        ctx.ops = evolve(ctx.ops, sample_intervals=sample)
+        return {}
+
+    a_run(True, 60, hooks, sample_interval=2_000_000, aggr_interval=20_000_000)
+    a_run(True, 2, hooks)
+    assert asked and min(asked) > 0
 
 
 def test_random_numbers_are_the_same_drawn_at_once_and_one_by_one() -> None:
