@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from kdamon.lib.file_limit import files_ran_out
 from kdamon.lib.rights import MissingRights, may, needs_linux, refusal
 from kdamon.mm import Faults, Primitive
 from kdamon.mm.actions.madvise import Adviser
@@ -112,6 +113,8 @@ class LinuxMachine:
         self._lock = threading.Lock()
         self._accessed = primitive
         self._page_fault = PageFault()
+        #: The kernel refused the program for whole sampling intervals.
+        self._one_by_one = False
 
     @property
     def primitive(self) -> str:
@@ -151,11 +154,13 @@ class LinuxMachine:
 
     def interval_sampler(self) -> LinuxIntervals | None:
         """See :meth:`kdamon.mm.Machine.interval_sampler`; None without bpf_loop(), which came with Linux 5.17."""
-        if not isinstance(self._accessed_bits(), _PageTable):
+        if self._one_by_one or not isinstance(self._accessed_bits(), _PageTable):
             return None
         try:
             return LinuxIntervals(shared_walker())
         except OSError as error:
+            # It would be asked for again in each sampling interval.
+            self._one_by_one = not files_ran_out(error)
             log.info("sampling intervals are taken one by one: %s", error.strerror)
             return None
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
+from kdamon.lib.file_limit import files_ran_out
 from kdamon.lib.syscalls import NR_MADVISE, NR_PROCESS_MADVISE
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
@@ -69,13 +70,19 @@ class _Space:
 
     def __init__(self, space: PageTableSpace, walker: Walker) -> None:
         self.space = space
-        self.pagemap = os.dup(space.pagemap)
-        self.pidfd = os.dup(space.pidfd)
-        self.mm, self.pgd = walker.page_directory(self.pagemap)
+        self.pagemap = self.pidfd = -1
+        try:
+            self.pagemap = os.dup(space.pagemap)
+            self.pidfd = os.dup(space.pidfd)
+            self.mm, self.pgd = walker.page_directory(self.pagemap)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        os.close(self.pagemap)
-        os.close(self.pidfd)
+        for fd in (self.pagemap, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
 
 
 class LinuxIntervals:
@@ -206,7 +213,13 @@ class LinuxIntervals:
             if not isinstance(space, PageTableSpace) or not space.can_be_listed():
                 return None
             if space not in self._known:
-                self._known[space] = _Space(space, self._walker)
+                try:
+                    self._known[space] = _Space(space, self._walker)
+                except OSError as error:
+                    if not files_ran_out(error):
+                        raise
+                    # One by one it can be sampled without more files.
+                    return None
             spaces.append(self._known[space])
         if len(self._known) > len(spaces):
             wanted = {one.space for one in spaces}

@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace, IntervalTarget
-from kdamon.mm.bpf.walker import shared_walker
-from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.bpf.program import Helper
+from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling import intervals
 from kdamon.mm.sampling.intervals import LinuxIntervals
 from tests.support.process_memory import space_of
+from tests.support.sampling import open_files
 from tests.support.waiting import eventually
 from tests.support.workload import Workload
 
@@ -113,6 +116,53 @@ def test_nothing_is_left_of_closed_intervals(machine: LinuxMachine, program: Pat
         # The shared memory goes with its last view.
         del sampler
     assert before == (set(os.listdir("/proc/self/fd")), os.sched_getaffinity(0), os.sched_getscheduler(0))
+
+
+@contextmanager
+def files_left(count: int) -> Iterator[None]:
+    """This process can open ``count`` more files."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(first_free)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + count, limits[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_files_for_it_no_intervals_are_begun(
+    machine: LinuxMachine, program: Path, sampler: LinuxIntervals
+) -> None:
+    """One by one there are samples as before; no file stays open, and the next one can be begun."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        before = open_files()
+        for left in (0, 1):
+            with files_left(left):
+                assert not sampler.begin([each_page(mm, work)], numbers(4, PAGES))
+            assert before == open_files()
+        assert sampler.begin([each_page(mm, work)], numbers(4, PAGES))
+        sampler.end()
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_kernel_that_cannot_run_the_program_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verifier would refuse the program in each sampling interval; a shortage of files passes."""
+    asked: list[object] = []
+
+    def counted(walker: Walker) -> LinuxIntervals:
+        asked.append(walker)
+        return LinuxIntervals(walker)
+
+    with closing(linux_machine("page_table")) as here:
+        monkeypatch.setattr("kdamon.mm.linux.machine.LinuxIntervals", counted)
+        with files_left(0):
+            assert [None, None] == [here.interval_sampler(), here.interval_sampler()]
+        assert 2 == len(asked)
+        # As before Linux 5.17: there is no such function.
+        monkeypatch.setattr(Helper, "LOOP", 1 << 20)
+        assert [None, None] == [here.interval_sampler(), here.interval_sampler()]
+        assert 3 == len(asked)
 
 
 def test_more_than_there_is_room_for_is_refused(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
