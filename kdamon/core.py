@@ -53,6 +53,7 @@ from kdamon.damos import (
 from kdamon.damos_quota import damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density.estimator import adjust_regions_by_density, forget_density
+from kdamon.intervals import rest
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -725,6 +726,7 @@ def kdamond_call(ctx: damon_ctx, cancel: bool) -> None:
     """Make or cancel the requested calls."""
     if not ctx.call_controls:
         return
+    rest(ctx)
     with ctx.call_controls_lock:
         controls, ctx.call_controls = ctx.call_controls, []
     keep: list[damon_call_control] = []
@@ -1002,7 +1004,7 @@ def _kdamond_loop(ctx: damon_ctx) -> None:
         if time_after_eq(ctx.passed_sample_intervals, next_ops_update_sis):
             sample = ctx.attrs.sample_interval or 1
             ctx.next_ops_update_sis = next_ops_update_sis + ctx.attrs.ops_update_interval // sample
-            _rest(ctx)
+            rest(ctx)
             ops.update(ctx)
 
 
@@ -1020,7 +1022,7 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     if sampling and not primitives.page_fault and (quiet := _quiet_intervals(ctx, ops)):
         ops.sample_intervals(ctx, quiet, intervals.passed)
     else:
-        _rest(ctx)
+        rest(ctx)
         if sampling:
             ops.prepare_access_checks(ctx)
     if do_prep:
@@ -1078,12 +1080,6 @@ def _is_due(ctx: damon_ctx, s: damos) -> bool:
     return time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)
 
 
-def _rest(ctx: damon_ctx) -> None:
-    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
-    if ctx.interval_sampler is not None:
-        ctx.interval_sampler.rest()
-
-
 class _Intervals:
     """Sampling intervals that pass within :attr:`kdamon.damon.damon_operations.sample_intervals`.
 
@@ -1119,8 +1115,8 @@ def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:
 
 def _kdamond_serve(ctx: damon_ctx) -> bool:
     """Make the calls, wait while paused, and apply the schemes; returns False if the kdamond has to end."""
-    if ctx.pause or _is_called(ctx) or any(_is_due(ctx, s) for s in ctx.schemes):
-        _rest(ctx)
+    if ctx.pause or any(_is_due(ctx, s) for s in ctx.schemes):
+        rest(ctx)
     kdamond_call(ctx, cancel=False)
     if ctx.maybe_corrupted:
         return False
@@ -1140,7 +1136,7 @@ def kdamond_wait_activation(ctx: damon_ctx) -> bool:
         if not wait_us:
             return True
         assert ctx.kdamond is not None
-        _rest(ctx)
+        rest(ctx)
         ctx.deadline = ctx.clock.now() + wait_us * NSEC_PER_USEC
         ctx.clock.sleep_until(ctx.deadline, ctx.kdamond.wake)
         kdamond_call(ctx, cancel=False)

@@ -27,7 +27,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals, make_sampler
+from kdamon.intervals import begin_intervals, make_sampler, rest
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX, USEC_PER_SEC
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
@@ -210,6 +210,7 @@ def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
         # they follow at once, because samples of the old ones would only show that nothing is there.
         # (docs/deviations.md#regions-follow-an-exec)
         if t.mm is not None and mm is not None and ctx.ops is not None:
+            rest(ctx)
             ctx.ops.update(ctx)
         t.mm = mm
     return mm
@@ -230,8 +231,7 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
     own = damon_va_prepare_access_checks, damon_va_check_accesses
     if (ops.prepare_access_checks, ops.check_accesses) != own:
         # A set that was made of this one, with callbacks of its own: these are called for each sampling interval.
-        if ctx.interval_sampler is not None:
-            ctx.interval_sampler.rest()
+        rest(ctx)
         ops.prepare_access_checks(ctx)
         return
     ready, absent = [], []
@@ -243,8 +243,7 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
             ready.append(t)
     intervals = begin_intervals(ctx, ready, nr)
     if intervals is None:
-        if ctx.interval_sampler is not None:
-            ctx.interval_sampler.rest()
+        rest(ctx)
         damon_va_prepare_access_checks(ctx)
         return
     followed = 0
@@ -253,6 +252,7 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
         followed += 1
         if not intervals.follow():
             intervals.give_up([t for t in ready if _damon_get_mm(t) is not t.mm])
+            rest(ctx)
             damon_va_prepare_access_checks(ctx)
             break
         if not next(look):

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
@@ -15,13 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdamon.access import damon_access_report
+from kdamon.arrays import U64Array
 from kdamon.core import damon_add_scheme, damon_add_target, damon_new_scheme, damon_new_target, run_ctx
 from kdamon.damon import damon_call_control, damon_ctx, damos_access_pattern, damos_action, damos_walk_control
 from kdamon.kernel import VirtualClock, rnd_state
+from kdamon.mm import IntervalTarget
 from kdamon.mm.sim.intervals import SimIntervals
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.regions import COLUMNS, Regions
 from kdamon.reports.deliver import damon_report_access
+from kdamon.vaddr import damon_va_mkold
 from tests.support.contexts import recorded, sim_ctx
 from tests.support.tables import effort
 
@@ -49,6 +53,14 @@ class CountedIntervals(SimIntervals):
     """Counts the samples that follow another one."""
 
     followed = 0
+    resting = True
+
+    def begin(self, targets: Sequence[IntervalTarget], random: U64Array) -> bool:
+        self.resting = False
+        return super().begin(targets, random)
+
+    def rest(self) -> None:
+        self.resting = True
 
     def follow(self) -> bool:
         self.followed += 1
@@ -238,6 +250,32 @@ def test_nothing_of_a_sample_is_left_when_the_kdamond_is_stopped_in_it() -> None
     _, ctx, followed = a_run(True, 2, hooks)
     assert followed
     assert (106, None, None) == (ctx.passed_sample_intervals, ctx.interval_sampler, ctx.end_intervals)
+
+
+@pytest.mark.parametrize("work", ["a repeated call", "an update", "one by one after a process ended"])
+def test_work_that_may_take_long_is_done_without_what_samples_have(work: str) -> None:
+    """Real-time priority, and a CPU beside the target."""
+    resting: list[bool] = []
+
+    def hooks(ctx: damon_ctx, machine: SimMachine) -> dict[int, Callable[[], None]]:
+        def note(_: object) -> None:
+            if isinstance(sampler := ctx.interval_sampler, CountedIntervals):
+                resting.append(sampler.resting)
+
+        assert ctx.ops is not None
+        update = ctx.ops.update
+        if work == "a repeated call":
+            ctx.call_controls.append(damon_call_control(note, repeat=True))
+        elif work == "an update":
+            ctx.ops = evolve(ctx.ops, update=lambda ctx: (note(ctx), update(ctx))[1])
+        else:
+            stack.enter_context(patch("kdamon.vaddr.damon_va_mkold", lambda *args: (note(args), damon_va_mkold(*args))))
+            return {107: machine.processes[11].exit}
+        return {}
+
+    with ExitStack() as stack:
+        a_run(True, 2, hooks, ops_update_interval=300_000)
+    assert resting and all(resting)
 
 
 def test_no_fewer_intervals_than_none_are_asked_for() -> None:

@@ -93,11 +93,21 @@ def take_real_time() -> None:
     os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
 
 
+def _is_usual() -> bool:
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_OTHER
+    except OSError:
+        # A C library without these calls (musl).
+        return False
+
+
 class _RealTime:
     """Real-time priority of this thread, now and then."""
 
     def __init__(self) -> None:
-        self._taken = self._refused = False
+        self._taken = False
+        #: The kernel refused it, or another scheduling policy was chosen for this thread: that stays.
+        self._refused = not _is_usual()
         #: Since when the time is measured that was spent with it, and that time; nanoseconds.
         self._since = time.monotonic_ns()
         self._used = 0
@@ -123,7 +133,11 @@ class _RealTime:
     def give_back(self) -> None:
         if self._taken:
             self._taken = False
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            try:
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            except PermissionError:
+                # Without CAP_SYS_NICE a resource limit allows the priority, but not to give up what children get.
+                os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
             self._used += time.thread_time_ns() - self._began
 
     def _check(self, now: int) -> None:

@@ -148,6 +148,48 @@ def test_samples_that_take_long_lose_real_time_priority(monkeypatch: pytest.Monk
     place.rest()
 
 
+@needs_root("chooses a scheduling policy")
+@pytest.mark.parametrize("chosen", [os.SCHED_BATCH, os.SCHED_IDLE, os.SCHED_RR])
+def test_a_policy_that_was_chosen_stays(chosen: int) -> None:
+    """As by chrt: it is the user's, whether it is more or less than kdamon would take."""
+    try:
+        os.sched_setscheduler(0, chosen, os.sched_param(5 if chosen == os.SCHED_RR else 0))
+    except OSError:
+        pytest.skip("kernel lacks: real-time priority for this control group")
+    try:
+        place = Placement()
+        place.begin()
+        during = policy(os.getpid())
+        place.rest()
+        assert (chosen, chosen) == (during, policy(os.getpid()))
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+#: Has no right any more to let its children have its priority, which it took from them before.
+LIMITED = """
+import os
+from kdamon.mm.sampling.placement import Placement
+place = Placement()
+place.begin()
+os.setresuid(65534, 65534, 65534)
+print(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+place.rest()
+print(os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK)
+"""
+
+
+@needs_root("becomes another user")
+def test_priority_is_given_back_without_rights() -> None:
+    """As where a resource limit allows it (ulimit -r), not CAP_SYS_NICE."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=100, check=False)
+    assert "" == done.stderr
+    during, after = map(int, done.stdout.split())
+    if during != os.SCHED_FIFO:
+        pytest.skip("kernel lacks: real-time priority for this control group")
+    assert os.SCHED_OTHER == after
+
+
 def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
     """What the scheduler moves about is not; nor a CPU that this thread may not use, nor several."""
     place = Placement()
