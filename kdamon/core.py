@@ -53,7 +53,6 @@ from kdamon.damos import (
 from kdamon.damos_quota import damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density.estimator import adjust_regions_by_density, forget_density
-from kdamon.intervals import rest
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -119,6 +118,7 @@ __all__ = [
     "kdamond_split_regions",
     "load_operations",
     "report_counters",
+    "rest",
     "run_ctx",
     "validate_ctx",
     "validate_regions",
@@ -1078,6 +1078,12 @@ def _is_called(ctx: damon_ctx) -> bool:
 
 def _is_due(ctx: damon_ctx, s: damos) -> bool:
     return time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)
+
+
+def rest(ctx: damon_ctx) -> None:
+    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
+    if ctx.interval_sampler is not None:
+        ctx.interval_sampler.rest()
 
 
 class _Intervals:

@@ -16,19 +16,13 @@ from kdamon.arrays import U64Array
 from kdamon.damon import damon_ctx, damon_target
 from kdamon.mm import IntervalSampler, IntervalTarget
 
-__all__ = ["Intervals", "begin_intervals", "make_sampler", "rest"]
+__all__ = ["Intervals", "begin_intervals", "make_sampler"]
 
 
 def make_sampler(ctx: damon_ctx) -> None:
     """Make what :func:`begin_intervals` needs: to do so takes longer than a sampling interval."""
     if ctx.interval_sampler is None and ctx.machine is not None:
         ctx.interval_sampler = ctx.machine.interval_sampler()
-
-
-def rest(ctx: damon_ctx) -> None:
-    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
-    if ctx.interval_sampler is not None:
-        ctx.interval_sampler.rest()
 
 
 def begin_intervals(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> Intervals | None:

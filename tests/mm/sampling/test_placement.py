@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,14 @@ def _busy() -> Iterator[subprocess.Popen[str]]:
 
 def kdamond() -> int:
     """The thread of the only kdamond of this process."""
-    threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
-    (found,) = (tid for tid in threads if "kdamond" in Path(f"/proc/self/task/{tid}/comm").read_text())
-    return found
+    found = []
+    for path in Path("/proc/self/task").iterdir():
+        # Other threads may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if "kdamond" in (path / "comm").read_text():
+                found.append(int(path.name))
+    (only,) = found
+    return only
 
 
 def policy(tid: int) -> int:
