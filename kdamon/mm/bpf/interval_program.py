@@ -87,8 +87,8 @@ class IntervalWord:
     #: Set by the program: whether pages of 2 MiB are listed.
     HUGE: Final = 13
     #: Set by the program: the CPUs that threads of the targets run on or are about to, a bit each; all are set if there
-    #: are too many threads to look at each, or CPUs from 64 on. Not mm_cpumask(), which keeps a CPU for up to a second
-    #: (Linux 6.14).
+    #: are too many threads to look at each, CPUs from 64 on, or a thread of real-time priority. Not mm_cpumask(), which
+    #: keeps a CPU for up to a second (Linux 6.14).
     CPUS: Final = 14
     #: Set by the program: for how many targets' mmap_lock some thread waits.
     WAITED_FOR: Final = 15
@@ -154,6 +154,8 @@ _END: Final = _CALLS_AT + 8 * WORDS * (TARGETS + OTHERS)
 _INDEX: Final = FRAME
 #: Threads of a process that are looked at.
 _THREADS: Final = 16
+#: Lower numbers are priorities of real-time threads (include/linux/sched/prio.h).
+_MAX_RT_PRIO: Final = 100
 
 
 class IntervalLayout:
@@ -169,6 +171,7 @@ class IntervalLayout:
         self.threads = btf.offset("signal_struct", "thread_head")
         self.thread = btf.offset("task_struct", "thread_node")
         self.on_rq = btf.offset("task_struct", "on_rq")
+        self.prio = btf.offset("task_struct", "prio")
         self.cpu = btf.offset("task_struct", "thread_info") + btf.offset("thread_info", "cpu")
 
 
@@ -377,6 +380,11 @@ class IntervalProgram:
             self._read_member(asm, own.on_rq - own.thread, "target next")
             asm.op("lsh", R1, 32)
             asm.jump_if("jeq", R1, 0, following)
+            # Beside a thread of real-time priority another one may never run. Deadlines have -1.
+            self._read_member(asm, own.prio - own.thread, "target next")
+            asm.op("add", R1, 1)
+            _low_half(asm, R1)
+            asm.jump_if("jlt", R1, _MAX_RT_PRIO + 1, f"thread {_THREADS}")
             self._read_member(asm, own.cpu - own.thread, "target next")
             asm.op("lsh", R1, 32)
             asm.op("rsh", R1, 32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -13,11 +15,13 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace, IntervalTarget
+from kdamon.mm.bpf.interval_program import IntervalWord
 from kdamon.mm.bpf.program import Helper
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling import intervals
 from kdamon.mm.sampling.intervals import LinuxIntervals
+from tests.support.capabilities import needs_root
 from tests.support.process_memory import space_of
 from tests.support.sampling import open_files
 from tests.support.waiting import eventually
@@ -163,6 +167,33 @@ def test_a_kernel_that_cannot_run_the_program_is_asked_once(monkeypatch: pytest.
         monkeypatch.setattr(Helper, "LOOP", 1 << 20)
         assert [None, None] == [here.interval_sampler(), here.interval_sampler()]
         assert 3 == len(asked)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="kernel lacks: a second CPU")
+@needs_root("gives another process real-time priority")
+def test_a_thread_of_real_time_priority_is_not_followed(machine: LinuxMachine) -> None:
+    """Beside one that never sleeps this thread would never run: it counts as one that runs on several CPUs."""
+    busy = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    cpu = max(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", busy]) as process, closing(LinuxIntervals(shared_walker())) as sampler:
+        try:
+            with space_of(machine, process.pid) as mm:
+                nothing = IntervalTarget(mm, np.array([4096], np.uint64), np.array([4096], np.uint64), wide=False)
+                assert sampler.begin([nothing], numbers(60000, 1))
+
+                def cpus() -> int:
+                    assert sampler.follow()
+                    return sampler._program.words[IntervalWord.CPUS]
+
+                os.sched_setaffinity(process.pid, {cpu})
+                eventually(lambda: cpus() == 1 << cpu, "a thread that runs")
+                try:
+                    os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(1))
+                except OSError:
+                    pytest.skip("kernel lacks: real-time priority for this control group")
+                eventually(lambda: cpus() == (1 << 64) - 1, "a thread that is not followed")
+        finally:
+            process.kill()
 
 
 def test_more_than_there_is_room_for_is_refused(machine: LinuxMachine, program: Path, sampler: LinuxIntervals) -> None:
