@@ -127,7 +127,8 @@ def test_cold_memory_is_paged_out_and_hot_memory_stays() -> None:
     [[start, end]] = process.resident().tolist()
     assert HEAP == start
     assert HEAP + 40 * MEBI <= end <= HEAP + 41 * MEBI
-    assert reclaim.stat.sz_applied == 102 * MEBI - (end - start)
+    # What is paged out at the edge of the hot memory comes back, and counts again.
+    assert 0 <= reclaim.stat.sz_applied - (102 * MEBI - (end - start)) <= MEBI
 
 
 def test_no_more_than_the_quota_is_tried_in_a_window() -> None:
@@ -215,9 +216,11 @@ def test_reported_memory_is_not_cold() -> None:
         resident[machine.clock.now() // 1_000_000_000] = process.resident().tolist()
 
     run(reclaim, reclaim.apply_parameters(), 20, watch)
-    [[start, end]] = resident[9]
+    # Of a region at its edge, of which a small part is reported, pages may be paged out and come back.
+    [[start, end], *edge] = resident[9]
     assert HEAP + 29 * MEBI <= start <= HEAP + 30 * MEBI
-    assert HEAP + 40 * MEBI <= end <= HEAP + 41 * MEBI
+    assert HEAP + 39 * MEBI <= end
+    assert max([end, *(last for _, last in edge)]) <= HEAP + 41 * MEBI
     assert [] == resident[19]
 
 
