@@ -1058,9 +1058,15 @@ def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
     if ops.sample_intervals is no_op or ctx.probes or ctx.report_counts or _kdamond_wanted(ctx):
         return 0
     passed = ctx.passed_sample_intervals
-    events = [ctx.next_aggregation_sis, ctx.next_ops_update_sis, *(s.next_apply_sis for s in ctx.schemes)]
-    left = min((ulong(event - passed) for event in events if not time_after_eq(passed, event)), default=0)
+    # A scheme that is not activated stays due, and nothing is done about it.
+    applied = (s.next_apply_sis for s in ctx.schemes if s.wmarks.activated)
+    left = min(_left(passed, event) for event in (ctx.next_aggregation_sis, ctx.next_ops_update_sis, *applied))
     return max(min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1, 0)
+
+
+def _left(passed: int, event: int) -> int:
+    """How many sampling intervals there are until ``event``; 0: it is due."""
+    return 0 if time_after_eq(passed, event) else ulong(event - passed)
 
 
 def _kdamond_wanted(ctx: damon_ctx) -> bool:

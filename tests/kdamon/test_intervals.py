@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -296,6 +297,47 @@ def test_no_fewer_intervals_than_none_are_asked_for() -> None:
     a_run(True, 60, hooks, sample_interval=2_000_000, aggr_interval=20_000_000)
     a_run(True, 2, hooks)
     assert asked and min(asked) > 0
+
+
+def test_what_is_due_in_each_interval_is_done_in_each() -> None:
+    """Updates and applications with shorter intervals than a sample; not of schemes that are not activated."""
+    found: list[tuple[list[int], list[int], int]] = []
+    for whole in (False, True):
+        updated: list[int] = []
+        applied: list[int] = []
+
+        def hooks(ctx: damon_ctx, _machine: SimMachine, updated: list[int] = updated) -> dict[int, Callable[[], None]]:
+            assert ctx.ops is not None
+            ctx.ops = evolve(ctx.ops, update=lambda ctx: updated.append(ctx.passed_sample_intervals))
+            return {}
+
+        def with_scheme(
+            ctx: damon_ctx, _machine: SimMachine, applied: list[int] = applied, activated: bool = True
+        ) -> dict[int, Callable[[], None]]:
+            pattern = damos_access_pattern(4096, 1 << 40, 0, 20, 0, 1 << 31)
+            s = damon_new_scheme(pattern, damos_action.DAMOS_COLD, apply_interval_us=1)
+            damon_add_scheme(ctx, s)
+            s.wmarks.activated = activated
+            assert ctx.ops is not None
+            apply = ctx.ops.apply_scheme
+            assert apply is not None
+
+            def noted(ctx: damon_ctx, *rest: Any) -> Any:
+                applied.append(ctx.passed_sample_intervals)
+                return apply(ctx, *rest)
+
+            ctx.ops = evolve(ctx.ops, apply_scheme=noted)
+            return {}
+
+        a_run(whole, 1, hooks, ops_update_interval=0)
+        a_run(whole, 1, with_scheme)
+        followed = a_run(whole, 1, partial(with_scheme, applied=[], activated=False))[2]
+        found.append((updated, applied, followed))
+    (updates, applications, none), (updates_whole, applications_whole, followed) = found
+    assert list(range(1, 201)) == updates == updates_whole
+    assert set(range(1, 201)) == set(applications)
+    assert applications == applications_whole
+    assert 0 == none < followed
 
 
 def test_random_numbers_are_the_same_drawn_at_once_and_one_by_one() -> None:

@@ -35,6 +35,7 @@ class Placement:
         self._cpus = frozenset(os.sched_getaffinity(0))
         self._mask = sum(1 << cpu for cpu in self._cpus)
         self._seen = self._at = 0
+        self._resting = True
         self._priority = _RealTime()
 
     def follow(self, mask: int) -> None:
@@ -60,6 +61,7 @@ class Placement:
 
     def begin(self) -> None:
         """Samples follow, and merging: be where they are cheap, with real-time priority if that is allowed."""
+        self._resting = False
         if self._at:
             self._bind(self._at)
         self._priority.take()
@@ -69,6 +71,9 @@ class Placement:
 
         Beside it, without real-time priority, this thread would wait for some milliseconds.
         """
+        if self._resting:
+            return
+        self._resting = True
         if self._at:
             if others := self._mask & ~self._at:
                 self._bind(others)

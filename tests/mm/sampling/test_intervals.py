@@ -25,7 +25,7 @@ from tests.support.capabilities import needs_root
 from tests.support.process_memory import space_of
 from tests.support.sampling import open_files
 from tests.support.waiting import eventually
-from tests.support.workload import Workload
+from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
 
 pytestmark = pytest.mark.real
 
@@ -169,12 +169,11 @@ def test_a_kernel_that_cannot_run_the_program_is_asked_once(monkeypatch: pytest.
         assert 3 == len(asked)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="kernel lacks: a second CPU")
+@pytest.mark.skipif(TARGET_CPU == MONITOR_CPU, reason="kernel lacks: a second CPU")
 @needs_root("gives another process real-time priority")
 def test_a_thread_of_real_time_priority_is_not_followed(machine: LinuxMachine) -> None:
     """Beside one that never sleeps this thread would never run: it counts as one that runs on several CPUs."""
     busy = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
-    cpu = max(os.sched_getaffinity(0))
     with subprocess.Popen([sys.executable, "-c", busy]) as process, closing(LinuxIntervals(shared_walker())) as sampler:
         try:
             with space_of(machine, process.pid) as mm:
@@ -185,8 +184,8 @@ def test_a_thread_of_real_time_priority_is_not_followed(machine: LinuxMachine) -
                     assert sampler.follow()
                     return sampler._program.words[IntervalWord.CPUS]
 
-                os.sched_setaffinity(process.pid, {cpu})
-                eventually(lambda: cpus() == 1 << cpu, "a thread that runs")
+                os.sched_setaffinity(process.pid, {TARGET_CPU})
+                eventually(lambda: cpus() == 1 << TARGET_CPU, "a thread that runs")
                 try:
                     os.sched_setscheduler(process.pid, os.SCHED_RR, os.sched_param(1))
                 except OSError:

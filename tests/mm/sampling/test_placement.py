@@ -196,9 +196,23 @@ def test_priority_is_given_back_without_rights() -> None:
     assert os.SCHED_OTHER == after
 
 
+@needs_two_cpus
+def test_a_thread_that_rests_is_left_alone() -> None:
+    """Where samples are taken one by one, each would move it otherwise."""
+    place = Placement()
+    place.begin()
+    for _ in range(2):
+        place.follow(1 << OWN[0])
+    place.rest()
+    os.sched_setaffinity(0, {OWN[0]})
+    place.rest()
+    assert {OWN[0]} == os.sched_getaffinity(0)
+
+
 def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
     """What the scheduler moves about is not; nor a CPU that this thread may not use, nor several."""
     place = Placement()
+    place.begin()
     first = 1 << OWN[0]
     place.follow(first)
     assert set(OWN) == os.sched_getaffinity(0)
