@@ -18,137 +18,39 @@ from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.lib.syscalls import NR_GETPID, NR_PROCESS_MADVISE
 from kdamon.mm.bpf.btf import Btf
+from kdamon.mm.bpf.interval_memory import (
+    ADVISE,
+    BEGIN,
+    CALLS_AT,
+    CAPACITY,
+    END,
+    HARD_AT,
+    LISTED_AT,
+    MEMORY_SIZE,
+    MOST,
+    NOT_CLEARED,
+    RANDOM,
+    RANDOM_AT,
+    RANGES_AT,
+    RECORD_SHIFT,
+    ROWS_AT,
+    RUN,
+    RWSEM_FLAG_WAITERS,
+    TARGET_MASK,
+    TARGETS,
+    TARGETS_AT,
+    UNKNOWN_ONE,
+    VERIFY,
+    WIDE,
+    IntervalWord,
+    Row,
+    Target,
+)
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
 from kdamon.mm.syscall_batch import WORDS
 
-__all__ = [
-    "ADVISE",
-    "BEGIN",
-    "CAPACITY",
-    "END",
-    "MOST",
-    "NOT_CLEARED",
-    "OTHERS",
-    "RANDOM",
-    "RUN",
-    "RWSEM_FLAG_WAITERS",
-    "TARGETS",
-    "UNKNOWN_ONE",
-    "VERIFY",
-    "WIDE",
-    "IntervalLayout",
-    "IntervalProgram",
-    "IntervalWord",
-    "Row",
-    "Target",
-]
-
-#: Rows, targets, and random numbers at most.
-CAPACITY: Final = 1 << 14
-TARGETS: Final = 1 << 10
-RANDOM: Final = 1 << 16
-
-#: What a run does: end the present sample, begin the next one; or only look again at the pages that were listed.
-END: Final = 1
-BEGIN: Final = 2
-VERIFY: Final = 4
-
-#: In Row.STATE beside the flags of the walk: the page is young, and could not be made old.
-NOT_CLEARED: Final = 1 << 8
-#: In Row.INFO beside the number of the target: its sizes need more than 32 bits.
-WIDE: Final = 1 << 30
-_TARGET: Final = 0xFFFF
-
-#: In the state of a semaphore: some thread waits for it (kernel/locking/rwsem.c).
-RWSEM_FLAG_WAITERS: Final = 1 << 1
-
-#: One unknown sample in Row.COUNTS.
-UNKNOWN_ONE: Final = 1 << 32
-
-
-class IntervalWord:
-    """Words of the header besides :class:`kdamon.mm.bpf.walk_program.Word`'s, in place of those for a single walk."""
-
-    #: See :data:`END`.
-    MODE: Final = 11
-    #: How many rows and targets there are.
-    ROWS: Final = 0
-    TARGETS: Final = 1
-    #: The first random number of the present interval.
-    RANDOM: Final = 3
-    #: Set by the program, after that: how many ranges were given to calls.
-    OFFSET: Final = 3
-    #: Set by the program: how many rows are listed to be cleared by themselves, and how many need more than that.
-    LISTED: Final = 4
-    HARD: Final = 8
-    #: Set by the program: how many targets ended.
-    ENDED: Final = 12
-    #: Set by the program: whether pages of 2 MiB are listed.
-    HUGE: Final = 13
-    #: Set by the program: the CPUs that threads of the targets run on or are about to, a bit each; all are set if there
-    #: are too many threads to look at each, CPUs from 64 on, or a thread of real-time priority. Not mm_cpumask(), which
-    #: keeps a CPU for up to a second (Linux 6.14).
-    CPUS: Final = 14
-    #: Set by the program: for how many targets' mmap_lock some thread waits.
-    WAITED_FOR: Final = 15
-
-
-class Row:
-    """Words of a row, 64 bytes."""
-
-    START: Final = 0
-    SPAN: Final = 1
-    #: The page directory.
-    PGD: Final = 2
-    #: The number of the target, and :data:`WIDE`.
-    INFO: Final = 3
-    #: The address that is sampled.
-    ADDR: Final = 4
-    #: The flags of the last walk, and :data:`NOT_CLEARED`.
-    STATE: Final = 5
-    #: Its page table entry.
-    ENTRY: Final = 6
-    #: How often it was accessed, 32 bits, and above them how often that is unknown.
-    COUNTS: Final = 7
-
-
-class Target:
-    """Words of a target, 64 bytes."""
-
-    #: Its struct mm_struct.
-    MM: Final = 0
-    #: Set by the program: how many of its rows are listed.
-    LISTED: Final = 1
-    #: Set by the program: the state of its mmap_lock.
-    LOCK: Final = 2
-    #: Set by the program: whether no process lives in it any more.
-    ENDED: Final = 3
-    #: Where the ranges are that are listed, an address of this process.
-    RANGES: Final = 4
-
-
-#: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). The first one runs this program.
-#: One for each target follows: process_madvise() on what was listed of it. The program sets their numbers and ranges;
-#: where something else has to be done first, the first of them gets no number. Then moving the advised pages to their
-#: LRU lists, and this program, to look at them again.
-RUN: Final = 0
-ADVISE: Final = 1
-#: Rows besides those of the targets.
-OTHERS: Final = 3
-#: The word of the row :data:`RUN` that holds how many pages of a target may be advised so.
-MOST: Final = 6
-
-_SIZE: Final = 64
-_SHIFT: Final = 6
-_TARGETS_AT: Final = HEADER_SIZE
-_ROWS_AT: Final = _TARGETS_AT + _SIZE * TARGETS
-_RANDOM_AT: Final = _ROWS_AT + _SIZE * CAPACITY
-_RANGES_AT: Final = _RANDOM_AT + 8 * RANDOM
-_LISTED_AT: Final = _RANGES_AT + 16 * CAPACITY
-_HARD_AT: Final = _LISTED_AT + 4 * CAPACITY
-_CALLS_AT: Final = _HARD_AT + 4 * CAPACITY
-_END: Final = _CALLS_AT + 8 * WORDS * (TARGETS + OTHERS)
+__all__ = ["IntervalLayout", "IntervalProgram"]
 
 #: Slots of the frame.
 _INDEX: Final = FRAME
@@ -198,7 +100,7 @@ class IntervalProgram:
     def __init__(self, layout: Layout, own: IntervalLayout, header: U64Array) -> None:
         self._layout = layout
         self._own = own
-        self._array = Array(-(-_END // PAGE_SIZE) * PAGE_SIZE)
+        self._array = Array(-(-MEMORY_SIZE // PAGE_SIZE) * PAGE_SIZE)
         try:
             self._program = Program(self._assemble(), "kdamon_interval", ("target", "row", "verify", "advise"))
         except BaseException:
@@ -207,15 +109,15 @@ class IntervalProgram:
         whole = np.frombuffer(self._array.memory, dtype=np.uint8)
         whole[:HEADER_SIZE].view(np.uint64)[:] = header
         self.words = (ctypes.c_uint64 * (HEADER_SIZE // 8)).from_buffer(self._array.memory)
-        self.calls: U64Array = whole[_CALLS_AT:_END].view(np.uint64).reshape(-1, WORDS)
+        self.calls: U64Array = whole[CALLS_AT:MEMORY_SIZE].view(np.uint64).reshape(-1, WORDS)
         self.calls_at = int(self.calls.ctypes.data)
         self.run_call = self._program.run_call
-        self.targets: U64Array = whole[_TARGETS_AT:_ROWS_AT].view(np.uint64).reshape(-1, 8)
-        self.rows: U64Array = whole[_ROWS_AT:_RANDOM_AT].view(np.uint64).reshape(-1, 8)
-        self.random: U64Array = whole[_RANDOM_AT:_RANGES_AT].view(np.uint64)
-        self.listed = whole[_LISTED_AT:_HARD_AT].view(np.uint32)
-        self.hard = whole[_HARD_AT:_CALLS_AT].view(np.uint32)
-        self.ranges: U64Array = whole[_RANGES_AT:_LISTED_AT].view(np.uint64).reshape(-1, 2)
+        self.targets: U64Array = whole[TARGETS_AT:ROWS_AT].view(np.uint64).reshape(-1, 8)
+        self.rows: U64Array = whole[ROWS_AT:RANDOM_AT].view(np.uint64).reshape(-1, 8)
+        self.random: U64Array = whole[RANDOM_AT:RANGES_AT].view(np.uint64)
+        self.listed = whole[LISTED_AT:HARD_AT].view(np.uint32)
+        self.hard = whole[HARD_AT:CALLS_AT].view(np.uint32)
+        self.ranges: U64Array = whole[RANGES_AT:LISTED_AT].view(np.uint64).reshape(-1, 2)
         self.ranges_at = int(self.ranges.ctypes.data)
         self.run = self._program.run
 
@@ -273,17 +175,17 @@ class IntervalProgram:
     def _advise(self, asm: Assembler) -> None:
         """For each target: the call that advises what is listed of it."""
         self._begin(asm, "advise", TARGETS)
-        asm.op("lsh", R6, _SHIFT)
+        asm.op("lsh", R6, RECORD_SHIFT)
         # R5 becomes the row of the call, R6 the target.
         asm.op_reg("mov", R5, R6)
         asm.op_reg("add", R5, R9)
-        asm.op("add", R5, _CALLS_AT + 8 * WORDS * ADVISE)
+        asm.op("add", R5, CALLS_AT + 8 * WORDS * ADVISE)
         asm.op_reg("add", R6, R9)
-        asm.op("add", R6, _TARGETS_AT)
+        asm.op("add", R6, TARGETS_AT)
         asm.load(R7, R6, 8 * Target.LISTED)
         asm.load(R8, R9, 8 * IntervalWord.OFFSET)
         asm.op_reg("mov", R4, R9)
-        asm.op("add", R4, _CALLS_AT)
+        asm.op("add", R4, CALLS_AT)
         asm.load(R2, R4, 8 * (WORDS * RUN + MOST))
         asm.jump_if_reg("jgt", R7, R2, "too many")
         asm.op("mov", R1, NR_GETPID)
@@ -333,24 +235,24 @@ class IntervalProgram:
     def _target(self, asm: Assembler) -> None:
         """For each target: whether it ended, its lock and its CPUs."""
         self._begin(asm, "target", TARGETS)
-        asm.op("lsh", R6, _SHIFT)
+        asm.op("lsh", R6, RECORD_SHIFT)
         asm.op_reg("add", R6, R9)
-        asm.load(R7, R6, _TARGETS_AT + 8 * Target.MM)
+        asm.load(R7, R6, TARGETS_AT + 8 * Target.MM)
         asm.op("mov", R1, 0)
-        asm.store(8, R6, _TARGETS_AT + 8 * Target.LISTED, R1)
-        asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
+        asm.store(8, R6, TARGETS_AT + 8 * Target.LISTED, R1)
+        asm.store(8, R6, TARGETS_AT + 8 * Target.LOCK, R1)
         self._read_member(asm, self._own.users, "target next")
         asm.op("lsh", R1, 32)
         asm.jump_if("jne", R1, 0, "target lives")
         asm.op("mov", R1, 1)
-        asm.store(8, R6, _TARGETS_AT + 8 * Target.ENDED, R1)
+        asm.store(8, R6, TARGETS_AT + 8 * Target.ENDED, R1)
         asm.load(R1, R9, 8 * IntervalWord.ENDED)
         asm.op("add", R1, 1)
         asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
         asm.label("target lives")
         if self._layout.mmap_lock is not None:
             self._read_member(asm, self._layout.mmap_lock, "target next")
-            asm.store(8, R6, _TARGETS_AT + 8 * Target.LOCK, R1)
+            asm.store(8, R6, TARGETS_AT + 8 * Target.LOCK, R1)
             asm.op("and", R1, RWSEM_FLAG_WAITERS)
             asm.jump_if("jeq", R1, 0, "lock is free")
             asm.load(R1, R9, 8 * IntervalWord.WAITED_FOR)
@@ -409,9 +311,9 @@ class IntervalProgram:
         """For each row: end its sample and begin another one."""
         self._begin(asm, "row", CAPACITY)
         asm.store(8, R10, _INDEX, R6)
-        asm.op("lsh", R6, _SHIFT)
+        asm.op("lsh", R6, RECORD_SHIFT)
         asm.op_reg("add", R6, R9)
-        asm.op("add", R6, _ROWS_AT)
+        asm.op("add", R6, ROWS_AT)
         asm.load(R1, R9, 8 * IntervalWord.MODE)
         asm.jump_if("jset", R1, END, "count")
         asm.jump("choose")
@@ -464,7 +366,7 @@ class IntervalProgram:
         asm.jump_if("jgt", R1, RANDOM - 1, "row stop")
         asm.op("lsh", R1, 3)
         asm.op_reg("add", R1, R9)
-        asm.op("add", R1, _RANDOM_AT)
+        asm.op("add", R1, RANDOM_AT)
         asm.load(R7, R1, 0)
         asm.load(R2, R6, 8 * Row.SPAN)
         asm.load(R1, R6, 8 * Row.INFO)
@@ -510,7 +412,7 @@ class IntervalProgram:
         asm.label("to clear")
         asm.jump_if("jset", R2, SHARED, "leave alone")
         asm.jump_if("jset", R2, CLEARABLE, "clearable")
-        _append(asm, IntervalWord.HARD, _HARD_AT, "row stop")
+        _append(asm, IntervalWord.HARD, HARD_AT, "row stop")
         asm.jump("row next")
         asm.label("leave alone")
         asm.op("or", R2, NOT_CLEARED)
@@ -534,31 +436,31 @@ class IntervalProgram:
         asm.jump_if("jgt", R1, CAPACITY - 1, "row stop")
         asm.op("lsh", R1, 4)
         asm.op_reg("add", R1, R9)
-        asm.op("add", R1, _RANGES_AT)
+        asm.op("add", R1, RANGES_AT)
         asm.store(8, R1, 0, R7)
         asm.store(8, R1, 8, R4)
-        _append(asm, IntervalWord.LISTED, _LISTED_AT, "row stop")
+        _append(asm, IntervalWord.LISTED, LISTED_AT, "row stop")
         asm.load(R1, R6, 8 * Row.INFO)
-        asm.op("and", R1, _TARGET)
+        asm.op("and", R1, TARGET_MASK)
         asm.jump_if("jgt", R1, TARGETS - 1, "row stop")
-        asm.op("lsh", R1, _SHIFT)
+        asm.op("lsh", R1, RECORD_SHIFT)
         asm.op_reg("add", R1, R9)
-        asm.load(R2, R1, _TARGETS_AT + 8 * Target.LISTED)
+        asm.load(R2, R1, TARGETS_AT + 8 * Target.LISTED)
         asm.op("add", R2, 1)
-        asm.store(8, R1, _TARGETS_AT + 8 * Target.LISTED, R2)
+        asm.store(8, R1, TARGETS_AT + 8 * Target.LISTED, R2)
 
     def _verify(self, asm: Assembler) -> None:
         """For each listed row: look at its page again; it is hard where it was not cleared for certain."""
         self._begin(asm, "verify", CAPACITY)
         asm.op("lsh", R6, 2)
         asm.op_reg("add", R6, R9)
-        asm.op("add", R6, _LISTED_AT)
+        asm.op("add", R6, LISTED_AT)
         asm.load(R6, R6, 0, width=4)
         asm.jump_if("jgt", R6, CAPACITY - 1, "verify stop")
         asm.store(8, R10, _INDEX, R6)
-        asm.op("lsh", R6, _SHIFT)
+        asm.op("lsh", R6, RECORD_SHIFT)
         asm.op_reg("add", R6, R9)
-        asm.op("add", R6, _ROWS_AT)
+        asm.op("add", R6, ROWS_AT)
         asm.load(R7, R6, 8 * Row.ADDR)
         asm.load(R8, R6, 8 * Row.PGD)
         PageWalk(self._layout).emit(asm, "verify ", whole=True)
@@ -569,7 +471,7 @@ class IntervalProgram:
         asm.label("young again")
         # What can be cleared now could be before: it was cleared, and accessed since.
         asm.jump_if("jset", R2, CLEARABLE, "verify next")
-        _append(asm, IntervalWord.HARD, _HARD_AT, "verify stop")
+        _append(asm, IntervalWord.HARD, HARD_AT, "verify stop")
         self._end(asm, "verify")
 
 

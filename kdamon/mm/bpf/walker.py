@@ -15,7 +15,8 @@ from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm import FrameKind
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.calibration import calibrate
-from kdamon.mm.bpf.interval_program import RWSEM_FLAG_WAITERS, IntervalLayout, IntervalProgram
+from kdamon.mm.bpf.interval_memory import RWSEM_FLAG_WAITERS
+from kdamon.mm.bpf.interval_program import IntervalLayout, IntervalProgram
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 

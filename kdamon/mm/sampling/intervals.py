@@ -22,7 +22,7 @@ from kdamon.lib.file_limit import files_ran_out
 from kdamon.lib.syscalls import NR_MADVISE, NR_PROCESS_MADVISE
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
-from kdamon.mm.bpf.interval_program import (
+from kdamon.mm.bpf.interval_memory import (
     ADVISE,
     BEGIN,
     CAPACITY,
@@ -36,11 +36,11 @@ from kdamon.mm.bpf.interval_program import (
     TARGETS,
     VERIFY,
     WIDE,
-    IntervalProgram,
     IntervalWord,
     Row,
     Target,
 )
+from kdamon.mm.bpf.interval_program import IntervalProgram
 from kdamon.mm.bpf.walker import Walker
 from kdamon.mm.mman import MADV_COLD
 from kdamon.mm.mmap_lock import stays_locked

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm import OLD, YOUNG, AddressSpace, IntervalTarget
-from kdamon.mm.bpf.interval_program import IntervalWord
+from kdamon.mm.bpf.interval_memory import IntervalWord
 from kdamon.mm.bpf.program import Helper
 from kdamon.mm.bpf.walker import Walker, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
