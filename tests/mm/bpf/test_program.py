@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import numpy as np
@@ -66,8 +67,12 @@ def test_both_loops_find_the_same(machine: LinuxMachine, looped: bool) -> None:
     """The program for kernels without bpf_loop() walks as the other one does, in smaller batches."""
     assert "page_table" == machine.primitive
     walker = Walker(looped)
-    memory = np.ones(3000 * 4096, dtype=np.uint8)
-    addrs = (np.uint64(memory.ctypes.data) & ~np.uint64(4095)) + np.arange(4000, dtype=np.uint64) * np.uint64(4096)
+    mapping = mmap.mmap(-1, 3001 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # The kernel would make huge pages of it at any time.
+    mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    memory = np.frombuffer(mapping, dtype=np.uint8)
+    memory[: 3000 * 4096 : 4096] = 1
+    addrs = np.uint64(memory.ctypes.data) + np.arange(4000, dtype=np.uint64) * np.uint64(4096)
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
     try:
         flags, entries = walker.walk(fd, addrs)
