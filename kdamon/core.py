@@ -48,11 +48,13 @@ from kdamon.damos import (
     damos_walk,
     damos_walk_cancel,
     init_scheme,
+    is_due,
     kdamond_apply_schemes,
 )
 from kdamon.damos_quota import damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density.estimator import adjust_regions_by_density, forget_density
+from kdamon.intervals import is_wanted, quiet_intervals, rest
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -118,7 +120,6 @@ __all__ = [
     "kdamond_split_regions",
     "load_operations",
     "report_counters",
-    "rest",
     "run_ctx",
     "validate_ctx",
     "validate_regions",
@@ -1019,7 +1020,7 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     do_prep = ops.prep_probes is not no_op and has_prep(ctx)
     choose_reports(ctx)
     intervals = _Intervals(ctx)
-    if sampling and not primitives.page_fault and (quiet := _quiet_intervals(ctx, ops)):
+    if sampling and not primitives.page_fault and (quiet := quiet_intervals(ctx, ops)):
         ops.sample_intervals(ctx, quiet, intervals.passed)
     else:
         rest(ctx)
@@ -1049,49 +1050,6 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     return True
 
 
-#: Microseconds of sampling intervals that are taken as a whole: how long a repeated call and a watermark may wait.
-_QUIET: Final = 1_000_000
-
-
-def _quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
-    """How many of the next sampling intervals nothing but sampling happens in, but for the last of them (0 none)."""
-    if ops.sample_intervals is no_op or ctx.probes or ctx.report_counts or _kdamond_wanted(ctx):
-        return 0
-    passed = ctx.passed_sample_intervals
-    # A scheme that is not activated stays due, and nothing is done about it.
-    applied = (s.next_apply_sis for s in ctx.schemes if s.wmarks.activated)
-    left = min(_left(passed, event) for event in (ctx.next_aggregation_sis, ctx.next_ops_update_sis, *applied))
-    return max(min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1, 0)
-
-
-def _left(passed: int, event: int) -> int:
-    """How many sampling intervals there are until ``event``; 0: it is due."""
-    return 0 if time_after_eq(passed, event) else ulong(event - passed)
-
-
-def _kdamond_wanted(ctx: damon_ctx) -> bool:
-    """Return whether anything is to be done at the end of this sampling interval but to count its samples."""
-    return ctx.walk_control is not None or _is_called(ctx) or (ctx.reports is not None and ctx.reports.pending())
-
-
-def _is_called(ctx: damon_ctx) -> bool:
-    """Return whether some caller waits for its function to be called."""
-    for control in ctx.call_controls:  # noqa: SIM110 -- twenty times between two aggregations
-        if not control.repeat:
-            return True
-    return False
-
-
-def _is_due(ctx: damon_ctx, s: damos) -> bool:
-    return time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)
-
-
-def rest(ctx: damon_ctx) -> None:
-    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
-    if ctx.interval_sampler is not None:
-        ctx.interval_sampler.rest()
-
-
 class _Intervals:
     """Sampling intervals that pass within :attr:`kdamon.damon.damon_operations.sample_intervals`.
 
@@ -1109,7 +1067,7 @@ class _Intervals:
         kdamond = ctx.kdamond
         assert kdamond is not None
         # That no target is valid any more shows by its address space, or at the end of the callback.
-        if kdamond.wake.is_set() or kdamond.should_stop() or _kdamond_wanted(ctx):
+        if kdamond.wake.is_set() or kdamond.should_stop() or is_wanted(ctx):
             self.slept = True
             return False
         ctx.passed_sample_intervals += 1
@@ -1127,7 +1085,7 @@ def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:
 
 def _kdamond_serve(ctx: damon_ctx) -> bool:
     """Make the calls, wait while paused, and apply the schemes; returns False if the kdamond has to end."""
-    if ctx.pause or any(_is_due(ctx, s) for s in ctx.schemes):
+    if ctx.pause or any(is_due(ctx, s) for s in ctx.schemes):
         rest(ctx)
     kdamond_call(ctx, cancel=False)
     if ctx.maybe_corrupted:

@@ -61,6 +61,7 @@ __all__ = [
     "damos_walk",
     "damos_walk_cancel",
     "init_scheme",
+    "is_due",
     "kdamond_apply_schemes",
 ]
 
@@ -324,6 +325,11 @@ def _damos_apply_target(ctx: damon_ctx, t: damon_target, active: list[damos], ma
     merge_equal(t.regions, max_region_sz)
 
 
+def is_due(ctx: damon_ctx, s: damos) -> bool:
+    """Return whether ``s`` is to be applied now, if it is active."""
+    return time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)
+
+
 def kdamond_apply_schemes(ctx: damon_ctx) -> None:
     """Apply every scheme that is due to the regions that it wants.
 
@@ -331,7 +337,7 @@ def kdamond_apply_schemes(ctx: damon_ctx) -> None:
     once more, and counted twice. Here: scheme by scheme, all regions of a target each.
     (docs/deviations.md#scheme-by-scheme)
     """
-    due = [s for s in ctx.schemes if time_after_eq(ctx.passed_sample_intervals, s.next_apply_sis)]
+    due = [s for s in ctx.schemes if is_due(ctx, s)]
     active = [s for s in due if s.wmarks.activated]
     if not active:
         if not any(s.wmarks.activated for s in ctx.schemes):

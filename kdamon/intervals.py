@@ -9,14 +9,55 @@ they would have had one by one, so that the regions come out the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
 from kdamon.arrays import U64Array
-from kdamon.damon import damon_ctx, damon_target
+from kdamon.damon import damon_ctx, damon_operations, damon_target, no_op
+from kdamon.kernel import time_after_eq, ulong
 from kdamon.mm import IntervalSampler, IntervalTarget
 
-__all__ = ["Intervals", "begin_intervals", "make_sampler"]
+__all__ = ["Intervals", "begin_intervals", "is_wanted", "make_sampler", "quiet_intervals", "rest"]
+
+
+#: Microseconds of sampling intervals that are taken as a whole: how long a repeated call and a watermark may wait.
+_QUIET: Final = 1_000_000
+
+
+def quiet_intervals(ctx: damon_ctx, ops: damon_operations) -> int:
+    """How many of the next sampling intervals nothing but sampling happens in, but for the last of them (0 none)."""
+    if ops.sample_intervals is no_op or ctx.probes or ctx.report_counts or is_wanted(ctx):
+        return 0
+    passed = ctx.passed_sample_intervals
+    # A scheme that is not activated stays due, and nothing is done about it.
+    applied = (s.next_apply_sis for s in ctx.schemes if s.wmarks.activated)
+    left = min(_left(passed, event) for event in (ctx.next_aggregation_sis, ctx.next_ops_update_sis, *applied))
+    return max(min(left, _QUIET // (ctx.attrs.sample_interval or 1)) - 1, 0)
+
+
+def _left(passed: int, event: int) -> int:
+    """How many sampling intervals there are until ``event``; 0: it is due."""
+    return 0 if time_after_eq(passed, event) else ulong(event - passed)
+
+
+def is_wanted(ctx: damon_ctx) -> bool:
+    """Return whether anything is to be done at the end of this sampling interval but to count its samples."""
+    return ctx.walk_control is not None or _is_called(ctx) or (ctx.reports is not None and ctx.reports.pending())
+
+
+def _is_called(ctx: damon_ctx) -> bool:
+    """Return whether some caller waits for its function to be called."""
+    for control in ctx.call_controls:  # noqa: SIM110 -- twenty times between two aggregations
+        if not control.repeat:
+            return True
+    return False
+
+
+def rest(ctx: damon_ctx) -> None:
+    """Work that may take long follows, or none: what the thread has for its samples it gives back."""
+    if ctx.interval_sampler is not None:
+        ctx.interval_sampler.rest()
 
 
 def make_sampler(ctx: damon_ctx) -> None:

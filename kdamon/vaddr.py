@@ -15,7 +15,7 @@ import numpy as np
 from attrs import evolve
 
 from kdamon.arrays import Indexes, Mask, U64Array
-from kdamon.core import damon_set_regions, rest
+from kdamon.core import damon_set_regions
 from kdamon.damon import (
     ReportLike,
     damon_addr_range,
@@ -27,7 +27,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals, make_sampler
+from kdamon.intervals import begin_intervals, make_sampler, rest
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX, USEC_PER_SEC
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions

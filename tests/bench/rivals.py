@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Case:
 
 
 @define(eq=False)
-class Rival:
+class Rival(ABC):
     """A process of its own: :meth:`wait` until it is at work; :meth:`resume` and :meth:`stop` let it take turns.
 
     :ivar passed: sampling intervals that it took in its turns, or in whole aggregation intervals within them.
@@ -135,17 +136,17 @@ class Rival:
     _schedstat: Path = field(init=False)
     _said: str = field(default="", init=False)
 
+    @abstractmethod
     def wait(self) -> None:
         """Wait until it is at work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nr_intervals(self, result: Any) -> tuple[int, int]:
         """How many sampling intervals passed in turns, and how many were missed; possibly not of all turns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> Any:
         """What it printed in the end."""
-        raise NotImplementedError
 
     def resume(self) -> None:
         """Let it go on."""
