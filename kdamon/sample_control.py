@@ -10,10 +10,13 @@ from attrs import evolve
 
 from kdamon.arrays import I32Array, Mask, Records
 from kdamon.damon import damon_sample_control, damon_sample_filter, damon_sample_filter_type
+from kdamon.lib.rights import needs_linux
 from kdamon.mm import Machine
 
 __all__ = [
+    "READS_UNSEEN",
     "check_fault_filters",
+    "check_reads",
     "damon_add_sample_filter",
     "damon_commit_sample_control",
     "damon_new_sample_filter",
@@ -21,6 +24,9 @@ __all__ = [
     "only_threads",
     "sample_filter_matches",
 ]
+
+#: Shown where figures of faults could be mistaken for those of all accesses.
+READS_UNSEEN = "page_fault observes writes and first touches; other reads need Linux 7.3"
 
 
 def damon_new_sample_filter(
@@ -97,6 +103,19 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
             errno.EOPNOTSUPP,
             "this machine does not report which CPU or thread made a page fault, so filters of the types cpumask and "
             "threads would reject everything; kdamon doctor names the requirement",
+        )
+
+
+def check_reads(machine: Machine) -> None:
+    """Refuse to count nothing but reads where the faults of ``machine`` do not show them.
+
+    :raises OSError: EOPNOTSUPP.
+    """
+    if not machine.faults_of_reads:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            f"reads alone cannot be counted, because faults do not show reads of mapped memory here: "
+            f"{needs_linux('7.3')}; page_table counts reads and writes together, and page_fault the writes",
         )
 
 

@@ -28,7 +28,7 @@ from kdamon.damon import (
 from kdamon.density.estimator import reports_are_random
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Primitive
-from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
+from kdamon.sample_control import READS_UNSEEN, damon_add_sample_filter, damon_new_sample_filter
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
@@ -212,18 +212,20 @@ def sample_primitive_of(control: damon_sample_control) -> str:
     return Primitive.PAGE_FAULT if control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
 
 
-def _sees_writes_only(control: damon_sample_control) -> bool:
-    """Return whether reads are not observed although no filter excludes them."""
-    writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
-    return control.primitives_enabled.page_fault and all(f.type is not writes for f in control.sample_filters)
+def _misses_reads(ctx: damon_ctx) -> bool:
+    """Return whether page_fault samples ``ctx`` without observing reads."""
+    seen = ctx.machine is not None and ctx.machine.faults_of_reads
+    return ctx.sample_control.primitives_enabled.page_fault and not seen
 
 
 def _warnings_of(ctx: damon_ctx) -> list[str]:
     warnings = []
-    if _sees_writes_only(ctx.sample_control):
-        warnings.append("page_fault observes writes and first touches, not reads of mapped memory")
+    writes = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
+    misses_reads = _misses_reads(ctx)
+    if misses_reads and all(f.type is not writes for f in ctx.sample_control.sample_filters):
+        warnings.append(READS_UNSEEN)
     taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
-    if taken and ctx.sample_control.primitives_enabled.page_fault:
+    if taken and misses_reads:
         warnings.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
     if ctx.density and not reports_are_random(ctx):
         warnings.append("density has no effect with page_fault, which samples one page per region")

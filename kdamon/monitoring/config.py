@@ -38,6 +38,7 @@ class Config:
     :ivar primitive: how accesses are sampled: page_table (accessed bits) or page_fault (faults of sampled pages);
         empty: nothing is sampled, and only reports count.
     :ivar write_only: only writes count.
+    :ivar read_only: only reads count.
     :ivar cpus: only accesses by these CPUs count; empty is all.
     :ivar tids: only accesses by these threads count; empty is all.
     :ivar density: estimate from reports how densely each region is accessed.
@@ -57,16 +58,19 @@ class Config:
     cpus: tuple[int, ...] = ()
     tids: tuple[int, ...] = ()
     density: bool = False
+    read_only: bool = False
 
     @property
     def filtered(self) -> bool:
         """Whether not all accesses count."""
-        return self.write_only or bool(self.cpus or self.tids)
+        return self.write_only or self.read_only or bool(self.cpus or self.tids)
 
-    @property
-    def sees_writes_only(self) -> bool:
-        """Whether reads stay unseen although the caller did not ask for that."""
-        return self.primitive == Primitive.PAGE_FAULT and not self.write_only
+    def misses_reads(self, faults_of_reads: bool) -> bool:
+        """Return whether reads stay unseen although the caller did not ask for that.
+
+        :param faults_of_reads: see :attr:`kdamon.mm.Machine.faults_of_reads`.
+        """
+        return self.primitive == Primitive.PAGE_FAULT and not self.write_only and not faults_of_reads
 
     @property
     def max_nr_accesses(self) -> int:
@@ -115,17 +119,18 @@ def check_config(config: Config) -> None:
         (
             config.ops == "paddr" and (config.filtered or config.primitive == Primitive.PAGE_FAULT),
             "ops='paddr' samples accessed bits, which do not identify writes, CPUs or threads: leave primitive, "
-            "write_only, cpus and tids out",
+            "write_only, read_only, cpus and tids out",
         ),
         (
             config.primitive == Primitive.PAGE_TABLE and config.filtered,
-            "accessed bits do not identify writes, CPUs or threads: use primitive='page_fault' with write_only, cpus "
-            "and tids",
+            "accessed bits do not identify writes, CPUs or threads: use primitive='page_fault' with write_only, "
+            "read_only, cpus and tids",
         ),
         (
             config.density and config.primitive == Primitive.PAGE_FAULT,
             "faults come from one page of each region and say nothing about density: leave density out",
         ),
+        (config.write_only and config.read_only, "write_only and read_only exclude each other: leave one of them out"),
         (
             config.vaddr_regions not in {"mappings", "kernel"},
             f"vaddr_regions is 'mappings' or 'kernel', not {config.vaddr_regions!r}",

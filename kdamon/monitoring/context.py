@@ -94,6 +94,8 @@ def _sample_control(config: Config) -> damon_sample_control:
     kinds = damon_sample_filter_type
     if config.write_only:
         damon_add_sample_filter(control, damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_WRITE, True, True))
+    if config.read_only:
+        damon_add_sample_filter(control, damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_WRITE, False, True))
     if config.cpus:
         f = damon_new_sample_filter(kinds.DAMON_FILTER_TYPE_CPUMASK, True, True, cpumask=config.cpus)
         damon_add_sample_filter(control, f)

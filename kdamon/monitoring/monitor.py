@@ -52,7 +52,7 @@ from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.regions import Regions
-from kdamon.sample_control import check_fault_filters
+from kdamon.sample_control import check_fault_filters, check_reads
 
 __all__ = ["Monitor", "monitor"]
 
@@ -73,6 +73,7 @@ def monitor(
     ranges: Iterable[Range] = (),
     primitive: str | None = None,
     write_only: bool = False,
+    read_only: bool = False,
     cpus: Iterable[int] = (),
     tids: Iterable[int] = (),
     density: bool = False,
@@ -101,9 +102,10 @@ def monitor(
         Or an operations set of your own.
     :param ranges: start and end (exclusive) of each, bytes, disjoint, in any order.
     :param primitive: ``page_table`` samples accessed bits: reads and writes. ``page_fault`` samples faults: writes,
-        with CPU and thread. ``""`` samples nothing: reports alone count. Default: ``page_fault`` with ``write_only``,
-        ``cpus`` or ``tids``, else ``page_table``.
+        from Linux 7.3 on also reads, with CPU and thread. ``""`` samples nothing: reports alone count. Default:
+        ``page_fault`` with ``write_only``, ``read_only``, ``cpus`` or ``tids``, else ``page_table``.
     :param write_only: only writes count.
+    :param read_only: only reads count; faults show them from Linux 7.3 on.
     :param cpus: numbers of CPUs; only their accesses count.
     :param tids: ids of threads; only their accesses count.
     :param density: estimate from reports how densely each region is accessed.
@@ -134,6 +136,7 @@ def monitor(
         vaddr_regions=vaddr_regions,
         primitive=Primitive.PAGE_TABLE if primitive is None else primitive,
         write_only=write_only,
+        read_only=read_only,
         cpus=tuple(map(index, cpus)),
         tids=tuple(map(index, tids)),
         density=density,
@@ -191,6 +194,7 @@ class Monitor:
         self._suspended = _suspended()
         self._cpu_s: float | None = None
         self._faults_lost = 0
+        self._faults_of_reads: bool | None = None
         self._mapped: int | None = None
         self._looking: threading.Thread | None = None
         self._present: U64Array | None = None
@@ -278,6 +282,9 @@ class Monitor:
             return
         if config.primitive == Primitive.PAGE_FAULT:
             check_fault_filters(self.ctx.sample_control, machine)
+            if config.read_only:
+                check_reads(machine)
+            self._faults_of_reads = machine.faults_of_reads
         target.task = task = machine.get_task(config.pid, config.primitive or Primitive.PAGE_TABLE, self._birth)
         check_memory(task)
         if config.primitive == Primitive.PAGE_FAULT:
@@ -435,6 +442,7 @@ class Monitor:
             reports=attrs.asdict(report_counters(ctx)),
             sparse=self._target.sparse,
             never_mapped=self._never_mapped(),
+            faults_of_reads=self._faults_of_reads,
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost - self._faults_lost,
             suspended_s=_suspended() - self._suspended,
             lost_snapshots=self.lost,

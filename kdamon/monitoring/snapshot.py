@@ -41,6 +41,8 @@ class Counters:
         None: no ranges were given, or their mappings could not be read.
     :ivar suspended_s: how long the machine was suspended meanwhile, seconds, which are no part of CLOCK_MONOTONIC;
         None: unknown, as of a recording.
+    :ivar faults_of_reads: whether faults show reads of mapped memory, see :attr:`kdamon.mm.Machine.faults_of_reads`;
+        None: no faults were sampled.
     :ivar lost_snapshots: snapshots that the consumer did not take in time.
     """
 
@@ -54,6 +56,7 @@ class Counters:
     never_mapped: int | None = None
     suspended_s: float | None = None
     lost_snapshots: int = 0
+    faults_of_reads: bool | None = None
 
 
 @frozen(eq=False)

@@ -62,7 +62,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         *(
             (
                 ["run", "--pid", "1", "--primitive", "page_table", *only],
-                "accessed bits do not identify CPU, thread and writes",
+                "accessed bits do not identify CPU, thread, reads and writes",
             )
             for only in (["--write-only"], ["--cpus", "0"], ["--tids", "12"])
         ),

@@ -8,12 +8,13 @@ import json
 import pytest
 from attrs import evolve
 
+from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.compare import Accuracy, PhaseResult
 from kdamon_tools.reporters.comparison import render_comparison
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_json
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, legend, level_of, paint
-from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table, summarize
+from kdamon_tools.reporters.table import render_line, render_summary, render_table, summarize
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 MIB = 1 << 20
@@ -287,15 +288,16 @@ class TestSummary:
         """Nothing is said of all accesses; else which ones, and what is not seen."""
         configs = {
             Config(pid=42): [],
-            Config(pid=42, primitive="page_fault"): [SEES_WRITES_ONLY],
+            Config(pid=42, primitive="page_fault"): [READS_UNSEEN],
             Config(pid=42, primitive="page_fault", write_only=True): ["only writes counted"],
             Config(pid=42, primitive="page_fault", cpus=(0, 1, 2, 5)): [
                 "only accesses by CPUs 0-2,5 counted",
-                SEES_WRITES_ONLY,
+                READS_UNSEEN,
             ],
             Config(pid=42, primitive="page_fault", write_only=True, cpus=(3,), tids=(12,)): [
                 "only writes by CPU 3 by thread 12 counted"
             ],
+            Config(pid=42, primitive="page_fault", read_only=True): ["only reads counted", READS_UNSEEN],
             Config(pid=42, primitive="", tids=(12, 13)): ["only accesses by threads 12,13 counted"],
         }
         for config, lines in configs.items():

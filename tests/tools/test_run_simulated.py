@@ -30,6 +30,7 @@ from kdamon.mm.sim.process import SimProcess
 from kdamon.producers.client import ReportClient
 from kdamon.regions import Regions
 from kdamon.reports.record import report_array
+from kdamon.sample_control import READS_UNSEEN
 from kdamon_fs import sysfs_sample
 from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
@@ -57,7 +58,7 @@ class RealTimeMachine(SimMachine):
         pages = SimPages(clock, np.array(vmas, np.uint64))
         process = SimProcess(pid, clock, np.random.default_rng(1), pages)
         process.access(BASE, BASE + 16 * MIB)
-        process.primitive = primitive
+        process.primitive, process.reads_fault = primitive, self.faults_of_reads
         self.processes[pid] = process
         self.meant.append((pid, birth))
         return process
@@ -203,9 +204,9 @@ def test_physical_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ("words", "option"),
     [
         (["--pid", "1"], "--pid"),
-        (["--write-only"], "--write-only, --cpus and --tids"),
-        (["--cpus", "0"], "--write-only, --cpus and --tids"),
-        (["--tids", "5"], "--write-only, --cpus and --tids"),
+        (["--write-only"], "--write-only, --read-only, --cpus and --tids"),
+        (["--cpus", "0"], "--write-only, --read-only, --cpus and --tids"),
+        (["--tids", "5"], "--write-only, --read-only, --cpus and --tids"),
         (["--primitive", "page_fault"], "--primitive page_fault"),
         (["--truth", "file"], "--truth"),
     ],
@@ -482,7 +483,7 @@ def test_only_what_is_asked_for_counts(
 @pytest.mark.usefixtures("readers_and_writers")
 def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
     """On standard error at the start, and below the heatmap; not to those who asked for writes only."""
-    sentence = "page_fault observes writes and first touches, not reads of mapped memory\n"
+    sentence = "page_fault observes writes and first touches; other reads need Linux 7.3\n"
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--cpus", "0", *QUICK]
     assert 0 == cli.main(words)
     out, err = capsys.readouterr()
@@ -493,6 +494,43 @@ def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsy
     out, err = capsys.readouterr()
     assert sentence not in out + err
     assert "\nonly writes by CPU 0 by threads 7,8 counted\n" in out
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+@pytest.mark.parametrize(("option", "wanted"), [("--cpus=1", "BC"), ("--read-only", "C")])
+def test_reads_count_where_faults_show_them(
+    process: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    wanted: str,
+) -> None:
+    """By CPU and thread as writes do, and alone; that they are not seen is not said then."""
+    monkeypatch.setattr(ReadersAndWriters, "faults_of_reads", True)
+    words = ["run", "--pid", str(process.pid), option, *QUICK]
+    with after(40, process.kill):
+        assert 0 == cli.main([*words, "--json"])
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert wanted == hot_parts(document["snapshots"][-1]["regions"])
+    assert document["counters"]["faults_of_reads"]
+    assert READS_UNSEEN not in err
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+def test_reads_alone_are_refused_where_faults_do_not_show_them(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what brings them, and what works meanwhile; a command is not even started."""
+    for target in (["--pid", str(process.pid)], ["--", "touch", "/nonexistent/started"]):
+        assert 1 == cli.main(["run", "--read-only", "--quiet", *QUICK, *target])
+        out, err = capsys.readouterr()
+        assert ("", 1) == (out, err.count("\n"))
+        assert err.startswith(
+            "kdamon: reads alone cannot be counted, because faults do not show reads of mapped memory"
+        )
+        assert "7.3" in err
+        assert err.endswith("; page_table counts reads and writes together, and page_fault the writes\n")
 
 
 @pytest.mark.usefixtures("readers_and_writers")

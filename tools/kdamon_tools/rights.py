@@ -34,7 +34,8 @@ def enough_for(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.ops == "paddr":
         return ("CAP_SYS_ADMIN", *_ACCESSED_BITS, *_OTHERS)
     others = arguments.pid is not None and not _is_own(arguments.pid)
-    if arguments.primitive == "page_fault" or arguments.write_only or arguments.cpus or arguments.tids:
+    filters = arguments.write_only or arguments.read_only or arguments.cpus or arguments.tids
+    if arguments.primitive == "page_fault" or filters:
         identify = _IDENTIFY_FAULTS if arguments.cpus or arguments.tids else ()
         return (*identify, *(_OTHERS_STOPPED if others else ()))
     return (*_ACCESSED_BITS, *(_OTHERS if others else ()))

@@ -202,6 +202,11 @@ class LinuxMachine:
         return self._page_fault.attributes_faults
 
     @property
+    def faults_of_reads(self) -> bool:
+        """See :class:`kdamon.mm.Machine`."""
+        return False
+
+    @property
     def faults_lost(self) -> int:
         """How many faults were not fetched in time and are lost."""
         return self._page_fault.lost

@@ -154,6 +154,7 @@ class SimMachine:
         return Physical(SimFrames(self))
 
     attributes_faults = True
+    faults_of_reads = False
     faults_lost = 0
 
     def birth(self, pid: int) -> int:
@@ -174,6 +175,7 @@ class SimMachine:
         if primitive not in (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT):
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}")
         process.primitive = primitive
+        process.reads_fault = self.faults_of_reads
         return process
 
     def faults(self) -> Faults:

@@ -43,6 +43,7 @@ class SimProcess:
     :ivar pid: its number.
     :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
     :ivar primitive: how accesses are observed, by the last :meth:`SimMachine.get_task`.
+    :ivar reads_fault: whether reads of an armed page fault as writes do, by the same.
     :ivar ended_threads: threads that it does not have; it has any other one.
     :ivar birth: its place among all processes of its machine, from the first one on.
     """
@@ -54,6 +55,7 @@ class SimProcess:
     unknown: list[tuple[int, int]] = field(factory=list)
     alive: bool = True
     primitive: str = Primitive.PAGE_TABLE
+    reads_fault: bool = False
     ended_threads: set[int] = field(factory=set)
     placed: list[SimPlace] = field(factory=list)
     birth: int = 0
@@ -217,7 +219,7 @@ class SimProcess:
         return answers
 
     def faults(self) -> Faults:
-        """The first write to each page that is armed, since it was or since this was called before."""
+        """The first access that faults to each page that is armed, since it was or since this was called before."""
         sample = self._sample
         if sample is None or sample.armed is None or not len(sample.armed):
             return np.empty(0, FAULT_DTYPE)
@@ -225,22 +227,22 @@ class SimProcess:
         sample.seen = self.clock.now()
         addrs = sample.addrs[sample.armed]
         first = np.full(len(addrs), np.inf)
-        writer = np.zeros(len(addrs), np.intp)
+        maker = np.zeros(len(addrs), np.intp)
         for i, piece in enumerate(self.script):
             begin, until = max(since, piece.begin), min(now, piece.until)
-            if not piece.write or until <= begin:
+            if not (piece.write or self.reads_fault) or until <= begin:
                 continue
             rows = ((addrs >= piece.start) & (addrs < piece.end)).nonzero()[0]
             when = begin + self.rng.exponential(1 / piece.rate if piece.rate else math.inf, len(rows))
             sooner = (when < until) & (when < first[rows])
             first[rows[sooner]] = when[sooner]
-            writer[rows[sooner]] = i
+            maker[rows[sooner]] = i
         hit = np.isfinite(first)
         faults = np.zeros(int(hit.sum()), FAULT_DTYPE)
         faults["time"], faults["addr"], faults["pid"] = first[hit] * 1e9, addrs[hit], self.pid
-        faults["write"] = True
-        faults["cpu"] = np.array([piece.cpu for piece in self.script], np.int32)[writer[hit]]
-        faults["tid"] = np.array([piece.tid or self.pid for piece in self.script], np.int32)[writer[hit]]
+        faults["write"] = np.array([piece.write for piece in self.script], np.bool_)[maker[hit]]
+        faults["cpu"] = np.array([piece.cpu for piece in self.script], np.int32)[maker[hit]]
+        faults["tid"] = np.array([piece.tid or self.pid for piece in self.script], np.int32)[maker[hit]]
         faults["node_id"] = 0
         sample.armed = sample.armed[~hit]
         return faults[np.argsort(faults["time"], kind="stable")]

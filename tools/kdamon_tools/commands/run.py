@@ -21,6 +21,7 @@ from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
 from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import may, refusal
+from kdamon.sample_control import READS_UNSEEN, check_reads
 from kdamon_tools import interpreter
 from kdamon_tools.addresses import doubtful_ranges
 from kdamon_tools.commands.common import machine_when_needed, refused
@@ -35,7 +36,7 @@ from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import render_end, render_json
-from kdamon_tools.reporters.table import SEES_WRITES_ONLY, render_line, render_summary, render_table
+from kdamon_tools.reporters.table import render_line, render_summary, render_table
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
 
@@ -96,8 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         keep_only(*_kept(arguments))
         pid = command.pid if command else arguments.pid
         config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
-        if config.sees_writes_only and not arguments.quiet:
-            print(f"kdamon: {SEES_WRITES_ONLY}", file=sys.stderr)
+        if machine is not None and config.misses_reads(machine.faults_of_reads) and not arguments.quiet:
+            print(f"kdamon: {READS_UNSEEN}", file=sys.stderr)
         monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
         with _ending(monitor, stop) as end:
             interpreter.ready()
@@ -175,6 +176,8 @@ def _check_rights(config: Config, machine: Machine | None) -> None:
     """
     if machine is not None and (config.cpus or config.tids) and not may("CAP_BPF", "CAP_PERFMON"):
         raise refusal("identifying the CPU and thread of a page fault needs", "bpf()", "CAP_BPF", "CAP_PERFMON")
+    if machine is not None and config.read_only and config.primitive == "page_fault":
+        check_reads(machine)
     if machine is not None and config.command and config.primitive == "page_table" and config.ops != "paddr":
         # A primitive that works on this process works on its child. A simulated machine does not have this process.
         with suppress(ProcessLookupError):

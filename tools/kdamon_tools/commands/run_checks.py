@@ -78,13 +78,13 @@ def _check_process(arguments: argparse.Namespace, config: Config) -> None:
     if config.ops == "reports" and arguments.update_us is not None:
         raise CommandError("--ops reports does not read mappings: leave --update-us out", 2)
     if arguments.primitive == "page_table" and config.filtered:
-        raise CommandError("accessed bits do not identify CPU, thread and writes: use --primitive page_fault", 2)
+        raise CommandError("accessed bits do not identify CPU, thread, reads and writes: use --primitive page_fault", 2)
 
 
 def _check_physical(arguments: argparse.Namespace, config: Config) -> None:
     for given, option in (
         (arguments.pid, "--pid"),
-        (config.filtered, "--write-only, --cpus and --tids"),
+        (config.filtered, "--write-only, --read-only, --cpus and --tids"),
         (arguments.primitive == "page_fault", "--primitive page_fault"),
         (arguments.truth, "--truth"),
     ):

@@ -40,6 +40,7 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
     :param parse_cpus: reads a list of CPUs.
     """
     group.add_argument("--write-only", action="store_true", help="count writes only")
+    group.add_argument("--read-only", action="store_true", help="count reads only")
     group.add_argument(
         "--cpus",
         type=parse_cpus,

@@ -76,8 +76,9 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--primitive",
         choices=("page_table", "page_fault"),
-        help="page_table samples accessed bits; page_fault samples faults, which see writes only, but identify CPU and "
-        "thread; default: page_fault with --write-only, --cpus or --tids, else page_table",
+        help="page_table samples accessed bits; page_fault samples faults, which identify CPU and thread, and see "
+        "writes only before Linux 7.3; default: page_fault with --write-only, --read-only, --cpus or --tids, else "
+        "page_table",
     )
     add_filters(group, parse_cpus)
     group.add_argument(

@@ -11,16 +11,14 @@ import numpy as np
 from kdamon.arrays import F64Array, Mask
 from kdamon.kstrtox import bitmap_list
 from kdamon.monitoring.config import Config
+from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
 from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
-__all__ = ["SEES_WRITES_ONLY", "render_line", "render_summary", "render_table", "summarize"]
-
-#: Printed where figures could be mistaken for those of all accesses.
-SEES_WRITES_ONLY = "page_fault observes writes and first touches, not reads of mapped memory"
+__all__ = ["render_line", "render_summary", "render_table", "summarize"]
 
 _MOST_BAR: Final = 10
 #: A run begins and ends within an aggregation interval; pauses longer than that by this much get a line.
@@ -157,7 +155,7 @@ def render_summary(recording: Recording, *, width: int = 80) -> str:
     lines = [
         f"monitored {what} for {format_seconds(recording.seconds)}, "
         f"{aggregations} aggregations" + (f"; {recording.note}" if recording.note else ""),
-        *_what_counted(config),
+        *_what_counted(config, bool(counters.faults_of_reads)),
         f"working set (accessed at all)     {_bytes(figures['working_set_bytes']):>10}  median",
         f"hot (half of the samples or more) {_bytes(figures['hot_bytes']):>10}  median",
     ]
@@ -187,16 +185,17 @@ def _bytes(size: float | None) -> str:
     return "unknown" if size is None else format_bytes(size)
 
 
-def _what_counted(config: Config) -> list[str]:
+def _what_counted(config: Config, faults_of_reads: bool) -> list[str]:
     """The accesses that the figures cover, if not all of them."""
     lines = []
     if config.filtered:
         by = [f"by {'CPUs' if len(config.cpus) > 1 else 'CPU'} {bitmap_list(config.cpus)}"] if config.cpus else []
         threads = ",".join(map(str, config.tids))
         by += [f"by {'threads' if len(config.tids) > 1 else 'thread'} {threads}"] if config.tids else []
-        lines.append(f"only {' '.join(['writes' if config.write_only else 'accesses', *by])} counted")
-    if config.sees_writes_only:
-        lines.append(SEES_WRITES_ONLY)
+        kind = "writes" if config.write_only else "reads" if config.read_only else "accesses"
+        lines.append(f"only {' '.join([kind, *by])} counted")
+    if config.misses_reads(faults_of_reads):
+        lines.append(READS_UNSEEN)
     return lines
 
 
