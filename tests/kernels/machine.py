@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest of QEMU: it boots, runs one command on a copy of the working tree, and powers off.
+
+Without KVM, so that it works within virtual machines; a guest takes about a tenth of this machine's speed.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from pathlib import Path
+from typing import Final
+
+from attrs import frozen
+
+from tests.kernels import root
+from tests.kernels.commands import output_of
+from tests.kernels.releases import Kernel, fetch_kernel
+
+__all__ = ["GuestError", "Options", "Outcome", "pack", "prepare", "run_in_guest"]
+
+_SWAP: Final = 1 << 30
+_BLOCK: Final = 1 << 20
+#: Panics end QEMU; a guest that can neither mount nor run anything does so, too.
+_APPEND: Final = "console=ttyS0 quiet panic=-1 oops=panic damon_stat.enabled=N"
+
+
+class GuestError(Exception):
+    """The guest ended without a result; the message says how, and where its console is."""
+
+
+@frozen
+class Options:
+    """The guest's hardware."""
+
+    cpus: int = 2
+    #: MiB, half of it on each of two NUMA nodes.
+    memory: int = 3072
+    #: Huge TLB pages of 2 MiB to reserve.
+    hugepages: int = 64
+    #: QEMU's CPU model; ``max,la57=off`` has page tables of four levels.
+    cpu: str = "max"
+    #: Words for the kernel's command line.
+    append: str = ""
+    #: Seconds after which the guest is stopped.
+    timeout: float = 3600
+
+
+@frozen
+class Outcome:
+    """What a guest handed back."""
+
+    #: Exit status of the command.
+    status: int
+    kernel: str
+    #: Files that the command left in ``$RESULTS``, and ``dmesg``.
+    results: Path
+
+
+@frozen
+class _Disks:
+    kernel: Kernel
+    root: Path
+    modules: Path
+    swap: Path
+
+
+def prepare(release: str, cache: Path) -> _Disks:
+    """Make what the cache does not have yet."""
+    cache.mkdir(parents=True, exist_ok=True)
+    kernel = fetch_kernel(release, cache / release)
+    modules = root.modules_image(kernel, cache / f"modules-{release}.ext4")
+    return _Disks(kernel, root.root_image(cache), modules, root.swap_image(cache / "swap.img", _SWAP))
+
+
+def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+def pack(source: Path, command: str, archive: Path) -> None:
+    """Write the guest's job: the files of a working tree that git does not ignore, as they are, and a command."""
+    listed = output_of("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=source)
+    with tarfile.open(archive, "w") as tar:
+        tar.add(root.GUEST / "init.sh", "init", filter=_owned_by_root)
+        text = command.encode() + b"\n"
+        member = tarfile.TarInfo("command")
+        member.size = len(text)
+        tar.addfile(member, io.BytesIO(text))
+        for name in filter(None, listed.split("\0")):
+            # Deleted, and not yet in the index.
+            if (source / name).exists():
+                tar.add(source / name, f"source/{name}", recursive=False, filter=_owned_by_root)
+    with archive.open("ab") as file:
+        file.truncate(-(-file.tell() // _BLOCK) * _BLOCK)
+
+
+def _qemu(disks: _Disks, options: Options, scratch: Path) -> list[str]:
+    words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", options.cpu, "-smp", str(options.cpus)]
+    words += ["-m", f"{options.memory}M", "-nodefaults", "-display", "none", "-no-reboot"]
+    for node in (0, 1):
+        words += ["-object", f"memory-backend-ram,id=memory{node},size={options.memory // 2}M"]
+        cpus = f"{node * options.cpus // 2}-{(node + 1) * options.cpus // 2 - 1}"
+        words += ["-numa", f"node,nodeid={node},memdev=memory{node},cpus={cpus}"]
+    huge = f"hugepages={options.hugepages}"
+    words += ["-kernel", str(disks.kernel.image), "-initrd", str(scratch / "initramfs")]
+    words += ["-append", f"{_APPEND} {huge} {options.append}".strip()]
+    for path in (disks.root, scratch / "job", disks.modules, disks.swap):
+        # What the guest writes is lost with it.
+        words += ["-drive", f"file={path},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+    words += ["-serial", f"file:{scratch / 'console'}", "-device", "virtio-serial-pci"]
+    for name, path in (("output", "/dev/fd/1"), ("results", str(scratch / "results.tar"))):
+        words += ["-chardev", f"file,id={name},path={path}", "-device", f"virtserialport,chardev={name},name={name}"]
+    return words
+
+
+def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
+    """Run QEMU and copy the command's output; return whether it ended in time."""
+    with stderr.open("wb") as errors:
+        qemu = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+    in_time = True
+
+    def stop() -> None:
+        nonlocal in_time
+        in_time = False
+        qemu.kill()
+
+    timer = threading.Timer(timeout, stop)
+    timer.start()
+    try:
+        assert qemu.stdout is not None
+        while data := qemu.stdout.read1():
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    finally:
+        timer.cancel()
+        qemu.kill()
+        qemu.wait()
+    return in_time
+
+
+def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, options: Options) -> Outcome:
+    """Boot, run a command, and fetch what it leaves in the directory ``$RESULTS``.
+
+    Its output appears on the standard output. It runs as root, by ``sh``, in a copy of the sources, with kdamon on
+    Python's path and without a network.
+
+    :param source: the working tree.
+    :param results: a directory that is made anew; it gets ``console``, too, the kernel's messages.
+    :raises GuestError: there is no result: the kernel panicked, the time was over, QEMU did not start.
+    """
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=results.parent) as name:
+        scratch = Path(name)
+        root.initramfs(disks.kernel, disks.root.parent, scratch / "initramfs")
+        pack(source, command, scratch / "job")
+        (scratch / "results.tar").touch()
+        (scratch / "console").touch()
+        in_time = _wait(_qemu(disks, options, scratch), options.timeout, scratch / "qemu.err")
+        shutil.copy(scratch / "console", results / "console")
+        complaint = (scratch / "qemu.err").read_text(encoding="utf-8").strip()
+        try:
+            with tarfile.open(scratch / "results.tar") as tar:
+                tar.extractall(results, filter="data")
+        except tarfile.ReadError:
+            reason = complaint or ("it ended by itself" if in_time else f"{options.timeout:g} s were over")
+            raise GuestError(
+                f"the guest gave no result: {reason}; its console is {results / 'console'}, run again with a longer "
+                f"--timeout or report what the kernel says there"
+            ) from None
+    status = int((results / "status").read_text(encoding="ascii"))
+    return Outcome(status, disks.kernel.version, results)
+
+
+def quoted(words: list[str]) -> str:
+    """Words as one command for ``sh``."""
+    return shlex.join(words)
