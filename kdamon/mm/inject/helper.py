@@ -147,6 +147,8 @@ _USERFAULTFD: Final = "anon_inode:[userfaultfd]"
 _UFFDIO_API: Final = 0xC018AA3F
 _API: Final = 0xAA
 _FEATURE_WP_ASYNC: Final = 1 << 15
+#: UFFD_FEATURE_RWP, UFFD_FEATURE_RWP_ASYNC.
+_FEATURES_RWP: Final = 1 << 17 | 1 << 18
 
 #: The beginning of struct ptrace_syscall_info: PTRACE_SYSCALL_INFO_ENTRY, AUDIT_ARCH_X86_64.
 _ENTRY: Final = 0xC000003E << 32 | 1
@@ -1021,6 +1023,10 @@ def _with_api(fd: int) -> int:
     """Choose the API of a new userfaultfd, and return it; _Changed: it is none."""
     if os.readlink(f"/proc/self/fd/{fd}") != _USERFAULTFD:
         raise _Changed
+    # A refusal chooses nothing, so that there may be another attempt.
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC | _FEATURES_RWP, 0))
+        return fd
     try:
         fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
     except OSError as error:

@@ -73,10 +73,11 @@ _budget: Final = StopBudget()
 def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] = lambda: True) -> int:
     """Take a userfaultfd of the present address space of process ``pid``.
 
-    It is O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY, and has its API chosen, with asynchronous write protection. It is
-    one of that address space, whatever the process does meanwhile; the process keeps none, and it is gone when the last
-    copy of ours is closed. One thread of the process stands still for about half a millisecond; whatever happens to us
-    meanwhile, it goes on within a quarter of a second.
+    It is O_CLOEXEC, O_NONBLOCK, UFFD_USER_MODE_ONLY, and has its API chosen: with asynchronous write protection, and
+    with asynchronous read-write protection where the kernel has that (Linux 7.3). It is one of that address space,
+    whatever the process does meanwhile; the process keeps none, and it is gone when the last copy of ours is closed.
+    One thread of the process stands still for about half a millisecond; whatever happens to us meanwhile, it goes on
+    within a quarter of a second.
 
     :param timeout: seconds after which a process whose threads cannot be stopped right now is given up. What does not
         change meanwhile is not waited for.

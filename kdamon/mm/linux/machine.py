@@ -204,7 +204,7 @@ class LinuxMachine:
     @property
     def faults_of_reads(self) -> bool:
         """See :class:`kdamon.mm.Machine`."""
-        return False
+        return self._page_fault.faults_of_reads
 
     @property
     def faults_lost(self) -> int:

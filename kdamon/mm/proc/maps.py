@@ -58,6 +58,8 @@ _ATTEMPTS: Final = 16
 
 # include/linux/mm.h
 _VM_WRITE: Final = np.uint64(0x2)
+#: VM_READ, VM_WRITE, VM_EXEC.
+_VM_ACCESS: Final = np.uint64(0x7)
 _VM_MAYSHARE: Final = np.uint64(0x80)
 
 _HEX = np.zeros(256, dtype=np.uint64)
@@ -75,6 +77,7 @@ class Mappings:
     :ivar writable: which may be written now, shape (n,).
     :ivar shared: which are shared, shape (n,).
     :ivar files: which are of a file, be it one of shared memory, shape (n,).
+    :ivar accessible: which may be read, written or executed now, shape (n,).
     """
 
     ranges: U64Array
@@ -83,6 +86,7 @@ class Mappings:
     writable: Mask
     shared: Mask
     files: Mask
+    accessible: Mask
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -96,6 +100,7 @@ class Mappings:
             self.writable[rows],
             self.shared[rows],
             self.files[rows],
+            self.accessible[rows],
         )
 
     @staticmethod
@@ -108,6 +113,7 @@ class Mappings:
             np.concatenate([part.writable for part in parts]),
             np.concatenate([part.shared for part in parts]),
             np.concatenate([part.files for part in parts]),
+            np.concatenate([part.accessible for part in parts]),
         )
 
     @classmethod
@@ -136,7 +142,8 @@ class Mappings:
         offsets = np.zeros(len(ranges), dtype=np.uint64)
         offsets[files] = _numbers(data, after_permissions[files] + 1, after_offset[files])
         writable, shared = data[after_range + 2] == ord("w"), data[after_range + 4] == ord("s")
-        return cls(ranges, offsets, devices, writable, shared, files).above(0)
+        accessible = writable | (data[after_range + 1] == ord("r")) | (data[after_range + 3] == ord("x"))
+        return cls(ranges, offsets, devices, writable, shared, files, accessible).above(0)
 
     @classmethod
     def of_vmas(cls, records: U64Array) -> Mappings:
@@ -150,7 +157,8 @@ class Mappings:
             major, minor = devices >> np.uint64(20), devices & np.uint64(0xFFFFF)
             devices = minor & np.uint64(0xFF) | major << np.uint64(8) | minor >> np.uint64(8) << np.uint64(20)
         writable, shared = (flags & _VM_WRITE) != 0, (flags & _VM_MAYSHARE) != 0
-        return cls(records[:, :2].copy(), offsets, devices, writable, shared, files)
+        accessible = (flags & _VM_ACCESS) != 0
+        return cls(records[:, :2].copy(), offsets, devices, writable, shared, files, accessible)
 
     def above(self, last: int) -> Mappings:
         """Those that begin at ``last`` or above, and at the end of the one before or above."""

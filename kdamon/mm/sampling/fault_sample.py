@@ -15,7 +15,7 @@ import numpy as np
 
 from kdamon.arrays import U8Array, U64Array
 from kdamon.mm import FAULT_DTYPE, Faults
-from kdamon.mm.sampling.uffd import FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages
+from kdamon.mm.sampling.uffd import ACCESSED, FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages
 
 __all__ = ["FaultSample", "State", "States"]
 
@@ -40,6 +40,12 @@ class State(IntEnum):
     BARE = 5
     #: A page that cannot be armed.
     UNKNOWN = 6
+    #: Protected where reads fault: an access takes the protection off.
+    GUARDED = 7
+    #: As EMPTY, where reads fault.
+    FREE = 8
+    #: As SWAPPED, where reads fault.
+    AWAY = 9
 
 
 _ALL: Final = (1 << 64) - 1
@@ -52,14 +58,15 @@ def _table(*masks: int) -> U64Array:
 
 _COME: Final = PRESENT | WPALLOWED
 _WRITTEN: Final = _COME | WRITTEN
+_MAPPED: Final = PRESENT | ACCESSED
 #: By state: categories that a page has once it was accessed, those that it does not have, and those that it does not
 #: have if it was written.
-_ACCESSED: Final = _table(_WRITTEN, _COME, _COME, _WRITTEN, _ALL, _ALL)
-_NOT_ACCESSED: Final = _table(HUGE, HUGE, HUGE, HUGE | FILE, 0, 0)
-_NOT_WRITTEN: Final = _table(ZERO, ZERO | FILE, _ALL, ZERO, 0, 0)
+_ACCESSED: Final = _table(_WRITTEN, _COME, _COME, _WRITTEN, _ALL, _ALL, _ALL, ACCESSED, _MAPPED, _MAPPED)
+_NOT_ACCESSED: Final = _table(HUGE, HUGE, HUGE, HUGE | FILE, 0, 0, 0, 0, 0, 0)
+_NOT_WRITTEN: Final = _table(ZERO, ZERO | FILE, _ALL, ZERO, 0, 0, 0, _ALL, ZERO | FILE | HUGE, _ALL)
 #: By state: categories of a page whose state is unknown from then on, and those that a page with a known state has.
-_LOST: Final = _table(HUGE, HUGE, HUGE, 0, 0, PRESENT)
-_KEPT: Final = _table(WPALLOWED, WPALLOWED, WPALLOWED, WPALLOWED, 0, 0)
+_LOST: Final = _table(HUGE, HUGE, HUGE, 0, 0, PRESENT, 0, 0, 0, 0)
+_KEPT: Final = _table(WPALLOWED, WPALLOWED, WPALLOWED, WPALLOWED, 0, 0, 0, 0, ACCESSED, ACCESSED)
 
 
 class FaultSample:

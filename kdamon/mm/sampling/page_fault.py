@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ``page_fault`` primitive: sampled pages are write-protected, and the kernel reports the faults that follow.
+"""The ``page_fault`` primitive: sampled pages are protected, and the kernel reports the faults that follow.
 
 It does what the seed series does with its fault handler: the page that stands for a region is armed, an access to it
-faults, and the fault is reported with address, CPU and thread. The kernel itself takes the protection off at the first
-write (userfaultfd WP_ASYNC): the process never waits for us, and when we end all protection is gone.
+faults, and the fault is reported with address, CPU and thread. The kernel itself takes the protection off in that fault
+(userfaultfd RWP_ASYNC or WP_ASYNC): the process never waits for us, and when we end all protection is gone.
 
-* It observes writes, and first touches of pages that were not there, but no reads of mapped memory.
-* Huge pages are not armed, neither as a whole nor in part: the kernel would split them at the first write. Samples of
-  huge pages are UNKNOWN, and actions on memory that is not accessed leave them out. Samples of huge pages of files that
-  are mapped privately are OLD: a write to them faults anyway, because it makes a copy.
-  (docs/deviations.md#huge-pages-with-page_fault)
-* Files that are mapped without the right to write are not registered, because the kernel maps pages of registered ones
-  one by one. Writes are impossible there, so samples of them are OLD.
+* Where the kernel lets reads fault (RWP, Linux 7.3), it observes reads and writes of anonymous and shared memory, tmpfs
+  and hugetlbfs. Elsewhere, and of other files, it observes writes. Everywhere it observes first touches of pages that
+  were not there.
+* Where reads fault, huge pages of anonymous memory and hugetlbfs are armed as a whole. Others are not armed, neither as
+  a whole nor in part: the kernel would split them. Samples of those are UNKNOWN, and actions on memory that is not
+  accessed leave them out. Where only writes fault, samples of huge pages of files that are mapped privately are OLD: a
+  write to them faults anyway, because it makes a copy. (docs/deviations.md#huge-pages-with-page_fault)
+* Ordinary files that are mapped without the right to write are not registered, because the kernel maps pages of
+  registered ones one by one. Writes are impossible there, so samples of them are OLD.
 * Other mappings that cannot be registered, such as [vdso], are UNKNOWN.
 * A mapping has room for one userfaultfd. kdamon does not monitor a process that has a userfaultfd of its own, and stops
   monitoring one that makes it, because the kernel would refuse the process's own registration. The same holds for a
@@ -34,17 +36,18 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.lib.pidfd import exited
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, Primitive
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, Observed, Primitive
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, intersect
+from kdamon.mm.ranges import NO_RANGES, inside, intersect
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
 from kdamon.mm.sampling.fault_sample import FaultSample, State
+from kdamon.mm.sampling.huge_faults import spread
 from kdamon.mm.sampling.protection import Protection, has_its_own
 from kdamon.mm.sampling.space import NOTHING, ProcessSpace
-from kdamon.mm.sampling.uffd import Pages, Userfaultfd, has_userfaultfd
+from kdamon.mm.sampling.uffd import Pages, Userfaultfd, has_userfaultfd, reads_fault
 
 __all__ = ["PageFault", "PageFaultSpace"]
 
@@ -53,6 +56,8 @@ log = logging.getLogger("kdamon")
 _PAGE_MASK: Final = np.uint64(0xFFFF_FFFF_FFFF_F000)
 
 _NO_SAMPLE: Final = FaultSample(NOTHING, np.empty(0, dtype=np.uint8))
+
+_NO_HUGE: Final[U64Array] = np.empty((0, 3), dtype=np.uint64)
 
 #: Actions on memory because it is not accessed.
 _FOR_COLD: Final = frozenset({"cold", "pageout"})
@@ -70,7 +75,7 @@ _SHORTAGE: Final = 100_000_000
 
 
 class PageFaultSpace(ProcessSpace):
-    """An address space whose sampled pages fault when they are written.
+    """An address space whose sampled pages fault when they are accessed, or only when they are written.
 
     :param primitive: what this machine's page_fault shares.
     :param files: becomes this object's; :meth:`close` closes it.
@@ -82,7 +87,7 @@ class PageFaultSpace(ProcessSpace):
         super().__init__(files, pidfd)
         self._primitive = primitive
         self._pid = pid
-        self._table = Pages(files.pagemap)
+        self._table = Pages(files.pagemap, reads=reads_fault())
         self._protection: Protection | None = None
         self._ask_at = 0
         self._ask_after = _ASK_AGAIN
@@ -91,6 +96,8 @@ class PageFaultSpace(ProcessSpace):
         self._looks = -1
         self._missing_at = 0
         self._sample = _NO_SAMPLE
+        # Of the present sample and the one before; replaced, never changed, because spread() takes no lock.
+        self._whole = (_NO_HUGE, _NO_HUGE)
 
     def same(self, files: ProcessFiles) -> bool:
         """Return whether ``files`` are of this address space."""
@@ -125,6 +132,7 @@ class PageFaultSpace(ProcessSpace):
             self._sample, self._sampled = _NO_SAMPLE, None
             if self._protection is not None:
                 self._protection.disarm(self)
+            self._whole = _NO_HUGE, self._whole[0]
             if not self._closed and len(pages):
                 self._sample = self._arm(pages)
             self._sampled = addrs, pages
@@ -136,25 +144,31 @@ class PageFaultSpace(ProcessSpace):
         count = self._share()
         self._files.mappings.go_on(count)
         self._follow(count)
-        states, missing = protection.arm(self, pages)
-        if missing and time.monotonic_ns() >= self._missing_at:
+        arming = protection.arm(self, pages)
+        self._whole = arming.whole, self._whole[1]
+        if arming.missing and time.monotonic_ns() >= self._missing_at:
             self._missing_at = time.monotonic_ns() + _FOLLOW_AGAIN
             self._files.mappings.begin(anyway=True)
-        return FaultSample(pages, states)
+        return FaultSample(pages, arming.states)
 
     def end_sample(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.Samples.end_sample`."""
         answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
         with self._lock:
             pages = self._end(addrs)
-            if self._protection is not None:
-                self._protection.disarm(self)
+            lost = NO_RANGES if self._protection is None else self._protection.disarm(self)
             self._sample.end()
             if pages is None:
                 answers[:] = UNKNOWN
-            elif len(self._sample.unknown) and not self._closed:
-                answers[np.isin(pages, self._sample.unknown)] = UNKNOWN
+            elif not self._closed:
+                unknown = np.isin(pages, self._sample.unknown) if len(self._sample.unknown) else False
+                answers[unknown | inside(lost[lost[:, 0].argsort()], pages)] = UNKNOWN
             return answers
+
+    def observed(self) -> Observed:
+        """See :meth:`kdamon.mm.AddressSpace.observed`."""
+        with self._lock:
+            return Observed(0, 0, 0) if self._protection is None else self._protection.observed()
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.advise`; memory that cannot be sampled may be hot, so it is left out."""
@@ -169,8 +183,17 @@ class PageFaultSpace(ProcessSpace):
         np.add.at(applied, np.searchsorted(ranges[:, 0], known[:, 0], side="right") - 1, super().advise(action, known))
         return applied
 
-    def written(self) -> Faults:
-        """The sampled pages that were written, or appeared, since the last call, see :class:`FaultSample`.
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._pid
+
+    def whole(self) -> list[U64Array]:
+        """The huge pages armed in the present sample and in the one before, for :func:`spread`; takes no lock."""
+        return [rows for rows in self._whole if len(rows)]
+
+    def accessed(self) -> Faults:
+        """The sampled pages that were accessed, or appeared, since the last call, see :class:`FaultSample`.
 
         None while another thread works on this address space: that thread collects them itself.
         """
@@ -353,13 +376,27 @@ class PageFault:
         """See :meth:`kdamon.mm.Machine.faults`."""
         with self._recorder_lock:
             if self._recorder is not None:
-                return self._recorder.read()
-        found = [space.written() for space in self._spaces]
+                return self._spread(self._recorder.read())
+        found = [space.accessed() for space in self._spaces]
         if not found:
             return np.empty(0, dtype=FAULT_DTYPE)
         faults = np.concatenate(found)
         # Another monitor of the same process may have chosen the same page.
         return faults[np.unique(faults[["pid", "addr"]], return_index=True)[1]]
+
+    def _spread(self, faults: Faults) -> Faults:
+        whole: dict[int, list[U64Array]] = {}
+        for space in self._spaces if len(faults) else ():
+            # Monitors of one process share its faults.
+            whole.setdefault(space.pid, []).extend(space.whole())
+        for pid, rows in whole.items():
+            faults = spread(faults, pid, rows)
+        return faults
+
+    @property
+    def faults_of_reads(self) -> bool:
+        """See :attr:`kdamon.mm.Machine.faults_of_reads`."""
+        return reads_fault()
 
     @property
     def attributes_faults(self) -> bool:

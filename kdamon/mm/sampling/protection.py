@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The write protection of one address space, by a userfaultfd of its process (``fs/userfaultfd.c``).
+"""The protection of one address space, by a userfaultfd of its process (``fs/userfaultfd.c``).
 
 A part of :mod:`kdamon.mm.sampling.page_fault`: it registers mappings, arms pages for its users, and releases the
-process if that needs the only place for a userfaultfd itself.
+process if that needs the only place for a userfaultfd itself. Where the kernel lets reads fault, mappings for which it
+does are in :mod:`kdamon.mm.sampling.access_protection`; in all others writes fault.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+from attrs import frozen
 
 from kdamon.arrays import Mask, U64Array
 from kdamon.kernel import PMD_SIZE
+from kdamon.mm import Observed
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, inside, intersect, subtract
+from kdamon.mm.ranges import NO_RANGES, inside, intersect, overlaps, subtract, total
+from kdamon.mm.sampling.access_protection import AccessProtection, Armed, keys
 from kdamon.mm.sampling.fault_sample import State, States
 from kdamon.mm.sampling.shared_memory import PIECE, make_writable, present_runs, shared_memory
 from kdamon.mm.sampling.uffd import (
@@ -36,10 +40,11 @@ from kdamon.mm.sampling.uffd import (
     Pages,
     Userfaultfd,
     has_userfaultfd,
+    reads_fault,
     userfaultfds,
 )
 
-__all__ = ["Protection", "has_its_own"]
+__all__ = ["Arming", "Protection", "has_its_own"]
 
 log = logging.getLogger("kdamon")
 
@@ -60,6 +65,20 @@ def has_its_own(pid: int) -> OSError:
     )
 
 
+@frozen
+class Arming:
+    """What became of pages that were to be armed.
+
+    :ivar states: theirs, shape (n,).
+    :ivar missing: some are in mappings that are not registered: to follow all mappings anew would help.
+    :ivar whole: start and end of huge pages that are armed, and a page in each, for each such page, shape (k, 3).
+    """
+
+    states: States
+    missing: bool
+    whole: U64Array
+
+
 class Protection:
     """The protection of one address space, shared by all its monitors: a mapping has room for one userfaultfd.
 
@@ -77,13 +96,17 @@ class Protection:
         except OSError:
             userfaultfd.close()
             raise
-        self._table = Pages(self._pagemap)
+        self._reads = userfaultfd.tracks_reads and reads_fault()
+        self._table = Pages(self._pagemap, reads=self._reads)
+        self._access = AccessProtection(userfaultfd, self._table)
         self._lock = threading.Lock()
         self._mappings: Mappings | None = None
-        # Mappings that are registered, those of them that may be others by now, mappings that are to be registered,
-        # those that are not because they are not writable, those with memory of their own.
+        # Mappings where writes fault, mappings of either kind that may be others by now, mappings that are to be
+        # registered, those that are not because they are not writable, those with memory of their own.
         self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
-        self._armed: dict[object, U64Array] = {}
+        # Of those that are not writable: where reads cannot fault either.
+        self._refused = NO_RANGES
+        self._armed: dict[object, tuple[U64Array, U64Array]] = {}
         self._logged_huge = False
         self._let_go = False
         self._search: Iterator[bool] | None = None
@@ -106,10 +129,13 @@ class Protection:
             if self._let_go:
                 return
             kept = mappings.writable | ~mappings.files
-            wanted = mappings.ranges[kept]
-            before = _among(self._ranges, wanted)
-            self._ranges = self._unsure = wanted[before]
-            self._pending = wanted[~before]
+            wanted = mappings.ranges if self._reads else mappings.ranges[kept]
+            self._ranges = wanted[_among(self._ranges, wanted)]
+            self._access.keep(_among(wanted, self._access.ranges))
+            self._refused = wanted[_among(self._refused, wanted)]
+            before = _among(self._ranges, wanted) | _among(self._access.ranges, wanted)
+            self._unsure = wanted[before]
+            self._pending = wanted[~before & ~_among(self._refused, wanted)]
             self._spared = mappings.ranges[~kept]
             self._private = mappings.ranges[~mappings.shared]
             self._mappings = mappings
@@ -139,15 +165,39 @@ class Protection:
             unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
             if len(unsure):
                 # Another mapping may have taken the same place.
-                lost = unsure[~self._table.registered(unsure[:, 0])]
+                access = _among(self._access.ranges, unsure)
+                lost = unsure[~access]
+                lost = lost[~self._table.registered(lost[:, 0])]
                 if len(lost):
                     self._ranges = self._ranges[~_among(lost, self._ranges)]
-                    part = np.concatenate((part, lost))
+                # Nothing but another registration shows it there; those that are registered it leaves as they are.
+                self._access.keep(~_among(unsure[access], self._access.ranges))
+                part = np.concatenate((part, lost, unsure[access]))
             if len(part):
-                found = part[self._userfaultfd.register(part)]
-                self._ranges = np.concatenate((self._ranges, found))
-                self._ranges = self._ranges[self._ranges[:, 0].argsort(kind="stable")]
+                self._register(part)
             return len(self._pending) + len(self._unsure) > 0
+
+    def _register(self, part: U64Array) -> None:
+        assert self._mappings is not None
+        if self._reads:
+            rows = np.searchsorted(self._mappings.ranges[:, 0], part[:, 0])
+            files, writable = self._mappings.files[rows], self._mappings.writable[rows]
+            found = self._access.register(part, files)
+            self._refused = _sorted(self._refused, part[~found & files & ~writable])
+            # Anonymous memory without access gets it later, as by mprotect(); its mode cannot be changed any more.
+            part = part[~found & files & writable]
+        self._ranges = _sorted(self._ranges, part[self._userfaultfd.register(part)])
+
+    def observed(self) -> Observed:
+        """The accesses to the process's memory that are observed, as of the mappings that were followed last."""
+        with self._lock:
+            if self._mappings is None or self._let_go:
+                return Observed(0, 0, 0)
+            mapped = self._mappings.ranges[self._mappings.accessible]
+            accesses = int(overlaps(mapped, self._access.ranges).sum())
+            spared = subtract(self._spared, self._access.ranges)
+            writes = int((overlaps(mapped, self._ranges) + overlaps(mapped, spared)).sum())
+            return Observed(accesses, writes, total(mapped) - accesses - writes)
 
     def check(self) -> None:
         """Refuse a process that needs the only place for a userfaultfd, once :meth:`fits` was asked; OSError EBUSY."""
@@ -167,22 +217,35 @@ class Protection:
                 )
 
     # Deviation: docs/deviations.md#write-protection-instead-of-access-protection
-    def arm(self, user: object, pages: U64Array) -> tuple[States, bool]:
-        """Arm ``pages`` for ``user``, as far as they can be.
-
-        :returns: their states, shape (n,), and whether some are in mappings that are not registered: to follow all
-            mappings anew would help.
-        """
+    def arm(self, user: object, pages: U64Array) -> Arming:
+        """Arm ``pages`` for ``user``, as far as they can be."""
         with self._lock:
             states = np.zeros(len(pages), dtype=np.uint8)
-            unarmed = np.flatnonzero(~self._arm(pages))
+            access = inside(self._access.ranges, pages)
+            armed = self._arm_accesses(pages, states, access)
+            rest = np.flatnonzero(~access)
+            unarmed = rest[~self._arm(pages[rest])]
             states[unarmed], missing = self._look(pages[unarmed])
             if len(missing):
                 # Others are at their place by now: those are to be registered.
                 gone = np.searchsorted(self._ranges[:, 0], missing[inside(self._ranges, missing)], side="right") - 1
                 self._ranges = np.delete(self._ranges, gone, axis=0)
-            self._armed[user] = pages[states == State.ARMED]
-            return states, bool(len(missing))
+            self._armed[user] = pages[states == State.ARMED], armed.ranges
+            starts = pages[access][armed.whole]
+            sizes = armed.sizes[armed.whole]
+            first = starts & ~(sizes - np.uint64(1))
+            whole = np.stack((first, first + sizes, starts), axis=1)
+            return Arming(states, len(missing) + len(armed.missing) > 0, whole)
+
+    def _arm_accesses(self, pages: U64Array, states: States, access: Mask) -> Armed:
+        """Arm those of ``pages`` in mappings where reads fault, and set their states."""
+        armed = self._access.arm(pages[access])
+        states[access] = armed.states
+        if len(armed.missing):
+            self._access.keep(~_holding(self._access.ranges, armed.missing))
+        if armed.left_out:
+            self._log_huge()
+        return armed
 
     def _arm(self, pages: U64Array) -> Mask:
         # Where the process uses a userfaultfd of its own, arming would disturb its notifications.
@@ -201,13 +264,8 @@ class Protection:
         huge = there & ((categories & np.uint64(HUGE)) != 0)
         copied = huge & ~self._unknown_huge(pages, categories)
         unknown_huge = huge & ~copied
-        if unknown_huge.any() and not self._logged_huge:
-            self._logged_huge = True
-            log.warning(
-                "process %d: huge pages are neither sampled nor paged out: page_fault would split them; use page_table "
-                "for those",
-                self._pid,
-            )
+        if unknown_huge.any():
+            self._log_huge()
         ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
         states = np.full(len(pages), State.BARE, dtype=np.uint8)
         states[ready] = State.EMPTY
@@ -218,10 +276,23 @@ class Protection:
         states[spared] = State.SPARED
         return states, pages[there & ~unknown_huge & ~ready]
 
+    def _log_huge(self) -> None:
+        if self._logged_huge:
+            return
+        self._logged_huge = True
+        which = "huge pages of shared memory and files" if self._reads else "huge pages"
+        log.warning(
+            "process %d: %s are neither sampled nor paged out: page_fault would split them; use page_table for those",
+            self._pid,
+            which,
+        )
+
     def _unknown_huge(self, pages: U64Array, categories: U64Array) -> Mask:
-        """Which of ``pages`` are of huge pages that can be written without a fault."""
+        """Which of ``pages`` are of huge pages that can be accessed without a fault."""
+        access = inside(self._access.ranges, pages)
         copied = ((categories & np.uint64(FILE)) != 0) & inside(self._private, pages)
-        return ((categories & np.uint64(HUGE)) != 0) & ~copied & ~inside(self._spared, pages)
+        known = np.where(access, self._access.whole(pages), copied | inside(self._spared, pages))
+        return ((categories & np.uint64(HUGE)) != 0) & ~known
 
     def known(self, wanted: U64Array, pagemap: Pagemap) -> U64Array:
         """The part of ``wanted`` that can be sampled: all but such huge pages, nothing of a process that was released.
@@ -260,16 +331,22 @@ class Protection:
             self._search = None
             self._look_at = time.monotonic_ns() + _LOOK_RARELY * self._searched
 
-    def disarm(self, user: object) -> None:
-        """End the sample of ``user``: disarm its pages except those that others armed, too."""
+    def disarm(self, user: object) -> U64Array:
+        """End the sample of ``user``: disarm its pages except those that others armed, too.
+
+        :returns: ranges of it that are in other mappings by now, of which nothing is known, shape (n, 2), any order.
+        """
         with self._lock:
-            pages = self._armed.pop(user, np.empty(0, dtype=np.uint64))
+            pages, ranges = self._armed.pop(user, (np.empty(0, dtype=np.uint64), NO_RANGES))
             if self._let_go:
-                return
-            if len(pages) and self._armed:
-                pages = pages[~np.isin(pages, np.concatenate([*self._armed.values()]))]
+                return NO_RANGES
+            if self._armed:
+                others = [*self._armed.values()]
+                pages = pages[~np.isin(pages, np.concatenate([armed for armed, _ in others]))]
+                ranges = ranges[~np.isin(keys(ranges), keys(np.concatenate([armed for _, armed in others])))]
             if len(pages):
                 self._userfaultfd.disarm(pages[self._table.armed(pages)])
+            return self._access.disarm(ranges)
 
     def close(self) -> None:
         """Take all protection off."""
@@ -279,18 +356,24 @@ class Protection:
             os.close(self._pagemap)
 
     def _close(self) -> None:
-        registered = self._ranges
+        registered = _sorted(self._ranges, self._access.ranges)
+        access = self._access.ranges
         self._ranges = self._unsure = self._pending = NO_RANGES
+        self._access.keep(np.zeros(len(access), dtype=np.bool_))
         try:
-            self._unregister(registered)
+            self._unregister(registered, access)
         except OSError as error:
             log.debug("process %d: its protection is removed in one step: %s", self._pid, error.strerror)
         finally:
             self._userfaultfd.close()
 
-    def _unregister(self, registered: U64Array) -> None:
-        """Unregister ``registered`` block by block where pages are, and spare the process the faults of it."""
+    def _unregister(self, registered: U64Array, access: U64Array) -> None:
+        """Unregister ``registered`` block by block where pages are, and spare the process the faults of it.
+
+        :param access: those of them where reads fault: they have no such faults afterwards.
+        """
         memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
+        memory = subtract(memory, access)
         rest = np.ones(len(registered), dtype=np.bool_)
         for blocks in Pagemap(self._pagemap).groups(registered):
             parts = intersect(registered, blocks)
@@ -321,3 +404,16 @@ def _among(known: U64Array, wanted: U64Array) -> Mask:
         return np.zeros(len(wanted), dtype=np.bool_)
     at = np.minimum(np.searchsorted(known[:, 0], wanted[:, 0]), len(known) - 1)
     return (known[at] == wanted).all(axis=1)
+
+
+def _holding(ranges: U64Array, addrs: U64Array) -> Mask:
+    """Which of ``ranges`` have some of ``addrs`` in them, shape (len(ranges),)."""
+    found = np.zeros(len(ranges), dtype=np.bool_)
+    found[np.searchsorted(ranges[:, 0], addrs[inside(ranges, addrs)], side="right") - 1] = True
+    return found
+
+
+def _sorted(known: U64Array, more: U64Array) -> U64Array:
+    """Both, in address order."""
+    every = np.concatenate((known, more))
+    return every[every[:, 0].argsort(kind="stable")]

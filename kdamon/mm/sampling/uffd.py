@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Write protection by userfaultfd(2) WP_ASYNC and PAGEMAP_SCAN: the kernel resolves the faults (``fs/userfaultfd.c``).
+"""Protection by userfaultfd(2) and PAGEMAP_SCAN: the kernel resolves the faults (``fs/userfaultfd.c``).
 
-A page is armed with PAGEMAP_SCAN, which protects it only if it is present and no part of a huge page, all under one
-lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for a page that is not there, and split a huge one.
+There are two modes. With WP_ASYNC writes fault. A page is armed with PAGEMAP_SCAN, which protects it only if it is
+present and no part of a huge page, all under one lock. UFFDIO_WRITEPROTECT would allocate page tables in the target for
+a page that is not there, and split a huge one.
+
+With RWP_ASYNC (Linux 7.3) reads and writes fault. Pages are armed with UFFDIO_RWPROTECT, which leaves out what is not
+there, keeps huge pages of anonymous memory whole if it is given all of each, and splits those of shared memory
+(``mm/mprotect.c: pgtable_split_needed()``). A mapping has one of the two modes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import itertools
 import logging
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -27,6 +35,7 @@ from kdamon.mm.mmap_lock import CallSize, held
 from kdamon.mm.syscall_batch import RESULT, WORDS, make_calls
 
 __all__ = [
+    "ACCESSED",
     "FILE",
     "HUGE",
     "PRESENT",
@@ -38,6 +47,7 @@ __all__ = [
     "Pages",
     "Userfaultfd",
     "has_userfaultfd",
+    "reads_fault",
     "userfaultfds",
 ]
 
@@ -52,6 +62,8 @@ PRESENT: Final = 1 << 3
 SWAPPED: Final = 1 << 4
 ZERO: Final = 1 << 5
 HUGE: Final = 1 << 6
+#: In mappings where reads fault: the page is there and not protected. Kernels without RWP refuse a mask with it.
+ACCESSED: Final = 1 << 9
 
 
 _USER_MODE_ONLY: Final = 1
@@ -60,8 +72,16 @@ _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+_UFFDIO_RWPROTECT: Final = 0xC018AA09
 _FEATURE_WP_ASYNC: Final = 1 << 15
+#: UFFD_FEATURE_RWP, UFFD_FEATURE_RWP_ASYNC.
+_FEATURES_RWP: Final = 1 << 17 | 1 << 18
 _MODE_WP: Final = 2
+_MODE_RWP: Final = 8
+#: UFFDIO_RWPROTECT_MODE_RWP.
+_PROTECTED: Final = 1
+#: What UFFDIO_REGISTER reports of mappings that are not hugetlbfs: UFFDIO_ZEROPAGE works there.
+_ZEROPAGE_WORKS: Final = 1 << 4
 
 _PAGEMAP_SCAN: Final = 0xC0606610
 _WP_MATCHING: Final = 1
@@ -138,7 +158,7 @@ class _Arguments:
 
 
 class Userfaultfd:
-    """A userfaultfd of some address space, with asynchronous write protection as its only feature.
+    """A userfaultfd of some address space, with asynchronous protection as its only feature.
 
     All protection goes with the last copy of the file descriptor.
 
@@ -148,8 +168,12 @@ class Userfaultfd:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._register = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_WP, 0))
+        self._register_reads = _Arguments(fd, _UFFDIO_REGISTER, (0, 0, _MODE_RWP, 0))
         self._unregister = _Arguments(fd, _UFFDIO_UNREGISTER, (0, 0))
         self._protect = _Arguments(fd, _UFFDIO_WRITEPROTECT, (0, PAGE_SIZE, 0))
+        self._guard = _Arguments(fd, _UFFDIO_RWPROTECT, (0, 0, 0))
+        #: Whether reads can fault, too: see :meth:`register_reads`.
+        self.tracks_reads = _features(fd) & _FEATURES_RWP == _FEATURES_RWP
         #: Whether another userfaultfd had some of the mappings that :meth:`register` was called for.
         self.contested = False
 
@@ -158,7 +182,10 @@ class Userfaultfd:
         """One of this process's own memory; OSError as userfaultfd(2), EOPNOTSUPP the kernel has no WP_ASYNC."""
         fd = checked(syscall(NR_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY), "userfaultfd()")
         try:
-            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
+            try:
+                fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC | _FEATURES_RWP, 0))
+            except OSError:
+                fcntl.ioctl(fd, _UFFDIO_API, struct.pack("<QQQ", _API, _FEATURE_WP_ASYNC, 0))
         except OSError as error:
             os.close(fd)
             raise OSError(
@@ -174,17 +201,50 @@ class Userfaultfd:
             userfaultfd's, or gone.
         :raises OSError: ESRCH the address space ended.
         """
-        self._register.reserve(len(ranges))
-        rows = self._register.rows[: len(ranges)]
-        rows[:, 0] = ranges[:, 0]
-        rows[:, 1] = ranges[:, 1] - ranges[:, 0]
-        results = self._register.run_apart(len(ranges))
+        return self._registered(self._register, ranges)
+
+    def register_reads(self, ranges: U64Array) -> tuple[Mask, Mask]:
+        """Register the mappings ``ranges``, as :meth:`register`, so that reads and writes of their pages can fault.
+
+        Registered again, they stay what they are; the kernel refuses a part of one in the other mode (EBUSY).
+
+        :returns: which are registered now, and which of these are hugetlbfs, each of shape (n,). Others are ordinary
+            files, without access (PROT_NONE), or as for :meth:`register`.
+        :raises OSError: ESRCH the address space ended.
+        """
+        registered = self._registered(self._register_reads, ranges)
+        offered = self._register_reads.rows[: len(ranges), 3]
+        return registered, registered & ((offered & np.uint64(_ZEROPAGE_WORKS)) == 0)
+
+    def _registered(self, arguments: _Arguments, ranges: U64Array) -> Mask:
+        results = _on(arguments, ranges, apart=True)
         registered: Mask = results == 0
         self.contested |= bool((results == -errno.EBUSY).any())
         # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
         if (results == -errno.ENOMEM).any() and not self.alive():
             raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
         return registered
+
+    def protect(self, ranges: U64Array) -> I64Array:
+        """Let the next read or write of each page in ``ranges`` (start and end, bytes, shape (n, 2)) fault.
+
+        A range that has a huge page in part splits it, as does any that has one of shared memory. Pages that are not
+        there are left out. A call flushes the range from the TLBs.
+
+        :returns: 0 for each that is protected, or a negative errno, shape (n,): ENOENT it is not all in mappings that
+            :meth:`register_reads` registered, EINVAL a part of a hugetlbfs page, ESRCH the address space ended. A
+            view, good until the next call.
+        """
+        return self._set_guard(ranges, _PROTECTED)
+
+    def unprotect(self, ranges: U64Array) -> I64Array:
+        """Undo :meth:`protect`, as for it; a range may have pages that are not protected, but no part of a huge one."""
+        return self._set_guard(ranges, 0)
+
+    def _set_guard(self, ranges: U64Array, mode: int) -> I64Array:
+        self._guard.reserve(len(ranges))
+        self._guard.rows[: len(ranges), 2] = mode
+        return _on(self._guard, ranges, apart=False)
 
     def alive(self) -> bool:
         """Return whether some process still lives in the address space."""
@@ -208,11 +268,7 @@ class Userfaultfd:
         The kernel visits every page of a range while the target cannot map anything: 2 MiB in some tens of
         microseconds. A huge page that one ends in is split.
         """
-        self._unregister.reserve(len(ranges))
-        rows = self._unregister.rows[: len(ranges)]
-        rows[:, 0] = ranges[:, 0]
-        rows[:, 1] = ranges[:, 1] - ranges[:, 0]
-        self._unregister.run_apart(len(ranges))
+        _on(self._unregister, ranges, apart=True)
 
     def close(self) -> None:
         """Give the file descriptor back; nothing stays protected.
@@ -220,6 +276,49 @@ class Userfaultfd:
         That visits all pages of all mappings that are still registered at once, see :meth:`unregister`.
         """
         os.close(self._fd)
+
+
+def _on(arguments: _Arguments, ranges: U64Array, *, apart: bool) -> I64Array:
+    """The results of calls on ``ranges``, whose structures begin with a start and a length."""
+    arguments.reserve(len(ranges))
+    rows = arguments.rows[: len(ranges)]
+    rows[:, 0] = ranges[:, 0]
+    rows[:, 1] = ranges[:, 1] - ranges[:, 0]
+    return arguments.run_apart(len(ranges)) if apart else arguments.run(len(ranges))
+
+
+def _features(fd: int) -> int:
+    """The features that were chosen for a userfaultfd; 0 where /proc does not show them."""
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+        for line in file:
+            if line.startswith(b"API:"):
+                return int(line.split(b":")[2], 16)
+    return 0
+
+
+@functools.cache
+def reads_fault() -> bool:
+    """Return whether this kernel lets reads fault: tried on a page of this process, once."""
+    try:
+        userfaultfd = Userfaultfd.own()
+    except OSError:
+        return False
+    with contextlib.closing(userfaultfd), mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        with contextlib.suppress(OSError):
+            page.madvise(mmap.MADV_NOHUGEPAGE)
+        page[0] = 1
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        ranges = np.array([[address, address + PAGE_SIZE]], dtype=np.uint64)
+        if not userfaultfd.tracks_reads or not userfaultfd.register_reads(ranges)[0].all():
+            return False
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            table = Pages(pagemap.fileno(), reads=True)
+            seen = []
+            if userfaultfd.protect(ranges)[0] == 0:
+                seen.append(int(table.categories(ranges[:, 0])[0]))
+                seen.append(page[0])
+                seen.append(int(table.categories(ranges[:, 0])[0]))
+    return seen == [PRESENT, 1, PRESENT | ACCESSED]
 
 
 def userfaultfds(pid: int) -> Iterator[bool]:
@@ -252,17 +351,22 @@ class Pages:
     """Single pages of an address space, by PAGEMAP_SCAN.
 
     :param pagemap: open /proc/PID/pagemap; stays the caller's.
+    :param reads: whether the kernel knows ACCESSED, see :func:`reads_fault`.
     """
 
-    def __init__(self, pagemap: int) -> None:
+    def __init__(self, pagemap: int, *, reads: bool = False) -> None:
         wanted = PRESENT | HUGE
-        returned = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
+        returned = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | (ACCESSED if reads else 0)
         self._found = np.empty((0, 3), dtype=np.uint64)
         # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
         # inverted, required, any-of, returned.
         self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
         alone = WRITTEN | HUGE
         self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
+        alone = ACCESSED | HUGE
+        self._guarded = _Arguments(
+            pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED)
+        )
         self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
         self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
         self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, returned))
@@ -278,10 +382,15 @@ class Pages:
         """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
         return self._scan(self._armed, pages) == 1
 
+    def guarded(self, pages: U64Array) -> Mask:
+        """As :meth:`armed`, where reads fault: pages of mappings that were registered for that; shape (n,)."""
+        return self._scan(self._guarded, pages) == 1
+
     def categories(self, pages: U64Array) -> U64Array:
         """The categories of ``pages``, 0 for those in no mapping, shape (n,).
 
         WPALLOWED is about the mapping, also where no page is there; WRITTEN says something with PRESENT and WPALLOWED.
+        ACCESSED is of pages in mappings where reads fault, which have neither of those two.
         """
         found = self._scan(self._look, pages) == 1
         return np.where(found, self._found[: len(pages), 2], np.uint64(0))

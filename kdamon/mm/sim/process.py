@@ -128,6 +128,9 @@ class SimProcess:
         """The mappings, shape (n, 2)."""
         return self._pages.vmas
 
+    def observed(self) -> None:
+        """See :meth:`kdamon.mm.AddressSpace.observed`; accesses are simulated, whatever the primitive."""
+
     def populated(self, ranges: U64Array) -> U64Array:
         """The mapped parts of ``ranges``: simulated memory is always populated."""
         return intersect(ranges, self.vmas())
