@@ -104,6 +104,12 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
             "this machine does not report which CPU or thread made a page fault, so filters of the types cpumask and "
             "threads would reject everything; kdamon doctor names the requirement",
         )
+    if kinds and machine.faults_of_reads and not machine.attributes_faults:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "this machine does not report whether a page fault was a read or a write, so filters of the type write "
+            "would take all for reads; kdamon doctor names the requirement",
+        )
 
 
 def check_reads(machine: Machine) -> None:

@@ -362,6 +362,20 @@ def test_a_machine_that_tells_no_cpu_and_no_thread_cannot_filter_by_them(
     assert "OK" == session.state("on")
 
 
+def test_faults_that_may_be_reads_cannot_be_filtered_by_writes_where_that_is_unknown(
+    session: Any, process: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """EOPNOTSUPP with a sentence: as reads, writes would be taken for none."""
+    monkeypatch.setattr(SimMachine, "attributes_faults", False)
+    monkeypatch.setattr(SimMachine, "faults_of_reads", True)
+    session.put(f"{SAMPLE}/primitives/page_fault", "Y")
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("off")
+    add_filter(session, "write", "")
+    assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
+    assert "does not report whether a page fault was a read or a write" in caplog.text
+
+
 def counters(session: Any) -> dict[str, int]:
     """What the counters' files say."""
     return {name: int(session.read(f"{SAMPLE}/reports/{name}")) for name in COUNTERS}

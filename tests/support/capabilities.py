@@ -33,6 +33,7 @@ __all__ = [
     "needs_damo",
     "needs_damon_sysfs",
     "needs_dev_fuse",
+    "needs_free_hugetlb",
     "needs_freezer",
     "needs_libfuse",
     "needs_memory_cgroup",
@@ -44,6 +45,7 @@ __all__ = [
     "needs_pid_namespace",
     "needs_program",
     "needs_psi",
+    "needs_read_faults",
     "needs_root",
     "needs_swap",
     "needs_two_nodes",
@@ -150,6 +152,28 @@ def has_anonymous_huge_pages() -> bool:
 
 
 needs_anonymous_huge_pages = _needs("has_anonymous_huge_pages()", "kernel lacks: transparent huge pages")
+
+
+@_condition
+def has_free_hugetlb(number: int) -> bool:
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    free = [int(line.split()[1]) for line in text.splitlines() if line.startswith("HugePages_Free:")]
+    return sum(free) >= number
+
+
+def needs_free_hugetlb(number: int) -> pytest.MarkDecorator:
+    """Skip where hugetlbfs has fewer free pages than ``number``."""
+    return _needs(f"has_free_hugetlb({number})", "kernel lacks: free huge TLB pages; sysctl vm.nr_hugepages makes some")
+
+
+@_condition
+def has_read_faults() -> bool:
+    from kdamon.mm.sampling.uffd import reads_fault
+
+    return reads_fault()
+
+
+needs_read_faults = _needs("has_read_faults()", "kernel lacks: userfaultfd RWP, which Linux 7.3 brings")
 
 
 @_condition

@@ -182,6 +182,14 @@ static void prepare(const char *name, const char *path)
 	} else if (!strcmp(name, "shmem")) {
 		memory = anonymous(size, MAP_SHARED);
 		memset(memory, 1, size);
+	} else if (!strcmp(name, "hugetlb")) {
+		memory = anonymous(size, MAP_PRIVATE | MAP_HUGETLB);
+		memset(memory, 1, size);
+	} else if (!strcmp(name, "hugeshmem")) {
+		memory = anonymous(size + HUGE, MAP_SHARED);
+		memory = (char *)(((uintptr_t)memory + HUGE - 1) & ~(HUGE - 1));
+		madvise(memory, size, MADV_HUGEPAGE);
+		memset(memory, 1, size);
 	} else if (!strcmp(name, "shared")) {
 		memory = anonymous(size, MAP_SHARED);
 	} else if (!strcmp(name, "file")) {
@@ -264,6 +272,15 @@ int main(int argc, char **argv)
 			if (mprotect(memory, pages * PAGE, PROT_READ))
 				die("mprotect");
 			break;
+		case 's': /* let nobody write one page, which splits a huge one */
+			if (mprotect(memory + PAGE, PAGE, PROT_READ))
+				die("mprotect");
+			break;
+		case 'P': /* use memory that was mapped by 'N' */
+			if (mprotect(memory, pages * PAGE, PROT_READ | PROT_WRITE))
+				die("mprotect");
+			memset(memory, 1, pages * PAGE);
+			break;
 		case 'u': /* take the mapping away for good */
 			munmap(memory, pages * PAGE);
 			break;
@@ -278,13 +295,17 @@ int main(int argc, char **argv)
 				die("write");
 			continue;
 		}
+		case 'N': /* as 'n', but nobody may access it yet */
 		case 'n': /* map memory somewhere else, beside the old one; tell where */
 		case 'R': { /* move the mapping; tell where */
 			char *to = anonymous(pages * PAGE, MAP_PRIVATE);
-			if (kind == 'n') {
+			if (kind != 'R')
 				madvise(to, pages * PAGE, MADV_NOHUGEPAGE);
+			if (kind == 'N' && mprotect(to, pages * PAGE, PROT_NONE))
+				die("mprotect");
+			if (kind == 'n') {
 				memset(to, 1, pages * PAGE);
-			} else if (mremap(memory, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) {
+			} else if (kind == 'R' && mremap(memory, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to) {
 				die("mremap");
 			}
 			memory = to;

@@ -32,7 +32,7 @@ from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
 from kdamon.mm.sampling.page_idle import BITMAP
 from kdamon.mm.sampling.placement import take_real_time
-from kdamon.mm.sampling.uffd import WRITTEN, Pages, Userfaultfd
+from kdamon.mm.sampling.uffd import ACCESSED, WRITTEN, Pages, Userfaultfd, reads_fault
 
 __all__ = ["examine"]
 
@@ -41,7 +41,11 @@ _PAGES: Final = 64
 _OTHERS: Final = "other users' processes"
 
 #: The accesses that the primitive page_fault observes.
-_SEES: Final = "it observes writes and first touches only, not reads of mapped memory"
+_READS: Final = "reads and writes of anonymous and shared memory, writes of other files"
+_WRITES: Final = (
+    "writes and first touches only, not reads of mapped memory: this kernel has no userfaultfd RWP, which Linux 7.3 "
+    "brings"
+)
 
 
 class _Unavailable(Exception):
@@ -92,6 +96,7 @@ class _OwnMemory:
         base = ctypes.addressof(anchor)
         del anchor
         self.addrs: U64Array = np.uint64(base) + np.arange(_PAGES, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+        self.range: U64Array = np.array([[base, base + _PAGES * PAGE_SIZE]], dtype=np.uint64)
         self.touch(1)
         drain_lru()
         return self
@@ -103,6 +108,10 @@ class _OwnMemory:
         """Write to each ``stride``-th page."""
         for page in range(0, _PAGES, stride):
             self._memory[page * PAGE_SIZE] = 1
+
+    def read(self, stride: int) -> int:
+        """Read each ``stride``-th page; how many were written before."""
+        return sum(self._memory[page * PAGE_SIZE] for page in range(0, _PAGES, stride))
 
 
 def _btf() -> str:
@@ -259,23 +268,39 @@ def _physical() -> str:
 
 
 def _page_fault_arm() -> str:
-    with _OwnMemory() as own:
-        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            pages = Pages(fd)
-            userfaultfd = Userfaultfd.own()
-            try:
-                userfaultfd.register(np.array([[own.addrs[0], own.addrs[-1] + np.uint64(PAGE_SIZE)]]))
-                armed = pages.arm(own.addrs)
-                own.touch(2)
-                written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0
-            finally:
-                userfaultfd.close()
-        finally:
-            os.close(fd)
-    if not armed.all() or not written[::2].all() or written[1::2].any():
-        raise _Unavailable("writes to this process's own pages were reported wrongly", "")
-    return f"userfaultfd reports which pages were written, but neither thread nor CPU; {_SEES}"
+    reads = reads_fault()
+    right = _writes_fault() and (not reads or _accesses_fault())
+    if not right:
+        raise _Unavailable("accesses to this process's own pages were reported wrongly", "")
+    return (
+        f"{_READS if reads else _WRITES}; userfaultfd reports which pages were {'accessed' if reads else 'written'}, "
+        "but neither thread nor CPU"
+    )
+
+
+def _writes_fault() -> bool:
+    """Whether of write-protected own pages, of which every second one is written, just those are reported."""
+    with _OwnMemory() as own, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pages = Pages(pagemap.fileno())
+        with closing(Userfaultfd.own()) as userfaultfd:
+            userfaultfd.register(own.range)
+            armed = pages.arm(own.addrs)
+            own.touch(2)
+            written = (pages.categories(own.addrs) & np.uint64(WRITTEN)) != 0
+    return bool(armed.all() and written[::2].all() and not written[1::2].any())
+
+
+def _accesses_fault() -> bool:
+    """The same of pages that may not be accessed, of which every second one is read."""
+    with _OwnMemory() as own, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pages = Pages(pagemap.fileno(), reads=True)
+        with closing(Userfaultfd.own()) as userfaultfd:
+            userfaultfd.register_reads(own.range)
+            userfaultfd.protect(own.range)
+            armed = pages.guarded(own.addrs)
+            own.read(2)
+            accessed = (pages.categories(own.addrs) & np.uint64(ACCESSED)) != 0
+    return bool(armed.all() and accessed[::2].all() and not accessed[1::2].any())
 
 
 def _page_fault_take() -> str:

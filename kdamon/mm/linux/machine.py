@@ -30,6 +30,7 @@ from kdamon.mm.sampling.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.sampling.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.sampling.page_table import PageTableSpace
 from kdamon.mm.sampling.physical import Physical
+from kdamon.mm.sampling.uffd import reads_fault
 
 __all__ = ["LinuxMachine", "check_cold", "linux_machine"]
 
@@ -131,9 +132,10 @@ class LinuxMachine:
             try:
                 accessed = self._accessed_bits()
             except MissingRights as error:
-                raise error.or_else("use page_fault, which sees writes") from error
+                raise error.or_else(f"use page_fault, which sees {_seen_by_faults()}") from error
             except OSError as error:
-                raise OSError(error.errno, f"{error.strerror}, or use page_fault, which sees writes") from error
+                why = f"{error.strerror}, or use page_fault, which sees {_seen_by_faults()}"
+                raise OSError(error.errno, why) from error
             return LinuxTask(accessed, pid, birth)
         if primitive != Primitive.PAGE_FAULT:
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
@@ -260,6 +262,10 @@ def _accessed_bits() -> AccessSource:
             log.info("using the idle page bitmap: %s", error.strerror)
             return _PageIdle()
         raise
+
+
+def _seen_by_faults() -> str:
+    return "reads and writes" if reads_fault() else "writes"
 
 
 def _check_proc() -> None:
