@@ -32,7 +32,7 @@ from kdamon.mm.sampling.page_table import PageTableSpace
 from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sampling.uffd import reads_fault
 
-__all__ = ["LinuxMachine", "check_cold", "linux_machine"]
+__all__ = ["LinuxMachine", "check_cold", "linux_machine", "make_ready"]
 
 log = logging.getLogger("kdamon")
 
@@ -142,7 +142,7 @@ class LinuxMachine:
         task = LinuxTask(self._page_fault, pid, birth)
         try:
             task.check_process()
-            _take(task)
+            make_ready(task)
         except BaseException:
             task.put()
             raise
@@ -281,8 +281,8 @@ def _check_proc() -> None:
         )
 
 
-def _take(task: LinuxTask) -> None:
-    """Make the memory of ``task`` ready to be armed; OSError why it cannot be."""
+def make_ready(task: LinuxTask) -> None:
+    """Make the memory of ``task``, of the primitive page_fault, ready to be armed; OSError why it cannot be."""
     deadline = time.monotonic_ns() + _EXECS
     refused = None
     while isinstance(mm := task.get_mm(), PageFaultSpace):

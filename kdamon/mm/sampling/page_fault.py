@@ -113,6 +113,12 @@ class PageFaultSpace(ProcessSpace):
             if self._protection is None and not self._closed:
                 self._protection = self._acquire()
 
+    @property
+    def protection(self) -> Protection:
+        """The protection of its memory, after :meth:`take`."""
+        assert self._protection is not None
+        return self._protection
+
     def vmas(self) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.vmas`; new mappings can be armed from now on."""
         with self._lock:
@@ -269,11 +275,15 @@ class _Turn:
 
 
 class PageFault:
-    """The common state of all address spaces of a machine that ``page_fault`` monitors; any thread may use it."""
+    """The common state of all address spaces of a machine that ``page_fault`` monitors; any thread may use it.
+
+    :param recorded: whether :meth:`faults` has the faults, with thread and CPU where the kernel shows them.
+    """
 
     name = Primitive.PAGE_FAULT
 
-    def __init__(self) -> None:
+    def __init__(self, *, recorded: bool = True) -> None:
+        self._recorded = recorded
         self._lock = threading.Lock()
         # Those of a process are used in its turn only.
         self._turns: dict[int, _Turn] = {}
@@ -415,7 +425,7 @@ class PageFault:
 
     def _watch(self, pid: int) -> None:
         with self._recorder_lock:
-            if self._recorder is None:
+            if self._recorder is None and self._recorded:
                 self._open_recorder()
             if self._recorder is not None:
                 self._recorder.watch(pid)

@@ -143,15 +143,16 @@ class PageTableSpace(ProcessSpace):
             entries = np.ones(len(starts), dtype=np.uint64)
             return self._closed or self._adviser.advise(starts, sizes, MADV_COLD, entries)[0] == len(starts)
 
-    def clear_looked_at(self, pages: U64Array, flags: U8Array, entries: U64Array) -> Mask:
+    def clear_looked_at(self, pages: U64Array, flags: U8Array, entries: U64Array, *, neighbours: bool = False) -> Mask:
         """Make young ``pages`` old; returns which of them could not be, shape (n,).
 
         :param flags: of a walk, as ``entries``; of shape (n,) all.
+        :param neighbours: whether many of them are side by side, so that advice in runs costs other CPUs less.
         """
         with self._lock:
             self._unknown = NOTHING
             if not self._closed:
-                self._clear(pages, flags, entries)
+                self._clear(pages, flags, entries, neighbours=neighbours)
             failed: Mask = np.isin(pages, self._unknown)
             self._unknown = NOTHING
             return failed
@@ -175,7 +176,7 @@ class PageTableSpace(ProcessSpace):
             answers[np.isin(pages, self._unknown) & ((flags & PRESENT) != 0)] = UNKNOWN
         return answers
 
-    def _clear(self, pages: U64Array, flags: U8Array, entries: U64Array) -> None:
+    def _clear(self, pages: U64Array, flags: U8Array, entries: U64Array, *, neighbours: bool = False) -> None:
         """Make young ``pages`` old, and remember those that could not be.
 
         A page that is young again right after it was cleared is either in heavy use or was not cleared. It was
@@ -195,7 +196,7 @@ class PageTableSpace(ProcessSpace):
         if len(large):
             self._widen(large, pages, entries, starts, sizes, refused)
         refused |= self._in_refusing(pages)
-        self._cold(starts, sizes, refused)
+        self._cold(starts, sizes, refused, neighbours=neighbours)
 
         drain_lru()
         flags_after, entries_after = self._walker.walk(self._files.pagemap, pages)
@@ -220,8 +221,11 @@ class PageTableSpace(ProcessSpace):
             clearable[index] = self._folios.clearable(int(pfns[index]), listed=listed)
         return clearable
 
-    def _cold(self, starts: U64Array, sizes: U64Array, refused: Mask) -> None:
-        """Apply MADV_COLD once to each range that is not in ``refused``, and add ranges that fail to ``refused``."""
+    def _cold(self, starts: U64Array, sizes: U64Array, refused: Mask, *, neighbours: bool = False) -> None:
+        """Apply MADV_COLD once to each range that is not in ``refused``, and add ranges that fail to ``refused``.
+
+        :param neighbours: whether ranges side by side are advised as one; if one fails, all of them do.
+        """
         wanted = np.flatnonzero(~refused)
         if not len(wanted):
             return
@@ -229,13 +233,24 @@ class PageTableSpace(ProcessSpace):
         ordered = starts[wanted]
         first = np.ones(len(wanted), dtype=np.bool_)
         np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-        ranges = ordered[first]
-        lengths = sizes[wanted[first]]
         # The entries of a folio lie side by side, and of each range one at least is young: it counts as one.
-        single = np.ones(len(ranges), dtype=np.uint64)
-        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse, single)
+        entries = np.ones(int(first.sum()), dtype=np.uint64)
+        lengths = sizes[wanted[first]]
+        if neighbours:
+            begins = self._begins(ordered[first], lengths)
+            entries, lengths = np.add.reduceat(entries, begins), np.add.reduceat(lengths, begins)
+            first[np.delete(np.flatnonzero(first), begins)] = False
+        ranges = ordered[first]
+        failed = ~self._adviser.advise_each(ranges, lengths, MADV_COLD, self._refuse, entries)
         if failed.any():
             refused[wanted] = failed[first.cumsum() - 1]
+
+    def _begins(self, starts: U64Array, sizes: U64Array) -> Indexes:
+        """Where runs of ranges side by side begin, each within one mapping and one block of 2 MiB."""
+        apart = starts[1:] != starts[:-1] + sizes[:-1]
+        apart |= (starts[1:] & ~_PMD_MASK) == 0
+        apart |= np.isin(starts[1:], self._mappings()[:, 0])
+        return np.append(0, np.flatnonzero(apart) + 1)
 
     def _refuse(self, addr: int) -> int:
         """Note that the mapping at ``addr`` refused MADV_COLD (locked, huge TLB, device), and return its end.

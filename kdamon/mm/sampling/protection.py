@@ -114,6 +114,12 @@ class Protection:
         self._look_at = 0
         self.users = 0
 
+    @property
+    def registered(self) -> U64Array:
+        """The mappings that are registered, as ranges."""
+        with self._lock:
+            return self._ranges
+
     def fits(self, files: ProcessFiles) -> bool:
         """Return whether ``files`` are of this address space and it is alive."""
         with self._lock:

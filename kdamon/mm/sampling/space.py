@@ -66,6 +66,11 @@ class ProcessSpace(ABC):
         """A pidfd of the process."""
         return self._pidfd
 
+    @property
+    def files(self) -> ProcessFiles:
+        """Its files in /proc; they stay this object's."""
+        return self._files
+
     def alive(self) -> bool:
         """Return whether a process still lives in this address space."""
         with self._lock:
