@@ -29,11 +29,15 @@ _TREE: Final = ("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE", "CAP_SYS_
 
 def enough_for(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The sufficient capabilities for a command line, whether or not this process has them."""
+    others = getattr(arguments, "pid", None) is not None and not _is_own(arguments.pid)
+    if arguments.verb == "wss" and arguments.primitive == "page_fault":
+        return _OTHERS_STOPPED if others else ()
+    if arguments.verb == "wss":
+        return (*_ACCESSED_BITS, *(_OTHERS if others else ()))
     if arguments.verb != "run":
         return _TREE
     if arguments.ops == "paddr":
         return ("CAP_SYS_ADMIN", *_ACCESSED_BITS, *_OTHERS)
-    others = arguments.pid is not None and not _is_own(arguments.pid)
     filters = arguments.write_only or arguments.read_only or arguments.cpus or arguments.tids
     if arguments.primitive == "page_fault" or filters:
         identify = _IDENTIFY_FAULTS if arguments.cpus or arguments.tids else ()

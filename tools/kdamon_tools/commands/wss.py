@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import select
 import sys
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+log = logging.getLogger("kdamon")
+
 #: Maximum seconds between two looks at the process.
 _TICK_S: Final = 0.1
 
@@ -41,14 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
         stop = stack.enter_context(StopSignals())
         keep_only(*MONITORING, *capabilities_for(arguments.output))
         raise_file_limit()
-        observation = stack.enter_context(_observation(arguments))
-        cost = observation.cost(lambda: bool(stop))
-        if stop:
-            raise KeyboardInterrupt
-        for sentence in describe_cost(cost, arguments.primitive, reads=observation.reads):
-            print(f"kdamon: {sentence}", file=sys.stderr)
-        window = _measure(observation, stop, arguments)
-    result.write(lambda: _rendered(window, arguments))
+        # The process is let go before the result is written, which may take any time.
+        with _observation(arguments) as observation:
+            cost = observation.cost(lambda: bool(stop))
+            if stop:
+                raise KeyboardInterrupt
+            for sentence in describe_cost(cost, arguments.primitive, reads=observation.reads):
+                print(f"kdamon: {sentence}", file=sys.stderr)
+            window = _measure(observation, stop, arguments)
+        result.write(lambda: _rendered(window, arguments))
     return 0
 
 
@@ -70,6 +74,7 @@ def _measure(observation: Observation, stop: StopSignals, arguments: argparse.Na
     if stop:
         raise KeyboardInterrupt
     started = time.monotonic()
+    log.debug("process %d: the window has begun", arguments.pid)
     _wait(observation, stop, started, arguments)
     ended = time.monotonic()
     try:

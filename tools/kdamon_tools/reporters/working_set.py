@@ -116,7 +116,8 @@ def _sums(window: Window) -> Iterator[str]:
     )
     listed = ", ".join(f"{format_bytes(size)} {what}" for size, what in parts if size is not None)
     share = 100 * total.used / total.resident if total.resident else 0.0
-    yield f"in use: {format_bytes(total.used)} of {format_bytes(total.resident)} in memory ({share:.1f} %): {listed}"
+    yield f"in use: {format_bytes(total.used)} of {format_bytes(total.resident)} in memory ({share:.1f} %):"
+    yield f"    {listed}"
     reasons = (
         (total.unknown_huge, "huge pages"),
         (total.unknown_other, "other pages that cannot be observed"),
