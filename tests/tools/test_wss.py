@@ -46,9 +46,9 @@ TARGET = """
         time.sleep(0.01)
 """
 
-TOTAL = Counts(16 * MIB, 0, 14 * MIB, None, 4 * MIB, MIB, 4096, 2 * MIB, 0, 8192)
-HEAP = Counts(10 * MIB, 0, 8 * MIB, None, 4 * MIB, MIB, 4096, 2 * MIB, 0, 0)
-IDLE = Counts(6 * MIB, 0, 6 * MIB, None, 0, 0, 0, 0, 0, 0)
+TOTAL = Counts(16 * MIB, 0, 14 * MIB, None, 4 * MIB, MIB, 4096, 2 * MIB, 0, 0, 8192)
+HEAP = Counts(10 * MIB, 0, 8 * MIB, None, 4 * MIB, MIB, 4096, 2 * MIB, 0, 0, 0)
+IDLE = Counts(6 * MIB, 0, 6 * MIB, None, 0, 0, 0, 0, 0, 0, 0)
 FOUND = WorkingSet(
     15 * MIB,
     TOTAL,
@@ -82,7 +82,7 @@ def test_the_table() -> None:
 
 def test_mappings_without_room_are_summed_up() -> None:
     """Those with most memory in use come first."""
-    nothing = Counts(0, 0, 0, 0, None, 0, 0, 0, 0, 0)
+    nothing = Counts(0, 0, 0, 0, None, 0, 0, 0, 0, 0, 0)
     rows = tuple(
         MappingCounts(NamedMapping(at << 12, at + 1 << 12, "rw-p", 0, 0, ""), evolve(nothing, touched=4096 * at))
         for at in (1, 3, 2)

@@ -31,6 +31,7 @@ __all__ = [
     "frames",
     "present",
     "swapped",
+    "tracked",
 ]
 
 _GIB: Final = 1 << 30
@@ -48,6 +49,7 @@ _PRESENT: Final = np.uint64(1 << 63)
 _SWAP: Final = np.uint64(1 << 62)
 _FILE: Final = np.uint64(1 << 61)
 _GUARD: Final = np.uint64(1 << 58)
+_TRACKED: Final = np.uint64(1 << 57)
 _EXCLUSIVE: Final = np.uint64(1 << 56)
 _PFN_MASK: Final = np.uint64((1 << 55) - 1)
 
@@ -69,6 +71,11 @@ def swapped(entries: U64Array) -> Mask:
     """Which pages are in swap."""
     # A guard page looks as if it was there, too.
     return (entries & (_SWAP | _GUARD)) == _SWAP
+
+
+def tracked(entries: U64Array) -> Mask:
+    """Which pages, in memory or in swap, a userfaultfd protects."""
+    return (entries & _TRACKED) != 0
 
 
 def frames(entries: U64Array) -> U64Array:

@@ -115,10 +115,33 @@ class Protection:
         self.users = 0
 
     @property
+    def reads(self) -> bool:
+        """Whether reads fault, too, where the mapping allows that."""
+        return self._reads
+
+    @property
     def registered(self) -> U64Array:
-        """The mappings that are registered, as ranges."""
+        """The mappings where writes alone fault, in address order, shape (n, 2)."""
         with self._lock:
             return self._ranges
+
+    @property
+    def registered_reads(self) -> tuple[U64Array, Mask]:
+        """The mappings where reads fault, too, and which of them have huge pages that can be armed as a whole."""
+        with self._lock:
+            ranges = self._access.ranges
+            return ranges, self._access.whole(ranges[:, 0])
+
+    def protect(self, ranges: U64Array) -> Mask:
+        """Arm all pages in ``ranges``, of mappings where reads fault, until :meth:`close`.
+
+        :param ranges: see :meth:`kdamon.mm.sampling.uffd.Userfaultfd.protect`.
+        :returns: which are armed now, shape (n,).
+        """
+        with self._lock:
+            if self._let_go:
+                return np.zeros(len(ranges), dtype=np.bool_)
+            return self._userfaultfd.protect(ranges) == 0
 
     def fits(self, files: ProcessFiles) -> bool:
         """Return whether ``files`` are of this address space and it is alive."""

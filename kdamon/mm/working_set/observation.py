@@ -65,7 +65,7 @@ class Observation(Protocol):
         ...
 
     def cost(self, stop: Callable[[], bool]) -> Cost:
-        """The cost of :meth:`begin` now, which changes nothing yet.
+        """The cost of :meth:`begin` now; nothing is armed or made old yet.
 
         :param stop: asked every gibibyte; once it is true, the rest is left out.
         """

@@ -15,7 +15,7 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.mm.mmap_lock import held
-from kdamon.mm.sampling.uffd import FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, WRITTEN, ZERO
+from kdamon.mm.sampling.uffd import ACCESSED, FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, WRITTEN, ZERO
 
 __all__ = ["NO_RUNS", "Runs", "Scanner", "having"]
 
@@ -42,10 +42,12 @@ class Scanner:
     """Scans blocks of 2 MiB of one address space.
 
     :param pagemap: its open /proc/PID/pagemap; stays the caller's.
+    :param reads: whether the kernel knows ACCESSED.
     """
 
-    def __init__(self, pagemap: int) -> None:
+    def __init__(self, pagemap: int, *, reads: bool) -> None:
         self._pagemap = pagemap
+        self._categories = _CATEGORIES | (ACCESSED if reads else 0)
         self._found = np.empty((_ROOM, 3), dtype=np.uint64)
 
     def look(self, blocks: U64Array) -> Runs:
@@ -53,7 +55,7 @@ class Scanner:
 
         :raises OSError: ESRCH the address space ended.
         """
-        return self._scan(blocks, 0, 0, 0, PRESENT | SWAPPED, _CATEGORIES)
+        return self._scan(blocks, 0, 0, 0, PRESENT | SWAPPED, self._categories)
 
     def arm(self, blocks: U64Array) -> U64Array:
         """Write-protect the pages in ``blocks`` that are in memory, in registered mappings, and of no huge page.

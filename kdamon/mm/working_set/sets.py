@@ -71,6 +71,7 @@ class Counts:
     :ivar mapped_since: in memory at the end, at addresses that were mapped, or mapped again, since the begin.
     :ivar unknown_huge: in memory at the begin as huge pages that are not observed.
     :ivar unknown_other: in memory at the begin, and not observed for other reasons.
+    :ivar unknown_reads: not written, and reads are not observed there, though elsewhere.
     :ivar unknown_left: observed, but gone from memory without a sign of whether they were accessed.
     """
 
@@ -83,12 +84,13 @@ class Counts:
     mapped_since: int
     unknown_huge: int
     unknown_other: int
+    unknown_reads: int
     unknown_left: int
 
     @property
     def unknown(self) -> int:
         """Bytes whose accesses are not known."""
-        return self.unknown_huge + self.unknown_other + self.unknown_left
+        return self.unknown_huge + self.unknown_other + self.unknown_reads + self.unknown_left
 
     @property
     def used(self) -> int:
@@ -145,6 +147,7 @@ def count(begin: Begin, end: End, *, reads: bool) -> WorkingSet:
         "mapped_since": subtract(end.present, old),
         "unknown_huge": intersect(unknown, begin.huge),
         "unknown_other": subtract(unknown, begin.huge),
+        "unknown_reads": subtract(by_writes, end.accessed) if reads else NO_RANGES,
         "unknown_left": subtract(all_observed, kept),
     }
     bounds = ranges_of(end.mappings)

@@ -14,7 +14,7 @@ from kdamon.mm.working_set.sets import Begin, Counts, End, count
 PAGE = 4096
 HEAP = NamedMapping(0, 100 * PAGE, "rw-p", 0, 0, "[heap]")
 FILE = NamedMapping(200 * PAGE, 300 * PAGE, "rw-p", 0, 7, "/file")
-NOTHING = Counts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Counts(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def pages(*ranges: tuple[int, int]) -> U64Array:
@@ -91,6 +91,8 @@ def test_mappings_may_be_observed_in_different_ways() -> None:
     found = count(begin, end, reads=True)
     assert [(2 * PAGE, None), (None, PAGE)] == [(row.counts.touched, row.counts.written) for row in found.mappings]
     assert (2 * PAGE, PAGE, 3 * PAGE) == (found.total.touched, found.total.written, found.total.used)
+    # Those that were not written may have been read.
+    assert [0, 9 * PAGE] == [row.counts.unknown_reads for row in found.mappings]
 
 
 def test_no_memory_at_all() -> None:

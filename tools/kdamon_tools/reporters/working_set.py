@@ -121,6 +121,7 @@ def _sums(window: Window) -> Iterator[str]:
     reasons = (
         (total.unknown_huge, "huge pages"),
         (total.unknown_other, "other pages that cannot be observed"),
+        (total.unknown_reads, "pages of files, whose reads are not seen"),
         (total.unknown_left, "pages that left memory meanwhile"),
     )
     why = ", ".join(f"{format_bytes(size)} {what}" for size, what in reasons if size)
