@@ -51,7 +51,7 @@ from kdamon.damos import (
     is_due,
     kdamond_apply_schemes,
 )
-from kdamon.damos_quota import damon_feed_loop_next_input, forget_charged_target
+from kdamon.damos_quota import check_goals, damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density.estimator import adjust_regions_by_density, forget_density
 from kdamon.intervals import is_wanted, quiet_intervals, rest
@@ -123,6 +123,7 @@ __all__ = [
     "run_ctx",
     "validate_ctx",
     "validate_regions",
+    "wait_end",
 ]
 
 log = logging.getLogger("kdamon")
@@ -523,6 +524,7 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.maybe_corrupted = True
     if not is_power_of_2(src.min_region_sz):
         raise OSError(errno.EINVAL, f"the smallest region, {src.min_region_sz}, is not a power of two")
+    check_goals(src)
     damon_valid_probe_params(src)
     damon_commit_schemes(dst, src)
     # Targets before attributes: damon_set_attrs() converts the results of the targets.
@@ -559,7 +561,8 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
     (docs/deviations.md#a-commit-hands-over-process-references)
 
     :raises OSError: EINVAL as :func:`damon_set_attrs` and :func:`damon_set_regions`; a removed target that is not
-        there; a smallest region that is not a power of two.
+        there; a smallest region that is not a power of two; a goal that the operations set cannot measure; what
+        :func:`kdamon.damos.damon_commit_schemes` and :func:`kdamon.probes.damon_valid_probe_params` raise.
     """
     _damon_commit_ctx(_damon_new_test_ctx(dst), src, dry_run=True)
     _damon_commit_ctx(dst, src, dry_run=False)
@@ -709,14 +712,14 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
                 control.canceled = True
             raise held_up_error(ctx)
     if obsolete or control.canceled:
-        _wait_end(ctx)
+        wait_end(ctx)
         raise OSError(errno.ECANCELED, "the kdamond does not run")
     if control.error is not None:
         raise control.error
 
 
-def _wait_end(ctx: damon_ctx) -> None:
-    """Wait until ``ctx`` has no kdamond, as a failed call promises, or its end is blocked."""
+def wait_end(ctx: damon_ctx) -> None:
+    """Wait until ``ctx``, whose kdamond is ending, has none, as a failed call promises, or its end is blocked."""
     with ctx.kdamond_lock:
         kdamond = ctx.kdamond
     if kdamond is not None:

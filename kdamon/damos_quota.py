@@ -32,6 +32,7 @@ from kdamon.damos_filters import (
 from kdamon.kernel import ALIGN_DOWN, NSEC_PER_MSEC, PAGE_SIZE, ULONG_MAX, mult_frac, ulong
 
 __all__ = [
+    "check_goals",
     "damon_feed_loop_next_input",
     "damos_adjust_quota",
     "damos_charge_quota",
@@ -57,6 +58,18 @@ Metric = damos_quota_goal_metric
 
 
 # Commit.
+
+
+def check_goals(ctx: damon_ctx) -> None:
+    """Check that the operations set of ``ctx`` can measure the goals of its schemes.
+
+    :raises OSError: EINVAL ``node_eligible_mem_bp`` without an operations set that knows nodes, as paddr does.
+    """
+    if ctx.ops is not None and ctx.ops.node_mem is not None:
+        return
+    metric = Metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
+    if any(goal.metric is metric for s in ctx.schemes for goal in s.quota.goals):
+        raise OSError(errno.EINVAL, f"the quota goal {metric.value} needs the operations set paddr")
 
 
 def damos_commit_quota_goal(dst: damos_quota_goal, src: damos_quota_goal) -> None:
@@ -173,9 +186,8 @@ def _measure(ctx: damon_ctx, goal: damos_quota_goal) -> int:
 def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
     """The goal's node's share of the memory that the scheme wants (``damos_get_node_eligible_mem_bp()``), 1/10000.
 
-    0 where the operations set knows no nodes, as all of virtual addresses.
+    0 where the operations set knows no nodes: a commit of goals alone does not check that.
     """
-    # Deviation: docs/deviations.md#eligible-memory-on-virtual-addresses
     if ctx.ops is None or ctx.ops.node_mem is None:
         return 0
     s = next(s for s in ctx.schemes if any(one is goal for one in s.quota.goals))

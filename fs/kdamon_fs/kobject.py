@@ -24,7 +24,7 @@ from attrs import define, frozen
 
 from kdamon.kernel import PAGE_SIZE
 from kdamon.kstrtox import KMALLOC_MAX_SIZE, kstrtoint
-from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI, known_since
 
 __all__ = [
     "NumberedDirectories",
@@ -46,7 +46,7 @@ class kobj_attribute:
     :ivar show: renders the file's text from its directory.
     :ivar store: parses the written text into the directory; None makes the file read-only.
     :ivar since: kernel version that the file came with, None when that is older than those of
-        :data:`kdamon_fs.abi.ABI_VERSIONS`.
+        :data:`kdamon_fs.abi.ABI_VERSIONS`; :data:`kdamon_fs.abi.OWN` for files that no kernel has.
     """
 
     name: str
@@ -283,19 +283,19 @@ class OpenFile:
 class Tree:
     """A tree of directories and files, addressed by path. Any thread may call its methods.
 
-    :param abi: kernel version, one of :data:`kdamon_fs.abi.ABI_VERSIONS`; files that came later do not exist.
+    :param abi: version of the tree, one of :data:`kdamon_fs.abi.ABI_VERSIONS`; files that came later do not exist.
     :raises OSError: EINVAL for an unknown version.
     """
 
-    def __init__(self, abi: str = ABI_VERSIONS[-1]) -> None:
+    def __init__(self, abi: str = DEFAULT_ABI) -> None:
         if abi not in ABI_VERSIONS:
             raise OSError(
                 errno.EINVAL,
-                f"the files of kernel version {abi!r} are not known; known are {', '.join(ABI_VERSIONS)}",
+                f"the files of version {abi!r} are not known; known are {', '.join(ABI_VERSIONS)}",
             )
         self.abi = abi
         # Deviation: docs/deviations.md#older-trees-hide-files-only
-        self._known = frozenset(ABI_VERSIONS[: ABI_VERSIONS.index(abi) + 1])
+        self._known = known_since(abi)
         self._attributes: dict[type[kobject], dict[str, tuple[int, kobj_attribute]]] = {}
         self._inodes = 1
         self._inodes_lock = threading.Lock()
@@ -307,7 +307,7 @@ class Tree:
     # For the directories.
 
     def has(self, since: str | None) -> bool:
-        """Return whether this tree has the files that came with kernel version ``since``."""
+        """Return whether this tree has the files that came with ``since``: a release, or kdamon."""
         return since is None or since in self._known
 
     def attributes_of(self, cls: type[kobject]) -> dict[str, tuple[int, kobj_attribute]]:

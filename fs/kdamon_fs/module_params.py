@@ -3,7 +3,7 @@
 
 In the tree, ``/module/damon_stat/parameters`` and so on. The parameters ``monitor_pids`` and ``monitor_cgroup`` are
 kdamon's own; a tree of any kernel version has them, because nothing is monitored without them. The results about mostly
-unknown memory are kdamon's own, too; only a tree of the newest version has them.
+unknown memory are kdamon's own, too; only a tree that has kdamon's own files has them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kdamon.module_scope import check_cgroup
 from kdamon.modules_common import DamonModule, SchemeModule
 from kdamon.reclaim import damon_reclaim
 from kdamon.stat import damon_stat
+from kdamon_fs.abi import OWN
 from kdamon_fs.kobject import Tree, kobj_attribute, kobject
 from kdamon_fs.sysfs_common import name_of, text_of
 
@@ -159,7 +160,7 @@ class _damon_stat_params(_module_params):
         _result("estimated_memory_bandwidth", attrgetter("estimated_memory_bandwidth")),
         _result("memory_idle_ms_percentiles", lambda module: ",".join(map(str, module.memory_idle_ms_percentiles))),
         _result("aggr_interval_us", attrgetter("aggr_interval_us"), "6.18"),
-        _result("unknown_mem_bp", attrgetter("unknown_mem_bp"), "next"),
+        _result("unknown_mem_bp", attrgetter("unknown_mem_bp"), OWN),
         _result("kdamond_pid", DamonModule.kdamond_pid, "7.2"),
     )
 
@@ -173,7 +174,7 @@ class _damon_reclaim_params(_module_params):
         _bool("skip_anon"),
         _bool("autotune_monitoring_intervals", "7.2"),
         *_stats("stat", "reclaim_tried_regions", "reclaimed_regions", "quota_exceeds"),
-        _result("bytes_reclaim_unknown_regions", attrgetter("stat.sz_unknown"), "next"),
+        _result("bytes_reclaim_unknown_regions", attrgetter("stat.sz_unknown"), OWN),
     )
 
 
@@ -188,7 +189,7 @@ class _damon_lru_sort_params(_module_params):
         _bool("filter_young_pages", "7.0"),
         *_stats("hot_stat", "lru_sort_tried_hot_regions", "lru_sorted_hot_regions", "hot_quota_exceeds"),
         *_stats("cold_stat", "lru_sort_tried_cold_regions", "lru_sorted_cold_regions", "cold_quota_exceeds"),
-        _result("bytes_lru_sort_unknown_cold_regions", attrgetter("cold_stat.sz_unknown"), "next"),
+        _result("bytes_lru_sort_unknown_cold_regions", attrgetter("cold_stat.sz_unknown"), OWN),
     )
 
 

@@ -32,7 +32,7 @@ from kdamon.lib.path_walk import UntrustedError
 from kdamon.lib.trusted import open_trusted
 from kdamon.mm import Machine
 from kdamon_fs import perf_standin
-from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_fs.abi import DEFAULT_ABI
 from kdamon_fs.damo import directories_beside, fill_damo_cache, private_damo_cache, trusted_home
 from kdamon_fs.mount import MountedTree
 from kdamon_fs.mounts import (
@@ -216,7 +216,7 @@ class _command:
 
 def run_in_namespace(
     argv: Sequence[str],
-    abi: str = ABI_VERSIONS[-1],
+    abi: str = DEFAULT_ABI,
     machine: Machine | Callable[[], Machine] | None = None,
     beside: contextlib.AbstractContextManager[object] | None = None,
 ) -> int:

@@ -27,13 +27,14 @@ from kdamon.core import (
     damon_start,
     damon_stop,
     load_operations,
+    wait_end,
 )
 from kdamon.damon import damon_call_control, damon_ctx, damos_walk_control
 from kdamon.damos import damos_walk
 from kdamon.kernel import Clock
 from kdamon.kstrtox import sysfs_streq
 from kdamon.mm import Machine, Primitive
-from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_fs.abi import DEFAULT_ABI
 from kdamon_fs.kobject import NumberedDirectories, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.module_params import ModuleParams
 from kdamon_fs.sysfs_common import MachineTree, uint_attribute
@@ -207,8 +208,7 @@ class damon_sysfs_kdamond(kobject):
         """Handle a write of ``name`` to ``state`` (``damon_sysfs_handle_cmd()``).
 
         :raises OSError: EINVAL the files have unusable values, or the kdamond was never started; EBUSY it runs already,
-            its targets delay it, or another command is being handled; ECANCELED it does not run any more, or is paused;
-            EPERM ``off``, but it ended by itself.
+            its targets delay it, or another command is being handled; ECANCELED it does not run any more, or is paused.
         """
         if name in _BUILDING:
             self._build_and(*_BUILDING[name])
@@ -291,9 +291,6 @@ class damon_sysfs_kdamond(kobject):
 
         :raises OSError: ESHUTDOWN the tree is being unmounted; the errors of :func:`kdamon.core.damon_start`.
         """
-        for t in ctx.adaptive_targets:
-            # Measured on Linux 7.2: only commits read the mark, a start ignores it.
-            t.obsolete = False
         self._check_open()
         damon_start([ctx], exclusive=False)
         self.damon_ctx = ctx
@@ -307,12 +304,11 @@ class damon_sysfs_kdamond(kobject):
     def turn_off(self) -> None:
         """Stop monitoring (``damon_sysfs_turn_damon_off()``).
 
-        :raises OSError: EINVAL it was never on; EPERM it is off; EBUSY it does not end in time.
+        Its results stay, and a kdamond that is off already, or ended by itself, stays off.
+
+        :raises OSError: EINVAL it was never on; EBUSY it does not end in time.
         """
-        ctx = self._started()
-        if not damon_is_running(ctx):
-            raise OSError(errno.EPERM, f"{self.location()} is off already")
-        damon_stop([ctx])
+        damon_stop([self._started()])
 
     def _started(self) -> damon_ctx:
         if self.damon_ctx is None:
@@ -329,9 +325,14 @@ class damon_sysfs_kdamond(kobject):
         return self._started()
 
     def commit(self, wanted: damon_ctx) -> None:
-        """Apply ``wanted``, built from the files, to the running context (``damon_sysfs_commit_input()``)."""
+        """Apply ``wanted``, built from the files, to the running context (``damon_sysfs_commit_input()``).
+
+        A kdamond that has no target after it is off when this returns.
+        """
         ctx = self._started()
         call_commit(ctx, wanted)
+        if not ctx.adaptive_targets and ctx.ops is not None and ctx.ops.target_valid is not None:
+            wait_end(ctx)
         self._warnings.log(ctx, self.location())
 
     def commit_schemes_quota_goals(self) -> None:
@@ -477,7 +478,7 @@ class damon_sysfs_kdamonds(NumberedDirectories[damon_sysfs_kdamond]):
 
 def damon_sysfs_init(
     machine: Machine | Callable[[], Machine] | None = None,
-    abi: str = ABI_VERSIONS[-1],
+    abi: str = DEFAULT_ABI,
     clock: Clock | None = None,
 ) -> SysfsTree:
     """Create the tree; its top is ``/sys/kernel/mm/damon``.
@@ -485,7 +486,7 @@ def damon_sysfs_init(
     :param machine: the machine whose processes are monitored, or a function that returns it, called when a kdamond with
         processes is turned on. An error of that function fails this command only, so the tree can be used where nothing
         can be monitored. None is the machine that this process runs on.
-    :param abi: kernel version whose files the tree has, one of :data:`kdamon_fs.abi.ABI_VERSIONS`.
+    :param abi: version of the tree, one of :data:`kdamon_fs.abi.ABI_VERSIONS`.
     :param clock: the clock of all contexts; None is the real one.
     :raises OSError: EINVAL for an unknown ``abi``.
     """

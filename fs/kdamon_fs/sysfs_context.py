@@ -37,6 +37,7 @@ from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
 from kdamon.mm import Machine, Primitive
 from kdamon.sample_control import check_fault_filters
+from kdamon_fs.abi import OWN
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
     MachineTree,
@@ -62,7 +63,7 @@ __all__ = ["damon_sysfs_build_ctx", "damon_sysfs_context", "damon_sysfs_contexts
 log = logging.getLogger("kdamon")
 
 #: The version of the tree that an operations set came with, for those that not every version has.
-_OPERATIONS_SINCE: Final = {"reports": "next"}
+_OPERATIONS_SINCE: Final = {"reports": OWN}
 
 
 # Targets.
@@ -197,7 +198,7 @@ class damon_sysfs_attrs(kobject):
         self.add("nr_regions", self.nr_regions)
         self.add("probes", self.probes, since="7.2")
         self.sample = damon_sysfs_sample(tree, running_context)
-        self.add("sample", self.sample, since="next")
+        self.add("sample", self.sample, since=OWN)
 
 
 # Contexts.

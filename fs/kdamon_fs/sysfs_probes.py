@@ -42,7 +42,7 @@ _FIRST_TYPES: Final = ("anon", "memcg")
 
 
 def _filter_types(f: damon_sysfs_filter) -> tuple[str, ...]:
-    return tuple(kind.value for kind in damon_filter_type if kind.value in _FIRST_TYPES or f.tree.has("next"))
+    return tuple(kind.value for kind in damon_filter_type if kind.value in _FIRST_TYPES or f.tree.has("7.4"))
 
 
 class damon_sysfs_filter(kobject):
@@ -55,8 +55,8 @@ class damon_sysfs_filter(kobject):
         bool_attribute("matching"),
         bool_attribute("allow"),
         text_attribute("path"),
-        ulong_attribute("min", since="next"),
-        ulong_attribute("max", since="next"),
+        ulong_attribute("min", since="7.4"),
+        ulong_attribute("max", since="7.4"),
     )
 
     def __init__(self, tree: Tree) -> None:
@@ -129,7 +129,7 @@ class damon_sysfs_probe(kobject):
         self.weight = 0
         self.preps = damon_sysfs_preps(tree)
         self.filters = damon_sysfs_filters(tree)
-        self.add("preps", self.preps, since="next")
+        self.add("preps", self.preps, since="7.4")
         self.add("filters", self.filters)
 
     def build(self, machine: Callable[[], Machine]) -> damon_probe:

@@ -62,7 +62,7 @@ _OPS_FILTER_TYPES = tuple(kind.value for kind in damos_filter_type if damos_filt
 
 def _filter_types(kobj: damon_sysfs_scheme_filter) -> tuple[str, ...]:
     newest = damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM.value
-    return tuple(keyword for keyword in kobj.types if keyword != newest or kobj.tree.has("next"))
+    return tuple(keyword for keyword in kobj.types if keyword != newest or kobj.tree.has("7.4"))
 
 
 class damon_sysfs_scheme_filter(kobject):
@@ -170,7 +170,7 @@ class damos_sysfs_dests(NumberedDirectories[damos_sysfs_dest]):
 # Quotas.
 
 #: The version of the tree that a metric came with, for metrics that are newer than the file.
-_METRICS_SINCE = {"hugepage_mem_bp": "next"}
+_METRICS_SINCE = {"hugepage_mem_bp": "7.4"}
 
 
 def _goal_metrics(kobj: damos_sysfs_quota_goal) -> tuple[str, ...]:

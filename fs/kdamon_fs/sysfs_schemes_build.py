@@ -170,14 +170,18 @@ def damon_sysfs_mk_scheme(scheme: damon_sysfs_scheme, machine: FindMachine) -> d
     return s
 
 
-def _measured(ctx: damon_ctx, s: damos, goals: list[damos_quota_goal], scheme: damon_sysfs_scheme) -> bool:
+def _measured(s: damos, goals: list[damos_quota_goal]) -> bool:
     """Return whether ``s`` with ``goals`` depends on metrics of the machine."""
-    metrics = {goal.metric for goal in goals}
-    eligible = damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
-    if eligible in metrics and ctx.ops is not None and ctx.ops.node_mem is None:
-        log.warning("%s: %s is always 0 here; it needs the operations set paddr", scheme.location(), eligible.value)
     given = {damos_quota_goal_metric.DAMOS_QUOTA_USER_INPUT}
+    metrics = {goal.metric for goal in goals}
     return s.wmarks.metric is not damos_wmark_metric.DAMOS_WMARK_NONE or bool(metrics - given)
+
+
+def _doubt_goals(ctx: damon_ctx, goals: list[damos_quota_goal], scheme: damon_sysfs_scheme) -> None:
+    """Warn about a goal that the operations set of ``ctx`` cannot measure; ``on`` and ``commit`` refuse it."""
+    eligible = damos_quota_goal_metric.DAMOS_QUOTA_NODE_ELIGIBLE_MEM_BP
+    if ctx.ops is not None and ctx.ops.node_mem is None and any(goal.metric is eligible for goal in goals):
+        log.warning("%s: %s is always 0 here; it needs the operations set paddr", scheme.location(), eligible.value)
 
 
 def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machine: FindMachine) -> None:
@@ -191,7 +195,7 @@ def damon_sysfs_add_schemes(ctx: damon_ctx, schemes: damon_sysfs_schemes, machin
             s = damon_sysfs_mk_scheme(scheme, machine)
         except OSError as error:
             raise OSError(errno.ENOMEM if error.errno == errno.EINVAL else error.errno, error.strerror) from error
-        if _measured(ctx, s, s.quota.goals, scheme):
+        if _measured(s, s.quota.goals):
             ctx.machine = ctx.machine or machine()
         damon_add_scheme(ctx, s)
 
@@ -213,7 +217,8 @@ class QuotaScores:
         try:
             for i, s in enumerate(ctx.schemes[: schemes.nr]):
                 goals = _mk_goals(schemes.at(i).quotas.goals, machine)
-                if _measured(ctx, s, goals, schemes.at(i)):
+                _doubt_goals(ctx, goals, schemes.at(i))
+                if _measured(s, goals):
                     self._machine = machine()
                 self._quotas.append(damos_quota(goals=goals))
         except OSError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from kdamon.damon import damon_region
+from kdamon_fs.abi import OWN
 from kdamon_fs.kobject import Tree, kobject
 from kdamon_fs.sysfs_common import read_only_attribute, ulong_attribute
 
@@ -36,7 +37,7 @@ class damon_sysfs_scheme_region(kobject):
         read_only_attribute("nr_accesses"),
         read_only_attribute("age"),
         read_only_attribute("sz_filter_passed", since="6.14"),
-        read_only_attribute("nr_unknown", since="next"),
+        read_only_attribute("nr_unknown", since=OWN),
     )
 
     def __init__(self, tree: Tree, region: damon_region, sz_filter_passed: int, hits: list[int]) -> None:
@@ -104,7 +105,7 @@ class damon_sysfs_stats(kobject):
         read_only_attribute("qt_exceeds"),
         read_only_attribute("nr_snapshots", since="7.0"),
         ulong_attribute("max_nr_snapshots", since="7.0"),
-        read_only_attribute("sz_unknown", since="next"),
+        read_only_attribute("sz_unknown", since=OWN),
     )
 
     def __init__(self, tree: Tree) -> None:

@@ -52,10 +52,11 @@ def kdamon_exec() -> KdamonExec:
         pytest.skip(lacks)
 
     def run(
-        home: Path, *command: str, abi: str = "next", options: tuple[str, ...] = ()
+        home: Path, *command: str, abi: str | None = None, options: tuple[str, ...] = ()
     ) -> subprocess.CompletedProcess[str]:
+        version = () if abi is None else ("--abi", abi)
         return subprocess.run(
-            [sys.executable, "-P", "-m", "kdamon_tools", "exec", "--abi", abi, *options, "--", *command],
+            [sys.executable, "-P", "-m", "kdamon_tools", "exec", *version, *options, "--", *command],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)},
             capture_output=True,
             text=True,

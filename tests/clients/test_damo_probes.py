@@ -59,7 +59,7 @@ def test_damo_probes_what_memory_is(kdamon_exec: Any, tmp_path: Path) -> None:
             assert process.stdout is not None
             base = int(process.stdout.readline())
             arguments = (str(DAMO), str(process.pid), file.name, str(EDGE_KIB), f"{base}-{base + 2 * HALF}")
-            done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *arguments)
+            done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *arguments, abi="next")
             process.stdin.close()
     assert 0 == done.returncode, done.stdout + done.stderr
     (before, after) = re.findall(r"^(?:before|after): (\d+) (\d+)$", done.stdout, re.MULTILINE)

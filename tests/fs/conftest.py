@@ -23,7 +23,7 @@ MEBI = 1 << 20
 class Session:
     """A tree and its machine, with the words of a shell."""
 
-    def __init__(self, abi: str = "7.2") -> None:
+    def __init__(self, abi: str = "7.3") -> None:
         self.machine = SimMachine(seed=1)
         for pid in (1, 141, 150):
             self.spawn(pid)
@@ -87,7 +87,7 @@ def make_session() -> Iterator[Callable[..., Session]]:
     """A maker of sessions; what they run is stopped afterwards."""
     sessions: list[Session] = []
 
-    def make(abi: str = "7.2") -> Session:
+    def make(abi: str = "7.3") -> Session:
         sessions.append(Session(abi))
         return sessions[-1]
 
@@ -98,7 +98,7 @@ def make_session() -> Iterator[Callable[..., Session]]:
 
 @pytest.fixture
 def session(make_session: Callable[..., Session]) -> Session:
-    """A tree as of Linux 7.2."""
+    """A tree as of Linux 7.3."""
     return make_session()
 
 
@@ -112,6 +112,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much of the measured table was replayed, and what was left out why."""
     counted = terminalreporter.config.stash.get(ROWS, None)
     if counted:
-        terminalreporter.section("answers measured on Linux 7.2")
+        terminalreporter.section("answers measured on Linux 7.3")
         for what, number in counted.most_common():
             terminalreporter.write_line(f"{number:5} {what}")

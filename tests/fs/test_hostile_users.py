@@ -36,7 +36,7 @@ class Mounted:
         self.kdamonds = mountpoint / "admin/kdamonds"
         self.mountpoint = mountpoint
         self.process = subprocess.Popen(
-            [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.2"],
+            [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.3"],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

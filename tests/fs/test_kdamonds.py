@@ -34,7 +34,7 @@ def test_a_machine_that_cannot_monitor_still_has_a_tree(
         raise OSError(errno.EOPNOTSUPP, "this kernel has no BPF")
 
     session = make_session()
-    session.tree = damon_sysfs_init(cannot, "7.2")
+    session.tree = damon_sysfs_init(cannot, "7.3")
     session.monitor()
     assert "150\n" == session.read(f"{CONTEXT}/targets/0/pid_target")
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
@@ -46,7 +46,7 @@ def test_the_machine_is_looked_for_when_it_is_needed_and_once(make_session: Call
     """Not by making the tree, but by the first number of a process, which says which one is meant; not again."""
     session = make_session()
     calls: list[int] = []
-    session.tree = damon_sysfs_init(lambda: calls.append(1) or session.machine, "7.2")  # type: ignore[func-returns-value]
+    session.tree = damon_sysfs_init(lambda: calls.append(1) or session.machine, "7.3")  # type: ignore[func-returns-value]
     session.context()
     assert [] == calls
     session.monitor()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The modules' parameters: as Linux 7.2 listed them, as it answered to writes, and where a shell finds them.
+"""The modules' parameters: as Linux 7.3 listed them, as it answered to writes, and where a shell finds them.
 
-data/modules-7.2.tsv is a part of what was measured: rows in between are missing, so what a file says after a write that
+data/modules-7.3.tsv is a part of what was measured: rows in between are missing, so what a file says after a write that
 was refused has to be what it said before, not what the table has. Enabling takes processes to be named here: process
 150 is, everywhere.
 """
@@ -27,6 +27,7 @@ import pytest
 from kdamon.kernel import ULONG_MAX
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.modules_common import DamonModule
+from kdamon_fs.abi import ABI_VERSIONS, known_since
 from tests.support.capabilities import needs_damo, needs_dev_fuse, needs_root, skip_because
 from tests.support.paths import PYTHONPATH
 
@@ -72,7 +73,7 @@ def _rows(name: str) -> Iterator[list[str]]:
 
 def _read() -> list[Row]:
     rows = []
-    for path, written, result, back, section, _milliseconds in _rows("modules-7.2.tsv"):
+    for path, written, result, back, section, _milliseconds in _rows("modules-7.3.tsv"):
         _, _sys, _module, module, _parameters, parameter = path.split("/")
         if written != "(read)":
             rows.append(Row(module, parameter, written, result, back, section))
@@ -113,7 +114,7 @@ def check(session: Any, row: Row, count: Callable[[Row], None]) -> None:
     assert result == row.result, row
     after = session.read(path)
     assert after == (row.content if result == "OK" and row.data else before), row
-    if row.section != "module/off":
+    if "enabled=" in row.back:
         enabled = session.read(path_of(row.module, "enabled"))
         pid = int(session.read(path_of(row.module, "kdamond_pid")))
         assert f"enabled={enabled.strip()} " in row.back, row
@@ -148,7 +149,7 @@ def listed(session: Any) -> dict[str, tuple[str, str]]:
 
 def test_parameters_are_those_of_linux(session: Any) -> None:
     """With their modes and defaults; and two more, which say what to monitor."""
-    measured = {path: (mode, content) for path, mode, content in _rows("module-params-7.2.tsv")}
+    measured = {path: (mode, content) for path, mode, content in _rows("module-params-7.3.tsv")}
     for path, (mode, content) in measured.items():
         if content.endswith("bytes)"):
             measured[path] = (mode, ",".join(["0"] * 101) + "\\n")
@@ -166,15 +167,14 @@ def test_parameters_are_those_of_linux(session: Any) -> None:
         ("7.0", {"damon_lru_sort/active_mem_bp", "damon_lru_sort/autotune_monitoring_intervals"}),
         ("7.0", {"damon_lru_sort/filter_young_pages"}),
         ("7.2", {"damon_stat/kdamond_pid", "damon_reclaim/autotune_monitoring_intervals"}),
-        ("next", set(UNKNOWN)),
+        ("kdamon", set(UNKNOWN)),
     ],
 )
 def test_older_kernels_have_fewer(make_session: Callable[..., Any], since: str, paths: set[str]) -> None:
     """What came with a version is there from that on."""
-    versions = ("6.12", "6.13", "6.14", "6.15", "6.16", "6.17", "6.18", "6.19", "7.0", "7.1", "7.2", "7.3", "next")
-    for version in versions:
+    for version in ABI_VERSIONS:
         there = {path.removeprefix("/sys/module/").replace("/parameters", "") for path in listed(make_session(version))}
-        assert (paths <= there) if versions.index(version) >= versions.index(since) else not paths & there
+        assert (paths <= there) if since in known_since(version) else not paths & there
 
 
 def test_the_kernels_own_place_of_the_tree_has_no_modules(session: Any) -> None:
@@ -190,7 +190,9 @@ def test_the_kernels_own_place_of_the_tree_has_no_modules(session: Any) -> None:
 
 
 def test_values_while_a_module_is_off(session: Any, count: Callable[[Row], None]) -> None:
-    """Every type takes and refuses what the kernel's does, and shows it the same way."""
+    """Every type takes and refuses what the kernel's does, and shows it the same way; damon_reclaim had run before."""
+    set_up(session, "damon_reclaim", on=True)
+    session.put(path_of("damon_reclaim", "enabled"), "N")
     for row in rows_of("module/off(, then enable)?"):
         check(session, row, count)
 
@@ -265,9 +267,22 @@ def test_no_module_while_the_tree_monitors(session: Any, count: Callable[[Row], 
     assert "OK" == session.state("on")
 
 
+def test_a_module_from_on_to_off(session: Any, count: Callable[[Row], None]) -> None:
+    """Enabled twice, beside another one, with parameters that cannot be committed, and disabled twice."""
+    session.put(path_of("damon_lru_sort", "monitor_pids"), 150)
+    set_up(session, "damon_reclaim", on=True)
+    for row in rows_of(FROM_ON_TO_OFF):
+        check(session, row, count)
+    assert "N\n" == session.read(path_of("damon_reclaim", "enabled"))
+
+
+FROM_ON_TO_OFF = "DAMON_RECLAIM running|reclaim (on again|running|off|off again)"
+
+
 def test_every_row_is_replayed_somewhere() -> None:
     """But for what the measured machine's memory looked like."""
     replayed = (
+        f"{FROM_ON_TO_OFF}|"
         "module/(off(, then enable)?|enabled|all off|(enable with|disable after) .*|running|.* while sysfs runs"
         "|running commit_inputs( with .*)?|default wmarks_interval|.* running, second module)"
     )

@@ -44,7 +44,7 @@ def mount_at(path: str) -> MountEntry | None:
 class Server:
     """A process that serves a tree on ``mountpoint``."""
 
-    def __init__(self, mountpoint: Path, abi: str = "7.2") -> None:
+    def __init__(self, mountpoint: Path, abi: str = "7.3") -> None:
         self.mountpoint = mountpoint
         self.process = subprocess.Popen(
             [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), abi],

@@ -66,7 +66,7 @@ def start(home: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[str]] = []
 
     def begin(
-        *command: str, abi: str = "7.2", before: tuple[str, ...] = (), **options: object
+        *command: str, abi: str = "7.3", before: tuple[str, ...] = (), **options: object
     ) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(home)}
         settings = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
@@ -393,7 +393,7 @@ def test_one_command_can_run_another(start: Start) -> None:
         pytest.skip("env(1) is not installed")
     tree = f"{DAMON}/admin/kdamonds"
     inner = (
-        f"{sys.executable} {SUPPORT / 'run_within.py'} 7.2 sh -c 'echo 5 > {tree}/nr_kdamonds; cat {tree}/nr_kdamonds'"
+        f"{sys.executable} {SUPPORT / 'run_within.py'} 7.3 sh -c 'echo 5 > {tree}/nr_kdamonds; cat {tree}/nr_kdamonds'"
     )
     script = f"{MADE_SURE} echo 3 > {tree}/nr_kdamonds; {inner}; cat {tree}/nr_kdamonds"
     assert (0, "5\n3\n") == finish(start("sh", "-c", script))

@@ -44,7 +44,7 @@ def test_it_is_on_offer_only_where_it_works() -> None:
             raise OSError(errno.EPERM, "page frames may not be seen")
 
     for machine, names in ((SimMachine(), "vaddr\nfvaddr\npaddr\n"), (Lacking(), "vaddr\nfvaddr\n")):
-        tree = damon_sysfs_init(machine, "7.2")
+        tree = damon_sysfs_init(machine, "7.3")
         tree.write("/admin/kdamonds/nr_kdamonds", b"1")
         tree.write("/admin/kdamonds/0/contexts/nr_contexts", b"1")
         assert names == tree.read(f"{CONTEXT}/avail_operations").decode()
@@ -98,8 +98,8 @@ def test_there_is_only_one_physical_address_space(session: Any) -> None:
     assert "on\n" == session.read("/admin/kdamonds/0/state")
 
 
-def test_eligible_memory_is_said_to_be_unknown_where_it_is(session: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Only physical addresses have a node."""
+def test_eligible_memory_is_refused_where_it_is_unknown(session: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Only physical addresses have a node; a commit of goals alone takes it, as the kernel's does, and logs that."""
     monitor(session, ("schemes/nr_schemes", 1), ("schemes/0/quotas/goals/nr_goals", 1))
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "node_eligible_mem_bp")
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_value", 100)
@@ -108,13 +108,20 @@ def test_eligible_memory_is_said_to_be_unknown_where_it_is(session: Any, caplog:
     assert "node_eligible_mem_bp" not in caplog.text
     session.put(f"{CONTEXT}/operations", "vaddr")
     session.put(f"{CONTEXT}/targets/0/pid_target", 150)
-    assert "OK" == session.state("commit")
+    assert "EINVAL" == session.state("commit")
+    assert "the quota goal node_eligible_mem_bp needs the operations set paddr" in caplog.text
+    assert "OK" == session.state("off")
+    assert "EINVAL" == session.state("on")
+    session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "user_input")
+    assert "OK" == session.state("on")
+    session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "node_eligible_mem_bp")
+    assert "OK" == session.state("commit_schemes_quota_goals")
     assert "node_eligible_mem_bp is always 0 here" in caplog.text
 
 
 def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
     """They belong to processes."""
-    session = make_session("next")
+    session = make_session("kdamon")
     monitor(session, ("monitoring_attrs/sample/primitives/page_fault", "Y"))
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
 

@@ -30,7 +30,7 @@ SAMPLE = f"{CONTEXT}/monitoring_attrs/sample"
 @pytest.fixture
 def session(make_session: Callable[..., Any]) -> Any:
     """Two processes are monitored, 141 and 150."""
-    session = make_session("next")
+    session = make_session("kdamon")
     session.context()
     session.put(f"{CONTEXT}/monitoring_attrs/intervals/update_us", 100_000)
     session.put(f"{CONTEXT}/targets/nr_targets", 2)

@@ -34,7 +34,7 @@ CPUS = 4
 def session(make_session: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The newest tree, with one context, on a machine of four CPUs."""
     monkeypatch.setattr(sysfs_sample, "nr_cpu_ids", lambda: CPUS)
-    made = make_session("next")
+    made = make_session("kdamon")
     made.context()
     return made
 
@@ -48,7 +48,7 @@ class _RealClock(VirtualClock):
 
 def test_the_directory_is_in_the_newest_tree_only(make_session: Callable[..., Any]) -> None:
     """And with it the operations set for reports."""
-    for abi, there in (("7.3", False), ("next", True)):
+    for abi, there in (("7.3", False), ("7.4", False), ("kdamon", True), ("next", True)):
         made = make_session(abi)
         made.context()
         assert ("sample" in made.tree.listdir(f"{CONTEXT}/monitoring_attrs")) == there

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What system calls do with the mounted tree, row by row as Linux 7.2's own tree answered them.
+"""What system calls do with the mounted tree, row by row as Linux 7.3's own tree answered them.
 
-The table is data/fs-semantics-7.2.tsv: an operation and the result. Rows in :data:`DIFFERENT` come out differently,
+The table is data/fs-semantics-7.3.tsv: an operation and the result. Rows in :data:`DIFFERENT` come out differently,
 because FUSE is between the tree and the caller; what does come out is checked as well.
 """
 
@@ -41,7 +41,7 @@ pytestmark = [
 
 MEASURED = dict(
     line.split("\t")
-    for line in (HERE / "data/fs-semantics-7.2.tsv").read_text().splitlines()
+    for line in (HERE / "data/fs-semantics-7.3.tsv").read_text().splitlines()
     if not line.startswith("#")
 )
 
@@ -65,7 +65,7 @@ def context(tmp_path_factory: pytest.TempPathFactory, fuse_binding: str) -> Iter
     """A context directory of a mounted tree with a scheme."""
     mountpoint = tmp_path_factory.mktemp("damon")
     server = subprocess.Popen(
-        [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.2"],
+        [sys.executable, str(SUPPORT / "serve_tree.py"), str(mountpoint), "7.3"],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The tree has exactly the files that Linux 7.2 listed, and those that other versions are known to have."""
+"""The tree has exactly the files that Linux 7.2 and 7.3 listed, and those that other versions are known to have."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kdamon_fs.sysfs import damon_sysfs_init
 
 DATA = Path(__file__).parent / "data"
 TOP = "/sys/kernel/mm/damon"
@@ -56,8 +58,8 @@ def listed(tree: Any, path: str) -> dict[str, Entry]:
 
 
 def measured(name: str) -> dict[str, Entry]:
-    """The listing ``name`` of Linux 7.2."""
-    with (DATA / f"tree-7.2-{name}.tsv").open() as lines:
+    """The listing ``name``, the kernel's version and what the tree had."""
+    with (DATA / f"tree-{name}.tsv").open() as lines:
         rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row[0].startswith("/")]
     entries = {}
     for path, kind, mode, owner, size, nlink, content in rows:
@@ -89,13 +91,35 @@ def grow_all(session: Any) -> None:
 def test_a_growing_tree_is_the_kernels(session: Any, name: str, top: str, kdamonds: int, contexts: int) -> None:
     """Paths, types, modes, sizes, link counts and contents agree both ways."""
     grow(session, kdamonds, contexts)
-    assert listed(session.tree, top) == measured(name)
+    assert listed(session.tree, top) == measured(f"7.3-{name}")
 
 
-def test_a_tree_with_two_of_everything_is_the_kernels(session: Any) -> None:
+@pytest.mark.parametrize("abi", ["7.2", "7.3"])
+def test_a_tree_with_two_of_everything_is_the_kernels(make_session: Callable[..., Any], abi: str) -> None:
     """Paths, types, modes, sizes, link counts and contents agree both ways."""
+    session = make_session(abi)
     grow_all(session)
-    assert listed(session.tree, "/admin") == measured("full")
+    assert listed(session.tree, "/admin") == measured(f"{abi}-full")
+
+
+OWN_FILES = {"sample", "sz_unknown"}
+
+
+def test_the_default_has_the_files_of_linux_7_3_and_own_ones(session: Any) -> None:
+    """Without a version: all that was measured, as it was; besides, in places that are named, nothing but own files."""
+    session.tree.shutdown()
+    session.tree = damon_sysfs_init(session.machine)
+    grow_all(session)
+    found, expected = listed(session.tree, "/admin"), measured("7.3-full")
+    # Another directory is another link to the one that it is in.
+    attrs = f"{CONTEXT}/monitoring_attrs"
+    kind, mode, size, links, content = expected[attrs]
+    expected[attrs] = (kind, mode, size, str(int(links) + 1), content)
+    operations = f"{CONTEXT}/avail_operations"
+    expected[operations] = (*expected[operations][:4], "vaddr\\nfvaddr\\npaddr\\nreports\\n")
+    assert {path: found[path] for path in expected} == expected
+    assert all(OWN_FILES & set(path.split("/")) for path in found.keys() - expected.keys())
+    assert {name for name in OWN_FILES if any(f"/{name}" in path for path in found)} == OWN_FILES
 
 
 NEWER_THAN = {
@@ -110,7 +134,8 @@ NEWER_THAN = {
     "7.0": "goal_tuner",
     "7.1": "pause probes fail_charge_num fail_charge_denom",
     "7.2": "weight",
-    "7.3": "sample preps min max nr_unknown sz_unknown",
+    "7.3": "preps min max",
+    "7.4": "sample sz_unknown",
 }
 
 

@@ -40,6 +40,6 @@ if __name__ == "__main__":
             setattr(_operations, name, _watched(name, operation))
     if sys.argv[1] == "exec":
         reading = "cat /sys/module/damon_stat/parameters/enabled; cat /sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds"
-        sys.exit(run_in_namespace(["sh", "-c", reading], "7.2", SimMachine(seed=1)))
-    with MountedTree(damon_sysfs_init(SimMachine(seed=1), "7.2"), sys.argv[2]):
+        sys.exit(run_in_namespace(["sh", "-c", reading], "7.3", SimMachine(seed=1)))
+    with MountedTree(damon_sysfs_init(SimMachine(seed=1), "7.3"), sys.argv[2]):
         subprocess.run(["cat", f"{sys.argv[2]}/admin/kdamonds/nr_kdamonds"], check=True)

@@ -16,7 +16,7 @@ from kdamon_fs.sysfs import damon_sysfs_init
 MEBI = 1 << 20
 
 
-def main(mountpoint: str, abi: str = "7.2") -> int:
+def main(mountpoint: str, abi: str = "7.3") -> int:
     """Serve until a signal comes; errors are one line on stderr."""
     logging.basicConfig(level=logging.INFO, format="log: %(message)s")
     machine = SimMachine(seed=1)

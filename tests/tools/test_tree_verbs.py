@@ -25,7 +25,7 @@ def test_exec_passes_on_the_exit_status() -> None:
 def test_exec_hides_what_is_newer() -> None:
     """--abi chooses the kernel version whose files there are."""
     script = "cd /sys/kernel/mm/damon/admin/kdamonds && echo 1 > nr_kdamonds && ls 0"
-    old, new = (run("exec", "--abi", version, "--", "sh", "-c", script) for version in ("6.12", "7.2"))
+    old, new = (run("exec", "--abi", version, "--", "sh", "-c", script) for version in ("6.12", "7.3"))
     assert (0, 0) == (old.returncode, new.returncode)
     assert "refresh_ms" not in old.stdout.split()
     assert "refresh_ms" in new.stdout.split()

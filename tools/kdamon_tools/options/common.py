@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
-from kdamon_fs.abi import ABI_VERSIONS
+from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_tids
 
 __all__ = [
@@ -114,14 +114,14 @@ def add_monitor_cpus(parser: argparse.ArgumentParser) -> None:
 
 
 def add_abi(group: argparse._ArgumentGroup) -> None:
-    """Add the choice of the kernel version whose files the tree has."""
+    """Add the choice of the tree's version."""
     group.add_argument(
         "--abi",
         choices=ABI_VERSIONS,
-        default=ABI_VERSIONS[-1],
+        default=DEFAULT_ABI,
         metavar="VERSION",
-        help=f"hide files that newer kernels than VERSION introduced; one of {', '.join(ABI_VERSIONS)}; default: "
-        f"{ABI_VERSIONS[-1]}",
+        help="which files the tree has: those of a release of Linux, those of 7.3 and kdamon's own (kdamon), or "
+        f"those of 7.4 and kdamon's own (next); one of {', '.join(ABI_VERSIONS)}; default: {DEFAULT_ABI}",
     )
 
 
