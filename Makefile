@@ -5,6 +5,9 @@
 # make bench  print benchmarks     make clean  remove what this made
 # make bench BENCH=list            their names; BENCH=kdamond runs one of them
 # make bench BENCH=kdamond AGAINST=COMMIT    compare with an earlier commit
+# make test-kernel KERNEL=7.3    run tests on another kernel (6.12, 7.2, 7.3), in QEMU, as root
+# make test-kernel KERNEL=7.3 TESTS="tests/mm/sampling -k page_fault"    these tests
+# make test-kernel KERNEL=7.3 RUN="python3 -m kdamon_tools doctor"       a command in their place
 # Each of them sets the machine up first, in .venv.
 
 VENV := .venv
@@ -13,13 +16,17 @@ BUILD := build
 PYTEST_ARGS ?=
 BENCH ?=
 AGAINST ?=
+KERNEL ?=
+TESTS ?=
+export RUN ?=
+KERNEL_ARGS ?=
 
 READY_RUN := $(VENV)/.ready-run
 READY_TEST := $(VENV)/.ready-test
 WHAT_THEY_NEED := pyproject.toml .ci/setup
 TRUTH := $(BUILD)/truth.jsonl
 
-.PHONY: run test lint bench clean
+.PHONY: run test test-kernel lint bench clean
 .DELETE_ON_ERROR:
 
 ifdef PID
@@ -37,6 +44,10 @@ endif
 
 test: $(READY_TEST)
 	$(VENV)/bin/python tests/run_all.py $(PYTEST_ARGS)
+
+test-kernel: $(READY_TEST)
+	@$(VENV)/bin/python -m tests.kernels $(or $(KERNEL),$(error name a release of the kernel: make test-kernel KERNEL=7.3)) \
+		$(KERNEL_ARGS) $(if $(RUN),--run "$$RUN") $(if $(TESTS),--tests $(TESTS))
 
 lint: $(READY_TEST)
 	$(VENV)/bin/ruff check

@@ -7,7 +7,6 @@ Without KVM, so that it works within virtual machines; a guest takes about a ten
 from __future__ import annotations
 
 import io
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ __all__ = ["GuestError", "Options", "Outcome", "pack", "prepare", "run_in_guest"
 
 _SWAP: Final = 1 << 30
 _BLOCK: Final = 1 << 20
-#: Panics end QEMU; a guest that can neither mount nor run anything does so, too.
+#: Panics end QEMU. The kernel's own DAMON starts only where a test wants it.
 _APPEND: Final = "console=ttyS0 quiet mitigations=off panic=-1 oops=panic damon_stat.enabled=N"
 
 
@@ -114,19 +113,19 @@ def _qemu(disks: _Disks, options: Options, scratch: Path) -> list[str]:
     huge = f"hugepages={options.hugepages}"
     words += ["-kernel", str(disks.kernel.image), "-initrd", str(scratch / "initramfs")]
     words += ["-append", f"{_APPEND} {huge} {options.append}".strip()]
-    for path in (disks.root, scratch / "job", disks.modules, disks.swap):
+    for disk in (disks.root, scratch / "job", disks.modules, disks.swap):
         # What the guest writes is lost with it.
-        words += ["-drive", f"file={path},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+        words += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
     words += ["-serial", f"file:{scratch / 'console'}", "-device", "virtio-serial-pci"]
-    for name, path in (("output", "/dev/fd/1"), ("results", str(scratch / "results.tar"))):
-        words += ["-chardev", f"file,id={name},path={path}", "-device", f"virtserialport,chardev={name},name={name}"]
+    for name, file in (("output", "/dev/fd/1"), ("results", str(scratch / "results.tar"))):
+        words += ["-chardev", f"file,id={name},path={file}", "-device", f"virtserialport,chardev={name},name={name}"]
     return words
 
 
 def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
     """Run QEMU and copy the command's output; return whether it ended in time."""
     with stderr.open("wb") as errors:
-        qemu = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        qemu = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
     in_time = True
 
     def stop() -> None:
@@ -138,7 +137,7 @@ def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
     timer.start()
     try:
         assert qemu.stdout is not None
-        while data := qemu.stdout.read1():
+        while data := qemu.stdout.read(1 << 16):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
     finally:
@@ -151,7 +150,7 @@ def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
 def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, options: Options) -> Outcome:
     """Boot, run a command, and fetch what it leaves in the directory ``$RESULTS``.
 
-    Its output appears on the standard output. It runs as root, by ``sh``, in a copy of the sources, with kdamon on
+    Its output appears on the standard output. It runs as root, by ``bash``, in a copy of the sources, with kdamon on
     Python's path and without a network.
 
     :param source: the working tree.
@@ -180,8 +179,3 @@ def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, optio
             ) from None
     status = int((results / "status").read_text(encoding="ascii"))
     return Outcome(status, disks.kernel.version, results)
-
-
-def quoted(words: list[str]) -> str:
-    """Words as one command for ``sh``."""
-    return shlex.join(words)

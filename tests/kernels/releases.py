@@ -86,11 +86,7 @@ class _Archive:
 
 
 def newest(listing: str, release: str) -> str | None:
-    """The newest version of a release, of those that apt-cache lists.
-
-    >>> newest("linux-image-6.12.9+deb13-cloud-amd64 - x\\nlinux-image-6.12.10+deb13-cloud-amd64 - x", "6.12")
-    '6.12.10+deb13-cloud-amd64'
-    """
+    """The newest version of a release, of the packages that apt-cache lists; None where there is none."""
     versions = [found["version"] for found in map(_IMAGE.match, listing.splitlines()) if found]
     of_release = [version for version in versions if re.match(rf"{re.escape(release)}[.+~-]", version)]
     return max(of_release, key=_numbers, default=None)
