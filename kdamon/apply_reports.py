@@ -68,6 +68,9 @@ def kdamond_check_reported_accesses(ctx: damon_ctx) -> bool:
     because the interval has lasted until now, however late the kdamond came to end it.
     (docs/deviations.md#the-age-of-a-report)
     """
+    for t in ctx.adaptive_targets:
+        if t.groups is not None:
+            t.groups.begin_interval()
     queue = _queue(ctx)
     entries = queue.take()
     if not entries:
@@ -136,6 +139,8 @@ def apply_access_reports(reports: Records | ReportColumns, t: damon_target, ctx:
     addr, size = _core_range(reports, ctx)
     row, across = lookup_of(t).find(addr, size)
     within = row >= 0
+    if t.groups is not None:
+        t.groups.add((regions.start, regions.end), row, reports, addr)
     if across is None:
         across = np.zeros(len(reports), np.bool_)
     # Deviation: docs/deviations.md#density-of-reports

@@ -33,6 +33,7 @@ from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
 from kdamon.mm import AddressSpace, Answers, IntervalSampler, Machine, Task
 from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
+from kdamon.reports.groups import GroupedReports
 from kdamon.reports.history import ReportHistory
 from kdamon.reports.lookup import RegionLookup
 from kdamon.reports.queue import ReportQueue
@@ -134,6 +135,8 @@ class damon_target:
     memory: ReportHistory | None = None
     #: How reports find its regions, None before the first one (no kernel counterpart).
     lookup: RegionLookup | None = None
+    #: Which CPUs, threads or nodes its reports came from, None where that is not asked for (no kernel counterpart).
+    groups: GroupedReports | None = None
     #: Bytes that the regions cover and bytes that are populated in them, if that is so little that hardly any access is
     #: found, and the time of the next check, clock nanoseconds (no kernel counterpart).
     sparse: tuple[int, int] | None = None

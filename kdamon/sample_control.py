@@ -15,6 +15,7 @@ from kdamon.mm import Machine
 
 __all__ = [
     "READS_UNSEEN",
+    "check_attribution",
     "check_fault_filters",
     "check_reads",
     "damon_add_sample_filter",
@@ -109,6 +110,19 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
             errno.EOPNOTSUPP,
             "this machine does not report whether a page fault was a read or a write, so filters of the type write "
             "would take all for reads; kdamon doctor names the requirement",
+        )
+
+
+def check_attribution(machine: Machine) -> None:
+    """Refuse to group accesses by CPU, thread or node where the faults of ``machine`` identify none.
+
+    :raises OSError: EOPNOTSUPP.
+    """
+    if not machine.attributes_faults:
+        raise OSError(
+            errno.EOPNOTSUPP,
+            "this machine does not report which CPU or thread made a page fault, so accesses cannot be grouped by "
+            "them; kdamon doctor names the requirement",
         )
 
 

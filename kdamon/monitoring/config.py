@@ -10,6 +10,7 @@ from attrs import frozen
 
 from kdamon.mm import Primitive
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+from kdamon.reports.groups import COLUMNS
 
 __all__ = ["Config", "Range", "check_config", "check_intervals"]
 
@@ -39,6 +40,7 @@ class Config:
         empty: nothing is sampled, and only reports count.
     :ivar write_only: only writes count.
     :ivar read_only: only reads count.
+    :ivar by: ``cpu``, ``thread`` or ``node``: snapshots also say which of these made the accesses; empty: they do not.
     :ivar cpus: only accesses by these CPUs count; empty is all.
     :ivar tids: only accesses by these threads count; empty is all.
     :ivar density: estimate from reports how densely each region is accessed.
@@ -59,11 +61,17 @@ class Config:
     tids: tuple[int, ...] = ()
     density: bool = False
     read_only: bool = False
+    by: str = ""
 
     @property
     def filtered(self) -> bool:
         """Whether not all accesses count."""
         return self.write_only or self.read_only or bool(self.cpus or self.tids)
+
+    @property
+    def needs_faults(self) -> bool:
+        """Whether accessed bits do not say enough about accesses."""
+        return self.filtered or bool(self.by)
 
     def misses_reads(self, faults_of_reads: bool) -> bool:
         """Return whether reads stay unseen although the caller did not ask for that.
@@ -117,18 +125,24 @@ def check_config(config: Config) -> None:
             f"there is no primitive {config.primitive!r}; use 'page_table', 'page_fault', or '' for reports alone",
         ),
         (
-            config.ops == "paddr" and (config.filtered or config.primitive == Primitive.PAGE_FAULT),
+            config.ops == "paddr" and (config.needs_faults or config.primitive == Primitive.PAGE_FAULT),
             "ops='paddr' samples accessed bits, which do not identify writes, CPUs or threads: leave primitive, "
-            "write_only, read_only, cpus and tids out",
+            "write_only, read_only, cpus, tids and by out",
         ),
         (
-            config.primitive == Primitive.PAGE_TABLE and config.filtered,
+            config.primitive == Primitive.PAGE_TABLE and config.needs_faults,
             "accessed bits do not identify writes, CPUs or threads: use primitive='page_fault' with write_only, "
-            "read_only, cpus and tids",
+            "read_only, cpus, tids and by",
         ),
         (
             config.density and config.primitive == Primitive.PAGE_FAULT,
             "faults come from one page of each region and say nothing about density: leave density out",
+        ),
+        (config.by not in {"", *COLUMNS}, f"by is 'cpu', 'thread' or 'node', not {config.by!r}"),
+        (
+            config.density and bool(config.by),
+            "the density of a region is an estimate that cannot be divided among CPUs, threads or nodes: leave density "
+            "or by out",
         ),
         (config.write_only and config.read_only, "write_only and read_only exclude each other: leave one of them out"),
         (

@@ -27,6 +27,7 @@ from kdamon.damon import (
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Primitive
 from kdamon.monitoring.config import Config
+from kdamon.reports.groups import GroupedReports
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 
 __all__ = ["add_target", "new_context", "operations_set"]
@@ -80,6 +81,8 @@ def add_target(ctx: damon_ctx, config: Config) -> damon_target:
     """
     target = damon_new_target()
     target.pid = config.pid
+    if config.by:
+        target.groups = GroupedReports(config.by)
     if config.ranges:
         ranges = [damon_addr_range(start, end) for start, end in sorted(config.ranges)]
         damon_set_regions(target, ranges, ctx.min_region_sz)

@@ -52,7 +52,8 @@ from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.regions import Regions
-from kdamon.sample_control import check_fault_filters, check_reads
+from kdamon.reports.groups import GroupedInterval, GroupTable
+from kdamon.sample_control import check_attribution, check_fault_filters, check_reads
 
 __all__ = ["Monitor", "monitor"]
 
@@ -60,10 +61,15 @@ log = logging.getLogger("kdamon")
 
 #: Snapshots that wait for a slow consumer at most.
 _KEPT: Final = 256
+#: Snapshots that wait with their reports one by one at most, where these are grouped; others wait with tables.
+_UNCOUNTED: Final = 16
 #: Seconds that reading the mappings may take.
 _LOOK_S: Final = 1.0
 #: Seconds that the kdamond may take to give everything back after its last sample.
 _END_S: Final = 20.0
+
+#: Begin and end of sampling, clock nanoseconds; regions, groups of reports.
+_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None]
 
 
 def monitor(
@@ -76,6 +82,7 @@ def monitor(
     read_only: bool = False,
     cpus: Iterable[int] = (),
     tids: Iterable[int] = (),
+    by: str = "",
     density: bool = False,
     sample_us: int = SAMPLE_US,
     aggr_us: int = AGGR_US,
@@ -103,11 +110,14 @@ def monitor(
     :param ranges: start and end (exclusive) of each, bytes, disjoint, in any order.
     :param primitive: ``page_table`` samples accessed bits: reads and writes. ``page_fault`` samples faults: writes,
         from Linux 7.3 on also reads, with CPU and thread. ``""`` samples nothing: reports alone count. Default:
-        ``page_fault`` with ``write_only``, ``read_only``, ``cpus`` or ``tids``, else ``page_table``.
+        ``page_fault`` with ``write_only``, ``read_only``, ``cpus``, ``tids`` or ``by``, else
+        ``page_table``.
     :param write_only: only writes count.
     :param read_only: only reads count; faults show them from Linux 7.3 on.
     :param cpus: numbers of CPUs; only their accesses count.
     :param tids: ids of threads; only their accesses count.
+    :param by: ``"cpu"``, ``"thread"`` or ``"node"``: snapshots also say which of these made the accesses, in
+        :attr:`Snapshot.groups`.
     :param density: estimate from reports how densely each region is accessed.
     :param sample_us: sampling interval.
     :param aggr_us: aggregation interval: time between two snapshots.
@@ -139,10 +149,11 @@ def monitor(
         read_only=read_only,
         cpus=tuple(map(index, cpus)),
         tids=tuple(map(index, tids)),
+        by=by,
         density=density,
     )
     if primitive is None:
-        default = "" if name == "reports" else Primitive.PAGE_FAULT if config.filtered else Primitive.PAGE_TABLE
+        default = "" if name == "reports" else Primitive.PAGE_FAULT if config.needs_faults else Primitive.PAGE_TABLE
         config = attrs.evolve(config, primitive=default)
     operations = None if isinstance(ops, str) else ops
     return Monitor(config, operations=operations, schemes=schemes, machine=machine, kept=kept)
@@ -189,7 +200,7 @@ class Monitor:
         self._birth = birth
         self._kept = max(kept, 1)
         # None ends it, and stays in it.
-        self._queue: queue.SimpleQueue[tuple[int, int, Regions] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Collected | None] = queue.SimpleQueue()
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
         self._suspended = _suspended()
         self._cpu_s: float | None = None
@@ -282,6 +293,8 @@ class Monitor:
             return
         if config.primitive == Primitive.PAGE_FAULT:
             check_fault_filters(self.ctx.sample_control, machine)
+            if config.by:
+                check_attribution(machine)
             if config.read_only:
                 check_reads(machine)
             self._faults_of_reads = machine.faults_of_reads
@@ -389,7 +402,10 @@ class Monitor:
         """Runs in the kdamond: only copy, so that its next sample is not late."""
         if ctx is not self.ctx:
             return
-        self._queue.put((*self._clock.take_span(), regions.copy()))
+        groups = None if self._target.groups is None else self._target.groups.take()
+        # Where the consumer is slow, a table takes much less memory.
+        counted = groups.table() if groups is not None and self._queue.qsize() >= _UNCOUNTED else groups
+        self._queue.put((*self._clock.take_span(), regions.copy(), counted))
         if self._queue.qsize() > self._kept:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()
@@ -485,8 +501,10 @@ class Monitor:
         return None if self._mapped is None else size - self._mapped
 
 
-def _snapshot(began: int, ended: int, regions: Regions) -> Snapshot:
-    return Snapshot(began / 1e9, ended / 1e9, region_table(regions))
+def _snapshot(began: int, ended: int, regions: Regions, groups: GroupedInterval | GroupTable | None) -> Snapshot:
+    if isinstance(groups, GroupedInterval):
+        groups = groups.table()
+    return Snapshot(began / 1e9, ended / 1e9, region_table(regions), groups=groups)
 
 
 def _suspended() -> float:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kdamon.arrays import F64Array, Records
 from kdamon.regions import Regions
+from kdamon.reports.groups import GROUP_REGION, GroupTable
 
 __all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
 
@@ -71,12 +72,14 @@ class Snapshot:
         ``regions["end"]`` in bytes (end exclusive), ``regions["nr_accesses"]`` and ``regions["nr_unknown"]`` in samples
         of an aggregation interval, ``regions["age"]`` in aggregation intervals.
     :ivar merged: of how many aggregations this is the mean.
+    :ivar groups: which CPU, thread or node made the accesses, where that was asked for; else None.
     """
 
     began: float
     time: float
     regions: RegionTable
     merged: int = 1
+    groups: GroupTable | None = None
 
     @classmethod
     def of(
@@ -93,6 +96,28 @@ class Snapshot:
     def sizes(self) -> F64Array:
         """Size of each region in bytes, shape (n,)."""
         return (self.regions["end"] - self.regions["start"]).astype(np.float64)
+
+    def of_groups(self, numbers: Iterable[int]) -> Snapshot:
+        """This snapshot as if only the accesses of some groups counted.
+
+        Its regions are smaller: each is a part of one of this snapshot and of one before neighbours were merged.
+
+        :param numbers: the groups: CPUs, thread ids or nodes; their accesses are added up.
+        """
+        whole = self.regions
+        found = np.empty(0, GROUP_REGION) if self.groups is None else self.groups.regions
+        rows = found[np.isin(found["group"], np.fromiter(numbers, np.int64))]
+        edges = np.unique(np.concatenate([rows["start"], rows["end"], whole["start"], whole["end"]]))
+        at = np.searchsorted(whole["start"], edges[:-1], side="right") - 1
+        steps = np.zeros(len(edges))
+        np.add.at(steps, np.searchsorted(edges, rows["start"]), rows["nr_accesses"])
+        np.subtract.at(steps, np.searchsorted(edges, rows["end"]), rows["nr_accesses"])
+        inside = (at >= 0) & (edges[:-1] < whole["end"][np.maximum(at, 0)]) if len(whole) else np.zeros(0, np.bool_)
+        table = whole[at[inside]]
+        table["start"], table["end"] = edges[:-1][inside], edges[1:][inside]
+        # The rest of a sum of floats is no access.
+        table["nr_accesses"] = np.cumsum(steps)[:-1][inside].round(3)
+        return evolve(self, regions=table, groups=None)
 
     def working_set(self, nr_accesses: float = 1) -> int:
         """Bytes of the regions with at least ``nr_accesses`` accesses in the aggregation interval."""

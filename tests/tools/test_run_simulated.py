@@ -204,9 +204,9 @@ def test_physical_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     ("words", "option"),
     [
         (["--pid", "1"], "--pid"),
-        (["--write-only"], "--write-only, --read-only, --cpus and --tids"),
-        (["--cpus", "0"], "--write-only, --read-only, --cpus and --tids"),
-        (["--tids", "5"], "--write-only, --read-only, --cpus and --tids"),
+        (["--write-only"], "--write-only, --read-only, --cpus, --tids and --by"),
+        (["--cpus", "0"], "--write-only, --read-only, --cpus, --tids and --by"),
+        (["--tids", "5"], "--write-only, --read-only, --cpus, --tids and --by"),
         (["--primitive", "page_fault"], "--primitive page_fault"),
         (["--truth", "file"], "--truth"),
     ],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import asdict
 
+from kdamon_tools.groups import Grouping, ThreadNames
 from kdamon_tools.history import History
 from kdamon_tools.line_stream import LineStream
 from kdamon_tools.origin import this_machine
@@ -31,6 +32,7 @@ class Gathered:
     :ivar monitor: the monitor; it has begun.
     :ivar mappings: None where they are not needed.
     :ivar lines: None where there is one result at the end.
+    :ivar grouping: the groups of accesses, None where they were not asked for.
     :ivar latest: the last snapshot, None before the first one.
     """
 
@@ -42,6 +44,8 @@ class Gathered:
         self.lines: LineStream | None = None
         self.latest: Snapshot | None = None
         self._history = History()
+        names = ThreadNames(config.pid) if config.pid and config.ops != "reports" else None
+        self.grouping = Grouping(config.by, names) if config.by else None
 
     def stream(self, result: ResultFile) -> None:
         """Write a line for each aggregation to ``result`` from now on; monitoring has begun."""
@@ -50,12 +54,15 @@ class Gathered:
             self.mappings.look(_LOOK_S)
         found = None if self.mappings is None else self.mappings.found()
         self.lines = LineStream(result.append, result.no_reader)
-        self.lines.begin(render_header(self._config, monitor.started, self._origin, found), monitor.started)
+        header = render_header(self._config, monitor.started, self._origin, found)
+        self.lines.begin(header, monitor.started, self._config.by)
 
     def gather(self) -> None:
         """Take the snapshots that have arrived."""
         for snapshot in self.monitor.drain():
             self.latest = snapshot
+            if self.grouping is not None and snapshot.groups is not None:
+                self.grouping.add(snapshot.groups)
             self._history.add(snapshot)
             if self.lines is not None:
                 self.lines.add(snapshot)
@@ -80,4 +87,5 @@ class Gathered:
             remarks,
             self._origin,
             None if self.mappings is None else self.mappings.found(),
+            None if self.grouping is None else self.grouping.log(),
         )

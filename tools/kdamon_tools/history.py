@@ -6,10 +6,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from attrs import evolve
 
-from kdamon_tools.snapshot import REGION, RegionTable, Snapshot
+from kdamon.arrays import Records
+from kdamon.kernel import ULONG_MAX
+from kdamon.reports.groups import GROUP_ADDRESS, GROUP_REGION, GroupTable
+from kdamon_tools.snapshot import REGION, Snapshot
 
-__all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots"]
+__all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots", "nr_rows"]
 
 #: The default limits of a history.
 MOST_SNAPSHOTS: Final = 4096
@@ -43,29 +47,78 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     pieces["nr_accesses"][known] = accesses[known] / weights[known]
     pieces["nr_unknown"][known] = unknown[known] / weights[known]
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
-    return Snapshot(older.began, newer.time, merged, older.merged + newer.merged)
+    groups = _merge_groups(older, newer)
+    return Snapshot(older.began, newer.time, merged, older.merged + newer.merged, groups)
 
 
-def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
+def _merge_groups(older: Snapshot, newer: Snapshot) -> GroupTable | None:
+    """The mean of the accesses of each group, which are none where a group has no row, and the sum of its reports.
+
+    The reports of a region that is divided are in its first part. Single addresses are dropped.
+    """
+    if older.groups is None or newer.groups is None:
+        return None
+    tables = (older.groups.regions, newer.groups.regions)
+    rows = np.concatenate(tables)
+    weights = np.repeat([older.merged, newer.merged], [len(table) for table in tables])
+    # Addresses of each group follow those of the one before: so all of them are one row of disjoint pieces.
+    edges, groups = np.unique(np.concatenate([rows["start"], rows["end"]])), np.unique(rows["group"])
+    base = np.searchsorted(groups, rows["group"]) * len(edges)
+    bounds = np.unique(np.concatenate([base + np.searchsorted(edges, rows[name]) for name in ("start", "end")]))
+    first, end = (np.searchsorted(bounds, base + np.searchsorted(edges, rows[name])) for name in ("start", "end"))
+    pieces = np.zeros(len(bounds), dtype=GROUP_REGION)
+    pieces["group"], pieces["start"] = groups[bounds // max(1, len(edges))], edges[bounds % max(1, len(edges))]
+    pieces["end"][:-1] = pieces["start"][1:]
+    accesses = weights * rows["nr_accesses"] / (older.merged + newer.merged)
+    steps = np.bincount(first, accesses, len(bounds)) - np.bincount(end, accesses, len(bounds))
+    pieces["nr_accesses"] = np.cumsum(steps)
+    for name in ("nr_reports", "nr_writes"):
+        pieces[name] = np.bincount(first, rows[name], len(bounds))
+    pieces["first"] = ULONG_MAX
+    wrote = rows["nr_writes"] > 0
+    np.minimum.at(pieces["first"], first[wrote], rows["first"][wrote])
+    np.maximum.at(pieces["last"], first[wrote], rows["last"][wrote])
+    pieces["first"] *= pieces["nr_writes"] > 0
+    covered = np.cumsum(np.bincount(first, minlength=len(bounds)) - np.bincount(end, minlength=len(bounds))) > 0
+    joined = _join_neighbours(pieces[covered], max(map(len, tables)))
+    return GroupTable(joined, np.empty(0, GROUP_ADDRESS))
+
+
+#: How the values of neighbours become one.
+_JOINED: Final = {
+    "nr_reports": np.add,
+    "nr_writes": np.add,
+    "first": np.minimum,
+    "last": np.maximum,
+    "age": np.maximum,
+}
+
+
+def _join_neighbours(pieces: Records, limit: int) -> Records:
     """Join touching pieces of nearly equal counts, starting with equal ones, until at most ``limit`` are left."""
     tolerance = 0.0
+    names = set(pieces.dtype.names or ())
+    means = sorted({"nr_accesses", "nr_unknown"} & names)
     while len(pieces):
         touching = pieces["end"][:-1] == pieces["start"][1:]
-        steps = np.abs(np.diff(pieces["nr_accesses"])) + np.abs(np.diff(pieces["nr_unknown"]))
+        if "group" in names:
+            touching &= pieces["group"][:-1] == pieces["group"][1:]
+        steps = sum(np.abs(np.diff(pieces[name])) for name in means)
         joined = touching & (steps <= tolerance)
         # In a chain, a pass joins only every second pair: a gradual slope must not become one region.
         if tolerance:
             joined[1::2] = False
-        if not joined.any() and tolerance > 2 * float(pieces["nr_accesses"].max() + pieces["nr_unknown"].max()):
+        if not joined.any() and tolerance > 2 * sum(float(pieces[name].max()) for name in means):
             return pieces
         first = np.flatnonzero(np.concatenate([[True], ~joined]))
         sizes = (pieces["end"] - pieces["start"]).astype(np.float64)
         total = np.add.reduceat(sizes, first)
         result = pieces[first].copy()
         result["end"] = pieces["end"][np.concatenate([first[1:] - 1, [len(pieces) - 1]])]
-        for name in ("nr_accesses", "nr_unknown"):
+        for name in means:
             result[name] = np.add.reduceat(pieces[name] * sizes, first) / total
-        result["age"] = np.maximum.reduceat(pieces["age"], first)
+        for name in sorted(names & _JOINED.keys()):
+            result[name] = _JOINED[name].reduceat(pieces[name], first)
         pieces = result
         if len(pieces) <= limit:
             return pieces
@@ -73,11 +126,16 @@ def _join_neighbours(pieces: RegionTable, limit: int) -> RegionTable:
     return pieces
 
 
+def nr_rows(snapshot: Snapshot) -> int:
+    """The rows of its tables."""
+    return len(snapshot.regions) + (0 if snapshot.groups is None else len(snapshot.groups.regions))
+
+
 class History:
     """Keeps the course of a run; when it grows too long, neighbouring snapshots are merged.
 
     :param max_snapshots: maximum number of snapshots to keep, at least 2.
-    :param max_rows: maximum number of regions to keep in all snapshots together.
+    :param max_rows: maximum number of regions, and regions of groups, to keep in all snapshots together.
     """
 
     def __init__(self, max_snapshots: int = MOST_SNAPSHOTS, max_rows: int = MOST_ROWS) -> None:
@@ -89,9 +147,12 @@ class History:
         self._spans: list[float] = []
 
     def add(self, snapshot: Snapshot) -> None:
-        """Append ``snapshot``, which is newer than all others."""
+        """Append ``snapshot``, which is newer than all others; of its groups only the regions are kept."""
+        if snapshot.groups is not None:
+            groups = GroupTable(snapshot.groups.regions, np.empty(0, GROUP_ADDRESS))
+            snapshot = evolve(snapshot, groups=groups)
         self.snapshots.append(snapshot)
-        self._rows += len(snapshot.regions)
+        self._rows += nr_rows(snapshot)
         if len(self.snapshots) > 1:
             self._spans.append(self._span(len(self.snapshots) - 2))
         while len(self.snapshots) > 2 and (len(self.snapshots) > self._max_snapshots or self._rows > self._max_rows):
@@ -113,7 +174,7 @@ class History:
         older, newer = self.snapshots[at : at + 2]
         merged = merge_snapshots(older, newer)
         self.snapshots[at : at + 2] = [merged]
-        self._rows += len(merged.regions) - len(older.regions) - len(newer.regions)
+        self._rows += nr_rows(merged) - nr_rows(older) - nr_rows(newer)
         del self._spans[at]
         for pair in (at - 1, at):
             if 0 <= pair < len(self._spans):

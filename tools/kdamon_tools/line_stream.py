@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from kdamon_tools.history import nr_rows
 from kdamon_tools.reporters.json_object import render_aggregation
 from kdamon_tools.snapshot import Snapshot
 
@@ -35,15 +36,18 @@ class LineStream:
         self._rows = 0
         self._end: Callable[[int, int], str] | None = None
         self._error: OSError | None = None
+        self._by = ""
         self._thread = threading.Thread()
         #: Aggregations so far, and those of them that were written.
         self.taken = self.written = 0
 
-    def begin(self, header: str, since: float) -> None:
+    def begin(self, header: str, since: float, by: str = "") -> None:
         """Write the first line, and then those of aggregations.
 
         :param since: CLOCK_MONOTONIC seconds from which times are counted.
+        :param by: the property by which accesses are grouped, if they are.
         """
+        self._by = by
         self._thread = threading.Thread(target=self._run, args=(header, since), name="kdamon-lines", daemon=True)
         self._thread.start()
 
@@ -51,7 +55,7 @@ class LineStream:
         """Queue a line for ``snapshot``; it is dropped if the reader is too slow."""
         with self._changed:
             self._waiting.append((self.taken, snapshot))
-            self._rows += len(snapshot.regions)
+            self._rows += nr_rows(snapshot)
             self.taken += 1
             while len(self._waiting) > _MOST_WAITING or (self._rows > _MOST_ROWS and len(self._waiting) > 1):
                 self._take()
@@ -59,7 +63,7 @@ class LineStream:
 
     def _take(self) -> tuple[int, Snapshot]:
         index, snapshot = self._waiting.popleft()
-        self._rows -= len(snapshot.regions)
+        self._rows -= nr_rows(snapshot)
         return index, snapshot
 
     @property
@@ -111,4 +115,4 @@ class LineStream:
             index, snapshot = self._take()
             before = index - self.written
             self.written += 1
-        return render_aggregation(snapshot, since, index, before)
+        return render_aggregation(snapshot, since, index, before, self._by)

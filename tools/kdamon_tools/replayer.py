@@ -27,7 +27,9 @@ from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import region_table
 from kdamon.regions import Regions
 from kdamon.reports.deliver import report_accesses
+from kdamon.reports.groups import GroupedInterval
 from kdamon.vaddr import damon_va_three_regions
+from kdamon_tools.groups import Grouping
 from kdamon_tools.history import MOST_SNAPSHOTS, History
 from kdamon_tools.report_files.records import reports_of
 from kdamon_tools.report_files.stored_records import RecordSource
@@ -184,12 +186,13 @@ class Replay:
                 f"the first and the last report are {self._duration / 1e9:.0f} s apart, too long to replay in "
                 f"steps of {configs[0].sample_us} us; check the times of the file, or use longer intervals",
             )
-        self._collected: deque[tuple[int, int, int, Regions]] = deque()
+        self._collected: deque[tuple[int, int, int, Regions, GroupedInterval | None]] = deque()
         self._span = (0, 0)
         self._histories = [
             History(min(MOST_SNAPSHOTS, _ALL_SNAPSHOTS // len(configs)), min(_MOST_ROWS, _ALL_ROWS // len(configs)))
             for _ in configs
         ]
+        self._groupings = [Grouping(config.by) for config in configs]
         self._began = 0
         self._aggregations = 0
         self._ctx = new_context(configs[0], seed)
@@ -234,7 +237,9 @@ class Replay:
             if target == 0:
                 self._span = self._take_span()
                 self._aggregations += 1
-            self._collected.append((*self._span, target, regions.copy()))
+            groups = ctx.adaptive_targets[target].groups
+            taken = None if groups is None else groups.take()
+            self._collected.append((*self._span, target, regions.copy(), taken))
 
     def _take_span(self) -> tuple[int, int]:
         """The begin and the end of sampling, nanoseconds of the clock."""
@@ -246,9 +251,12 @@ class Replay:
     def _drain(self, now: int) -> None:
         """Move the collected snapshots into the histories, whose size is bounded."""
         while self._collected:
-            began, ended, target, regions = self._collected.popleft()
+            began, ended, target, regions, groups = self._collected.popleft()
             began, ended = (self._tape.started + at - self._began for at in (began, ended))
-            self._histories[target].add(Snapshot(began / 1e9, ended / 1e9, region_table(regions)))
+            table = None if groups is None else groups.table()
+            if table is not None:
+                self._groupings[target].add(table)
+            self._histories[target].add(Snapshot(began / 1e9, ended / 1e9, region_table(regions), groups=table))
         if self._progress is not None:
             self._progress(now, self._duration)
 
@@ -259,8 +267,11 @@ class Replay:
             missed_intervals=self._ctx.missed_intervals, reports=attrs.asdict(report_counters(self._ctx))
         )
         return [
-            Recording(config, history.snapshots, counters, started, ended, "replayed")
-            for config, history in zip(self._configs, self._histories, strict=True)
+            Recording(
+                *(config, history.snapshots, counters, started, ended, "replayed"),
+                groups=grouping.log() if config.by else None,
+            )
+            for config, history, grouping in zip(self._configs, self._histories, self._groupings, strict=True)
         ]
 
 

@@ -38,9 +38,9 @@ def enough_for(arguments: argparse.Namespace) -> tuple[str, ...]:
         return _TREE
     if arguments.ops == "paddr":
         return ("CAP_SYS_ADMIN", *_ACCESSED_BITS, *_OTHERS)
-    filters = arguments.write_only or arguments.read_only or arguments.cpus or arguments.tids
-    if arguments.primitive == "page_fault" or filters:
-        identify = _IDENTIFY_FAULTS if arguments.cpus or arguments.tids else ()
+    identified = arguments.cpus or arguments.tids or arguments.by
+    if arguments.primitive == "page_fault" or arguments.write_only or arguments.read_only or identified:
+        identify = _IDENTIFY_FAULTS if identified else ()
         return (*identify, *(_OTHERS_STOPPED if others else ()))
     return (*_ACCESSED_BITS, *(_OTHERS if others else ()))
 

@@ -16,6 +16,7 @@ from kdamon.monitoring.snapshot import REGION, RegionTable, Snapshot
 from kdamon_tools.origin import Origin
 
 if TYPE_CHECKING:
+    from kdamon_tools.groups import GroupLog
     from kdamon_tools.mapping_history import MappingLog
 
 __all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Snapshot"]
@@ -53,6 +54,7 @@ class Recording:
     :ivar remarks: further remarks for the user, in the same form.
     :ivar origin: the machine and the wall clock, as far as they are known.
     :ivar mappings: of the process; None where they were not read.
+    :ivar groups: which CPUs, threads or nodes made the accesses; None where that was not asked for.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Recording:
     remarks: tuple[str, ...] = ()
     origin: Origin = field(factory=Origin)
     mappings: MappingLog | None = None
+    groups: GroupLog | None = None
 
     @property
     def seconds(self) -> float:

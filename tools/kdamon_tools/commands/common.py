@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 #: Fields of :class:`kdamon_tools.snapshot.Config` with their options: which accesses count.
-FILTERS: Final = ("write_only", "read_only", "cpus", "tids", "density")
+FILTERS: Final = ("write_only", "read_only", "cpus", "tids", "by", "density")
 #: The same: intervals and regions.
 SAMPLING: Final = ("sample_us", "aggr_us", "min_regions", "max_regions")
 #: The file name that stands for standard output.
@@ -46,6 +46,8 @@ def check_monitoring(config: Config) -> None:
 
     if config.write_only and config.read_only:
         raise CommandError("--write-only and --read-only exclude each other: leave one of them out", 2)
+    if config.by and config.density:
+        raise CommandError(f"--density estimates for all accesses together: leave --density or --by {config.by} out", 2)
     if config.max_nr_accesses > INT_MAX:
         raise CommandError("the aggregation interval is too long: the access counter of a region would overflow", 2)
     try:

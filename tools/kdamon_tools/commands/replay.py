@@ -28,9 +28,8 @@ from kdamon_tools.output.result import ResultFile
 from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.report_files.report_file import open_reports
-from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.json_object import REPLAY, render_json
-from kdamon_tools.reporters.table import render_summary
+from kdamon_tools.reporters.whole import render_parts
 from kdamon_tools.snapshot import Config, Range, Recording
 from kdamon_tools.units import format_bytes, format_seconds
 
@@ -192,8 +191,7 @@ def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: ar
     parts = []
     for recording in recordings[:_MOST_PICTURES]:
         colour = use_colour(arguments.color, result)
-        parts.append(render_heatmap(recording, width=width, height=max(20, height - 16), colour=colour))
-        parts.append(render_summary(recording, width=width))
+        parts += render_parts(recording, width=width, height=max(20, height - 16), colour=colour)
     if len(recordings) > _MOST_PICTURES:
         rest = len(recordings) - _MOST_PICTURES
         parts.append(f"and {rest} processes with fewer reports: --pid shows one of them, --json all monitored ones")

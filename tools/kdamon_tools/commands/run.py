@@ -34,9 +34,10 @@ from kdamon_tools.output.result import ResultFile
 from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
-from kdamon_tools.reporters.heatmap import render_heatmap
+from kdamon_tools.reporters.groups import render_most_active
 from kdamon_tools.reporters.json_object import render_end, render_json
-from kdamon_tools.reporters.table import render_line, render_summary, render_table
+from kdamon_tools.reporters.table import render_line, render_table
+from kdamon_tools.reporters.whole import render_parts
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
 
@@ -174,7 +175,7 @@ def _check_rights(config: Config, machine: Machine | None) -> None:
 
     :raises OSError: a requirement is missing; the message has the remedy.
     """
-    if machine is not None and (config.cpus or config.tids) and not may("CAP_BPF", "CAP_PERFMON"):
+    if machine is not None and (config.cpus or config.tids or config.by) and not may("CAP_BPF", "CAP_PERFMON"):
         raise refusal("identifying the CPU and thread of a page fault needs", "bpf()", "CAP_BPF", "CAP_PERFMON")
     if machine is not None and config.read_only and config.primitive == "page_fault":
         check_reads(machine)
@@ -339,17 +340,20 @@ def _watch(
             changed = view.in_place or latest is not shown
             if changed and now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
                 shown, shown_at = latest, now
-                _show_live(view, latest, monitor, colour)
+                _show_live(view, latest, gathered, colour)
     view.clear()
     return note
 
 
-def _show_live(view: LiveView, snapshot: Snapshot, monitor: Monitor, colour: bool) -> None:
+def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: bool) -> None:
+    config, since = gathered.monitor.config, gathered.monitor.started
+    groups = None if gathered.grouping is None else gathered.grouping.log(shared=False)
     if not view.in_place:
-        view.show(render_line(snapshot, monitor.config, monitor.started))
+        line = render_line(snapshot, config, since)
+        view.show(f"{line}; {render_most_active(groups)}" if groups is not None and groups.groups else line)
         return
     width, height = view.size()
-    view.show(render_table(snapshot, monitor.config, since=monitor.started, width=width, height=height, colour=colour))
+    view.show(render_table(snapshot, config, since=since, width=width, height=height, colour=colour, groups=groups))
 
 
 def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
@@ -406,10 +410,8 @@ def _rendered(
         yield "\n"
         return
     width, height = terminal_size()
-    heatmap = render_heatmap(
-        recording, width=width, height=max(20, height - 16), colour=use_colour(arguments.color, result)
-    )
-    parts = [heatmap, render_summary(recording, width=width)]
+    colour = use_colour(arguments.color, result)
+    parts = render_parts(recording, width=width, height=max(20, height - 16), colour=colour)
     if accuracy is not None:
         from kdamon_tools.reporters.comparison import render_comparison  # noqa: PLC0415 (likewise)
 

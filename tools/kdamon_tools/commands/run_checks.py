@@ -34,7 +34,7 @@ def config_of(arguments: argparse.Namespace, pid: int) -> Config:
         config = evolve(config, update_us=arguments.update_us)
     if config.ops == "reports":
         return evolve(config, primitive="")
-    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.filtered else "page_table"))
+    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.needs_faults else "page_table"))
 
 
 def check_command_line(arguments: argparse.Namespace) -> None:
@@ -77,14 +77,14 @@ def _check_process(arguments: argparse.Namespace, config: Config) -> None:
         raise CommandError("--ops reports does not sample: leave --primitive out", 2)
     if config.ops == "reports" and arguments.update_us is not None:
         raise CommandError("--ops reports does not read mappings: leave --update-us out", 2)
-    if arguments.primitive == "page_table" and config.filtered:
+    if arguments.primitive == "page_table" and config.needs_faults:
         raise CommandError("accessed bits do not identify CPU, thread, reads and writes: use --primitive page_fault", 2)
 
 
 def _check_physical(arguments: argparse.Namespace, config: Config) -> None:
     for given, option in (
         (arguments.pid, "--pid"),
-        (config.filtered, "--write-only, --read-only, --cpus and --tids"),
+        (config.needs_faults, "--write-only, --read-only, --cpus, --tids and --by"),
         (arguments.primitive == "page_fault", "--primitive page_fault"),
         (arguments.truth, "--truth"),
     ):

@@ -56,6 +56,13 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
         help="count accesses by these threads only, such as 12,13; thread IDs as kdamon's own PID namespace has them",
     )
     group.add_argument(
+        "--by",
+        choices=("cpu", "thread", "node"),
+        default="",
+        metavar="WHAT",
+        help="show the accesses of each cpu, thread or node (NUMA), and which memory several of them write",
+    )
+    group.add_argument(
         "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
     )
 

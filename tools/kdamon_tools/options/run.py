@@ -19,6 +19,7 @@ ABOUT: Final = About(
     examples=(
         ("monitor process 1234 until Ctrl-C, then show a heatmap", "kdamon run --pid 1234"),
         ("start a command and monitor it for 30 seconds", "kdamon run --seconds 30 -- ./server --port 8080"),
+        ("show the writes of each thread, and what several threads write", "kdamon run --pid 1234 --by thread"),
         ("count only writes by CPU 0", "kdamon run --pid 1234 --write-only --cpus 0"),
     ),
     statuses=(
@@ -77,8 +78,8 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
         "--primitive",
         choices=("page_table", "page_fault"),
         help="page_table samples accessed bits; page_fault samples faults, which identify CPU and thread, and see "
-        "writes only before Linux 7.3; default: page_fault with --write-only, --read-only, --cpus or --tids, else "
-        "page_table",
+        "writes only before Linux 7.3; default: page_fault with --write-only, --read-only, --cpus, --tids or --by, "
+        "else page_table",
     )
     add_filters(group, parse_cpus)
     group.add_argument(

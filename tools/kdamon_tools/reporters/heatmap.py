@@ -10,12 +10,12 @@ from typing import Final
 import numpy as np
 
 from kdamon.arrays import F64Array, U64Array
-from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_ranges, profile_of, rests_of
+from kdamon_tools.reporters.areas import Profile, choose_areas, line_size, monitored_ranges, profile_of, rests_of
 from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
-from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 
-__all__ = ["render_heatmap"]
+__all__ = ["areas_of", "render_heatmap"]
 
 _LABEL: Final = 18
 _LEAST_COLUMNS: Final = 10
@@ -35,7 +35,13 @@ def _why_nothing(recording: Recording) -> str:
 
 
 def render_heatmap(
-    recording: Recording, *, width: int = 80, height: int = 24, colour: bool = False, show_legend: bool = True
+    recording: Recording,
+    *,
+    width: int = 80,
+    height: int = 24,
+    colour: bool = False,
+    show_legend: bool = True,
+    areas: list[Range] | None = None,
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
@@ -44,6 +50,7 @@ def render_heatmap(
 
     :param width: maximum columns of a line, at least 28.
     :param height: maximum lines of addresses, at least 4; up to half as many more may describe memory not drawn.
+    :param areas: what to draw, as :func:`areas_of` chose it for another recording.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
@@ -52,11 +59,7 @@ def render_heatmap(
     columns = _columns(recording, max(_LEAST_COLUMNS, width - _LABEL))
     profile = profile_of(snapshots, config)
     height = max(_LEAST_LINES, height)
-    if config.ranges:
-        # Selected addresses are all drawn, and at the same place in all pictures.
-        ranges = monitored_ranges(profile)
-    else:
-        ranges = choose_areas(profile, sum(snapshot.merged for snapshot in snapshots), config, height)
+    ranges = _choose(recording, profile, height) if areas is None else areas
     # Only a picture of few ranges has lines between them; otherwise the labels show where the next one begins.
     apart = 2 * len(ranges) + 1 <= height
     line_bytes = line_size(ranges, height)
@@ -74,6 +77,19 @@ def render_heatmap(
     if show_legend:
         lines += legend(colour, width)
     return "\n".join(lines)
+
+
+def areas_of(recording: Recording, height: int) -> list[Range]:
+    """The addresses that :func:`render_heatmap` draws of a recording that has regions."""
+    return _choose(recording, profile_of(recording.snapshots, recording.config), max(_LEAST_LINES, height))
+
+
+def _choose(recording: Recording, profile: Profile, height: int) -> list[Range]:
+    if recording.config.ranges:
+        # Selected addresses are all drawn, and at the same place in all pictures.
+        return monitored_ranges(profile)
+    total = sum(snapshot.merged for snapshot in recording.snapshots)
+    return choose_areas(profile, total, recording.config, height)
 
 
 def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from kdamon.arrays import Records
+from kdamon.reports.groups import GroupTable
+from kdamon_tools.groups import GroupLog, known_number, raw_number
 from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text
+from kdamon_tools.reporters.groups import group_bytes
 from kdamon_tools.reporters.table import summarize
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 
@@ -46,7 +51,7 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: 
     yield _line(document)[:-1] + ',"snapshots":['
     for number, snapshot in enumerate(recording.snapshots):
         fields = {**_times(snapshot, recording.started), "merged": snapshot.merged}
-        yield f"{',' if number else ''}{_with_regions(fields, snapshot)}"
+        yield f"{',' if number else ''}{_with_regions(fields, snapshot, recording.config.by)}"
     yield "]," + _line(_totals(recording, accuracy))[1:]
 
 
@@ -62,15 +67,16 @@ def render_header(config: Config, started: float, origin: Origin, mappings: Mapp
     return _line(document)
 
 
-def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: int) -> str:
+def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: int, by: str = "") -> str:
     """One of the lines: a snapshot.
 
     :param since: CLOCK_MONOTONIC seconds when monitoring began.
     :param index: the number of earlier aggregations.
     :param dropped: the number of these without a line.
+    :param by: the property by which accesses are grouped, if they are.
     """
     fields = {"type": "aggregation", "index": index, "dropped": dropped, **_times(snapshot, since)}
-    return _with_regions(fields, snapshot)
+    return _with_regions(fields, snapshot, by)
 
 
 def render_end(recording: Recording, accuracy: Accuracy | None, aggregations: int, dropped: int) -> str:
@@ -107,7 +113,18 @@ def _totals(recording: Recording, accuracy: Accuracy | None) -> dict[str, Any]:
     }
     if accuracy is not None:
         totals["accuracy"] = attrs.asdict(accuracy)
+    if recording.groups is not None:
+        totals |= _groups(recording, recording.groups)
     return totals
+
+
+def _groups(recording: Recording, log: GroupLog) -> dict[str, Any]:
+    sizes = group_bytes(recording)
+    groups = []
+    for group in log.groups:
+        accessed, hot = sizes.get(raw_number(log.by, group.number), (0, 0))
+        groups.append({**attrs.asdict(group), "working_set_bytes": accessed, "hot_bytes": hot})
+    return {"groups": groups, "shared": [attrs.asdict(shared) for shared in log.shared]}
 
 
 def _mappings(log: MappingLog | None, since: float) -> dict[str, Any]:
@@ -132,15 +149,12 @@ def _times(snapshot: Snapshot, since: float) -> dict[str, Any]:
     return {"began": round(snapshot.began - since, 6), "time": round(snapshot.time - since, 6)}
 
 
-def _with_regions(fields: dict[str, Any], snapshot: Snapshot) -> str:
-    """The object of ``fields`` and the regions.
+def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str) -> str:
+    """The object of ``fields`` and the regions, and those of groups.
 
     Written here, because general functions take ten times as long for the thousands of numbers of an aggregation.
     """
-    table = snapshot.regions
-    rows = itertools.chain.from_iterable(
-        table[first : first + _AT_ONCE].tolist() for first in range(0, len(table), _AT_ONCE)
-    )
+    rows = _rows(snapshot.regions)
     regions = ",".join(
         [
             f'{{"start":{start},"end":{end},"nr_accesses":{_number(nr_accesses)},"age":{age},'
@@ -148,7 +162,30 @@ def _with_regions(fields: dict[str, Any], snapshot: Snapshot) -> str:
             for start, end, nr_accesses, age, nr_unknown in rows
         ]
     )
-    return f'{_line(fields)[:-1]},"regions":[{regions}]}}'
+    groups = "" if snapshot.groups is None else f',"groups":[{_regions_of_groups(snapshot.groups, by)}]'
+    return f'{_line(fields)[:-1]},"regions":[{regions}]{groups}}}'
+
+
+def _rows(table: Records) -> Iterator[tuple[Any, ...]]:
+    return itertools.chain.from_iterable(
+        table[first : first + _AT_ONCE].tolist() for first in range(0, len(table), _AT_ONCE)
+    )
+
+
+def _regions_of_groups(table: GroupTable, by: str) -> str:
+    """The objects of the groups, with their regions."""
+    groups = []
+    for number, rows in itertools.groupby(_rows(table.regions), key=itemgetter(0)):
+        regions = ",".join(
+            [
+                f'{{"start":{start},"end":{end},"nr_accesses":{_number(nr_accesses)},"nr_reports":{nr_reports},'
+                f'"nr_writes":{nr_writes}}}'
+                for _, start, end, nr_accesses, nr_reports, nr_writes, _, _ in rows
+            ]
+        )
+        known = known_number(by, number)
+        groups.append(f'{{"number":{"null" if known is None else known},"regions":[{regions}]}}')
+    return ",".join(groups)
 
 
 def _number(value: float) -> float:

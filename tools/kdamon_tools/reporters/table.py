@@ -12,6 +12,8 @@ from kdamon.arrays import F64Array, Mask
 from kdamon.kstrtox import bitmap_list
 from kdamon.monitoring.config import Config
 from kdamon.sample_control import READS_UNSEEN
+from kdamon_tools.groups import GroupLog
+from kdamon_tools.reporters.groups import render_group_lines
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
@@ -26,20 +28,32 @@ _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
 #: Minimum number of lines of a table with a line of explanation.
 _LINES_PER_NOTE: Final = 10
+#: Groups take one line in so many at most.
+_PART_FOR_GROUPS: Final = 3
 
 
 def render_table(
-    snapshot: Snapshot, config: Config, *, since: float, width: int = 80, height: int = 24, colour: bool = False
+    snapshot: Snapshot,
+    config: Config,
+    *,
+    since: float,
+    width: int = 80,
+    height: int = 24,
+    colour: bool = False,
+    groups: GroupLog | None = None,
 ) -> str:
     """The regions of ``snapshot`` in address order; if not all of them fit, hot ones first, and a text about the rest.
 
     :param since: CLOCK_MONOTONIC seconds from which the time is counted.
     :param width: maximum columns of a line, at least 30; a narrow table leaves out the least important columns.
     :param height: maximum lines of the table, at least 1.
+    :param groups: those of the run so far; the most active ones get up to a third of the lines.
     """
     layout = _Layout(width)
     line = render_line(snapshot, config, since)
     lines = [line] if len(line) <= width else textwrap.wrap(line.strip(), width)
+    if groups is not None:
+        lines += render_group_lines(snapshot, groups, config, width=width, most=height // _PART_FOR_GROUPS)
     lines.append(layout.heading())
     explained = textwrap.wrap(explain_unknown([snapshot], config), width)
     if len(explained) > height // _LINES_PER_NOTE:
