@@ -19,8 +19,7 @@ ABOUT: Final = About(
     examples=(
         ("monitor process 1234 until Ctrl-C, then show a heatmap", "kdamon run --pid 1234"),
         ("start a command and monitor it for 30 seconds", "kdamon run --seconds 30 -- ./server --port 8080"),
-        ("show the writes of each thread, and what several threads write", "kdamon run --pid 1234 --by thread"),
-        ("count only writes by CPU 0", "kdamon run --pid 1234 --write-only --cpus 0"),
+        ("show what each thread writes, and what several threads write", "kdamon run --pid 1234 --by thread"),
     ),
     statuses=(
         *STATUSES,
