@@ -63,9 +63,9 @@ class CountedIntervals(SimIntervals):
     def rest(self) -> None:
         self.resting = True
 
-    def follow(self) -> bool:
+    def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
         self.followed += 1
-        return super().follow()
+        return super().follow(most, deadline, interval)
 
 
 def a_machine() -> SimMachine:
