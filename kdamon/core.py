@@ -9,6 +9,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -54,7 +55,7 @@ from kdamon.damos import (
 from kdamon.damos_quota import check_goals, damon_feed_loop_next_input, forget_charged_target
 from kdamon.damos_wmarks import damos_wmark_wait_us
 from kdamon.density.estimator import adjust_regions_by_density, forget_density
-from kdamon.intervals import is_wanted, quiet_intervals, rest
+from kdamon.intervals import interrupt, is_wanted, quiet_intervals, rest
 from kdamon.kernel import (
     ALIGN,
     ALIGN_DOWN,
@@ -707,6 +708,7 @@ def damon_call(ctx: damon_ctx | None, control: damon_call_control) -> None:
     if not obsolete:
         if control.repeat:
             return
+        interrupt(ctx)
         if not wait_for_kdamond(ctx, control.completion.wait):
             with ctx.call_controls_lock:
                 control.canceled = True
@@ -960,7 +962,10 @@ def kdamond_fn(ctx: damon_ctx) -> None:
         ctx.call_controls_obsolete = False
     with ctx.walk_control_lock:
         ctx.walk_control_obsolete = False
-    ctx.reports = queue = ReportQueue()
+    wanted = partial(interrupt, ctx)
+    ctx.reports = queue = ReportQueue(on_lane=wanted)
+    assert ctx.kdamond is not None
+    ctx.kdamond.interrupt = wanted
     try:
         kdamond_init_ctx(ctx)
         choose_reports(ctx)
@@ -1024,7 +1029,7 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     choose_reports(ctx)
     intervals = _Intervals(ctx)
     if sampling and not primitives.page_fault and (quiet := quiet_intervals(ctx, ops)):
-        ops.sample_intervals(ctx, quiet, intervals.passed)
+        ops.sample_intervals(ctx, quiet, intervals)
     else:
         rest(ctx)
         if sampling:
@@ -1062,19 +1067,46 @@ class _Intervals:
     def __init__(self, ctx: damon_ctx) -> None:
         self.slept = False
         self._ctx = ctx
+        self._interrupted = False
 
     def passed(self) -> bool:
-        """Sleep to the end of the present interval; returns whether it needs no more than to be followed by another."""
+        """See :class:`kdamon.damon.SamplingIntervals`."""
         ctx = self._ctx
-        kdamond_usleep(ctx, ctx.attrs.sample_interval)
         kdamond = ctx.kdamond
         assert kdamond is not None
+        if self._interrupted:
+            self._interrupted = False
+            ctx.clock.sleep_until(ctx.deadline, kdamond.wake)
+        else:
+            kdamond_usleep(ctx, ctx.attrs.sample_interval)
         # That no target is valid any more shows by its address space, or at the end of the callback.
         if kdamond.wake.is_set() or kdamond.should_stop() or is_wanted(ctx):
             self.slept = True
             return False
         ctx.passed_sample_intervals += 1
         return True
+
+    def ahead(self, most: int) -> tuple[int, int, int]:
+        """See :class:`kdamon.damon.SamplingIntervals`; where there are producers, reports may come in each interval."""
+        ctx = self._ctx
+        if not ctx.clock.monotonic or (ctx.reports is not None and ctx.reports.has_lanes):
+            most = 1
+        return most, ctx.deadline, self._interval
+
+    def took(self, samples: int, woken: bool) -> None:
+        """See :class:`kdamon.damon.SamplingIntervals`."""
+        ctx = self._ctx
+        if samples > 1:
+            ctx.passed_sample_intervals += samples - 1
+            ctx.deadline += (samples - 1) * self._interval
+            ctx.clock.kept(ctx.deadline)
+        if woken:
+            ctx.deadline += self._interval
+            self._interrupted = True
+
+    @property
+    def _interval(self) -> int:
+        return max(self._ctx.attrs.sample_interval, 1) * NSEC_PER_USEC
 
 
 def _kdamond_merge_aggregated(ctx: damon_ctx, sz_limit: int) -> int:

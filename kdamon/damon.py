@@ -215,6 +215,27 @@ def _every_report(_reports: ReportLike, _t: damon_target) -> bool:
     return True
 
 
+class SamplingIntervals(Protocol):
+    """The sampling intervals of a kdamond, for :attr:`damon_operations.sample_intervals`."""
+
+    def passed(self) -> bool:
+        """Sleep to the end of the present interval; returns whether it needs no more than to be followed by another."""
+        ...
+
+    def ahead(self, most: int) -> tuple[int, int, int]:
+        """How many of the next ``most`` intervals may pass without this object, as the arguments of
+        :meth:`kdamon.mm.IntervalSampler.follow`: their number, the end of the present one, and their length.
+        """
+        ...
+
+    def took(self, samples: int, woken: bool) -> None:
+        """Take note of what passed so: ``samples`` were begun, the first one at the end of the present interval.
+
+        :param woken: the last one's interval was interrupted; :meth:`passed` sleeps the rest of it.
+        """
+        ...
+
+
 @define(slots=True, kw_only=True)
 class damon_operations:
     """An operations set: how one kind of address space is monitored.
@@ -227,9 +248,8 @@ class damon_operations:
     :ivar prepare_access_checks: called at the start of each sampling interval.
     :ivar sample_intervals: called instead of ``prepare_access_checks`` where nothing but sampling happens in the next
         ``nr`` sampling intervals (its second argument): takes up to so many of them as a whole, and begins one more.
-        Calls its third argument at the end of each: that sleeps to the end of the interval, and returns whether the
-        interval may be followed by another one at once. Regions come out as by the other callbacks; vaddr's leaves
-        the work to these where a set replaces one of them (no kernel counterpart).
+        Its third argument lets them pass, see :class:`SamplingIntervals`. Regions come out as by the other callbacks;
+        vaddr's leaves the work to these where a set replaces one of them (no kernel counterpart).
         (docs/deviations.md#many-sampling-intervals-in-one-callback)
     :ivar check_accesses: called at its end; counts accesses. Kernel: returns the largest nr_accesses. Here: the core
         looks for it when an aggregation interval ends, because it is needed only then.
@@ -262,7 +282,7 @@ class damon_operations:
     init: Callable[[damon_ctx], None] = no_op
     update: Callable[[damon_ctx], None] = no_op
     prepare_access_checks: Callable[[damon_ctx], None] = no_op
-    sample_intervals: Callable[[damon_ctx, int, Callable[[], bool]], None] = no_op
+    sample_intervals: Callable[[damon_ctx, int, SamplingIntervals], None] = no_op
     check_accesses: Callable[[damon_ctx], None] = no_op
     report_faults: Callable[[damon_ctx, bool], None] = no_op
     eligible_report: Callable[[ReportLike, damon_target], bool | Mask] = _every_report

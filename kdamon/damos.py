@@ -49,6 +49,7 @@ from kdamon.damos_quota import (
     region_scores,
 )
 from kdamon.damos_wmarks import commit_watermarks
+from kdamon.intervals import interrupt
 from kdamon.kernel import ALIGN_DOWN, time_after_eq
 from kdamon.region_merge import merge_equal
 from kdamon.regions import Regions
@@ -387,6 +388,7 @@ def damos_walk(ctx: damon_ctx, control: damos_walk_control) -> None:
         ctx.walk_control = control
     finally:
         ctx.walk_control_lock.release()
+    interrupt(ctx)
     if not wait_for_kdamond(ctx, control.completion.wait):
         # The kdamond holds the lock, and completes the walk when it continues.
         control.canceled = True

@@ -14,11 +14,11 @@ from typing import Final
 import numpy as np
 
 from kdamon.arrays import U64Array
-from kdamon.damon import damon_ctx, damon_operations, damon_target, no_op
+from kdamon.damon import SamplingIntervals, damon_ctx, damon_operations, damon_target, no_op
 from kdamon.kernel import time_after_eq, ulong
 from kdamon.mm import IntervalSampler, IntervalTarget
 
-__all__ = ["Intervals", "begin_intervals", "is_wanted", "make_sampler", "quiet_intervals", "rest"]
+__all__ = ["Intervals", "begin_intervals", "interrupt", "is_wanted", "make_sampler", "quiet_intervals", "rest"]
 
 
 #: Microseconds of sampling intervals that are taken as a whole: how long a repeated call and a watermark may wait.
@@ -52,6 +52,16 @@ def _is_called(ctx: damon_ctx) -> bool:
         if not control.repeat:
             return True
     return False
+
+
+def interrupt(ctx: damon_ctx) -> None:
+    """Let the kdamond see at the end of the present sampling interval that it is wanted; any thread may call this.
+
+    What it is wanted for must be visible before.
+    """
+    sampler = ctx.interval_sampler
+    if sampler is not None:
+        sampler.interrupt()
 
 
 def rest(ctx: damon_ctx) -> None:
@@ -90,11 +100,13 @@ def begin_intervals(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) ->
 class Intervals:
     """Sampling intervals under way.
 
-    :ivar left: how many times :meth:`follow` may be called.
+    :ivar left: how many more samples :meth:`follow` may begin.
+    :ivar taken: how many it began when it was last called.
     """
 
     def __init__(self, ctx: damon_ctx, sampler: IntervalSampler, targets: Sequence[damon_target], nr: int) -> None:
         self.left = nr - 1
+        self.taken = 0
         self._ctx = ctx
         self._sampler = sampler
         self._targets = targets
@@ -103,15 +115,19 @@ class Intervals:
             t.answers = t.sampled = None
         ctx.end_intervals = self._end
 
-    def follow(self) -> bool:
-        """End the present sample, count it, and begin another one.
+    def follow(self, intervals: SamplingIntervals, most: int) -> bool:
+        """End the present sample, count it, and begin another one, up to ``most`` times in time.
 
         :returns: False if a process ended; then its sample is not counted, no other is begun, and :meth:`give_up` is
             to follow.
         """
-        self._followed += 1
-        self.left -= 1
-        return self._sampler.follow()
+        sampler = self._sampler
+        lives = sampler.follow(*intervals.ahead(min(most, self.left)))
+        self.taken = sampler.taken
+        self._followed += self.taken
+        self.left -= self.taken
+        intervals.took(self.taken, sampler.woken)
+        return lives
 
     def give_up(self, ended: Sequence[damon_target]) -> None:
         """Give the counts to the regions; no sample is under way.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.core import damon_set_regions
 from kdamon.damon import (
     ReportLike,
+    SamplingIntervals,
     damon_addr_range,
     damon_ctx,
     damon_operations,
@@ -224,7 +225,7 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
             damon_va_mkold(mm, t)
 
 
-def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> None:
+def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> None:
     """Sample up to ``nr`` intervals as a whole, and begin one more, see :class:`kdamon.damon.damon_operations`."""
     ops = ctx.ops
     assert ops is not None
@@ -247,36 +248,48 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passed: Callable[[], bool]) -> 
         damon_va_prepare_access_checks(ctx)
         return
     followed = 0
-    look = _looks(ready, ctx.attrs.sample_interval)
-    while intervals.left and passed():
-        followed += 1
-        if not intervals.follow():
+    looks = _Looks(ready, ctx.attrs.sample_interval)
+    while intervals.left and passing.passed():
+        lives = intervals.follow(passing, looks.left)
+        followed += intervals.taken
+        if not lives:
             intervals.give_up([t for t in ready if _damon_get_mm(t) is not t.mm])
             rest(ctx)
             damon_va_prepare_access_checks(ctx)
             break
-        if not next(look):
+        if not looks.passed(intervals.taken):
             break
     for t in absent:
         t.regions.nr_unknown += np.uint32(followed)
 
 
-def _looks(targets: Sequence[damon_target], sample_us: int) -> Iterator[bool]:
-    """For each sampling interval, whether processes are still in the address spaces in which they are sampled.
+class _Looks:
+    """Looks whether processes are still in the address spaces in which they are sampled.
 
     That they ended is detected at once; this detects an exec() that left the address space to another process. One
     target takes its turn every tenth of a second; where there are many, as many as it takes to look at each once a
     second.
+
+    :ivar left: sampling intervals until the next look.
     """
-    every = max(1, -(-_LOOK // (sample_us or 1)))
-    share = max(1, -(-len(targets) * every * (sample_us or 1) // USEC_PER_SEC))
-    turn = 0
-    while True:
-        for _ in range(every - 1):
-            yield True
-        due = [targets[(turn + i) % len(targets)] for i in range(min(share, len(targets)))]
-        turn += share
-        yield all(_damon_get_mm(t) is t.mm for t in due)
+
+    def __init__(self, targets: Sequence[damon_target], sample_us: int) -> None:
+        self._targets = targets
+        self._every = max(1, -(-_LOOK // (sample_us or 1)))
+        self._share = max(1, -(-len(targets) * self._every * (sample_us or 1) // USEC_PER_SEC))
+        self._turn = 0
+        self.left = self._every
+
+    def passed(self, nr: int) -> bool:
+        """Take note that ``nr`` sampling intervals passed, at most those left; False: some process is elsewhere."""
+        self.left -= nr
+        if self.left:
+            return True
+        self.left = self._every
+        targets = self._targets
+        due = [targets[(self._turn + i) % len(targets)] for i in range(min(self._share, len(targets)))]
+        self._turn += self._share
+        return all(_damon_get_mm(t) is t.mm for t in due)
 
 
 def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "NR_FSCONFIG",
     "NR_FSMOUNT",
     "NR_FSOPEN",
+    "NR_FUTEX",
     "NR_GETPID",
     "NR_IOCTL",
     "NR_MADVISE",
@@ -39,6 +40,7 @@ __all__ = [
 NR_IOCTL: Final = 16
 NR_MADVISE: Final = 28
 NR_GETPID: Final = 39
+NR_FUTEX: Final = 202
 NR_MOVE_PAGES: Final = 279
 NR_PERF_EVENT_OPEN: Final = 298
 NR_PROCESS_VM_WRITEV: Final = 311

@@ -44,6 +44,15 @@ class SampledTime:
         clock.sleep_until(deadline, wake)
         self._reach(max(now, deadline), clock.now())
 
+    @property
+    def monotonic(self) -> bool:
+        """See :class:`kdamon.kernel.Clock`."""
+        return self._clock.monotonic
+
+    def kept(self, until: int) -> None:
+        """See :class:`kdamon.kernel.Clock`; only the kdamond may call this."""
+        self._reached = max(self._reached, until)
+
     def _reach(self, planned: int, now: int) -> None:
         if now - planned > self._longest:
             self._pauses.append((planned, now))

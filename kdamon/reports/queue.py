@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from attrs import evolve
@@ -126,11 +127,13 @@ class ReportQueue:
     """All reports on their way to one context.
 
     :param clock: reports are stamped with its time, for what records them; without one, with 0.
+    :param on_lane: called when a producer is about to report for the first time, in its thread.
     :ivar pids: what reports may be about that the context can use; None is anything.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, on_lane: Callable[[], None] = lambda: None) -> None:
         self._clock = clock
+        self._on_lane = on_lane
         self.pids: frozenset[int] | None = None
         self.counters = ReportCounters()
         self._local = threading.local()
@@ -177,6 +180,7 @@ class ReportQueue:
                 self._of_sources[producer] = lane
             if lane not in self._lanes:
                 self._lanes = (*self._lanes, lane)
+        self._on_lane()
         return lane
 
     def _new_lane_of_source(self, source: ReportSource) -> _lane:
@@ -197,6 +201,11 @@ class ReportQueue:
                 return lane
         user.lanes.append(_lane(source, user.room, self._of_users))
         return user.lanes[-1]
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether there is any producer that reported, and may report again."""
+        return bool(self._lanes)
 
     def pending(self) -> bool:
         """Return whether there is anything to :meth:`take`."""

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from kdamon.access import damon_access_report
 from kdamon.arrays import U64Array
 from kdamon.core import damon_add_scheme, damon_add_target, damon_new_scheme, damon_new_target, run_ctx
-from kdamon.damon import damon_call_control, damon_ctx, damos_access_pattern, damos_action, damos_walk_control
+from kdamon.damon import (
+    SamplingIntervals,
+    damon_call_control,
+    damon_ctx,
+    damos_access_pattern,
+    damos_action,
+    damos_walk_control,
+)
+from kdamon.intervals import interrupt
 from kdamon.kernel import VirtualClock, rnd_state
 from kdamon.mm import IntervalTarget
 from kdamon.mm.sim.intervals import SimIntervals
@@ -37,17 +45,28 @@ Hooks = Callable[[damon_ctx, SimMachine], dict[int, Callable[[], None]]]
 
 
 class HookedClock(VirtualClock):
-    """A clock that calls functions at the end of given sleeps."""
+    """A clock that calls functions at the end of given sleeps.
+
+    :ivar kept_until: until when a sampler slept by itself.
+    """
+
+    kept_until = 0
 
     def __init__(self, hooks: dict[int, Callable[[], None]]) -> None:
         super().__init__()
         self.hooks = hooks
         self.sleeps = 0
 
+    def kept(self, until: int) -> None:
+        self.kept_until = until
+
     def sleep_until(self, deadline: int, wake: threading.Event) -> None:
+        before = self.now()
         super().sleep_until(deadline, wake)
-        self.sleeps += 1
-        self.hooks.get(self.sleeps, lambda: None)()
+        # The rest of an interval that was interrupted at its end is none.
+        if self.now() > before:
+            self.sleeps += 1
+            self.hooks.get(self.sleeps, lambda: None)()
 
 
 class CountedIntervals(SimIntervals):
@@ -63,9 +82,46 @@ class CountedIntervals(SimIntervals):
     def rest(self) -> None:
         self.resting = True
 
-    def follow(self) -> bool:
+    def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
         self.followed += 1
-        return super().follow()
+        return super().follow(most, deadline, interval)
+
+
+class MonotonicClock(HookedClock):
+    """One that lets a sampler sleep by itself."""
+
+    monotonic = True
+
+
+class BatchedIntervals(CountedIntervals):
+    """Takes many samples at once and sleeps in between, as a kernel that can."""
+
+    wanted = False
+    most = 0
+
+    def __init__(self, clock: HookedClock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
+        self.woken = False
+        assert deadline == self.clock.now()
+        for taken in range(1, most + 1):
+            lives = super().follow()
+            self.taken = taken
+            self.most = max(self.most, taken)
+            if not lives:
+                return False
+            if taken < most:
+                self.clock.sleep_until(deadline + taken * interval, threading.Event())
+                if self.wanted:
+                    self.woken = True
+                    break
+        self.wanted = False
+        return True
+
+    def interrupt(self) -> None:
+        self.wanted = True
 
 
 def a_machine() -> SimMachine:
@@ -81,15 +137,18 @@ def a_machine() -> SimMachine:
 
 
 def a_run(
-    whole: bool,
+    whole: bool | str,
     seconds: float,
     hooks: Hooks = lambda _ctx, _machine: {},
     **attrs: Any,
 ) -> tuple[list[tuple[int, int, dict[str, list[int]]]], damon_ctx, int]:
-    """The snapshots of a run, the context after it, and how many samples followed another one within a callback."""
+    """The snapshots of a run, the context after it, and how many samples followed another one within a callback.
+
+    :param whole: take whole intervals; "batches": and sleep by itself.
+    """
     machine = a_machine()
-    sampler = CountedIntervals()
-    clock = HookedClock({})
+    clock = MonotonicClock({}) if whole == "batches" else HookedClock({})
+    sampler = BatchedIntervals(clock) if whole == "batches" else CountedIntervals()
     machine.clock = clock
     for process in machine.processes.values():
         process.clock = clock
@@ -104,6 +163,8 @@ def a_run(
     ):
         run_ctx(ctx, seconds)
     found = [(s.sis, s.target, columns(s.regions)) for s in recorder.snapshots]
+    if isinstance(sampler, BatchedIntervals) and sampler.most > 1:
+        assert 0 < clock.kept_until <= clock.now()
     return found, ctx, sampler.followed
 
 
@@ -112,16 +173,20 @@ def columns(regions: Regions) -> dict[str, list[int]]:
     return {name: getattr(regions, name).tolist() for name in COLUMNS if getattr(regions, name) is not None}
 
 
-def same(seconds: float, hooks: Hooks = lambda _ctx, _machine: {}, **attrs: Any) -> tuple[int, int]:
-    """Compare a run one by one with one by whole intervals; returns how often each began a single sample."""
+def same(seconds: float, hooks: Hooks = lambda _ctx, _machine: {}, **attrs: Any) -> int:
+    """Compare a run one by one with those by whole intervals; returns how many samples followed another one."""
     one_by_one, ctx, none = a_run(False, seconds, hooks, **attrs)
-    whole, other, followed = a_run(True, seconds, hooks, **attrs)
     assert len(one_by_one) > 4
-    assert one_by_one == whole
-    for name in ("nr_samples", "nr_unknown", "passed_sample_intervals", "missed_intervals"):
-        assert getattr(ctx, name) == getattr(other, name), name
-    assert other.interval_sampler is None
     assert 0 == none
+    counts = []
+    for way in (True, "batches"):
+        whole, other, followed = a_run(way, seconds, hooks, **attrs)
+        assert one_by_one == whole
+        for name in ("nr_samples", "nr_unknown", "passed_sample_intervals", "missed_intervals", "deadline"):
+            assert getattr(ctx, name) == getattr(other, name), name
+        assert other.interval_sampler is None
+        counts.append(followed)
+    assert counts[0] == counts[1]
     return followed
 
 
@@ -163,10 +228,15 @@ def test_a_call_does_not_wait_for_the_end_of_an_aggregation_interval() -> None:
 
     def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
         control = damon_call_control(lambda _: made.append(ctx.passed_sample_intervals))
-        return {33: lambda: ctx.call_controls.append(control)}
+
+        def call() -> None:
+            ctx.call_controls.append(control)
+            interrupt(ctx)
+
+        return {33: call}
 
     same(1, hooks)
-    assert [33, 33] == made
+    assert [33, 33, 33] == made
 
 
 def test_a_repeated_call_is_made_once_a_second_at_least() -> None:
@@ -209,13 +279,42 @@ def test_schemes_are_applied_when_they_are_due() -> None:
 
         def walk() -> None:
             ctx.walk_control = control
+            interrupt(ctx)
 
         return {44: walk}
 
     same(1, hooks)
-    (first, walked, second, walked_whole) = stats
-    assert first == second
-    assert walked and walked == walked_whole
+    (first, walked, *others) = stats
+    assert walked
+    assert [first, walked, first, walked] == others
+
+
+def test_a_caller_that_wants_nothing_yet_disturbs_nothing() -> None:
+    """An interrupted interval goes on to its end, and counts once."""
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        return dict.fromkeys((33, 34, 50, 199), lambda: interrupt(ctx))
+
+    same(2, hooks)
+
+
+def test_where_there_are_producers_each_interval_is_looked_at() -> None:
+    """Reports of each interval are to be counted in it."""
+    most: list[int] = []
+
+    def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
+        def report() -> None:
+            damon_report_access(damon_access_report(pid=10, addr=0x1800, size=8))
+
+        def note() -> None:
+            if isinstance(sampler := ctx.interval_sampler, BatchedIntervals):
+                most.append(sampler.most)
+                sampler.most = 0
+
+        return {100: report, 110: note, 390: note}
+
+    a_run("batches", 2, hooks)
+    assert [19, 1] == most
 
 
 @pytest.mark.parametrize("callback", ["prepare_access_checks", "check_accesses"])
@@ -238,17 +337,18 @@ def test_a_callback_that_was_replaced_is_called_for_each_interval(callback: str)
     assert len(called) == ctx.passed_sample_intervals == 200
 
 
-def test_nothing_of_a_sample_is_left_when_the_kdamond_is_stopped_in_it() -> None:
+@pytest.mark.parametrize("way", [True, "batches"])
+def test_nothing_of_a_sample_is_left_when_the_kdamond_is_stopped_in_it(way: bool | str) -> None:
     """Neither what ends it, nor the sampler."""
 
     def hooks(ctx: damon_ctx, _machine: SimMachine) -> dict[int, Callable[[], None]]:
         def stop() -> None:
             assert ctx.kdamond is not None
-            ctx.kdamond.wake.set()
+            ctx.kdamond.stop()
 
         return {107: stop}
 
-    _, ctx, followed = a_run(True, 2, hooks)
+    _, ctx, followed = a_run(way, 2, hooks)
     assert followed
     assert (106, None, None) == (ctx.passed_sample_intervals, ctx.interval_sampler, ctx.end_intervals)
 
@@ -287,7 +387,7 @@ def test_no_fewer_intervals_than_none_are_asked_for() -> None:
         assert ctx.ops is not None
         plain = ctx.ops.prepare_access_checks
 
-        def sample(ctx: damon_ctx, nr: int, _passed: Callable[[], bool]) -> None:
+        def sample(ctx: damon_ctx, nr: int, _passing: SamplingIntervals) -> None:
             asked.append(nr)
             plain(ctx)
 

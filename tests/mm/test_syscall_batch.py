@@ -13,7 +13,7 @@ import pytest
 
 from kdamon.arrays import U64Array
 from kdamon.mm import syscall_batch
-from kdamon.mm.syscall_batch import RESULT, WORDS, make_calls
+from kdamon.mm.syscall_batch import RESULT, STOP, WORDS, jump, make_calls
 
 NR_READ, NR_WRITE, NR_MMAP, NR_MUNMAP, NR_GETPID = 0, 1, 9, 11, 39
 
@@ -71,11 +71,44 @@ def test_six_arguments_arrive() -> None:
     assert [0] == results(undo)
 
 
-def test_a_negative_number_ends_the_batch() -> None:
+def test_a_batch_can_be_stopped() -> None:
     """What comes after it is not done."""
-    table = rows((NR_GETPID,), (-1,), (NR_GETPID,))
+    table = rows((NR_GETPID,), (STOP,), (NR_GETPID,))
     make_calls(table)
     assert [os.getpid(), 1234, 1234] == results(table)
+
+
+def test_a_row_can_say_which_one_is_next() -> None:
+    """After it, or before it; here until a call changed the row that begins anew."""
+    data = np.array([STOP], np.int64)
+    table = rows(
+        (NR_WRITE, 0, 0, 1),
+        (jump(3),),
+        (NR_GETPID,),
+        (NR_READ, 0, 0, 8),
+        (jump(0),),
+    )
+    out, into = os.pipe()
+    more, changes = os.pipe()
+    table[0, 1:3] = into, data.ctypes.data
+    table[3, 1:3] = more, table[0:].ctypes.data
+    os.write(changes, np.array([NR_WRITE], np.int64).tobytes() + data.tobytes())
+    make_calls(table, 99)
+    assert [1, 1234, 1234, 8, 1234] == results(table)
+    assert 2 == len(os.read(out, 99))
+    for fd in (out, into, more, changes):
+        os.close(fd)
+
+
+def test_a_batch_that_never_ends_is_ended() -> None:
+    """After as many calls as were asked for."""
+    out, into = os.pipe()
+    table = rows((NR_WRITE, into, 0, 1), (jump(0),))
+    table[0, 2] = table.ctypes.data
+    make_calls(table, 5)
+    os.close(into)
+    with open(out, "rb") as written:
+        assert 5 == len(written.read())
 
 
 def test_no_calls() -> None:

@@ -13,6 +13,7 @@ __all__ = [
     "BEGIN",
     "CALLS_AT",
     "CAPACITY",
+    "CONTROL_AT",
     "END",
     "HARD_AT",
     "LISTED_AT",
@@ -28,12 +29,14 @@ __all__ = [
     "ROWS_AT",
     "RUN",
     "RWSEM_FLAG_WAITERS",
+    "SLEEP",
     "TARGETS",
     "TARGETS_AT",
     "TARGET_MASK",
     "UNKNOWN_ONE",
     "VERIFY",
     "WIDE",
+    "Control",
     "IntervalWord",
     "Row",
     "Target",
@@ -70,10 +73,8 @@ class IntervalWord:
     #: How many rows and targets there are.
     ROWS: Final = 0
     TARGETS: Final = 1
-    #: The first random number of the present interval.
+    #: The first random number of the next interval that is begun; the program goes on to the next one.
     RANDOM: Final = 3
-    #: Set by the program, after that: how many ranges were given to calls.
-    OFFSET: Final = 3
     #: Set by the program: how many rows are listed to be cleared by themselves, and how many need more than that.
     LISTED: Final = 4
     HARD: Final = 8
@@ -123,20 +124,49 @@ class Target:
     RANGES: Final = 4
 
 
-#: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). The first one runs this program.
-#: One for each target follows: process_madvise() on what was listed of it. The program sets their numbers and ranges;
-#: where something else has to be done first, the first of them gets no number. Then moving the advised pages to their
-#: LRU lists, and this program, to look at them again.
-RUN: Final = 0
-ADVISE: Final = 1
+class Control:
+    """Words about the intervals that follow one another without Python in between."""
+
+    #: Another thread wants the kdamond: a futex.
+    WANTED: Final = 0
+    #: How many more intervals may follow the present one; the program counts down.
+    LEFT: Final = 1
+    #: Set by the program: how many samples were ended or begun since this was 0.
+    TAKEN: Final = 2
+    #: Set by the program: it was woken because the kdamond is wanted, in a sampling interval or at its end.
+    WOKEN: Final = 3
+    #: Nanoseconds of a sampling interval, of half of one, and the end of the present one (CLOCK_MONOTONIC).
+    INTERVAL: Final = 4
+    HALF: Final = 5
+    DEADLINE: Final = 6
+    #: The end of the present one as ``struct timespec``.
+    SECONDS: Final = 7
+    NANOSECONDS: Final = 8
+    #: CPUs of the targets, as :data:`IntervalWord.CPUS`: those that need no decision, and those seen last.
+    SETTLED: Final = 9
+    SEEN: Final = 10
+    #: Set by the program: how many ranges were given to calls so far, and whether the kernel took less than that.
+    OFFSET: Final = 11
+    SHORT: Final = 12
+
+
+#: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). In the first one the thread sleeps
+#: to the end of the interval; the second one runs this program. One for each target follows: process_madvise() on what
+#: was listed of it. Then moving the advised pages to their LRU lists, this program, to look at them again, and back to
+#: the first row. The program sets the numbers and ranges of the targets' rows, and whether another sleep follows. Where
+#: something else has to be done first, the first target's row ends the batch.
+SLEEP: Final = 0
+RUN: Final = 1
+ADVISE: Final = 2
 #: Rows besides those of the targets.
-OTHERS: Final = 3
+OTHERS: Final = 5
 #: The word of the row :data:`RUN` that holds how many pages of a target may be advised so.
 MOST: Final = 6
 
 RECORD_SIZE: Final = 64
 RECORD_SHIFT: Final = 6
-TARGETS_AT: Final = HEADER_SIZE
+CONTROL_AT: Final = HEADER_SIZE
+TARGETS_AT: Final = CONTROL_AT + 8 * 16
 ROWS_AT: Final = TARGETS_AT + RECORD_SIZE * TARGETS
 RANDOM_AT: Final = ROWS_AT + RECORD_SIZE * CAPACITY
 RANGES_AT: Final = RANDOM_AT + 8 * RANDOM

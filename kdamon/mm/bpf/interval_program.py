@@ -4,6 +4,9 @@
 For each row, a region, it looks at the page that was sampled and counts the result, chooses another address in the
 region, and looks at that page. The young ones among these are to be cleared: they are listed as process_madvise(2)
 reads its ranges, so that nothing has to be touched between the two system calls.
+
+Where that is all that is to be done, it lets the calls begin anew (:mod:`kdamon.mm.syscall_batch`): the thread sleeps
+to the end of the next interval and comes here again, for as many intervals as were asked for.
 """
 
 from __future__ import annotations
@@ -16,25 +19,24 @@ import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
-from kdamon.lib.syscalls import NR_GETPID, NR_PROCESS_MADVISE
 from kdamon.mm.bpf.btf import Btf
+from kdamon.mm.bpf.interval_calls import advise, advised, begin, end, go_on, go_round, loop, set_call, wake
 from kdamon.mm.bpf.interval_memory import (
     ADVISE,
     BEGIN,
     CALLS_AT,
     CAPACITY,
+    CONTROL_AT,
     END,
     HARD_AT,
     LISTED_AT,
     MEMORY_SIZE,
-    MOST,
     NOT_CLEARED,
     RANDOM,
     RANDOM_AT,
     RANGES_AT,
     RECORD_SHIFT,
     ROWS_AT,
-    RUN,
     RWSEM_FLAG_WAITERS,
     TARGET_MASK,
     TARGETS,
@@ -42,13 +44,14 @@ from kdamon.mm.bpf.interval_memory import (
     UNKNOWN_ONE,
     VERIFY,
     WIDE,
+    Control,
     IntervalWord,
     Row,
     Target,
 )
-from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
+from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Program
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
-from kdamon.mm.syscall_batch import WORDS
+from kdamon.mm.syscall_batch import STOP, WORDS
 
 __all__ = ["IntervalLayout", "IntervalProgram"]
 
@@ -84,6 +87,8 @@ class IntervalProgram:
     :param own: the same of what only this program reads.
     :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
     :ivar words: the header, as numbers.
+    :ivar control: the words of :class:`kdamon.mm.bpf.interval_memory.Control`; any thread may write WANTED.
+    :ivar control_at: their address.
     :ivar rows: shape (CAPACITY, 8).
     :ivar calls: shape (TARGETS + OTHERS, WORDS).
     :ivar run_call: number and arguments of the system call that runs the program.
@@ -102,13 +107,17 @@ class IntervalProgram:
         self._own = own
         self._array = Array(-(-MEMORY_SIZE // PAGE_SIZE) * PAGE_SIZE)
         try:
-            self._program = Program(self._assemble(), "kdamon_interval", ("target", "row", "verify", "advise"))
+            self._program = Program(
+                self._assemble(), "kdamon_interval", ("target", "row", "verify", "advise", "advised")
+            )
         except BaseException:
             self._array.close()
             raise
         whole = np.frombuffer(self._array.memory, dtype=np.uint8)
         whole[:HEADER_SIZE].view(np.uint64)[:] = header
         self.words = (ctypes.c_uint64 * (HEADER_SIZE // 8)).from_buffer(self._array.memory)
+        self.control = (ctypes.c_uint64 * 16).from_buffer(self._array.memory, CONTROL_AT)
+        self.control_at = ctypes.addressof(self.control)
         self.calls: U64Array = whole[CALLS_AT:MEMORY_SIZE].view(np.uint64).reshape(-1, WORDS)
         self.calls_at = int(self.calls.ctypes.data)
         self.run_call = self._program.run_call
@@ -133,108 +142,41 @@ class IntervalProgram:
         asm.store(8, R9, 8 * IntervalWord.HARD, R1)
         asm.load(R1, R9, 8 * IntervalWord.MODE)
         asm.jump_if("jset", R1, VERIFY, "look again")
+        set_call(asm, ADVISE, STOP)
+        wake(asm)
         asm.op("mov", R1, 0)
         asm.store(8, R9, 8 * IntervalWord.LISTED, R1)
         asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
         asm.store(8, R9, 8 * IntervalWord.HUGE, R1)
         asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
         asm.store(8, R9, 8 * IntervalWord.WAITED_FOR, R1)
-        self._loop(asm, IntervalWord.TARGETS, "target")
-        self._loop(asm, IntervalWord.ROWS, "row")
-        self._go_on(asm)
-        asm.jump("leave")
+        loop(asm, IntervalWord.TARGETS, "target")
+        loop(asm, IntervalWord.ROWS, "row")
+        go_on(asm)
         asm.label("look again")
-        self._loop(asm, IntervalWord.LISTED, "verify")
+        asm.op("mov", R1, 0)
+        asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
+        loop(asm, IntervalWord.TARGETS, "advised")
+        loop(asm, IntervalWord.LISTED, "verify")
+        asm.load(R1, R9, CONTROL_AT + 8 * Control.SHORT)
+        asm.load(R2, R9, 8 * IntervalWord.HARD)
+        asm.op_reg("or", R1, R2)
+        asm.jump_if("jne", R1, 0, "leave")
+        asm.label("begun and done")
+        go_round(asm)
         asm.label("leave")
         asm.op("mov", R0, 0)
         asm.exit()
         self._target(asm)
         self._row(asm)
         self._verify(asm)
-        self._advise(asm)
+        advise(asm, self._array.fd)
+        advised(asm, self._array.fd)
         return asm
-
-    @staticmethod
-    def _go_on(asm: Assembler) -> None:
-        """Let the calls after this run be made if they are all that is to be done: few small pages of each target."""
-        asm.load(R1, R9, 8 * IntervalWord.MODE)
-        asm.jump_if("jset", R1, BEGIN, "begun")
-        asm.jump("leave")
-        asm.label("begun")
-        for word in (IntervalWord.ENDED, IntervalWord.WAITED_FOR, IntervalWord.HUGE, IntervalWord.HARD):
-            asm.load(R1, R9, 8 * word)
-            asm.jump_if("jne", R1, 0, "leave")
-        asm.load(R1, R9, 8 * IntervalWord.LISTED)
-        asm.jump_if("jeq", R1, 0, "leave")
-        asm.op("mov", R1, VERIFY)
-        asm.store(8, R9, 8 * IntervalWord.MODE, R1)
-        asm.op("mov", R1, 0)
-        asm.store(8, R9, 8 * IntervalWord.OFFSET, R1)
-        IntervalProgram._loop(asm, IntervalWord.TARGETS, "advise")
-
-    def _advise(self, asm: Assembler) -> None:
-        """For each target: the call that advises what is listed of it."""
-        self._begin(asm, "advise", TARGETS)
-        asm.op("lsh", R6, RECORD_SHIFT)
-        # R5 becomes the row of the call, R6 the target.
-        asm.op_reg("mov", R5, R6)
-        asm.op_reg("add", R5, R9)
-        asm.op("add", R5, CALLS_AT + 8 * WORDS * ADVISE)
-        asm.op_reg("add", R6, R9)
-        asm.op("add", R6, TARGETS_AT)
-        asm.load(R7, R6, 8 * Target.LISTED)
-        asm.load(R8, R9, 8 * IntervalWord.OFFSET)
-        asm.op_reg("mov", R4, R9)
-        asm.op("add", R4, CALLS_AT)
-        asm.load(R2, R4, 8 * (WORDS * RUN + MOST))
-        asm.jump_if_reg("jgt", R7, R2, "too many")
-        asm.op("mov", R1, NR_GETPID)
-        asm.jump_if("jeq", R7, 0, "no page")
-        asm.store(8, R5, 8 * 3, R7)
-        asm.load(R2, R6, 8 * Target.RANGES)
-        asm.op_reg("mov", R3, R8)
-        asm.op("lsh", R3, 4)
-        asm.op_reg("add", R2, R3)
-        asm.store(8, R5, 8 * 2, R2)
-        asm.op("mov", R1, NR_PROCESS_MADVISE)
-        asm.label("no page")
-        asm.store(8, R5, 0, R1)
-        asm.op_reg("add", R8, R7)
-        asm.store(8, R9, 8 * IntervalWord.OFFSET, R8)
-        asm.jump("advise next")
-        asm.label("too many")
-        asm.op("mov", R1, -1)
-        asm.store(8, R4, 8 * WORDS * ADVISE, R1)
-        asm.jump("advise stop")
-        self._end(asm, "advise")
-
-    @staticmethod
-    def _loop(asm: Assembler, count: int, callback: str) -> None:
-        asm.load(R1, R9, 8 * count)
-        asm.load_function(R2, callback)
-        asm.op("mov", R3, 0)
-        asm.op("mov", R4, 0)
-        asm.call(Helper.LOOP)
-
-    def _begin(self, asm: Assembler, label: str, capacity: int) -> None:
-        """The beginning of a callback: R6 becomes the index, R9 the shared memory."""
-        asm.label(label)
-        asm.op_reg("mov", R6, R1)
-        asm.load_map_value(R9, self._array.fd)
-        asm.jump_if("jgt", R6, capacity - 1, f"{label} stop")
-
-    @staticmethod
-    def _end(asm: Assembler, label: str) -> None:
-        asm.label(f"{label} next")
-        asm.op("mov", R0, 0)
-        asm.exit()
-        asm.label(f"{label} stop")
-        asm.op("mov", R0, 1)
-        asm.exit()
 
     def _target(self, asm: Assembler) -> None:
         """For each target: whether it ended, its lock and its CPUs."""
-        self._begin(asm, "target", TARGETS)
+        begin(asm, self._array.fd, "target", TARGETS)
         asm.op("lsh", R6, RECORD_SHIFT)
         asm.op_reg("add", R6, R9)
         asm.load(R7, R6, TARGETS_AT + 8 * Target.MM)
@@ -261,7 +203,7 @@ class IntervalProgram:
             asm.label("lock is free")
         if self._own.owner is not None:
             self._find_cpus(asm, self._own.owner)
-        self._end(asm, "target")
+        end(asm, "target")
 
     def _find_cpus(self, asm: Assembler, owner: int) -> None:
         """Set the bits of the CPUs on which threads of the address space at R7 are runnable."""
@@ -309,7 +251,7 @@ class IntervalProgram:
 
     def _row(self, asm: Assembler) -> None:
         """For each row: end its sample and begin another one."""
-        self._begin(asm, "row", CAPACITY)
+        begin(asm, self._array.fd, "row", CAPACITY)
         asm.store(8, R10, _INDEX, R6)
         asm.op("lsh", R6, RECORD_SHIFT)
         asm.op_reg("add", R6, R9)
@@ -330,7 +272,7 @@ class IntervalProgram:
         asm.store(8, R6, 8 * Row.ENTRY, R1)
         asm.store(8, R6, 8 * Row.STATE, R2)
         self._list(asm)
-        self._end(asm, "row")
+        end(asm, "row")
 
     def _count(self, asm: Assembler) -> None:
         """End the sample of the row at R6."""
@@ -451,7 +393,7 @@ class IntervalProgram:
 
     def _verify(self, asm: Assembler) -> None:
         """For each listed row: look at its page again; it is hard where it was not cleared for certain."""
-        self._begin(asm, "verify", CAPACITY)
+        begin(asm, self._array.fd, "verify", CAPACITY)
         asm.op("lsh", R6, 2)
         asm.op_reg("add", R6, R9)
         asm.op("add", R6, LISTED_AT)
@@ -472,7 +414,7 @@ class IntervalProgram:
         # What can be cleared now could be before: it was cleared, and accessed since.
         asm.jump_if("jset", R2, CLEARABLE, "verify next")
         _append(asm, IntervalWord.HARD, HARD_AT, "verify stop")
-        self._end(asm, "verify")
+        end(asm, "verify")
 
 
 def _low_half(asm: Assembler, register: int) -> None:

@@ -5,6 +5,9 @@ A BPF program (:mod:`kdamon.mm.bpf.interval_program`) ends the sample, chooses a
 what it listed, and the program looks whether it became so. What it cannot decide (huge pages, folios of several pages,
 pages that are on no LRU list at the moment) is done as for a sample of its own, by
 :class:`kdamon.mm.sampling.page_table.PageTableSpace`, so that both give the same answers.
+
+Until then, intervals follow one another without Python: the thread sleeps and samples in one batch of system calls
+(:mod:`kdamon.mm.syscall_batch`), which another thread can interrupt.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import numpy as np
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out
-from kdamon.lib.syscalls import NR_MADVISE, NR_PROCESS_MADVISE
+from kdamon.lib.syscalls import NR_FUTEX, NR_GETPID, NR_MADVISE, NR_PROCESS_MADVISE, syscall
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
 from kdamon.mm.bpf.interval_memory import (
@@ -33,9 +36,11 @@ from kdamon.mm.bpf.interval_memory import (
     RANDOM,
     RUN,
     RWSEM_FLAG_WAITERS,
+    SLEEP,
     TARGETS,
     VERIFY,
     WIDE,
+    Control,
     IntervalWord,
     Row,
     Target,
@@ -46,14 +51,21 @@ from kdamon.mm.mman import MADV_COLD
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.sampling.page_table import LOCKED, PageTableSpace
 from kdamon.mm.sampling.placement import Placement
-from kdamon.mm.syscall_batch import RESULT, WORDS, runner
+from kdamon.mm.syscall_batch import RESULT, STOP, WORDS, jump, runner
 
 __all__ = ["LinuxIntervals"]
 
+_WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
 _PAGE_MASK: Final = ~np.uint64(PAGE_SIZE - 1)
 _FLAGS: Final = np.uint64(0xFF)
 
-#: Words of the calls: a number that the program sets, and results.
+#: How the thread sleeps: until a time of CLOCK_MONOTONIC, or until it is wanted.
+_FUTEX_WAKE: Final = 1 | 128
+_FUTEX_WAIT: Final = 9 | 128
+_FUTEX_ANY: Final = 0xFFFF_FFFF
+
+#: Words of the calls: numbers that the program sets, and results.
+_SLEEP: Final = WORDS * SLEEP
 _ADVISE: Final = WORDS * ADVISE
 _MOST: Final = WORDS * RUN + MOST
 _ADVISED: Final = WORDS * ADVISE + RESULT
@@ -102,14 +114,19 @@ class LinuxIntervals:
         #: Where the rows of each target begin, and the end of the last.
         self._edges: list[int] = [0]
         self._count = 0
-        self._samples = 0
+        self.taken = 0
+        self.woken = False
         self._reading: list[PageTableSpace] = []
         self._placement: Placement | None = None
         self._make_calls = runner()
         self._program.calls[RUN, :4] = self._program.run_call
+        self._program.calls[SLEEP, 1:7] = (
+            *(self._program.control_at + 8 * Control.WANTED, _FUTEX_WAIT, 0),
+            *(self._program.control_at + 8 * Control.SECONDS, 0, _FUTEX_ANY),
+        )
         #: The same as numbers.
         self._calls_at = self._program.calls_at
-        self._calls = (ctypes.c_int64 * (2 * WORDS)).from_address(self._calls_at)
+        self._calls = (ctypes.c_int64 * (3 * WORDS)).from_address(self._calls_at)
 
     @property
     def addrs(self) -> U64Array:
@@ -166,9 +183,9 @@ class LinuxIntervals:
         program.random[: random.size] = random.ravel()
         program.words[IntervalWord.ROWS] = self._count
         program.words[IntervalWord.TARGETS] = len(spaces)
+        program.words[IntervalWord.RANDOM] = 0
         self._set_calls(spaces)
         self._reading = [one.space for one in spaces]
-        self._samples = 0
         self._placement = self._placement or Placement()
         self._placement.begin()
         return self._run(BEGIN)
@@ -183,10 +200,25 @@ class LinuxIntervals:
         advise[:, 5] = 0
         calls[ADVISE + count, :4] = NR_MADVISE, spare_page(), PAGE_SIZE, MADV_COLD
         calls[ADVISE + count + 1, :4] = self._program.run_call
+        calls[ADVISE + count + 2, 0] = jump(SLEEP) & _WORD
 
-    def follow(self) -> bool:
+    def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
         """See :class:`kdamon.mm.IntervalSampler`."""
+        if most > 1 and self._make_calls is not None and not self._reading:
+            control = self._program.control
+            control[Control.LEFT] = most - 1
+            control[Control.DEADLINE] = deadline
+            control[Control.INTERVAL] = interval
+            control[Control.HALF] = interval // 2
+            # It may sleep, find the interval not over, and do so again, now and then.
+            return self._run(END | BEGIN, 2 * most + 8)
         return self._run(END | BEGIN)
+
+    def interrupt(self) -> None:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        program = self._program
+        program.control[Control.WANTED] = 1
+        syscall(NR_FUTEX, ctypes.c_void_p(program.control_at + 8 * Control.WANTED), _FUTEX_WAKE, 1)
 
     def end(self) -> Answers:
         """See :class:`kdamon.mm.IntervalSampler`."""
@@ -227,21 +259,30 @@ class LinuxIntervals:
                 self._known.pop(space).close()
         return spaces
 
-    def _run(self, mode: int) -> bool:
-        """Run the program; returns False if some process ended, and clears nothing then."""
+    def _run(self, mode: int, rounds: int = 1) -> bool:
+        """Run the program; returns False if some process ended, and clears nothing then.
+
+        :param rounds: how many times it may run in this batch.
+        """
         placement = self._placement
         assert placement is not None
-        words = self._program.words
+        words, control = self._program.words, self._program.control
         words[IntervalWord.MODE] = mode
-        words[IntervalWord.RANDOM] = self._samples * self._count
-        advised = self._run_program(placement)
-        if words[IntervalWord.ENDED] or not mode & BEGIN:
-            return not mode & BEGIN
-        self._samples += 1
+        control[Control.TAKEN] = control[Control.WOKEN] = 0
+        advised = self._run_program(placement, rounds)
+        control[Control.LEFT] = control[Control.WANTED] = 0
+        self.taken = control[Control.TAKEN]
+        self.woken = control[Control.WOKEN] != 0
+        if self.woken or not mode & BEGIN:
+            return True
+        if words[IntervalWord.ENDED]:
+            return False
         if self._reading:
             self._reading = [space for space in self._reading if space.read_mappings()]
         if listed := words[IntervalWord.LISTED]:
-            placement.follow(words[IntervalWord.CPUS])
+            mask = words[IntervalWord.CPUS]
+            if placement.follow(mask):
+                control[Control.SETTLED] = mask
         if not advised:
             if listed or words[IntervalWord.HARD]:
                 self._clear()
@@ -257,17 +298,19 @@ class LinuxIntervals:
         made = calls[:, 0] == np.uint64(NR_PROCESS_MADVISE)
         return int(calls[made, RESULT].view(np.int64).sum())
 
-    def _run_program(self, placement: Placement) -> bool:
+    def _run_program(self, placement: Placement, rounds: int) -> bool:
         """Run the program; returns whether the calls were made that clear what it listed, and look at that again."""
         calls = self._calls
-        calls[_ADVISE] = -1
+        calls[_SLEEP] = NR_GETPID
+        calls[_ADVISE] = STOP
         calls[_MOST] = _MOST_HERE if placement.followed else _MOST_ELSEWHERE
         if self._make_calls is None:
             self._program.run()
             # It may have asked for them.
             self._program.words[IntervalWord.MODE] = 0
             return False
-        self._make_calls(self._calls_at, len(self._spaces) + OTHERS)
+        count = len(self._spaces) + OTHERS
+        self._make_calls(self._calls_at, count, rounds * count)
         if calls[_RAN] < 0:
             self._program.run()
             return False

@@ -38,21 +38,24 @@ class Placement:
         self._resting = True
         self._priority = _RealTime()
 
-    def follow(self, mask: int) -> None:
+    def follow(self, mask: int) -> bool:
         """Move to the target's CPU.
 
         :param mask: the CPUs on which threads of the targets run or are about to, a bit each; 0: all sleep.
+        :returns: whether this thread is where it should be for ``mask``; False: to see it once more would decide.
         """
         if mask in (0, self._at):
-            return
+            return True
         # A thread that the scheduler moves about is not worth to be followed: what is seen twice counts.
         if mask != self._seen:
             self._seen = mask
-        elif mask & (mask - 1) == 0 and mask & self._mask:
+            return False
+        if mask & (mask - 1) == 0 and mask & self._mask:
             self._at = mask if self._bind(mask) else 0
         elif self._at:
             self._bind(self._mask)
             self._at = 0
+        return True
 
     @property
     def followed(self) -> bool:

@@ -23,6 +23,8 @@ class SimIntervals:
         self._parts: list[U64Array] = []
         self._random: U64Array = np.empty((0, 0), np.uint64)
         self._taken = 0
+        self.taken = 0
+        self.woken = False
         self.accessed: U32Array = np.empty(0, np.uint32)
         self.unknown: U32Array = np.empty(0, np.uint32)
 
@@ -45,8 +47,9 @@ class SimIntervals:
         self._begin()
         return True
 
-    def follow(self) -> bool:
-        """See :class:`kdamon.mm.IntervalSampler`."""
+    def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
+        """See :class:`kdamon.mm.IntervalSampler`; one at a time, because only the clock makes simulated time pass."""
+        self.taken = 1
         answers = self.end()
         lives = [isinstance(target.mm, SimProcess) and target.mm.alive for target in self._targets]
         counted = np.repeat(lives, np.diff(self._edges))
@@ -61,6 +64,9 @@ class SimIntervals:
         """See :class:`kdamon.mm.IntervalSampler`."""
         answers = [target.mm.end_sample(addrs) for target, addrs in zip(self._targets, self._parts, strict=True)]
         return np.concatenate(answers)
+
+    def interrupt(self) -> None:
+        """It never sleeps."""
 
     def rest(self) -> None:
         """No thread is changed."""

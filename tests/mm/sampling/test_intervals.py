@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -120,6 +123,184 @@ def test_nothing_is_left_of_closed_intervals(machine: LinuxMachine, program: Pat
         # The shared memory goes with its last view.
         del sampler
     assert before == (set(os.listdir("/proc/self/fd")), os.sched_getaffinity(0), os.sched_getscheduler(0))
+
+
+#: Nanoseconds of an interval that is short, and of one that no test waits for.
+SHORT, LONG = 2_000_000, 10**12
+
+
+@pytest.fixture(name="alone")
+def _alone(machine: LinuxMachine) -> Iterator[LinuxIntervals]:
+    with closing(LinuxIntervals(shared_walker())) as sampler:
+        yield sampler
+
+
+def begun(sampler: LinuxIntervals, mm: AddressSpace, work: Workload, samples: int) -> None:
+    """Begin the first sample, with random numbers for as many, until whatever the kernel does at first is done."""
+    assert sampler.begin([each_page(mm, work)], numbers(samples, PAGES))
+    eventually(lambda: not sampler._reading or not sampler.follow(), "all mappings")
+
+
+def follow_in_time(sampler: LinuxIntervals, most: int, interval: int = SHORT) -> bool:
+    """Let ``most`` samples follow, an interval apart, as often as a busy machine ends that."""
+    left, deadline = most, time.monotonic_ns()
+    while left:
+        time.sleep(max(deadline - time.monotonic_ns(), 0) / 1e9)
+        if not sampler.follow(left, deadline, interval):
+            return False
+        assert 0 < sampler.taken <= left
+        assert not sampler.woken
+        left -= sampler.taken
+        deadline = max(deadline + sampler.taken * interval, time.monotonic_ns())
+    return True
+
+
+def test_samples_follow_one_another_by_themselves(machine: LinuxMachine, program: Path, alone: LinuxIntervals) -> None:
+    """Each takes its time, is counted once, and chooses by numbers of its own."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        begun(alone, mm, work, 200)
+        work.order("w", [3])
+        before = time.monotonic_ns()
+        assert follow_in_time(alone, 20)
+        assert time.monotonic_ns() - before >= 17 * SHORT
+        first = alone.addrs
+        assert follow_in_time(alone, 1)
+        assert (alone.addrs != first).all()
+        known = alone.unknown == 0
+        expected = np.zeros(PAGES, int)
+        expected[3] = 1
+        assert known.sum() >= PAGES // 2
+        assert expected[known].tolist() == alone.accessed[known].tolist()
+
+
+def test_what_is_accessed_all_the_time_is_found_each_time(machine: LinuxMachine, alone: LinuxIntervals) -> None:
+    """Pages are cleared by the calls between two runs of the program, without Python."""
+    busy = """
+import mmap, os
+memory = mmap.mmap(-1, 64 * 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+import ctypes
+print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), flush=True)
+parent = os.getppid()
+while os.getppid() == parent:
+    for place in range(0, len(memory), 4096):
+        memory[place] = 1
+"""
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            start = int(process.stdout.readline())
+            with space_of(machine, process.pid) as mm:
+                starts = np.arange(PAGES, dtype=np.uint64) * np.uint64(4096) + np.uint64(start)
+                target = IntervalTarget(mm, starts, np.full(PAGES, 4096, np.uint64), wide=False)
+                assert alone.begin([target], numbers(300, PAGES))
+                # The CPU to follow, and mappings, are decided about at first.
+                assert follow_in_time(alone, 40)
+                alone.end()
+                batches = []
+                for _ in range(5):
+                    assert alone.begin([target], numbers(20, PAGES))
+                    assert follow_in_time(alone, 19, 20 * SHORT)
+                    batches.append(int(alone.accessed.sum()))
+                    alone.end()
+        finally:
+            process.kill()
+    # One that has no CPU for a while accesses nothing; no sample counts twice.
+    assert max(batches) <= 19 * PAGES
+    assert max(batches) > 10 * PAGES
+
+
+def test_a_late_sample_is_left_to_the_caller(machine: LinuxMachine, program: Path, alone: LinuxIntervals) -> None:
+    """It decides what was missed; so does the end of an interval that has less than half of it left."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        begun(alone, mm, work, 200)
+        assert alone.follow(10, time.monotonic_ns() - SHORT, SHORT)
+        assert (1, False) == (alone.taken, alone.woken)
+        assert alone.follow(10, time.monotonic_ns() - LONG // 2 - SHORT, LONG)
+        assert (1, False) == (alone.taken, alone.woken)
+
+
+@contextmanager
+def repeated(work: Callable[[], object]) -> Iterator[None]:
+    """Do ``work`` every 20 ms in another thread."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(0.02):
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_an_interrupt_ends_the_sleep(machine: LinuxMachine, program: Path, alone: LinuxIntervals) -> None:
+    """In the middle of an interval; if it comes before, in the next one. The sample stays under way."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        begun(alone, mm, work, 900)
+
+        def interrupted() -> bool:
+            """Unless there was something to be done first."""
+            assert alone.follow(100, time.monotonic_ns(), LONG)
+            assert 1 == alone.taken
+            return alone.woken
+
+        with repeated(alone.interrupt):
+            eventually(interrupted, "an interrupt")
+
+        def interrupted_before() -> bool:
+            alone.interrupt()
+            return interrupted()
+
+        eventually(interrupted_before, "an interrupt that came before")
+        work.order("w", [9])
+        answers = alone.end()
+        assert YOUNG == answers[9]
+
+
+def test_a_signal_does_not_end_the_sleep(machine: LinuxMachine, program: Path, alone: LinuxIntervals) -> None:
+    """The interval lasts to its end."""
+    arrived: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: arrived.append(number))
+    thread = threading.get_ident()
+    try:
+        with (
+            Workload([program], "anon", PAGES) as work,
+            space_of(machine, work.pid) as mm,
+            repeated(lambda: signal.pthread_kill(thread, signal.SIGUSR1)),
+        ):
+            begun(alone, mm, work, 900)
+
+            def two_samples() -> bool:
+                """Unless there was something to be done after the first one."""
+                before = len(arrived)
+                began = time.monotonic_ns()
+                assert alone.follow(2, began, 300_000_000)
+                assert not alone.woken
+                if alone.taken == 2:
+                    assert time.monotonic_ns() - began >= 300_000_000
+                return alone.taken == 2 and len(arrived) > before
+
+            eventually(two_samples, "an interval with a signal in it")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_process_that_ends_while_samples_follow_one_another_ends_them(
+    machine: LinuxMachine, program: Path, alone: LinuxIntervals
+) -> None:
+    """Its last sample is not counted."""
+    with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
+        begun(alone, mm, work, 900)
+        killer = threading.Timer(0.05, work.process.kill)
+        killer.start()
+        assert not follow_in_time(alone, 800)
+        killer.join()
+        work.process.wait()
 
 
 @contextmanager
