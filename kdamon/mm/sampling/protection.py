@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import Mask, U64Array
+from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.kernel import PMD_SIZE
 from kdamon.mm import Observed
 from kdamon.mm.proc.maps import Mappings
@@ -52,6 +52,8 @@ log = logging.getLogger("kdamon")
 _LOOK_RARELY: Final = 100
 #: File descriptors of a process that are checked at once.
 _DESCRIPTORS: Final = 1024
+_NONE_WHOLE: Final = np.empty((0, 3), dtype=np.uint64)
+
 #: Seconds after which a process has passed on and closed a userfaultfd that it only made for another process.
 _GIVEN_AWAY: Final = 0.02
 
@@ -250,21 +252,31 @@ class Protection:
         """Arm ``pages`` for ``user``, as far as they can be."""
         with self._lock:
             states = np.zeros(len(pages), dtype=np.uint8)
+            if not len(self._access.ranges):
+                missing = self._arm_writes(pages, states, np.flatnonzero(~self._arm(pages)))
+                self._armed[user] = pages[states == State.ARMED], NO_RANGES
+                return Arming(states, missing, _NONE_WHOLE)
             access = inside(self._access.ranges, pages)
             armed = self._arm_accesses(pages, states, access)
             rest = np.flatnonzero(~access)
-            unarmed = rest[~self._arm(pages[rest])]
-            states[unarmed], missing = self._look(pages[unarmed])
-            if len(missing):
-                # Others are at their place by now: those are to be registered.
-                gone = np.searchsorted(self._ranges[:, 0], missing[inside(self._ranges, missing)], side="right") - 1
-                self._ranges = np.delete(self._ranges, gone, axis=0)
+            missing = self._arm_writes(pages, states, rest[~self._arm(pages[rest])])
             self._armed[user] = pages[states == State.ARMED], armed.ranges
             starts = pages[access][armed.whole]
             sizes = armed.sizes[armed.whole]
             first = starts & ~(sizes - np.uint64(1))
             whole = np.stack((first, first + sizes, starts), axis=1)
-            return Arming(states, len(missing) + len(armed.missing) > 0, whole)
+            return Arming(states, missing or len(armed.missing) > 0, whole)
+
+    def _arm_writes(self, pages: U64Array, states: States, unarmed: Indexes) -> bool:
+        """Set the states of ``pages`` that were not armed; returns whether some are there but not registered."""
+        if not len(unarmed):
+            return False
+        states[unarmed], missing = self._look(pages[unarmed])
+        if len(missing):
+            # Others are at their place by now: those are to be registered.
+            gone = np.searchsorted(self._ranges[:, 0], missing[inside(self._ranges, missing)], side="right") - 1
+            self._ranges = np.delete(self._ranges, gone, axis=0)
+        return len(missing) > 0
 
     def _arm_accesses(self, pages: U64Array, states: States, access: Mask) -> Armed:
         """Arm those of ``pages`` in mappings where reads fault, and set their states."""

@@ -86,6 +86,9 @@ _ZEROPAGE_WORKS: Final = 1 << 4
 _PAGEMAP_SCAN: Final = 0xC0606610
 _WP_MATCHING: Final = 1
 
+#: Rows that there is room for besides those that are asked for.
+_SPARE: Final = 16
+
 #: Calls that are made together while the target cannot map anything: to begin with, and at most.
 _TOGETHER: Final = 8
 _TOGETHER_AT_MOST: Final = 256
@@ -100,61 +103,98 @@ class Batch:
     def __init__(self, number: int, first: int, second: int) -> None:
         self._fixed = (number, first, second)
         self._calls = np.zeros((0, WORDS), dtype=np.uint64)
+        self._results: I64Array = self._calls[:, RESULT].view(np.int64)
 
-    def run(self, third: U64Array) -> I64Array:
-        """Make a call for each of ``third`` (its last argument, shape (n,)).
+    def prepare(self, third: U64Array) -> None:
+        """Get ready for calls whose last argument is one of ``third``, shape (n,)."""
+        self._calls = np.zeros((len(third), WORDS), dtype=np.uint64)
+        self._calls[:, :3] = self._fixed
+        self._calls[:, 3] = third
+        self._results = self._calls[:, RESULT].view(np.int64)
+
+    def run(self, first: int, end: int) -> I64Array:
+        """Make the calls from ``first`` to before ``end``.
 
         :returns: what each returned, shape (n,): negative ones are errno. A view, good until the next run.
         """
-        count = len(third)
-        if count > len(self._calls):
-            self._calls = np.zeros((count, WORDS), dtype=np.uint64)
-            self._calls[:, :3] = self._fixed
-        calls = self._calls[:count]
-        calls[:, 3] = third
-        make_calls(calls)
-        return calls[:, RESULT].view(np.int64)
+        if first < end:
+            make_calls(self._calls[first:end])
+        return self._results[first:end]
 
 
 class _Arguments:
     """Argument structures of a batch of ioctl(2) calls, as rows of words.
 
     :param words: a structure's fields.
+    :ivar rows: those that there is room for, shape (n, fields).
     """
 
     def __init__(self, fd: int, request: int, words: tuple[int, ...]) -> None:
         self._batch = Batch(NR_IOCTL, fd, request)
         self._words = words
         self.rows = np.empty((0, len(words)), dtype=np.uint64)
-        self._places = np.empty(0, dtype=np.uint64)
         self._together = CallSize(_TOGETHER, _TOGETHER, _TOGETHER_AT_MOST)
 
     def reserve(self, count: int) -> bool:
         """Make room for ``count`` calls; returns whether :attr:`rows` are new ones."""
         if count <= len(self.rows):
             return False
-        self.rows = np.empty((count, len(self._words)), dtype=np.uint64)
+        # Regions are split and merged: their number is seldom the same.
+        self.rows = np.empty((count + count // 2 + _SPARE, len(self._words)), dtype=np.uint64)
         self.rows[:] = self._words
-        self._places = np.uint64(self.rows.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(
-            8 * len(self._words)
-        )
+        self._batch.prepare(_places(self.rows))
         return True
 
     def run(self, count: int) -> I64Array:
         """Make the calls of the first ``count`` rows, see :meth:`Batch.run`."""
-        return self._batch.run(self._places[:count])
+        return self._batch.run(0, count)
 
     def run_apart(self, count: int) -> I64Array:
         """As :meth:`run`, of calls that take long: with pauses, in which the target can map memory."""
         results = np.empty(count, dtype=np.int64)
         at = 0
         while at < count:
-            part = self._places[at : min(at + self._together.now, count)]
+            end = min(at + self._together.now, count)
             with held:
-                results[at : at + len(part)] = self._batch.run(part)
-            self._together.called(len(part))
-            at += len(part)
+                results[at:end] = self._batch.run(at, end)
+            self._together.called(end - at)
+            at = end
         return results
+
+
+def _places(rows: U64Array) -> U64Array:
+    """The addresses of ``rows``, shape (n,)."""
+    return np.uint64(rows.ctypes.data) + np.arange(len(rows), dtype=np.uint64) * np.uint64(rows.strides[0])
+
+
+class _Scan(_Arguments):
+    """PAGEMAP_SCAN of single pages.
+
+    :param flags: and three masks of categories: inverted, required, returned.
+    :ivar found: what each found, as ``struct page_region``, shape (n, 3).
+    """
+
+    def __init__(self, pagemap: int, flags: int, inverted: int, required: int, returned: int) -> None:
+        # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
+        # inverted, required, any-of, returned.
+        super().__init__(pagemap, _PAGEMAP_SCAN, (96, flags, 0, 0, 0, 0, 1, 0, inverted, required, 0, returned))
+        self.found = np.empty((0, 3), dtype=np.uint64)
+
+    def of(self, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False) -> Mask:
+        """Which of ``pages``, shape (n,), of ``size`` bytes each, are found."""
+        count = len(pages)
+        if self.reserve(count):
+            self.found = np.empty((len(self.rows), 3), dtype=np.uint64)
+            self.rows[:, 5] = _places(self.found)
+        rows = self.rows
+        rows[:count, 2] = pages
+        np.add(pages, np.uint64(size), out=rows[:count, 3])
+        return (self.run_apart(count) if apart else self.run(count)) == 1
+
+    def categories(self, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False) -> U64Array:
+        """The categories of ``pages``, 0 for those that are not found, shape (n,)."""
+        found = self.of(pages, size, apart=apart)
+        return self.found[: len(pages), 2] * found
 
 
 class Userfaultfd:
@@ -357,34 +397,29 @@ class Pages:
     def __init__(self, pagemap: int, *, reads: bool = False) -> None:
         wanted = PRESENT | HUGE
         returned = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | (ACCESSED if reads else 0)
-        self._found = np.empty((0, 3), dtype=np.uint64)
-        # Size, flags, start, end, end of the walk, where to write, room there, limit, and four masks of categories:
-        # inverted, required, any-of, returned.
-        self._arm = _Arguments(pagemap, _PAGEMAP_SCAN, (96, _WP_MATCHING, 0, 0, 0, 0, 1, 0, HUGE, wanted, 0, PRESENT))
+        self._arm = _Scan(pagemap, _WP_MATCHING, HUGE, wanted, PRESENT)
         alone = WRITTEN | HUGE
-        self._armed = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED))
+        self._armed = _Scan(pagemap, 0, alone, alone, PRESENT | SWAPPED)
         alone = ACCESSED | HUGE
-        self._guarded = _Arguments(
-            pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, alone, alone, 0, PRESENT | SWAPPED)
-        )
-        self._huge = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, HUGE, 0, FILE | HUGE))
-        self._registered = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, WPALLOWED, 0, WPALLOWED))
-        self._look = _Arguments(pagemap, _PAGEMAP_SCAN, (96, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, returned))
+        self._guarded = _Scan(pagemap, 0, alone, alone, PRESENT | SWAPPED)
+        self._huge = _Scan(pagemap, 0, 0, HUGE, FILE | HUGE)
+        self._registered = _Scan(pagemap, 0, 0, WPALLOWED, WPALLOWED)
+        self._look = _Scan(pagemap, 0, 0, 0, returned)
 
     def arm(self, pages: U64Array) -> Mask:
         """Write-protect those of ``pages`` (addresses, shape (n,)) that are present, registered and not huge.
 
         :returns: which are protected now, shape (n,).
         """
-        return self._scan(self._arm, pages) == 1
+        return self._arm.of(pages)
 
     def armed(self, pages: U64Array) -> Mask:
         """Which of ``pages`` are armed still, be they in memory or not; shape (n,)."""
-        return self._scan(self._armed, pages) == 1
+        return self._armed.of(pages)
 
     def guarded(self, pages: U64Array) -> Mask:
         """As :meth:`armed`, where reads fault: pages of mappings that were registered for that; shape (n,)."""
-        return self._scan(self._guarded, pages) == 1
+        return self._guarded.of(pages)
 
     def categories(self, pages: U64Array) -> U64Array:
         """The categories of ``pages``, 0 for those in no mapping, shape (n,).
@@ -392,28 +427,15 @@ class Pages:
         WPALLOWED is about the mapping, also where no page is there; WRITTEN says something with PRESENT and WPALLOWED.
         ACCESSED is of pages in mappings where reads fault, which have neither of those two.
         """
-        found = self._scan(self._look, pages) == 1
-        return np.where(found, self._found[: len(pages), 2], np.uint64(0))
+        return self._look.categories(pages)
 
     def registered(self, pages: U64Array) -> Mask:
         """Which of ``pages`` are in mappings that some userfaultfd has, be they there or not; shape (n,)."""
-        return self._scan(self._registered, pages, apart=True) == 1
+        return self._registered.of(pages, apart=True)
 
     def huge(self, blocks: U64Array) -> U64Array:
         """HUGE, and FILE if it is of one, for those of ``blocks`` that are a huge page, 0 for others, shape (n,).
 
         :param blocks: addresses of the places that huge pages can have, shape (n,).
         """
-        found = self._scan(self._huge, blocks, PMD_SIZE, apart=True) == 1
-        return np.where(found, self._found[: len(blocks), 2], np.uint64(0))
-
-    def _scan(self, arguments: _Arguments, pages: U64Array, size: int = PAGE_SIZE, *, apart: bool = False) -> I64Array:
-        count = len(pages)
-        if count > len(self._found):
-            self._found = np.empty((count, 3), dtype=np.uint64)
-        arguments.reserve(count)
-        rows = arguments.rows[:count]
-        rows[:, 2] = pages
-        rows[:, 3] = pages + np.uint64(size)
-        rows[:, 5] = np.uint64(self._found.ctypes.data) + np.arange(count, dtype=np.uint64) * np.uint64(24)
-        return arguments.run_apart(count) if apart else arguments.run(count)
+        return self._huge.categories(blocks, PMD_SIZE, apart=True)

@@ -79,8 +79,8 @@ def test_a_batch_gives_each_calls_result(monkeypatch: pytest.MonkeyPatch, in_mac
     else:
         monkeypatch.setattr(syscall_batch, "runner", lambda: None)
     read, write = os.pipe()
-    bad = Batch(NR_DUP, 1 << 20, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
-    fds = Batch(NR_DUP, read, 0).run(np.zeros(3, dtype=np.uint64)).tolist()
+    bad = batch(1 << 20, 3).run(0, 3).tolist()
+    fds = batch(read, 3).run(0, 3).tolist()
     assert [-errno.EBADF] * 3 == bad
     assert 3 == len(set(fds))
     assert {os.readlink(f"/proc/self/fd/{fd}") for fd in fds} == {os.readlink(f"/proc/self/fd/{read}")}
@@ -88,11 +88,18 @@ def test_a_batch_gives_each_calls_result(monkeypatch: pytest.MonkeyPatch, in_mac
         os.close(fd)
 
 
-def test_a_batch_may_be_empty_and_grow() -> None:
-    """Room for the arguments is made when it is needed."""
-    batch = Batch(NR_DUP, 1 << 20, 0)
-    for count in (0, 2, 1, 5000, 3):
-        assert batch.run(np.zeros(count, dtype=np.uint64)).tolist() == [-errno.EBADF] * count
+def batch(fd: int, count: int) -> Batch:
+    """As many calls of dup()."""
+    calls = Batch(NR_DUP, fd, 0)
+    calls.prepare(np.zeros(count, dtype=np.uint64))
+    return calls
+
+
+def test_a_part_of_a_batch_may_be_made() -> None:
+    """None at all, too."""
+    calls = batch(1 << 20, 5000)
+    for first, end in ((0, 0), (0, 5000), (7, 8), (4000, 5000), (9, 9)):
+        assert [-errno.EBADF] * (end - first) == calls.run(first, end).tolist()
 
 
 def test_other_threads_run_during_a_batch() -> None:
@@ -108,7 +115,9 @@ def test_other_threads_run_during_a_batch() -> None:
     thread = threading.Thread(target=turn)
     thread.start()
     before = turns[0]
-    Batch(NR_NANOSLEEP, ctypes.addressof(milliseconds), 0).run(np.zeros(10, dtype=np.uint64))
+    calls = Batch(NR_NANOSLEEP, ctypes.addressof(milliseconds), 0)
+    calls.prepare(np.zeros(10, dtype=np.uint64))
+    calls.run(0, 10)
     after = turns[0]
     stop.set()
     thread.join()
