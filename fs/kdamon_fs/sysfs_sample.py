@@ -225,8 +225,9 @@ def _warnings_of(ctx: damon_ctx) -> list[str]:
     if misses_reads and all(f.type is not writes for f in ctx.sample_control.sample_filters):
         warnings.append(READS_UNSEEN)
     taken = ", ".join({s.action.value: None for s in ctx.schemes if s.needs_known})
-    if taken and misses_reads:
-        warnings.append(f"memory that is only read looks cold to page_fault, so {taken} applies: use page_table")
+    if taken and ctx.sample_control.primitives_enabled.page_fault:
+        what = "memory that is only read looks" if misses_reads else "files that are only read look"
+        warnings.append(f"{what} cold to page_fault, so {taken} applies: use page_table")
     if ctx.density and not reports_are_random(ctx):
         warnings.append("density has no effect with page_fault, which samples one page per region")
     return warnings

@@ -261,6 +261,20 @@ def test_a_scheme_for_cold_memory_is_doubted_where_reads_are_not_seen(
     assert expected == warnings_of(caplog)
 
 
+def test_a_scheme_for_cold_memory_is_doubted_for_files_alone_where_reads_are_seen(
+    session: Any, process: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads of ordinary files fault nowhere."""
+    monkeypatch.setattr(SimMachine, "faults_of_reads", True)
+    session.put("admin/kdamonds/0/contexts/0/schemes/nr_schemes", "1")
+    session.put("admin/kdamonds/0/contexts/0/schemes/0/action", "pageout")
+    session.put(f"{SAMPLE}/primitives/page_fault", "Y")
+    assert "OK" == session.state("on")
+    assert [
+        "admin/kdamonds/0: files that are only read look cold to page_fault, so pageout applies: use page_table"
+    ] == warnings_of(caplog)
+
+
 @pytest.mark.parametrize(
     ("installed", "wanted"),
     [
