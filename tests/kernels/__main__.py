@@ -50,6 +50,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=Options().timeout, metavar="SECONDS", help="for the guest")
     parser.add_argument("--cpu", default=Options().cpu, help="QEMU's CPU; max,la57=off: page tables of four levels")
     parser.add_argument("--hugepages", type=int, default=Options().hugepages, metavar="N", help="of 2 MiB")
+    parser.add_argument("--virtual-time", action="store_true", help="time passes with instructions: for accuracy")
     parser.add_argument("--append", default="", metavar="WORDS", help="for the kernel's command line")
     parser.add_argument("--tests", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of pytest; the last")
     args = parser.parse_args()
@@ -73,7 +74,13 @@ def in_guest(args: argparse.Namespace, cache: Path) -> int:
         raise UsageError(f"programs are missing: apt-get install {' '.join(missing)}")
     if os.geteuid() != 0:
         raise UsageError("only root can make the guest's file system; run this as root")
-    options = Options(hugepages=args.hugepages, cpu=args.cpu, append=args.append, timeout=args.timeout)
+    options = Options(
+        hugepages=args.hugepages,
+        cpu=args.cpu,
+        virtual_time=args.virtual_time,
+        append=args.append,
+        timeout=args.timeout,
+    )
     command = args.run or command_for_tests(args.tests or DEFAULT)
     kind = "run" if args.run else "tests" if args.tests else "all"
     results = (args.results or cache / "results" / kind / args.what).resolve()

@@ -45,6 +45,8 @@ class Options:
     hugepages: int = 64
     #: QEMU's CPU model; ``max,la57=off`` has page tables of four levels.
     cpu: str = "max"
+    #: Time passes with the guest's instructions, not with this machine's clock, so that results do not depend on load.
+    virtual_time: bool = False
     #: Words for the kernel's command line.
     append: str = ""
     #: Seconds after which the guest is stopped.
@@ -102,9 +104,14 @@ def pack(source: Path, command: str, archive: Path) -> None:
 
 
 def _qemu(disks: _Disks, options: Options, scratch: Path) -> list[str]:
+    words = ["qemu-system-x86_64"]
+    if options.virtual_time:
+        # 4 ns for each instruction; CPUs take turns.
+        words += ["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off"]
+    else:
+        words += ["-accel", "tcg,thread=multi"]
     # QEMU 7.2 reads wrong elements for AVX2's gather instructions, by which numpy sorts.
-    words = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", f"{options.cpu},avx2=off"]
-    words += ["-smp", str(options.cpus)]
+    words += ["-cpu", f"{options.cpu},avx2=off", "-smp", str(options.cpus)]
     words += ["-m", f"{options.memory}M", "-nodefaults", "-display", "none", "-no-reboot"]
     for node in (0, 1):
         words += ["-object", f"memory-backend-ram,id=memory{node},size={options.memory // 2}M"]
