@@ -20,10 +20,9 @@ from tests.kernels.commands import missing_packages
 from tests.kernels.machine import GuestError, Options, prepare, run_in_guest
 from tests.kernels.releases import RELEASES, Kernel
 from tests.kernels.results import read_run, read_tests, table
+from tests.kernels.selection import DEFAULT
 
 SOURCE = Path(__file__).resolve().parents[2]
-#: Arguments of pytest: tests whose result depends on the kernel.
-DEFAULT = ["-m", "real", "tests/mm/actions", "tests/mm/proc", "tests/mm/doctor", "tests/mm/sampling"]
 #: What a mistake of the user's, or a failure of the laboratory itself, ends with.
 UNUSABLE = 2
 
@@ -59,10 +58,16 @@ def command_line() -> argparse.Namespace:
     return args
 
 
-def command_for_tests(arguments: list[str]) -> str:
-    """What the guest runs: the doctor, whose exit status is no matter, and pytest."""
-    doctor = "python3 -m kdamon_tools doctor --json >$RESULTS/doctor.json"
-    return f"{doctor}\npython3 -m pytest -p no:cacheprovider --junitxml=$RESULTS/tests.xml {shlex.join(arguments)}"
+def command_for_tests(arguments: list[str], timeout: float) -> str:
+    """What the guest runs: the doctor, whose exit status is no matter, and pytest, which is interrupted in time.
+
+    :param timeout: seconds after which the guest itself is stopped, and all results are lost.
+    """
+    words = ["python3", "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return f"""\
+python3 -m kdamon_tools doctor --json >$RESULTS/doctor.json
+left=$(({int(timeout * 0.9)} - $(cut -d. -f1 /proc/uptime)))
+timeout --foreground --signal=INT $left {shlex.join(words)} --junitxml=$RESULTS/tests.xml"""
 
 
 def in_guest(args: argparse.Namespace, cache: Path) -> int:
@@ -81,7 +86,7 @@ def in_guest(args: argparse.Namespace, cache: Path) -> int:
         append=args.append,
         timeout=args.timeout,
     )
-    command = args.run or command_for_tests(args.tests or DEFAULT)
+    command = args.run or command_for_tests(args.tests or DEFAULT, args.timeout)
     kind = "run" if args.run else "tests" if args.tests else "all"
     results = (args.results or cache / "results" / kind / args.what).resolve()
     outcome = run_in_guest(prepare(args.what, cache), SOURCE, command, results, options)
