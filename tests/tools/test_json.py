@@ -23,12 +23,15 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from kdamon.mm.proc.maps import NamedMapping
 from kdamon_tools.compare import Accuracy, PhaseResult
+from kdamon_tools.groups import Group, GroupLog
 from kdamon_tools.line_stream import LineStream
 from kdamon_tools.mapping_history import MappingHistory, MappingLog, SeenMapping
 from kdamon_tools.origin import this_machine
-from kdamon_tools.reporters.json_object import REPLAY, render_end, render_header, render_json
+from kdamon_tools.reporters.json_object import REPLAY, render_aggregation, render_end, render_header, render_json
+from kdamon_tools.shared_writes import SharedRange, Writer
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from tests.support.cli import ENVIRONMENT, KDAMON
+from tests.support.groups import group_table
 from tests.support.json_schemas import SCHEMAS, objects_of, validate
 from tests.support.waiting import eventually
 
@@ -61,6 +64,21 @@ FULL = Recording(
     this_machine(datetime(2026, 11, 30, 21, 0, 0, 7, UTC)),
     LOG,
 )
+GROUPED = evolve(
+    FULL,
+    config=evolve(FULL.config, by="thread"),
+    snapshots=[
+        evolve(
+            SNAPSHOT,
+            groups=group_table([(0, 0x1000, 0x2000, 1.5, 3, 1, 8, 8), (12, 0x1000, 0x2000, 20, 21, 21, 8, 16)]),
+        )
+    ],
+    groups=GroupLog(
+        "thread",
+        (Group(12, "a\udcff", 21, 21), Group(None, None, 3, 1)),
+        (SharedRange(0x1000, 0x2000, 22, (Writer(12, 21), Writer(None, 1)), 2, 1, 0), SharedRange(0, 9, 2, ())),
+    ),
+)
 EMPTY = Recording(Config(0, "paddr"), [], Counters(reports=REPORTS), 100.0, 100.0)
 ACCURACY = Accuracy(0.5, None, 3, (PhaseResult(101.0, (0, 4096), None, None, 1.0, 0.5),), 2, 1)
 
@@ -78,7 +96,7 @@ def test_schemas_describe_every_field(name: str) -> None:
     assert [] == [key for key, field in fields if not (field.get("description") or "$ref" in field)]
 
 
-@pytest.mark.parametrize(("made", "accuracy"), [(FULL, ACCURACY), (FULL, None), (EMPTY, None)])
+@pytest.mark.parametrize(("made", "accuracy"), [(FULL, ACCURACY), (FULL, None), (GROUPED, None), (EMPTY, None)])
 def test_objects_are_valid(made: Recording, accuracy: Accuracy | None) -> None:
     """With everything that there can be, and with nothing."""
     validate(json.loads("".join(render_json(made, accuracy))), "kdamon.run")
@@ -86,6 +104,32 @@ def test_objects_are_valid(made: Recording, accuracy: Accuracy | None) -> None:
     header = json.loads(render_header(made.config, made.started, made.origin, made.mappings))
     validate(header, "kdamon.run.lines")
     validate(json.loads(render_end(made, accuracy, 4, 1)), "kdamon.run.lines")
+    for snapshot in made.snapshots:
+        line = json.loads(render_aggregation(snapshot, made.started, 0, 0, made.config.by))
+        validate(line, "kdamon.run.lines")
+
+
+def test_groups() -> None:
+    """Each one's regions, sums and shared ranges; what is not known is null."""
+    document = json.loads("".join(render_json(GROUPED)))
+    region = {"start": 0x1000, "end": 0x2000, "nr_accesses": 20, "nr_reports": 21, "nr_writes": 21}
+    unknown = {"number": None, "regions": [region | {"nr_accesses": 1.5, "nr_reports": 3, "nr_writes": 1}]}
+    assert [unknown, {"number": 12, "regions": [region]}] == document["snapshots"][0]["groups"]
+    sizes = {"working_set_bytes": 0x1000, "hot_bytes": 0x1000}
+    assert [
+        {"number": 12, "name": "a\\xff", "nr_reports": 21, "nr_writes": 21, **sizes},
+        {"number": None, "name": None, "nr_reports": 3, "nr_writes": 1, **sizes, "hot_bytes": 0},
+    ] == document["groups"]
+    assert {
+        "start": 0x1000,
+        "end": 0x2000,
+        "nr_writes": 22,
+        "lines": 2,
+        "shared_lines": 1,
+        "apart": 0,
+        "writers": [{"number": 12, "nr_writes": 21}, {"number": None, "nr_writes": 1}],
+    } == document["shared"][0]
+    assert not {"groups", "shared"} & json.loads("".join(render_json(FULL))).keys()
 
 
 def test_the_schema_refuses_what_is_wrong() -> None:

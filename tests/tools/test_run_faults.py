@@ -112,6 +112,65 @@ def test_only_one_cpu_and_thread(workload: dict[str, Any]) -> None:
     assert document["counters"]["reports"]["filtered"] > 0
 
 
+@pytest.mark.parametrize(("by", "key"), [("thread", "tid"), ("cpu", "cpu")])
+def test_each_writer_has_its_part(workload: dict[str, Any], by: str, key: str) -> None:
+    """Its faults lie there, and it has the name that it gave itself; nobody else writes the parts."""
+    parts = {part["name"]: part for part in workload["parts"]}
+    if by == "cpu" and parts["A"]["cpu"] == parts["B"]["cpu"]:
+        pytest.skip("kernel lacks: a second CPU")
+    document = settled(workload, "AB", "--write-only", "--by", by)
+    for name in "AB":
+        part = parts[name]
+        inside = {
+            group["number"]: sum(
+                region["nr_reports"]
+                for region in group["regions"]
+                if part["start"] <= region["start"] and region["end"] <= part["end"]
+            )
+            for group in document["snapshots"][-1]["groups"]
+        }
+        assert {part[key]} == {number for number, count in inside.items() if count}
+        if by == "thread":
+            [group] = [group for group in document["groups"] if group["number"] == part["tid"]]
+            assert f"writes {name}" == group["name"]
+    shared = [(found["start"], found["end"]) for found in document["shared"]]
+    assert [] == [at for at in shared for part in parts.values() if part["start"] <= at[0] and at[1] <= part["end"]]
+
+
+def test_a_page_that_two_threads_write() -> None:
+    """It is found with both, and with the cache line in which each of them writes a place of its own."""
+    script = """
+import mmap, os, sys, threading
+memory = mmap.mmap(-1, 4096)
+import ctypes
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def write(offset):
+    while True:
+        memory[offset] = 1
+threads = [threading.Thread(target=write, args=(offset,), daemon=True) for offset in (0, 8)]
+for thread in threads:
+    thread.start()
+print(start, *(thread.native_id for thread in threads), flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        start, *tids = map(int, process.stdout.readline().split())
+        words = ["--ops", "fvaddr", "--range", f"{start:x}-{start + 4096:x}", "--by", "thread", "--json", "--quiet"]
+        for seconds in (2, 8, 30):
+            result = kdamon("run", "--pid", str(process.pid), *words, "--seconds", str(seconds), "--write-only")
+            assert (0, "") == (result.returncode, result.stderr)
+            shared = json.loads(result.stdout)["shared"]
+            if shared:
+                break
+        process.stdin.close()
+    [found] = shared
+    assert (start, start + 4096) == (found["start"], found["end"])
+    assert set(tids) == {writer["number"] for writer in found["writers"]}
+    assert (1, 1, 1) == (found["lines"], found["shared_lines"], found["apart"])
+
+
 def test_a_thread_that_is_not_the_process_s_is_refused(workload: dict[str, Any]) -> None:
     """With the number: nothing would be seen, which looks like memory that is cold."""
     tid = str(workload["parts"][0]["tid"])

@@ -36,6 +36,7 @@ from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.output.terminal import LiveView
 from kdamon_tools.report_files.report_file import RecordingWriter, open_recording
+from tests.support.json_schemas import validate
 
 pytestmark = pytest.mark.real
 
@@ -497,6 +498,51 @@ def test_it_says_what_faults_do_not_show(process: subprocess.Popen[bytes], capsy
 
 
 @pytest.mark.usefixtures("readers_and_writers")
+@pytest.mark.parametrize(
+    ("by", "wanted"), [("cpu", {0: "A", 1: "B"}), ("thread", {1001: "A", 1002: "B"}), ("node", {0: "AB"})]
+)
+@pytest.mark.parametrize("form", ["object", "lines"])
+def test_each_group_accesses_its_own_memory(
+    process: subprocess.Popen[bytes], tmp_path: Path, form: str, by: str, wanted: dict[int, str]
+) -> None:
+    """In one run, from the same faults; their numbers add up."""
+    output = tmp_path / "result.json"
+    words = ["run", "--pid", str(process.pid), "--by", by, f"--json={form}", "--output", str(output), "--quiet"]
+    with after(40, process.kill):
+        assert 0 == cli.main([*words, *QUICK])
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    if form == "lines":
+        for line in lines:
+            validate(line, "kdamon.run.lines")
+        document, snapshots = {**lines[0], **lines[-1]}, lines[1:-1]
+    else:
+        document = validate(lines[0], "kdamon.run")
+        snapshots = document["snapshots"]
+    assert "page_fault" == document["config"]["primitive"]
+    last = {group["number"]: group["regions"] for group in snapshots[-1]["groups"]}
+    assert wanted == {number: hot_parts(regions) for number, regions in last.items()}
+    assert sorted(wanted) == sorted(group["number"] for group in document["groups"])
+    in_snapshots = sum(region["nr_reports"] for s in snapshots for group in s["groups"] for region in group["regions"])
+    in_all = sum(group["nr_reports"] for group in document["groups"])
+    assert in_snapshots == in_all > 0
+    assert in_all <= document["counters"]["reports"]["applied"]
+
+
+@pytest.mark.usefixtures("readers_and_writers")
+def test_a_picture_and_a_line_for_each_group(
+    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the picture of all; and in the lines while it runs."""
+    with after(40, process.kill):
+        assert 0 == cli.main(["run", "--pid", str(process.pid), "--by", "cpu", *QUICK])
+    out, err = capsys.readouterr()
+    assert re.search(r"^CPU 0: \d+ reports, [45]\d\.\d% of all$", out, re.MULTILINE)
+    assert re.search(r"^all CPUs +\d+ +100\.0%", out, re.MULTILINE)
+    assert 3 == out.count("         address  ")
+    assert re.search(r"^ +\d\.\d s  \d+ regions .*; CPU \d \d+%, CPU \d \d+%$", err, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("readers_and_writers")
 @pytest.mark.parametrize(("option", "wanted"), [("--cpus=1", "BC"), ("--read-only", "C")])
 def test_reads_count_where_faults_show_them(
     process: subprocess.Popen[bytes],
@@ -542,10 +588,11 @@ def test_a_machine_that_does_not_tell_who(
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", *QUICK]
     assert 0 == cli.main([*words, "--write-only"])
     capsys.readouterr()
-    assert 1 == cli.main([*words, "--cpus", "0"])
-    out, err = capsys.readouterr()
-    assert ("", 1) == (out, err.count("\n"))
-    assert "does not report which CPU or thread" in err
+    for option in ("--cpus=0", "--by=thread"):
+        assert 1 == cli.main([*words, option])
+        out, err = capsys.readouterr()
+        assert ("", 1) == (out, err.count("\n"))
+        assert "does not report which CPU or thread" in err
 
 
 def test_a_refusal_is_told_with_its_reason(

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, I64Array, Records, U64Array
-from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
+from kdamon.arrays import F64Array, I64Array, Indexes, Records, U64Array
+from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable, sum_addresses
 
 __all__ = ["MOST_RANGES", "SharedRange", "SharedWrites", "Writer"]
@@ -32,6 +32,8 @@ _LEAST: Final = 2
 #: Bytes of a cache line, as a power of two, and of what is written at once.
 _LINE_SHIFT: Final = 6
 _WORD_SHIFT: Final = 3
+
+_IN_PAGE: Final = np.uint64(PAGE_SIZE - 1)
 
 #: A range and the writes of one group in it.
 _EVIDENCE: Final = np.dtype([("start", np.uint64), ("end", np.uint64), ("group", np.int64), ("nr_writes", np.int64)])
@@ -85,8 +87,10 @@ class SharedWrites:
             self._settle()
 
     def _settle(self) -> None:
-        self._evidence = _strongest(_summed(np.concatenate([self._evidence, *self._waiting])))
-        self._addresses = _strongest(sum_addresses(np.concatenate([self._addresses, *self._waiting_addresses])))
+        self._evidence = _strongest(_summed(np.concatenate([self._evidence, *self._waiting])), ("start", "end"))
+        self._addresses = _strongest(
+            sum_addresses(np.concatenate([self._addresses, *self._waiting_addresses])), ("addr",)
+        )
         self._waiting, self._waiting_addresses = [], []
 
     def ranges(self, numbers: Mapping[int, int | None]) -> tuple[SharedRange, ...]:
@@ -147,17 +151,37 @@ def _evidence_of(regions: Records) -> Records:
     rows, counts = rows[shared], counts[counts > 1]
     if not len(rows):
         return np.empty(0, _EVIDENCE)
-    begins = np.cumsum(counts) - counts
     region = np.repeat(np.arange(len(counts)), counts)
-    # From the second lowest first address to the second highest last one two groups write.
-    low = rows["first"][np.lexsort((rows["first"], region))][begins + 1]
-    high = rows["last"][np.lexsort((rows["last"], region))][begins + counts - 2]
-    start, end = _rounded(low, high)
-    inside = (low <= high)[region] & (rows["first"] <= high[region]) & (rows["last"] >= low[region])
+    # Groups that write different places of a page share it, too.
+    first, last = rows["first"] & ~_IN_PAGE, rows["last"] | _IN_PAGE
+    low, high = _overlap(first, last, region, len(counts))
+    start, end = _rounded(low, np.maximum(low, high))
+    inside = (low <= high)[region] & (first <= high[region]) & (last >= low[region])
     found = np.empty(int(inside.sum()), _EVIDENCE)
     found["start"], found["end"] = start[region][inside], end[region][inside]
     found["group"], found["nr_writes"] = rows["group"][inside], rows["nr_writes"][inside]
     return found
+
+
+def _overlap(first: U64Array, last: U64Array, region: Indexes, count: int) -> tuple[U64Array, U64Array]:
+    """The lowest and the highest address of each region that lie between the bounds of two groups; low > high for none.
+
+    :param first: the lower bound of each row, shape (n,).
+    :param last: the upper one.
+    :param region: ascending numbers below ``count``, each there.
+    """
+    at = np.concatenate((first, last))
+    begins = np.repeat([True, False], len(first))
+    regions = np.concatenate((region, region))
+    # Bounds that are equal overlap.
+    order = np.lexsort((~begins, at, regions))
+    at, begins, regions = at[order], begins[order], regions[order]
+    after = np.cumsum(np.where(begins, 1, -1))
+    low, high = np.full(count, ULONG_MAX, np.uint64), np.zeros(count, np.uint64)
+    reaches, leaves = begins & (after == 2), ~begins & (after == 1)
+    np.minimum.at(low, regions[reaches], at[reaches])
+    np.maximum.at(high, regions[leaves], at[leaves])
+    return low, high
 
 
 def _rounded(low: U64Array, high: U64Array) -> tuple[U64Array, U64Array]:
@@ -182,11 +206,22 @@ def _summed(rows: Records) -> Records:
     return summed
 
 
-def _strongest(rows: Records) -> Records:
-    """At most half of the room: those with most writes, in their order."""
+def _strongest(rows: Records, names: tuple[str, ...]) -> Records:
+    """At most half of the room: what has most writes, in its order.
+
+    :param rows: in an order in which those of the same ``names`` follow each other; they stay or go together.
+    """
     if len(rows) <= _MOST_ROWS:
         return rows
-    return rows[np.sort(np.argsort(-rows["nr_writes"].astype(np.int64), kind="stable")[: _MOST_ROWS // 2])]
+    new = np.zeros(len(rows) - 1, np.bool_)
+    for name in names:
+        new |= rows[name][1:] != rows[name][:-1]
+    first = np.flatnonzero(np.concatenate(([True], new)))
+    counts = np.diff(first, append=len(rows))
+    order = np.argsort(-np.add.reduceat(rows["nr_writes"].astype(np.int64), first), kind="stable")
+    kept = np.zeros(len(first), np.bool_)
+    kept[order[np.cumsum(counts[order]) <= _MOST_ROWS // 2]] = True
+    return rows[np.repeat(kept, counts)]
 
 
 def _similar_pieces(rows: Records) -> tuple[U64Array, U64Array]:

@@ -95,6 +95,8 @@ class Worker(threading.Thread):
         """Sweep until it is stopped; numpy lets the other threads run meanwhile."""
         try:
             os.sched_setaffinity(0, {self._cpu})
+            # What tools show of a thread; Python's own name is not the kernel's.
+            Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(self.name, encoding="ascii")
         except OSError as error:
             self.error = OSError(error.errno, f"no thread of this process can run on CPU {self._cpu}")
         self.ready.set()
