@@ -50,6 +50,7 @@ __all__ = [
     "needs_swap",
     "needs_two_nodes",
     "needs_user_namespace",
+    "needs_write_faults_alone",
     "skip_because",
 ]
 
@@ -174,6 +175,7 @@ def has_read_faults() -> bool:
 
 
 needs_read_faults = _needs("has_read_faults()", "kernel lacks: userfaultfd RWP, which Linux 7.3 brings")
+needs_write_faults_alone = _needs("not has_read_faults()", "kernel lacks: anonymous memory where only writes fault")
 
 
 @_condition

@@ -157,16 +157,15 @@ class AccessProtection:
         """
         if not len(ranges):
             return NO_RANGES
+        categories = self._table.categories(ranges[:, 0])
+        accessed, huge = (categories & np.uint64(ACCESSED)) != 0, (categories & np.uint64(HUGE)) != 0
         small = ranges[:, 1] - ranges[:, 0] == _PAGE_SIZE
-        pages = ranges[small]
-        pages = pages[self._table.guarded(pages[:, 0])]
+        # A page that is armed becomes no part of a huge one: such a one came from elsewhere, as by mremap().
+        moved = ranges[small & huge & ~accessed]
+        pages = ranges[small & ~huge & ~accessed & ((categories & np.uint64(PRESENT | SWAPPED)) != 0)]
         lost = pages[self._userfaultfd.unprotect(pages) == -errno.ENOENT]
-        huge = ranges[~small]
-        if not len(huge):
-            return lost
         # One that was accessed and is whole has no protection left; parts of one that was split may have.
-        done = np.uint64(ACCESSED | HUGE)
-        return np.concatenate((lost, self._release(huge[(self._table.categories(huge[:, 0]) & done) != done])))
+        return np.concatenate((moved, lost, self._release(ranges[~small & ~(huge & accessed)])))
 
     def _release(self, huge: U64Array) -> U64Array:
         """Take the protection off places of huge pages; returns those that are not all such a mapping's any more."""

@@ -22,6 +22,8 @@ from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.mman import MADV_COLLAPSE
 from kdamon.mm.proc import maps
 from kdamon.mm.ranges import inside
+from tests.support.capabilities import needs_anonymous_huge_pages, needs_read_faults, needs_write_faults_alone
+from tests.support.process_memory import smaps
 from tests.support.sampling import mm_of, pages_of, sample, task_of, wait_until
 from tests.support.workload import Workload
 
@@ -85,6 +87,7 @@ def test_a_process_that_sleeps_accesses_nothing(blind: LinuxMachine, program: Pa
             assert {OLD} == set(mm.end_sample(pages)[spared].tolist())
 
 
+@needs_write_faults_alone
 def test_writes_are_told_and_no_reads(blind: LinuxMachine, program: Path) -> None:
     """Once each, and what was not written is OLD."""
     with Workload([program], "anon", PAGES) as work, task_of(blind, work.pid) as task:
@@ -112,6 +115,33 @@ def test_first_touches_are_told(blind: LinuxMachine, program: Path, kind: str, s
         assert [*range(100), *range(200, 300)] == pages_of(work, faults)
         assert [False] * 100 + [sure] * 100 == faults["write"].tolist()
         assert [OLD] * PAGES == answers.tolist()
+
+
+@needs_read_faults
+def test_accesses_are_told_where_reads_fault(blind: LinuxMachine, program: Path) -> None:
+    """Once each; what they were is unknown, and what was not accessed is OLD."""
+    with Workload([program], "anon", PAGES) as work, task_of(blind, work.pid) as task:
+
+        def act() -> None:
+            work.order("r", EVERY[:100])
+            work.order("w", EVERY[50:200])
+
+        faults, answers = sample(blind, mm_of(task), work, EVERY, act)
+        assert EVERY[:200].tolist() == pages_of(work, faults)
+        assert not faults["write"].any()
+        assert [OLD] * PAGES == answers.tolist()
+
+
+@needs_read_faults
+@needs_anonymous_huge_pages
+def test_accesses_to_huge_pages_are_told_where_reads_fault(blind: LinuxMachine, program: Path) -> None:
+    """At each sampled page, once."""
+    with Workload([program], "thp", 1024) as work, task_of(blind, work.pid) as task:
+        if smaps(work, "AnonHugePages") != 1024 * 4096:
+            pytest.skip("kernel lacks: free huge pages")
+        faults, answers = sample(blind, mm_of(task), work, [7, 300, 600], lambda: work.order("r", [100]))
+        assert [7, 300] == pages_of(work, faults)
+        assert [OLD] * 3 == answers.tolist()
 
 
 def _collapse(work: Workload) -> None:

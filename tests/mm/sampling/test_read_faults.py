@@ -254,6 +254,7 @@ def test_pages_of_hugetlbfs_are_sampled(faulting: LinuxMachine, program: Path) -
             faults, answers = sample(
                 faulting, mm_of(task), work, sampled, lambda kind=kind: work.order(kind, [100, IN_HUGE])
             )
+            # A write that makes a copy, too, faults once more.
             assert set(pages_of(work, faults)) == {5, IN_HUGE + 5}
             assert [OLD] * len(sampled) == answers.tolist()
             assert not len(armed(work))
@@ -314,3 +315,53 @@ def test_a_monitor_that_dies_or_stands_still_leaves_readers_unharmed(
         work.order("w", EVERY)
         assert 0 == work.spoilt(EVERY)
         assert huge == smaps(work, "AnonHugePages")
+
+
+WITHOUT_RIGHTS = """
+    import logging, sys
+    import numpy as np
+    from pathlib import Path
+    from kdamon.mm.linux.machine import linux_machine
+    from tests.support.workload import Workload
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    machine = linux_machine("page_fault")
+    print(machine.attributes_faults, machine.faults_of_reads)
+    every = np.arange(512)
+    with Workload([Path(sys.argv[1])], "anon", 512) as work:
+        task = machine.get_task(work.pid, "page_fault")
+        mm = task.get_mm()
+        addrs = work.addrs(every)
+        mm.begin_sample(addrs)
+        work.order("r", range(5))
+        work.order("w", range(3, 7))
+        faults = machine.faults()
+        print(np.array_equal(faults["addr"], addrs[:7] & ~np.uint64(4095)), len(machine.faults()))
+        print(set(faults[["pid", "node_id", "write", "cpu", "tid"]].tolist()) == {(work.pid, -1, False, -1, 0)})
+        print(mm.end_sample(addrs).any())
+        work.order("w", every)
+        print(len(machine.faults()))
+        try:
+            machine.get_task(work.pid)
+        except OSError as error:
+            print(error.strerror)
+        task.put()
+"""
+
+
+def test_without_rights_addresses_are_told(program: Path) -> None:
+    """A user without capabilities monitors a process of his own: what was read or written, not which of both."""
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-c"]
+    done = subprocess.run(
+        [*command, textwrap.dedent(WITHOUT_RIGHTS), str(program)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert [
+        "page faults are recorded without thread and CPU: recording page faults with thread and CPU needs CAP_BPF and "
+        "CAP_PERFMON, which root lacks here; start kdamon with these capabilities, as by a container's --cap-add",
+        "False True",
+        "True 0",
+        "True",
+        "False",
+        "0",
+        "reading page tables needs CAP_BPF and CAP_PERFMON, which root lacks here; start kdamon with these "
+        "capabilities, as by a container's --cap-add, or use page_fault, which sees reads and writes",
+    ] == done.stdout.splitlines(), done.stderr
