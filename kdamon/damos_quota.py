@@ -53,6 +53,7 @@ log = logging.getLogger("kdamon")
 
 #: The kernel takes windows of so many milliseconds for endless ones (msecs_to_jiffies()).
 _ENDLESS_MS = 1 << 31
+_USEC_PER_MSEC = 1000
 
 Metric = damos_quota_goal_metric
 
@@ -79,7 +80,7 @@ def damos_commit_quota_goal(dst: damos_quota_goal, src: damos_quota_goal) -> Non
     """
     if not src.target_value:
         raise OSError(errno.EINVAL, "a quota goal needs a target value other than 0")
-    dst.metric, dst.target_value = src.metric, src.target_value
+    dst.metric, dst.complement, dst.target_value = src.metric, src.complement, src.target_value
     dst.nid, dst.memcg_path = src.nid, src.memcg_path
     if src.metric is Metric.DAMOS_QUOTA_USER_INPUT:
         dst.current_value = src.current_value
@@ -145,20 +146,10 @@ def damon_feed_loop_next_input(last_input: int, score: int) -> int:
     return min(last_input + compensation, ULONG_MAX)
 
 
-# Deviation: docs/deviations.md#memory-pressure-goal-after-a-commit
-def _damos_set_psi_value(goal: damos_quota_goal, total: int) -> None:
-    """Set how long tasks stalled for memory since the last measurement, microseconds."""
-    if goal.last_psi_total == ULONG_MAX:
-        # The first measurement has no earlier one to compare with: the goal counts as reached, which changes nothing.
-        goal.current_value = min(total, goal.target_value)
-    else:
-        goal.current_value = ulong(total - goal.last_psi_total)
-    goal.last_psi_total = total
-
-
-def _damos_set_quota_goal_current_value(ctx: damon_ctx, goal: damos_quota_goal) -> None:
+def _damos_set_quota_goal_current_value(ctx: damon_ctx, quota: damos_quota, goal: damos_quota_goal) -> bool:
+    """Measure ``goal``, a part of ``quota``; returns whether it has a value."""
     if goal.metric is Metric.DAMOS_QUOTA_USER_INPUT:
-        return
+        return True
     unknown, goal.unknown = goal.unknown, False
     try:
         value = _measure(ctx, goal)
@@ -168,11 +159,16 @@ def _damos_set_quota_goal_current_value(ctx: damon_ctx, goal: damos_quota_goal) 
         goal.current_value, goal.unknown = goal.target_value, True
         if not unknown:
             log.warning("the quota goal %s cannot be measured: %s", goal.metric.value, error.strerror)
-        return
+        return True
+    whole = 10000
     if goal.metric is Metric.DAMOS_QUOTA_SOME_MEM_PSI_US:
-        _damos_set_psi_value(goal, value)
-    else:
-        goal.current_value = value
+        # How long tasks stalled for memory since the last measurement: the first one has none to compare with.
+        last, goal.last_psi_total = goal.last_psi_total, value
+        if last == ULONG_MAX:
+            return False
+        value, whole = ulong(value - last), quota.reset_interval * _USEC_PER_MSEC
+    goal.current_value = max(whole - value, 0) if goal.complement else value
+    return True
 
 
 def _measure(ctx: damon_ctx, goal: damos_quota_goal) -> int:
@@ -200,21 +196,25 @@ def _node_eligible_mem_bp(ctx: damon_ctx, goal: damos_quota_goal) -> int:
     return mult_frac(eligible[goal.nid], 10000, eligible.total() or 1)
 
 
-def damos_quota_score(ctx: damon_ctx, quota: damos_quota) -> int:
-    """The score of ``quota``: its highest ratio of a goal's current to its target value, in 1/10000."""
-    for goal in quota.goals:
-        _damos_set_quota_goal_current_value(ctx, goal)
-    return max((mult_frac(goal.current_value, 10000, goal.target_value) for goal in quota.goals), default=0)
+def damos_quota_score(ctx: damon_ctx, quota: damos_quota) -> int | None:
+    """The score of ``quota``: its highest ratio of a goal's current to its target value, in 1/10000.
+
+    None where no goal has a value in this window: only the next measurement shows how long tasks stalled.
+    """
+    measured = [goal for goal in quota.goals if _damos_set_quota_goal_current_value(ctx, quota, goal)]
+    return max((mult_frac(goal.current_value, 10000, goal.target_value) for goal in measured), default=None)
 
 
 def _damos_goal_tune_esz_bp(ctx: damon_ctx, quota: damos_quota) -> None:
     score = damos_quota_score(ctx, quota)
     if quota.goal_tuner is damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_CONSIST:
-        quota.esz_bp = damon_feed_loop_next_input(max(quota.esz_bp, 10000), score)
+        quota.esz_bp = damon_feed_loop_next_input(max(quota.esz_bp, 10000), 10000 if score is None else score)
+    elif score is None:
+        return
     elif score >= 10000:
         quota.esz_bp = 0
     else:
-        quota.esz_bp = ulong(quota.sz * 10000) if quota.sz else ULONG_MAX
+        quota.esz_bp = min(quota.sz * 10000, ULONG_MAX) if quota.sz else ULONG_MAX
 
 
 def damos_set_effective_quota(ctx: damon_ctx, quota: damos_quota) -> None:
@@ -268,7 +268,10 @@ def _doubt_window(quota: damos_quota) -> None:
 
 
 def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
-    """Begin a new charge window if the last one is over, and choose which scores are worth the quota."""
+    """Begin a new charge window if the last one is over, and choose which scores are worth the quota.
+
+    A quota that is full gets no choice: nothing is applied before the next window.
+    """
     quota = s.quota
     if not _limited(quota):
         return
@@ -291,7 +294,8 @@ def damos_adjust_quota(ctx: damon_ctx, s: damos) -> None:
         damos_set_effective_quota(ctx, quota)
         if quota.esz != esz:
             trace.damos_esz(ctx, s, quota.esz)
-    _damos_set_min_score(ctx, s)
+    if not damos_quota_is_full(quota, ctx.min_region_sz):
+        _damos_set_min_score(ctx, s)
 
 
 def region_scores(ctx: damon_ctx, t: damon_target, s: damos) -> I64Array | None:

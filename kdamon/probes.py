@@ -123,7 +123,7 @@ def damon_valid_probe_params(ctx: damon_ctx) -> None:
         sampled by faults.
     """
     if len(ctx.probes) > DAMON_MAX_PROBES:
-        raise OSError(errno.EINVAL, f"there are {len(ctx.probes)} probes; there can be {DAMON_MAX_PROBES} at most")
+        raise OSError(errno.EINVAL, f"there are more than {DAMON_MAX_PROBES} probes, the most that a region can count")
     of_accesses = has_prep(ctx) or any(f.type in _OF_ACCESSES for f in probe_filters(ctx))
     # Deviation: docs/deviations.md#idle-flags-are-accessed-bits
     if of_accesses and ctx.sample_control.primitives_enabled.page_fault:

@@ -82,9 +82,11 @@ class damos_quota_goal:
     """A metric and its wanted value: below it the scheme works more.
 
     :ivar target_value: not 0.
-    :ivar current_value: given by the user for ``user_input``, else measured.
+    :ivar current_value: given by the user for ``user_input``, else measured; of the complement, if that is compared.
     :ivar nid: the NUMA node of the metrics ``node_*``.
     :ivar memcg_path: the memory cgroup of ``node_memcg_*``, below the root of their tree (kernel: its id).
+    :ivar complement: compare what the metric leaves of the whole: of 10000, or of the time of a charge window. The user
+        gives the complement for ``user_input``.
     :ivar last_psi_total: private, total stall time at the last measurement, microseconds; ULONG_MAX is unknown.
     :ivar unknown: private, the last measurement failed (no kernel counterpart).
     """
@@ -94,6 +96,7 @@ class damos_quota_goal:
     current_value: int = 0
     nid: int = 0
     memcg_path: str = ""
+    complement: bool = False
     last_psi_total: int = ULONG_MAX
     unknown: bool = False
 

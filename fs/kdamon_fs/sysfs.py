@@ -289,7 +289,8 @@ class damon_sysfs_kdamond(kobject):
     def turn_on(self, ctx: damon_ctx) -> None:
         """Start monitoring ``ctx``, built from the files (``damon_sysfs_turn_damon_on()``).
 
-        :raises OSError: ESHUTDOWN the tree is being unmounted; the errors of :func:`kdamon.core.damon_start`.
+        :raises OSError: ESHUTDOWN the tree is being unmounted; the errors of :func:`kdamon.core.damon_start`; from 7.4
+            on ECANCELED the kdamond ended at once.
         """
         self._check_open()
         damon_start([ctx], exclusive=False)
@@ -299,6 +300,8 @@ class damon_sysfs_kdamond(kobject):
         try:
             damon_call(ctx, damon_call_control(fn=_refresh, data=self, repeat=True))
         except OSError as error:
+            if self.tree.has("7.4"):
+                raise
             log.debug("%s ended at once: %s", self.location(), error.strerror)
 
     def turn_off(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections.abc import Callable
 from typing import Final
 
@@ -69,14 +70,12 @@ class damon_sysfs_filter(kobject):
     def build(self, machine: Callable[[], Machine]) -> damon_filter:
         """The filter that the files describe.
 
-        :raises OSError: EINVAL there is no such memory cgroup, or a range ends before it starts.
+        :raises OSError: EINVAL there is no such memory cgroup.
         """
         f = damon_new_filter(damon_filter_type(self.type), self.matching, self.allow)
         if f.type is damon_filter_type.DAMON_FILTER_TYPE_MEMCG:
             f.memcg_id = memcg_id_of(self, "path", self.path, machine)
         elif f.type is damon_filter_type.DAMON_FILTER_TYPE_HUGEPAGE_SIZE:
-            if self.max < self.min:
-                raise OSError(errno.EINVAL, f"{self.location()}: max is less than min")
             f.sz_range = damon_size_range(self.min, self.max)
         return f
 
@@ -158,11 +157,11 @@ class damon_sysfs_probes(NumberedDirectories[damon_sysfs_probe]):
         return damon_sysfs_probe(self.tree)
 
     def check(self, nr: int) -> None:
-        """Reject more probes than a region has counters for.
+        """Reject more probes than a region has counters for; from 7.4 on ``on`` and ``commit`` do.
 
         :raises OSError: EINVAL.
         """
-        if not 0 <= nr <= DAMON_MAX_PROBES:
+        if nr < 0 or (nr > DAMON_MAX_PROBES and not self.tree.has("7.4")):
             raise OSError(errno.EINVAL, f"there can be 0 to {DAMON_MAX_PROBES} probes, not {nr}")
 
 
@@ -172,5 +171,6 @@ def damon_sysfs_set_probes(ctx: damon_ctx, probes: damon_sysfs_probes, machine: 
     :param machine: returns the machine that resolves memory cgroups, called when a filter needs it.
     :raises OSError: as :meth:`damon_sysfs_filter.build`.
     """
-    for probe in probes:
+    # One too many is enough for the core to refuse them.
+    for probe in itertools.islice(probes, DAMON_MAX_PROBES + 1):
         damon_add_probe(ctx, probe.build(machine))

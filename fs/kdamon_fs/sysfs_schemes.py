@@ -181,7 +181,7 @@ def _goal_metrics(kobj: damos_sysfs_quota_goal) -> tuple[str, ...]:
 class damos_sysfs_quota_goal(kobject):
     """A metric and its target value; with the target value 0 it is ignored."""
 
-    __slots__ = ("current_value", "nid", "path", "target_metric", "target_value")
+    __slots__ = ("complement", "current_value", "nid", "path", "target_metric", "target_value")
 
     default_attributes = (
         keyword_attribute("target_metric", _goal_metrics),
@@ -189,10 +189,12 @@ class damos_sysfs_quota_goal(kobject):
         ulong_attribute("current_value"),
         int_attribute("nid", since="6.16"),
         text_attribute("path", since="6.19"),
+        bool_attribute("complement", since="7.4"),
     )
 
     def __init__(self, tree: Tree) -> None:
         super().__init__(tree)
+        self.complement = False
         self.target_metric = "user_input"
         self.target_value = self.current_value = 0
         self.nid = 0

@@ -66,6 +66,7 @@ def _mk_goal(goal: damos_sysfs_quota_goal, machine: FindMachine) -> damos_quota_
         current_value=goal.current_value,
         nid=goal.nid,
         memcg_path=name_of(goal.path),
+        complement=goal.complement,
     )
 
 
@@ -93,23 +94,25 @@ def _mk_quota(quotas: damon_sysfs_quotas, machine: FindMachine) -> damos_quota:
 # Filters, watermarks, destinations.
 
 
+def _check_range(made_of: damon_sysfs_scheme_filter, first: str, last: str) -> None:
+    """Refuse a range that ends before it starts; from 7.4 on the core does, with the errno for the reason."""
+    if getattr(made_of, last) < getattr(made_of, first) and not made_of.tree.has("7.4"):
+        raise OSError(errno.EINVAL, f"{made_of.location()}: {last} is less than {first}")
+
+
 def _mk_filter(made_of: damon_sysfs_scheme_filter, machine: FindMachine) -> damos_filter:
     f = damos_filter(damos_filter_type(made_of.type), made_of.matching, made_of.allow)
     if f.type is damos_filter_type.DAMOS_FILTER_TYPE_MEMCG:
         f.memcg_id = memcg_id_of(made_of, "memcg_path", made_of.memcg_path, machine)
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_ADDR:
-        if made_of.addr_end < made_of.addr_start:
-            raise OSError(errno.EINVAL, f"{made_of.location()}: addr_end is less than addr_start")
+        _check_range(made_of, "addr_start", "addr_end")
         f.addr_range = damon_addr_range(made_of.addr_start, made_of.addr_end)
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_TARGET:
         f.target_idx = made_of.damon_target_idx
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_HUGEPAGE_SIZE:
-        if made_of.max < made_of.min:
-            raise OSError(errno.EINVAL, f"{made_of.location()}: max is less than min")
+        _check_range(made_of, "min", "max")
         f.sz_range = damon_size_range(made_of.min, made_of.max)
     elif f.type is damos_filter_type.DAMOS_FILTER_TYPE_PROBE_HITS_WSUM:
-        if made_of.max < made_of.min:
-            raise OSError(errno.EINVAL, f"{made_of.location()}: max is less than min")
         f.range_min, f.range_max = made_of.min, made_of.max
     return f
 

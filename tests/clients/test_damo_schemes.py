@@ -69,6 +69,35 @@ def test_damo_starts_and_tunes_schemes(kdamon_exec: Any, workload: int, tmp_path
     assert "on" == state
 
 
+COMPLEMENT = """
+cd "$HOME"
+goal="--damos_action stat --damos_sz_region 1T max --damos_quotas 0 1G 1s --damos_quota_goal $3"
+$1 start --target_pid $2 $goal || { echo refused; exit; }
+cd /sys/kernel/mm/damon/admin/kdamonds/0/contexts/0/schemes/0/quotas/goals/0
+cat complement target_metric target_value nid
+cd "$HOME"
+$1 report damon | grep -o "metric .* target"
+$1 stop
+"""
+
+
+@pytest.mark.parametrize(
+    ("abi", "said"),
+    [
+        (None, ["refused"]),
+        ("7.4", ["Y", "node_mem_free_bp", "5000", "0", "metric node_mem_free_bp (complement) (nid 0) target"]),
+    ],
+)
+def test_damo_asks_for_the_complement_of_a_goal(
+    kdamon_exec: Any, workload: int, tmp_path: Path, abi: str | None, said: list[str]
+) -> None:
+    """It is a file of 7.4: damo refuses without it, writes it, and reads it back."""
+    goal = "node_mem_free_bp 50% complement 0"
+    done = kdamon_exec(tmp_path, "bash", "-c", COMPLEMENT, "bash", str(DAMO), str(workload), goal, abi=abi)
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert said == done.stdout.splitlines()[-len(said) :], done.stdout + done.stderr
+
+
 #: What damo is asked for, and the scheme's files that say so afterwards.
 SCHEMES = (
     ("willneed", "allow anon", "user_input 100 50", "ops_filters/0/type anon", "goals/0/current_value 50"),

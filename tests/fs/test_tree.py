@@ -134,7 +134,7 @@ NEWER_THAN = {
     "7.0": "goal_tuner",
     "7.1": "pause probes fail_charge_num fail_charge_denom",
     "7.2": "weight",
-    "7.3": "preps min max",
+    "7.3": "preps min max complement",
     "7.4": "sample sz_unknown",
 }
 

@@ -37,7 +37,12 @@ FILTER: Model = {
     "damon_target_idx": "0",
     **dict.fromkeys(("addr_start", "addr_end", "min", "max"), "0"),
 }
-GOAL: Model = {"target_metric": "user_input", "target_value": "0", "current_value": "0", "nid": "0", "path": ""}
+GOAL: Model = {
+    "target_metric": "user_input",
+    **dict.fromkeys(("target_value", "current_value", "nid"), "0"),
+    "path": "",
+    "complement": "N",
+}
 DEST: Model = {"id": "0", "weight": "0"}
 FILTERS: Model = {"nr_filters": "0", ":nr_filters": FILTER}
 SCHEME: Model = {
@@ -111,7 +116,7 @@ KDAMOND: Model = {
 }
 TOP: Model = {"admin": {"kdamonds": {"nr_kdamonds": "0", ":nr_kdamonds": KDAMOND}}}
 
-LARGEST = {"nr_contexts": 1, "nr_probes": 4}
+LARGEST = {"nr_contexts": 1}
 READ_ONLY = frozenset(
     [
         "pid",
@@ -129,7 +134,9 @@ READ_ONLY = frozenset(
         *REPORTS,
     ]
 )
-BOOLEANS = frozenset(["matching", "allow", "pause", "obsolete_target", "density", "page_table", "page_fault"])
+BOOLEANS = frozenset(
+    ["matching", "allow", "pause", "obsolete_target", "complement", "density", "page_table", "page_fault"]
+)
 LISTS = frozenset(["cpumask", "tid_arr"])
 SIGNED = frozenset(["pid_target", "target_nid", "damon_target_idx", "nid"])
 UINTS = frozenset(

@@ -133,8 +133,11 @@ CASES = [
             ([0], DOUBLES[:3]),
         ],
     ),
+    # Sizes beyond 64 bits in 1/10000 of a byte are the largest number, as 7.4 computes them.
+    ("temporal, capped at all", {"goal_tuner": TEMPORAL, "sz": ULONG_MAX}, [10000], [([0], [MOST])]),
+    ("temporal, just fits", {"goal_tuner": TEMPORAL, "sz": MOST}, [10000], [([0], [MOST])]),
+    ("temporal, just does not fit", {"goal_tuner": TEMPORAL, "sz": MOST + 1}, [10000], [([0], [MOST])]),
     # In 64 bits, as the kernel computes.
-    ("temporal, capped at all", {"goal_tuner": TEMPORAL, "sz": ULONG_MAX}, [10000], [([0], [MOST - 1])]),
     ("more milliseconds than there are", {"ms": 2**50}, [], [([], [1])]),
     (
         "temporal, capped at 1000",
@@ -200,7 +203,8 @@ def test_scores_of_large_values_do_not_wrap() -> None:
     [
         ("node_mem_used_bp", 220, 10000, [1, 3, 7, 15, 30, 59, 118]),
         ("active_mem_bp", 3000, 1, [1, 1, 1]),
-        ("some_mem_psi_us", 0, 1000, [2, 4, 8, 16, 32]),
+        # 7.2 compared the first window with a time that was never measured: [2, 4, 8, 16, 32].
+        ("some_mem_psi_us", 0, 1000, [1, 2, 4, 8, 16]),
     ],
 )
 def test_measured_effective_quotas_by_metric(name: str, values: int, target: int, expected: list[int]) -> None:
@@ -210,25 +214,83 @@ def test_measured_effective_quotas_by_metric(name: str, values: int, target: int
     assert expected == [window(ctx) for _ in expected]
 
 
+def scores(ctx: damon_ctx, machine: SimMachine, totals: tuple[int, ...]) -> list[int | None]:
+    """The scores of the scheme's quota after these stall times."""
+    seen = []
+    for total in totals:
+        machine.metrics["some_mem_psi_us"] = total
+        seen.append(damos_quota_score(ctx, ctx.schemes[0].quota))
+    return seen
+
+
 def test_stall_time_counts_from_one_window_to_the_next() -> None:
-    """What was before the first one is taken for just right."""
+    """The first window, also that after a commit, has no earlier one to compare with: no score."""
     machine = SimMachine()
     ctx = quota_ctx([damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 1000)], machine)
-    (goal,) = ctx.schemes[0].quota.goals
+    assert [None, 5000, 20000, 0] == scores(ctx, machine, (5_000_000, 5_000_500, 5_002_500, 5_002_500))
+    goals = [damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 700)]
+    damos_commit_quota_goals(ctx.schemes[0].quota, damos_quota(goals=goals))
+    assert [None, 1428] == scores(ctx, machine, (5_003_000, 5_003_100))
+
+
+def test_an_unmeasured_window_leaves_the_decision_to_the_other_goals() -> None:
+    machine = SimMachine()
+    goals = [damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 1000), damos_quota_goal(current_value=3000)]
+    ctx = quota_ctx(goals, machine)
+    assert [3000, 4000] == scores(ctx, machine, (50_000, 50_400))
+
+
+@pytest.mark.parametrize(
+    ("tuner", "expected"),
+    [
+        (damos_quota_goal_tuner.DAMOS_QUOTA_GOAL_TUNER_CONSIST, [1, 2, 4, 4, 1]),
+        (TEMPORAL, [0, 4096, 4096, 4096, 0]),
+    ],
+)
+def test_a_commit_of_a_stall_time_goal_changes_no_quota(tuner: damos_quota_goal_tuner, expected: list[int]) -> None:
+    """The tuners keep the quota that they had over the window without a measurement, the fourth one here."""
+    machine = SimMachine()
+    goal = damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 1000)
+    ctx = quota_ctx([goal], machine, goal_tuner=tuner, sz=4096)
     seen = []
-    for total in (5_000_000, 5_000_500, 5_002_500, 5_002_500):
+    for total in (9000, 9000, 9000, 9000, 19_000):
+        if len(seen) == 3:
+            damos_commit_quota_goals(ctx.schemes[0].quota, damos_quota(goals=[damos_quota_goal(goal.metric, 1000)]))
         machine.metrics["some_mem_psi_us"] = total
-        window(ctx)
-        seen.append(goal.current_value)
-    assert [1000, 500, 2000, 0] == seen
-    damos_commit_quota_goals(ctx.schemes[0].quota, damos_quota(goals=[damos_quota_goal(goal.metric, 700)]))
-    (goal,) = ctx.schemes[0].quota.goals
-    seen = []
-    for total in (5_003_000, 5_003_100):
-        machine.metrics["some_mem_psi_us"] = total
-        window(ctx)
-        seen.append(goal.current_value)
-    assert [700, 100] == seen
+        seen.append(window(ctx))
+    assert expected == seen
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("node_mem_used_bp", 6000, 4000),
+        ("node_mem_free_bp", 0, 10000),
+        ("node_mem_used_bp", 10000, 0),
+        ("inactive_mem_bp", 7000, 3000),
+        ("hugepage_mem_bp", 500, 9500),
+        ("active_mem_bp", 10001, 0),
+    ],
+)
+def test_the_complement_of_a_share_is_the_rest_of_the_whole(name: str, value: int, expected: int) -> None:
+    machine = SimMachine()
+    machine.metrics[name] = value
+    ctx = quota_ctx([damos_quota_goal(Metric(name), 10000, complement=True)], machine)
+    assert expected == damos_quota_score(ctx, ctx.schemes[0].quota)
+
+
+def test_the_complement_of_stall_time_is_the_rest_of_the_charge_window() -> None:
+    """Of 300 ms here, never less than nothing."""
+    machine = SimMachine()
+    goal = damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 300_000, complement=True)
+    ctx = quota_ctx([goal], machine)
+    seen = scores(ctx, machine, (1000, 1000, 101_000, 401_000, 701_001))
+    assert [None, 10000, 6666, 0, 0] == seen
+
+
+def test_the_user_gives_the_complement() -> None:
+    ctx = quota_ctx([damos_quota_goal(current_value=2500, complement=True)])
+    assert 2500 == damos_quota_score(ctx, ctx.schemes[0].quota)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_commit_quota_goal() -> None:
     current = PSI.current_value
     for src in (
         damos_quota_goal(Metric.DAMOS_QUOTA_SOME_MEM_PSI_US, 234, 345, last_psi_total=567),
-        damos_quota_goal(Metric.DAMOS_QUOTA_USER_INPUT, 789, 12),
+        damos_quota_goal(Metric.DAMOS_QUOTA_USER_INPUT, 789, 12, complement=True),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEM_FREE_BP, 345, 678, nid=9),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEM_USED_BP, 12, 345, nid=6),
         damos_quota_goal(Metric.DAMOS_QUOTA_NODE_MEMCG_USED_BP, 456, 567, nid=6, memcg_path="/7"),

@@ -169,7 +169,7 @@ class Scheme:
             quota.total_sz += quota.charged
             quota.since, quota.charged, quota.unusable = now, 0, 0
             quota.tune()
-        if self.score is None:
+        if self.score is None or quota.full():
             return
         histogram = [0] * 100
         for place, regions in enumerate(targets):

@@ -24,7 +24,7 @@ from typing import Final
 from kdamon.kernel import PAGE_SIZE, mult_frac
 from kdamon.mm.proc.cgroup import memory_group
 
-__all__ = ["memcg_id", "metric"]
+__all__ = ["memcg_id", "metric", "share_bp"]
 
 _BP: Final = 10000
 _LRU_LISTS: Final = ("active_anon", "inactive_anon", "active_file", "inactive_file")
@@ -83,21 +83,31 @@ def _node(nid: int) -> dict[str, int] | None:
 
 def _node_bp(nid: int, free: bool) -> int:
     node = _node(nid)
-    if node is None or not node["MemTotal"]:
-        return _BP if free else 0
-    part = node["MemFree"] if free else node["MemTotal"] - node["MemFree"]
-    return mult_frac(part, _BP, node["MemTotal"])
+    if node is None:
+        return share_bp(0, 0, free=free)
+    return share_bp(node["MemTotal"] - node["MemFree"], node["MemTotal"], free=free)
 
 
 def _node_memcg_bp(nid: int, path: str, free: bool) -> int:
     node = _node(nid)
-    if node is None or not node["MemTotal"]:
-        return _BP if free else 0
     try:
         used = _on_lru_lists(memory_group(path), nid) // 1024
     except OSError:
+        used = 0
+    return share_bp(used, 0 if node is None else node["MemTotal"], free=free)
+
+
+def share_bp(used: int, total: int, *, free: bool) -> int:
+    """The share of ``used`` in ``total``, or of the rest, 1/10000; the numbers change while memory is plugged.
+
+    :param used: counts as nothing if it is negative, because more is free than there is, and as all if it exceeds
+        ``total``.
+    :param total: 0 if there is no such node: nothing is used of it, all is free.
+    """
+    if not total:
         return _BP if free else 0
-    return mult_frac(node["MemTotal"] - used if free else used, _BP, node["MemTotal"])
+    used = min(max(used, 0), total)
+    return mult_frac(total - used if free else used, _BP, total)
 
 
 # Memory cgroups.

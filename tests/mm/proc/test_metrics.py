@@ -15,7 +15,7 @@ import pytest
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.linux.machine import linux_machine
 from kdamon.mm.proc.cgroup import memory_root
-from kdamon.mm.proc.metrics import memcg_id, metric
+from kdamon.mm.proc.metrics import memcg_id, metric, share_bp
 from tests.support.capabilities import needs_memory_cgroup, needs_psi
 
 pytestmark = pytest.mark.real
@@ -102,6 +102,15 @@ def test_a_node_that_is_not_there_is_free(nid: int) -> None:
 
 
 @needs_psi
+@pytest.mark.parametrize(
+    ("used", "total", "used_bp", "free_bp"),
+    [(30, 100, 3000, 7000), (1, 3, 3333, 6666), (0, 0, 0, 10000), (-5, 100, 0, 10000), (101, 100, 10000, 0)],
+)
+def test_shares_of_a_node_whose_numbers_do_not_fit_together(used: int, total: int, used_bp: int, free_bp: int) -> None:
+    """More is free than there is, or a cgroup has more than that; a node that is not there has nothing used."""
+    assert (used_bp, free_bp) == (share_bp(used, total, free=False), share_bp(used, total, free=True))
+
+
 def test_stall_time_never_goes_back() -> None:
     first = metric("some_mem_psi_us")
     assert first <= metric("some_mem_psi_us")
