@@ -78,13 +78,13 @@ def test_json_for_programs() -> None:
         (
             "tf",
             "t",
-            "this machine can monitor processes, but not by --primitive page_fault (--write-only, --cpus, --tids), "
+            "this machine can monitor processes, but not by --primitive page_fault (--write-only, --by ...), "
             "which works for this user's only",
         ),
         (
             "t",
             "t",
-            "this machine can monitor processes, but not by --primitive page_fault (--write-only, --cpus, --tids)",
+            "this machine can monitor processes, but not by --primitive page_fault (--write-only, --by ...)",
         ),
         (
             "f",

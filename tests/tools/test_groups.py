@@ -51,7 +51,7 @@ def recording(snapshots: list[Snapshot], config: Config = CONFIG) -> Recording:
         assert snapshot.groups is not None
         grouping.add(snapshot.groups)
     counters = Counters(reports={"accepted": 70, "applied": 65})
-    log = grouping.log()
+    log = evolve(grouping.log(), nr_missing=5)
     return Recording(config, snapshots, counters, 100.0, 100.0 + len(snapshots) / 10, groups=log)
 
 
@@ -160,8 +160,12 @@ class TestPictures:
         rows = [(tid, BASE, BASE + MIB, 20, 1000 - tid, 0, 0, 0) for tid in range(1, 501)]
         made = recording([evolve(two_halves(100.1), groups=group_table(rows))])
         heads = [part.splitlines()[0] for part in render_group_heatmaps(made).split("\n\n")]
-        assert "others (500 threads): 374750 reports, 100.0% of all" == heads[0]
-        assert 1 == len(heads)
+        assert [*(f"tid {tid}: {1000 - tid} reports, 0.3% of all" for tid in range(1, 8))] == heads[:-1]
+        assert f"others (493 threads): {374750 - sum(range(993, 1000))} reports, 98.1% of all" == heads[-1]
+        rows = [(cpu, BASE, BASE + MIB, 20, 1000 if cpu < 3 else 1, 0, 0, 0) for cpu in range(64)]
+        made = recording([evolve(two_halves(100.1), groups=group_table(rows))], evolve(CONFIG, by="cpu"))
+        heads = [part.splitlines()[0].partition(":")[0] for part in render_group_heatmaps(made).split("\n\n")]
+        assert ["CPU 0", "CPU 1", "CPU 2", "others (61 CPUs)"] == heads
         rows = [(cpu, BASE, BASE + MIB, 20, 1000 if cpu < 12 else 1, 0, 0, 0) for cpu in range(64)]
         made = recording([evolve(two_halves(100.1), groups=group_table(rows))], evolve(CONFIG, by="cpu"))
         heads = [part.splitlines()[0].partition(":")[0] for part in render_group_heatmaps(made).split("\n\n")]
@@ -192,6 +196,11 @@ class TestTables:
             "no memory was found that several threads write at the same time",
         ]
         assert expected == render_group_tables(recording(TWO)).splitlines()
+
+    def test_of_reads_alone_nothing_is_said_of_writers(self) -> None:
+        """There are none."""
+        made = recording(TWO, evolve(CONFIG, read_only=True))
+        assert "several" not in render_group_tables(made)
 
     def test_shared_memory(self) -> None:
         """Range, size, writers with shares, cache lines; names that are hostile are escaped."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from attrs import asdict
+from attrs import asdict, evolve
 
-from kdamon_tools.groups import Grouping, ThreadNames
+from kdamon_tools.groups import Grouping, GroupLog, ThreadNames
 from kdamon_tools.history import History
 from kdamon_tools.line_stream import LineStream
 from kdamon_tools.origin import this_machine
@@ -77,15 +77,23 @@ class Gathered:
         """
         self.gather()
         monitor = self.monitor
+        counters = Counters(**asdict(monitor.counters(), recurse=False))
         return Recording(
             self._config,
             self._history.snapshots,
-            Counters(**asdict(monitor.counters(), recurse=False)),
+            counters,
             monitor.started,
             monitor.ended,
             note,
             remarks,
             self._origin,
             None if self.mappings is None else self.mappings.found(),
-            None if self.grouping is None else self.grouping.log(),
+            self._groups(counters.reports.get("applied", 0)),
         )
+
+    def _groups(self, applied: int) -> GroupLog | None:
+        """The groups of the run, where ``applied`` reports were counted for regions."""
+        if self.grouping is None:
+            return None
+        log = self.grouping.log()
+        return evolve(log, nr_missing=max(0, applied - log.nr_reports))

@@ -41,12 +41,15 @@ class GroupLog:
 
     :ivar by: ``cpu``, ``thread`` or ``node``.
     :ivar groups: those with most reports first.
+    :ivar nr_missing: reports that were counted for regions, but are in no table: of an interval that did not end, or of
+        a snapshot that was lost.
     :ivar shared: ranges that several of them write, those with most writes by others than the main writer first.
     """
 
     by: str
     groups: tuple[Group, ...] = ()
     shared: tuple[SharedRange, ...] = ()
+    nr_missing: int = 0
 
     @property
     def nr_reports(self) -> int:

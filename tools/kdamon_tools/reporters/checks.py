@@ -45,7 +45,7 @@ def _verdict(usable: Usable) -> str:
     verdict = f"this machine can monitor {what}"
     if "page_fault" in by:
         return verdict
-    return f"{verdict}, but not by --primitive page_fault (--write-only, --cpus, --tids){_own_too(usable)}"
+    return f"{verdict}, but not by --primitive page_fault (--write-only, --by ...){_own_too(usable)}"
 
 
 def _own_too(usable: Usable) -> str:

@@ -22,8 +22,9 @@ __all__ = ["group_bytes", "render_group_heatmaps", "render_group_lines", "render
 
 #: Lines of a table, and pictures.
 _MOST: Final = 8
-#: Groups with a smaller share of the reports than this are summed up.
+#: Groups with a smaller share of the reports than this are summed up, if it is also less than this part of the mean.
 _WORTHWHILE: Final = 0.01
+_OF_MEAN: Final = 0.5
 _MOST_RANGES: Final = 10
 _MOST_WRITERS: Final = 4
 _NAMES: Final = {"cpu": ("CPU", "CPUs"), "thread": ("tid", "threads"), "node": ("node", "nodes")}
@@ -56,7 +57,7 @@ def _label(by: str, group: Group) -> str:
 def _shown(log: GroupLog, most: int = _MOST) -> list[_Shown]:
     """The most active groups, and the rest in one."""
     shown = [_Shown(_label(log.by, group), (group,)) for group in log.groups]
-    least = _WORTHWHILE * log.nr_reports
+    least = min(_WORTHWHILE, _OF_MEAN / max(1, len(shown))) * log.nr_reports
     count = sum(one.nr_reports >= least for one in shown)
     count = count if count == len(shown) <= most else min(count, most - 1)
     rest = log.groups[count:]
@@ -120,7 +121,10 @@ def render_group_tables(recording: Recording, *, width: int = 80) -> str:
     log = recording.groups
     if log is None:
         return ""
-    return "\n\n".join(["\n".join(_group_table(recording, log, width)), "\n".join(_shared_table(log, width))])
+    parts = [_group_table(recording, log, width)]
+    if not recording.config.read_only:
+        parts.append(_shared_table(log, width))
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _group_table(recording: Recording, log: GroupLog, width: int) -> Iterator[str]:
@@ -141,9 +145,8 @@ def _group_table(recording: Recording, log: GroupLog, width: int) -> Iterator[st
     all_writes = str(sum(group.nr_writes for group in log.groups))
     rows.append((f"all {_NAMES[log.by][1]}", str(log.nr_reports), _share(log.nr_reports, log.nr_reports), all_writes))
     yield from _columns((f"by {log.by}", "reports", "share", "writes", "accessed", "hot"), rows, width)
-    applied = recording.counters.reports.get("applied", 0)
-    if (applied > log.nr_reports and recording.config.ops != "reports") or applied > 1.05 * log.nr_reports:
-        text = f"{applied - log.nr_reports} more reports are of intervals that did not end, or of lost snapshots"
+    if log.nr_missing:
+        text = f"{log.nr_missing} more reports are of intervals that did not end, or of lost snapshots"
         yield from textwrap.wrap(text, width, subsequent_indent="  ")
 
 
