@@ -165,6 +165,16 @@ def test_run_keeps_what_monitoring_takes(
 
 
 @pytest.mark.parametrize("primitive", ["page_table", "page_fault"])
+def test_wss_keeps_what_monitoring_takes(target: int, primitive: str) -> None:
+    """And that is enough for another user's process."""
+    with kdamon("--debug", "wss", "--pid", str(target), "--primitive", primitive) as process:
+        assert process.stderr is not None
+        while "has begun" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        until(partial(stays, process.pid, SERVING), SERVING)
+
+
+@pytest.mark.parametrize("primitive", ["page_table", "page_fault"])
 def test_a_command_gets_all_that_it_would_have_had(tmp_path: Path, primitive: str) -> None:
     """run and exec give up nothing in its place, and it may gain privileges as set-user-ID programs do."""
     names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")

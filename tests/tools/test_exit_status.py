@@ -22,6 +22,8 @@ LINES = [
     ("run --ops reports --range 0-1M --quiet -- /nonexistent", 1),
     ("run --pid 4194305", 1),
     ("run --pid x", 2),
+    ("wss --pid 4194305", 1),
+    ("wss", 2),
     ("replay /nonexistent", 1),
     ("replay", 2),
     ("mount /nonexistent", 1),

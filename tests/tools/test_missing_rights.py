@@ -71,6 +71,12 @@ def test_a_user_gets_the_command_to_paste(open_path: Path, stranger: int) -> Non
     lines = (
         (["run", "--pid", str(stranger)], f"run --pid {stranger}", "CAP_SYS_NICE, CAP_SYS_PTRACE and"),
         (["run", "--write-only", "--pid", str(stranger)], f"run --write-only --pid {stranger}", "and CAP_DAC_OVERRIDE"),
+        (["wss", "--pid", str(stranger)], f"wss --pid {stranger}", "and CAP_DAC_OVERRIDE"),
+        (
+            ["wss", "--pid", str(stranger), "--primitive", "page_table"],
+            f"wss --pid {stranger} --primitive page_table",
+            "CAP_SYS_NICE, CAP_SYS_PTRACE and",
+        ),
         (["run", "--ops", "paddr"], "run --ops paddr", "CAP_SYS_ADMIN, CAP_SYS_NICE"),
         (["run", "--", "touch", f"{open_path}/a b"], f"run -- touch '{open_path}/a b'", "and CAP_SYS_NICE, or use "),
         (["exec", "--", "sh", "-c", "true"], "exec -- sh -c true", "CAP_SYS_ADMIN, CAP_DAC_OVERRIDE, CAP_SYS_PTR"),
@@ -95,17 +101,19 @@ def test_the_command_runs_without_an_installed_kdamon(stranger: int) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--pid", "{pid}"],
-        ["--pid", "{pid}", "--write-only"],
-        ["--pid", "{pid}", "--cpus", "0"],
-        ["--ops", "paddr"],
-        ["--", "sleep", "600"],
+        ["run", "--quiet", "--pid", "{pid}"],
+        ["run", "--quiet", "--pid", "{pid}", "--write-only"],
+        ["run", "--quiet", "--pid", "{pid}", "--cpus", "0"],
+        ["run", "--quiet", "--ops", "paddr"],
+        ["run", "--quiet", "--", "sleep", "600"],
+        ["wss", "--pid", "{pid}"],
+        ["wss", "--pid", "{pid}", "--primitive", "page_table"],
     ],
 )
 def test_the_capabilities_that_are_named_are_enough(stranger: int, options: list[str]) -> None:
     """What a process without any is advised to have lets it monitor."""
-    options = [option.format(pid=stranger) for option in options]
-    words = [sys.executable, "-m", "kdamon_tools", "run", "--seconds", "0.5", "--quiet", "--json", *options]
+    verb, *options = [option.format(pid=stranger) for option in options]
+    words = [sys.executable, "-m", "kdamon_tools", verb, "--seconds", "0.5", "--json", *options]
 
     def run(*prefix: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*prefix, *words], env=ENVIRONMENT, capture_output=True, text=True, check=False)

@@ -75,7 +75,7 @@ def test_the_table() -> None:
                 4.0 MiB written, 1.0 MiB came into memory, 4.0 KiB mapped since
             unknown: 2.0 MiB: 2.0 MiB huge pages, 8.0 KiB pages that left memory meanwhile
             reads of memory that is there are not seen, only writes and first touches
-            it took 0.0 s to begin and 0.0 s to count
+            20 ms to begin, 10 ms to count
             """
     ).strip() == render_working_set(WINDOW)
 
@@ -117,7 +117,7 @@ def test_the_cost_is_said() -> None:
     faults, writes = describe_cost(cost, "page_fault", reads=False)
     assert (
         "of 16.0 MiB in memory, 12.0 MiB are armed: the process has a fault at its first write of each page, 3072 at "
-        "most, of about a microsecond each; 4.0 MiB cannot be observed"
+        "most, of one or two microseconds each; 4.0 MiB cannot be observed"
     ) == faults
     assert writes.endswith("use --primitive page_table")
     (faults,) = describe_cost(cost, "page_fault", reads=True)

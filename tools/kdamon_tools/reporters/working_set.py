@@ -13,7 +13,7 @@ from attrs import frozen
 from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text, readable
 from kdamon_tools.output.terminal import cut
-from kdamon_tools.units import format_bytes, format_seconds
+from kdamon_tools.units import format_bytes
 
 if TYPE_CHECKING:
     from kdamon.mm.working_set.observation import Cost
@@ -64,7 +64,7 @@ def describe_cost(cost: Cost, primitive: str, *, reads: bool) -> Iterator[str]:
     what = "use" if reads else "write"
     yield (
         f"of {resident} in memory, {observed} are armed: the process has a fault at its first {what} of each page, "
-        f"{cost.faults} at most, of about a microsecond each{unknown}"
+        f"{cost.faults} at most, of one or two microseconds each{unknown}"
     )
     if not reads:
         yield f"{_WRITES_ONLY}: for reads, use --primitive page_table"
@@ -130,9 +130,7 @@ def _sums(window: Window) -> Iterator[str]:
         yield f"in swap at the end: {format_bytes(total.swapped)}"
     if not window.reads:
         yield _WRITES_ONLY
-    yield (
-        f"it took {format_seconds(window.begin_seconds)} to begin and {format_seconds(window.count_seconds)} to count"
-    )
+    yield f"{1e3 * window.begin_seconds:.0f} ms to begin, {1e3 * window.count_seconds:.0f} ms to count"
 
 
 def render_working_set_json(window: Window) -> str:
