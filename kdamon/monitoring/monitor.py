@@ -41,7 +41,7 @@ from kdamon.damon import (
     damos_stat,
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
-from kdamon.mm import Machine, Primitive, Task
+from kdamon.mm import Machine, Observed, Primitive, Task
 from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config, check_intervals
@@ -206,6 +206,7 @@ class Monitor:
         self._cpu_s: float | None = None
         self._faults_lost = 0
         self._faults_of_reads: bool | None = None
+        self._observed: Observed | None = None
         self._mapped: int | None = None
         self._looking: threading.Thread | None = None
         self._present: U64Array | None = None
@@ -459,10 +460,17 @@ class Monitor:
             sparse=self._target.sparse,
             never_mapped=self._never_mapped(),
             faults_of_reads=self._faults_of_reads,
+            observed=self._look_observed(),
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost - self._faults_lost,
             suspended_s=_suspended() - self._suspended,
             lost_snapshots=self.lost,
         )
+
+    def _look_observed(self) -> Observed | None:
+        """Of how many bytes faults show which accesses, by the last look while there was memory."""
+        mm = self._target.mm
+        self._observed = (mm.observed() if mm is not None else None) or self._observed
+        return self._observed
 
     def mapped(self) -> U64Array | None:
         """The mappings of the process now, or the machine's memory, if ranges were given.

@@ -13,6 +13,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from kdamon.arrays import F64Array, Records
+from kdamon.mm import Observed
 from kdamon.regions import Regions
 from kdamon.reports.groups import GROUP_REGION, GroupTable
 
@@ -45,6 +46,7 @@ class Counters:
     :ivar faults_of_reads: whether faults show reads of mapped memory, see :attr:`kdamon.mm.Machine.faults_of_reads`;
         None: no faults were sampled.
     :ivar lost_snapshots: snapshots that the consumer did not take in time.
+    :ivar observed: of how many bytes faults showed which accesses; None: no faults were sampled.
     """
 
     missed_intervals: int = 0
@@ -58,6 +60,7 @@ class Counters:
     suspended_s: float | None = None
     lost_snapshots: int = 0
     faults_of_reads: bool | None = None
+    observed: Observed | None = None
 
 
 @frozen(eq=False)

@@ -8,6 +8,7 @@ import json
 import pytest
 from attrs import evolve
 
+from kdamon.mm import Observed
 from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.compare import Accuracy, PhaseResult
 from kdamon_tools.reporters.comparison import render_comparison
@@ -304,6 +305,20 @@ class TestSummary:
             made = evolve(recording(self.snapshots(), 10, self.COUNTERS), config=config)
             text = render_summary(made).splitlines()
             assert lines == text[1 : text.index("working set (accessed at all)        4.0 MiB  median")]
+
+    def test_of_how_much_faults_show_what(self) -> None:
+        """Where reads fault, too; else the sentence about reads says it."""
+        made = evolve(recording(self.snapshots(), 10), config=Config(pid=42, primitive="page_fault"))
+        for observed, said in (
+            (Observed(48 << 20, 3 << 20, 0), "48.0 MiB  writes only of 3.0 MiB"),
+            (Observed(48 << 20, 0, 8192), "48.0 MiB  neither of 8.0 KiB"),
+            (Observed(1 << 20, 0, 0), "1.0 MiB"),
+        ):
+            for reads in (True, False):
+                counters = evolve(self.COUNTERS, faults_of_reads=reads, observed=observed)
+                lines = render_summary(evolve(made, counters=counters)).splitlines()
+                found = [line.split("of ", 1)[1].strip() for line in lines if line.startswith("faults show")]
+                assert found == ([said] if reads else [])
 
     def test_reports(self) -> None:
         """Accepted ones, and all others that there are; nothing where there was none and none was expected."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kdamon_tools.report_files.report_file import open_recording
+from tests.support.capabilities import needs_read_faults
 from tests.support.paths import PYTHONPATH
 
 pytestmark = pytest.mark.real
@@ -169,6 +170,17 @@ os._exit(0)
     assert (start, start + 4096) == (found["start"], found["end"])
     assert set(tids) == {writer["number"] for writer in found["writers"]}
     assert (1, 1, 1) == (found["lines"], found["shared_lines"], found["apart"])
+
+
+@needs_read_faults
+def test_reads_have_a_cpu_and_a_thread(workload: dict[str, Any]) -> None:
+    """The part that is only read is its reader's and its CPU's, and all that reads alone show."""
+    parts = {part["name"]: part for part in workload["parts"]}
+    settled(workload, "C", "--tids", str(parts["C"]["tid"]))
+    settled(workload, "C", "--read-only")
+    if parts["A"]["cpu"] != parts["B"]["cpu"]:
+        settled(workload, "BC", "--cpus", str(parts["C"]["cpu"]))
+    settled(workload, "ABC", "--primitive", "page_fault")
 
 
 def test_a_thread_that_is_not_the_process_s_is_refused(workload: dict[str, Any]) -> None:

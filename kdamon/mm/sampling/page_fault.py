@@ -96,6 +96,7 @@ class PageFaultSpace(ProcessSpace):
         self._looks = -1
         self._missing_at = 0
         self._sample = _NO_SAMPLE
+        self._observed = Observed(0, 0, 0)
         # Of the present sample and the one before; replaced, never changed, because spread() takes no lock.
         self._whole = (_NO_HUGE, _NO_HUGE)
 
@@ -172,9 +173,9 @@ class PageFaultSpace(ProcessSpace):
             return answers
 
     def observed(self) -> Observed:
-        """See :meth:`kdamon.mm.AddressSpace.observed`."""
-        with self._lock:
-            return Observed(0, 0, 0) if self._protection is None else self._protection.observed()
+        """See :meth:`kdamon.mm.AddressSpace.observed`; takes no lock."""
+        protection = self._protection
+        return self._observed if protection is None else protection.observed
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.advise`; memory that cannot be sampled may be hot, so it is left out."""
@@ -217,6 +218,7 @@ class PageFaultSpace(ProcessSpace):
         with self._lock:
             protection, self._protection = self._protection, None
             if protection is not None:
+                self._observed = protection.observed
                 protection.disarm(self)
                 self._primitive.release(self._pid, protection, self)
         super().close()

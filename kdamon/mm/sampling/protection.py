@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+import attrs
 import numpy as np
 from attrs import frozen
 
@@ -111,6 +112,9 @@ class Protection:
         self._armed: dict[object, tuple[U64Array, U64Array]] = {}
         self._logged_huge = False
         self._let_go = False
+        self._changed = True
+        #: The accesses to the process's memory that are observed, of the mappings that were registered last.
+        self.observed = Observed(0, 0, 0)
         self._search: Iterator[bool] | None = None
         self._searched = 0
         self._look_at = 0
@@ -170,6 +174,7 @@ class Protection:
             self._spared = mappings.ranges[~kept]
             self._private = mappings.ranges[~mappings.shared]
             self._mappings = mappings
+            self._changed = True
 
     def look_for_another(self) -> None:
         """Release the process if it made a userfaultfd of its own; for updates that find the mappings unchanged."""
@@ -206,7 +211,11 @@ class Protection:
                 part = np.concatenate((part, lost, unsure[access]))
             if len(part):
                 self._register(part)
-            return len(self._pending) + len(self._unsure) > 0
+            more = len(self._pending) + len(self._unsure) > 0
+            if not more and self._changed:
+                self._changed = False
+                self.observed = self._observe()
+            return more
 
     def _register(self, part: U64Array) -> None:
         assert self._mappings is not None
@@ -219,16 +228,13 @@ class Protection:
             part = part[~found & files & writable]
         self._ranges = _sorted(self._ranges, part[self._userfaultfd.register(part)])
 
-    def observed(self) -> Observed:
-        """The accesses to the process's memory that are observed, as of the mappings that were followed last."""
-        with self._lock:
-            if self._mappings is None or self._let_go:
-                return Observed(0, 0, 0)
-            mapped = self._mappings.ranges[self._mappings.accessible]
-            accesses = int(overlaps(mapped, self._access.ranges).sum())
-            spared = subtract(self._spared, self._access.ranges)
-            writes = int((overlaps(mapped, self._ranges) + overlaps(mapped, spared)).sum())
-            return Observed(accesses, writes, total(mapped) - accesses - writes)
+    def _observe(self) -> Observed:
+        assert self._mappings is not None
+        mapped = self._mappings.ranges[self._mappings.accessible]
+        accesses = int(overlaps(mapped, self._access.ranges).sum())
+        spared = subtract(self._spared, self._access.ranges)
+        writes = int((overlaps(mapped, self._ranges) + overlaps(mapped, spared)).sum())
+        return Observed(accesses, writes, total(mapped) - accesses - writes)
 
     def check(self) -> None:
         """Refuse a process that needs the only place for a userfaultfd, once :meth:`fits` was asked; OSError EBUSY."""
@@ -367,6 +373,7 @@ class Protection:
                     self._pid,
                 )
                 self._let_go = True
+                self.observed = Observed(0, 0, sum(attrs.astuple(self.observed)))
                 self._close()
         if any(looked) or len(looked) < count:
             self._search = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdamon.arrays import F64Array, Mask
 from kdamon.kstrtox import bitmap_list
+from kdamon.mm import Observed
 from kdamon.monitoring.config import Config
 from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.groups import GroupLog
@@ -213,6 +214,13 @@ def _what_counted(config: Config, faults_of_reads: bool) -> list[str]:
     return lines
 
 
+def _what_faulted(observed: Observed) -> str:
+    """Of how much memory faults showed what, where they show more than writes."""
+    others = [(observed.writes, "writes only of"), (observed.neither, "neither of")]
+    rest = ", ".join(f"{what} {format_bytes(size)}" for size, what in others if size)
+    return f"faults show reads and writes of   {format_bytes(observed.accesses):>10}  {rest}".rstrip()
+
+
 def _reports(recording: Recording) -> list[str]:
     """The counters of reports, if reports counted or any arrived."""
     config, counters = recording.config, recording.counters
@@ -220,6 +228,8 @@ def _reports(recording: Recording) -> list[str]:
     if any(counters.reports.values()) or config.primitive != "page_table":
         lines.append(_counted("reports accepted", "accepted", counters.reports))
     if config.primitive == "page_fault":
+        if counters.faults_of_reads and counters.observed is not None:
+            lines.append(_what_faulted(counters.observed))
         lines.append(f"faults lost                       {counters.faults_lost:>10}")
     if counters.producers:
         lines.append(_counted("received from producers", "received", counters.producers))
