@@ -142,10 +142,9 @@ class _Recording:
 
     def _damos_stat_after_apply_interval(self, ctx: damon_ctx, s: damos) -> None:
         stat = s.stat
-        # The kernel prints the label sz_tried twice; the second one is sz_applied.
         text = (
             f"{_scheme(ctx, s)} nr_tried={stat.nr_tried} sz_tried={stat.sz_tried} nr_applied={stat.nr_applied} "
-            f"sz_tried={stat.sz_applied} sz_ops_filter_passed={stat.sz_ops_filter_passed} "
+            f"sz_applied={stat.sz_applied} sz_ops_filter_passed={stat.sz_ops_filter_passed} "
             f"qt_exceeds={stat.qt_exceeds} nr_snapshots={stat.nr_snapshots}"
         )
         self._add("damos_stat_after_apply_interval", lambda: [text])

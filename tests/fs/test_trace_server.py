@@ -110,7 +110,7 @@ def fire(name: str, ctx: damon_ctx) -> None:
         (
             "damos_stat_after_apply_interval",
             [
-                "ctx_idx=0 scheme_idx=1 nr_tried=1 sz_tried=2 nr_applied=3 sz_tried=4 sz_ops_filter_passed=5 "
+                "ctx_idx=0 scheme_idx=1 nr_tried=1 sz_tried=2 nr_applied=3 sz_applied=4 sz_ops_filter_passed=5 "
                 "qt_exceeds=6 nr_snapshots=7"
             ],
         ),
@@ -130,6 +130,25 @@ def test_an_event_reads_as_the_kernels(path: str, ctx: damon_ctx, name: str, tex
     assert len(texts) == len(lines)
     # Microseconds are cut off.
     assert all(before - 1e-6 <= float(match[1]) <= after for match in found if match)
+
+
+def measured_formats() -> dict[str, str]:
+    """What Linux 7.3 prints of each event, as regular expressions by the events' names."""
+    text = (Path(__file__).parent / "data/trace-formats-7.3.txt").read_text()
+    formats = re.findall(r'^name: (\w+)$.*?^print fmt: "([^"]*)"', text, re.MULTILINE | re.DOTALL)
+    return {name: re.sub("%l?u", r"\\d+", form.replace("%s", "[0-9a-f]{2}( [0-9a-f]{2})*")) for name, form in formats}
+
+
+def test_formats_are_those_that_linux_7_3_shows(path: str, ctx: damon_ctx) -> None:
+    """Of every event, and no other is served."""
+    formats = measured_formats()
+    assert EVENTS.keys() == formats.keys()
+    for name, form in formats.items():
+        with recording(path, name) as client:
+            fire(name, ctx)
+            lines = rest(client).splitlines()
+        assert lines
+        assert all(re.search(rf": damon:{name}: {form}$", line) for line in lines)
 
 
 def test_patterns_name_events_and_what_there_is_not_is_said(path: str, ctx: damon_ctx) -> None:

@@ -8,7 +8,7 @@ import errno
 import pytest
 from attrs import evolve
 
-from kdamon.core import damon_new_ctx
+from kdamon.core import damon_new_ctx, damon_new_scheme
 from kdamon.damon import (
     damon_addr_range,
     damon_ctx,
@@ -293,6 +293,21 @@ def test_apply_scheme_filter_sz_unchanged() -> None:
     s = with_filters(target(allow=True))
     damos_apply_scheme(ctx, t, s)
     assert (2 * M, 3) == (s.stat.sz_tried, len(t.regions))
+
+
+def test_the_quota_is_charged_what_the_filter_left() -> None:
+    """Not what the filter cut off before: so the quota has room for the next region."""
+    ctx, t = page_ctx(0, 4)
+    s = with_filters(addresses(2 * M, 8 * M))
+    s.quota = damos_quota(sz=100 * M, esz=100 * M)
+    damos_apply_scheme(ctx, t, s)
+    assert (2 * M, 2 * M) == (s.stat.sz_tried, s.quota.charged_sz)
+
+
+def test_a_new_scheme_has_the_quota_that_was_given() -> None:
+    quota = damos_quota(1000, sz=5, goals=[damos_quota_goal(target_value=7)], fail_charge_num=1, fail_charge_denom=2)
+    s = damon_new_scheme(damos_access_pattern(), damos_action.DAMOS_STAT, quota=quota)
+    assert s.quota is quota
 
 
 def test_apply_scheme_quota_sz() -> None:

@@ -109,6 +109,14 @@ def test_a_huge_page_is_young_as_a_whole_and_never_split(machine: LinuxMachine, 
         assert PAGES * PAGE == smaps(work, "AnonHugePages")
 
 
+def test_a_range_that_begins_inside_a_folio_counts_its_own_pages(machine: LinuxMachine, program: Path) -> None:
+    """Neither what the folio has before it, nor as many pages after the folio's end."""
+    many = HUGE // PAGE
+    with Workload([program], "thp", PAGES) as work, space_of(machine, work.pid) as mm:
+        for first, stop in ((100, 150), (100, many + 100), (many - 1, many + 1)):
+            assert stop - first == passing(mm, pages(work, first, stop), only("anon"))
+
+
 @pytest.mark.parametrize(("kind", "size"), [("anon", PAGE), ("thp", HUGE)])
 def test_sizes_of_folios(machine: LinuxMachine, program: Path, kind: str, size: int) -> None:
     """Both bounds included; also when only a part of a huge page is asked about."""
