@@ -164,13 +164,15 @@ class Protection:
             if self._let_go:
                 return
             kept = mappings.writable | ~mappings.files
-            wanted = mappings.ranges if self._reads else mappings.ranges[kept]
+            tried = kept | self._reads
+            wanted = mappings.ranges[tried]
             self._ranges = wanted[_among(self._ranges, wanted)]
             self._access.keep(_among(wanted, self._access.ranges))
-            self._refused = wanted[_among(self._refused, wanted)]
+            refused = _among(self._refused, wanted) & ~kept[tried]
+            self._refused = wanted[refused]
             before = _among(self._ranges, wanted) | _among(self._access.ranges, wanted)
             self._unsure = wanted[before]
-            self._pending = wanted[~before & ~_among(self._refused, wanted)]
+            self._pending = wanted[~before & ~refused]
             self._spared = mappings.ranges[~kept]
             self._private = mappings.ranges[~mappings.shared]
             self._mappings = mappings

@@ -192,6 +192,18 @@ def test_files_that_nobody_writes_are_left_alone(faulting: LinuxMachine, program
         assert registered(work.base)
 
 
+def test_a_file_that_becomes_writable_is_monitored(faulting: LinuxMachine, program: Path, directory: Path) -> None:
+    """It was not registered, or tried in vain, while nothing could be written to it."""
+    data = directory / "becomes"
+    data.write_bytes(bytes(4096 * PAGES))
+    with Workload([program], "readonly", PAGES, str(data)) as work, task_of(faulting, work.pid) as task:
+        work.order("P")
+        mm_of(task).vmas()
+        faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("w", EVERY))
+        assert pages_of(work, faults) == EVERY.tolist()
+        assert faults["write"].all()
+
+
 def test_new_mappings_are_monitored_after_an_update(faulting: LinuxMachine, program: Path) -> None:
     """Reading the mappings is enough."""
     with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid) as task:
