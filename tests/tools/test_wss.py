@@ -81,15 +81,15 @@ def test_the_table() -> None:
 
 
 def test_mappings_without_room_are_summed_up() -> None:
-    """Those with most memory in use come first."""
+    """Those with most memory in use, or unknown, come first."""
     nothing = Counts(0, 0, 0, 0, None, 0, 0, 0, 0, 0, 0)
     rows = tuple(
-        MappingCounts(NamedMapping(at << 12, at + 1 << 12, "rw-p", 0, 0, ""), evolve(nothing, touched=4096 * at))
-        for at in (1, 3, 2)
+        MappingCounts(NamedMapping(at << 12, at + 1 << 12, "rw-p", 0, 0, ""), evolve(nothing, **{name: 4096 * at}))
+        for at, name in ((1, "touched"), (3, "unknown_huge"), (2, "touched"))
     )
     window = Window(1, "page_table", True, Origin(), 0, 1, 0, "", WorkingSet(0, nothing, rows))
     lines = render_working_set(window, height=2).splitlines()
-    assert ["12.0 KiB", "8.0 KiB"] == [" ".join(line.split()[:2]) for line in lines[2:4]]
+    assert ["12.0 KiB 0", "8.0 KiB 0"] == [" ".join(line.split()[:3]) for line in lines[2:4]]
     assert "and 1 more mappings: 4.0 KiB in use, 0 B unknown" == lines[4]
     assert "    0 B read or written, 0 B came into memory, 0 B mapped since" == lines[7]
 

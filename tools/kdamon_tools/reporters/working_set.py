@@ -78,7 +78,7 @@ def render_working_set(window: Window, width: int = 80, height: int = 24) -> str
     """
     total = window.working_set.total
     rows = [row for row in window.working_set.mappings if row.counts.used or row.counts.unknown]
-    rows.sort(key=lambda row: (row.counts.used, row.counts.unknown), reverse=True)
+    rows.sort(key=lambda row: row.counts.used + row.counts.unknown, reverse=True)
     shown, more = rows[:height], rows[height:]
     kinds = [kind for kind in ("touched", "written") if getattr(total, kind) is not None]
     lines = [
