@@ -525,7 +525,6 @@ def _damon_commit_ctx(dst: damon_ctx, src: damon_ctx, dry_run: bool) -> None:
     dst.maybe_corrupted = True
     if not is_power_of_2(src.min_region_sz):
         raise OSError(errno.EINVAL, f"the smallest region, {src.min_region_sz}, is not a power of two")
-    check_goals(src)
     damon_valid_probe_params(src)
     damon_commit_schemes(dst, src)
     # Targets before attributes: damon_set_attrs() converts the results of the targets.
@@ -565,6 +564,8 @@ def damon_commit_ctx(dst: damon_ctx, src: damon_ctx) -> None:
         there; a smallest region that is not a power of two; a goal that the operations set cannot measure; what
         :func:`kdamon.damos.damon_commit_schemes` and :func:`kdamon.probes.damon_valid_probe_params` raise.
     """
+    # Not of dst, which may have got such a goal without the others: this commit may be the one that takes it back.
+    check_goals(src)
     _damon_commit_ctx(_damon_new_test_ctx(dst), src, dry_run=True)
     _damon_commit_ctx(dst, src, dry_run=False)
     if dst.reports is not None:
@@ -605,6 +606,12 @@ def _damon_start(ctx: damon_ctx) -> None:
         ctx.kdamond_started.wait()
 
 
+def _check_parameters(ctx: damon_ctx) -> None:
+    """Raise what a commit of ``ctx`` to a new context raises."""
+    check_goals(ctx)
+    _damon_commit_ctx(damon_new_ctx(), ctx, dry_run=True)
+
+
 def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
     """Start a kdamond for each of ``ctxs``.
 
@@ -612,7 +619,7 @@ def damon_start(ctxs: Sequence[damon_ctx], exclusive: bool) -> None:
     :raises OSError: EBUSY exclusive use forbids it, or one of them runs; EINVAL as :func:`damon_commit_ctx`.
     """
     for ctx in ctxs:
-        _damon_commit_ctx(damon_new_ctx(), ctx, dry_run=True)
+        _check_parameters(ctx)
     started: list[damon_ctx] = []
     try:
         with damon_lock:
@@ -641,7 +648,7 @@ def run_ctx(ctx: damon_ctx, seconds: float) -> None:
     clock = ctx.clock
     if not isinstance(clock, VirtualClock):
         raise OSError(errno.EINVAL, "only a context with a virtual clock can run in simulated time")
-    _damon_commit_ctx(damon_new_ctx(), ctx, dry_run=True)
+    _check_parameters(ctx)
     clock.end = clock.now() + round(seconds * 1e9)
     with ctx.kdamond_lock:
         if ctx.kdamond is not None:

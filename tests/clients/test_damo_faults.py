@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Unmodified damo monitors writes, a CPU and a thread of a live process whose threads access different memory."""
+"""Unmodified damo monitors writes, a CPU and a thread of a live process whose threads access different memory.
+
+The options are those that the help of damo 3.4.3 hides; they write files of kdamon's own, in the default tree.
+"""
 
 from __future__ import annotations
 

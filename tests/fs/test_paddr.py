@@ -117,6 +117,9 @@ def test_eligible_memory_is_refused_where_it_is_unknown(session: Any, caplog: py
     session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "node_eligible_mem_bp")
     assert "OK" == session.state("commit_schemes_quota_goals")
     assert "node_eligible_mem_bp is always 0 here" in caplog.text
+    assert "EINVAL" == session.state("commit")
+    session.put(f"{CONTEXT}/schemes/0/quotas/goals/0/target_metric", "user_input")
+    assert "OK" == session.state("commit")
 
 
 def test_faults_are_refused(make_session: Callable[..., Any]) -> None:
