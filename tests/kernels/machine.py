@@ -49,7 +49,7 @@ class Options:
     virtual_time: bool = False
     #: Words for the kernel's command line.
     append: str = ""
-    #: Seconds after which the guest is stopped.
+    #: Seconds after which the guest is stopped; its command is interrupted at nine tenths of it, so that results come.
     timeout: float = 3600
 
 
@@ -86,15 +86,26 @@ def _owned_by_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def pack(source: Path, command: str, archive: Path) -> None:
-    """Write the guest's job: the files of a working tree that git does not ignore, as they are, and a command."""
+def _add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
+    member = tarfile.TarInfo(name)
+    data = text.encode()
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def pack(source: Path, command: str, limit: int, compiled: Path, archive: Path) -> None:
+    """Write the guest's job: the files of a working tree that git does not ignore, as they are, and a command.
+
+    :param limit: seconds from the boot on after which the command is interrupted.
+    :param compiled: Python's compiled files of an earlier run; need not exist.
+    """
     listed = output_of("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=source)
     with tarfile.open(archive, "w") as tar:
         tar.add(root.GUEST / "init.sh", "init", filter=_owned_by_root)
-        text = command.encode() + b"\n"
-        member = tarfile.TarInfo("command")
-        member.size = len(text)
-        tar.addfile(member, io.BytesIO(text))
+        _add_text(tar, "command", f"{command}\n")
+        _add_text(tar, "limit", f"{limit}\n")
+        if compiled.exists():
+            tar.add(compiled, "compiled.tar", filter=_owned_by_root)
         for name in filter(None, listed.split("\0")):
             # Deleted, and not yet in the index.
             if (source / name).exists():
@@ -169,7 +180,8 @@ def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, optio
     with tempfile.TemporaryDirectory(dir=results.parent) as name:
         scratch = Path(name)
         root.initramfs(disks.kernel, disks.root.parent, scratch / "initramfs")
-        pack(source, command, scratch / "job")
+        compiled = disks.root.with_name("compiled.tar")
+        pack(source, command, int(options.timeout * 0.9), compiled, scratch / "job")
         (scratch / "results.tar").touch()
         (scratch / "console").touch()
         in_time = _wait(_qemu(disks, options, scratch), options.timeout, scratch / "qemu.err")
@@ -184,5 +196,6 @@ def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, optio
                 f"the guest gave no result: {reason}; its console is {results / 'console'}, run again with a longer "
                 f"--timeout or report what the kernel says there"
             ) from None
+    (results / "compiled.tar").replace(compiled)
     status = int((results / "status").read_text(encoding="ascii"))
     return Outcome(status, disks.kernel.version, results)
