@@ -36,7 +36,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdamon-kernels"
 
 
-def command_line() -> argparse.Namespace:
+def command_line(words: list[str]) -> argparse.Namespace:
     """What to run, and where."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m tests.kernels", description=__doc__, formatter_class=form)
@@ -52,7 +52,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--virtual-time", action="store_true", help="time passes with instructions: for accuracy")
     parser.add_argument("--append", default="", metavar="WORDS", help="for the kernel's command line")
     parser.add_argument("--tests", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of pytest; the last")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.run and args.tests:
         parser.error("--run takes the place of tests; leave --tests away")
     return args
@@ -106,9 +106,9 @@ def print_table(cache: Path) -> None:
     print(table([read_run(cache / "results/all" / each, Kernel.found_below(cache / each).config) for each in done]))
 
 
-def main() -> int:
+def main(words: list[str]) -> int:
     """Return the exit status of the command, or of pytest."""
-    args = command_line()
+    args = command_line(words)
     cache = args.cache.resolve()
     try:
         if args.what == "table":
@@ -123,4 +123,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
