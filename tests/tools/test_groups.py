@@ -13,7 +13,7 @@ from attrs import evolve
 from kdamon.reports.groups import GroupTable
 from kdamon_tools.groups import Group, Grouping, GroupLog, ThreadNames
 from kdamon_tools.history import History, merge_snapshots, nr_rows
-from kdamon_tools.reporters.groups import render_group_heatmaps, render_group_tables
+from kdamon_tools.reporters.groups import render_group_heatmaps, render_group_tables, render_most_active
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.table import render_table
 from kdamon_tools.reporters.whole import render_parts
@@ -234,6 +234,11 @@ class TestTables:
             lines = table.splitlines()
             assert len(lines) <= height
             assert [] == [line for line in lines if len(line) > max(width, 30)]
+
+    def test_the_most_active_groups_in_a_line(self) -> None:
+        """Three at most."""
+        log = GroupLog("cpu", tuple(Group(cpu, None, 25, 0) for cpu in range(4)))
+        assert "CPU 0 25%, CPU 1 25%, CPU 2 25%" == render_most_active(log)
 
     def test_the_live_table_shows_groups_above_the_regions(self) -> None:
         """A third of the lines at most."""

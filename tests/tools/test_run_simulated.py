@@ -529,17 +529,14 @@ def test_each_group_accesses_its_own_memory(
 
 
 @pytest.mark.usefixtures("readers_and_writers")
-def test_a_picture_and_a_line_for_each_group(
-    process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """After the picture of all; and in the lines while it runs."""
+def test_a_picture_of_each_group(process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    """After the picture of all, and their numbers in a table."""
     with after(40, process.kill):
         assert 0 == cli.main(["run", "--pid", str(process.pid), "--by", "cpu", *QUICK])
-    out, err = capsys.readouterr()
-    assert re.search(r"^CPU 0: \d+ reports, [45]\d\.\d% of all$", out, re.MULTILINE)
+    out = capsys.readouterr().out
+    assert re.search(r"^CPU 0: \d+ reports, \d+\.\d% of all$", out, re.MULTILINE)
     assert re.search(r"^all CPUs +\d+ +100\.0%", out, re.MULTILINE)
     assert 3 == out.count("         address  ")
-    assert re.search(r"^ +\d\.\d s  \d+ regions .*; CPU \d \d+%, CPU \d \d+%$", err, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("readers_and_writers")

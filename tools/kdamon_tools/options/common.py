@@ -59,8 +59,7 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
         "--by",
         choices=("cpu", "thread", "node"),
         default="",
-        metavar="WHAT",
-        help="show the accesses of each cpu, thread or node (NUMA), and which memory several of them write",
+        help="show the accesses of each CPU, thread or NUMA node, and which memory several of them write",
     )
     group.add_argument(
         "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
