@@ -499,6 +499,7 @@ def _damon_commit_target(dst: damon_target, src: damon_target, min_region_sz: in
         # The source gives its reference away instead of both holding one: it is destroyed after the commit.
         # (docs/deviations.md#a-commit-hands-over-process-references)
         dst.task, src.task = src.task, dst.task
+        dst.looked_at = None
     dst.pid = src.pid
 
 

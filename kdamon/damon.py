@@ -127,6 +127,9 @@ class damon_target:
     obsolete: bool = False
     #: The address space that was sampled last, to detect an exec (no kernel counterpart).
     mm: AddressSpace | None = None
+    #: When it was last looked whether the process is still in it, clock nanoseconds; None: that is to be done next (no
+    #: kernel counterpart).
+    looked_at: int | None = None
     #: The answers of the last sample, for each region; None during a sample and before any (no kernel counterpart).
     answers: Answers | None = None
     #: The physical addresses of the sample under way, bytes; for virtual ones that is ``regions.sampling_addr``.
@@ -414,7 +417,7 @@ class damon_ctx:
     #: What samples several intervals at once, made when it is needed first (no kernel counterpart).
     interval_sampler: IntervalSampler | None = None
     #: Ends the sample of several intervals that is under way, None if there is none (:mod:`kdamon.intervals`).
-    end_intervals: Callable[[], None] | None = None
+    end_intervals: Callable[[], frozenset[int]] | None = None
     #: Reports on their way to this context (:mod:`kdamon.reports`), made when the kdamond starts.
     reports: ReportQueue | None = None
 

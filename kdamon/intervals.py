@@ -140,15 +140,22 @@ class Intervals:
             self._ctx.nr_samples -= len(t.regions)
         _give_back(self._ctx, self._targets, self.left + 1)
 
-    def _end(self) -> None:
-        """End the last sample: give its answers to the targets, and the counts of those before to the regions."""
+    def _end(self) -> frozenset[int]:
+        """End the last sample: give its answers to the targets, and the counts of those before to the regions.
+
+        :returns: the id() of each target whose address space was there until now: it has its answers.
+        """
         answers = self._sampler.end()
         self._count(self._sampler.addrs)
         first = 0
-        for t in self._targets:
-            t.answers = answers[first : first + len(t.regions)]
+        answered = []
+        for t, lives in zip(self._targets, self._sampler.lives, strict=True):
+            if lives:
+                t.answers = answers[first : first + len(t.regions)]
+                answered.append(id(t))
             first += len(t.regions)
         _give_back(self._ctx, self._targets, self.left)
+        return frozenset(answered)
 
     def _count(self, addrs: U64Array) -> None:
         ctx, accessed, unknown = self._ctx, self._sampler.accessed, self._sampler.unknown

@@ -29,7 +29,7 @@ from kdamon.damon import (
     no_op,
 )
 from kdamon.intervals import begin_intervals, make_sampler, rest
-from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, PAGE_SIZE, ULONG_MAX, USEC_PER_SEC
+from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, NSEC_PER_USEC, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
 from kdamon.mm import UNKNOWN, AddressSpace, Answers, Primitive
@@ -83,8 +83,10 @@ _ADVICE = {
 #: The remedy where the three regions are too large.
 _NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated memory; or monitor ranges with fvaddr"
 
-#: Microseconds after which it is looked whether a process is in another address space.
-_LOOK: Final = 100_000
+#: Nanoseconds after which it is looked whether a process is in another address space: for each process, and between
+#: two looks.
+_LOOK: Final = 100_000_000
+_LOOK_AT_ONE: Final = 40_000_000
 
 #: Actions without effect, and why.
 _NOT_APPLIED = {
@@ -205,7 +207,7 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     """The address space of ``t``, None if there is none; its regions are those of its present program."""
     _follow_primitive(t, ctx)
-    mm = _damon_get_mm(t)
+    mm = _look(t, ctx)
     if mm is not t.mm:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
         # they follow at once, because samples of the old ones would only show that nothing is there.
@@ -215,6 +217,11 @@ def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
             ctx.ops.update(ctx)
         t.mm = mm
     return mm
+
+
+def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
+    t.looked_at = ctx.clock.now()
+    return _damon_get_mm(t)
 
 
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
@@ -236,8 +243,9 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> 
         ops.prepare_access_checks(ctx)
         return
     ready, absent = [], []
+    looks = _Looks(ctx)
     for t in ctx.adaptive_targets:
-        mm = _damon_va_ready(t, ctx)
+        mm = _damon_va_ready(t, ctx) if t.mm is None or looks.is_due(t) else t.mm
         if mm is None:
             absent.append(t)
         elif len(t.regions):
@@ -248,16 +256,15 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> 
         damon_va_prepare_access_checks(ctx)
         return
     followed = 0
-    looks = _Looks(ready, ctx.attrs.sample_interval)
     while intervals.left and passing.passed():
-        lives = intervals.follow(passing, looks.left)
+        lives = intervals.follow(passing, looks.left())
         followed += intervals.taken
         if not lives:
             intervals.give_up([t for t in ready if _damon_get_mm(t) is not t.mm])
             rest(ctx)
             damon_va_prepare_access_checks(ctx)
             break
-        if not looks.passed(intervals.taken):
+        if not looks.find_same(ready):
             break
     for t in absent:
         t.regions.nr_unknown += np.uint32(followed)
@@ -267,29 +274,33 @@ class _Looks:
     """Looks whether processes are still in the address spaces in which they are sampled.
 
     That they ended is detected at once; this detects an exec() that left the address space to another process. One
-    target takes its turn every tenth of a second; where there are many, as many as it takes to look at each once a
-    second.
-
-    :ivar left: sampling intervals until the next look.
+    process takes its turn every tenth of a second; where there are many, one after the other.
     """
 
-    def __init__(self, targets: Sequence[damon_target], sample_us: int) -> None:
-        self._targets = targets
-        self._every = max(1, -(-_LOOK // (sample_us or 1)))
-        self._share = max(1, -(-len(targets) * self._every * (sample_us or 1) // USEC_PER_SEC))
-        self._turn = 0
-        self.left = self._every
+    def __init__(self, ctx: damon_ctx) -> None:
+        self._ctx = ctx
+        self._now = ctx.clock.now()
+        self._every = max(_LOOK, _LOOK_AT_ONE * len(ctx.adaptive_targets))
+        primitive = _primitive(ctx)
+        self._others = {id(t) for t in ctx.adaptive_targets if t.task is None or t.task.primitive != primitive}
+        self._next = self._now + _LOOK
 
-    def passed(self, nr: int) -> bool:
-        """Take note that ``nr`` sampling intervals passed, at most those left; False: some process is elsewhere."""
-        self.left -= nr
-        if self.left:
+    def is_due(self, t: damon_target) -> bool:
+        """Return whether it is time to look at ``t``."""
+        return t.looked_at is None or self._now - t.looked_at >= self._every or id(t) in self._others
+
+    def left(self) -> int:
+        """How many sampling intervals there are until the next look, at least one."""
+        interval = max(self._ctx.attrs.sample_interval, 1) * NSEC_PER_USEC
+        return max(-(-(self._next - self._ctx.clock.now()) // interval), 1)
+
+    def find_same(self, targets: Sequence[damon_target]) -> bool:
+        """If it is time, look at those that are due; False: some process is elsewhere."""
+        self._now = self._ctx.clock.now()
+        if self._now < self._next:
             return True
-        self.left = self._every
-        targets = self._targets
-        due = [targets[(self._turn + i) % len(targets)] for i in range(min(self._share, len(targets)))]
-        self._turn += self._share
-        return all(_damon_get_mm(t) is t.mm for t in due)
+        self._next = self._now + _LOOK
+        return all(_look(t, self._ctx) is t.mm for t in targets if self.is_due(t))
 
 
 def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:
@@ -311,10 +322,9 @@ def damon_va_check_accesses(ctx: damon_ctx) -> None:
 
 def _end_samples(ctx: damon_ctx, known: bool) -> None:
     """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
-    if ctx.end_intervals is not None:
-        ctx.end_intervals()
+    answered = ctx.end_intervals() if ctx.end_intervals is not None else frozenset()
     for t in ctx.adaptive_targets:
-        mm = _damon_get_mm(t)
+        mm = t.mm if id(t) in answered else _damon_get_mm(t)
         if mm is None:
             # Deviation: docs/deviations.md#samples-can-be-unknown
             t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none

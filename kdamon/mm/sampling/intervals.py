@@ -13,6 +13,7 @@ Until then, intervals follow one another without Python: the thread sleeps and s
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -75,6 +76,10 @@ _RAN: Final = WORDS * RUN + RESULT
 #: to be interrupted, and otherwise the least that :mod:`kdamon.mm.actions.madvise` takes.
 _MOST_HERE: Final = 512
 _MOST_ELSEWHERE: Final = 64
+
+
+def _column(parts: list[U64Array]) -> U64Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class _Space:
@@ -166,17 +171,16 @@ class LinuxIntervals:
             return False
         program = self._program
         self._spaces = spaces
-        self._edges = [0]
-        for i, target in enumerate(targets):
-            first = self._edges[-1]
-            self._edges.append(first + len(target.start))
-            rows = program.rows[first : self._edges[-1]]
-            rows[:, Row.START] = target.start
-            rows[:, Row.SPAN] = target.size
-            rows[:, Row.PGD] = spaces[i].pgd
-            rows[:, Row.INFO] = i | (WIDE if target.wide else 0)
+        lengths = [len(target.start) for target in targets]
+        self._edges = [0, *itertools.accumulate(lengths)]
         self._count = self._edges[-1]
-        program.rows[: self._count, Row.COUNTS] = 0
+        rows = program.rows[: self._count]
+        info = [i | (WIDE if target.wide else 0) for i, target in enumerate(targets)]
+        rows[:, Row.START] = _column([target.start for target in targets])
+        rows[:, Row.SPAN] = _column([target.size for target in targets])
+        rows[:, Row.PGD] = np.repeat(np.array([one.pgd for one in spaces], np.uint64), lengths)
+        rows[:, Row.INFO] = np.repeat(np.array(info, np.uint64), lengths)
+        rows[:, Row.COUNTS] = 0
         program.targets[: len(spaces)] = 0
         program.targets[: len(spaces), Target.MM] = [one.mm for one in spaces]
         program.targets[: len(spaces), Target.RANGES] = program.ranges_at
@@ -231,6 +235,12 @@ class LinuxIntervals:
             answers[changed] = np.where(counts[changed] - before[changed] == np.uint64(1), YOUNG, UNKNOWN)
             counts[:] = before
         return answers
+
+    @property
+    def lives(self) -> list[bool]:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        lives: list[bool] = (self._program.targets[: len(self._spaces), Target.ENDED] == 0).tolist()
+        return lives
 
     def rest(self) -> None:
         """See :class:`kdamon.mm.IntervalSampler`."""

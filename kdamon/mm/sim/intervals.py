@@ -51,7 +51,7 @@ class SimIntervals:
         """See :class:`kdamon.mm.IntervalSampler`; one at a time, because only the clock makes simulated time pass."""
         self.taken = 1
         answers = self.end()
-        lives = [isinstance(target.mm, SimProcess) and target.mm.alive for target in self._targets]
+        lives = self.lives
         counted = np.repeat(lives, np.diff(self._edges))
         self.accessed += (answers == YOUNG) & counted
         self.unknown += (answers == UNKNOWN) & counted
@@ -64,6 +64,11 @@ class SimIntervals:
         """See :class:`kdamon.mm.IntervalSampler`."""
         answers = [target.mm.end_sample(addrs) for target, addrs in zip(self._targets, self._parts, strict=True)]
         return np.concatenate(answers)
+
+    @property
+    def lives(self) -> list[bool]:
+        """See :class:`kdamon.mm.IntervalSampler`."""
+        return [isinstance(target.mm, SimProcess) and target.mm.alive for target in self._targets]
 
     def interrupt(self) -> None:
         """It never sleeps."""
