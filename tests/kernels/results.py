@@ -121,7 +121,7 @@ def table(runs: list[Run]) -> str:
     for name in names:
         answers = [run.checks.get(name) for run in runs]
         lines.append(_row(name, *("" if answer is None else "yes" if answer[0] else "no" for answer in answers)))
-    for outcome, count in _COUNTS.items():
+    for outcome, count in _COUNTS.items() if any(run.tests for run in runs) else ():
         lines.append(_row(f"tests {outcome}", *("" if run.tests is None else str(count(run.tests)) for run in runs)))
     for title, reasons in (
         ("What does not work, and why:", _missing),
