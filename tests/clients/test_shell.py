@@ -51,7 +51,7 @@ def test_the_session_of_the_usage_document_finds_the_hot_memory(
     """A scheme for what is accessed in most samples counts about as much as the workload reads."""
     least, most = round(0.8 * sizes[0]), round(1.3 * sizes[0])
     words = (str(workload), str(least), str(most))
-    done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *words, abi="7.2")
+    done = kdamon_exec(tmp_path, "bash", "-c", SCRIPT, "bash", *words)
     assert (0, "") == (done.returncode, done.stderr)
     on, kdamond, hot, tried, off, ended = done.stdout.split()
     assert ("on", "off", "-1") == (on, off, ended)

@@ -100,7 +100,7 @@ def print_table(cache: Path) -> None:
 
     :raises UsageError: there is none.
     """
-    done = [release for release in RELEASES if (cache / "results/all" / release / "tests.xml").exists()]
+    done = [release for release in RELEASES if (cache / "results/all" / release / "doctor.json").exists()]
     if not done:
         raise UsageError("there are no results; first run: make test-kernel KERNEL=7.3")
     print(table([read_run(cache / "results/all" / each, Kernel.found_below(cache / each).config) for each in done]))

@@ -49,7 +49,7 @@ class Options:
     virtual_time: bool = False
     #: Words for the kernel's command line.
     append: str = ""
-    #: Seconds after which the guest is stopped; its command is interrupted at nine tenths of it, so that results come.
+    #: Seconds after which the guest is stopped; its command is interrupted at 85 % of it, so that results come.
     timeout: float = 3600
 
 
@@ -181,7 +181,7 @@ def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, optio
         scratch = Path(name)
         root.initramfs(disks.kernel, disks.root.parent, scratch / "initramfs")
         compiled = disks.root.with_name("compiled.tar")
-        pack(source, command, int(options.timeout * 0.9), compiled, scratch / "job")
+        pack(source, command, int(options.timeout * 0.85), compiled, scratch / "job")
         (scratch / "results.tar").touch()
         (scratch / "console").touch()
         in_time = _wait(_qemu(disks, options, scratch), options.timeout, scratch / "qemu.err")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -42,12 +43,13 @@ class Run:
 
     :ivar kernel: ``uname -r``.
     :ivar settings: the kernel's configuration, y, m or n by name.
+    :ivar tests: None where the time was over before them.
     """
 
     kernel: str
     settings: dict[str, str]
     checks: Checks
-    tests: Outcomes
+    tests: Outcomes | None
 
 
 def read_tests(text: str) -> Outcomes:
@@ -72,14 +74,19 @@ def config_values(text: str) -> dict[str, str]:
 
 
 def read_run(results: Path, config: Path) -> Run:
-    """Read what a run on a kernel left.
-
-    :raises FileNotFoundError: it did not come to its end.
-    """
+    """Read what a run on a kernel left: the doctor's answers, and the outcome of tests if it got that far."""
     doctor = json.loads((results / "doctor.json").read_text(encoding="utf-8"))
     checks = {check["name"]: (check["available"], check["why"]) for check in doctor["checks"]}
-    tests = read_tests((results / "tests.xml").read_text(encoding="utf-8"))
+    report = results / "tests.xml"
+    tests = read_tests(report.read_text(encoding="utf-8")) if report.exists() else None
     return Run(doctor["kernel_release"], config_values(config.read_text(encoding="utf-8")), checks, tests)
+
+
+_COUNTS: Final[dict[str, Callable[[Outcomes], int]]] = {
+    "passed": lambda tests: tests.passed,
+    "skipped": lambda tests: len(tests.skipped),
+    "failed": lambda tests: len(tests.failed),
+}
 
 
 def _row(*cells: str) -> str:
@@ -87,12 +94,13 @@ def _row(*cells: str) -> str:
 
 
 def _by_kernel(runs: Iterable[Run], reasons: Callable[[Run], Iterable[str]]) -> list[str]:
-    """A line for each reason, with the kernels that have it."""
+    """An item of a list for each reason, with the kernels that have it; 100 columns, as all documents."""
     kernels: dict[str, list[str]] = {}
     for run in runs:
         for reason in dict.fromkeys(reasons(run)):
             kernels.setdefault(reason, []).append(run.kernel.partition("-")[0].partition("+")[0])
-    return [f"* {reason} ({', '.join(found)})" for reason, found in kernels.items()]
+    lines = [f"* {reason} ({', '.join(found)})" for reason, found in kernels.items()]
+    return [textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
 
 
 def _missing(run: Run) -> list[str]:
@@ -100,7 +108,8 @@ def _missing(run: Run) -> list[str]:
 
 
 def _skips(run: Run) -> list[str]:
-    reasons = [reason.removeprefix(_KERNEL_LACKS) for reason in run.tests.skipped.values()]
+    skipped = run.tests.skipped if run.tests else {}
+    reasons = [reason.removeprefix(_KERNEL_LACKS) for reason in skipped.values()]
     return [f"{reason}: {reasons.count(reason)}" for reason in reasons]
 
 
@@ -112,13 +121,12 @@ def table(runs: list[Run]) -> str:
     for name in names:
         answers = [run.checks.get(name) for run in runs]
         lines.append(_row(name, *("" if answer is None else "yes" if answer[0] else "no" for answer in answers)))
-    lines.append(_row("tests passed", *(str(run.tests.passed) for run in runs)))
-    lines.append(_row("tests skipped", *(str(len(run.tests.skipped)) for run in runs)))
-    lines.append(_row("tests failed", *(str(len(run.tests.failed)) for run in runs)))
+    for outcome, count in _COUNTS.items() if any(run.tests for run in runs) else ():
+        lines.append(_row(f"tests {outcome}", *("" if run.tests is None else str(count(run.tests)) for run in runs)))
     for title, reasons in (
         ("What does not work, and why:", _missing),
         ("Tests skipped, by reason:", _skips),
-        ("Tests failed:", lambda run: run.tests.failed),
+        ("Tests failed:", lambda run: run.tests.failed if run.tests else []),
     ):
         if found := _by_kernel(runs, reasons):
             lines += ["", title, "", *found]

@@ -68,13 +68,13 @@ def test_the_table() -> None:
     assert textwrap.dedent(
         """
             process 42: writes by page_fault in 10.0 s, the time was over
-               written       new   unknown in memory  mapping
-               4.0 MiB   1.0 MiB   2.0 MiB  10.0 MiB          1000 rw-p [heap]
+                written        new    unknown  in memory  mapping
+                4.0 MiB    1.0 MiB    2.0 MiB   10.0 MiB          1000 rw-p [heap]
 
             in use: 5.0 MiB of 16.0 MiB in memory (31.3 %):
                 4.0 MiB written, 1.0 MiB came into memory, 4.0 KiB mapped since
             unknown: 2.0 MiB: 2.0 MiB huge pages, 8.0 KiB pages that left memory meanwhile
-            reads of memory that is there are not seen, only writes and first touches
+            page_fault observes writes and first touches; other reads need Linux 7.3
             20 ms to begin, 10 ms to count
             """
     ).strip() == render_working_set(WINDOW)
@@ -90,7 +90,7 @@ def test_mappings_without_room_are_summed_up() -> None:
     window = Window(1, "page_table", True, Origin(), 0, 1, 0, "", WorkingSet(0, nothing, rows))
     lines = render_working_set(window, height=2).splitlines()
     assert ["12.0 KiB 0", "8.0 KiB 0"] == [" ".join(line.split()[:3]) for line in lines[2:4]]
-    assert "and 1 more mappings: 4.0 KiB in use, 0 B unknown" == lines[4]
+    assert "and 1 more mapping: 4.0 KiB in use, 0 B unknown" == lines[4]
     assert "    0 B read or written, 0 B came into memory, 0 B mapped since" == lines[7]
 
 
@@ -119,7 +119,7 @@ def test_the_cost_is_said() -> None:
         "of 16.0 MiB in memory, 12.0 MiB are armed: the process has a fault at its first write of each page, 3072 at "
         "most, of one or two microseconds each; 4.0 MiB cannot be observed"
     ) == faults
-    assert writes.endswith("use --primitive page_table")
+    assert writes.endswith("need Linux 7.3, or --primitive page_table")
     (faults,) = describe_cost(cost, "page_fault", reads=True)
     assert "at its first use of each page, 3072" in faults
     (moved,) = describe_cost(Cost(16 * MIB, 12 * MIB, 0, 0), "page_table", reads=True)

@@ -37,6 +37,8 @@ from kdamon.mm.sampling.uffd import ACCESSED, WRITTEN, Pages, Userfaultfd, reads
 __all__ = ["examine"]
 
 _PAGES: Final = 64
+#: Samples of page frames that move while they are sampled are taken again, this often in all.
+_ATTEMPTS: Final = 3
 
 _OTHERS: Final = "other users' processes"
 
@@ -103,6 +105,14 @@ class _OwnMemory:
 
     def __exit__(self, *_: object) -> None:
         self._memory.close()
+
+    def frames(self) -> U64Array:
+        """The physical addresses of the pages, shape (_PAGES,)."""
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return frames(entries_at(fd, self.addrs)) * np.uint64(PAGE_SIZE)
+        finally:
+            os.close(fd)
 
     def touch(self, stride: int) -> None:
         """Write to each ``stride``-th page."""
@@ -246,15 +256,15 @@ def _physical() -> str:
     with closing(linux_machine()) as machine, _OwnMemory() as own:
         memory = machine.physical_memory()
         try:
-            fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                where = frames(entries_at(fd, own.addrs)) * np.uint64(PAGE_SIZE)
-            finally:
-                os.close(fd)
-            memory.update()
-            memory.begin_sample(where)
-            own.touch(2)
-            answers = memory.end_sample(where)
+            for _ in range(_ATTEMPTS):
+                where = own.frames()
+                memory.update()
+                memory.begin_sample(where)
+                own.touch(2)
+                answers = memory.end_sample(where)
+                if np.array_equal(where, own.frames()):
+                    break
+                # NUMA balancing moved pages to the node of this CPU.
             known, reachable = (size >> 20 for size in memory.known())
         finally:
             memory.put()

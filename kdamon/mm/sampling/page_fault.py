@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+import attrs
 import numpy as np
 
 from kdamon.arrays import U64Array
@@ -113,6 +114,11 @@ class PageFaultSpace(ProcessSpace):
         with self._lock:
             if self._protection is None and not self._closed:
                 self._protection = self._acquire()
+                log.info(
+                    "process %d: faults show reads and writes of %d KiB, only writes of %d KiB, neither of %d KiB",
+                    self._pid,
+                    *(size >> 10 for size in attrs.astuple(self._protection.observed)),
+                )
 
     @property
     def protection(self) -> Protection:

@@ -108,17 +108,13 @@ class PageTableSpace(ProcessSpace):
             if self._closed or not len(pages):
                 return np.zeros(len(pages), dtype=np.uint8), np.zeros(len(pages), dtype=np.uint64)
             flags, entries = self._walker.walk(self._files.pagemap, pages)
-            found = self._walker.pfns(entries)
+            mapped = (flags & PRESENT) != 0
+            found = self._pfns(pages, entries, mapped)
             huge = (flags & LEVEL) == 2
             if huge.any():
                 within = ~_PMD_MASK >> _PAGE_SHIFT
                 found[huge] = (found[huge] & ~within) | (pages[huge] >> _PAGE_SHIFT & within)
-            mapped = (flags & PRESENT) != 0
             found[~mapped] = 0
-            hidden = np.flatnonzero(mapped & (found == 0))
-            if len(hidden):
-                # Of pages that NUMA balancing watches the entry is no plain one.
-                found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
             return self._answers(pages, flags), found
 
     # Whole intervals, see kdamon.mm.sampling.intervals.
@@ -206,16 +202,25 @@ class PageTableSpace(ProcessSpace):
         cleared = (flags & flags_after & CLEARABLE) != 0
         again = np.flatnonzero(still & ~refused & ~cleared)
         if len(again):
-            failed = ~self._clearable(flags_after[again], entries_after[again])
+            failed = ~self._clearable(pages[again], flags_after[again], entries_after[again])
             self._cold(starts[again], sizes[again], failed)
             refused[again] |= failed
         self._unknown = np.unique(pages[still & refused])
 
-    def _clearable(self, flags: U8Array, entries: U64Array) -> Mask:
+    def _pfns(self, pages: U64Array, entries: U64Array, mapped: Mask) -> U64Array:
+        """The page frames of ``pages``, where they are ``mapped``."""
+        found = self._walker.pfns(entries)
+        hidden = np.flatnonzero(mapped & (found == 0))
+        if len(hidden):
+            # Of pages that NUMA balancing watches the entry is no plain one.
+            found[hidden] = frames(entries_at(self._files.pagemap, pages[hidden]))
+        return found
+
+    def _clearable(self, pages: U64Array, flags: U8Array, entries: U64Array) -> Mask:
         clearable: Mask = (flags & CLEARABLE) != 0
         # For single 4 KiB pages the flags of the walk are enough.
         asked = ((flags & LEVEL) == 2) | ((flags & LARGE) != 0)
-        pfns = self._walker.pfns(entries)
+        pfns = self._pfns(pages, entries, asked)
         for index in np.flatnonzero(asked).tolist():
             listed = int(flags[index]) & LEVEL == 1
             clearable[index] = self._folios.clearable(int(pfns[index]), listed=listed)
@@ -291,7 +296,7 @@ class PageTableSpace(ProcessSpace):
     ) -> None:
         """Let the ranges of pages ``large`` be their whole folios, or refuse those that are not mapped as a whole."""
         wide: list[tuple[int, int, int, int]] = []
-        pfns = self._walker.pfns(entries[large])
+        pfns = self._pfns(pages[large], entries[large], np.ones(len(large), dtype=np.bool_))
         for index, pfn in zip(large.tolist(), pfns.tolist(), strict=True):
             extent = self._folios.extent(pfn)
             if extent is None:
@@ -303,8 +308,9 @@ class PageTableSpace(ProcessSpace):
             return
         wanted = np.concatenate([start + 4096 * np.arange(count) for _, start, _, count in wide]).astype(np.uint64)
         flags, found = self._walker.walk(self._files.pagemap, wanted)
-        found = self._walker.pfns(found)
-        found[(flags & PRESENT) == 0] = 0
+        mapped = (flags & PRESENT) != 0
+        found = self._pfns(wanted, found, mapped)
+        found[~mapped] = 0
         at = 0
         for index, start, first, count in wide:
             expected = np.arange(first, first + count, dtype=np.uint64)

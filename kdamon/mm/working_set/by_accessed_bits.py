@@ -8,6 +8,7 @@ bit cannot be cleared are not observed. Nothing is left in the process that woul
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final
@@ -31,6 +32,8 @@ __all__ = ["AccessedBitObservation"]
 
 #: Page tables that are looked at together: 8192 entries.
 _TABLES: Final = 16
+#: Seconds after which the lock of a process's memory counts as held for ever.
+_PATIENCE: Final = 5.0
 
 
 class AccessedBitObservation:
@@ -125,6 +128,22 @@ class AccessedBitObservation:
                 yield _Part(self._space.pagemap, blocks[first : first + _TABLES])
 
 
+def _wait_for_lock(pagemap: int) -> None:
+    """Wait until no thread waits for the lock of the process's memory: one that maps all the time holds it often.
+
+    :raises OSError: EBUSY the lock seems to be held for ever.
+    """
+    end = time.monotonic() + _PATIENCE
+    while stays_locked(pagemap, LOCKED):
+        if time.monotonic() > end:
+            raise OSError(
+                errno.EBUSY,
+                "the process holds the lock of its memory, so kdamon does not read it; end it, it seems to wait for a "
+                "file system that does not answer",
+            )
+        time.sleep(LOCKED)
+
+
 class _Part:
     """The pages in some blocks of 2 MiB, as the page tables show them now.
 
@@ -165,8 +184,8 @@ class _Part:
         :raises OSError: EBUSY the process holds the lock of its memory.
         """
         young = np.flatnonzero(self.having(PRESENT | ACCESSED))
-        if len(young) and stays_locked(self._pagemap, LOCKED):
-            raise OSError(errno.EBUSY, "the process holds the lock of its memory, so kdamon does not read it")
+        if len(young):
+            _wait_for_lock(self._pagemap)
         rows = np.zeros(len(self.pages), dtype=np.bool_)
         rows[young] = space.clear_looked_at(
             self.pages[young], self._flags[young], self._entries[young], neighbours=True

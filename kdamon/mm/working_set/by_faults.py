@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Final
 
 import numpy as np
 from attrs import evolve
@@ -30,6 +31,9 @@ from kdamon.mm.working_set.runs import NO_RUNS, Runs, Scanner, having
 from kdamon.mm.working_set.sets import Begin, End, WorkingSet, count, ranges_of
 
 __all__ = ["FaultObservation"]
+
+#: Mappings that are registered at once.
+_AT_ONCE: Final = 1024
 
 
 class FaultObservation:
@@ -92,6 +96,10 @@ class FaultObservation:
     def begin(self, stop: Callable[[], bool]) -> None:
         """See :class:`kdamon.mm.working_set.observation.Observation`."""
         mappings = self._mappings()
+        # Those that came since the userfaultfd was taken.
+        self._protection.follow(mappings)
+        while self._protection.register(_AT_ONCE):
+            pass
         by_any, by_writes, runs = [NO_RANGES], [NO_RANGES], [NO_RUNS]
         for blocks in self._pagemap.groups(joined(mappings.ranges)):
             if stop():

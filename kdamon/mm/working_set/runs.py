@@ -15,7 +15,7 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.mm.mmap_lock import held
-from kdamon.mm.sampling.uffd import ACCESSED, FILE, HUGE, PRESENT, SWAPPED, WPALLOWED, WRITTEN, ZERO
+from kdamon.mm.sampling.uffd import ACCESSED, HUGE, PRESENT, SWAPPED, WPALLOWED, WRITTEN
 
 __all__ = ["NO_RUNS", "Runs", "Scanner", "having"]
 
@@ -27,7 +27,8 @@ _PAGEMAP_SCAN: Final = 0xC0606610
 _WP_MATCHING: Final = 1
 #: ``struct pm_scan_arg``, see :mod:`kdamon.mm.proc.populated`.
 _ARGUMENT: Final = struct.Struct("<12Q")
-_CATEGORIES: Final = WPALLOWED | WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE
+#: For others the kernel reads the struct page of each, which takes several times as long.
+_CATEGORIES: Final = WPALLOWED | WRITTEN | PRESENT | SWAPPED | HUGE
 #: As many runs as a page table has entries.
 _ROOM: Final = PMD_SIZE // PAGE_SIZE
 

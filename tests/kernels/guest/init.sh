@@ -36,7 +36,7 @@ cd /job/source || exit
 [ -e /job/compiled.tar ] && tar -C /job -xf /job/compiled.tar
 # A session of its own, as a shell's: some tests send signals to process groups. Interrupted before the guest is stopped.
 left=$(($(cat /job/limit) - $(cut -d. -f1 /proc/uptime)))
-setsid --wait timeout --signal=INT --kill-after=10 "$left" bash /job/command </dev/null >"$(port output)" 2>&1
+setsid --wait timeout --signal=INT --kill-after=30 "$left" bash /job/command </dev/null >"$(port output)" 2>&1
 echo $? >/results/status
 dmesg >/results/dmesg
 cd /job && find source -name '*.pyc' -print0 | tar --null --files-from - -cf /results/compiled.tar

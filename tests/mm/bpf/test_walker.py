@@ -149,10 +149,22 @@ def test_addresses_without_memory_have_no_kind() -> None:
     assert [] == kinds_of(far[:0])
 
 
-@pytest.mark.usefixtures("machine")
-def test_what_is_kinds_of_page_frames_is_what_the_kernel_shows_of_them() -> None:
+def frames_all_over(machine: LinuxMachine, count: int) -> U64Array:
+    """Page frames of the machine's memory, however little it has."""
+    memory = machine.physical_memory()
+    try:
+        first, last = (memory.ram() >> np.uint64(12)).astype(np.int64).T
+    finally:
+        memory.put()
+    ends = (last - first).cumsum()
+    chosen = np.random.default_rng(1).integers(0, ends[-1], count)
+    piece = np.searchsorted(ends, chosen, side="right")
+    return (last[piece] - ends[piece] + chosen).astype(np.uint64)
+
+
+def test_what_is_kinds_of_page_frames_is_what_the_kernel_shows_of_them(machine: LinuxMachine) -> None:
     """For page frames all over memory. A difference is a frame that got another use meanwhile: another look agrees."""
-    pfns = np.random.default_rng(1).integers(0, 1 << 21, 20_000).astype(np.uint64)
+    pfns = frames_all_over(machine, 20_000)
     folios = Folios()
     try:
         unreachable, kinds = folios.unreachable(pfns), np.array(kinds_of(pfns))

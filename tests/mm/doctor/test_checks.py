@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdamon.lib.check import Check
+from kdamon.mm.doctor import checks
 from kdamon.mm.doctor.checks import examine
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling.page_idle import BITMAP
@@ -51,6 +53,27 @@ def test_physical_addresses_are_tried(machine: LinuxMachine, found: dict[str, Ch
     machine.physical_memory().put()
     assert found["physical addresses"].available
     assert "of 32 accesses to own page frames were seen" in found["physical addresses"].why
+
+
+@needs_root("only root sees page frames")
+def test_own_page_frames_may_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NUMA balancing moves pages to the node of the CPU that touches them, so that other frames are touched."""
+
+    class Moving(checks._OwnMemory):
+        others: mmap.mmap | None = None
+
+        def touch(self, stride: int) -> None:
+            if stride == 2 and self.others is None:
+                self._memory.madvise(mmap.MADV_DONTNEED)
+                # They take the frames that became free.
+                self.others = mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self.others.madvise(mmap.MADV_NOHUGEPAGE)
+                self.others[::4096] = b"1" * (len(self.others) // 4096)
+                super().touch(1)
+            super().touch(stride)
+
+    monkeypatch.setattr(checks, "_OwnMemory", Moving)
+    assert "of 32 accesses to own page frames were seen" in checks._physical()
 
 
 def test_the_idle_bitmap_is_told_by_its_file(found: dict[str, Check]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -349,6 +350,27 @@ def test_the_same_page_may_be_sampled_twice(machine: LinuxMachine) -> None:
         answers = _answers(machine, addrs, own, list(range(0, 64, 2)))
     for third in (answers[:64][::-1], answers[64:128], answers[128:]):
         assert [YOUNG, OLD] * 32 == third.tolist()
+
+
+class _WatchedPages(_OwnPages):
+    """As NUMA balancing watches them: their entries forbid all access, and the next access makes them plain."""
+
+    def touch(self, pages: range | list[int]) -> None:
+        self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
+        super().touch(pages)
+        self._protect(0)
+
+    def _protect(self, allowed: int) -> None:
+        base = ctypes.addressof(anchor := ctypes.c_char.from_buffer(self.memory))
+        del anchor
+        assert 0 == ctypes.CDLL(None).mprotect(ctypes.c_void_p(base), ctypes.c_size_t(len(self.memory)), allowed)
+
+
+def test_pages_that_numa_balancing_watches_are_made_old(machine: LinuxMachine) -> None:
+    """A machine with two NUMA nodes watches pages all the time; their entries have no page frame in plain form."""
+    with _WatchedPages() as own:
+        answers = _answers(machine, own.addrs, own, list(range(0, 64, 2)))
+    assert [YOUNG, OLD] * 32 == answers.tolist()
 
 
 def test_addresses_outside_of_mappings_are_old(machine: LinuxMachine) -> None:

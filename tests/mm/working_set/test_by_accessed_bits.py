@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from kdamon.mm.working_set.by_accessed_bits import AccessedBitObservation
 from kdamon.mm.working_set.sets import Counts, WorkingSet
+from tests.support.capabilities import compiler
+from tests.support.paths import ROOT
 from tests.support.process_memory import HUGE, IN_BATCHES, PAGE, PAGES, smaps
 from tests.support.sampling import open_files
 from tests.support.workload import Workload
@@ -106,6 +109,23 @@ def test_the_cost_is_what_is_young(program: Path) -> None:
         assert PAGES * PAGE - 2 * FEW <= observation.cost(never).observed
         observation.begin(never)
         assert observation.cost(never).observed < PAGES * PAGE // 2
+
+
+def test_a_process_that_maps_all_the_time(tmp_path: Path) -> None:
+    """Others wait for the lock of its memory again and again, which is no reason to give up."""
+    mapper, data = tmp_path / "mapper", tmp_path / "data"
+    data.write_bytes(bytes(8 << 20))
+    subprocess.run([compiler(), "-O1", "-pthread", "-o", mapper, ROOT / "tests/bench/mapper.c"], check=True)
+    with subprocess.Popen([mapper, data, "8"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert b"ready\n" == process.stdout.readline()
+            with AccessedBitObservation(process.pid) as observation:
+                for _ in range(20):
+                    observation.begin(never)
+                    assert observation.end().total.resident >= 16 << 20
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("pid", "why"), [(2, "kernel thread"), (4_194_305, "there is no process")])

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import raise_file_limit
+from kdamon.lib.process_status import status_fields
 from kdamon_tools.commands.common import refused
 from kdamon_tools.errors import CommandError
 from kdamon_tools.origin import this_machine
@@ -69,15 +71,15 @@ def _observation(arguments: argparse.Namespace) -> Observation:
 
 def _measure(observation: Observation, stop: StopSignals, arguments: argparse.Namespace) -> Window:
     origin = this_machine()
-    begun = time.monotonic()
-    observation.begin(lambda: bool(stop))
-    if stop:
-        raise KeyboardInterrupt
-    started = time.monotonic()
-    log.debug("process %d: the window has begun", arguments.pid)
-    _wait(observation, stop, started, arguments)
-    ended = time.monotonic()
+    begun = started = time.monotonic()
     try:
+        observation.begin(lambda: bool(stop))
+        if stop:
+            raise KeyboardInterrupt
+        started = time.monotonic()
+        log.debug("process %d: the window has begun", arguments.pid)
+        _wait(observation, stop, started, arguments)
+        ended = time.monotonic()
         working_set = observation.end()
     except OSError:
         _check_alive(observation, started, arguments.pid)
@@ -114,13 +116,21 @@ def _check_alive(observation: Observation, started: float, pid: int) -> None:
     """Raise CommandError if the address space is gone, and with it what there was to count."""
     if observation.alive():
         return
-    poller = select.poll()
-    poller.register(observation.pidfd, select.POLLIN)
-    what = "ended" if poller.poll(0) else "began another program"
+    what = "began another program" if _has_memory(observation, pid) else "ended"
     raise CommandError(
         f"process {pid} {what} after {time.monotonic() - started:.1f} s, before its working set was counted: measure "
         "for a shorter time"
     )
+
+
+def _has_memory(observation: Observation, pid: int) -> bool:
+    """Whether the process has an address space: one that is ending has none long before it ended."""
+    poller = select.poll()
+    poller.register(observation.pidfd, select.POLLIN)
+    try:
+        return "VmSize" in status_fields(Path(f"/proc/{pid}/status").read_bytes()) and not poller.poll(0)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _rendered(window: Window, arguments: argparse.Namespace) -> Iterator[str]:

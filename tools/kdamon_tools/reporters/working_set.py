@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from attrs import frozen
 
+from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.origin import Origin, origin_fields
 from kdamon_tools.output.readable import json_text, readable
 from kdamon_tools.output.terminal import cut
@@ -23,7 +24,8 @@ __all__ = ["WSS", "Window", "describe_cost", "render_working_set", "render_worki
 
 #: Name and version of the schema.
 WSS: Final = "kdamon.wss/1"
-_WRITES_ONLY: Final = "reads of memory that is there are not seen, only writes and first touches"
+#: Columns of a size: 1023.9 KiB.
+_COLUMN: Final = 11
 
 
 @frozen
@@ -67,7 +69,7 @@ def describe_cost(cost: Cost, primitive: str, *, reads: bool) -> Iterator[str]:
         f"{cost.faults} at most, of one or two microseconds each{unknown}"
     )
     if not reads:
-        yield f"{_WRITES_ONLY}: for reads, use --primitive page_table"
+        yield f"{READS_UNSEEN}, or --primitive page_table"
 
 
 def render_working_set(window: Window, width: int = 80, height: int = 24) -> str:
@@ -76,28 +78,28 @@ def render_working_set(window: Window, width: int = 80, height: int = 24) -> str
     :param width: maximum columns of a line.
     :param height: maximum lines for mappings.
     """
-    total = window.working_set.total
     rows = [row for row in window.working_set.mappings if row.counts.used or row.counts.unknown]
     rows.sort(key=lambda row: row.counts.used + row.counts.unknown, reverse=True)
     shown, more = rows[:height], rows[height:]
-    kinds = [kind for kind in ("touched", "written") if getattr(total, kind) is not None]
+    names = ("touched" if window.reads else "written", "new", "unknown", "in memory")
     lines = [
         f"process {window.pid}: {'reads and writes' if window.reads else 'writes'} by {window.primitive} in "
         f"{window.seconds:.1f} s, {window.note}",
-        "".join(f"{name:>10}" for name in (*kinds, "new", "unknown", "in memory")) + "  mapping",
-        *(cut(_line(row, kinds), width) for row in shown),
+        "".join(f"{name:>{_COLUMN}}" for name in names) + "  mapping",
+        *(cut(_line(row), width) for row in shown),
     ]
     if more:
-        lines.append(f"and {len(more)} more mappings: {_together(more)}")
+        lines.append(f"and {len(more)} more {'mappings' if len(more) > 1 else 'mapping'}: {_together(more)}")
     return "\n".join([*lines, "", *_sums(window)])
 
 
-def _line(row: MappingCounts, kinds: Sequence[str]) -> str:
+def _line(row: MappingCounts) -> str:
     counts, mapping = row.counts, row.mapping
-    cells = [getattr(counts, kind) for kind in kinds] + [counts.new + counts.mapped_since, counts.unknown]
-    texts = ["?" if cell is None else format_bytes(cell) if cell else "" for cell in cells]
+    accessed = (counts.touched or 0) + (counts.written or 0)
+    cells = (accessed, counts.new + counts.mapped_since, counts.unknown)
+    texts = [format_bytes(cell) if cell else "" for cell in cells]
     name = readable(os.path.basename(mapping.name)) or "anonymous"
-    places = "".join(f"{text:>10}" for text in (*texts, format_bytes(counts.resident)))
+    places = "".join(f"{text:>{_COLUMN}}" for text in (*texts, format_bytes(counts.resident)))
     return f"{places}  {mapping.start:12x} {mapping.permissions} {name}"
 
 
@@ -110,7 +112,7 @@ def _sums(window: Window) -> Iterator[str]:
     total = window.working_set.total
     parts = (
         (total.touched, "read or written"),
-        (total.written, "written"),
+        (total.written, "written where reads are not seen" if window.reads else "written"),
         (total.new, "came into memory"),
         (total.mapped_since, "mapped since"),
     )
@@ -129,7 +131,7 @@ def _sums(window: Window) -> Iterator[str]:
     if total.swapped:
         yield f"in swap at the end: {format_bytes(total.swapped)}"
     if not window.reads:
-        yield _WRITES_ONLY
+        yield READS_UNSEEN
     yield f"{1e3 * window.begin_seconds:.0f} ms to begin, {1e3 * window.count_seconds:.0f} ms to count"
 
 
