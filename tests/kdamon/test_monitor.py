@@ -88,7 +88,7 @@ def test_the_iteration_ends_with_the_process_and_nothing_stays(process: subproce
         for _ in m:
             pass
         assert not m.running()
-    eventually(lambda: held() == before, "the end of the threads, which Python has joined")
+    eventually(lambda: held() == before, "the end of the kdamond")
     assert m.error() is None
     assert 0 < m.started <= first.began < first.time <= m.ended
     assert first.regions["start"].dtype == np.uint64
