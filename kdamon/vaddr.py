@@ -83,9 +83,10 @@ _ADVICE = {
 #: The remedy where the three regions are too large.
 _NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated memory; or monitor ranges with fvaddr"
 
-#: Nanoseconds after which it is looked whether a process is in another address space: for each process, and between
-#: two looks.
+#: Nanoseconds, or sampling intervals if that is longer, between two looks whether a process is in another address
+#: space; nanoseconds that the looks at many processes are apart.
 _LOOK: Final = 100_000_000
+_LOOK_INTERVALS: Final = 5
 _LOOK_AT_ONE: Final = 40_000_000
 
 #: Actions without effect, and why.
@@ -273,17 +274,19 @@ def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> 
 class _Looks:
     """Looks whether processes are still in the address spaces in which they are sampled.
 
-    That they ended is detected at once; this detects an exec() that left the address space to another process. One
-    process takes its turn every tenth of a second; where there are many, one after the other.
+    That they ended is detected at once; this detects an exec() that left the address space to another process: within
+    a tenth of a second or five sampling intervals, and where there are many processes within 40 ms for each of them.
     """
 
     def __init__(self, ctx: damon_ctx) -> None:
         self._ctx = ctx
         self._now = ctx.clock.now()
-        self._every = max(_LOOK, _LOOK_AT_ONE * len(ctx.adaptive_targets))
+        self._interval = max(ctx.attrs.sample_interval, 1) * NSEC_PER_USEC
+        self._between = max(_LOOK, _LOOK_INTERVALS * self._interval)
+        self._every = max(self._between, _LOOK_AT_ONE * len(ctx.adaptive_targets))
         primitive = _primitive(ctx)
         self._others = {id(t) for t in ctx.adaptive_targets if t.task is None or t.task.primitive != primitive}
-        self._next = self._now + _LOOK
+        self._next = self._now + self._between
 
     def is_due(self, t: damon_target) -> bool:
         """Return whether it is time to look at ``t``."""
@@ -291,15 +294,14 @@ class _Looks:
 
     def left(self) -> int:
         """How many sampling intervals there are until the next look, at least one."""
-        interval = max(self._ctx.attrs.sample_interval, 1) * NSEC_PER_USEC
-        return max(-(-(self._next - self._ctx.clock.now()) // interval), 1)
+        return max(-(-(self._next - self._ctx.clock.now()) // self._interval), 1)
 
     def find_same(self, targets: Sequence[damon_target]) -> bool:
         """If it is time, look at those that are due; False: some process is elsewhere."""
         self._now = self._ctx.clock.now()
         if self._now < self._next:
             return True
-        self._next = self._now + _LOOK
+        self._next = self._now + self._between
         return all(_look(t, self._ctx) is t.mm for t in targets if self.is_due(t))
 
 

@@ -74,9 +74,6 @@ _LOOP: Final = bytes.fromhex(
     "c3"  # ret
 )
 
-#: The page of the loop, for as long as the process lives.
-_kept: list[mmap.mmap] = []
-
 
 @functools.cache
 def runner() -> Callable[[int, int, int], None] | None:
@@ -88,12 +85,13 @@ def runner() -> Callable[[int, int, int], None] | None:
         return None
     memory = mmap.mmap(-1, PAGE_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.write(_LOOP)
+    # A kdamond may be in it until the process is gone, and later than the modules of Python are.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     size = ctypes.c_size_t(PAGE_SIZE)
     if (failed := call("mprotect", ctypes.c_void_p(address), size, mmap.PROT_READ | mmap.PROT_EXEC)) < 0:
         log.info("system calls are not batched: %s", os.strerror(-failed))
         return None
-    _kept.append(memory)
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(address)
 
 

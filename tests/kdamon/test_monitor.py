@@ -22,6 +22,7 @@ from kdamon.damon import damon_ctx
 from kdamon.monitoring.machines import get_machine, put_machine
 from tests.support.capabilities import skip_because
 from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
 
@@ -87,7 +88,7 @@ def test_the_iteration_ends_with_the_process_and_nothing_stays(process: subproce
         for _ in m:
             pass
         assert not m.running()
-    assert held() == before
+    eventually(lambda: held() == before, "the end of the kdamond")
     assert m.error() is None
     assert 0 < m.started <= first.began < first.time <= m.ended
     assert first.regions["start"].dtype == np.uint64

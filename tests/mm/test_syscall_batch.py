@@ -6,6 +6,8 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 from kdamon.arrays import U64Array
 from kdamon.mm import syscall_batch
 from kdamon.mm.syscall_batch import RESULT, STOP, WORDS, jump, make_calls
+from tests.support.cli import ENVIRONMENT
 
 NR_READ, NR_WRITE, NR_MMAP, NR_MUNMAP, NR_GETPID = 0, 1, 9, 11, 39
 
@@ -109,6 +112,22 @@ def test_a_batch_that_never_ends_is_ended() -> None:
     os.close(into)
     with open(out, "rb") as written:
         assert 5 == len(written.read())
+
+
+@pytest.mark.real
+def test_the_machine_code_stays_where_it_is() -> None:
+    """A thread may be in it while Python's modules are taken down."""
+    script = """
+import ctypes, gc
+from kdamon.mm import syscall_batch
+place = ctypes.cast(syscall_batch.runner(), ctypes.c_void_p).value
+syscall_batch.runner.cache_clear()
+syscall_batch.__dict__.clear()
+gc.collect()
+with open("/proc/self/maps") as maps:
+    print([line.split()[1] for line in maps if line.startswith(f"{place:x}-")])
+"""
+    assert "['r-xp']\n" == subprocess.check_output([sys.executable, "-c", script], text=True, env=ENVIRONMENT)
 
 
 def test_no_calls() -> None:

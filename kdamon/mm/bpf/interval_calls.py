@@ -67,8 +67,13 @@ def set_call(asm: Assembler, row: int, number: int) -> None:
 
 
 def wake(asm: Assembler) -> None:
-    """After a sleep: leave if the kdamond is wanted, and sleep on if the interval is not over."""
+    """After a sleep: leave if the kdamond is wanted, and sleep on if the interval is not over.
+
+    There was none before the first sample of a batch, whose caller has just looked whether the kdamond is wanted.
+    """
     set_call(asm, SLEEP, STOP)
+    asm.call(Helper.KTIME_GET_NS)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.NOW, R0)
     asm.load(R1, R9, CONTROL_AT + 8 * Control.TAKEN)
     asm.jump_if("jeq", R1, 0, "awake")
     asm.load(R1, R9, CONTROL_AT + 8 * Control.WANTED)
@@ -77,7 +82,6 @@ def wake(asm: Assembler) -> None:
     asm.store(8, R9, CONTROL_AT + 8 * Control.WOKEN, R1)
     asm.jump("leave")
     asm.label("not wanted")
-    asm.call(Helper.KTIME_GET_NS)
     asm.load(R1, R9, CONTROL_AT + 8 * Control.DEADLINE)
     asm.jump_if_reg("jge", R0, R1, "awake")
     # A signal woke it.
@@ -112,6 +116,9 @@ def go_on(asm: Assembler) -> None:
     asm.store(8, R9, 8 * IntervalWord.MODE, R1)
     asm.op("mov", R1, 0)
     asm.store(8, R9, CONTROL_AT + 8 * Control.OFFSET, R1)
+    # Until it is looked at again.
+    asm.op("mov", R1, 1)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
     loop(asm, IntervalWord.TARGETS, "advise")
     asm.jump("leave")
 
@@ -138,7 +145,7 @@ def go_round(asm: Assembler) -> None:
     asm.load(R1, R9, CONTROL_AT + 8 * Control.DEADLINE)
     asm.load(R2, R9, CONTROL_AT + 8 * Control.INTERVAL)
     asm.op_reg("add", R1, R2)
-    asm.load(R2, R9, CONTROL_AT + 8 * Control.HALF)
+    asm.op("rsh", R2, 1)
     asm.op_reg("add", R0, R2)
     asm.jump_if_reg("jlt", R1, R0, "leave")
     asm.store(8, R9, CONTROL_AT + 8 * Control.DEADLINE, R1)

@@ -131,13 +131,12 @@ class Control:
     WANTED: Final = 0
     #: How many more intervals may follow the present one; the program counts down.
     LEFT: Final = 1
-    #: Set by the program: how many samples were ended or begun since this was 0.
+    #: Set by the program: how many samples were begun since this was 0.
     TAKEN: Final = 2
     #: Set by the program: it was woken because the kdamond is wanted, in a sampling interval or at its end.
     WOKEN: Final = 3
-    #: Nanoseconds of a sampling interval, of half of one, and the end of the present one (CLOCK_MONOTONIC).
+    #: Nanoseconds of a sampling interval, and the end of the present one (CLOCK_MONOTONIC).
     INTERVAL: Final = 4
-    HALF: Final = 5
     DEADLINE: Final = 6
     #: The end of the present one as ``struct timespec``.
     SECONDS: Final = 7
@@ -145,9 +144,11 @@ class Control:
     #: CPUs of the targets, as :data:`IntervalWord.CPUS`: those that need no decision, and those seen last.
     SETTLED: Final = 9
     SEEN: Final = 10
-    #: Set by the program: how many ranges were given to calls so far, and whether the kernel took less than that.
+    #: Set by the program: how many ranges were given to calls so far, and whether the kernel may have taken less.
     OFFSET: Final = 11
     SHORT: Final = 12
+    #: Set by the program: when it ran last, nanoseconds of the kernel's CLOCK_MONOTONIC.
+    NOW: Final = 13
 
 
 #: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). In the first one the thread sleeps

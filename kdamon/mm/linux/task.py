@@ -139,7 +139,7 @@ class LinuxTask:
         """The present address space; a new object after each exec(), None for a kernel thread or an ended process.
 
         After an exec() the old address space is empty, which is detected at once. After one that follows vfork() it is
-        still the parent's, which is detected within a tenth of a second.
+        still the parent's, which is detected by the first call after a tenth of a second.
 
         :raises OSError: EMFILE, ENFILE it has been impossible for a second to read the process, because too many
             files are open.

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -23,7 +24,7 @@ import numpy as np
 from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out
-from kdamon.lib.syscalls import NR_FUTEX, NR_GETPID, NR_MADVISE, NR_PROCESS_MADVISE, syscall
+from kdamon.lib.syscalls import NR_FUTEX, NR_GETPID, NR_MADVISE, syscall
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers, IntervalTarget
 from kdamon.mm.actions.madvise import drain_lru, spare_page
 from kdamon.mm.bpf.interval_memory import (
@@ -65,11 +66,13 @@ _FUTEX_WAKE: Final = 1 | 128
 _FUTEX_WAIT: Final = 9 | 128
 _FUTEX_ANY: Final = 0xFFFF_FFFF
 
+#: Nanoseconds that two ways to read one clock differ by at most.
+_CLOCKS_DIFFER: Final = 1_000_000
+
 #: Words of the calls: numbers that the program sets, and results.
 _SLEEP: Final = WORDS * SLEEP
 _ADVISE: Final = WORDS * ADVISE
 _MOST: Final = WORDS * RUN + MOST
-_ADVISED: Final = WORDS * ADVISE + RESULT
 _RAN: Final = WORDS * RUN + RESULT
 
 #: Pages that are cleared in one call, because the target's mmap_lock is held for it: some 0.1 ms where no other CPU has
@@ -121,6 +124,7 @@ class LinuxIntervals:
         self._count = 0
         self.taken = 0
         self.woken = False
+        self._same_clock = False
         self._reading: list[PageTableSpace] = []
         self._placement: Placement | None = None
         self._make_calls = runner()
@@ -192,7 +196,12 @@ class LinuxIntervals:
         self._reading = [one.space for one in spaces]
         self._placement = self._placement or Placement()
         self._placement.begin()
-        return self._run(BEGIN)
+        before = time.monotonic_ns()
+        begun = self._run(BEGIN)
+        ran = program.control[Control.NOW]
+        # In a time namespace CLOCK_MONOTONIC may be another one than the kernel's own.
+        self._same_clock = before - _CLOCKS_DIFFER < ran < time.monotonic_ns() + _CLOCKS_DIFFER
+        return begun
 
     def _set_calls(self, spaces: Sequence[_Space]) -> None:
         """Write what is the same of the system calls of each sample."""
@@ -208,13 +217,12 @@ class LinuxIntervals:
 
     def follow(self, most: int = 1, deadline: int = 0, interval: int = 0) -> bool:
         """See :class:`kdamon.mm.IntervalSampler`."""
-        if most > 1 and self._make_calls is not None and not self._reading:
+        if most > 1 and self._make_calls is not None and not self._reading and self._same_clock:
             control = self._program.control
             control[Control.LEFT] = most - 1
             control[Control.DEADLINE] = deadline
             control[Control.INTERVAL] = interval
-            control[Control.HALF] = interval // 2
-            # It may sleep, find the interval not over, and do so again, now and then.
+            # Signals end sleeps: it sleeps on, but not for ever.
             return self._run(END | BEGIN, 2 * most + 8)
         return self._run(END | BEGIN)
 
@@ -282,7 +290,8 @@ class LinuxIntervals:
         advised = self._run_program(placement, rounds)
         control[Control.LEFT] = control[Control.WANTED] = 0
         self.taken = control[Control.TAKEN]
-        self.woken = control[Control.WOKEN] != 0
+        # Without being woken it still sleeps if there were too many signals.
+        self.woken = control[Control.WOKEN] != 0 or self._calls[_SLEEP] == NR_FUTEX
         if self.woken or not mode & BEGIN:
             return True
         if words[IntervalWord.ENDED]:
@@ -296,17 +305,9 @@ class LinuxIntervals:
         if not advised:
             if listed or words[IntervalWord.HARD]:
                 self._clear()
-        elif words[IntervalWord.HARD] or self._advised() != PAGE_SIZE * listed:
+        elif words[IntervalWord.HARD] or control[Control.SHORT]:
             self._clear_rest()
         return True
-
-    def _advised(self) -> int:
-        """How many bytes the kernel advised, less where it refused some."""
-        if len(self._spaces) == 1:
-            return self._calls[_ADVISED]
-        calls = self._program.calls[ADVISE : ADVISE + len(self._spaces)]
-        made = calls[:, 0] == np.uint64(NR_PROCESS_MADVISE)
-        return int(calls[made, RESULT].view(np.int64).sum())
 
     def _run_program(self, placement: Placement, rounds: int) -> bool:
         """Run the program; returns whether the calls were made that clear what it listed, and look at that again."""
@@ -316,8 +317,6 @@ class LinuxIntervals:
         calls[_MOST] = _MOST_HERE if placement.followed else _MOST_ELSEWHERE
         if self._make_calls is None:
             self._program.run()
-            # It may have asked for them.
-            self._program.words[IntervalWord.MODE] = 0
             return False
         count = len(self._spaces) + OTHERS
         self._make_calls(self._calls_at, count, rounds * count)
@@ -330,7 +329,7 @@ class LinuxIntervals:
         """Make the pages old that are young although they were advised to be cleared."""
         program = self._program
         rows = program.hard[: program.words[IntervalWord.HARD]]
-        if self._advised() != PAGE_SIZE * program.words[IntervalWord.LISTED]:
+        if program.control[Control.SHORT]:
             rows = program.listed[: program.words[IntervalWord.LISTED]]
         self._clear_rows(np.unique(rows).astype(np.intp), ())
 

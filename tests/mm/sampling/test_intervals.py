@@ -25,6 +25,7 @@ from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.sampling import intervals
 from kdamon.mm.sampling.intervals import LinuxIntervals
 from tests.support.capabilities import needs_root
+from tests.support.cli import ENVIRONMENT
 from tests.support.process_memory import space_of
 from tests.support.sampling import open_files
 from tests.support.waiting import eventually
@@ -197,17 +198,55 @@ while os.getppid() == parent:
                 # The CPU to follow, and mappings, are decided about at first.
                 assert follow_in_time(alone, 40)
                 alone.end()
-                batches = []
-                for _ in range(5):
+
+                def most_of_them() -> bool:
+                    """Unless the process had no CPU; no sample counts twice."""
                     assert alone.begin([target], numbers(20, PAGES))
                     assert follow_in_time(alone, 19, 20 * SHORT)
-                    batches.append(int(alone.accessed.sum()))
+                    found = int(alone.accessed.sum())
                     alone.end()
+                    assert found <= 19 * PAGES
+                    return found > 10 * PAGES
+
+                eventually(most_of_them, "memory that is accessed all the time")
         finally:
             process.kill()
-    # One that has no CPU for a while accesses nothing; no sample counts twice.
-    assert max(batches) <= 19 * PAGES
-    assert max(batches) > 10 * PAGES
+
+
+def test_in_a_time_namespace_samples_are_taken_one_by_one(program: Path) -> None:
+    """Where the kernel's clock is another one."""
+    script = """
+import sys, time
+import numpy as np
+from kdamon.mm import IntervalTarget
+from kdamon.mm.bpf.walker import shared_walker
+from kdamon.mm.linux.machine import linux_machine
+from kdamon.mm.sampling.intervals import LinuxIntervals
+machine = linux_machine("page_table")
+mm = machine.get_task(int(sys.argv[1]), "page_table").get_mm()
+sampler = LinuxIntervals(shared_walker())
+one = np.array([4096], np.uint64)
+taken = []
+for _ in range(20):
+    assert sampler.begin([IntervalTarget(mm, one, one, wide=False)], np.zeros((9, 1), np.uint64))
+    for _ in range(3):
+        sampler.follow(2, time.monotonic_ns(), 10_000_000)
+        taken.append(sampler.taken)
+print(max(taken))
+"""
+    with Workload([program], "anon", PAGES) as work:
+        for offset, expected in (("0", "2\n"), ("100000", "1\n"), ("-5", "1\n")):
+            there = ["unshare", "--time", "--fork", "--monotonic", offset]
+            result = subprocess.run(
+                [*there, sys.executable, "-c", script, str(work.pid)],
+                env=ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if "unshare failed" in result.stderr:
+                pytest.skip("kernel lacks: time namespaces")
+            assert (expected, "") == (result.stdout, result.stderr), offset
 
 
 def test_a_late_sample_is_left_to_the_caller(machine: LinuxMachine, program: Path, alone: LinuxIntervals) -> None:
@@ -221,12 +260,12 @@ def test_a_late_sample_is_left_to_the_caller(machine: LinuxMachine, program: Pat
 
 
 @contextmanager
-def repeated(work: Callable[[], object]) -> Iterator[None]:
-    """Do ``work`` every 20 ms in another thread."""
+def repeated(work: Callable[[], object], pause: float = 0.02) -> Iterator[None]:
+    """Do ``work`` in another thread, with pauses of so many seconds."""
     ended = threading.Event()
 
     def run() -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(pause):
             work()
 
     thread = threading.Thread(target=run)
@@ -290,15 +329,50 @@ def test_a_signal_does_not_end_the_sleep(machine: LinuxMachine, program: Path, a
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_sample_that_too_many_signals_disturb_stays_under_way(
+    machine: LinuxMachine, program: Path, alone: LinuxIntervals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is cleared in the middle of it; the caller sleeps the rest."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    thread = threading.get_ident()
+    try:
+        with (
+            Workload([program], "anon", PAGES) as work,
+            space_of(machine, work.pid) as mm,
+            repeated(lambda: signal.pthread_kill(thread, signal.SIGUSR1), 0.0005),
+        ):
+            begun(alone, mm, work, 900)
+            cleared: list[object] = []
+
+            def disturbed() -> bool:
+                """Unless there was something to be done after the first one."""
+                work.order("w", range(PAGES))
+                assert alone.follow(2, time.monotonic_ns(), LONG)
+                assert 1 == alone.taken
+                return alone.woken
+
+            eventually(disturbed, "a sleep that was given up")
+            monkeypatch.setattr(alone, "_clear", lambda: cleared.append(alone))
+            eventually(disturbed, "another one")
+            assert [] == cleared
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_process_that_ends_while_samples_follow_one_another_ends_them(
     machine: LinuxMachine, program: Path, alone: LinuxIntervals
 ) -> None:
     """Its last sample is not counted."""
     with Workload([program], "anon", PAGES) as work, space_of(machine, work.pid) as mm:
-        begun(alone, mm, work, 900)
         killer = threading.Timer(0.05, work.process.kill)
         killer.start()
-        assert not follow_in_time(alone, 800)
+
+        def ended() -> bool:
+            if not alone.begin([each_page(mm, work)], numbers(300, PAGES)):
+                return True
+            return not follow_in_time(alone, 299)
+
+        eventually(ended, "the end of the process")
         killer.join()
         work.process.wait()
 
