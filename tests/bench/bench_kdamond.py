@@ -267,7 +267,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--regions", nargs="+", type=int, default=REGIONS, metavar="N", help="3 to 1000")
     parser.add_argument("--sample-us", nargs="+", type=int, default=SAMPLE_US, metavar="US")
     parser.add_argument("--turns", type=int, help="of each; default: 5")
-    parser.add_argument("--seconds", type=float, help="of each turn; default: 0.4, and 2.5 times as much at 100 ms")
+    parser.add_argument("--seconds", type=float, help="of each turn; default: 0.35, and 2.5 times as much at 100 ms")
     parser.add_argument("--against", metavar="COMMIT", help="measure the kdamond of this commit, too")
     args = parser.parse_args()
     if not all(3 <= n <= 1000 for n in args.regions):
@@ -277,7 +277,7 @@ def command_line() -> argparse.Namespace:
     if args.against and not is_commit(args.against):
         parser.error(f"there is no commit '{args.against}'; --against takes what 'git log' shows, and needs git")
     args.turns = args.turns or (2 if args.quick else 5)
-    args.seconds = args.seconds or (0.2 if args.quick else 0.4)
+    args.seconds = args.seconds or (0.2 if args.quick else 0.35)
     return args
 
 

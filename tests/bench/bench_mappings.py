@@ -144,7 +144,7 @@ def share(ctx: damon_ctx, seconds: float) -> tuple[float, float]:
 def main() -> int:
     """Print the tables."""
     args = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    turns, seconds = (5, 2.0) if args.quick else (15, 6.0)
+    turns, seconds, times = (3, 1.2, 3) if args.quick else (15, 6.0, 5)
     with tempfile.TemporaryDirectory(prefix="kdamon-bench-", dir="/var/tmp") as directory, ExitStack() as stack:
         # There is no room for 100 TB beside a program in the middle of the address space.
         program = compiled(HERE / "mappings.c", Path(directory), "-no-pie")
@@ -166,14 +166,14 @@ def main() -> int:
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         kinds = [(name, words) for name, words, _ in CASES if name in names]
         several = [stack.enter_context(running(program, words, 1)) for _, words in kinds]
-        for _ in range(5):
+        for _ in range(times):
             for (name, _), processes in zip(kinds, several, strict=True):
                 found[name].append(share(monitoring(machine, processes, 200, 200), seconds))
         rows = []
         for name, pairs in found.items():
             cpu, missed = zip(*pairs, strict=True)
             rows.append((name, f"{median(cpu):.2f} %", f"{min(cpu):.2f} to {max(cpu):.2f}", f"{median(missed):.1f} %"))
-        title = f"monitoring at 5 ms and 200 regions, median of 5 turns of {seconds:g} s"
+        title = f"monitoring at 5 ms and 200 regions, median of {times} turns of {seconds:g} s"
         table(title, ("", "CPU", "", "missed intervals"), rows)
     return 0
 

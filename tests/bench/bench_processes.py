@@ -142,7 +142,7 @@ def measure(machine: LinuxMachine, writer: Path, turns: int, seconds: float) -> 
 def main() -> int:
     """Print the table."""
     args = arguments(__doc__.splitlines()[0] if __doc__ else "")
-    turns, seconds = (3, 2.0) if args.quick else (5, 5.0)
+    turns, seconds = (3, 1.0) if args.quick else (5, 5.0)
     with tempfile.TemporaryDirectory(prefix="kdamon-bench-", dir="/var/tmp") as directory, ExitStack() as stack:
         machine = linux_machine()
         stack.callback(machine.close)
