@@ -302,7 +302,10 @@ class _Looks:
         if self._now < self._next:
             return True
         self._next = self._now + self._between
-        return all(_look(t, self._ctx) is t.mm for t in targets if self.is_due(t))
+        elsewhere = [t for t in targets if self.is_due(t) and _look(t, self._ctx) is not t.mm]
+        for t in elsewhere:
+            t.looked_at = None
+        return not elsewhere
 
 
 def damon_va_mkold(mm: AddressSpace, t: damon_target) -> None:
@@ -326,7 +329,7 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
     """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
     answered = ctx.end_intervals() if ctx.end_intervals is not None else frozenset()
     for t in ctx.adaptive_targets:
-        mm = t.mm if id(t) in answered else _damon_get_mm(t)
+        mm = t.mm if id(t) in answered and t.looked_at is not None else _damon_get_mm(t)
         if mm is None:
             # Deviation: docs/deviations.md#samples-can-be-unknown
             t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none

@@ -16,6 +16,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdamon import vaddr
 from kdamon.access import damon_access_report
 from kdamon.arrays import U64Array
 from kdamon.core import damon_add_scheme, damon_add_target, damon_new_scheme, damon_new_target, run_ctx
@@ -220,6 +221,30 @@ def test_a_process_that_ends_is_unknown_from_then_on() -> None:
         return {107: machine.processes[11].exit}
 
     same(2, hooks)
+
+
+@pytest.mark.parametrize("way", [True, "batches"])
+def test_a_process_that_left_its_address_space_is_followed(way: bool | str) -> None:
+    """Within some looks, though the old one is still another process's; its regions are those of the new one."""
+    found: list[object] = []
+    expected: list[object] = []
+
+    def hooks(ctx: damon_ctx, machine: SimMachine) -> dict[int, Callable[[], None]]:
+        target = ctx.adaptive_targets[1]
+        other = machine.spawn([(0x1000, 0x9000), (GIB, 2 * GIB), (3 * GIB, 4 * GIB)], pid=12)
+        expected.append(other)
+        before = vaddr._damon_get_mm
+
+        def leave() -> None:
+            stack.enter_context(
+                patch.object(vaddr, "_damon_get_mm", lambda t: other if t is target else before(t)),
+            )
+
+        return {250: leave, 900: lambda: found.append(target.mm)}
+
+    with ExitStack() as stack:
+        a_run(way, 1, hooks, sample_interval=1000, aggr_interval=10_000_000, ops_update_interval=60_000_000)
+    assert expected == found
 
 
 def test_a_call_does_not_wait_for_the_end_of_an_aggregation_interval() -> None:

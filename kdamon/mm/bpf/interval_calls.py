@@ -163,13 +163,7 @@ def go_round(asm: Assembler) -> None:
 def advise(asm: Assembler, memory: int) -> None:
     """For each target: the call that advises what is listed of it."""
     begin(asm, memory, "advise", TARGETS)
-    asm.op("lsh", R6, RECORD_SHIFT)
-    # R5 becomes the row of the call, R6 the target.
-    asm.op_reg("mov", R5, R6)
-    asm.op_reg("add", R5, R9)
-    asm.op("add", R5, CALLS_AT + 8 * WORDS * ADVISE)
-    asm.op_reg("add", R6, R9)
-    asm.op("add", R6, TARGETS_AT)
+    _find_call(asm)
     asm.load(R7, R6, 8 * Target.LISTED)
     asm.load(R8, R9, CONTROL_AT + 8 * Control.OFFSET)
     asm.op_reg("mov", R4, R9)
@@ -200,17 +194,23 @@ def advise(asm: Assembler, memory: int) -> None:
 def advised(asm: Assembler, memory: int) -> None:
     """For each target: whether the kernel took all that was listed of it."""
     begin(asm, memory, "advised", TARGETS)
-    asm.op("lsh", R6, RECORD_SHIFT)
-    asm.op_reg("mov", R5, R6)
-    asm.op_reg("add", R5, R9)
-    asm.op("add", R5, CALLS_AT + 8 * WORDS * ADVISE)
-    asm.op_reg("add", R6, R9)
+    _find_call(asm)
     asm.load(R1, R5, 0)
     asm.jump_if("jne", R1, NR_PROCESS_MADVISE, "advised next")
-    asm.load(R1, R6, TARGETS_AT + 8 * Target.LISTED)
+    asm.load(R1, R6, 8 * Target.LISTED)
     asm.op("mul", R1, PAGE_SIZE)
     asm.load(R2, R5, 8 * RESULT)
     asm.jump_if_reg("jeq", R1, R2, "advised next")
     asm.op("mov", R1, 1)
     asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
     end(asm, "advised")
+
+
+def _find_call(asm: Assembler) -> None:
+    """R5 = the row of the call that advises what is listed of the target with the number in R6; R6 = that target."""
+    asm.op("lsh", R6, RECORD_SHIFT)
+    asm.op_reg("mov", R5, R6)
+    asm.op_reg("add", R5, R9)
+    asm.op("add", R5, CALLS_AT + 8 * WORDS * ADVISE)
+    asm.op_reg("add", R6, R9)
+    asm.op("add", R6, TARGETS_AT)

@@ -36,7 +36,7 @@ EVERY = np.arange(PAGES)
 def test_every_write_is_told(faulting: LinuxMachine, program: Path, directory: Path, kind: str) -> None:
     """With address, process, thread, CPU and node, whatever the memory is; pages that were not written are OLD.
 
-    Reads are told where they fault: not of files.
+    Reads are reported where they fault: not of files.
     """
     # Less than a huge page, which files may be mapped by.
     pages = np.arange(500)
