@@ -16,9 +16,8 @@ from kdamon.mm.bpf.interval_memory import (
     CALLS_AT,
     CONTROL_AT,
     END,
-    MOST,
     RECORD_SHIFT,
-    RUN,
+    RWSEM_FLAG_WAITERS,
     SLEEP,
     TARGETS,
     TARGETS_AT,
@@ -30,7 +29,7 @@ from kdamon.mm.bpf.interval_memory import (
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Assembler, Helper
 from kdamon.mm.syscall_batch import RESULT, STOP, WORDS, jump
 
-__all__ = ["advise", "advised", "begin", "end", "go_on", "go_round", "loop", "set_call", "wake"]
+__all__ = ["advise", "advised", "begin", "end", "go_on", "go_round", "look_again", "loop", "set_call", "wake"]
 
 
 def loop(asm: Assembler, count: int, callback: str) -> None:
@@ -114,13 +113,34 @@ def go_on(asm: Assembler) -> None:
     asm.label("pages are listed")
     asm.op("mov", R1, VERIFY)
     asm.store(8, R9, 8 * IntervalWord.MODE, R1)
+    _advise_each(asm)
+
+
+def _advise_each(asm: Assembler) -> None:
+    """Set the calls that advise what is listed, or the next part of it."""
     asm.op("mov", R1, 0)
     asm.store(8, R9, CONTROL_AT + 8 * Control.OFFSET, R1)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.MORE, R1)
     # Until it is looked at again.
     asm.op("mov", R1, 1)
     asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
     loop(asm, IntervalWord.TARGETS, "advise")
     asm.jump("leave")
+
+
+def look_again(asm: Assembler) -> None:
+    """After the calls that advise: whether the kernel took all; the next part follows if no thread waits for a lock."""
+    set_call(asm, SLEEP, STOP)
+    asm.op("mov", R1, 0)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
+    loop(asm, IntervalWord.TARGETS, "advised")
+    asm.load(R1, R9, CONTROL_AT + 8 * Control.SHORT)
+    asm.jump_if("jne", R1, 0, "leave")
+    asm.load(R1, R9, CONTROL_AT + 8 * Control.MORE)
+    asm.jump_if("jeq", R1, 0, "all advised")
+    set_call(asm, SLEEP, jump(ADVISE))
+    _advise_each(asm)
+    asm.label("all advised")
 
 
 def go_round(asm: Assembler) -> None:
@@ -161,46 +181,60 @@ def go_round(asm: Assembler) -> None:
 
 
 def advise(asm: Assembler, memory: int) -> None:
-    """For each target: the call that advises what is listed of it."""
+    """For each target: the call that advises what is listed of it, or the next part of that."""
     begin(asm, memory, "advise", TARGETS)
     _find_call(asm)
+    asm.load(R4, R6, 8 * Target.ADVISED)
     asm.load(R7, R6, 8 * Target.LISTED)
     asm.load(R8, R9, CONTROL_AT + 8 * Control.OFFSET)
-    asm.op_reg("mov", R4, R9)
-    asm.op("add", R4, CALLS_AT)
-    asm.load(R2, R4, 8 * (WORDS * RUN + MOST))
-    asm.jump_if_reg("jgt", R7, R2, "too many")
+    asm.op_reg("mov", R3, R8)
+    asm.op_reg("add", R8, R7)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.OFFSET, R8)
+    asm.op_reg("sub", R7, R4)
     asm.op("mov", R1, NR_GETPID)
     asm.jump_if("jeq", R7, 0, "no page")
+    asm.load(R2, R9, CONTROL_AT + 8 * Control.MOST)
+    asm.jump_if_reg("jge", R2, R7, "the rest")
+    asm.op_reg("mov", R7, R2)
+    asm.op("mov", R1, 1)
+    asm.store(8, R9, CONTROL_AT + 8 * Control.MORE, R1)
+    asm.label("the rest")
     asm.store(8, R5, 8 * 3, R7)
     asm.load(R2, R6, 8 * Target.RANGES)
-    asm.op_reg("mov", R3, R8)
+    asm.op_reg("add", R3, R4)
     asm.op("lsh", R3, 4)
     asm.op_reg("add", R2, R3)
     asm.store(8, R5, 8 * 2, R2)
+    asm.op_reg("add", R4, R7)
+    asm.store(8, R6, 8 * Target.ADVISED, R4)
     asm.op("mov", R1, NR_PROCESS_MADVISE)
     asm.label("no page")
     asm.store(8, R5, 0, R1)
-    asm.op_reg("add", R8, R7)
-    asm.store(8, R9, CONTROL_AT + 8 * Control.OFFSET, R8)
-    asm.jump("advise next")
-    asm.label("too many")
-    asm.op("mov", R1, STOP)
-    asm.store(8, R4, 8 * WORDS * ADVISE, R1)
-    asm.jump("advise stop")
     end(asm, "advise")
 
 
-def advised(asm: Assembler, memory: int) -> None:
-    """For each target: whether the kernel took all that was listed of it."""
+def advised(asm: Assembler, memory: int, lock: int | None) -> None:
+    """For each target: whether the kernel took all that was to be advised, and more may follow at once.
+
+    :param lock: where the mmap_lock's state is in an address space; None where that is not known.
+    """
     begin(asm, memory, "advised", TARGETS)
     _find_call(asm)
     asm.load(R1, R5, 0)
     asm.jump_if("jne", R1, NR_PROCESS_MADVISE, "advised next")
-    asm.load(R1, R6, 8 * Target.LISTED)
+    asm.load(R1, R5, 8 * 3)
     asm.op("mul", R1, PAGE_SIZE)
     asm.load(R2, R5, 8 * RESULT)
-    asm.jump_if_reg("jeq", R1, R2, "advised next")
+    asm.jump_if_reg("jne", R1, R2, "stop here")
+    asm.load(R1, R9, CONTROL_AT + 8 * Control.MORE)
+    asm.jump_if("jeq", R1, 0, "advised next")
+    if lock is not None:
+        asm.load(R3, R6, 8 * Target.MM)
+        asm.op("add", R3, lock)
+        asm.read_kernel(-8, "stop here")
+        asm.op("and", R1, RWSEM_FLAG_WAITERS)
+        asm.jump_if("jeq", R1, 0, "advised next")
+    asm.label("stop here")
     asm.op("mov", R1, 1)
     asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
     end(asm, "advised")

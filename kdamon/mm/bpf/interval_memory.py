@@ -18,7 +18,6 @@ __all__ = [
     "HARD_AT",
     "LISTED_AT",
     "MEMORY_SIZE",
-    "MOST",
     "NOT_CLEARED",
     "OTHERS",
     "RANDOM",
@@ -122,6 +121,8 @@ class Target:
     ENDED: Final = 3
     #: Where the ranges are that are listed, an address of this process.
     RANGES: Final = 4
+    #: Set by the program: how many of those have had a call.
+    ADVISED: Final = 5
 
 
 class Control:
@@ -138,6 +139,8 @@ class Control:
     #: Nanoseconds of a sampling interval, and the end of the present one (CLOCK_MONOTONIC).
     INTERVAL: Final = 4
     DEADLINE: Final = 6
+    #: Set by the program: whether more is listed than its calls advise.
+    MORE: Final = 5
     #: The end of the present one as ``struct timespec``.
     SECONDS: Final = 7
     NANOSECONDS: Final = 8
@@ -149,20 +152,21 @@ class Control:
     SHORT: Final = 12
     #: Set by the program: when it ran last, nanoseconds of the kernel's CLOCK_MONOTONIC.
     NOW: Final = 13
+    #: How many pages of a target a call advises at most.
+    MOST: Final = 14
 
 
 #: Rows of the system calls that are made together (:mod:`kdamon.mm.syscall_batch`). In the first one the thread sleeps
 #: to the end of the interval; the second one runs this program. One for each target follows: process_madvise() on what
 #: was listed of it. Then moving the advised pages to their LRU lists, this program, to look at them again, and back to
-#: the first row. The program sets the numbers and ranges of the targets' rows, and whether another sleep follows. Where
-#: something else has to be done first, the first target's row ends the batch.
+#: the first row. The program sets the numbers and ranges of the targets' rows. It also decides whether another sleep
+#: follows, or the targets' rows with the next part of what is listed. Where something else has to be done first, the
+#: first row or the first target's ends the batch.
 SLEEP: Final = 0
 RUN: Final = 1
 ADVISE: Final = 2
 #: Rows besides those of the targets.
 OTHERS: Final = 5
-#: The word of the row :data:`RUN` that holds how many pages of a target may be advised so.
-MOST: Final = 6
 
 RECORD_SIZE: Final = 64
 RECORD_SHIFT: Final = 6

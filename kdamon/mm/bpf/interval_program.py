@@ -20,7 +20,7 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
 from kdamon.mm.bpf.btf import Btf
-from kdamon.mm.bpf.interval_calls import advise, advised, begin, end, go_on, go_round, loop, set_call, wake
+from kdamon.mm.bpf.interval_calls import advise, advised, begin, end, go_on, go_round, look_again, loop, set_call, wake
 from kdamon.mm.bpf.interval_memory import (
     ADVISE,
     BEGIN,
@@ -44,7 +44,6 @@ from kdamon.mm.bpf.interval_memory import (
     UNKNOWN_ONE,
     VERIFY,
     WIDE,
-    Control,
     IntervalWord,
     Row,
     Target,
@@ -154,13 +153,9 @@ class IntervalProgram:
         loop(asm, IntervalWord.ROWS, "row")
         go_on(asm)
         asm.label("look again")
-        asm.op("mov", R1, 0)
-        asm.store(8, R9, CONTROL_AT + 8 * Control.SHORT, R1)
-        loop(asm, IntervalWord.TARGETS, "advised")
+        look_again(asm)
         loop(asm, IntervalWord.LISTED, "verify")
-        asm.load(R1, R9, CONTROL_AT + 8 * Control.SHORT)
-        asm.load(R2, R9, 8 * IntervalWord.HARD)
-        asm.op_reg("or", R1, R2)
+        asm.load(R1, R9, 8 * IntervalWord.HARD)
         asm.jump_if("jne", R1, 0, "leave")
         asm.label("begun and done")
         go_round(asm)
@@ -171,7 +166,7 @@ class IntervalProgram:
         self._row(asm)
         self._verify(asm)
         advise(asm, self._array.fd)
-        advised(asm, self._array.fd)
+        advised(asm, self._array.fd, self._layout.mmap_lock)
         return asm
 
     def _target(self, asm: Assembler) -> None:
@@ -182,6 +177,7 @@ class IntervalProgram:
         asm.load(R7, R6, TARGETS_AT + 8 * Target.MM)
         asm.op("mov", R1, 0)
         asm.store(8, R6, TARGETS_AT + 8 * Target.LISTED, R1)
+        asm.store(8, R6, TARGETS_AT + 8 * Target.ADVISED, R1)
         asm.store(8, R6, TARGETS_AT + 8 * Target.LOCK, R1)
         self._read_member(asm, self._own.users, "target next")
         asm.op("lsh", R1, 32)

@@ -32,7 +32,6 @@ from kdamon.mm.bpf.interval_memory import (
     BEGIN,
     CAPACITY,
     END,
-    MOST,
     NOT_CLEARED,
     OTHERS,
     RANDOM,
@@ -72,7 +71,6 @@ _CLOCKS_DIFFER: Final = 1_000_000
 #: Words of the calls: numbers that the program sets, and results.
 _SLEEP: Final = WORDS * SLEEP
 _ADVISE: Final = WORDS * ADVISE
-_MOST: Final = WORDS * RUN + MOST
 _RAN: Final = WORDS * RUN + RESULT
 
 #: Pages that are cleared in one call, because the target's mmap_lock is held for it: some 0.1 ms where no other CPU has
@@ -314,12 +312,13 @@ class LinuxIntervals:
         calls = self._calls
         calls[_SLEEP] = NR_GETPID
         calls[_ADVISE] = STOP
-        calls[_MOST] = _MOST_HERE if placement.followed else _MOST_ELSEWHERE
+        most = _MOST_HERE if placement.followed else _MOST_ELSEWHERE
+        self._program.control[Control.MOST] = most
         if self._make_calls is None:
             self._program.run()
             return False
         count = len(self._spaces) + OTHERS
-        self._make_calls(self._calls_at, count, rounds * count)
+        self._make_calls(self._calls_at, count, rounds * count * (1 + self._count // most))
         if calls[_RAN] < 0:
             self._program.run()
             return False
