@@ -160,15 +160,18 @@ class Intervals:
     def _count(self, addrs: U64Array) -> None:
         ctx, accessed, unknown = self._ctx, self._sampler.accessed, self._sampler.unknown
         ctx.end_intervals = None
+        nr_unknown = int(unknown.sum())
         first = 0
         for t in self._targets:
-            rows = slice(first, first + len(t.regions))
-            t.regions.sampling_addr = addrs[rows]
-            t.regions.nr_accesses += accessed[rows]
-            t.regions.nr_unknown += unknown[rows]
+            regions = t.regions
+            rows = slice(first, first + len(regions))
+            regions.sampling_addr = addrs[rows]
+            regions.nr_accesses += accessed[rows]
+            if nr_unknown:
+                regions.nr_unknown += unknown[rows]
             first = rows.stop
         ctx.nr_samples += first * self._followed
-        ctx.nr_unknown += int(unknown.sum())
+        ctx.nr_unknown += nr_unknown
 
 
 def _random_numbers(ctx: damon_ctx, targets: Sequence[damon_target], nr: int) -> U64Array:

@@ -60,11 +60,15 @@ def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
     :param answers: one for each region, shape (n,).
     """
     regions = t.regions
+    ctx.nr_samples += len(regions)
+    not_old = np.count_nonzero(answers)
+    if not not_old:
+        # All are old, as most are where many processes are monitored.
+        return
     young = answers == YOUNG
     damon_update_region_access_rate(regions, young)
-    ctx.nr_samples += len(regions)
     # Answers that are neither old nor young are unknown. Usually there are none; counting is cheaper than comparing.
-    nr_unknown = int(np.count_nonzero(answers)) - int(np.count_nonzero(young))
+    nr_unknown = int(not_old) - int(np.count_nonzero(young))
     if nr_unknown:
         regions.nr_unknown += answers == UNKNOWN
         ctx.nr_unknown += nr_unknown

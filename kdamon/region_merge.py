@@ -175,10 +175,10 @@ def _merge_into_left(regions: Regions, merged: list[int], sizes: list[int], unkn
     :param unknown: as for :func:`merge_similar`.
     """
     regions.age = _means(regions.age, sizes, merged)
-    if regions.unknown_age.any():
+    if np.count_nonzero(regions.unknown_age):
         regions.unknown_age = _means(regions.unknown_age, sizes, merged)
     nr_unknown = regions.nr_unknown
-    if nr_unknown.any():
+    if np.count_nonzero(nr_unknown):
         regions.nr_unknown = _means(nr_unknown, sizes, merged)
     if unknown is not None:
         heads = np.delete(np.arange(len(regions)), merged)

@@ -310,7 +310,7 @@ class Regions:
         """Cut every region larger than ``size`` into parts of it; the last part takes the rest."""
         sizes = self.sizes()
         piece = np.uint64(size)
-        if not (sizes > piece).any():
+        if not np.count_nonzero(sizes > piece):
             return
         counts = ((sizes - _1) // piece).astype(np.intp) + 1
         rows = np.repeat(np.arange(len(self), dtype=np.intp), counts)
@@ -374,9 +374,11 @@ class Regions:
         :param unknown: which are mostly unknown, shape (n,).
         """
         now, last = self.merge_scores(weights), self.merge_scores(weights, last=True)
+        self.age += _ONE
+        if unknown is None and not (np.count_nonzero(now) or np.count_nonzero(last)):
+            return
         stable = np.maximum(now, last) - np.minimum(now, last) <= threshold
         stable &= (now == 0) == (last == 0)
-        self.age += _ONE
         self.age *= stable
         self.unknown_age *= stable
         if unknown is not None:
