@@ -28,7 +28,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals, make_sampler, rest
+from kdamon.intervals import begin_intervals, make_sampler, rest, take_place
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, NSEC_PER_USEC, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
@@ -227,10 +227,11 @@ def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
-    for t in ctx.adaptive_targets:
-        mm = _damon_va_pick(t, ctx)
-        if mm is not None:
-            damon_va_mkold(mm, t)
+    picked = [(t, mm) for t in ctx.adaptive_targets if (mm := _damon_va_pick(t, ctx)) is not None]
+    if _primitive(ctx) == Primitive.PAGE_FAULT:
+        take_place(ctx, [mm for _, mm in picked])
+    for t, mm in picked:
+        damon_va_mkold(mm, t)
 
 
 def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> None:

@@ -121,6 +121,11 @@ class PageFaultSpace(ProcessSpace):
                 )
 
     @property
+    def taken(self) -> bool:
+        """Whether its memory can be armed, as after :meth:`take`; else a sample may take long to begin."""
+        return self._protection is not None
+
+    @property
     def protection(self) -> Protection:
         """The protection of its memory, after :meth:`take`."""
         assert self._protection is not None

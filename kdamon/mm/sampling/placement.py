@@ -15,9 +15,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["Placement", "take_real_time"]
+from kdamon.mm import AddressSpace
+from kdamon.mm.bpf.running_cpus import running_cpus
+from kdamon.mm.sampling.page_fault import PageFaultSpace
+
+__all__ = ["FaultPlacement", "Placement", "take_real_time"]
 
 log = logging.getLogger("kdamon")
 
@@ -91,6 +96,31 @@ class Placement:
             log.debug("the kdamond does not move to the CPUs %x: %s", mask, error.strerror)
             return False
         return True
+
+
+class FaultPlacement:
+    """Implements :class:`kdamon.mm.Placement` for samples by ``page_fault``."""
+
+    def __init__(self) -> None:
+        self._placement = Placement()
+        # To load the program takes some milliseconds.
+        running_cpus()
+
+    def begin(self, spaces: Sequence[AddressSpace]) -> None:
+        """See :meth:`kdamon.mm.Placement.begin`."""
+        mask = 0
+        for space in spaces:
+            if not isinstance(space, PageFaultSpace) or not space.taken:
+                # It is asked for its userfaultfd first, in a child.
+                self.rest()
+                return
+            mask |= space.cpus()
+        self._placement.begin()
+        self._placement.follow(mask)
+
+    def rest(self) -> None:
+        """See :meth:`kdamon.mm.Placement.rest`."""
+        self._placement.rest()
 
 
 def take_real_time() -> None:
