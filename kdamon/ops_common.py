@@ -60,9 +60,12 @@ def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
     :param answers: one for each region, shape (n,).
     """
     regions = t.regions
+    ctx.nr_samples += len(regions)
+    if not answers.any():
+        # All are old, as those of page_fault are where nothing is unknown.
+        return
     young = answers == YOUNG
     damon_update_region_access_rate(regions, young)
-    ctx.nr_samples += len(regions)
     # Answers that are neither old nor young are unknown. Usually there are none; counting is cheaper than comparing.
     nr_unknown = int(np.count_nonzero(answers)) - int(np.count_nonzero(young))
     if nr_unknown:

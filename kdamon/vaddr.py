@@ -351,8 +351,9 @@ def va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
 
     :param sampled: there are such samples.
     """
-    tasks = [t.task for t in ctx.adaptive_targets if t.task is not None]
-    ctx.filtered_threads.look(ctx.clock.now(), only_threads(ctx.sample_control), tasks)
+    if ctx.sample_control.sample_filters and (awaited := only_threads(ctx.sample_control)):
+        tasks = [t.task for t in ctx.adaptive_targets if t.task is not None]
+        ctx.filtered_threads.look(ctx.clock.now(), awaited, tasks)
     if ctx.machine is not None:
         faults = ctx.machine.faults()
         if len(faults):

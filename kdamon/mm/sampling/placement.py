@@ -69,9 +69,9 @@ class Placement:
 
     def begin(self) -> None:
         """Samples follow, and merging: be where they are cheap, with real-time priority if that is allowed."""
-        self._resting = False
-        if self._at:
+        if self._resting and self._at:
             self._bind(self._at)
+        self._resting = False
         self._priority.take()
 
     def rest(self) -> None:
