@@ -73,12 +73,12 @@ def interrupt(ctx: damon_ctx) -> None:
         sampler.interrupt()
 
 
-def take_place(ctx: damon_ctx, spaces: Sequence[AddressSpace]) -> None:
+def take_place(ctx: damon_ctx, spaces: Sequence[AddressSpace], pages: int) -> None:
     """Samples of ``spaces`` by ``page_fault`` are about to begin: be where they cost least, until :func:`rest`."""
     if ctx.placement is None and ctx.machine is not None:
         ctx.placement = ctx.machine.placement()
     if ctx.placement is not None:
-        ctx.placement.begin(spaces)
+        ctx.placement.begin(spaces, pages)
 
 
 def rest(ctx: damon_ctx) -> None:

@@ -229,7 +229,7 @@ def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     picked = [(t, mm) for t in ctx.adaptive_targets if (mm := _damon_va_pick(t, ctx)) is not None]
     if _primitive(ctx) == Primitive.PAGE_FAULT:
-        take_place(ctx, [mm for _, mm in picked])
+        take_place(ctx, [mm for _, mm in picked], sum(len(t.regions) for t, _ in picked))
     for t, mm in picked:
         damon_va_mkold(mm, t)
 

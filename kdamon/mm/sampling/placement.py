@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kdamon.mm import AddressSpace
-from kdamon.mm.bpf.running_cpus import running_cpus
+from kdamon.mm.bpf.running_cpus import ANY_CPU, running_cpus
 from kdamon.mm.sampling.page_fault import PageFaultSpace
 
 __all__ = ["FaultPlacement", "Placement", "take_real_time"]
@@ -31,6 +31,9 @@ _SHARE: Final = 0.2
 _WINDOW: Final = 1_000_000_000
 #: Nanoseconds without real-time priority after they took more.
 _PENALTY: Final = 10_000_000_000
+#: Pages of a sample by ``page_fault`` from which on it pays to be on the target's CPU: the Python of an interval, some
+#: tenths of a millisecond, runs there as well.
+_WORTH_A_MOVE: Final = 32
 
 
 class Placement:
@@ -106,7 +109,7 @@ class FaultPlacement:
         # To load the program takes some milliseconds.
         running_cpus()
 
-    def begin(self, spaces: Sequence[AddressSpace]) -> None:
+    def begin(self, spaces: Sequence[AddressSpace], pages: int) -> None:
         """See :meth:`kdamon.mm.Placement.begin`."""
         mask = 0
         for space in spaces:
@@ -114,7 +117,7 @@ class FaultPlacement:
                 # It is asked for its userfaultfd first, in a child.
                 self.rest()
                 return
-            mask |= space.cpus()
+            mask |= space.cpus() if pages >= _WORTH_A_MOVE else ANY_CPU
         self._placement.begin()
         self._placement.follow(mask)
 

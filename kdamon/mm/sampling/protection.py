@@ -199,6 +199,8 @@ class Protection:
         """
         with self._lock:
             self._look_for_another(count)
+            if not (self._changed or len(self._pending) or len(self._unsure)):
+                return False
             part, self._pending = self._pending[:count], self._pending[count:]
             unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
             if len(unsure):

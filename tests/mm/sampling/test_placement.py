@@ -97,7 +97,7 @@ by_both_primitives = pytest.mark.parametrize("write_only", [False, True], ids=["
 @pytest.mark.usefixtures("machine")
 def test_a_kdamond_moves_to_the_cpu_of_its_target(busy: subprocess.Popen[str], write_only: bool) -> None:
     """Wherever that runs, and it follows."""
-    with kdamon.monitor(pid=busy.pid, max_regions=100, write_only=write_only):
+    with kdamon.monitor(pid=busy.pid, min_regions=50, max_regions=100, write_only=write_only):
         tid = kdamond()
         for cpu in (OWN[0], OWN[-1], OWN[0]):
             os.sched_setaffinity(busy.pid, {cpu})
@@ -238,13 +238,17 @@ def test_samples_by_faults_begin_on_the_cpu_of_the_process(machine: LinuxMachine
         for _ in range(3):
             for _ in range(2):
                 eventually(lambda: space.cpus() == 1 << OWN[-1], "the process at work")
-                place.begin([space])
+                place.begin([space], len(addrs))
             assert {OWN[-1]} == os.sched_getaffinity(0)
             space.begin_sample(addrs)
             eventually(lambda: len(machine.faults()), "faults of armed pages")
             space.end_sample(addrs)
             place.rest()
             assert (set(OWN), os.SCHED_OTHER) == (os.sched_getaffinity(0), os.sched_getscheduler(0))
+        # A few pages cost the process less than a kdamond beside it.
+        for _ in range(2):
+            place.begin([space], 15)
+        assert set(OWN) == os.sched_getaffinity(0)
     finally:
         place.rest()
         task.put()
@@ -261,8 +265,8 @@ def test_a_process_is_asked_for_its_userfaultfd_without_real_time_priority(
     try:
         taken, not_yet = ready.get_mm(), other.get_mm()
         assert isinstance(taken, PageFaultSpace) and isinstance(not_yet, PageFaultSpace)
-        place.begin([taken])
-        place.begin([taken, not_yet])
+        place.begin([taken], 100)
+        place.begin([taken, not_yet], 100)
         assert (set(OWN), os.SCHED_OTHER) == (os.sched_getaffinity(0), os.sched_getscheduler(0))
     finally:
         place.rest()
