@@ -88,6 +88,8 @@ _NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated me
 _LOOK: Final = 100_000_000
 _LOOK_INTERVALS: Final = 5
 _LOOK_AT_ONE: Final = 40_000_000
+#: Nanoseconds for which the look at the end of a sample counts for the next one.
+_JUST_NOW: Final = 1_000_000
 
 #: Actions without effect, and why.
 _NOT_APPLIED = {
@@ -208,6 +210,8 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     """The address space of ``t``, None if there is none; its regions are those of its present program."""
     _follow_primitive(t, ctx)
+    if t.mm is not None and _just_seen(t, ctx):
+        return t.mm
     mm = _look(t, ctx)
     if mm is not t.mm:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
@@ -218,6 +222,11 @@ def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
             ctx.ops.update(ctx)
         t.mm = mm
     return mm
+
+
+def _just_seen(t: damon_target, ctx: damon_ctx) -> bool:
+    """Return whether the sample of ``t`` ended just now, in the address space where it began."""
+    return t.looked_at is not None and ctx.clock.monotonic and ctx.clock.now() - t.looked_at < _JUST_NOW
 
 
 def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
@@ -330,7 +339,9 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
     """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
     answered = ctx.end_intervals() if ctx.end_intervals is not None else frozenset()
     for t in ctx.adaptive_targets:
-        mm = t.mm if id(t) in answered and t.looked_at is not None else _damon_get_mm(t)
+        mm = t.mm if id(t) in answered and t.looked_at is not None else _look(t, ctx)
+        if mm is not t.mm:
+            t.looked_at = None
         if mm is None:
             # Deviation: docs/deviations.md#samples-can-be-unknown
             t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none
