@@ -95,9 +95,7 @@ def discard_reports(ctx: damon_ctx) -> None:
 def _kdamond_check_reports(reports: Records, ctx: damon_ctx, counters: ReportCounters) -> None:
     """Count ``reports``, shape (n,), for the regions of all targets, and their fate in ``counters``."""
     columns = ReportColumns(reports)
-    wanted = np.ones(len(reports), np.bool_)
-    if not damon_target_has_pid(ctx):
-        wanted = columns.pid == 0
+    wanted = np.ones(len(reports), np.bool_) if damon_target_has_pid(ctx) else columns.pid == 0
     out = damon_sample_filter_out(reports, ctx.sample_control) if ctx.sample_control.sample_filters else None
     used = np.zeros(len(reports), np.bool_)
     inside = np.zeros(len(reports), np.bool_)
@@ -119,13 +117,16 @@ def _kdamond_check_reports(reports: Records, ctx: damon_ctx, counters: ReportCou
             within, across = apply_access_reports(ReportColumns(columns, rows), t, ctx)
             inside[rows] |= within
             straddling[rows] |= across
+    applied = int(np.count_nonzero(inside))
+    counters.applied += applied
+    if applied == len(reports):
+        return
     counters.ineligible += len(reports) - int(np.count_nonzero(used))
     if out is not None:
         # Deviation: docs/deviations.md#filtered-reports-are-counted
         out &= used
         counters.filtered += int(np.count_nonzero(out))
         used &= ~out
-    counters.applied += int(np.count_nonzero(inside))
     counters.straddling += int(np.count_nonzero(straddling & ~inside))
     counters.outside += int(np.count_nonzero(used & ~inside & ~straddling))
 

@@ -1042,7 +1042,8 @@ def _kdamond_sample(ctx: damon_ctx, ops: damon_operations) -> bool:
     if sampling and not primitives.page_fault and (quiet := quiet_intervals(ctx, ops)):
         ops.sample_intervals(ctx, quiet, intervals)
     else:
-        rest(ctx)
+        if not (sampling and primitives.page_fault):
+            rest(ctx)
         if sampling:
             ops.prepare_access_checks(ctx)
     if do_prep:
@@ -1193,6 +1194,8 @@ def _kdamond_done(ctx: damon_ctx) -> None:
     try:
         # A sample may be under way; a later kdamond of this context knows nothing of it.
         sampler, ctx.interval_sampler, ctx.end_intervals = ctx.interval_sampler, None, None
+        rest(ctx)
+        ctx.placement = None
         if sampler is not None:
             sampler.close()
         if ctx.reports is not None:

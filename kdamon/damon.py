@@ -31,7 +31,7 @@ from kdamon.access import (
 )
 from kdamon.arrays import I64Array, Indexes, Mask, U32Array, U64Array
 from kdamon.kernel import PAGE_SIZE, UINT_MAX, Clock, RealClock, kthread, mult_frac, rnd_state, time_after_eq
-from kdamon.mm import AddressSpace, Answers, IntervalSampler, Machine, Task
+from kdamon.mm import AddressSpace, Answers, IntervalSampler, Machine, Placement, Task
 from kdamon.regions import DAMON_MAX_PROBES, Regions, damon_addr_range, damon_region, mostly_unknown
 from kdamon.reports.groups import GroupedReports
 from kdamon.reports.history import ReportHistory
@@ -418,6 +418,8 @@ class damon_ctx:
     interval_sampler: IntervalSampler | None = None
     #: Ends the sample of several intervals that is under way, None if there is none (:mod:`kdamon.intervals`).
     end_intervals: Callable[[], frozenset[int]] | None = None
+    #: Where its kdamond samples by ``page_fault``, made when it is needed first (no kernel counterpart).
+    placement: Placement | None = None
     #: Reports on their way to this context (:mod:`kdamon.reports`), made when the kdamond starts.
     reports: ReportQueue | None = None
 

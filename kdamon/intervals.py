@@ -16,9 +16,18 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.damon import SamplingIntervals, damon_ctx, damon_operations, damon_target, no_op
 from kdamon.kernel import time_after_eq, ulong
-from kdamon.mm import IntervalSampler, IntervalTarget
+from kdamon.mm import AddressSpace, IntervalSampler, IntervalTarget
 
-__all__ = ["Intervals", "begin_intervals", "interrupt", "is_wanted", "make_sampler", "quiet_intervals", "rest"]
+__all__ = [
+    "Intervals",
+    "begin_intervals",
+    "interrupt",
+    "is_wanted",
+    "make_sampler",
+    "quiet_intervals",
+    "rest",
+    "take_place",
+]
 
 
 #: Microseconds of sampling intervals that are taken as a whole: how long a repeated call and a watermark may wait.
@@ -64,8 +73,18 @@ def interrupt(ctx: damon_ctx) -> None:
         sampler.interrupt()
 
 
+def take_place(ctx: damon_ctx, spaces: Sequence[AddressSpace], pages: int) -> None:
+    """Samples of ``spaces`` by ``page_fault`` are about to begin: be where they cost least, until :func:`rest`."""
+    if ctx.placement is None and ctx.machine is not None:
+        ctx.placement = ctx.machine.placement()
+    if ctx.placement is not None:
+        ctx.placement.begin(spaces, pages)
+
+
 def rest(ctx: damon_ctx) -> None:
     """Work that may take long follows, or none: what the thread has for its samples it gives back."""
+    if ctx.placement is not None:
+        ctx.placement.rest()
     if ctx.interval_sampler is not None:
         ctx.interval_sampler.rest()
 

@@ -63,7 +63,7 @@ def count_samples(ctx: damon_ctx, t: damon_target, answers: Answers) -> None:
     ctx.nr_samples += len(regions)
     not_old = np.count_nonzero(answers)
     if not not_old:
-        # All are old, as most are where many processes are monitored.
+        # All are old, as most are where many processes are monitored, and those of page_fault unless they are unknown.
         return
     young = answers == YOUNG
     damon_update_region_access_rate(regions, young)

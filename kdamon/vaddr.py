@@ -28,7 +28,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals, make_sampler, rest
+from kdamon.intervals import begin_intervals, make_sampler, rest, take_place
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, NSEC_PER_USEC, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
@@ -88,6 +88,8 @@ _NARROW = "'kdamon run' without --vaddr-regions kernel leaves out unpopulated me
 _LOOK: Final = 100_000_000
 _LOOK_INTERVALS: Final = 5
 _LOOK_AT_ONE: Final = 40_000_000
+#: Nanoseconds for which the look at the end of a sample counts for the next one.
+_JUST_NOW: Final = 1_000_000
 
 #: Actions without effect, and why.
 _NOT_APPLIED = {
@@ -208,6 +210,8 @@ def _damon_va_pick(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     """The address space of ``t``, None if there is none; its regions are those of its present program."""
     _follow_primitive(t, ctx)
+    if t.mm is not None and _just_seen(t, ctx):
+        return t.mm
     mm = _look(t, ctx)
     if mm is not t.mm:
         # Kernel: after an exec the regions are the old program's until the next update, a minute by default. Here:
@@ -220,6 +224,11 @@ def _damon_va_ready(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     return mm
 
 
+def _just_seen(t: damon_target, ctx: damon_ctx) -> bool:
+    """Return whether the sample of ``t`` ended just now, in the address space where it began."""
+    return t.looked_at is not None and ctx.clock.monotonic and ctx.clock.now() - t.looked_at < _JUST_NOW
+
+
 def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
     t.looked_at = ctx.clock.now()
     return _damon_get_mm(t)
@@ -227,10 +236,11 @@ def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
-    for t in ctx.adaptive_targets:
-        mm = _damon_va_pick(t, ctx)
-        if mm is not None:
-            damon_va_mkold(mm, t)
+    picked = [(t, mm) for t in ctx.adaptive_targets if (mm := _damon_va_pick(t, ctx)) is not None]
+    if _primitive(ctx) == Primitive.PAGE_FAULT:
+        take_place(ctx, [mm for _, mm in picked], sum(len(t.regions) for t, _ in picked))
+    for t, mm in picked:
+        damon_va_mkold(mm, t)
 
 
 def va_sample_intervals(ctx: damon_ctx, nr: int, passing: SamplingIntervals) -> None:
@@ -329,7 +339,9 @@ def _end_samples(ctx: damon_ctx, known: bool) -> None:
     """Count the results of the samples of ``ctx``; without ``known`` they are unknown."""
     answered = ctx.end_intervals() if ctx.end_intervals is not None else frozenset()
     for t in ctx.adaptive_targets:
-        mm = t.mm if id(t) in answered and t.looked_at is not None else _damon_get_mm(t)
+        mm = t.mm if id(t) in answered and t.looked_at is not None else _look(t, ctx)
+        if mm is not t.mm:
+            t.looked_at = None
         if mm is None:
             # Deviation: docs/deviations.md#samples-can-be-unknown
             t.regions.nr_unknown += np.uint32(1)  # its memory is out of reach, or it has none
@@ -350,8 +362,9 @@ def va_report_faults(ctx: damon_ctx, sampled: bool) -> None:
 
     :param sampled: there are such samples.
     """
-    tasks = [t.task for t in ctx.adaptive_targets if t.task is not None]
-    ctx.filtered_threads.look(ctx.clock.now(), only_threads(ctx.sample_control), tasks)
+    if ctx.sample_control.sample_filters and (awaited := only_threads(ctx.sample_control)):
+        tasks = [t.task for t in ctx.adaptive_targets if t.task is not None]
+        ctx.filtered_threads.look(ctx.clock.now(), awaited, tasks)
     if ctx.machine is not None:
         faults = ctx.machine.faults()
         if len(faults):

@@ -16,6 +16,8 @@ __all__ = ["RegionLookup"]
 
 #: Blocks for each region: so one address in about this many lies in a block that an edge goes through.
 _BLOCKS_PER_REGION: Final = 64
+#: So few ranges are found faster by bisection than in a table.
+_FEW: Final = 256
 #: More blocks than this leave the processor's cache.
 _MAX_BLOCKS: Final = 1 << 17
 #: A bisection takes the time of so many blocks of a table that is made.
@@ -84,13 +86,15 @@ class RegionLookup:
         """
         if not len(self._start) or not len(addr):
             return np.full(len(addr), -1, np.intp), None
-        if not self._worth_a_table(len(addr)):
+        if len(addr) <= _FEW or not self._worth_a_table(len(addr)):
             return self._bisect(addr, size)
         rows = self._find_in_spans(addr, size)
         if rows.min() >= 0:
             return rows, None
         rest = (rows < 0).nonzero()[0]
         rows[rest], across_rest = self._bisect(addr.take(rest), size.take(rest))
+        if across_rest is None:
+            return rows, None
         across = np.zeros(len(addr), np.bool_)
         across[rest] = across_rest
         return rows, across
@@ -128,14 +132,17 @@ class RegionLookup:
         assert rows is not None
         return rows
 
-    def _bisect(self, addr: U64Array, size: U64Array) -> tuple[Indexes, Mask]:
+    def _bisect(self, addr: U64Array, size: U64Array) -> tuple[Indexes, Mask | None]:
         start, access_end = self._start, addr + size
-        row = np.searchsorted(start, addr, "right") - 1
+        row: Indexes = start.searchsorted(addr, "right")
+        row -= 1
         end = self._end.take(row, mode="clip")
         # A range that wraps around contains nothing: its end says nothing about where it lies.
         # (docs/deviations.md#a-range-that-wraps-around)
         begins_in = (row >= 0) & (addr < end)
         within = begins_in & (access_end >= addr) & (access_end <= end)
+        if within.all():
+            return row, None
         into_next = (access_end > start.take(row + 1, mode="clip")) | (access_end < addr)
         across = ~within & (begins_in | ((row + 1 < len(start)) & into_next))
         row[~within] = -1

@@ -40,6 +40,8 @@ MIB = 64
 WORKLOADS = ("idle:1", "sequential:1", "random:1", "sequential:2", "random:2")
 REGIONS = (15, 100, 400, 1000)
 SAMPLE_US = (5000, 100_000)
+#: Of a turn; 2.5 times as much where all have their turn together.
+SECONDS = 0.35
 #: From this sampling interval on, all numbers of regions have their turn together.
 LONG_US = 50_000
 #: Seconds from being let go to the measurement: what waited meanwhile is done then.
@@ -259,15 +261,20 @@ def workload_name(text: str) -> str:
     return text
 
 
-def command_line() -> argparse.Namespace:
-    """What to measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def command_line(
+    text: str | None, workloads: Sequence[str], regions: Sequence[int], sample_us: Sequence[int], seconds: float
+) -> argparse.Namespace:
+    """What to measure; all but the first are defaults.
+
+    :param text: describes it in the first line.
+    """
+    parser = argparse.ArgumentParser(description=text.splitlines()[0] if text else "")
     parser.add_argument("--quick", action="store_true", help="few and short turns: for a look, not for a figure")
-    parser.add_argument("--workloads", nargs="+", type=workload_name, default=WORKLOADS, metavar="PATTERN:THREADS")
-    parser.add_argument("--regions", nargs="+", type=int, default=REGIONS, metavar="N", help="3 to 1000")
-    parser.add_argument("--sample-us", nargs="+", type=int, default=SAMPLE_US, metavar="US")
+    parser.add_argument("--workloads", nargs="+", type=workload_name, default=workloads, metavar="PATTERN:THREADS")
+    parser.add_argument("--regions", nargs="+", type=int, default=regions, metavar="N", help="3 to 1000")
+    parser.add_argument("--sample-us", nargs="+", type=int, default=sample_us, metavar="US")
     parser.add_argument("--turns", type=int, help="of each; default: 5")
-    parser.add_argument("--seconds", type=float, help="of each turn; default: 0.35, and 2.5 times as much at 100 ms")
+    parser.add_argument("--seconds", type=float, help=f"of each turn; default: {seconds:g}")
     parser.add_argument("--against", metavar="COMMIT", help="measure the kdamond of this commit, too")
     args = parser.parse_args()
     if not all(3 <= n <= 1000 for n in args.regions):
@@ -277,21 +284,25 @@ def command_line() -> argparse.Namespace:
     if args.against and not is_commit(args.against):
         parser.error(f"there is no commit '{args.against}'; --against takes what 'git log' shows, and needs git")
     args.turns = args.turns or (2 if args.quick else 5)
-    args.seconds = args.seconds or (0.2 if args.quick else 0.35)
+    args.seconds = args.seconds or (0.2 if args.quick else seconds)
     return args
 
 
-def main() -> int:
-    """Print the tables."""
-    args = command_line()
+def head(args: argparse.Namespace) -> None:
+    """Print what is measured, and where."""
     # What is stopped must not stay.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    today = datetime.now(tz=UTC).date()
-    print(f"{machine_name()}, {today}: {shlex.join(sys.argv)}")
+    print(f"{machine_name()}, {datetime.now(tz=UTC).date()}: {shlex.join(sys.argv)}")
     print(
         f"median of {args.turns} turns of {args.seconds:g} s; us: CPU time of a sampling interval; "
         f"load of the machine before: {os.getloadavg()[0]:.1f}"
     )
+
+
+def main() -> int:
+    """Print the tables."""
+    args = command_line(__doc__, WORKLOADS, REGIONS, SAMPLE_US, SECONDS)
+    head(args)
     with checkout(args.against) as old, tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
         program = compiled(HERE / "writer.c", Path(directory))
         for sample_us in args.sample_us:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,15 @@ class Target:
         self._process.stdin.flush()
         now, writes = self._line()
         return now, writes
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop it until :meth:`resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED)
 
     def close(self) -> None:
         """Let it end."""
@@ -195,11 +205,13 @@ class Kdamon(Rival):
 
     :ivar target: the process to monitor.
     :ivar output: where its JSON goes.
+    :ivar options: more words of the command line.
     """
 
     target: Target
     output: Path
     root: Path = ROOT
+    options: Sequence[str] = ()
 
     def __attrs_post_init__(self) -> None:
         case = self.case
@@ -216,7 +228,7 @@ class Kdamon(Rival):
         words = [str(word) for option in options.items() for word in option]
         parts = os.pathsep.join(str(self.root / part) for part in ("", "fs", "tools"))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kdamon_tools", "run", "--quiet", "--json", *words],
+            [sys.executable, "-m", "kdamon_tools", "run", "--quiet", "--json", *words, *self.options],
             # Python looks for modules in the present directory first.
             cwd=self.root,
             env=os.environ | {"PYTHONPATH": parts},

@@ -22,8 +22,9 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.real
 
 BENCH = ROOT / "tests/bench"
-#: A share, microseconds, missed, slow-down and its interval.
-FIGURES = r"\d+\.\d\d% +(-|\d+) +(-|\d+\.\d%) +(- +-|[+-]\d+\.\d% +[+-]\d+\.\d% \.\. [+-]\d+\.\d%)"
+#: A share; microseconds, missed, slow-down and its interval.
+SHARE = r"\d+\.\d\d% +"
+FIGURES = r"(-|\d+) +(-|\d+\.\d%) +(- +-|[+-]\d+\.\d% +[+-]\d+\.\d% \.\. [+-]\d+\.\d%)"
 
 
 @pytest.fixture
@@ -124,7 +125,22 @@ def test_kdamond_beside_its_floor() -> None:
     assert re.search(r"^random writes, 1 thread; 5 ms; empty loop \d+\.\d\d%, ", busy)
     assert re.search(r"^  noise: the same kdamond twice ", busy, re.MULTILINE)
     for regions in (10, 20):
-        row = rf"^ +{regions} +{FIGURES} +{FIGURES} +(-|\d+\.\d\dx)$"
+        row = rf"^ +{regions} +{SHARE}{FIGURES} +{SHARE}{FIGURES} +(-|\d+\.\d\dx)$"
+        assert re.search(row, busy, re.MULTILINE), busy
+    assert re.search(r"^idle; 5 ms; empty loop ", idle)
+
+
+@pytest.mark.usefixtures("monitoring", "writer")
+def test_kdamond_by_faults() -> None:
+    """One line for each number of regions, the noise, and the loop of sleeps."""
+    cases = ["--workloads", "random:1", "idle:1", "--regions", "10", "20", "--turns", "1", "--seconds", "0.2"]
+    done = bench("bench_faults.py", *cases)
+    assert 0 == done.returncode, done.stderr
+    busy, idle = done.stdout.split("\n\n")[1:]
+    assert re.search(r"^random writes, threads: 1; 5 ms; empty loop \d+ us, ", busy)
+    assert re.search(r"^  noise: the same kdamond twice ", busy, re.MULTILINE)
+    for regions in (10, 20):
+        row = rf"^ +{regions} +{FIGURES}$"
         assert re.search(row, busy, re.MULTILINE), busy
     assert re.search(r"^idle; 5 ms; empty loop ", idle)
 
@@ -141,8 +157,8 @@ def test_benchmarks_have_names() -> None:
     ("words", "sentence"),
     [
         (["no-such"], "there is no benchmark no-such"),
-        (["--against", "HEAD"], "only the benchmark kdamond compares commits"),
-        (["core", "--against", "HEAD"], "only the benchmark kdamond compares commits"),
+        (["--against", "HEAD"], "the benchmarks kdamond and faults compare commits"),
+        (["core", "--against", "HEAD"], "the benchmarks kdamond and faults compare commits"),
     ],
 )
 def test_mistakes_are_explained(words: list[str], sentence: str) -> None:
@@ -161,8 +177,9 @@ def test_mistakes_are_explained(words: list[str], sentence: str) -> None:
         (["--against", "no-such-commit"], "there is no commit 'no-such-commit'"),
     ],
 )
-def test_mistakes_about_the_comparison_are_explained(words: list[str], sentence: str) -> None:
-    done = bench("bench_kdamond.py", *words)
+@pytest.mark.parametrize("script", ["bench_kdamond.py", "bench_faults.py"])
+def test_mistakes_about_the_comparison_are_explained(script: str, words: list[str], sentence: str) -> None:
+    done = bench(script, *words)
     assert 2 == done.returncode
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

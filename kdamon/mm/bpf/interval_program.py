@@ -11,7 +11,6 @@ to the end of the next interval and comes here again, for as many intervals as w
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from typing import Final
 
@@ -19,7 +18,6 @@ import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE, PMD_SIZE
-from kdamon.mm.bpf.btf import Btf
 from kdamon.mm.bpf.interval_calls import advise, advised, begin, end, go_on, go_round, look_again, loop, set_call, wake
 from kdamon.mm.bpf.interval_memory import (
     ADVISE,
@@ -49,41 +47,21 @@ from kdamon.mm.bpf.interval_memory import (
     Target,
 )
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Program
+from kdamon.mm.bpf.running_cpus import TaskLayout, find_cpus, low_half, read_member
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
 from kdamon.mm.syscall_batch import STOP, WORDS
 
-__all__ = ["IntervalLayout", "IntervalProgram"]
+__all__ = ["IntervalProgram"]
 
 #: Slots of the frame.
 _INDEX: Final = FRAME
-#: Threads of a process that are looked at.
-_THREADS: Final = 16
-#: Lower numbers are priorities of real-time threads (include/linux/sched/prio.h).
-_MAX_RT_PRIO: Final = 100
-
-
-class IntervalLayout:
-    """Offsets (bytes) in the structures of an address space and of the threads that run in it."""
-
-    def __init__(self, btf: Btf) -> None:
-        self.users = btf.offset("mm_struct", "mm_users")
-        #: None where the kernel does not keep which process an address space belongs to (CONFIG_MEMCG).
-        self.owner: int | None = None
-        with contextlib.suppress(OSError):
-            self.owner = btf.offset("mm_struct", "owner")
-        self.signal = btf.offset("task_struct", "signal")
-        self.threads = btf.offset("signal_struct", "thread_head")
-        self.thread = btf.offset("task_struct", "thread_node")
-        self.on_rq = btf.offset("task_struct", "on_rq")
-        self.prio = btf.offset("task_struct", "prio")
-        self.cpu = btf.offset("task_struct", "thread_info") + btf.offset("thread_info", "cpu")
 
 
 class IntervalProgram:
     """The program and the memory that it shares with this process.
 
     :param layout: of the running kernel.
-    :param own: the same of what only this program reads.
+    :param tasks: the same of the targets' threads.
     :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
     :ivar words: the header, as numbers.
     :ivar control: the words of :class:`kdamon.mm.bpf.interval_memory.Control`; any thread may write WANTED.
@@ -101,9 +79,9 @@ class IntervalProgram:
     :raises OSError: EPERM without the rights; what the verifier says otherwise.
     """
 
-    def __init__(self, layout: Layout, own: IntervalLayout, header: U64Array) -> None:
+    def __init__(self, layout: Layout, tasks: TaskLayout, header: U64Array) -> None:
         self._layout = layout
-        self._own = own
+        self._tasks = tasks
         self._array = Array(-(-MEMORY_SIZE // PAGE_SIZE) * PAGE_SIZE)
         try:
             self._program = Program(
@@ -179,7 +157,7 @@ class IntervalProgram:
         asm.store(8, R6, TARGETS_AT + 8 * Target.LISTED, R1)
         asm.store(8, R6, TARGETS_AT + 8 * Target.ADVISED, R1)
         asm.store(8, R6, TARGETS_AT + 8 * Target.LOCK, R1)
-        self._read_member(asm, self._own.users, "target next")
+        read_member(asm, self._tasks.users, "target next")
         asm.op("lsh", R1, 32)
         asm.jump_if("jne", R1, 0, "target lives")
         asm.op("mov", R1, 1)
@@ -189,7 +167,7 @@ class IntervalProgram:
         asm.store(8, R9, 8 * IntervalWord.ENDED, R1)
         asm.label("target lives")
         if self._layout.mmap_lock is not None:
-            self._read_member(asm, self._layout.mmap_lock, "target next")
+            read_member(asm, self._layout.mmap_lock, "target next")
             asm.store(8, R6, TARGETS_AT + 8 * Target.LOCK, R1)
             asm.op("and", R1, RWSEM_FLAG_WAITERS)
             asm.jump_if("jeq", R1, 0, "lock is free")
@@ -197,53 +175,9 @@ class IntervalProgram:
             asm.op("add", R1, 1)
             asm.store(8, R9, 8 * IntervalWord.WAITED_FOR, R1)
             asm.label("lock is free")
-        if self._own.owner is not None:
-            self._find_cpus(asm, self._own.owner)
+        if self._tasks.owner is not None:
+            find_cpus(asm, self._tasks, 8 * IntervalWord.CPUS, "target next")
         end(asm, "target")
-
-    def _find_cpus(self, asm: Assembler, owner: int) -> None:
-        """Set the bits of the CPUs on which threads of the address space at R7 are runnable."""
-        own = self._own
-        self._read_member(asm, owner, "target next")
-        asm.op_reg("mov", R7, R1)
-        self._read_member(asm, own.signal, "target next")
-        # R8 is the head of the list, R7 a link in it.
-        asm.op("add", R1, own.threads)
-        asm.op_reg("mov", R8, R1)
-        asm.op_reg("mov", R7, R1)
-        for number in range(_THREADS):
-            following = f"thread {number + 1}"
-            asm.label(f"thread {number}")
-            self._read_member(asm, 0, "target next")
-            asm.op_reg("mov", R7, R1)
-            asm.jump_if_reg("jeq", R7, R8, "target next")
-            self._read_member(asm, own.on_rq - own.thread, "target next")
-            asm.op("lsh", R1, 32)
-            asm.jump_if("jeq", R1, 0, following)
-            # Beside a thread of real-time priority another one may never run. Deadlines have -1.
-            self._read_member(asm, own.prio - own.thread, "target next")
-            asm.op("add", R1, 1)
-            _low_half(asm, R1)
-            asm.jump_if("jlt", R1, _MAX_RT_PRIO + 1, f"thread {_THREADS}")
-            self._read_member(asm, own.cpu - own.thread, "target next")
-            asm.op("lsh", R1, 32)
-            asm.op("rsh", R1, 32)
-            asm.jump_if("jgt", R1, 63, f"thread {_THREADS}")
-            asm.op("mov", R3, 1)
-            asm.op_reg("lsh", R3, R1)
-            asm.load(R1, R9, 8 * IntervalWord.CPUS)
-            asm.op_reg("or", R1, R3)
-            asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
-        asm.label(f"thread {_THREADS}")
-        asm.op("mov", R1, -1)
-        asm.store(8, R9, 8 * IntervalWord.CPUS, R1)
-
-    @staticmethod
-    def _read_member(asm: Assembler, offset: int, unreadable: str) -> None:
-        """R1 = 8 bytes at ``offset`` in the kernel's structure at R7."""
-        asm.op_reg("mov", R3, R7)
-        asm.op("add", R3, offset)
-        asm.read_kernel(-8, unreadable)
 
     def _row(self, asm: Assembler) -> None:
         """For each row: end its sample and begin another one."""
@@ -316,10 +250,10 @@ class IntervalProgram:
         # The upper half of a 64 by 64 bit product, from 32-bit halves: R7 and R1 of the random number, R2 and R3 of the
         # size.
         asm.op_reg("mov", R1, R7)
-        _low_half(asm, R1)
+        low_half(asm, R1)
         asm.op("rsh", R7, 32)
         asm.op_reg("mov", R3, R2)
-        _low_half(asm, R3)
+        low_half(asm, R3)
         asm.op("rsh", R2, 32)
         asm.op_reg("mov", R4, R1)
         asm.op_reg("mul", R4, R3)
@@ -330,7 +264,7 @@ class IntervalProgram:
         # R4 is the middle, R1 the carry.
         asm.op_reg("mul", R1, R2)
         asm.op_reg("mov", R5, R4)
-        _low_half(asm, R5)
+        low_half(asm, R5)
         asm.op_reg("add", R1, R5)
         asm.op("rsh", R1, 32)
         asm.op("rsh", R4, 32)
@@ -411,11 +345,6 @@ class IntervalProgram:
         asm.jump_if("jset", R2, CLEARABLE, "verify next")
         _append(asm, IntervalWord.HARD, HARD_AT, "verify stop")
         end(asm, "verify")
-
-
-def _low_half(asm: Assembler, register: int) -> None:
-    asm.op("lsh", register, 32)
-    asm.op("rsh", register, 32)
 
 
 def _append(asm: Assembler, count: int, place: int, full: str) -> None:

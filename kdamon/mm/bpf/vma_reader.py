@@ -23,6 +23,7 @@ import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PAGE_SIZE
+from kdamon.lib.file_limit import files_ran_out
 from kdamon.mm.bpf.btf import Btf, vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
 
@@ -240,6 +241,9 @@ def _shared() -> VmaReader | None:
     try:
         return VmaReader()
     except OSError as error:
+        # Files may be there the next time: what is raised is not remembered.
+        if files_ran_out(error):
+            raise
         log.debug("mappings are read from /proc/PID/maps: %s", error.strerror)
         return None
 
@@ -255,9 +259,13 @@ def made_vma_reader() -> VmaReader | None:
 
 
 def vma_reader() -> VmaReader | None:
-    """The one reader of this process, made when it is first asked for; None where it cannot be had.
+    """The one reader of this process, made when it is first asked for; None where it cannot be had, or not now.
 
     To make it takes some 50 ms, because the functions that it calls are among the last of the kernel's types (BTF).
     """
     with _shared_lock:
-        return _shared()
+        try:
+            return _shared()
+        except OSError as error:
+            log.debug("mappings are read from /proc/PID/maps for now: %s", error.strerror)
+            return None

@@ -16,7 +16,8 @@ from kdamon.mm import FrameKind
 from kdamon.mm.bpf.btf import vmlinux
 from kdamon.mm.bpf.calibration import calibrate
 from kdamon.mm.bpf.interval_memory import RWSEM_FLAG_WAITERS
-from kdamon.mm.bpf.interval_program import IntervalLayout, IntervalProgram
+from kdamon.mm.bpf.interval_program import IntervalProgram
+from kdamon.mm.bpf.running_cpus import TaskLayout
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 
@@ -151,7 +152,7 @@ class Walker(WalkBatches):
         :raises OSError: EPERM without the rights; EOPNOTSUPP, and what the verifier says, where the kernel cannot.
         """
         with self.lock:
-            return IntervalProgram(self.layout, IntervalLayout(vmlinux()), self.header.copy())
+            return IntervalProgram(self.layout, TaskLayout(vmlinux()), self.header.copy())
 
 
 @functools.cache

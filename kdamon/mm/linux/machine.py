@@ -30,6 +30,7 @@ from kdamon.mm.sampling.page_fault import PageFault, PageFaultSpace
 from kdamon.mm.sampling.page_idle import BITMAP, Bitmap, PageIdleSpace, PagemapFrames
 from kdamon.mm.sampling.page_table import PageTableSpace
 from kdamon.mm.sampling.physical import Physical
+from kdamon.mm.sampling.placement import FaultPlacement
 from kdamon.mm.sampling.uffd import reads_fault
 
 __all__ = ["LinuxMachine", "check_cold", "linux_machine", "make_ready"]
@@ -165,6 +166,10 @@ class LinuxMachine:
             self._one_by_one = not files_ran_out(error)
             log.info("sampling intervals are taken one by one: %s", error.strerror)
             return None
+
+    def placement(self) -> FaultPlacement:
+        """See :meth:`kdamon.mm.Machine.placement`."""
+        return FaultPlacement()
 
     def physical_memory(self) -> MemoryApart:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""

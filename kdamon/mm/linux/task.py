@@ -221,13 +221,7 @@ class LinuxTask:
             self._space = None
 
     def _exists(self) -> bool:
-        if self._directory < 0:
-            return False
-        try:
-            os.stat("maps", dir_fd=self._directory)
-        except OSError:
-            return False
-        return True
+        return self._directory >= 0 and os.access("maps", os.F_OK, dir_fd=self._directory)
 
     def _open_pidfd(self) -> int:
         """A pidfd of the process that ``pid`` is a thread of."""

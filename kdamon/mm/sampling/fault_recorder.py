@@ -84,7 +84,11 @@ _SAMPLE: Final = np.dtype(
     ]
 )
 
-_NOTHING: Final[U8Array] = np.empty(0, dtype=np.uint8)
+#: In the first word of a record: its type, and its size.
+_KIND: Final = np.uint64(0xFFFF_0000_FFFF_FFFF)
+_KIND_OF_SAMPLE: Final = np.uint64(_SAMPLE.itemsize << 48 | _PERF_RECORD_SAMPLE)
+
+_NO_FAULTS: Final[Faults] = np.empty(0, dtype=FAULT_DTYPE)
 
 
 def _source(numbers: Numbers, watched: Hash, events: PerfEvents, lost: Array) -> Assembler:
@@ -152,14 +156,15 @@ class _Ring:
         except BaseException:
             os.close(self.fd)
             raise
-        self._control: U64Array = np.frombuffer(self._memory, dtype=np.uint64, count=512)
+        #: The kernel's and the reader's positions; numbers of Python, as this is looked at in each interval.
+        self._control = memoryview(self._memory)[:PAGE_SIZE].cast("Q")
         self._data: U8Array = np.frombuffer(self._memory, dtype=np.uint8, offset=PAGE_SIZE)
 
-    def read(self) -> U8Array:
-        """Everything that was recorded since the last call, and room for more."""
-        head, tail = int(self._control[_HEAD]), int(self._control[_TAIL])
+    def read(self) -> U8Array | None:
+        """Everything that was recorded since the last call, and room for more; None: nothing was."""
+        head, tail = self._control[_HEAD], self._control[_TAIL]
         if head == tail:
-            return _NOTHING
+            return None
         size = len(self._data)
         first, end = tail % size, tail % size + head - tail
         recorded: U8Array = (
@@ -172,7 +177,8 @@ class _Ring:
 
     def close(self) -> None:
         """Give the ring back."""
-        del self._control, self._data
+        self._control.release()
+        del self._data
         self._memory.close()
         os.close(self.fd)
 
@@ -180,11 +186,13 @@ class _Ring:
 def _samples(recorded: U8Array) -> Records:
     """The program's records in what a ring held: between them are the kernel's notes about lost ones."""
     stride = _SAMPLE.itemsize
+    if len(recorded) % stride == 0 and (recorded.view(np.uint64)[:: stride // 8] & _KIND == _KIND_OF_SAMPLE).all():
+        return recorded.view(_SAMPLE)
     parts = []
     at = 0
     while at + 8 <= len(recorded):
         whole = recorded[at : at + (len(recorded) - at) // stride * stride].view(_SAMPLE)
-        others = np.flatnonzero((whole["type"] != _PERF_RECORD_SAMPLE) | (whole["size"] != stride))
+        others = ((whole["type"] != _PERF_RECORD_SAMPLE) | (whole["size"] != stride)).nonzero()[0]
         count = int(others[0]) if len(others) else len(whole)
         parts.append(recorded[at : at + count * stride])
         at += count * stride
@@ -308,17 +316,16 @@ class FaultRecorder:
     def read(self) -> Faults:
         """All faults of watched processes since the last call, see :meth:`kdamon.mm.Machine.faults`."""
         with self._lock:
-            recorded = [ring.read() for ring in self._rings.values()]
-        parts = [_samples(ring) for ring in recorded if len(ring)]
-        faults = np.empty(sum(map(len, parts)), dtype=FAULT_DTYPE)
-        at = 0
-        for found in parts:
-            part = faults[at : at + len(found)]
-            for theirs, ours in (("time", "time"), ("tgid", "pid"), ("addr", "addr"), ("cpu", "cpu"), ("tid", "tid")):
-                part[ours] = found[theirs]
-            part["node_id"] = self._nodes[found["cpu"]]
-            part["write"] = (found["error"] & _ERROR_WRITE) != 0
-            at += len(found)
+            parts = [part for ring in self._rings.values() if (part := ring.read()) is not None]
+        if not parts:
+            return _NO_FAULTS
+        # Each ring gives whole records.
+        found = _samples(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        faults = np.empty(len(found), dtype=FAULT_DTYPE)
+        for theirs, ours in (("time", "time"), ("tgid", "pid"), ("addr", "addr"), ("cpu", "cpu"), ("tid", "tid")):
+            faults[ours] = found[theirs]
+        faults["node_id"] = self._nodes[found["cpu"]]
+        faults["write"] = (found["error"] & _ERROR_WRITE) != 0
         return faults
 
 

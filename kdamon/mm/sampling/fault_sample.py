@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.arrays import U8Array, U64Array
+from kdamon.arrays import Indexes, Mask, U8Array, U64Array
 from kdamon.mm import FAULT_DTYPE, Faults
 from kdamon.mm.sampling.uffd import ACCESSED, FILE, HUGE, PRESENT, WPALLOWED, WRITTEN, ZERO, Pages
 
@@ -49,6 +49,8 @@ class State(IntEnum):
 
 
 _ALL: Final = (1 << 64) - 1
+_UNKNOWN: Final = np.uint8(State.UNKNOWN)
+_NO_ROWS: Final[Indexes] = np.empty(0, dtype=np.intp)
 
 
 def _table(*masks: int) -> U64Array:
@@ -77,10 +79,11 @@ class FaultSample:
     """
 
     def __init__(self, pages: U64Array, states: States) -> None:
-        unknown = states == State.UNKNOWN
-        #: Pages whose state is unknown.
-        self.unknown: U64Array = pages[unknown]
-        self._pages, self._states = pages[~unknown], states[~unknown]
+        #: Which pages' state is unknown, shape (n,).
+        self.unknown: Mask = states == _UNKNOWN
+        self._pages, self._states = pages, states
+        #: Those that may be accessed yet; None: all whose state is not unknown.
+        self._rows: Indexes | None = None
 
     def faults(self, table: Pages, pid: int) -> Faults:
         """The pages that were accessed since the last call: each once, without thread and CPU.
@@ -88,22 +91,23 @@ class FaultSample:
         :param table: the pages of the address space.
         :param pid: the process that is named.
         """
-        if not len(self._pages):
+        rows = (~self.unknown).nonzero()[0] if self._rows is None else self._rows
+        if not len(rows):
             return np.empty(0, dtype=FAULT_DTYPE)
-        categories = table.categories(self._pages)
-        accessed = (~categories & _ACCESSED[self._states] == 0) & (categories & _NOT_ACCESSED[self._states] == 0)
+        pages, states = self._pages[rows], self._states[rows]
+        categories = table.categories(pages)
+        accessed = (~categories & _ACCESSED[states] == 0) & (categories & _NOT_ACCESSED[states] == 0)
         present = (categories & np.uint64(PRESENT)) != 0
-        lost = present & ((categories & _LOST[self._states] != 0) | (~categories & _KEPT[self._states] != 0))
+        lost = present & ((categories & _LOST[states] != 0) | (~categories & _KEPT[states] != 0))
         faults = np.zeros(int(accessed.sum()), dtype=FAULT_DTYPE)
         faults["time"], faults["pid"] = time.monotonic_ns(), pid
         faults["cpu"] = faults["node_id"] = -1
-        faults["addr"] = self._pages[accessed]
-        faults["write"] = ((categories & _NOT_WRITTEN[self._states]) == 0)[accessed]
-        self.unknown = np.append(self.unknown, self._pages[lost])
-        rest = ~accessed & ~lost
-        self._pages, self._states = self._pages[rest], self._states[rest]
+        faults["addr"] = pages[accessed]
+        faults["write"] = ((categories & _NOT_WRITTEN[states]) == 0)[accessed]
+        self.unknown[rows[lost]] = True
+        self._rows = rows[~accessed & ~lost]
         return faults
 
     def end(self) -> None:
         """Find no more accesses; unknown pages stay unknown."""
-        self._pages, self._states = self._pages[:0], self._states[:0]
+        self._rows = _NO_ROWS

@@ -37,12 +37,12 @@ import numpy as np
 from kdamon.arrays import U64Array
 from kdamon.lib.file_limit import FileShortage, files_ran_out
 from kdamon.lib.pidfd import exited
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, Answers, Faults, Observed, Primitive
+from kdamon.mm import FAULT_DTYPE, UNKNOWN, Answers, Faults, Observed, Primitive
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, inside, intersect
+from kdamon.mm.ranges import NO_RANGES, inside, intersect, union
 from kdamon.mm.sampling.fault_recorder import FaultRecorder
 from kdamon.mm.sampling.fault_sample import FaultSample, State
 from kdamon.mm.sampling.huge_faults import spread
@@ -121,6 +121,11 @@ class PageFaultSpace(ProcessSpace):
                 )
 
     @property
+    def taken(self) -> bool:
+        """Whether its memory can be armed, as after :meth:`take`; else a sample may take long to begin."""
+        return self._protection is not None
+
+    @property
     def protection(self) -> Protection:
         """The protection of its memory, after :meth:`take`."""
         assert self._protection is not None
@@ -166,7 +171,7 @@ class PageFaultSpace(ProcessSpace):
 
     def end_sample(self, addrs: U64Array) -> Answers:
         """See :meth:`kdamon.mm.Samples.end_sample`."""
-        answers: Answers = np.full(len(addrs), OLD, dtype=np.uint8)
+        answers: Answers = np.zeros(len(addrs), dtype=np.uint8)
         with self._lock:
             pages = self._end(addrs)
             lost = NO_RANGES if self._protection is None else self._protection.disarm(self)
@@ -174,8 +179,9 @@ class PageFaultSpace(ProcessSpace):
             if pages is None:
                 answers[:] = UNKNOWN
             elif not self._closed:
-                unknown = np.isin(pages, self._sample.unknown) if len(self._sample.unknown) else False
-                answers[unknown | inside(lost[lost[:, 0].argsort()], pages)] = UNKNOWN
+                answers[self._sample.unknown] = UNKNOWN
+                if len(lost):
+                    answers[inside(union(lost, NO_RANGES), pages)] = UNKNOWN
             return answers
 
     def observed(self) -> Observed:

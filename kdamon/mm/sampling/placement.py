@@ -15,9 +15,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["Placement", "take_real_time"]
+from kdamon.mm import AddressSpace
+from kdamon.mm.bpf.running_cpus import ANY_CPU, running_cpus
+from kdamon.mm.sampling.page_fault import PageFaultSpace
+
+__all__ = ["FaultPlacement", "Placement", "take_real_time"]
 
 log = logging.getLogger("kdamon")
 
@@ -26,6 +31,9 @@ _SHARE: Final = 0.2
 _WINDOW: Final = 1_000_000_000
 #: Nanoseconds without real-time priority after they took more.
 _PENALTY: Final = 10_000_000_000
+#: Pages of a sample by ``page_fault`` from which on it pays to be on the target's CPU: the Python of an interval, some
+#: tenths of a millisecond, runs there as well.
+_WORTH_A_MOVE: Final = 32
 
 
 class Placement:
@@ -64,9 +72,9 @@ class Placement:
 
     def begin(self) -> None:
         """Samples follow, and merging: be where they are cheap, with real-time priority if that is allowed."""
-        self._resting = False
-        if self._at:
+        if self._resting and self._at:
             self._bind(self._at)
+        self._resting = False
         self._priority.take()
 
     def rest(self) -> None:
@@ -91,6 +99,31 @@ class Placement:
             log.debug("the kdamond does not move to the CPUs %x: %s", mask, error.strerror)
             return False
         return True
+
+
+class FaultPlacement:
+    """Implements :class:`kdamon.mm.Placement` for samples by ``page_fault``."""
+
+    def __init__(self) -> None:
+        self._placement = Placement()
+        # To load the program takes some milliseconds.
+        running_cpus()
+
+    def begin(self, spaces: Sequence[AddressSpace], pages: int) -> None:
+        """See :meth:`kdamon.mm.Placement.begin`."""
+        mask = 0
+        for space in spaces:
+            if not isinstance(space, PageFaultSpace) or not space.taken:
+                # It is asked for its userfaultfd first, in a child.
+                self.rest()
+                return
+            mask |= space.cpus() if pages >= _WORTH_A_MOVE else ANY_CPU
+        self._placement.begin()
+        self._placement.follow(mask)
+
+    def rest(self) -> None:
+        """See :meth:`kdamon.mm.Placement.rest`."""
+        self._placement.rest()
 
 
 def take_real_time() -> None:

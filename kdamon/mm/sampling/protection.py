@@ -199,6 +199,8 @@ class Protection:
         """
         with self._lock:
             self._look_for_another(count)
+            if not (self._changed or len(self._pending) or len(self._unsure)):
+                return False
             part, self._pending = self._pending[:count], self._pending[count:]
             unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
             if len(unsure):
@@ -261,8 +263,9 @@ class Protection:
         with self._lock:
             states = np.zeros(len(pages), dtype=np.uint8)
             if not len(self._access.ranges):
-                missing = self._arm_writes(pages, states, np.flatnonzero(~self._arm(pages)))
-                self._armed[user] = pages[states == State.ARMED], NO_RANGES
+                ours = self._arm(pages)
+                missing = self._arm_writes(pages, states, (~ours).nonzero()[0])
+                self._armed[user] = pages[ours], NO_RANGES
                 return Arming(states, missing, _NONE_WHOLE)
             access = inside(self._access.ranges, pages)
             armed = self._arm_accesses(pages, states, access)
@@ -310,20 +313,21 @@ class Protection:
         categories = self._table.categories(pages)
         spared = inside(self._spared, pages)
         there = ((categories & np.uint64(PRESENT)) != 0) & ~spared
-        huge = there & ((categories & np.uint64(HUGE)) != 0)
-        copied = huge & ~self._unknown_huge(pages, categories)
-        unknown_huge = huge & ~copied
-        if unknown_huge.any():
-            self._log_huge()
         ready = inside(self._ranges, pages) & ((categories & np.uint64(WPALLOWED)) != 0)
         states = np.full(len(pages), State.BARE, dtype=np.uint8)
         states[ready] = State.EMPTY
         states[ready & ((categories & np.uint64(SWAPPED)) != 0)] = State.SWAPPED
         # One that can be armed and was not came between the two looks.
         states[there] = State.UNKNOWN
-        states[copied & ready] = State.COPIED
         states[spared] = State.SPARED
-        return states, pages[there & ~unknown_huge & ~ready]
+        missing = there & ~ready
+        if (huge := there & ((categories & np.uint64(HUGE)) != 0)).any():
+            unknown_huge = huge & self._unknown_huge(pages, categories)
+            if unknown_huge.any():
+                self._log_huge()
+            states[huge & ~unknown_huge & ready] = State.COPIED
+            missing &= ~unknown_huge
+        return states, pages[missing]
 
     def _log_huge(self) -> None:
         if self._logged_huge:
@@ -387,11 +391,11 @@ class Protection:
         :returns: ranges of it that are in other mappings by now, of which nothing is known, shape (n, 2), any order.
         """
         with self._lock:
-            pages, ranges = self._armed.pop(user, (np.empty(0, dtype=np.uint64), NO_RANGES))
-            if self._let_go:
+            armed = self._armed.pop(user, None)
+            if armed is None or self._let_go:
                 return NO_RANGES
-            if self._armed:
-                others = [*self._armed.values()]
+            pages, ranges = armed
+            if others := [*self._armed.values()]:
                 pages = pages[~np.isin(pages, np.concatenate([armed for armed, _ in others]))]
                 ranges = ranges[~np.isin(keys(ranges), keys(np.concatenate([armed for _, armed in others])))]
             if len(pages):

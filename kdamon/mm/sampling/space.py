@@ -15,6 +15,7 @@ from kdamon.arrays import Mask, U64Array
 from kdamon.mm import Answers, Observed, PageFilter
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.page_samples import PageSamples
+from kdamon.mm.bpf.running_cpus import ANY_CPU, running_cpus
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, exclusive_frames, frames
 from kdamon.mm.proc.process_files import ProcessFiles
 from kdamon.mm.ranges import NO_RANGES, intersect, joined
@@ -65,6 +66,12 @@ class ProcessSpace(ABC):
     def pidfd(self) -> int:
         """A pidfd of the process."""
         return self._pidfd
+
+    def cpus(self) -> int:
+        """The CPUs on which its threads run or are about to, see :meth:`kdamon.mm.bpf.running_cpus.RunningCpus.of`."""
+        running = running_cpus()
+        with self._lock:
+            return ANY_CPU if running is None or self._closed else running.of(self._files.pagemap)
 
     @property
     def files(self) -> ProcessFiles:

@@ -149,6 +149,9 @@ class SimMachine:
         """See :meth:`kdamon.mm.Machine.interval_sampler`; only with :attr:`whole_intervals`."""
         return SimIntervals() if self.whole_intervals else None
 
+    def placement(self) -> None:
+        """See :meth:`kdamon.mm.Machine.placement`."""
+
     def physical_memory(self) -> Physical:
         """See :meth:`kdamon.mm.Machine.physical_memory`."""
         return Physical(SimFrames(self))

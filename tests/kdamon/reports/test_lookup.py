@@ -76,7 +76,7 @@ def questions(rng: np.random.Generator, ranges: list[tuple[int, int]], n: int) -
 def test_tables_find_what_a_scan_finds(ranges: list[tuple[int, int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     lookup = RegionLookup(Regions([a for a, _ in ranges], [b for _, b in ranges]))
-    for n in (20, 400, 200):
+    for n in (20, 400, 300):
         addrs, sizes = questions(rng, ranges, n)
         rows, across = lookup.find(np.array(addrs, np.uint64), np.array(sizes, np.uint64))
         if across is None:

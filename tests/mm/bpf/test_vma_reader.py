@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +84,27 @@ def test_as_many_as_wanted(reader: VmaReader, program: Path) -> None:
         expected = everything(reader, files.pagemap).ranges
         records, found = reader.read(files.pagemap, int(expected[7, 0]) + 1, 3)
     assert (Found.MORE, expected[7:10].tolist()) == (found, records[:, :2].tolist())
+
+
+#: Asks for the reader while no file can be opened, and afterwards.
+SHORT_OF_FILES = """
+import os, resource
+from kdamon.mm.bpf.vma_reader import vma_reader
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+first_free = os.dup(0)
+os.close(first_free)
+resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+print(vma_reader() is not None)
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+print(vma_reader() is not None)
+"""
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_lack_of_files_is_not_remembered() -> None:
+    """Once there are some, there is a reader."""
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_FILES], capture_output=True, text=True, check=True)
+    assert ["False", "True"] == done.stdout.split()
 
 
 def test_of_a_process_that_ended_there_are_none(reader: VmaReader, program: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kdamon
@@ -21,12 +22,14 @@ from kdamon.core import (
     damon_select_ops,
     damon_start,
 )
-from kdamon.damon import damon_ops_id
+from kdamon.damon import PrimitivesEnabled, damon_ops_id
 from kdamon.lib.housekeeping import choose_cpus
 from kdamon.lib.process_status import stat_fields
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.linux.task import LinuxTask
 from kdamon.mm.sampling import placement
-from kdamon.mm.sampling.placement import Placement
+from kdamon.mm.sampling.page_fault import PageFault, PageFaultSpace
+from kdamon.mm.sampling.placement import FaultPlacement, Placement
 from tests.support.capabilities import needs_root
 from tests.support.contexts import in_kdamond, stopped
 from tests.support.waiting import eventually
@@ -85,12 +88,16 @@ def policy(tid: int) -> int:
     return int(stat_fields(Path(f"/proc/self/task/{tid}/stat").read_bytes())[41 - 3])
 
 
+by_both_primitives = pytest.mark.parametrize("write_only", [False, True], ids=["page_table", "page_fault"])
+
+
 @needs_root("monitors another process, with real-time priority")
 @needs_two_cpus
+@by_both_primitives
 @pytest.mark.usefixtures("machine")
-def test_a_kdamond_moves_to_the_cpu_of_its_target(busy: subprocess.Popen[str]) -> None:
+def test_a_kdamond_moves_to_the_cpu_of_its_target(busy: subprocess.Popen[str], write_only: bool) -> None:
     """Wherever that runs, and it follows."""
-    with kdamon.monitor(pid=busy.pid, max_regions=100):
+    with kdamon.monitor(pid=busy.pid, min_regions=50, max_regions=100, write_only=write_only):
         tid = kdamond()
         for cpu in (OWN[0], OWN[-1], OWN[0]):
             os.sched_setaffinity(busy.pid, {cpu})
@@ -100,13 +107,14 @@ def test_a_kdamond_moves_to_the_cpu_of_its_target(busy: subprocess.Popen[str]) -
 
 @needs_root("monitors another process, with real-time priority")
 @needs_two_cpus
+@by_both_primitives
 @pytest.mark.usefixtures("machine")
-def test_a_kdamond_stays_on_the_cpus_that_were_chosen(busy: subprocess.Popen[str]) -> None:
+def test_a_kdamond_stays_on_the_cpus_that_were_chosen(busy: subprocess.Popen[str], write_only: bool) -> None:
     """Also where its target runs on another one."""
     os.sched_setaffinity(busy.pid, {OWN[0]})
     choose_cpus(frozenset({OWN[-1]}))
     seen = set()
-    with kdamon.monitor(pid=busy.pid, max_regions=100) as monitor:
+    with kdamon.monitor(pid=busy.pid, max_regions=100, write_only=write_only) as monitor:
         tid = kdamond()
         for _, _snapshot in zip(range(10), monitor, strict=False):
             seen.add(frozenset(os.sched_getaffinity(tid)))
@@ -114,8 +122,11 @@ def test_a_kdamond_stays_on_the_cpus_that_were_chosen(busy: subprocess.Popen[str
 
 
 @needs_root("monitors another process, with real-time priority")
+@by_both_primitives
 @pytest.mark.usefixtures("machine")
-def test_a_kdamond_samples_with_real_time_priority(machine: LinuxMachine, busy: subprocess.Popen[str]) -> None:
+def test_a_kdamond_samples_with_real_time_priority(
+    machine: LinuxMachine, busy: subprocess.Popen[str], write_only: bool
+) -> None:
     """What others have it do it does without."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -125,6 +136,7 @@ def test_a_kdamond_samples_with_real_time_priority(machine: LinuxMachine, busy: 
     ctx = damon_new_ctx(1)
     ctx.machine = machine
     damon_select_ops(ctx, damon_ops_id.DAMON_OPS_VADDR)
+    ctx.sample_control.primitives_enabled = PrimitivesEnabled(page_table=not write_only, page_fault=write_only)
     t = damon_new_target()
     t.pid = busy.pid
     damon_add_target(ctx, t)
@@ -207,6 +219,59 @@ def test_a_thread_that_rests_is_left_alone() -> None:
     os.sched_setaffinity(0, {OWN[0]})
     place.rest()
     assert {OWN[0]} == os.sched_getaffinity(0)
+
+
+@needs_root("monitors another process, with real-time priority")
+@needs_two_cpus
+def test_samples_by_faults_begin_on_the_cpu_of_the_process(machine: LinuxMachine, busy: subprocess.Popen[str]) -> None:
+    """Its pages are armed there as elsewhere; work in between is done on all CPUs, as before."""
+    os.sched_setaffinity(busy.pid, {OWN[-1]})
+    task = machine.get_task(busy.pid, "page_fault")
+    place = FaultPlacement()
+    try:
+        space = task.get_mm()
+        assert isinstance(space, PageFaultSpace)
+        ranges, _ = space.protection.registered_reads
+        mapped = ranges if len(ranges) else space.protection.registered
+        largest = mapped[(mapped[:, 1] - mapped[:, 0]).argmax()]
+        addrs = np.arange(largest[0], largest[1], 1 << 20, dtype=np.uint64)
+        for _ in range(3):
+            for _ in range(2):
+                eventually(lambda: space.cpus() == 1 << OWN[-1], "the process at work")
+                place.begin([space], len(addrs))
+            assert {OWN[-1]} == os.sched_getaffinity(0)
+            space.begin_sample(addrs)
+            eventually(lambda: len(machine.faults()), "faults of armed pages")
+            space.end_sample(addrs)
+            place.rest()
+            assert (set(OWN), os.SCHED_OTHER) == (os.sched_getaffinity(0), os.sched_getscheduler(0))
+        # A few pages cost the process less than a kdamond beside it.
+        for _ in range(2):
+            place.begin([space], 15)
+        assert set(OWN) == os.sched_getaffinity(0)
+    finally:
+        place.rest()
+        task.put()
+
+
+@needs_root("monitors another process, with real-time priority")
+@pytest.mark.usefixtures("machine")
+def test_a_process_is_asked_for_its_userfaultfd_without_real_time_priority(
+    machine: LinuxMachine, busy: subprocess.Popen[str]
+) -> None:
+    """That takes long, in a child that runs where this thread does."""
+    ready, other = machine.get_task(busy.pid, "page_fault"), LinuxTask(PageFault(), busy.pid)
+    place = FaultPlacement()
+    try:
+        taken, not_yet = ready.get_mm(), other.get_mm()
+        assert isinstance(taken, PageFaultSpace) and isinstance(not_yet, PageFaultSpace)
+        place.begin([taken], 100)
+        place.begin([taken, not_yet], 100)
+        assert (set(OWN), os.SCHED_OTHER) == (os.sched_getaffinity(0), os.sched_getscheduler(0))
+    finally:
+        place.rest()
+        ready.put()
+        other.put()
 
 
 def test_a_cpu_is_followed_when_it_is_seen_twice() -> None:
