@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A process whose accesses are known: it maps memory, prints "<address> <pages>", and touches exactly the pages that
- * it is told to on standard input: a byte 'r', 'w' or a command, a u32 count, that many u32 page numbers. It answers
+ * it is told to on standard input: a byte 'r', 'w', 'a' or a command, a u32 count, that many u32 page numbers. It answers
  * each order with '.', or with what a command tells.
  *
  * usage: workload KIND PAGES [FILE]
@@ -53,6 +53,8 @@ static void touch_all(void)
 		size_t offset = order[i] * PAGE + 128;
 		if (kind == 'w')
 			at[offset] = (char)(order[i] * 7 + 3);
+		else if (kind == 'a') /* reads, then writes */
+			at[offset] += 1;
 		else
 			(void)at[offset];
 	}
