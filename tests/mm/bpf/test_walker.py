@@ -23,7 +23,7 @@ from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf import calibration
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
-from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.bpf.walker import Walker, heads_of, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.pagemap import entries_at, frames
@@ -139,6 +139,15 @@ def test_the_kind_of_a_page_frame_follows_from_its_mappings(advice: int) -> None
             os.waitpid(child, 0)
             for fd in (*ready, *done):
                 os.close(fd)
+
+
+def test_tail_pages_have_their_head_as_an_address_or_as_a_mask() -> None:
+    """Of 64 bytes each; folios of 512, 512 and 4 pages, of which the second and third have masks."""
+    base = 0xFFD4_0000_0000_0000
+    pages = base + 64 * np.array([1, 511, 513, 1023, 1025, 1027], np.uint64)
+    masks = [(1 << 64) - 64 * count | 1 for count in (512, 4)]
+    found = heads_of(pages, np.array([base | 1, base | 1, masks[0], masks[0], masks[1], masks[1]], np.uint64))
+    assert [base, base, base + 64 * 512, base + 64 * 512, base + 64 * 1024, base + 64 * 1024] == found.tolist()
 
 
 @pytest.mark.usefixtures("machine")
