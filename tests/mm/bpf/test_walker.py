@@ -35,16 +35,23 @@ GIB = 1 << 30
 
 
 def walk_own_page(walker: Walker) -> tuple[int, int]:
-    """The frame number of a page of this process by the walk, and by /proc."""
+    """The frame number of a page of this process by the walk, and by /proc; NUMA balancing may just have moved it."""
     memory = np.ones(8192, np.uint8)
     address = int(memory.ctypes.data) + 4096
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+
+    def shown() -> int:
+        return int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
+
     try:
-        _, entries = walker.walk(fd, np.array([address], np.uint64))
-        shown = int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
+        before, after = 0, shown()
+        while before != after:
+            before = after
+            _, entries = walker.walk(fd, np.array([address], np.uint64))
+            after = shown()
     finally:
         os.close(fd)
-    return int(walker.pfns(entries)[0]), shown
+    return int(walker.pfns(entries)[0]), after
 
 
 @pytest.mark.usefixtures("machine")
