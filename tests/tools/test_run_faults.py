@@ -19,7 +19,7 @@ from tests.support.capabilities import needs_read_faults
 from tests.support.paths import PYTHONPATH
 from tests.support.speed import slowness
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300 * slowness())]
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "100", "LINES": "30"}
