@@ -11,7 +11,7 @@ from attrs import evolve
 from kdamon.arrays import I32Array, Mask, Records
 from kdamon.damon import damon_sample_control, damon_sample_filter, damon_sample_filter_type
 from kdamon.lib.rights import needs_linux
-from kdamon.mm import Machine
+from kdamon.mm import Machine, Primitive
 
 __all__ = [
     "READS_UNSEEN",
@@ -24,6 +24,7 @@ __all__ = [
     "damon_sample_filter_out",
     "only_threads",
     "sample_filter_matches",
+    "sample_primitive",
 ]
 
 #: Shown where figures of faults could be mistaken for those of all accesses.
@@ -93,6 +94,25 @@ def damon_sample_filter_out(reports: Records, control: damon_sample_control) -> 
     return out
 
 
+def sample_primitive(control: damon_sample_control) -> Primitive:
+    """How the accesses to processes are to be observed so that those that ``control`` counts are (no kernel
+    counterpart).
+
+    Where reads fault, one that comes before a write to the same page takes the protection off, so that the write does
+    not fault. So they must not where only writes count. A client may enable both primitives while it rewrites the
+    tree: page_fault wins.
+    """
+    if not control.primitives_enabled.page_fault:
+        return Primitive.PAGE_TABLE
+    return Primitive.PAGE_FAULT_WRITES if _only_writes(control) else Primitive.PAGE_FAULT
+
+
+def _only_writes(control: damon_sample_control) -> bool:
+    """Whether a filter discards all reads."""
+    write = damon_sample_filter_type.DAMON_FILTER_TYPE_WRITE
+    return any(f.type is write and f.matching == f.allow for f in control.sample_filters)
+
+
 def check_fault_filters(control: damon_sample_control, machine: Machine) -> None:
     """Refuse filters on properties that the faults of ``machine`` do not carry.
 
@@ -105,7 +125,7 @@ def check_fault_filters(control: damon_sample_control, machine: Machine) -> None
             "this machine does not report which CPU or thread made a page fault, so filters of the types cpumask and "
             "threads would reject everything; kdamon doctor names the requirement",
         )
-    if kinds and machine.faults_of_reads and not machine.attributes_faults:
+    if kinds and machine.faults_of_reads and not machine.attributes_faults and not _only_writes(control):
         raise OSError(
             errno.EOPNOTSUPP,
             "this machine does not report whether a page fault was a read or a write, so filters of the type write "

@@ -46,7 +46,7 @@ from kdamon.ops_common import (
 from kdamon.probes import count_probe_hits
 from kdamon.reports.deliver import report_accesses
 from kdamon.reports.record import report_array
-from kdamon.sample_control import only_threads
+from kdamon.sample_control import only_threads, sample_primitive
 
 __all__ = [
     "OPERATIONS",
@@ -167,29 +167,27 @@ def fva_init(ctx: damon_ctx) -> None:
 
 
 def _make_ready(ctx: damon_ctx) -> None:
-    if _primitive(ctx) == Primitive.PAGE_TABLE and any(t.task is not None for t in ctx.adaptive_targets):
+    primitive = sample_primitive(ctx.sample_control)
+    if primitive == Primitive.PAGE_TABLE and any(t.task is not None for t in ctx.adaptive_targets):
         make_sampler(ctx)
 
 
 def _take_task(t: damon_target, ctx: damon_ctx, birth: int | None = None) -> None:
     if t.task is None and ctx.machine is not None:
         try:
-            t.task = ctx.machine.get_task(t.pid, _primitive(ctx), birth)
+            t.task = ctx.machine.get_task(t.pid, sample_primitive(ctx.sample_control), birth)
         except OSError as error:
             log.warning("process %d cannot be monitored: %s", t.pid, error.strerror)
 
 
-def _primitive(ctx: damon_ctx) -> str:
-    return Primitive.PAGE_FAULT if ctx.sample_control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
-
-
 def _follow_primitive(t: damon_target, ctx: damon_ctx) -> None:
     """Open the same process again if a commit chose another primitive without opening it."""
-    if t.task is not None and t.task.primitive != _primitive(ctx) and t.task.valid():
-        birth = t.task.birth
-        t.task.put()
+    former = t.task
+    if former is not None and former.primitive != sample_primitive(ctx.sample_control) and former.valid():
         t.task = t.mm = None
-        _take_task(t, ctx, birth)
+        # Before the other is put: they share the process's userfaultfd.
+        _take_task(t, ctx, former.birth)
+        former.put()
 
 
 def damon_va_update(ctx: damon_ctx) -> None:
@@ -237,7 +235,7 @@ def _look(t: damon_target, ctx: damon_ctx) -> AddressSpace | None:
 def damon_va_prepare_access_checks(ctx: damon_ctx) -> None:
     """Choose an address in each region, and forget that its page was accessed or let the next write to it fault."""
     picked = [(t, mm) for t in ctx.adaptive_targets if (mm := _damon_va_pick(t, ctx)) is not None]
-    if _primitive(ctx) == Primitive.PAGE_FAULT:
+    if sample_primitive(ctx.sample_control) != Primitive.PAGE_TABLE:
         take_place(ctx, [mm for _, mm in picked], sum(len(t.regions) for t, _ in picked))
     for t, mm in picked:
         damon_va_mkold(mm, t)
@@ -294,7 +292,7 @@ class _Looks:
         self._interval = max(ctx.attrs.sample_interval, 1) * NSEC_PER_USEC
         self._between = max(_LOOK, _LOOK_INTERVALS * self._interval)
         self._every = max(self._between, _LOOK_AT_ONE * len(ctx.adaptive_targets))
-        primitive = _primitive(ctx)
+        primitive = sample_primitive(ctx.sample_control)
         self._others = {id(t) for t in ctx.adaptive_targets if t.task is None or t.task.primitive != primitive}
         self._next = self._now + self._between
 

@@ -36,7 +36,7 @@ from kdamon.damon import (
 from kdamon.kernel import Clock
 from kdamon.kstrtox import kstrtoul
 from kdamon.mm import Machine, Primitive
-from kdamon.sample_control import check_fault_filters
+from kdamon.sample_control import check_fault_filters, sample_primitive
 from kdamon_fs.abi import OWN
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import (
@@ -53,7 +53,6 @@ from kdamon_fs.sysfs_sample import (
     RunningContext,
     build_sample_control,
     damon_sysfs_sample,
-    sample_primitive_of,
 )
 from kdamon_fs.sysfs_schemes import damon_sysfs_schemes
 from kdamon_fs.sysfs_schemes_build import damon_sysfs_add_schemes
@@ -346,8 +345,8 @@ def _damon_sysfs_take_task(
     if t.pid <= 0:
         raise OSError(errno.EINVAL, f"{target.location()}/pid_target: there is no process {t.pid}")
     ctx.machine = machine()
-    primitive = sample_primitive_of(ctx.sample_control)
-    if primitive == Primitive.PAGE_FAULT:
+    primitive = sample_primitive(ctx.sample_control)
+    if primitive != Primitive.PAGE_TABLE:
         check_fault_filters(ctx.sample_control, ctx.machine)
     # Kernel: takes a new reference at each commit, at no cost. Here: opening would stop the process once more for a
     # userfaultfd that it already has. (docs/deviations.md#a-commit-keeps-monitored-processes)
@@ -389,7 +388,7 @@ def _damon_sysfs_take_memory(
     opening: list[Callable[[], None]],
 ) -> None:
     """Give ``t`` the machine's memory, unless the target that it will be committed to has it."""
-    if sample_primitive_of(ctx.sample_control) == Primitive.PAGE_FAULT:
+    if sample_primitive(ctx.sample_control) != Primitive.PAGE_TABLE:
         raise OSError(
             errno.EOPNOTSUPP,
             "physical addresses are monitored with accessed bits only; write N to primitives/page_fault",

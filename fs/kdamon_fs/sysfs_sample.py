@@ -28,7 +28,7 @@ from kdamon.damon import (
 from kdamon.density.estimator import reports_are_random
 from kdamon.kstrtox import bitmap_list, bitmap_parselist, parse_int_array
 from kdamon.mm import Primitive
-from kdamon.sample_control import READS_UNSEEN, damon_add_sample_filter, damon_new_sample_filter
+from kdamon.sample_control import READS_UNSEEN, damon_add_sample_filter, damon_new_sample_filter, sample_primitive
 from kdamon_fs.kobject import NumberedDirectories, Tree, kobj_attribute, kobject, nr_attribute
 from kdamon_fs.sysfs_common import bool_attribute, keyword_attribute
 
@@ -38,7 +38,6 @@ __all__ = [
     "build_sample_control",
     "damon_sysfs_sample",
     "nr_cpu_ids",
-    "sample_primitive_of",
 ]
 
 log = logging.getLogger("kdamon")
@@ -207,15 +206,11 @@ def build_sample_control(sample: damon_sysfs_sample) -> damon_sample_control:
     return control
 
 
-def sample_primitive_of(control: damon_sample_control) -> str:
-    """The primitive to open processes with. A client may enable both while it rewrites the tree: page_fault wins."""
-    return Primitive.PAGE_FAULT if control.primitives_enabled.page_fault else Primitive.PAGE_TABLE
-
-
 def _misses_reads(ctx: damon_ctx) -> bool:
     """Return whether page_fault samples ``ctx`` without observing reads."""
     seen = ctx.machine is not None and ctx.machine.faults_of_reads
-    return ctx.sample_control.primitives_enabled.page_fault and not seen
+    primitive = sample_primitive(ctx.sample_control)
+    return primitive == Primitive.PAGE_FAULT_WRITES or (primitive == Primitive.PAGE_FAULT and not seen)
 
 
 def _warnings_of(ctx: damon_ctx) -> list[str]:

@@ -53,7 +53,7 @@ from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.regions import Regions
 from kdamon.reports.groups import GroupedInterval, GroupTable
-from kdamon.sample_control import check_attribution, check_fault_filters, check_reads
+from kdamon.sample_control import check_attribution, check_fault_filters, check_reads, sample_primitive
 
 __all__ = ["Monitor", "monitor"]
 
@@ -299,7 +299,7 @@ class Monitor:
             if config.read_only:
                 check_reads(machine)
             self._faults_of_reads = machine.faults_of_reads
-        target.task = task = machine.get_task(config.pid, config.primitive or Primitive.PAGE_TABLE, self._birth)
+        target.task = task = machine.get_task(config.pid, sample_primitive(self.ctx.sample_control), self._birth)
         check_memory(task)
         if config.primitive == Primitive.PAGE_FAULT:
             check_threads(config.tids, task)

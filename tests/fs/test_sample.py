@@ -327,6 +327,24 @@ def test_filters_and_primitives_can_be_committed_online(session: Any, process: A
     assert session.read(f"{KDAMOND}/pid") == kdamond
 
 
+def test_a_filter_that_discards_reads_changes_which_accesses_fault(
+    session: Any, process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit opens the process anew; where reads fault, those that come first would hide writes."""
+    monkeypatch.setattr(SimMachine, "faults_of_reads", True)
+    session.put(f"{SAMPLE}/primitives/page_fault", "Y")
+    assert "OK" == session.state("on")
+    wait_for_hot_parts(session, "ABC")
+    add_filter(session, "write", "", "Y", "Y")
+    assert "OK" == session.state("commit")
+    assert "page_fault_writes" == session.machine.processes[Process.pid].primitive
+    wait_for_hot_parts(session, "AB")
+    session.put(f"{FILTERS}/nr_filters", 0)
+    assert "OK" == session.state("commit")
+    assert "page_fault" == session.machine.processes[Process.pid].primitive
+    wait_for_hot_parts(session, "ABC")
+
+
 def test_a_commit_opens_no_process_again(session: Any, process: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For a userfaultfd the process would have to be stopped; only another way to monitor it needs that."""
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
@@ -379,13 +397,16 @@ def test_a_machine_that_tells_no_cpu_and_no_thread_cannot_filter_by_them(
 def test_faults_that_may_be_reads_cannot_be_filtered_by_writes_where_that_is_unknown(
     session: Any, process: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """EOPNOTSUPP with a sentence: as reads, writes would be taken for none."""
+    """EOPNOTSUPP with a sentence: writes would be taken for reads. Where they alone count, reads do not fault."""
     monkeypatch.setattr(SimMachine, "attributes_faults", False)
     monkeypatch.setattr(SimMachine, "faults_of_reads", True)
     session.put(f"{SAMPLE}/primitives/page_fault", "Y")
     assert "OK" == session.state("on")
     assert "OK" == session.state("off")
-    add_filter(session, "write", "")
+    add_filter(session, "write", "", "Y", "Y")
+    assert "OK" == session.state("on")
+    assert "OK" == session.state("off")
+    add_filter(session, "write", "", "N", "Y")
     assert session.state("on") == errno.errorcode[errno.EOPNOTSUPP]
     assert "does not report whether a page fault was a read or a write" in caplog.text
 

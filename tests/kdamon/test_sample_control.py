@@ -35,7 +35,12 @@ from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.reports.deliver import damon_report_access
 from kdamon.reports.record import report_array
-from kdamon.sample_control import damon_add_sample_filter, damon_commit_sample_control, damon_new_sample_filter
+from kdamon.sample_control import (
+    damon_add_sample_filter,
+    damon_commit_sample_control,
+    damon_new_sample_filter,
+    sample_primitive,
+)
 from kdamon.sample_control import damon_sample_filter_out as filter_out
 from tests.support.contexts import (
     SteppedClock,
@@ -306,6 +311,28 @@ def test_the_primitive_changes_under_a_running_kdamond() -> None:
             damon_commit_ctx_soon(ctx, src, clock)
             clock.step()
             assert expected == process.primitive
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ([], "page_fault"),
+        ([("write", True, True)], "page_fault_writes"),
+        ([("write", False, False)], "page_fault_writes"),
+        ([("write", False, True)], "page_fault"),
+        ([("write", True, False)], "page_fault"),
+        ([("cpumask", True, True), ("write", True, True)], "page_fault_writes"),
+        ([("cpumask", True, True)], "page_fault"),
+    ],
+)
+def test_reads_do_not_fault_where_only_writes_count(filters: list[tuple[str, bool, bool]], expected: str) -> None:
+    """A filter on reads discards all of them, be it by what it allows or by what it rejects."""
+    control = damon_sample_control(PrimitivesEnabled(page_table=True, page_fault=True))
+    for kind, matching, allow in filters:
+        damon_add_sample_filter(control, damon_new_sample_filter(damon_sample_filter_type(kind), matching, allow, (0,)))
+    assert expected == sample_primitive(control)
+    control.primitives_enabled.page_fault = False
+    assert "page_table" == sample_primitive(control)
 
 
 def damon_commit_ctx_soon(ctx: damon_ctx, src: damon_ctx, clock: SteppedClock) -> None:

@@ -3,6 +3,7 @@
 
     python -m tests.kernels.compare                                        the kernel's
     kdamon exec -- python -m tests.kernels.compare                         kdamon's
+    kdamon exec -- python -m tests.kernels.compare --primitive page_fault  kdamon's, by faults
 
 Both print one line for each access pattern of :mod:`kdamon_tools.workloads.stairs`. Snapshots of regions are compared
 with the truth file. A region is hot from half of the greatest number of accesses on.
@@ -74,14 +75,19 @@ def _number(path: Path) -> int:
 
 
 @contextmanager
-def _kdamond(pid: int) -> Iterator[Path]:
-    """A kdamond that monitors a process, with a scheme that does nothing, for its regions."""
+def _kdamond(pid: int, primitive: str) -> Iterator[Path]:
+    """A kdamond that monitors a process, with a scheme that does nothing, for its regions.
+
+    :param primitive: as for :func:`measure`.
+    """
     _write(KDAMONDS / "nr_kdamonds", 1)
     context = KDAMONDS / "0/contexts/0"
     _write(KDAMONDS / "0/contexts/nr_contexts", 1)
     _write(context / "operations", "vaddr")
     for name, value in (("sample_us", SAMPLE_US), ("aggr_us", AGGR_US), ("update_us", UPDATE_US)):
         _write(context / "monitoring_attrs/intervals" / name, value)
+    if primitive:
+        _write(context / "monitoring_attrs/sample/primitives" / primitive, "Y")
     _write(context / "targets/nr_targets", 1)
     _write(context / "targets/0/pid_target", pid)
     _write(context / "schemes/nr_schemes", 1)
@@ -155,11 +161,15 @@ def summary(snapshots: list[Snapshot], truth: list[Event], began: float) -> str:
     return f"recall {recall:.2f}, precision {precision:.2f}, {regions:.0f} regions, {len(found)} snapshots"
 
 
-def measure(arguments: list[str], seconds: float) -> str:
-    """Monitor the workload for some time and return the summary."""
+def measure(arguments: list[str], seconds: float, primitive: str = "") -> str:
+    """Monitor the workload for some time and return the summary.
+
+    :param arguments: of the workload.
+    :param primitive: kdamon's, by which accesses are observed; empty: the default, which is all that the kernel has.
+    """
     with tempfile.TemporaryDirectory() as directory:
         truth = Path(directory) / "truth"
-        with _workload(arguments, truth) as workload, _kdamond(workload.pid) as kdamond:
+        with _workload(arguments, truth) as workload, _kdamond(workload.pid, primitive) as kdamond:
             began = time.monotonic()
             snapshots = []
             while time.monotonic() < began + seconds:
@@ -172,10 +182,13 @@ def main() -> None:
     """Print a line for each pattern."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0, help="for each pattern; default: %(default)s")
-    seconds = parser.parse_args().seconds
+    parser.add_argument(
+        "--primitive", choices=("page_table", "page_fault"), default="", help="kdamon's; not the kernel's"
+    )
+    args = parser.parse_args()
     os.sched_setaffinity(0, {MONITOR_CPU})
     for name, arguments in PATTERNS.items():
-        print(f"{name}: {measure(arguments, seconds)}", flush=True)
+        print(f"{name}: {measure(arguments, args.seconds, args.primitive)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,18 @@ from tests.kernels import root
 from tests.kernels.commands import output_of
 from tests.kernels.releases import Kernel, fetch_kernel
 
-__all__ = ["GuestError", "Options", "Outcome", "pack", "prepare", "run_in_guest"]
+__all__ = ["GuestError", "Options", "Outcome", "pack", "prepare", "run_in_guest", "wait"]
 
 _SWAP: Final = 1 << 30
 _BLOCK: Final = 1 << 20
 #: Panics end QEMU. The kernel's own DAMON starts only where a test wants it.
 _APPEND: Final = "console=ttyS0 quiet mitigations=off panic=-1 oops=panic damon_stat.enabled=N"
+
+
+#: Seconds after which a guest whose kernel said nothing is started anew, and how often in all: without KVM a kernel
+#: sometimes stands still before its first message.
+_BOOT: Final = 120.0
+_BOOTS: Final = 3
 
 
 class GuestError(Exception):
@@ -140,8 +146,14 @@ def _qemu(disks: _Disks, options: Options, scratch: Path) -> list[str]:
     return words
 
 
-def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
-    """Run QEMU and copy the command's output; return whether it ended in time."""
+def wait(words: list[str], timeout: float, stderr: Path, console: Path, boot: float = _BOOT) -> bool:
+    """Run QEMU and copy the command's output; return whether it ended in time.
+
+    :param timeout: seconds.
+    :param stderr: gets QEMU's messages.
+    :param console: where the guest writes as soon as its kernel started.
+    :param boot: seconds for that; QEMU is stopped if nothing is there.
+    """
     with stderr.open("wb") as errors:
         qemu = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
     in_time = True
@@ -151,15 +163,21 @@ def _wait(words: list[str], timeout: float, stderr: Path) -> bool:
         in_time = False
         qemu.kill()
 
-    timer = threading.Timer(timeout, stop)
-    timer.start()
+    def check() -> None:
+        if not console.stat().st_size:
+            qemu.kill()
+
+    timers = [threading.Timer(timeout, stop), threading.Timer(boot, check)]
+    for timer in timers:
+        timer.start()
     try:
         assert qemu.stdout is not None
         while data := qemu.stdout.read(1 << 16):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         qemu.kill()
         qemu.wait()
     return in_time
@@ -183,9 +201,13 @@ def run_in_guest(disks: _Disks, source: Path, command: str, results: Path, optio
         compiled = disks.root.with_name("compiled.tar")
         pack(source, command, int(options.timeout * 0.85), compiled, scratch / "job")
         (scratch / "results.tar").touch()
-        (scratch / "console").touch()
-        in_time = _wait(_qemu(disks, options, scratch), options.timeout, scratch / "qemu.err")
-        shutil.copy(scratch / "console", results / "console")
+        console = scratch / "console"
+        for _ in range(_BOOTS):
+            console.touch()
+            in_time = wait(_qemu(disks, options, scratch), options.timeout, scratch / "qemu.err", console)
+            if console.stat().st_size or not in_time:
+                break
+        shutil.copy(console, results / "console")
         complaint = (scratch / "qemu.err").read_text(encoding="utf-8").strip()
         try:
             with tarfile.open(scratch / "results.tar") as tar:

@@ -12,10 +12,16 @@ _CHOSEN: Final[dict[str, list[str]]] = {
     # Faults on reads and writes: userfaultfd's two ways of protection.
     "tests/mm/sampling/test_read_faults.py": [],
     "tests/mm/sampling/test_uffd.py": [],
-    "tests/mm/sampling/test_page_fault.py": [
-        "test_first_touches_are_told_as_what_they_were",
-        "test_threads_are_told_with_their_cpu",
+    "tests/mm/sampling/test_page_fault.py": [],
+    "tests/mm/sampling/test_page_fault_safety.py": [],
+    "tests/mm/sampling/test_fault_sample.py": [],
+    "tests/tools/test_run_faults.py": [
+        "test_only_writes_by_a_cpu_and_what_was_recorded_of_them",
+        "test_reads_have_a_cpu_and_a_thread",
     ],
+    # Exact working sets.
+    "tests/mm/working_set/test_by_faults.py": [],
+    "tests/mm/working_set/test_yardstick.py": [],
     # Swap.
     "tests/mm/actions/test_advice.py": [
         "test_memory_without_a_file_needs_swap",

@@ -34,9 +34,9 @@ def open_files() -> dict[str, str]:
 
 
 @contextmanager
-def task_of(machine: LinuxMachine, pid: int) -> Iterator[LinuxTask]:
+def task_of(machine: LinuxMachine, pid: int, primitive: str = "page_fault") -> Iterator[LinuxTask]:
     """The process, monitored by faults, until the context ends."""
-    task = machine.get_task(pid, "page_fault")
+    task = machine.get_task(pid, primitive)
     try:
         yield task
     finally:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A process whose accesses are known: it maps memory, prints "<address> <pages>", and touches exactly the pages that
- * it is told to on standard input: a byte 'r', 'w' or a command, a u32 count, that many u32 page numbers. It answers
+ * it is told to on standard input: a byte 'r', 'w', 'a' or a command, a u32 count, that many u32 page numbers. It answers
  * each order with '.', or with what a command tells.
  *
  * usage: workload KIND PAGES [FILE]
@@ -53,6 +53,8 @@ static void touch_all(void)
 		size_t offset = order[i] * PAGE + 128;
 		if (kind == 'w')
 			at[offset] = (char)(order[i] * 7 + 3);
+		else if (kind == 'a') /* reads, then writes */
+			at[offset] += 1;
 		else
 			(void)at[offset];
 	}
@@ -238,6 +240,9 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return 2;
 	pages = strtoul(argv[2], NULL, 0);
+	/* Huge pages only where a test wants them, whatever the machine's setting is. */
+	uintptr_t own = ((uintptr_t)order + PAGE - 1) & ~(PAGE - 1);
+	madvise((void *)own, sizeof(order) - PAGE, MADV_NOHUGEPAGE);
 	int threaded = !strcmp(argv[1], "threads");
 	prepare(argv[1], argc > 3 ? argv[3] : NULL);
 	pthread_barrier_init(&barrier, NULL, 2);
@@ -260,6 +265,7 @@ int main(int argc, char **argv)
 			if (mmap(memory, pages * PAGE, PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != memory)
 				die("mmap");
+			madvise(memory, pages * PAGE, MADV_NOHUGEPAGE);
 			break;
 		case 'M': { /* move other memory, that is full, to its place */
 			char *from = anonymous(pages * PAGE, MAP_PRIVATE);

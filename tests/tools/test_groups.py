@@ -202,6 +202,18 @@ class TestTables:
         made = recording(TWO, evolve(CONFIG, read_only=True))
         assert "several" not in render_group_tables(made)
 
+    def test_writes_are_some_of_them_where_reads_fault(self) -> None:
+        """The first access to a page is what shows; unless only writes fault, or none of them counts."""
+        text = (
+            "a write after a read of its page in the same sampling interval is not among the writes; --write-only "
+            "counts all"
+        )
+        for said, only in ((True, {}), (False, {"write_only": True}), (False, {"read_only": True})):
+            made = recording(TWO, evolve(CONFIG, **only))
+            made = evolve(made, counters=evolve(made.counters, faults_of_reads=True))
+            assert said is (text in render_group_tables(made, width=200).splitlines())
+        assert text not in render_group_tables(recording(TWO), width=200)
+
     def test_shared_memory(self) -> None:
         """Range, size, writers with shares, cache lines; names that are hostile are escaped."""
         groups = (Group(7, "a\nb", 10, 10), Group(8, None, 9, 9), Group(None, None, 3, 3))

@@ -17,8 +17,9 @@ import pytest
 from kdamon_tools.report_files.report_file import open_recording
 from tests.support.capabilities import needs_read_faults
 from tests.support.paths import PYTHONPATH
+from tests.support.speed import slowness
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300 * slowness())]
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "100", "LINES": "30"}
@@ -46,7 +47,8 @@ def page_fault(workload: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def workload() -> Iterator[dict[str, Any]]:
     """The bundled workload, and what it says of itself."""
-    with subprocess.Popen([*READWRITE, "--seconds", "300"], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
+    seconds = str(300 * slowness())
+    with subprocess.Popen([*READWRITE, "--seconds", seconds], env=ENVIRONMENT, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
             yield json.loads(process.stdout.readline())
@@ -71,10 +73,17 @@ def hot_parts(snapshot: dict[str, Any], parts: list[dict[str, Any]]) -> tuple[st
     return found, elsewhere
 
 
+def paced(seconds: float) -> list[str]:
+    """Options for intervals that this machine can keep, and for as many of them as ``seconds`` have by default."""
+    slow = slowness()
+    us = {"--sample-us": 5000 * slow, "--aggr-us": 100_000 * slow, "--update-us": 1_000_000 * slow}
+    return [*(word for name, value in us.items() for word in (name, f"{value:.0f}")), "--seconds", str(seconds * slow)]
+
+
 def settled(workload: dict[str, Any], wanted: str, *options: str) -> dict[str, Any]:
     """What a run says once it finds the ``wanted`` parts hot: a busy machine may need longer."""
     for seconds in (3, 6, 12):
-        result = kdamon("run", "--pid", str(workload["pid"]), "--json", "--quiet", "--seconds", str(seconds), *options)
+        result = kdamon("run", "--pid", str(workload["pid"]), "--json", "--quiet", *paced(seconds), *options)
         assert (0, "") == (result.returncode, result.stderr)
         document: dict[str, Any] = json.loads(result.stdout)
         found, elsewhere = hot_parts(document["snapshots"][-1], workload["parts"])
@@ -124,7 +133,7 @@ def test_each_writer_has_its_part(workload: dict[str, Any], by: str, key: str) -
     parts = {part["name"]: part for part in workload["parts"]}
     if by == "cpu" and parts["A"]["cpu"] == parts["B"]["cpu"]:
         pytest.skip("kernel lacks: a second CPU")
-    document = settled(workload, "AB", "--by", by, "--ops", "fvaddr", "--range", workload["range"])
+    document = settled(workload, "AB", "--write-only", "--by", by, "--ops", "fvaddr", "--range", workload["range"])
     for name in "AB":
         part = parts[name]
         inside = {
@@ -164,7 +173,7 @@ os._exit(0)
         start, *tids = map(int, process.stdout.readline().split())
         words = ["--ops", "fvaddr", "--range", f"{start:x}-{start + 4096:x}", "--by", "thread", "--json", "--quiet"]
         for seconds in (2, 8, 30):
-            result = kdamon("run", "--pid", str(process.pid), *words, "--seconds", str(seconds), "--write-only")
+            result = kdamon("run", "--pid", str(process.pid), *words, *paced(seconds), "--write-only")
             assert (0, "") == (result.returncode, result.stderr)
             shared = json.loads(result.stdout)["shared"]
             if shared:
@@ -201,8 +210,9 @@ def test_a_command_is_monitored_by_faults_from_its_start(tmp_path: Path, wrapper
     """Also if it calls exec for the program that matters; its exit status is passed on."""
     output = tmp_path / "result.json"
     for seconds in (4, 12):
-        words = [*wrapper, *READWRITE, "--seconds", str(seconds)]
-        result = kdamon("run", "--write-only", "--quiet", "--json", "--output", str(output), "--", *words)
+        *pace, _, length = paced(seconds)
+        words = [*wrapper, *READWRITE, "--seconds", length]
+        result = kdamon("run", *pace, "--write-only", "--quiet", "--json", "--output", str(output), "--", *words)
         assert (0, "") == (result.returncode, result.stderr)
         parts = json.loads(result.stdout)["parts"]
         snapshots = json.loads(output.read_text())["snapshots"]

@@ -312,11 +312,16 @@ class PageWalk:
             self._large(asm, prefix, page.large_mapcount, page.nr_pages)
 
     def _large(self, asm: Assembler, prefix: str, mapcount: int, nr_pages: int) -> None:
-        """The flags of a young 4 KiB page of a larger folio: its struct page is in R8, or that of the head in R1."""
+        """The flags of a young 4 KiB page of a larger folio: its struct page is in R8; of a tail its word is in R1."""
         large = f"{prefix}large"
         asm.label(f"{prefix}tail")
+        asm.jump_if_reg("jgt", R1, R8, f"{prefix}mask")
         asm.op("add", R1, -1)
         asm.op_reg("mov", R8, R1)
+        asm.jump(f"{prefix}head")
+        # As in walker.heads_of(); the lowest bit of R8 is 0.
+        asm.label(f"{prefix}mask")
+        asm.op_reg("and", R8, R1)
         asm.label(f"{prefix}head")
         self._page_member(asm, mapcount, large)
         # 32 bits, one less than there are mappings of all its pages together.

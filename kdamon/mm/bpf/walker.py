@@ -21,7 +21,7 @@ from kdamon.mm.bpf.running_cpus import TaskLayout
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 
-__all__ = ["Walker", "made_walker", "shared_walker"]
+__all__ = ["Walker", "heads_of", "made_walker", "shared_walker"]
 
 
 class Walker(WalkBatches):
@@ -71,7 +71,7 @@ class Walker(WalkBatches):
             self.header[Word.FD] = pagemap_fd
             readable, (compound, flags, counts) = self._members(places, (page.compound, page.flags, page.counts))
             tail = (compound & np.uint64(1)) != 0
-            heads = np.where(tail, compound - np.uint64(1), places)
+            heads = np.where(tail, heads_of(places, compound), places)
             large = readable & (tail | ((flags & np.uint64(page.head)) != 0))
             large &= (heads >= vmemmap) & (heads <= places)
             large_readable, (head_flags, mapcount) = self._members(
@@ -153,6 +153,17 @@ class Walker(WalkBatches):
         """
         with self.lock:
             return IntervalProgram(self.layout, TaskLayout(vmlinux()), self.header.copy())
+
+
+def heads_of(places: U64Array, compound: U64Array) -> U64Array:
+    """The addresses of the ``struct page`` of folios, from those of tail pages, shape (n,).
+
+    :param places: theirs.
+    :param compound: ``compound_head`` in them, the head's address with bit 0 set. Newer kernels have ``compound_info``
+        in its place, which may be a mask that makes the head's address of the tail's (``include/linux/page-flags.h:
+        _compound_head()``). A mask is greater than any address, and a head lies before its tails.
+    """
+    return np.where(compound > places, places & compound, compound - np.uint64(1))
 
 
 @functools.cache

@@ -138,9 +138,13 @@ class LinuxMachine:
                 why = f"{error.strerror}, or use page_fault, which sees {_seen_by_faults()}"
                 raise OSError(error.errno, why) from error
             return LinuxTask(accessed, pid, birth)
-        if primitive != Primitive.PAGE_FAULT:
+        by_faults: dict[str, AccessSource] = {
+            Primitive.PAGE_FAULT: self._page_fault,
+            Primitive.PAGE_FAULT_WRITES: self._page_fault.of_writes,
+        }
+        if primitive not in by_faults:
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}; use page_table or page_fault")
-        task = LinuxTask(self._page_fault, pid, birth)
+        task = LinuxTask(by_faults[primitive], pid, birth)
         try:
             task.check_process()
             make_ready(task)

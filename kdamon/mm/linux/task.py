@@ -111,7 +111,7 @@ class LinuxTask:
     @property
     def primitive(self) -> str:
         """See :class:`kdamon.mm.Task`; the idle page bitmap is based on accessed bits, as ``page_table`` is."""
-        return Primitive.PAGE_FAULT if self._primitive.name == Primitive.PAGE_FAULT else Primitive.PAGE_TABLE
+        return Primitive.PAGE_TABLE if self._primitive.name == Primitive.PAGE_IDLE else self._primitive.name
 
     @property
     def physical(self) -> None:

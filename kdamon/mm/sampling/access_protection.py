@@ -72,12 +72,12 @@ class AccessProtection:
         """Go on with ``rows`` of :attr:`ranges` alone; the kernel keeps the others until they are unmapped."""
         self.ranges, self._sizes = self.ranges[rows], self._sizes[rows]
 
-    def register(self, ranges: U64Array, files: Mask) -> Mask:
+    def register(self, ranges: U64Array, files: Mask) -> tuple[Mask, Mask]:
         """Register mappings that are not registered yet, or may be others by now.
 
         :param ranges: theirs, shape (n, 2).
         :param files: which are of a file, be it one of shared memory, shape (n,).
-        :returns: which are registered now, shape (n,).
+        :returns: which are registered now, and which of these are hugetlbfs, each of shape (n,).
         :raises OSError: ESRCH the address space ended.
         """
         registered, hugetlb = self._userfaultfd.register_reads(ranges)
@@ -88,7 +88,7 @@ class AccessProtection:
         self._sizes = np.concatenate((self._sizes, sizes[registered]))
         order = self.ranges[:, 0].argsort(kind="stable")
         self.ranges, self._sizes = self.ranges[order], self._sizes[order]
-        return registered
+        return registered, hugetlb
 
     def _page_size(self, start: int) -> int:
         """The size of the pages of a hugetlbfs mapping: the kernel registers no part of one."""

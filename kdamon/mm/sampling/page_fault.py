@@ -22,13 +22,11 @@ faults, and the fault is reported with address, CPU and thread. The kernel itsel
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import attrs
@@ -48,6 +46,7 @@ from kdamon.mm.sampling.fault_sample import FaultSample, State
 from kdamon.mm.sampling.huge_faults import spread
 from kdamon.mm.sampling.protection import Protection, has_its_own
 from kdamon.mm.sampling.space import NOTHING, ProcessSpace
+from kdamon.mm.sampling.turns import Turns
 from kdamon.mm.sampling.uffd import Pages, Userfaultfd, has_userfaultfd, reads_fault
 
 __all__ = ["PageFault", "PageFaultSpace"]
@@ -82,11 +81,13 @@ class PageFaultSpace(ProcessSpace):
     :param files: becomes this object's; :meth:`close` closes it.
     :param pidfd: the process; stays the caller's.
     :param pid: its number (not that of a thread of it).
+    :ivar reads: whether reads are wanted, too, where the kernel lets them fault.
     """
 
-    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int, pidfd: int) -> None:
+    def __init__(self, primitive: PageFault, files: ProcessFiles, pid: int, pidfd: int, *, reads: bool = True) -> None:
         super().__init__(files, pidfd)
         self._primitive = primitive
+        self.reads = reads
         self._pid = pid
         self._table = Pages(files.pagemap, reads=reads_fault())
         self._protection: Protection | None = None
@@ -277,30 +278,41 @@ class PageFaultSpace(ProcessSpace):
         return self._protection
 
 
-class _Turn:
-    """A lock for the work on one process, with the number of its users.
+class _OfWrites:
+    """The primitive for monitors that want to observe writes alone; what :class:`PageFault` shares stays its own."""
 
-    :ivar users: how many have the turn or wait for it.
-    """
+    name = Primitive.PAGE_FAULT_WRITES
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
+    def __init__(self, primitive: PageFault) -> None:
+        self._primitive = primitive
+
+    def check(self, pidfd: int) -> None:
+        """See :meth:`PageFault.check`."""
+        self._primitive.check(pidfd)
+
+    def open(self, files: ProcessFiles, pidfd: int, pid: int) -> PageFaultSpace:
+        """See :meth:`PageFault.open`."""
+        return PageFaultSpace(self._primitive, files, pid, pidfd, reads=False)
+
+    def close(self) -> None:
+        """Give back nothing."""
 
 
 class PageFault:
     """The common state of all address spaces of a machine that ``page_fault`` monitors; any thread may use it.
 
     :param recorded: whether :meth:`faults` has the faults, with thread and CPU where the kernel shows them.
+    :ivar of_writes: the same for those that want to observe writes alone.
     """
 
     name = Primitive.PAGE_FAULT
 
     def __init__(self, *, recorded: bool = True) -> None:
+        self.of_writes = _OfWrites(self)
         self._recorded = recorded
         self._lock = threading.Lock()
         # Those of a process are used in its turn only.
-        self._turns: dict[int, _Turn] = {}
+        self._turns = Turns()
         self._protections: dict[int, Protection] = {}
         self._adopted: dict[int, Userfaultfd] = {}
         # Replaced, never changed: faults() goes through it without the lock.
@@ -328,14 +340,18 @@ class PageFault:
 
     def acquire(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         """The protection of process ``pid``'s address space, made at its first use; OSError with the reason why not."""
-        with self._turn(pid):
+        with self._turns.of(pid):
             protection = self._protections.get(pid)
             if protection is None or not protection.fits(files):
-                protection = self._protections[pid] = self._protect(pid, pidfd, files)
+                protection = self._protections[pid] = self._protect(pid, pidfd, files, user)
             else:
-                _register_all(protection, files)
-                protection.check()
-            protection.users += 1
+                protection.join(user, reads=user.reads)
+                try:
+                    _register_all(protection, files)
+                    protection.check()
+                except BaseException:
+                    protection.leave(user)
+                    raise
             with self._lock:
                 self._spaces = (*self._spaces, user)
             return protection
@@ -344,36 +360,20 @@ class PageFault:
         """Undo :meth:`acquire`."""
         with self._lock:
             self._spaces = tuple(space for space in self._spaces if space is not user)
-        with self._turn(pid):
-            protection.users -= 1
-            if protection.users:
+        with self._turns.of(pid):
+            if protection.leave(user):
                 return
             if self._protections.get(pid) is protection:
                 del self._protections[pid]
             protection.close()
         self._unwatch(pid)
 
-    @contextlib.contextmanager
-    def _turn(self, pid: int) -> Iterator[None]:
-        """Allow one operation on process ``pid`` at a time; waiting for it delays no other process."""
-        with self._lock:
-            turn = self._turns.setdefault(pid, _Turn())
-            turn.users += 1
-        try:
-            with turn.lock:
-                yield
-        finally:
-            with self._lock:
-                turn.users -= 1
-                if not turn.users:
-                    del self._turns[pid]
-
-    def _protect(self, pid: int, pidfd: int, files: ProcessFiles) -> Protection:
+    def _protect(self, pid: int, pidfd: int, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         adopted = self._adopted.pop(pid, None)
         if adopted is not None:
             protection = Protection(pid, adopted, files)
             if protection.fits(files):
-                return self._begin(pid, protection, files)
+                return self._begin(pid, protection, files, user)
             protection.close()
         # Deviation: docs/deviations.md#processes-with-a-userfaultfd
         if pid != os.getpid() and has_userfaultfd(pid):
@@ -382,10 +382,11 @@ class PageFault:
             taken = Userfaultfd.own()
         else:
             taken = Userfaultfd(take_userfaultfd(pid, valid=lambda: not exited(pidfd)))
-        return self._begin(pid, Protection(pid, taken, files), files)
+        return self._begin(pid, Protection(pid, taken, files), files, user)
 
-    def _begin(self, pid: int, protection: Protection, files: ProcessFiles) -> Protection:
+    def _begin(self, pid: int, protection: Protection, files: ProcessFiles, user: PageFaultSpace) -> Protection:
         try:
+            protection.join(user, reads=user.reads)
             if not files.alive() or not protection.fits(files):
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} ended or called exec meanwhile")
             _register_all(protection, files)

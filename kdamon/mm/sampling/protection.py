@@ -23,15 +23,15 @@ import numpy as np
 from attrs import frozen
 
 from kdamon.arrays import Indexes, Mask, U64Array
-from kdamon.kernel import PMD_SIZE
+from kdamon.kernel import PAGE_SIZE
 from kdamon.mm import Observed
 from kdamon.mm.proc.maps import Mappings
 from kdamon.mm.proc.pagemap import Pagemap
 from kdamon.mm.proc.process_files import ProcessFiles
-from kdamon.mm.ranges import NO_RANGES, inside, intersect, overlaps, subtract, total
+from kdamon.mm.ranges import NO_RANGES, among, holding, in_order, inside, overlaps, subtract, total
 from kdamon.mm.sampling.access_protection import AccessProtection, Armed, keys
 from kdamon.mm.sampling.fault_sample import State, States
-from kdamon.mm.sampling.shared_memory import PIECE, make_writable, present_runs, shared_memory
+from kdamon.mm.sampling.shared_memory import shared_memory
 from kdamon.mm.sampling.uffd import (
     FILE,
     HUGE,
@@ -44,6 +44,7 @@ from kdamon.mm.sampling.uffd import (
     reads_fault,
     userfaultfds,
 )
+from kdamon.mm.sampling.unregistration import Unregistration
 
 __all__ = ["Arming", "Protection", "has_its_own"]
 
@@ -57,6 +58,8 @@ _NONE_WHOLE: Final = np.empty((0, 3), dtype=np.uint64)
 
 #: Seconds after which a process has passed on and closed a userfaultfd that it only made for another process.
 _GIVEN_AWAY: Final = 0.02
+#: Nanoseconds after which two users that want to observe different accesses are no transition any more.
+_LASTS: Final = 1_000_000_000
 
 
 def has_its_own(pid: int) -> OSError:
@@ -99,17 +102,26 @@ class Protection:
         except OSError:
             userfaultfd.close()
             raise
-        self._reads = userfaultfd.tracks_reads and reads_fault()
-        self._table = Pages(self._pagemap, reads=self._reads)
+        self._can_track_reads = userfaultfd.tracks_reads and reads_fault()
+        # Whether reads fault now, and since when a user misses writes by that.
+        self._reads = False
+        self._mixed_since = 0
+        # Its users, and whether each of them wants to observe reads.
+        self._users: dict[object, bool] = {}
+        self._table = Pages(self._pagemap, reads=self._can_track_reads)
         self._access = AccessProtection(userfaultfd, self._table)
         self._lock = threading.Lock()
         self._mappings: Mappings | None = None
         # Mappings where writes fault, mappings of either kind that may be others by now, mappings that are to be
         # registered, those that are not because they are not writable, those with memory of their own.
         self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
-        # Of those that are not writable: where reads cannot fault either.
+        # Those of hugetlbfs that are or were registered, and of those that are not writable: where reads cannot fault
+        # either.
+        self._hugetlb = NO_RANGES
         self._refused = NO_RANGES
         self._armed: dict[object, tuple[U64Array, U64Array]] = {}
+        # What was armed for a sample that is under way, and is not any more.
+        self._given_up: dict[object, U64Array] = {}
         self._logged_huge = False
         self._let_go = False
         self._changed = True
@@ -118,12 +130,59 @@ class Protection:
         self._search: Iterator[bool] | None = None
         self._searched = 0
         self._look_at = 0
-        self.users = 0
 
     @property
     def reads(self) -> bool:
         """Whether reads fault, too, where the mapping allows that."""
         return self._reads
+
+    def join(self, user: object, *, reads: bool) -> None:
+        """Let ``user`` arm pages, until it leaves.
+
+        Reads fault if any user wants that and the kernel can do it. A read that comes first hides the write after it,
+        so users that want writes alone miss such writes meanwhile; that is logged.
+
+        :param reads: it wants to observe reads, too.
+        """
+        with self._lock:
+            self._users[user] = reads
+            self._choose_mode()
+
+    def leave(self, user: object) -> bool:
+        """Undo :meth:`join`; returns whether there are other users."""
+        with self._lock:
+            self._users.pop(user, None)
+            if self._users:
+                self._choose_mode()
+            return len(self._users) > 0
+
+    def _choose_mode(self) -> None:
+        reads = self._can_track_reads and any(self._users.values())
+        self._mixed_since = time.monotonic_ns() if reads and not all(self._users.values()) else 0
+        if reads != self._reads:
+            self._reads = reads
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Let all mappings be registered in the other mode; nothing is known of what is armed now."""
+        for user, (pages, ranges) in self._armed.items():
+            lost = np.concatenate((np.stack((pages, pages + np.uint64(PAGE_SIZE)), axis=1), ranges))
+            self._given_up[user] = np.concatenate((self._given_up.get(user, NO_RANGES), lost))
+            self._armed[user] = pages[:0], NO_RANGES
+        self._logged_huge = False
+        if self._mappings is not None and not self._let_go:
+            self._unregister_all()
+            self._follow(self._mappings)
+
+    def _say_if_mixed(self, user: object) -> None:
+        """Log once that ``user`` misses writes, if that lasts: for a moment it also does while a user is replaced."""
+        if self._mixed_since and not self._users.get(user, True) and time.monotonic_ns() - self._mixed_since >= _LASTS:
+            self._mixed_since = 0
+            log.warning(
+                "process %d: writes that come right after a read of the same page are not counted as long as another "
+                "monitor of this process counts reads",
+                self._pid,
+            )
 
     @property
     def registered(self) -> U64Array:
@@ -161,22 +220,25 @@ class Protection:
         """
         with self._lock:
             self._begin_to_look()
-            if self._let_go:
-                return
-            kept = mappings.writable | ~mappings.files
-            tried = kept | self._reads
-            wanted = mappings.ranges[tried]
-            self._ranges = wanted[_among(self._ranges, wanted)]
-            self._access.keep(_among(wanted, self._access.ranges))
-            refused = _among(self._refused, wanted) & ~kept[tried]
-            self._refused = wanted[refused]
-            before = _among(self._ranges, wanted) | _among(self._access.ranges, wanted)
-            self._unsure = wanted[before]
-            self._pending = wanted[~before & ~refused]
-            self._spared = mappings.ranges[~kept]
-            self._private = mappings.ranges[~mappings.shared]
-            self._mappings = mappings
-            self._changed = True
+            if not self._let_go:
+                self._follow(mappings)
+
+    def _follow(self, mappings: Mappings) -> None:
+        kept = mappings.writable | ~mappings.files
+        tried = kept | self._reads
+        wanted = mappings.ranges[tried]
+        self._ranges = wanted[among(self._ranges, wanted)]
+        self._access.keep(among(wanted, self._access.ranges))
+        refused = among(self._refused, wanted) & ~kept[tried]
+        self._refused = wanted[refused]
+        before = among(self._ranges, wanted) | among(self._access.ranges, wanted)
+        self._unsure = wanted[before]
+        self._pending = wanted[~before & ~refused]
+        self._spared = mappings.ranges[~kept]
+        self._private = mappings.ranges[~mappings.shared]
+        self._hugetlb = wanted[among(self._hugetlb, wanted)]
+        self._mappings = mappings
+        self._changed = True
 
     def look_for_another(self) -> None:
         """Release the process if it made a userfaultfd of its own; for updates that find the mappings unchanged."""
@@ -205,13 +267,13 @@ class Protection:
             unsure, self._unsure = self._unsure[: count - len(part)], self._unsure[count - len(part) :]
             if len(unsure):
                 # Another mapping may have taken the same place.
-                access = _among(self._access.ranges, unsure)
+                access = among(self._access.ranges, unsure)
                 lost = unsure[~access]
                 lost = lost[~self._table.registered(lost[:, 0])]
                 if len(lost):
-                    self._ranges = self._ranges[~_among(lost, self._ranges)]
+                    self._ranges = self._ranges[~among(lost, self._ranges)]
                 # Nothing but another registration shows it there; those that are registered it leaves as they are.
-                self._access.keep(~_among(unsure[access], self._access.ranges))
+                self._access.keep(~among(unsure[access], self._access.ranges))
                 part = np.concatenate((part, lost, unsure[access]))
             if len(part):
                 self._register(part)
@@ -226,11 +288,14 @@ class Protection:
         if self._reads:
             rows = np.searchsorted(self._mappings.ranges[:, 0], part[:, 0])
             files, writable = self._mappings.files[rows], self._mappings.writable[rows]
-            found = self._access.register(part, files)
-            self._refused = _sorted(self._refused, part[~found & files & ~writable])
+            found, hugetlb = self._access.register(part, files)
+            self._hugetlb = in_order(self._hugetlb, part[hugetlb])
+            self._refused = in_order(self._refused, part[~found & files & ~writable])
             # Anonymous memory without access gets it later, as by mprotect(); its mode cannot be changed any more.
             part = part[~found & files & writable]
-        self._ranges = _sorted(self._ranges, part[self._userfaultfd.register(part)])
+        found, hugetlb = self._userfaultfd.register(part)
+        self._ranges = in_order(self._ranges, part[found])
+        self._hugetlb = in_order(self._hugetlb, part[hugetlb])
 
     def _observe(self) -> Observed:
         assert self._mappings is not None
@@ -261,6 +326,7 @@ class Protection:
     def arm(self, user: object, pages: U64Array) -> Arming:
         """Arm ``pages`` for ``user``, as far as they can be."""
         with self._lock:
+            self._say_if_mixed(user)
             states = np.zeros(len(pages), dtype=np.uint8)
             if not len(self._access.ranges):
                 ours = self._arm(pages)
@@ -294,7 +360,7 @@ class Protection:
         armed = self._access.arm(pages[access])
         states[access] = armed.states
         if len(armed.missing):
-            self._access.keep(~_holding(self._access.ranges, armed.missing))
+            self._access.keep(~holding(self._access.ranges, armed.missing))
         if armed.left_out:
             self._log_huge()
         return armed
@@ -392,15 +458,16 @@ class Protection:
         """
         with self._lock:
             armed = self._armed.pop(user, None)
+            given_up = self._given_up.pop(user, NO_RANGES)
             if armed is None or self._let_go:
-                return NO_RANGES
+                return given_up
             pages, ranges = armed
             if others := [*self._armed.values()]:
                 pages = pages[~np.isin(pages, np.concatenate([armed for armed, _ in others]))]
                 ranges = ranges[~np.isin(keys(ranges), keys(np.concatenate([armed for _, armed in others])))]
             if len(pages):
                 self._userfaultfd.disarm(pages[self._table.armed(pages)])
-            return self._access.disarm(ranges)
+            return np.concatenate((given_up, self._access.disarm(ranges)))
 
     def close(self) -> None:
         """Take all protection off."""
@@ -410,64 +477,22 @@ class Protection:
             os.close(self._pagemap)
 
     def _close(self) -> None:
-        registered = _sorted(self._ranges, self._access.ranges)
-        access = self._access.ranges
-        self._ranges = self._unsure = self._pending = NO_RANGES
-        self._access.keep(np.zeros(len(access), dtype=np.bool_))
         try:
-            self._unregister(registered, access)
-        except OSError as error:
-            log.debug("process %d: its protection is removed in one step: %s", self._pid, error.strerror)
+            self._unregister_all()
         finally:
             self._userfaultfd.close()
 
-    def _unregister(self, registered: U64Array, access: U64Array) -> None:
-        """Unregister ``registered`` block by block where pages are, and spare the process the faults of it.
-
-        :param access: those of them where reads fault: they have no such faults afterwards.
-        """
-        memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
-        memory = subtract(memory, access)
-        rest = np.ones(len(registered), dtype=np.bool_)
-        for blocks in Pagemap(self._pagemap).groups(registered):
-            parts = intersect(registered, blocks)
-            memory = self._unregister_shared(intersect(parts, memory), memory)
-            # From the beginning of each mapping: parts of it that went before cost nothing, and holes little.
-            at = np.searchsorted(registered[:, 0], parts[:, 0], side="right") - 1
-            self._userfaultfd.unregister(np.stack((registered[at, 0], parts[:, 1]), axis=1))
-            rest[at[parts[:, 1] == registered[at, 1]]] = False
-        self._userfaultfd.unregister(registered[rest])
-
-    def _unregister_shared(self, parts: U64Array, memory: U64Array) -> U64Array:
-        """Let ``parts`` of blocks in ``memory`` go; returns of which memory that is worth while from now on."""
-        huge = self._table.huge(parts[:, 0] & ~np.uint64(PMD_SIZE - 1)) != 0
-        for (start, end), whole in zip(parts.tolist(), huge.tolist(), strict=True):
-            for first in range(start, end, PMD_SIZE if whole else PIECE):
-                last = min(first + (PMD_SIZE if whole else PIECE), end)
-                runs = present_runs(self._pagemap, first, last)
-                # Nothing but this comes in between: meanwhile each write faults.
-                self._userfaultfd.unregister(np.array([[first, last]], dtype=np.uint64))
-                if not os.pread(self._pagemap, 8, 0) or not make_writable(self._pid, runs):
-                    return NO_RANGES
-        return memory
-
-
-def _among(known: U64Array, wanted: U64Array) -> Mask:
-    """Which rows of ``wanted`` are rows of ``known``, shape (n,)."""
-    if not len(known):
-        return np.zeros(len(wanted), dtype=np.bool_)
-    at = np.minimum(np.searchsorted(known[:, 0], wanted[:, 0]), len(known) - 1)
-    return (known[at] == wanted).all(axis=1)
-
-
-def _holding(ranges: U64Array, addrs: U64Array) -> Mask:
-    """Which of ``ranges`` have some of ``addrs`` in them, shape (len(ranges),)."""
-    found = np.zeros(len(ranges), dtype=np.bool_)
-    found[np.searchsorted(ranges[:, 0], addrs[inside(ranges, addrs)], side="right") - 1] = True
-    return found
-
-
-def _sorted(known: U64Array, more: U64Array) -> U64Array:
-    """Both, in address order."""
-    every = np.concatenate((known, more))
-    return every[every[:, 0].argsort(kind="stable")]
+    def _unregister_all(self) -> None:
+        access = self._access.ranges
+        registered = in_order(self._ranges, access)
+        whole = among(self._hugetlb, registered)
+        self._ranges = self._unsure = self._pending = NO_RANGES
+        self._access.keep(np.zeros(len(access), dtype=np.bool_))
+        try:
+            memory = NO_RANGES if self._mappings is None else shared_memory(self._pid, self._mappings)
+            # In one step: the kernel never joins such mappings again.
+            self._userfaultfd.unregister(registered[whole])
+            steps = Unregistration(self._pid, self._pagemap, self._table, self._userfaultfd)
+            steps.unregister(registered[~whole], subtract(memory, access))
+        except OSError as error:
+            log.debug("process %d: its protection is removed in one step: %s", self._pid, error.strerror)

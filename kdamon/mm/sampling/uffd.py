@@ -239,11 +239,11 @@ class Userfaultfd:
             ) from error
         return cls(fd)
 
-    def register(self, ranges: U64Array) -> Mask:
+    def register(self, ranges: U64Array) -> tuple[Mask, Mask]:
         """Register the mappings ``ranges`` (start and end, bytes, shape (n, 2)), so that their pages can be protected.
 
-        :returns: which are registered now, shape (n,). Others are special ([vdso]), read-only for good, another
-            userfaultfd's, or gone.
+        :returns: which are registered now, and which of these are hugetlbfs, each of shape (n,). Others are special
+            ([vdso]), read-only for good, another userfaultfd's, or gone.
         :raises OSError: ESRCH the address space ended.
         """
         return self._registered(self._register, ranges)
@@ -253,22 +253,20 @@ class Userfaultfd:
 
         Registered again, they stay what they are; the kernel refuses a part of one in the other mode (EBUSY).
 
-        :returns: which are registered now, and which of these are hugetlbfs, each of shape (n,). Others are ordinary
-            files, without access (PROT_NONE), or as for :meth:`register`.
+        :returns: as for :meth:`register`. Others are ordinary files, without access (PROT_NONE), or as for that.
         :raises OSError: ESRCH the address space ended.
         """
-        registered = self._registered(self._register_reads, ranges)
-        offered = self._register_reads.rows[: len(ranges), 3]
-        return registered, registered & ((offered & np.uint64(_ZEROPAGE_WORKS)) == 0)
+        return self._registered(self._register_reads, ranges)
 
-    def _registered(self, arguments: _Arguments, ranges: U64Array) -> Mask:
+    def _registered(self, arguments: _Arguments, ranges: U64Array) -> tuple[Mask, Mask]:
         results = _on(arguments, ranges, apart=True)
         registered: Mask = results == 0
         self.contested |= bool((results == -errno.EBUSY).any())
         # The kernel says ENOMEM of an address space that ended, as of a single mapping that it has no room to change.
         if (results == -errno.ENOMEM).any() and not self.alive():
             raise ProcessLookupError(errno.ESRCH, "the address space of a userfaultfd ended")
-        return registered
+        offered = arguments.rows[: len(ranges), 3]
+        return registered, registered & ((offered & np.uint64(_ZEROPAGE_WORKS)) == 0)
 
     def protect(self, ranges: U64Array) -> I64Array:
         """Let the next read or write of each page in ``ranges`` (start and end, bytes, shape (n, 2)) fault.

@@ -175,7 +175,7 @@ class SimMachine:
         if self.birth(pid) != (birth or self.processes[pid].birth):
             raise OSError(errno.ESRCH, f"process {pid} ended, and another one has its number now")
         process = self.processes[pid]
-        if primitive not in (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT):
+        if primitive not in (Primitive.PAGE_TABLE, Primitive.PAGE_FAULT, Primitive.PAGE_FAULT_WRITES):
             raise OSError(errno.EINVAL, f"there is no primitive {primitive}")
         process.primitive = primitive
         process.reads_fault = self.faults_of_reads

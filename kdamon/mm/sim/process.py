@@ -43,7 +43,7 @@ class SimProcess:
     :ivar pid: its number.
     :ivar unknown: ranges whose accessed bits cannot be cleared, or that cannot be armed: samples there are unknown.
     :ivar primitive: how accesses are observed, by the last :meth:`SimMachine.get_task`.
-    :ivar reads_fault: whether reads of an armed page fault as writes do, by the same.
+    :ivar reads_fault: whether reads of an armed page fault as writes do with page_fault, by the same.
     :ivar ended_threads: threads that it does not have; it has any other one.
     :ivar birth: its place among all processes of its machine, from the first one on.
     """
@@ -141,7 +141,7 @@ class SimProcess:
     def begin_sample(self, addrs: U64Array) -> None:
         """See :meth:`kdamon.mm.Samples.begin_sample`."""
         now = self.clock.now()
-        if self.primitive == Primitive.PAGE_FAULT:
+        if self.primitive != Primitive.PAGE_TABLE:
             can = inside(self.vmas(), addrs)
             for start, end in self.unknown:
                 can &= (addrs < start) | (addrs >= end)
@@ -227,13 +227,14 @@ class SimProcess:
         if sample is None or sample.armed is None or not len(sample.armed):
             return np.empty(0, FAULT_DTYPE)
         since, now = sample.seen / 1e9, self.clock.now() / 1e9
+        reads = self.reads_fault and self.primitive == Primitive.PAGE_FAULT
         sample.seen = self.clock.now()
         addrs = sample.addrs[sample.armed]
         first = np.full(len(addrs), np.inf)
         maker = np.zeros(len(addrs), np.intp)
         for i, piece in enumerate(self.script):
             begin, until = max(since, piece.begin), min(now, piece.until)
-            if not (piece.write or self.reads_fault) or until <= begin:
+            if not (piece.write or reads) or until <= begin:
                 continue
             rows = ((addrs >= piece.start) & (addrs < piece.end)).nonzero()[0]
             when = begin + self.rng.exponential(1 / piece.rate if piece.rate else math.inf, len(rows))

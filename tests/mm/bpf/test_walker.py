@@ -23,7 +23,7 @@ from kdamon.mm.actions.madvise import drain_lru
 from kdamon.mm.bpf import calibration
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
-from kdamon.mm.bpf.walker import Walker, shared_walker
+from kdamon.mm.bpf.walker import Walker, heads_of, shared_walker
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.pagemap import entries_at, frames
@@ -35,16 +35,23 @@ GIB = 1 << 30
 
 
 def walk_own_page(walker: Walker) -> tuple[int, int]:
-    """The frame number of a page of this process by the walk, and by /proc."""
+    """The frame number of a page of this process by the walk, and by /proc; NUMA balancing may just have moved it."""
     memory = np.ones(8192, np.uint8)
     address = int(memory.ctypes.data) + 4096
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
+
+    def shown() -> int:
+        return int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
+
     try:
-        _, entries = walker.walk(fd, np.array([address], np.uint64))
-        shown = int.from_bytes(os.pread(fd, 8, address // 4096 * 8), "little") & ((1 << 55) - 1)
+        before, after = 0, shown()
+        while before != after:
+            before = after
+            _, entries = walker.walk(fd, np.array([address], np.uint64))
+            after = shown()
     finally:
         os.close(fd)
-    return int(walker.pfns(entries)[0]), shown
+    return int(walker.pfns(entries)[0]), after
 
 
 @pytest.mark.usefixtures("machine")
@@ -139,6 +146,15 @@ def test_the_kind_of_a_page_frame_follows_from_its_mappings(advice: int) -> None
             os.waitpid(child, 0)
             for fd in (*ready, *done):
                 os.close(fd)
+
+
+def test_tail_pages_have_their_head_as_an_address_or_as_a_mask() -> None:
+    """Of 64 bytes each; folios of 512, 512 and 4 pages, of which the second and third have masks."""
+    base = 0xFFD4_0000_0000_0000
+    pages = base + 64 * np.array([1, 511, 513, 1023, 1025, 1027], np.uint64)
+    masks = [(1 << 64) - 64 * count | 1 for count in (512, 4)]
+    found = heads_of(pages, np.array([base | 1, base | 1, masks[0], masks[0], masks[1], masks[1]], np.uint64))
+    assert [base, base, base + 64 * 512, base + 64 * 512, base + 64 * 1024, base + 64 * 1024] == found.tolist()
 
 
 @pytest.mark.usefixtures("machine")

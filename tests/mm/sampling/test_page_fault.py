@@ -20,7 +20,7 @@ from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.inject.requests import take_userfaultfd
 from kdamon.mm.linux.machine import LinuxMachine
 from kdamon.mm.sampling import page_fault
-from tests.support.capabilities import needs_root
+from tests.support.capabilities import needs_free_hugetlb, needs_root
 from tests.support.paths import SUPPORT
 from tests.support.sampling import armed, mm_of, open_files, pages_of, sample, task_of, wait_until, within
 from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
@@ -372,6 +372,26 @@ def test_accessed_bits_and_faults_may_be_used_side_by_side(
         assert pages_of(work, faults) == EVERY[::2].tolist()
         assert int((answers[::2] == 1).sum()) > 0.8 * PAGES / 2
         by_bits.put()
+
+
+@pytest.mark.parametrize("primitive", ["page_fault", "page_fault_writes"])
+@pytest.mark.parametrize("kind", ["anon", "shmem", "thp", pytest.param("hugetlb", marks=needs_free_hugetlb(4))])
+def test_mappings_are_whole_afterwards(faulting: LinuxMachine, program: Path, kind: str, primitive: str) -> None:
+    """They are let go in steps, which the kernel joins again except for those of hugetlbfs."""
+    pages = 4 * 512
+    with Workload([program], kind, pages) as work:
+        before = _mappings(work)
+        with task_of(faulting, work.pid, primitive) as task:
+            sample(faulting, mm_of(task), work, range(0, pages, 100), lambda: work.order("w", range(0, pages, 7)))
+        assert before == _mappings(work)
+
+
+def _mappings(work: Workload) -> list[str]:
+    """Addresses of those that the workload's memory is in."""
+    lines = Path(f"/proc/{work.pid}/maps").read_text(encoding="utf-8").splitlines()
+    ranges = [line.split()[0] for line in lines]
+    begin, end = work.base, work.base + 4096 * work.pages
+    return [each for each in ranges if int(each.split("-")[0], 16) < end and int(each.split("-")[1], 16) > begin]
 
 
 def test_an_unknown_primitive_is_refused(faulting: LinuxMachine) -> None:

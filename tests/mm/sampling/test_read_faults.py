@@ -12,14 +12,17 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from kdamon.mm import OLD, UNKNOWN, Observed
 from kdamon.mm.linux.machine import LinuxMachine
+from kdamon.mm.sampling import protection
+from kdamon.mm.sampling.uffd import Pages
 from tests.support.capabilities import needs_anonymous_huge_pages, needs_free_hugetlb, needs_read_faults
 from tests.support.paths import ROOT
 from tests.support.process_memory import smaps
-from tests.support.sampling import armed, mm_of, pages_of, sample, task_of
+from tests.support.sampling import armed, mm_of, pages_of, sample, task_of, wait_until
 from tests.support.workload import MONITOR_CPU, TARGET_CPU, Workload
 
 pytestmark = [pytest.mark.real, needs_read_faults]
@@ -31,9 +34,9 @@ IN_HUGE = 512
 READ, WRITTEN = EVERY[:400:2], EVERY[500::3]
 
 
-def _touch(work: Workload) -> None:
+def _touch(work: Workload, write: str = "w") -> None:
     work.order("r", READ)
-    work.order("w", WRITTEN)
+    work.order(write, WRITTEN)
 
 
 @pytest.mark.parametrize("kind", ["anon", "shmem", "zero", "fork", "mlock", "tmpfs"])
@@ -69,6 +72,73 @@ def test_readers_are_told_with_their_cpu(faulting: LinuxMachine, program: Path) 
             faults, _ = sample(faulting, mm_of(task), work, EVERY, lambda: work.order("r", EVERY))
             assert pages_of(work, faults) == EVERY.tolist()
             assert set(zip(faults["tid"].tolist(), faults["cpu"].tolist(), strict=True)) == {(tid, cpu)}
+
+
+@pytest.mark.parametrize("kind", ["anon", "shmem", "thp"])
+def test_a_write_after_a_read_is_observed_where_writes_alone_are_wanted(
+    faulting: LinuxMachine, program: Path, kind: str
+) -> None:
+    """As by x += 1, whose load would be the only fault if reads faulted; nothing else is told."""
+    with Workload([program], kind, PAGES) as work:
+        with task_of(faulting, work.pid) as task:
+            faults, _ = sample(faulting, mm_of(task), work, WRITTEN, lambda: work.order("a", WRITTEN))
+            assert not faults["write"].any()
+        small = np.setdiff1d(EVERY, _of_huge_pages(work))
+        with task_of(faulting, work.pid, "page_fault_writes") as task:
+            mm = mm_of(task)
+            faults, answers = sample(faulting, mm, work, EVERY, lambda: _touch(work, "a"))
+            assert np.intersect1d(WRITTEN, small).tolist() == pages_of(work, faults)
+            assert faults["write"].all()
+            assert [OLD if page in small else UNKNOWN for page in EVERY] == answers.tolist()
+            observed = mm.observed()
+            assert observed is not None
+            assert 0 == observed.accesses
+            assert not len(armed(work))
+
+
+def _of_huge_pages(work: Workload) -> npt.NDArray[np.int64]:
+    """Numbers of the workload's pages that huge ones hold."""
+    with Path(f"/proc/{work.pid}/pagemap").open("rb") as pagemap:
+        table = Pages(pagemap.fileno())
+        blocks = np.arange(0, PAGES, IN_HUGE)
+        huge = blocks[table.huge(np.uint64(work.base) + np.uint64(4096) * blocks.astype(np.uint64)) != 0]
+        return (huge[:, None] + np.arange(IN_HUGE)).ravel()
+
+
+def test_monitors_that_want_different_accesses_share_a_process(
+    faulting: LinuxMachine, program: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reads fault as long as one wants them; the one that wants writes misses some meanwhile, and says so."""
+    monkeypatch.setattr(protection, "_LASTS", 0)
+    with Workload([program], "anon", PAGES) as work, task_of(faulting, work.pid, "page_fault_writes") as task:
+        mm = mm_of(task)
+        addrs = work.addrs(EVERY)
+        mm.begin_sample(addrs)
+        with task_of(faulting, work.pid) as other:
+            # The one's sample ended with the change; nothing of it is known.
+            assert not len(armed(work))
+            assert [UNKNOWN] * PAGES == mm.end_sample(addrs).tolist()
+            faults, answers = sample(faulting, mm_of(other), work, EVERY, lambda: _touch(work))
+            assert set(pages_of(work, faults)) == {*READ.tolist(), *WRITTEN.tolist()}
+            assert [OLD] * PAGES == answers.tolist()
+            assert not caplog.records
+            for _ in range(2):
+                faults, _ = sample(faulting, mm, work, EVERY, lambda: work.order("a", WRITTEN))
+                assert not faults["write"].any()
+            assert [record.getMessage() for record in caplog.records] == [
+                f"process {work.pid}: writes that come right after a read of the same page are not counted as long as "
+                "another monitor of this process counts reads"
+            ]
+            mm.begin_sample(addrs)
+        assert [UNKNOWN] * PAGES == mm.end_sample(addrs).tolist()
+
+        def complete() -> bool:
+            faults, _ = sample(faulting, mm, work, EVERY, lambda: _touch(work, "a"))
+            return pages_of(work, faults) == WRITTEN.tolist()
+
+        wait_until(complete)
+        assert not len(armed(work))
+        assert 1 == len(caplog.records)
 
 
 @pytest.mark.parametrize("kind", ["file", "private", "readonly"])

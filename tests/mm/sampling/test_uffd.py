@@ -129,7 +129,7 @@ def test_pages_that_are_there_are_armed(table: Pages, fault: Userfaultfd) -> Non
     own = _Memory(PAGES * PAGE)
     for page in range(0, PAGES, 2):
         own.write(page)
-    assert fault.register(own.range).all()
+    assert fault.register(own.range)[0].all()
     armed = table.arm(own.addrs)
     assert armed[::2].all()
     assert not armed[1::2].any()
@@ -195,7 +195,7 @@ def test_special_mappings_are_refused_alone(fault: Userfaultfd) -> None:
     vdso = next(line.split()[0].split("-") for line in lines if line.endswith("[vdso]"))
     special = [[int(x, 16) for x in vdso]]
     ranges = np.array([*own.range.tolist(), *special, *own.range.tolist()], dtype=np.uint64)
-    assert [True, False, True] == fault.register(ranges).tolist()
+    assert [True, False, True] == fault.register(ranges)[0].tolist()
 
 
 def test_what_is_not_registered_is_not_armed(table: Pages, fault: Userfaultfd) -> None:
@@ -233,7 +233,7 @@ def test_an_address_space_that_ended_is_told() -> None:
         assert command.stdin is not None
         fault = Userfaultfd(command.fd)
         ranges = parse(Path(f"/proc/{command.pid}/maps").read_bytes())
-        assert fault.register(ranges).any()
+        assert fault.register(ranges)[0].any()
         command.stdin.write(b"\n")
         command.stdin.close()
         while Path(f"/proc/{command.pid}/comm").read_text() != "sleep\n":

@@ -25,6 +25,9 @@ _MOST: Final = 8
 #: Groups with a smaller share of the reports than this are summed up, if it is also less than this part of the mean.
 _WORTHWHILE: Final = 0.01
 _OF_MEAN: Final = 0.5
+_READS_FIRST: Final = (
+    "a write after a read of its page in the same sampling interval is not among the writes; --write-only counts all"
+)
 _MOST_RANGES: Final = 10
 _MOST_WRITERS: Final = 4
 _NAMES: Final = {"cpu": ("CPU", "CPUs"), "thread": ("tid", "threads"), "node": ("node", "nodes")}
@@ -148,6 +151,9 @@ def _group_table(recording: Recording, log: GroupLog, width: int) -> Iterator[st
     if log.nr_missing:
         text = f"{log.nr_missing} more reports are of intervals that did not end, or of lost snapshots"
         yield from textwrap.wrap(text, width, subsequent_indent="  ")
+    config = recording.config
+    if recording.counters.faults_of_reads and not config.write_only and not config.read_only:
+        yield from textwrap.wrap(_READS_FIRST, width, subsequent_indent="  ")
 
 
 def _columns(heading: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:

@@ -228,7 +228,7 @@ def _reports(recording: Recording) -> list[str]:
     if any(counters.reports.values()) or config.primitive != "page_table":
         lines.append(_counted("reports accepted", "accepted", counters.reports))
     if config.primitive == "page_fault":
-        if counters.faults_of_reads and counters.observed is not None:
+        if counters.faults_of_reads and not config.write_only and counters.observed is not None:
             lines.append(_what_faulted(counters.observed))
         lines.append(f"faults lost                       {counters.faults_lost:>10}")
     if counters.producers:
