@@ -18,6 +18,7 @@ from kdamon.arrays import U64Array
 from kdamon.lib.syscalls import syscall
 from kdamon.mm import OLD, UNKNOWN
 from kdamon.mm.actions.madvise import Adviser
+from kdamon.mm.bpf.vma_reader import vma_reader
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.mman import MADV_COLLAPSE
 from kdamon.mm.proc import maps
@@ -56,6 +57,8 @@ def _without(capabilities: int) -> Iterator[None]:
 @pytest.fixture
 def blind(faulting: LinuxMachine) -> Iterator[LinuxMachine]:
     """A machine that cannot record faults; ``faulting``: page_fault works at all."""
+    # It is made once for the whole process, and its absence would be remembered.
+    vma_reader()
     with _without(_RECORDING):
         found = linux_machine("page_fault")
         assert not found.attributes_faults
