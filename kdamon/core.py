@@ -1168,10 +1168,11 @@ def _kdamond_paused(ctx: damon_ctx) -> bool:
     while ctx.pause:
         damos_walk_cancel(ctx)
         kdamond_usleep(ctx, ctx.attrs.sample_interval)
+        # A call may end the pause, and what its caller reports then counts.
+        discard_reports(ctx)
         kdamond_call(ctx, cancel=False)
         if kdamond_need_stop(ctx) or ctx.maybe_corrupted:
             return False
-        discard_reports(ctx)
     return True
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "begin_intervals",
     "interrupt",
     "is_wanted",
+    "make_placement",
     "make_sampler",
     "quiet_intervals",
     "rest",
@@ -75,8 +76,7 @@ def interrupt(ctx: damon_ctx) -> None:
 
 def take_place(ctx: damon_ctx, spaces: Sequence[AddressSpace], pages: int) -> None:
     """Samples of ``spaces`` by ``page_fault`` are about to begin: be where they cost least, until :func:`rest`."""
-    if ctx.placement is None and ctx.machine is not None:
-        ctx.placement = ctx.machine.placement()
+    make_placement(ctx)
     if ctx.placement is not None:
         ctx.placement.begin(spaces, pages)
 
@@ -87,6 +87,12 @@ def rest(ctx: damon_ctx) -> None:
         ctx.placement.rest()
     if ctx.interval_sampler is not None:
         ctx.interval_sampler.rest()
+
+
+def make_placement(ctx: damon_ctx) -> None:
+    """Make what :func:`take_place` needs, which takes some milliseconds."""
+    if ctx.placement is None and ctx.machine is not None:
+        ctx.placement = ctx.machine.placement()
 
 
 def make_sampler(ctx: damon_ctx) -> None:

@@ -28,7 +28,7 @@ from kdamon.damon import (
     damos_action,
     no_op,
 )
-from kdamon.intervals import begin_intervals, make_sampler, rest, take_place
+from kdamon.intervals import begin_intervals, make_placement, make_sampler, rest, take_place
 from kdamon.kernel import ALIGN, HPAGE_PMD_SIZE, NSEC_PER_USEC, PAGE_SIZE, ULONG_MAX
 from kdamon.lib.once import warn_once
 from kdamon.mapped import note_sparse_regions
@@ -167,9 +167,9 @@ def fva_init(ctx: damon_ctx) -> None:
 
 
 def _make_ready(ctx: damon_ctx) -> None:
-    primitive = sample_primitive(ctx.sample_control)
-    if primitive == Primitive.PAGE_TABLE and any(t.task is not None for t in ctx.adaptive_targets):
-        make_sampler(ctx)
+    if any(t.task is not None for t in ctx.adaptive_targets):
+        page_table = sample_primitive(ctx.sample_control) == Primitive.PAGE_TABLE
+        (make_sampler if page_table else make_placement)(ctx)
 
 
 def _take_task(t: damon_target, ctx: damon_ctx, birth: int | None = None) -> None:

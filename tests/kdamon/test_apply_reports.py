@@ -23,6 +23,7 @@ from kdamon.core import (
 from kdamon.damon import (
     ReportCounters,
     damon_access_report,
+    damon_call_control,
     damon_ctx,
     damon_target,
     damos,
@@ -286,6 +287,23 @@ def test_reports_of_a_pause_are_late() -> None:
         damon_report_access(report(3))
         clock.step()
         assert {"accepted": 3, "late": 2, "applied": 1} == counted(ctx)
+
+
+def test_reports_after_the_call_that_ends_a_pause_count() -> None:
+    """What a caller does once its call was made is after the pause."""
+    ctx = plain_ctx((0, 1000))
+
+    def go_on(_: object) -> None:
+        ctx.pause = False
+        damon_report_access(report(1))
+
+    with stepped(ctx) as clock:
+        ctx.pause = True
+        clock.step()
+        ctx.call_controls.append(damon_call_control(go_on))
+        clock.step()
+        clock.step()
+        assert {"accepted": 1, "applied": 1} == counted(ctx)
 
 
 def test_reports_while_all_schemes_are_inactive_are_late() -> None:

@@ -59,6 +59,8 @@ class WorkClock(VirtualClock):
 class SteppedClock:
     """A clock that lets its sleeper wake up only when the test says so: one interval at a time."""
 
+    monotonic = False
+
     def __init__(self) -> None:
         self._now = 0
         self._asleep = threading.Semaphore(0)

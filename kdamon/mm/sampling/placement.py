@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where and how a kdamond runs: on the CPU of its target, and in time.
 
-To make pages old, the kernel flushes them from the TLBs of the CPUs that the target runs on
+To make pages old, and to arm them, the kernel flushes them from the TLBs of the CPUs that the target runs on
 (``arch/x86/mm/tlb.c: flush_tlb_mm_range()``). To interrupt another CPU costs some microseconds a page, and both wait;
 on the target's own CPU there is nobody to interrupt. So the kdamond moves there if the target runs on that one alone.
 
