@@ -6,8 +6,8 @@ faults, and the fault is reported with address, CPU and thread. The kernel itsel
 (userfaultfd RWP_ASYNC or WP_ASYNC): the process never waits for us, and when we end all protection is gone.
 
 * Where the kernel lets reads fault (RWP, Linux 7.3), it observes reads and writes of anonymous and shared memory, tmpfs
-  and hugetlbfs. Elsewhere, and of other files, it observes writes. Everywhere it observes first touches of pages that
-  were not there.
+  and hugetlbfs. Elsewhere, of other files, and where no monitor of the process wants reads, it observes writes: a read
+  that faults hides the write after it. Everywhere it observes first touches of pages that were not there.
 * Where reads fault, huge pages of anonymous memory and hugetlbfs are armed as a whole. Others are not armed, neither as
   a whole nor in part: the kernel would split them. Samples of those are UNKNOWN, and actions on memory that is not
   accessed leave them out. Where only writes fault, samples of huge pages of files that are mapped privately are OLD: a

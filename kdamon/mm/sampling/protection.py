@@ -115,9 +115,9 @@ class Protection:
         # Mappings where writes fault, mappings of either kind that may be others by now, mappings that are to be
         # registered, those that are not because they are not writable, those with memory of their own.
         self._ranges = self._unsure = self._pending = self._spared = self._private = NO_RANGES
-        # Those of hugetlbfs that are or were registered, and of those that are not writable: where reads cannot fault
-        # either.
+        # Those of hugetlbfs.
         self._hugetlb = NO_RANGES
+        # Of those that are not writable: where reads cannot fault either.
         self._refused = NO_RANGES
         self._armed: dict[object, tuple[U64Array, U64Array]] = {}
         # What was armed for a sample that is under way, and is not any more.
