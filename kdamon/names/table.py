@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import Indexes, Mask, Records, U64Array
+from kdamon.arrays import I64Array, Indexes, Mask, Records, U64Array
 
 __all__ = ["NAMED_RANGE", "NO_OFFSET", "NameChanges", "NameTable", "Part", "apply", "changes", "joined", "overlaid"]
 
@@ -90,41 +90,57 @@ class NameTable:
         return [parts[0].name if parts else "" for parts in self._parts(_bounds(ranges), 1)]
 
     def _parts(self, bounds: U64Array, most: int) -> list[list[Part]]:
-        found: list[list[Part]] = []
-        rows = self.rows
-        if not len(rows):
-            return [[] for _ in bounds]
-        first = np.searchsorted(rows["end"], bounds[:, 0], side="right").tolist()
-        last = np.searchsorted(rows["start"], bounds[:, 1], side="left").tolist()
-        for (start, end), begin, stop in zip(bounds.tolist(), first, last, strict=True):
-            found.append(self._parts_of(start, end, begin, stop, most))
+        found: list[list[Part]] = [[] for _ in bounds]
+        if not len(self.rows):
+            return found
+        first = np.searchsorted(self.rows["end"], bounds[:, 0], side="right")
+        stop = np.maximum(np.searchsorted(self.rows["start"], bounds[:, 1], side="left"), first)
+        # Ranges that have AT_ONCE rows together, or one that has more.
+        before = np.cumsum(np.append(0, stop - first))
+        at = 0
+        while at < len(bounds):
+            end = max(at + 1, int(np.searchsorted(before, before[at] + AT_ONCE, side="right")) - 1)
+            sums = self._sums(bounds[at:end], first[at:end], stop[at:end])
+            for place, name, size, offset in zip(*(column.tolist() for column in sums), strict=True):
+                parts = found[at + place]
+                if len(parts) < most:
+                    whole = int(bounds[at + place, 1] - bounds[at + place, 0])
+                    parts.append(Part(self.names[name], size, size / whole, None if offset == NO_OFFSET else offset))
+            at = end
         return found
 
-    def _parts_of(self, start: int, end: int, first: int, stop: int, most: int) -> list[Part]:
-        """The parts of one range that rows ``first`` to ``stop`` (exclusive) overlap."""
-        sizes: dict[int, int] = {}
-        offsets: dict[int, int] = {}
-        for at in range(first, stop, AT_ONCE):
-            rows = self.rows[at : min(at + AT_ONCE, stop)]
-            starts = np.maximum(rows["start"], np.uint64(start))
-            numbers, where, which = np.unique(rows["name"], return_index=True, return_inverse=True)
-            here = np.minimum(rows["end"], np.uint64(end)) - starts
-            sums = np.zeros(len(numbers), np.uint64)
-            np.add.at(sums, which, here)
-            begins = rows["offset"] + (starts - rows["start"]) * (rows["offset"] != NO_OFFSET)
-            for number, size, offset in zip(numbers.tolist(), sums.tolist(), begins[where].tolist(), strict=True):
-                sizes[number] = sizes.get(number, 0) + size
-                offsets.setdefault(number, offset)
-        largest = sorted(sizes, key=lambda number: (-sizes[number], number))[: max(most, 1)]
-        return [
-            Part(
-                self.names[number],
-                sizes[number],
-                sizes[number] / (end - start),
-                None if offsets[number] == NO_OFFSET else offsets[number],
-            )
-            for number in largest
-        ]
+    def _sums(self, bounds: U64Array, first: Indexes, stop: Indexes) -> tuple[Indexes, I64Array, U64Array, U64Array]:
+        """How much of each range has which name.
+
+        :returns: places in ``bounds``, in order; for each the names, the largest part first; its bytes; the offset in
+            its file, shape (n,) each.
+        """
+        counts = stop - first
+        total = int(counts.sum())
+        sums: list[list[U64Array]] = []
+        for begin in range(0, total, AT_ONCE):
+            pairs = np.arange(begin, min(begin + AT_ONCE, total))
+            place = np.searchsorted(np.cumsum(counts), pairs, side="right")
+            rows = self.rows[first[place] + pairs - (np.cumsum(counts) - counts)[place]]
+            starts = np.maximum(rows["start"], bounds[place, 0])
+            keys = place.astype(np.uint64) << np.uint64(32) | rows["name"].astype(np.uint64)
+            offsets = np.where(rows["offset"] == NO_OFFSET, rows["offset"], rows["offset"] + (starts - rows["start"]))
+            sums.append(_added(keys, np.minimum(rows["end"], bounds[place, 1]) - starts, offsets))
+        if not sums:
+            return np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.uint64)
+        keys, sizes, offsets = sums[0] if len(sums) == 1 else _added(*map(np.concatenate, zip(*sums, strict=True)))
+        places, names = keys >> np.uint64(32), keys & np.uint64(0xFFFF_FFFF)
+        # The largest first: sizes are unsigned.
+        order = np.lexsort((names, ~sizes, places))
+        return places[order].astype(np.intp), names[order].astype(np.int64), sizes[order], offsets[order]
+
+
+def _added(keys: U64Array, sizes: U64Array, offsets: U64Array) -> list[U64Array]:
+    """The sum of the sizes of each key, and the first of its offsets: keys, sizes and offsets, shape (n,) each."""
+    unique, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    sums = np.zeros(len(unique), np.uint64)
+    np.add.at(sums, which, sizes)
+    return [unique, sums, offsets[first]]
 
 
 @frozen(eq=False)
@@ -257,7 +273,8 @@ def _text(parts: list[Part]) -> str:
         return ""
     if parts[0].share >= _WHOLE:
         return str(parts[0])
-    return ", ".join(f"{part} {_percent(part.share)}" for at, part in enumerate(parts) if not at or part.share >= _LEAST_SHARE)
+    shown = [part for at, part in enumerate(parts) if not at or part.share >= _LEAST_SHARE]
+    return ", ".join(f"{part} {_percent(part.share)}" for part in shown)
 
 
 def _percent(share: float) -> str:
