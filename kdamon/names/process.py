@@ -24,7 +24,9 @@ __all__ = ["ProcessNames"]
 
 log = logging.getLogger("kdamon")
 
-#: Seconds between two looks, and how many times as long as a look takes.
+#: Seconds between the first two looks, which double up to the usual ones: a starting program maps its libraries. And
+#: how many times as long as a look takes they are at least.
+_FIRST_S: Final = 0.1
 _INTERVAL_S: Final = 1.0
 _TIMES: Final = 30
 #: Rows of the table of all addresses that ever had a name.
@@ -54,7 +56,7 @@ class ProcessNames:
             raise
         self._labels = labels
         self._thread = threading.Thread()
-        self._due = 0.0
+        self._due = self._interval = 0.0
         self._closed = False
         self._identity: bytes | None = None
         self._sequence: int | None = None
@@ -113,7 +115,8 @@ class ProcessNames:
         except OSError as error:
             log.debug("the names of process %d cannot be read: %s", self._pid, error)
         now = time.monotonic()
-        self._due = now + max(_INTERVAL_S, _TIMES * (now - began))
+        self._interval = min(_INTERVAL_S, 2 * self._interval or _FIRST_S)
+        self._due = now + max(self._interval, _TIMES * (now - began))
 
     def _read(self, files: ProcessFiles) -> None:
         another = self._identity is not None and self._identity != files.identity

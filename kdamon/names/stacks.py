@@ -2,8 +2,8 @@
 """The stacks of a process's threads, found by their stack pointers (``fs/proc/base.c: proc_pid_syscall()``).
 
 /proc/PID/task/TID/syscall shows the stack pointer of a thread that sleeps, without stopping it; of one that runs it
-shows nothing, and its stack is known once it was seen asleep. The size of a stack is not shown anywhere: it begins above
-a guard, a mapping without access, and is at most as large as new threads get it, RLIMIT_STACK.
+shows nothing, and its stack is known once it was seen asleep. The size of a stack is not shown anywhere: it begins
+above a guard, a mapping without access, and is at most as large as new threads get it, RLIMIT_STACK.
 """
 
 from __future__ import annotations

@@ -13,7 +13,18 @@ from attrs import frozen
 
 from kdamon.arrays import I64Array, Indexes, Mask, Records, U64Array
 
-__all__ = ["NAMED_RANGE", "NO_OFFSET", "NameChanges", "NameTable", "Part", "apply", "changes", "joined", "overlaid"]
+__all__ = [
+    "NAMED_RANGE",
+    "NO_OFFSET",
+    "NameChanges",
+    "NameTable",
+    "Part",
+    "apply",
+    "changes",
+    "describe",
+    "joined",
+    "overlaid",
+]
 
 #: One named range: bytes, end exclusive; the place of ``start`` in its file, bytes; the number of its name.
 NAMED_RANGE: Final = np.dtype([("start", "<u8"), ("end", "<u8"), ("offset", "<u8"), ("name", "<i4")])
@@ -27,6 +38,7 @@ _MOST_PARTS: Final = 3
 _LEAST_SHARE: Final = 0.05
 #: A name that covers less than this of a range has its share beside it.
 _WHOLE: Final = 0.995
+_LITTLE: Final = 0.005
 _NO_ROWS: Final = np.empty(0, NAMED_RANGE)
 
 
@@ -44,6 +56,13 @@ class Part:
     size: int
     share: float
     offset: int | None = None
+
+    @property
+    def percent(self) -> str:
+        """The share as a text after a name, empty for all of the range."""
+        if self.share >= _WHOLE:
+            return ""
+        return f" {self.share:.0%}" if self.share >= _LITTLE else " <1%"
 
     def __str__(self) -> str:
         return self.name if self.offset is None else f"{self.name}+{self.offset:#x}"
@@ -74,7 +93,7 @@ class NameTable:
         :param most: how many parts to return at most, at least 1.
         :returns: none where nothing has a name. The shares of a range with gaps add up to less than 1.
         """
-        return self._parts(np.array([[start, end]], np.uint64), most)[0]
+        return self.parts_of([(start, end)], most)[0]
 
     def named(self, ranges: Any) -> list[str]:
         """What lies in each of some ranges, as one text: ``[heap]``, or ``libc.so.6 .data 80%, [heap] 17%``.
@@ -83,13 +102,19 @@ class NameTable:
             as of a snapshot's regions.
         :returns: a text for each, empty where nothing has a name; names as the process wrote them.
         """
-        return [_text(parts) for parts in self._parts(_bounds(ranges), _MOST_PARTS)]
+        return [describe(parts) for parts in self.parts_of(ranges)]
 
     def main(self, ranges: Any) -> list[str]:
         """The name of the largest part of each of ``ranges``, as of :meth:`named`, without share and offset."""
-        return [parts[0].name if parts else "" for parts in self._parts(_bounds(ranges), 1)]
+        return [parts[0].name if parts else "" for parts in self.parts_of(ranges, 1)]
 
-    def _parts(self, bounds: U64Array, most: int) -> list[list[Part]]:
+    def parts_of(self, ranges: Any, most: int = _MOST_PARTS) -> list[list[Part]]:
+        """What lies in each of some ranges, see :meth:`parts`.
+
+        :param ranges: as of :meth:`named`.
+        :param most: how many parts of each to return at most, at least 1.
+        """
+        bounds = _bounds(ranges)
         found: list[list[Part]] = [[] for _ in bounds]
         if not len(self.rows):
             return found
@@ -268,14 +293,9 @@ def _bounds(ranges: Any) -> U64Array:
     return table.astype(np.uint64).reshape(-1, 2)
 
 
-def _text(parts: list[Part]) -> str:
+def describe(parts: list[Part]) -> str:
+    """One text of the parts of a range, the largest of which is first; a share stands beside each that is not all."""
     if not parts:
         return ""
-    if parts[0].share >= _WHOLE:
-        return str(parts[0])
     shown = [part for at, part in enumerate(parts) if not at or part.share >= _LEAST_SHARE]
-    return ", ".join(f"{part} {_percent(part.share)}" for part in shown)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= _WHOLE / 100 else "<1%"
+    return ", ".join(f"{part}{part.percent}" for part in shown)
