@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def read(namer: Namer, records: np.ndarray) -> Named:
     return namer.read(names, lambda _pid: True)
 
 
+def together(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Records as they are in memory: numpy itself leaves out what lies between fields."""
+    return np.frombuffer(b"".join(part.tobytes() for part in parts), REPORT_DTYPE)
+
+
 def texts(of: Labels) -> list[tuple[int, int, str]]:
     """The areas of the process."""
     return [(area.start, area.end, area.text) for area in of.of(PID, None)]
@@ -59,7 +65,7 @@ def test_reports_stay_reports() -> None:
     """In their order, between names."""
     reports = report_array(5, pid=PID, addr=np.arange(5))
     name = name_records(PID, 0, 10, b"a name of more than twenty bytes")
-    mixed = np.concatenate([reports[:2], name, reports[2:]])
+    mixed = together([reports[:2], name, reports[2:]])
     rest, names = split_names(mixed)
     assert reports.tolist() == rest.tolist()
     assert names is not None and (2, REPORT_DTYPE.itemsize) == names.shape
@@ -87,8 +93,8 @@ def test_malformed_names() -> None:
     begin, more = name_records(PID, 0, 10, b"x" * 30)[:1], name_records(PID, 0, 10, b"x" * 30)[1:]
     other = name_records(PID + 1, 0, 10, b"x" * 30)[1:]
     assert Named(malformed=1) == read(namer, more)
-    assert Named(malformed=1, accepted=2) == read(namer, np.concatenate([begin, begin, more]))
-    assert Named(malformed=1) == read(namer, np.concatenate([begin, other]))
+    assert Named(malformed=1, accepted=2) == read(namer, together([begin, begin, more]))
+    assert Named(malformed=1) == read(namer, together([begin, other]))
     for field, value in (("pid", -1), ("size", 0), ("size", (1 << 64) - 1), ("nr_accesses", -57), ("nr_accesses", 1)):
         bad = name_records(PID, 1, 10, b"x").copy()
         bad[field] = value
@@ -98,7 +104,7 @@ def test_malformed_names() -> None:
 def test_too_many_at_once_are_refused() -> None:
     """A flood takes no time from reports."""
     namer = Namer(0, Labels())
-    found = read(namer, np.concatenate([name_records(PID, at * 10, 5, b"x") for at in range(1000)]))
+    found = read(namer, together([name_records(PID, at * 10, 5, b"x") for at in range(1000)]))
     assert (256, 744) == (found.accepted, found.refused)
 
 
@@ -106,7 +112,7 @@ def test_an_empty_name_takes_the_name_away() -> None:
     """Of that area alone."""
     given_labels = Labels()
     namer = Namer(0, given_labels)
-    read(namer, np.concatenate([name_records(PID, 0, 30, b"pool"), name_records(PID, 10, 10, b"")]))
+    read(namer, together([name_records(PID, 0, 30, b"pool"), name_records(PID, 10, 10, b"")]))
     assert [(0, 10, "pool"), (20, 30, "pool")] == texts(given_labels)
 
 
