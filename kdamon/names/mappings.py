@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from attrs import Factory, define, frozen
 
-from kdamon.arrays import I32Array, I64Array, Mask, Records, U64Array
+from kdamon.arrays import I64Array, Mask, Records, U64Array
 from kdamon.names.table import AT_ONCE, NAMED_RANGE, NO_OFFSET
 from kdamon.names.texts import NameList, mapping_text, neighbour_text
 
@@ -22,7 +22,8 @@ _LINES: Final = 128
 _KERNEL_HALF: Final = 1 << 63
 #: Stands for the name of anonymous memory.
 _ANON: Final = -1
-#: Texts of lines that are remembered.
+#: Files with code, and texts of lines, that are remembered.
+_MOST_FILES: Final = 4096
 _MOST_KNOWN: Final = 1 << 14
 
 
@@ -34,7 +35,8 @@ class MappedFile:
     :ivar path: as the process sees it.
     :ivar inode: its number.
     :ivar range: the addresses of one of its mappings, as in /proc/PID/map_files.
-    :ivar rows: its mappings, places in :attr:`NamedMappings.rows`.
+    :ivar rows: its mappings, places in :attr:`NamedMappings.rows`; but none that is far before the first one that may
+        be executed.
     """
 
     name: str
@@ -42,7 +44,6 @@ class MappedFile:
     inode: int
     range: str
     rows: list[int] = Factory(list)
-    executable: bool = False
 
 
 @frozen(eq=False)
@@ -71,6 +72,9 @@ class MappingRows:
         self._names = names
         self._known: dict[bytes, int] = {}
         self._files: dict[tuple[bytes, bytes], MappedFile] = {}
+        #: The file of the lines that were added last, and the first of these rows.
+        self._present: tuple[bytes, bytes] | None = None
+        self._since = 0
         self._parts: list[Records] = []
         self._accessible: list[Mask] = []
         self._count = 0
@@ -113,12 +117,17 @@ class MappingRows:
         return number
 
     def _add_to_file(self, device: bytes, inode: bytes, addresses: bytes, name: bytes, executable: bool) -> None:
-        file = self._files.get((device, inode))
-        if file is None:
+        # No object for each file: a process may map tens of thousands, and only those with code have sections.
+        key = device, inode
+        if self._present != key:
+            self._present, self._since = key, self._count
+        file = self._files.get(key)
+        if file is not None:
+            file.rows.append(self._count)
+        elif executable and len(self._files) < _MOST_FILES:
             file = MappedFile(mapping_text(name), name, int(inode), addresses.decode("ascii"))
-            self._files[device, inode] = file
-        file.rows.append(self._count)
-        file.executable |= executable
+            file.rows += range(self._since, self._count + 1)
+            self._files[key] = file
 
     def mappings(self) -> NamedMappings:
         """All of them; anonymous memory now has its names."""
@@ -128,14 +137,13 @@ class MappingRows:
             rows[at : at + len(part)], accessible[at : at + len(part)] = part, flags
             at += len(part)
         anonymous = rows["name"] == _ANON
-        rows["name"][anonymous] = self._of_neighbours(rows, anonymous)
-        return NamedMappings(rows, anonymous, accessible, {k: f for k, f in self._files.items() if f.executable})
+        self._name_by_neighbours(rows, anonymous)
+        return NamedMappings(rows, anonymous, accessible, self._files)
 
-    def _of_neighbours(self, rows: Records, anonymous: Mask) -> I32Array:
-        """The names of anonymous memory, by the nearest mapping that has one."""
+    def _name_by_neighbours(self, rows: Records, anonymous: Mask) -> None:
+        """Name anonymous memory by the nearest mapping that has a name."""
         named = np.flatnonzero(~anonymous)
         wanted = np.flatnonzero(anonymous)
-        numbers = np.full(len(wanted), _ANON, np.int32)
         known: dict[int, int] = {}
         for first in range(0, len(wanted), AT_ONCE):
             of = wanted[first : first + AT_ONCE]
@@ -151,8 +159,7 @@ class MappingRows:
                     neighbour = self._names.name(key >> 1) if key >= 0 else ""
                     known[key] = self._names.number(neighbour_text(neighbour, bool(key & 1)))
                 found.append(known[key])
-            numbers[first : first + AT_ONCE] = np.array(found, np.int32)[which]
-        return numbers
+            rows["name"][of] = np.array(found, np.int32)[which]
 
 
 def _neighbours(rows: Records, named: I64Array, of: I64Array, after: I64Array) -> I64Array:

@@ -17,7 +17,7 @@ from kdamon.names.labels import labels as all_labels
 from kdamon.names.mappings import NamedMappings, read_names
 from kdamon.names.sections import SectionCache, section_rows
 from kdamon.names.stacks import ThreadStacks, stack_rows
-from kdamon.names.table import NameTable, joined, overlaid
+from kdamon.names.table import AT_ONCE, NameTable, joined, overlaid
 from kdamon.names.texts import NameList
 
 __all__ = ["ProcessNames"]
@@ -157,4 +157,5 @@ class ProcessNames:
 
 
 def _differ(older: NameTable, newer: NameTable) -> bool:
-    return bool((older.rows != newer.rows).any())
+    pieces = range(0, len(older), AT_ONCE)
+    return any((older.rows[at : at + AT_ONCE] != newer.rows[at : at + AT_ONCE]).any() for at in pieces)

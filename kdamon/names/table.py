@@ -32,7 +32,7 @@ NAMED_RANGE: Final = np.dtype([("start", "<u8"), ("end", "<u8"), ("offset", "<u8
 NO_OFFSET: Final = (1 << 64) - 1
 
 #: Rows that one numpy call takes at most: no other thread of this process runs during a call.
-AT_ONCE: Final = 1024
+AT_ONCE: Final = 512
 #: Parts that :meth:`NameTable.named` gives of a range, and the smallest share of each but the first.
 _MOST_PARTS: Final = 3
 _LEAST_SHARE: Final = 0.05
@@ -219,9 +219,10 @@ def _missing(rows: Records, among: Records) -> Mask:
     missing = np.ones(len(rows), np.bool_)
     if not len(among):
         return missing
+    starts = among["start"].copy()
     for at in range(0, len(rows), AT_ONCE):
         part = rows[at : at + AT_ONCE]
-        places = np.minimum(np.searchsorted(among["start"], part["start"]), len(among) - 1)
+        places = np.minimum(np.searchsorted(starts, part["start"]), len(among) - 1)
         missing[at : at + AT_ONCE] = among[places] != part
     return missing
 
@@ -236,9 +237,13 @@ def joined(rows: Records) -> Records:
         there = before["offset"] + (after["start"] - before["start"])
         begins[at : at + AT_ONCE] = ~(goes_on & (without | (after["offset"] == there) & (after["offset"] != NO_OFFSET)))
     first: Indexes = np.flatnonzero(begins)
-    result = rows[first]
-    if len(first):
-        result["end"] = rows["end"][np.append(first[1:] - 1, len(rows) - 1)]
+    if len(first) == len(rows):
+        return rows
+    result, last = np.empty(len(first), NAMED_RANGE), np.append(first[1:] - 1, len(rows) - 1)
+    for at in range(0, len(first), AT_ONCE):
+        part = rows[first[at : at + AT_ONCE]]
+        part["end"] = rows["end"][last[at : at + AT_ONCE]]
+        result[at : at + AT_ONCE] = part
     return result
 
 
@@ -259,13 +264,23 @@ def overlaid(below: Records, above: Records) -> Records:
         if until == NO_OFFSET:
             end = len(above)
         over = above[max(0, begin - 1) : end]
-        parts += [_uncovered(piece, over), above[begin:end]]
+        rows = np.concatenate([_uncovered(piece, over), above[begin:end]])
+        parts.append(rows[np.argsort(rows["start"], kind="stable")])
         covered_until = until
     if first >= stop:
         parts.append(above)
-    parts.append(below[stop:])
-    rows = np.concatenate(parts)
-    return joined(rows[np.argsort(rows["start"], kind="stable")])
+    return joined(_in_a_row([*parts, below[stop:]]))
+
+
+def _in_a_row(parts: list[Records]) -> Records:
+    """All of ``parts`` together."""
+    rows, at = np.empty(sum(map(len, parts)), NAMED_RANGE), 0
+    for part in parts:
+        for first in range(0, len(part), AT_ONCE):
+            piece = part[first : first + AT_ONCE]
+            rows[at : at + len(piece)] = piece
+            at += len(piece)
+    return rows
 
 
 def _uncovered(rows: Records, above: Records) -> Records:

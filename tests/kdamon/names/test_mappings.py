@@ -61,7 +61,7 @@ def test_files_that_may_hold_sections() -> None:
     [(key, file)] = parsed(MAPS, NameList()).files.items()
     assert (b"fe:00", b"11") == key
     assert ("program", b"/usr/bin/program", 11, [0, 1]) == (file.name, file.path, file.inode, file.rows)
-    assert "55d0a0000000-55d0a0001000" == file.range
+    assert "55d0a0001000-55d0a0002000" == file.range
 
 
 def test_nothing_but_anonymous_memory() -> None:

@@ -163,7 +163,7 @@ def mappings(*rows: tuple[int, int, int], anonymous: int = 0) -> NamedMappings:
     table = [(start * PAGE_SIZE, end * PAGE_SIZE, offset * PAGE_SIZE, 0) for start, end, offset in rows]
     if anonymous:
         table.append((table[-1][1], table[-1][1] + anonymous * PAGE_SIZE, NO_OFFSET, 0))
-    file = MappedFile("file", b"/file", 1, "0-1", list(range(len(rows))), True)
+    file = MappedFile("file", b"/file", 1, "0-1", list(range(len(rows))))
     flags = np.zeros(len(table), np.bool_)
     flags[len(rows) :] = True
     return NamedMappings(np.array(table, NAMED_RANGE), flags, ~flags, {(b"fe:00", b"1"): file})
@@ -254,7 +254,7 @@ def test_only_the_file_that_is_meant_is_opened(tmp_path: Path) -> None:
 def test_files_are_read_once(tmp_path: Path) -> None:
     """Until another file has the number, or they change."""
     path = made(tmp_path / "file")
-    file = MappedFile("file", os.fsencode(path), path.stat().st_ino, "0-1", [0], True)
+    file = MappedFile("file", os.fsencode(path), path.stat().st_ino, "0-1", [0])
     files = {(b"fe:00", b"1"): file}
     cache = SectionCache(os.getpid())
     with patch.object(elf, "_look", lambda *_: os.open(path, os.O_PATH)):
