@@ -7,9 +7,11 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from attrs import evolve
 
+from kdamon.names.table import NAMED_RANGE, NO_OFFSET, NameTable
 from kdamon.reports.groups import GroupTable
 from kdamon_tools.groups import Group, Grouping, GroupLog, ThreadNames
 from kdamon_tools.history import History, merge_snapshots, nr_rows
@@ -231,6 +233,12 @@ class TestTables:
             "      2 shared, 1 at different places",
             "  7f0000000000-7f0000100000 1.0 MiB, 100 writes: tid 8 60%, thread unknown 40%",
         ] == lines[at + 1 :]
+        rows = np.array([(BASE, BASE + 3072, NO_OFFSET, 0)], NAMED_RANGE)
+        named = render_group_tables(evolve(made, names=NameTable(rows, ("[h\x1beap]",))), width=100).splitlines()
+        assert (
+            "  7f0000000000-7f0000001000 4.0 KiB of [h\\x1beap] 75%, 200 writes: tid 7 (a\\x0ab) 60%, tid 8 40%; 3"
+            == (named[at + 1])
+        )
 
     @pytest.mark.parametrize("width", [28, 40, 60, 80])
     def test_it_fits_a_narrow_terminal(self, width: int) -> None:

@@ -17,6 +17,8 @@ from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 if TYPE_CHECKING:
     from kdamon import Monitor
+    from kdamon.names.process import ProcessNames
+    from kdamon.names.table import NameTable
     from kdamon_tools.mapping_history import MappingHistory
 
 __all__ = ["Gathered"]
@@ -31,6 +33,7 @@ class Gathered:
     :param config: the monitoring request.
     :ivar monitor: the monitor; it has begun.
     :ivar mappings: None where they are not needed.
+    :ivar names: what lies at the addresses of the process; None where that cannot be known.
     :ivar lines: None where there is one result at the end.
     :ivar grouping: the groups of accesses, None where they were not asked for.
     :ivar latest: the last snapshot, None before the first one.
@@ -41,6 +44,7 @@ class Gathered:
         self._config = config
         self._origin = this_machine()
         self.mappings: MappingHistory | None = None
+        self.names: ProcessNames | None = None
         self.lines: LineStream | None = None
         self.latest: Snapshot | None = None
         self._history = History()
@@ -65,9 +69,15 @@ class Gathered:
                 self.grouping.add(snapshot.groups)
             self._history.add(snapshot)
             if self.lines is not None:
-                self.lines.add(snapshot)
+                self.lines.add(snapshot, self.present_names())
         if self.mappings is not None:
             self.mappings.look_when_due()
+        if self.names is not None:
+            self.names.look()
+
+    def present_names(self) -> NameTable | None:
+        """The names as they were read last; None: they are not known."""
+        return None if self.names is None else self.names.table()
 
     def recording(self, note: str, remarks: tuple[str, ...]) -> Recording:
         """All gathered data, once monitoring ended.
@@ -89,6 +99,7 @@ class Gathered:
             self._origin,
             None if self.mappings is None else self.mappings.found(),
             self._groups(counters.reports.get("applied", 0)),
+            None if self.names is None else self.names.whole(),
         )
 
     def _groups(self, applied: int) -> GroupLog | None:

@@ -11,9 +11,11 @@ import numpy as np
 from attrs import evolve, frozen
 
 from kdamon.monitoring.config import Config
+from kdamon.names.table import NameTable, Part
 from kdamon_tools.groups import Group, GroupLog, raw_number
 from kdamon_tools.output.readable import readable
 from kdamon_tools.reporters.heatmap import areas_of, render_heatmap
+from kdamon_tools.reporters.names import fitting
 from kdamon_tools.shared_writes import SharedRange
 from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes
@@ -30,6 +32,8 @@ _READS_FIRST: Final = (
 )
 _MOST_RANGES: Final = 10
 _MOST_WRITERS: Final = 4
+#: Columns of a name.
+_LONGEST_NAME: Final = 40
 _NAMES: Final = {"cpu": ("CPU", "CPUs"), "thread": ("tid", "threads"), "node": ("node", "nodes")}
 _ONE: Final = {"cpu": "CPU", "thread": "thread", "node": "node"}
 
@@ -126,7 +130,7 @@ def render_group_tables(recording: Recording, *, width: int = 80) -> str:
         return ""
     parts = [_group_table(recording, log, width)]
     if not recording.config.read_only:
-        parts.append(_shared_table(log, width))
+        parts.append(_shared_table(log, width, recording.names))
     return "\n\n".join("\n".join(part) for part in parts)
 
 
@@ -169,20 +173,24 @@ def _columns(heading: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
         yield "  ".join(cells).rstrip()
 
 
-def _shared_table(log: GroupLog, width: int) -> Iterator[str]:
+def _shared_table(log: GroupLog, width: int, names: NameTable | None) -> Iterator[str]:
     what = _NAMES[log.by][1]
     if not log.shared:
         yield from textwrap.wrap(f"no memory was found that several {what} write at the same time", width)
         return
     heading = f"written by several {what} at the same time; most writes by others than the main writer first"
     yield from textwrap.wrap(heading, width)
-    for shared in log.shared[:_MOST_RANGES]:
-        yield from textwrap.wrap(_shared_text(log, shared), width, initial_indent="  ", subsequent_indent="      ")
+    ranges = log.shared[:_MOST_RANGES]
+    bounds = [(shared.start, shared.end) for shared in ranges]
+    parts: list[list[Part]] = [[] for _ in ranges] if names is None else names.parts_of(bounds)
+    for shared, of in zip(ranges, parts, strict=True):
+        text = _shared_text(log, shared, fitting(of, _LONGEST_NAME))
+        yield from textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="      ")
     if (rest := len(log.shared) - _MOST_RANGES) > 0:
         yield from textwrap.wrap(f"and {rest} more ranges, which --json has", width)
 
 
-def _shared_text(log: GroupLog, shared: SharedRange) -> str:
+def _shared_text(log: GroupLog, shared: SharedRange, name: str) -> str:
     writers = [
         f"{_label(log.by, log.group(writer.number))} {writer.nr_writes / shared.nr_writes:.0%}"
         for writer in shared.writers[:_MOST_WRITERS]
@@ -190,7 +198,8 @@ def _shared_text(log: GroupLog, shared: SharedRange) -> str:
     rest = shared.writers[_MOST_WRITERS:]
     if rest:
         writers.append(f"{len(rest)} others {sum(w.nr_writes for w in rest) / shared.nr_writes:.0%}")
-    text = f"{shared.start:x}-{shared.end:x} {format_bytes(shared.end - shared.start)}, {shared.nr_writes} writes: "
+    where = f"{shared.start:x}-{shared.end:x} {format_bytes(shared.end - shared.start)}{name and ' of ' + name}"
+    text = f"{where}, {shared.nr_writes} writes: "
     return text + ", ".join(writers) + _lines_text(shared)
 
 
