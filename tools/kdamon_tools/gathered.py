@@ -18,6 +18,7 @@ from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 if TYPE_CHECKING:
     from kdamon import Monitor
     from kdamon_tools.mapping_history import MappingHistory
+    from kdamon_tools.run_record import RunRecord
 
 __all__ = ["Gathered"]
 
@@ -32,6 +33,7 @@ class Gathered:
     :ivar monitor: the monitor; it has begun.
     :ivar mappings: None where they are not needed.
     :ivar lines: None where there is one result at the end.
+    :ivar record: None where none is written.
     :ivar grouping: the groups of accesses, None where they were not asked for.
     :ivar latest: the last snapshot, None before the first one.
     """
@@ -42,6 +44,7 @@ class Gathered:
         self._origin = this_machine()
         self.mappings: MappingHistory | None = None
         self.lines: LineStream | None = None
+        self.record: RunRecord | None = None
         self.latest: Snapshot | None = None
         self._history = History()
         names = ThreadNames(config.pid) if config.pid and config.ops != "reports" else None
@@ -57,6 +60,19 @@ class Gathered:
         header = render_header(self._config, monitor.started, self._origin, found)
         self.lines.begin(header, monitor.started, self._config.by)
 
+    def keep(self, record: RunRecord, birth: int | None) -> None:
+        """Write all to ``record`` from now on; monitoring has begun.
+
+        :param birth: of the process, see :meth:`kdamon.mm.Machine.get_task`; None: any.
+        """
+        self.record = record
+        record.begin(self.monitor, self._config, self._origin, birth)
+
+    def failure(self) -> OSError | None:
+        """Why the lines or the record cannot be written any more; None while that works."""
+        lines = None if self.lines is None else self.lines.error()
+        return lines or (None if self.record is None else self.record.error())
+
     def gather(self) -> None:
         """Take the snapshots that have arrived."""
         for snapshot in self.monitor.drain():
@@ -66,6 +82,10 @@ class Gathered:
             self._history.add(snapshot)
             if self.lines is not None:
                 self.lines.add(snapshot)
+            if self.record is not None:
+                self.record.add(snapshot)
+        if self.record is not None and self.grouping is not None:
+            self.record.name_threads(self.grouping.thread_names())
         if self.mappings is not None:
             self.mappings.look_when_due()
 

@@ -32,7 +32,7 @@ _NUMBER: Final = re.compile(r"[0-9a-fA-FxX]+")
 _DECIMAL_RANGE: Final = re.compile(r"(?:0|[1-9][0-9]{0,19})-[1-9][0-9]{13,19}")
 _HEXADECIMAL: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 _DECIMAL: Final = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
-_TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
+_TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
 _TIME: Final = re.compile(rf"({_DECIMAL})({'|'.join(_TIME_UNITS)})")
 _SIZE_UNITS: Final = {name + suffix: 10 * (n + 1) for n, name in enumerate("KMGT") for suffix in ("", "iB", "B")}
 _SIZE: Final = re.compile(rf"([0-9]{{1,20}})({'|'.join(_SIZE_UNITS)})")
@@ -111,7 +111,7 @@ def parse_interval(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is too large")
     if microseconds < 1 or microseconds % 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000, or 5ms (us, ms, s, m, h)"
+            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000, or 5ms (us, ms, s, m, h, d)"
         )
     return int(microseconds)
 
