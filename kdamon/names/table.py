@@ -11,9 +11,20 @@ from typing import Any, Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import Indexes, Mask, Records, U64Array
+from kdamon.arrays import I64Array, Indexes, Mask, Records, U64Array
 
-__all__ = ["NAMED_RANGE", "NO_OFFSET", "NameChanges", "NameTable", "Part", "apply", "changes", "joined", "overlaid"]
+__all__ = [
+    "NAMED_RANGE",
+    "NO_OFFSET",
+    "NameChanges",
+    "NameTable",
+    "Part",
+    "apply",
+    "changes",
+    "describe",
+    "joined",
+    "overlaid",
+]
 
 #: One named range: bytes, end exclusive; the place of ``start`` in its file, bytes; the number of its name.
 NAMED_RANGE: Final = np.dtype([("start", "<u8"), ("end", "<u8"), ("offset", "<u8"), ("name", "<i4")])
@@ -27,6 +38,7 @@ _MOST_PARTS: Final = 3
 _LEAST_SHARE: Final = 0.05
 #: A name that covers less than this of a range has its share beside it.
 _WHOLE: Final = 0.995
+_LITTLE: Final = 0.005
 _NO_ROWS: Final = np.empty(0, NAMED_RANGE)
 
 
@@ -44,6 +56,13 @@ class Part:
     size: int
     share: float
     offset: int | None = None
+
+    @property
+    def percent(self) -> str:
+        """The share as a text after a name, empty for all of the range."""
+        if self.share >= _WHOLE:
+            return ""
+        return f" {self.share:.0%}" if self.share >= _LITTLE else " <1%"
 
     def __str__(self) -> str:
         return self.name if self.offset is None else f"{self.name}+{self.offset:#x}"
@@ -74,7 +93,7 @@ class NameTable:
         :param most: how many parts to return at most, at least 1.
         :returns: none where nothing has a name. The shares of a range with gaps add up to less than 1.
         """
-        return self._parts(np.array([[start, end]], np.uint64), most)[0]
+        return self.parts_of([(start, end)], most)[0]
 
     def named(self, ranges: Any) -> list[str]:
         """What lies in each of some ranges, as one text: ``[heap]``, or ``libc.so.6 .data 80%, [heap] 17%``.
@@ -83,48 +102,70 @@ class NameTable:
             as of a snapshot's regions.
         :returns: a text for each, empty where nothing has a name; names as the process wrote them.
         """
-        return [_text(parts) for parts in self._parts(_bounds(ranges), _MOST_PARTS)]
+        return [describe(parts) for parts in self.parts_of(ranges)]
 
     def main(self, ranges: Any) -> list[str]:
         """The name of the largest part of each of ``ranges``, as of :meth:`named`, without share and offset."""
-        return [parts[0].name if parts else "" for parts in self._parts(_bounds(ranges), 1)]
+        return [parts[0].name if parts else "" for parts in self.parts_of(ranges, 1)]
 
-    def _parts(self, bounds: U64Array, most: int) -> list[list[Part]]:
-        found: list[list[Part]] = []
-        rows = self.rows
-        if not len(rows):
-            return [[] for _ in bounds]
-        first = np.searchsorted(rows["end"], bounds[:, 0], side="right").tolist()
-        last = np.searchsorted(rows["start"], bounds[:, 1], side="left").tolist()
-        for (start, end), begin, stop in zip(bounds.tolist(), first, last, strict=True):
-            found.append(self._parts_of(start, end, begin, stop, most))
+    def parts_of(self, ranges: Any, most: int = _MOST_PARTS) -> list[list[Part]]:
+        """What lies in each of some ranges, see :meth:`parts`.
+
+        :param ranges: as of :meth:`named`.
+        :param most: how many parts of each to return at most, at least 1.
+        """
+        bounds = _bounds(ranges)
+        found: list[list[Part]] = [[] for _ in bounds]
+        if not len(self.rows):
+            return found
+        first = np.searchsorted(self.rows["end"], bounds[:, 0], side="right")
+        stop = np.maximum(np.searchsorted(self.rows["start"], bounds[:, 1], side="left"), first)
+        # Ranges that have AT_ONCE rows together, or one that has more.
+        before = np.cumsum(np.append(0, stop - first))
+        at = 0
+        while at < len(bounds):
+            end = max(at + 1, int(np.searchsorted(before, before[at] + AT_ONCE, side="right")) - 1)
+            sums = self._sums(bounds[at:end], first[at:end], stop[at:end])
+            for place, name, size, offset in zip(*(column.tolist() for column in sums), strict=True):
+                parts = found[at + place]
+                if len(parts) < most:
+                    whole = int(bounds[at + place, 1] - bounds[at + place, 0])
+                    parts.append(Part(self.names[name], size, size / whole, None if offset == NO_OFFSET else offset))
+            at = end
         return found
 
-    def _parts_of(self, start: int, end: int, first: int, stop: int, most: int) -> list[Part]:
-        """The parts of one range that rows ``first`` to ``stop`` (exclusive) overlap."""
-        sizes: dict[int, int] = {}
-        offsets: dict[int, int] = {}
-        for at in range(first, stop, AT_ONCE):
-            rows = self.rows[at : min(at + AT_ONCE, stop)]
-            starts = np.maximum(rows["start"], np.uint64(start))
-            numbers, where, which = np.unique(rows["name"], return_index=True, return_inverse=True)
-            here = np.minimum(rows["end"], np.uint64(end)) - starts
-            sums = np.zeros(len(numbers), np.uint64)
-            np.add.at(sums, which, here)
-            begins = rows["offset"] + (starts - rows["start"]) * (rows["offset"] != NO_OFFSET)
-            for number, size, offset in zip(numbers.tolist(), sums.tolist(), begins[where].tolist(), strict=True):
-                sizes[number] = sizes.get(number, 0) + size
-                offsets.setdefault(number, offset)
-        largest = sorted(sizes, key=lambda number: (-sizes[number], number))[: max(most, 1)]
-        return [
-            Part(
-                self.names[number],
-                sizes[number],
-                sizes[number] / (end - start),
-                None if offsets[number] == NO_OFFSET else offsets[number],
-            )
-            for number in largest
-        ]
+    def _sums(self, bounds: U64Array, first: Indexes, stop: Indexes) -> tuple[Indexes, I64Array, U64Array, U64Array]:
+        """How much of each range has which name.
+
+        :returns: places in ``bounds``, in order; for each the names, the largest part first; its bytes; the offset in
+            its file, shape (n,) each.
+        """
+        counts = stop - first
+        total = int(counts.sum())
+        sums: list[list[U64Array]] = []
+        for begin in range(0, total, AT_ONCE):
+            pairs = np.arange(begin, min(begin + AT_ONCE, total))
+            place = np.searchsorted(np.cumsum(counts), pairs, side="right")
+            rows = self.rows[first[place] + pairs - (np.cumsum(counts) - counts)[place]]
+            starts = np.maximum(rows["start"], bounds[place, 0])
+            keys = place.astype(np.uint64) << np.uint64(32) | rows["name"].astype(np.uint64)
+            offsets = np.where(rows["offset"] == NO_OFFSET, rows["offset"], rows["offset"] + (starts - rows["start"]))
+            sums.append(_added(keys, np.minimum(rows["end"], bounds[place, 1]) - starts, offsets))
+        if not sums:
+            return np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.uint64)
+        keys, sizes, offsets = sums[0] if len(sums) == 1 else _added(*map(np.concatenate, zip(*sums, strict=True)))
+        places, names = keys >> np.uint64(32), keys & np.uint64(0xFFFF_FFFF)
+        # The largest first: sizes are unsigned.
+        order = np.lexsort((names, ~sizes, places))
+        return places[order].astype(np.intp), names[order].astype(np.int64), sizes[order], offsets[order]
+
+
+def _added(keys: U64Array, sizes: U64Array, offsets: U64Array) -> list[U64Array]:
+    """The sum of the sizes of each key, and the first of its offsets: keys, sizes and offsets, shape (n,) each."""
+    unique, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    sums = np.zeros(len(unique), np.uint64)
+    np.add.at(sums, which, sizes)
+    return [unique, sums, offsets[first]]
 
 
 @frozen(eq=False)
@@ -252,13 +293,9 @@ def _bounds(ranges: Any) -> U64Array:
     return table.astype(np.uint64).reshape(-1, 2)
 
 
-def _text(parts: list[Part]) -> str:
+def describe(parts: list[Part]) -> str:
+    """One text of the parts of a range, the largest of which is first; a share stands beside each that is not all."""
     if not parts:
         return ""
-    if parts[0].share >= _WHOLE:
-        return str(parts[0])
-    return ", ".join(f"{part} {_percent(part.share)}" for at, part in enumerate(parts) if not at or part.share >= _LEAST_SHARE)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= _WHOLE / 100 else "<1%"
+    shown = [part for at, part in enumerate(parts) if not at or part.share >= _LEAST_SHARE]
+    return ", ".join(f"{part}{part.percent}" for part in shown)

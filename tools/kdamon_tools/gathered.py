@@ -17,6 +17,8 @@ from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
 if TYPE_CHECKING:
     from kdamon import Monitor
+    from kdamon.names.process import ProcessNames
+    from kdamon.names.table import NameTable
     from kdamon_tools.mapping_history import MappingHistory
     from kdamon_tools.run_record import RunRecord
 
@@ -32,6 +34,7 @@ class Gathered:
     :param config: the monitoring request.
     :ivar monitor: the monitor; it has begun.
     :ivar mappings: None where they are not needed.
+    :ivar names: what lies at the addresses of the process; None where that cannot be known.
     :ivar lines: None where there is one result at the end.
     :ivar record: None where none is written.
     :ivar grouping: the groups of accesses, None where they were not asked for.
@@ -43,6 +46,7 @@ class Gathered:
         self._config = config
         self._origin = this_machine()
         self.mappings: MappingHistory | None = None
+        self.names: ProcessNames | None = None
         self.lines: LineStream | None = None
         self.record: RunRecord | None = None
         self.latest: Snapshot | None = None
@@ -81,13 +85,25 @@ class Gathered:
                 self.grouping.add(snapshot.groups)
             self._history.add(snapshot)
             if self.lines is not None:
-                self.lines.add(snapshot)
+                self.lines.add(snapshot, self.present_names())
             if self.record is not None:
                 self.record.add(snapshot)
-        if self.record is not None and self.grouping is not None:
-            self.record.name_threads(self.grouping.thread_names())
         if self.mappings is not None:
             self.mappings.look_when_due()
+        if self.names is not None:
+            self.names.look()
+        if self.record is not None:
+            self._keep_names(self.record)
+
+    def _keep_names(self, record: RunRecord) -> None:
+        if (names := self.present_names()) is not None:
+            record.change_names(names)
+        if self.grouping is not None:
+            record.name_threads(self.grouping.thread_names())
+
+    def present_names(self) -> NameTable | None:
+        """The names as they were read last; None: they are not known."""
+        return None if self.names is None else self.names.table()
 
     def recording(self, note: str, remarks: tuple[str, ...]) -> Recording:
         """All gathered data, once monitoring ended.
@@ -109,6 +125,7 @@ class Gathered:
             self._origin,
             None if self.mappings is None else self.mappings.found(),
             self._groups(counters.reports.get("applied", 0)),
+            None if self.names is None else self.names.whole(),
         )
 
     def _groups(self, applied: int) -> GroupLog | None:

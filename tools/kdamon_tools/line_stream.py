@@ -6,11 +6,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdamon_tools.history import nr_rows
 from kdamon_tools.reporters.json_object import render_aggregation
 from kdamon_tools.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from kdamon.names.table import NameTable
 
 __all__ = ["LineStream"]
 
@@ -32,7 +35,7 @@ class LineStream:
         self._write = write
         self._failed = failed
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[int, Snapshot]] = deque()
+        self._waiting: deque[tuple[int, Snapshot, NameTable | None]] = deque()
         self._rows = 0
         self._end: Callable[[int, int], str] | None = None
         self._error: OSError | None = None
@@ -51,20 +54,23 @@ class LineStream:
         self._thread = threading.Thread(target=self._run, args=(header, since), name="kdamon-lines", daemon=True)
         self._thread.start()
 
-    def add(self, snapshot: Snapshot) -> None:
-        """Queue a line for ``snapshot``; it is dropped if the reader is too slow."""
+    def add(self, snapshot: Snapshot, names: NameTable | None = None) -> None:
+        """Queue a line for ``snapshot``; it is dropped if the reader is too slow.
+
+        :param names: what lies at the addresses; None: that is not known.
+        """
         with self._changed:
-            self._waiting.append((self.taken, snapshot))
+            self._waiting.append((self.taken, snapshot, names))
             self._rows += nr_rows(snapshot)
             self.taken += 1
             while len(self._waiting) > _MOST_WAITING or (self._rows > _MOST_ROWS and len(self._waiting) > 1):
                 self._take()
             self._changed.notify()
 
-    def _take(self) -> tuple[int, Snapshot]:
-        index, snapshot = self._waiting.popleft()
-        self._rows -= nr_rows(snapshot)
-        return index, snapshot
+    def _take(self) -> tuple[int, Snapshot, NameTable | None]:
+        taken = self._waiting.popleft()
+        self._rows -= nr_rows(taken[1])
+        return taken
 
     @property
     def ended(self) -> bool:
@@ -112,7 +118,7 @@ class LineStream:
             self._changed.wait_for(lambda: self._waiting or self._end)
             if not self._waiting:
                 return None
-            index, snapshot = self._take()
+            index, snapshot, names = self._take()
             before = index - self.written
             self.written += 1
-        return render_aggregation(snapshot, since, index, before, self._by)
+        return render_aggregation(snapshot, since, index, before, self._by, names=names)

@@ -16,6 +16,7 @@ from kdamon.monitoring.snapshot import REGION, RegionTable, Snapshot
 from kdamon_tools.origin import Origin
 
 if TYPE_CHECKING:
+    from kdamon.names.table import NameTable
     from kdamon_tools.groups import GroupLog
     from kdamon_tools.mapping_history import MappingLog
 
@@ -55,6 +56,7 @@ class Recording:
     :ivar origin: the machine and the wall clock, as far as they are known.
     :ivar mappings: of the process; None where they were not read.
     :ivar groups: which CPUs, threads or nodes made the accesses; None where that was not asked for.
+    :ivar names: what lies, or lay last, at each address; None where that is not known.
     """
 
     config: Config
@@ -67,6 +69,7 @@ class Recording:
     origin: Origin = field(factory=Origin)
     mappings: MappingLog | None = None
     groups: GroupLog | None = None
+    names: NameTable | None = None
 
     @property
     def seconds(self) -> float:

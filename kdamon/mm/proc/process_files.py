@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from kdamon.lib.process_status import stat_fields, status_fields
+from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.maps import RecentMappings, read_lines
 
 __all__ = [
@@ -171,6 +172,16 @@ class ProcessFiles:
     def lines(self) -> list[bytes]:
         """The lines of /proc/PID/maps, as :func:`kdamon.mm.proc.maps.read_lines` has them."""
         return read_lines(self._maps, self.pagemap)
+
+    def read_maps(self, size: int, offset: int) -> bytes:
+        """A piece of /proc/PID/maps, as :func:`os.pread` reads it.
+
+        Others must not read it meanwhile, or the kernel starts over each time.
+
+        :raises OSError: ESRCH the address space is gone.
+        """
+        with held.of(self.pagemap):
+            return os.pread(self._maps, size, offset)
 
     def alive(self) -> bool:
         """Return whether the address space is still some process's: the pagemap of one that ended is empty.

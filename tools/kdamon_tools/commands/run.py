@@ -82,6 +82,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
     check_command_line(arguments)
     # Only now: a wrong command line must be reported without the libraries that monitoring needs.
     from kdamon import Monitor  # noqa: PLC0415
+    from kdamon.names.process import ProcessNames  # noqa: PLC0415
     from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
@@ -126,6 +127,10 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
             if (arguments.json or record is not None) and pid and machine is not None:
                 changed = None if record is None else record.change_mappings
                 gathered.mappings = stack.enter_context(MappingHistory(pid, birth, changed=changed))
+            if pid and machine is not None:
+                # A process that ended meanwhile ends the run by itself.
+                with suppress(ProcessLookupError):
+                    gathered.names = stack.enter_context(ProcessNames(pid, birth))
             if arguments.json == "lines":
                 gathered.stream(result)
             if record is not None:
@@ -383,7 +388,9 @@ def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: b
         view.show(f"{line}; {render_most_active(groups)}" if groups is not None and groups.groups else line)
         return
     width, height = view.size()
-    view.show(render_table(snapshot, config, since=since, width=width, height=height, colour=colour, groups=groups))
+    names = gathered.present_names()
+    size = {"width": width, "height": height}
+    view.show(render_table(snapshot, config, since=since, **size, colour=colour, groups=groups, names=names))
 
 
 def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:

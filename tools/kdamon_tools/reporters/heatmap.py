@@ -8,9 +8,12 @@ import textwrap
 from typing import Final
 
 import numpy as np
+from attrs import frozen
 
 from kdamon.arrays import F64Array, U64Array
+from kdamon.names.table import NameTable
 from kdamon_tools.reporters.areas import Profile, choose_areas, line_size, monitored_ranges, profile_of, rests_of
+from kdamon_tools.reporters.names import fitting
 from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
@@ -18,6 +21,12 @@ from kdamon_tools.units import format_bytes, format_seconds
 __all__ = ["areas_of", "render_heatmap"]
 
 _LABEL: Final = 18
+#: The same beside names, for which an address of a process leaves room; and the columns of the names.
+_NARROW_LABEL: Final = 14
+_LEAST_NAME: Final = 20
+_MOST_NAME: Final = 40
+#: A picture that is narrower has no names.
+_LEAST_FOR_NAMES: Final = 56
 _LEAST_COLUMNS: Final = 10
 _LEAST_LINES: Final = 4
 
@@ -56,7 +65,8 @@ def render_heatmap(
     if not any(len(snapshot.regions) for snapshot in snapshots):
         return f"nothing to draw: {_why_nothing(recording)}"
     config = recording.config
-    columns = _columns(recording, max(_LEAST_COLUMNS, width - _LABEL))
+    room = _Room.of(recording, width)
+    columns = _columns(recording, max(_LEAST_COLUMNS, width - room.label - room.name))
     profile = profile_of(snapshots, config)
     height = max(_LEAST_LINES, height)
     ranges = _choose(recording, profile, height) if areas is None else areas
@@ -65,18 +75,49 @@ def render_heatmap(
     line_bytes = line_size(ranges, height)
     rests = rests_of(profile, ranges, config, together=not apart)
     heading = f"a line is {format_bytes(line_bytes)}, a column {format_seconds(recording.seconds / len(columns))}"
-    labelled = f"{'address':>{_LABEL - 2}}  {heading}"
+    labelled = f"{'address':>{room.label - 2}}  {heading}"
     lines = [labelled] if len(labelled) <= width else textwrap.wrap(heading, width)
     spans = [[(edge, min(edge + line_bytes, end)) for edge in range(start, end, line_bytes)] for start, end in ranges]
     cells = iter(_cells(columns, np.array(list(itertools.chain(*spans)), np.uint64), config))
+    named = iter(_names(recording.names if room.name else None, list(itertools.chain(*spans)), room.name - 2))
     for place, of_range in enumerate(spans):
-        lines += _rest_lines(rests[place], width, apart and place > 0)
-        lines += [f"{start:{_LABEL - 2}x}  {paint(next(cells), colour)}".rstrip() for start, _ in of_range]
-    lines += _rest_lines(rests[-1], width, False)
-    lines.append(_time_axis(recording.seconds, len(columns)))
+        lines += _rest_lines(rests[place], width, apart and place > 0, room.label)
+        for start, _ in of_range:
+            line = f"{start:{room.label - 2}x}  {paint(next(cells), colour)}"
+            lines.append(f"{line}  {name}" if (name := next(named)) else line.rstrip())
+    lines += _rest_lines(rests[-1], width, False, room.label)
+    lines.append(" " * room.label + _time_axis(recording.seconds, len(columns)))
     if show_legend:
         lines += legend(colour, width)
     return "\n".join(lines)
+
+
+@frozen
+class _Room:
+    """Columns of a picture.
+
+    :ivar label: of the addresses, with the blanks beside them.
+    :ivar name: of the names, likewise; 0: there are none.
+    """
+
+    label: int = _LABEL
+    name: int = 0
+
+    @classmethod
+    def of(cls, recording: Recording, width: int) -> _Room:
+        """The columns of a picture that is ``width`` wide."""
+        if recording.names is None or width < _LEAST_FOR_NAMES:
+            return cls()
+        highest = max(int(snapshot.regions["end"].max(initial=0)) for snapshot in recording.snapshots)
+        return cls(max(_NARROW_LABEL, len(f"{highest:x}") + 2), min(max(width // 4, _LEAST_NAME), _MOST_NAME) + 2)
+
+
+def _names(names: NameTable | None, lines: list[Range], width: int) -> list[str]:
+    """What lies at each of ``lines``, in ``width`` columns; ``"`` stands for the name of the line above."""
+    if names is None:
+        return [""] * len(lines)
+    shown = [fitting(parts, width) for parts in names.parts_of(lines)]
+    return ['"' if name and before == name else name for before, name in zip(["", *shown], shown, strict=False)]
 
 
 def areas_of(recording: Recording, height: int) -> list[Range]:
@@ -169,9 +210,12 @@ def _bytes_in(snapshot: Snapshot, lines: U64Array, factors: F64Array) -> F64Arra
     return at_edges[:, 1] - at_edges[:, 0]
 
 
-def _rest_lines(rest: str, width: int, separates: bool) -> list[str]:
-    """Lines for memory that is not drawn here; without any, a mark if the place ``separates`` two ranges."""
-    mark = f"{'...':>{_LABEL - 2}}  "
+def _rest_lines(rest: str, width: int, separates: bool, label: int) -> list[str]:
+    """Lines for memory that is not drawn here; without any, a mark if the place ``separates`` two ranges.
+
+    :param label: columns of the addresses.
+    """
+    mark = f"{'...':>{label - 2}}  "
     if not rest:
         return [mark.rstrip()] if separates else []
     text = f"not drawn: {rest}"
@@ -189,4 +233,4 @@ def _time_axis(seconds: float, columns: int) -> str:
         middle = format_seconds(seconds / 2)
         axis[columns // 2 : columns // 2 + len(middle)] = middle
     axis[len(axis) - len(end) :] = end
-    return " " * _LABEL + "".join(axis)
+    return "".join(axis)

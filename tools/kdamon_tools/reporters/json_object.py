@@ -23,6 +23,7 @@ from kdamon_tools.reporters.table import summarize
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 
 if TYPE_CHECKING:
+    from kdamon.names.table import NameTable
     from kdamon_tools.compare import Accuracy
     from kdamon_tools.mapping_history import MappingLog
 
@@ -51,7 +52,8 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: 
     yield _line(document)[:-1] + ',"snapshots":['
     for number, snapshot in enumerate(recording.snapshots):
         fields = {**_times(snapshot, recording.started), "merged": snapshot.merged}
-        yield f"{',' if number else ''}{_with_regions(fields, snapshot, recording.config.by)}"
+        of_snapshot = _with_regions(fields, snapshot, recording.config.by, recording.names)
+        yield f"{',' if number else ''}{of_snapshot}"
     yield "]," + _line(_totals(recording, accuracy))[1:]
 
 
@@ -67,16 +69,19 @@ def render_header(config: Config, started: float, origin: Origin, mappings: Mapp
     return _line(document)
 
 
-def render_aggregation(snapshot: Snapshot, since: float, index: int, dropped: int, by: str = "") -> str:
+def render_aggregation(
+    snapshot: Snapshot, since: float, index: int, dropped: int, by: str = "", *, names: NameTable | None = None
+) -> str:
     """One of the lines: a snapshot.
 
     :param since: CLOCK_MONOTONIC seconds when monitoring began.
     :param index: the number of earlier aggregations.
     :param dropped: the number of these without a line.
     :param by: the property by which accesses are grouped, if they are.
+    :param names: what lies at the addresses; None: that is not known.
     """
     fields = {"type": "aggregation", "index": index, "dropped": dropped, **_times(snapshot, since)}
-    return _with_regions(fields, snapshot, by)
+    return _with_regions(fields, snapshot, by, names)
 
 
 def render_end(recording: Recording, accuracy: Accuracy | None, aggregations: int, dropped: int) -> str:
@@ -149,7 +154,7 @@ def _times(snapshot: Snapshot, since: float) -> dict[str, Any]:
     return {"began": round(snapshot.began - since, 6), "time": round(snapshot.time - since, 6)}
 
 
-def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str) -> str:
+def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str, names: NameTable | None) -> str:
     """The object of ``fields`` and the regions, and those of groups.
 
     Written here, because general functions take ten times as long for the thousands of numbers of an aggregation.
@@ -158,12 +163,21 @@ def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str) -> str:
     regions = ",".join(
         [
             f'{{"start":{start},"end":{end},"nr_accesses":{_number(nr_accesses)},"age":{age},'
-            f'"nr_unknown":{_number(nr_unknown)}}}'
-            for start, end, nr_accesses, age, nr_unknown in rows
+            f'"nr_unknown":{_number(nr_unknown)}{name}}}'
+            for (start, end, nr_accesses, age, nr_unknown), name in zip(rows, _names(snapshot, names), strict=True)
         ]
     )
     groups = "" if snapshot.groups is None else f',"groups":[{_regions_of_groups(snapshot.groups, by)}]'
     return f'{_line(fields)[:-1]},"regions":[{regions}]{groups}}}'
+
+
+def _names(snapshot: Snapshot, names: NameTable | None) -> Iterator[str]:
+    """The field of the name of each region; empty where names are not known."""
+    if names is None:
+        return itertools.repeat("", len(snapshot.regions))
+    parts = (snapshot.regions[first : first + _AT_ONCE] for first in range(0, len(snapshot.regions), _AT_ONCE))
+    texts = itertools.chain.from_iterable(names.named(part) for part in parts)
+    return (f',"name":{json_text(text)}' for text in texts)
 
 
 def _rows(table: Records) -> Iterator[tuple[Any, ...]]:

@@ -12,9 +12,11 @@ from kdamon.arrays import F64Array, Mask
 from kdamon.kstrtox import bitmap_list
 from kdamon.mm import Observed
 from kdamon.monitoring.config import Config
+from kdamon.names.table import NameTable, Part
 from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.groups import GroupLog
 from kdamon_tools.reporters.groups import render_group_lines
+from kdamon_tools.reporters.names import fitting
 from kdamon_tools.reporters.rest import HOT, describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
@@ -29,6 +31,8 @@ _NOTABLE_S: Final = 0.5
 _NOTABLE_AGGRS: Final = 3
 #: Minimum number of lines of a table with a line of explanation.
 _LINES_PER_NOTE: Final = 10
+#: A table that is narrower has no names.
+_LEAST_FOR_NAMES: Final = 56
 #: Groups take one line in so many at most.
 _PART_FOR_GROUPS: Final = 3
 
@@ -42,6 +46,7 @@ def render_table(
     height: int = 24,
     colour: bool = False,
     groups: GroupLog | None = None,
+    names: NameTable | None = None,
 ) -> str:
     """The regions of ``snapshot`` in address order; if not all of them fit, hot ones first, and a text about the rest.
 
@@ -49,8 +54,9 @@ def render_table(
     :param width: maximum columns of a line, at least 30; a narrow table leaves out the least important columns.
     :param height: maximum lines of the table, at least 1.
     :param groups: those of the run so far; the most active ones get up to a third of the lines.
+    :param names: what lies there; None: that is not known.
     """
-    layout = _Layout(width)
+    layout = _Layout(width) if names is None else _NamedLayout(width, snapshot)
     line = render_line(snapshot, config, since)
     lines = [line] if len(line) <= width else textwrap.wrap(line.strip(), width)
     if groups is not None:
@@ -68,12 +74,17 @@ def render_table(
             rest = layout.wrap(_rest(snapshot, config, ~chosen))
             if len(rest) <= reserved:
                 break
-    lines += [layout.line(region, config, colour) for region in snapshot.regions[chosen]]
+    shown = snapshot.regions[chosen]
+    parts = names.parts_of(shown) if names is not None else [[] for _ in shown]
+    lines += [layout.line(region, config, colour, of) for region, of in zip(shown, parts, strict=True)]
     return "\n".join((lines + rest + explained)[: max(1, height)])
 
 
 class _Layout:
     """The columns of a table that is ``width`` wide."""
+
+    #: Columns of the names; 0: there are none.
+    _name = 0
 
     def __init__(self, width: int) -> None:
         self._unknown = width >= 67
@@ -88,6 +99,7 @@ class _Layout:
         columns = [f"{'start':>{self._start}}", f"{'size':>10}", f"{'accessed'[: self._bar + 5]:<{self._bar + 6}}"]
         columns += [f"{'age':>10}"] if self._age else []
         columns += ["unknown"] if self._unknown else []
+        columns += ["name"] if self._name else []
         return self._space.join(columns).rstrip()
 
     def wrap(self, text: str) -> list[str]:
@@ -95,8 +107,11 @@ class _Layout:
         indent = " " * (self._start + 2 if self._age else 0)
         return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
 
-    def line(self, region: np.void, config: Config, colour: bool) -> str:
-        """A row of :data:`kdamon_tools.snapshot.REGION`."""
+    def line(self, region: np.void, config: Config, colour: bool, parts: list[Part]) -> str:
+        """A row of :data:`kdamon_tools.snapshot.REGION`.
+
+        :param parts: what lies there.
+        """
         share = min(1.0, float(region["nr_accesses"]) / config.max_nr_accesses)
         unknown = min(1.0, float(region["nr_unknown"]) / config.max_nr_accesses)
         filled = max(1, round(share * self._bar))
@@ -105,8 +120,27 @@ class _Layout:
         start, end = int(region["start"]), int(region["end"])
         columns = [f"{start:{self._start}x}", f"{format_bytes(end - start):>10}", f"{bar} {share:4.0%}"]
         columns += [f"{format_seconds(int(region['age']) * config.aggr_us / 1e6):>10}"] if self._age else []
-        columns += [f"{unknown:7.0%}"] if self._unknown and unknown else []
-        return self._space.join(columns)
+        if self._name:
+            columns += [f"{unknown:7.0%}" if unknown else " " * 7] if self._unknown else []
+            columns += [fitting(parts, self._name)]
+        else:
+            columns += [f"{unknown:7.0%}"] if self._unknown and unknown else []
+        return self._space.join(columns).rstrip()
+
+
+class _NamedLayout(_Layout):
+    """The columns of a table with names, for which other columns are narrower, or left out."""
+
+    def __init__(self, width: int, snapshot: Snapshot) -> None:
+        super().__init__(width)
+        if width < _LEAST_FOR_NAMES:
+            return
+        self._unknown, self._age, self._space = width >= 78, width >= 66, "  "
+        highest = int(snapshot.regions["start"].max(initial=0))
+        self._start = max(12, len(f"{highest:x}"))
+        self._bar = _MOST_BAR if width >= 100 else _MOST_BAR // 2
+        others = self._start + 2 + 10 + 2 + self._bar + 6 + 2 + 12 * self._age + 9 * self._unknown
+        self._name = width - others
 
 
 def _shares(snapshot: Snapshot, config: Config) -> F64Array:
