@@ -16,7 +16,17 @@ import numpy as np
 
 from kdamon.arrays import Records
 
-__all__ = ["MOST_BYTES", "MOST_ROWS", "Corrupt", "pack", "pack_bytes", "pack_regions", "unpack", "unpack_bytes", "unpack_regions"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_ROWS",
+    "Corrupt",
+    "pack",
+    "pack_bytes",
+    "pack_regions",
+    "unpack",
+    "unpack_bytes",
+    "unpack_regions",
+]
 
 #: Rows of a column, and bytes of anything that is compressed, at most: a file of another user may promise any number.
 MOST_ROWS: Final = 1 << 22
@@ -128,7 +138,12 @@ def unpack_regions(
     :raises Corrupt: columns are missing, or of different length.
     """
     total = int(counts.sum())
-    if total > MOST_ROWS or (counts < 0).any() or any(len(column) != total for column in columns.values()) or not {"gap", "size"} <= columns.keys():
+    if (
+        total > MOST_ROWS
+        or (counts < 0).any()
+        or any(len(column) != total for column in columns.values())
+        or not {"gap", "size"} <= columns.keys()
+    ):
         raise Corrupt("the columns of a chunk do not fit together")
     table = np.zeros(total, form)
     # As in the kernel, addresses wrap.

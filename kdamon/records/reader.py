@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, Final
@@ -35,9 +35,9 @@ _STORED: Final = frozenset({"gap", "size"})
 def open(path: str | os.PathLike[str]) -> Record:  # noqa: A001 (it is kdamon.open)
     """Open a record, see :class:`Record`::
 
-        with kdamon.open("run.kdamon") as record:
-            for snapshot in record.snapshots():
-                print(snapshot.time - record.run.started, snapshot.working_set())
+    with kdamon.open("run.kdamon") as record:
+        for snapshot in record.snapshots():
+            print(snapshot.time - record.run.started, snapshot.working_set())
     """
     return Record(path)
 
@@ -81,7 +81,7 @@ class Record:
             if error.filename is not None and error.filename == self.path:
                 raise
             raise type(error)(*_arguments(error, self.path)) from error
-        except (sqlite3.Error, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
             raise OSError(*_arguments(Corrupt(f"{error}"), self.path)) from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -108,7 +108,9 @@ class Record:
     def counter_log(self) -> list[tuple[float, dict[str, Any]]]:
         """The totals of monitoring at each time that they were recorded."""
         with self._named():
-            return [(at / 1e9, _object(data)) for at, data in self._rows("SELECT time, data FROM counters ORDER BY time")]
+            return [
+                (at / 1e9, _object(data)) for at, data in self._rows("SELECT time, data FROM counters ORDER BY time")
+            ]
 
     def process_data(self) -> Records:
         """How the process was, about once a second: rows of :data:`kdamon.records.schema.PROCESS`, shape (n,)."""
@@ -165,9 +167,7 @@ class Record:
             parts.append(part)
         return np.concatenate(parts)
 
-    def regions(
-        self, since: float | None = None, until: float | None = None, extra: Iterable[str] = ()
-    ) -> Records:
+    def regions(self, since: float | None = None, until: float | None = None, extra: Iterable[str] = ()) -> Records:
         """The regions of all these snapshots in one array, shape (n,).
 
         :returns: rows of :data:`kdamon.REGION` with ``extra``, as of :meth:`snapshots`, and ``snapshot``, the number of
@@ -175,14 +175,13 @@ class Record:
         """
         form = self._form(extra)
         whole = np.dtype([("snapshot", "<u4"), *((name, form[name]) for name in form.names or ())])
-        parts, number = [np.empty(0, whole)], 0
-        for snapshot in self.snapshots(since, until, extra):
+        parts = [np.empty(0, whole)]
+        for number, snapshot in enumerate(self.snapshots(since, until, extra)):
             part = np.empty(len(snapshot.regions), whole)
             part["snapshot"] = number
             for name in form.names or ():
                 part[name] = snapshot.regions[name]
             parts.append(part)
-            number += 1
         return np.concatenate(parts)
 
     def _form(self, extra: Iterable[str]) -> np.dtype[Any]:
@@ -208,7 +207,7 @@ class Record:
 
     def _head(self, chunk: int) -> Records:
         """Rows of :data:`SNAPSHOTS`."""
-        ((began, ended, number),) = self._rows("SELECT began, ended, snapshots FROM chunks WHERE id = ?", chunk)
+        ((began, number),) = self._rows("SELECT began, snapshots FROM chunks WHERE id = ?", chunk)
         found = self._packed(chunk, [f"snapshots.{name}" for name in SNAPSHOTS.names or ()])
         head = np.zeros(number if 0 <= number <= MOST_ROWS else 0, SNAPSHOTS)
         for name in SNAPSHOTS.names or ():
@@ -293,15 +292,22 @@ class Record:
                 changed = NameChanges(time / 1e9, first_name, split, gone, new)
             yield changed
 
-    def names_at(self, time: float) -> NameTable | None:
-        """The names of memory at a time; None where none are recorded."""
+    def name_tables(self) -> Iterator[NameTable]:
+        """The names of memory after each change, oldest first; their ``time`` is that of the change."""
         table: NameTable | None = None
         for changed in self.name_changes():
-            if changed.time > time and table is not None:
-                break
             with self._named():
                 table = _checked(apply(table, changed))
-        return table
+            yield table
+
+    def names_at(self, time: float) -> NameTable | None:
+        """The names of memory at a time, or the first ones if it is before those; None where none are recorded."""
+        found: NameTable | None = None
+        for table in self.name_tables():
+            if table.time > time and found is not None:
+                break
+            found = table
+        return found
 
     @property
     def names(self) -> NameTable | None:
@@ -395,6 +401,10 @@ def _config(values: dict[str, Any]) -> Config:
         elif one.name in {"cpus", "tids"}:
             given[one.name] = tuple(map(int, value))
         else:
-            kind = int if one.default is attrs.NOTHING else type(one.default)
-            given[one.name] = str(value) if issubclass(kind, str) else kind(value)
+            given[one.name] = _kind(one.default)(value)
     return Config(**given)
+
+
+def _kind(default: Any) -> Callable[[Any], Any]:
+    """The type of a field by its default; a field without one is the process."""
+    return bool if isinstance(default, bool) else str if isinstance(default, str) else int

@@ -14,7 +14,18 @@ import numpy as np
 from kdamon.monitoring.snapshot import REGION
 from kdamon.reports.groups import GROUP_REGION
 
-__all__ = ["APPLICATION_ID", "CLOCKS", "GROUPS", "PROCESS", "REGIONS", "SNAPSHOTS", "SUFFIX", "TABLES", "TIMES", "VERSION"]
+__all__ = [
+    "APPLICATION_ID",
+    "CLOCKS",
+    "GROUPS",
+    "PROCESS",
+    "REGIONS",
+    "SNAPSHOTS",
+    "SUFFIX",
+    "TABLES",
+    "TIMES",
+    "VERSION",
+]
 
 #: ``PRAGMA application_id``: "kdam".
 APPLICATION_ID: Final = 0x6B64616D
@@ -37,8 +48,8 @@ TABLES: Final = {
     ),
     "mappings": (
         "CREATE TABLE mappings (id INTEGER PRIMARY KEY, start_address INTEGER NOT NULL, "
-        "end_address INTEGER NOT NULL, permissions TEXT NOT NULL, offset INTEGER NOT NULL, inode INTEGER NOT NULL, name BLOB NOT NULL, "
-        "appeared INTEGER NOT NULL, last_seen INTEGER)"
+        "end_address INTEGER NOT NULL, permissions TEXT NOT NULL, offset INTEGER NOT NULL, "
+        "inode INTEGER NOT NULL, name BLOB NOT NULL, appeared INTEGER NOT NULL, last_seen INTEGER)"
     ),
     "names": (
         "CREATE TABLE names (id INTEGER PRIMARY KEY, time INTEGER NOT NULL, first_name INTEGER NOT NULL, "
@@ -57,7 +68,9 @@ TABLES: Final = {
 
 #: The columns of snapshots in a chunk: begin and end of sampling in nanoseconds of CLOCK_MONOTONIC, of how many
 #: aggregations it is the mean, and its rows of regions and of groups (-1: accesses were not grouped).
-SNAPSHOTS: Final = np.dtype([("began", "<i8"), ("time", "<i8"), ("merged", "<u4"), ("regions", "<i8"), ("groups", "<i8")])
+SNAPSHOTS: Final = np.dtype(
+    [("began", "<i8"), ("time", "<i8"), ("merged", "<u4"), ("regions", "<i8"), ("groups", "<i8")]
+)
 #: The columns of regions that each record has, and those of groups.
 REGIONS: Final = REGION
 GROUPS: Final = GROUP_REGION

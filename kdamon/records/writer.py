@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writes a record while monitoring goes on: whole transactions, so that it can be read at any time, and after a kill."""
+"""Writes a record while monitoring goes on, in whole transactions: it can be read at any time, and after a kill."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ class RecordWriter:
         with self._lock:
             self._waiting.snapshots.append((snapshot, extra or {}))
 
-    def change_mappings(self, time: float, gone: Iterable[NamedMapping], new: Iterable[NamedMapping], seen: float) -> None:
+    def change_mappings(
+        self, time: float, gone: Iterable[NamedMapping], new: Iterable[NamedMapping], seen: float
+    ) -> None:
         """Add changes of the list of mappings.
 
         :param time: when it was read.

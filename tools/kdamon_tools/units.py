@@ -21,6 +21,7 @@ __all__ = [
     "parse_positive",
     "parse_range",
     "parse_seconds",
+    "parse_span",
     "parse_tids",
     "parse_unsigned",
 ]
@@ -129,6 +130,23 @@ def parse_seconds(text: str) -> float:
     if microseconds < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds: a microsecond is the shortest")
     return float(microseconds / _TIME_UNITS["s"])
+
+
+def parse_span(text: str) -> tuple[float | None, float | None]:
+    """Begin and end in seconds, from a command line: 10-20, 1m-, -90s; None where there is no bound."""
+    begin, dash, end = text.partition("-")
+    try:
+        span = _second(begin), _second(end)
+    except argparse.ArgumentTypeError:
+        span = None, None
+    if not dash or span == (None, None) or (None not in span and span[0] >= span[1]):  # type: ignore[operator]
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time from A to B, such as 10-20, 1m-2m, 30- or -30")
+    return span
+
+
+def _second(text: str) -> float | None:
+    """A time in seconds, 0 among them; None for an empty text."""
+    return None if not text else 0.0 if re.fullmatch(r"0+(\.0*)?(us|ms|s|m|h|d)?", text) else parse_seconds(text)
 
 
 def _parse_address(text: str) -> int:

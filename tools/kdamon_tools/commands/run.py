@@ -424,9 +424,7 @@ def _finish(
         raise failure
 
 
-def _finish_record(
-    record: RunRecord, recording: Recording, result: ResultFile, arguments: argparse.Namespace
-) -> None:
+def _finish_record(record: RunRecord, recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
     """Write the rest of the record, and show what it holds."""
     failure = None
     try:

@@ -45,8 +45,8 @@ def add_options(parser: Parser) -> None:
         "--format",
         choices=("auto", *FORMATS),
         default="auto",
-        help="reports, of kdamon run --reports-to; perf, the output of perf script on a recording of perf mem; lackey, a "
-        "trace of valgrind's lackey; default: auto, by the content",
+        help="reports, of kdamon run --reports-to; perf, the output of perf script on a recording of perf mem; lackey, "
+        "a trace of valgrind's lackey; default: auto, by the content",
     )
     what.add_argument("--pid", type=parse_number, metavar="PID", help="replay this process only; default: all in FILE")
     what.add_argument(
