@@ -77,7 +77,7 @@ def pack(values: np.ndarray[Any, Any]) -> tuple[str, bytes]:
     """
     values = _smallest(values)
     name = values.dtype.str[1:]
-    octets = np.ascontiguousarray(values, _TYPES[name]).view(np.uint8).reshape(len(values), -1)
+    octets = np.ascontiguousarray(values, _TYPES[name]).view(np.uint8).reshape(len(values), _TYPES[name].itemsize)
     return name, pack_bytes(octets.T.tobytes())
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sqlite3
@@ -80,9 +81,10 @@ class Record:
         except OSError as error:
             if error.filename is not None and error.filename == self.path:
                 raise
-            raise type(error)(*_arguments(error, self.path)) from error
+            raise OSError(error.errno, error.strerror, self.path) from error
         except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-            raise OSError(*_arguments(Corrupt(f"{error}"), self.path)) from error
+            why = str(error) if isinstance(error, sqlite3.Error) else "it holds what no record has"
+            raise OSError(errno.EBADMSG, Corrupt(why).strerror, self.path) from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         # All at once: a query that is not read to its end would keep the writer's log from beginning anew.
@@ -195,7 +197,9 @@ class Record:
     def _chunks(self, since: float | None, until: float | None) -> list[int]:
         low, high = _limits(since, until)
         with self._named():
-            query = "SELECT id FROM chunks WHERE ended > ? AND began < ? ORDER BY id"
+            # What is no number is read, and refused there.
+            where = "ended > ? AND began < ? OR typeof(began) <> 'integer'"
+            query = f"SELECT id FROM chunks WHERE {where} ORDER BY id"
             return [number for (number,) in self._rows(query, low, high)]
 
     def _packed(self, chunk: int, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -324,11 +328,9 @@ class Record:
     def threads(self) -> dict[int, str]:
         """The last names of threads, by their numbers."""
         with self._named():
-            return {tid: os.fsdecode(name) for tid, name in self._rows("SELECT tid, name FROM threads ORDER BY id")}
-
-
-def _arguments(error: OSError, name: str) -> tuple[Any, ...]:
-    return error.errno, error.strerror, name
+            return {
+                int(tid): os.fsdecode(name) for tid, name in self._rows("SELECT tid, name FROM threads ORDER BY id")
+            }
 
 
 def _limits(since: float | None, until: float | None) -> tuple[int, int]:
@@ -345,7 +347,7 @@ def _object(text: str) -> dict[str, Any]:
 
 def _seen(row: tuple[Any, ...], last: int) -> SeenMapping:
     start, end, permissions, offset, inode, name, appeared, seen = row
-    numbers = [number % (1 << 64) for number in (start, end, offset, inode)]
+    numbers = [int(number) % (1 << 64) for number in (start, end, offset, inode)]
     mapping = NamedMapping(numbers[0], numbers[1], str(permissions), numbers[2], numbers[3], os.fsdecode(name))
     return SeenMapping(mapping, appeared / 1e9, (max(last, appeared) if seen is None else seen) / 1e9)
 
