@@ -94,9 +94,14 @@ class Record:
 
     @property
     def run(self) -> Run:
-        """The run as the file has it now."""
+        """The run as the file has it now.
+
+        :raises OSError: ENODATA kdamon was killed before monitoring began, or it begins right now.
+        """
         with self._named():
             values = {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM run")}
+            if not values:
+                raise OSError(errno.ENODATA, "the record is empty: monitoring has not begun")
             last = self._rows("SELECT max(ended) FROM chunks")[0][0]
             return _run(values, None if last is None else last / 1e9)
 

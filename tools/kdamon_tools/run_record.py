@@ -135,6 +135,7 @@ class RunRecord:
         :param config: the monitoring request.
         :param birth: see :class:`kdamon_tools.process_data.ProcessData`.
         """
+        assert self._writer is not None
         self._monitor = monitor
         self._values = _run_values(config, monitor.started, origin)
         if config.pid and config.ops != "reports":
@@ -143,6 +144,7 @@ class RunRecord:
         self._began = time.monotonic()
         with self._lock:
             self._set()
+            self._writer.flush()
         self._thread = threading.Thread(target=self._run, name="kdamon-record", daemon=True)
         self._thread.start()
 

@@ -13,6 +13,7 @@ import kdamon
 from kdamon import Config, Snapshot
 from kdamon.mm.proc.maps import NamedMapping
 from kdamon.names.table import NAMED_RANGE, NameTable, changes
+from kdamon.records.writer import RecordWriter
 from kdamon.reports.groups import GROUP_ADDRESS, GROUP_REGION, GroupTable
 from tests.support.records import HEAP, LIBRARY, STARTED, names, read_all, rows, some_record, times_of, writer
 
@@ -179,6 +180,17 @@ def test_a_record_without_anything(tmp_path: Path) -> None:
     record.close()
     assert ([], [], {}) == (everything["snapshots"], everything["mappings"][0], everything["threads"])
     assert ([], None, None) == everything["names"]
+
+
+def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
+    """Its file is there already, and holds no snapshots."""
+    record = RecordWriter(tmp_path / "a")
+    with kdamon.open(tmp_path / "a") as found:
+        assert [] == list(found.snapshots())
+        with pytest.raises(OSError, match="the record is empty: monitoring has not begun") as empty:
+            _ = found.run
+    assert str(tmp_path / "a") == empty.value.filename
+    record.close()
 
 
 def test_a_record_can_be_read_while_it_is_written(tmp_path: Path) -> None:

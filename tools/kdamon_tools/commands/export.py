@@ -7,6 +7,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final
 
 import kdamon
@@ -40,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     export: Callable[[Selection, Write], list[str]]
     export = getattr(importlib.import_module(f"kdamon_tools.exports.{module}"), function)
     name, progress = readable(str(arguments.file)), Progress()
-    with kdamon.open(arguments.file) as record, refused("--output"), ResultFile(arguments.output) as result:
+    with ExitStack() as stack:
+        record = stack.enter_context(kdamon.open(arguments.file))
+        with refused("--output"):
+            result = stack.enter_context(ResultFile(arguments.output))
         started = record.run.started
         since, until = (None if one is None else started + one for one in arguments.time or (None, None))
         selection = Selection(

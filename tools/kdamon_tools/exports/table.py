@@ -36,6 +36,8 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
         write(text.getvalue().encode())
         text.seek(0)
         text.truncate()
+    # The head line, where there was no snapshot.
+    write(text.getvalue().encode())
     return []
 
 
