@@ -102,7 +102,7 @@ def test_a_command_is_recorded_to_its_end(tmp_path: Path, monitoring: None) -> N
         done = subprocess.run(words, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert (7, "", "") == (done.returncode, done.stdout, done.stderr)
         with kdamon.open(tmp_path / name) as record:
-            assert ("the process ended", words[5:]) == (record.run.note, list(record.run.command))
+            assert ("the process ended", words[6:]) == (record.run.note, list(record.run.command))
 
 
 @pytest.mark.parametrize(
