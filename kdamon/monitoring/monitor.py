@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from operator import index
 from types import TracebackType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import numpy as np
@@ -48,12 +48,17 @@ from kdamon.monitoring.config import Config, Range, check_config, check_interval
 from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.monitoring.machines import get_machine, put_machine
+from kdamon.monitoring.process_names import process_names
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.regions import Regions
 from kdamon.reports.groups import GroupedInterval, GroupTable
 from kdamon.sample_control import check_attribution, check_fault_filters, check_reads
+
+if TYPE_CHECKING:
+    from kdamon.names.process import ProcessNames
+    from kdamon.names.table import NameTable
 
 __all__ = ["Monitor", "monitor"]
 
@@ -210,6 +215,7 @@ class Monitor:
         self._mapped: int | None = None
         self._looking: threading.Thread | None = None
         self._present: U64Array | None = None
+        self._names: ProcessNames | None = None
         self._beginner: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._pid = 0
@@ -492,6 +498,26 @@ class Monitor:
             ranges = np.array(self.config.ranges, np.uint64).reshape(-1, 2)
             self._mapped = max(self._mapped or 0, int(overlaps(ranges, self._present).sum()))
         return self._present
+
+    def names(self, wait: float = 0.0) -> NameTable | None:
+        """What lies at the addresses of the process::
+
+            for snapshot in m:
+                if (names := m.names()) is not None:
+                    print(names.named(snapshot.regions))
+
+        A thread reads the names while this is called, at most once a second, and not where no mapping changed.
+
+        :param wait: seconds to wait for names that are being read.
+        :returns: as they were read last; None before that, after the end, and where the addresses are of no process.
+        """
+        if self._names is None:
+            self._names = process_names(self._target.task) if self.running() else None
+            if self._names is None:
+                return None
+            self._release.callback(self._names.close)
+        self._names.look(wait)
+        return self._names.table()
 
     def _look(self) -> None:
         task = self._target.task

@@ -110,11 +110,12 @@ def sections_of(fd: int) -> tuple[Section, ...]:
     return ()
 
 
-def _sections(stream: _Headers) -> Iterator[Section]:
-    if stream.read(4) != b"\x7fELF":
+def _sections(headers: _Headers) -> Iterator[Section]:
+    if headers.read(4) != b"\x7fELF":
         return
-    # A file-like object in all that is used.
-    file: Any = ELFFile(stream)  # type: ignore[arg-type]
+    # A file in all that is used.
+    stream: Any = headers
+    file: Any = ELFFile(stream)
     header = file.header
     count, size, first = header["e_shnum"], header["e_shentsize"], header["e_shoff"]
     # Not the methods for sections: they read what hash tables and notes claim to hold.

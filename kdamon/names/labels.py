@@ -13,33 +13,49 @@ import time
 from typing import Final
 
 import numpy as np
-from attrs import Factory, define
+from attrs import Factory, define, frozen
 
 from kdamon.arrays import Records
 from kdamon.names.table import NAMED_RANGE, NO_OFFSET
 from kdamon.names.texts import NameList, label_text
 
-__all__ = ["LONGEST", "MOST_OF_PROCESS", "Labels", "label_rows", "labels"]
+__all__ = ["LONGEST", "MOST_OF_PROCESS", "Area", "Labels", "label_rows", "labels"]
 
 #: Bytes of a name, as ``kdamon_report.h`` has it.
 LONGEST: Final = 56
-#: Areas of one process; processes and users with areas.
+#: Areas of one process; processes of one user, and users, with areas.
 MOST_OF_PROCESS: Final = 256
 _MOST_PROCESSES_OF_USER: Final = 64
 _MOST_USERS: Final = 64
 #: Names that a user may give in a second.
 _PER_SECOND: Final = 1024
 
-#: Start, end (exclusive), text.
-_Area = tuple[int, int, str]
+
+@frozen
+class Area:
+    """A named area.
+
+    :ivar start: bytes.
+    :ivar end: bytes, exclusive.
+    :ivar text: the name, of any characters.
+    :ivar time: CLOCK_MONOTONIC seconds when it was named.
+    """
+
+    start: int
+    end: int
+    text: str
+    time: float = 0.0
 
 
 @define
 class _Process:
-    """The named areas of a process, in address order and disjoint, and how often they changed."""
+    """The named areas of a process, in address order and disjoint.
 
-    areas: list[_Area] = Factory(list)
-    version: int = 0
+    :ivar birth: when it began; None where there was no such process.
+    """
+
+    birth: int | None
+    areas: list[Area] = Factory(list)
 
 
 @define
@@ -59,42 +75,42 @@ class Labels:
         self._processes: dict[int, _Process] = {}
         self._users: dict[int, _User] = {}
 
-    def name(self, uid: int, pid: int, start: int, end: int, text: str) -> bool:
+    def name(self, uid: int, pid: int, birth: int | None, area: Area) -> bool:
         """Name an area, in place of the names that parts of it had.
 
         :param uid: the user that gives the name, which may report on the process.
         :param pid: the process.
-        :param start: bytes.
-        :param end: bytes, exclusive; above ``start``.
-        :param text: the name; empty: the area has none from now on.
+        :param birth: when it began, see :func:`kdamon.mm.proc.process_files.birth_of`.
+        :param area: with an empty text, it has no name from now on.
         :returns: False: there is no room for another name.
         """
         with self._lock:
             user = self._user(uid)
             if user is None or not _may(user) or not self._admitted(user, pid):
                 return False
-            process = self._processes.setdefault(pid, _Process())
-            areas = _replaced(process.areas, start, end, text)
+            process = self._processes.get(pid)
+            if process is None or process.birth != birth:
+                process = _Process(birth)
+            areas = _replaced(process.areas, area)
             if len(areas) > MOST_OF_PROCESS:
                 return False
             user.pids.add(pid)
+            self._processes[pid] = process
             process.areas = areas
-            process.version += 1
             return True
 
-    def of(self, pid: int) -> tuple[int, list[_Area]]:
-        """How often the areas of a process changed, and its areas: start, end (exclusive) and text of each."""
+    def of(self, pid: int, birth: int | None) -> list[Area]:
+        """The areas of a process; another list whenever they changed."""
         with self._lock:
             process = self._processes.get(pid)
-            return (0, []) if process is None else (process.version, process.areas)
+            return _NONE if process is None or process.birth != birth else process.areas
 
-    def forget(self, pid: int) -> None:
-        """Forget the areas of a process, which ended or runs another program."""
+    def forget(self, pid: int, before: float) -> None:
+        """Forget the areas of a process that were named before a time, because it runs another program."""
         with self._lock:
             process = self._processes.get(pid)
             if process is not None:
-                process.areas = []
-                process.version += 1
+                process.areas = [area for area in process.areas if area.time >= before]
 
     def _user(self, uid: int) -> _User | None:
         if uid not in self._users and len(self._users) >= _MOST_USERS:
@@ -112,6 +128,9 @@ class Labels:
         return len(user.pids) < _MOST_PROCESSES_OF_USER
 
 
+_NONE: Final[list[Area]] = []
+
+
 def _may(user: _User) -> bool:
     now = time.monotonic()
     user.left = min(_PER_SECOND, user.left + (now - user.at) * _PER_SECOND)
@@ -122,29 +141,35 @@ def _may(user: _User) -> bool:
     return True
 
 
-def _replaced(areas: list[_Area], start: int, end: int, text: str) -> list[_Area]:
-    """``areas`` with another name from ``start`` to ``end``."""
-    first = bisect.bisect_right(areas, start, key=lambda area: area[1])
-    last = bisect.bisect_left(areas, end, key=lambda area: area[0])
-    cut = []
+def _replaced(areas: list[Area], new: Area) -> list[Area]:
+    """``areas`` with another name where ``new`` is."""
+    first = bisect.bisect_right(areas, new.start, key=lambda area: area.end)
+    last = bisect.bisect_left(areas, new.end, key=lambda area: area.start)
+    middle = [new] if new.text else []
     if first < last:
         before, after = areas[first], areas[last - 1]
-        cut += [(before[0], start, before[2])] if before[0] < start else []
-        cut += [(start, end, text)] if text else []
-        cut += [(end, after[1], after[2])] if end < after[1] else []
-    elif text:
-        cut = [(start, end, text)]
-    return [*areas[:first], *cut, *areas[max(first, last) :]]
+        if before.start < new.start:
+            middle.insert(0, Area(before.start, new.start, before.text, before.time))
+        if new.end < after.end:
+            middle.append(Area(new.end, after.end, after.text, after.time))
+    return [*areas[:first], *middle, *areas[max(first, last) :]]
 
 
-def label_rows(areas: list[_Area], names: NameList) -> Records:
+def label_rows(areas: list[Area], mapped: Records, names: NameList) -> Records:
     """Rows of :data:`kdamon.names.table.NAMED_RANGE` of named areas, shape (n,).
 
+    :param mapped: the mappings, rows in address order; of an area the part counts that is mapped.
     :param names: takes the names.
     """
-    return np.array(
-        [(start, end, NO_OFFSET, names.number(label_text(text))) for start, end, text in areas], NAMED_RANGE
-    )
+    rows = []
+    for area in areas:
+        first = int(np.searchsorted(mapped["end"], np.uint64(area.start), side="right"))
+        stop = int(np.searchsorted(mapped["start"], np.uint64(area.end), side="left"))
+        if first < stop:
+            start, end = int(mapped["start"][first]), int(mapped["end"][stop - 1])
+            number = names.number(label_text(area.text))
+            rows.append((max(start, area.start), min(end, area.end), NO_OFFSET, number))
+    return np.array(rows, NAMED_RANGE)
 
 
 #: Those of this process's :class:`kdamon.producers.server.ReportServer`.

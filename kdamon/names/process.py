@@ -12,7 +12,7 @@ from typing import Final
 
 from kdamon.mm.bpf.walker import made_walker
 from kdamon.mm.proc.process_files import ProcessFiles, birth_of_directory, no_such_process, open_directory
-from kdamon.names.labels import Labels, label_rows
+from kdamon.names.labels import Area, Labels, label_rows
 from kdamon.names.labels import labels as all_labels
 from kdamon.names.mappings import NamedMappings, read_names
 from kdamon.names.sections import SectionCache, section_rows
@@ -49,7 +49,8 @@ class ProcessNames:
         self._pid = pid
         self._directory = open_directory(pid)
         try:
-            if birth is not None and birth_of_directory(self._directory) != birth:
+            self._birth = birth_of_directory(self._directory)
+            if birth is not None and self._birth != birth:
                 raise no_such_process(pid)
         except BaseException:
             os.close(self._directory)
@@ -60,7 +61,8 @@ class ProcessNames:
         self._closed = False
         self._identity: bytes | None = None
         self._sequence: int | None = None
-        self._labels_version = 0
+        self._areas: list[Area] = []
+        self._same_at = 0.0
         self._names = NameList()
         self._sections = SectionCache(pid)
         self._stacks = ThreadStacks()
@@ -122,9 +124,9 @@ class ProcessNames:
         another = self._identity is not None and self._identity != files.identity
         if another:
             # exec(): nothing is where it was.
-            self._labels.forget(self._pid)
+            self._labels.forget(self._pid, self._same_at)
             self._stacks, self._whole = ThreadStacks(), None
-        self._identity = files.identity
+        self._identity, self._same_at = files.identity, time.monotonic()
         walker = made_walker()
         sequence = None if walker is None else walker.changes(files.pagemap)
         changed = another or self._mappings is None or sequence is None or sequence != self._sequence
@@ -135,13 +137,13 @@ class ProcessNames:
                 return
             self._mappings, self._sequence = mappings, sequence
         changed |= self._stacks.look(self._directory)
-        version, areas = self._labels.of(self._pid)
-        if changed or version != self._labels_version:
-            self._labels_version = version
+        areas = self._labels.of(self._pid, self._birth)
+        if changed or areas is not self._areas:
+            self._areas = areas
             sections = section_rows(mappings, self._sections.look(mappings.files), self._names)
             stacks = stack_rows(mappings, self._stacks.found(), self._stacks.largest, self._names)
             rows = overlaid(overlaid(joined(mappings.rows), sections), stacks)
-            rows = overlaid(rows, label_rows(areas, self._names))
+            rows = overlaid(rows, label_rows(areas, mappings.rows, self._names))
             self._publish(NameTable(rows, self._names.all(), time.monotonic()))
 
     def _publish(self, table: NameTable) -> None:

@@ -21,6 +21,8 @@ from typing import Final
 import numpy as np
 
 from kdamon.arrays import Records
+from kdamon.names.labels import LONGEST
+from kdamon.producers.naming import name_records
 from kdamon.producers.ring import (
     CAPACITY,
     CLOSED,
@@ -39,7 +41,10 @@ from kdamon.producers.ring import (
 )
 from kdamon.reports.record import REPORT_DTYPE
 
-__all__ = ["ReportClient", "report_paths"]
+__all__ = ["ReportClient", "kdamon_name", "report_paths"]
+
+#: Records of a ring for one name.
+_FEW: Final = 256
 
 _TIMEVAL: Final = struct.Struct("@ll")
 _FD: Final = struct.Struct("@i")
@@ -118,8 +123,33 @@ class ReportClient:
         """
         if batch.dtype != REPORT_DTYPE or batch.ndim != 1:
             raise TypeError("a batch of reports must be a one-dimensional array of REPORT_DTYPE")
-        room = self.capacity - ((self._head - int(self._words[TAIL])) & ((1 << 64) - 1))
-        n: int = min(len(batch), max(room, 0))
+        return self._put(batch, min(len(batch), self._room()))
+
+    def name(self, start: int, size: int, label: str, pid: int | None = None) -> bool:
+        """Name an area of memory, in place of the names that parts of it had; kdamon shows the name in its results.
+
+        :param start: of the area, bytes.
+        :param size: of the area, bytes, at least 1.
+        :param label: the name, of 56 bytes at most in UTF-8; a longer one is cut. Empty: the area has none any more.
+        :param pid: the process, as kdamon numbers it; None: this one.
+        :returns: False: there was no room in the ring.
+        :raises ValueError: the area is empty, or ends beyond the last address.
+        """
+        if not 0 <= start < start + size < 1 << 64:
+            raise ValueError("an area has at least one byte, and ends below 2**64")
+        text = os.fsencode(
+            label.partition("\0")[0].encode("utf-8", "surrogateescape")[:LONGEST].decode("utf-8", "ignore")
+        )
+        records = name_records(self.pid if pid is None else pid, start, size, text)
+        # All of it or nothing.
+        return self._put(records, len(records) if self._room() >= len(records) else 0) > 0
+
+    def _room(self) -> int:
+        """Records that find room."""
+        return max(self.capacity - ((self._head - int(self._words[TAIL])) & ((1 << 64) - 1)), 0)
+
+    def _put(self, batch: Records, n: int) -> int:
+        """Write the first ``n`` of ``batch``, for which there is room, and count the others."""
         fence()
         opaque = np.ascontiguousarray(batch[:n]).view(self._records.dtype)
         at = self._head & (self.capacity - 1)
@@ -173,6 +203,21 @@ class ReportClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def kdamon_name(start: int, size: int, label: str) -> bool:
+    """Name an area of this process's memory, see :meth:`ReportClient.name`; without a kdamon nothing happens.
+
+    It connects each time: a program that names much uses a :class:`ReportClient`.
+
+    :returns: whether a kdamon takes names.
+    :raises ValueError: the area is empty, or ends beyond the last address.
+    """
+    try:
+        with ReportClient(capacity=_FEW) as client:
+            return client.name(start, size, label)
+    except OSError:
+        return False
 
 
 def _connect(paths: list[Path], patience: float) -> socket.socket:

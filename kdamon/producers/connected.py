@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from functools import partial
 
 import numpy as np
 import numpy.ma
@@ -15,6 +16,7 @@ from attrs import define, field, fields
 from kdamon.arrays import I32Array, Records
 from kdamon.producers.admission import Admission, User
 from kdamon.producers.credentials import Rights
+from kdamon.producers.naming import Named, Namer, split_names
 from kdamon.producers.ring import ReportRing, well_formed
 from kdamon.reports.deliver import report_accesses, reported_pids
 from kdamon.reports.queue import ReportSource
@@ -29,7 +31,8 @@ log = logging.getLogger("kdamon")
 class ReportServerCounters:
     """Counters of the reports that went through the rings.
 
-    ``received == malformed + ineligible + not_permitted`` + the reports that went on to the contexts. Once all rings
+    ``received == malformed + ineligible + not_permitted + names + names_refused`` + the reports that went on to the
+    contexts, except for the first record of a name whose second one has not arrived. Once all rings
     are empty, ``sent == dropped + received``, if the producers' own counters are true.
 
     :ivar producers: how many are connected now.
@@ -37,6 +40,8 @@ class ReportServerCounters:
     :ivar malformed: of these, records that cannot be a report (:func:`kdamon.producers.ring.well_formed`).
     :ivar ineligible: of these, about no target of any context that is being monitored.
     :ivar not_permitted: of these, about processes that the producer must not report on.
+    :ivar names: of these, records that name memory, for which there was room.
+    :ivar names_refused: of these, records that name memory, beyond what a process and a user may have.
     :ivar lost: reports that found no room in their producer's share on their way to a context, once for each context.
     :ivar resyncs: how often a ring's ``head`` made no sense and the ring was emptied.
     :ivar full: how often a ring was found full, so that its producer may have had no room for more.
@@ -50,6 +55,8 @@ class ReportServerCounters:
     malformed: int = 0
     ineligible: int = 0
     not_permitted: int = 0
+    names: int = 0
+    names_refused: int = 0
     lost: int = 0
     resyncs: int = 0
     full: int = 0
@@ -81,6 +88,11 @@ class Producer:
     left: int | None = None
     counters: ReportServerCounters = field(factory=ReportServerCounters)
     source: ReportSource = field(factory=ReportSource)
+    namer: Namer = field(init=False)
+
+    @namer.default
+    def _namer(self) -> Namer:
+        return Namer(self.user.uid)
 
     @property
     def limited(self) -> bool:
@@ -126,6 +138,9 @@ class Producer:
         taken = len(records)
         if not taken:
             return 0
+        records, about_names = split_names(records)
+        named = Named() if about_names is None else self.namer.read(about_names, partial(self._may_report_on, users))
+        reports = len(records)
         good, same = well_formed(records)
         if good is not None:
             records = pick_reports(records, good)
@@ -142,9 +157,11 @@ class Producer:
         # Counted when all is done, and all at once: the counters always add up.
         with lock:
             self.counters.received += taken
-            self.counters.malformed += taken - correct
+            self.counters.malformed += reports - correct + named.malformed
             self.counters.ineligible += correct - eligible
-            self.counters.not_permitted += eligible - len(records)
+            self.counters.not_permitted += eligible - len(records) + named.not_permitted
+            self.counters.names += named.accepted
+            self.counters.names_refused += named.refused
             self.counters.lost = self.source.lost
         if self.source.lost and not self.user.warned:
             self.user.warned = True
@@ -153,6 +170,10 @@ class Producer:
                 *(self.pid, self.user.uid),
             )
         return taken
+
+    def _may_report_on(self, users: int, pid: int) -> bool:
+        assert self.rights is not None
+        return self.rights.everything or self.rights.permitted([pid], users)[0]
 
     def close(self, admission: Admission) -> None:
         """Free all but the connection."""

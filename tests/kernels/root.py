@@ -23,7 +23,7 @@ PYPROJECT: Final = Path(__file__).parents[2] / "pyproject.toml"
 _SUITE: Final = "trixie"
 _PACKAGES: Final = (
     "busybox-static,fuse3,gcc,iproute2,kmod,libc6-dev,libfuse2t64,libfuse3-4,musl-tools,procps,python3,python3-attr,"
-    "python3-hypothesis,python3-jsonschema,python3-numpy,python3-pyte,python3-pytest,"
+    "python3-hypothesis,python3-jsonschema,python3-numpy,python3-pyelftools,python3-pyte,python3-pytest,"
     "python3-pytest-timeout,python3-pytest-xdist,util-linux"
 )
 #: What Debian lacks, or has too old: all of it is pure Python. pyproject.toml has the versions.

@@ -7,6 +7,7 @@
  *	report PID ADDR SIZE N	reports N accesses one by one, at ADDR, ADDR + SIZE, ...; answers how many found room
  *	batch PID ADDR SIZE N	the same in batches of up to 1000
  *	flood PID N		reports N accesses of random addresses without a pause, in batches; answers likewise
+ *	name PID ADDR SIZE TEXT	names an area; answers 1 if there was room
  *	dumpable 0|1		PR_SET_DUMPABLE; answers 0
  *	counters		answers SENT DROPPED
  *	connected		answers 0 or 1
@@ -57,7 +58,7 @@ int main(int argc, char **argv)
 {
 	struct kdamon_reports *r;
 	uint64_t addr, size, n, taken;
-	char line[200];
+	char line[200], text[100];
 	int32_t pid;
 
 	if (argc != 3)
@@ -76,6 +77,8 @@ int main(int argc, char **argv)
 			printf("%" PRIu64 "\n", taken);
 		} else if (sscanf(line, "batch %d %" SCNu64 " %" SCNu64 " %" SCNu64, &pid, &addr, &size, &n) == 4) {
 			printf("%" PRIu64 "\n", batch(r, pid, addr, size, n));
+		} else if (sscanf(line, "name %d %" SCNu64 " %" SCNu64 " %99[^\n]", &pid, &addr, &size, text) == 4) {
+			printf("%d\n", kdamon_report_name(r, addr, size, pid, text));
 		} else if (sscanf(line, "flood %d %" SCNu64, &pid, &n) == 2) {
 			printf("%" PRIu64 "\n", flood(r, pid, n));
 		} else if (!strcmp(line, "counters\n")) {

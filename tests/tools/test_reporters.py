@@ -163,7 +163,7 @@ class TestTable:
         text = render_table(Snapshot.of(102.5, self.ROWS), CONFIG, since=100.0)
         assert [
             "    2.5 s  3 regions of 1.0 MiB, accessed 8.0 KiB, hot 8.0 KiB",
-            "           start        size  accessed                 age  unknown",
+            "           start        size  accessed                age  unknown",
             "            1000     8.0 KiB  @@@@@@@@@@ 100%       0.3 s",
             "            3000     1.0 MiB  .            0%        60 s",
             "          103000     4.0 KiB  ?            0%       0.0 s      75%",

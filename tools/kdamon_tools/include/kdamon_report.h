@@ -60,7 +60,7 @@ extern "C" {
 /* One report, as it is in the ring. Start from KDAMON_REPORT_INIT and set what is known. */
 struct kdamon_report_record {
 	int32_t pid;		/* whose memory; 0: physical memory */
-	uint32_t reserved_1;	/* 0 */
+	uint32_t reserved_1;	/* 0: this is a report, no name */
 	uint64_t addr;		/* first byte */
 	uint64_t size;		/* bytes, at least 1; must not wrap around */
 	int32_t nr_accesses;	/* at least 1 */
@@ -73,6 +73,31 @@ struct kdamon_report_record {
 };
 
 #define KDAMON_REPORT_INIT { 0, 0, 0, 1, 1, -1, 0, { 0, 0, 0 }, -1, 0, 0 }
+
+/*
+ * A name of an area of memory, among the reports; and a record that goes on with it where the text is longer than 20
+ * bytes. A kdamon that does not know names counts both as malformed.
+ */
+#define KDAMON_NAME_MAX		56	/* bytes of a name */
+#define KDAMON_NAME_BEGIN	UINT32_C(0x656d616e)	/* "name" */
+#define KDAMON_NAME_MORE	UINT32_C(0x65726f6d)	/* "more" */
+
+struct kdamon_name_record {
+	int32_t pid;		/* whose memory */
+	uint32_t kind;		/* KDAMON_NAME_BEGIN */
+	uint64_t addr;		/* first byte */
+	uint64_t size;		/* bytes, at least 1; must not wrap around */
+	int32_t length;		/* the negative number of bytes of the text; 0 takes the name away */
+	char text[20];		/* the first of them */
+};
+
+struct kdamon_name_more {
+	int32_t pid;		/* the same */
+	uint32_t kind;		/* KDAMON_NAME_MORE */
+	char middle[16];	/* the next bytes of the text */
+	int32_t zero;		/* 0 */
+	char end[20];		/* the last bytes of the text */
+};
 
 /* The first page of the shared memory; docs/reports.md has it as a table. */
 struct kdamon_report_header {
@@ -440,6 +465,54 @@ static inline bool kdamon_report(struct kdamon_reports *r, uint64_t addr, uint64
 	return true;
 }
 
+/*
+ * Name [addr, addr + size) of process "pid", in place of the names that parts of it had. The label has KDAMON_NAME_MAX
+ * bytes at most, a longer one is cut; "" or NULL takes the name away. Returns false if there was no room.
+ */
+static inline bool kdamon_report_name(struct kdamon_reports *r, uint64_t addr, uint64_t size, int32_t pid,
+				      const char *label)
+{
+	struct kdamon_report_record records[2];
+	struct kdamon_name_record begin;
+	struct kdamon_name_more more;
+	char text[KDAMON_NAME_MAX];
+	size_t length = label ? strlen(label) : 0;
+	uint64_t n = 1;
+
+	memset(text, 0, sizeof(text));
+	if (length > sizeof(text)) {
+		length = sizeof(text);
+		/* Not in the middle of a character of UTF-8. */
+		while (length && ((unsigned char)label[length] & 0xc0) == 0x80)
+			length--;
+	}
+	if (length)
+		memcpy(text, label, length);
+	memset(&begin, 0, sizeof(begin));
+	begin.pid = pid;
+	begin.kind = KDAMON_NAME_BEGIN;
+	begin.addr = addr;
+	begin.size = size;
+	begin.length = -(int32_t)length;
+	memcpy(begin.text, text, sizeof(begin.text));
+	memcpy(&records[0], &begin, sizeof(begin));
+	if (length > sizeof(begin.text)) {
+		memset(&more, 0, sizeof(more));
+		more.pid = pid;
+		more.kind = KDAMON_NAME_MORE;
+		memcpy(more.middle, text + sizeof(begin.text), sizeof(more.middle));
+		memcpy(more.end, text + sizeof(begin.text) + sizeof(more.middle), sizeof(more.end));
+		memcpy(&records[1], &more, sizeof(more));
+		n = 2;
+	}
+	/* All of it or nothing. */
+	if (r->limit - r->head < n && kdamon_report_room(r) < n) {
+		kdamon_report_count(r, n, n);
+		return false;
+	}
+	return kdamon_report_batch(r, records, (size_t)n) == n;
+}
+
 /* This process's number in kdamon's eyes; getpid() unless it runs in a PID namespace of its own. */
 static inline int32_t kdamon_report_pid(const struct kdamon_reports *r)
 {
@@ -475,6 +548,25 @@ static inline void kdamon_report_close(struct kdamon_reports *r)
 	munmap(r->shared, r->size);
 	kdamon_report_hang_up(r->connection);
 	free(r);
+}
+
+/*
+ * Name an area of this process's memory, see kdamon_report_name(). Returns false if no kdamon takes names, which is no
+ * error of the program. It connects each time, and leaves errno as it is: a program that names much keeps a ring.
+ */
+static inline bool kdamon_name(const void *addr, size_t size, const char *label)
+{
+	struct kdamon_reports *r;
+	int error = errno;
+	bool named = false;
+
+	r = kdamon_report_open_sized(NULL, 256);
+	if (r) {
+		named = kdamon_report_name(r, (uintptr_t)addr, size, kdamon_report_pid(r), label);
+		kdamon_report_close(r);
+	}
+	errno = error;
+	return named;
 }
 
 #ifdef __cplusplus

@@ -96,7 +96,7 @@ class _Layout:
 
     def heading(self) -> str:
         """The names of the columns."""
-        columns = [f"{'start':>{self._start}}", f"{'size':>10}", f"{'accessed'[: self._bar + 5]:<{self._bar + 6}}"]
+        columns = [f"{'start':>{self._start}}", f"{'size':>10}", f"{'accessed'[: self._bar + 5]:<{self._bar + 5}}"]
         columns += [f"{'age':>10}"] if self._age else []
         columns += ["unknown"] if self._unknown else []
         columns += ["name"] if self._name else []
@@ -139,7 +139,7 @@ class _NamedLayout(_Layout):
         highest = int(snapshot.regions["start"].max(initial=0))
         self._start = max(12, len(f"{highest:x}"))
         self._bar = _MOST_BAR if width >= 100 else _MOST_BAR // 2
-        others = self._start + 2 + 10 + 2 + self._bar + 6 + 2 + 12 * self._age + 9 * self._unknown
+        others = self._start + 2 + 10 + 2 + self._bar + 5 + 2 + 12 * self._age + 9 * self._unknown
         self._name = width - others
 
 
