@@ -10,12 +10,13 @@ from typing import Any
 import attrs
 import numpy as np
 
-from kdamon import Config, Record, Snapshot
+from kdamon import Config, Counters, Record, Snapshot
+from kdamon.damon import ReportCounters
 from kdamon.mm.proc.maps import NamedMapping
 from kdamon.names.table import NAMED_RANGE, NO_OFFSET, NameTable, changes
 from kdamon.records.writer import RecordWriter
 
-__all__ = ["HEAP", "LIBRARY", "STARTED", "names", "read_all", "rows", "run_values", "some_record", "times_of", "writer"]
+__all__ = ["HEAP", "LIBRARY", "STARTED", "counters", "names", "read_all", "rows", "run_values", "some_record", "times_of", "writer"]
 
 #: CLOCK_MONOTONIC seconds when the runs began.
 STARTED = 1000.0
@@ -68,7 +69,7 @@ def some_record(path: Path | str, snapshots: int = 30, **values: Any) -> Path:
         record.add(Snapshot.of(time, rows(number)))
         if number % 10 == 9:
             record.add_process(time, {"rss_anon": 6 * MIB, "rss_file": MIB, "threads": 2})
-            record.add_counters(time, {"samples": 20 * number, "unknown": number, "lost_snapshots": 0})
+            record.add_counters(time, counters(samples=20 * number, unknown=number))
             record.flush()
     record.close(ended=STARTED + snapshots / 10, note="the time was over", remarks=["a remark"])
     return Path(path)
@@ -89,6 +90,11 @@ def read_all(record: Record) -> Mapping[str, Any]:
         "names": (list(record.name_tables()), record.names_at(STARTED), record.names),
         "threads": record.threads,
     }
+
+
+def counters(**values: int) -> dict[str, Any]:
+    """Totals as a run records them."""
+    return attrs.asdict(Counters(reports=attrs.asdict(ReportCounters()))) | values
 
 
 def times_of(snapshots: Iterable[Snapshot]) -> list[float]:
