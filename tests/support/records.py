@@ -16,7 +16,19 @@ from kdamon.mm.proc.maps import NamedMapping
 from kdamon.names.table import NAMED_RANGE, NO_OFFSET, NameTable, changes
 from kdamon.records.writer import RecordWriter
 
-__all__ = ["HEAP", "LIBRARY", "STARTED", "counters", "names", "read_all", "rows", "run_values", "some_record", "times_of", "writer"]
+__all__ = [
+    "HEAP",
+    "LIBRARY",
+    "STARTED",
+    "counters",
+    "names",
+    "read_all",
+    "rows",
+    "run_values",
+    "some_record",
+    "times_of",
+    "writer",
+]
 
 #: CLOCK_MONOTONIC seconds when the runs began.
 STARTED = 1000.0

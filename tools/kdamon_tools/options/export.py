@@ -17,8 +17,8 @@ USAGE: Final = "--to FORM [OPTION...] FILE"
 ABOUT: Final = About(
     examples=(
         (
-            "let damo draw a heatmap of a record",
-            "kdamon export run.kdamon --to damo -o damon.data && damo report heatmap --input damon.data",
+            "for damo report heatmap --input damon.data, and damo's other reports",
+            "kdamon export run.kdamon --to damo -o damon.data",
         ),
         ("a flame graph of the memory by name", "kdamon export run.kdamon --to folded | flamegraph.pl > run.svg"),
         ("a table of seconds 10 to 20", "kdamon export run.kdamon --to csv --time 10-20 > regions.csv"),
