@@ -38,8 +38,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
         ([], "a verb is missing: run, record, export, wss, replay, mount, exec, doctor, completion; see kdamon --help"),
         (
             ["fly"],
-            "there is no verb 'fly', only run, record, export, wss, replay, mount, exec, doctor, completion; see kdamon "
-            "--help",
+            "there is no verb 'fly', only run, record, export, wss, replay, mount, exec, doctor, completion; see "
+            "kdamon --help",
         ),
         (["run"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "1", "--", "true"], "either --pid PID, or -- and a command"),

@@ -249,16 +249,12 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
     """As a full disk; a command that was started goes on."""
     words = [*KDAMON, *REPORTS, "--quiet", "-o", str(tmp_path / "a"), "--", "sleep", "120"]
-    done = subprocess.run(
-        ["sh", "-c", 'ulimit -f 140; exec "$@"', "sh", *words],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    limited = ["sh", "-c", 'ulimit -f 140; exec "$@"', "sh", *words]
+    # Not a pipe, which the command keeps open.
+    with (tmp_path / "err").open("w") as err:
+        done = subprocess.run(limited, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=err, check=False)
     sentence = f"kdamon: {tmp_path / 'a'}: the record ends before the run: File too large\n"
-    assert (1, sentence) == (done.returncode, done.stderr)
+    assert (1, sentence) == (done.returncode, (tmp_path / "err").read_text())
     with kdamon.open(tmp_path / "a") as record:
         assert (True, False) == (len(record.times()) > 20, record.run.complete)
         pid = record.run.pid
