@@ -22,7 +22,7 @@ import pytest
 import kdamon
 from tests.support.capabilities import needs_mount_namespace, needs_root, skip_because
 from tests.support.cli import ENVIRONMENT, KDAMON, run
-from tests.support.records import read_all, rows, some_record
+from tests.support.records import STARTED, read_all, rows, some_record
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.real
@@ -212,9 +212,10 @@ def test_two_readers_while_it_is_written(endless: Any, tmp_path: Path) -> None:
         for _ in range(20):
             last = int(endless.stdout.readline())
             for record in (one, other):
-                found = list(record.snapshots())
-                assert len(found) >= last
-                assert [rows(number % 1000) for number in range(1, len(found) + 1)][-1] == found[-1].regions.tolist()
+                found = list(record.snapshots(STARTED + last - 3, STARTED + last))
+                numbers = [round(snapshot.time - STARTED) for snapshot in found]
+                assert list(range(max(1, last - 2), last + 1)) == numbers
+                assert [rows(number % 1000) for number in numbers] == [snapshot.regions.tolist() for snapshot in found]
     assert endless.poll() is None
 
 
