@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import zlib
@@ -265,3 +266,25 @@ def test_a_missing_form(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The sentence names the option."""
     assert 2 == cli.main(["export", str(path)])
     assert "--to" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left of it; what is no terminal shows nothing."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("kdamon_tools.output.progress._REDRAW_S", 0.0)
+    exported(path, "csv")
+    assert f" 50% of {path}"[:5] in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[1F\x1b[J")
+    plain = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", plain)
+    exported(path, "csv")
+    assert "" == plain.getvalue()

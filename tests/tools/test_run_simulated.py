@@ -683,4 +683,4 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     assert 1 == cli.main([*words, "--reports-to", str(tmp_path / "r.npy")])
     out, err = capsys.readouterr()
     assert "monitored pid" in out
-    assert f"{tmp_path}/r.npy: the recording is incomplete: No space left on device" in err
+    assert f"{tmp_path}/r.npy: the report file is incomplete: No space left on device" in err

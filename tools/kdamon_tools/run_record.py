@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from kdamon import Monitor
 
 __all__ = ["RecordFile", "RunRecord"]
+
+log = logging.getLogger("kdamon")
 
 #: Seconds between two transactions, and between two readings of the clocks.
 _WRITE_S: Final = 1.0
@@ -237,10 +240,21 @@ class RunRecord:
         while True:
             due = max(due + _WRITE_S, time.monotonic())
             ended = self._stop.wait(due - time.monotonic())
-            self._write()
+            try:
+                self._write()
+            except Exception as error:
+                log.exception("the record cannot be written")
+                self._fail(error)
+                ended = True
             if ended:
                 self._process.close()
                 return
+
+    def _fail(self, error: Exception) -> None:
+        """Note an internal error, which ends the run."""
+        assert self._writer is not None
+        sentence = f"the record ends before the run, by an internal error: {error!r}"
+        self._writer.error = self._writer.error or OSError(errno.EIO, sentence, self.path)
 
     def _write(self) -> None:
         """Write what was added, and how the process, the clocks and monitoring are now."""

@@ -143,7 +143,7 @@ def _about_faults(records: RecordSource, notes: TextNotes) -> str:
     if not faults.any():
         return ""
     return (
-        "a recording holds no regions, so replay splits memory anew; if these reports are faults (--primitive "
+        "a file of reports holds no regions, so replay splits memory anew; if these reports are faults (--primitive "
         "page_fault, --write-only, --by and the like), each is about the one page that the live run sampled of a "
         "region, and less memory shows as accessed here than in the live run"
     )
