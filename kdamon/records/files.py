@@ -110,6 +110,7 @@ def open_to_write(path: str, descriptor: int) -> sqlite3.Connection:
     """
     connection = _connect(path, "rw")
     try:
+        _check_opened(descriptor, path)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("BEGIN IMMEDIATE")
@@ -130,6 +131,17 @@ def open_to_write(path: str, descriptor: int) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _check_opened(descriptor: int, path: str) -> None:
+    """Check, before anything is written, that SQLite opened the new file, not what the directory's owner put there."""
+    wanted, found = os.fstat(descriptor), 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found += os.path.samestat(os.stat(f"/proc/self/fd/{name}"), wanted)
+    # This descriptor, and SQLite's.
+    if found < 2:
+        raise OSError(errno.ESTALE, "another file replaced the record", path)
 
 
 def _check_own(path: str, descriptor: int) -> None:

@@ -161,7 +161,9 @@ class RunRecord:
         with suppress(OSError):
             size = sum(os.stat(one).st_size for one in (path, f"{path}-wal") if os.path.exists(one))
             parts = f", the last of {number} files" if (number := self._values.get("part", 1)) > 1 else ""
-            return readable(f"recorded {self.snapshots} snapshots in {path} ({format_bytes(size)}){parts}")
+            lost = f"; {self.lost} more were lost, as the disk was too slow" if self.lost else ""
+            lost += f"; {self.left_out} changes of mappings were too many to record" if self.left_out else ""
+            return readable(f"recorded {self.snapshots} snapshots in {path} ({format_bytes(size)}){parts}{lost}")
         return readable(f"{path} is gone")
 
     def error(self) -> OSError | None:

@@ -81,6 +81,16 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     assert "text" == (tmp_path / "target").read_text()
 
 
+def test_a_file_that_is_exchanged_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the owner of the directory, between the making of the file and the opening by its name."""
+    other = some_record(tmp_path / "other", 3)
+    before, connect = other.read_bytes(), files._connect
+    monkeypatch.setattr(files, "_connect", lambda _path, mode: connect(str(other), mode))
+    with pytest.raises(OSError, match="another file replaced the record"):
+        writer(tmp_path / "a")
+    assert (before, ["other"]) == (other.read_bytes(), os.listdir(tmp_path))
+
+
 def test_what_a_killed_writer_left_is_no_obstacle(tmp_path: Path) -> None:
     """Its file is gone, and those beside it are not; other things there are."""
     (tmp_path / "a-wal").write_bytes(b"log")
