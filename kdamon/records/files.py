@@ -28,9 +28,9 @@ __all__ = ["BESIDE", "create", "is_record", "open_to_write", "opened_to_read"]
 
 #: The ends of the names of files that SQLite keeps beside a record that is being written.
 BESIDE: Final = ("-wal", "-shm", "-journal")
-#: The first bytes of a file of SQLite, and where it has its two numbers, of 4 bytes each.
+#: The first bytes of a file of SQLite, and where it has the versions of its format, and the application's number.
 _MAGIC: Final = b"SQLite format 3\0"
-_VERSION_AT: Final = 60
+_FORMAT_AT: Final = 18
 _APPLICATION_AT: Final = 68
 _HEAD_BYTES: Final = 100
 #: Seconds that a reader waits for a lock, which a writer holds for moments.
@@ -105,32 +105,43 @@ def _remove_left(directory: int, left: str, name: str) -> None:
 def open_to_write(path: str, descriptor: int) -> sqlite3.Connection:
     """Make the tables in a new record, see :func:`create`.
 
-    :raises OSError: another user has exchanged it.
-    :raises sqlite3.Error: it cannot be written.
+    :raises OSError: it cannot be written, or another user has exchanged it.
+    :raises sqlite3.Error: likewise.
     """
+    # At once, and by the descriptor: a kill at any time leaves an empty file, or a record.
+    rest = memoryview(_empty_record())
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
     connection = _connect(path, "rw")
     try:
         _check_opened(descriptor, path)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {VERSION}")
-        connection.execute("BEGIN IMMEDIATE")
-        for sentence in TABLES.values():
-            connection.execute(sentence)
-        connection.execute("COMMIT")
-        # Only now: a killed writer leaves a file with its head.
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise OSError(errno.EOPNOTSUPP, "this file system cannot hold a record while it is written", path)
         # What is committed survives the end of this process at any time.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA journal_size_limit = {MOST_BYTES}")
-        # Again, so that the other files exist.
+        # So that the other files exist.
         connection.execute(f"PRAGMA user_version = {VERSION}")
         _check_own(path, descriptor)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _empty_record() -> bytes:
+    """The content of a record without rows, which has a write-ahead log from the beginning."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+        for sentence in TABLES.values():
+            db.execute(sentence)
+        db.commit()
+        content = bytearray(db.serialize())
+    # The file format's versions for writing and reading; 1 is a rollback journal.
+    content[_FORMAT_AT : _FORMAT_AT + 2] = b"\2\2"
+    return bytes(content)
 
 
 def _check_opened(descriptor: int, path: str) -> None:

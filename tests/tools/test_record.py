@@ -204,6 +204,34 @@ def test_what_was_written_survives_a_kill(endless: Any, tmp_path: Path, attempt:
     assert [rows(number % 1000) for number in range(1, len(found) + 1)] == [one.regions.tolist() for one in found]
 
 
+MAKER = """
+import sys
+from tests.support.records import writer
+for number in range(1, 1 << 20):
+    record = writer(f"{sys.argv[1]}/{number}")
+    print(number, flush=True)
+    record.flush()
+    record.close(ended=1001.0)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_kill_while_files_are_made_or_ended(tmp_path: Path, attempt: int) -> None:
+    """Leaves an empty file, or a record that can be read."""
+    words = [sys.executable, "-c", MAKER, str(tmp_path)]
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as making:
+        assert making.stdout is not None
+        making.stdout.readline()
+        time.sleep(random.Random(attempt + os.getpid()).uniform(0.01, 0.2))
+        making.kill()
+    numbers = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal())
+    for path in (tmp_path / str(number) for number in numbers[-3:]):
+        if path.stat().st_size == 0:
+            continue
+        with kdamon.open(path) as record:
+            assert [] == list(record.snapshots())
+
+
 def test_two_readers_while_it_is_written(endless: Any, tmp_path: Path) -> None:
     """Each sees at least what was there when it began, and whole transactions."""
     path = tmp_path / "run.kdamon"
