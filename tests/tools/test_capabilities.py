@@ -138,7 +138,7 @@ def kdamon(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
     ("options", "kept", "expected"),
     [
         (("--pid", "{pid}"), 2, {SERVING}),
-        (("--pid", "{pid}", "--primitive", "page_fault", "--record", "{tmp}/r.npy"), 3, {SERVING, NONE}),
+        (("--pid", "{pid}", "--primitive", "page_fault", "--reports-to", "{tmp}/r.npy"), 3, {SERVING, NONE}),
         (("--pid", "{pid}", "--reports", "{tmp}/r.sock"), 3, {SERVING, LOOKING}),
         (("--pid", "{pid}", "--output", "{theirs}/result"), 2, {REPLACING}),
         (("--pid", "{pid}", "--truth", "{theirs}/truth"), 2, {SERVING}),

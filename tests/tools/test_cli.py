@@ -35,8 +35,12 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a verb is missing: run, wss, replay, mount, exec, doctor, completion; see kdamon --help"),
-        (["fly"], "there is no verb 'fly', only run, wss, replay, mount, exec, doctor, completion; see kdamon --help"),
+        ([], "a verb is missing: run, record, export, wss, replay, mount, exec, doctor, completion; see kdamon --help"),
+        (
+            ["fly"],
+            "there is no verb 'fly', only run, record, export, wss, replay, mount, exec, doctor, completion; see "
+            "kdamon --help",
+        ),
         (["run"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "1", "--", "true"], "either --pid PID, or -- and a command"),
         (["run", "--pid", "0"], "'0' is not a number from 1 on"),

@@ -28,7 +28,7 @@ USER = 65534
         "mount --no-reports .",
         "exec --reports socket -- true",
         "run --output file --seconds 1 --pid 1",
-        "run --record file --seconds 1 --pid 1",
+        "run --reports-to file --seconds 1 --pid 1",
         "run --truth file --seconds 1 --pid 1",
         "run --reports socket --seconds 1 --pid 1",
         "replay file",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""--output and --record into directories of other users: nothing of root's is written, given away or removed."""
+"""--output and --reports-to into directories of other users: nothing of root's is written, given away or removed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("option", ["--output", "--record"])
+@pytest.mark.parametrize("option", ["--output", "--reports-to"])
 @pytest.mark.parametrize("what", PLANTED)
 def test_what_another_user_planted_is_refused_at_once(what: str, option: str, theirs: Path, victims: Path) -> None:
     """Status 2, before anything is started, and in one sentence with the name."""
@@ -81,7 +81,7 @@ def test_what_another_user_planted_is_refused_at_once(what: str, option: str, th
     assert sentence in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--output", "--record"])
+@pytest.mark.parametrize("option", ["--output", "--reports-to"])
 def test_dots_after_a_directory_that_its_user_may_move_are_refused(option: str, theirs: Path, victims: Path) -> None:
     """Moved beside a file of root's, it would have root write that one."""
     victims.chmod(0o1777)
@@ -283,7 +283,7 @@ def in_a_namespace(script: str, *words: str | Path) -> subprocess.CompletedProce
     "words",
     [
         [*RUN, "--output"],
-        [*RUN, "--record"],
+        [*RUN, "--reports-to"],
         [*RUN, "--truth"],
         [*REPORTS_ONLY, "--truth", "{}", "--", "true"],
         ["replay"],

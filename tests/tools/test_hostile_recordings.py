@@ -191,7 +191,7 @@ def test_no_line_takes_long_to_be_left(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("file_format", ["auto", "recording", "perf", "lackey"])
+@pytest.mark.parametrize("file_format", ["auto", "reports", "perf", "lackey"])
 @pytest.mark.parametrize("source", ["/dev/zero", "a hole"])
 def test_zeros_without_end_take_no_memory(source: str, file_format: str, tmp_path: Path) -> None:
     """They are refused at once, or read until the limit of the CPU time comes, and not that of the memory."""
@@ -204,7 +204,7 @@ def test_zeros_without_end_take_no_memory(source: str, file_format: str, tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert "Memory" not in done.stderr
     # SIGXCPU, or SIGKILL.
-    assert done.returncode in ((1,) if file_format in ("auto", "recording") else (-24, -9)), done.stderr
+    assert done.returncode in ((1,) if file_format in ("auto", "reports") else (-24, -9)), done.stderr
 
 
 @pytest.mark.real

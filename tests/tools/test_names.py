@@ -140,7 +140,7 @@ def test_faults_of_such_a_process_are_recorded_and_replayed(target: int, directo
     recording = directory / "r\udcfe.npy"
     environment = {"PYTHONHOME": sys.base_prefix}
     words = ("run", "--pid", str(target), "--primitive", "page_fault", "--seconds", "2", "--quiet", "--json")
-    said = kdamon(*words, "--record", recording, interpreter=directory / TEXT, environment=environment)
+    said = kdamon(*words, "--reports-to", recording, interpreter=directory / TEXT, environment=environment)
     assert load(said)["summary"]["hot_bytes"] > 1 << 20
     assert load(kdamon("replay", recording, "--json"))["snapshots"]
 
@@ -163,7 +163,7 @@ def test_a_command_has_such_words_and_shows_them(directory: Path) -> None:
     "words",
     [
         ("run", "--pid", "1", "--output", f"/nowhere/{TEXT}"),
-        ("run", "--pid", "1", "--record", f"/nowhere/{TEXT}"),
+        ("run", "--pid", "1", "--reports-to", f"/nowhere/{TEXT}"),
         ("run", "--quiet", "--truth", f"/nowhere/{TEXT}", "--", "true"),
         ("replay", f"/nowhere/{TEXT}"),
         ("mount", f"/nowhere/{TEXT}"),

@@ -121,7 +121,7 @@ def test_a_descriptor_goes_on_where_it_is(old: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("option", ["--output", "--record"])
+@pytest.mark.parametrize("option", ["--output", "--reports-to"])
 @pytest.mark.parametrize(
     "words",
     [
@@ -139,7 +139,7 @@ def test_a_mistake_leaves_the_earlier_file(option: str, words: list[str], old: P
 
 
 @pytest.mark.parametrize("name", ["missing/result", "file/result", ".", "loop", "n" * 300])
-@pytest.mark.parametrize("option", ["--output", "--record", "--truth"])
+@pytest.mark.parametrize("option", ["--output", "--reports-to", "--truth"])
 def test_a_place_where_no_file_can_be_is_a_mistake(
     option: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,14 +165,14 @@ def test_one_file_is_not_for_two_uses(old: Path, tmp_path: Path, capsys: pytest.
     assert not same_file(old, tmp_path / "new")
     base = [*REPORTS_ONLY, "--pid", "1", "--seconds", "0.1"]
     for words in (
-        [*base, "--output", str(old), "--record", str(other)],
+        [*base, "--output", str(old), "--reports-to", str(other)],
         [*base, "--truth", str(old), "--output", str(other)],
         ["replay", str(old), "--output", str(other)],
     ):
         assert (2, OLD) == (cli.main(words), old.read_text())
         assert "are the same file" in capsys.readouterr().err
     with old.open("a") as stdout:
-        words = [*base, "--record", str(old)]
+        words = [*base, "--reports-to", str(old)]
         assert 2 == subprocess.run([*KDAMON, *words], env=ENVIRONMENT, stdout=stdout, check=False).returncode
     assert OLD == old.read_text()
 

@@ -427,7 +427,7 @@ def test_no_room_for_a_temporary_recording_is_said() -> None:
     )
     assert (1, 1) == (failed.returncode, failed.stderr.count("\n"))
     assert (
-        "there is no room for a temporary recording: File too large; set TMPDIR to a directory with room"
+        "there is no room for a temporary report file: File too large; set TMPDIR to a directory with room"
         in failed.stderr
     )
 
@@ -471,7 +471,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("kdamon_tools.commands.replay._REDRAW_S", 0.0)
+    monkeypatch.setattr("kdamon_tools.output.progress._REDRAW_S", 0.0)
     trace_file = tmp_path / ("long" * 50)
     trace_file.write_bytes((DATA / "lackey_trace.txt").read_bytes())
     assert 0 == cli.main(["replay", str(trace_file), "--json", "--output", str(tmp_path / "out")])
@@ -487,7 +487,7 @@ def test_a_terminal_shows_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["{tmp}/none"], 1, "{tmp}/none: No such file or directory"),
         (["{tmp}/empty.npy"], 1, "{tmp}/empty.npy: the file contains no reports"),
-        (["{tmp}/text"], 1, "{tmp}/text: neither a recording, nor output of perf script, nor a trace of lackey; "),
+        (["{tmp}/text"], 1, "{tmp}/text: neither a report file, nor output of perf script, nor a trace of lackey; "),
         (["{tmp}/kernel.npy"], 1, "{tmp}/kernel.npy: all addresses are kernel addresses; select memory with --range"),
         (["{tmp}/r.npy", "--pid", "3"], 1, "{tmp}/r.npy: no report is about process 3; there are reports about 7"),
         (

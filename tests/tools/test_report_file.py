@@ -101,7 +101,7 @@ def test_a_file_whose_head_was_not_brought_up_to_date_gives_all_records(tmp_path
     ("content", "sentence"),
     [
         (b"", "it is empty"),
-        (b"hello\n", "neither a recording, nor output of perf script"),
+        (b"hello\n", "neither a report file, nor output of perf script"),
         (b"PERFILE2" + bytes(100), "this is perf's own file; use the output of 'perf script'"),
         (b"\x93NUMPY", "not a readable numpy array"),
         (b"\x93NUMPY\x01\x00\x10\x00{'broken", "not a readable numpy array"),
@@ -202,7 +202,7 @@ def test_a_format_may_be_insisted_on() -> None:
     """Whatever the file looks like."""
     assert 0 == len(read_reports(DATA / "lackey_trace.txt", "perf"))
     with pytest.raises(OSError, match="not a readable numpy array"):
-        read_reports(DATA / "lackey_trace.txt", "recording")
+        read_reports(DATA / "lackey_trace.txt", "reports")
 
 
 def test_a_line_without_end_is_cut() -> None:
@@ -284,7 +284,7 @@ def test_a_recorder_that_finds_no_room_says_so_at_the_end(tmp_path: Path) -> Non
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tools")))}
     command = [sys.executable, "-c", FULL, str(path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert "the recording is incomplete: File too large" in ended.stderr.splitlines()[-1]
+    assert "the report file is incomplete: File too large" in ended.stderr.splitlines()[-1]
     recorded, lost = map(int, ended.stdout.split())
     assert (0, True) == ((recorded + lost) % 100, lost >= 100)
     records = read_reports(path)

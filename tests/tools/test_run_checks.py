@@ -54,7 +54,7 @@ def no_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--reports", "{tmp}/old"], "--reports {tmp}/old: something else is there"),
         (["--reports", "{tmp}/" + 107 * "x"], "the name is longer than the 107 bytes of a socket's"),
         (["--truth", "{tmp}"], "--truth {tmp}: it is not a regular file"),
-        (["--record", "{tmp}/old"], "--output and --record are the same file, {tmp}/old"),
+        (["--reports-to", "{tmp}/old"], "--output and --reports-to are the same file, {tmp}/old"),
     ],
 )
 def test_nothing_is_started(

@@ -146,7 +146,7 @@ def test_a_kdamond_that_waits_for_ever_is_left(place: str) -> None:
     ("what", "waits", "sentence", "status"),
     [
         ("kdamond", 1, "monitoring did not end: it took too long", 1),
-        ("producers", 2, "of the recording did not arrive in time", 0),
+        ("producers", 2, "of --reports-to, did not arrive in time", 0),
     ],
 )
 def test_a_second_signal_shows_the_result_at_once(

@@ -96,7 +96,7 @@ def test_only_writes_by_a_cpu_and_what_was_recorded_of_them(workload: dict[str, 
     """The part that is only read stays cold; each recorded fault has its thread and CPU."""
     recording = tmp_path / "faults.npy"
     parts = {part["name"]: part for part in workload["parts"]}
-    document = settled(workload, "AB", "--write-only", "--record", str(recording))
+    document = settled(workload, "AB", "--write-only", "--reports-to", str(recording))
     counters = document["counters"]
     reports = counters["reports"]
     assert reports["accepted"] == sum(reports.values()) - reports["accepted"] - reports["dropped"] > 0

@@ -632,7 +632,7 @@ def test_reports_of_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Nothing is sampled, and what is reported about need not be a process; the recording has all of it."""
     socket, recording = tmp_path / "socket", tmp_path / "reports.npy"
     words = ["run", "--ops", "reports", "--pid", str(os.getpid()), "--range", f"{BASE:x}-{BASE + 64 * MIB:x}"]
-    words += ["--reports", str(socket), "--record", str(recording), "--quiet", *QUICK]
+    words += ["--reports", str(socket), "--reports-to", str(recording), "--quiet", *QUICK]
 
     def found(regions: Regions) -> bool:
         names = ("start", "end", "nr_accesses")
@@ -671,16 +671,16 @@ def test_a_recording_that_cannot_be_finished_loses_no_result(
     """A full disk is reported after the heatmap; a recording that cannot be begun, at once."""
     words = ["run", "--pid", str(process.pid), "--seconds", "0.3", "--quiet", "--write-only", *QUICK]
     for impossible in (str(tmp_path), "/dev/full"):
-        assert 2 == cli.main([*words, "--record", impossible])
+        assert 2 == cli.main([*words, "--reports-to", impossible])
         out, err = capsys.readouterr()
         assert ("", 1) == (out, err.count("\n"))
-        assert f"--record: {impossible}: " in err
+        assert f"--reports-to: {impossible}: " in err
 
     def no_room(_writer: RecordingWriter, _records: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RecordingWriter, "write", no_room)
-    assert 1 == cli.main([*words, "--record", str(tmp_path / "r.npy")])
+    assert 1 == cli.main([*words, "--reports-to", str(tmp_path / "r.npy")])
     out, err = capsys.readouterr()
     assert "monitored pid" in out
-    assert f"{tmp_path}/r.npy: the recording is incomplete: No space left on device" in err
+    assert f"{tmp_path}/r.npy: the report file is incomplete: No space left on device" in err

@@ -8,6 +8,6 @@ from typing import Final
 __all__ = ["FORMATS", "LACKEY_RATE"]
 
 #: Names of the file formats that ``kdamon replay`` reads.
-FORMATS: Final = ("recording", "perf", "lackey")
+FORMATS: Final = ("reports", "perf", "lackey")
 #: Accesses per second of a trace of valgrind's lackey, which has no times.
 LACKEY_RATE: Final = 1_000_000

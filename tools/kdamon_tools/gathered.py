@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kdamon.names.process import ProcessNames
     from kdamon.names.table import NameTable
     from kdamon_tools.mapping_history import MappingHistory
+    from kdamon_tools.run_record import RunRecord
 
 __all__ = ["Gathered"]
 
@@ -35,6 +36,7 @@ class Gathered:
     :ivar mappings: None where they are not needed.
     :ivar names: what lies at the addresses of the process; None where that cannot be known.
     :ivar lines: None where there is one result at the end.
+    :ivar record: None where none is written.
     :ivar grouping: the groups of accesses, None where they were not asked for.
     :ivar latest: the last snapshot, None before the first one.
     """
@@ -46,6 +48,7 @@ class Gathered:
         self.mappings: MappingHistory | None = None
         self.names: ProcessNames | None = None
         self.lines: LineStream | None = None
+        self.record: RunRecord | None = None
         self.latest: Snapshot | None = None
         self._history = History()
         names = ThreadNames(config.pid) if config.pid and config.ops != "reports" else None
@@ -61,6 +64,19 @@ class Gathered:
         header = render_header(self._config, monitor.started, self._origin, found)
         self.lines.begin(header, monitor.started, self._config.by)
 
+    def keep(self, record: RunRecord, birth: int | None) -> None:
+        """Write all to ``record`` from now on; monitoring has begun.
+
+        :param birth: of the process, see :meth:`kdamon.mm.Machine.get_task`; None: any.
+        """
+        self.record = record
+        record.begin(self.monitor, self._config, self._origin, birth)
+
+    def failure(self) -> OSError | None:
+        """Why the lines or the record cannot be written any more; None while that works."""
+        lines = None if self.lines is None else self.lines.error()
+        return lines or (None if self.record is None else self.record.error())
+
     def gather(self) -> None:
         """Take the snapshots that have arrived."""
         for snapshot in self.monitor.drain():
@@ -70,10 +86,20 @@ class Gathered:
             self._history.add(snapshot)
             if self.lines is not None:
                 self.lines.add(snapshot, self.present_names())
+            if self.record is not None:
+                self.record.add(snapshot)
         if self.mappings is not None:
             self.mappings.look_when_due()
         if self.names is not None:
             self.names.look()
+        if self.record is not None:
+            self._keep_names(self.record)
+
+    def _keep_names(self, record: RunRecord) -> None:
+        if (names := self.present_names()) is not None:
+            record.change_names(names)
+        if self.grouping is not None:
+            record.name_threads(self.grouping.thread_names())
 
     def present_names(self) -> NameTable | None:
         """The names as they were read last; None: they are not known."""

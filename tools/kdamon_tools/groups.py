@@ -85,6 +85,10 @@ class ThreadNames:
                 # It ended; the name that it had stays.
                 continue
 
+    def all(self) -> dict[int, str]:
+        """The names of all threads that were looked at."""
+        return self._names
+
     def name(self, tid: int) -> str | None:
         """The name of thread ``tid`` when it was looked at last."""
         return self._names.get(tid)
@@ -118,6 +122,10 @@ class Grouping:
         if self._names is not None:
             self._names.look(numbers)
         self._shared.add(table)
+
+    def thread_names(self) -> dict[int, str]:
+        """The names of the threads so far; empty where accesses are not grouped by thread."""
+        return {} if self._names is None else self._names.all()
 
     def log(self, shared: bool = True) -> GroupLog:
         """All that was added.

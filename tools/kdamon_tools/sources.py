@@ -23,7 +23,7 @@ class ReportSources:
 
     :param socket: the socket for producers, "" is the default one; None serves none.
     :param record: the file for a recording; None makes none.
-    :raises OSError: on entering, the file cannot be created; at the end, the recording is incomplete.
+    :raises OSError: on entering, the file cannot be created; at the end, the report file is incomplete.
     """
 
     def __init__(self, socket: str | None, record: Path | None) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "parse_positive",
     "parse_range",
     "parse_seconds",
+    "parse_span",
     "parse_tids",
     "parse_unsigned",
 ]
@@ -32,7 +33,7 @@ _NUMBER: Final = re.compile(r"[0-9a-fA-FxX]+")
 _DECIMAL_RANGE: Final = re.compile(r"(?:0|[1-9][0-9]{0,19})-[1-9][0-9]{13,19}")
 _HEXADECIMAL: Final = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,16}")
 _DECIMAL: Final = r"[0-9]{1,20}(?:\.[0-9]{1,20})?|\.[0-9]{1,20}"
-_TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6}
+_TIME_UNITS: Final = {"us": 1, "ms": 1000, "s": 10**6, "m": 60 * 10**6, "h": 3600 * 10**6, "d": 86400 * 10**6}
 _TIME: Final = re.compile(rf"({_DECIMAL})({'|'.join(_TIME_UNITS)})")
 _SIZE_UNITS: Final = {name + suffix: 10 * (n + 1) for n, name in enumerate("KMGT") for suffix in ("", "iB", "B")}
 _SIZE: Final = re.compile(rf"([0-9]{{1,20}})({'|'.join(_SIZE_UNITS)})")
@@ -111,7 +112,7 @@ def parse_interval(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is too large")
     if microseconds < 1 or microseconds % 1:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000, or 5ms (us, ms, s, m, h)"
+            f"{text!r} is not a whole number of microseconds from 1 on, such as 5000, or 5ms (us, ms, s, m, h, d)"
         )
     return int(microseconds)
 
@@ -129,6 +130,23 @@ def parse_seconds(text: str) -> float:
     if microseconds < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds: a microsecond is the shortest")
     return float(microseconds / _TIME_UNITS["s"])
+
+
+def parse_span(text: str) -> tuple[float | None, float | None]:
+    """Begin and end in seconds, from a command line: 10-20, 1m-, -90s; None where there is no bound."""
+    begin, dash, end = text.partition("-")
+    try:
+        span = _second(begin), _second(end)
+    except argparse.ArgumentTypeError:
+        span = None, None
+    if not dash or span == (None, None) or (None not in span and span[0] >= span[1]):  # type: ignore[operator]
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time from A to B, such as 10-20, 1m-2m, 30- or -30")
+    return span
+
+
+def _second(text: str) -> float | None:
+    """A time in seconds, 0 among them; None for an empty text."""
+    return None if not text else 0.0 if re.fullmatch(r"0+(\.0*)?(us|ms|s|m|h|d)?", text) else parse_seconds(text)
 
 
 def _parse_address(text: str) -> int:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -23,9 +21,10 @@ from kdamon_tools.commands.common import (
     refused,
 )
 from kdamon_tools.errors import CommandError
+from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
-from kdamon_tools.output.terminal import LiveView, terminal_size, use_colour
+from kdamon_tools.output.terminal import terminal_size, use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.report_files.report_file import open_reports
 from kdamon_tools.reporters.json_object import REPLAY, render_json
@@ -41,7 +40,6 @@ __all__ = ["run"]
 
 #: Maximum number of processes to draw heatmaps of; JSON has all.
 _MOST_PICTURES: Final = 8
-_REDRAW_S: Final = 0.2
 #: Number of reports to examine for whether a recording holds faults.
 _FIRST_REPORTS: Final = 1 << 16
 
@@ -145,40 +143,28 @@ def _about_faults(records: RecordSource, notes: TextNotes) -> str:
     if not faults.any():
         return ""
     return (
-        "a recording holds no regions, so replay splits memory anew; if these reports are faults (--primitive "
+        "a file of reports holds no regions, so replay splits memory anew; if these reports are faults (--primitive "
         "page_fault, --write-only, --by and the like), each is about the one page that the live run sampled of a "
         "region, and less memory shows as accessed here than in the live run"
     )
 
 
-class _Progress:
-    """The progress, on a terminal; nothing elsewhere."""
+class _Progress(Progress):
+    """The progress of a replay of a file."""
 
     def __init__(self, name: str) -> None:
-        shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._view = LiveView(sys.stderr, True) if shown else None
-        self._shown_at = time.monotonic()
+        super().__init__()
         self._name = name
 
     def reading(self, done: int, size: int) -> None:
         """Show the number of bytes read from a file."""
-        self._show(
+        self.show(
             lambda: f"read {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + f": {self._name}"
         )
 
     def replaying(self, done: int, duration: int) -> None:
         """Show the replayed time, nanoseconds."""
-        self._show(lambda: f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed")
-
-    def _show(self, text: Callable[[], str]) -> None:
-        if self._view is not None and time.monotonic() - self._shown_at >= _REDRAW_S:
-            self._view.show(text())
-            self._shown_at = time.monotonic()
-
-    def clear(self) -> None:
-        """Erase it."""
-        if self._view is not None:
-            self._view.clear()
+        self.show(lambda: f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed")
 
 
 def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: argparse.Namespace) -> Iterator[str]:

@@ -36,7 +36,7 @@ from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.groups import render_most_active
 from kdamon_tools.reporters.json_object import render_end, render_json
-from kdamon_tools.reporters.table import render_line, render_table
+from kdamon_tools.reporters.table import render_line, render_summary, render_table
 from kdamon_tools.reporters.whole import render_parts
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from kdamon.mm import Machine
     from kdamon_tools.child import Command
     from kdamon_tools.compare import Accuracy
+    from kdamon_tools.run_record import RecordFile, RunRecord
     from kdamon_tools.sources import ReportSources
 
-__all__ = ["run"]
+__all__ = ["monitor_and_show", "run"]
 
 #: Maximum seconds between two checks for a signal or the end of the time.
 _TICK_S: Final = 0.1
@@ -65,11 +66,19 @@ _ENDED: Final = "the process ended"
 _END_S: Final = 60.0
 #: Time limit in seconds for the reader to take the waiting lines, and then the last one.
 _READER_S: Final = 5.0
-_SOURCES_WAIT: Final = "the last reports of producers and of the recording did not arrive in time"
+_SOURCES_WAIT: Final = "the last reports of producers, or those of --reports-to, did not arrive in time"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Monitor, show the result, and return the exit status: the command's if it ended by itself, else 0."""
+    return monitor_and_show(arguments)
+
+
+def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = None) -> int:
+    """Monitor, show the result or write a record, and return the exit status.
+
+    :param file: where the record goes; None: the result is shown instead.
+    """
     check_command_line(arguments)
     # Only now: a wrong command line must be reported without the libraries that monitoring needs.
     from kdamon import Monitor  # noqa: PLC0415
@@ -81,8 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
-        with refused("--record"):
-            sources = stack.enter_context(ReportSources(arguments.reports, arguments.record))
+        with refused("--reports-to"):
+            sources = stack.enter_context(ReportSources(arguments.reports, arguments.reports_to))
+        record = None if file is None else _new_record(file, stack)
         machine = None if arguments.ops == "reports" else machine_when_needed()
         if machine is not None and arguments.ops == "paddr" and arguments.ranges:
             check_memory(arguments.ranges, machine)
@@ -96,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             command = stack.enter_context(Command(arguments.command, sources.environment(), faults))
         raise_file_limit()
-        keep_only(*_kept(arguments))
+        keep_only(*_kept(arguments, record))
         pid = command.pid if command else arguments.pid
         config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
         if machine is not None and config.misses_reads(machine.faults_of_reads) and not arguments.quiet:
@@ -114,22 +124,39 @@ def run(arguments: argparse.Namespace) -> int:
             if pid and config.ops != "reports":
                 work = CpuWatch(pid, command.family if command else partial(family_of, pid))
             gathered = Gathered(monitor, config)
-            if arguments.json and pid and machine is not None:
-                gathered.mappings = stack.enter_context(MappingHistory(pid, birth))
+            if (arguments.json or record is not None) and pid and machine is not None:
+                changed = None if record is None else record.change_mappings
+                gathered.mappings = stack.enter_context(MappingHistory(pid, birth, changed=changed))
             if pid and machine is not None:
                 # A process that ended meanwhile ends the run by itself.
                 with suppress(ProcessLookupError):
                     gathered.names = stack.enter_context(ProcessNames(pid, birth))
             if arguments.json == "lines":
                 gathered.stream(result)
+            if record is not None:
+                gathered.keep(record, birth)
             note = _watch(gathered, pidfd, stop, work, arguments)
         if command is not None:
-            command.released = note == _ENDED
+            # A full disk is no reason to end a service.
+            command.released = note == _ENDED or (record is not None and record.error() is not None)
         _deliver(gathered.recording(note, _remarks(work, command)), gathered, sources, result, stop, arguments)
         _check_end(monitor, end)
         if command is not None and command.released:
             return command.status() or 0
     return 0
+
+
+def _new_record(file: RecordFile, stack: ExitStack) -> RunRecord:
+    """The record, whose file exists from now on; ``stack`` closes it."""
+    from kdamon_tools.run_record import RunRecord  # noqa: PLC0415 (SQLite is not needed otherwise)
+
+    try:
+        with refused("--output"):
+            return stack.enter_context(RunRecord(file))
+    except CommandError as error:
+        if isinstance(error.__cause__, FileExistsError) and not file.replace:
+            raise CommandError(f"{error}: choose another name, or use --force to replace a record", 2) from error
+        raise
 
 
 def _print_doubtful_ranges(monitor: Monitor) -> None:
@@ -158,7 +185,9 @@ def _deliver(  # noqa: PLR0917 -- what a run consists of
         # A failed recording is an error, but no reason to lose the result.
         counters = evolve(recording.counters, producers=sources.producers(), recorded=sources.recorded())
         recording = evolve(recording, counters=counters)
-        if gathered.lines is None:
+        if gathered.record is not None:
+            _finish_record(gathered.record, recording, result, arguments)
+        elif gathered.lines is None:
             _show(recording, result, arguments)
         else:
             _finish(gathered.lines, recording, result, stop, arguments)
@@ -190,9 +219,10 @@ def _check_rights(config: Config, machine: Machine | None) -> None:
             machine.get_task(os.getpid(), config.primitive).put()
 
 
-def _kept(arguments: argparse.Namespace) -> tuple[str, ...]:
+def _kept(arguments: argparse.Namespace, record: RunRecord | None) -> tuple[str, ...]:
     """The capabilities that kdamon needs after it started COMMAND, which has all of them."""
-    kept = capabilities_for(arguments.output, arguments.record, arguments.reports or None)
+    recorded = None if record is None else Path(record.path)
+    kept = capabilities_for(arguments.output, arguments.reports_to, arguments.reports or None, recorded)
     if arguments.ops != "reports":
         kept += MONITORING
     if arguments.command:
@@ -327,7 +357,7 @@ def _watch(
                 look.start()
         if stop:
             note = "stopped by a signal"
-        elif gathered.lines is not None and gathered.lines.error() is not None:
+        elif gathered.failure() is not None:
             note = "the result could not be written any more"
         elif ended or not monitor.running():
             note = _ENDED if monitor.error() is None else "monitoring failed"
@@ -390,6 +420,20 @@ def _finish(
             file=sys.stderr,
         )
     result.commit()
+    if failure is not None:
+        raise failure
+
+
+def _finish_record(record: RunRecord, recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
+    """Write the rest of the record, and show what it holds."""
+    failure = None
+    try:
+        record.finish(recording)
+    except OSError as error:
+        failure = error
+    if not arguments.quiet:
+        width, _ = terminal_size()
+        result.write(lambda: [render_summary(recording, width=width), "\n", record.sentence(), "\n"])
     if failure is not None:
         raise failure
 

@@ -58,7 +58,7 @@ def check_command_line(arguments: argparse.Namespace) -> None:
     check_monitoring(config)
     check_socket(arguments.reports)
     output = ("--output", arguments.output) if arguments.output is not None else ("standard output", STDOUT)
-    check_files(output, ("--record", arguments.record), ("--truth", arguments.truth))
+    check_files(output, ("--reports-to", arguments.reports_to), ("--truth", arguments.truth))
     if arguments.truth is not None:
         _check_truth(arguments.truth, written_meanwhile=bool(arguments.command))
 

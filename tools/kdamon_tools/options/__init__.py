@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from kdamon import __version__
-from kdamon_tools.options import completion, doctor, exec, mount, replay, run, wss  # noqa: A004 (named after its verb)
+from kdamon_tools.options import completion, doctor, exec, export, mount, record, replay, run, wss  # noqa: A004 (named after its verb)
 from kdamon_tools.options.parser import About, Parser
 
 __all__ = ["VERBS", "make_parser"]
@@ -18,6 +18,8 @@ __all__ = ["VERBS", "make_parser"]
 #: The verbs, in the order of the help.
 VERBS = {
     "run": run,
+    "record": record,
+    "export": export,
     "wss": wss,
     "replay": replay,
     "mount": mount,

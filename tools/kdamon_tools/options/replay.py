@@ -18,7 +18,7 @@ SUMMARY: Final = "monitor by recorded accesses, and show which memory was access
 USAGE: Final = "[OPTION...] FILE"
 ABOUT: Final = About(
     examples=(
-        ("replay what kdamon run --record wrote", "kdamon replay reports.npy"),
+        ("replay what kdamon run --reports-to wrote", "kdamon replay reports.npy"),
         (
             "replay a recording of perf mem record -a -d",
             "perf script -F comm,pid,tid,cpu,time,event,addr,data_src | kdamon replay -",
@@ -45,8 +45,8 @@ def add_options(parser: Parser) -> None:
         "--format",
         choices=("auto", *FORMATS),
         default="auto",
-        help="recording, of kdamon run --record; perf, the output of perf script on a recording of perf mem; lackey, a "
-        "trace of valgrind's lackey; default: auto, by the content",
+        help="reports, of kdamon run --reports-to; perf, the output of perf script on a recording of perf mem; lackey, "
+        "a trace of valgrind's lackey; default: auto, by the content",
     )
     what.add_argument("--pid", type=parse_number, metavar="PID", help="replay this process only; default: all in FILE")
     what.add_argument(

@@ -11,7 +11,7 @@ from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form,
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
 
-__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
+__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_monitoring", "add_options"]
 
 SUMMARY: Final = "monitor a process, a command or physical memory, and show which memory is accessed"
 USAGE: Final = "[OPTION...] (--pid PID | --ops paddr | -- COMMAND [ARG...])"
@@ -32,17 +32,22 @@ ABOUT: Final = About(
         ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
         ("TMPDIR", "directory for a result whose own directory cannot be written; default: /tmp"),
     ),
-    files=(("FILE.RANDOM.part", "a result or recording that is not complete; it replaces FILE when it is"),),
+    files=(("FILE.RANDOM.part", "a result, or a file of reports, that is not complete; it replaces FILE when it is"),),
 )
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the verb."""
+    add_monitoring(parser)
+    _add_output(parser.add_argument_group("output"))
+
+
+def add_monitoring(parser: Parser) -> None:
+    """Add the options that say what is monitored, and how."""
     _add_target(parser.add_argument_group("what to monitor"))
     _add_counting(parser.add_argument_group("which accesses count"))
     _add_regions(parser.add_argument_group("intervals and regions"))
     add_monitor_cpus(parser)
-    _add_output(parser.add_argument_group("output"))
 
 
 def _add_target(group: argparse._ArgumentGroup) -> None:
@@ -116,7 +121,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add_form(group)
     group.add_argument("--quiet", action="store_true", help="print nothing while monitoring, only the result")
     group.add_argument(
-        "--record", type=parse_file, metavar="FILE", help="record all access reports in FILE, for kdamon replay"
+        "--reports-to", type=parse_file, metavar="FILE", help="write all access reports to FILE, for kdamon replay"
     )
     # For developers: the truth file of a bundled workload, to compare the result with.
     group.add_argument("--truth", type=parse_file, metavar="FILE", help=argparse.SUPPRESS)

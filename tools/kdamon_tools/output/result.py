@@ -47,7 +47,11 @@ class ResultFile:
 
         :raises OSError: it cannot be written; BrokenPipeError: its reader ended.
         """
-        rest = memoryview(text.encode("utf-8", "backslashreplace"))
+        self.append_bytes(text.encode("utf-8", "backslashreplace"))
+
+    def append_bytes(self, data: bytes) -> None:
+        """The same for bytes."""
+        rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self._descriptor(), rest) :]

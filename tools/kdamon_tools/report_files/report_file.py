@@ -94,7 +94,7 @@ def open_recording(path: Path | str) -> Records:
 
     :raises OSError: it cannot be read, or EINVAL it is not a recording.
     """
-    return read_reports(path, "recording")
+    return read_reports(path, "reports")
 
 
 class Recorder:
@@ -134,7 +134,7 @@ class Recorder:
             unsubscribe_reports(self._queue)
             self._replacement.discard()
             if isinstance(error, OSError):
-                sentence = f"the recording cannot be written there: {error.strerror}"
+                sentence = f"the report file cannot be written there: {error.strerror}"
                 raise OSError(error.errno, sentence, str(self.path)) from error
             raise
         return self
@@ -149,7 +149,7 @@ class Recorder:
             # The writer may continue at any time, so the file stays unchanged.
             if error is None:
                 raise OSError(
-                    errno.ETIMEDOUT, "the recording is incomplete: writing to it takes too long", str(self.path)
+                    errno.ETIMEDOUT, "the report file is incomplete: writing to it takes too long", str(self.path)
                 )
             return
         with self._replacement:
@@ -167,7 +167,7 @@ class Recorder:
     def _not_whole(self, error: OSError) -> OSError:
         part = self._replacement.keep_part()
         left = f"; the recorded part is in {part}" if part not in (None, self.path) else ""
-        return OSError(error.errno, f"the recording is incomplete: {error.strerror}{left}", str(self.path))
+        return OSError(error.errno, f"the report file is incomplete: {error.strerror}{left}", str(self.path))
 
     def _run(self) -> None:
         # The file is open.
@@ -219,7 +219,8 @@ def _text_format(name: str, look: bytes, path: str, *, pid: int | None, rate: in
         samples, accesses = count_samples(look), count_accesses(look)
         if not samples and not accesses:
             sentence = (
-                "neither a recording, nor output of perf script, nor a trace of lackey; select the format with --format"
+                "neither a report file, nor output of perf script, nor a trace of lackey; select the format with "
+                "--format"
             )
             raise OSError(errno.EINVAL, sentence if look else "it is empty", path)
         name = "perf" if samples > accesses else "lackey"
@@ -233,7 +234,9 @@ def _append(spool: IO[bytes], data: bytes | memoryview) -> None:
         while rest:
             rest = rest[spool.write(rest) :]
     except OSError as error:
-        sentence = f"there is no room for a temporary recording: {error.strerror}; set TMPDIR to a directory with room"
+        sentence = (
+            f"there is no room for a temporary report file: {error.strerror}; set TMPDIR to a directory with room"
+        )
         raise OSError(error.errno, sentence, temporary_directory()) from error
 
 
@@ -288,7 +291,7 @@ def open_reports(
         from_start = regular and stream.tell() == 0
         with _named(name):
             look = stream.read(HEAD_BYTES)
-        if file_format == "recording" or (file_format == "auto" and look.startswith(MAGIC)):
+        if file_format == "reports" or (file_format == "auto" and look.startswith(MAGIC)):
             head = parse_head(look, name)
             if from_start:
                 records = StoredRecords(stream, head.offset, name)

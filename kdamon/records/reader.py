@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reads records, also while they are written, and those of other users."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+from kdamon.arrays import Records
+from kdamon.mm.proc.maps import NamedMapping
+from kdamon.monitoring.config import Config
+from kdamon.monitoring.snapshot import Snapshot
+from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overlaid
+from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
+from kdamon.records.files import opened_to_read
+from kdamon.records.schema import CLOCKS, GROUPS, PROCESS, REGIONS, SNAPSHOTS, TIMES
+from kdamon.records.values import Run, SeenMapping
+from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
+
+__all__ = ["Record", "open"]
+
+_EVER: Final = 1 << 62
+#: Columns of regions that are no field of :data:`kdamon.REGION`.
+_STORED: Final = frozenset({"gap", "size"})
+
+
+def open(path: str | os.PathLike[str]) -> Record:  # noqa: A001 (it is kdamon.open)
+    """Open a record, see :class:`Record`::
+
+    with kdamon.open("run.kdamon") as record:
+        for snapshot in record.snapshots():
+            print(snapshot.time - record.run.started, snapshot.working_set())
+    """
+    return Record(path)
+
+
+class Record:
+    """A record of a run, in a file that may be written meanwhile: what is there when a method is called is read.
+
+    All times are CLOCK_MONOTONIC seconds, as in :class:`kdamon.Snapshot`; ``run.started`` is the begin. Use it in a
+    ``with`` block, or call :meth:`close`. Any method raises OSError EBADMSG where the file is damaged.
+
+    :param path: the file.
+    :raises OSError: EINVAL it is no record, EBADMSG it is damaged, or as ``open(2)``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._stack = ExitStack()
+        try:
+            with self._named():
+                self._db = self._stack.enter_context(opened_to_read(path))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; may be repeated."""
+        self._stack.close()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turn the errors of a damaged file into one with a sentence and the file's name."""
+        try:
+            yield
+        except OSError as error:
+            if error.filename is not None and error.filename == self.path:
+                raise
+            raise OSError(error.errno, error.strerror, self.path) from error
+        except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            why = str(error) if isinstance(error, sqlite3.Error) else "it holds what no record has"
+            raise OSError(errno.EBADMSG, Corrupt(why).strerror, self.path) from error
+
+    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        # All at once: a query that is not read to its end would keep the writer's log from beginning anew.
+        return self._db.execute(query, values).fetchall()
+
+    # The run.
+
+    @property
+    def run(self) -> Run:
+        """The run as the file has it now.
+
+        :raises OSError: ENODATA kdamon was killed before monitoring began, or it begins right now.
+        """
+        with self._named():
+            values = {key: json.loads(value) for key, value in self._rows("SELECT key, value FROM run")}
+            if not values:
+                raise OSError(errno.ENODATA, "the record is empty: monitoring has not begun")
+            last = self._rows("SELECT max(ended) FROM chunks")[0][0]
+            return _run(values, None if last is None else last / 1e9)
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """The last totals of monitoring, by the names of :class:`kdamon.Counters`; empty without."""
+        with self._named():
+            rows = self._rows("SELECT data FROM counters ORDER BY time DESC LIMIT 1")
+            return _object(rows[0][0]) if rows else {}
+
+    def counter_log(self) -> list[tuple[float, dict[str, Any]]]:
+        """The totals of monitoring at each time that they were recorded."""
+        with self._named():
+            return [
+                (at / 1e9, _object(data)) for at, data in self._rows("SELECT time, data FROM counters ORDER BY time")
+            ]
+
+    def process_data(self) -> Records:
+        """How the process was, about once a second: rows of :data:`kdamon.records.schema.PROCESS`, shape (n,)."""
+        with self._named():
+            names = PROCESS.names or ()
+            rows = self._rows(f"SELECT {', '.join(names)} FROM process ORDER BY time")
+            table = np.array([tuple(np.nan if v is None else v for v in row) for row in rows], PROCESS)
+            table["time"] /= 1e9
+            return table
+
+    def clocks(self) -> Records:
+        """What the clocks showed, about once a minute: rows of :data:`kdamon.records.schema.CLOCKS`, shape (n,)."""
+        with self._named():
+            return np.array(self._rows("SELECT time, realtime, boottime FROM clocks ORDER BY time"), CLOCKS)
+
+    # Snapshots.
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The names of the columns of regions that not each record has."""
+        with self._named():
+            query = (
+                "SELECT DISTINCT name FROM columns WHERE name LIKE 'regions.%' AND chunk IN "
+                "(SELECT id FROM chunks WHERE id <= 64 UNION SELECT max(id) FROM chunks)"
+            )
+            names = {str(name).removeprefix("regions.") for (name,) in self._rows(query)}
+            return frozenset(names - _STORED - set(REGIONS.names or ()))
+
+    def snapshots(
+        self, since: float | None = None, until: float | None = None, extra: Iterable[str] = ()
+    ) -> Iterator[Snapshot]:
+        """The snapshots whose sampling overlaps a time, oldest first; few of them are in memory at once.
+
+        :param since: begin; None: that of the record.
+        :param until: end, exclusive; None: that of the record.
+        :param extra: names of :attr:`columns`, which become fields of the regions, ``<f8``, NaN where unknown.
+        :raises KeyError: the record has no such column.
+        """
+        form = self._form(extra)
+        for chunk in self._chunks(since, until):
+            yield from self._read(chunk, form, _limits(since, until))
+
+    def times(self, since: float | None = None, until: float | None = None) -> Records:
+        """Begin, end and number of regions of these snapshots: rows of :data:`kdamon.records.schema.TIMES`."""
+        low, high = _limits(since, until)
+        parts = [np.empty(0, TIMES)]
+        for chunk in self._chunks(since, until):
+            with self._named():
+                head = self._head(chunk)
+            head = head[(head["time"] > low) & (head["began"] < high)]
+            part = np.empty(len(head), TIMES)
+            part["began"], part["time"] = head["began"] / 1e9, head["time"] / 1e9
+            part["nr_regions"] = head["regions"]
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def regions(self, since: float | None = None, until: float | None = None, extra: Iterable[str] = ()) -> Records:
+        """The regions of all these snapshots in one array, shape (n,).
+
+        :returns: rows of :data:`kdamon.REGION` with ``extra``, as of :meth:`snapshots`, and ``snapshot``, the number of
+            its row in :meth:`times`.
+        """
+        form = self._form(extra)
+        whole = np.dtype([("snapshot", "<u4"), *((name, form[name]) for name in form.names or ())])
+        parts = [np.empty(0, whole)]
+        for number, snapshot in enumerate(self.snapshots(since, until, extra)):
+            part = np.empty(len(snapshot.regions), whole)
+            part["snapshot"] = number
+            for name in form.names or ():
+                part[name] = snapshot.regions[name]
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def _form(self, extra: Iterable[str]) -> np.dtype[Any]:
+        extra = list(extra)
+        missing = set(extra) - self.columns if extra else set()
+        if missing:
+            raise KeyError(f"the record has no column {sorted(missing)[0]!r}")
+        known = REGIONS.names or ()
+        return np.dtype([*((name, REGIONS[name]) for name in known), *((name, "<f8") for name in extra)])
+
+    def _chunks(self, since: float | None, until: float | None) -> list[int]:
+        low, high = _limits(since, until)
+        with self._named():
+            # What is no number is read, and refused there.
+            where = "ended > ? AND began < ? OR typeof(began) <> 'integer'"
+            query = f"SELECT id FROM chunks WHERE {where} ORDER BY id"
+            return [number for (number,) in self._rows(query, low, high)]
+
+    def _packed(self, chunk: int, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+        """Some columns of a chunk by their names; those that it has."""
+        wanted = list(names)
+        marks = ", ".join("?" * len(wanted))
+        query = f"SELECT name, type, rows, data FROM columns WHERE chunk = ? AND name IN ({marks})"
+        return {name: unpack(kind, rows, data) for name, kind, rows, data in self._rows(query, chunk, *wanted)}
+
+    def _head(self, chunk: int) -> Records:
+        """Rows of :data:`SNAPSHOTS`."""
+        ((began, number),) = self._rows("SELECT began, snapshots FROM chunks WHERE id = ?", chunk)
+        found = self._packed(chunk, [f"snapshots.{name}" for name in SNAPSHOTS.names or ()])
+        head = np.zeros(number if 0 <= number <= MOST_ROWS else 0, SNAPSHOTS)
+        for name in SNAPSHOTS.names or ():
+            column = found[f"snapshots.{name}"]
+            if len(column) != number:
+                raise Corrupt("the columns of a chunk do not fit together")
+            head[name] = column
+        for name in ("began", "time"):
+            head[name] += began
+        if (head["regions"] > MOST_ROWS).any() or (head["groups"] > MOST_ROWS).any():
+            raise Corrupt("a snapshot has too many regions")
+        return head
+
+    def _read(self, chunk: int, form: np.dtype[Any], limits: tuple[int, int]) -> Iterator[Snapshot]:
+        with self._named():
+            head = self._head(chunk)
+            wanted = [*_STORED, *(name for name in form.names or () if name not in {"start", "end"})]
+            columns = self._table(chunk, "regions", wanted)
+            for name in set(form.names or ()) - set(REGIONS.names or ()):
+                columns.setdefault(name, np.full(int(head["regions"].sum()), np.nan))
+            regions = unpack_regions(columns, head["regions"], form)
+            counts = np.maximum(head["groups"], 0)
+            groups = self._groups(chunk, int(counts.sum())) if (head["groups"] >= 0).any() else np.empty(0, GROUPS)
+        ends, group_ends = np.cumsum(head["regions"]).tolist(), np.cumsum(counts).tolist()
+        for row, end, group_end in zip(head.tolist(), ends, group_ends, strict=True):
+            began, time, merged, nr_regions, nr_groups = row
+            if time <= limits[0] or began >= limits[1]:
+                continue
+            table = None
+            if nr_groups >= 0:
+                table = GroupTable(groups[group_end - nr_groups : group_end], np.empty(0, GROUP_ADDRESS))
+            yield Snapshot(began / 1e9, time / 1e9, regions[end - nr_regions : end], merged, table)
+
+    def _table(self, chunk: int, table: str, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
+        found = self._packed(chunk, [f"{table}.{name}" for name in names])
+        return {name.removeprefix(f"{table}."): column for name, column in found.items()}
+
+    def _groups(self, chunk: int, total: int) -> Records:
+        columns = self._table(chunk, "groups", GROUPS.names or ())
+        rows = np.zeros(total if total <= MOST_ROWS else 0, GROUPS)
+        for name in GROUPS.names or ():
+            if len(columns[name]) != total:
+                raise Corrupt("the columns of a chunk do not fit together")
+            rows[name] = columns[name]
+        return rows
+
+    # Names.
+
+    @property
+    def mappings(self) -> list[SeenMapping]:
+        """All mappings that were seen, by address; one that changed, such as a heap that grew, is another one."""
+        return self._mappings("", ())
+
+    def mappings_at(self, time: float) -> list[NamedMapping]:
+        """The mappings at a time, by address."""
+        at = round(time * 1e9)
+        found = self._mappings("WHERE appeared <= ? AND (last_seen IS NULL OR last_seen >= ?)", (at, at))
+        return [one.mapping for one in found]
+
+    def _mappings(self, where: str, values: tuple[int, ...]) -> list[SeenMapping]:
+        with self._named():
+            last = self._rows("SELECT max(time) FROM (SELECT time FROM counters UNION SELECT ended FROM chunks)")[0][0]
+            query = (
+                "SELECT start_address, end_address, permissions, offset, inode, name, appeared, last_seen "
+                f"FROM mappings {where} ORDER BY start_address, appeared"
+            )
+            return [_seen(row, last or 0) for row in self._rows(query, *values)]
+
+    def name_changes(self) -> Iterator[NameChanges]:
+        """How the names of memory changed, oldest first."""
+        last = 0
+        while True:
+            with self._named():
+                query = "SELECT id, time, first_name, names, gone, new FROM names WHERE id > ? ORDER BY id LIMIT 1"
+                rows = self._rows(query, last)
+                if not rows:
+                    return
+                last, time, first_name, names, *tables = rows[0]
+                text = unpack_bytes(names)
+                gone, new = (np.frombuffer(unpack_bytes(table), NAMED_RANGE) for table in tables)
+                split = tuple(os.fsdecode(name) for name in text.split(b"\0")) if text else ()
+                changed = NameChanges(time / 1e9, first_name, split, gone, new)
+            yield changed
+
+    def name_tables(self) -> Iterator[NameTable]:
+        """The names of memory after each change, oldest first; their ``time`` is that of the change."""
+        table: NameTable | None = None
+        for changed in self.name_changes():
+            with self._named():
+                table = _checked(apply(table, changed))
+            yield table
+
+    def names_at(self, time: float) -> NameTable | None:
+        """The names of memory at a time, or the first ones if it is before those; None where none are recorded."""
+        found: NameTable | None = None
+        for table in self.name_tables():
+            if table.time > time and found is not None:
+                break
+            found = table
+        return found
+
+    @property
+    def names(self) -> NameTable | None:
+        """The last name that each address ever had, for a picture of the whole run; None where none are recorded."""
+        table: NameTable | None = None
+        for changed in self.name_changes():
+            with self._named():
+                before = NameTable() if table is None else table
+                names = before.names[: changed.first_name] + changed.names
+                table = _checked(NameTable(overlaid(before.rows, changed.new), names, changed.time))
+        return table
+
+    @property
+    def threads(self) -> dict[int, str]:
+        """The last names of threads, by their numbers."""
+        with self._named():
+            return {
+                int(tid): os.fsdecode(name) for tid, name in self._rows("SELECT tid, name FROM threads ORDER BY id")
+            }
+
+
+def _limits(since: float | None, until: float | None) -> tuple[int, int]:
+    """Nanoseconds."""
+    return -_EVER if since is None else round(since * 1e9), _EVER if until is None else round(until * 1e9)
+
+
+def _object(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise Corrupt("counters are no object")
+    return found
+
+
+def _seen(row: tuple[Any, ...], last: int) -> SeenMapping:
+    start, end, permissions, offset, inode, name, appeared, seen = row
+    numbers = [int(number) % (1 << 64) for number in (start, end, offset, inode)]
+    mapping = NamedMapping(numbers[0], numbers[1], str(permissions), numbers[2], numbers[3], os.fsdecode(name))
+    return SeenMapping(mapping, appeared / 1e9, (max(last, appeared) if seen is None else seen) / 1e9)
+
+
+def _checked(table: NameTable) -> NameTable:
+    """Refuse a table whose rows overlap or have no name."""
+    rows = table.rows
+    numbers = rows["name"]
+    if (rows["end"] <= rows["start"]).any() or (rows["end"][:-1] > rows["start"][1:]).any():
+        raise Corrupt("named ranges overlap")
+    if len(rows) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(table.names):
+        raise Corrupt("a named range has no name")
+    return table
+
+
+def _run(values: dict[str, Any], last: float | None) -> Run:
+    started = float(values["started"])
+    at = values.get("started_at")
+    ended = values.get("ended")
+    return Run(
+        config=_config(values["config"]),
+        started=started,
+        ended=float(ended) if ended is not None else started if last is None else last,
+        complete=ended is not None,
+        started_at=None if at is None else datetime.fromisoformat(at),
+        command=tuple(map(str, values.get("command") or ())),
+        remarks=tuple(map(str, values.get("remarks") or ())),
+        note=str(values.get("note") or ""),
+        part=int(values.get("part") or 1),
+        nr_cpus=_known(int, values.get("nr_cpus")),
+        memory_bytes=_known(int, values.get("memory_bytes")),
+        **{
+            name: _known(str, values.get(name))
+            for name in ("name", "host", "kernel_release", "architecture", "boot_id", "kdamon_version")
+        },
+        values=values,
+    )
+
+
+def _known(kind: Any, value: Any) -> Any:
+    return None if value is None else kind(value)
+
+
+def _config(values: dict[str, Any]) -> Config:
+    """The request of a run; fields of a newer kdamon are left out."""
+    given: dict[str, Any] = {}
+    for one in attrs.fields(Config):
+        if one.name not in values:
+            continue
+        value = values[one.name]
+        if one.name == "ranges":
+            given[one.name] = tuple((int(start), int(end)) for start, end in value)
+        elif one.name in {"cpus", "tids"}:
+            given[one.name] = tuple(map(int, value))
+        else:
+            given[one.name] = _kind(one.default)(value)
+    return Config(**given)
+
+
+def _kind(default: Any) -> Callable[[Any], Any]:
+    """The type of a field by its default; a field without one is the process."""
+    return bool if isinstance(default, bool) else str if isinstance(default, str) else int

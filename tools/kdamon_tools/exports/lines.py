@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lines of JSON that ``kdamon run --json=lines`` would have printed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import asdict, evolve, fields_dict
+
+from kdamon import Record
+from kdamon.mm import Observed
+from kdamon.records.values import Run
+from kdamon_tools.exports.selection import NamesOverTime, Selection, Write
+from kdamon_tools.groups import Grouping, GroupLog
+from kdamon_tools.history import History
+from kdamon_tools.mapping_history import MappingLog
+from kdamon_tools.origin import Origin
+from kdamon_tools.reporters.json_object import render_aggregation, render_end, render_header
+from kdamon_tools.snapshot import Config, Counters, Recording
+
+__all__ = ["export"]
+
+
+def export(selection: Selection, write: Write) -> list[str]:
+    """Write a line for the run, one for each snapshot, and one for the totals."""
+    record = selection.record
+    run = record.run
+    config = Config(**asdict(run.config, recurse=False), command=run.command)
+    origin = Origin(run.kernel_release, run.architecture, run.boot_id, run.started_at)
+    mappings = _mappings(record, run)
+
+    def line(text: str) -> None:
+        write(text.encode("utf-8", "backslashreplace") + b"\n")
+
+    line(render_header(config, run.started, origin, mappings))
+    names, history, index = NamesOverTime(record), History(), 0
+    grouping = Grouping(config.by) if config.by else None
+    for snapshot in selection.snapshots():
+        table = names.at(snapshot.time)
+        line(render_aggregation(snapshot, run.started, index, 0, config.by, names=table if len(table) else None))
+        if grouping is not None and snapshot.groups is not None:
+            grouping.add(snapshot.groups)
+        history.add(snapshot)
+        index += 1
+    recording = Recording(
+        config,
+        history.snapshots,
+        _counters(record),
+        run.started if selection.since is None else max(selection.since, run.started),
+        run.ended if selection.until is None else min(selection.until, run.ended),
+        run.note,
+        run.remarks,
+        origin,
+        mappings,
+        None if grouping is None else _groups(grouping, record),
+    )
+    line(render_end(recording, None, index, 0))
+    return []
+
+
+def _mappings(record: Record, run: Run) -> MappingLog | None:
+    if run.config.ops in {"paddr", "reports"}:
+        return None
+    seen = tuple(record.mappings)
+    times = [time for one in seen for time in (one.first_seen, one.last_seen)] or [run.started]
+    left_out = run.values.get("mappings_left_out") or 0
+    return MappingLog(seen, len(record.counter_log()), min(times), max(times), int(left_out)) if seen else None
+
+
+def _groups(grouping: Grouping, record: Record) -> GroupLog:
+    log, names = grouping.log(), record.threads
+    named = [evolve(one, name=None if one.number is None else names.get(one.number)) for one in log.groups]
+    return evolve(log, groups=tuple(named)) if log.by == "thread" else log
+
+
+def _counters(record: Record) -> Counters:
+    """The last totals; values of a newer kdamon are left out."""
+    found = record.counters
+    values: dict[str, Any] = {name: value for name, value in found.items() if name in fields_dict(Counters)}
+    if values.get("observed") is not None:
+        values["observed"] = Observed(**values["observed"])
+    return Counters(**values)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The part of a record that is exported, and what lies where in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from attrs import evolve, frozen
+
+from kdamon import Record
+from kdamon.arrays import I64Array, Mask, Records
+from kdamon.monitoring.config import Config, Range
+from kdamon.names.table import NameTable
+from kdamon_tools.snapshot import Snapshot
+
+__all__ = ["HEAT", "UNNAMED", "NamedParts", "NamesOverTime", "Selection", "Write", "clipped", "heat_of", "named_parts"]
+
+#: How much memory is accessed, by the number that :func:`heat_of` gives: in half of the samples or more, at all, not at
+#: all; or most samples could not be taken.
+HEAT: Final = ("hot", "warm", "cold", "unknown")
+#: What memory without a name is called.
+UNNAMED: Final = "[unnamed]"
+
+#: Writes a part of the file.
+Write = Callable[[bytes], None]
+
+
+@frozen(eq=False)
+class Selection:
+    """A part of a record.
+
+    :ivar since: CLOCK_MONOTONIC seconds; None: from its begin.
+    :ivar until: the same, exclusive; None: to its end.
+    :ivar ranges: start and end of memory, bytes, disjoint and ascending; empty: all of it.
+    :ivar progress: gets the share that is done, 0 to 1.
+    """
+
+    record: Record
+    since: float | None = None
+    until: float | None = None
+    ranges: Sequence[Range] = ()
+    progress: Callable[[float], None] = lambda _: None
+
+    def snapshots(self, extra: Sequence[str] = (), *, part: float = 1.0, done: float = 0.0) -> Iterator[Snapshot]:
+        """The snapshots, with the regions that lie in the ranges, or the parts of them that do.
+
+        :param extra: further columns, see :meth:`kdamon.Record.snapshots`.
+        :param part: the share of the work that it is to read them once, and ``done`` that before it.
+        """
+        run = self.record.run
+        begin = run.started if self.since is None else self.since
+        length = (run.ended if self.until is None else self.until) - begin
+        for snapshot in self.record.snapshots(self.since, self.until, extra):
+            share = (snapshot.time - begin) / length if length > 0 else 1.0
+            self.progress(done + part * min(1.0, max(0.0, share)))
+            if self.ranges:
+                yield evolve(snapshot, regions=clipped(snapshot.regions, self.ranges))
+            else:
+                yield snapshot
+
+
+def clipped(regions: Records, ranges: Sequence[Range]) -> Records:
+    """The parts of ``regions`` that lie in ``ranges``, in address order."""
+    parts = []
+    for start, end in ranges:
+        part = regions[(regions["end"] > start) & (regions["start"] < end)].copy()
+        part["start"], part["end"] = np.maximum(part["start"], start), np.minimum(part["end"], end)
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def heat_of(regions: Records, config: Config) -> I64Array:
+    """The place in :data:`HEAT` of each region, shape (n,)."""
+    most = config.max_nr_accesses
+    accesses = regions["nr_accesses"]
+    return np.select([accesses >= most / 2, regions["nr_unknown"] > most / 2, accesses >= 1], [0, 3, 1], 2)
+
+
+class NamesOverTime:
+    """What lies where in a record, at times that ascend."""
+
+    def __init__(self, record: Record) -> None:
+        self._tables = record.name_tables()
+        self._table = next(self._tables, NameTable())
+        self._next = next(self._tables, None)
+
+    def at(self, time: float) -> NameTable:
+        """The names at ``time``, or the first ones if it is before those; none where none are recorded."""
+        while self._next is not None and self._next.time <= time:
+            self._table = self._next
+            self._next = next(self._tables, None)
+        return self._table
+
+
+@frozen(eq=False)
+class NamedParts:
+    """Regions, divided where another name begins.
+
+    :ivar region: the number of the region of each part, shape (n,).
+    :ivar name: the number of its name in a table, -1 for none, shape (n,).
+    :ivar size: bytes, shape (n,).
+    """
+
+    region: I64Array
+    name: I64Array
+    size: I64Array
+
+
+def named_parts(regions: Records, table: NameTable) -> NamedParts:
+    """Divide ``regions`` by the names in ``table``; both in address order and disjoint."""
+    rows = table.rows
+    edges = np.unique(np.concatenate([regions["start"], regions["end"], rows["start"], rows["end"]]))
+    starts, ends = edges[:-1], edges[1:]
+    region, inside = _containing(regions, starts, ends)
+    name, named = _containing(rows, starts, ends)
+    numbers = np.where(named, rows["name"][name], -1) if len(rows) else np.full(len(starts), -1)
+    sizes = (ends - starts).astype(np.int64)
+    return NamedParts(region[inside], numbers[inside].astype(np.int64), sizes[inside])
+
+
+def _containing(rows: Records, starts: Records, ends: Records) -> tuple[I64Array, Mask]:
+    """The row that holds each piece, and whether there is one."""
+    at = np.searchsorted(rows["start"], starts, side="right").astype(np.int64) - 1
+    found = at >= 0
+    at = np.maximum(at, 0)
+    return at, found & (rows["end"][at] >= ends) if len(rows) else np.zeros(len(starts), np.bool_)
