@@ -81,6 +81,18 @@ def test_every_module_is_shipped_with_types(wheel: Path) -> None:
     assert {f"{name}/py.typed" for name in PACKAGES} <= shipped
 
 
+def test_the_parts_of_pages_are_shipped(wheel: Path) -> None:
+    """What an HTML page is made of, and the licence of the library in it."""
+    folder = PACKAGES["kdamon_tools"] / "pictures"
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if name.startswith("kdamon_tools/pictures/")}
+        licences = [name for name in archive.namelist() if "/licenses/" in name and "uplot" in name]
+    present = {path.relative_to(folder.parent.parent).as_posix() for path in folder.rglob("*.*") if path.is_file()}
+    present.add("kdamon_tools/pictures/uplot/LICENSE")
+    assert {name for name in present if "__pycache__" not in name} == shipped
+    assert 1 == len(licences)
+
+
 def test_the_installed_command_works(wheel: Path, tmp_path: Path) -> None:
     """Installed from the wheel, away from the checkout, the console script knows its version and its verbs."""
     environment = tmp_path / "venv"

@@ -8,9 +8,10 @@ import re
 import pytest
 from attrs import evolve
 
-from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_ranges, profile_of
+from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_ranges
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
+from kdamon_tools.views.profile import profile_of
 
 Row = tuple[int, int, float, int, float]
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40

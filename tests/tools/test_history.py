@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdamon_tools.history import History, merge_snapshots
+from kdamon_tools.history import History, merge_many, merge_snapshots
 from kdamon_tools.snapshot import Snapshot
 from tests.support.tables import effort
 
@@ -86,6 +86,39 @@ class TestMerge:
         assert (merged.regions["start"][1:] == merged.regions["end"][:-1]).all()
         assert 64 << 12 == merged.sizes.sum()
         np.testing.assert_allclose(bytes_times_accesses([merged]), bytes_times_accesses([older, newer]), rtol=1e-4)
+
+
+class TestMergeMany:
+    """The mean of many neighbours at once."""
+
+    def test_it_is_the_mean_of_all(self) -> None:
+        """An address that only some have keeps the mean of those; the age is the newest one's."""
+        shots = [
+            Snapshot.of(1.0, [(0, 4096, 20, 5, 0)]),
+            Snapshot.of(2.0, [(0, 4096, 10, 0, 4), (8192, 12288, 6, 3, 0)], merged=2),
+            Snapshot.of(3.0, [(0, 4096, 4, 7, 0)]),
+        ]
+        merged = merge_many(shots)
+        assert [(0, 4096, 11.0, 7, 2.0), (8192, 12288, 6.0, 3, 0.0)] == rows_of(merged)
+        assert (0.9, 3.0, 4) == (merged.began, merged.time, merged.merged)
+
+    def test_snapshots_without_regions(self) -> None:
+        """They are part of the time."""
+        empty = [Snapshot.of(number, []) for number in range(1, 5)]
+        assert ([], 4) == (rows_of(merge_many(empty)), merge_many(empty).merged)
+        assert [(0, 4096, 8.0, 1, 0.0)] == rows_of(merge_many([*empty, Snapshot.of(5.0, [(0, 4096, 8, 1, 0)])]))
+
+    def test_one_is_itself(self) -> None:
+        one = Snapshot.of(1.0, [(0, 4096, 20, 5, 0)])
+        assert one is merge_many([one])
+
+    @given(snapshots_of_one_area())
+    def test_accesses_are_conserved(self, snapshots: list[Snapshot]) -> None:
+        """Over all bytes and all time, and each byte is in one region."""
+        merged = merge_many(snapshots)
+        assert np.isclose(bytes_times_accesses(snapshots), bytes_times_accesses([merged]), rtol=1e-5)
+        assert 64 << 12 == int(merged.sizes.sum())
+        assert len(merged.regions) <= max(len(snapshot.regions) for snapshot in snapshots)
 
 
 class TestHistory:

@@ -185,6 +185,23 @@ def test_it_fits(
     assert "others' output" == emulator.all_lines()[0]
 
 
+@pytest.mark.parametrize("size", [(80, 24), (60, 20)])
+def test_a_view_is_redrawn_in_its_place(start: Start, target: int, size: tuple[int, int]) -> None:
+    """The names of the last seconds while monitoring, those of the whole run at the end; nothing else is lost."""
+    emulator = start(kdamon(target, "--view", "where"), *size)
+
+    def shown() -> list[str]:
+        return [line for line in emulator.all_lines() if re.search(r"\bcold\b.*\bidle for\b", line)]
+
+    def average() -> bool:
+        return any(re.match(r"average of (?:[2-9]\.\d|\d\d) s", line) for line in emulator.lines())
+
+    emulator.wait(lambda: len(shown()) == 1 and average(), "a table by name that was redrawn")
+    assert "others' output" == emulator.all_lines()[0]
+    emulator.type("\x03")
+    emulator.wait(lambda: len(shown()) == 1 and "others' output" == emulator.all_lines()[0], "the result")
+
+
 def test_it_follows_the_size(start: Start, target: int) -> None:
     """Wider, narrower, higher, lower while it goes on: it stays in its place, and no one else's line is lost."""
     emulator = start(kdamon(target), 80, 30)

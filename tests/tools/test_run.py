@@ -112,6 +112,19 @@ def test_finds_what_is_hot(start: Start) -> None:
     assert seen[1] < 1
 
 
+def test_a_view_of_a_run(start: Start) -> None:
+    """What is hot and cold by name: the hot 20 MiB are in memory that has no file."""
+    workload, _ = start("--seconds", "90")
+    result = kdamon("run", "--pid", str(workload.pid), "--quiet", "--seconds", "5", "--view", "where", "--json")
+    assert (0, "") == (result.returncode, result.stderr)
+    document = validate(json.loads(result.stdout), "kdamon.report")
+    assert "where" == document["view"]
+    assert 10 * MIB < document["hot_bytes"] < 40 * MIB
+    hottest = max(document["names"], key=lambda row: row["hot_bytes"])
+    assert hottest["hot_bytes"] > 0.8 * document["hot_bytes"]
+    assert hottest["name"].startswith("[anon")
+
+
 def mean_accesses(document: dict[str, Any], start: int, end: int) -> float:
     """Mean nr_accesses of the bytes of [start, end) over the second half of the snapshots."""
     snapshots = document["snapshots"]

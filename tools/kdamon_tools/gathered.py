@@ -26,6 +26,8 @@ __all__ = ["Gathered"]
 
 #: Seconds that the first line waits for the list of mappings, which a process can keep locked.
 _LOOK_S: Final = 1.0
+#: Seconds that a view shows while monitoring.
+_RECENT_S: Final = 10.0
 
 
 class Gathered:
@@ -100,6 +102,17 @@ class Gathered:
             record.change_names(names)
         if self.grouping is not None:
             record.name_threads(self.grouping.thread_names())
+
+    def recent(self) -> Recording:
+        """The last seconds as a recording, while monitoring."""
+        monitor, snapshots = self.monitor, self._history.snapshots
+        began = snapshots[-1].time - _RECENT_S
+        first = len(snapshots) - 1
+        while first and snapshots[first - 1].began >= began:
+            first -= 1
+        recent = snapshots[first:]
+        counters = Counters(**asdict(monitor.counters(), recurse=False))
+        return Recording(self._config, recent, counters, recent[0].began, recent[-1].time, names=self.present_names())
 
     def present_names(self) -> NameTable | None:
         """The names as they were read last; None: they are not known."""

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
 from attrs import evolve
 
-from kdamon.arrays import Records
+from kdamon.arrays import F64Array, Records
 from kdamon.kernel import ULONG_MAX
 from kdamon.reports.groups import GROUP_ADDRESS, GROUP_REGION, GroupTable
 from kdamon_tools.snapshot import REGION, Snapshot
 
-__all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_snapshots", "nr_rows"]
+__all__ = ["MOST_ROWS", "MOST_SNAPSHOTS", "History", "merge_many", "merge_snapshots", "nr_rows"]
 
 #: The default limits of a history.
 MOST_SNAPSHOTS: Final = 4096
@@ -49,6 +51,39 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
     groups = _merge_groups(older, newer)
     return Snapshot(older.began, newer.time, merged, older.merged + newer.merged, groups)
+
+
+def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """The mean of neighbouring snapshots, one or more, as :func:`merge_snapshots` makes it of two; faster for many."""
+    if len(snapshots) < 3 or any(snapshot.groups is not None for snapshot in snapshots):
+        return reduce(merge_snapshots, snapshots)
+    tables = [snapshot.regions for snapshot in snapshots]
+    rows = np.concatenate(tables)
+    merged = np.array([float(snapshot.merged) for snapshot in snapshots])
+    weights = np.repeat(merged, [len(table) for table in tables])
+    edges = np.unique(np.concatenate([rows["start"], rows["end"]]))
+    first, end = (np.searchsorted(edges, rows[name]) for name in ("start", "end"))
+
+    def summed(values: F64Array) -> F64Array:
+        steps = np.bincount(first, values, len(edges)) - np.bincount(end, values, len(edges))
+        return np.cumsum(steps)[:-1]
+
+    covered = summed(weights)
+    known = covered > 0.5
+    pieces = np.zeros(max(0, len(edges) - 1), dtype=REGION)
+    pieces["start"], pieces["end"] = edges[:-1], edges[1:]
+    for name in set(REGION.names or ()) - {"start", "end", "age"}:
+        # What is left of a sum of doubles is no access.
+        sums = summed(weights * rows[name])
+        pieces[name][known] = np.where(sums > 1e-6, sums, 0.0)[known] / covered[known]
+    for table in tables[-2:]:
+        # The newest age; that of memory which is gone is not worth more.
+        at = np.maximum(np.searchsorted(table["start"], edges[:-1], side="right"), 1) - 1
+        if len(table):
+            inside = (table["start"][at] <= edges[:-1]) & (edges[1:] <= table["end"][at])
+            pieces["age"] = np.where(inside, table["age"][at], pieces["age"])
+    joined = _join_neighbours(pieces[known], max(map(len, tables)))
+    return Snapshot(snapshots[0].began, snapshots[-1].time, joined, int(merged.sum()))
 
 
 def _merge_groups(older: Snapshot, newer: Snapshot) -> GroupTable | None:

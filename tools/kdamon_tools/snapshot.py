@@ -16,11 +16,12 @@ from kdamon.monitoring.snapshot import REGION, RegionTable, Snapshot
 from kdamon_tools.origin import Origin
 
 if TYPE_CHECKING:
+    from kdamon.arrays import F64Array
     from kdamon.names.table import NameTable
     from kdamon_tools.groups import GroupLog
     from kdamon_tools.mapping_history import MappingLog
 
-__all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Snapshot"]
+__all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Resident", "Snapshot"]
 
 
 @frozen
@@ -46,6 +47,20 @@ class Counters(kdamon.Counters):
 
 
 @frozen(eq=False)
+class Resident:
+    """How much of a process was in memory, at several times; a number that is not known is NaN.
+
+    :ivar times: CLOCK_MONOTONIC seconds, ascending, shape (n,).
+    :ivar sizes: bytes in memory, shape (n,).
+    :ivar swapped: bytes in swap, shape (n,).
+    """
+
+    times: F64Array
+    sizes: F64Array
+    swapped: F64Array
+
+
+@frozen(eq=False)
 class Recording:
     """The data of one run.
 
@@ -57,6 +72,7 @@ class Recording:
     :ivar mappings: of the process; None where they were not read.
     :ivar groups: which CPUs, threads or nodes made the accesses; None where that was not asked for.
     :ivar names: what lies, or lay last, at each address; None where that is not known.
+    :ivar resident: bytes of the process that were in memory; None where that was not recorded.
     """
 
     config: Config
@@ -70,6 +86,7 @@ class Recording:
     mappings: MappingLog | None = None
     groups: GroupLog | None = None
     names: NameTable | None = None
+    resident: Resident | None = None
 
     @property
     def seconds(self) -> float:

@@ -21,6 +21,7 @@ __all__ = [
     "parse_positive",
     "parse_range",
     "parse_seconds",
+    "parse_size",
     "parse_span",
     "parse_tids",
     "parse_unsigned",
@@ -130,6 +131,17 @@ def parse_seconds(text: str) -> float:
     if microseconds < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds: a microsecond is the shortest")
     return float(microseconds / _TIME_UNITS["s"])
+
+
+def parse_size(text: str) -> float:
+    """A number of bytes, with a unit or without: 4096, 64M, 1.5GiB.
+
+    :raises ValueError: it is none.
+    """
+    match = re.fullmatch(rf"({_DECIMAL})([A-Za-z]*)", text)
+    if not match or (match[2] not in ("", "B") and match[2] not in _SIZE_UNITS):
+        raise ValueError(f"{text!r} is not a size, such as 4096, 64M or 1.5G")
+    return float(match[1]) * (1 << _SIZE_UNITS.get(match[2], 0))
 
 
 def parse_span(text: str) -> tuple[float | None, float | None]:

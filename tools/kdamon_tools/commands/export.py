@@ -13,7 +13,7 @@ from typing import Final
 import kdamon
 from kdamon_tools.commands.common import STDOUT, check_files, refused
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import Selection, Write
+from kdamon_tools.exports.selection import Selection, Write, select
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
@@ -45,10 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         record = stack.enter_context(kdamon.open(arguments.file))
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
-        started = record.run.started
-        since, until = (None if one is None else started + one for one in arguments.time or (None, None))
-        selection = Selection(
-            record, since, until, _joined(arguments.ranges), lambda done: progress.show_share(done, f"of {name}")
+        selection = select(
+            record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, f"of {name}")
         )
         try:
             sentences = export(selection, result.append_bytes)
@@ -58,14 +56,3 @@ def run(arguments: argparse.Namespace) -> int:
     for sentence in sentences:
         print(f"kdamon: {sentence}", file=sys.stderr)
     return 0
-
-
-def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """``ranges`` in address order, those that overlap as one."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
-        else:
-            joined.append((start, end))
-    return joined

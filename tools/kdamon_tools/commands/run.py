@@ -37,6 +37,7 @@ from kdamon_tools.process_tree import family_of
 from kdamon_tools.reporters.groups import render_most_active
 from kdamon_tools.reporters.json_object import render_end, render_json
 from kdamon_tools.reporters.table import render_line, render_summary, render_table
+from kdamon_tools.reporters.views import render_view
 from kdamon_tools.reporters.whole import render_parts
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.stopping import StopSignals
@@ -375,12 +376,12 @@ def _watch(
             changed = view.in_place or latest is not shown
             if changed and now - shown_at >= (_REDRAW_S if view.in_place else _LINE_S):
                 shown, shown_at = latest, now
-                _show_live(view, latest, gathered, colour)
+                _show_live(view, latest, gathered, colour, arguments.view)
     view.clear()
     return note
 
 
-def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: bool) -> None:
+def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: bool, what: str | None) -> None:
     config, since = gathered.monitor.config, gathered.monitor.started
     groups = None if gathered.grouping is None else gathered.grouping.log(shared=False)
     if not view.in_place:
@@ -388,6 +389,9 @@ def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: b
         view.show(f"{line}; {render_most_active(groups)}" if groups is not None and groups.groups else line)
         return
     width, height = view.size()
+    if what not in (None, "heatmap"):
+        view.show(render_view(what, gathered.recent(), width, height))
+        return
     names = gathered.present_names()
     size = {"width": width, "height": height}
     view.show(render_table(snapshot, config, since=since, **size, colour=colour, groups=groups, names=names))
@@ -456,6 +460,10 @@ def _compared(recording: Recording, arguments: argparse.Namespace) -> tuple[Accu
 def _rendered(
     recording: Recording, accuracy: Accuracy | None, result: ResultFile, arguments: argparse.Namespace
 ) -> Iterator[str]:
+    if arguments.view not in (None, "heatmap") and recording.snapshots:
+        shape = terminal_size() if result.isatty() else (None, None)
+        yield render_view(arguments.view, recording, *shape, json=bool(arguments.json)) + "\n"
+        return
     if arguments.json:
         yield from render_json(recording, accuracy)
         yield "\n"

@@ -16,6 +16,7 @@ from attrs import evolve
 from kdamon.lib.trusted import open_to_read
 from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
 from kdamon_tools.commands.common import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
+from kdamon_tools.defaults import BY
 from kdamon_tools.errors import CommandError
 from kdamon_tools.snapshot import Config, Range
 
@@ -55,6 +56,12 @@ def check_command_line(arguments: argparse.Namespace) -> None:
         )
     if config.density and config.ops != "reports" and arguments.reports is None:
         raise CommandError("--density needs access reports, and none would arrive: add --reports", 2)
+    if arguments.view and arguments.json == "lines":
+        raise CommandError("--json=lines has a line for each aggregation, not a view: leave one of them out", 2)
+    if arguments.view in BY and config.by != BY[arguments.view]:
+        raise CommandError(f"--view {arguments.view} needs --by {BY[arguments.view]}", 2)
+    if arguments.view and arguments.truth is not None:
+        raise CommandError("--truth is compared below the heatmap: leave --view out", 2)
     check_monitoring(config)
     check_socket(arguments.reports)
     output = ("--output", arguments.output) if arguments.output is not None else ("standard output", STDOUT)

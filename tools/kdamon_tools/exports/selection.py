@@ -15,7 +15,18 @@ from kdamon.monitoring.config import Config, Range
 from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Snapshot
 
-__all__ = ["HEAT", "UNNAMED", "NamedParts", "NamesOverTime", "Selection", "Write", "clipped", "heat_of", "named_parts"]
+__all__ = [
+    "HEAT",
+    "UNNAMED",
+    "NamedParts",
+    "NamesOverTime",
+    "Selection",
+    "Write",
+    "clipped",
+    "heat_of",
+    "named_parts",
+    "select",
+]
 
 #: How much memory is accessed, by the number that :func:`heat_of` gives: in half of the samples or more, at all, not at
 #: all; or most samples could not be taken.
@@ -59,6 +70,28 @@ class Selection:
                 yield evolve(snapshot, regions=clipped(snapshot.regions, self.ranges))
             else:
                 yield snapshot
+
+
+def select(
+    record: Record,
+    span: tuple[float | None, float | None] | None,
+    ranges: Sequence[Range],
+    progress: Callable[[float], None] = lambda _: None,
+) -> Selection:
+    """What a command line asks for.
+
+    :param span: begin and end, seconds since the start; None where there is no bound.
+    :param ranges: those that overlap become one.
+    """
+    started = record.run.started
+    since, until = (None if one is None else started + one for one in span or (None, None))
+    joined: list[Range] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return Selection(record, since, until, joined, progress)
 
 
 def clipped(regions: Records, ranges: Sequence[Range]) -> Records:

@@ -10,7 +10,19 @@ from __future__ import annotations
 import argparse
 
 from kdamon import __version__
-from kdamon_tools.options import completion, doctor, exec, export, mount, record, replay, run, wss  # noqa: A004 (named after its verb)
+from kdamon_tools.options import (
+    completion,
+    diff,
+    doctor,
+    exec,  # noqa: A004 (named after its verb)
+    export,
+    mount,
+    record,
+    replay,
+    report,
+    run,
+    wss,
+)
 from kdamon_tools.options.parser import About, Parser
 
 __all__ = ["VERBS", "make_parser"]
@@ -19,6 +31,8 @@ __all__ = ["VERBS", "make_parser"]
 VERBS = {
     "run": run,
     "record": record,
+    "report": report,
+    "diff": diff,
     "export": export,
     "wss": wss,
     "replay": replay,

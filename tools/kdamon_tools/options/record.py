@@ -56,4 +56,4 @@ def add_options(parser: Parser) -> None:
     )
     group.add_argument("--quiet", action="store_true", help="print nothing but errors")
     # What run has besides.
-    parser.set_defaults(json=None, output=None, color="auto", reports_to=None, truth=None)
+    parser.set_defaults(json=None, view=None, output=None, color="auto", reports_to=None, truth=None)

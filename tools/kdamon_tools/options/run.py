@@ -7,6 +7,7 @@ import argparse
 from functools import partial
 from typing import Final
 
+from kdamon_tools.defaults import VIEWS
 from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form, add_monitor_cpus, add_sampling
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
@@ -117,6 +118,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         choices=("object", "lines"),
         metavar="lines",
         help="print one JSON object instead of the heatmap; --json=lines: one for each aggregation, as it ends",
+    )
+    group.add_argument(
+        "--view",
+        choices=VIEWS,
+        metavar="VIEW",
+        help="show a view of kdamon report, of the last seconds while monitoring and of the whole run at the end: "
+        "summary; where, hot and cold bytes by name; wss; idle; regions; threads and cpus, with --by; default: live "
+        "regions, then a heatmap",
     )
     add_form(group)
     group.add_argument("--quiet", action="store_true", help="print nothing while monitoring, only the result")

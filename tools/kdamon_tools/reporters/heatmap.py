@@ -10,13 +10,15 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, U64Array
+from kdamon.arrays import U64Array
 from kdamon.names.table import NameTable
-from kdamon_tools.reporters.areas import Profile, choose_areas, line_size, monitored_ranges, profile_of, rests_of
+from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_ranges, rests_of
 from kdamon_tools.reporters.names import fitting
-from kdamon_tools.reporters.shades import ABSENT, LEVELS, UNKNOWN, legend, level_of, paint
+from kdamon_tools.reporters.shades import ABSENT, UNKNOWN, legend, level_of, paint
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
+from kdamon_tools.views.grid import columns_of, grid_of
+from kdamon_tools.views.profile import Profile, profile_of
 
 __all__ = ["areas_of", "render_heatmap"]
 
@@ -66,7 +68,7 @@ def render_heatmap(
         return f"nothing to draw: {_why_nothing(recording)}"
     config = recording.config
     room = _Room.of(recording, width)
-    columns = _columns(recording, max(_LEAST_COLUMNS, width - room.label - room.name))
+    columns = columns_of(recording, max(_LEAST_COLUMNS, width - room.label - room.name))
     profile = profile_of(snapshots, config)
     height = max(_LEAST_LINES, height)
     ranges = _choose(recording, profile, height) if areas is None else areas
@@ -78,7 +80,7 @@ def render_heatmap(
     labelled = f"{'address':>{room.label - 2}}  {heading}"
     lines = [labelled] if len(labelled) <= width else textwrap.wrap(heading, width)
     spans = [[(edge, min(edge + line_bytes, end)) for edge in range(start, end, line_bytes)] for start, end in ranges]
-    cells = iter(_cells(columns, np.array(list(itertools.chain(*spans)), np.uint64), config))
+    cells = iter(_cells(columns.snapshots, np.array(list(itertools.chain(*spans)), np.uint64), config))
     named = iter(_names(recording.names if room.name else None, list(itertools.chain(*spans)), room.name - 2))
     for place, of_range in enumerate(spans):
         lines += _rest_lines(rests[place], width, apart and place > 0, room.label)
@@ -133,81 +135,20 @@ def _choose(recording: Recording, profile: Profile, height: int) -> list[Range]:
     return choose_areas(profile, total, recording.config, height)
 
 
-def _columns(recording: Recording, room: int) -> list[list[Snapshot]]:
-    """For each column the snapshots whose middle it contains, else the one that contains the column's middle, if any.
-
-    The number of columns is that of snapshots without pauses, if there is room for them.
-    """
-    snapshots = recording.snapshots
-    began = np.array([snapshot.began for snapshot in snapshots])
-    ended = np.array([snapshot.time for snapshot in snapshots])
-    start, end = min(recording.started, began[0]), max(recording.ended, ended[-1])
-    usual = max(float(np.median(ended - began)), (end - start) / room)
-    count = max(1, round((end - start) / usual)) if usual else 1
-    edges = np.linspace(start, end, count + 1)
-    columns: list[list[Snapshot]] = [[] for _ in range(count)]
-    for snapshot, column in zip(
-        snapshots, np.searchsorted(edges[1:-1], (began + ended) / 2, side="right"), strict=True
-    ):
-        columns[column].append(snapshot)
-    for column, middle in enumerate((edges[:-1] + edges[1:]) / 2):
-        around = int(np.searchsorted(ended, middle))
-        if not columns[column] and around < len(snapshots) and began[around] <= middle:
-            columns[column] = [snapshots[around]]
-    return columns
-
-
 def _cells(columns: list[list[Snapshot]], lines: U64Array, config: Config) -> list[str]:
     """One string for each of ``lines`` (start and end, shape (n, 2)), one character for each column.
 
     A line is as hot as its hottest part, averaged over the column's snapshots.
     """
-    levels = np.full((len(lines), len(columns)), ABSENT)
-    for column, snapshots in enumerate(columns):
-        sums = np.zeros((4, len(lines)))
-        for snapshot in snapshots:
-            if len(snapshot.regions):
-                sums += snapshot.merged * _measure(snapshot, lines, config)
-        covered, unknown, hottest, known = sums
-        shares = hottest / np.maximum(known, 1)
-        for line in np.flatnonzero(covered > 0):
-            level = level_of(shares[line])
-            levels[line, column] = UNKNOWN if level == LEVELS[0] and unknown[line] > 0.5 * covered[line] else level
-    return ["".join(line) for line in levels]
-
-
-def _measure(snapshot: Snapshot, lines: U64Array, config: Config) -> F64Array:
-    """The values of ``snapshot``, which has regions, for each of ``lines``, shape (4, n).
-
-    Rows: covered bytes; mostly unknown bytes; the share, 0 to 1, of sampling intervals in which the hottest known
-    region was accessed; and 1 where there is a known region.
-    """
-    regions = snapshot.regions
-    known = regions["nr_unknown"] <= 0.5 * config.max_nr_accesses
-    shares = np.append(np.where(known, np.minimum(1.0, regions["nr_accesses"] / config.max_nr_accesses), -1.0), -1.0)
-    # The regions of each line, first and end (exclusive); one more region makes every end an index.
-    first = np.searchsorted(regions["end"], lines[:, 0], side="right")
-    end = np.searchsorted(regions["start"], lines[:, 1], side="left")
-    hottest = np.maximum.reduceat(shares, np.stack([first, end], axis=1).ravel())[::2]
-    sampled = (first < end) & (hottest >= 0)
-    covered = _bytes_in(snapshot, lines, np.ones(len(regions)))
-    unknown = _bytes_in(snapshot, lines, (~known).astype(np.float64))
-    return np.stack([covered, unknown, np.where(sampled, hottest, 0.0), sampled.astype(np.float64)])
-
-
-def _bytes_in(snapshot: Snapshot, lines: U64Array, factors: F64Array) -> F64Array:
-    """Bytes of the regions of ``snapshot`` in each of ``lines``, each times its region's factor, shape (n,)."""
-    regions = snapshot.regions
-    # Relative to the first line: addresses near 2**64 leave a double no room for pages.
-    base = lines[0, 0]
-    points = np.empty(2 * len(regions))
-    points[0::2] = (regions["start"] - base).view(np.int64)
-    points[1::2] = (regions["end"] - base).view(np.int64)
-    sums = np.cumsum(snapshot.sizes * factors)
-    integral = np.empty(2 * len(regions))
-    integral[0], integral[1::2], integral[2::2] = 0, sums, sums[:-1]
-    at_edges = np.interp((lines - base).astype(np.float64), points, integral)
-    return at_edges[:, 1] - at_edges[:, 0]
+    grid = grid_of(columns, lines, config)
+    absent, unknown = grid.absent.tolist(), grid.mostly_unknown.tolist()
+    return [
+        "".join(
+            ABSENT if absent[line][column] else UNKNOWN if unknown[line][column] else level_of(share)
+            for column, share in enumerate(shares)
+        )
+        for line, shares in enumerate(grid.shares.tolist())
+    ]
 
 
 def _rest_lines(rest: str, width: int, separates: bool, label: int) -> list[str]:

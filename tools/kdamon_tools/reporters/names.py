@@ -9,7 +9,7 @@ from typing import Final
 from kdamon.names.table import Part, describe
 from kdamon_tools.output.readable import readable
 
-__all__ = ["fitting", "visible"]
+__all__ = ["fitting", "shortened", "visible"]
 
 #: Categories of characters without a width of their own: marks, format characters, and what has no meaning.
 _WITHOUT_WIDTH: Final = frozenset({"Mn", "Me", "Cf", "Cn", "Co"})
@@ -34,10 +34,10 @@ def fitting(parts: list[Part], width: int) -> str:
     if _columns(whole) <= width:
         return whole
     name, share = visible(str(parts[0])), parts[0].percent
-    return _cut(name, width - len(share)) + share
+    return shortened(name, width - len(share)) + share
 
 
-def _cut(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
     """``text`` in ``width`` columns: a long one loses its middle, of which ``…`` is left."""
     if _columns(text) <= width:
         return text

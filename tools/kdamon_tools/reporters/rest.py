@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdamon.arrays import F64Array, Mask
 from kdamon_tools.units import format_bytes
+from kdamon_tools.views.regions import HOT
 
-__all__ = ["HOT", "describe_rest"]
-
-#: Memory that was accessed in at least this share of the sampling intervals is hot.
-HOT: Final = 0.5
+__all__ = ["describe_rest"]
 
 
 def describe_rest(sizes: F64Array, shares: F64Array, unknown: Mask, apart: npt.NDArray[Any] | None = None) -> str:

@@ -7,6 +7,8 @@ import math
 import textwrap
 from typing import Final
 
+from kdamon_tools.views.grid import NEGLIGIBLE
+
 __all__ = ["ABSENT", "LEVELS", "UNKNOWN", "legend", "level_of", "paint"]
 
 #: From not accessed to accessed in every sampling interval.
@@ -25,12 +27,11 @@ _COLOURS: Final = (
     (202, 16),
     (220, 16),
 )
-_NEGLIGIBLE: Final = 0.01
 
 
 def level_of(share: float) -> str:
     """The character for a region that was accessed in ``share`` (0 to 1) of the sampling intervals."""
-    if share < _NEGLIGIBLE:
+    if share < NEGLIGIBLE:
         return LEVELS[0]
     return LEVELS[min(len(LEVELS) - 1, math.ceil(share * (len(LEVELS) - 1)))]
 

@@ -17,11 +17,12 @@ from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.groups import GroupLog
 from kdamon_tools.reporters.groups import render_group_lines
 from kdamon_tools.reporters.names import fitting
-from kdamon_tools.reporters.rest import HOT, describe_rest
+from kdamon_tools.reporters.rest import describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
 from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
+from kdamon_tools.views.regions import HOT
 
 __all__ = ["render_line", "render_summary", "render_table", "summarize"]
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon diff``: compare two records."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import kdamon
+from kdamon_tools.commands.common import check_files, refused
+from kdamon_tools.errors import CommandError
+from kdamon_tools.exports.selection import select
+from kdamon_tools.options.diff import Condition
+from kdamon_tools.output.progress import Progress
+from kdamon_tools.output.readable import readable
+from kdamon_tools.output.result import ResultFile
+from kdamon_tools.output.terminal import terminal_size
+from kdamon_tools.privileges import capabilities_for, keep_only
+from kdamon_tools.recorded import recording_of
+from kdamon_tools.reporters.views import render_csv, render_report, render_report_json
+from kdamon_tools.snapshot import Recording
+from kdamon_tools.units import format_bytes
+from kdamon_tools.views.difference import Figure, difference_view, figures_of
+
+__all__ = ["DIFF", "run"]
+
+#: Name and version of the schema.
+DIFF: Final = "kdamon.diff/1"
+#: The exit status if a condition is met.
+_MET: Final = 3
+_ROWS: Final = 30
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, and return 0, or 3 if a condition is met."""
+    check_files(("A", arguments.before), ("--output", arguments.output))
+    check_files(("B", arguments.after), ("--output", arguments.output))
+    csv = arguments.output is not None and arguments.output.suffix.lower() == ".csv"
+    if csv and arguments.json:
+        raise CommandError("a .csv file is a table: leave --json out", 2)
+    with ExitStack() as stack:
+        with refused("--output"):
+            result = stack.enter_context(ResultFile(arguments.output))
+        records = [stack.enter_context(kdamon.open(path)) for path in (arguments.before, arguments.after)]
+        keep_only(*capabilities_for(arguments.output))
+        before, after = (
+            _recording(record, path) for record, path in zip(records, (arguments.before, arguments.after), strict=True)
+        )
+        report = difference_view(before, after)
+        if arguments.json:
+            text = render_report_json(report, after.origin, DIFF) + "\n"
+        elif csv:
+            text = render_csv(report)
+        else:
+            width = terminal_size()[0] if result.isatty() else None
+            text = render_report(report, width=width, height=_ROWS, raw=arguments.raw) + "\n"
+        figures = figures_of(before, after)
+        met = [condition for condition in arguments.fail_if if _is_met(condition, figures[condition.figure])]
+        result.write(lambda: [text])
+        for condition in met:
+            print(f"kdamon: {condition.text}: {_change(figures[condition.figure])}", file=sys.stderr)
+    return _MET if met else 0
+
+
+def _recording(record: kdamon.Record, path: Path) -> Recording:
+    name, progress = readable(str(path)), Progress()
+    try:
+        recording = recording_of(select(record, None, (), lambda done: progress.show_share(done, f"of {name}")))
+    finally:
+        progress.clear()
+    if not recording.snapshots:
+        raise CommandError(f"{name}: the record holds no snapshot: no aggregation interval ended")
+    return recording
+
+
+def _is_met(condition: Condition, figure: Figure) -> bool:
+    """Whether the change is beyond the limit.
+
+    :raises CommandError: one of the records does not know the figure.
+    """
+    change = figure.share if condition.relative else figure.change
+    if change is None:
+        which = "A" if figure.before is None else "B"
+        raise CommandError(f"--fail-if {condition.text!r}: record {which} does not know {condition.figure}")
+    return change > condition.limit if condition.above else change < condition.limit
+
+
+def _change(figure: Figure) -> str:
+    return f"{format_bytes(figure.before or 0)} before, {format_bytes(figure.after or 0)} after"

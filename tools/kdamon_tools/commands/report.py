@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``kdamon report``: show what a record holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from typing import Final
+
+import kdamon
+from kdamon_tools.commands.common import check_files, refused
+from kdamon_tools.damo_record import is_damo_record, part_of, read_damo_record
+from kdamon_tools.defaults import BY
+from kdamon_tools.errors import CommandError
+from kdamon_tools.exports.selection import select
+from kdamon_tools.output.progress import Progress
+from kdamon_tools.output.readable import readable
+from kdamon_tools.output.result import ResultFile
+from kdamon_tools.output.terminal import terminal_size, use_colour
+from kdamon_tools.pictures.page import render_page
+from kdamon_tools.pictures.png import render_png
+from kdamon_tools.pictures.scene import scene_of
+from kdamon_tools.pictures.svg import render_svg
+from kdamon_tools.privileges import capabilities_for, keep_only
+from kdamon_tools.recorded import recording_of
+from kdamon_tools.reporters.heatmap import render_heatmap
+from kdamon_tools.reporters.views import render_csv, render_view
+from kdamon_tools.snapshot import Recording
+from kdamon_tools.views import report_of
+
+__all__ = ["run"]
+
+#: Ends of file names, with the form of the result; other files hold text.
+_PICTURES: Final = (".html", ".svg", ".png")
+_CSV: Final = ".csv"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Show a view, and return 0."""
+    form = "" if arguments.output is None else arguments.output.suffix.lower()
+    _check(arguments, form)
+    name = readable(str(arguments.file))
+    with ExitStack() as stack:
+        with refused("--output"):
+            result = stack.enter_context(ResultFile(arguments.output))
+        recording, seconds, sentence = _read(arguments, name)
+        if not recording.snapshots:
+            raise CommandError(f"{name}: {_why_nothing(arguments, seconds)}")
+        if (by := BY.get(arguments.view)) is not None and recording.config.by != by:
+            raise CommandError(f"{name}: the record does not say which {by} it was: use kdamon record --by {by}")
+        if sentence:
+            print(f"kdamon: {name}: {sentence}", file=sys.stderr)
+        _write(recording, form, result, arguments)
+    return 0
+
+
+def _read(arguments: argparse.Namespace, name: str) -> tuple[Recording, float, str]:
+    """What the file holds, for how long it was monitored, and a sentence for the user; empty without."""
+    if is_damo_record(arguments.file):
+        whole, sentence = read_damo_record(arguments.file)
+        keep_only(*capabilities_for(arguments.output))
+        return part_of(whole, arguments.time, arguments.ranges), whole.seconds, sentence
+    progress = Progress()
+    with kdamon.open(arguments.file) as record:
+        keep_only(*capabilities_for(arguments.output))
+        chosen = select(record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, f"of {name}"))
+        try:
+            recording = recording_of(chosen)
+        finally:
+            progress.clear()
+        run = record.run
+    return recording, run.seconds, "" if run.complete else "the record has no end; it may be in progress"
+
+
+def _check(arguments: argparse.Namespace, form: str) -> None:
+    """Reject contradictory options.
+
+    :raises CommandError: with the exit status 2.
+    """
+    check_files(("FILE", arguments.file), ("--output", arguments.output))
+    view = arguments.view or ("heatmap" if form in _PICTURES else "summary")
+    if form in _PICTURES and view != "heatmap":
+        raise CommandError(f"a {form} file holds the heatmap: leave {view} out, or name a .csv or text file", 2)
+    if form in _PICTURES and (arguments.json or arguments.raw):
+        raise CommandError(f"a {form} file is a picture: leave --json and --raw out", 2)
+    if form == _CSV and arguments.json:
+        raise CommandError("a .csv file is a table: leave --json out", 2)
+    if view == "heatmap" and (arguments.json or form == _CSV):
+        raise CommandError("the heatmap is a picture: for numbers, name the view regions or kdamon export", 2)
+    if arguments.at is not None and view != "regions":
+        raise CommandError("--at is a time of the view regions: name it, or use --time", 2)
+    arguments.view = view
+
+
+def _why_nothing(arguments: argparse.Namespace, seconds: float) -> str:
+    if arguments.time is None:
+        return "the record holds no snapshot: no aggregation interval ended"
+    return f"the record holds no snapshot in --time; it ends at {seconds:.1f} s"
+
+
+def _nothing_to_draw(recording: Recording) -> bool:
+    return not any(len(snapshot.regions) for snapshot in recording.snapshots)
+
+
+def _write(recording: Recording, form: str, result: ResultFile, arguments: argparse.Namespace) -> None:
+    if form in _PICTURES and _nothing_to_draw(recording):
+        raise CommandError("there is nothing to draw: the record has no regions there")
+    if form == ".html":
+        page = render_page(recording)
+        result.write(lambda: [page])
+        return
+    if form in (".svg", ".png"):
+        scene = scene_of(recording)
+        if form == ".svg":
+            result.write(lambda: render_svg(scene))
+        else:
+            result.append_bytes(render_png(scene))
+            result.commit()
+        return
+    width, height = terminal_size()
+    if arguments.view == "heatmap":
+        colour = use_colour(arguments.color, result)
+        text = render_heatmap(recording, width=width, height=max(20, height - 8), colour=colour)
+    elif form == _CSV:
+        text = render_csv(report_of(arguments.view, recording, arguments.at)).removesuffix("\n")
+    else:
+        shape = (width, height) if result.isatty() else (None, None)
+        form_of = {"at": arguments.at, "json": arguments.json, "raw": arguments.raw}
+        text = render_view(arguments.view, recording, *shape, **form_of)
+    result.write(lambda: [text, "\n"])

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The options of ``kdamon report``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kdamon_tools.defaults import VIEWS
+from kdamon_tools.options.parser import STATUSES, About, Parser
+from kdamon_tools.units import parse_file, parse_range, parse_seconds, parse_span
+
+__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
+
+SUMMARY: Final = "show what a record holds: which memory was in use, which was idle, as text, numbers or pictures"
+USAGE: Final = "[OPTION...] FILE [VIEW]"
+ABOUT: Final = About(
+    examples=(
+        ("which named memory was hot and which was cold", "kdamon report run.kdamon where"),
+        ("a picture to zoom in a browser, in one file", "kdamon report run.kdamon -o run.html"),
+        ("the regions one minute after the start, for a program", "kdamon report run.kdamon regions --at 1m --json"),
+    ),
+    statuses=(*STATUSES, ("130", "interrupted before there was a result")),
+    environment=(("NO_COLOR", "if set, nothing is coloured unless --color always is given"),),
+    files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
+)
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the verb."""
+    what = parser.add_argument_group("what to show")
+    what.add_argument("file", type=parse_file, metavar="FILE", help="a record of kdamon record, or of damo record")
+    what.add_argument(
+        "view",
+        nargs="?",
+        choices=VIEWS,
+        metavar="VIEW",
+        help="summary; heatmap; where, hot and cold bytes by name; wss, the working set over time; idle, for how long "
+        "how much was idle, by name; regions; threads and cpus, which of them access what; default: summary",
+    )
+    what.add_argument(
+        "--time",
+        type=parse_span,
+        metavar="A-B",
+        help="only from A to B, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
+    )
+    what.add_argument(
+        "--range",
+        type=parse_range,
+        action="append",
+        default=[],
+        dest="ranges",
+        metavar="START-END",
+        help="only these addresses: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
+        "exclusive; can be repeated; default: all",
+    )
+    what.add_argument(
+        "--at", type=parse_seconds, metavar="SECONDS", help="regions: the time after the start; default: the end"
+    )
+    form = parser.add_argument_group("output")
+    form.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    form.add_argument("--raw", action="store_true", help="print bytes, seconds and shares as plain numbers")
+    form.add_argument(
+        "-o",
+        "--output",
+        type=parse_file,
+        metavar="FILE",
+        help="write the result to FILE: a picture if its name ends with .html, .svg or .png, a table if it ends with "
+        ".csv; default: standard output",
+    )
+    form.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+    )

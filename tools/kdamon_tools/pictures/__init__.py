@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pictures for documents and browsers: HTML, SVG and PNG."""

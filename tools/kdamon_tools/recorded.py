@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reads a record into the plain values that views and reporters take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import attrs
+from attrs import evolve
+
+from kdamon.records.reader import Record
+from kdamon.records.values import Run
+from kdamon_tools.exports.selection import Selection
+from kdamon_tools.groups import Grouping, GroupLog
+from kdamon_tools.history import merge_many
+from kdamon_tools.origin import Origin
+from kdamon_tools.snapshot import Config, Counters, Recording, Resident, Snapshot
+
+__all__ = ["recording_of"]
+
+#: Snapshots and regions that are kept of a record. Neighbouring snapshots of a longer one are merged.
+_MOST_SNAPSHOTS = 16_384
+_MOST_ROWS = 4_000_000
+
+
+def recording_of(chosen: Selection) -> Recording:
+    """The selected part of a record."""
+    record = chosen.record
+    run = record.run
+    config = Config(**attrs.asdict(run.config, recurse=False), command=run.command)
+    snapshots = list(_snapshots(chosen))
+    begin = run.started if chosen.since is None else max(run.started, chosen.since)
+    end = run.ended if chosen.until is None else min(run.ended, chosen.until)
+    return Recording(
+        evolve(config, ranges=tuple(chosen.ranges)) if chosen.ranges else config,
+        snapshots,
+        _counters(record),
+        begin,
+        max(begin, end),
+        run.note if run.complete else "the record has no end",
+        run.remarks,
+        _origin(run),
+        groups=_groups(record, snapshots),
+        names=record.names,
+        resident=_resident(record),
+    )
+
+
+def _snapshots(chosen: Selection) -> Iterator[Snapshot]:
+    """The snapshots of a part; as many neighbours in one as it takes to keep them all in memory."""
+    times = chosen.record.times(chosen.since, chosen.until)
+    factor = max(1, math.ceil(len(times) / _MOST_SNAPSHOTS), math.ceil(int(times["nr_regions"].sum()) / _MOST_ROWS))
+    neighbours: list[Snapshot] = []
+    for snapshot in chosen.snapshots():
+        neighbours.append(snapshot)
+        if len(neighbours) == factor:
+            yield merge_many(neighbours)
+            neighbours = []
+    if neighbours:
+        yield merge_many(neighbours)
+
+
+def _groups(record: Record, snapshots: list[Snapshot]) -> GroupLog | None:
+    """Which CPUs, threads or nodes made the accesses; None where that was not asked for."""
+    by = record.run.config.by
+    if not by:
+        return None
+    grouping = Grouping(by)
+    for snapshot in snapshots:
+        if snapshot.groups is not None:
+            grouping.add(snapshot.groups)
+    log = grouping.log()
+    names = record.threads if by == "thread" else {}
+    return evolve(log, groups=tuple(evolve(one, name=names.get(one.number or 0)) for one in log.groups))
+
+
+def _counters(record: Record) -> Counters:
+    """The totals of the whole run; what this version does not know is left out."""
+    found = record.counters
+    names = {one.name for one in attrs.fields(Counters)} - {"observed", "sparse"}
+    values = {name: value for name, value in found.items() if name in names and value is not None}
+    return Counters(**values)
+
+
+def _origin(run: Run) -> Origin:
+    return Origin(run.kernel_release, run.architecture, run.boot_id, run.started_at)
+
+
+def _resident(record: Record) -> Resident | None:
+    rows = record.process_data()
+    if not len(rows):
+        return None
+    return Resident(rows["time"], rows["rss_anon"] + rows["rss_file"] + rows["rss_shmem"], rows["swap"])

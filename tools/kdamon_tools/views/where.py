@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which named memory is hot, warm, cold and idle."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from kdamon_tools.snapshot import Recording
+from kdamon_tools.units import format_seconds
+from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
+from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+
+__all__ = ["IDLE_FOR", "idle_view", "where_view"]
+
+#: Seconds of the columns of the view ``idle``.
+IDLE_FOR: Final = (1, 10, 60, 600, 3600)
+
+_WHERE: Final = (
+    Column("name", "name", Kind.TEXT),
+    Column("bytes", "size", Kind.BYTES, optional=True),
+    Column("hot_bytes", "hot", Kind.BYTES),
+    Column("warm_bytes", "warm", Kind.BYTES),
+    Column("cold_bytes", "cold", Kind.BYTES),
+    Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+    Column("idle_seconds", "idle for", Kind.SECONDS),
+)
+
+
+def where_view(recording: Recording) -> Report:
+    """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle."""
+    named = Named(recording.names)
+    config = recording.config
+    sums, weight = np.zeros((4, len(named.names))), 0
+    for snapshot in recording.snapshots:
+        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, config))
+        weight += snapshot.merged
+    means = np.rint(sums / max(1, weight))
+    idle = np.full(len(named.names), np.nan)
+    if recording.snapshots:
+        last = recording.snapshots[-1]
+        idle = named.least(last, idle_seconds(last, config))
+    order = [
+        place
+        for place in np.lexsort((-means.sum(axis=0), -means[:2].sum(axis=0))).tolist()
+        if means[:, place].sum() > 0
+    ]
+    rows = tuple(
+        (named.names[place], int(means[:, place].sum()), *map(int, means[:, place]), _known(idle[place]))
+        for place in order
+    )
+    kinds = means.sum(axis=1).astype(int).tolist()
+    return Report(
+        "where",
+        tuple(
+            (f"{key}_bytes", key, Kind.BYTES, size)
+            for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
+        ),
+        (Table("names", _WHERE, rows, "names", Order.RANK),),
+        (
+            f"average of {format_seconds(recording.seconds)}: hot was accessed in at least {HOT:.0%} of the samples of "
+            "an aggregation interval, warm in fewer, cold in none; idle for: how long none of it was accessed, at the "
+            "end",
+            *_about_names(recording),
+        ),
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _about_names(recording: Recording) -> tuple[str, ...]:
+    return () if recording.names is not None else ("there are no names in this recording",)
+
+
+def idle_view(recording: Recording) -> Report:
+    """Bytes that were not accessed for at least some times, by name, at the end of the recording."""
+    named = Named(recording.names)
+    config = recording.config
+    covered = max(recording.seconds, _oldest(recording)) + config.aggr_us / 1e6
+    times = [seconds for seconds in IDLE_FOR if seconds <= covered]
+    columns = (
+        Column("name", "name", Kind.TEXT),
+        Column("bytes", "size", Kind.BYTES, optional=True),
+        *(Column(f"idle_{seconds}s_bytes", f"idle {_span(seconds)}", Kind.BYTES) for seconds in times),
+        Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+    )
+    rows: list[tuple[Any, ...]] = []
+    if recording.snapshots:
+        last = recording.snapshots[-1]
+        idle = idle_seconds(last, config)
+        kinds = [
+            np.ones(len(idle)),
+            *((idle >= seconds).astype(float) for seconds in times),
+            np.isnan(idle).astype(float),
+        ]
+        sums = np.rint(named.sums(last, np.stack(kinds)))
+        by = sums[1] if times else sums[0]
+        order = [place for place in np.lexsort((-sums[0], -by)).tolist() if sums[0, place] > 0]
+        rows = [(named.names[place], *map(int, sums[:, place])) for place in order]
+    totals = tuple(
+        (column.key, column.title, Kind.BYTES, sum(row[place] for row in rows))
+        for place, column in enumerate(columns)
+        if column.kind is Kind.BYTES
+    )
+    notes = ["at the end, by the age of regions that were not accessed"]
+    if len(times) < len(IDLE_FOR):
+        notes.append(f"{format_seconds(covered)} of monitoring are known: longer idle times cannot be known from them")
+    return Report(
+        "idle", totals, (Table("names", columns, tuple(rows), "names", Order.RANK),), (*notes, *_about_names(recording))
+    )
+
+
+def _oldest(recording: Recording) -> float:
+    """The age of the oldest region at the end, seconds: a part of a run knows what was before it."""
+    if not recording.snapshots or not len(recording.snapshots[-1].regions):
+        return 0.0
+    return float(recording.snapshots[-1].regions["age"].max()) * recording.config.aggr_us / 1e6
+
+
+def _span(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 60 else f"{seconds // 60} min" if seconds < 3600 else f"{seconds // 3600} h"

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How much memory is in use: its distribution, its course, and a summary of a whole recording."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from attrs import frozen
+
+from kdamon.arrays import F64Array
+from kdamon_tools.snapshot import Recording
+from kdamon_tools.views.regions import kinds_of
+from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+
+__all__ = ["Course", "course_of", "percentile_of", "summary_view", "wss_view"]
+
+_PERCENTILES: Final = (0, 25, 50, 75, 95, 100)
+
+
+@frozen(eq=False)
+class Course:
+    """Bytes of each snapshot, shape (n,) each.
+
+    :ivar seconds: when it ended, since the start of the recording.
+    :ivar accessed: accessed at all in the aggregation interval.
+    :ivar hot: accessed in at least half of the samples.
+    :ivar unknown: most samples could not be taken.
+    :ivar monitored: all regions.
+    :ivar resident: in memory then; NaN where that is not known.
+    :ivar weights: aggregations that each snapshot stands for.
+    """
+
+    seconds: F64Array
+    accessed: F64Array
+    hot: F64Array
+    unknown: F64Array
+    monitored: F64Array
+    resident: F64Array
+    weights: F64Array
+
+
+def course_of(recording: Recording) -> Course:
+    """The bytes in use over time."""
+    sums = np.array(
+        [
+            [
+                snapshot.time - recording.started,
+                *(kinds_of(snapshot, recording.config) @ snapshot.sizes),
+                snapshot.merged,
+            ]
+            for snapshot in recording.snapshots
+        ]
+    ).reshape(-1, 6)
+    seconds, hot, warm, cold, unknown, weights = sums.T
+    resident = np.full(len(seconds), np.nan)
+    if recording.resident is not None and len(recording.resident.times):
+        at = np.searchsorted(recording.resident.times, seconds + recording.started, side="right") - 1
+        resident = np.where(at >= 0, recording.resident.sizes[np.maximum(at, 0)], np.nan)
+    return Course(seconds, hot + warm, hot, unknown, hot + warm + cold + unknown, resident, weights)
+
+
+def percentile_of(values: F64Array, weights: F64Array, percent: float) -> int | None:
+    """The smallest value that at least ``percent`` of the weights do not exceed; None without any."""
+    known = ~np.isnan(values)
+    values, weights = values[known], weights[known]
+    if not len(values):
+        return None
+    order = np.argsort(values, kind="stable")
+    sums = np.cumsum(weights[order])
+    return int(values[order][min(len(values) - 1, int(np.searchsorted(sums, percent / 100 * sums[-1] - 1e-9)))])
+
+
+_SIZES: Final = (
+    ("accessed", "accessed"),
+    ("hot", "hot"),
+    ("unknown", "unknown"),
+    ("resident", "in memory"),
+    ("monitored", "monitored"),
+)
+_BYTES: Final = tuple(Column(f"{name}_bytes", title, Kind.BYTES) for name, title in _SIZES)
+_DISTRIBUTION: Final = (Column("percentile", "at most, in % of time", Kind.COUNT), *_BYTES)
+_OVER_TIME: Final = (Column("seconds", "time", Kind.SECONDS), *_BYTES)
+
+
+def wss_view(recording: Recording) -> Report:
+    """The distribution of the working set, and its course."""
+    course = course_of(recording)
+    columns = [getattr(course, name) for name, _ in _SIZES]
+    rows = zip(
+        course.seconds.round(6).tolist(),
+        *([None if np.isnan(size) else int(size) for size in column] for column in columns),
+        strict=True,
+    )
+    distribution = tuple(
+        (percent, *(percentile_of(column, course.weights, percent) for column in columns)) for percent in _PERCENTILES
+    )
+    return Report(
+        "wss",
+        (),
+        (
+            Table("distribution", _DISTRIBUTION, distribution),
+            Table("over_time", _OVER_TIME, tuple(rows), "snapshots", Order.TIME),
+        ),
+        (_about(recording),),
+    )
+
+
+def _about(recording: Recording) -> str:
+    interval = recording.config.aggr_us / 1e6
+    return f"accessed: the regions that were seen accessed in an aggregation interval of {interval:g} s"
+
+
+def summary_view(recording: Recording) -> Report:
+    """What ran, how much memory was in use, how much of that is not known, and what monitoring cost."""
+    config, counters, course = recording.config, recording.counters, course_of(recording)
+    unsampled = sum(end - begin for begin, end in recording.pauses())
+    sampled = recording.seconds - unsampled
+    facts = [
+        ("command", "command", Kind.TEXT, " ".join(config.command) or None),
+        ("pid", "process", Kind.COUNT, config.pid or None),
+        ("seconds", "monitored for", Kind.SECONDS, round(recording.seconds, 6)),
+        ("aggregations", "aggregations", Kind.COUNT, int(course.weights.sum())),
+        *(
+            (
+                f"{name}_p{percent}_bytes",
+                f"{title}, p{percent}",
+                Kind.BYTES,
+                percentile_of(values, course.weights, percent),
+            )
+            for name, title, values in (
+                ("working_set", "working set", course.accessed),
+                ("resident", "in memory", course.resident),
+                ("hot", "hot", course.hot),
+            )
+            for percent in (50, 75, 95)
+        ),
+        ("unknown_share", "samples unknown", Kind.SHARE, _share(counters.unknown, counters.samples)),
+        ("samples", "samples", Kind.COUNT, counters.samples),
+        ("missed_intervals", "sampling intervals missed", Kind.COUNT, counters.missed_intervals),
+        ("lost_snapshots", "snapshots lost", Kind.COUNT, counters.lost_snapshots),
+        ("unsampled_seconds", "nothing sampled for", Kind.SECONDS, round(unsampled, 6)),
+        ("cpu_share", "CPU time of monitoring", Kind.SHARE, _share(counters.cpu_s, sampled)),
+    ]
+    notes = [_about(recording)]
+    if recording.note:
+        notes.append(f"end: {recording.note}")
+    return Report("summary", tuple(facts), (), (*notes, *recording.remarks))
+
+
+def _share(part: float | None, whole: float) -> float | None:
+    return None if part is None or whole <= 0 else round(part / whole, 6)
