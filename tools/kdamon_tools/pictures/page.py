@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdamon import __version__
-from kdamon.arrays import F64Array, Mask
+from kdamon.arrays import F64Array, Mask, U8Array
 from kdamon_tools.errors import CommandError
 from kdamon_tools.output.readable import json_text, readable
 from kdamon_tools.pictures.colours import DARK, LIGHT
@@ -174,7 +174,7 @@ def _data(recording: Recording, most_columns: int, most_pieces: int) -> dict[str
     }
 
 
-def _cells(grid: Grid) -> npt.NDArray[np.uint8]:
+def _cells(grid: Grid) -> U8Array:
     """Shares in percent, rounded up so that no access is lost, and the codes of unknown and absent cells."""
     cells = np.ceil(100 * grid.shares - 1e-6).astype(np.uint8)
     cells[grid.mostly_unknown] = _UNKNOWN
