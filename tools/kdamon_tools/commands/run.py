@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_command_line(arguments)
     # Only now: a wrong command line must be reported without the libraries that monitoring needs.
     from kdamon import Monitor  # noqa: PLC0415
+    from kdamon.mm.linux.machine import LinuxMachine  # noqa: PLC0415
     from kdamon.names.process import ProcessNames  # noqa: PLC0415
     from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
             gathered = Gathered(monitor, config)
             if arguments.json and pid and machine is not None:
                 gathered.mappings = stack.enter_context(MappingHistory(pid, birth))
-            if pid and machine is not None:
+            if pid and isinstance(machine, LinuxMachine):
                 # A process that ended meanwhile ends the run by itself.
                 with suppress(ProcessLookupError):
                     gathered.names = stack.enter_context(ProcessNames(pid, birth))
