@@ -83,6 +83,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
     check_command_line(arguments)
     # Only now: a wrong command line must be reported without the libraries that monitoring needs.
     from kdamon import Monitor  # noqa: PLC0415
+    from kdamon.mm.linux.machine import LinuxMachine  # noqa: PLC0415
     from kdamon.names.process import ProcessNames  # noqa: PLC0415
     from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
@@ -128,7 +129,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
             if (arguments.json or record is not None) and pid and machine is not None:
                 changed = None if record is None else record.change_mappings
                 gathered.mappings = stack.enter_context(MappingHistory(pid, birth, changed=changed))
-            if pid and machine is not None:
+            if pid and isinstance(machine, LinuxMachine):
                 # A process that ended meanwhile ends the run by itself.
                 with suppress(ProcessLookupError):
                     gathered.names = stack.enter_context(ProcessNames(pid, birth))
