@@ -602,7 +602,7 @@ def test_a_refusal_is_told_with_its_reason(
 
     monkeypatch.setattr(RealTimeMachine, "get_task", refuse)
     assert 1 == cli.main(["run", "--pid", str(process.pid), "--quiet", "--write-only", *QUICK])
-    sentence = f"kdamon: process {process.pid} filters its system calls; page_fault is not for it\n"
+    sentence = f"kdamon: process {process.pid} filters its system calls; page_fault_writes is not for it\n"
     assert sentence == capsys.readouterr().err
 
 
