@@ -26,9 +26,12 @@ __all__ = ["GuestError", "Options", "Outcome", "pack", "prepare", "run_in_guest"
 
 _SWAP: Final = 1 << 30
 _BLOCK: Final = 1 << 20
-#: Panics end QEMU. The kernel's own DAMON starts only where a test wants it. NUMA balancing lets pages fault, and moves
-#: them, while tests compare what faults and where pages are.
-_APPEND: Final = "console=ttyS0 quiet mitigations=off panic=-1 oops=panic damon_stat.enabled=N numa_balancing=disable"
+#: Panics end QEMU. The kernel's own DAMON starts only where a test wants it, and huge pages are where a program wants
+#: them. NUMA balancing lets pages fault, and moves them, while tests compare what faults and where pages are.
+_APPEND: Final = (
+    "console=ttyS0 quiet mitigations=off panic=-1 oops=panic damon_stat.enabled=N transparent_hugepage=madvise "
+    "numa_balancing=disable"
+)
 
 
 #: Seconds after which a guest whose kernel said nothing is started anew, and how often in all: without KVM a kernel

@@ -163,6 +163,8 @@ static char *file(const char *path, int prot, int flags)
 	char *at = mmap(NULL, pages * PAGE, prot, flags, fd, 0);
 	if (at == MAP_FAILED)
 		die("mmap");
+	/* The kernel would take the pages out of the page table to make a huge one of them. */
+	madvise(at, pages * PAGE, MADV_NOHUGEPAGE);
 	close(fd);
 	volatile char sum = 0;
 	for (size_t i = 0; i < pages; i++)

@@ -187,10 +187,10 @@ os._exit(0)
 
 @needs_read_faults
 def test_reads_have_a_cpu_and_a_thread(workload: dict[str, Any]) -> None:
-    """The part that is only read is its reader's and its CPU's, and all that reads alone show."""
+    """The part that is only read is its reader's and its CPU's; those that write read what they add to."""
     parts = {part["name"]: part for part in workload["parts"]}
     settled(workload, "C", "--tids", str(parts["C"]["tid"]))
-    settled(workload, "C", "--read-only")
+    settled(workload, "ABC", "--read-only")
     if parts["A"]["cpu"] != parts["B"]["cpu"]:
         settled(workload, "BC", "--cpus", str(parts["C"]["cpu"]))
     settled(workload, "ABC", "--primitive", "page_fault")

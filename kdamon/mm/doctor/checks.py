@@ -43,7 +43,9 @@ _ATTEMPTS: Final = 3
 _OTHERS: Final = "other users' processes"
 
 #: The accesses that the primitive page_fault observes.
-_READS: Final = "reads and writes of anonymous and shared memory, writes of other files"
+_READS: Final = (
+    "reads and writes of anonymous and shared memory, writes of other files; writes alone where only they are counted"
+)
 _WRITES: Final = (
     "writes and first touches only, not reads of mapped memory: this kernel has no userfaultfd RWP, which Linux 7.3 "
     "brings"

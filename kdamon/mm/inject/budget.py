@@ -22,7 +22,7 @@ from kdamon.lib.process_status import stat_fields
 
 __all__ = ["HOLD", "Stop", "StopBudget"]
 
-#: Seconds after which the helper's timer lets a thread go.
+#: Seconds after which the helper's timer lets a thread go, or a multiple of them on a slow machine.
 HOLD: Final = 0.25
 #: Seconds in the last minute for which threads of a process may have stood still; then it is left alone.
 _SECONDS: Final = 0.5
@@ -79,8 +79,11 @@ class StopBudget:
         )
 
     @contextlib.contextmanager
-    def spending(self, pid: int) -> Iterator[Stop]:
-        """A thread of the process may be stopped in this context; the caller marks a stop that was in vain."""
+    def spending(self, pid: int, most: float = HOLD) -> Iterator[Stop]:
+        """A thread of the process may be stopped in this context; the caller marks a stop that was in vain.
+
+        :param most: seconds after which the helper lets it go at the latest.
+        """
         key = pid, _start_time(pid)
         begin = time.monotonic()
         stop = Stop()
@@ -88,7 +91,7 @@ class StopBudget:
             yield stop
         finally:
             stop.ended = time.monotonic()
-            stop.seconds = min(stop.ended - begin, HOLD)
+            stop.seconds = min(stop.ended - begin, most)
             with self._lock:
                 self._stops.setdefault(key, []).append(stop)
 

@@ -74,8 +74,12 @@ else:
 
 __all__ = ["main"]
 
-#: Seconds for which a thread may be held: a timer kills us then, also when we are stopped, and the thread goes on.
+#: Seconds for which a thread may be held: a timer kills us then, also when we are stopped, and the thread goes on. On a
+#: slow machine a multiple of that, as :func:`_factor` says.
 _HOLD: Final = 0.25
+#: CPU seconds that this program may take to begin for each of these: twice what it takes on a usual machine.
+_BEGINNING: Final = 0.1
+_SLOWEST: Final = 8
 #: The same for a command that has not begun; it would not go on but be killed, so there is more time.
 _HOLD_AT_EXEC: Final = 10.0
 #: Seconds to wait until a thread stops; one in the middle of a disk access or of vfork() does not.
@@ -86,8 +90,6 @@ _STOP_RUNNABLE: Final = 0.15
 _RUN: Final = 0.05
 #: Reasons that are given when no thread can be used.
 _REASONS: Final = 3
-#: This is sent before a thread is stopped for a job.
-_BEGIN: Final = b"."
 #: Seconds for reading the program and its code; if the file system does not answer, only a kill may end that.
 _LOOK: Final = 2.0
 #: Seconds for which one that advises waits for another job.
@@ -329,10 +331,22 @@ def _syscall(number: int, *arguments: int) -> int:
     return result
 
 
+def _factor(cpu_seconds: float) -> int:
+    """How many times :data:`_HOLD` a thread may be held, where this program took ``cpu_seconds`` to begin.
+
+    What is to be done meanwhile takes CPU time, too: on an emulated machine more than :data:`_HOLD`.
+    """
+    return min(max(int(cpu_seconds / _BEGINNING), 1), _SLOWEST)
+
+
 class _Deadline:
-    """A timer that kills this process, stopped or not: the kernel then lets go of what it traces."""
+    """A timer that kills this process, stopped or not: the kernel then lets go of what it traces.
+
+    :ivar factor: see :func:`_factor`.
+    """
 
     def __init__(self) -> None:
+        self.factor = _factor(time.process_time())
         event = struct.pack("qii48x", 0, signal.SIGKILL, 0)
         number = ctypes.c_int()
         _syscall(_NR_TIMER_CREATE, time.CLOCK_MONOTONIC, _address(event), ctypes.addressof(number))
@@ -1085,9 +1099,10 @@ def _by_any_thread(
     unsuitable: dict[int, tuple[int, str]] = {}
     tids = sorted(job["tids"], key=lambda tid: _reluctance(job["pid"], tid))
     # From here to the answer, or to our end, a thread may stand still.
-    channel.sendall(_BEGIN)
-    deadline.set(_HOLD)
-    end = time.monotonic() + _HOLD - _STOP_RUNNABLE
+    channel.sendall(bytes([deadline.factor]))
+    hold = _HOLD * deadline.factor
+    deadline.set(hold)
+    end = time.monotonic() + hold - _STOP_RUNNABLE
     for tid in tids:
         try:
             thread, registers = injection.stop(tid)
@@ -1220,8 +1235,8 @@ def main() -> None:
     ``taken``, how many ranges were, ``refusal``, the errno of one that was not (0 when there is none), ``kept``,
     whether another job may follow, and ``code``, which that job may have. Else it has ``why``, ``again``, whether
     another attempt may succeed, and ``unsuitable``, threads that this is not true of, with errno and reason of each;
-    and it is the last one. Before ``take`` and ``advise`` stop a thread for a job they send a byte; a refusal may come
-    without one.
+    and it is the last one. Before ``take`` and ``advise`` stop a thread for a job they send a byte, the
+    number of quarters of a second after which they let it go at the latest; a refusal may come without one.
     """
     verb, channel = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     if verb == "exec":

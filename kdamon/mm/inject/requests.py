@@ -29,7 +29,7 @@ from typing import IO, Any, Final, NamedTuple, TypeVar
 
 from kdamon.lib.helpers import LostHelpers, python, start_helper
 from kdamon.lib.rights import needs_linux
-from kdamon.mm.inject.budget import StopBudget
+from kdamon.mm.inject.budget import HOLD, StopBudget
 from kdamon.mm.inject.target import Momentary, Target
 from kdamon.mm.proc.pid_namespace import in_first_pid_namespace
 
@@ -46,8 +46,8 @@ _DYING: Final = 1.0
 _AT_ONCE: Final = 8
 #: Seconds for which a process runs between two stops.
 _BETWEEN: Final = 0.005
-#: The helper sends this before it stops a thread.
-_BEGIN: Final = b"."
+#: An answer begins with this, and not with the byte that the helper sends before it stops a thread.
+_OBJECT: Final = b"{"
 #: Seconds that a helper may take to end.
 _END: Final = 0.5
 #: Seconds between two attempts, at first; each pause is twice as long as the last one, up to the second number.
@@ -77,7 +77,7 @@ def take_userfaultfd(pid: int, timeout: float = 5.0, valid: Callable[[], bool] =
     with asynchronous read-write protection where the kernel has that (Linux 7.3). It is one of that address space,
     whatever the process does meanwhile; the process keeps none, and it is gone when the last copy of ours is closed.
     One thread of the process stands still for about half a millisecond; whatever happens to us meanwhile, it goes on
-    within a quarter of a second.
+    within a quarter of a second, or on a slow machine within up to two.
 
     :param timeout: seconds after which a process whose threads cannot be stopped right now is given up. What does not
         change meanwhile is not waited for.
@@ -459,9 +459,9 @@ def _stopping_answer(channel: socket.socket, pid: int) -> tuple[dict[str, Any], 
         ) from None
     except ConnectionError:
         begun = b""
-    if begun != _BEGIN:
+    if begun in {b"", _OBJECT}:
         return _answer(channel, begun)
-    with _budget.spending(pid) as stop:
+    with _budget.spending(pid, HOLD * begun[0]) as stop:
         answer, fd = _answer(channel)
         stop.in_vain = bool(answer["errno"])
         return answer, fd

@@ -35,9 +35,13 @@ GIB = 1 << 30
 
 
 def walk_own_page(walker: Walker) -> tuple[int, int]:
-    """The frame number of a page of this process by the walk, and by /proc; NUMA balancing may just have moved it."""
-    memory = np.ones(8192, np.uint8)
-    address = int(memory.ctypes.data) + 4096
+    """The frame number of a page of this process by the walk, and by /proc; it may just have moved."""
+    # Of a huge page the walk gives the first frame.
+    pages = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_NOHUGEPAGE)
+    pages[0] = 1
+    memory = np.frombuffer(pages, np.uint8)
+    address = int(memory.ctypes.data)
     fd = os.open("/proc/self/pagemap", os.O_RDONLY)
 
     def shown() -> int:

@@ -95,7 +95,10 @@ def test_what_page_fault_does_not_see_is_said(found: dict[str, Check]) -> None:
         assert "Linux 6.7 or later" in arm.remedy
         pytest.skip("kernel lacks: userfaultfd with asynchronous write protection")
     if reads_fault():
-        assert arm.why.startswith("reads and writes of anonymous and shared memory, writes of other files; ")
+        assert arm.why.startswith(
+            "reads and writes of anonymous and shared memory, writes of other files; writes alone where only they are "
+            "counted; "
+        )
     else:
         assert arm.why.startswith(
             "writes and first touches only, not reads of mapped memory: this kernel has no userfaultfd RWP, which "

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +21,10 @@ from typing import Any
 
 import pytest
 
-from kdamon.mm.inject import gadgets
+from kdamon.mm.inject import gadgets, helper
 from kdamon.mm.inject import requests as inject
 from kdamon.mm.inject import target as inject_target
+from kdamon.mm.inject.budget import StopBudget
 from kdamon.mm.inject.requests import inject_madvise, launch, take_userfaultfd
 from kdamon.mm.mman import MADV_HUGEPAGE, MADV_NOHUGEPAGE
 from tests.support.capabilities import memory_limit, needs_memory_limit
@@ -121,6 +123,7 @@ def test_another_user_s_process() -> None:
 import os, sys
 from pathlib import Path
 from kdamon.mm.inject import requests as inject
+from kdamon.mm.inject.budget import StopBudget
 inject._HELPER = Path(sys.argv[2])
 # The interpreter of these tests may be out of that user's reach.
 sys.executable = "/usr/bin/python3"
@@ -532,3 +535,25 @@ def test_no_room_for_the_file_descriptor_is_said(monkeypatch: pytest.MonkeyPatch
             take_userfaultfd(pid)
         assert errno.EMFILE == info.value.errno
         assert eventually(lambda: leftovers(pid) == [])
+
+
+@pytest.mark.parametrize(
+    ("cpu_seconds", "expected"), [(0.0, 1), (0.05, 1), (0.19, 1), (0.21, 2), (0.65, 6), (0.85, 8), (9.0, 8)]
+)
+def test_a_slow_machine_may_hold_a_thread_longer(cpu_seconds: float, expected: int) -> None:
+    """In quarters of a second, by the CPU time that the helper takes to begin."""
+    assert expected == helper._factor(cpu_seconds)
+
+
+def test_time_on_a_slow_machine_counts() -> None:
+    """As long as the helper may hold a thread there."""
+    for most, refused in ((0.25, False), (0.5, True)):
+        budget = StopBudget(seconds=0.3)
+        with budget.spending(os.getpid(), most):
+            time.sleep(0.35)
+        if not refused:
+            budget.check(os.getpid())
+            continue
+        with pytest.raises(OSError, match=r"was stopped for 0\.[34] s in the last minute") as caught:
+            budget.check(os.getpid())
+        assert errno.EBUSY == caught.value.errno

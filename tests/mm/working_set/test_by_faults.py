@@ -193,7 +193,9 @@ def test_a_sparse_process_costs_what_it_holds(program: Path) -> None:
 
         before = tables()
         found = window(work, lambda: work.order("w", SOME))
-        assert (before, len(SOME) * PAGE) == (tables(), accessed(of(found, work)))
+        assert len(SOME) * PAGE == accessed(of(found, work))
+        # A page of the stack that was not there may need one; those would need two million.
+        assert tables() - before <= 4 * PAGE >> 10
 
 
 def test_exec_takes_the_memory_away(program: Path) -> None:
