@@ -17,10 +17,6 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from attrs import frozen
-from elftools.common.exceptions import ELFError
-from elftools.common.utils import struct_parse
-from elftools.elf.constants import SH_FLAGS
-from elftools.elf.elffile import ELFFile
 
 from kdamon.lib.path_walk import walk
 from kdamon.mm.proc.file_systems import answers
@@ -84,11 +80,11 @@ class _Headers(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         """As of files.
 
-        :raises ELFError: more than the limit is read.
+        :raises ValueError: more than the limit is read.
         """
         count = self._size - self._at if size is None or size < 0 else min(size, self._size - self._at)
         if count > self._left:
-            raise ELFError("the headers are too large")
+            raise ValueError("the headers are too large")
         self._left -= count
         data = os.pread(self._fd, count, self._at)
         self._at += len(data)
@@ -102,8 +98,6 @@ def sections_of(fd: int) -> tuple[Section, ...]:
     """
     try:
         return tuple(_sections(_Headers(fd)))
-    except (ELFError, OSError, ValueError, OverflowError, UnicodeDecodeError) as error:
-        log.debug("a file has no sections that can be read: %s", error)
     except Exception as error:
         # The parser meets what other users made.
         log.debug("a file is no ELF file that can be read: %r", error)
@@ -113,6 +107,11 @@ def sections_of(fd: int) -> tuple[Section, ...]:
 def _sections(headers: _Headers) -> Iterator[Section]:
     if headers.read(4) != b"\x7fELF":
         return
+    # Not before the first file: it takes some 50 ms.
+    from elftools.common.utils import struct_parse  # noqa: PLC0415
+    from elftools.elf.constants import SH_FLAGS  # noqa: PLC0415
+    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+
     # A file in all that is used.
     stream: Any = headers
     file: Any = ELFFile(stream)
