@@ -221,7 +221,14 @@ class LinuxTask:
             self._space = None
 
     def _exists(self) -> bool:
-        return self._directory >= 0 and os.access("maps", os.F_OK, dir_fd=self._directory)
+        if self._directory < 0:
+            return False
+        try:
+            # Not os.access(): that asks with the rights of the real user, to whom /proc may show no others' processes.
+            os.stat("maps", dir_fd=self._directory)
+        except OSError:
+            return False
+        return True
 
     def _open_pidfd(self) -> int:
         """A pidfd of the process that ``pid`` is a thread of."""

@@ -496,3 +496,5 @@ class Protection:
             steps.unregister(registered[~whole], subtract(memory, access))
         except OSError as error:
             log.debug("process %d: its protection is removed in one step: %s", self._pid, error.strerror)
+            # Not only as the userfaultfd is closed: it may go on in the other mode.
+            self._userfaultfd.unregister(registered)

@@ -23,7 +23,7 @@ from kdamon.mm import OLD, YOUNG, AddressSpace
 from kdamon.mm.bpf.walker import shared_walker
 from kdamon.mm.linux.machine import LinuxMachine, linux_machine
 from kdamon.mm.linux.task import LinuxTask
-from tests.support.capabilities import needs_pid_namespace, needs_root
+from tests.support.capabilities import needs_mount_namespace, needs_pid_namespace, needs_root
 from tests.support.paths import ROOT
 from tests.support.sampling import mm_of
 from tests.support.workload import Workload
@@ -405,6 +405,33 @@ def test_the_numbers_of_another_pid_namespace_are_refused(options: list[str], ex
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert expected in result.stderr
     assert bool(expected) == bool(result.returncode)
+
+
+#: Looks at its parent as a user to whom /proc shows no process of others, with the capabilities to look at it anyway.
+HIDDEN = """
+    mount -t proc -o hidepid=2 proc /proc && exec "$@"
+"""
+REAL_USER = """
+    import os
+    from kdamon.mm.linux.machine import linux_machine
+    parent = os.getppid()
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, -1, -1)
+    task = linux_machine().get_task(parent)
+    print(task.valid())
+    task.put()
+"""
+
+
+@root_only
+@needs_mount_namespace
+def test_capabilities_are_enough_where_proc_hides_processes() -> None:
+    """As of a service that runs as a user of its own."""
+    python = [sys.executable, "-c", textwrap.dedent(REAL_USER)]
+    command = ["unshare", "-m", "sh", "-c", HIDDEN, "sh", *python]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (0, "True\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
 #: A user's child that ended and was not waited for, or whose first thread did; what becomes of a look at its memory.
