@@ -11,12 +11,11 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 from urllib.parse import quote
 
 from kdamon.lib.path_walk import Place, UntrustedError
@@ -24,7 +23,7 @@ from kdamon.lib.trusted import open_place, open_to_read, open_trusted
 from kdamon.records.columns import MOST_BYTES, Corrupt
 from kdamon.records.schema import APPLICATION_ID, TABLES, VERSION
 
-__all__ = ["BESIDE", "create", "is_record", "open_to_write", "opened_to_read"]
+__all__ = ["BESIDE", "Reading", "create", "is_record", "open_to_write", "opened_to_read"]
 
 #: The ends of the names of files that SQLite keeps beside a record that is being written.
 BESIDE: Final = ("-wal", "-shm", "-journal")
@@ -35,6 +34,11 @@ _APPLICATION_AT: Final = 68
 _HEAD_BYTES: Final = 100
 #: Seconds that a reader waits for a lock, which a writer holds for moments.
 _LOCK_S: Final = 10.0
+#: Rows that a query may have, and how often it may take :data:`_STEPS` steps of SQLite: in the file of another user, a
+#: page may be part of a table any number of times.
+_MOST_FOUND: Final = 1 << 23
+_MOST_TIMES: Final = 1 << 13
+_STEPS: Final = 1 << 16
 #: How often a copy of a record that is being written is begun anew.
 _COPIES: Final = 10
 #: The beginning of a write-ahead log, which is another one after each time that it begins anew.
@@ -168,6 +172,36 @@ def _check_own(path: str, descriptor: int) -> None:
 # To read.
 
 
+class Reading(sqlite3.Connection):
+    """A connection whose queries end, whatever the file holds."""
+
+    _times = 0
+
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that a query finds.
+
+        :raises Corrupt: there are too many, or it takes too long.
+        """
+        self._times = 0
+        self.set_progress_handler(self._step, _STEPS)
+        try:
+            found: list[tuple[Any, ...]] = self.execute(query, values).fetchmany(_MOST_FOUND + 1)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                raise
+            if self._times <= _MOST_TIMES:
+                # Ctrl-C while SQLite called :meth:`_step`.
+                raise KeyboardInterrupt from error
+            raise Corrupt("a table is too large") from error
+        if len(found) > _MOST_FOUND:
+            raise Corrupt("a table is too large")
+        return found
+
+    def _step(self) -> bool:
+        self._times += 1
+        return self._times > _MOST_TIMES
+
+
 def is_record(path: str | os.PathLike[str]) -> bool:
     """Return whether a file is a record, by its beginning.
 
@@ -189,7 +223,7 @@ def _number(head: bytes, at: int) -> int:
 
 
 @contextlib.contextmanager
-def opened_to_read(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
+def opened_to_read(path: str | os.PathLike[str]) -> Iterator[Reading]:
     """A connection to a record that may be written meanwhile, or be of another user.
 
     :raises OSError: EINVAL it is no record, EBADMSG it is damaged, or as ``open(2)``.
@@ -231,20 +265,20 @@ def _is_own(path: str) -> bool:
     return True
 
 
-def _ready(path: str) -> sqlite3.Connection:
+def _ready(path: str) -> Reading:
     """A connection that has read the beginning of a record, and its tables."""
     connection = _connect(path, "ro")
     try:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_BYTES)
         for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "query_only = ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.rows(f"PRAGMA {pragma}")
+        ((application,),) = connection.rows("PRAGMA application_id")
+        ((version,),) = connection.rows("PRAGMA user_version")
         if application != APPLICATION_ID:
             raise OSError(errno.EINVAL, "this is not a record of kdamon")
         if version > VERSION:
             raise OSError(errno.EINVAL, f"a newer kdamon wrote this record (schema {version}): update kdamon")
-        found = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'").fetchall())
+        found = dict(connection.rows("SELECT name, sql FROM sqlite_schema WHERE type = 'table'"))
         if any(found.get(table) != sentence for table, sentence in TABLES.items()):
             raise Corrupt("its tables are not those of a record")
     except sqlite3.OperationalError:
@@ -266,7 +300,7 @@ def _copied(path: str, directory: str) -> str:
     copy = os.path.join(directory, "record")
     for _ in range(_COPIES):
         before = _log_head(path)
-        owner = _copy(path, copy)
+        owner = _copy(path, copy, of_record=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{copy}-wal")
         # Another user's log beside it would be of other pages.
@@ -279,11 +313,36 @@ def _copied(path: str, directory: str) -> str:
     raise OSError(errno.EAGAIN, "the record is written too fast to be copied", path)
 
 
-def _copy(source: str, target: str) -> int:
-    """Copy a regular file; returns its owner."""
+def _copy(source: str, target: str, *, of_record: bool = False) -> int:
+    """Copy a regular file as large as it is now, holes as holes; returns its owner.
+
+    :param of_record: refuse it if it does not begin as a record, before it is copied.
+    """
     with open(_opened(source), "rb", buffering=0) as file, open(target, "wb", buffering=0) as out:
-        shutil.copyfileobj(file, out, 1 << 20)
-        return os.fstat(file.fileno()).st_uid
+        status = os.fstat(file.fileno())
+        if of_record and not _has_head(os.pread(file.fileno(), _HEAD_BYTES, 0)):
+            raise OSError(errno.EINVAL, "this is not a record of kdamon", source)
+        # What others make of it meanwhile takes no more room than it had.
+        for start, end in _data_of(file.fileno(), status.st_size):
+            at = start
+            while at < end and (part := os.pread(file.fileno(), min(end - at, 1 << 20), at)):
+                at += os.pwrite(out.fileno(), part, at)
+        os.ftruncate(out.fileno(), status.st_size)
+        return status.st_uid
+
+
+def _data_of(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Start and end of the parts of a file that are no holes."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        yield start, min(end, size)
 
 
 def _opened(path: str) -> int:
@@ -306,8 +365,13 @@ def _log_head(path: str) -> bytes:
         os.close(descriptor)
 
 
-def _connect(path: str, mode: str) -> sqlite3.Connection:
+def _connect(path: str, mode: str) -> Reading:
     # Several threads use it, one at a time.
     return sqlite3.connect(
-        f"file:{quote(path)}?mode={mode}", uri=True, timeout=_LOCK_S, isolation_level=None, check_same_thread=False
+        f"file:{quote(os.fsencode(path))}?mode={mode}",
+        uri=True,
+        timeout=_LOCK_S,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=Reading,
     )

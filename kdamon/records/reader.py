@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,8 +30,15 @@ from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 __all__ = ["Record", "open"]
 
 _EVER: Final = 1 << 62
+#: Names of memory, and characters of one, at most.
+_MOST_NAMES: Final = 1 << 18
+_LONGEST_NAME: Final = 1 << 12
 #: Columns of regions that are no field of :data:`kdamon.REGION`.
 _STORED: Final = frozenset({"gap", "size"})
+#: What such columns may be called: other text in the file of another user could become a part of a sentence of SQL; and
+#: columns that tables of regions have besides.
+_COLUMN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_OTHERS: Final = frozenset({"began", "time", "name", "snapshot"})
 
 
 def open(path: str | os.PathLike[str]) -> Record:  # noqa: A001 (it is kdamon.open)
@@ -88,7 +96,7 @@ class Record:
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         # All at once: a query that is not read to its end would keep the writer's log from beginning anew.
-        return self._db.execute(query, values).fetchall()
+        return self._db.rows(query, values)
 
     # The run.
 
@@ -144,7 +152,8 @@ class Record:
                 "(SELECT id FROM chunks WHERE id <= 64 UNION SELECT max(id) FROM chunks)"
             )
             names = {str(name).removeprefix("regions.") for (name,) in self._rows(query)}
-            return frozenset(names - _STORED - set(REGIONS.names or ()))
+            names -= _STORED | _OTHERS | set(REGIONS.names or ())
+            return frozenset(filter(_COLUMN.fullmatch, names))
 
     def snapshots(
         self, since: float | None = None, until: float | None = None, extra: Iterable[str] = ()
@@ -297,7 +306,9 @@ class Record:
                 last, time, first_name, names, *tables = rows[0]
                 text = unpack_bytes(names)
                 gone, new = (np.frombuffer(unpack_bytes(table), NAMED_RANGE) for table in tables)
-                split = tuple(os.fsdecode(name) for name in text.split(b"\0")) if text else ()
+                if text.count(b"\0") >= _MOST_NAMES - max(0, first_name):
+                    raise Corrupt("there are too many names")
+                split = tuple(os.fsdecode(name[:_LONGEST_NAME]) for name in text.split(b"\0")) if text else ()
                 changed = NameChanges(time / 1e9, first_name, split, gone, new)
             yield changed
 
@@ -360,6 +371,8 @@ def _seen(row: tuple[Any, ...], last: int) -> SeenMapping:
 def _checked(table: NameTable) -> NameTable:
     """Refuse a table whose rows overlap or have no name."""
     rows = table.rows
+    if len(rows) > MOST_ROWS:
+        raise Corrupt("there are too many named ranges")
     numbers = rows["name"]
     if (rows["end"] <= rows["start"]).any() or (rows["end"][:-1] > rows["start"][1:]).any():
         raise Corrupt("named ranges overlap")

@@ -163,6 +163,27 @@ def test_a_record_where_others_can_make_files_is_copied(tmp_path: Path) -> None:
     assert ["a", "a-journal", "a-wal"] == sorted(os.listdir(tmp_path))
 
 
+def test_a_copy_has_holes_where_the_record_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the file of another user could fill the disk; what is no record is not copied at all."""
+    path = some_record(tmp_path / "a", 3)
+    monkeypatch.setattr(files, "_is_own", lambda _path: False)
+    os.truncate(path, 1 << 36)
+    with kdamon.open(path) as found:
+        assert 3 == len(found.times())
+    with path.open("r+b") as file:
+        file.write(b"text")
+    monkeypatch.setattr(files, "_data_of", None)
+    with pytest.raises(OSError, match="this is not a record of kdamon"):
+        kdamon.open(path)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a \xff?#%41")
+    some_record(path, 3)
+    with kdamon.open(path) as found:
+        assert 3 == len(found.times())
+
+
 STARTED_VALUES = run_values() | {"config": run_values()["config"] | {"ranges": [], "cpus": [], "tids": []}}
 
 

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import sqlite3
+import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kdamon
+from kdamon import Snapshot
+from kdamon.records import files
 from kdamon.records.schema import TABLES
-from tests.support.records import read_all, some_record
+from tests.support.records import STARTED, read_all, rows, some_record, writer
 
 
 def changed(path: Path, *statements: str) -> Path:
@@ -132,3 +137,61 @@ def test_a_record_is_never_changed_by_reading(whole: Path, tmp_path: Path) -> No
     with kdamon.open(path) as record:
         read_all(record)
     assert before == (path.read_bytes(), path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\" DOUBLE); COPY (SELECT 1) TO 'x'; --", "=1+1", "a\x1b[31m", "name", "time", "began", "snapshot", "A", ""],
+)
+def test_columns_have_plain_names(tmp_path: Path, name: str) -> None:
+    """Others would become a part of SQL, of a heading, or of another column."""
+    path = tmp_path / "a"
+    record = writer(path)
+    record.add(Snapshot.of(STARTED + 1, rows(0)), {name: np.zeros(4), "resident": np.ones(4)})
+    record.close(ended=STARTED + 2)
+    with kdamon.open(path) as found:
+        assert {"resident"} == found.columns
+        assert [1.0] * 4 == found.regions(extra=found.columns)["resident"].tolist()
+
+
+def endless(path: Path, table: str) -> Path:
+    """A small record of which a table has the same rows billions of times: its pages have one child many times."""
+    some_record(path, 30)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        ((root,),) = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (table,)).fetchall()
+        ((size,),), ((count,),) = (db.execute(f"PRAGMA {name}").fetchall() for name in ("page_size", "page_count"))
+    content = bytearray(path.read_bytes())
+    begin = (root - 1) * size
+    content += content[begin : begin + size]
+    for page in range(count + 1, count + 5):
+        cells = [size - 5 * number for number in range(1, 301)]
+        interior = bytearray(size)
+        interior[:12] = struct.pack(">BHHHBI", 5, 0, 300, cells[-1], 0, page)
+        interior[12:612] = struct.pack(">300H", *cells)
+        for cell in cells:
+            interior[cell : cell + 5] = struct.pack(">IB", page, 9)
+        content += interior
+    content[begin : begin + size] = content[-size:]
+    content[28:32] = struct.pack(">I", count + 5)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_table_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither read into the memory, nor does looking for its end take for ever."""
+    path = endless(tmp_path / "a", "counters")
+    monkeypatch.setattr(files, "_MOST_FOUND", 1 << 12)
+    monkeypatch.setattr(files, "_MOST_TIMES", 1 << 4)
+    with kdamon.open(path) as record:
+        for read in (record.counter_log, lambda: record.mappings):
+            with pytest.raises(OSError, match="the record is damaged: a table is too large"):
+                read()
+
+
+def test_endless_names(tmp_path: Path) -> None:
+    """A few bytes, compressed, hold millions of empty ones."""
+    path = some_record(tmp_path / "a", 3)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE names SET names = ?", (zlib.compress(bytes(1 << 20)),))
+        db.commit()
+    assert refusal(path) == "the record is damaged: there are too many names"
