@@ -187,7 +187,8 @@ class Reading(sqlite3.Connection):
         try:
             found: list[tuple[Any, ...]] = self.execute(query, values).fetchmany(_MOST_FOUND + 1)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            # Errors of Python's module have no such code.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
                 raise
             if self._times <= _MOST_TIMES:
                 # Ctrl-C while SQLite called :meth:`_step`.
