@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import sqlite3
 import stat
 import tempfile
@@ -21,9 +22,9 @@ from urllib.parse import quote
 from kdamon.lib.path_walk import Place, UntrustedError
 from kdamon.lib.trusted import open_place, open_to_read, open_trusted
 from kdamon.records.columns import MOST_BYTES, Corrupt
-from kdamon.records.schema import APPLICATION_ID, TABLES, VERSION
+from kdamon.records.schema import APPLICATION_ID, SUFFIX, TABLES, VERSION
 
-__all__ = ["BESIDE", "Reading", "create", "is_record", "open_to_write", "opened_to_read"]
+__all__ = ["BESIDE", "Earlier", "Reading", "create", "is_record", "open_to_write", "opened_to_read"]
 
 #: The ends of the names of files that SQLite keeps beside a record that is being written.
 BESIDE: Final = ("-wal", "-shm", "-journal")
@@ -48,20 +49,64 @@ _LOG_HEAD_BYTES: Final = 32
 # To write.
 
 
-def create(path: str | os.PathLike[str], *, replace: bool = False) -> tuple[str, int]:
+class Earlier:
+    """A record that another one replaces; it has another name until it is clear that the other one begins.
+
+    :param directory: a descriptor of its directory; stays the caller's.
+    :param name: its name there, which it loses.
+    """
+
+    def __init__(self, directory: int, name: str) -> None:
+        self._name = name
+        self._kept = f"earlier-{secrets.token_hex(4)}{SUFFIX}"
+        self._directory = os.dup(directory)
+        try:
+            self._rename(name, self._kept)
+        except BaseException:
+            os.close(self._directory)
+            raise
+
+    def remove(self) -> None:
+        """Remove it; may be repeated."""
+        if self._directory >= 0:
+            for end in ("", *BESIDE):
+                with contextlib.suppress(OSError):
+                    os.unlink(self._kept + end, dir_fd=self._directory)
+            self._close()
+
+    def restore(self) -> None:
+        """Give it its name again, unless it is removed."""
+        if self._directory >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                self._rename(self._kept, self._name)
+            self._close()
+
+    def _rename(self, before: str, after: str) -> None:
+        os.rename(before, after, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        for end in BESIDE:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(before + end, after + end, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _close(self) -> None:
+        os.close(self._directory)
+        self._directory = -1
+
+
+def create(path: str | os.PathLike[str], *, replace: bool = False) -> tuple[str, int, Earlier | None]:
     """Make the empty file of a new record, for this process's user alone (mode 0600).
 
-    :param replace: remove an earlier record that has this name; no other file is removed.
-    :returns: its name for SQLite, and a descriptor, which is locked as long as it is open: close it after SQLite's
-        connection, whose own locks would go with it.
+    :param replace: an earlier record may have this name; no other file is replaced.
+    :returns: its name for SQLite; a descriptor, which is locked as long as it is open: close it after SQLite's
+        connection, whose own locks would go with it; and the earlier record, which the caller removes or restores.
     :raises OSError: EEXIST there is a file, EBUSY another process writes to it; or as ``open(2)``.
     """
     name = os.fspath(path)
-    with open_place(name) as place:
+    with open_place(name) as place, contextlib.ExitStack() as stack:
+        directory, earlier = place.directory, None
         if place.found >= 0:
             _check_replaceable(place, name, replace)
-            os.unlink(place.name, dir_fd=place.directory)
-        directory = place.directory
+            earlier = Earlier(directory, place.name)
+            stack.callback(earlier.restore)
         for end in BESIDE:
             _remove_left(directory, place.name + end, name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,7 +116,8 @@ def create(path: str | os.PathLike[str], *, replace: bool = False) -> tuple[str,
             raise OSError(error.errno, error.strerror, name) from None
         os.fchmod(made, 0o600)
         fcntl.flock(made, fcntl.LOCK_EX)
-        return os.path.join(os.readlink(f"/proc/self/fd/{directory}"), place.name), made
+        stack.pop_all()
+        return os.path.join(os.readlink(f"/proc/self/fd/{directory}"), place.name), made, earlier
 
 
 def _check_replaceable(place: Place, name: str, replace: bool) -> None:
@@ -187,7 +233,8 @@ class Reading(sqlite3.Connection):
         try:
             found: list[tuple[Any, ...]] = self.execute(query, values).fetchmany(_MOST_FOUND + 1)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            # Errors of Python's module have no such code.
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
                 raise
             if self._times <= _MOST_TIMES:
                 # Ctrl-C while SQLite called :meth:`_step`.

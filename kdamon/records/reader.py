@@ -10,7 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import attrs
@@ -30,6 +30,8 @@ from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 __all__ = ["Record", "open"]
 
 _EVER: Final = 1 << 62
+#: Characters of what SQLite says.
+_LONGEST_REASON: Final = 200
 #: Names of memory, and characters of one, at most.
 _MOST_NAMES: Final = 1 << 18
 _LONGEST_NAME: Final = 1 << 12
@@ -91,7 +93,8 @@ class Record:
                 raise
             raise OSError(error.errno, error.strerror, self.path) from error
         except (sqlite3.Error, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-            why = str(error) if isinstance(error, sqlite3.Error) else "it holds what no record has"
+            # It may quote all of a text.
+            why = str(error)[:_LONGEST_REASON] if isinstance(error, sqlite3.Error) else "it holds what no record has"
             raise OSError(errno.EBADMSG, Corrupt(why).strerror, self.path) from error
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -237,6 +240,8 @@ class Record:
             head[name] += began
         if (head["regions"] > MOST_ROWS).any() or (head["groups"] > MOST_ROWS).any():
             raise Corrupt("a snapshot has too many regions")
+        if (head["time"] < head["began"]).any() or (head["began"] < 0).any() or not head["merged"].all():
+            raise Corrupt("the times of a snapshot are none")
         return head
 
     def _read(self, chunk: int, form: np.dtype[Any], limits: tuple[int, int]) -> Iterator[Snapshot]:
@@ -247,6 +252,7 @@ class Record:
             for name in set(form.names or ()) - set(REGIONS.names or ()):
                 columns.setdefault(name, np.full(int(head["regions"].sum()), np.nan))
             regions = unpack_regions(columns, head["regions"], form)
+            _check_regions(regions, head["regions"])
             counts = np.maximum(head["groups"], 0)
             groups = self._groups(chunk, int(counts.sum())) if (head["groups"] >= 0).any() else np.empty(0, GROUPS)
         ends, group_ends = np.cumsum(head["regions"]).tolist(), np.cumsum(counts).tolist()
@@ -381,16 +387,33 @@ def _checked(table: NameTable) -> NameTable:
     return table
 
 
+def _check_regions(regions: Records, counts: np.ndarray[Any, Any]) -> None:
+    """Refuse regions that overlap, and counters that are no numbers.
+
+    :param counts: how many of them each snapshot has.
+    """
+    apart = np.ones(len(regions) + 1, np.bool_)
+    apart[np.cumsum(counts)] = False
+    if (regions["end"] <= regions["start"]).any() or ((regions["end"][:-1] > regions["start"][1:]) & apart[1:-1]).any():
+        raise Corrupt("regions overlap")
+    for name in ("nr_accesses", "nr_unknown"):
+        if not (regions[name] >= 0).all() or np.isinf(regions[name]).any():
+            raise Corrupt("the accesses of a region are no number")
+
+
 def _run(values: dict[str, Any], last: float | None) -> Run:
     started = float(values["started"])
     at = values.get("started_at")
     ended = values.get("ended")
+    end = float(ended) if ended is not None else started if last is None else last
+    if not 0 <= started <= end < _EVER / 1e9:
+        raise Corrupt("its begin and its end are no times")
     return Run(
         config=_config(values["config"]),
         started=started,
-        ended=float(ended) if ended is not None else started if last is None else last,
+        ended=end,
         complete=ended is not None,
-        started_at=None if at is None else datetime.fromisoformat(at),
+        started_at=None if at is None else datetime.fromisoformat(at).astimezone(UTC),
         command=tuple(map(str, values.get("command") or ())),
         remarks=tuple(map(str, values.get("remarks") or ())),
         note=str(values.get("note") or ""),
@@ -422,7 +445,10 @@ def _config(values: dict[str, Any]) -> Config:
             given[one.name] = tuple(map(int, value))
         else:
             given[one.name] = _kind(one.default)(value)
-    return Config(**given)
+    config = Config(**given)
+    if not 1 <= config.sample_us <= _EVER or not 1 <= config.aggr_us <= _EVER:
+        raise Corrupt("its intervals are no times")
+    return config
 
 
 def _kind(default: Any) -> Callable[[Any], Any]:

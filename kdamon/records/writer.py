@@ -67,7 +67,7 @@ class RecordWriter:
 
     :param path: the file, which must not exist.
     :param run: values of the table ``run``, which become JSON.
-    :param replace: an earlier record may have the name; it is removed.
+    :param replace: an earlier record may have the name; it is removed when something is written.
     :raises OSError: EEXIST there is a file; or it cannot be made.
     :ivar path: the file.
     :ivar error: why writing failed; None while it works.
@@ -86,12 +86,13 @@ class RecordWriter:
         self._waiting = _Waiting()
         self._mappings: dict[NamedMapping, int] = {}
         self._mapping_ids = 0
-        name, self._descriptor = create(path, replace=replace)
+        name, self._descriptor, self._earlier = create(path, replace=replace)
         try:
             self._connection = open_to_write(name, self._descriptor)
         except (OSError, sqlite3.Error) as error:
             os.unlink(name)
             os.close(self._descriptor)
+            self._restore()
             raise self._failure(error, "the record cannot be written there") from error
         self.set(**(run or {}))
 
@@ -193,6 +194,8 @@ class RecordWriter:
                 db.execute("ROLLBACK")
             raise
         self.snapshots += len(waiting.snapshots)
+        if self._earlier is not None:
+            self._earlier.remove()
 
     def close(self, **values: Any) -> None:
         """Write what was added and the last values of the table ``run``, and make one file of it; may be repeated.
@@ -218,6 +221,8 @@ class RecordWriter:
                 self._descriptor = -1
         if self.error is not None:
             raise self.error
+        if self._earlier is not None:
+            self._earlier.remove()
 
     def discard(self) -> None:
         """Close and remove the record, of a run that never began."""
@@ -227,6 +232,11 @@ class RecordWriter:
             self.close()
         except OSError:
             os.unlink(name)
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._earlier is not None:
+            self._earlier.restore()
 
     def _failure(self, error: Exception, what: str) -> OSError:
         """An error for the user."""

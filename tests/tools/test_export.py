@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import sqlite3
 import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from attrs import evolve
 
+import kdamon
 from kdamon import Snapshot
 from kdamon_tools import cli
-from kdamon_tools.exports.selection import clipped
+from kdamon_tools.exports.counters import counters_of
+from kdamon_tools.exports.selection import clipped, select
 from kdamon_tools.units import parse_span
+from tests.support.groups import group_table
 from tests.support.json_schemas import validate
 from tests.support.records import HEAP, LIBRARY, STARTED, rows, some_record, writer
 
@@ -288,3 +294,51 @@ def test_a_terminal_shows_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", plain)
     exported(path, "csv")
     assert "" == plain.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        '{"samples": "x", "unknown": [1], "cpu_s": {}, "reports": 5, "sparse": [1]}',
+        '{"samples": NaN, "unknown": -1, "cpu_s": Infinity, "observed": {"a": 1}, "reports": {"accepted": "x"}}',
+    ],
+)
+def test_counters_that_are_no_numbers_are_unknown(path: Path, data: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE counters SET data = ?", (data,))
+        db.execute("INSERT OR REPLACE INTO run VALUES ('mappings_left_out', '\"x\"')")
+        db.commit()
+    assert b'"unknown_percent":null,"missed_intervals":0' in exported(path, "json").splitlines()[-1]
+
+
+def test_counters_of_a_part(path: Path) -> None:
+    """A share of what was added between the readings around it, which are a second apart here."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "UPDATE counters SET data = json_object('samples', 100 * id, 'cpu_s', 0.5 * id, 'sparse', NULL) FROM"
+            " (SELECT time AS at, row_number() OVER (ORDER BY time) AS id FROM counters) WHERE time = at"
+        )
+        db.commit()
+    with kdamon.open(path) as record:
+        for span, samples, cpu_s in (
+            (None, 300, 1.5),
+            ((0.0, 1.0), 100, 0.5),
+            ((1.0, 1.5), 50, 0.25),
+            ((1.5, None), 150, 0.75),
+            ((None, 0.1), 10, 0.05),
+        ):
+            found = counters_of(select(record, span, ()))
+            assert (samples, pytest.approx(cpu_s)) == (found.samples, found.cpu_s), span
+
+
+def test_groups_of_a_part_of_memory(tmp_path: Path) -> None:
+    """Those of other memory are left out."""
+    record = writer(tmp_path / "a")
+    groups = group_table([(7, 0, MIB, 1.0, 1, 0, 0, 0), (8, 2 * MIB, 3 * MIB, 1.0, 1, 0, 0, 0)])
+    record.add(evolve(Snapshot.of(STARTED + 1, [(0, 4 * MIB, 1, 0, 0)]), groups=groups))
+    record.close(ended=STARTED + 1)
+    with kdamon.open(tmp_path / "a") as found:
+        for ranges, numbers in (((), [7, 8]), (((MIB, 2 * MIB),), []), (((0, 1), (3 * MIB - 1, 4 * MIB)), [7, 8])):
+            (snapshot,) = select(found, None, ranges).snapshots()
+            assert snapshot.groups is not None
+            assert numbers == snapshot.groups.regions["group"].tolist()

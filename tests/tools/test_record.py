@@ -145,6 +145,15 @@ def test_an_earlier_record_is_replaced(tmp_path: Path) -> None:
         assert 1 == record.run.pid
 
 
+def test_a_run_that_cannot_begin_replaces_nothing(tmp_path: Path) -> None:
+    """The earlier record stays."""
+    path = some_record(tmp_path / "a", 3)
+    before = path.read_bytes()
+    for words in (["--", "/nonexistent/server"], ["--pid", str(2**22 + 1)]):
+        assert 0 != run("record", "--force", "-o", str(path), *words).returncode
+        assert ([path], before) == (list(tmp_path.iterdir()), path.read_bytes())
+
+
 def test_a_killed_run_stays_readable(tmp_path: Path) -> None:
     """Up to about the last second, whenever it was killed."""
     random.seed(os.getpid())

@@ -91,6 +91,7 @@ def test_a_record_without_an_end_is_shown(tmp_path: Path) -> None:
         (["-o", "x.svg", "--json"], "a .svg file is a picture: leave --json and --raw out"),
         (["heatmap", "--json"], "the heatmap is a picture: for numbers, name the view regions or kdamon export"),
         (["where", "--at", "3"], "--at is a time of the view regions: name it, or use --time"),
+        (["regions", "--at", "3", "--time", "2-4"], "--at is a time of the whole record: leave --time out"),
         (["where", "-o", "x.csv", "--json"], "a .csv file is a table: leave --json out"),
     ],
 )

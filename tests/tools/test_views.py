@@ -15,9 +15,9 @@ from attrs import evolve
 from kdamon_tools.groups import Group, GroupLog
 from kdamon_tools.origin import Origin
 from kdamon_tools.reporters.views import render_csv, render_report, render_report_json
-from kdamon_tools.snapshot import Counters, Recording, Resident
+from kdamon_tools.snapshot import Config, Counters, Recording, Resident, Snapshot
 from kdamon_tools.views import report_of
-from kdamon_tools.views.regions import NO_NAME, regions_view
+from kdamon_tools.views.regions import NO_NAME, ages_of, idle_seconds, regions_view
 from kdamon_tools.views.table import Report
 from kdamon_tools.views.where import idle_view, where_view
 from kdamon_tools.views.working_set import summary_view, wss_view
@@ -207,3 +207,11 @@ def test_regions_are_never_left_out() -> None:
 def test_raw_numbers_have_no_units() -> None:
     line = next(line for line in render_report(where_view(stairs()), raw=True).splitlines() if line.endswith("[heap]"))
     assert [str(20 * MIB), str(MIB), "0", str(19 * MIB), "0", "0.0", "[heap]"] == line.split()
+
+
+def test_ages_of_many_hours_are_right() -> None:
+    """In microseconds they are larger than 32 bits."""
+    config = Config(pid=1, sample_us=5000, aggr_us=100_000)
+    snapshot = Snapshot.of(80_000.0, [(0, MIB, 0, 72_000, 0)])
+    assert [7200.0] == idle_seconds(snapshot, config).tolist()
+    assert [7200.0] == ages_of(snapshot, config).tolist()

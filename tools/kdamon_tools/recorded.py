@@ -11,11 +11,12 @@ from attrs import evolve
 
 from kdamon.records.reader import Record
 from kdamon.records.values import Run
+from kdamon_tools.exports.counters import counters_of
 from kdamon_tools.exports.selection import Selection
 from kdamon_tools.groups import Grouping, GroupLog
 from kdamon_tools.history import merge_many
 from kdamon_tools.origin import Origin
-from kdamon_tools.snapshot import Config, Counters, Recording, Resident, Snapshot
+from kdamon_tools.snapshot import Config, Recording, Resident, Snapshot
 
 __all__ = ["recording_of"]
 
@@ -35,7 +36,7 @@ def recording_of(chosen: Selection) -> Recording:
     return Recording(
         evolve(config, ranges=tuple(chosen.ranges)) if chosen.ranges else config,
         snapshots,
-        _counters(record),
+        counters_of(chosen),
         begin,
         max(begin, end),
         run.note if run.complete else "the record has no end",
@@ -73,14 +74,6 @@ def _groups(record: Record, snapshots: list[Snapshot]) -> GroupLog | None:
     log = grouping.log()
     names = record.threads if by == "thread" else {}
     return evolve(log, groups=tuple(evolve(one, name=names.get(one.number or 0)) for one in log.groups))
-
-
-def _counters(record: Record) -> Counters:
-    """The totals of the whole run; what this version does not know is left out."""
-    found = record.counters
-    names = {one.name for one in attrs.fields(Counters)} - {"observed", "sparse"}
-    values = {name: value for name, value in found.items() if name in names and value is not None}
-    return Counters(**values)
 
 
 def _origin(run: Run) -> Origin:

@@ -14,6 +14,7 @@ import pytest
 
 import kdamon
 from kdamon.records import files
+from kdamon.records import writer as writer_module
 from kdamon.records.files import is_record
 from kdamon.records.parts import free_name, part_name, remove_old
 from kdamon.records.writer import RecordWriter
@@ -107,6 +108,31 @@ def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:
     record = writer(tmp_path / "a")
     record.discard()
     assert [] == os.listdir(tmp_path)
+
+
+def test_a_run_that_never_began_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier record, and its log, have their names again."""
+    path = some_record(tmp_path / "a", 3)
+    (tmp_path / "a-wal").write_bytes(b"")
+    before = path.read_bytes()
+    record = RecordWriter(path, run_values(), replace=True)
+    assert before != path.read_bytes()
+    record.discard()
+    assert (before, ["a", "a-wal"]) == (path.read_bytes(), sorted(os.listdir(tmp_path)))
+    monkeypatch.setattr(writer_module, "open_to_write", _full)
+    with pytest.raises(OSError, match="No space"):
+        RecordWriter(path, run_values(), replace=True)
+    assert (before, ["a", "a-wal"]) == (path.read_bytes(), sorted(os.listdir(tmp_path)))
+    monkeypatch.undo()
+    record = RecordWriter(path, run_values(), replace=True)
+    record.flush()
+    assert ["a", "a-shm", "a-wal"] == sorted(os.listdir(tmp_path))
+    record.close()
+    assert ["a"] == os.listdir(tmp_path)
+
+
+def _full(_name: str, _descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"SQLite format 3\0", bytes(5000)])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import kdamon
 from kdamon import Snapshot
 from kdamon.records import files
+from kdamon.records.columns import pack
 from kdamon.records.schema import TABLES
 from tests.support.records import STARTED, read_all, rows, some_record, writer
 
@@ -74,6 +75,13 @@ def test_a_table_cannot_be_something_else(tmp_path: Path, table: str) -> None:
         "UPDATE run SET value = '{\"pid\": \"x\"}' WHERE key = 'config'",
         "UPDATE run SET value = '{\"pid\": 1, \"ranges\": [1]}' WHERE key = 'config'",
         "UPDATE run SET value = 'null' WHERE key = 'started'",
+        "UPDATE run SET value = 'NaN' WHERE key = 'started'",
+        "UPDATE run SET value = '1e300' WHERE key = 'ended'",
+        "UPDATE run SET value = 'Infinity' WHERE key = 'ended'",
+        "UPDATE run SET value = '0' WHERE key = 'ended'",
+        "UPDATE run SET value = '{\"pid\": 1, \"sample_us\": 0}' WHERE key = 'config'",
+        "UPDATE run SET value = '{\"pid\": 1, \"aggr_us\": 1e300}' WHERE key = 'config'",
+        "INSERT OR REPLACE INTO run VALUES ('started_at', '\"0001-01-01T00:00:00+23:59\"')",
         "DELETE FROM run WHERE key = 'started'",
         "UPDATE run SET value = x'ff' WHERE key = 'name'",
         "UPDATE counters SET data = '[]'",
@@ -195,3 +203,31 @@ def test_endless_names(tmp_path: Path) -> None:
         db.execute("UPDATE names SET names = ?", (zlib.compress(bytes(1 << 20)),))
         db.commit()
     assert refusal(path) == "the record is damaged: there are too many names"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "why"),
+    [
+        ("regions.nr_accesses", np.nan, "the accesses of a region are no number"),
+        ("regions.nr_accesses", -1, "the accesses of a region are no number"),
+        ("regions.nr_unknown", np.inf, "the accesses of a region are no number"),
+        ("regions.size", 0, "regions overlap"),
+        ("regions.size", 2**64 - 1, "regions overlap"),
+        ("snapshots.merged", 0, "the times of a snapshot are none"),
+        ("snapshots.time", -(2**62), "the times of a snapshot are none"),
+    ],
+)
+def test_a_damaged_number_is_reported(tmp_path: Path, column: str, value: float, why: str) -> None:
+    path = some_record(tmp_path / "a", 3)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        ((rows_of,),) = db.execute("SELECT rows FROM columns WHERE name = ?", (column,)).fetchall()
+        kind, data = pack(np.array([value] * rows_of))
+        db.execute("UPDATE columns SET type = ?, data = ? WHERE name = ?", (kind, data, column))
+        db.commit()
+    assert refusal(path) == f"the record is damaged: {why}"
+
+
+def test_a_reason_is_short(tmp_path: Path) -> None:
+    """SQLite's own quotes the text that it cannot read."""
+    path = changed(some_record(tmp_path / "a", 12), "UPDATE counters SET data = CAST(x'ff' || zeroblob(5000) AS TEXT)")
+    assert len(refusal(path)) < 300

@@ -90,6 +90,8 @@ def _check(arguments: argparse.Namespace, form: str) -> None:
         raise CommandError("the heatmap is a picture: for numbers, name the view regions or kdamon export", 2)
     if arguments.at is not None and view != "regions":
         raise CommandError("--at is a time of the view regions: name it, or use --time", 2)
+    if arguments.at is not None and arguments.time is not None:
+        raise CommandError("--at is a time of the whole record: leave --time out", 2)
     arguments.view = view
 
 

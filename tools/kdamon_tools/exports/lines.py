@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from attrs import asdict, evolve, fields_dict
+from attrs import asdict, evolve
 
 from kdamon import Record
-from kdamon.mm import Observed
 from kdamon.records.values import Run
+from kdamon_tools.exports.counters import counters_of
 from kdamon_tools.exports.selection import NamesOverTime, Selection, Write
 from kdamon_tools.groups import Grouping, GroupLog
 from kdamon_tools.history import History
 from kdamon_tools.mapping_history import MappingLog
 from kdamon_tools.origin import Origin
 from kdamon_tools.reporters.json_object import render_aggregation, render_end, render_header
-from kdamon_tools.snapshot import Config, Counters, Recording
+from kdamon_tools.snapshot import Config, Recording
 
 __all__ = ["export"]
 
@@ -45,7 +43,7 @@ def export(selection: Selection, write: Write) -> list[str]:
     recording = Recording(
         config,
         history.snapshots,
-        _counters(record),
+        counters_of(selection),
         run.started if selection.since is None else max(selection.since, run.started),
         run.ended if selection.until is None else min(selection.until, run.ended),
         run.note,
@@ -63,20 +61,14 @@ def _mappings(record: Record, run: Run) -> MappingLog | None:
         return None
     seen = tuple(record.mappings)
     times = [time for one in seen for time in (one.first_seen, one.last_seen)] or [run.started]
-    left_out = run.values.get("mappings_left_out") or 0
-    return MappingLog(seen, len(record.counter_log()), min(times), max(times), int(left_out)) if seen else None
+    if not seen:
+        return None
+    left_out = run.values.get("mappings_left_out")
+    left_out = left_out if isinstance(left_out, int) else 0
+    return MappingLog(seen, len(record.counter_log()), min(times), max(times), left_out)
 
 
 def _groups(grouping: Grouping, record: Record) -> GroupLog:
     log, names = grouping.log(), record.threads
     named = [evolve(one, name=None if one.number is None else names.get(one.number)) for one in log.groups]
     return evolve(log, groups=tuple(named)) if log.by == "thread" else log
-
-
-def _counters(record: Record) -> Counters:
-    """The last totals; values of a newer kdamon are left out."""
-    found = record.counters
-    values: dict[str, Any] = {name: value for name, value in found.items() if name in fields_dict(Counters)}
-    if values.get("observed") is not None:
-        values["observed"] = Observed(**values["observed"])
-    return Counters(**values)

@@ -67,7 +67,10 @@ class Selection:
             share = (snapshot.time - begin) / length if length > 0 else 1.0
             self.progress(done + part * min(1.0, max(0.0, share)))
             if self.ranges:
-                yield evolve(snapshot, regions=clipped(snapshot.regions, self.ranges))
+                groups = snapshot.groups
+                if groups is not None:
+                    groups = evolve(groups, regions=_touching(groups.regions, self.ranges))
+                yield evolve(snapshot, regions=clipped(snapshot.regions, self.ranges), groups=groups)
             else:
                 yield snapshot
 
@@ -102,6 +105,13 @@ def clipped(regions: Records, ranges: Sequence[Range]) -> Records:
         part["start"], part["end"] = np.maximum(part["start"], start), np.minimum(part["end"], end)
         parts.append(part)
     return np.concatenate(parts)
+
+
+def _touching(rows: Records, ranges: Sequence[Range]) -> Records:
+    """The regions of groups that have a part in ``ranges``: how their reports are divided is not known."""
+    bounds = np.array(ranges, np.uint64)
+    first = np.searchsorted(bounds[:, 1], rows["start"], side="right")
+    return rows[first < np.searchsorted(bounds[:, 0], rows["end"], side="left")]
 
 
 def heat_of(regions: Records, config: Config) -> I64Array:

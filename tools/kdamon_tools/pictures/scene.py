@@ -171,6 +171,8 @@ def _labels(
 
 def _times(scene: Scene, seconds: float) -> None:
     bottom = _TOP + _MAP
+    if seconds <= 0:
+        return
     each = _nice(seconds / 6)
     for number in range(int(seconds / each + 1e-9) + 1):
         x = _LEFT + number * each / seconds * (_WIDTH - _LEFT - _RIGHT)

@@ -44,12 +44,18 @@ def kinds_of(snapshot: Snapshot, config: Config) -> F64Array:
     return np.stack([hot, warm, ~(hot | warm | unknown), unknown]).astype(np.float64)
 
 
+def ages_of(snapshot: Snapshot, config: Config) -> F64Array:
+    """The age of each region, seconds, shape (n,)."""
+    # In microseconds it is too large for the integers of the table after 71 minutes.
+    return snapshot.regions["age"].astype(np.float64) * config.aggr_us / 1e6
+
+
 def idle_seconds(snapshot: Snapshot, config: Config) -> F64Array:
     """For how long each region has not been accessed, seconds; 0: it is in use; NaN: unknown; shape (n,).
 
     This is DAMON's age of a region without accesses: a lower bound, since a change of its neighbours makes it young.
     """
-    idle = np.where(snapshot.regions["nr_accesses"] >= 1, 0.0, snapshot.regions["age"] * config.aggr_us / 1e6)
+    idle = np.where(snapshot.regions["nr_accesses"] >= 1, 0.0, ages_of(snapshot, config))
     return np.where(unknown_in(snapshot, config), np.nan, idle)
 
 
@@ -137,7 +143,7 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
         regions["end"].tolist(),
         (regions["end"] - regions["start"]).tolist(),
         shares_of(snapshot, config).round(6).tolist(),
-        (regions["age"] * config.aggr_us / 1e6).tolist(),
+        ages_of(snapshot, config).tolist(),
         np.minimum(1.0, regions["nr_unknown"] / config.max_nr_accesses).astype(np.float64).round(6).tolist(),
         names,
     )

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The totals of monitoring in a part of a record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from attrs import fields_dict
+
+from kdamon.mm import Observed
+from kdamon_tools.exports.selection import Selection
+from kdamon_tools.snapshot import Counters
+
+__all__ = ["counters_of"]
+
+
+def counters_of(chosen: Selection) -> Counters:
+    """The totals of the selected time; what this version does not know is left out.
+
+    They are recorded once a second. Those of a part are a share of what was added between the readings around it.
+    """
+    record, run = chosen.record, chosen.record.run
+    if chosen.since is None and chosen.until is None:
+        return _counters(record.counters)
+    since = run.started if chosen.since is None else max(run.started, chosen.since)
+    until = run.ended if chosen.until is None else min(run.ended, chosen.until)
+    log = record.counter_log()
+    begin, before = next(((at, found) for at, found in reversed(log) if at <= since), (run.started, {}))
+    later = ((at, found) for at, found in log if at >= until)
+    end, after = next(later, log[-1] if log else (run.started, {}))
+    share = min(1.0, max(0.0, until - since) / (end - begin)) if end > begin else 0.0
+    return _counters(_part(_known(before), _known(after), share))
+
+
+def _counters(found: dict[str, Any]) -> Counters:
+    return Counters(**_known(found))
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
+    """Those of :class:`Counters` that are what they should be."""
+    values = {name: _KINDS[name](found[name]) for name in fields_dict(Counters) if name in found and name in _KINDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _part(before: dict[str, Any], after: dict[str, Any], share: float) -> dict[str, Any]:
+    """A share of what was added; what is no total is as it was at the end."""
+    values = dict(after)
+    for name, value in after.items():
+        if _KINDS[name] is _dictionary:
+            earlier = before.get(name, {})
+            values[name] = {key: round(share * max(0, number - earlier.get(key, 0))) for key, number in value.items()}
+        elif _KINDS[name] in (_integer, _number) and name != "never_mapped":
+            added = share * max(0, value - before.get(name, 0))
+            values[name] = round(added) if _KINDS[name] is _integer else added
+    return values
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64 else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e18 and math.isfinite(value) else None
+
+
+def _dictionary(value: Any) -> dict[str, int] | None:
+    if not isinstance(value, dict):
+        return None
+    return {name: number for name, number in value.items() if _integer(number) is not None}
+
+
+def _truth(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    numbers = [_integer(one) for one in value] if isinstance(value, list) else []
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and numbers[0] is not None and numbers[1] is not None else None
+
+
+def _observed(value: Any) -> Observed | None:
+    sizes = _dictionary(value) or {}
+    return Observed(**sizes) if sizes.keys() == fields_dict(Observed).keys() else None
+
+
+_KINDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "missed_intervals": _integer,
+    "samples": _integer,
+    "unknown": _integer,
+    "cpu_s": _number,
+    "reports": _dictionary,
+    "faults_lost": _integer,
+    "sparse": _pair,
+    "never_mapped": _integer,
+    "suspended_s": _number,
+    "lost_snapshots": _integer,
+    "faults_of_reads": _truth,
+    "observed": _observed,
+    "producers": _dictionary,
+    "recorded": _dictionary,
+}
