@@ -225,3 +225,11 @@ def test_what_is_mostly_unknown_is_not_idle(unknown: int, accesses: int, idle: f
     if unknown == 1:
         regions = [(0, 2 * MIB, accesses, 100, 0), (2 * MIB, 3 * MIB, 0, 100, 20)]
     assert idle == by_name(where_view(recording([regions], names)))["[heap]"]["idle_seconds"]
+
+
+def test_a_summary_without_counters_says_so() -> None:
+    """No number of samples is not none of them."""
+    of = recording([[(0, MIB, 20, 0, 0)]] * 3)
+    facts = {key: value for key, _, _, value in summary_view(of).facts}
+    assert [None] * 3 == [facts[name] for name in ("samples", "missed_intervals", "lost_snapshots")]
+    validate(json.loads(render_report_json(summary_view(of), Origin())), "kdamon.report")
