@@ -16,6 +16,7 @@ import numpy as np
 from attrs import Factory, define, frozen
 
 from kdamon.arrays import Records
+from kdamon.mm.proc.process_files import birth_of
 from kdamon.names.table import NAMED_RANGE, NO_OFFSET
 from kdamon.names.texts import NameList, label_text
 
@@ -27,6 +28,8 @@ LONGEST: Final = 56
 MOST_OF_PROCESS: Final = 256
 _MOST_PROCESSES_OF_USER: Final = 64
 _MOST_USERS: Final = 64
+#: Seconds between two looks at which processes ended.
+_LOOK_S: Final = 1.0
 #: Names that a user may give in a second.
 _PER_SECOND: Final = 1024
 
@@ -65,6 +68,8 @@ class _User:
     pids: set[int] = Factory(set)
     left: float = _PER_SECOND
     at: float = Factory(time.monotonic)
+    #: When it may be looked again which of the processes ended.
+    look_at: float = 0.0
 
 
 class Labels:
@@ -112,16 +117,30 @@ class Labels:
             if process is not None:
                 process.areas = [area for area in process.areas if area.time >= before]
 
+    def _ended(self, pid: int) -> bool:
+        birth = self._processes[pid].birth
+        try:
+            return birth is not None and birth_of(pid) != birth
+        except OSError:
+            return True
+
     def _user(self, uid: int) -> _User | None:
         if uid not in self._users and len(self._users) >= _MOST_USERS:
             return None
         return self._users.setdefault(uid, _User())
 
     def _admitted(self, user: _User, pid: int) -> bool:
-        """Whether a user may name areas of one more process; of those without areas any more the room is used again."""
+        """Whether a user may name areas of one more process.
+
+        The room of those that ended, or have no areas any more, is used again.
+        """
         if pid in user.pids or len(user.pids) < _MOST_PROCESSES_OF_USER:
             return True
-        for old in [old for old in user.pids if not self._processes[old].areas]:
+        now = time.monotonic()
+        look = now >= user.look_at
+        if look:
+            user.look_at = now + _LOOK_S
+        for old in [old for old in user.pids if not self._processes[old].areas or (look and self._ended(old))]:
             user.pids.remove(old)
             if not any(old in other.pids for other in self._users.values()):
                 del self._processes[old]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import stat
 import time
 from datetime import UTC, datetime
 
-from kdamon.lib.trusted import open_place
+from kdamon.lib.trusted import open_place, open_to_read
 from kdamon.records.files import BESIDE, is_record
 from kdamon.records.schema import SUFFIX
 
@@ -37,6 +38,18 @@ def free_name(path: str) -> str:
     return name
 
 
+def _is_written(path: str) -> bool:
+    """Whether a kdamon writes to a record: what it writes is in another file for some time."""
+    descriptor = open_to_read(path, os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def remove_old(path: str, seconds: float) -> list[str]:
     """Remove the parts of ``path``, of this run and of earlier ones, that were written last so long ago.
 
@@ -54,7 +67,7 @@ def remove_old(path: str, seconds: float) -> list[str]:
                 status = os.stat(name, dir_fd=listing, follow_symlinks=False)
                 mine = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
                 whole = os.path.join(above, name)
-                if not mine or time.time() - status.st_mtime < seconds or not is_record(whole):
+                if not mine or time.time() - status.st_mtime < seconds or not is_record(whole) or _is_written(whole):
                     continue
                 for end in ("", *BESIDE):
                     with contextlib.suppress(FileNotFoundError):

@@ -18,13 +18,14 @@ from attrs import evolve
 
 import kdamon
 from kdamon import Snapshot
+from kdamon.names.table import NameTable, changes
 from kdamon_tools import cli
 from kdamon_tools.exports.counters import counters_of
 from kdamon_tools.exports.selection import clipped, select
 from kdamon_tools.units import parse_span
 from tests.support.groups import group_table
 from tests.support.json_schemas import validate
-from tests.support.records import HEAP, LIBRARY, STARTED, rows, some_record, writer
+from tests.support.records import HEAP, LIBRARY, STARTED, names, rows, some_record, writer
 
 MIB = 1 << 20
 
@@ -342,3 +343,12 @@ def test_groups_of_a_part_of_memory(tmp_path: Path) -> None:
             (snapshot,) = select(found, None, ranges).snapshots()
             assert snapshot.groups is not None
             assert numbers == snapshot.groups.regions["group"].tolist()
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    record = writer(tmp_path / "a")
+    table_of = NameTable(names().rows, ("=1+1", "a.so", "@b"), STARTED)
+    record.change_names(changes(None, table_of))
+    record.add(Snapshot.of(STARTED + 1, rows(0)))
+    record.close()
+    assert {"'=1+1", "a.so"} == {row["name"] for row in table(tmp_path / "a")}

@@ -19,7 +19,7 @@ from kdamon_tools.pictures import page
 from kdamon_tools.pictures.colours import DARK, LIGHT, Theme, colour_of
 from kdamon_tools.pictures.page import LARGEST, render_page
 from kdamon_tools.pictures.png import render_png
-from kdamon_tools.pictures.scene import LEVELS, scene_of
+from kdamon_tools.pictures.scene import LEVELS, Scene, Text, scene_of
 from kdamon_tools.pictures.svg import render_svg
 from kdamon_tools.snapshot import Recording
 from tests.support.views import HOSTILE, MIB, name_table, recording, stairs
@@ -167,3 +167,10 @@ def test_the_lightness_of_shares_goes_one_way(theme: Theme) -> None:
 
     steps = np.diff([lightness(colour_of(share / 50, theme)) for share in range(1, 51)])
     assert (steps < 0).all() or (steps > 0).all()
+
+
+def test_svg_has_no_character_that_xml_has_not() -> None:
+    scene = Scene(10, 10, "a\ufffe", texts=[Text(0, 0, "b\uffff")])
+    text = "".join(render_svg(scene))
+    found = [one.text for one in ET.fromstring(text)]
+    assert ("a\\ufffe", "b\\uffff") == (found[0], found[-1])

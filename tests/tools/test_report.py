@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import sys
@@ -18,6 +19,7 @@ from kdamon_tools.pictures.scene import scene_of
 from kdamon_tools.recorded import recording_of
 from tests.support.cli import run
 from tests.support.json_schemas import validate
+from tests.support.records import some_record
 from tests.support.views import HOSTILE, MIB, stairs, write_record
 
 pytestmark = pytest.mark.real
@@ -146,3 +148,18 @@ def test_without_pillow_a_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(CommandError, match=r"pip install 'kdamon\[png\]'"):
         render_png(scene_of(stairs()))
+
+
+def test_a_view_may_follow_the_options(record: str) -> None:
+    assert run("report", record, "where").stdout == run("report", record, "--color", "never", "where").stdout
+    assert 2 == run("report", record, "--color", "never", "nowhere").returncode
+    assert 2 == run("report", record, "where", "--color", "never", "idle").returncode
+
+
+def test_a_summary_says_what_the_disk_was_too_slow_for(tmp_path: Path) -> None:
+    path = some_record(tmp_path / "a", 3)
+    assert "too slow" not in run("report", str(path)).stdout
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("INSERT OR REPLACE INTO run VALUES ('lost_snapshots', '7')")
+        database.commit()
+    assert "7 snapshots are not in the record: the disk was too slow" in run("report", str(path)).stdout

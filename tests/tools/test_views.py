@@ -215,3 +215,21 @@ def test_ages_of_many_hours_are_right() -> None:
     snapshot = Snapshot.of(80_000.0, [(0, MIB, 0, 72_000, 0)])
     assert [7200.0] == idle_seconds(snapshot, config).tolist()
     assert [7200.0] == ages_of(snapshot, config).tolist()
+
+
+@pytest.mark.parametrize(("unknown", "accesses", "idle"), [(3, 0, None), (1, 0, 10.0), (3, 5, 0.0)])
+def test_what_is_mostly_unknown_is_not_idle(unknown: int, accesses: int, idle: float | None) -> None:
+    """Unless it was seen accessed."""
+    regions = [(0, MIB, accesses, 100, 0), (MIB, (1 + unknown) * MIB, 0, 100, 20)]
+    names = name_table((0, 8 * MIB, "[heap]"))
+    if unknown == 1:
+        regions = [(0, 2 * MIB, accesses, 100, 0), (2 * MIB, 3 * MIB, 0, 100, 20)]
+    assert idle == by_name(where_view(recording([regions], names)))["[heap]"]["idle_seconds"]
+
+
+def test_a_summary_without_counters_says_so() -> None:
+    """No number of samples is not none of them."""
+    of = recording([[(0, MIB, 20, 0, 0)]] * 3)
+    facts = {key: value for key, _, _, value in summary_view(of).facts}
+    assert [None] * 3 == [facts[name] for name in ("samples", "missed_intervals", "lost_snapshots")]
+    validate(json.loads(render_report_json(summary_view(of), Origin())), "kdamon.report")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kdamon_tools import interpreter, privileges
+from kdamon_tools.defaults import VIEWS
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options import VERBS, make_parser
 from kdamon_tools.output.streams import finish_output, prepare_streams
@@ -57,6 +58,9 @@ def _parse(options: list[str], command: list[str]) -> argparse.Namespace:
 
         raise wrong_verb(parser, options, command)
     arguments, stray = parser.parse_known_args(options)
+    if len(stray) == 1 and arguments.verb == "report" and arguments.view is None and stray[0] in VIEWS:
+        # argparse takes no word for what may be missing, once an option is between.
+        arguments.view = stray.pop()
     if stray:
         from kdamon_tools.options.slips import stray_words  # noqa: PLC0415 (few lines are wrong)
 

@@ -40,7 +40,7 @@ def recording_of(chosen: Selection) -> Recording:
         begin,
         max(begin, end),
         run.note if run.complete else "the record has no end",
-        run.remarks,
+        (*run.remarks, *_lost(run)),
         _origin(run),
         groups=_groups(record, snapshots),
         names=record.names,
@@ -74,6 +74,12 @@ def _groups(record: Record, snapshots: list[Snapshot]) -> GroupLog | None:
     log = grouping.log()
     names = record.threads if by == "thread" else {}
     return evolve(log, groups=tuple(evolve(one, name=names.get(one.number or 0)) for one in log.groups))
+
+
+def _lost(run: Run) -> list[str]:
+    """What the disk was too slow for, in words."""
+    lost = run.values.get("lost_snapshots")
+    return [f"{lost} snapshots are not in the record: the disk was too slow"] if isinstance(lost, int) and lost else []
 
 
 def _origin(run: Run) -> Origin:

@@ -69,7 +69,7 @@ def test_of_a_process() -> None:
 def test_of_a_user() -> None:
     """It names areas of so many processes; others are not affected, and room is used again."""
     labels = Labels()
-    with patch.object(labels_module, "_may", lambda _user: True):
+    with patch.multiple(labels_module, _may=lambda _user: True, birth_of=lambda _pid: 1):
         for pid in range(1, 65):
             assert labels.name(1000, pid, 1, Area(0, 10, "a"))
         assert not labels.name(1000, 65, 1, Area(0, 10, "a"))
@@ -78,6 +78,25 @@ def test_of_a_user() -> None:
         assert labels.name(1000, 65, 1, Area(0, 10, "a"))
         assert not labels.name(1000, 66, 1, Area(0, 10, "a"))
         assert [False] * 3 == [labels.name(uid, 1, 1, Area(0, 10, "x")) for uid in range(2000, 2065)][-3:]
+
+
+def test_of_processes_that_ended() -> None:
+    """Their room is used again; looking for them is not done for each name."""
+    labels, looks = Labels(), []
+
+    def birth_of(pid: int) -> int:
+        looks.append(pid)
+        if pid == 3:
+            raise ProcessLookupError
+        return 2 if pid == 4 else 1
+
+    with patch.multiple(labels_module, _may=lambda _user: True, birth_of=birth_of):
+        for pid in range(1, 65):
+            assert labels.name(1000, pid, 1, Area(0, 10, "a"))
+        assert [] == looks
+        assert [True, True, False, False] == [labels.name(1000, pid, 1, Area(0, 10, "a")) for pid in range(65, 69)]
+        assert 64 == len(looks)
+        assert ([], [(0, 10, "a")]) == (areas(labels, 3), areas(labels, 66))
 
 
 def test_in_a_second() -> None:

@@ -255,3 +255,15 @@ def test_only_old_parts_of_the_same_name_are_removed(tmp_path: Path) -> None:
     (tmp_path / link).symlink_to("run.kdamon")
     assert [str(tmp_path / old)] == remove_old(base, 3600)
     assert sorted([young, *others, text, link]) == sorted(os.listdir(tmp_path))
+
+
+def test_a_part_that_is_written_is_not_removed(tmp_path: Path) -> None:
+    """Its own time is that of the last time that its log was emptied."""
+    path = tmp_path / "run-20261201T123456Z.kdamon"
+    record = writer(path)
+    record.flush()
+    os.utime(path, (0, 0))
+    assert [] == remove_old(str(tmp_path / "run.kdamon"), 60)
+    record.close()
+    os.utime(path, (0, 0))
+    assert [str(path)] == remove_old(str(tmp_path / "run.kdamon"), 60)

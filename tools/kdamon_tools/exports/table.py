@@ -14,7 +14,7 @@ import numpy as np
 
 from kdamon_tools.errors import CommandError
 from kdamon_tools.exports.selection import NamesOverTime, Selection, Write
-from kdamon_tools.output.readable import readable
+from kdamon_tools.output.readable import cell_of, readable
 from kdamon_tools.output.temporary import temporary_directory
 
 __all__ = ["export_csv", "export_parquet"]
@@ -31,6 +31,7 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["began", "time", *_FIELDS, *extra, "name"])
     for columns in _tables(selection, extra):
+        columns["name"] = np.array([cell_of(name) for name in columns["name"]], object)
         lists = [column.tolist() for column in columns.values()]
         writer.writerows(zip(*lists, strict=True))
         write(text.getvalue().encode())

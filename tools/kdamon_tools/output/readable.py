@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Final
 
-__all__ = ["json_text", "readable"]
+__all__ = ["cell_of", "json_text", "readable"]
 
 #: Surrogates, which stand for bytes that are not UTF-8; control characters, and what ends a line for some programs;
 #: and what turns the direction of writing round, so that a line shows other words than it has.
@@ -23,6 +23,12 @@ _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 def readable(text: str) -> str:
     """``text`` on one line, whatever names it contains."""
     return _UNREADABLE.sub(_escaped, text)
+
+
+def cell_of(text: str) -> str:
+    """``text`` for a spreadsheet, which must not take a name for a formula."""
+    text = readable(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 def json_text(document: Any, **options: Any) -> str:

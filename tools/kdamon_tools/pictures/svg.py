@@ -12,6 +12,8 @@ from kdamon_tools.pictures.scene import LEVELS, Scene
 
 __all__ = ["render_svg"]
 
+#: Characters that XML cannot have.
+_NO_XML: Final = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
 _FONT: Final = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif"
 
 
@@ -50,8 +52,8 @@ def _number(value: float) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped; XML has no control characters, which are escaped before."""
-    return escape(text.encode("utf-8", "replace").decode())
+    """Escaped; XML has no control characters, which are escaped before, and two others are missing."""
+    return escape(text.encode("utf-8", "replace").decode()).translate(_NO_XML)
 
 
 def _style(theme: Theme) -> str:

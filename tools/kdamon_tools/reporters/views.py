@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kdamon_tools.origin import Origin, origin_fields
-from kdamon_tools.output.readable import json_text, readable
+from kdamon_tools.output.readable import cell_of, json_text
 from kdamon_tools.output.terminal import cut
 from kdamon_tools.reporters.names import shortened, visible
 from kdamon_tools.snapshot import Recording
@@ -173,8 +173,6 @@ def render_csv(report: Report) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    """A value for a spreadsheet, which must not take a name for a formula."""
     if isinstance(value, str):
-        text = readable(value)
-        return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+        return cell_of(value)
     return "" if value is None else value

@@ -40,7 +40,11 @@ def where_view(recording: Recording) -> Report:
     idle = np.full(len(named.names), np.nan)
     if recording.snapshots:
         last = recording.snapshots[-1]
-        idle = named.least(last, idle_seconds(last, config))
+        ages = idle_seconds(last, config)
+        idle = named.least(last, ages)
+        known, unknown = named.sums(last, np.stack([~np.isnan(ages), np.isnan(ages)]).astype(np.float64))
+        # What was seen accessed is in use, however little of it was sampled.
+        idle[(unknown > known) & (idle > 0)] = np.nan
     order = [
         place
         for place in np.lexsort((-means.sum(axis=0), -means[:2].sum(axis=0))).tolist()

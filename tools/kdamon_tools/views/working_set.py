@@ -9,7 +9,7 @@ import numpy as np
 from attrs import frozen
 
 from kdamon.arrays import F64Array
-from kdamon_tools.snapshot import Recording
+from kdamon_tools.snapshot import Counters, Recording
 from kdamon_tools.views.regions import kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
 
@@ -116,6 +116,8 @@ def summary_view(recording: Recording) -> Report:
     config, counters, course = recording.config, recording.counters, course_of(recording)
     unsampled = sum(end - begin for begin, end in recording.pauses())
     sampled = recording.seconds - unsampled
+    # A record of damo has no counters, nor has one that was killed in its first second.
+    counted = counters != Counters()
     facts = [
         ("command", "command", Kind.TEXT, " ".join(config.command) or None),
         ("pid", "process", Kind.COUNT, config.pid or None),
@@ -136,9 +138,14 @@ def summary_view(recording: Recording) -> Report:
             for percent in (50, 75, 95)
         ),
         ("unknown_share", "samples unknown", Kind.SHARE, _share(counters.unknown, counters.samples)),
-        ("samples", "samples", Kind.COUNT, counters.samples),
-        ("missed_intervals", "sampling intervals missed", Kind.COUNT, counters.missed_intervals),
-        ("lost_snapshots", "snapshots lost", Kind.COUNT, counters.lost_snapshots),
+        *(
+            (name, title, Kind.COUNT, getattr(counters, name) if counted else None)
+            for name, title in (
+                ("samples", "samples"),
+                ("missed_intervals", "sampling intervals missed"),
+                ("lost_snapshots", "snapshots lost"),
+            )
+        ),
         ("unsampled_seconds", "nothing sampled for", Kind.SECONDS, round(unsampled, 6)),
         ("cpu_share", "CPU time of monitoring", Kind.SHARE, _share(counters.cpu_s, sampled)),
     ]
