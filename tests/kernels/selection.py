@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The tests whose result depends on the kernel and its machine, about 20 minutes of an idle one."""
+"""The tests whose result depends on the kernel and its machine, a quarter of an hour on a machine of two CPUs."""
 
 from __future__ import annotations
 
