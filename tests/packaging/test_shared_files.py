@@ -91,7 +91,7 @@ def test_a_shell_takes_its_script(script: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["r"], {"run", "replay"}),
+        (["r"], {"run", "replay", "record", "report"}),
         (["doctor", "--j"], {"--json"}),
         (["run", "--pr"], {"--primitive"}),
         (["run", "--pid", "1", "--ops", ""], {"vaddr", "fvaddr", "paddr", "reports"}),

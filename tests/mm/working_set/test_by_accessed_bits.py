@@ -15,6 +15,7 @@ from tests.support.capabilities import compiler
 from tests.support.paths import ROOT
 from tests.support.process_memory import HUGE, IN_BATCHES, PAGE, PAGES, smaps
 from tests.support.sampling import open_files
+from tests.support.waiting import eventually
 from tests.support.workload import Workload
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("machine")]
