@@ -301,7 +301,7 @@ def test_a_working_directory_that_the_tree_lacks_is_refused(start: Start) -> Non
     """Rather than that the command begins in the machine's."""
     directory = "/sys/kernel/mm/damon/admin/kdamonds/0"
     if not os.path.isdir(directory):
-        pytest.skip("the machine's DAMON has no kdamond")
+        pytest.skip("kernel lacks: a kdamond of the machine's own")
     process = start("true", cwd=directory)
     _, complained = process.communicate(timeout=60)
     assert 126 == process.returncode

@@ -178,6 +178,15 @@ def measure(arguments: list[str], seconds: float, primitive: str = "") -> str:
         return summary(snapshots, load_truth(truth), began)
 
 
+def check_place() -> None:
+    """Refuse to configure the DAMON of the machine itself: others may use it.
+
+    :raises SystemExit: the tree is not kdamon's, and this is no guest of the laboratory.
+    """
+    if "RESULTS" not in os.environ and os.stat(KDAMONDS).st_dev == os.stat("/sys").st_dev:
+        raise SystemExit("this is the machine's own DAMON; run this in a guest, or by kdamon exec")
+
+
 def main() -> None:
     """Print a line for each pattern."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -186,6 +195,7 @@ def main() -> None:
         "--primitive", choices=("page_table", "page_fault"), default="", help="kdamon's; not the kernel's"
     )
     args = parser.parse_args()
+    check_place()
     os.sched_setaffinity(0, {MONITOR_CPU})
     for name, arguments in PATTERNS.items():
         print(f"{name}: {measure(arguments, args.seconds, args.primitive)}", flush=True)

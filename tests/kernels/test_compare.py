@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from kdamon_tools.workloads.truth import Event
+from tests.kernels import compare
 from tests.kernels.compare import Region, Snapshot, accuracy, hot_at, summary
 
 HALF_FOUND = Snapshot(10.0, [Region(0, 100, 20), Region(100, 400, 10), Region(400, 500, 9)])
@@ -33,3 +38,13 @@ def test_snapshots_of_the_beginning_and_after_a_move_are_left_out() -> None:
     late = Snapshot(9.7, HALF_FOUND.regions)
     assert "no snapshots" == summary([early, HALF_FOUND], truth, 0.0)
     assert "recall 1.00, precision 1.00, 3 regions, 1 snapshots" == summary([early, late, HALF_FOUND], truth, 0.0)
+
+
+def test_the_machines_own_damon_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may use it."""
+    monkeypatch.delenv("RESULTS", raising=False)
+    monkeypatch.setattr(compare, "KDAMONDS", Path("/sys/kernel"))
+    with pytest.raises(SystemExit, match="the machine's own DAMON"):
+        compare.check_place()
+    monkeypatch.setattr(compare, "KDAMONDS", Path("/proc"))
+    compare.check_place()

@@ -121,6 +121,8 @@ def test_a_process_that_maps_all_the_time(tmp_path: Path) -> None:
         try:
             assert process.stdout is not None
             assert b"ready\n" == process.stdout.readline()
+            statm = Path(f"/proc/{process.pid}/statm")
+            eventually(lambda: int(statm.read_text().split()[1]) * PAGE >= 16 << 20, "all of its memory in use")
             with AccessedBitObservation(process.pid) as observation:
                 for _ in range(20):
                     observation.begin(never)
