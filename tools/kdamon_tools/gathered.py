@@ -92,7 +92,8 @@ class Gathered:
                 self.record.add(snapshot)
         if self.mappings is not None:
             self.mappings.look_when_due()
-        if self.names is not None:
+        # Not before there is something to show: that would come later.
+        if self.names is not None and self.latest is not None:
             self.names.look()
         if self.record is not None:
             self._keep_names(self.record)
