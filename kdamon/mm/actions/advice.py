@@ -57,6 +57,9 @@ _PIECE: Final = 1 << 18
 
 #: Bytes of a file that are brought into memory in one step.
 _GIB: Final = 1 << 30
+#: Bytes that one advice is about there. The kernel reads no more than the device takes in one request, or the default
+#: read-ahead, which is this, and leaves the rest out (``mm/readahead.c: force_page_cache_ra()``).
+_READ_AHEAD: Final = 1 << 17
 
 #: Nanoseconds for which a list of mappings is used.
 _REMEMBERED: Final = 100_000_000
@@ -269,7 +272,7 @@ class Advice:
         for start, end in _pieces(of_files, _GIB):
             before = files.cached(start, end)
             piece = np.array([[start, end]], dtype=np.uint64)
-            self._advise(ranges.intersect(piece, ranges.blocks(piece, PMD_SIZE)), "willneed")
+            self._advise(ranges.intersect(piece, ranges.blocks(piece, _READ_AHEAD)), "willneed")
             after = files.cached(start, end)
             if before is not None and after is not None and self._files.alive():
                 yield np.where(ranges.overlaps(wanted, piece) > 0, np.uint64(max(after - before, 0)), np.uint64(0))
