@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sqlite3
 import sys
 import zlib
@@ -20,8 +21,8 @@ import kdamon
 from kdamon import Snapshot
 from kdamon.names.table import NameTable, changes
 from kdamon_tools import cli
-from kdamon_tools.exports.counters import counters_of
-from kdamon_tools.exports.selection import clipped, select
+from kdamon_tools.recorded.selection import clipped, select
+from kdamon_tools.recorded.totals import counters_of
 from kdamon_tools.units import parse_span
 from tests.support.groups import group_table
 from tests.support.json_schemas import validate
@@ -158,6 +159,15 @@ def test_folded_stacks(path: Path) -> None:
     ] == sorted(found, key=lambda line: (line.split(";")[:-1], ["hot", "warm", "cold", "unknown"].index(_heat(line))))
 
 
+def test_memory_that_was_hardly_sampled_but_accessed(tmp_path: Path) -> None:
+    """Is in use, as in the views; only what was not seen accessed is unknown."""
+    record = writer(tmp_path / "a", name=None)
+    record.add(Snapshot.of(STARTED + 1, [(0, MIB, 1, 0, 19), (MIB, 2 * MIB, 0, 0, 20)], seconds=1))
+    record.close()
+    found = exported(tmp_path / "a", "folded").decode().splitlines()
+    assert [f"process 12;[unnamed];warm {MIB}", f"process 12;[unnamed];unknown {MIB}"] == found
+
+
 def _heat(line: str) -> str:
     return line.rpartition(";")[2].split()[0]
 
@@ -289,7 +299,8 @@ def test_a_terminal_shows_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("kdamon_tools.output.progress._REDRAW_S", 0.0)
     exported(path, "csv")
-    assert f" 50% of {path}"[:5] in screen.getvalue()
+    shown = re.findall(r"^(?:.*\x1b\[J)?(....) of /", screen.getvalue(), re.MULTILINE)
+    assert [f"{number / 30:4.0%}" for number in range(1, 31)] == shown
     assert screen.getvalue().endswith("\x1b[1F\x1b[J")
     plain = io.StringIO()
     monkeypatch.setattr(sys, "stderr", plain)

@@ -13,10 +13,10 @@ import pytest
 
 import kdamon
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import select
 from kdamon_tools.pictures.png import render_png
 from kdamon_tools.pictures.scene import scene_of
-from kdamon_tools.recorded import recording_of
+from kdamon_tools.recorded.recording import recording_of
+from kdamon_tools.recorded.selection import select
 from tests.support.cli import run
 from tests.support.json_schemas import validate
 from tests.support.records import some_record
@@ -105,7 +105,7 @@ def test_a_long_record_is_read_in_bounded_memory(tmp_path: Path, monkeypatch: py
     """Neighbours are merged: as many bytes are hot, and no time is lost."""
     of = stairs()
     write_record(str(tmp_path / "run.kdamon"), of)
-    monkeypatch.setattr("kdamon_tools.recorded._MOST_SNAPSHOTS", 10)
+    monkeypatch.setattr("kdamon_tools.recorded.recording._MOST_SNAPSHOTS", 10)
     with kdamon.open(tmp_path / "run.kdamon") as record:
         found = recording_of(select(record, None, ()))
     assert ([4] * 10, 100.0) == ([snapshot.merged for snapshot in found.snapshots], found.snapshots[0].began)

@@ -16,7 +16,7 @@ import numpy as np
 from attrs import evolve
 
 from kdamon.lib.trusted import open_to_read
-from kdamon_tools.exports.selection import clipped
+from kdamon_tools.recorded.selection import clipped
 from kdamon_tools.snapshot import Config, Counters, Range, Recording, Snapshot
 
 __all__ = ["is_damo_record", "part_of", "read_damo_record"]

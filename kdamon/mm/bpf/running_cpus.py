@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import logging
-import os
 import threading
 from typing import Final
 
@@ -19,6 +17,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out
 from kdamon.mm.bpf.btf import Btf, vmlinux
 from kdamon.mm.bpf.program import R0, R1, R3, R7, R8, R9, Array, Assembler, Helper, Program
+from kdamon.mm.bpf.shared import Shared
 
 __all__ = ["ANY_CPU", "RunningCpus", "TaskLayout", "find_cpus", "low_half", "read_member", "running_cpus"]
 
@@ -172,27 +171,23 @@ class RunningCpus:
         return asm
 
 
-@functools.cache
-def _shared() -> RunningCpus | None:
+def _make() -> RunningCpus | None:
     try:
         return RunningCpus()
     except OSError as error:
-        # A lack of files may be over the next time.
+        # Files may be there the next time.
         if files_ran_out(error):
             raise
         log.debug("it is not known where threads run: %s", error.strerror)
         return None
 
 
-_shared_lock = threading.Lock()
-# Parent and child would overwrite each other's words: the memory is shared, so a child makes its own.
-os.register_at_fork(after_in_child=_shared.cache_clear)
+_shared: Final = Shared(_make)
 
 
 def running_cpus() -> RunningCpus | None:
     """The one of this process, made when it is first asked for; None where it cannot be had, or not now."""
-    with _shared_lock:
-        try:
-            return _shared()
-        except OSError:
-            return None
+    try:
+        return _shared.get()
+    except OSError:
+        return None

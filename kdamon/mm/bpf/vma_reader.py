@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import logging
 import mmap
 import os
@@ -26,6 +25,7 @@ from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out
 from kdamon.mm.bpf.btf import Btf, vmlinux
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R6, R7, R8, R9, R10, Array, Assembler, Helper, Program
+from kdamon.mm.bpf.shared import Shared
 
 __all__ = ["AT_ONCE", "Found", "VmaReader", "made_vma_reader", "vma_reader"]
 
@@ -236,26 +236,23 @@ def _iterate(asm: Assembler, btf: Btf) -> None:
     asm.call_kfunc(btf.function("bpf_iter_task_vma_destroy"))
 
 
-@functools.cache
-def _shared() -> VmaReader | None:
+def _make() -> VmaReader | None:
     try:
         return VmaReader()
     except OSError as error:
-        # Files may be there the next time: what is raised is not remembered.
+        # Files may be there the next time.
         if files_ran_out(error):
             raise
         log.debug("mappings are read from /proc/PID/maps: %s", error.strerror)
         return None
 
 
-_shared_lock = threading.Lock()
-# Parent and child would overwrite each other's records: the memory is shared, so a child makes its own.
-os.register_at_fork(after_in_child=_shared.cache_clear)
+_shared: Final = Shared(_make)
 
 
 def made_vma_reader() -> VmaReader | None:
     """The reader that :func:`vma_reader` made before; None if there is none."""
-    return _shared() if _shared.cache_info().currsize else None
+    return _shared.made()
 
 
 def vma_reader() -> VmaReader | None:
@@ -263,9 +260,8 @@ def vma_reader() -> VmaReader | None:
 
     To make it takes some 50 ms, because the functions that it calls are among the last of the kernel's types (BTF).
     """
-    with _shared_lock:
-        try:
-            return _shared()
-        except OSError as error:
-            log.debug("mappings are read from /proc/PID/maps for now: %s", error.strerror)
-            return None
+    try:
+        return _shared.get()
+    except OSError as error:
+        log.debug("mappings are read from /proc/PID/maps for now: %s", error.strerror)
+        return None

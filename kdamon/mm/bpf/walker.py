@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import functools
-import os
-import threading
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +16,7 @@ from kdamon.mm.bpf.calibration import calibrate
 from kdamon.mm.bpf.interval_memory import RWSEM_FLAG_WAITERS
 from kdamon.mm.bpf.interval_program import IntervalProgram
 from kdamon.mm.bpf.running_cpus import TaskLayout
+from kdamon.mm.bpf.shared import Shared
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
 
@@ -166,19 +165,12 @@ def heads_of(places: U64Array, compound: U64Array) -> U64Array:
     return np.where(compound > places, places & compound, compound - np.uint64(1))
 
 
-@functools.cache
-def _shared() -> Walker:
-    return Walker()
-
-
-_shared_lock = threading.Lock()
-# Parent and child would overwrite each other's batches: the memory is shared, so a child makes its own.
-os.register_at_fork(after_in_child=_shared.cache_clear)
+_shared: Final = Shared(Walker)
 
 
 def made_walker() -> Walker | None:
     """The walker that :func:`shared_walker` made before; None if there is none."""
-    return _shared() if _shared.cache_info().currsize else None
+    return _shared.made()
 
 
 def shared_walker() -> Walker:
@@ -186,5 +178,4 @@ def shared_walker() -> Walker:
 
     :raises OSError: see :class:`Walker`; a failure is not remembered.
     """
-    with _shared_lock:
-        return _shared()
+    return _shared.get()

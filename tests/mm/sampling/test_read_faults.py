@@ -78,7 +78,7 @@ def test_readers_are_told_with_their_cpu(faulting: LinuxMachine, program: Path) 
 def test_a_write_after_a_read_is_observed_where_writes_alone_are_wanted(
     faulting: LinuxMachine, program: Path, kind: str
 ) -> None:
-    """As by x += 1, whose load would be the only fault if reads faulted; nothing else is told."""
+    """As by x += 1, whose load would be the only fault if reads faulted; nothing else is reported."""
     with Workload([program], kind, PAGES) as work:
         with task_of(faulting, work.pid) as task:
             faults, _ = sample(faulting, mm_of(task), work, WRITTEN, lambda: work.order("a", WRITTEN))

@@ -12,14 +12,14 @@ from typing import Final
 import kdamon
 from kdamon_tools.commands.common import check_files, refused
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import select
 from kdamon_tools.options.diff import Condition
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
 from kdamon_tools.output.terminal import terminal_size
 from kdamon_tools.privileges import capabilities_for, keep_only
-from kdamon_tools.recorded import recording_of
+from kdamon_tools.recorded.recording import recording_of
+from kdamon_tools.recorded.selection import select
 from kdamon_tools.reporters.views import render_csv, render_report, render_report_json
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_bytes

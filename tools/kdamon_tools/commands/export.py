@@ -13,10 +13,11 @@ from typing import Final
 import kdamon
 from kdamon_tools.commands.common import STDOUT, check_files, refused
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import Selection, Write, select
+from kdamon_tools.exports import Write
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
+from kdamon_tools.recorded.selection import Selection, select
 
 __all__ = ["run"]
 

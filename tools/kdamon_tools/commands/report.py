@@ -13,7 +13,6 @@ from kdamon_tools.commands.common import check_files, refused
 from kdamon_tools.damo_record import is_damo_record, part_of, read_damo_record
 from kdamon_tools.defaults import BY
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import select
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
@@ -23,7 +22,8 @@ from kdamon_tools.pictures.png import render_png
 from kdamon_tools.pictures.scene import scene_of
 from kdamon_tools.pictures.svg import render_svg
 from kdamon_tools.privileges import capabilities_for, keep_only
-from kdamon_tools.recorded import recording_of
+from kdamon_tools.recorded.recording import recording_of
+from kdamon_tools.recorded.selection import select
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.views import render_csv, render_view
 from kdamon_tools.snapshot import Recording

@@ -9,7 +9,8 @@ from typing import Any
 
 from kdamon.arrays import Records
 from kdamon.monitoring.config import Config
-from kdamon_tools.exports.selection import Selection, Write
+from kdamon_tools.exports import Write
+from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Snapshot
 
 __all__ = ["export"]

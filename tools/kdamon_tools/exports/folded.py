@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from kdamon.records.values import Run
-from kdamon_tools.exports.heats import HeatSum, split_name
-from kdamon_tools.exports.selection import HEAT, Selection, Write
+from kdamon_tools.exports import Write
+from kdamon_tools.exports.heats import HEAT, HeatSum, split_name
 from kdamon_tools.output.readable import readable
+from kdamon_tools.recorded.selection import Selection
 
 __all__ = ["export", "process_text"]
 

@@ -3,27 +3,42 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from attrs import define, field
 
 from kdamon.arrays import F64Array, I64Array
-from kdamon.monitoring.config import Config
-from kdamon_tools.exports.selection import HEAT, UNNAMED, NamesOverTime, Selection, heat_of, named_parts
+from kdamon.names.table import NameTable
 from kdamon_tools.output.readable import readable
+from kdamon_tools.recorded.recording import config_of
+from kdamon_tools.recorded.selection import NamesOverTime, Selection
 from kdamon_tools.snapshot import Snapshot
+from kdamon_tools.views.regions import Named, kinds_of
 
-__all__ = ["HeatSum", "heats", "split_name"]
+__all__ = ["HEAT", "HeatSum", "Heats", "split_name"]
+
+#: The kinds of memory, in the order of :func:`kdamon_tools.views.regions.kinds_of`.
+HEAT: Final = ("hot", "warm", "cold", "unknown")
 
 
-def heats(snapshot: Snapshot, names: NamesOverTime, config: Config) -> tuple[list[str], I64Array]:
-    """The names in a snapshot, and bytes of each by :data:`HEAT`, shape (names, 4)."""
-    table = names.at(snapshot.time)
-    parts = named_parts(snapshot.regions, table)
-    heat = heat_of(snapshot.regions, config)[parts.region]
-    numbers, which = np.unique(parts.name, return_inverse=True)
-    sizes = np.bincount(which * len(HEAT) + heat, parts.size, len(numbers) * len(HEAT))
-    texts = [UNNAMED if number < 0 else readable(table.names[number]) for number in numbers.tolist()]
-    return texts, sizes.reshape(-1, len(HEAT)).astype(np.int64)
+class Heats:
+    """Adds up the memory in snapshots of ``selection``, which ascend in time, by name and heat."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._config = config_of(selection.record.run)
+        self._names = NamesOverTime(selection.record)
+        self._table: NameTable | None = None
+        self._named = Named(None)
+
+    def of(self, snapshot: Snapshot) -> tuple[list[str], I64Array]:
+        """The names in a snapshot, and bytes of each by :data:`HEAT`, shape (names, 4)."""
+        table = self._names.at(snapshot.time)
+        if table is not self._table:
+            self._table, self._named = table, Named(table)
+        sums = self._named.sums(snapshot, kinds_of(snapshot, self._config)).T.round().astype(np.int64)
+        used = np.flatnonzero(sums.any(axis=1)).tolist()
+        return [readable(self._named.names[number]) for number in used], sums[used]
 
 
 @define
@@ -39,11 +54,11 @@ class HeatSum:
 
     def add(self, selection: Selection, *, part: float = 1.0) -> None:
         """Add the snapshots of ``selection``, which is ``part`` of the work."""
-        config, names = selection.record.run.config, NamesOverTime(selection.record)
+        heats = Heats(selection)
         for snapshot in selection.snapshots(part=part):
             length = snapshot.time - snapshot.began
             self.seconds += length
-            for name, sizes in zip(*heats(snapshot, names, config), strict=True):
+            for name, sizes in zip(*heats.of(snapshot), strict=True):
                 before = self.byte_seconds.get(name)
                 self.byte_seconds[name] = sizes * length + (0.0 if before is None else before)
 

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from attrs import asdict, evolve
-
 from kdamon import Record
 from kdamon.records.values import Run
-from kdamon_tools.exports.counters import counters_of
-from kdamon_tools.exports.selection import NamesOverTime, Selection, Write
-from kdamon_tools.groups import Grouping, GroupLog
+from kdamon_tools.exports import Write
+from kdamon_tools.groups import Grouping
 from kdamon_tools.history import History
 from kdamon_tools.mapping_history import MappingLog
-from kdamon_tools.origin import Origin
+from kdamon_tools.recorded.recording import config_of, origin_of, with_thread_names
+from kdamon_tools.recorded.selection import NamesOverTime, Selection
+from kdamon_tools.recorded.totals import counters_of
 from kdamon_tools.reporters.json_object import render_aggregation, render_end, render_header
-from kdamon_tools.snapshot import Config, Recording
+from kdamon_tools.snapshot import Recording
 
 __all__ = ["export"]
 
@@ -23,8 +22,7 @@ def export(selection: Selection, write: Write) -> list[str]:
     """Write a line for the run, one for each snapshot, and one for the totals."""
     record = selection.record
     run = record.run
-    config = Config(**asdict(run.config, recurse=False), command=run.command)
-    origin = Origin(run.kernel_release, run.architecture, run.boot_id, run.started_at)
+    config, origin = config_of(run), origin_of(run)
     mappings = _mappings(record, run)
 
     def line(text: str) -> None:
@@ -44,13 +42,12 @@ def export(selection: Selection, write: Write) -> list[str]:
         config,
         history.snapshots,
         counters_of(selection),
-        run.started if selection.since is None else max(selection.since, run.started),
-        run.ended if selection.until is None else min(selection.until, run.ended),
+        *selection.span,
         run.note,
         run.remarks,
         origin,
         mappings,
-        None if grouping is None else _groups(grouping, record),
+        None if grouping is None else with_thread_names(grouping.log(), record),
     )
     line(render_end(recording, None, index, 0))
     return []
@@ -66,9 +63,3 @@ def _mappings(record: Record, run: Run) -> MappingLog | None:
     left_out = run.values.get("mappings_left_out")
     left_out = left_out if isinstance(left_out, int) else 0
     return MappingLog(seen, len(record.counter_log()), min(times), max(times), left_out)
-
-
-def _groups(grouping: Grouping, record: Record) -> GroupLog:
-    log, names = grouping.log(), record.threads
-    named = [evolve(one, name=None if one.number is None else names.get(one.number)) for one in log.groups]
-    return evolve(log, groups=tuple(named)) if log.by == "thread" else log

@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 
 from kdamon.arrays import I64Array
+from kdamon_tools.exports import Write
 from kdamon_tools.exports.folded import process_text
-from kdamon_tools.exports.heats import HeatSum, heats
-from kdamon_tools.exports.selection import HEAT, NamesOverTime, Selection, Write
+from kdamon_tools.exports.heats import HEAT, Heats, HeatSum
 from kdamon_tools.output.readable import json_text
+from kdamon_tools.recorded.selection import Selection
 
 __all__ = ["export"]
 
@@ -52,7 +53,7 @@ def _line(event: dict[str, Any]) -> bytes:
 def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, Any]]:
     """The counters, by time."""
     run = selection.record.run
-    config, names = run.config, NamesOverTime(selection.record)
+    config, heats = run.config, Heats(selection)
     before: dict[str, I64Array] = {}
     ended = math.inf
     for snapshot in selection.snapshots(part=0.5, done=0.5):
@@ -62,7 +63,7 @@ def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, A
             before = {}
         ended = snapshot.time
         now: dict[str, I64Array] = {_ALL: np.zeros(len(HEAT), np.int64)}
-        for name, sizes in zip(*heats(snapshot, names, config), strict=True):
+        for name, sizes in zip(*heats.of(snapshot), strict=True):
             key = name if name in named else _OTHERS
             now[key] = now.get(key, 0) + sizes
             now[_ALL] = now[_ALL] + sizes

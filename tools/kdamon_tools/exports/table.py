@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from kdamon_tools.errors import CommandError
-from kdamon_tools.exports.selection import NamesOverTime, Selection, Write
+from kdamon_tools.exports import Write
 from kdamon_tools.output.readable import cell_of, readable
 from kdamon_tools.output.temporary import temporary_directory
+from kdamon_tools.recorded.selection import NamesOverTime, Selection
 
 __all__ = ["export_csv", "export_parquet"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
 from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI
-from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_tids
+from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_span, parse_tids
 
 __all__ = [
     "REPORTS_VARIABLE",
@@ -17,6 +17,8 @@ __all__ = [
     "add_filters",
     "add_form",
     "add_monitor_cpus",
+    "add_part",
+    "add_ranges",
     "add_reports",
     "add_sampling",
 ]
@@ -64,6 +66,35 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
     group.add_argument(
         "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
     )
+
+
+def add_ranges(group: argparse._ArgumentGroup, which: str, default: str = "") -> None:
+    """Add ``--range``, which can be repeated.
+
+    :param which: the addresses it stands for.
+    :param default: what holds without it.
+    """
+    group.add_argument(
+        "--range",
+        type=parse_range,
+        action="append",
+        default=[],
+        dest="ranges",
+        metavar="START-END",
+        help=f"{which}: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is exclusive; can be "
+        f"repeated{default and f'; default: {default}'}",
+    )
+
+
+def add_part(group: argparse._ArgumentGroup) -> None:
+    """Add the options for a part of a record."""
+    group.add_argument(
+        "--time",
+        type=parse_span,
+        metavar="A-B",
+        help="only from A to B, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
+    )
+    add_ranges(group, "only these addresses", "all")
 
 
 def add_sampling(group: argparse._ArgumentGroup) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from kdamon_tools.options.common import add_part
 from kdamon_tools.options.parser import STATUSES, About, Parser
-from kdamon_tools.units import parse_file, parse_range, parse_span
+from kdamon_tools.units import parse_file
 
 __all__ = ["ABOUT", "FORMS", "SUMMARY", "USAGE", "add_options"]
 
@@ -33,22 +34,7 @@ def add_options(parser: Parser) -> None:
     """Add the options of the verb."""
     what = parser.add_argument_group("what to export")
     what.add_argument("file", type=parse_file, metavar="FILE", help="a record of kdamon record")
-    what.add_argument(
-        "--time",
-        type=parse_span,
-        metavar="A-B",
-        help="only from A to B, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
-    )
-    what.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="only these addresses: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
-        "exclusive; can be repeated; default: all",
-    )
+    add_part(what)
     form = parser.add_argument_group("output")
     form.add_argument(
         "--to",

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from kdamon_tools.defaults import FORMATS, LACKEY_RATE
-from kdamon_tools.options.common import add_filters, add_form, add_sampling
+from kdamon_tools.options.common import add_filters, add_form, add_ranges, add_sampling
 from kdamon_tools.options.parser import STATUSES, About, Parser
-from kdamon_tools.units import parse_cpus, parse_file, parse_number, parse_positive, parse_range, parse_unsigned
+from kdamon_tools.units import parse_cpus, parse_file, parse_number, parse_positive, parse_unsigned
 
 __all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
 
@@ -49,17 +49,7 @@ def add_options(parser: Parser) -> None:
         "a trace of valgrind's lackey; default: auto, by the content",
     )
     what.add_argument("--pid", type=parse_number, metavar="PID", help="replay this process only; default: all in FILE")
-    what.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="addresses to monitor: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
-        "exclusive; can be repeated; default: "
-        "all accessed addresses, without the biggest gaps",
-    )
+    add_ranges(what, "addresses to monitor", "all accessed addresses, without the biggest gaps")
     what.add_argument(
         "--rate",
         type=_parse_rate,

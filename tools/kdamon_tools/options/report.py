@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Final
 
 from kdamon_tools.defaults import VIEWS
+from kdamon_tools.options.common import add_part
 from kdamon_tools.options.parser import STATUSES, About, Parser
-from kdamon_tools.units import parse_file, parse_range, parse_seconds, parse_span
+from kdamon_tools.units import parse_file, parse_seconds
 
 __all__ = ["ABOUT", "SUMMARY", "USAGE", "add_options"]
 
@@ -37,22 +38,7 @@ def add_options(parser: Parser) -> None:
         help="summary; heatmap; where, hot and cold bytes by name; wss, the working set over time; idle, for how long "
         "how much was idle, by name; regions; threads and cpus, which of them access what; default: summary",
     )
-    what.add_argument(
-        "--time",
-        type=parse_span,
-        metavar="A-B",
-        help="only from A to B, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
-    )
-    what.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="only these addresses: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
-        "exclusive; can be repeated; default: all",
-    )
+    add_part(what)
     what.add_argument(
         "--at", type=parse_seconds, metavar="SECONDS", help="regions: the time after the start; default: the end"
     )

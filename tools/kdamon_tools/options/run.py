@@ -8,9 +8,16 @@ from functools import partial
 from typing import Final
 
 from kdamon_tools.defaults import VIEWS
-from kdamon_tools.options.common import REPORTS_VARIABLE, add_filters, add_form, add_monitor_cpus, add_sampling
+from kdamon_tools.options.common import (
+    REPORTS_VARIABLE,
+    add_filters,
+    add_form,
+    add_monitor_cpus,
+    add_ranges,
+    add_sampling,
+)
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
-from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_seconds
+from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_seconds
 
 __all__ = ["ABOUT", "SUMMARY", "USAGE", "add_monitoring", "add_options"]
 
@@ -60,16 +67,7 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
         help="operations set: vaddr, all memory of the process; fvaddr, the memory in --range; paddr, physical memory, "
         "or --range of it; reports, access reports on --range, without sampling; default: vaddr",
     )
-    group.add_argument(
-        "--range",
-        type=parse_range,
-        action="append",
-        default=[],
-        dest="ranges",
-        metavar="START-END",
-        help="addresses to monitor: hexadecimal, decimal of 14 digits or more, or sizes such as 4G-6G; END is "
-        "exclusive; can be repeated",
-    )
+    add_ranges(group, "addresses to monitor")
     group.add_argument(
         "--seconds",
         type=parse_seconds,

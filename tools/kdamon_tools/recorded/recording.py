@@ -11,14 +11,14 @@ from attrs import evolve
 
 from kdamon.records.reader import Record
 from kdamon.records.values import Run
-from kdamon_tools.exports.counters import counters_of
-from kdamon_tools.exports.selection import Selection
 from kdamon_tools.groups import Grouping, GroupLog
 from kdamon_tools.history import merge_many
 from kdamon_tools.origin import Origin
+from kdamon_tools.recorded.selection import Selection
+from kdamon_tools.recorded.totals import counters_of
 from kdamon_tools.snapshot import Config, Recording, Resident, Snapshot
 
-__all__ = ["recording_of"]
+__all__ = ["config_of", "origin_of", "recording_of", "with_thread_names"]
 
 #: Snapshots and regions that are kept of a record. Neighbouring snapshots of a longer one are merged.
 _MOST_SNAPSHOTS = 16_384
@@ -29,10 +29,9 @@ def recording_of(chosen: Selection) -> Recording:
     """The selected part of a record."""
     record = chosen.record
     run = record.run
-    config = Config(**attrs.asdict(run.config, recurse=False), command=run.command)
+    config = config_of(run)
     snapshots = list(_snapshots(chosen))
-    begin = run.started if chosen.since is None else max(run.started, chosen.since)
-    end = run.ended if chosen.until is None else min(run.ended, chosen.until)
+    begin, end = chosen.span
     return Recording(
         evolve(config, ranges=tuple(chosen.ranges)) if chosen.ranges else config,
         snapshots,
@@ -41,7 +40,7 @@ def recording_of(chosen: Selection) -> Recording:
         max(begin, end),
         run.note if run.complete else "the record has no end",
         (*run.remarks, *_lost(run)),
-        _origin(run),
+        origin_of(run),
         groups=_groups(record, snapshots),
         names=record.names,
         resident=_resident(record),
@@ -71,9 +70,21 @@ def _groups(record: Record, snapshots: list[Snapshot]) -> GroupLog | None:
     for snapshot in snapshots:
         if snapshot.groups is not None:
             grouping.add(snapshot.groups)
-    log = grouping.log()
-    names = record.threads if by == "thread" else {}
-    return evolve(log, groups=tuple(evolve(one, name=names.get(one.number or 0)) for one in log.groups))
+    return with_thread_names(grouping.log(), record)
+
+
+def with_thread_names(log: GroupLog, record: Record) -> GroupLog:
+    """``log`` with the names that threads had."""
+    if log.by != "thread":
+        return log
+    names = record.threads
+    named = [evolve(one, name=None if one.number is None else names.get(one.number)) for one in log.groups]
+    return evolve(log, groups=tuple(named))
+
+
+def config_of(run: Run) -> Config:
+    """The options of a run."""
+    return Config(**attrs.asdict(run.config, recurse=False), command=run.command)
 
 
 def _lost(run: Run) -> list[str]:
@@ -82,7 +93,8 @@ def _lost(run: Run) -> list[str]:
     return [f"{lost} snapshots are not in the record: the disk was too slow"] if isinstance(lost, int) and lost else []
 
 
-def _origin(run: Run) -> Origin:
+def origin_of(run: Run) -> Origin:
+    """The machine of a run, and when that was."""
     return Origin(run.kernel_release, run.architecture, run.boot_id, run.started_at)
 
 

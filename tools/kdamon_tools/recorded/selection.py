@@ -1,41 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The part of a record that is exported, and what lies where in it."""
+"""A part of a record, and what lies where in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
 
 import numpy as np
 from attrs import evolve, frozen
 
 from kdamon import Record
-from kdamon.arrays import I64Array, Mask, Records
-from kdamon.monitoring.config import Config, Range
+from kdamon.arrays import Records
+from kdamon.monitoring.config import Range
 from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Snapshot
 
-__all__ = [
-    "HEAT",
-    "UNNAMED",
-    "NamedParts",
-    "NamesOverTime",
-    "Selection",
-    "Write",
-    "clipped",
-    "heat_of",
-    "named_parts",
-    "select",
-]
-
-#: How much memory is accessed, by the number that :func:`heat_of` gives: in half of the samples or more, at all, not at
-#: all; or most samples could not be taken.
-HEAT: Final = ("hot", "warm", "cold", "unknown")
-#: What memory without a name is called.
-UNNAMED: Final = "[unnamed]"
-
-#: Writes a part of the file.
-Write = Callable[[bytes], None]
+__all__ = ["NamesOverTime", "Selection", "clipped", "select"]
 
 
 @frozen(eq=False)
@@ -53,6 +32,13 @@ class Selection:
     until: float | None = None
     ranges: Sequence[Range] = ()
     progress: Callable[[float], None] = lambda _: None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Begin and end, CLOCK_MONOTONIC seconds."""
+        run = self.record.run
+        since = run.started if self.since is None else max(run.started, self.since)
+        return since, max(since, run.ended if self.until is None else min(run.ended, self.until))
 
     def snapshots(self, extra: Sequence[str] = (), *, part: float = 1.0, done: float = 0.0) -> Iterator[Snapshot]:
         """The snapshots, with the regions that lie in the ranges, or the parts of them that do.
@@ -114,13 +100,6 @@ def _touching(rows: Records, ranges: Sequence[Range]) -> Records:
     return rows[first < np.searchsorted(bounds[:, 0], rows["end"], side="left")]
 
 
-def heat_of(regions: Records, config: Config) -> I64Array:
-    """The place in :data:`HEAT` of each region, shape (n,)."""
-    most = config.max_nr_accesses
-    accesses = regions["nr_accesses"]
-    return np.select([accesses >= most / 2, regions["nr_unknown"] > most / 2, accesses >= 1], [0, 3, 1], 2)
-
-
 class NamesOverTime:
     """What lies where in a record, at times that ascend."""
 
@@ -135,37 +114,3 @@ class NamesOverTime:
             self._table = self._next
             self._next = next(self._tables, None)
         return self._table
-
-
-@frozen(eq=False)
-class NamedParts:
-    """Regions, divided where another name begins.
-
-    :ivar region: the number of the region of each part, shape (n,).
-    :ivar name: the number of its name in a table, -1 for none, shape (n,).
-    :ivar size: bytes, shape (n,).
-    """
-
-    region: I64Array
-    name: I64Array
-    size: I64Array
-
-
-def named_parts(regions: Records, table: NameTable) -> NamedParts:
-    """Divide ``regions`` by the names in ``table``; both in address order and disjoint."""
-    rows = table.rows
-    edges = np.unique(np.concatenate([regions["start"], regions["end"], rows["start"], rows["end"]]))
-    starts, ends = edges[:-1], edges[1:]
-    region, inside = _containing(regions, starts, ends)
-    name, named = _containing(rows, starts, ends)
-    numbers = np.where(named, rows["name"][name], -1) if len(rows) else np.full(len(starts), -1)
-    sizes = (ends - starts).astype(np.int64)
-    return NamedParts(region[inside], numbers[inside].astype(np.int64), sizes[inside])
-
-
-def _containing(rows: Records, starts: Records, ends: Records) -> tuple[I64Array, Mask]:
-    """The row that holds each piece, and whether there is one."""
-    at = np.searchsorted(rows["start"], starts, side="right").astype(np.int64) - 1
-    found = at >= 0
-    at = np.maximum(at, 0)
-    return at, found & (rows["end"][at] >= ends) if len(rows) else np.zeros(len(starts), np.bool_)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from attrs import fields_dict
 
 from kdamon.mm import Observed
-from kdamon_tools.exports.selection import Selection
+from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Counters
 
 __all__ = ["counters_of"]
@@ -24,8 +24,7 @@ def counters_of(chosen: Selection) -> Counters:
     record, run = chosen.record, chosen.record.run
     if chosen.since is None and chosen.until is None:
         return _counters(record.counters)
-    since = run.started if chosen.since is None else max(run.started, chosen.since)
-    until = run.ended if chosen.until is None else min(run.ended, chosen.until)
+    since, until = chosen.span
     log = record.counter_log()
     begin, before = next(((at, found) for at, found in reversed(log) if at <= since), (run.started, {}))
     later = ((at, found) for at, found in log if at >= until)
