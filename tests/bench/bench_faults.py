@@ -20,19 +20,17 @@ from statistics import median
 
 from attrs import define, evolve, field
 from bench_kdamond import (
-    HERE,
     MIB,
     SETTLE,
     Group,
-    checkout,
     command_line,
+    compare,
     confidence,
-    head,
     microseconds,
     missed,
     ratio,
 )
-from measure import compiled, table
+from measure import table
 from rivals import ROOT, Case, Floor, Kdamon, Rival, Target
 
 WORKLOADS = ("idle:1", "random:1")
@@ -158,15 +156,13 @@ def _figures(pair: Pair) -> tuple[str, str, str, str]:
 def main() -> int:
     """Print the tables."""
     args = command_line(__doc__, WORKLOADS, REGIONS, SAMPLE_US, SECONDS)
-    head(args)
-    with checkout(args.against) as old, tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
-        program = compiled(HERE / "writer.c", Path(directory))
-        for sample_us in args.sample_us:
-            for workload in args.workloads:
-                with ExitStack() as stack:
-                    faults = Faults(stack, args, program, workload, sample_us, old)
-                    faults.run()
-                    faults.show(args.against)
+
+    def measure(stack: ExitStack, program: Path, workload: str, sample_us: int, old: Path | None) -> None:
+        faults = Faults(stack, args, program, workload, sample_us, old)
+        faults.run()
+        faults.show(args.against)
+
+    compare(args, measure)
     return 0
 
 

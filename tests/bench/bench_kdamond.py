@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -299,18 +299,31 @@ def head(args: argparse.Namespace) -> None:
     )
 
 
-def main() -> int:
-    """Print the tables."""
-    args = command_line(__doc__, WORKLOADS, REGIONS, SAMPLE_US, SECONDS)
+def compare(args: argparse.Namespace, measure: Callable[[ExitStack, Path, str, int, Path | None], None]) -> None:
+    """Call ``measure`` for each case.
+
+    :param measure: gets what closes its processes, the program to monitor, its workload, the sampling interval in
+        microseconds, and where the other commit is.
+    """
     head(args)
     with checkout(args.against) as old, tempfile.TemporaryDirectory(prefix="kdamon-bench-") as directory:
         program = compiled(HERE / "writer.c", Path(directory))
         for sample_us in args.sample_us:
             for workload in args.workloads:
                 with ExitStack() as stack:
-                    comparison = Comparison(stack, args, program, workload, sample_us, old)
-                    comparison.run()
-                    show(comparison, workload, args.against)
+                    measure(stack, program, workload, sample_us, old)
+
+
+def main() -> int:
+    """Print the tables."""
+    args = command_line(__doc__, WORKLOADS, REGIONS, SAMPLE_US, SECONDS)
+
+    def measure(stack: ExitStack, program: Path, workload: str, sample_us: int, old: Path | None) -> None:
+        comparison = Comparison(stack, args, program, workload, sample_us, old)
+        comparison.run()
+        show(comparison, workload, args.against)
+
+    compare(args, measure)
     return 0
 
 
