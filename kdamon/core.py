@@ -419,6 +419,8 @@ def damon_update_monitoring_results(ctx: damon_ctx, new: damon_attrs, aggregatin
     for t in ctx.adaptive_targets:
         regions = t.regions
         regions.last_nr_accesses = _convert(regions.last_nr_accesses, old_max, new_max)
+        if regions.mean_accesses is not None:
+            regions.mean_accesses = None if aggregating else regions.mean_accesses * (new_max / old_max)
         if aggregating:
             regions.nr_accesses = np.zeros(len(regions), np.uint32)
             regions.nr_unknown = np.zeros(len(regions), np.uint32)

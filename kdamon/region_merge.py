@@ -70,6 +70,7 @@ def merge_similar(
         size = both
         merged.append(right)
     if merged:
+        _keep_means(regions, merged)
         regions.nr_accesses = np.array(scores, np.uint32)
         _merge_into_left(regions, merged, sizes, unknown)
 
@@ -105,6 +106,7 @@ def _merge_similar_hits(
         size = both
         merged.append(right)
     if merged:
+        _keep_means(regions, merged)
         regions.nr_accesses = _means(regions.nr_accesses, sizes, merged)
         _merge_into_left(regions, merged, sizes, unknown)
 
@@ -166,6 +168,7 @@ def merge_equal(regions: Regions, sz_limit: int) -> None:
         else:
             merged.append(right)
     if merged:
+        _keep_means(regions, merged)
         _remove(regions, merged)
 
 
@@ -190,6 +193,18 @@ def _merge_into_left(regions: Regions, merged: list[int], sizes: list[int], unkn
         for i in range(DAMON_MAX_PROBES):
             regions.probe_hits[:, i] = _means(regions.probe_hits[:, i], sizes, merged)
     _remove(regions, merged)
+
+
+def _keep_means(regions: Regions, merged: list[int]) -> None:
+    """Let each row that some of ``merged`` will be merged into have the mean of their accesses, which is not rounded.
+
+    ``damon_merge_two_regions()`` rounds down each time: what is accessed once in many samples is lost.
+    """
+    heads = np.delete(np.arange(len(regions)), merged)
+    sizes = regions.sizes().astype(np.float64)
+    means = regions.exact_accesses().copy()
+    means[heads] = np.add.reduceat(means * sizes, heads) / np.add.reduceat(sizes, heads)
+    regions.mean_accesses = means
 
 
 def _remove(regions: Regions, merged: list[int]) -> None:

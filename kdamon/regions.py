@@ -36,7 +36,7 @@ Draw = Callable[[int], U64Array]
 #: Columns that a split copies to both parts, besides the probe counters.
 INHERITED = ("nr_accesses", "last_nr_accesses", "age", "unknown_age", "nr_unknown", "last_nr_unknown")
 _OF_DENSITY = ("density", "density_since")
-_OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", *_OF_DENSITY)
+_OPTIONAL = ("access_reported", "probe_hits", "last_probe_hits", "mean_accesses", *_OF_DENSITY)
 #: Every column; the optional ones are None while they are not needed.
 COLUMNS = ("start", "end", "sampling_addr", *INHERITED, *_OPTIONAL)
 
@@ -115,6 +115,9 @@ class Regions:
         while none was.
     :ivar probe_hits: probe hits, shape (n, DAMON_MAX_PROBES); None in a context without probes.
     :ivar last_probe_hits: the same of the aggregation interval before.
+    :ivar mean_accesses: accesses seen in the present aggregation interval as ``nr_accesses``, but not rounded down
+        where regions were merged: times the size, their sum is that of all that was seen (no kernel counterpart); None
+        while nothing was merged, and they are ``nr_accesses``.
     :ivar density: estimated accesses per core address unit and second, to rank regions by (:mod:`kdamon.density`);
         None in a context without it.
     :ivar density_since: number of the first aggregation interval that it is based on; 0 none yet.
@@ -134,6 +137,7 @@ class Regions:
     access_reported: Mask | None
     probe_hits: U8Array | None
     last_probe_hits: U8Array | None
+    mean_accesses: F64Array | None
     density: F64Array | None
     density_since: U32Array | None
 
@@ -151,6 +155,7 @@ class Regions:
         self.access_reported = None
         self.probe_hits = None
         self.last_probe_hits = None
+        self.mean_accesses = None
         self.density = None
         self.density_since = None
         self._sizes: U64Array | None = None
@@ -187,6 +192,10 @@ class Regions:
         """For how many aggregation intervals up to now each region was stable and not mostly unknown, shape (n,)."""
         return self.age - self.unknown_age
 
+    def exact_accesses(self) -> F64Array:
+        """Accesses seen in the present aggregation interval, see ``mean_accesses``, shape (n,)."""
+        return self.nr_accesses.astype(np.float64) if self.mean_accesses is None else self.mean_accesses
+
     # Indexes as values.
 
     def region(self, row: int) -> damon_region:
@@ -215,6 +224,8 @@ class Regions:
         self.rebuild(rows, np.insert(self.start, row, region.start), np.insert(self.end, row, region.end))
         self.sampling_addr = sampling_addr
         self.nr_accesses[row] = region.nr_accesses
+        if self.mean_accesses is not None:
+            self.mean_accesses[row] = region.nr_accesses
         self.last_nr_accesses[row] = region.last_nr_accesses
         self.age[row] = region.age
         self.unknown_age[row] = region.unknown_age
@@ -254,12 +265,14 @@ class Regions:
             if self.probe_hits is not None and self.last_probe_hits is not None:
                 self.probe_hits = self.probe_hits.take(rows, axis=0)
                 self.last_probe_hits = self.last_probe_hits.take(rows, axis=0)
+            if self.mean_accesses is not None:
+                self.mean_accesses = self.mean_accesses.take(rows)
             if self.density is not None and self.density_since is not None:
                 self.density = self.density.take(rows)
                 self.density_since = self.density_since.take(rows)
             fresh = rows < 0
             if fresh.any():
-                for name in (*INHERITED, "probe_hits", "last_probe_hits", *_OF_DENSITY):
+                for name in (*INHERITED, "probe_hits", "last_probe_hits", "mean_accesses", *_OF_DENSITY):
                     column = getattr(self, name)
                     if column is not None:
                         column[fresh] = 0
@@ -283,6 +296,7 @@ class Regions:
         """Start a new aggregation interval: the counters become the last ones and zero."""
         self.last_nr_accesses = self.nr_accesses
         self.nr_accesses = np.zeros(len(self), np.uint32)
+        self.mean_accesses = None
         self.last_nr_unknown = self.nr_unknown
         self.nr_unknown = np.zeros(len(self), np.uint32)
         if self.probe_hits is not None:

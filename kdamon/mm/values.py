@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import Records, U8Array
+from kdamon.arrays import Indexes, Mask, Records, U8Array
 
 __all__ = [
     "FAULT_DTYPE",
@@ -22,6 +22,8 @@ __all__ = [
     "Observed",
     "PageFilter",
     "Primitive",
+    "Resident",
+    "Watched",
 ]
 
 #: One answer for each sampled address: OLD, YOUNG or UNKNOWN.
@@ -111,3 +113,38 @@ class Observed:
     accesses: int
     writes: int
     neither: int
+
+
+@frozen
+class Resident:
+    """What a process has in memory, exactly, in bytes.
+
+    :ivar anon: anonymous memory.
+    :ivar file: of files, and shared memory.
+    :ivar swapped: in swap, besides.
+    """
+
+    anon: int
+    file: int
+    swapped: int
+
+    @property
+    def total(self) -> int:
+        """All that is in memory."""
+        return self.anon + self.file
+
+
+@frozen(eq=False)
+class Watched:
+    """Pages that a watch was asked for, each of shape (n,).
+
+    :ivar places: a number for each page; huge pages have one. -1: there is no room to watch it.
+    :ivar present: whether it is in memory.
+    :ivar young: whether it was accessed since a page with this number was asked for before.
+    :ivar unknown: whether its accesses cannot be observed.
+    """
+
+    places: Indexes
+    present: Mask
+    young: Mask
+    unknown: Mask

@@ -9,7 +9,7 @@ from typing import Final
 from attrs import frozen
 
 from kdamon.mm import Primitive
-from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+from kdamon.monitoring.defaults import AGGR_US, LONGEST_SAMPLE_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.reports.groups import COLUMNS
 
 __all__ = ["Config", "Range", "check_config", "check_intervals"]
@@ -44,6 +44,10 @@ class Config:
     :ivar cpus: only accesses by these CPUs count; empty is all.
     :ivar tids: only accesses by these threads count; empty is all.
     :ivar density: estimate from reports how densely each region is accessed.
+    :ivar intervals: ``fixed``: they stay as they are; ``tuned``: the kernel's algorithm changes both so that 4 % of all
+        possible accesses are found.
+    :ivar longest_sample_us: tuned sampling intervals are between ``sample_us`` and this.
+    :ivar watch: whether a random set of pages is watched to estimate how much memory is in use.
     """
 
     pid: int
@@ -62,6 +66,9 @@ class Config:
     density: bool = False
     read_only: bool = False
     by: str = ""
+    intervals: str = "fixed"
+    watch: bool = False
+    longest_sample_us: int = LONGEST_SAMPLE_US
 
     @property
     def filtered(self) -> bool:
@@ -88,7 +95,7 @@ class Config:
 
 def check_intervals(config: Config) -> None:
     """Refuse intervals that no unsigned long holds: OSError EINVAL."""
-    for name in ("sample_us", "aggr_us", "update_us"):
+    for name in ("sample_us", "aggr_us", "update_us", "longest_sample_us"):
         if not 0 <= getattr(config, name) <= _LONGEST_US:
             raise OSError(errno.EINVAL, f"{name} is in microseconds, from 0 to 2**64 - 1")
 
@@ -145,6 +152,12 @@ def check_config(config: Config) -> None:
             "or by out",
         ),
         (config.write_only and config.read_only, "write_only and read_only exclude each other: leave one of them out"),
+        (config.intervals not in {"fixed", "tuned"}, f"intervals is 'fixed' or 'tuned', not {config.intervals!r}"),
+        (
+            config.watch and (config.ops not in {"vaddr", "fvaddr"} or config.primitive != Primitive.PAGE_TABLE),
+            "pages are watched by the accessed bits of a process: use ops='vaddr' or 'fvaddr' and "
+            "primitive='page_table', or leave watch out",
+        ),
         (
             config.vaddr_regions not in {"mappings", "kernel"},
             f"vaddr_regions is 'mappings' or 'kernel', not {config.vaddr_regions!r}",

@@ -19,6 +19,7 @@ from kdamon.damon import (
     damon_addr_range,
     damon_attrs,
     damon_ctx,
+    damon_intervals_goal,
     damon_operations,
     damon_sample_control,
     damon_sample_filter_type,
@@ -67,11 +68,24 @@ def new_context(config: Config, seed: int | None = None, operations: damon_opera
             ops_update_interval=config.update_us,
             min_nr_regions=config.min_regions,
             max_nr_regions=config.max_regions,
+            intervals_goal=_intervals_goal(config),
         ),
     )
     ctx.sample_control = _sample_control(config)
     ctx.density = config.density
     return ctx
+
+
+def _intervals_goal(config: Config) -> damon_intervals_goal:
+    """The goal that the documentation of the kernel recommends."""
+    if config.intervals == "fixed":
+        return damon_intervals_goal()
+    return damon_intervals_goal(
+        access_bp=400,
+        aggrs=3,
+        min_sample_us=config.sample_us,
+        max_sample_us=max(config.sample_us, config.longest_sample_us),
+    )
 
 
 def add_target(ctx: damon_ctx, config: Config) -> damon_target:

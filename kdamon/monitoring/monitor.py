@@ -20,7 +20,7 @@ import numpy as np
 
 from kdamon import trace
 from kdamon.apply_reports import report_counters
-from kdamon.arrays import U64Array
+from kdamon.arrays import Records, U64Array
 from kdamon.core import (
     damon_add_scheme,
     damon_call,
@@ -46,12 +46,14 @@ from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config, check_intervals
 from kdamon.monitoring.context import add_target, new_context
-from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
+from kdamon.monitoring.defaults import AGGR_US, LONGEST_SAMPLE_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.process_names import process_names
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
+from kdamon.monitoring.use import MemoryUse
+from kdamon.monitoring.watching import Watching
 from kdamon.regions import Regions
 from kdamon.reports.groups import GroupedInterval, GroupTable
 from kdamon.sample_control import check_attribution, check_fault_filters, check_reads, sample_primitive
@@ -73,8 +75,9 @@ _LOOK_S: Final = 1.0
 #: Seconds that the kdamond may take to give everything back after its last sample.
 _END_S: Final = 20.0
 
-#: Begin and end of sampling, clock nanoseconds; regions, groups of reports.
-_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None]
+#: Begin and end of sampling, clock nanoseconds; regions, groups of reports; the aggregation interval, microseconds; how
+#: much memory was in use.
+_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None, int, MemoryUse | None]
 
 
 def monitor(
@@ -95,6 +98,9 @@ def monitor(
     min_regions: int = MIN_REGIONS,
     max_regions: int = MAX_REGIONS,
     vaddr_regions: str = "mappings",
+    intervals: str = "fixed",
+    longest_sample_us: int = LONGEST_SAMPLE_US,
+    watch: bool = False,
     schemes: Iterable[damos] = (),
     machine: Machine | None = None,
     kept: int = _KEPT,
@@ -131,6 +137,11 @@ def monitor(
     :param max_regions: largest number of regions.
     :param vaddr_regions: the memory that ``vaddr`` monitors: ``mappings``, the populated parts; or ``kernel``, all
         between the first and the last mapping except the two biggest gaps.
+    :param intervals: ``fixed``; or ``tuned`` by the kernel's algorithm, so that 4 % of all possible accesses are found:
+        ``sample_us`` and ``aggr_us`` are the shortest then, and :attr:`Snapshot.aggr_us` says what they became.
+    :param longest_sample_us: the longest sampling interval, where they are tuned.
+    :param watch: also watch a random set of pages, to estimate how much memory is in use within a second, ten seconds
+        and a minute, in :attr:`Snapshot.use`; for ``vaddr`` and ``fvaddr`` by ``page_table``.
     :param schemes: applied in this order, see :func:`kdamon.damon_new_scheme`.
     :param machine: where the process is; default is the running machine.
     :param kept: snapshots that wait for a slow consumer; beyond that the oldest ones are lost and counted.
@@ -156,6 +167,9 @@ def monitor(
         tids=tuple(map(index, tids)),
         by=by,
         density=density,
+        intervals=intervals,
+        longest_sample_us=index(longest_sample_us),
+        watch=watch,
     )
     if primitive is None:
         default = "" if name == "reports" else Primitive.PAGE_FAULT if config.needs_faults else Primitive.PAGE_TABLE
@@ -214,6 +228,7 @@ class Monitor:
         self._observed: Observed | None = None
         self._mapped: int | None = None
         self._looking: threading.Thread | None = None
+        self._watching: Watching | None = None
         self._present: U64Array | None = None
         self._names: ProcessNames | None = None
         self._beginner: threading.Thread | None = None
@@ -270,6 +285,8 @@ class Monitor:
             self.ctx.ended = self._ended
             self.started = self._clock.now() / 1e9
             damon_start([self.ctx], exclusive=False)
+            if self._watching is not None:
+                self._watching.start()
         except BaseException as error:
             self._failure = error
             try:
@@ -310,6 +327,9 @@ class Monitor:
         if config.primitive == Primitive.PAGE_FAULT:
             check_threads(config.tids, task)
         self._end_with(task)
+        if config.watch:
+            given = np.array(config.ranges, np.uint64).reshape(-1, 2) if config.ranges else None
+            self._watching = Watching(task, given)
 
     def _end_with(self, task: Task) -> None:
         """Let monitoring end with the process. In the kernel it goes on until the process is reaped, which may be this
@@ -324,6 +344,8 @@ class Monitor:
 
     def _ended(self) -> None:
         """Give everything back; runs in the kdamond as the last thing."""
+        if self._watching is not None:
+            self._watching.stop()
         try:
             self._release.close()
         finally:
@@ -365,8 +387,12 @@ class Monitor:
 
     def _wait_for_end(self, beginner: threading.Thread) -> None:
         beginner.join()
+        if self._watching is not None:
+            self._watching.stop()
         damon_stop([self.ctx])
         self._over.wait(_END_S)
+        if self._watching is not None:
+            self._watching.join(_END_S)
 
     # Snapshots.
 
@@ -405,6 +431,18 @@ class Monitor:
             self._queue.put(None)
         return snapshots
 
+    def use(self, *, overall: bool = False) -> MemoryUse | None:
+        """How much memory is in use; None before the first estimate, and without ``watch``.
+
+        :param overall: the mean since monitoring began, instead of the latest estimate.
+        """
+        return None if self._watching is None else self._watching.use(overall=overall)
+
+    def drain_looks(self) -> list[Records]:
+        """The looks at watched pages since the last call, arrays of :data:`kdamon.LOOK`, one for the pages that were
+        chosen together and a window; the oldest are lost where too many wait."""
+        return [] if self._watching is None else self._watching.drain()
+
     def _aggregated(self, ctx: damon_ctx, _target: int, regions: Regions) -> None:
         """Runs in the kdamond: only copy, so that its next sample is not late."""
         if ctx is not self.ctx:
@@ -412,7 +450,7 @@ class Monitor:
         groups = None if self._target.groups is None else self._target.groups.take()
         # Where the consumer is slow, a table takes much less memory.
         counted = groups.table() if groups is not None and self._queue.qsize() >= _UNCOUNTED else groups
-        self._queue.put((*self._clock.take_span(), regions.copy(), counted))
+        self._queue.put((*self._clock.take_span(), regions.copy(), counted, ctx.attrs.aggr_interval, self.use()))
         if self._queue.qsize() > self._kept:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()
@@ -470,6 +508,9 @@ class Monitor:
             faults_lost=0 if ctx.machine is None else ctx.machine.faults_lost - self._faults_lost,
             suspended_s=_suspended() - self._suspended,
             lost_snapshots=self.lost,
+            watching_cpu_s=None if self._watching is None else self._watching.cpu_s,
+            use=self.use(overall=True),
+            sample_us=None if self.config.intervals == "fixed" else ctx.attrs.sample_interval,
         )
 
     def _look_observed(self) -> Observed | None:
@@ -535,10 +576,17 @@ class Monitor:
         return None if self._mapped is None else size - self._mapped
 
 
-def _snapshot(began: int, ended: int, regions: Regions, groups: GroupedInterval | GroupTable | None) -> Snapshot:
+def _snapshot(  # noqa: PLR0917 -- what the kdamond collected
+    began: int,
+    ended: int,
+    regions: Regions,
+    groups: GroupedInterval | GroupTable | None,
+    aggr_us: int,
+    use: MemoryUse | None,
+) -> Snapshot:
     if isinstance(groups, GroupedInterval):
         groups = groups.table()
-    return Snapshot(began / 1e9, ended / 1e9, region_table(regions), groups=groups)
+    return Snapshot(began / 1e9, ended / 1e9, region_table(regions), groups=groups, aggr_us=aggr_us, use=use)
 
 
 def _suspended() -> float:

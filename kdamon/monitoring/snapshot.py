@@ -14,15 +14,24 @@ from attrs import evolve, field, frozen
 
 from kdamon.arrays import F64Array, Records
 from kdamon.mm import Observed
+from kdamon.monitoring.use import MemoryUse
 from kdamon.regions import Regions
 from kdamon.reports.groups import GROUP_REGION, GroupTable
 
 __all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
 
 #: One region: bytes, accesses and unknown samples per aggregation interval, age in aggregation intervals. The
-#: counters are fractions only where several aggregations were merged into one snapshot.
+#: counters are fractions only where several aggregations were merged into one snapshot. mean_accesses is nr_accesses,
+#: but not rounded down where regions were merged.
 REGION: Final = np.dtype(
-    [("start", "<u8"), ("end", "<u8"), ("nr_accesses", "<f4"), ("age", "<u4"), ("nr_unknown", "<f4")]
+    [
+        ("start", "<u8"),
+        ("end", "<u8"),
+        ("nr_accesses", "<f4"),
+        ("age", "<u4"),
+        ("nr_unknown", "<f4"),
+        ("mean_accesses", "<f8"),
+    ]
 )
 RegionTable = Records
 
@@ -47,6 +56,9 @@ class Counters:
         None: no faults were sampled.
     :ivar lost_snapshots: snapshots that the consumer did not take in time.
     :ivar observed: of how many bytes faults showed which accesses; None: no faults were sampled.
+    :ivar watching_cpu_s: CPU time of watching pages, seconds, besides; None: none were watched.
+    :ivar use: how much memory was in use, the mean of the whole time; None: no pages were watched.
+    :ivar sample_us: the sampling interval at the end, microseconds; None where intervals are fixed.
     """
 
     missed_intervals: int = 0
@@ -61,6 +73,9 @@ class Counters:
     lost_snapshots: int = 0
     faults_of_reads: bool | None = None
     observed: Observed | None = None
+    watching_cpu_s: float | None = None
+    use: MemoryUse | None = None
+    sample_us: int | None = None
 
 
 @frozen(eq=False)
@@ -73,9 +88,13 @@ class Snapshot:
     :ivar time: the same of the end.
     :ivar regions: rows of :data:`REGION`, in address order and disjoint, shape (n,): ``regions["start"]`` and
         ``regions["end"]`` in bytes (end exclusive), ``regions["nr_accesses"]`` and ``regions["nr_unknown"]`` in samples
-        of an aggregation interval, ``regions["age"]`` in aggregation intervals.
+        of an aggregation interval, ``regions["age"]`` in aggregation intervals. ``regions["mean_accesses"]`` is
+        ``nr_accesses`` as it would be if nothing was rounded down when regions were merged.
     :ivar merged: of how many aggregations this is the mean.
     :ivar groups: which CPU, thread or node made the accesses, where that was asked for; else None.
+    :ivar aggr_us: the aggregation interval that ages count, microseconds; 0: that of the configuration. It changes
+        where intervals are tuned; the number of samples in it does not.
+    :ivar use: how much memory was in use by then, where pages are watched for that; else None.
     """
 
     began: float
@@ -83,6 +102,8 @@ class Snapshot:
     regions: RegionTable
     merged: int = 1
     groups: GroupTable | None = None
+    aggr_us: int = 0
+    use: MemoryUse | None = None
 
     @classmethod
     def of(
@@ -93,7 +114,7 @@ class Snapshot:
         seconds: float = 0.1,
     ) -> Snapshot:
         """Make a snapshot of ``seconds`` until ``time`` from rows (start, end, nr_accesses, age, nr_unknown)."""
-        return cls(time - seconds, time, np.array(list(rows), dtype=REGION), merged)
+        return cls(time - seconds, time, np.array([(*row, row[2]) for row in rows], dtype=REGION), merged)
 
     @property
     def sizes(self) -> F64Array:
@@ -119,7 +140,7 @@ class Snapshot:
         table = whole[at[inside]]
         table["start"], table["end"] = edges[:-1][inside], edges[1:][inside]
         # The rest of a sum of floats is no access.
-        table["nr_accesses"] = np.cumsum(steps)[:-1][inside].round(3)
+        table["nr_accesses"] = table["mean_accesses"] = np.cumsum(steps)[:-1][inside].round(3)
         return evolve(self, regions=table, groups=None)
 
     def working_set(self, nr_accesses: float = 1) -> int:
@@ -131,5 +152,5 @@ def region_table(regions: Regions) -> RegionTable:
     """The columns of ``regions`` that a snapshot keeps, shape (n,)."""
     table = np.empty(len(regions), dtype=REGION)
     for name in REGION.names or ():
-        table[name] = getattr(regions, name)
+        table[name] = regions.exact_accesses() if name == "mean_accesses" else getattr(regions, name)
     return table

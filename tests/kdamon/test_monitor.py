@@ -369,3 +369,49 @@ def test_a_failure_at_the_end_is_no_reason_to_wait() -> None:
         stopper.join(120)
         assert not stopper.is_alive()
     assert not m.running()
+
+
+@pytest.mark.usefixtures("needs_machine")
+def test_watched_pages_say_how_much_is_in_use(process: subprocess.Popen[str]) -> None:
+    """Within a second, of what is in memory; nothing of the watch stays."""
+    before = held()
+    with kdamon.monitor(pid=process.pid, aggr_us=20_000, watch=True) as m:
+        eventually(lambda: (use := m.use()) is not None and bool(use.windows), "the end of the first window")
+        use, overall = m.use(), m.use(overall=True)
+        assert use is not None
+        assert use.resident is not None
+        [window] = use.windows
+        assert 1.0 == window.seconds
+        # It writes a MiB again and again, and runs Python for that.
+        assert window.low <= 4 << 20
+        assert 0 < window.accessed <= window.high
+        assert pytest.approx(use.resident.total) == window.accessed + window.idle + window.unknown
+        assert overall is not None
+        looks = m.drain_looks()
+        assert {kdamon.LOOK} == {one.dtype for one in looks}
+        m.drain()
+        assert next(m).use is not None
+    assert before == held()
+    assert m.counters().watching_cpu_s
+
+
+@pytest.mark.usefixtures("needs_machine")
+def test_tuned_intervals_become_longer_where_little_is_accessed() -> None:
+    """Snapshots say which interval their ages count; the number of samples stays."""
+    with (
+        subprocess.Popen(["sleep", "60"]) as idle,
+        kdamon.monitor(pid=idle.pid, sample_us=1000, aggr_us=20_000, intervals="tuned", longest_sample_us=4000) as m,
+    ):
+        intervals = [snapshot.aggr_us for snapshot, _ in zip(m, range(12), strict=False)]
+        assert 4000 == m.counters().sample_us
+        idle.kill()
+    assert sorted(intervals) == intervals
+    assert (20_000, 80_000) == (intervals[0], intervals[-1])
+
+
+def test_pages_are_watched_where_accessed_bits_are() -> None:
+    for arguments in ({"write_only": True}, {"primitive": "page_fault"}):
+        with pytest.raises(OSError, match="pages are watched by the accessed bits of a process"):
+            kdamon.monitor(pid=os.getpid(), watch=True, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="intervals is 'fixed' or 'tuned', not 'auto'"):
+        kdamon.monitor(pid=os.getpid(), intervals="auto")

@@ -69,6 +69,11 @@ def rows(number: int) -> list[tuple[int, int, float, int, float]]:
     ]
 
 
+def with_means(regions: list[tuple[int, int, float, int, float]]) -> list[tuple[int, int, float, int, float, float]]:
+    """The same rows as a snapshot has them, with ``mean_accesses``."""
+    return [(*region, region[2]) for region in regions]
+
+
 def some_record(path: Path | str, snapshots: int = 30, **values: Any) -> Path:
     """A whole record with a snapshot of four regions each tenth of a second, and everything else."""
     record = writer(path, **values)

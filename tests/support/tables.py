@@ -66,6 +66,7 @@ def model_of(table: Regions) -> list[Region]:
 def well_formed(table: Regions) -> bool:
     """Return whether all columns have the table's length and their dtypes, and cached sizes are right."""
     dtypes = {"access_reported": np.bool_, "probe_hits": np.uint8, "last_probe_hits": np.uint8, "density": np.float64}
+    dtypes["mean_accesses"] = np.float64
     dtypes |= dict.fromkeys(("start", "end", "sampling_addr"), np.uint64)
     for name in COLUMNS:
         column = getattr(table, name)

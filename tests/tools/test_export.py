@@ -97,7 +97,7 @@ def test_a_part_of_memory(path: Path) -> None:
 def test_clipping_keeps_the_rest() -> None:
     """Counters are those of the whole region."""
     regions = Snapshot.of(1, rows(5)).regions
-    assert [(HEAP.start, HEAP.start + 4096, 20.0, 5, 0.0)] == clipped(regions, [(0, HEAP.start + 4096)]).tolist()
+    assert [(HEAP.start, HEAP.start + 4096, 20.0, 5, 0.0, 20.0)] == clipped(regions, [(0, HEAP.start + 4096)]).tolist()
     assert 0 == len(clipped(regions, [(0, 4096)]))
 
 

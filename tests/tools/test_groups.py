@@ -79,7 +79,11 @@ class TestSums:
         """Its accesses where it made them, none elsewhere; those of several groups are added up."""
         snapshot = evolve(two_halves(100.1), merged=3)
         end = BASE + 4 * MIB
-        expected = [(BASE, BASE + MIB, 0, 3, 0), (BASE + MIB, BASE + 2 * MIB, 10, 3, 0), (BASE + 2 * MIB, end, 0, 3, 0)]
+        expected = [
+            (BASE, BASE + MIB, 0, 3, 0, 0),
+            (BASE + MIB, BASE + 2 * MIB, 10, 3, 0, 10),
+            (BASE + 2 * MIB, end, 0, 3, 0, 0),
+        ]
         one = snapshot.of_groups([9])
         assert expected == one.regions.tolist()
         assert (100.1, 3, None) == (one.time, one.merged, one.groups)

@@ -8,7 +8,8 @@ import json
 import pytest
 from attrs import evolve
 
-from kdamon.mm import Observed
+from kdamon.mm import Observed, Resident
+from kdamon.monitoring.use import MemoryUse, WindowUse
 from kdamon.sample_control import READS_UNSEEN
 from kdamon_tools.compare import Accuracy, PhaseResult
 from kdamon_tools.reporters.comparison import render_comparison
@@ -253,6 +254,7 @@ class TestSummary:
             "missed_intervals": 7,
             "unsampled_seconds": 0.0,
             "kdamond_cpu_percent": 2.5,
+            "watching_cpu_percent": None,
         } == summarize(recording(self.snapshots(), 10, self.COUNTERS))
 
     def test_an_empty_recording_has_figures_too(self) -> None:
@@ -264,6 +266,7 @@ class TestSummary:
             "missed_intervals": 0,
             "unsampled_seconds": 0.0,
             "kdamond_cpu_percent": None,
+            "watching_cpu_percent": None,
         } == summarize(recording([], 0))
         assert 2 == render_summary(recording([], 0)).count(" unknown  median")
 
@@ -304,7 +307,10 @@ class TestSummary:
         for config, lines in configs.items():
             made = evolve(recording(self.snapshots(), 10, self.COUNTERS), config=config)
             text = render_summary(made).splitlines()
-            assert lines == text[1 : text.index("working set (accessed at all)        4.0 MiB  median")]
+            assert (
+                lines
+                == text[1 : text.index("accessed within an aggregation       4.0 MiB  median, by samples of regions")]
+            )
 
     def test_of_how_much_faults_show_what(self) -> None:
         """Where reads fault, too; else the sentence about reads says it."""
@@ -357,8 +363,19 @@ class TestJson:
             {
                 "began": 0.0,
                 "time": 0.25,
+                "aggr_us": None,
+                "use": None,
                 "merged": 1,
-                "regions": [{"start": 0x1000, "end": 0x2000, "nr_accesses": 20, "age": 3, "nr_unknown": 1}],
+                "regions": [
+                    {
+                        "start": 0x1000,
+                        "end": 0x2000,
+                        "nr_accesses": 20,
+                        "age": 3,
+                        "nr_unknown": 1,
+                        "mean_accesses": 20,
+                    }
+                ],
             }
         ] == document["snapshots"]
         assert {"pid": 42, "ops": "vaddr", "sample_us": 5000, "max_nr_accesses": 20}.items() <= document[
@@ -377,6 +394,58 @@ class TestJson:
             "nr_moves": 2,
             "nr_moves_missed": 1,
         } == document["accuracy"]
+
+
+class TestUse:
+    """How much memory is in use, in the line, the summary and JSON."""
+
+    USE = MemoryUse(
+        100.2,
+        Resident(200 * MIB, 40 * MIB, 8 * MIB),
+        (
+            WindowUse(1.0, 20 * MIB, 18 * MIB, 22 * MIB, 10 * MIB, 210 * MIB, 180 * MIB, 30 * MIB, 4000),
+            WindowUse(10.0, 80 * MIB, 75 * MIB, 85 * MIB, 10 * MIB, 150 * MIB, 130 * MIB, 20 * MIB, 3000),
+        ),
+    )
+
+    def test_a_line_names_the_windows(self) -> None:
+        """Until the first one is over, it is about regions."""
+        snapshot = Snapshot.of(100.5, [(LOW, LOW + 4 * MIB, 20, 0, 0)])
+        expected = "    0.5 s  1 regions, hot 4.0 MiB; used 20.0 MiB in 1 s, 80.0 MiB in 10 s of 240.0 MiB in memory"
+        assert expected == render_line(evolve(snapshot, use=self.USE), CONFIG, 100.0)
+        for use in (None, MemoryUse(100.2, self.USE.resident)):
+            line = render_line(evolve(snapshot, use=use), CONFIG, 100.0)
+            assert "    0.5 s  1 regions of 4.0 MiB, accessed 4.0 MiB, hot 4.0 MiB" == line
+
+    def test_the_summary_has_bounds_and_what_is_unknown(self) -> None:
+        made = recording([], 10, Counters(use=self.USE, sample_us=15_000))
+        lines = render_summary(made, width=120).splitlines()
+        assert [
+            f"in memory{240:29}.0 MiB  200.0 MiB anonymous, 40.0 MiB of files; besides 8.0 MiB swapped",
+            "used within 1 s                     20.0 MiB  95 %: 18.0 MiB to 22.0 MiB, by 4000 pages",
+            "used within 10 s                    80.0 MiB  95 %: 75.0 MiB to 85.0 MiB, by 3000 pages",
+            "idle for 10 s                      150.0 MiB  130.0 MiB anonymous, 20.0 MiB of files",
+            "unknown                             10.0 MiB  accesses cannot be observed",
+        ] == lines[1:6]
+        assert "sampling interval, at the end          15 ms  tuned; aggregation interval 300 ms" in lines
+
+    def test_a_run_that_was_too_short_says_so(self) -> None:
+        made = recording([], 0.5, Counters(use=MemoryUse(100.2)))
+        assert "used within 1 s                      unknown  no window was long enough" in render_summary(made)
+
+    def test_json(self) -> None:
+        snapshot = evolve(Snapshot.of(100.5, []), use=self.USE, aggr_us=300_000)
+        document = json.loads("".join(render_json(recording([snapshot], 1.0, Counters(use=self.USE)))))
+        [found] = document["snapshots"]
+        assert found["use"] == document["counters"]["use"]
+        assert (300_000, 240 * MIB, 8 * MIB) == (
+            found["aggr_us"],
+            found["use"]["resident_bytes"],
+            found["use"]["swapped_bytes"],
+        )
+        assert [(1.0, 20 * MIB), (10.0, 80 * MIB)] == [
+            (window["seconds"], window["accessed_bytes"]) for window in found["use"]["windows"]
+        ]
 
 
 class TestComparison:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from kdamon_tools import cli
 from kdamon_tools.commands import exec as exec_verb
 from kdamon_tools.commands import mount as mount_verb
 from kdamon_tools.commands import run as run_verb
+from kdamon_tools.commands.run_checks import config_of
+from kdamon_tools.options import make_parser
 from tests.support.capabilities import needs_root
 
 FVADDR = ["--ops", "fvaddr", "--range"]
@@ -119,3 +122,36 @@ def test_a_socket_below_another_users_directory_is_refused(
     refusal = f"kdamon: --reports {socket}: user 65534 owns {tmp_path} and could replace what is there"
     assert f"{refusal}; choose a directory that only root can change, such as /run\n" == capsys.readouterr().err
     assert [] == os.listdir(tmp_path)
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    """The command line of a run without a command."""
+    arguments = make_parser().parse_args(["run", *words])
+    arguments.command = []
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "intervals", "longest_ms"),
+    [
+        ([], "tuned", 500),
+        (["--seconds", "4"], "tuned", 10),
+        (["--seconds", "1"], "tuned", 5),
+        (["--seconds", "3h"], "tuned", 10_000),
+        (["--sample-us", "1ms"], "fixed", 500),
+        (["--aggr-us", "1s"], "fixed", 500),
+        (["--sample-us", "1ms", "--intervals", "tuned"], "tuned", 500),
+        (["--intervals", "fixed"], "fixed", 500),
+        (["--density", "--reports"], "fixed", 500),
+    ],
+)
+def test_intervals_are_tuned_unless_they_are_given(words: list[str], intervals: str, longest_ms: int) -> None:
+    """At most a 400th of the time that monitoring takes, so that there are some aggregations."""
+    config = config_of(parsed("--pid", "1", *words), 1)
+    assert (intervals, longest_ms) == (config.intervals, config.longest_sample_us // 1000)
+
+
+def test_pages_are_watched_where_accessed_bits_are() -> None:
+    assert config_of(parsed("--pid", "1"), 1).watch
+    assert not config_of(parsed("--pid", "1", "--write-only"), 1).watch
+    assert not config_of(parsed("--ops", "paddr"), 0).watch

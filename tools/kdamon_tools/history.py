@@ -34,7 +34,7 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     pieces = np.zeros(len(starts), dtype=REGION)
     pieces["start"], pieces["end"] = starts, ends
     weights = np.zeros(len(starts))
-    accesses, unknown = np.zeros(len(starts)), np.zeros(len(starts))
+    accesses, exact, unknown = np.zeros((3, len(starts)))
     for snapshot in (older, newer):
         table = snapshot.regions
         if not len(table):
@@ -44,13 +44,19 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
         weights += inside * snapshot.merged
         accesses += inside * snapshot.merged * table["nr_accesses"][at]
         unknown += inside * snapshot.merged * table["nr_unknown"][at]
-        pieces["age"] = np.where(inside, table["age"][at], pieces["age"])
+        age = table["age"][at]
+        if snapshot.aggr_us != newer.aggr_us:
+            age = age * np.uint64(snapshot.aggr_us) // np.uint64(max(newer.aggr_us, 1))
+        exact += inside * snapshot.merged * table["mean_accesses"][at]
+        pieces["age"] = np.where(inside, age, pieces["age"])
     known = weights > 0
     pieces["nr_accesses"][known] = accesses[known] / weights[known]
+    pieces["mean_accesses"][known] = exact[known] / weights[known]
     pieces["nr_unknown"][known] = unknown[known] / weights[known]
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
     groups = _merge_groups(older, newer)
-    return Snapshot(older.began, newer.time, merged, older.merged + newer.merged, groups)
+    count = older.merged + newer.merged
+    return Snapshot(older.began, newer.time, merged, count, groups, newer.aggr_us, newer.use)
 
 
 def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
@@ -134,6 +140,7 @@ def _join_neighbours(pieces: Records, limit: int) -> Records:
     tolerance = 0.0
     names = set(pieces.dtype.names or ())
     means = sorted({"nr_accesses", "nr_unknown"} & names)
+    weighted = sorted({"mean_accesses"} & names | set(means))
     while len(pieces):
         touching = pieces["end"][:-1] == pieces["start"][1:]
         if "group" in names:
@@ -150,7 +157,7 @@ def _join_neighbours(pieces: Records, limit: int) -> Records:
         total = np.add.reduceat(sizes, first)
         result = pieces[first].copy()
         result["end"] = pieces["end"][np.concatenate([first[1:] - 1, [len(pieces) - 1]])]
-        for name in means:
+        for name in weighted:
             result[name] = np.add.reduceat(pieces[name] * sizes, first) / total
         for name in sorted(names & _JOINED.keys()):
             result[name] = _JOINED[name].reduceat(pieces[name], first)

@@ -49,6 +49,7 @@ from kdamon.mm.bpf.interval_memory import (
 from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10, Array, Assembler, Program
 from kdamon.mm.bpf.running_cpus import TaskLayout, find_cpus, low_half, read_member
 from kdamon.mm.bpf.walk_program import ACCESSED, CLEARABLE, FRAME, HEADER_SIZE, LEVEL, PRESENT, SHARED, Layout, PageWalk
+from kdamon.mm.bpf.watched_pages import note_page
 from kdamon.mm.syscall_batch import STOP, WORDS
 
 __all__ = ["IntervalProgram"]
@@ -63,6 +64,7 @@ class IntervalProgram:
     :param layout: of the running kernel.
     :param tasks: the same of the targets' threads.
     :param header: the header of a walker's memory after its calibration, see :class:`kdamon.mm.bpf.walk_program.Word`.
+    :param watched: the map of :class:`kdamon.mm.bpf.watched_pages.WatchedPages`.
     :ivar words: the header, as numbers.
     :ivar control: the words of :class:`kdamon.mm.bpf.interval_memory.Control`; any thread may write WANTED.
     :ivar control_at: their address.
@@ -79,8 +81,9 @@ class IntervalProgram:
     :raises OSError: EPERM without the rights; what the verifier says otherwise.
     """
 
-    def __init__(self, layout: Layout, tasks: TaskLayout, header: U64Array) -> None:
+    def __init__(self, layout: Layout, tasks: TaskLayout, header: U64Array, watched: int) -> None:
         self._layout = layout
+        self._watched = watched
         self._tasks = tasks
         self._array = Array(-(-MEMORY_SIZE // PAGE_SIZE) * PAGE_SIZE)
         try:
@@ -276,8 +279,7 @@ class IntervalProgram:
         asm.op_reg("add", R7, R1)
         asm.store(8, R6, 8 * Row.ADDR, R7)
 
-    @staticmethod
-    def _list(asm: Assembler) -> None:
+    def _list(self, asm: Assembler) -> None:
         """Note what is to be done with the page of the row at R6, whose flags are in R2."""
         asm.jump_if("jset", R2, ACCESSED, "to clear")
         asm.jump("row next")
@@ -304,6 +306,8 @@ class IntervalProgram:
         asm.op("and", R7, -PAGE_SIZE)
         asm.op("mov", R4, PAGE_SIZE)
         asm.label("range")
+        asm.load(R5, R6, 8 * Row.PGD)
+        note_page(asm, self._watched, R7, R5)
         asm.load(R1, R9, 8 * IntervalWord.LISTED)
         asm.jump_if("jgt", R1, CAPACITY - 1, "row stop")
         asm.op("lsh", R1, 4)

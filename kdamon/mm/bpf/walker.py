@@ -19,6 +19,7 @@ from kdamon.mm.bpf.running_cpus import TaskLayout
 from kdamon.mm.bpf.shared import Shared
 from kdamon.mm.bpf.walk_batches import WalkBatches
 from kdamon.mm.bpf.walk_program import Word
+from kdamon.mm.bpf.watched_pages import WatchedPages
 
 __all__ = ["Walker", "heads_of", "made_walker", "shared_walker"]
 
@@ -27,6 +28,7 @@ class Walker(WalkBatches):
     """Walks page tables for up to :attr:`capacity` addresses in one system call.
 
     :param looped: use bpf_loop(); None tries it and falls back, which kernels before 5.17 need.
+    :ivar watched: pages that samples have to note, see :class:`kdamon.mm.bpf.watched_pages.WatchedPages`.
     :raises OSError: EPERM or EOPNOTSUPP with a sentence on what this machine lacks.
     """
 
@@ -34,11 +36,18 @@ class Walker(WalkBatches):
         super().__init__(looped)
         #: What the address space of each open pagemap may be.
         self._mms: dict[int, int] = {}
+        #: Pages that samples of this process have to note.
+        self.watched = WatchedPages()
         try:
             calibrate(self)
         except BaseException:
             self.close()
             raise
+
+    def close(self) -> None:
+        """Unload the program and give its memory back."""
+        self.watched.close()
+        super().close()
 
     def young(self, pagemap_fd: int, addrs: U64Array) -> U8Array:
         """The flags of :meth:`walk` alone."""
@@ -151,7 +160,7 @@ class Walker(WalkBatches):
         :raises OSError: EPERM without the rights; EOPNOTSUPP, and what the verifier says, where the kernel cannot.
         """
         with self.lock:
-            return IntervalProgram(self.layout, TaskLayout(vmlinux()), self.header.copy())
+            return IntervalProgram(self.layout, TaskLayout(vmlinux()), self.header.copy(), self.watched.fd)
 
 
 def heads_of(places: U64Array, compound: U64Array) -> U64Array:

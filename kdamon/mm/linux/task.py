@@ -12,9 +12,9 @@ from typing import Final, Protocol
 
 from kdamon.lib.file_limit import FileShortage, files_ran_out, too_many_files
 from kdamon.lib.pidfd import exited, pidfd_open
-from kdamon.lib.process_status import stat_fields
+from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.lib.rights import OF_PROCESS, OTHER_PROCESS, refusal
-from kdamon.mm import AddressSpace, Primitive
+from kdamon.mm import AddressSpace, Primitive, Resident
 from kdamon.mm.mmap_lock import stays_locked
 from kdamon.mm.proc.process_files import (
     ProcessFiles,
@@ -36,6 +36,8 @@ _RECHECK: Final = 100_000_000
 _REOPEN: Final = 1_000_000_000
 #: Seconds for which others wait for the lock of a process's memory, before that counts as held for ever.
 _LOCKED: Final = 0.02
+#: Lines of /proc/PID/status.
+_RESIDENT: Final = ("RssAnon", "RssFile", "RssShmem", "VmSwap")
 
 
 class Space(AddressSpace, Protocol):
@@ -205,6 +207,22 @@ class LinuxTask:
                     return stat_fields(stat.read())[0] not in {b"Z", b"X"}
             except (FileNotFoundError, ProcessLookupError):
                 return False
+
+    def memory(self) -> Resident | None:
+        """See :meth:`kdamon.mm.Task.memory`."""
+        with self._lock:
+            if self._directory < 0:
+                return None
+            try:
+                fd = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+                with open(fd, "rb") as status:
+                    fields = status_fields(status.read())
+            except OSError:
+                return None
+        sizes = {name: int(fields[name].split()[0]) << 10 for name in _RESIDENT if name in fields}
+        if "RssAnon" not in sizes:
+            return None
+        return Resident(sizes["RssAnon"], sizes["RssFile"] + sizes["RssShmem"], sizes["VmSwap"])
 
     def put(self) -> None:
         """Give everything back."""

@@ -33,6 +33,7 @@ from kdamon.mm.proc import maps
 from kdamon.mm.proc.kpageflags import Folios
 from kdamon.mm.proc.pagemap import entries_at, frames
 from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.sampling.page_watch import PageTableWatch
 from kdamon.mm.sampling.space import NOTHING, ProcessSpace
 
 __all__ = ["LOCKED", "PageTableSpace"]
@@ -68,6 +69,8 @@ class PageTableSpace(ProcessSpace):
         self._adviser = Adviser(pidfd, files.pagemap)
         self._refusing: list[tuple[int, int]] = []
         self._forget_at = 0
+        #: Its page directory, 0 until that is needed.
+        self._directory = 0
 
     def same(self, files: ProcessFiles) -> bool:
         """Return whether ``files`` are of this very address space."""
@@ -117,6 +120,10 @@ class PageTableSpace(ProcessSpace):
             found[~mapped] = 0
             return self._answers(pages, flags), found
 
+    def watch(self) -> PageTableWatch:
+        """See :meth:`kdamon.mm.AddressSpace.watch`."""
+        return PageTableWatch(self, self._walker)
+
     # Whole intervals, see kdamon.mm.sampling.intervals.
 
     def can_be_listed(self) -> bool:
@@ -146,11 +153,12 @@ class PageTableSpace(ProcessSpace):
         :param neighbours: whether many of them are side by side, so that advice in runs costs other CPUs less.
         """
         with self._lock:
-            self._unknown = NOTHING
+            # A sample may be under way.
+            kept, self._unknown = self._unknown, NOTHING
             if not self._closed:
                 self._clear(pages, flags, entries, neighbours=neighbours)
             failed: Mask = np.isin(pages, self._unknown)
-            self._unknown = NOTHING
+            self._unknown = kept
             return failed
 
     def read_mappings(self) -> bool:
@@ -187,6 +195,7 @@ class PageTableSpace(ProcessSpace):
             # Deviation: docs/deviations.md#leaves-and-folios-are-cleared-whole
             starts[huge] &= _PMD_MASK
             sizes[huge] = _PMD_SIZE
+        self._note(starts)
         refused = level > 2
         large = np.flatnonzero(flags & LARGE)
         if len(large):
@@ -206,6 +215,13 @@ class PageTableSpace(ProcessSpace):
             self._cold(starts[again], sizes[again], failed)
             refused[again] |= failed
         self._unknown = np.unique(pages[still & refused])
+
+    def _note(self, pages: U64Array) -> None:
+        """Note the watched ones among ``pages``, which are young and to be made old."""
+        if self._walker.watched.in_use:
+            if not self._directory:
+                self._directory = self._walker.page_directory(self._files.pagemap)[1]
+            self._walker.watched.note(self._directory, pages)
 
     def _pfns(self, pages: U64Array, entries: U64Array, mapped: Mask) -> U64Array:
         """The page frames of ``pages``, where they are ``mapped``."""
@@ -309,6 +325,7 @@ class PageTableSpace(ProcessSpace):
         wanted = np.concatenate([start + 4096 * np.arange(count) for _, start, _, count in wide]).astype(np.uint64)
         flags, found = self._walker.walk(self._files.pagemap, wanted)
         mapped = (flags & PRESENT) != 0
+        self._note(wanted[(flags & ACCESSED) != 0])
         found = self._pfns(wanted, found, mapped)
         found[~mapped] = 0
         at = 0

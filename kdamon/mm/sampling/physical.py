@@ -208,6 +208,9 @@ class MemoryTask:
         """It is no process, and has none."""
         return False
 
+    def memory(self) -> None:
+        """See :meth:`kdamon.mm.Task.memory`; that is about processes."""
+
 
 class Physical(MemoryTask):
     """Physical memory; implements :class:`kdamon.mm.PhysicalMemory`.

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from kdamon.arrays import Mask, U64Array
-from kdamon.mm import Answers, Observed, PageFilter
+from kdamon.mm import Answers, Observed, PageFilter, PageWatch
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.page_samples import PageSamples
 from kdamon.mm.bpf.running_cpus import ANY_CPU, running_cpus
@@ -105,6 +105,10 @@ class ProcessSpace(ABC):
         """See :meth:`kdamon.mm.AddressSpace.extent`."""
         with self._lock:
             return None if self._closed else self._files.mappings.extent()
+
+    def watch(self) -> PageWatch | None:
+        """See :meth:`kdamon.mm.AddressSpace.watch`."""
+        return None
 
     def observed(self) -> Observed | None:
         """See :meth:`kdamon.mm.AddressSpace.observed`; not by faults."""

@@ -11,10 +11,11 @@ from attrs import define, field
 
 from kdamon.arrays import Indexes, Mask, U64Array
 from kdamon.kernel import PAGE_SIZE, VirtualClock
-from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Primitive
-from kdamon.mm.ranges import inside, intersect
+from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Primitive, Resident
+from kdamon.mm.ranges import inside, intersect, total
 from kdamon.mm.sim.actions import SimPages
 from kdamon.mm.sim.script import SimAccess
+from kdamon.mm.sim.watch import SimWatch
 
 __all__ = ["SimPlace", "SimProcess"]
 
@@ -115,6 +116,10 @@ class SimProcess:
         """Return whether it did not end."""
         return self.alive and tid not in self.ended_threads
 
+    def memory(self) -> Resident:
+        """See :meth:`kdamon.mm.Task.memory`: all that is mapped, as anonymous memory."""
+        return Resident(total(self.vmas()), 0, 0)
+
     def put(self) -> None:
         """Nothing is held."""
 
@@ -127,6 +132,10 @@ class SimProcess:
     def vmas(self) -> U64Array:
         """The mappings, shape (n, 2)."""
         return self._pages.vmas
+
+    def watch(self) -> SimWatch:
+        """See :meth:`kdamon.mm.AddressSpace.watch`."""
+        return SimWatch(self)
 
     def observed(self) -> None:
         """See :meth:`kdamon.mm.AddressSpace.observed`; accesses are simulated, whatever the primitive."""
@@ -160,7 +169,7 @@ class SimProcess:
         if not self.alive:
             return answers
         if sample.armed is None:
-            answers = self._accessed(sample.addrs, sample.time / 1e9, self.clock.now() / 1e9)
+            answers = self.accessed(sample.addrs, sample.time / 1e9, self.clock.now() / 1e9)
         mapped = inside(self.vmas(), sample.addrs)
         for start, end in self.unknown:
             answers[mapped & (sample.addrs >= start) & (sample.addrs < end)] = UNKNOWN
@@ -201,7 +210,7 @@ class SimProcess:
         """See :meth:`kdamon.mm.sim.actions.SimPages.match`."""
         return self._pages.match(addrs, filters, answers)
 
-    def _accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
+    def accessed(self, addrs: U64Array, begin: float, until: float) -> Answers:
         """Draw for each page whether at least one access fell between two times (seconds)."""
         answers = np.full(len(addrs), OLD, np.uint8)
         if not len(self.vmas()):

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kdamon.kernel import INT_MAX
 from kdamon.producers.socket_file import check_socket_path
@@ -19,22 +20,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILTERS",
-    "SAMPLING",
+    "REGIONS",
     "STDOUT",
     "check_files",
     "check_fuse",
     "check_monitoring",
     "check_socket",
+    "intervals_of",
     "machine_when_needed",
     "refused",
 ]
 
 #: Fields of :class:`kdamon_tools.snapshot.Config` with their options: which accesses count.
 FILTERS: Final = ("write_only", "read_only", "cpus", "tids", "by", "density")
-#: The same: intervals and regions.
-SAMPLING: Final = ("sample_us", "aggr_us", "min_regions", "max_regions")
+#: The same: bounds of the number of regions.
+REGIONS: Final = ("min_regions", "max_regions")
 #: The file name that stands for standard output.
 STDOUT: Final = Path("/dev/stdout")
+
+
+def intervals_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The intervals of the command line, as fields of :class:`kdamon_tools.snapshot.Config`."""
+    given = {"sample_us": arguments.sample_us, "aggr_us": arguments.aggr_us}
+    return {name: interval for name, interval in given.items() if interval is not None}
 
 
 def check_monitoring(config: Config) -> None:

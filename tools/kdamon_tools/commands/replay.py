@@ -14,10 +14,11 @@ from attrs import evolve
 
 from kdamon_tools.commands.common import (
     FILTERS,
-    SAMPLING,
+    REGIONS,
     STDOUT,
     check_files,
     check_monitoring,
+    intervals_of,
     refused,
 )
 from kdamon_tools.errors import CommandError
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(arguments: argparse.Namespace, pid: int, ranges: Sequence[Range]) -> Config:
-    options = {option: getattr(arguments, option) for option in (*SAMPLING, *FILTERS)}
+    options = {option: getattr(arguments, option) for option in (*REGIONS, *FILTERS)} | intervals_of(arguments)
     return Config(pid=pid, ops="reports", primitive="", ranges=tuple(ranges), **options)
 
 

@@ -274,7 +274,7 @@ def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
             "page_fault is used instead",
             file=sys.stderr,
         )
-    return evolve(config, primitive="page_fault")
+    return evolve(config, primitive="page_fault", watch=False)
 
 
 def _first_thread_ended(pid: int) -> bool:
@@ -383,6 +383,8 @@ def _watch(
 
 
 def _show_live(view: LiveView, snapshot: Snapshot, gathered: Gathered, colour: bool, what: str | None) -> None:
+    # Aggregation intervals may be much longer than it takes to estimate that anew.
+    snapshot = evolve(snapshot, use=gathered.monitor.use())
     config, since = gathered.monitor.config, gathered.monitor.started
     groups = None if gathered.grouping is None else gathered.grouping.log(shared=False)
     if not view.in_place:

@@ -9,13 +9,22 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import evolve
 
 from kdamon.lib.trusted import open_to_read
+from kdamon.monitoring.defaults import LONGEST_SAMPLE_US
 from kdamon_tools.addresses import check_physical_addresses, check_user_addresses
-from kdamon_tools.commands.common import FILTERS, SAMPLING, STDOUT, check_files, check_monitoring, check_socket
+from kdamon_tools.commands.common import (
+    FILTERS,
+    REGIONS,
+    STDOUT,
+    check_files,
+    check_monitoring,
+    check_socket,
+    intervals_of,
+)
 from kdamon_tools.defaults import BY
 from kdamon_tools.errors import CommandError
 from kdamon_tools.snapshot import Config, Range
@@ -23,19 +32,35 @@ from kdamon_tools.snapshot import Config, Range
 if TYPE_CHECKING:
     from kdamon.mm.linux.machine import LinuxMachine
 
+#: The longest sampling interval where it is tuned: tables that change less often than every ten seconds are of no use.
+_LONGEST_US: Final = 500_000
+#: With an end it is this part of the time at most, so that there are some aggregations.
+_PART: Final = 400
+
 __all__ = ["check_command_line", "check_memory", "config_of"]
 
 
 def config_of(arguments: argparse.Namespace, pid: int) -> Config:
     """The monitoring request for process ``pid``, or for physical memory if it is 0."""
-    names = ("ops", "vaddr_regions", *SAMPLING, *FILTERS)
-    config = Config(pid=pid, **{name: getattr(arguments, name) for name in names})
+    names = ("ops", "vaddr_regions", *REGIONS, *FILTERS)
+    config = Config(pid=pid, **{name: getattr(arguments, name) for name in names}, **intervals_of(arguments))
     config = evolve(config, command=tuple(arguments.command), ranges=tuple(arguments.ranges))
     if arguments.update_us is not None:
         config = evolve(config, update_us=arguments.update_us)
     if config.ops == "reports":
         return evolve(config, primitive="")
-    return evolve(config, primitive=arguments.primitive or ("page_fault" if config.needs_faults else "page_table"))
+    config = evolve(config, primitive=arguments.primitive or ("page_fault" if config.needs_faults else "page_table"))
+    config = evolve(config, watch=config.primitive == "page_table" and config.ops != "paddr")
+    return _with_intervals(config, arguments)
+
+
+def _with_intervals(config: Config, arguments: argparse.Namespace) -> Config:
+    """Tune the intervals, unless they were given, or reports say how often memory is accessed."""
+    given = arguments.sample_us is not None or arguments.aggr_us is not None
+    intervals = arguments.intervals or ("fixed" if given or config.density else "tuned")
+    longest = _LONGEST_US if not arguments.seconds else int(arguments.seconds * 1e6 / _PART)
+    longest = max(config.sample_us, min(longest, LONGEST_SAMPLE_US))
+    return evolve(config, intervals=intervals, longest_sample_us=longest)
 
 
 def check_command_line(arguments: argparse.Namespace) -> None:

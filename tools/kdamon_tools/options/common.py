@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from kdamon.monitoring.defaults import AGGR_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US
+from kdamon.monitoring.defaults import MAX_REGIONS, MIN_REGIONS
 from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_span, parse_tids
 
@@ -102,13 +102,10 @@ def add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--sample-us",
         type=parse_interval,
-        default=SAMPLE_US,
         metavar="TIME",
         help="sampling interval, in microseconds or with a unit, such as 5ms, 0.1s, 1m; default: 5ms",
     )
-    group.add_argument(
-        "--aggr-us", type=parse_interval, default=AGGR_US, metavar="TIME", help="aggregation interval; default: 100ms"
-    )
+    group.add_argument("--aggr-us", type=parse_interval, metavar="TIME", help="aggregation interval; default: 100ms")
     group.add_argument(
         "--min-regions",
         type=parse_number,

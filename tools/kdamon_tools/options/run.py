@@ -95,6 +95,13 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_regions(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--intervals",
+        choices=("tuned", "fixed"),
+        help="tuned: the kernel's algorithm lengthens both intervals until 4%% of all possible accesses are found; "
+        "sampling intervals are between 5 ms and 500 ms then; fixed: both stay as they are; default: tuned, unless an "
+        "interval is given or --density or --ops reports is used",
+    )
     add_sampling(group)
     group.add_argument(
         "--update-us", type=parse_interval, metavar="TIME", help="interval at which mappings are read; default: 1s"

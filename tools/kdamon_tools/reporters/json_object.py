@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from kdamon.arrays import Records
+from kdamon.monitoring.use import MemoryUse
 from kdamon.reports.groups import GroupTable
 from kdamon_tools.groups import GroupLog, known_number, raw_number
 from kdamon_tools.origin import Origin, origin_fields
@@ -35,6 +36,7 @@ RUN_LINES: Final = "kdamon.run.lines/1"
 REPLAY: Final = "kdamon.replay/1"
 #: Rows that become Python objects at once; no other thread runs meanwhile.
 _AT_ONCE: Final = 256
+_WINDOW_BYTES: Final = ("accessed", "low", "high", "unknown", "idle", "idle_anon", "idle_file")
 
 
 def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: str = RUN) -> Iterator[str]:
@@ -51,7 +53,7 @@ def render_json(recording: Recording, accuracy: Accuracy | None = None, schema: 
     }
     yield _line(document)[:-1] + ',"snapshots":['
     for number, snapshot in enumerate(recording.snapshots):
-        fields = {**_times(snapshot, recording.started), "merged": snapshot.merged}
+        fields = {**_fields(snapshot, recording.started), "merged": snapshot.merged}
         of_snapshot = _with_regions(fields, snapshot, recording.config.by, recording.names)
         yield f"{',' if number else ''}{of_snapshot}"
     yield "]," + _line(_totals(recording, accuracy))[1:]
@@ -80,7 +82,7 @@ def render_aggregation(
     :param by: the property by which accesses are grouped, if they are.
     :param names: what lies at the addresses; None: that is not known.
     """
-    fields = {"type": "aggregation", "index": index, "dropped": dropped, **_times(snapshot, since)}
+    fields = {"type": "aggregation", "index": index, "dropped": dropped, **_fields(snapshot, since)}
     return _with_regions(fields, snapshot, by, names)
 
 
@@ -113,7 +115,7 @@ def _totals(recording: Recording, accuracy: Accuracy | None) -> dict[str, Any]:
         "seconds": recording.seconds,
         "note": recording.note,
         "remarks": list(recording.remarks),
-        "counters": attrs.asdict(recording.counters),
+        "counters": attrs.asdict(recording.counters) | {"use": _use(recording.counters.use, recording.started)},
         "summary": summarize(recording),
     }
     if accuracy is not None:
@@ -150,8 +152,34 @@ def _mappings(log: MappingLog | None, since: float) -> dict[str, Any]:
     }
 
 
-def _times(snapshot: Snapshot, since: float) -> dict[str, Any]:
-    return {"began": round(snapshot.began - since, 6), "time": round(snapshot.time - since, 6)}
+def _fields(snapshot: Snapshot, since: float) -> dict[str, Any]:
+    return {
+        "began": round(snapshot.began - since, 6),
+        "time": round(snapshot.time - since, 6),
+        "aggr_us": snapshot.aggr_us or None,
+        "use": _use(snapshot.use, since),
+    }
+
+
+def _use(use: MemoryUse | None, since: float) -> dict[str, Any] | None:
+    if use is None:
+        return None
+    resident = use.resident
+    return {
+        "time": round(use.time - since, 6),
+        "resident_bytes": None if resident is None else resident.total,
+        "anon_bytes": None if resident is None else resident.anon,
+        "file_bytes": None if resident is None else resident.file,
+        "swapped_bytes": None if resident is None else resident.swapped,
+        "windows": [
+            {
+                "seconds": window.seconds,
+                **{f"{name}_bytes": getattr(window, name) for name in _WINDOW_BYTES},
+                "pages": window.pages,
+            }
+            for window in use.windows
+        ],
+    }
 
 
 def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str, names: NameTable | None) -> str:
@@ -163,8 +191,10 @@ def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str, names: Na
     regions = ",".join(
         [
             f'{{"start":{start},"end":{end},"nr_accesses":{_number(nr_accesses)},"age":{age},'
-            f'"nr_unknown":{_number(nr_unknown)}{name}}}'
-            for (start, end, nr_accesses, age, nr_unknown), name in zip(rows, _names(snapshot, names), strict=True)
+            f'"nr_unknown":{_number(nr_unknown)},"mean_accesses":{_number(mean_accesses)}{name}}}'
+            for (start, end, nr_accesses, age, nr_unknown, mean_accesses), name in zip(
+                rows, _names(snapshot, names), strict=True
+            )
         ]
     )
     groups = "" if snapshot.groups is None else f',"groups":[{_regions_of_groups(snapshot.groups, by)}]'

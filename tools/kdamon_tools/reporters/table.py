@@ -20,6 +20,7 @@ from kdamon_tools.reporters.names import fitting
 from kdamon_tools.reporters.rest import describe_rest
 from kdamon_tools.reporters.shades import LEVELS, UNKNOWN, level_of, paint
 from kdamon_tools.reporters.unknown import explain_unknown
+from kdamon_tools.reporters.use import render_use, render_use_lines
 from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views.regions import HOT
@@ -77,7 +78,8 @@ def render_table(
                 break
     shown = snapshot.regions[chosen]
     parts = names.parts_of(shown) if names is not None else [[] for _ in shown]
-    lines += [layout.line(region, config, colour, of) for region, of in zip(shown, parts, strict=True)]
+    aggr_us = snapshot.aggr_us or config.aggr_us
+    lines += [layout.line(region, config, aggr_us, colour, of) for region, of in zip(shown, parts, strict=True)]
     return "\n".join((lines + rest + explained)[: max(1, height)])
 
 
@@ -108,8 +110,8 @@ class _Layout:
         indent = " " * (self._start + 2 if self._age else 0)
         return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
 
-    def line(self, region: np.void, config: Config, colour: bool, parts: list[Part]) -> str:
-        """A row of :data:`kdamon_tools.snapshot.REGION`.
+    def line(self, region: np.void, config: Config, aggr_us: int, colour: bool, parts: list[Part]) -> str:
+        """A row of :data:`kdamon_tools.snapshot.REGION`, whose age counts ``aggr_us``.
 
         :param parts: what lies there.
         """
@@ -120,7 +122,7 @@ class _Layout:
         bar = paint(character * filled, colour and character in LEVELS) + " " * (self._bar - filled)
         start, end = int(region["start"]), int(region["end"])
         columns = [f"{start:{self._start}x}", f"{format_bytes(end - start):>10}", f"{bar} {share:4.0%}"]
-        columns += [f"{format_seconds(int(region['age']) * config.aggr_us / 1e6):>10}"] if self._age else []
+        columns += [f"{format_seconds(int(region['age']) * aggr_us / 1e6):>10}"] if self._age else []
         if self._name:
             columns += [f"{unknown:7.0%}" if unknown else " " * 7] if self._unknown else []
             columns += [fitting(parts, self._name)]
@@ -164,13 +166,13 @@ def _rest(snapshot: Snapshot, config: Config, which: Mask) -> str:
 
 
 def render_line(snapshot: Snapshot, config: Config, since: float) -> str:
-    """One line about ``snapshot``: time, regions, and the bytes accessed at all and often."""
-    accessed = snapshot.working_set(1)
-    hot = snapshot.working_set(config.max_nr_accesses / 2)
-    return (
-        f"{snapshot.time - since:7.1f} s  {len(snapshot.regions)} regions of {format_bytes(snapshot.sizes.sum())}, "
-        f"accessed {format_bytes(accessed)}, hot {format_bytes(hot)}"
-    )
+    """One line about ``snapshot``: time, regions, bytes accessed often, and the memory in use if that is known."""
+    regions = f"{snapshot.time - since:7.1f} s  {len(snapshot.regions)} regions"
+    hot = format_bytes(snapshot.working_set(config.max_nr_accesses / 2))
+    if snapshot.use is not None and (used := render_use(snapshot.use)):
+        return f"{regions}, hot {hot}; {used}"
+    covered, accessed = format_bytes(snapshot.sizes.sum()), format_bytes(snapshot.working_set(1))
+    return f"{regions} of {covered}, accessed {accessed}, hot {hot}"
 
 
 def summarize(recording: Recording) -> dict[str, float | None]:
@@ -179,6 +181,7 @@ def summarize(recording: Recording) -> dict[str, float | None]:
     Bytes are medians over the snapshots: the first ones of a run are inaccurate, and a median is robust against them.
     """
     config, counters = recording.config, recording.counters
+    watching_s = counters.watching_cpu_s
     unsampled = sum(end - begin for begin, end in recording.pauses())
     sampled = recording.seconds - unsampled
     accessed = [snapshot.working_set(1) for snapshot in recording.snapshots]
@@ -190,6 +193,9 @@ def summarize(recording: Recording) -> dict[str, float | None]:
         "missed_intervals": counters.missed_intervals,
         "unsampled_seconds": round(unsampled, 6),
         "kdamond_cpu_percent": 100 * counters.cpu_s / sampled if sampled > 0 and counters.cpu_s is not None else None,
+        "watching_cpu_percent": None
+        if watching_s is None or not recording.seconds
+        else 100 * watching_s / recording.seconds,
     }
 
 
@@ -206,12 +212,13 @@ def render_summary(recording: Recording, *, width: int = 80) -> str:
         f"monitored {what} for {format_seconds(recording.seconds)}, "
         f"{aggregations} aggregations" + (f"; {recording.note}" if recording.note else ""),
         *_what_counted(config, bool(counters.faults_of_reads)),
-        f"working set (accessed at all)     {_bytes(figures['working_set_bytes']):>10}  median",
+        *(render_use_lines(counters.use) if counters.use is not None else [_accessed(figures)]),
         f"hot (half of the samples or more) {_bytes(figures['hot_bytes']):>10}  median",
     ]
     if config.primitive and (unknown := figures["unknown_percent"]) is not None:
         lines.append(f"samples unknown                   {unknown:>9.1f}%  of {counters.samples}")
     lines += _reports(recording)
+    lines += _intervals(recording)
     lines.append(f"sampling intervals missed         {counters.missed_intervals:>10}")
     if counters.never_mapped:
         size = sum(end - start for start, end in config.ranges)
@@ -226,13 +233,30 @@ def render_summary(recording: Recording, *, width: int = 80) -> str:
     if counters.suspended_s:
         lines.append(f"the machine was suspended for     {format_seconds(counters.suspended_s):>10}  besides")
     if counters.cpu_s and (cpu := figures["kdamond_cpu_percent"]) is not None:
-        lines.append(f"CPU time of kdamond               {cpu:>9.1f}%  of one CPU")
+        watching = figures["watching_cpu_percent"]
+        rest = "" if watching is None else f", and {watching:.1f}% to watch pages"
+        lines.append(f"CPU time of kdamond               {cpu:>9.1f}%  of one CPU{rest}")
     lines += filter(None, (explain_unknown(recording.snapshots, config), *recording.remarks))
     return "\n".join(part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  "))
 
 
+def _accessed(figures: dict[str, float | None]) -> str:
+    return (
+        f"accessed within an aggregation    {_bytes(figures['working_set_bytes']):>10}  median, by samples of regions"
+    )
+
+
 def _bytes(size: float | None) -> str:
     return "unknown" if size is None else format_bytes(size)
+
+
+def _intervals(recording: Recording) -> list[str]:
+    """The intervals at the end, where they are tuned."""
+    sample_us = recording.counters.sample_us
+    if sample_us is None:
+        return []
+    sample, aggr = (f"{us / 1e3:.0f} ms" for us in (sample_us, sample_us * recording.config.max_nr_accesses))
+    return [f"sampling interval, at the end     {sample:>10}  tuned; aggregation interval {aggr}"]
 
 
 def _what_counted(config: Config, faults_of_reads: bool) -> list[str]:
