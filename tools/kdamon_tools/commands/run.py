@@ -19,7 +19,7 @@ from attrs import define, evolve
 
 from kdamon.lib.capabilities import MONITORING
 from kdamon.lib.file_limit import files_ran_out, raise_file_limit
-from kdamon.lib.process_status import stat_fields, status_fields
+from kdamon.lib.process_status import is_kernel_thread, stat_fields, status_fields
 from kdamon.lib.rights import may, refusal
 from kdamon.sample_control import READS_UNSEEN, check_reads
 from kdamon_tools import interpreter
@@ -317,9 +317,10 @@ def _pidfd(pid: int) -> Iterator[int]:
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.
     """
     try:
-        status = status_fields(Path(f"/proc/{pid}/status").read_bytes())
-        if "VmSize" not in status and status["State"][0] not in "ZX":
+        # A process that is just ending has no memory either, even before it is a zombie.
+        if is_kernel_thread(Path(f"/proc/{pid}/stat").read_bytes()):
             raise CommandError(f"process {pid} is a kernel thread: it has no memory of its own to monitor")
+        status = status_fields(Path(f"/proc/{pid}/status").read_bytes())
         descriptor = os.pidfd_open(int(status["Tgid"]))
     except (FileNotFoundError, ProcessLookupError) as error:
         raise CommandError(f"process {pid} has just ended") from error
