@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gathered"]
 
-#: Seconds that the first line waits for the list of mappings, which a process can keep locked.
+#: Seconds to wait for the list of mappings, which a process can keep locked, before the first line and at the end.
 _LOOK_S: Final = 1.0
 #: Seconds that a view shows while monitoring.
 _RECENT_S: Final = 10.0
@@ -125,6 +125,7 @@ class Gathered:
         :param note: the reason for the end.
         :param remarks: further sentences for the user.
         """
+        self._look_again()
         self.gather()
         monitor = self.monitor
         counters = Counters(**asdict(monitor.counters(), recurse=False))
@@ -141,6 +142,13 @@ class Gathered:
             self._groups(counters.reports.get("applied", 0)),
             None if self.names is None else self.names.whole(),
         )
+
+    def _look_again(self) -> None:
+        """Read mappings and names at the end: what was mapped late has a name, unless the process is gone."""
+        if self.mappings is not None:
+            self.mappings.look(_LOOK_S)
+        if self.names is not None:
+            self.names.look_again(_LOOK_S)
 
     def _groups(self, applied: int) -> GroupLog | None:
         """The groups of the run, where ``applied`` reports were counted for regions."""

@@ -24,10 +24,12 @@ from kdamon_tools.pictures.svg import render_svg
 from kdamon_tools.privileges import capabilities_for, keep_only
 from kdamon_tools.recorded.recording import recording_of
 from kdamon_tools.recorded.selection import select
+from kdamon_tools.reporters.heat import render_heat_csv, render_heat_json
 from kdamon_tools.reporters.heatmap import render_heatmap
 from kdamon_tools.reporters.views import render_csv, render_view
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.views import report_of
+from kdamon_tools.views.heat import heat_of
 
 __all__ = ["run"]
 
@@ -86,8 +88,6 @@ def _check(arguments: argparse.Namespace, form: str) -> None:
         raise CommandError(f"a {form} file is a picture: leave --json and --raw out", 2)
     if form == _CSV and arguments.json:
         raise CommandError("a .csv file is a table: leave --json out", 2)
-    if view == "heatmap" and (arguments.json or form == _CSV):
-        raise CommandError("the heatmap is a picture: for numbers, name the view regions or kdamon export", 2)
     if arguments.at is not None and view != "regions":
         raise CommandError("--at is a time of the view regions: name it, or use --time", 2)
     if arguments.at is not None and arguments.time is not None:
@@ -119,6 +119,12 @@ def _write(recording: Recording, form: str, result: ResultFile, arguments: argpa
         else:
             result.append_bytes(render_png(scene))
             result.commit()
+        return
+    if arguments.view == "heatmap" and (arguments.json or form == _CSV):
+        heat = heat_of(recording)
+        result.write(
+            lambda: render_heat_csv(heat) if form == _CSV else [*render_heat_json(heat, recording.origin), "\n"]
+        )
         return
     width, height = terminal_size()
     if arguments.view == "heatmap":

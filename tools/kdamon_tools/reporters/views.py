@@ -16,13 +16,15 @@ from kdamon_tools.reporters.names import shortened, visible
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views import report_of
-from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.table import Column, Kind, Order, Report, Table, number_or_none
 
 __all__ = ["REPORT", "cell_text", "render_csv", "render_report", "render_report_json", "render_view"]
 
 #: Name and version of the schema.
 REPORT: Final = "kdamon.report/1"
 _UNKNOWN: Final = "unknown"
+#: A change from nothing, which has no share.
+_NEW: Final = "new"
 #: Columns of a figure; of a name, at least.
 _CELL: Final = 11
 _LEAST_NAME: Final = 16
@@ -34,6 +36,8 @@ def cell_text(value: Any, kind: Kind, raw: bool = False) -> str:
     """A value as text: one line, whatever a name contains."""
     if value is None:
         return _UNKNOWN
+    if number_or_none(value) is None:
+        return _NEW
     if kind is Kind.TEXT:
         return visible(str(value))
     if kind is Kind.ADDRESS:
@@ -42,7 +46,7 @@ def cell_text(value: Any, kind: Kind, raw: bool = False) -> str:
         return str(value)
     if kind is Kind.BYTES:
         return format_bytes(value)
-    return format_seconds(value) if kind is Kind.SECONDS else f"{100 * value:.1f}%"
+    return format_seconds(value) if kind is Kind.SECONDS else f"{100 * value:z.1f}%"
 
 
 def render_report(report: Report, *, width: int | None = None, height: int | None = None, raw: bool = False) -> str:
@@ -175,4 +179,4 @@ def render_csv(report: Report) -> str:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, str):
         return cell_of(value)
-    return "" if value is None else value
+    return "" if number_or_none(value) is None else value

@@ -126,7 +126,7 @@ def difference_view(before: Recording, after: Recording) -> Report:
             figure.before,
             figure.after,
             figure.change,
-            _finite(figure.share),
+            None if figure.share is None else round(figure.share, 6),
             figure.spread,
         )
         for figure in figures_of(before, after).values()
@@ -145,10 +145,6 @@ def difference_view(before: Recording, after: Recording) -> Report:
             "only B: in one of them; at addresses that were accessed in at least 1% of the samples",
         ),
     )
-
-
-def _finite(share: float | None) -> float | None:
-    return None if share is None or np.isinf(share) else round(share, 6)
 
 
 @frozen(eq=False)

@@ -12,7 +12,7 @@ from attrs import frozen
 from kdamon.arrays import F64Array, Indexes, U64Array
 from kdamon_tools.snapshot import Config, Snapshot
 
-__all__ = ["Profile", "profile_of"]
+__all__ = ["Profile", "profile_of", "swept"]
 
 #: Minimum number of aggregations in which memory was hot: a single one may come from a region that is being split.
 _SOME_TIME: Final = 3
@@ -56,15 +56,15 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
         rows = np.concatenate(tables[first:end])
         weights = np.repeat(merged[first:end], [len(table) for table in tables[first:end]])
         borders = [np.searchsorted(edges, rows[name]) for name in ("start", "end")]
-        here = _swept(borders, weights * rows["nr_accesses"], len(edges))
+        here = swept(borders, weights * rows["nr_accesses"], len(edges))
         accesses += here
         np.maximum(peak, here / (config.max_nr_accesses * merged[first:end].sum()), out=peak)
-        covered += _swept(borders, weights, len(edges))
-        unknown += _swept(borders, weights * rows["nr_unknown"], len(edges))
+        covered += swept(borders, weights, len(edges))
+        unknown += swept(borders, weights * rows["nr_unknown"], len(edges))
     return Profile(edges, covered, accesses, unknown, np.minimum(peak, 1.0))
 
 
-def _swept(borders: Sequence[Indexes], values: F64Array, nr_edges: int) -> F64Array:
+def swept(borders: Sequence[Indexes], values: F64Array, nr_edges: int) -> F64Array:
     """Sum of ``values``, one of each row, at each piece.
 
     :param borders: the edges at which the rows begin and end, shape (n,) each.

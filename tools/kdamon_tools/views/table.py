@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
 from attrs import frozen
 
-__all__ = ["Column", "Kind", "Order", "Report", "Table"]
+__all__ = ["Column", "Kind", "Order", "Report", "Table", "number_or_none"]
+
+
+def number_or_none(value: Any) -> Any:
+    """``value`` for JSON and CSV, which have no infinite numbers."""
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 class Kind(StrEnum):
@@ -16,7 +22,7 @@ class Kind(StrEnum):
 
     BYTES = "bytes"
     SECONDS = "seconds"
-    #: 0 to 1.
+    #: 0 to 1, or of a change; infinite where there was nothing before.
     SHARE = "share"
     COUNT = "count"
     ADDRESS = "address"
@@ -70,7 +76,7 @@ class Table:
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""
         keys = [column.key for column in self.columns]
-        return [dict(zip(keys, row, strict=True)) for row in self.rows]
+        return [dict(zip(keys, map(number_or_none, row), strict=True)) for row in self.rows]
 
 
 @frozen

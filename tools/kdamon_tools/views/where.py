@@ -11,6 +11,7 @@ from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_seconds
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.written import Written
 
 __all__ = ["IDLE_FOR", "idle_view", "where_view"]
 
@@ -26,17 +27,26 @@ _WHERE: Final = (
     Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
     Column("idle_seconds", "idle for", Kind.SECONDS),
 )
+_ABOUT_WRITTEN: Final = "written: the part of it that was written in an aggregation interval, unknown memory left out"
+_WRITTEN: Final = Column("written_share", "written", Kind.SHARE)
 
 
 def where_view(recording: Recording) -> Report:
-    """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle."""
+    """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle.
+
+    Also how much of it was written, if the recording knows.
+    """
     named = Named(recording.names)
     config = recording.config
     sums, weight = np.zeros((4, len(named.names))), 0
+    writes = Written(recording, named)
     for snapshot in recording.snapshots:
-        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, config))
+        of_snapshot = named.sums(snapshot, kinds_of(snapshot, config))
+        writes.add(snapshot, of_snapshot)
+        sums += snapshot.merged * of_snapshot
         weight += snapshot.merged
     means = np.rint(sums / max(1, weight))
+    written = writes.shares()
     idle = np.full(len(named.names), np.nan)
     if recording.snapshots:
         last = recording.snapshots[-1]
@@ -51,9 +61,16 @@ def where_view(recording: Recording) -> Report:
         if means[:, place].sum() > 0
     ]
     rows = tuple(
-        (named.names[place], int(means[:, place].sum()), *map(int, means[:, place]), _known(idle[place]))
+        (
+            named.names[place],
+            int(means[:, place].sum()),
+            *map(int, means[:, place]),
+            *(() if written is None else (written[place],)),
+            _known(idle[place]),
+        )
         for place in order
     )
+    columns = _WHERE if written is None else (*_WHERE[:-1], _WRITTEN, _WHERE[-1])
     kinds = means.sum(axis=1).astype(int).tolist()
     return Report(
         "where",
@@ -61,11 +78,12 @@ def where_view(recording: Recording) -> Report:
             (f"{key}_bytes", key, Kind.BYTES, size)
             for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
         ),
-        (Table("names", _WHERE, rows, "names", Order.RANK),),
+        (Table("names", columns, rows, "names", Order.RANK),),
         (
             f"average of {format_seconds(recording.seconds)}: hot was accessed in at least {HOT:.0%} of the samples of "
             "an aggregation interval, warm in fewer, cold in none; idle for: how long none of it was accessed, at the "
             "end",
+            *(() if written is None else (_ABOUT_WRITTEN,)),
             *_about_names(recording),
         ),
     )
