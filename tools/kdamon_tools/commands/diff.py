@@ -13,6 +13,7 @@ import kdamon
 from kdamon_tools.commands.common import check_files, refused
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options.diff import Condition
+from kdamon_tools.output.pager import page, pager
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
@@ -50,16 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
             _recording(record, path) for record, path in zip(records, (arguments.before, arguments.after), strict=True)
         )
         report = difference_view(before, after)
+        words: list[str] = []
         if arguments.json:
             text = render_report_json(report, after.origin, DIFF) + "\n"
         elif csv:
             text = render_csv(report)
         else:
+            words = pager(arguments.output)
             width = terminal_size()[0] if result.isatty() else None
-            text = render_report(report, width=width, height=_ROWS, raw=arguments.raw) + "\n"
+            text = render_report(report, width=width, height=_ROWS, all_names=bool(words), raw=arguments.raw) + "\n"
         figures = figures_of(before, after)
         met = [condition for condition in arguments.fail_if if _is_met(condition, figures[condition.figure])]
-        result.write(lambda: [text])
+        if not page(text, words):
+            result.write(lambda: [text])
         for condition in met:
             print(f"kdamon: {condition.text}: {_change(figures[condition.figure])}", file=sys.stderr)
     return _MET if met else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -13,6 +14,7 @@ from kdamon_tools.commands.common import check_files, refused
 from kdamon_tools.damo_record import is_damo_record, part_of, read_damo_record
 from kdamon_tools.defaults import BY
 from kdamon_tools.errors import CommandError
+from kdamon_tools.output.pager import page, pager
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
@@ -26,7 +28,7 @@ from kdamon_tools.recorded.recording import recording_of
 from kdamon_tools.recorded.selection import select
 from kdamon_tools.reporters.heat import render_heat_csv, render_heat_json
 from kdamon_tools.reporters.heatmap import render_heatmap
-from kdamon_tools.reporters.views import render_csv, render_view
+from kdamon_tools.reporters.views import render_csv, render_fitting, render_report_json
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.views import report_of
 from kdamon_tools.views.heat import heat_of
@@ -106,34 +108,48 @@ def _nothing_to_draw(recording: Recording) -> bool:
 
 
 def _write(recording: Recording, form: str, result: ResultFile, arguments: argparse.Namespace) -> None:
-    if form in _PICTURES and _nothing_to_draw(recording):
+    if form in _PICTURES:
+        _write_picture(recording, form, result)
+    elif form == _CSV or arguments.json:
+        result.write(lambda: _data(recording, form, arguments))
+    else:
+        _show(recording, result, arguments)
+
+
+def _write_picture(recording: Recording, form: str, result: ResultFile) -> None:
+    if _nothing_to_draw(recording):
         raise CommandError("there is nothing to draw: the record has no regions there")
     if form == ".html":
-        page = render_page(recording)
-        result.write(lambda: [page])
+        text = render_page(recording)
+        result.write(lambda: [text])
         return
-    if form in (".svg", ".png"):
-        scene = scene_of(recording)
-        if form == ".svg":
-            result.write(lambda: render_svg(scene))
-        else:
-            result.append_bytes(render_png(scene))
-            result.commit()
-        return
-    if arguments.view == "heatmap" and (arguments.json or form == _CSV):
+    scene = scene_of(recording)
+    if form == ".svg":
+        result.write(lambda: render_svg(scene))
+    else:
+        result.append_bytes(render_png(scene))
+        result.commit()
+
+
+def _data(recording: Recording, form: str, arguments: argparse.Namespace) -> Iterable[str]:
+    """CSV or JSON, in parts."""
+    if arguments.view == "heatmap":
         heat = heat_of(recording)
-        result.write(
-            lambda: render_heat_csv(heat) if form == _CSV else [*render_heat_json(heat, recording.origin), "\n"]
-        )
-        return
+        return render_heat_csv(heat) if form == _CSV else [*render_heat_json(heat, recording.origin), "\n"]
+    report = report_of(arguments.view, recording, arguments.at)
+    return [render_csv(report)] if form == _CSV else [render_report_json(report, recording.origin), "\n"]
+
+
+def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
+    """Write text, or show it in a pager."""
+    words = pager(arguments.output)
     width, height = terminal_size()
     if arguments.view == "heatmap":
         colour = use_colour(arguments.color, result)
         text = render_heatmap(recording, width=width, height=max(20, height - 8), colour=colour)
-    elif form == _CSV:
-        text = render_csv(report_of(arguments.view, recording, arguments.at)).removesuffix("\n")
     else:
+        report = report_of(arguments.view, recording, arguments.at)
         shape = (width, height) if result.isatty() else (None, None)
-        form_of = {"at": arguments.at, "json": arguments.json, "raw": arguments.raw}
-        text = render_view(arguments.view, recording, *shape, **form_of)
-    result.write(lambda: [text, "\n"])
+        text = render_fitting(report, *shape, all_names=bool(words), raw=arguments.raw)
+    if not page(f"{text}\n", words):
+        result.write(lambda: [text, "\n"])
