@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Final
 
@@ -48,31 +48,33 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
-        recording, seconds, sentence = _read(arguments, name)
+        progress = Progress()
+        # What is printed begins where the progress was.
+        stack.callback(progress.clear)
+        recording, seconds, sentence = _read(arguments, name, progress)
         if not recording.snapshots:
             raise CommandError(f"{name}: {_why_nothing(arguments, seconds)}")
         if (by := BY.get(arguments.view)) is not None and recording.config.by != by:
             raise CommandError(f"{name}: the record does not say which {by} it was: use kdamon record --by {by}")
+        progress.show_last(f"{name} is read, the result follows")
+        write = _made(recording, form, result, arguments)
+        progress.clear()
         if sentence:
             print(f"kdamon: {name}: {sentence}", file=sys.stderr)
-        _write(recording, form, result, arguments)
+        write()
     return 0
 
 
-def _read(arguments: argparse.Namespace, name: str) -> tuple[Recording, float, str]:
+def _read(arguments: argparse.Namespace, name: str, progress: Progress) -> tuple[Recording, float, str]:
     """What the file holds, for how long it was monitored, and a sentence for the user; empty without."""
     if is_damo_record(arguments.file):
         whole, sentence = read_damo_record(arguments.file)
         keep_only(*capabilities_for(arguments.output))
         return part_of(whole, arguments.time, arguments.ranges), whole.seconds, sentence
-    progress = Progress()
     with kdamon.open(arguments.file) as record:
         keep_only(*capabilities_for(arguments.output))
-        chosen = select(record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, f"of {name}"))
-        try:
-            recording = recording_of(chosen)
-        finally:
-            progress.clear()
+        chosen = select(record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, name))
+        recording = recording_of(chosen)
         run = record.run
     return recording, run.seconds, "" if run.complete else "the record has no end; it may be in progress"
 
@@ -107,41 +109,45 @@ def _nothing_to_draw(recording: Recording) -> bool:
     return not any(len(snapshot.regions) for snapshot in recording.snapshots)
 
 
-def _write(recording: Recording, form: str, result: ResultFile, arguments: argparse.Namespace) -> None:
+def _made(recording: Recording, form: str, result: ResultFile, arguments: argparse.Namespace) -> Callable[[], None]:
+    """Make the result, and return what writes it."""
     if form in _PICTURES:
-        _write_picture(recording, form, result)
-    elif form == _CSV or arguments.json:
-        result.write(lambda: _data(recording, form, arguments))
-    else:
-        _show(recording, result, arguments)
+        return _picture(recording, form, result)
+    if form == _CSV or arguments.json:
+        render = _data(recording, form, arguments)
+        return lambda: result.write(render)
+    return _text(recording, result, arguments)
 
 
-def _write_picture(recording: Recording, form: str, result: ResultFile) -> None:
+def _picture(recording: Recording, form: str, result: ResultFile) -> Callable[[], None]:
     if _nothing_to_draw(recording):
         raise CommandError("there is nothing to draw: the record has no regions there")
     if form == ".html":
         text = render_page(recording)
-        result.write(lambda: [text])
-        return
+        return lambda: result.write(lambda: [text])
     scene = scene_of(recording)
     if form == ".svg":
-        result.write(lambda: render_svg(scene))
-    else:
-        result.append_bytes(render_png(scene))
+        return lambda: result.write(lambda: render_svg(scene))
+    picture = render_png(scene)
+
+    def write() -> None:
+        result.append_bytes(picture)
         result.commit()
 
+    return write
 
-def _data(recording: Recording, form: str, arguments: argparse.Namespace) -> Iterable[str]:
+
+def _data(recording: Recording, form: str, arguments: argparse.Namespace) -> Callable[[], Iterable[str]]:
     """CSV or JSON, in parts."""
     if arguments.view == "heatmap":
         heat = heat_of(recording)
-        return render_heat_csv(heat) if form == _CSV else [*render_heat_json(heat, recording.origin), "\n"]
+        return lambda: render_heat_csv(heat) if form == _CSV else [*render_heat_json(heat, recording.origin), "\n"]
     report = report_of(arguments.view, recording, arguments.at)
-    return [render_csv(report)] if form == _CSV else [render_report_json(report, recording.origin), "\n"]
+    return lambda: [render_csv(report)] if form == _CSV else [render_report_json(report, recording.origin), "\n"]
 
 
-def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> None:
-    """Write text, or show it in a pager."""
+def _text(recording: Recording, result: ResultFile, arguments: argparse.Namespace) -> Callable[[], None]:
+    """Text, in a pager where there is no room for it."""
     words = pager(arguments.output)
     width, height = terminal_size()
     if arguments.view == "heatmap":
@@ -151,5 +157,9 @@ def _show(recording: Recording, result: ResultFile, arguments: argparse.Namespac
         report = report_of(arguments.view, recording, arguments.at)
         shape = (width, height) if result.isatty() else (None, None)
         text = render_fitting(report, *shape, all_names=bool(words), raw=arguments.raw)
-    if not page(f"{text}\n", words):
-        result.write(lambda: [text, "\n"])
+
+    def write() -> None:
+        if not page(f"{text}\n", words):
+            result.write(lambda: [text, "\n"])
+
+    return write
