@@ -23,7 +23,9 @@ from tests.support.paths import PYTHONPATH
 pytestmark = pytest.mark.real
 
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+}
 ENVIRONMENT |= {"PYTHONPATH": PYTHONPATH, "TERM": "xterm-256color", "PS1": "$ ", "HISTFILE": "/dev/null"}
 #: Generous: a busy machine is no mistake of the table.
 PATIENCE_S = 90.0

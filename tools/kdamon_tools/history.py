@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from attrs import evolve
 
-from kdamon.arrays import F64Array, Records
+from kdamon.arrays import F64Array, Records, distinct
 from kdamon.kernel import ULONG_MAX
 from kdamon.reports.groups import GROUP_ADDRESS, GROUP_REGION, GroupTable
 from kdamon_tools.snapshot import REGION, Snapshot
@@ -29,7 +29,7 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     the two: neighbours that differ least are joined.
     """
     tables = (older.regions, newer.regions)
-    edges = np.unique(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
+    edges = distinct(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
     starts, ends = edges[:-1], edges[1:]
     pieces = np.zeros(len(starts), dtype=REGION)
     pieces["start"], pieces["end"] = starts, ends
@@ -67,7 +67,7 @@ def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
     rows = np.concatenate(tables)
     merged = np.array([float(snapshot.merged) for snapshot in snapshots])
     weights = np.repeat(merged, [len(table) for table in tables])
-    edges = np.unique(np.concatenate([rows["start"], rows["end"]]))
+    edges = distinct(np.concatenate([rows["start"], rows["end"]]))
     first, end = (np.searchsorted(edges, rows[name]) for name in ("start", "end"))
 
     def summed(values: F64Array) -> F64Array:
@@ -103,9 +103,9 @@ def _merge_groups(older: Snapshot, newer: Snapshot) -> GroupTable | None:
     rows = np.concatenate(tables)
     weights = np.repeat([older.merged, newer.merged], [len(table) for table in tables])
     # Addresses of each group follow those of the one before: so all of them are one row of disjoint pieces.
-    edges, groups = np.unique(np.concatenate([rows["start"], rows["end"]])), np.unique(rows["group"])
+    edges, groups = distinct(np.concatenate([rows["start"], rows["end"]])), distinct(rows["group"])
     base = np.searchsorted(groups, rows["group"]) * len(edges)
-    bounds = np.unique(np.concatenate([base + np.searchsorted(edges, rows[name]) for name in ("start", "end")]))
+    bounds = distinct(np.concatenate([base + np.searchsorted(edges, rows[name]) for name in ("start", "end")]))
     first, end = (np.searchsorted(bounds, base + np.searchsorted(edges, rows[name])) for name in ("start", "end"))
     pieces = np.zeros(len(bounds), dtype=GROUP_REGION)
     pieces["group"], pieces["start"] = groups[bounds // max(1, len(edges))], edges[bounds % max(1, len(edges))]

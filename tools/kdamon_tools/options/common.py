@@ -11,6 +11,9 @@ from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_span, parse_tids
 
 __all__ = [
+    "COLOUR_HELP",
+    "COLOUR_VARIABLES",
+    "PAGER_VARIABLES",
     "REPORTS_VARIABLE",
     "TREE_VARIABLES",
     "add_abi",
@@ -27,6 +30,21 @@ __all__ = [
 REPORTS_VARIABLE = (
     "KDAMON_REPORTS",
     "socket to which producers send access reports; kdamon sets it for COMMAND",
+)
+#: The help of the option for colours.
+COLOUR_HELP = "colour the heatmap; default: auto, on a terminal unless NO_COLOR is set, or if FORCE_COLOR is set"
+#: The variables that choose colours.
+COLOUR_VARIABLES = (
+    ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
+    ("FORCE_COLOR", "if set, and NO_COLOR is not, colour also what is not written to a terminal"),
+)
+#: The variables that choose the pager.
+PAGER_VARIABLES = (
+    (
+        "KDAMON_PAGER, PAGER",
+        "pager for text that is longer than the terminal; empty or cat: none; default: less, which root always uses, "
+        "with LESS=FRX unless LESS is set, and without its commands that start programs (LESSSECURE=1, see less(1))",
+    ),
 )
 #: The environment variables that a served tree reads.
 TREE_VARIABLES = (
@@ -131,7 +149,7 @@ def add_form(group: argparse._ArgumentGroup) -> None:
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
-        help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+        help=COLOUR_HELP,
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 
 from kdamon_tools.defaults import FORMATS, LACKEY_RATE
-from kdamon_tools.options.common import add_filters, add_form, add_ranges, add_sampling
+from kdamon_tools.options.common import COLOUR_VARIABLES, add_filters, add_form, add_ranges, add_sampling
 from kdamon_tools.options.parser import STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_number, parse_positive, parse_unsigned
 
@@ -29,7 +29,7 @@ ABOUT: Final = About(
         ),
     ),
     statuses=(*STATUSES, ("130", "interrupted before there was a result")),
-    environment=(("NO_COLOR", "if set, nothing is coloured unless --color always is given"),),
+    environment=COLOUR_VARIABLES,
     files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
 )
 #: An upper bound of the number of CPUs of any machine.

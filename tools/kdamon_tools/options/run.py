@@ -9,6 +9,7 @@ from typing import Final
 
 from kdamon_tools.defaults import VIEWS
 from kdamon_tools.options.common import (
+    COLOUR_VARIABLES,
     REPORTS_VARIABLE,
     add_filters,
     add_form,
@@ -37,7 +38,7 @@ ABOUT: Final = About(
     ),
     environment=(
         REPORTS_VARIABLE,
-        ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
+        *COLOUR_VARIABLES,
         ("TMPDIR", "directory for a result whose own directory cannot be written; default: /tmp"),
     ),
     files=(("FILE.RANDOM.part", "a result, or a file of reports, that is not complete; it replaces FILE when it is"),),

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.arrays import F64Array, Mask, U64Array
+from kdamon.arrays import F64Array, Mask, U64Array, distinct
 from kdamon.kernel import PAGE_SIZE
 from kdamon_tools.reporters.rest import describe_rest
 from kdamon_tools.snapshot import Config, Range
@@ -134,7 +134,7 @@ def rests_of(profile: Profile, drawn: list[Range], config: Config, *, together: 
     :param together: the last description covers all of it.
     """
     bounds = np.array(drawn, np.uint64)
-    edges = np.unique(np.concatenate([profile.edges, bounds.ravel()]))
+    edges = distinct(np.concatenate([profile.edges, bounds.ravel()]))
     starts, ends = edges[:-1], edges[1:]
     # The profile's piece that each one belongs to, and the numbers of ranges that begin and end before its end.
     piece = np.searchsorted(profile.edges, starts, side="right") - 1

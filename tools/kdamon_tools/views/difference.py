@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, U64Array
+from kdamon.arrays import F64Array, U64Array, distinct
 from kdamon_tools.defaults import FIGURES
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.views.grid import NEGLIGIBLE
@@ -201,7 +201,7 @@ def _places(recording: Recording) -> dict[str, _Places]:
     possible = recording.config.max_nr_accesses * np.maximum(profile.covered, 1)
     used = profile.accesses >= NEGLIGIBLE * possible
     table = recording.names
-    edges = np.unique(np.concatenate([profile.edges, table.rows["start"], table.rows["end"]]))
+    edges = distinct(np.concatenate([profile.edges, table.rows["start"], table.rows["end"]]))
     starts, ends = edges[:-1], edges[1:]
     row = np.searchsorted(table.rows["start"], starts, side="right") - 1
     inside = (row >= 0) & (ends <= table.rows["end"][np.maximum(row, 0)])
@@ -230,7 +230,7 @@ def _places(recording: Recording) -> dict[str, _Places]:
 
 def _overlap(one: _Places | None, other: _Places | None) -> tuple[int, int, int]:
     """Bytes that were accessed in both, in the first only, and in the second only."""
-    edges = np.unique(np.concatenate([np.zeros(1, np.uint64), *(part.edges for part in (one, other) if part)]))
+    edges = distinct(np.concatenate([np.zeros(1, np.uint64), *(part.edges for part in (one, other) if part)]))
     sizes = np.diff(edges)
     used = [_used_at(part, edges[:-1]) for part in (one, other)]
     parts = (used[0] & used[1], used[0] & ~used[1], used[1] & ~used[0])

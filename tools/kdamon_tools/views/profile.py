@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, Indexes, U64Array
+from kdamon.arrays import F64Array, Indexes, U64Array, distinct
 from kdamon_tools.snapshot import Config, Snapshot
 
 __all__ = ["Profile", "profile_of", "swept"]
@@ -50,7 +50,7 @@ def profile_of(snapshots: list[Snapshot], config: Config) -> Profile:
     edges = np.empty(0, np.uint64)
     for first, end in parts:
         of_time = tables[first:end]
-        edges = np.unique(np.concatenate([edges, *(rows[name] for rows in of_time for name in ("start", "end"))]))
+        edges = distinct(np.concatenate([edges, *(rows[name] for rows in of_time for name in ("start", "end"))]))
     covered, accesses, unknown, peak = np.zeros((4, max(0, len(edges) - 1)))
     for first, end in parts:
         rows = np.concatenate(tables[first:end])

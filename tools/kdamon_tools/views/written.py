@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from attrs import evolve
 
-from kdamon.arrays import F64Array
+from kdamon.arrays import F64Array, distinct
 from kdamon_tools.snapshot import REGION, Recording, Snapshot
 from kdamon_tools.views.profile import swept
 from kdamon_tools.views.regions import Named
@@ -49,7 +49,7 @@ class Written:
         """Bytes by name of the regions that any group wrote."""
         assert snapshot.groups is not None
         tables = (snapshot.groups.regions, snapshot.regions)
-        edges = np.unique(np.concatenate([table[side] for table in tables for side in ("start", "end")]))
+        edges = distinct(np.concatenate([table[side] for table in tables for side in ("start", "end")]))
         if len(edges) < 2:
             return np.zeros(len(self._named.names))
         writes, inside = (
