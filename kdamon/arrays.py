@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +18,7 @@ __all__ = [
     "U8Array",
     "U32Array",
     "U64Array",
+    "distinct",
 ]
 
 U8Array = npt.NDArray[np.uint8]
@@ -31,3 +34,16 @@ Mask = npt.NDArray[np.bool_]
 Indexes = npt.NDArray[np.intp]
 #: Rows of a structured array.
 Records = npt.NDArray[np.void]
+
+Number = TypeVar("Number", bound=np.integer)
+
+
+def distinct(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """The different ones of ``values``, shape (n,), in ascending order.
+
+    :func:`numpy.unique` does the same and loads ``numpy.ma`` for it, 10 ms in which no kdamond runs.
+    """
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
