@@ -6,7 +6,7 @@ And what numpy does too slowly.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,16 @@ Indexes = npt.NDArray[np.intp]
 #: Rows of a structured array.
 Records = npt.NDArray[np.void]
 
+Number = TypeVar("Number", bound=np.generic)
 
-def distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The different ``values``, ascending, shape (n,): ``numpy.unique()`` by sorting.
 
-    Since numpy 2.3 that function hashes, which takes fifty times as long for a million addresses of pages.
+def distinct(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """The different ``values``, ascending, shape (n,): :func:`numpy.unique` by sorting.
+
+    Since numpy 2.3 that function hashes, which takes fifty times as long for a million addresses of pages. It also
+    loads ``numpy.ma``, 10 ms in which no kdamond runs.
     """
     ordered = np.sort(values, axis=None)
-    first = np.ones(len(ordered), np.bool_)
+    first = np.ones(len(ordered), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     return ordered[first]

@@ -42,7 +42,6 @@ from kdamon.damon import (
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mm import Machine, Observed, Primitive, Task
-from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config, check_intervals
 from kdamon.monitoring.context import add_target, new_context
@@ -456,7 +455,8 @@ class Monitor:
                 self._queue.get_nowait()
                 self.lost += 1
         task = self._target.task
-        self._cpu_s = time.thread_time() + (task.cpu_s if isinstance(task, MemoryApart) else 0.0)
+        # Physical memory has a helper process.
+        self._cpu_s = time.thread_time() + getattr(task, "cpu_s", 0.0)
 
     # How it goes.
 

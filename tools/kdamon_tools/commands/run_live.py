@@ -39,7 +39,7 @@ __all__ = ["ENDED", "cpu_watch", "gather", "watch"]
 #: Maximum seconds between two checks for a signal or the end of the time.
 _TICK_S: Final = 0.1
 #: The same until there is something to show.
-_FIRST_TICK_S: Final = 0.02
+_FIRST_TICK_S: Final = 0.005
 _REDRAW_S: Final = 0.5
 _LINE_S: Final = 1.0
 #: Seconds until CPU times show whether the process or a child does the work.
