@@ -21,6 +21,7 @@ from kdamon_tools.options import (
     replay,
     report,
     run,
+    top,
     wss,
 )
 from kdamon_tools.options.parser import About, Parser
@@ -30,6 +31,7 @@ __all__ = ["VERBS", "make_parser"]
 #: The verbs, in the order of the help.
 VERBS = {
     "run": run,
+    "top": top,
     "record": record,
     "report": report,
     "diff": diff,
