@@ -53,8 +53,8 @@ class Command:
         self._argv = list(argv)
         self._environment = environment
         self._faults = faults
-        stream = subprocess.DEVNULL if silent else None
-        self._streams = {"stdin": stream, "stdout": stream, "stderr": stream}
+        #: Its standard streams, None: those of this process.
+        self._stream = subprocess.DEVNULL if silent else None
         self._adopting = False
         self._session = os.getsid(0)
         self.released = False
@@ -82,11 +82,12 @@ class Command:
             self._stop_adopting()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        stream = self._stream
         if self._faults is None:
-            return subprocess.Popen(self._argv, env=self._environment, **self._streams)
+            return subprocess.Popen(self._argv, env=self._environment, stdin=stream, stdout=stream, stderr=stream)
         from kdamon.mm.inject.requests import launch  # noqa: PLC0415 (few need it)
 
-        launched = launch(self._argv, env=self._environment, **self._streams)
+        launched = launch(self._argv, env=self._environment, stdin=stream, stdout=stream, stderr=stream)
         # Otherwise it is opened like any other process, and that error names the obstacle.
         if launched.fd is not None:
             self._faults.adopt_userfaultfd(launched.pid, launched.fd)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from kdamon_tools.errors import CommandError
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.terminal import use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
+from kdamon_tools.snapshot import Config
 from kdamon_tools.stopping import StopSignals
 from kdamon_tools.top.session import Session
 from kdamon_tools.top.target import Target
@@ -37,6 +39,8 @@ __all__ = ["run"]
 _MOST: Final = 16
 #: Time limit in seconds for the end of monitoring.
 _END_S: Final = 60.0
+#: Log messages that are printed at the end.
+_MESSAGES: Final = 1000
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,13 +59,20 @@ def run(arguments: argparse.Namespace) -> int:
             births[command.pid] = None
         raise_file_limit()
         keep_only(*MONITORING, *(["CAP_KILL"] if command else []), *capabilities_for(Path("run.kdamon")))
+
+        def configure(pid: int, *, write_only: bool, by: str) -> Config:
+            one = argparse.Namespace(**{**vars(arguments), "write_only": write_only, "by": by})
+            one.pid = None if command else pid
+            check_command_line(one)
+            return by_what_works(config_of(one, pid), one)
+
         targets = []
         for pid, birth in births.items():
             with pidfd_of(pid):
-                one = _of_one(arguments, None if command else pid)
-                targets.append(Target(by_what_works(config_of(one, pid), one), machine, birth))
-        session = Session(targets, arguments, command)
-        said = []
+                config = configure(pid, write_only=arguments.write_only, by="")
+                targets.append(Target(config, machine, birth))
+        session = Session(targets, configure, arguments.write_only, command)
+        said: list[str] = []
         with _monitored(targets, session, stop, said):
             interpreter.ready()
             _show(app_of, session, stop, arguments)
@@ -167,7 +178,7 @@ class _Messages(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.say: Any = lambda _: None
-        self._kept: list[logging.LogRecord] = []
+        self._kept: deque[logging.LogRecord] = deque(maxlen=_MESSAGES)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show a message, and keep it."""

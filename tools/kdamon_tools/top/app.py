@@ -21,7 +21,8 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Input, Static
 
 from kdamon_tools.reporters.names import visible
-from kdamon_tools.top.session import Content, Wanted
+from kdamon_tools.top.heatmap import Wanted
+from kdamon_tools.top.session import Content
 from kdamon_tools.top.tables import ORDERS, Fitted, arranged, fitted
 from kdamon_tools.views.table import Table
 
@@ -71,8 +72,7 @@ accesses   reports of sampled accesses: they rank
 
 w, t and c begin monitoring again, by page faults,
 which stop a thread of the process for less than a
-millisecond, and see only writes before Linux 7.3.
-"""
+millisecond, and see only writes before Linux 7.3."""
 
 
 class Requests(Protocol):
@@ -175,7 +175,16 @@ class TopApp(App[None]):
     #heading { height: auto; }
     #more { height: auto; }
     Rows { height: 1fr; overflow-x: hidden; scrollbar-size-vertical: 1; scrollbar-gutter: stable; }
+    Rows > .datatable--header { background: ansi_blue; color: ansi_bright_white; text-style: bold; }
+    Rows > .datatable--cursor, Rows:focus > .datatable--cursor {
+        background: ansi_default; color: ansi_default; text-style: reverse;
+    }
     #picture { height: 1fr; display: none; scrollbar-size-vertical: 1; }
+    * {
+        scrollbar-background: ansi_default; scrollbar-background-hover: ansi_default;
+        scrollbar-background-active: ansi_default; scrollbar-color: ansi_blue;
+        scrollbar-color-hover: ansi_blue; scrollbar-color-active: ansi_blue;
+    }
     #filter { display: none; border: none; height: 1; padding: 0; }
     #said { height: auto; display: none; text-style: bold; }
     #keys { height: 1; }
@@ -187,7 +196,7 @@ class TopApp(App[None]):
         Binding("question_mark", "help", "help"),
         Binding("s", "sort", "sort"),
         Binding("slash", "filter", "filter"),
-        Binding("escape", "back", "back"),
+        Binding("escape", "leave", "back"),
         Binding("w", "writes", "writes"),
         Binding("m", "names", "memory by name"),
         Binding("t", "by('threads')", "threads"),
@@ -318,7 +327,10 @@ class TopApp(App[None]):
         self._said_until = time.monotonic() + _SAID_S if sentence else 0.0
 
     def on_resize(self) -> None:
-        """Draw for the new size."""
+        """Draw for the new size, once it is known everywhere."""
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
         if self._content is not None and self._wanted.heatmap:
             self._want(self._wanted)
         self._draw()
@@ -368,7 +380,7 @@ class TopApp(App[None]):
         """Show the keys."""
         self.push_screen(HelpScreen())
 
-    def action_back(self) -> None:
+    def action_leave(self) -> None:
         """Leave the heatmap, the threads, a process, or the filter."""
         wanted = self._wanted
         if wanted.heatmap:

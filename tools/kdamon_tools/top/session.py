@@ -3,61 +3,33 @@
 
 from __future__ import annotations
 
-import argparse
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-import numpy as np
 from attrs import evolve, frozen
 
-from kdamon.kernel import ULONG_MAX
-from kdamon_tools.commands.run_checks import check_command_line, config_of
 from kdamon_tools.defaults import BY
 from kdamon_tools.errors import CommandError
-from kdamon_tools.recorded.selection import clipped
-from kdamon_tools.reporters.heatmap import render_heatmap
-from kdamon_tools.snapshot import Recording
+from kdamon_tools.snapshot import Config
+from kdamon_tools.top.heatmap import Wanted, heatmap_of
 from kdamon_tools.top.tables import Heading, Sizes, names_table, processes_table
-from kdamon_tools.top.target import HEATMAP_S, Target
+from kdamon_tools.top.target import Target
 from kdamon_tools.views.actors import actors_view
-from kdamon_tools.views.regions import NO_NAME
 from kdamon_tools.views.table import Table
 
 if TYPE_CHECKING:
     from kdamon_tools.child import Command
 
-__all__ = ["Content", "Session", "Wanted"]
+__all__ = ["Content", "Session"]
 
 #: Seconds between two computations.
 _PERIOD_S: Final = 1.0
 #: The same until there is something to show.
 _FIRST_PERIOD_S: Final = 0.1
-#: The smallest heatmap.
-_LEAST_WIDTH: Final = 28
-
-
-@frozen
-class Wanted:
-    """What the screen is to show.
-
-    :ivar view: ``processes``, ``names``, ``threads`` or ``cpus``.
-    :ivar pid: the process; None: all of them, as a table.
-    :ivar heatmap: whether it is a heatmap, of all of the process or of ``part`` of it.
-    :ivar part: name of memory, number of a thread or a CPU; None: all.
-    :ivar width: columns of a heatmap, and ``height`` its lines.
-    """
-
-    view: str
-    pid: int | None = None
-    heatmap: bool = False
-    part: str | None = None
-    width: int = 80
-    height: int = 20
-    colour: bool = False
 
 
 @frozen
@@ -78,17 +50,27 @@ class Content:
     ended: bool = False
 
 
+class Configure(Protocol):
+    """Makes the request to monitor a process; raises CommandError where that makes no sense."""
+
+    def __call__(self, pid: int, *, write_only: bool, by: str) -> Config: ...
+
+
 class Session:
     """Monitors processes; a thread of it computes what is wanted and passes it on.
 
     :param targets: the processes; they are monitored already.
-    :param arguments: the command line, with ``pid`` of each of them in turn.
+    :param configure: makes the request to monitor one of them in another way.
+    :param write_only: whether only writes count at first.
     :param command: the command that was started, None where none was.
     """
 
-    def __init__(self, targets: Sequence[Target], arguments: argparse.Namespace, command: Command | None) -> None:
+    def __init__(
+        self, targets: Sequence[Target], configure: Configure, write_only: bool, command: Command | None
+    ) -> None:
         self._targets = {target.pid: target for target in targets}
-        self._arguments = arguments
+        self._configure = configure
+        self._write_only = write_only
         self._command = command
         self._actions: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopped = False
@@ -159,26 +141,19 @@ class Session:
         self.show(self._content())
 
     def _want(self, wanted: Wanted) -> None:
-        by = BY.get(wanted.view, "")
-        if not self._again(wanted.pid, by=by):
-            wanted = evolve(wanted, view=self.wanted.view, pid=self.wanted.pid, heatmap=False)
-        self.wanted = wanted
+        if self._monitor_by(wanted, self._write_only):
+            self.wanted = wanted
 
     def _toggle_writes(self) -> None:
-        self._arguments.write_only = not self._arguments.write_only
-        if not self._again(self.wanted.pid, by=BY.get(self.wanted.view, "")):
-            self._arguments.write_only = not self._arguments.write_only
+        if self._monitor_by(self.wanted, not self._write_only):
+            self._write_only = not self._write_only
 
-    def _again(self, pid: int | None, by: str) -> bool:
-        """Monitor each process as it has to be, those that are not monitored so yet; return whether that works.
-
-        :param by: what the accesses of process ``pid`` are grouped by; those of others are not grouped.
-        """
+    def _monitor_by(self, wanted: Wanted, write_only: bool) -> bool:
+        """Monitor each process as the view ``wanted`` needs it; return whether that works."""
         for target in self._targets.values():
-            wanted = self._arguments_of(target, by if target.pid == pid else "")
+            by = BY.get(wanted.view, "") if target.pid == wanted.pid else ""
             try:
-                check_command_line(wanted)
-                config = _config(wanted, target)
+                config = self._configure(target.pid, write_only=write_only, by=by)
                 if target.config == config or target.ended:
                     continue
                 self.say(f"monitoring of process {target.pid} begins again, to count other accesses")
@@ -188,11 +163,6 @@ class Session:
                 self.say(_sentence(error))
                 return False
         return True
-
-    def _arguments_of(self, target: Target, by: str) -> argparse.Namespace:
-        found = argparse.Namespace(**vars(self._arguments))
-        found.pid, found.by = (None if self._command is not None else target.pid), by
-        return found
 
     def _toggle_records(self) -> None:
         targets = [target for target in self._targets.values() if not target.ended]
@@ -223,7 +193,7 @@ class Session:
         (target,) = targets
         if wanted.heatmap:
             recording = target.minute()
-            return content if recording is None else evolve(content, heatmap=_heatmap(wanted, recording))
+            return content if recording is None else evolve(content, heatmap=heatmap_of(recording, wanted))
         recent = target.recent()
         if recent is None:
             return content
@@ -261,12 +231,6 @@ class Session:
         return "ended" if status is None else f"ended with status {status}"
 
 
-def _config(arguments: argparse.Namespace, target: Target) -> Any:
-    from kdamon_tools.commands.run import by_what_works  # noqa: PLC0415 (it loads what monitoring needs)
-
-    return by_what_works(config_of(arguments, target.pid), arguments)
-
-
 def _sentence(error: OSError | CommandError) -> str:
     if isinstance(error, CommandError):
         return str(error)
@@ -301,48 +265,3 @@ def _part_of(wanted: Wanted) -> str:
     if wanted.part is None:
         return "all of its memory"
     return {"threads": "thread {}", "cpus": "CPU {}"}.get(wanted.view, "{}").format(wanted.part)
-
-
-def _heatmap(wanted: Wanted, recording: Recording) -> str:
-    """The heatmap of a process, or of a part of it."""
-    part = wanted.part
-    if part is not None and wanted.view in BY:
-        snapshots = [snapshot.of_groups([int(part)]) for snapshot in recording.snapshots]
-        recording = evolve(recording, snapshots=snapshots)
-    elif part is not None:
-        recording = _of_name(recording, part, wanted.height)
-        if not any(len(snapshot.regions) for snapshot in recording.snapshots):
-            return f"nothing with this name was monitored in the last {HEATMAP_S:.0f} s"
-    return render_heatmap(
-        recording,
-        width=max(_LEAST_WIDTH, wanted.width),
-        height=max(4, wanted.height - 3),
-        colour=wanted.colour,
-        show_legend=False,
-        until_now=True,
-    )
-
-
-def _of_name(recording: Recording, name: str, height: int) -> Recording:
-    """What lies where ``name`` does; all of it is drawn if there are lines for that."""
-    table = recording.names
-    if table is None:
-        return recording
-    rows, all_names = table.rows, name == NO_NAME
-    if not all_names:
-        which = [number for number, one in enumerate(table.names) if one == name]
-        rows = rows[np.isin(rows["name"], which)]
-    ranges: list[tuple[int, int]] = []
-    for start, end in zip(rows["start"].tolist(), rows["end"].tolist(), strict=True):
-        if ranges and ranges[-1][1] == start:
-            ranges[-1] = (ranges[-1][0], end)
-        else:
-            ranges.append((start, end))
-    if all_names:
-        edges = [0, *(edge for one in ranges for edge in one), ULONG_MAX]
-        ranges = [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
-    if not ranges:
-        return evolve(recording, snapshots=[])
-    snapshots = [evolve(one, regions=clipped(one.regions, ranges)) for one in recording.snapshots]
-    drawn = tuple(ranges) if len(ranges) <= height // 2 and not all_names else ()
-    return evolve(recording, snapshots=snapshots, config=evolve(recording.config, ranges=drawn))

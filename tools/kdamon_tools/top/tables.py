@@ -33,7 +33,7 @@ ORDERS: Final = {
 MOST_ROWS: Final = 200
 _LEAST_NAME: Final = 18
 #: Columns in the order in which a narrow terminal leaves them out.
-_LEFT_OUT: Final = ("bytes", "unknown_bytes", "share", "writes")
+_LEFT_OUT: Final = ("bytes", "unknown_bytes", "share", "writes", "idle_bytes", "working_set_bytes", "hot_bytes")
 _SIZES: Final = (
     Column("bytes", "size", Kind.BYTES, optional=True),
     Column("hot_bytes", "hot", Kind.BYTES),
@@ -107,9 +107,8 @@ class Heading:
 
         :param width: columns of the terminal.
         """
-        rest = list(filter(None, [self.accesses, format_seconds(self.seconds), *map(visible, self.states)]))
-        room = width - len("kdamon: ") - sum(len(part) + 2 for part in rest)
-        first = f"kdamon: {shortened(visible(self.what), max(_LEAST_NAME, room))}"
+        rest = filter(None, [self.accesses, format_seconds(self.seconds), *map(visible, self.states)])
+        first = f"kdamon: {shortened(visible(self.what), max(_LEAST_NAME, width - len('kdamon: ')))}"
         return [*_joined([first, *rest], width), *_joined(self._figures(), width)]
 
     def _figures(self) -> list[str]:
@@ -122,9 +121,13 @@ class Heading:
             f"accessed {format_bytes(sizes.working_set)} of {format_bytes(sizes.monitored)}",
             f"in memory {resident}",
             f"unknown {share}",
-            f"missed {self.missed} of {self.intervals} intervals",
+            f"missed {self._missed()} of intervals",
             f"kdamond {'unknown' if self.cpu is None else f'{100 * self.cpu:.1f}%'} of a CPU",
         ]
+
+    def _missed(self) -> str:
+        share = self.missed / max(1, self.intervals)
+        return "<0.1%" if 0 < share < 0.001 else f"{100 * min(1.0, share):.1f}%"
 
 
 def _joined(parts: Sequence[str], width: int) -> list[str]:
