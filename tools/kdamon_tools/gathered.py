@@ -79,9 +79,10 @@ class Gathered:
         lines = None if self.lines is None else self.lines.error()
         return lines or (None if self.record is None else self.record.error())
 
-    def gather(self) -> None:
-        """Take the snapshots that have arrived."""
-        for snapshot in self.monitor.drain():
+    def gather(self) -> list[Snapshot]:
+        """Take the snapshots that have arrived, and return them, oldest first."""
+        arrived = self.monitor.drain()
+        for snapshot in arrived:
             self.latest = snapshot
             if self.grouping is not None and snapshot.groups is not None:
                 self.grouping.add(snapshot.groups)
@@ -97,6 +98,7 @@ class Gathered:
             self.names.look()
         if self.record is not None:
             self._keep_names(self.record)
+        return arrived
 
     def _keep_names(self, record: RunRecord) -> None:
         if (names := self.present_names()) is not None:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import asdict, evolve, frozen
 
+import kdamon
 from kdamon import __version__
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.proc.maps import NamedMapping
@@ -29,10 +30,7 @@ from kdamon_tools.process_data import ProcessData, program_name
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes
 
-if TYPE_CHECKING:
-    from kdamon import Monitor
-
-__all__ = ["RecordFile", "RunRecord"]
+__all__ = ["Monitored", "RecordFile", "RunRecord"]
 
 log = logging.getLogger("kdamon")
 
@@ -47,6 +45,17 @@ _MOST_WAITING: Final = 4096
 _MOST_CHANGES: Final = 4096
 #: The name of a record without -o.
 _NAME: Final = "run.kdamon"
+
+
+class Monitored(Protocol):
+    """What a record needs of a monitor, or of the part of a run that it records."""
+
+    @property
+    def started(self) -> float:
+        """CLOCK_MONOTONIC seconds when it began."""
+
+    def counters(self) -> kdamon.Counters:
+        """How well monitoring went since then."""
 
 
 @frozen
@@ -91,7 +100,7 @@ class RunRecord:
         self._clocks_at = float("-inf")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._monitor: Monitor | None = None
+        self._monitor: Monitored | None = None
         self._process = ExitStack()
         self._data: ProcessData | None = None
         self.lost = self.left_out = 0
@@ -132,7 +141,7 @@ class RunRecord:
         assert self._writer is not None
         return self._earlier + self._writer.snapshots
 
-    def begin(self, monitor: Monitor, config: Config, origin: Origin, birth: int | None = None) -> None:
+    def begin(self, monitor: Monitored, config: Config, origin: Origin, birth: int | None = None) -> None:
         """Write from now on; monitoring has begun.
 
         :param config: the monitoring request.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kdamon_tools.cpu_watch import CpuWatch
     from kdamon_tools.run_record import RecordFile, RunRecord
 
-__all__ = ["monitor_and_show", "run"]
+__all__ = ["birth_of_process", "by_what_works", "check_rights", "monitor_and_show", "pidfd_of", "run"]
 
 #: Number of snapshots that may queue while the terminal, or the machine, delays this process.
 _KEPT: Final = 4096
@@ -58,7 +58,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
     from kdamon import Monitor  # noqa: PLC0415
     from kdamon_tools.sources import ReportSources  # noqa: PLC0415
 
-    birth = None if arguments.pid is None or arguments.ops == "reports" else _birth(arguments.pid)
+    birth = None if arguments.pid is None or arguments.ops == "reports" else birth_of_process(arguments.pid)
     with ExitStack() as stack:
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
@@ -71,7 +71,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
         stop = stack.enter_context(StopSignals())
         sources.serve()
         command = None
-        _check_rights(config_of(arguments, 0), machine)
+        check_rights(config_of(arguments, 0), machine)
         if arguments.command:
             faults = machine if config_of(arguments, 0).primitive == "page_fault" else None
             from kdamon_tools.child import Command  # noqa: PLC0415 (not with --pid)
@@ -83,7 +83,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
             from kdamon_tools.commands import run_live, run_result  # noqa: F401, PLC0415
         keep_only(*_kept(arguments, record))
         pid = command.pid if command else arguments.pid
-        config = _by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
+        config = by_what_works(config_of(arguments, 0 if arguments.ops == "paddr" else pid), arguments)
         if machine is not None and config.misses_reads(machine.faults_of_reads) and not arguments.quiet:
             print(f"kdamon: {READS_UNSEEN}", file=sys.stderr)
         monitor = Monitor(config, machine=machine, birth=birth, kept=_KEPT)
@@ -98,7 +98,7 @@ def monitor_and_show(arguments: argparse.Namespace, file: RecordFile | None = No
                 _print_doubtful_ranges(monitor)
             # Reports need not be about a local process, and physical memory has no process.
             ends_by_itself = command is not None or arguments.ops not in {"paddr", "reports"}
-            pidfd = stack.enter_context(_pidfd(pid)) if ends_by_itself else None
+            pidfd = stack.enter_context(pidfd_of(pid)) if ends_by_itself else None
             work = cpu_watch(pid, command) if pid and config.ops != "reports" else None
             gathered = gather(monitor, config, machine, birth, record, stack, json=bool(arguments.json))
             if arguments.json == "lines":
@@ -149,7 +149,7 @@ def _check_end(monitor: Monitor, end: _End) -> None:
         raise CommandError(f"monitoring ended by an internal error: {error!r}") from error
 
 
-def _check_rights(config: Config, machine: Machine | None) -> None:
+def check_rights(config: Config, machine: Machine | None) -> None:
     """Check before COMMAND runs the requirements of monitoring it.
 
     :raises OSError: a requirement is missing; the message has the remedy.
@@ -205,7 +205,7 @@ def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[_End]:
             end.failed = lingering.strerror or str(lingering)
 
 
-def _by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
+def by_what_works(config: Config, arguments: argparse.Namespace) -> Config:
     """Choose page_fault if no primitive was selected and the accessed bits of the process cannot be cleared."""
     if arguments.primitive is not None or config.primitive != "page_table" or config.density:
         return config
@@ -243,7 +243,7 @@ def _remarks(work: CpuWatch | None, command: Command | None) -> tuple[str, ...]:
     return tuple(filter(None, remarks))
 
 
-def _birth(pid: int) -> int | None:
+def birth_of_process(pid: int) -> int | None:
     """The start time of process ``pid``; None if there is none, which is reported when it is opened."""
     from kdamon.mm.proc.process_files import birth_of  # noqa: PLC0415
 
@@ -254,7 +254,7 @@ def _birth(pid: int) -> int | None:
 
 
 @contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
+def pidfd_of(pid: int) -> Iterator[int]:
     """A file descriptor that becomes readable when the process ends, even before its parent reaps it.
 
     :param pid: a process or one of its threads; only processes have such a descriptor on older kernels.

@@ -17,7 +17,7 @@ from kdamon_tools.options.parser import About, Parser
 __all__ = ["VERBS", "make_parser", "options_of"]
 
 #: The verbs, in the order of the help. The options of each are in the module of that name.
-VERBS = ("run", "record", "report", "diff", "export", "wss", "replay", "mount", "exec", "doctor", "completion")
+VERBS = ("run", "top", "record", "report", "diff", "export", "wss", "replay", "mount", "exec", "doctor", "completion")
 
 _ABOUT = About(
     examples=(

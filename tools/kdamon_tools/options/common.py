@@ -17,6 +17,8 @@ __all__ = [
     "REPORTS_VARIABLE",
     "TREE_VARIABLES",
     "add_abi",
+    "add_by",
+    "add_density",
     "add_filters",
     "add_form",
     "add_monitor_cpus",
@@ -55,7 +57,7 @@ TREE_VARIABLES = (
 
 
 def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tuple[int, ...]]) -> None:
-    """Add the filters on accesses, and the estimate of density.
+    """Add the filters on accesses.
 
     :param parse_cpus: reads a list of CPUs.
     """
@@ -75,12 +77,20 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
         metavar="LIST",
         help="count accesses by these threads only, such as 12,13; thread IDs as kdamon's own PID namespace has them",
     )
+
+
+def add_by(group: argparse._ArgumentGroup) -> None:
+    """Add the grouping of accesses."""
     group.add_argument(
         "--by",
         choices=("cpu", "thread", "node"),
         default="",
         help="show the accesses of each CPU, thread or NUMA node, and which memory several of them write",
     )
+
+
+def add_density(group: argparse._ArgumentGroup) -> None:
+    """Add the estimate of density."""
     group.add_argument(
         "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
     )

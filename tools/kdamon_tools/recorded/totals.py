@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import fields_dict
+from attrs import asdict, fields_dict
 
+import kdamon
 from kdamon.mm import Observed
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Counters
 
-__all__ = ["counters_of"]
+__all__ = ["added", "counters_of"]
 
 
 def counters_of(chosen: Selection) -> Counters:
@@ -31,6 +32,15 @@ def counters_of(chosen: Selection) -> Counters:
     end, after = next(later, log[-1] if log else (run.started, {}))
     share = min(1.0, max(0.0, until - since) / (end - begin)) if end > begin else 0.0
     return _counters(_part(_known(before), _known(after), share))
+
+
+def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:
+    """What was counted between two readings; what is no total is as it was at the second one."""
+    earlier, later = (
+        {name: value for name, value in asdict(one, recurse=False).items() if value is not None}
+        for one in (before, after)
+    )
+    return Counters(**_part(earlier, later, 1.0))
 
 
 def _counters(found: dict[str, Any]) -> Counters:

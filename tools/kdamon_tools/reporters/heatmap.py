@@ -53,6 +53,7 @@ def render_heatmap(
     colour: bool = False,
     show_legend: bool = True,
     areas: list[Range] | None = None,
+    until_now: bool = False,
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
@@ -62,6 +63,7 @@ def render_heatmap(
     :param width: maximum columns of a line, at least 28.
     :param height: maximum lines of addresses, at least 4; up to half as many more may describe memory not drawn.
     :param areas: what to draw, as :func:`areas_of` chose it for another recording.
+    :param until_now: monitoring goes on, so that times are counted back from now.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
@@ -88,7 +90,7 @@ def render_heatmap(
             line = f"{start:{room.label - 2}x}  {paint(next(cells), colour)}"
             lines.append(f"{line}  {name}" if (name := next(named)) else line.rstrip())
     lines += _rest_lines(rests[-1], width, False, room.label)
-    lines.append(" " * room.label + _time_axis(recording.seconds, len(columns)))
+    lines.append(" " * room.label + _time_axis(recording.seconds, len(columns), until_now))
     if show_legend:
         lines += legend(colour, width)
     return "\n".join(lines)
@@ -165,13 +167,13 @@ def _rest_lines(rest: str, width: int, separates: bool, label: int) -> list[str]
     return textwrap.wrap(text, max(20, width), initial_indent="... ", subsequent_indent="    ")
 
 
-def _time_axis(seconds: float, columns: int) -> str:
+def _time_axis(seconds: float, columns: int, until_now: bool = False) -> str:
     """Times below the columns: the start, the end, and the middle where there is room."""
-    end = format_seconds(seconds)
-    axis = list(" " * max(columns, len(end) + 4))
-    axis[:3] = "0 s"
+    start, end = ("0 s", format_seconds(seconds)) if not until_now else (f"-{format_seconds(seconds)}", "now")
+    axis = list(" " * max(columns, len(start) + len(end) + 1))
+    axis[: len(start)] = start
     if columns >= 30:
-        middle = format_seconds(seconds / 2)
+        middle = f"{'-' if until_now else ''}{format_seconds(seconds / 2)}"
         axis[columns // 2 : columns // 2 + len(middle)] = middle
     axis[len(axis) - len(end) :] = end
     return "".join(axis)
