@@ -14,6 +14,7 @@ from kdamon.arrays import Indexes, Mask, Records, U8Array
 __all__ = [
     "FAULT_DTYPE",
     "OLD",
+    "RESIDENT",
     "UNKNOWN",
     "YOUNG",
     "Answers",
@@ -44,6 +45,19 @@ FAULT_DTYPE: Final = np.dtype(
 )
 #: Faults, an array of FAULT_DTYPE.
 Faults = Records
+
+#: A part of an address space: start and end, and how many bytes of it are in memory, anonymous or of files and shared
+#: memory; how many are in swap; and of how many that is not known. What is in no row is neither in memory nor in swap.
+RESIDENT: Final = np.dtype(
+    [
+        ("start", "<u8"),
+        ("end", "<u8"),
+        ("anon", "<u8"),
+        ("file", "<u8"),
+        ("swapped", "<u8"),
+        ("unknown", "<u8"),
+    ]
+)
 
 
 class Primitive(StrEnum):

@@ -48,6 +48,7 @@ from kdamon.monitoring.context import add_target, new_context
 from kdamon.monitoring.defaults import AGGR_US, LONGEST_SAMPLE_US, MAX_REGIONS, MIN_REGIONS, SAMPLE_US, UPDATE_US
 from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.process_names import process_names
+from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.sampled_time import SampledTime
 from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
 from kdamon.monitoring.task_checks import check_memory, check_threads
@@ -75,8 +76,8 @@ _LOOK_S: Final = 1.0
 _END_S: Final = 20.0
 
 #: Begin and end of sampling, clock nanoseconds; regions, groups of reports; the aggregation interval, microseconds; how
-#: much memory was in use.
-_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None, int, MemoryUse | None]
+#: much memory was in use; what was in memory.
+_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None, int, MemoryUse | None, Residency | None]
 
 
 def monitor(
@@ -140,7 +141,8 @@ def monitor(
         ``sample_us`` and ``aggr_us`` are the shortest then, and :attr:`Snapshot.aggr_us` says what they became.
     :param longest_sample_us: the longest sampling interval, where they are tuned.
     :param watch: also watch a random set of pages, to estimate how much memory is in use within a second, ten seconds
-        and a minute, in :attr:`Snapshot.use`; for ``vaddr`` and ``fvaddr`` by ``page_table``.
+        and a minute, in :attr:`Snapshot.use`, and look at what is in memory, in :attr:`Snapshot.residency`; for
+        ``vaddr`` and ``fvaddr`` by ``page_table``.
     :param schemes: applied in this order, see :func:`kdamon.damon_new_scheme`.
     :param machine: where the process is; default is the running machine.
     :param kept: snapshots that wait for a slow consumer; beyond that the oldest ones are lost and counted.
@@ -437,6 +439,10 @@ class Monitor:
         """
         return None if self._watching is None else self._watching.use(overall=overall)
 
+    def residency(self) -> Residency | None:
+        """What is in memory and in swap, by addresses, as it was seen last; None before that, and without ``watch``."""
+        return None if self._watching is None else self._watching.residency()
+
     def drain_looks(self) -> list[Records]:
         """The looks at watched pages since the last call, arrays of :data:`kdamon.LOOK`, one for the pages that were
         chosen together and a window; the oldest are lost where too many wait."""
@@ -449,7 +455,8 @@ class Monitor:
         groups = None if self._target.groups is None else self._target.groups.take()
         # Where the consumer is slow, a table takes much less memory.
         counted = groups.table() if groups is not None and self._queue.qsize() >= _UNCOUNTED else groups
-        self._queue.put((*self._clock.take_span(), regions.copy(), counted, ctx.attrs.aggr_interval, self.use()))
+        seen = (ctx.attrs.aggr_interval, self.use(), self.residency())
+        self._queue.put((*self._clock.take_span(), regions.copy(), counted, *seen))
         if self._queue.qsize() > self._kept:
             with contextlib.suppress(queue.Empty):
                 self._queue.get_nowait()
@@ -583,10 +590,12 @@ def _snapshot(  # noqa: PLR0917 -- what the kdamond collected
     groups: GroupedInterval | GroupTable | None,
     aggr_us: int,
     use: MemoryUse | None,
+    residency: Residency | None,
 ) -> Snapshot:
     if isinstance(groups, GroupedInterval):
         groups = groups.table()
-    return Snapshot(began / 1e9, ended / 1e9, region_table(regions), groups=groups, aggr_us=aggr_us, use=use)
+    table = region_table(regions)
+    return Snapshot(began / 1e9, ended / 1e9, table, groups=groups, aggr_us=aggr_us, use=use, residency=residency)
 
 
 def _suspended() -> float:

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 
 from kdamon.arrays import F64Array, Records
 from kdamon.mm import Observed
+from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.use import MemoryUse
 from kdamon.regions import Regions
 from kdamon.reports.groups import GROUP_REGION, GroupTable
@@ -95,6 +96,8 @@ class Snapshot:
     :ivar aggr_us: the aggregation interval that ages count, microseconds; 0: that of the configuration. It changes
         where intervals are tuned; the number of samples in it does not.
     :ivar use: how much memory was in use by then, where pages are watched for that; else None.
+    :ivar residency: what was in memory, by addresses, as it was seen last, a second before or more in a large process;
+        None where that is not known.
     """
 
     began: float
@@ -104,6 +107,7 @@ class Snapshot:
     groups: GroupTable | None = None
     aggr_us: int = 0
     use: MemoryUse | None = None
+    residency: Residency | None = None
 
     @classmethod
     def of(

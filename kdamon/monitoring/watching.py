@@ -2,11 +2,13 @@
 """Watches a random set of a process's pages, to estimate how much of its memory is in use.
 
 Every two seconds some pages are chosen, made old, and looked at 1, 10 and 60 seconds later. That runs beside the
-kdamond, in a thread of its own, and takes a small share of a CPU at most.
+kdamond, in a thread of its own, and takes a small share of a CPU at most. The thread also looks at what is in memory
+(:mod:`kdamon.monitoring.residency`).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import threading
@@ -22,6 +24,7 @@ from kdamon.arrays import Indexes, Mask, Records, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.mm import AddressSpace, PageWatch, Resident, Task
 from kdamon.mm.ranges import NO_RANGES, intersect
+from kdamon.monitoring.residency import Residency, ResidencyReader
 from kdamon.monitoring.use import (
     ABSENT,
     ACCESSED,
@@ -237,6 +240,9 @@ class Watching:
         self._waiting: deque[Records] = deque(maxlen=_KEPT)
         self._count = _MOST
         self._use: MemoryUse | None = None
+        self._residency = ResidencyReader()
+        #: Why what is in memory is not looked at.
+        self._blind: OSError | None = None
         self.cpu_s = 0.0
 
     def start(self) -> None:
@@ -256,6 +262,10 @@ class Watching:
         """The latest estimate, or the ``overall`` one since the begin; None before the first one."""
         with self._lock:
             return self._overall() if overall and self._use is not None else self._use
+
+    def residency(self) -> Residency | None:
+        """What is in memory, as it was seen last; None before that, and where the kernel cannot say."""
+        return self._residency.latest
 
     def _overall(self) -> MemoryUse:
         assert self._use is not None
@@ -288,6 +298,7 @@ class Watching:
                 if choosing:
                     # The first pages are more.
                     spent = 0.0 if first else self._adapt(spent)
+                self._look_what_is_there()
         except OSError as error:
             log.info("how much memory is in use is not watched any more: %s", error.strerror)
         finally:
@@ -296,7 +307,22 @@ class Watching:
 
     def _next(self, choose_at: float) -> float:
         """When there is something to do, CLOCK_MONOTONIC seconds."""
-        return choose_at if self._log is None else min(choose_at, self._log.next_due())
+        pages = choose_at if self._log is None else min(choose_at, self._log.next_due())
+        return pages if self._mm is None or self._blind is not None else min(pages, self._residency.due)
+
+    def _look_what_is_there(self) -> None:
+        """Look at some more of what is in memory, if that is due."""
+        if self._mm is None or self._blind is not None or time.monotonic() < self._residency.due:
+            return
+        before = time.thread_time()
+        try:
+            self._residency.step(self._mm, self._ranges)
+        except OSError as error:
+            if error.errno not in {errno.ENOTTY, errno.EINVAL, errno.ENOSYS}:
+                raise
+            log.info("what is in memory is not known: that needs PAGEMAP_SCAN, of Linux 6.7")
+            self._blind = error
+        self.cpu_s += time.thread_time() - before
 
     def _adapt(self, spent: float) -> float:
         """Choose as many pages as may take the time that there is for them, if it took ``spent`` for those before."""
@@ -347,6 +373,7 @@ class Watching:
             recent.clear()
         watch = None if mm is None else mm.watch()
         self._mm, self._log = mm, None if watch is None else CohortLog(watch, self._rng)
+        self._residency.reset()
         self._look_up_at = 0.0
 
     def _look_up(self, mm: AddressSpace, now: float) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from kdamon.lib.path_walk import Place, UntrustedError
 from kdamon.lib.trusted import open_place, open_to_read, open_trusted
 from kdamon.records.columns import MOST_BYTES, Corrupt
-from kdamon.records.schema import APPLICATION_ID, SUFFIX, TABLES, VERSION
+from kdamon.records.schema import APPLICATION_ID, LATER_TABLES, SUFFIX, TABLES, VERSION
 
 __all__ = ["BESIDE", "Earlier", "Reading", "create", "is_record", "open_to_write", "opened_to_read"]
 
@@ -185,7 +185,7 @@ def _empty_record() -> bytes:
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         db.execute(f"PRAGMA user_version = {VERSION}")
-        for sentence in TABLES.values():
+        for sentence in (TABLES | LATER_TABLES).values():
             db.execute(sentence)
         db.commit()
         content = bytearray(db.serialize())
@@ -219,8 +219,12 @@ def _check_own(path: str, descriptor: int) -> None:
 
 
 class Reading(sqlite3.Connection):
-    """A connection whose queries end, whatever the file holds."""
+    """A connection whose queries end, whatever the file holds.
 
+    :ivar tables: the names of the tables that the file has.
+    """
+
+    tables: frozenset[str] = frozenset()
     _times = 0
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -326,8 +330,10 @@ def _ready(path: str) -> Reading:
         if version > VERSION:
             raise OSError(errno.EINVAL, f"a newer kdamon wrote this record (schema {version}): update kdamon")
         found = dict(connection.rows("SELECT name, sql FROM sqlite_schema WHERE type = 'table'"))
-        if any(found.get(table) != sentence for table, sentence in TABLES.items()):
+        later = {table: sentence for table, sentence in LATER_TABLES.items() if table in found}
+        if any(found.get(table) != sentence for table, sentence in (TABLES | later).items()):
             raise Corrupt("its tables are not those of a record")
+        connection.tables = frozenset(found)
     except sqlite3.OperationalError:
         connection.close()
         raise

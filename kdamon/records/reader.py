@@ -19,10 +19,13 @@ import numpy as np
 from kdamon.arrays import Records
 from kdamon.mm.proc.maps import NamedMapping
 from kdamon.monitoring.config import Config
+from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.snapshot import Snapshot
+from kdamon.monitoring.use import LOOK, MemoryUse
 from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overlaid
 from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
 from kdamon.records.files import opened_to_read
+from kdamon.records.memory import MemoryOverTime, looks_of, residencies_of, uses_of
 from kdamon.records.schema import CLOCKS, GROUPS, PROCESS, REGIONS, SNAPSHOTS, TIMES
 from kdamon.records.values import Run, SeenMapping
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
@@ -169,8 +172,45 @@ class Record:
         :raises KeyError: the record has no such column.
         """
         form = self._form(extra)
+        memory = MemoryOverTime(self.uses(None, until), self.residencies())
         for chunk in self._chunks(since, until):
-            yield from self._read(chunk, form, _limits(since, until))
+            yield from map(memory.added, self._read(chunk, form, _limits(since, until)))
+
+    # Memory besides regions.
+
+    def uses(self, since: float | None = None, until: float | None = None) -> list[MemoryUse]:
+        """The estimates of how much memory was in use, oldest first; none where no pages were watched."""
+        with self._named():
+            return uses_of(self._rows, *_limits(since, until)) if self._has("resident", "windows") else []
+
+    def looks(self, since: float | None = None, until: float | None = None) -> Records:
+        """The looks at watched pages whose windows ended in this time: rows of :data:`kdamon.LOOK`, shape (n,)."""
+        with self._named():
+            return looks_of(self._rows, *_limits(since, until)) if self._has("looks") else np.empty(0, LOOK)
+
+    def residencies(self) -> Iterator[Residency]:
+        """What was in memory after each change, oldest first; none where that was not recorded."""
+        if not self._has("residency"):
+            return
+        found = residencies_of(self._rows)
+        while True:
+            with self._named():
+                one = next(found, None)
+            if one is None:
+                return
+            yield one
+
+    def residency_at(self, time: float) -> Residency | None:
+        """What was in memory at a time, as it was seen last; None where that is not known."""
+        found = None
+        for one in self.residencies():
+            if one.time > time:
+                break
+            found = one
+        return found
+
+    def _has(self, *tables: str) -> bool:
+        return set(tables) <= self._db.tables
 
     def times(self, since: float | None = None, until: float | None = None) -> Records:
         """Begin, end and number of regions of these snapshots: rows of :data:`kdamon.records.schema.TIMES`."""

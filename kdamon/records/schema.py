@@ -18,6 +18,7 @@ __all__ = [
     "APPLICATION_ID",
     "CLOCKS",
     "GROUPS",
+    "LATER_TABLES",
     "PROCESS",
     "REGIONS",
     "SNAPSHOTS",
@@ -34,7 +35,7 @@ VERSION: Final = 1
 #: The end of a record's file name.
 SUFFIX: Final = ".kdamon"
 
-#: The tables, by name.
+#: The tables that each record has, by name.
 TABLES: Final = {
     "run": "CREATE TABLE run (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
     "clocks": "CREATE TABLE clocks (time INTEGER PRIMARY KEY, realtime INTEGER NOT NULL, boottime INTEGER NOT NULL)",
@@ -64,6 +65,25 @@ TABLES: Final = {
         "stalled_some_us INTEGER, stalled_full_us INTEGER)"
     ),
     "counters": "CREATE TABLE counters (time INTEGER PRIMARY KEY, data TEXT NOT NULL)",
+}
+#: Tables that older records have not.
+LATER_TABLES: Final = {
+    "resident": (
+        "CREATE TABLE resident (time INTEGER PRIMARY KEY, anon INTEGER, file INTEGER, swapped INTEGER) WITHOUT ROWID"
+    ),
+    "windows": (
+        "CREATE TABLE windows (time INTEGER NOT NULL, seconds REAL NOT NULL, accessed INTEGER NOT NULL, "
+        "low INTEGER NOT NULL, high INTEGER NOT NULL, unknown INTEGER NOT NULL, idle INTEGER NOT NULL, "
+        "idle_anon INTEGER NOT NULL, idle_file INTEGER NOT NULL, pages INTEGER NOT NULL, "
+        "PRIMARY KEY (time, seconds)) WITHOUT ROWID"
+    ),
+    "looks": (
+        "CREATE TABLE looks (id INTEGER PRIMARY KEY, began INTEGER NOT NULL, seconds REAL NOT NULL, "
+        "bytes INTEGER NOT NULL, pages INTEGER NOT NULL, data BLOB NOT NULL)"
+    ),
+    "residency": (
+        "CREATE TABLE residency (id INTEGER PRIMARY KEY, time INTEGER NOT NULL, gone BLOB NOT NULL, new BLOB NOT NULL)"
+    ),
 }
 
 #: The columns of snapshots in a chunk: begin and end of sampling in nanoseconds of CLOCK_MONOTONIC, of how many

@@ -17,10 +17,14 @@ from attrs import define, field
 
 from kdamon.arrays import Records
 from kdamon.mm.proc.maps import NamedMapping
+from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.snapshot import Snapshot
+from kdamon.monitoring.use import MemoryUse
 from kdamon.names.table import NameChanges
 from kdamon.records.columns import pack, pack_bytes, pack_regions
 from kdamon.records.files import create, open_to_write
+from kdamon.records.memory import INSERT as _INSERT_MEMORY
+from kdamon.records.memory import look_rows, residency_rows, use_rows
 from kdamon.records.schema import GROUPS, PROCESS, SNAPSHOTS
 
 __all__ = ["RecordWriter"]
@@ -35,6 +39,7 @@ _INSERT: Final = {
     "names": "INSERT INTO names (time, first_name, names, gone, new) VALUES (?, ?, ?, ?, ?)",
     "run": "INSERT OR REPLACE INTO run VALUES (?, ?)",
     "columns": "INSERT INTO columns VALUES (?, ?, ?, ?, ?)",
+    **_INSERT_MEMORY,
 }
 _MAPPING: Final = "INSERT INTO mappings VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _UNSEEN: Final = "UPDATE mappings SET last_seen = ? WHERE id = ?"
@@ -85,6 +90,7 @@ class RecordWriter:
         self._writing = threading.Lock()
         self._waiting = _Waiting()
         self._mappings: dict[NamedMapping, int] = {}
+        self._residency: Residency | None = None
         self._mapping_ids = 0
         name, self._descriptor, self._earlier = create(path, replace=replace)
         try:
@@ -141,6 +147,27 @@ class RecordWriter:
         """Add the name of a thread."""
         with self._lock:
             self._waiting.row("threads", (_ns(time), tid, os.fsencode(name)))
+
+    def add_use(self, use: MemoryUse) -> None:
+        """Add an estimate of how much memory is in use."""
+        self._add_rows(use_rows(use))
+
+    def add_looks(self, looks: Records) -> None:
+        """Add the looks at watched pages that were chosen together, at the end of one window."""
+        self._add_rows(look_rows(looks))
+
+    def change_residency(self, now: Residency) -> int:
+        """Add how what is in memory changed since the last call; returns about how many bytes that takes."""
+        size = self._add_rows(residency_rows(self._residency, now))
+        self._residency = now
+        return size
+
+    def _add_rows(self, rows: Iterable[tuple[str, tuple[Any, ...]]]) -> int:
+        found = list(rows)
+        with self._lock:
+            for table, row in found:
+                self._waiting.row(table, row)
+        return sum(len(value) for _, row in found for value in row if isinstance(value, bytes))
 
     def add_process(self, time: float, values: Mapping[str, int | None]) -> None:
         """Add how the process is now.

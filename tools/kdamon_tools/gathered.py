@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from attrs import asdict, evolve
 
+from kdamon.monitoring.use import LOOK
 from kdamon_tools.groups import Grouping, GroupLog, ThreadNames
 from kdamon_tools.history import History
 from kdamon_tools.line_stream import LineStream
 from kdamon_tools.origin import this_machine
 from kdamon_tools.output.result import ResultFile
 from kdamon_tools.reporters.json_object import render_header
-from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
+from kdamon_tools.snapshot import KEPT_LOOKS_S, Config, Counters, Recording, Snapshot
 
 if TYPE_CHECKING:
     from kdamon import Monitor
+    from kdamon.arrays import Records
     from kdamon.names.process import ProcessNames
     from kdamon.names.table import NameTable
     from kdamon_tools.mapping_history import MappingHistory
@@ -28,6 +32,11 @@ __all__ = ["Gathered"]
 _LOOK_S: Final = 1.0
 #: Seconds that a view shows while monitoring.
 _RECENT_S: Final = 10.0
+
+
+def _ended(looks: Records) -> float:
+    """When the window of some looks ended, CLOCK_MONOTONIC seconds."""
+    return float(looks["began"][0] + looks["window"][0]) if len(looks) else 0.0
 
 
 class Gathered:
@@ -53,6 +62,7 @@ class Gathered:
         self.record: RunRecord | None = None
         self.latest: Snapshot | None = None
         self._history = History()
+        self._looks: deque[Records] = deque()
         names = ThreadNames(config.pid) if config.pid and config.ops != "reports" else None
         self.grouping = Grouping(config.by, names) if config.by else None
 
@@ -91,6 +101,12 @@ class Gathered:
                 self.lines.add(snapshot, self.present_names())
             if self.record is not None:
                 self.record.add(snapshot)
+        for looks in self.monitor.drain_looks():
+            self._looks.append(looks)
+            if self.record is not None:
+                self.record.add_looks(looks)
+        while self._looks and _ended(self._looks[0]) < _ended(self._looks[-1]) - KEPT_LOOKS_S:
+            self._looks.popleft()
         if self.mappings is not None:
             self.mappings.look_when_due()
         # Not before there is something to show: that would come later.
@@ -115,7 +131,18 @@ class Gathered:
             first -= 1
         recent = snapshots[first:]
         counters = Counters(**asdict(monitor.counters(), recurse=False))
-        return Recording(self._config, recent, counters, recent[0].began, recent[-1].time, names=self.present_names())
+        return Recording(
+            self._config,
+            recent,
+            counters,
+            recent[0].began,
+            recent[-1].time,
+            names=self.present_names(),
+            looks=self._recent_looks(),
+        )
+
+    def _recent_looks(self) -> Records:
+        return np.concatenate([np.empty(0, LOOK), *self._looks])
 
     def present_names(self) -> NameTable | None:
         """The names as they were read last; None: they are not known."""
@@ -143,6 +170,7 @@ class Gathered:
             None if self.mappings is None else self.mappings.found(),
             self._groups(counters.reports.get("applied", 0)),
             None if self.names is None else self.names.whole(),
+            looks=self._recent_looks(),
         )
 
     def _look_again(self) -> None:

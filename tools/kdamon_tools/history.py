@@ -56,7 +56,7 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
     groups = _merge_groups(older, newer)
     count = older.merged + newer.merged
-    return Snapshot(older.began, newer.time, merged, count, groups, newer.aggr_us, newer.use)
+    return Snapshot(older.began, newer.time, merged, count, groups, newer.aggr_us, newer.use, newer.residency)
 
 
 def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
@@ -89,7 +89,9 @@ def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
             inside = (table["start"][at] <= edges[:-1]) & (edges[1:] <= table["end"][at])
             pieces["age"] = np.where(inside, table["age"][at], pieces["age"])
     joined = _join_neighbours(pieces[known], max(map(len, tables)))
-    return Snapshot(snapshots[0].began, snapshots[-1].time, joined, int(merged.sum()))
+    last = snapshots[-1]
+    whole = Snapshot(snapshots[0].began, last.time, joined, int(merged.sum()))
+    return evolve(whole, use=last.use, residency=last.residency)
 
 
 def _merge_groups(older: Snapshot, newer: Snapshot) -> GroupTable | None:

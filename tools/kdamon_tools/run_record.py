@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import asdict, evolve, frozen
 
@@ -30,6 +30,11 @@ from kdamon_tools.process_data import ProcessData, program_name
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes
 
+if TYPE_CHECKING:
+    from kdamon.arrays import Records
+    from kdamon.monitoring.residency import Residency
+    from kdamon.monitoring.use import MemoryUse
+
 __all__ = ["Monitored", "RecordFile", "RunRecord"]
 
 log = logging.getLogger("kdamon")
@@ -43,6 +48,10 @@ _END_S: Final = 20.0
 _MOST_WAITING: Final = 4096
 #: Changes of the list of mappings in a second at most, after the first list.
 _MOST_CHANGES: Final = 4096
+#: Bytes a second that changes of what is in memory take; where they are more, they are written less often.
+_RESIDENCY_BYTES: Final = 4096
+#: There is one a second; of more that wait, the last one is written.
+_MOST_RESIDENCIES: Final = 2
 #: The name of a record without -o.
 _NAME: Final = "run.kdamon"
 
@@ -94,6 +103,10 @@ class RunRecord:
         self._present: dict[bytes, NamedMapping] = {}
         self._names: NameTable | None = None
         self._threads: dict[int, str] = {}
+        self._use: MemoryUse | None = None
+        self._residencies: list[Residency] = []
+        self._residency: Residency | None = None
+        self._residency_at = float("-inf")
         self._waiting = self._changes = 0
         self._earlier = 0
         self._began = 0.0
@@ -214,6 +227,18 @@ class RunRecord:
                 return
             self._waiting += 1
             self._writer.add(snapshot)
+            if snapshot.use is not None and snapshot.use is not self._use:
+                self._use = snapshot.use
+                self._writer.add_use(snapshot.use)
+            if snapshot.residency is not None and snapshot.residency is not self._residency:
+                self._residency = snapshot.residency
+                self._residencies.append(snapshot.residency)
+
+    def add_looks(self, looks: Records) -> None:
+        """Record the looks at watched pages that were chosen together, at the end of one window."""
+        with self._lock:
+            if self._writer is not None:
+                self._writer.add_looks(looks)
 
     def change_mappings(self, gone: list[bytes], new: list[bytes], seen: float, now: float) -> None:
         """Record how the list of mappings changed, see :class:`kdamon_tools.mapping_history.MappingHistory`."""
@@ -273,6 +298,7 @@ class RunRecord:
         assert self._monitor is not None
         writer, now = self._writer, time.monotonic()
         values = {} if self._data is None else self._data.read()
+        self._write_residencies(now)
         with self._lock:
             self._waiting = self._changes = 0
         if values:
@@ -285,6 +311,18 @@ class RunRecord:
         split_s = self._file.split_s
         if split_s is not None and now - self._began >= split_s and writer.error is None and not self._stop.is_set():
             self._split(writer)
+
+    def _write_residencies(self, now: float) -> None:
+        """Write what was in memory; only the newest state where changes are large."""
+        assert self._writer is not None
+        if now < self._residency_at and not self._stop.is_set():
+            return
+        with self._lock:
+            found, self._residencies = self._residencies, []
+        if len(found) > _MOST_RESIDENCIES:
+            found = found[-1:]
+        size = sum(self._writer.change_residency(one) for one in found)
+        self._residency_at = now + size / _RESIDENCY_BYTES
 
     def _split(self, writer: RecordWriter) -> None:
         """Go on in another file."""
@@ -300,6 +338,8 @@ class RunRecord:
             self._writer = following
             self._set()
             following.change_mappings(now, (), self._present.values(), now)
+            if self._residency is not None:
+                following.change_residency(evolve(self._residency, time=now))
             if self._names is not None:
                 following.change_names(evolve(changes(None, self._names), time=now))
             for tid, thread in self._threads.items():

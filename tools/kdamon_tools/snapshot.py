@@ -6,22 +6,37 @@ They do not refer to a running monitor, so a test can write a snapshot as a lite
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from attrs import field, frozen
 
 import kdamon
 from kdamon.monitoring.config import Range
 from kdamon.monitoring.snapshot import REGION, RegionTable, Snapshot
+from kdamon.monitoring.use import LOOK
 from kdamon_tools.origin import Origin
 
 if TYPE_CHECKING:
-    from kdamon.arrays import F64Array
+    from kdamon.arrays import F64Array, Records
     from kdamon.names.table import NameTable
     from kdamon_tools.groups import GroupLog
     from kdamon_tools.mapping_history import MappingLog
 
-__all__ = ["REGION", "Config", "Counters", "Range", "Recording", "RegionTable", "Resident", "Snapshot"]
+__all__ = [
+    "KEPT_LOOKS_S",
+    "REGION",
+    "Config",
+    "Counters",
+    "Range",
+    "Recording",
+    "RegionTable",
+    "Resident",
+    "Snapshot",
+]
+
+#: Seconds for which looks at watched pages count for the end of a recording.
+KEPT_LOOKS_S: Final = 12.0
 
 
 @frozen
@@ -73,6 +88,8 @@ class Recording:
     :ivar groups: which CPUs, threads or nodes made the accesses; None where that was not asked for.
     :ivar names: what lies, or lay last, at each address; None where that is not known.
     :ivar resident: bytes of the process that were in memory; None where that was not recorded.
+    :ivar looks: the looks at watched pages whose windows ended in the last :data:`KEPT_LOOKS_S`, rows of
+        :data:`kdamon.LOOK`; none where no pages were watched.
     """
 
     config: Config
@@ -87,6 +104,7 @@ class Recording:
     groups: GroupLog | None = None
     names: NameTable | None = None
     resident: Resident | None = None
+    looks: Records = field(factory=lambda: np.empty(0, LOOK))
 
     @property
     def seconds(self) -> float:

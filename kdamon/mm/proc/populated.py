@@ -7,10 +7,7 @@ with pages cost time. The kernel skips addresses without page tables a gibibyte 
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
-import struct
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,20 +15,13 @@ import numpy as np
 
 from kdamon.arrays import U64Array
 from kdamon.kernel import PMD_SIZE
-from kdamon.mm.mmap_lock import CallSize, held
+from kdamon.mm.mmap_lock import CallSize
+from kdamon.mm.proc.pagemap_scan import PRESENT, PagemapScan
 from kdamon.mm.ranges import NO_RANGES, union
 
 __all__ = ["populated"]
 
 _GIB: Final = 1 << 30
-
-# include/uapi/linux/fs.h
-_PAGEMAP_SCAN: Final = 0xC0606610
-_PRESENT: Final = 1 << 3
-_SWAPPED: Final = 1 << 4
-#: ``struct pm_scan_arg``: size, flags, start, end, end of the walk, where to write, room there, limit, and four masks
-#: of categories: inverted, required, any-of, returned.
-_ARGUMENT: Final = struct.Struct("<12Q")
 
 #: Blocks of empty page tables cost a call some microseconds each; bounds of the range of one call.
 _FIRST: Final = 16
@@ -81,8 +71,7 @@ def _blocks(starts: list[int]) -> U64Array:
 
 class _Scan:
     def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._found = (ctypes.c_uint64 * 3)()
+        self._scan = PagemapScan(fd, 1, PRESENT)
         self._size = CallSize(_FIRST, 1, _MOST)
 
     def first(self, start: int, end: int) -> int | None:
@@ -92,14 +81,9 @@ class _Scan:
         """
         while start < end:
             reach = min(end, start + self._size.now * PMD_SIZE)
-            place = ctypes.addressof(self._found)
-            argument = bytearray(
-                _ARGUMENT.pack(_ARGUMENT.size, 0, start, reach, 0, place, 1, 1, 0, 0, _PRESENT | _SWAPPED, _PRESENT)
-            )
-            with held.of(self._fd):
-                count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
-            if count:
-                return int(self._found[0])
+            page = self._scan.first(start, reach)
+            if page is not None:
+                return page
             self._size.called((reach - start) // PMD_SIZE)
             start = reach
         return None

@@ -11,13 +11,14 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from kdamon.arrays import Mask, U64Array
+from kdamon.arrays import Mask, Records, U64Array
 from kdamon.mm import Answers, Observed, PageFilter, PageWatch
 from kdamon.mm.actions.advice import Advice
 from kdamon.mm.actions.page_samples import PageSamples
 from kdamon.mm.bpf.running_cpus import ANY_CPU, running_cpus
 from kdamon.mm.proc.pagemap import Pagemap, entries_at, exclusive_frames, frames
 from kdamon.mm.proc.process_files import ProcessFiles
+from kdamon.mm.proc.residency import residency
 from kdamon.mm.ranges import NO_RANGES, intersect, joined
 
 __all__ = ["NOTHING", "ProcessSpace"]
@@ -100,6 +101,15 @@ class ProcessSpace(ABC):
         wanted = joined(ranges)
         blocks = np.concatenate([NO_RANGES, *self._steps(lambda: Pagemap(self._files.pagemap).groups(wanted))])
         return intersect(wanted, joined(blocks))
+
+    def residency(self, ranges: U64Array) -> Iterator[tuple[int, Records]]:
+        """See :meth:`kdamon.mm.AddressSpace.residency`."""
+
+        def begin() -> Iterator[tuple[int, Records]]:
+            mappings = self._files.mappings.now()
+            return residency(self._files.pagemap, ranges, mappings.ranges[mappings.shared])
+
+        return self._steps(begin)
 
     def extent(self) -> tuple[int, int] | None:
         """See :meth:`kdamon.mm.AddressSpace.extent`."""

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from attrs import define, field
 
-from kdamon.arrays import Mask, U64Array
+from kdamon.arrays import Mask, Records, U64Array
 from kdamon.kernel import HPAGE_PMD_SIZE, PAGE_SIZE, VirtualClock
-from kdamon.mm import OLD, YOUNG, Answers, PageFilter
+from kdamon.mm import OLD, RESIDENT, YOUNG, Answers, PageFilter
 from kdamon.mm.ranges import NO_RANGES, blocks, inside, intersect, overlaps, subtract, union
 from kdamon.mm.sim.script import SimAccess, touched
 
@@ -50,6 +50,24 @@ class SimPages:
         if len(self._paged_out):
             self._paged_out = subtract(self._paged_out, touched(self.script, self._paged_out_at, self.clock.now()))
         return subtract(self.vmas, self._paged_out)
+
+    def by_kind(self) -> tuple[U64Array, U64Array, U64Array]:
+        """The mappings as ranges: anonymous memory, that of files, and what is paged out."""
+        here = self.resident()
+        anon = self._marked.get(("anon", 0), here)
+        return intersect(here, anon), subtract(here, anon), intersect(self._paged_out, self.vmas)
+
+    def residency(self, wanted: U64Array) -> Records:
+        """Rows of :data:`kdamon.mm.RESIDENT` in ``wanted``."""
+        parts = [np.empty(0, RESIDENT)]
+        for name, of_kind in zip(("anon", "file", "swapped"), self.by_kind(), strict=True):
+            places = intersect(of_kind, wanted)
+            part = np.zeros(len(places), RESIDENT)
+            part["start"], part["end"] = places.T
+            part[name] = places[:, 1] - places[:, 0]
+            parts.append(part)
+        rows = np.concatenate(parts)
+        return rows[np.argsort(rows["start"])]
 
     def advise(self, action: str, ranges: U64Array) -> U64Array:
         """See :meth:`kdamon.mm.AddressSpace.advise`; the script's later accesses bring memory back.

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from attrs import define, field
 
-from kdamon.arrays import Indexes, Mask, U64Array
+from kdamon.arrays import Indexes, Mask, Records, U64Array
 from kdamon.kernel import PAGE_SIZE, VirtualClock
 from kdamon.mm import FAULT_DTYPE, OLD, UNKNOWN, YOUNG, Answers, Faults, PageFilter, Primitive, Resident
-from kdamon.mm.ranges import inside, intersect, total
+from kdamon.mm.ranges import NO_RANGES, inside, intersect, total
 from kdamon.mm.sim.actions import SimPages
 from kdamon.mm.sim.script import SimAccess
 from kdamon.mm.sim.watch import SimWatch
@@ -117,8 +117,8 @@ class SimProcess:
         return self.alive and tid not in self.ended_threads
 
     def memory(self) -> Resident:
-        """See :meth:`kdamon.mm.Task.memory`: all that is mapped, as anonymous memory."""
-        return Resident(total(self.vmas()), 0, 0)
+        """See :meth:`kdamon.mm.Task.memory`: what is not paged out is in memory."""
+        return Resident(*(total(part) for part in self._pages.by_kind()))
 
     def put(self) -> None:
         """Nothing is held."""
@@ -143,6 +143,11 @@ class SimProcess:
     def populated(self, ranges: U64Array) -> U64Array:
         """The mapped parts of ``ranges``: simulated memory is always populated."""
         return intersect(ranges, self.vmas())
+
+    def residency(self, ranges: U64Array) -> Iterator[tuple[int, Records]]:
+        """See :meth:`kdamon.mm.AddressSpace.residency`: a step for each range."""
+        for one in ranges if self.alive else NO_RANGES:
+            yield int(one[1]), self._pages.residency(one[None])
 
     def extent(self) -> None:
         """See :meth:`kdamon.mm.AddressSpace.extent`; not known."""

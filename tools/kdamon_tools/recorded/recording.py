@@ -7,8 +7,11 @@ import math
 from collections.abc import Iterator
 
 import attrs
+import numpy as np
 from attrs import evolve
 
+from kdamon.arrays import Records
+from kdamon.mm.ranges import inside
 from kdamon.records.reader import Record
 from kdamon.records.values import Run
 from kdamon_tools.groups import Grouping, GroupLog
@@ -16,7 +19,7 @@ from kdamon_tools.history import merge_many
 from kdamon_tools.origin import Origin
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.recorded.totals import counters_of
-from kdamon_tools.snapshot import Config, Recording, Resident, Snapshot
+from kdamon_tools.snapshot import KEPT_LOOKS_S, Config, Recording, Resident, Snapshot
 
 __all__ = ["config_of", "origin_of", "recording_of", "with_thread_names"]
 
@@ -44,7 +47,15 @@ def recording_of(chosen: Selection) -> Recording:
         groups=_groups(record, snapshots),
         names=record.names,
         resident=_resident(record),
+        looks=_within(record.looks(end - KEPT_LOOKS_S, end + 1), chosen),
     )
+
+
+def _within(looks: Records, chosen: Selection) -> Records:
+    """Those of the pages that were asked for."""
+    if not chosen.ranges:
+        return looks
+    return looks[inside(np.array(chosen.ranges, np.uint64), looks["addr"])]
 
 
 def _snapshots(chosen: Selection) -> Iterator[Snapshot]:

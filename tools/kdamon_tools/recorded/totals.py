@@ -7,10 +7,13 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import asdict, fields_dict
+import numpy as np
+from attrs import asdict, astuple, evolve, fields_dict
 
 import kdamon
-from kdamon.mm import Observed
+from kdamon import Record
+from kdamon.mm import Observed, Resident
+from kdamon.monitoring.use import WINDOWS, LookCounts, MemoryUse, estimate
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Counters
 
@@ -23,15 +26,34 @@ def counters_of(chosen: Selection) -> Counters:
     They are recorded once a second. Those of a part are a share of what was added between the readings around it.
     """
     record, run = chosen.record, chosen.record.run
-    if chosen.since is None and chosen.until is None:
-        return _counters(record.counters)
     since, until = chosen.span
+    use = _use(record, since, until)
+    if chosen.since is None and chosen.until is None:
+        return evolve(_counters(record.counters), use=use)
     log = record.counter_log()
     begin, before = next(((at, found) for at, found in reversed(log) if at <= since), (run.started, {}))
     later = ((at, found) for at, found in log if at >= until)
     end, after = next(later, log[-1] if log else (run.started, {}))
     share = min(1.0, max(0.0, until - since) / (end - begin)) if end > begin else 0.0
-    return _counters(_part(_known(before), _known(after), share))
+    return evolve(_counters(_part(_known(before), _known(after), share)), use=use)
+
+
+def _use(record: Record, since: float, until: float) -> MemoryUse | None:
+    """How much memory was in use, the mean of that time, from all looks of it."""
+    # The last looks may be of the moment of the end.
+    looks, uses = record.looks(since, until + 1), record.uses(since, until + 1)
+    if not uses:
+        return None
+    seen = [one.resident for one in uses if one.resident is not None]
+    resident = Resident(*(sum(sizes) // len(seen) for sizes in zip(*map(astuple, seen), strict=True))) if seen else None
+    windows = []
+    for window in WINDOWS:
+        of_window = looks[looks["window"] == window]
+        cohorts = np.split(of_window, np.flatnonzero(np.diff(of_window["began"])) + 1) if len(of_window) else []
+        counts = [LookCounts.of(cohort) for cohort in cohorts]
+        one = estimate(counts, window, None if resident is None else resident.total)
+        windows += [one] if one is not None else []
+    return MemoryUse(uses[-1].time, resident, tuple(windows))
 
 
 def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:
@@ -60,7 +82,7 @@ def _part(before: dict[str, Any], after: dict[str, Any], share: float) -> dict[s
         if _KINDS[name] is _dictionary:
             earlier = before.get(name, {})
             values[name] = {key: round(share * max(0, number - earlier.get(key, 0))) for key, number in value.items()}
-        elif _KINDS[name] in (_integer, _number) and name != "never_mapped":
+        elif _KINDS[name] in (_integer, _number) and name not in _LATEST:
             added = share * max(0, value - before.get(name, 0))
             values[name] = round(added) if _KINDS[name] is _integer else added
     return values
@@ -107,6 +129,10 @@ _KINDS: Final[dict[str, Callable[[Any], Any]]] = {
     "lost_snapshots": _integer,
     "faults_of_reads": _truth,
     "observed": _observed,
+    "watching_cpu_s": _number,
+    "sample_us": _integer,
     "producers": _dictionary,
     "recorded": _dictionary,
 }
+#: Numbers that are no totals: what they were at the end.
+_LATEST: Final = frozenset({"never_mapped", "sample_us"})

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which pages of an address space are in memory, anonymous or of files, and which in swap; by PAGEMAP_SCAN.
+
+One call looks at so much that it ends soon, see :mod:`kdamon.mm.mmap_lock`. The zero page and the huge zero page are in
+no memory of the process. Pages of shared memory in swap do not show in page tables.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+
+from kdamon.arrays import Records, U64Array
+from kdamon.kernel import PMD_SIZE
+from kdamon.mm.mmap_lock import CallSize, stays_locked
+from kdamon.mm.proc.pagemap_scan import FILE, GUARD, PRESENT, SWAPPED, ZERO, PagemapScan
+from kdamon.mm.ranges import NO_RANGES, intersect, joined, subtract
+from kdamon.mm.values import RESIDENT
+
+__all__ = ["residency"]
+
+#: Blocks that one call looks at: at first, and at most.
+_FIRST: Final = 16
+_MOST: Final = 512
+#: Runs that one call finds at most.
+_ROOM: Final = 1024
+#: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
+_LOCKED: Final = 0.001
+
+
+def residency(fd: int, wanted: U64Array, shared: U64Array = NO_RANGES) -> Iterator[tuple[int, Records]]:
+    """Look at all pages in ``wanted``, a call at a time.
+
+    It ends early where the process ended, or holds the lock of its memory.
+
+    :param fd: open /proc/PID/pagemap.
+    :param wanted: user space addresses, ascending and disjoint ranges.
+    :param shared: shared mappings: pages there that are of no file are a device's, or the kernel's.
+    :returns: for each call the address up to which it looked, and rows of :data:`kdamon.mm.RESIDENT`: runs of pages
+        that are alike, in address order.
+    :raises OSError: ENOTTY this kernel cannot say.
+    """
+    wanted = joined(wanted)
+    scan, size = _scan(fd), CallSize(_FIRST, 1, _MOST)
+    row = 0
+    at = int(wanted[0, 0]) if len(wanted) else 0
+    while row < len(wanted):
+        if stays_locked(fd, _LOCKED):
+            return
+        # Small mappings side by side take one call.
+        most = at + size.now * PMD_SIZE
+        last = max(row, int(np.searchsorted(wanted[:, 1], most, side="right")) - 1)
+        end = min(int(wanted[last, 1]), most)
+        try:
+            runs, reached = scan.runs(at, end)
+        except ProcessLookupError:
+            return
+        size.called(max(1, (reached - at) // PMD_SIZE))
+        yield reached, _rows(runs, wanted[row : last + 1], shared)
+        row = int(np.searchsorted(wanted[:, 1], reached, side="right"))
+        at = max(reached, int(wanted[row, 0])) if row < len(wanted) else reached
+
+
+def _scan(fd: int) -> PagemapScan:
+    categories = PRESENT | SWAPPED | FILE | ZERO
+    scan = PagemapScan(fd, _ROOM, categories | GUARD)
+    try:
+        scan.runs(0, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # Before Linux 6.15 there are no guard pages.
+        return PagemapScan(fd, _ROOM, categories)
+    return scan
+
+
+def _rows(runs: U64Array, wanted: U64Array, shared: U64Array) -> Records:
+    kinds = runs[:, 2]
+    runs = runs[(kinds & np.uint64(ZERO | GUARD)) == 0]
+    devices = intersect(runs[(runs[:, 2] & np.uint64(PRESENT | FILE)) == PRESENT, :2], shared)
+    if len(devices):
+        wanted = subtract(wanted, devices)
+    places = intersect(runs[:, :2], wanted)
+    kinds = runs[np.searchsorted(runs[:, 1], places[:, 0], side="right"), 2]
+    rows = np.zeros(len(places), RESIDENT)
+    rows["start"], rows["end"] = places.T
+    sizes = places[:, 1] - places[:, 0]
+    there, file = (kinds & np.uint64(PRESENT)) != 0, (kinds & np.uint64(FILE)) != 0
+    for name, rows_of in (("anon", there & ~file), ("file", there & file), ("swapped", ~there)):
+        rows[name][rows_of] = sizes[rows_of]
+    return rows
