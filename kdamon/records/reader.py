@@ -26,7 +26,7 @@ from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overl
 from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
 from kdamon.records.files import opened_to_read
 from kdamon.records.memory import MemoryOverTime, looks_of, residencies_of, uses_of
-from kdamon.records.schema import CLOCKS, GROUPS, PROCESS, REGIONS, SNAPSHOTS, TIMES
+from kdamon.records.schema import CLOCKS, GROUPS, OPTIONAL, PROCESS, REGIONS, SNAPSHOTS, TIMES
 from kdamon.records.values import Run, SeenMapping
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 
@@ -272,6 +272,8 @@ class Record:
         found = self._packed(chunk, [f"snapshots.{name}" for name in SNAPSHOTS.names or ()])
         head = np.zeros(number if 0 <= number <= MOST_ROWS else 0, SNAPSHOTS)
         for name in SNAPSHOTS.names or ():
+            if f"snapshots.{name}" in OPTIONAL - found.keys():
+                continue
             column = found[f"snapshots.{name}"]
             if len(column) != number:
                 raise Corrupt("the columns of a chunk do not fit together")
@@ -282,6 +284,8 @@ class Record:
             raise Corrupt("a snapshot has too many regions")
         if (head["time"] < head["began"]).any() or (head["began"] < 0).any() or not head["merged"].all():
             raise Corrupt("the times of a snapshot are none")
+        if (head["aggr_us"] < 0).any() or (head["aggr_us"] > _EVER).any():
+            raise Corrupt("the interval of a snapshot is none")
         return head
 
     def _read(self, chunk: int, form: np.dtype[Any], limits: tuple[int, int]) -> Iterator[Snapshot]:
@@ -291,19 +295,21 @@ class Record:
             columns = self._table(chunk, "regions", wanted)
             for name in set(form.names or ()) - set(REGIONS.names or ()):
                 columns.setdefault(name, np.full(int(head["regions"].sum()), np.nan))
+            if "nr_accesses" in columns:
+                columns.setdefault("mean_accesses", columns["nr_accesses"])
             regions = unpack_regions(columns, head["regions"], form)
             _check_regions(regions, head["regions"])
             counts = np.maximum(head["groups"], 0)
             groups = self._groups(chunk, int(counts.sum())) if (head["groups"] >= 0).any() else np.empty(0, GROUPS)
         ends, group_ends = np.cumsum(head["regions"]).tolist(), np.cumsum(counts).tolist()
         for row, end, group_end in zip(head.tolist(), ends, group_ends, strict=True):
-            began, time, merged, nr_regions, nr_groups = row
+            began, time, merged, nr_regions, nr_groups, aggr_us = row
             if time <= limits[0] or began >= limits[1]:
                 continue
             table = None
             if nr_groups >= 0:
                 table = GroupTable(groups[group_end - nr_groups : group_end], np.empty(0, GROUP_ADDRESS))
-            yield Snapshot(began / 1e9, time / 1e9, regions[end - nr_regions : end], merged, table)
+            yield Snapshot(began / 1e9, time / 1e9, regions[end - nr_regions : end], merged, table, aggr_us)
 
     def _table(self, chunk: int, table: str, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         found = self._packed(chunk, [f"{table}.{name}" for name in names])
@@ -436,7 +442,7 @@ def _check_regions(regions: Records, counts: np.ndarray[Any, Any]) -> None:
     apart[np.cumsum(counts)] = False
     if (regions["end"] <= regions["start"]).any() or ((regions["end"][:-1] > regions["start"][1:]) & apart[1:-1]).any():
         raise Corrupt("regions overlap")
-    for name in ("nr_accesses", "nr_unknown"):
+    for name in ("nr_accesses", "nr_unknown", "mean_accesses"):
         if not (regions[name] >= 0).all() or np.isinf(regions[name]).any():
             raise Corrupt("the accesses of a region are no number")
 

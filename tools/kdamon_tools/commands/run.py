@@ -199,7 +199,8 @@ def _ending(monitor: Monitor, stop: StopSignals) -> Iterator[_End]:
     finally:
         try:
             if not stop.wait_for(monitor.stop, _END_S):
-                end.failed = "it took too long"
+                why = "a signal came again" if stop.urgent else f"it took more than {_END_S:.0f} seconds"
+                end.failed = "; ".join(filter(None, (why, monitor.whereabouts())))
         except OSError as lingering:
             # The snapshots until now can still be shown.
             end.failed = lingering.strerror or str(lingering)

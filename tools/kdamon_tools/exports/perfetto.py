@@ -18,7 +18,9 @@ from kdamon_tools.exports import Write
 from kdamon_tools.exports.folded import process_text
 from kdamon_tools.exports.heats import HEAT, Heats, HeatSum
 from kdamon_tools.output.readable import json_text
+from kdamon_tools.recorded.recording import config_of
 from kdamon_tools.recorded.selection import Selection
+from kdamon_tools.views.measures import aggr_seconds
 
 __all__ = ["export"]
 
@@ -53,11 +55,11 @@ def _line(event: dict[str, Any]) -> bytes:
 def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, Any]]:
     """The counters, by time."""
     run = selection.record.run
-    config, heats = run.config, Heats(selection)
+    config, heats = config_of(run), Heats(selection)
     before: dict[str, I64Array] = {}
     ended = math.inf
     for snapshot in selection.snapshots(part=0.5, done=0.5):
-        if snapshot.began - ended > _NOTABLE * config.aggr_us / 1e6:
+        if snapshot.began - ended > _NOTABLE * aggr_seconds(snapshot, config):
             # Nothing is known of the time in between.
             yield from (_counter(name, ended, run.started, _all_unknown(sizes)) for name, sizes in before.items())
             before = {}

@@ -20,7 +20,7 @@ from kdamon_tools.recorded.selection import NamesOverTime, Selection
 
 __all__ = ["export_csv", "export_parquet"]
 
-_FIELDS = ("start", "end", "nr_accesses", "age", "nr_unknown")
+_FIELDS = ("start", "end", "nr_accesses", "age", "nr_unknown", "mean_accesses")
 #: Rows that duckdb gets at once.
 _AT_ONCE = 1 << 16
 
@@ -30,7 +30,7 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     extra = sorted(selection.record.columns)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["began", "time", *_FIELDS, *extra, "name"])
+    writer.writerow(["began", "time", *_FIELDS, "aggr_us", *extra, "name"])
     for columns in _tables(selection, extra):
         columns["name"] = np.array([cell_of(name) for name in columns["name"]], object)
         lists = [column.tolist() for column in columns.values()]
@@ -58,7 +58,8 @@ def export_parquet(selection: Selection, write: Write) -> list[str]:
         # In a file, so that the table may be larger than the memory.
         with duckdb.connect(os.path.join(directory, "table")) as db:
             kinds = ["began DOUBLE", "time DOUBLE", '"start" UBIGINT', '"end" UBIGINT', "nr_accesses FLOAT"]
-            kinds += ["age UINTEGER", "nr_unknown FLOAT", *(f'"{name}" DOUBLE' for name in extra), "name VARCHAR"]
+            kinds += ["age UINTEGER", "nr_unknown FLOAT", "mean_accesses DOUBLE", "aggr_us UBIGINT"]
+            kinds += [*(f'"{name}" DOUBLE' for name in extra), "name VARCHAR"]
             db.execute(f"CREATE TABLE regions ({', '.join(kinds)})")
             for rows in _joined(_tables(selection, extra)):  # noqa: B007 (duckdb finds it by its name)
                 db.execute("INSERT INTO regions SELECT * FROM rows")
@@ -85,7 +86,7 @@ def _joined(tables: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _tables(selection: Selection, extra: list[str]) -> Iterator[dict[str, Any]]:
     """The columns of each snapshot; times in seconds since the run began."""
-    started = selection.record.run.started
+    started, aggr_us = selection.record.run.started, selection.record.run.config.aggr_us
     names = NamesOverTime(selection.record)
     for snapshot in selection.snapshots(extra):
         regions = snapshot.regions
@@ -93,7 +94,9 @@ def _tables(selection: Selection, extra: list[str]) -> Iterator[dict[str, Any]]:
         columns: dict[str, Any] = {
             "began": whole * round(snapshot.began - started, 6),
             "time": whole * round(snapshot.time - started, 6),
-            **{name: regions[name] for name in (*_FIELDS, *extra)},
+            **{name: regions[name] for name in _FIELDS},
+            "aggr_us": np.full(len(regions), snapshot.aggr_us or aggr_us, np.uint64),
+            **{name: regions[name] for name in extra},
         }
         columns["name"] = np.array([readable(name) for name in names.at(snapshot.time).main(regions)], object)
         yield columns

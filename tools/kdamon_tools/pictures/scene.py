@@ -17,6 +17,7 @@ from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_rang
 from kdamon_tools.snapshot import Range, Recording
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views.grid import Grid, columns_of, grid_of
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import profile_of
 
 __all__ = ["LEVELS", "Scene", "Text", "scene_of"]
@@ -76,7 +77,7 @@ def scene_of(recording: Recording) -> Scene:
     if config.ranges:
         areas = monitored_ranges(profile)
     else:
-        total = sum(snapshot.merged for snapshot in recording.snapshots)
+        total = sum(weight_of(snapshot, config) for snapshot in recording.snapshots)
         areas = choose_areas(profile, total, config, _LINES // 4)
     columns = columns_of(recording, (_WIDTH - _LEFT - _RIGHT) // _COLUMN)
     line = line_size(areas, _LINES)

@@ -29,14 +29,14 @@ def monitored_ranges(profile: Profile) -> list[Range]:
     return _ranges_where(profile.edges, profile.covered > 0.5)
 
 
-def choose_areas(profile: Profile, total: int, config: Config, most: int) -> list[Range]:
+def choose_areas(profile: Profile, total: float, config: Config, most: int) -> list[Range]:
     """The addresses to show, in order and disjoint, at most ``most`` ranges.
 
     Memory is shown if it was hot for some time, or accessed or unknown during a noticeable share of the run, with some
     of its surroundings; without any such memory everything is shown. If there are more ranges than lines, hot ones come
     first, then those with most accessed bytes.
 
-    :param total: aggregations of the recording.
+    :param total: how long the recording is, as :attr:`Profile.covered` counts.
     """
     possible = config.max_nr_accesses * total
     long_unknown = (profile.covered >= _LONG * total) & _mostly_unknown(profile, config)

@@ -18,6 +18,7 @@ from kdamon_tools.reporters.shades import ABSENT, UNKNOWN, legend, level_of, pai
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views.grid import columns_of, grid_of
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import Profile, profile_of
 
 __all__ = ["areas_of", "render_heatmap"]
@@ -133,7 +134,7 @@ def _choose(recording: Recording, profile: Profile, height: int) -> list[Range]:
     if recording.config.ranges:
         # Selected addresses are all drawn, and at the same place in all pictures.
         return monitored_ranges(profile)
-    total = sum(snapshot.merged for snapshot in recording.snapshots)
+    total = sum(weight_of(snapshot, recording.config) for snapshot in recording.snapshots)
     return choose_areas(profile, total, recording.config, height)
 
 

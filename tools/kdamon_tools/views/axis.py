@@ -14,7 +14,7 @@ from attrs import frozen
 from kdamon.arrays import F64Array, Indexes, Mask, U64Array, distinct
 from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Config, Snapshot
-from kdamon_tools.views.regions import shares_of
+from kdamon_tools.views.measures import shares_of, weight_of
 
 __all__ = ["Axis", "axis_of"]
 
@@ -77,7 +77,9 @@ def _borders(snapshots: list[Snapshot], config: Config) -> tuple[U64Array, Mask,
             continue
         starts = np.concatenate([snapshot.regions["start"] for snapshot in part])
         ends = np.concatenate([snapshot.regions["end"] for snapshot in part])
-        weights = np.repeat([float(snapshot.merged) for snapshot in part], [len(snapshot.regions) for snapshot in part])
+        weights = np.repeat(
+            [weight_of(snapshot, config) for snapshot in part], [len(snapshot.regions) for snapshot in part]
+        )
         shares = weights * np.concatenate([shares_of(snapshot, config) for snapshot in part])
         # Regions of one snapshot touch, or they have a gap; the next snapshot begins below.
         touching = ends[:-1] == starts[1:]

@@ -13,6 +13,7 @@ from kdamon.arrays import F64Array, U64Array, distinct
 from kdamon_tools.defaults import FIGURES
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.views.grid import NEGLIGIBLE
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import profile_of
 from kdamon_tools.views.regions import NO_NAME, Named, idle_seconds, kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
@@ -177,12 +178,12 @@ def _by_name(before: Recording, after: Recording) -> tuple[tuple[Any, ...], ...]
 def _means(recording: Recording) -> dict[str, tuple[int, int]]:
     """Accessed and hot bytes by name, means over time."""
     named = Named(recording.names)
-    sums, weight = np.zeros((4, len(named.names))), 0
+    sums, weight = np.zeros((4, len(named.names))), 0.0
     for snapshot in recording.snapshots:
-        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, recording.config))
-        weight += snapshot.merged
+        sums += weight_of(snapshot, recording.config) * named.sums(snapshot, kinds_of(snapshot, recording.config))
+        weight += weight_of(snapshot, recording.config)
     found: dict[str, tuple[int, int]] = {}
-    for name, hot, warm in zip(map(_key, named.names), *np.rint(sums[:2] / max(1, weight)), strict=True):
+    for name, hot, warm in zip(map(_key, named.names), *np.rint(sums[:2] / (weight or 1.0)), strict=True):
         accessed, of_hot = found.get(name, (0, 0))
         found[name] = accessed + int(hot + warm), of_hot + int(hot)
     return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_seconds
+from kdamon_tools.views.measures import ages_of, aggr_seconds, weight_of
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
 from kdamon_tools.views.written import Written
@@ -38,14 +39,14 @@ def where_view(recording: Recording) -> Report:
     """
     named = Named(recording.names)
     config = recording.config
-    sums, weight = np.zeros((4, len(named.names))), 0
+    sums, weight = np.zeros((4, len(named.names))), 0.0
     writes = Written(recording, named)
     for snapshot in recording.snapshots:
         of_snapshot = named.sums(snapshot, kinds_of(snapshot, config))
         writes.add(snapshot, of_snapshot)
-        sums += snapshot.merged * of_snapshot
-        weight += snapshot.merged
-    means = np.rint(sums / max(1, weight))
+        sums += weight_of(snapshot, config) * of_snapshot
+        weight += weight_of(snapshot, config)
+    means = np.rint(sums / (weight or 1.0))
     written = writes.shares()
     idle = np.full(len(named.names), np.nan)
     if recording.snapshots:
@@ -101,7 +102,7 @@ def idle_view(recording: Recording) -> Report:
     """Bytes that were not accessed for at least some times, by name, at the end of the recording."""
     named = Named(recording.names)
     config = recording.config
-    covered = max(recording.seconds, _oldest(recording)) + config.aggr_us / 1e6
+    covered = max(recording.seconds, _oldest(recording)) + _last_interval(recording)
     times = [seconds for seconds in IDLE_FOR if seconds <= covered]
     columns = (
         Column("name", "name", Kind.TEXT),
@@ -139,7 +140,11 @@ def _oldest(recording: Recording) -> float:
     """The age of the oldest region at the end, seconds: a part of a run knows what was before it."""
     if not recording.snapshots or not len(recording.snapshots[-1].regions):
         return 0.0
-    return float(recording.snapshots[-1].regions["age"].max()) * recording.config.aggr_us / 1e6
+    return float(ages_of(recording.snapshots[-1], recording.config).max())
+
+
+def _last_interval(recording: Recording) -> float:
+    return aggr_seconds(recording.snapshots[-1], recording.config) if recording.snapshots else 0.0
 
 
 def _span(seconds: int) -> str:

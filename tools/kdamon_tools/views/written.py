@@ -8,6 +8,7 @@ from attrs import evolve
 
 from kdamon.arrays import F64Array, distinct
 from kdamon_tools.snapshot import REGION, Recording, Snapshot
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import swept
 from kdamon_tools.views.regions import Named
 
@@ -25,6 +26,7 @@ class Written:
 
     def __init__(self, recording: Recording, named: Named) -> None:
         self._named = named
+        self._config = recording.config
         self._write_only = recording.config.write_only
         self._grouped = bool(recording.config.by) and not recording.config.read_only
         self._written, self._known = np.zeros((2, len(named.names)))
@@ -42,8 +44,9 @@ class Written:
         else:
             return
         self._some = True
-        self._written += snapshot.merged * written
-        self._known += snapshot.merged * kinds[:3].sum(axis=0)
+        weight = weight_of(snapshot, self._config)
+        self._written += weight * written
+        self._known += weight * kinds[:3].sum(axis=0)
 
     def _in_groups(self, snapshot: Snapshot) -> F64Array:
         """Bytes by name of the regions that any group wrote."""
