@@ -299,7 +299,7 @@ def test_a_terminal_shows_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("kdamon_tools.output.progress._REDRAW_S", 0.0)
     exported(path, "csv")
-    shown = re.findall(r"^(?:.*\x1b\[J)?(....) of /", screen.getvalue(), re.MULTILINE)
+    shown = re.findall(r"^(?:.*\x1b\[J)?(....)(?:, .* left)?: /", screen.getvalue(), re.MULTILINE)
     assert [f"{number / 30:4.0%}" for number in range(1, 31)] == shown
     assert screen.getvalue().endswith("\x1b[1F\x1b[J")
     plain = io.StringIO()
