@@ -107,12 +107,12 @@ def test_clipping_keeps_the_rest() -> None:
 
 
 def test_further_columns_are_in_the_table(tmp_path: Path) -> None:
-    """Such as resident bytes."""
+    """Such as resident bytes; what is unknown is an empty cell."""
     record = writer(tmp_path / "a")
-    record.add(Snapshot.of(STARTED + 1, rows(0)), {"resident": np.array([1, 2, 3, 4])})
+    record.add(Snapshot.of(STARTED + 1, rows(0)), {"resident": np.array([1, 2, np.nan, 4])})
     record.close()
     found = table(tmp_path / "a")
-    assert (["1.0", "2.0", "3.0", "4.0"], [""] * 4) == (
+    assert (["1.0", "2.0", "", "4.0"], [""] * 4) == (
         [row["resident"] for row in found],
         [row["name"] for row in found],
     )

@@ -8,6 +8,9 @@ import io
 import os
 import tempfile
 
+import numpy as np
+
+from kdamon.arrays import F64Array
 from kdamon.records.tables import NamesOverTime, Table, region_table
 from kdamon_tools.errors import CommandError
 from kdamon_tools.exports import Write
@@ -25,7 +28,9 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.kinds)
     for columns in table.parts():
-        lists = [column.tolist() for column in columns.values()]
+        lists = [
+            _known(column) if table.kinds[name] == "DOUBLE" else column.tolist() for name, column in columns.items()
+        ]
         lists[-1] = [cell_of(name) for name in lists[-1]]
         writer.writerows(zip(*lists, strict=True))
         write(text.getvalue().encode())
@@ -55,6 +60,12 @@ def export_parquet(selection: Selection, write: Write) -> list[str]:
             while part := file.read(1 << 20):
                 write(part)
     return []
+
+
+def _known(column: F64Array) -> list[float | None]:
+    """The values; None, an empty cell, where they are unknown."""
+    unknown = np.isnan(column)
+    return np.where(unknown, None, column).tolist() if unknown.any() else column.tolist()
 
 
 def _table(selection: Selection) -> Table:
