@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unp
 from kdamon.records.files import opened_to_read
 from kdamon.records.memory import MemoryOverTime, looks_of, residencies_of, uses_of
 from kdamon.records.schema import CLOCKS, GROUPS, OPTIONAL, PROCESS, REGIONS, SNAPSHOTS, TIMES
+from kdamon.records.tables import NamesOverTime, Table, process_table, region_table, snapshot_table
 from kdamon.records.values import Run, SeenMapping
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 
@@ -81,6 +83,18 @@ class Record:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<kdamon.Record {self.path!r}>"
+
+    def _repr_html_(self) -> str | None:
+        """The heatmap, for notebooks; None, as where the tools are not installed, stands for the text of the object."""
+        try:
+            # By its name: this package does not depend on the tools.
+            notebook = importlib.import_module("kdamon_tools.pictures.notebook")
+        except ModuleNotFoundError:
+            return None
+        return notebook.html_of(self)
 
     def close(self) -> None:
         """Close the file; may be repeated."""
@@ -243,6 +257,31 @@ class Record:
             parts.append(part)
         return np.concatenate(parts)
 
+    def table(self, name: str = "regions", since: float | None = None, until: float | None = None) -> Table:
+        """A table for pyarrow, polars, pandas or duckdb, which is read when one of them asks for it.
+
+        Times in it are seconds since the run began, and what is unknown is null.
+
+        :param name: ``regions``, a row for each region of each snapshot, with all columns and the name of what lies
+            there; ``snapshots``; or ``process``, a row for each second.
+        :param since: as for :meth:`snapshots`, and ``until``, too.
+        :raises KeyError: there is no such table.
+        """
+        started = self.run.started
+        if name == "regions":
+            extra = sorted(self.columns)
+            return region_table(
+                lambda: self.snapshots(since, until, extra),
+                lambda: NamesOverTime(self.name_tables()),
+                self.run,
+                extra,
+            )
+        if name == "snapshots":
+            return snapshot_table(lambda: self.times(since, until), started)
+        if name == "process":
+            return process_table(lambda: _between(self.process_data(), since, until), started)
+        raise KeyError(f"there is no table {name!r}: it is regions, snapshots or process")
+
     def _form(self, extra: Iterable[str]) -> np.dtype[Any]:
         extra = list(extra)
         missing = set(extra) - self.columns if extra else set()
@@ -404,6 +443,12 @@ class Record:
 def _limits(since: float | None, until: float | None) -> tuple[int, int]:
     """Nanoseconds."""
     return -_EVER if since is None else round(since * 1e9), _EVER if until is None else round(until * 1e9)
+
+
+def _between(rows: Records, since: float | None, until: float | None) -> Records:
+    """The rows of a time, ``until`` exclusive."""
+    low, high = -np.inf if since is None else since, np.inf if until is None else until
+    return rows[(rows["time"] >= low) & (rows["time"] < high)]
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counters for Perfetto and chrome://tracing: bytes by heat of each name, and the size of the process.
+"""Counters for Perfetto: bytes by heat of each name, and the size of the process.
 
 The format is the JSON of Chrome's trace events. A counter has its value until the next one, so that only changes are
-written.
+written. Perfetto drops events of negative times.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _all_unknown(sizes: I64Array) -> I64Array:
 
 
 def _counter(name: str, time: float, started: float, sizes: I64Array) -> dict[str, Any]:
-    return {"name": name, "ts": round((time - started) * 1e6, 3), "args": dict(zip(HEAT, sizes.tolist(), strict=True))}
+    return {"name": name, "ts": _microseconds(time - started), "args": dict(zip(HEAT, sizes.tolist(), strict=True))}
 
 
 def _of_process(selection: Selection) -> Iterator[dict[str, Any]]:
@@ -97,4 +97,8 @@ def _of_process(selection: Selection) -> Iterator[dict[str, Any]]:
     for row in rows[(rows["time"] >= low) & (rows["time"] < high)]:
         sizes = {name: int(row[name]) for name in ("rss_anon", "rss_file", "rss_shmem", "swap") if row[name] >= 0}
         if sizes:
-            yield {"name": "resident", "ts": round((float(row["time"]) - run.started) * 1e6, 3), "args": sizes}
+            yield {"name": "resident", "ts": _microseconds(float(row["time"]) - run.started), "args": sizes}
+
+
+def _microseconds(seconds: float) -> float:
+    return max(0.0, round(seconds * 1e6, 3))

@@ -85,7 +85,7 @@ def scene_of(recording: Recording) -> Scene:
     rows = np.array([row for of_area in spans for row in of_area], np.uint64)
     grid = grid_of(columns.snapshots, rows, config)
     rest = rests_of(profile, areas, config, together=True)[-1]
-    scene = Scene(_WIDTH, _TOP + _MAP + _BOTTOM + (18 if rest else 0), subject_of(recording))
+    scene = Scene(_WIDTH, _TOP + _MAP + _BOTTOM + (18 if rest else 0), readable(subject_of(recording)))
     scene.texts.append(Text(16, 26, _short(subject_of(recording), _WIDTH - 32, 9.0), size=16, bold=True))
     scene.texts.append(Text(16, 44, _short(description_of(recording), _WIDTH - 32, _SMALL), size=11, faint=True))
     _legend(scene)
