@@ -227,7 +227,10 @@ def render_summary(recording: Recording, *, width: int = 80) -> str:
         lines.append(f"{what:<34}{format_bytes(counters.never_mapped):>10}  of the {format_bytes(size)} of the ranges")
     if counters.sparse:
         covered, populated = map(format_bytes, counters.sparse)
-        lines.append(f"the regions covered {covered}, of which {populated} were populated: hardly any access was found")
+        remedy = "use --vaddr-regions mappings" if config.vaddr_regions == "kernel" else "raise --max-regions"
+        lines.append(
+            f"the regions covered {covered}, of which {populated} were populated: hardly any access was found; {remedy}"
+        )
     if (unsampled_s := figures["unsampled_seconds"] or 0.0) > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
         unsampled = format_seconds(unsampled_s)
         lines.append(f"nothing was sampled for           {unsampled:>10}  of the {format_seconds(recording.seconds)}")
