@@ -120,7 +120,7 @@ _COLUMNS: Final = (
     Column("bytes", "size", Kind.BYTES),
     Column("accessed", "accessed", Kind.SHARE),
     Column("age_seconds", "age", Kind.SECONDS),
-    Column("unknown", "unknown", Kind.SHARE, optional=True),
+    Column("unknown", "unknown", Kind.SHARE, optional=1),
     Column("name", "name", Kind.TEXT),
 )
 

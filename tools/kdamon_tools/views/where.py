@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from attrs import evolve
 
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_seconds
+from kdamon_tools.views.in_memory import idle_in_memory, where_in_memory
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
+from kdamon_tools.views.resident import known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
 
 __all__ = ["IDLE_FOR", "idle_view", "where_view"]
@@ -17,19 +20,25 @@ __all__ = ["IDLE_FOR", "idle_view", "where_view"]
 #: Seconds of the columns of the view ``idle``.
 IDLE_FOR: Final = (1, 10, 60, 600, 3600)
 
+_MAPPED: Final = "bytes are of what is mapped: how much of it is in memory is not known"
 _WHERE: Final = (
     Column("name", "name", Kind.TEXT),
-    Column("bytes", "size", Kind.BYTES, optional=True),
+    Column("bytes", "mapped", Kind.BYTES, optional=1),
     Column("hot_bytes", "hot", Kind.BYTES),
     Column("warm_bytes", "warm", Kind.BYTES),
     Column("cold_bytes", "cold", Kind.BYTES),
-    Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+    Column("unknown_bytes", "unknown", Kind.BYTES, optional=1),
     Column("idle_seconds", "idle for", Kind.SECONDS),
 )
 
 
 def where_view(recording: Recording) -> Report:
-    """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle."""
+    """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle.
+
+    Bytes are of what was in memory, where that is known, else of what is mapped.
+    """
+    if known_snapshots(recording):
+        return where_in_memory(recording)
     named = Named(recording.names)
     config = recording.config
     sums, weight = np.zeros((4, len(named.names))), 0
@@ -57,15 +66,18 @@ def where_view(recording: Recording) -> Report:
     kinds = means.sum(axis=1).astype(int).tolist()
     return Report(
         "where",
-        tuple(
-            (f"{key}_bytes", key, Kind.BYTES, size)
-            for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
+        (
+            ("basis", "", Kind.TEXT, "mapped"),
+            *(
+                (f"{key}_bytes", key, Kind.BYTES, size)
+                for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
+            ),
         ),
         (Table("names", _WHERE, rows, "names", Order.RANK),),
         (
             f"average of {format_seconds(recording.seconds)}: hot was accessed in at least {HOT:.0%} of the samples of "
             "an aggregation interval, warm in fewer, cold in none; idle for: how long none of it was accessed, at the "
-            "end",
+            f"end; {_MAPPED}",
             *_about_names(recording),
         ),
     )
@@ -81,15 +93,21 @@ def _about_names(recording: Recording) -> tuple[str, ...]:
 
 def idle_view(recording: Recording) -> Report:
     """Bytes that were not accessed for at least some times, by name, at the end of the recording."""
-    named = Named(recording.names)
     config = recording.config
     covered = max(recording.seconds, _oldest(recording)) + config.aggr_us / 1e6
     times = [seconds for seconds in IDLE_FOR if seconds <= covered]
+    notes = []
+    if len(times) < len(IDLE_FOR):
+        notes.append(f"{format_seconds(covered)} of monitoring are known: longer idle times cannot be known from them")
+    if known_snapshots(recording):
+        report = idle_in_memory(recording, times, [_span(seconds) for seconds in times])
+        return evolve(report, notes=(*report.notes, *notes))
+    named = Named(recording.names)
     columns = (
         Column("name", "name", Kind.TEXT),
-        Column("bytes", "size", Kind.BYTES, optional=True),
+        Column("bytes", "mapped", Kind.BYTES, optional=1),
         *(Column(f"idle_{seconds}s_bytes", f"idle {_span(seconds)}", Kind.BYTES) for seconds in times),
-        Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+        Column("unknown_bytes", "unknown", Kind.BYTES, optional=1),
     )
     rows: list[tuple[Any, ...]] = []
     if recording.snapshots:
@@ -109,11 +127,12 @@ def idle_view(recording: Recording) -> Report:
         for place, column in enumerate(columns)
         if column.kind is Kind.BYTES
     )
-    notes = ["at the end, by the age of regions that were not accessed"]
-    if len(times) < len(IDLE_FOR):
-        notes.append(f"{format_seconds(covered)} of monitoring are known: longer idle times cannot be known from them")
+    notes.insert(0, f"at the end, by the age of regions that were not accessed; {_MAPPED}")
     return Report(
-        "idle", totals, (Table("names", columns, tuple(rows), "names", Order.RANK),), (*notes, *_about_names(recording))
+        "idle",
+        (("basis", "", Kind.TEXT, "mapped"), *totals),
+        (Table("names", columns, tuple(rows), "names", Order.RANK),),
+        (*notes, *_about_names(recording)),
     )
 
 
