@@ -78,17 +78,26 @@ def _scan(fd: int) -> PagemapScan:
 
 
 def _rows(runs: U64Array, wanted: U64Array, shared: U64Array) -> Records:
-    kinds = runs[:, 2]
-    runs = runs[(kinds & np.uint64(ZERO | GUARD)) == 0]
-    devices = intersect(runs[(runs[:, 2] & np.uint64(PRESENT | FILE)) == PRESENT, :2], shared)
-    if len(devices):
-        wanted = subtract(wanted, devices)
-    places = intersect(runs[:, :2], wanted)
-    kinds = runs[np.searchsorted(runs[:, 1], places[:, 0], side="right"), 2]
+    runs = runs[(runs[:, 2] & np.uint64(ZERO | GUARD)) == 0]
+    if not len(runs):
+        return np.empty(0, RESIDENT)
+    shared = shared[(shared[:, 1] > runs[0, 0]) & (shared[:, 0] < runs[-1, 1])]
+    if len(shared):
+        devices = intersect(runs[(runs[:, 2] & np.uint64(PRESENT | FILE)) == PRESENT, :2], shared)
+        wanted = subtract(wanted, devices) if len(devices) else wanted
+    places, kinds = _cut(runs, wanted)
     rows = np.zeros(len(places), RESIDENT)
     rows["start"], rows["end"] = places.T
     sizes = places[:, 1] - places[:, 0]
     there, file = (kinds & np.uint64(PRESENT)) != 0, (kinds & np.uint64(FILE)) != 0
-    for name, rows_of in (("anon", there & ~file), ("file", there & file), ("swapped", ~there)):
-        rows[name][rows_of] = sizes[rows_of]
+    rows["anon"], rows["file"], rows["swapped"] = sizes * (there & ~file), sizes * (there & file), sizes * ~there
     return rows
+
+
+def _cut(runs: U64Array, wanted: U64Array) -> tuple[U64Array, U64Array]:
+    """The parts of ``runs`` in ``wanted``, and their categories."""
+    around = wanted[np.minimum(np.searchsorted(wanted[:, 1], runs[:, 0], side="right"), len(wanted) - 1)]
+    if ((around[:, 0] <= runs[:, 0]) & (runs[:, 1] <= around[:, 1])).all():
+        return runs[:, :2], runs[:, 2]
+    places = intersect(runs[:, :2], wanted)
+    return places, runs[np.searchsorted(runs[:, 1], places[:, 0], side="right"), 2]
