@@ -126,15 +126,15 @@ class ResidencyReader:
         #: What this pass is about, up to where it looked, and where it would end; what was looked at before.
         self._wanted, self._reached, self._last, self._seen = NO_RANGES, 0, 0, NO_RANGES
         self._began = self._shown = float("-inf")
-        #: Seconds to wait for what steps took.
-        self._debt = 0.0
+        #: Seconds that steps took in all, and those that no pause followed yet.
+        self._at_once = self._waits = 0.0
         #: When the next step is due.
         self.due = 0.0
 
     def reset(self) -> None:
         """The process has another address space: what was seen says nothing."""
         self.latest = self._steps = None
-        self._seen, self._shown = NO_RANGES, float("-inf")
+        self._seen, self._shown, self._at_once = NO_RANGES, float("-inf"), 0.0
 
     def step(self, mm: AddressSpace, ranges: U64Array | None) -> None:
         """Look at some memory; a step is over after some milliseconds.
@@ -156,11 +156,13 @@ class ResidencyReader:
             self._show(now)
         # The next pass begins a second after this one did.
         begin = 0.0 if self._steps is not None else self._began + _PASS_S
-        # The first pass may take some time at once, which the next ones wait for.
-        self._debt += (self._spent() - before) / _SHARE
-        early = self._debt < _FIRST_S / _SHARE and self._steps is not None and not len(self._seen)
-        self.due = max(now + (0.0 if early else self._debt), begin)
-        self._debt = self._debt if early else 0.0
+        took = self._spent() - before
+        # The first pass may take some time at once, which the next step waits for.
+        self._at_once += took
+        if self._at_once < _FIRST_S and self._steps is not None and not len(self._seen):
+            self.due, self._waits = now, self._waits + took
+        else:
+            self.due, self._waits = max(now + (self._waits + took) / _SHARE, begin), 0.0
 
     def _begin(self, mm: AddressSpace, ranges: U64Array | None) -> Iterator[tuple[int, Records]]:
         mapped = mm.vmas()

@@ -22,28 +22,29 @@ __all__ = ["idle_in_memory", "where_in_memory"]
 #: Watched pages of a name from which on they say how much of it is idle.
 _ENOUGH: Final = 20
 _NAME: Final = Column("name", "name", Kind.TEXT)
-_UNKNOWN: Final = Column("unknown_bytes", "unknown", Kind.BYTES, optional=1)
+_UNKNOWN: Final = Column("unknown_bytes", "unknown", Kind.BYTES, optional=2)
 _HEAT: Final = (
     Column("hot_bytes", "hot", Kind.BYTES),
-    Column("warm_bytes", "warm", Kind.BYTES, optional=2),
+    Column("warm_bytes", "warm", Kind.BYTES),
     Column("cold_bytes", "cold", Kind.BYTES),
     _UNKNOWN,
 )
 _IN_MEMORY: Final = "bytes are of what is in memory; what is mapped and not there is in no other column"
 
 
-def _sizes(sums: F64Array, mapped: F64Array, least: int) -> tuple[tuple[Column, ...], list[F64Array]]:
+def _sizes(sums: F64Array, mapped: F64Array, whole: int, parts: int) -> tuple[tuple[Column, ...], list[F64Array]]:
     """The columns of what is mapped, in memory and in swap, if any is, and their values by name.
 
     :param sums: by :data:`kdamon_tools.views.resident.KINDS` and name.
-    :param least: anonymous memory and that of files have columns of their own in a terminal that has room for so much.
+    :param whole: how optional the column of all that is in memory is.
+    :param parts: the same of those of anonymous memory and of files.
     """
     anon, file, swapped = sums[resident.ANON], sums[resident.FILE], sums[resident.SWAPPED]
     columns = [
         Column("bytes", "mapped", Kind.BYTES, optional=5),
-        Column("resident_bytes", "in memory", Kind.BYTES, optional=3 - least),
-        Column("anon_bytes", "anonymous", Kind.BYTES, optional=least),
-        Column("file_bytes", "of files", Kind.BYTES, optional=least),
+        Column("resident_bytes", "in memory", Kind.BYTES, optional=whole),
+        Column("anon_bytes", "anonymous", Kind.BYTES, optional=parts),
+        Column("file_bytes", "of files", Kind.BYTES, optional=parts),
     ]
     values = [mapped, anon + file, anon, file]
     if swapped.any():
@@ -92,8 +93,8 @@ def where_in_memory(recording: Recording) -> Report:
     means, sizes = np.rint(sums / weight), np.rint(sizes / weight)
     heat = means[:, resident.ANON] + means[:, resident.FILE]
     heat[3] += means[:, resident.UNKNOWN].sum(axis=0)
-    columns, values = _sizes(means.sum(axis=0), sizes, 0)
-    columns += (*_HEAT, Column("idle_seconds", "idle for", Kind.SECONDS))
+    columns, values = _sizes(means.sum(axis=0), sizes, 4, 1)
+    columns += (*_HEAT, Column("idle_seconds", "idle for", Kind.SECONDS, optional=3))
     values += [*heat, _idle_for(snapshots[-1], mapped, config)]
     return Report(
         "where",
@@ -134,7 +135,7 @@ def idle_in_memory(recording: Recording, times: Sequence[int], span: Sequence[st
     kinds = [np.ones(len(ages)), *((ages >= seconds).astype(float) for seconds in times), np.isnan(ages).astype(float)]
     all_sums = named.sums(last, np.stack(kinds))
     sums, unknown = all_sums[0], all_sums[-1, : resident.SWAPPED].sum(axis=0) + all_sums[0, resident.UNKNOWN]
-    columns, values = _sizes(np.rint(sums), np.rint(mapped.sums(last, np.ones((1, len(ages))))[0]), 3)
+    columns, values = _sizes(np.rint(sums), np.rint(mapped.sums(last, np.ones((1, len(ages))))[0]), 0, 3)
     shorter, by = sums[: resident.SWAPPED], sums[: resident.SWAPPED].sum(axis=0)
     notes = ["at the end, by the age of regions that were not accessed"]
     beside = {}

@@ -123,6 +123,25 @@ _COLUMNS: Final = (
     Column("unknown", "unknown", Kind.SHARE, optional=1),
     Column("name", "name", Kind.TEXT),
 )
+#: Columns where it is known what is in memory.
+_RESIDENT: Final = (
+    Column("resident_bytes", "in memory", Kind.BYTES, optional=1),
+    Column("anon_bytes", "anonymous", Kind.BYTES, hidden=True),
+    Column("file_bytes", "of files", Kind.BYTES, hidden=True),
+    Column("swapped_bytes", "swapped", Kind.BYTES, hidden=True),
+)
+
+
+def _in_memory(snapshot: Snapshot) -> list[list[int | None]]:
+    """The values of :data:`_RESIDENT` for each region; None where not all of it was looked at."""
+    assert snapshot.residency is not None
+    sums = snapshot.residency.sums(snapshot.regions)
+    known = (sums["unknown"] == 0).tolist()
+    columns = (sums["anon"] + sums["file"], sums["anon"], sums["file"], sums["swapped"])
+    return [
+        [int(size) if is_known else None for size, is_known in zip(column.tolist(), known, strict=True)]
+        for column in columns
+    ]
 
 
 def regions_view(recording: Recording, at: float | None = None) -> Report:
@@ -147,6 +166,9 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
         np.minimum(1.0, regions["nr_unknown"] / config.max_nr_accesses).astype(np.float64).round(6).tolist(),
         names,
     )
+    shown = _COLUMNS
+    if snapshot.residency is not None:
+        shown, columns = (*_COLUMNS, *_RESIDENT), (*columns, *_in_memory(snapshot))
     began, ended = snapshot.began - recording.started, snapshot.time - recording.started
     return Report(
         "regions",
@@ -154,6 +176,6 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
             ("from_seconds", "from", Kind.SECONDS, round(began, 6)),
             ("to_seconds", "to", Kind.SECONDS, round(ended, 6)),
         ),
-        (Table("regions", _COLUMNS, tuple(zip(*columns, strict=True)), "regions"),),
+        (Table("regions", shown, tuple(zip(*columns, strict=True)), "regions"),),
         (f"regions of {format_seconds(recording.seconds)} of monitoring, as they were at {ended:.1f} s",),
     )
