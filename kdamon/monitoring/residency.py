@@ -24,6 +24,8 @@ _PASS_S: Final = 1.0
 #: Seconds of one step, and the share of a CPU that all take.
 _STEP_S: Final = 0.002
 _SHARE: Final = 0.003
+#: Seconds that the first pass may take without a pause.
+_FIRST_S: Final = 0.02
 #: A part of so many bytes, or more, is looked at only where it is populated: reserved addresses cost time, too.
 _MUCH: Final = 8 << 30
 #: Rows of a block of 2 MiB beyond which they become one: in each call, and once there are so many rows in all.
@@ -124,13 +126,15 @@ class ResidencyReader:
         #: What this pass is about, up to where it looked, and where it would end; what was looked at before.
         self._wanted, self._reached, self._last, self._seen = NO_RANGES, 0, 0, NO_RANGES
         self._began = self._shown = float("-inf")
+        #: Seconds that steps took in all, and those that no pause followed yet.
+        self._at_once = self._waits = 0.0
         #: When the next step is due.
         self.due = 0.0
 
     def reset(self) -> None:
         """The process has another address space: what was seen says nothing."""
         self.latest = self._steps = None
-        self._seen, self._shown = NO_RANGES, float("-inf")
+        self._seen, self._shown, self._at_once = NO_RANGES, float("-inf"), 0.0
 
     def step(self, mm: AddressSpace, ranges: U64Array | None) -> None:
         """Look at some memory; a step is over after some milliseconds.
@@ -152,7 +156,13 @@ class ResidencyReader:
             self._show(now)
         # The next pass begins a second after this one did.
         begin = 0.0 if self._steps is not None else self._began + _PASS_S
-        self.due = max(now + (self._spent() - before) / _SHARE, begin)
+        took = self._spent() - before
+        # The first pass may take some time at once, which the next step waits for.
+        self._at_once += took
+        if self._at_once < _FIRST_S and self._steps is not None and not len(self._seen):
+            self.due, self._waits = now, self._waits + took
+        else:
+            self.due, self._waits = max(now + (self._waits + took) / _SHARE, begin), 0.0
 
     def _begin(self, mm: AddressSpace, ranges: U64Array | None) -> Iterator[tuple[int, Records]]:
         mapped = mm.vmas()
@@ -165,7 +175,7 @@ class ResidencyReader:
         return self._steps
 
     def _take(self, reached: int, rows: Records) -> None:
-        blocks = len(np.unique(rows["start"] // np.uint64(PMD_SIZE)))
+        blocks = 1 + np.count_nonzero(np.diff(rows["start"] // np.uint64(PMD_SIZE)))
         if len(rows) > _FINE * blocks or self._nr_rows >= _MOST_ROWS:
             rows = merged_blocks(rows)
         self._parts.append(rows)

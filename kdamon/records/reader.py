@@ -214,6 +214,11 @@ class Record:
                 return
             yield one
 
+    @property
+    def says_resident(self) -> bool:
+        """Whether it says what was in memory."""
+        return next(self.residencies(), None) is not None
+
     def residency_at(self, time: float) -> Residency | None:
         """What was in memory at a time, as it was seen last; None where that is not known."""
         found = None
@@ -275,6 +280,7 @@ class Record:
                 lambda: NamesOverTime(self.name_tables()),
                 self.run,
                 extra,
+                resident=self.says_resident,
             )
         if name == "snapshots":
             return snapshot_table(lambda: self.times(since, until), started)

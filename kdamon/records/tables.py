@@ -17,12 +17,14 @@ from kdamon.names.table import NameTable
 from kdamon.records.schema import PROCESS
 from kdamon.records.values import Run
 
-__all__ = ["Columns", "NamesOverTime", "Table", "process_table", "region_table", "snapshot_table"]
+__all__ = ["RESIDENT_COLUMNS", "Columns", "NamesOverTime", "Table", "process_table", "region_table", "snapshot_table"]
 
 #: Columns by name, equally long.
 Columns = Mapping[str, npt.NDArray[Any]]
 
 _FIELDS: Final = ("start", "end", "nr_accesses", "age", "nr_unknown", "mean_accesses")
+#: Columns of what was in memory, and the fields of :data:`kdamon.mm.RESIDENT`.
+RESIDENT_COLUMNS: Final = {"resident_anon": "anon", "resident_file": "file", "swapped": "swapped"}
 #: Rows that duckdb gets at once.
 _AT_ONCE: Final = 1 << 16
 
@@ -89,12 +91,15 @@ def region_table(
     names: Callable[[], NamesOverTime],
     run: Run,
     extra: Sequence[str] = (),
+    *,
+    resident: bool = False,
 ) -> Table:
     """A row for each region of each snapshot, with the name of its largest part.
 
     :param snapshots: begins to read them.
     :param run: the run: times are seconds since it began.
     :param extra: names of further columns that the regions have.
+    :param resident: whether snapshots say what was in memory: bytes of each region, null where not all of it is known.
     """
 
     def parts() -> Iterator[Columns]:
@@ -109,13 +114,22 @@ def region_table(
                 **{name: regions[name] for name in _FIELDS},
                 "aggr_us": np.full(len(regions), snapshot.aggr_us or run.config.aggr_us, np.uint64),
                 **{name: regions[name] for name in extra},
+                **(_resident(snapshot) if resident else {}),
                 "name": np.array(texts, object),
             }
 
     kinds = {"began": "DOUBLE", "time": "DOUBLE", "start": "UBIGINT", "end": "UBIGINT", "nr_accesses": "FLOAT"}
     kinds |= {"age": "UINTEGER", "nr_unknown": "FLOAT", "mean_accesses": "DOUBLE", "aggr_us": "UBIGINT"}
-    kinds |= {**dict.fromkeys(extra, "DOUBLE"), "name": "VARCHAR"}
-    return Table(kinds, parts)
+    further = [*extra, *(RESIDENT_COLUMNS if resident else ())]
+    return Table({**kinds, **dict.fromkeys(further, "DOUBLE"), "name": "VARCHAR"}, parts)
+
+
+def _resident(snapshot: Snapshot) -> Columns:
+    if snapshot.residency is None:
+        return {name: np.full(len(snapshot.regions), np.nan) for name in RESIDENT_COLUMNS}
+    sums = snapshot.residency.sums(snapshot.regions)
+    known = sums["unknown"] == 0
+    return {name: np.where(known, sums[kind].astype(np.float64), np.nan) for name, kind in RESIDENT_COLUMNS.items()}
 
 
 def snapshot_table(rows: Callable[[], Records], started: float) -> Table:

@@ -128,6 +128,27 @@ def test_steps_take_a_small_share_of_the_time() -> None:
     assert pytest.approx(6.0) == quick.due
 
 
+def test_the_first_pass_does_not_wait_for_long() -> None:
+    """Steps of 5 ms: four at once, and then the pause for all of them."""
+    now, spent = [0.0], [0.0]
+
+    class Slow(InSteps):
+        def residency(self, ranges: U64Array) -> Iterator[tuple[int, Records]]:
+            for step in super().residency(ranges):
+                spent[0] += 0.005
+                yield step
+
+    mm = Slow(spawn(200))
+    reader = ResidencyReader(lambda: now[0], lambda: spent[0])
+    due = []
+    for _ in range(4):
+        reader.step(mm, None)  # type: ignore[arg-type]
+        due.append(round(reader.due, 6))
+    assert [0.0, 0.0, 0.0, round(0.02 / 0.003, 6)] == due
+    reader.step(mm, None)  # type: ignore[arg-type]
+    assert pytest.approx(0.005 / 0.003) == reader.due
+
+
 def test_another_address_space_is_looked_at_anew() -> None:
     reader = ResidencyReader()
     reader.step(spawn(100), None)

@@ -66,6 +66,10 @@ def write_record(path: str, of: Recording) -> None:
     writer = RecordWriter(path, run)
     for snapshot in of.snapshots:
         writer.add(snapshot)
+        if snapshot.use is not None:
+            writer.add_use(snapshot.use)
+        if snapshot.residency is not None:
+            writer.change_residency(snapshot.residency)
     if of.names is not None:
         writer.change_names(changes(None, of.names))
     writer.add_counters(of.ended, attrs.asdict(of.counters))

@@ -196,7 +196,7 @@ def test_rows_without_room_are_summed_up() -> None:
     names = name_table(*((at * 0x1000, at * 0x1000 + 0x1000, f"name {at}") for at in range(30)))
     of = recording([[(0, 30 * 0x1000, 0, 0, 0)]], names)
     text = render_report(where_view(of), height=10)
-    assert "and 20 more names: 80.0 KiB size, 0 B hot, 0 B warm, 80.0 KiB cold, 0 B unknown" in text
+    assert "and 20 more names: 80.0 KiB mapped, 0 B hot, 0 B warm, 80.0 KiB cold, 0 B unknown" in text
 
 
 def test_regions_are_never_left_out() -> None:

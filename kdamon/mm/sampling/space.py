@@ -107,7 +107,9 @@ class ProcessSpace(ABC):
 
         def begin() -> Iterator[tuple[int, Records]]:
             mappings = self._files.mappings.now()
-            return residency(self._files.pagemap, ranges, mappings.ranges[mappings.shared])
+            shared, files = mappings.shared, mappings.files
+            anon = mappings.ranges[~shared & ~files]
+            return residency(self._files.pagemap, ranges, anon=anon, shared=mappings.ranges[shared])
 
         return self._steps(begin)
 

@@ -126,6 +126,24 @@ def test_many_runs_and_steps(pagemap: int) -> None:
         assert [base + page * PAGE for page in range(0, 4096, 2)] == rows["start"].tolist()
 
 
+def test_anonymous_mappings_are_looked_at_by_themselves(pagemap: int) -> None:
+    """In the order of addresses, and with the same result."""
+    with mapped(16 * MIB) as (memory, base):
+        for page in range(0, 4096, 3):
+            memory[page * PAGE] = 1
+        wanted = np.array([[base, base + 16 * MIB]], np.uint64)
+        anon = np.array([[base + MIB, base + 2 * MIB], [base + 4 * MIB, base + 4 * MIB + PAGE]], np.uint64)
+        anon = np.concatenate([anon, [[base + 5 * MIB, base + 20 * MIB]]]).astype(np.uint64)
+        found = [list(residency(pagemap, wanted, anon=some)) for some in (anon, anon[:0])]
+        for steps in found:
+            reached = [step for step, _ in steps]
+            assert sorted(set(reached)) == reached
+            assert base + 16 * MIB == reached[-1]
+        starts = [[row["start"] for _, rows in steps for row in rows if row["anon"]] for steps in found]
+        assert [base + page * PAGE for page in range(0, 4096, 3)] == starts[1]
+        assert starts[0] == starts[1]
+
+
 def test_only_what_was_asked_for_is_found(pagemap: int) -> None:
     with mapped(MIB) as (memory, base):
         memory[:] = b"x" * MIB
@@ -151,7 +169,7 @@ def test_pages_of_devices_are_no_memory(pagemap: int) -> None:
         memory[:] = b"x" * MIB
         wanted = np.array([[base, base + MIB]], np.uint64)
         shared = np.array([[base, base + MIB // 2]], np.uint64)
-        [(_, rows)] = residency(pagemap, wanted, shared)
+        [(_, rows)] = residency(pagemap, wanted, shared=shared)
         assert MIB // 2 == rows["anon"].sum()
 
 

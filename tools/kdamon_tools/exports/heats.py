@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How many bytes of each name are hot, warm, cold or unknown."""
+"""How many bytes of each name are hot, warm, cold or unknown: of what is in memory where that is known."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kdamon_tools.recorded.recording import config_of
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Snapshot
 from kdamon_tools.views.regions import Named, kinds_of
+from kdamon_tools.views.resident import SWAPPED, UNKNOWN, ResidentNames
 
 __all__ = ["HEAT", "HeatSum", "Heats", "split_name"]
 
@@ -24,22 +25,49 @@ HEAT: Final = ("hot", "warm", "cold", "unknown")
 
 
 class Heats:
-    """Adds up the memory in snapshots of ``selection``, which ascend in time, by name and heat."""
+    """Adds up the memory in snapshots of ``selection``, which ascend in time, by name and heat.
+
+    In a record that says what was in memory, a snapshot before that was known is unknown.
+    """
 
     def __init__(self, selection: Selection) -> None:
         self._config = config_of(selection.record.run)
         self._names = NamesOverTime(selection.record.name_tables())
         self._table: NameTable | None = None
         self._named = Named(None)
+        self._resident = ResidentNames(None)
+        self._in_memory = next(selection.record.residencies(), None) is not None
 
     def of(self, snapshot: Snapshot) -> tuple[list[str], I64Array]:
         """The names in a snapshot, and bytes of each by :data:`HEAT`, shape (names, 4)."""
         table = self._names.at(snapshot.time)
         if table is not self._table:
-            self._table, self._named = table, Named(table)
-        sums = self._named.sums(snapshot, kinds_of(snapshot, self._config)).T.round().astype(np.int64)
+            self._table, self._named, self._resident = table, Named(table), ResidentNames(table)
+        sums = self._sums(snapshot).T.round().astype(np.int64)
         used = np.flatnonzero(sums.any(axis=1)).tolist()
         return [readable(self._named.names[number]) for number in used], sums[used]
+
+    def resident(self, snapshot: Snapshot) -> dict[str, I64Array]:
+        """By name, anonymous bytes in memory, those of files, and bytes in swap; after :meth:`of`."""
+        if snapshot.residency is None:
+            return {}
+        sums = self._resident.sums(snapshot, np.ones((1, len(snapshot.regions))))[0, :UNKNOWN].T
+        names = map(readable, self._resident.names)
+        return dict(zip(names, sums.round().astype(np.int64), strict=True))
+
+    def _sums(self, snapshot: Snapshot) -> F64Array:
+        """By kind and name."""
+        kinds = kinds_of(snapshot, self._config)
+        if not self._in_memory:
+            return self._named.sums(snapshot, kinds)
+        if snapshot.residency is None:
+            kinds = np.zeros_like(kinds)
+            kinds[-1] = 1
+            return self._named.sums(snapshot, kinds)
+        sums = self._resident.sums(snapshot, kinds)
+        heats: F64Array = sums[:, :SWAPPED].sum(axis=1)
+        heats[-1] += sums[:, UNKNOWN].sum(axis=0)
+        return heats
 
 
 @define

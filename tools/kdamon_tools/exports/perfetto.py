@@ -29,6 +29,8 @@ _MOST_NAMES: Final = 40
 _OTHERS: Final = "[others]"
 _ALL: Final = "all memory"
 _HOT, _WARM, _COLD, _UNKNOWN = range(len(HEAT))
+#: Values of the counters of what is in memory.
+_RESIDENT: Final = ("anonymous", "of files", "swapped")
 #: A pause between two snapshots that is longer than so many aggregation intervals is shown.
 _NOTABLE: Final = 3
 
@@ -57,6 +59,7 @@ def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, A
     run = selection.record.run
     config, heats = config_of(run), Heats(selection)
     before: dict[str, I64Array] = {}
+    there: dict[str, I64Array] = {}
     ended = math.inf
     for snapshot in selection.snapshots(part=0.5, done=0.5):
         if snapshot.began - ended > _NOTABLE * aggr_seconds(snapshot, config):
@@ -75,6 +78,11 @@ def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, A
             if name not in before or (before[name] != sizes).any():
                 yield _counter(name, snapshot.began, run.started, sizes)
         before = now
+        resident = {name: sizes for name, sizes in heats.resident(snapshot).items() if name in named}
+        for name, sizes in resident.items():
+            if name not in there or (there[name] != sizes).any():
+                yield _counter(f"{name} in memory", snapshot.began, run.started, sizes, _RESIDENT)
+        there |= resident
     yield from _of_process(selection)
 
 
@@ -84,8 +92,8 @@ def _all_unknown(sizes: I64Array) -> I64Array:
     return unknown
 
 
-def _counter(name: str, time: float, started: float, sizes: I64Array) -> dict[str, Any]:
-    return {"name": name, "ts": _microseconds(time - started), "args": dict(zip(HEAT, sizes.tolist(), strict=True))}
+def _counter(name: str, time: float, started: float, sizes: I64Array, kinds: tuple[str, ...] = HEAT) -> dict[str, Any]:
+    return {"name": name, "ts": _microseconds(time - started), "args": dict(zip(kinds, sizes.tolist(), strict=True))}
 
 
 def _of_process(selection: Selection) -> Iterator[dict[str, Any]]:

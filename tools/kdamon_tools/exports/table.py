@@ -7,11 +7,11 @@ import csv
 import io
 import os
 import tempfile
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
-from kdamon.arrays import F64Array
-from kdamon.records.tables import NamesOverTime, Table, region_table
+from kdamon.records.tables import RESIDENT_COLUMNS, NamesOverTime, Table, region_table
 from kdamon_tools.errors import CommandError
 from kdamon_tools.exports import Write
 from kdamon_tools.output.readable import cell_of
@@ -28,10 +28,7 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.kinds)
     for columns in table.parts():
-        lists = [
-            _known(column) if table.kinds[name] == "DOUBLE" else column.tolist() for name, column in columns.items()
-        ]
-        lists[-1] = [cell_of(name) for name in lists[-1]]
+        lists = [_cells(name, table.kinds[name], column) for name, column in columns.items()]
         writer.writerows(zip(*lists, strict=True))
         write(text.getvalue().encode())
         text.seek(0)
@@ -62,15 +59,23 @@ def export_parquet(selection: Selection, write: Write) -> list[str]:
     return []
 
 
-def _known(column: F64Array) -> list[float | None]:
-    """The values; None, an empty cell, where they are unknown."""
-    unknown = np.isnan(column)
-    return np.where(unknown, None, column).tolist() if unknown.any() else column.tolist()
+def _cells(name: str, kind: str, column: npt.NDArray[Any]) -> list[Any]:
+    """The values of a column; None, an empty cell, where they are unknown."""
+    if kind == "VARCHAR":
+        return [cell_of(text) for text in column.tolist()]
+    if kind != "DOUBLE":
+        return column.tolist()
+    whole = name in RESIDENT_COLUMNS
+    return [None if value != value else int(value) if whole else value for value in column.tolist()]  # noqa: PLR0124
 
 
 def _table(selection: Selection) -> Table:
     record = selection.record
     extra = sorted(record.columns)
     return region_table(
-        lambda: selection.snapshots(extra), lambda: NamesOverTime(record.name_tables()), record.run, extra
+        lambda: selection.snapshots(extra),
+        lambda: NamesOverTime(record.name_tables()),
+        record.run,
+        extra,
+        resident=record.says_resident,
     )

@@ -35,8 +35,9 @@ def add_options(parser: Parser) -> None:
         nargs="?",
         choices=VIEWS,
         metavar="VIEW",
-        help="summary; heatmap; where, hot and cold bytes by name; wss, the working set over time; idle, for how long "
-        "how much was idle, by name; regions; threads and cpus, which of them access what; default: summary",
+        help="summary; heatmap; where, hot and cold bytes in memory by name; wss, memory used within 1 s, 10 s and "
+        "1 min over time; idle, for how long how much in memory was idle, by name; regions; threads and cpus, which of "
+        "them access what; default: summary",
     )
     add_part(what)
     what.add_argument(

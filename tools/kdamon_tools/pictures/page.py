@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from kdamon import __version__
 from kdamon.arrays import F64Array, Mask, U8Array
+from kdamon.monitoring.use import WINDOWS
 from kdamon_tools.errors import CommandError
 from kdamon_tools.output.readable import json_text, readable
 from kdamon_tools.pictures.colours import DARK, LIGHT
@@ -27,6 +28,7 @@ from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.views.axis import Axis, axis_of
 from kdamon_tools.views.grid import NEGLIGIBLE, Columns, Grid, columns_of, grid_of
 from kdamon_tools.views.table import Kind, Table
+from kdamon_tools.views.use import is_watched
 from kdamon_tools.views.where import where_view
 from kdamon_tools.views.working_set import Course, course_of, summary_view
 
@@ -95,9 +97,12 @@ def _embedded(document: Any) -> str:
     return json_text(document, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-_CARDS: Final = (
+_USED: Final = tuple((f"used_{window:.0f}s_bytes", f"used within {window:.0f} s") for window in WINDOWS)
+_ACCESSED: Final = (
     ("working_set_p50_bytes", "working set, median"),
     ("working_set_p95_bytes", "working set, p95"),
+)
+_CARDS: Final = (
     ("hot_p50_bytes", "hot, median"),
     ("resident_p50_bytes", "in memory, median"),
     ("unknown_share", "samples unknown"),
@@ -108,10 +113,12 @@ _CARDS: Final = (
 
 def _cards(recording: Recording) -> Iterator[str]:
     facts = {key: (kind, value) for key, _, kind, value in summary_view(recording).facts}
-    for key, title in _CARDS:
+    for key, title in (*(_USED if is_watched(recording) else _ACCESSED), *_CARDS):
         kind, value = facts[key]
         if value is not None:
-            yield f"<li><b>{html.escape(cell_text(value, kind))}</b><span>{html.escape(title)}</span></li>"
+            bounds = [facts[of][1] for of in (f"{key[:-6]}_low_bytes", f"{key[:-6]}_high_bytes") if of in facts]
+            beside = f" (95 %: {' to '.join(cell_text(size, kind) for size in bounds)})" if bounds else ""
+            yield f"<li><b>{html.escape(cell_text(value, kind))}</b><span>{html.escape(title + beside)}</span></li>"
 
 
 def _tables(recording: Recording) -> Iterator[str]:
@@ -124,7 +131,8 @@ def _tables(recording: Recording) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    order = sorted(range(len(table.columns)), key=lambda place: table.columns[place].kind is Kind.TEXT)
+    shown = (place for place, column in enumerate(table.columns) if not column.hidden)
+    order = sorted(shown, key=lambda place: table.columns[place].kind is Kind.TEXT)
     heading = "".join(f'<th scope="col">{html.escape(table.columns[place].title)}</th>' for place in order)
     yield f'<div class="scroll"><table class="names"><thead><tr>{heading}</tr></thead><tbody>'
     for row in table.rows[:_MOST_NAMES]:

@@ -191,14 +191,26 @@ def _with_regions(fields: dict[str, Any], snapshot: Snapshot, by: str, names: Na
     regions = ",".join(
         [
             f'{{"start":{start},"end":{end},"nr_accesses":{_number(nr_accesses)},"age":{age},'
-            f'"nr_unknown":{_number(nr_unknown)},"mean_accesses":{_number(mean_accesses)}{name}}}'
-            for (start, end, nr_accesses, age, nr_unknown, mean_accesses), name in zip(
-                rows, _names(snapshot, names), strict=True
+            f'"nr_unknown":{_number(nr_unknown)},"mean_accesses":{_number(mean_accesses)}{resident}{name}}}'
+            for (start, end, nr_accesses, age, nr_unknown, mean_accesses), resident, name in zip(
+                rows, _resident(snapshot), _names(snapshot, names), strict=True
             )
         ]
     )
     groups = "" if snapshot.groups is None else f',"groups":[{_regions_of_groups(snapshot.groups, by)}]'
     return f'{_line(fields)[:-1]},"regions":[{regions}]{groups}}}'
+
+
+def _resident(snapshot: Snapshot) -> Iterator[str]:
+    """The fields of what each region has in memory and in swap; empty where that is not known."""
+    if snapshot.residency is None:
+        return itertools.repeat("", len(snapshot.regions))
+    return (
+        f',"resident_anon":{anon},"resident_file":{file},"swapped":{swapped}'
+        if not unknown
+        else ',"resident_anon":null,"resident_file":null,"swapped":null'
+        for _, _, anon, file, swapped, unknown in _rows(snapshot.residency.sums(snapshot.regions))
+    )
 
 
 def _names(snapshot: Snapshot, names: NameTable | None) -> Iterator[str]:

@@ -69,15 +69,13 @@ def render_report(
     parts = []
     if report.facts:
         titles = max(len(title) for _, title, _, _ in report.facts)
-        parts.append(
-            "\n".join(
-                cut(f"{title:<{titles}}  {cell_text(value, kind, raw):>{_CELL}}", width)
-                if kind is not Kind.TEXT
-                else cut(f"{title:<{titles}}  {cell_text(value, kind, raw)}", width)
-                for _, title, kind, value in report.facts
-                if value is not None or kind is not Kind.TEXT
-            )
-        )
+        lines = [
+            f"{title:<{titles}}  {cell_text(value, kind, raw):>{_CELL if kind is not Kind.TEXT else 0}}"
+            + (f"  {report.beside[key]}" if key in report.beside and not raw else "")
+            for key, title, kind, value in report.facts
+            if title and (value is not None or kind is not Kind.TEXT)
+        ]
+        parts += ["\n".join(cut(line, width) for line in lines)] if lines else []
     for table in report.tables:
         rows = None if all_names and table.order is Order.RANK else height
         parts.append(_table(table, width, rows, raw))
@@ -104,7 +102,8 @@ def render_fitting(
     :param width: its columns; None: there is none.
     :param height: its lines.
     """
-    rows = _MOST_ROWS if height is None else max(2, height - 4 - len(report.facts) - 2 * len(report.notes))
+    facts = sum(bool(title) for _, title, _, _ in report.facts)
+    rows = _MOST_ROWS if height is None else max(2, height - 4 - facts - 2 * len(report.notes))
     return render_report(report, width=width, height=rows // max(1, len(report.tables)), all_names=all_names, raw=raw)
 
 
@@ -118,9 +117,10 @@ def _table(table: Table, width: int, height: int | None, raw: bool) -> str:
     # The name is last: it may take the rest of the line, and a long one does not move numbers.
     shown.sort(key=lambda one: one[1].kind is Kind.TEXT)
     room = _room_for_names(shown, sizes, width)
-    if room < _LEAST_NAME:
-        shown = [(place, column) for place, column in shown if not column.optional]
-        room = max(_LEAST_NAME, _room_for_names(shown, sizes, width))
+    while room < _LEAST_NAME and (least := max(column.optional for _, column in shown)):
+        shown = [(place, column) for place, column in shown if column.optional < least]
+        room = _room_for_names(shown, sizes, width)
+    room = max(_LEAST_NAME, room)
     lines = []
     for number in range(len(rows) + 1):
         line = "  ".join(_aligned(texts[place][number], column, sizes[place], room) for place, column in shown)

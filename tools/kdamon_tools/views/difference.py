@@ -16,13 +16,16 @@ from kdamon_tools.views.grid import NEGLIGIBLE
 from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import profile_of
 from kdamon_tools.views.regions import NO_NAME, Named, idle_seconds, kinds_of
+from kdamon_tools.views.resident import known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.where import idle_view
 from kdamon_tools.views.working_set import Course, course_of, percentile_of
 
 __all__ = ["Figure", "difference_view", "figures_of"]
 
 #: Seconds without an access that make memory idle.
 _IDLE_S: Final = 10.0
+_BASIS: Final = {"memory": "in memory", "mapped": "mapped"}
 _THREAD: Final = re.compile(r"\[stack of [0-9]+ (.*)\]", re.DOTALL)
 
 
@@ -59,12 +62,12 @@ class Figure:
 def figures_of(before: Recording, after: Recording) -> dict[str, Figure]:
     """All :data:`kdamon_tools.defaults.FIGURES` of two recordings."""
     courses = [course_of(recording) for recording in (before, after)]
-    found = {}
+    found, in_memory = {}, is_in_memory(before, after)
     for name in FIGURES:
         if name == "idle":
-            found[name] = Figure(name, _idle(before), _idle(after), None)
+            found[name] = Figure(name, _idle(before, in_memory), _idle(after, in_memory), None)
             continue
-        columns = [_column(name, course) for course in courses]
+        columns = [_column(name, course, in_memory) for course in courses]
         sizes = [percentile_of(column, course.weights, 50) for column, course in zip(columns, courses, strict=True)]
         spreads = [_spread(column, course.weights) for column, course in zip(columns, courses, strict=True)]
         known = [spread for spread in spreads if spread is not None]
@@ -72,9 +75,14 @@ def figures_of(before: Recording, after: Recording) -> dict[str, Figure]:
     return found
 
 
-def _column(name: str, course: Course) -> F64Array:
+def is_in_memory(before: Recording, after: Recording) -> bool:
+    """Whether cold and idle bytes are of what was in memory: that is known of both."""
+    return bool(known_snapshots(before) and known_snapshots(after))
+
+
+def _column(name: str, course: Course, in_memory: bool) -> F64Array:
     if name == "cold":
-        return course.monitored - course.accessed - course.unknown
+        return course.cold if in_memory else course.monitored - course.accessed - course.unknown
     return {
         "wss": course.accessed,
         "hot": course.hot,
@@ -88,10 +96,12 @@ def _spread(column: F64Array, weights: F64Array) -> int | None:
     return None if low is None or high is None else high - low
 
 
-def _idle(recording: Recording) -> int | None:
-    """Bytes that were idle at the end; None where the recording is too short to know."""
+def _idle(recording: Recording, in_memory: bool) -> int | None:
+    """Bytes that were idle at the end, as the view ``idle`` has them; None where the recording is too short to know."""
     if recording.seconds < _IDLE_S or not recording.snapshots:
         return None
+    if in_memory:
+        return {key: value for key, _, _, value in idle_view(recording).facts}.get(f"idle_{_IDLE_S:.0f}s_bytes")
     last = recording.snapshots[-1]
     return int(last.sizes[idle_seconds(last, recording.config) >= _IDLE_S].sum())
 
@@ -110,20 +120,21 @@ _NAMES: Final = (
     Column("before_accessed_bytes", "accessed A", Kind.BYTES),
     Column("after_accessed_bytes", "B", Kind.BYTES),
     Column("change_bytes", "change", Kind.BYTES),
-    Column("before_hot_bytes", "hot A", Kind.BYTES, optional=True),
-    Column("after_hot_bytes", "B", Kind.BYTES, optional=True),
-    Column("both_bytes", "same place", Kind.BYTES, optional=True),
-    Column("only_before_bytes", "only A", Kind.BYTES, optional=True),
-    Column("only_after_bytes", "only B", Kind.BYTES, optional=True),
+    Column("before_hot_bytes", "hot A", Kind.BYTES, optional=1),
+    Column("after_hot_bytes", "B", Kind.BYTES, optional=1),
+    Column("both_bytes", "same place", Kind.BYTES, optional=1),
+    Column("only_before_bytes", "only A", Kind.BYTES, optional=1),
+    Column("only_after_bytes", "only B", Kind.BYTES, optional=1),
 )
 
 
 def difference_view(before: Recording, after: Recording) -> Report:
     """What changed from ``before``, A, to ``after``, B; both have snapshots."""
+    basis = "memory" if is_in_memory(before, after) else "mapped"
     figures = [
         (
             figure.name,
-            FIGURES[figure.name],
+            FIGURES[figure.name] + (f" ({_BASIS[basis]})" if figure.name in {"cold", "idle"} else ""),
             figure.before,
             figure.after,
             figure.change,
@@ -134,7 +145,7 @@ def difference_view(before: Recording, after: Recording) -> Report:
     ]
     return Report(
         "diff",
-        (),
+        (("basis", "", Kind.TEXT, basis),),
         (
             Table("figures", _FIGURES, tuple(figures)),
             Table("names", _NAMES, _by_name(before, after), "names", Order.RANK),

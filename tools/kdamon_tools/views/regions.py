@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -118,9 +118,28 @@ _COLUMNS: Final = (
     Column("bytes", "size", Kind.BYTES),
     Column("accessed", "accessed", Kind.SHARE),
     Column("age_seconds", "age", Kind.SECONDS),
-    Column("unknown", "unknown", Kind.SHARE, optional=True),
+    Column("unknown", "unknown", Kind.SHARE, optional=1),
     Column("name", "name", Kind.TEXT),
 )
+#: Columns where it is known what is in memory.
+_RESIDENT: Final = (
+    Column("resident_bytes", "in memory", Kind.BYTES, optional=1),
+    Column("anon_bytes", "anonymous", Kind.BYTES, hidden=True),
+    Column("file_bytes", "of files", Kind.BYTES, hidden=True),
+    Column("swapped_bytes", "swapped", Kind.BYTES, hidden=True),
+)
+
+
+def _in_memory(snapshot: Snapshot) -> list[list[int | None]]:
+    """The values of :data:`_RESIDENT` for each region; None where not all of it was looked at."""
+    assert snapshot.residency is not None
+    sums = snapshot.residency.sums(snapshot.regions)
+    known = (sums["unknown"] == 0).tolist()
+    columns = (sums["anon"] + sums["file"], sums["anon"], sums["file"], sums["swapped"])
+    return [
+        [int(size) if is_known else None for size, is_known in zip(column.tolist(), known, strict=True)]
+        for column in columns
+    ]
 
 
 def regions_view(recording: Recording, at: float | None = None) -> Report:
@@ -136,7 +155,7 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
     snapshot = recording.snapshots[place]
     regions = snapshot.regions
     names = [""] * len(regions) if recording.names is None else recording.names.named(regions)
-    columns = (
+    columns: tuple[list[Any], ...] = (
         regions["start"].tolist(),
         regions["end"].tolist(),
         (regions["end"] - regions["start"]).tolist(),
@@ -145,6 +164,9 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
         np.minimum(1.0, regions["nr_unknown"] / config.max_nr_accesses).astype(np.float64).round(6).tolist(),
         names,
     )
+    shown: tuple[Column, ...] = _COLUMNS
+    if snapshot.residency is not None:
+        shown, columns = (*_COLUMNS, *_RESIDENT), (*columns, *_in_memory(snapshot))
     began, ended = snapshot.began - recording.started, snapshot.time - recording.started
     return Report(
         "regions",
@@ -152,6 +174,6 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
             ("from_seconds", "from", Kind.SECONDS, round(began, 6)),
             ("to_seconds", "to", Kind.SECONDS, round(ended, 6)),
         ),
-        (Table("regions", _COLUMNS, tuple(zip(*columns, strict=True)), "regions"),),
+        (Table("regions", shown, tuple(zip(*columns, strict=True)), "regions"),),
         (f"regions of {format_seconds(recording.seconds)} of monitoring, as they were at {ended:.1f} s",),
     )

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 __all__ = ["Column", "Kind", "Order", "Report", "Table", "number_or_none"]
 
@@ -48,14 +49,14 @@ class Column:
     :ivar key: its name in JSON and CSV, with the unit.
     :ivar title: its name in text.
     :ivar hidden: in JSON and CSV only.
-    :ivar optional: a narrow terminal has no such column.
+    :ivar optional: 0: each terminal has it; else a narrow one does not: the columns with the highest number go first.
     """
 
     key: str
     title: str
     kind: Kind
     hidden: bool = False
-    optional: bool = False
+    optional: int = 0
 
 
 @frozen
@@ -84,11 +85,13 @@ class Report:
     """A view of a recording.
 
     :ivar view: its name.
-    :ivar facts: key, title, kind and value of single figures.
+    :ivar facts: key, title, kind and value of single figures; without a title: in JSON and CSV only.
     :ivar notes: sentences about what the figures mean, and about what is missing.
+    :ivar beside: by their keys, what text has after the values of some figures.
     """
 
     view: str
     facts: tuple[tuple[str, str, Kind, Any], ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, str] = field(factory=dict)

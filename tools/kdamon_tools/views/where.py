@@ -6,11 +6,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
+from attrs import evolve
 
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_seconds
+from kdamon_tools.views.in_memory import idle_in_memory, where_in_memory
 from kdamon_tools.views.measures import ages_of, aggr_seconds, weight_of
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
+from kdamon_tools.views.resident import known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
 from kdamon_tools.views.written import Written
 
@@ -19,13 +22,14 @@ __all__ = ["IDLE_FOR", "idle_view", "where_view"]
 #: Seconds of the columns of the view ``idle``.
 IDLE_FOR: Final = (1, 10, 60, 600, 3600)
 
+_MAPPED: Final = "bytes are of what is mapped: how much of it is in memory is not known"
 _WHERE: Final = (
     Column("name", "name", Kind.TEXT),
-    Column("bytes", "size", Kind.BYTES, optional=True),
+    Column("bytes", "mapped", Kind.BYTES, optional=1),
     Column("hot_bytes", "hot", Kind.BYTES),
     Column("warm_bytes", "warm", Kind.BYTES),
     Column("cold_bytes", "cold", Kind.BYTES),
-    Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+    Column("unknown_bytes", "unknown", Kind.BYTES, optional=1),
     Column("idle_seconds", "idle for", Kind.SECONDS),
 )
 _ABOUT_WRITTEN: Final = "written: the part of it that was written in an aggregation interval, unknown memory left out"
@@ -35,8 +39,11 @@ _WRITTEN: Final = Column("written_share", "written", Kind.SHARE)
 def where_view(recording: Recording) -> Report:
     """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle.
 
-    Also how much of it was written, if the recording knows.
+    Also how much of it was written, if the recording knows. Bytes are of what was in memory, where that is known, else
+    of what is mapped.
     """
+    if known_snapshots(recording):
+        return where_in_memory(recording)
     named = Named(recording.names)
     config = recording.config
     sums, weight = np.zeros((4, len(named.names))), 0.0
@@ -75,15 +82,18 @@ def where_view(recording: Recording) -> Report:
     kinds = means.sum(axis=1).astype(int).tolist()
     return Report(
         "where",
-        tuple(
-            (f"{key}_bytes", key, Kind.BYTES, size)
-            for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
+        (
+            ("basis", "", Kind.TEXT, "mapped"),
+            *(
+                (f"{key}_bytes", key, Kind.BYTES, size)
+                for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
+            ),
         ),
         (Table("names", columns, rows, "names", Order.RANK),),
         (
             f"average of {format_seconds(recording.seconds)}: hot was accessed in at least {HOT:.0%} of the samples of "
             "an aggregation interval, warm in fewer, cold in none; idle for: how long none of it was accessed, at the "
-            "end",
+            f"end; {_MAPPED}",
             *(() if written is None else (_ABOUT_WRITTEN,)),
             *_about_names(recording),
         ),
@@ -100,15 +110,21 @@ def _about_names(recording: Recording) -> tuple[str, ...]:
 
 def idle_view(recording: Recording) -> Report:
     """Bytes that were not accessed for at least some times, by name, at the end of the recording."""
-    named = Named(recording.names)
     config = recording.config
     covered = max(recording.seconds, _oldest(recording)) + _last_interval(recording)
     times = [seconds for seconds in IDLE_FOR if seconds <= covered]
+    notes = []
+    if len(times) < len(IDLE_FOR):
+        notes.append(f"{format_seconds(covered)} of monitoring are known: longer idle times cannot be known from them")
+    if known_snapshots(recording):
+        report = idle_in_memory(recording, times, [_span(seconds) for seconds in times])
+        return evolve(report, notes=(*report.notes, *notes))
+    named = Named(recording.names)
     columns = (
         Column("name", "name", Kind.TEXT),
-        Column("bytes", "size", Kind.BYTES, optional=True),
+        Column("bytes", "mapped", Kind.BYTES, optional=1),
         *(Column(f"idle_{seconds}s_bytes", f"idle {_span(seconds)}", Kind.BYTES) for seconds in times),
-        Column("unknown_bytes", "unknown", Kind.BYTES, optional=True),
+        Column("unknown_bytes", "unknown", Kind.BYTES, optional=1),
     )
     rows: list[tuple[Any, ...]] = []
     if recording.snapshots:
@@ -128,11 +144,12 @@ def idle_view(recording: Recording) -> Report:
         for place, column in enumerate(columns)
         if column.kind is Kind.BYTES
     )
-    notes = ["at the end, by the age of regions that were not accessed"]
-    if len(times) < len(IDLE_FOR):
-        notes.append(f"{format_seconds(covered)} of monitoring are known: longer idle times cannot be known from them")
+    notes.insert(0, f"at the end, by the age of regions that were not accessed; {_MAPPED}")
     return Report(
-        "idle", totals, (Table("names", columns, tuple(rows), "names", Order.RANK),), (*notes, *_about_names(recording))
+        "idle",
+        (("basis", "", Kind.TEXT, "mapped"), *totals),
+        (Table("names", columns, tuple(rows), "names", Order.RANK),),
+        (*notes, *_about_names(recording)),
     )
 
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kdamon.arrays import F64Array
-from kdamon_tools.snapshot import Counters, Recording
+from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from kdamon_tools.views.measures import aggr_seconds, weight_of
 from kdamon_tools.views.regions import kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.use import NOTE, USE_COLUMNS, is_watched, use_columns, use_facts
 
 __all__ = ["Course", "course_of", "percentile_of", "summary_view", "wss_view"]
 
@@ -29,7 +30,8 @@ class Course:
     :ivar unknown: most samples could not be taken.
     :ivar monitored: all regions.
     :ivar resident: in memory then; NaN where that is not known.
-    :ivar weights: of each snapshot in means over time, see :func:`kdamon_tools.views.regions.weight_of`.
+    :ivar weights: of each snapshot in means over time, see :func:`kdamon_tools.views.measures.weight_of`.
+    :ivar cold: in memory and not accessed; NaN where that is not known.
     """
 
     seconds: F64Array
@@ -39,6 +41,7 @@ class Course:
     monitored: F64Array
     resident: F64Array
     weights: F64Array
+    cold: F64Array
 
 
 def course_of(recording: Recording) -> Course:
@@ -49,16 +52,24 @@ def course_of(recording: Recording) -> Course:
                 snapshot.time - recording.started,
                 *(kinds_of(snapshot, recording.config) @ snapshot.sizes),
                 weight_of(snapshot, recording.config),
+                _cold_in_memory(snapshot, recording.config),
             ]
             for snapshot in recording.snapshots
         ]
-    ).reshape(-1, 6)
-    seconds, hot, warm, cold, unknown, weights = sums.T
+    ).reshape(-1, 7)
+    seconds, hot, warm, cold, unknown, weights, in_memory = sums.T
     resident = np.full(len(seconds), np.nan)
     if recording.resident is not None and len(recording.resident.times):
         at = np.searchsorted(recording.resident.times, seconds + recording.started, side="right") - 1
         resident = np.where(at >= 0, recording.resident.sizes[np.maximum(at, 0)], np.nan)
-    return Course(seconds, hot + warm, hot, unknown, hot + warm + cold + unknown, resident, weights)
+    return Course(seconds, hot + warm, hot, unknown, hot + warm + cold + unknown, resident, weights, in_memory)
+
+
+def _cold_in_memory(snapshot: Snapshot, config: Config) -> float:
+    if snapshot.residency is None:
+        return np.nan
+    sizes = snapshot.residency.sums(snapshot.regions)
+    return float(kinds_of(snapshot, config)[2] @ (sizes["anon"] + sizes["file"]).astype(np.float64))
 
 
 def percentile_of(values: F64Array, weights: F64Array, percent: float) -> int | None:
@@ -80,14 +91,24 @@ _SIZES: Final = (
     ("monitored", "monitored"),
 )
 _BYTES: Final = tuple(Column(f"{name}_bytes", title, Kind.BYTES) for name, title in _SIZES)
-_DISTRIBUTION: Final = (Column("percentile", "at most, in % of time", Kind.COUNT), *_BYTES)
-_OVER_TIME: Final = (Column("seconds", "time", Kind.SECONDS), *_BYTES)
+_PERCENTILE: Final = Column("percentile", "% of time", Kind.COUNT)
+_SECONDS: Final = Column("seconds", "time", Kind.SECONDS)
 
 
 def wss_view(recording: Recording) -> Report:
-    """The distribution of the working set, and its course."""
+    """The distribution of the working set, and its course.
+
+    Where pages were watched, that is what was used within some windows, else what was accessed in an aggregation
+    interval.
+    """
     course = course_of(recording)
     columns = [getattr(course, name) for name, _ in _SIZES]
+    shown, notes = _BYTES, (_about(recording),)
+    facts, beside = use_facts(recording)
+    if is_watched(recording):
+        columns = [*use_columns(recording), *columns]
+        shown = (*USE_COLUMNS, *(evolve(one, hidden=one.key != "resident_bytes") for one in _BYTES))
+        notes = (NOTE,)
     rows = zip(
         course.seconds.round(6).tolist(),
         *([None if np.isnan(size) else int(size) for size in column] for column in columns),
@@ -98,12 +119,13 @@ def wss_view(recording: Recording) -> Report:
     )
     return Report(
         "wss",
-        (),
+        tuple(facts),
         (
-            Table("distribution", _DISTRIBUTION, distribution),
-            Table("over_time", _OVER_TIME, tuple(rows), "snapshots", Order.TIME),
+            Table("distribution", (_PERCENTILE, *shown), distribution),
+            Table("over_time", (_SECONDS, *shown), tuple(rows), "snapshots", Order.TIME),
         ),
-        (_about(recording),),
+        notes,
+        beside,
     )
 
 
@@ -120,15 +142,17 @@ def summary_view(recording: Recording) -> Report:
     sampled = recording.seconds - unsampled
     # A record of damo has no counters, nor has one that was killed in its first second.
     counted = counters != Counters()
+    used, beside = use_facts(recording)
     facts = [
         ("command", "command", Kind.TEXT, " ".join(config.command) or None),
         ("pid", "process", Kind.COUNT, config.pid or None),
         ("seconds", "monitored for", Kind.SECONDS, round(recording.seconds, 6)),
         ("aggregations", "aggregations", Kind.COUNT, sum(snapshot.merged for snapshot in recording.snapshots)),
+        *used,
         *(
             (
                 f"{name}_p{percent}_bytes",
-                f"{title}, p{percent}",
+                "" if used and name == "working_set" else f"{title}, p{percent}",
                 Kind.BYTES,
                 percentile_of(values, course.weights, percent),
             )
@@ -150,11 +174,12 @@ def summary_view(recording: Recording) -> Report:
         ),
         ("unsampled_seconds", "nothing sampled for", Kind.SECONDS, round(unsampled, 6)),
         ("cpu_share", "CPU time of monitoring", Kind.SHARE, _share(counters.cpu_s, sampled)),
+        ("watching_cpu_share", "", Kind.SHARE, _share(counters.watching_cpu_s, recording.seconds)),
     ]
-    notes = [_about(recording)]
+    notes = [NOTE if used else _about(recording)]
     if recording.note:
         notes.append(f"end: {recording.note}")
-    return Report("summary", tuple(facts), (), (*notes, *recording.remarks))
+    return Report("summary", tuple(facts), (), (*notes, *recording.remarks), beside)
 
 
 def _share(part: float | None, whole: float) -> float | None:
