@@ -92,6 +92,7 @@ def test_a_shell_takes_its_script(script: Path) -> None:
     ("words", "expected"),
     [
         (["r"], {"run", "replay", "record", "report"}),
+        (["t"], {"top"}),
         (["doctor", "--j"], {"--json"}),
         (["run", "--pr"], {"--primitive"}),
         (["run", "--pid", "1", "--ops", ""], {"vaddr", "fvaddr", "paddr", "reports"}),
@@ -108,11 +109,12 @@ def test_a_shell_completes(script: Path, words: list[str], expected: set[str]) -
     assert expected == {line.split("\t")[0].strip() for line in done.stdout.splitlines()}
 
 
+@pytest.mark.parametrize("verb", ["run", "top"])
 @pytest.mark.parametrize("script", ["bash"], indirect=True)
-def test_a_process_is_completed(script: Path) -> None:
+def test_a_process_is_completed(script: Path, verb: str) -> None:
     """By its number."""
     with subprocess.Popen(["sleep", "600"]) as process:
-        words = [str(script), "kdamon", "run", "--pid", str(process.pid)]
+        words = [str(script), "kdamon", verb, "--pid", str(process.pid)]
         done = subprocess.run(["bash", "-c", BASH, "bash", *words], capture_output=True, text=True, check=False)
         process.kill()
     assert str(process.pid) in done.stdout.split()

@@ -24,6 +24,7 @@ from kdamon_tools.report_files.report_file import RECORD_DTYPE
 from tests.support.capabilities import needs_dev_fuse, needs_root
 from tests.support.cli import ENVIRONMENT
 from tests.support.paths import ROOT
+from tests.support.terminals import Emulator
 
 NOBODY = 65534
 #: As another user's program, whose files in /proc that user owns.
@@ -162,6 +163,20 @@ def test_run_keeps_what_monitoring_takes(
     with kdamon("run", "--quiet", *words) as process:
         until(lambda: threads(process.pid) == kept, f"{kept} threads")
         until(partial(stays, process.pid, *expected), f"{expected}")
+
+
+def test_top_keeps_what_monitoring_takes(target: int) -> None:
+    """Threads of the screen, too."""
+    words = [sys.executable, "-m", "kdamon_tools", "top", "--pid", str(target)]
+    terminal = Emulator(words, 80, 24, environment={"TEXTUAL_DISABLE_KITTY_KEY": "1"})
+    try:
+        terminal.wait(lambda: any("in memory" in line for line in terminal.lines()), "the screen")
+        assert threads(terminal.pid) > 3
+        until(partial(stays, terminal.pid, SERVING), SERVING)
+        terminal.type("q")
+        assert 0 == terminal.end()
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("primitive", ["page_table", "page_fault"])

@@ -104,6 +104,8 @@ def test_a_command_line_that_makes_no_sense(capsys: pytest.CaptureFixture[str], 
     [
         ("12", "to monitor process 12: kdamon run --pid 12"),
         ("run 12", "to monitor process 12: kdamon run --pid 12"),
+        ("top 12 --seconds 3", "to monitor process 12: kdamon top --pid 12 --seconds 3"),
+        ("top ./server -v", "-- is missing before the command: kdamon top -- ./server -v"),
         ("run 12 --seconds 3", "to monitor process 12: kdamon run --pid 12 --seconds 3"),
         ("run --seconds 3 --reports s 12", "to monitor process 12: kdamon run --seconds 3 --reports s --pid 12"),
         ("run --seconds=3 12 --json", "to monitor process 12: kdamon run --seconds=3 --pid 12 --json"),

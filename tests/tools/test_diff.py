@@ -88,8 +88,9 @@ def test_what_was_nothing_is_new_and_only_the_unknown_is_unknown() -> None:
     report = difference_view(nothing, some)
     cells = [re.split(" {2,}", line.strip()) for line in render_report(report).splitlines()[1:7]]
     lines = {title: share for *_, share, _spread, title in cells}
-    wanted = {"working set": "new", "hot": "new", "cold": "-100.0%", "unknown": "0.0%", "in memory": "unknown"}
-    assert wanted | {"idle for 10 s": "unknown"} == {title: lines[title] for title in [*wanted, "idle for 10 s"]}
+    wanted = {"working set": "new", "hot": "new", "cold (mapped)": "-100.0%", "unknown": "0.0%"}
+    wanted |= {"in memory": "unknown", "idle for 10 s (mapped)": "unknown"}
+    assert wanted == {title: lines[title] for title in wanted}
     figures = {row["figure"]: row["change_share"] for row in report.tables[0].records()}
     assert (None, -1.0, 0.0, None) == tuple(figures[name] for name in ("wss", "cold", "unknown", "resident"))
     json.loads(render_report_json(report, Origin(), "kdamon.diff/1"), parse_constant=pytest.fail)

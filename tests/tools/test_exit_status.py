@@ -22,6 +22,8 @@ LINES = [
     ("run --ops reports --range 0-1M --quiet -- /nonexistent", 1),
     ("run --pid 4194305", 1),
     ("run --pid x", 2),
+    ("top", 2),
+    ("top --pid $$ </dev/null", 2),
     ("wss --pid 4194305", 1),
     ("wss", 2),
     ("report /nonexistent", 1),

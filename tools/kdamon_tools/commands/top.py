@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +24,10 @@ from kdamon_tools.commands.run import birth_of_process, by_what_works, check_rig
 from kdamon_tools.commands.run_checks import check_command_line, config_of
 from kdamon_tools.errors import CommandError
 from kdamon_tools.output.readable import readable
+from kdamon_tools.output.screen_file import ScreenFile
 from kdamon_tools.output.terminal import use_colour
 from kdamon_tools.privileges import capabilities_for, keep_only
+from kdamon_tools.process_tree import family_of
 from kdamon_tools.snapshot import Config
 from kdamon_tools.stopping import StopSignals
 from kdamon_tools.top.session import Session
@@ -70,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
         for pid, birth in births.items():
             with pidfd_of(pid):
                 config = configure(pid, write_only=arguments.write_only, by="")
-                targets.append(Target(config, machine, birth))
+                family = command.family if command else partial(family_of, pid)
+                targets.append(Target(config, machine, birth, family))
         session = Session(targets, configure, arguments.write_only, command)
         said: list[str] = []
         with _monitored(targets, session, stop, said):
@@ -102,7 +106,7 @@ def _check(arguments: argparse.Namespace) -> list[int]:
         arguments.ops = "fvaddr"
     for pid in pids or [None]:
         check_command_line(_of_one(arguments, pid))
-    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output"), (sys.stderr, "error")):
+    for stream, name in ((sys.stdin, "input"), (sys.stdout, "output")):
         if stream is None or not stream.isatty():
             raise CommandError(f"standard {name} is not a terminal: use kdamon run", 2)
     if os.environ.get("TERM", "dumb") == "dumb":
@@ -148,8 +152,12 @@ def _show(app_of: type[TopApp], session: Session, stop: StopSignals, arguments: 
     """Show the screen until the user, a signal or the time ends it."""
     deadline = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
     colour = use_colour(arguments.color, sys.stdout)
-    with _no_color(not colour), _Messages() as messages:
-        app = app_of(session, lambda: stop or session.failure or time.monotonic() >= deadline, colour)
+
+    def over() -> bool:
+        return bool(stop) or session.failure is not None or terminal.gone or time.monotonic() >= deadline
+
+    with _no_color(not colour), _Messages() as messages, ScreenFile(sys.stdout.fileno(), over) as terminal:
+        app = app_of(session, over, colour, terminal)
         session.show, session.say = app.show, app.say
         messages.say = app.say
         session.start()
@@ -201,4 +209,6 @@ class _Messages(logging.Handler):
 def _check_end(session: Session) -> None:
     """Raise CommandError where an error ended monitoring or what computes the screen."""
     for error in [*filter(None, [session.failure]), *session.errors()]:
+        if isinstance(error, OSError):
+            raise CommandError(f"monitoring ended: {error.strerror}") from error
         raise CommandError(f"monitoring ended by an internal error: {error!r}") from error

@@ -72,10 +72,10 @@ def stray_words(parser: Parser, verb: str, words: Sequence[str], command: Sequen
         hint = f"did you mean {close[0]}?" if close else f"see {own.prog} --help"
         return CommandError(f"unrecognized option: {name}; {hint}", 2)
     chosen = bool(command) or any(word.partition("=")[0] == "--pid" for word in words)
-    if verb in ("run", "wss") and not chosen and _is_pid(first):
-        what = "monitor" if verb == "run" else "measure"
+    if verb in ("run", "top", "wss") and not chosen and _is_pid(first):
+        what = "measure" if verb == "wss" else "monitor"
         return _meant(f"to {what} process {first}", [verb, *before, "--pid", first, *after], command)
-    if verb in ("run", "exec") and not chosen:
+    if verb in ("run", "top", "exec") and not chosen:
         return _meant("-- is missing before the command", [verb, *before], words[place:])
     return CommandError(f"unrecognized argument: {first}; see {own.prog} --help", 2)
 

@@ -17,7 +17,7 @@ USAGE: Final = "[OPTION...] (--pid PID... | -- COMMAND [ARG...])"
 ABOUT: Final = About(
     examples=(
         ("which memory of process 1234 is hot; ? lists the keys", "kdamon top --pid 1234"),
-        ("all processes of a service, one in each row", "kdamon top --pid $(pgrep nginx)"),
+        ("several processes, one in each row", "kdamon top --pid 1234 1240"),
         ("a command, whose output goes to a file", "kdamon top -- sh -c 'exec ./server >server.log 2>&1'"),
     ),
     statuses=(*STATUSES, ("other", "that of COMMAND, if COMMAND ended by itself"), *COMMAND_STATUSES[2:]),

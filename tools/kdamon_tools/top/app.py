@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from attrs import evolve
 from rich.text import Text
@@ -15,11 +15,13 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.coordinate import Coordinate
+from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Input, Static
 
+from kdamon_tools.output.screen_file import ScreenFile
 from kdamon_tools.reporters.names import visible
 from kdamon_tools.top.heatmap import Wanted
 from kdamon_tools.top.session import Content
@@ -151,6 +153,11 @@ class Rows(DataTable[Text]):
         if self._held in self._keys:
             self.move_cursor(row=self._keys.index(self._held), scroll=True)
 
+    def empty(self) -> None:
+        """Show nothing: it is not known yet."""
+        self.clear(columns=True)
+        self._shape, self._keys = (), []
+
     def key_at_cursor(self) -> str | None:
         """What identifies the row that the cursor is on; None: there is none."""
         row = self.cursor_row
@@ -161,12 +168,22 @@ class Rows(DataTable[Text]):
         self._held = (self.key_at_cursor() or "") if self.cursor_row else ""
 
 
+class TerminalDriver(LinuxDriver):
+    """Writes to the terminal of a :class:`TopApp`, and not to standard error."""
+
+    def __init__(self, app: App[Any], **keywords: Any) -> None:
+        super().__init__(app, **keywords)
+        if isinstance(app, TopApp) and app.terminal is not None:
+            self._file: Any = app.terminal
+
+
 class TopApp(App[None]):
     """The screen.
 
     :param requests: what computes the contents, which come by :meth:`show`.
     :param over: whether to end; it is called often.
     :param colour: whether a heatmap has colours.
+    :ivar terminal: to which the screen is written; None: standard error.
     """
 
     ENABLE_COMMAND_PALETTE = False
@@ -205,8 +222,11 @@ class TopApp(App[None]):
         Binding("space", "pause", "pause"),
     ]
 
-    def __init__(self, requests: Requests, over: Callable[[], object], colour: bool) -> None:
-        super().__init__(ansi_color=True)
+    def __init__(
+        self, requests: Requests, over: Callable[[], object], colour: bool, terminal: ScreenFile | None = None
+    ) -> None:
+        super().__init__(TerminalDriver, ansi_color=True)
+        self.terminal = terminal
         self.theme = "ansi-dark"
         self._requests = requests
         self._over = over
@@ -287,7 +307,9 @@ class TopApp(App[None]):
                 self.query_one("#picture Static", Static).update(
                     Text.from_ansi(content.heatmap or "nothing is known yet")
                 )
-            elif content is not None and content.table is not None:
+            elif content is None or content.table is None:
+                self.query_one(Rows).empty()
+            else:
                 shown = self._fitted(content.table)
                 self.query_one(Rows).show(shown)
                 more = shown.more

@@ -99,7 +99,10 @@ class Session:
             self._thread.join()
         said = [target.end_record("kdamon top ended") for target in self._targets.values()]
         for target in self._targets.values():
-            target.stop()
+            try:
+                target.stop()
+            except OSError as error:
+                said.append(_sentence(error))
         return [sentence for sentence in said if sentence]
 
     def errors(self) -> list[BaseException]:
@@ -225,8 +228,8 @@ class Session:
         )
 
     def _ended(self, target: Target) -> str:
-        if target.error() is not None:
-            return "monitoring failed"
+        if target.error() is not None or not target.gone:
+            return "monitoring ended"
         status = None if self._command is None else self._command.status()
         return "ended" if status is None else f"ended with status {status}"
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
 import kdamon
+from kdamon.names.process import ProcessNames
+from kdamon_tools.cpu_watch import CpuWatch
 from kdamon_tools.gathered import Gathered
 from kdamon_tools.history import merge_many
+from kdamon_tools.mapping_history import MappingHistory
 from kdamon_tools.origin import this_machine
 from kdamon_tools.process_data import ProcessData, program_name
+from kdamon_tools.process_tree import ProcessStat
 from kdamon_tools.recorded.totals import added
 from kdamon_tools.run_record import RecordFile, RunRecord
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.top.tables import Process, Sizes, sizes_of
 
 if TYPE_CHECKING:
-    from kdamon import Monitor
     from kdamon.mm import Machine
-    from kdamon.names.table import NameTable
 
 __all__ = ["Target"]
 
@@ -32,6 +35,8 @@ _KEPT: Final = 4096
 #: Seconds of a heatmap, and of one of its snapshots at least.
 HEATMAP_S: Final = 60.0
 _STEP_S: Final = 1.0
+#: Seconds until CPU times show whether the process or a child does the work.
+_WORK_S: Final = 2.0
 _RESIDENT: Final = ("rss_anon", "rss_file", "rss_shmem")
 
 
@@ -42,12 +47,12 @@ class _Part:
     :ivar started: CLOCK_MONOTONIC seconds.
     """
 
-    monitor: Monitor
+    monitor: kdamon.Monitor
     started: float
     before: kdamon.Counters
 
     @classmethod
-    def of(cls, monitor: Monitor) -> _Part:
+    def of(cls, monitor: kdamon.Monitor) -> _Part:
         return cls(monitor, time.monotonic(), monitor.counters())
 
     def counters(self) -> kdamon.Counters:
@@ -61,17 +66,21 @@ class Target:
     :param config: what is monitored, and how.
     :param machine: where the process is.
     :param birth: of the process, see :meth:`kdamon.mm.Machine.get_task`; None: any.
+    :param family: the process and its descendants, now.
     :ivar config: as it is now.
-    :ivar ended: whether the process ended, or its monitoring.
+    :ivar ended: whether monitoring ended.
+    :ivar gone: whether the process ended, too.
     :ivar sizes: of the last seconds; None before the first aggregation interval ended.
     :ivar resident: bytes in memory, as they were read last; None: unknown.
     """
 
-    def __init__(self, config: Config, machine: Machine, birth: int | None) -> None:
+    def __init__(
+        self, config: Config, machine: Machine, birth: int | None, family: Callable[[], list[ProcessStat]]
+    ) -> None:
         self.config = config
         self.pid = config.pid
         self.name = config.command[0] if config.command else ""
-        self.ended = False
+        self.ended = self.gone = False
         self.sizes: Sizes | None = None
         self.resident: int | None = None
         self._machine = machine
@@ -82,29 +91,30 @@ class Target:
         self._part: _Part | None = None
         self._began: list[Snapshot] = []
         self._heat: deque[Snapshot] = deque()
+        self._work = CpuWatch(self.pid, family)
+        self._make()
 
     # Begin and end.
+
+    def _make(self) -> None:
+        self.monitor = kdamon.Monitor(self.config, machine=self._machine, birth=self._birth, kept=_KEPT)
+        self._gathered = Gathered(self.monitor, self.config)
+        self._began, self._heat = [], deque()
 
     def begin(self) -> None:
         """Begin to monitor.
 
         :raises OSError: it cannot be monitored; the message says why and what to do.
         """
-        from kdamon import Monitor  # noqa: PLC0415 (not for --help)
-        from kdamon.names.process import ProcessNames  # noqa: PLC0415 (likewise)
-
         self.name = program_name(self.pid) or self.name
         with ExitStack() as stack:
-            self.monitor = Monitor(self.config, machine=self._machine, birth=self._birth, kept=_KEPT)
             self.monitor.__enter__()
             stack.callback(self.monitor.stop)
-            self._gathered = Gathered(self.monitor, self.config)
             # A process that ended meanwhile ends its monitoring by itself.
             with suppress(ProcessLookupError):
                 self._gathered.names = stack.enter_context(ProcessNames(self.pid, self._birth))
                 self._data = stack.enter_context(ProcessData(self.pid, self._birth))
             self._release = stack.pop_all()
-        self._began, self._heat = [], deque()
 
     def begin_again(self, config: Config) -> str:
         """Monitor with another ``config``; return a sentence about a record that ended by that.
@@ -112,12 +122,14 @@ class Target:
         :raises OSError: it cannot be monitored so; it is monitored as before.
         """
         sentence = self.end_record("other accesses are monitored")
-        before, self.config = self.config, config
         self.stop()
+        before, self.config = self.config, config
+        self._make()
         try:
             self.begin()
         except OSError:
             self.config = before
+            self._make()
             self.begin()
             raise
         return sentence
@@ -127,7 +139,7 @@ class Target:
 
         :raises OSError: EBUSY the process blocks the kdamond.
         """
-        release, self._release = self._release, ExitStack()
+        release, self._release, self._data = self._release, ExitStack(), None
         release.close()
 
     # Records.
@@ -142,8 +154,6 @@ class Target:
 
         :raises OSError: it cannot be made.
         """
-        from kdamon_tools.mapping_history import MappingHistory  # noqa: PLC0415 (not for --help)
-
         with ExitStack() as stack:
             record = stack.enter_context(RunRecord(RecordFile()))
             mappings = MappingHistory(self.pid, self._birth, changed=record.change_mappings)
@@ -176,19 +186,21 @@ class Target:
     # What is known.
 
     def gather(self) -> str:
-        """Take what has arrived; return a sentence about a record that could not be written on, else an empty one."""
+        """Take what has arrived; return a sentence where there is something to say, else an empty one."""
         if self.ended:
             return ""
         self._keep(self._gathered.gather())
         if self._data is not None and (data := self._data.read()):
             found = [data[name] for name in _RESIDENT]
             self.resident = None if None in found else sum(filter(None, found))
-        sentence = ""
+        self._work.look()
+        sentence = self._work.sentence_once() if self.seconds >= _WORK_S else ""
         if self._gathered.failure() is not None:
             sentence = self.end_record("the record could not be written any more")
         if not self.monitor.running():
             sentence = self.end_record("the process ended")
             self.ended = True
+            self.gone = self._data is None or not self._data.read()
         return sentence
 
     def error(self) -> BaseException | None:
@@ -221,10 +233,6 @@ class Target:
         """``recent`` with the names of threads."""
         grouping = self._gathered.grouping
         return recent if grouping is None else evolve(recent, groups=grouping.log(shared=False))
-
-    def names(self) -> NameTable | None:
-        """What lies where now; None where that is not known."""
-        return self._gathered.present_names()
 
     def process(self) -> Process:
         """It as a row."""
