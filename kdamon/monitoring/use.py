@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import Final
 
 import numpy as np
@@ -42,6 +43,8 @@ WINDOWS: Final = (1.0, 10.0, 60.0)
 #: States of a page at the end of its window: it was not accessed; it was; it came into memory; it left memory; its
 #: accesses cannot be observed; it was never in memory.
 IDLE, ACCESSED, CAME, GONE, UNKNOWN, ABSENT = range(6)
+#: The states of pages that are in memory.
+_THERE: Final = (IDLE, ACCESSED, CAME, UNKNOWN)
 #: Kinds of a page: not looked up; anonymous; of a file, or of shared memory.
 ANON, FILE = 1, 2
 
@@ -112,38 +115,50 @@ def wilson(hits: float, tries: float) -> tuple[float, float]:
 
 @frozen
 class LookCounts:
-    """The looks at the pages of one cohort at the end of one window, counted.
+    """The looks at the pages of some cohorts at the end of one window, counted.
 
-    :ivar began: CLOCK_MONOTONIC seconds.
+    :ivar began: CLOCK_MONOTONIC seconds, of the first cohort.
     :ivar states: how many pages are in each state, shape (6,).
+    :ivar sizes: bytes that these stand for; each cohort stands for all memory that there was, shape (6,).
     :ivar idle_anon: how many of the idle ones are known to be anonymous.
     :ivar idle_file: how many are known to be of a file or shared memory.
-    :ivar total: bytes that all of them stand for; of several cohorts the mean, weighted by their pages.
+    :ivar squares: the sum over the cohorts of the square of all their bytes, divided by the number of their pages.
+    :ivar cohorts: how many.
     """
 
     began: float
     states: tuple[int, ...]
+    sizes: tuple[float, ...]
     idle_anon: int
     idle_file: int
-    total: float
+    squares: float
+    cohorts: int = 1
 
     @classmethod
     def of(cls, looks: Records) -> LookCounts:
         """Count ``looks``, rows of :data:`LOOK` with one ``began``; at least one."""
         states = np.bincount(looks["state"], minlength=ABSENT + 1)
+        sizes = np.bincount(looks["state"], looks["weight"].astype(np.float64), ABSENT + 1)
         kinds = np.bincount(looks["kind"][looks["state"] == IDLE], minlength=FILE + 1)
-        total = float(looks["weight"].sum(dtype=np.float64))
-        return cls(float(looks["began"][0]), tuple(states.tolist()), int(kinds[ANON]), int(kinds[FILE]), total)
+        return cls(
+            began=float(looks["began"][0]),
+            states=tuple(states.tolist()),
+            sizes=tuple(sizes.tolist()),
+            idle_anon=int(kinds[ANON]),
+            idle_file=int(kinds[FILE]),
+            squares=float(sizes.sum()) ** 2 / len(looks),
+        )
 
     def plus(self, other: LookCounts) -> LookCounts:
         """These and ``other`` together."""
-        mine, theirs = sum(self.states), sum(other.states)
         return LookCounts(
             self.began,
             tuple(map(operator.add, self.states, other.states)),
+            tuple(map(operator.add, self.sizes, other.sizes)),
             self.idle_anon + other.idle_anon,
             self.idle_file + other.idle_file,
-            (self.total * mine + other.total * theirs) / (mine + theirs),
+            self.squares + other.squares,
+            self.cohorts + other.cohorts,
         )
 
 
@@ -151,31 +166,36 @@ def estimate(looks: Sequence[LookCounts], seconds: float, resident: int | None =
     """Estimate from the looks at the end of windows of one length.
 
     Pages are drawn with replacement, each as likely as any other, so the number of those that were accessed has a
-    binomial distribution, also where many of them are parts of one huge page.
+    binomial distribution, also where many of them are parts of one huge page. Each cohort counts as much as the memory
+    that it stands for, so that the estimate is the mean of all times; a cohort of few pages makes it less certain.
 
     :param seconds: the window.
-    :param resident: bytes in memory now, to which the shares apply; None: those by the looks themselves.
+    :param resident: bytes in memory, to which the shares apply; None: those by the looks themselves.
     :returns: None without any page in memory.
     """
-    states = [sum(column) for column in zip(*(cohort.states for cohort in looks), strict=True)]
-    if not states or not (there := sum(states[state] for state in (IDLE, ACCESSED, CAME, UNKNOWN))):
+    if not looks:
         return None
-    in_memory = float(resident or 0)
-    if resident is None:
-        in_memory = sum(cohort.total * sum(cohort.states) for cohort in looks) / sum(states) * there / sum(states)
-    used = states[ACCESSED] + states[CAME]
-    low, high = wilson(used, there)
-    anon, file = (sum(counts) for counts in zip(*((one.idle_anon, one.idle_file) for one in looks), strict=True))
-    idle = in_memory * states[IDLE] / there
+    found = reduce(LookCounts.plus, looks)
+    if not (pages := sum(found.states[state] for state in _THERE)):
+        return None
+    there = sum(found.sizes[state] for state in _THERE)
+    in_memory = there / found.cohorts if resident is None else float(resident)
+    shares = [size / there for size in found.sizes]
+    used = shares[ACCESSED] + shares[CAME]
+    # As many pages drawn at once would be as certain (Kish's effective sample size).
+    tries = sum(found.sizes) * there / found.squares
+    low, high = wilson(used * tries, tries)
+    anon, file = found.idle_anon, found.idle_file
+    idle = in_memory * shares[IDLE]
     idle_anon = idle * anon / (anon + file) if anon + file else 0.0
     return WindowUse(
         seconds,
-        accessed=round(in_memory * used / there),
+        accessed=round(in_memory * used),
         low=round(in_memory * low),
         high=round(in_memory * high),
-        unknown=round(in_memory * states[UNKNOWN] / there),
+        unknown=round(in_memory * shares[UNKNOWN]),
         idle=round(idle),
         idle_anon=round(idle_anon),
         idle_file=round(idle - idle_anon) if anon + file else 0,
-        pages=there,
+        pages=pages,
     )

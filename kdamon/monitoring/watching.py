@@ -24,7 +24,7 @@ from kdamon.arrays import Indexes, Mask, Records, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
 from kdamon.lib.threads import join_for, where_is
 from kdamon.mm import AddressSpace, PageWatch, Resident, Task
-from kdamon.mm.ranges import NO_RANGES, intersect
+from kdamon.mm.ranges import NO_RANGES, intersect, union
 from kdamon.monitoring.residency import Residency, ResidencyReader
 from kdamon.monitoring.use import (
     ABSENT,
@@ -58,7 +58,8 @@ _LONG_PART: Final = 8
 _KINDS: Final = 32
 #: The share of a CPU that watching takes.
 _SHARE: Final = 0.003
-#: The populated memory is looked up anew after this time, and this many times what that takes; seconds.
+#: Where it is not known what is in memory, the populated memory is looked up anew after this time, and this many times
+#: what that takes; seconds.
 _LOOK_UP_S: Final = 5.0
 _LOOK_UP_PART: Final = 1000
 #: Windows that end within this time are looked at together, seconds.
@@ -242,6 +243,7 @@ class Watching:
         self._count = _MOST
         self._use: MemoryUse | None = None
         self._residency = ResidencyReader()
+        self._chosen_from: Residency | None = None
         #: Why what is in memory is not looked at.
         self._blind: OSError | None = None
         self.cpu_s = 0.0
@@ -364,8 +366,7 @@ class Watching:
         if self._log is None:
             return True
         now = time.monotonic()
-        if now >= self._look_up_at:
-            self._look_up(mm, now)
+        self._look_up(mm, now)
         nr_pages = int((self._populated[:, 1] - self._populated[:, 0]).sum()) // PAGE_SIZE
         first = self._log.empty
         most = _FIRST if first else self._count
@@ -386,9 +387,17 @@ class Watching:
         self._look_up_at = 0.0
 
     def _look_up(self, mm: AddressSpace, now: float) -> None:
-        mapped = mm.vmas()
-        self._populated = mm.populated(mapped if self._ranges is None else intersect(mapped, self._ranges))
-        self._look_up_at = now + max(_LOOK_UP_S, _LOOK_UP_PART * (time.monotonic() - now))
+        """Find the memory that pages are chosen from: what was in memory at the last look, or else is populated."""
+        latest = self._residency.latest
+        if latest is not None and not latest.rows["unknown"].any():
+            if latest is not self._chosen_from:
+                rows = latest.rows[latest.rows["anon"] + latest.rows["file"] > 0]
+                self._populated = union(np.stack([rows["start"], rows["end"]], axis=1), NO_RANGES)
+                self._chosen_from = latest
+        elif now >= self._look_up_at:
+            mapped = mm.vmas()
+            self._populated = mm.populated(mapped if self._ranges is None else intersect(mapped, self._ranges))
+            self._look_up_at = now + max(_LOOK_UP_S, _LOOK_UP_PART * (time.monotonic() - now))
 
     def _estimate(self, now: float) -> None:
         resident = self._task.memory() if self._ranges is None else None

@@ -51,13 +51,24 @@ def test_without_an_exact_size_it_is_estimated_too() -> None:
     assert (50 * MIB, 0) == (found.accessed, found.idle)
 
 
-def test_cohorts_count_by_their_pages() -> None:
-    """Three times as many pages have three times the weight; together they are what ``plus`` makes of them."""
+def test_cohorts_count_by_the_memory_that_they_stand_for() -> None:
+    """Not by their pages: the estimate is the mean of two times. Together they are what ``plus`` makes of them."""
     few, many = LookCounts.of(looks([ACCESSED] * 10)), LookCounts.of(looks([IDLE] * 30, total=60 * MIB))
     found = estimate([few, many], 1.0)
     assert found is not None
-    assert round(70 * MIB / 4) == found.accessed
+    assert (50 * MIB, 40, 80 * MIB) == (found.accessed, found.pages, found.accessed + found.idle)
     assert found == estimate([few.plus(many)], 1.0)
+
+
+def test_a_small_cohort_of_several_widens_the_bounds() -> None:
+    """As many pages say less if some of them stand for more memory than others."""
+    half = [ACCESSED, IDLE]
+    even = estimate([LookCounts.of(looks(half * 50))] * 2, 1.0)
+    uneven = estimate([LookCounts.of(looks(half * 95)), LookCounts.of(looks(half * 5))], 1.0)
+    assert even is not None
+    assert uneven is not None
+    assert (pytest.approx(even.accessed), even.pages) == (uneven.accessed, uneven.pages)
+    assert uneven.high - uneven.low > 2 * (even.high - even.low)
 
 
 @pytest.mark.parametrize("states", [[], [ABSENT] * 3, [GONE]])

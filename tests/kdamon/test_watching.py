@@ -116,6 +116,20 @@ def test_memory_that_cannot_be_read_for_a_moment_stays_watched(monkeypatch: pyte
     assert not log.empty
 
 
+def test_pages_are_chosen_from_what_is_in_memory_now() -> None:
+    """A process that grew since the populated memory was looked up."""
+    process = spawn(10)
+    watching = Watching(process, seed=1)
+    watching._choose()
+    process.mmap([(BASE, BASE + 10 * MIB), (2 * BASE, 2 * BASE + 90 * MIB)])
+    watching._look_what_is_there()
+    watching._choose()
+    log = watching._log
+    assert log is not None
+    grown = log._cohorts[-1].pages
+    assert pytest.approx(0.9, abs=0.05) == (grown >= 2 * BASE).mean()
+
+
 def test_choices_are_of_all_ranges_alike() -> None:
     """Pages of each range are chosen by its size."""
     process = spawn(100)
