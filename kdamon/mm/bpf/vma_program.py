@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A BPF program that reads mappings from the tree that the kernel keeps them in (``lib/maple_tree.c``, Linux 6.1).
 
-It takes no lock and reads each node as a whole, so that it never waits and the process never waits for it. That no
-mapping changed meanwhile, ``mm_lock_seq`` and the mmap_lock show: whoever changes one has the lock for writing, and
-counts ``mm_lock_seq`` on before giving it up. What was read is dropped otherwise. Meanwhile nodes may be freed and used
-again: all memory is read by bpf_probe_read_kernel(), and all numbers from it are bounded.
+It takes no lock, so that neither it nor the process waits. ``mm_lock_seq`` and the mmap_lock show whether a mapping
+changed meanwhile: a thread that changes one holds the lock for writing, and increments ``mm_lock_seq`` before it
+releases the lock (``include/linux/mmap_lock.h: vma_end_write_all()``). In that case all that was read is dropped. Nodes
+may be freed and used again meanwhile: bpf_probe_read_kernel() reads all of them, and all numbers from them are bounded.
 """
 
 from __future__ import annotations
