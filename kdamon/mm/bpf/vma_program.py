@@ -17,8 +17,8 @@ from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Assemb
 
 __all__ = ["AT_ONCE", "CALLBACK", "RECORDS", "RECORD_WORDS", "Found", "VmaProgram", "Word"]
 
-#: Mappings that one run reads at most.
-AT_ONCE: Final = 512
+#: Mappings that one run reads at most: 0.1 ms, in which none must change.
+AT_ONCE: Final = 1024
 #: The function that bpf_loop() calls.
 CALLBACK: Final = "each"
 
