@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A BPF program that reads mappings from the tree that the kernel keeps them in (``lib/maple_tree.c``, Linux 6.1).
 
-It takes no lock and reads each node as a whole, so that it never waits and the process never waits for it. That no
-mapping changed meanwhile, ``mm_lock_seq`` and the mmap_lock show: whoever changes one has the lock for writing, and
-counts ``mm_lock_seq`` on before giving it up. What was read is dropped otherwise. Meanwhile nodes may be freed and used
-again: all memory is read by bpf_probe_read_kernel(), and all numbers from it are bounded.
+It takes no lock, so that neither it nor the process waits. ``mm_lock_seq`` and the mmap_lock show whether a mapping
+changed meanwhile: a thread that changes one holds the lock for writing, and increments ``mm_lock_seq`` before it
+releases the lock (``include/linux/mmap_lock.h: vma_end_write_all()``). In that case all that was read is dropped. Nodes
+may be freed and used again meanwhile: bpf_probe_read_kernel() reads all of them, and all numbers from them are bounded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kdamon.mm.bpf.program import R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, Assemb
 
 __all__ = ["AT_ONCE", "CALLBACK", "RECORDS", "RECORD_WORDS", "Found", "VmaProgram", "Word"]
 
-#: Mappings that one run reads at most.
-AT_ONCE: Final = 512
+#: Mappings that one run reads at most: 0.1 ms, in which none must change.
+AT_ONCE: Final = 1024
 #: The function that bpf_loop() calls.
 CALLBACK: Final = "each"
 

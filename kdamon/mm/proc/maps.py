@@ -53,7 +53,7 @@ _TIME_OF_VMA: Final = 5_000
 _MANY: Final = 16
 _address_spaces = itertools.count()
 
-#: Steps in a row that do not get the mmap_lock before the kernel is to wait for it.
+#: Steps in a row during which mappings changed before the kernel is to wait for the mmap_lock.
 _ATTEMPTS: Final = 16
 
 # include/linux/mm.h
@@ -384,7 +384,7 @@ class RecentMappings:
         self.begin()
         self._step(_AT_ONCE)
         if isinstance(self._reader, VmasReader) and len(self._known) <= _AT_ONCE // 2:
-            # The mmap_lock was taken; for a few lines the kernel may wait.
+            # They changed meanwhile; for a few lines the kernel may wait for the mmap_lock.
             self._reader = MapsReader(self._fd, self._pagemap)
             self._step(_AT_ONCE)
         return self._known
