@@ -7,10 +7,11 @@ import csv
 import io
 import os
 import tempfile
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kdamon.arrays import F64Array
 from kdamon.records.tables import NamesOverTime, Table, region_table
 from kdamon_tools.errors import CommandError
 from kdamon_tools.exports import Write
@@ -28,10 +29,7 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.kinds)
     for columns in table.parts():
-        lists = [
-            _known(column) if table.kinds[name] == "DOUBLE" else column.tolist() for name, column in columns.items()
-        ]
-        lists[-1] = [cell_of(name) for name in lists[-1]]
+        lists = [_cells(column, table.kinds[name]) for name, column in columns.items()]
         writer.writerows(zip(*lists, strict=True))
         write(text.getvalue().encode())
         text.seek(0)
@@ -62,10 +60,14 @@ def export_parquet(selection: Selection, write: Write) -> list[str]:
     return []
 
 
-def _known(column: F64Array) -> list[float | None]:
+def _cells(column: npt.NDArray[Any], kind: str) -> list[Any]:
     """The values; None, an empty cell, where they are unknown."""
-    unknown = np.isnan(column)
-    return np.where(unknown, None, column).tolist() if unknown.any() else column.tolist()
+    if kind == "VARCHAR":
+        return [cell_of(name) for name in column.tolist()]
+    if kind == "DOUBLE" and (unknown := np.isnan(column)).any():
+        column = column.astype(object)
+        column[unknown] = None
+    return column.tolist()
 
 
 def _table(selection: Selection) -> Table:
