@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -144,6 +145,19 @@ def test_a_kdamond_that_waits_for_ever_is_left(place: str) -> None:
     assert re.search(r" \(kdamond\.0 \(thread \d+\) in wait\(\) at threading\.py:\d+, state S", complaints), complaints
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(place: str) -> None:
+    """timeout(1) sends it to its command, and to the command's process group: monitoring ends as usual."""
+    with started("-m", "kdamon_tools", *WORDS, "--reports", place) as process:
+        connect(place)
+        report(place)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            # Otherwise the kernel may make one of them.
+            time.sleep(0.02)
+        status, seen, complaints = result(process)
+    assert (0, "stopped by a signal", "") == (status, seen["note"], complaints)
+
+
 @pytest.mark.parametrize(
     ("what", "waits", "sentence", "status"),
     [
@@ -161,6 +175,8 @@ def test_a_second_signal_shows_the_result_at_once(
         assert "is stuck\n" == process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         assert ["waits\n"] * waits == [process.stderr.readline() for _ in range(waits)]
+        # What comes at once is no second signal.
+        time.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         ended, seen, complaints = result(process)
     assert (status, "stopped by a signal") == (ended, seen["note"])

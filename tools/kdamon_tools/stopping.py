@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
@@ -16,17 +18,22 @@ __all__ = ["StopSignals"]
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds between two checks for a signal.
 _LOOK_S: Final = 0.02
+#: A signal that comes again within so many seconds is the same one: timeout(1) sends it to its command, and then to the
+#: command's process group. The default effect, which needs no Python, comes back after a part of this time.
+_SAME_S: Final = 0.25
+_PAUSE_S: Final = 0.1
 
 
 class StopSignals:
     """Collects SIGINT, SIGTERM and SIGHUP while the ``with`` block runs; true once one came.
 
     The second signal of a kind has its default effect; after :meth:`protect` it ends :meth:`wait_for` instead, and the
-    third one has the default effect. SIGHUP stays ignored under nohup.
+    third one has the default effect. One that comes twice at once counts once. SIGHUP stays ignored under nohup.
     """
 
     def __init__(self) -> None:
         self._came: list[int] = []
+        self._came_at: dict[int, float] = {}
         self._previous: dict[int, Any] = {}
         self._noted = 1
 
@@ -53,8 +60,13 @@ class StopSignals:
         self._previous = {}
 
     def _note(self, number: int, _frame: object) -> None:
+        now = time.monotonic()
+        if now - self._came_at.get(number, -math.inf) < _SAME_S:
+            return
+        self._came_at[number] = now
         self._came.append(number)
         if self._came.count(number) >= self._noted and number in self._previous:
+            time.sleep(_PAUSE_S)
             signal.signal(number, self._previous[number])
 
     def protect(self) -> None:
