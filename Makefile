@@ -4,7 +4,7 @@
 # make test   run all tests        make lint   ruff, mypy, layers
 # make bench  print benchmarks     make clean  remove what this made
 # make bench BENCH=list            their names; BENCH=kdamond runs one of them
-# make bench BENCH=kdamond AGAINST=COMMIT    compare with an earlier commit; so does BENCH=faults
+# make bench BENCH=kdamond AGAINST=COMMIT    compare with an earlier commit; so do faults and start
 # make test-kernel KERNEL=7.3    run tests on another kernel (6.12, 7.2, 7.3), in QEMU, as root
 # make test-kernel KERNEL=7.3 TESTS="tests/mm/sampling -k page_fault"    these tests
 # make test-kernel KERNEL=7.3 RUN="python3 -m kdamon_tools doctor"       a command in their place

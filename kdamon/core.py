@@ -674,8 +674,11 @@ def damon_stop(ctxs: Sequence[damon_ctx]) -> None:
             if ctx.kdamond is not None:
                 kdamonds.append(ctx.kdamond)
     if lingering := kthread_stop(kdamonds, _END):
+        places = "; ".join(kdamond.where() for kdamond in lingering)
         names = " and ".join(kdamond.name for kdamond in lingering)
-        raise OSError(errno.EBUSY, f"{names} did not end within {_END:g} seconds; it will end as soon as it can")
+        raise OSError(
+            errno.EBUSY, f"{names} did not end within {_END:g} seconds; it will end as soon as it can ({places})"
+        )
 
 
 def damon_is_running(ctx: damon_ctx) -> bool:

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
-__all__ = ["stat_fields", "stat_name", "status_fields"]
+from typing import Final
+
+__all__ = ["is_kernel_thread", "stat_fields", "stat_name", "status_fields"]
+
+#: In the flags of a stat file (include/linux/sched.h).
+_PF_KTHREAD: Final = 0x0020_0000
 
 
 def status_fields(contents: bytes) -> dict[str, str]:
@@ -28,3 +33,12 @@ def stat_fields(contents: bytes) -> list[bytes]:
 def stat_name(contents: bytes) -> bytes:
     """The name in a stat file: 15 bytes at most, of any values."""
     return contents.partition(b"(")[2].rpartition(b")")[0]
+
+
+def is_kernel_thread(contents: bytes) -> bool:
+    """Return whether a stat file is that of a thread of the kernel.
+
+    Lines that are missing in a status file do not show this: a process that is just ending has no memory either.
+    """
+    fields = stat_fields(contents)
+    return bool(fields) and bool(int(fields[6]) & _PF_KTHREAD)

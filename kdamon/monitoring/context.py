@@ -28,6 +28,7 @@ from kdamon.damon import (
 from kdamon.mapped import follow_mappings
 from kdamon.mm import Primitive
 from kdamon.monitoring.config import Config
+from kdamon.monitoring.defaults import TUNING_AGGRS, TUNING_BP
 from kdamon.reports.groups import GroupedReports
 from kdamon.sample_control import damon_add_sample_filter, damon_new_sample_filter
 
@@ -77,12 +78,11 @@ def new_context(config: Config, seed: int | None = None, operations: damon_opera
 
 
 def _intervals_goal(config: Config) -> damon_intervals_goal:
-    """The goal that the documentation of the kernel recommends."""
     if config.intervals == "fixed":
         return damon_intervals_goal()
     return damon_intervals_goal(
-        access_bp=400,
-        aggrs=3,
+        access_bp=TUNING_BP,
+        aggrs=TUNING_AGGRS,
         min_sample_us=config.sample_us,
         max_sample_us=max(config.sample_us, config.longest_sample_us),
     )

@@ -42,7 +42,6 @@ from kdamon.damon import (
 )
 from kdamon.kernel import NSEC_PER_USEC, RealClock
 from kdamon.mm import Machine, Observed, Primitive, Task
-from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.ranges import NO_RANGES, overlaps
 from kdamon.monitoring.config import Config, Range, check_config, check_intervals
 from kdamon.monitoring.context import add_target, new_context
@@ -371,7 +370,8 @@ class Monitor:
         In a child of the process that monitors, by fork(), this does nothing: the parent goes on. KeyboardInterrupt is
         raised when monitoring ended; a second one is raised at once.
 
-        :raises OSError: EBUSY the process blocks the kdamond; it ends as soon as it can.
+        :raises OSError: EBUSY the process blocks the kdamond, or the thread that watches pages; they end as soon as
+            they can.
         """
         if self._inherited():
             return
@@ -393,8 +393,20 @@ class Monitor:
             self._watching.stop()
         damon_stop([self.ctx])
         self._over.wait(_END_S)
-        if self._watching is not None:
-            self._watching.join(_END_S)
+        if self._watching is not None and not self._watching.join(_END_S):
+            raise OSError(
+                errno.EBUSY,
+                f"the thread that watches pages did not end within {_END_S:g} seconds; it will end as soon as it can "
+                f"({self._watching.where()})",
+            )
+
+    def whereabouts(self) -> str:
+        """Where the threads are that did not end after :meth:`stop`, for an error; empty if there is none."""
+        kdamond = self.ctx.kdamond
+        places = [kdamond.where()] if kdamond is not None and kdamond.alive() else []
+        if self._watching is not None and not self._watching.join(0):
+            places.append(self._watching.where())
+        return "; ".join(places)
 
     # Snapshots.
 
@@ -463,7 +475,8 @@ class Monitor:
                 self._queue.get_nowait()
                 self.lost += 1
         task = self._target.task
-        self._cpu_s = time.thread_time() + (task.cpu_s if isinstance(task, MemoryApart) else 0.0)
+        # Physical memory has a helper process.
+        self._cpu_s = time.thread_time() + getattr(task, "cpu_s", 0.0)
 
     # How it goes.
 

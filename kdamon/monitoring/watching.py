@@ -22,6 +22,7 @@ from attrs import define
 
 from kdamon.arrays import Indexes, Mask, Records, U8Array, U64Array
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE
+from kdamon.lib.threads import join_for, where_is
 from kdamon.mm import AddressSpace, PageWatch, Resident, Task
 from kdamon.mm.ranges import NO_RANGES, intersect
 from kdamon.monitoring.residency import Residency, ResidencyReader
@@ -253,10 +254,15 @@ class Watching:
         """End it soon; any thread may call this."""
         self._stop.set()
 
-    def join(self, timeout: float) -> None:
-        """Wait for the end after :meth:`stop`: the process can delay it."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+    def join(self, seconds: float) -> bool:
+        """Wait for the end after :meth:`stop`, which the process can delay; returns whether it came."""
+        if self._thread.ident is None or self._thread is threading.current_thread():
+            return True
+        return join_for(self._thread, seconds)
+
+    def where(self) -> str:
+        """Where the thread is, see :func:`kdamon.lib.threads.where_is`."""
+        return where_is(self._thread)
 
     def use(self, *, overall: bool = False) -> MemoryUse | None:
         """The latest estimate, or the ``overall`` one since the begin; None before the first one."""
@@ -350,9 +356,12 @@ class Watching:
     def _choose(self) -> bool:
         """Choose pages and begin their windows; returns whether they are the first ones."""
         mm = self._task.get_mm()
-        if mm is None or mm is not self._mm:
+        if mm is None:
+            # It cannot be read at the moment; if it ended, its pages are found to be gone.
+            return True
+        if mm is not self._mm:
             self._begin_anew(mm)
-        if mm is None or self._log is None:
+        if self._log is None:
             return True
         now = time.monotonic()
         if now >= self._look_up_at:
@@ -365,13 +374,13 @@ class Watching:
             self._estimate(now)
         return first
 
-    def _begin_anew(self, mm: AddressSpace | None) -> None:
+    def _begin_anew(self, mm: AddressSpace) -> None:
         """The process has another address space: what was seen of the old one says nothing."""
         if self._log is not None:
             self._log.close()
         for recent in self._recent.values():
             recent.clear()
-        watch = None if mm is None else mm.watch()
+        watch = mm.watch()
         self._mm, self._log = mm, None if watch is None else CohortLog(watch, self._rng)
         self._residency.reset()
         self._look_up_at = 0.0

@@ -89,6 +89,17 @@ class ProcessNames:
         if wait and self._thread.is_alive():
             self._thread.join(wait)
 
+    def look_again(self, wait: float) -> None:
+        """Read the names now, even if that was done lately; those of a process that ended stay as they are.
+
+        :param wait: seconds that the caller waits for the end of it, and of a reading that is under way.
+        """
+        until = time.monotonic() + wait
+        if self._thread.is_alive():
+            self._thread.join(wait)
+        self._due = 0.0
+        self.look(max(0.0, until - time.monotonic()))
+
     def table(self) -> NameTable | None:
         """The names as they were read last; None before the first time."""
         return self._table

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import I64Array, Indexes, Mask, Records, U64Array
+from kdamon.arrays import I64Array, Indexes, Mask, Records, U64Array, distinct
 
 __all__ = [
     "NAMED_RANGE",
@@ -251,7 +251,7 @@ def overlaid(below: Records, above: Records) -> Records:
     """Rows of ``above``, and those of ``below`` where ``above`` has none; each in address order and disjoint."""
     if not len(above):
         return below
-    edges = np.unique(np.concatenate([above["start"], above["end"]]))
+    edges = distinct(np.concatenate([above["start"], above["end"]]))
     first = int(np.searchsorted(below["end"], edges[0], side="right"))
     stop = int(np.searchsorted(below["start"], edges[-1], side="left"))
     parts = [below[:first]]
@@ -285,7 +285,7 @@ def _in_a_row(parts: list[Records]) -> Records:
 
 def _uncovered(rows: Records, above: Records) -> Records:
     """What ``above`` leaves of ``rows``."""
-    edges = np.unique(np.concatenate([rows["start"], rows["end"], above["start"], above["end"]]))
+    edges = distinct(np.concatenate([rows["start"], rows["end"], above["start"], above["end"]]))
     starts, ends = edges[:-1], edges[1:]
     at = np.searchsorted(rows["start"], starts, side="right") - 1
     left = (at >= 0) & (ends <= rows["end"][np.maximum(at, 0)])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -26,7 +27,8 @@ from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overl
 from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
 from kdamon.records.files import opened_to_read
 from kdamon.records.memory import MemoryOverTime, last_use, looks_of, residencies_of, uses_of
-from kdamon.records.schema import CLOCKS, GROUPS, PROCESS, REGIONS, SNAPSHOTS, TIMES
+from kdamon.records.schema import CLOCKS, GROUPS, OPTIONAL, PROCESS, REGIONS, SNAPSHOTS, TIMES
+from kdamon.records.tables import NamesOverTime, Table, process_table, region_table, snapshot_table
 from kdamon.records.values import Run, SeenMapping
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 
@@ -44,7 +46,7 @@ _STORED: Final = frozenset({"gap", "size"})
 #: What such columns may be called: other text in the file of another user could become a part of a sentence of SQL; and
 #: columns that tables of regions have besides.
 _COLUMN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_OTHERS: Final = frozenset({"began", "time", "name", "snapshot"})
+_OTHERS: Final = frozenset({"began", "time", "name", "snapshot", "resident_anon", "resident_file", "swapped"})
 
 
 def open(path: str | os.PathLike[str]) -> Record:  # noqa: A001 (it is kdamon.open)
@@ -82,6 +84,18 @@ class Record:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        return f"<kdamon.Record {self.path!r}>"
+
+    def _repr_html_(self) -> str | None:
+        """The heatmap, for notebooks; None, as where the tools are not installed, stands for the text of the object."""
+        try:
+            # By its name: this package does not depend on the tools.
+            notebook = importlib.import_module("kdamon_tools.pictures.notebook")
+        except ModuleNotFoundError:
+            return None
+        return notebook.html_of(self)
 
     def close(self) -> None:
         """Close the file; may be repeated."""
@@ -207,6 +221,11 @@ class Record:
                 return
             yield found
 
+    @property
+    def has_residency(self) -> bool:
+        """Whether the record says what was in memory."""
+        return next(self.residencies(), None) is not None
+
     def residency_at(self, time: float) -> Residency | None:
         """What was in memory at a time, as it was seen last; None where that is not known."""
         found = None
@@ -257,6 +276,32 @@ class Record:
             parts.append(part)
         return np.concatenate(parts)
 
+    def table(self, name: str = "regions", since: float | None = None, until: float | None = None) -> Table:
+        """A table for pyarrow, polars, pandas or duckdb, which is read when one of them asks for it.
+
+        Times in it are seconds since the run began, and what is unknown is null.
+
+        :param name: ``regions``, a row for each region of each snapshot, with all columns and the name of what lies
+            there; ``snapshots``; or ``process``, a row for each second.
+        :param since: as for :meth:`snapshots`, and ``until``, too.
+        :raises KeyError: there is no such table.
+        """
+        started = self.run.started
+        if name == "regions":
+            extra = sorted(self.columns)
+            return region_table(
+                lambda: self.snapshots(since, until, extra),
+                lambda: NamesOverTime(self.name_tables()),
+                self.run,
+                extra,
+                resident=self.has_residency,
+            )
+        if name == "snapshots":
+            return snapshot_table(lambda: self.times(since, until), started)
+        if name == "process":
+            return process_table(lambda: _between(self.process_data(), since, until), started)
+        raise KeyError(f"there is no table {name!r}: it is regions, snapshots or process")
+
     def _form(self, extra: Iterable[str]) -> np.dtype[Any]:
         extra = list(extra)
         missing = set(extra) - self.columns if extra else set()
@@ -286,6 +331,8 @@ class Record:
         found = self._packed(chunk, [f"snapshots.{name}" for name in SNAPSHOTS.names or ()])
         head = np.zeros(number if 0 <= number <= MOST_ROWS else 0, SNAPSHOTS)
         for name in SNAPSHOTS.names or ():
+            if f"snapshots.{name}" in OPTIONAL - found.keys():
+                continue
             column = found[f"snapshots.{name}"]
             if len(column) != number:
                 raise Corrupt("the columns of a chunk do not fit together")
@@ -296,6 +343,8 @@ class Record:
             raise Corrupt("a snapshot has too many regions")
         if (head["time"] < head["began"]).any() or (head["began"] < 0).any() or not head["merged"].all():
             raise Corrupt("the times of a snapshot are none")
+        if (head["aggr_us"] < 0).any() or (head["aggr_us"] > _EVER).any():
+            raise Corrupt("the interval of a snapshot is none")
         return head
 
     def _read(self, chunk: int, form: np.dtype[Any], limits: tuple[int, int]) -> Iterator[Snapshot]:
@@ -305,19 +354,21 @@ class Record:
             columns = self._table(chunk, "regions", wanted)
             for name in set(form.names or ()) - set(REGIONS.names or ()):
                 columns.setdefault(name, np.full(int(head["regions"].sum()), np.nan))
+            if "nr_accesses" in columns:
+                columns.setdefault("mean_accesses", columns["nr_accesses"])
             regions = unpack_regions(columns, head["regions"], form)
             _check_regions(regions, head["regions"])
             counts = np.maximum(head["groups"], 0)
             groups = self._groups(chunk, int(counts.sum())) if (head["groups"] >= 0).any() else np.empty(0, GROUPS)
         ends, group_ends = np.cumsum(head["regions"]).tolist(), np.cumsum(counts).tolist()
         for row, end, group_end in zip(head.tolist(), ends, group_ends, strict=True):
-            began, time, merged, nr_regions, nr_groups = row
+            began, time, merged, nr_regions, nr_groups, aggr_us = row
             if time <= limits[0] or began >= limits[1]:
                 continue
             table = None
             if nr_groups >= 0:
                 table = GroupTable(groups[group_end - nr_groups : group_end], np.empty(0, GROUP_ADDRESS))
-            yield Snapshot(began / 1e9, time / 1e9, regions[end - nr_regions : end], merged, table)
+            yield Snapshot(began / 1e9, time / 1e9, regions[end - nr_regions : end], merged, table, aggr_us)
 
     def _table(self, chunk: int, table: str, names: Iterable[str]) -> dict[str, np.ndarray[Any, Any]]:
         found = self._packed(chunk, [f"{table}.{name}" for name in names])
@@ -414,6 +465,12 @@ def _limits(since: float | None, until: float | None) -> tuple[int, int]:
     return -_EVER if since is None else round(since * 1e9), _EVER if until is None else round(until * 1e9)
 
 
+def _between(rows: Records, since: float | None, until: float | None) -> Records:
+    """The rows of a time, ``until`` exclusive."""
+    low, high = -np.inf if since is None else since, np.inf if until is None else until
+    return rows[(rows["time"] >= low) & (rows["time"] < high)]
+
+
 def _object(text: str) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
@@ -450,7 +507,7 @@ def _check_regions(regions: Records, counts: np.ndarray[Any, Any]) -> None:
     apart[np.cumsum(counts)] = False
     if (regions["end"] <= regions["start"]).any() or ((regions["end"][:-1] > regions["start"][1:]) & apart[1:-1]).any():
         raise Corrupt("regions overlap")
-    for name in ("nr_accesses", "nr_unknown"):
+    for name in ("nr_accesses", "nr_unknown", "mean_accesses"):
         if not (regions[name] >= 0).all() or np.isinf(regions[name]).any():
             raise Corrupt("the accesses of a region are no number")
 

@@ -19,6 +19,7 @@ __all__ = [
     "CLOCKS",
     "GROUPS",
     "LATER_TABLES",
+    "OPTIONAL",
     "PROCESS",
     "REGIONS",
     "SNAPSHOTS",
@@ -87,12 +88,22 @@ LATER_TABLES: Final = {
 }
 
 #: The columns of snapshots in a chunk: begin and end of sampling in nanoseconds of CLOCK_MONOTONIC, of how many
-#: aggregations it is the mean, and its rows of regions and of groups (-1: accesses were not grouped).
+#: aggregations it is the mean, its rows of regions and of groups (-1: accesses were not grouped), and the aggregation
+#: interval in microseconds (0: that of the configuration).
 SNAPSHOTS: Final = np.dtype(
-    [("began", "<i8"), ("time", "<i8"), ("merged", "<u4"), ("regions", "<i8"), ("groups", "<i8")]
+    [
+        ("began", "<i8"),
+        ("time", "<i8"),
+        ("merged", "<u4"),
+        ("regions", "<i8"),
+        ("groups", "<i8"),
+        ("aggr_us", "<i8"),
+    ]
 )
-#: The columns of regions that each record has, and those of groups.
+#: The columns of regions that snapshots have, and those of groups.
 REGIONS: Final = REGION
+#: Columns that chunks may lack: their values say nothing there, or an older kdamon wrote them.
+OPTIONAL: Final = frozenset({"snapshots.aggr_us", "regions.mean_accesses"})
 GROUPS: Final = GROUP_REGION
 
 #: A row for each snapshot: CLOCK_MONOTONIC seconds of begin and end, and the number of its regions.

@@ -44,6 +44,9 @@ _INSERT: Final = {
 _MAPPING: Final = "INSERT INTO mappings VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)"
 _UNSEEN: Final = "UPDATE mappings SET last_seen = ? WHERE id = ?"
 
+#: Half of the last bit that stays of a float of 32 bits, as an integer.
+_HALF_STEP: Final = np.uint32(1 << 11)
+
 #: A snapshot and further columns of its regions.
 _Added = tuple[Snapshot, Mapping[str, np.ndarray[Any, Any]]]
 
@@ -327,18 +330,34 @@ def _chunk(added: Sequence[_Added]) -> tuple[tuple[int, int, int], list[tuple[st
     head["merged"] = [snapshot.merged for snapshot in snapshots]
     head["regions"] = [len(snapshot.regions) for snapshot in snapshots]
     head["groups"] = [-1 if one.groups is None else len(one.groups.regions) for one in snapshots]
+    head["aggr_us"] = [snapshot.aggr_us for snapshot in snapshots]
     columns = {f"snapshots.{name}": head[name] for name in SNAPSHOTS.names or ()}
+    if not head["aggr_us"].any():
+        del columns["snapshots.aggr_us"]
     # Times differ by little.
     began = int(head["began"].min())
     for name in ("began", "time"):
         columns[f"snapshots.{name}"] = head[name] - began
     regions = np.concatenate([snapshot.regions for snapshot in snapshots])
     columns |= _named("regions", pack_regions(regions, head["regions"]))
+    means = _coarse(regions["mean_accesses"])
+    columns["regions.mean_accesses"] = means
+    if (means == _coarse(regions["nr_accesses"])).all():
+        del columns["regions.mean_accesses"]
     columns |= _named("regions", _extra(added))
     if (head["groups"] >= 0).any():
         columns |= _named("groups", _groups(snapshots))
     packed = [(name, kind, len(values), data) for name, values in columns.items() for kind, data in [pack(values)]]
     return (began, int(head["time"].max()), len(snapshots)), packed
+
+
+def _coarse(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Floats of 32 bits with 12 bits of precision: more of a mean over some samples is chance, and takes room."""
+    found = values.astype("<f4")
+    bits = found.view("<u4")
+    bits += _HALF_STEP
+    bits &= ~np.uint32(2 * _HALF_STEP - 1)
+    return found
 
 
 def _named(table: str, columns: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 #: The benchmark that is run in full also among all others.
 MAIN = "kdamond"
 #: Those that can measure another commit.
-COMPARE = ("kdamond", "faults")
+COMPARE = ("kdamond", "faults", "start")
 
 
 def scripts() -> dict[str, Path]:
@@ -34,14 +34,14 @@ def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("names", nargs="*", metavar="NAME", help="'list' prints them; default: all")
     parser.add_argument("--quick", action="store_true", help="short runs: for a look, not for a figure")
-    parser.add_argument("--against", metavar="COMMIT", help=f"compare with this commit ({' or '.join(COMPARE)})")
+    parser.add_argument("--against", metavar="COMMIT", help=f"compare with this commit ({', '.join(COMPARE)})")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in known and name != "list"]
     if unknown:
         parser.error(f"there is no benchmark {' '.join(unknown)}; there are {', '.join(known)}")
     if args.against and not (len(args.names) == 1 and args.names[0] in COMPARE):
         parser.error(
-            f"the benchmarks {' and '.join(COMPARE)} compare commits, one at a time: "
+            f"the benchmarks {', '.join(COMPARE)} compare commits, one at a time: "
             f"make bench BENCH={MAIN} AGAINST={args.against}"
         )
     return args

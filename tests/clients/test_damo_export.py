@@ -15,6 +15,7 @@ import pytest
 from tests.support.capabilities import needs_damo, needs_program
 from tests.support.cli import ENVIRONMENT, KDAMON
 from tests.support.records import HEAP, STARTED, some_record
+from tests.support.views import tuned, write_record
 
 pytestmark = [pytest.mark.real, needs_damo, needs_program("file", "file")]
 
@@ -52,6 +53,22 @@ def test_damo_reports_the_accesses(exported: Path) -> None:
     assert round((STARTED + 0.1) * 1e9) == number(snapshots[0]["end_time"])
     hot = [one for one in snapshots[5]["regions"] if number(one["nr_accesses"]["samples"]) == 20]
     assert [(HEAP.start, HEAP.start + 4 * MIB)] == [(number(one["start"]), number(one["end"])) for one in hot]
+
+
+def test_damo_reports_ages_of_intervals_that_changed(tmp_path: Path) -> None:
+    """Each in seconds, whatever the aggregation interval of its snapshot; and the rate of what is always accessed."""
+    write_record(str(tmp_path / "run.kdamon"), tuned())
+    words = [*KDAMON, "export", str(tmp_path / "run.kdamon"), "--to", "damo", "-o", str(tmp_path / "damon.data")]
+    subprocess.run(words, env=ENVIRONMENT, check=True)
+    show = ["--input_file", str(tmp_path / "damon.data"), "--raw_number", "--style", "detailed"]
+    forms = ["--format_region", "of <start address> <age> <access hz>", "--format_snapshot_head", "at <end time>"]
+    shown = damo(tmp_path / "damon.data", "report", "access", *show, *forms)
+    idle = re.findall(rf"of {(1 << 30) + MIB} \s+(\S+)\s+(\S+)", shown)
+    assert [round(one.time - 100, 6) for one in tuned().snapshots] == [float(age) / 1e6 for age, _ in idle]
+    hot = re.findall(rf"of {(1 << 30) + 2 * MIB} \s+(\S+)\s+(\S+)", shown)
+    assert [200] * 8 + [100] * 4 + [12.5] * 5 == [float(rate) for _, rate in hot]
+    heatmap = ["report", "heatmap", "--input", str(tmp_path / "damon.data"), "--output", "raw", "--resol", "4", "4"]
+    assert re.search(r"^\d+\s+\d+\s+\S+$", damo(tmp_path / "damon.data", *heatmap), re.MULTILINE)
 
 
 def test_damo_reports_the_working_set(exported: Path) -> None:

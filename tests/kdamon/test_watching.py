@@ -12,7 +12,7 @@ from kdamon.arrays import U64Array
 from kdamon.mm.sim.machine import SimMachine
 from kdamon.mm.sim.process import SimProcess
 from kdamon.monitoring.use import UNKNOWN, WINDOWS, LookCounts, WindowUse, estimate
-from kdamon.monitoring.watching import CohortLog
+from kdamon.monitoring.watching import CohortLog, Watching
 
 MIB = 1 << 20
 BASE = 1 << 30
@@ -99,6 +99,21 @@ def test_memory_that_is_unmapped_is_no_part_of_it() -> None:
     assert use is not None
     assert pytest.approx(25 * MIB, rel=0.2) == use.idle
     assert not (looks["state"] == UNKNOWN).any()
+
+
+def test_memory_that_cannot_be_read_for_a_moment_stays_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when others wait for its lock: windows that began go on."""
+    process = spawn(100)
+    watching = Watching(process, seed=1)
+    watching._choose()
+    log = watching._log
+    assert log is not None
+    with monkeypatch.context() as away:
+        away.setattr(SimProcess, "get_mm", lambda _: None)
+        watching._choose()
+    watching._choose()
+    assert watching._log is log
+    assert not log.empty
 
 
 def test_choices_are_of_all_ranges_alike() -> None:

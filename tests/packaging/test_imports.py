@@ -92,3 +92,33 @@ def test_the_package_itself_loads_nothing() -> None:
     """Each name of it is loaded when it is used; modules of it are imported without the rest."""
     program = "import sys; before = set(sys.modules); import kdamon; print(*sorted(set(sys.modules) - before))"
     assert "kdamon\n" == run(program)
+
+
+#: Runs the command line, and prints the modules that are loaded when monitoring begins.
+WHEN_IT_BEGINS = """
+import os, sys
+from kdamon_tools.cli import main
+import kdamon.monitoring.monitor as module
+
+def begin(self):
+    print(*sorted(sys.modules))
+    raise SystemExit
+
+module.Monitor.__enter__ = begin
+main(["run", "--pid", str(os.getpid()), *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--quiet",), ("--json=lines",), ("--view", "where")], ids=lambda words: " ".join(words) or "none"
+)
+def test_the_first_samples_wait_only_for_what_they_need(options: tuple[str, ...]) -> None:
+    """What shows them is loaded while they are taken, and what other verbs and operations sets need is not loaded."""
+    later = {
+        "elftools", "kdamon.mm.apart.objects", "kdamon.names.process", "kdamon.producers", "kdamon_tools.gathered",
+        "kdamon_tools.mapping_history", "kdamon_tools.options.report", "kdamon_tools.reporters", "kdamon_tools.views",
+        "multiprocessing", "numpy.ma", "sqlite3",
+    }  # fmt: skip
+    loaded = set(run(WHEN_IT_BEGINS, *options).split())
+    assert "kdamon.mm.linux.machine" in loaded
+    assert set() == {name for name in loaded if any(name == one or name.startswith(f"{one}.") for one in later)}

@@ -10,7 +10,7 @@ from kdamon.names.table import NAMED_RANGE, NO_OFFSET, NameTable, changes
 from kdamon.records.writer import RecordWriter
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 
-__all__ = ["HOSTILE", "MIB", "name_table", "recording", "stairs", "write_record"]
+__all__ = ["HOSTILE", "MIB", "name_table", "recording", "stairs", "tuned", "write_record"]
 
 MIB = 1 << 20
 #: A name that would be markup, a colour, and the end of a script.
@@ -75,3 +75,22 @@ def write_record(path: str, of: Recording) -> None:
     writer.add_counters(of.ended, attrs.asdict(of.counters))
     writer.add_process(of.started, {"rss_anon": 3 * MIB, "rss_file": MIB, "rss_shmem": 0, "swap": 0})
     writer.close(ended=of.ended)
+
+
+def tuned() -> Recording:
+    """9.6 s whose aggregation interval became longer: 0.1 s eight times, 0.2 s four times, 1.6 s five times.
+
+    A MiB was hot in the first 0.8 s and idle since, another one was never accessed, and a third one is always hot.
+    """
+    heap, idle, hot = 1 << 30, (1 << 30) + MIB, (1 << 30) + 2 * MIB
+    snapshots, time = [], 100.0
+    for count, aggr_us in ((8, 100_000), (4, 200_000), (5, 1_600_000)):
+        for _ in range(count):
+            time += aggr_us / 1e6
+            since, age = time - 100.0, round((time - 100.0) * 1e6) // aggr_us
+            early = (20.0, age) if since < 0.85 else (0.0, round((since - 0.8) * 1e6) // aggr_us)
+            regions = [(heap, idle, *early, 0), (idle, hot, 0.0, age, 0), (hot, hot + MIB, 20.0, age, 0)]
+            snapshots.append(attrs.evolve(Snapshot.of(time, regions, seconds=aggr_us / 1e6), aggr_us=aggr_us))
+    names = name_table((heap, idle, "early"), (idle, hot, "idle"), (hot, hot + MIB, "hot"))
+    config = Config(pid=42, intervals="tuned")
+    return Recording(config, snapshots, Counters(), 100.0, 109.6, "the time was over", names=names)

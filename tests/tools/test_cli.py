@@ -17,7 +17,7 @@ from kdamon import __version__
 from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
 from kdamon_tools.errors import CommandError
-from kdamon_tools.options import VERBS, make_parser
+from kdamon_tools.options import VERBS, make_parser, options_of
 from tests.support.paths import PYTHONPATH, ROOTS
 
 NO_SUCH_PID = 2**22 + 1  # above the kernel's largest pid_max
@@ -259,7 +259,7 @@ def test_help_shows_examples_and_no_python(
 
 def test_examples_of_help_are_right() -> None:
     """Each is taken by the parser."""
-    about = [make_parser().about, *(module.ABOUT for module in VERBS.values())]
+    about = [make_parser().about, *(options_of(verb).ABOUT for verb in VERBS)]
     for _, line in (example for one in about for example in one.examples):
         words = shlex.split(line.partition("kdamon")[2].strip('")'))
         ends = [place for place, word in enumerate(words) if word in ("|", ">", "&&", "--")]

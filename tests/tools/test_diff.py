@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kdamon_tools.origin import Origin
+from kdamon_tools.reporters.views import cell_text, render_report, render_report_json
 from kdamon_tools.views.difference import difference_view, figures_of
+from kdamon_tools.views.table import Kind
 from tests.support.cli import run
 from tests.support.json_schemas import validate
 from tests.support.views import HOSTILE, MIB, name_table, recording, stairs, write_record
@@ -75,6 +79,22 @@ def test_nothing_before_and_something_after_is_infinitely_more() -> None:
     nothing = recording([[(0, MIB, 0, 0, 0)]] * 3)
     assert float("inf") == figures_of(nothing, stairs())["wss"].share
     assert 0.0 == figures_of(nothing, nothing)["wss"].share
+
+
+def test_what_was_nothing_is_new_and_only_the_unknown_is_unknown() -> None:
+    """A change from 0 has no share, a change that rounds to 0 has no sign, and 0 is a number."""
+    nothing = recording([[(0, MIB, 0, 0, 0)]] * 3)
+    some = recording([[(0, MIB, 20, 0, 0)]] * 3)
+    report = difference_view(nothing, some)
+    cells = [re.split(" {2,}", line.strip()) for line in render_report(report).splitlines()[1:7]]
+    lines = {title: share for *_, share, _spread, title in cells}
+    wanted = {"working set": "new", "hot": "new", "cold (mapped)": "-100.0%", "unknown": "0.0%", "in memory": "unknown"}
+    wanted |= {"idle for 10 s (mapped)": "unknown"}
+    assert wanted == {title: lines[title] for title in wanted}
+    figures = {row["figure"]: row["change_share"] for row in report.tables[0].records()}
+    assert (None, -1.0, 0.0, None) == tuple(figures[name] for name in ("wss", "cold", "unknown", "resident"))
+    json.loads(render_report_json(report, Origin(), "kdamon.diff/1"), parse_constant=pytest.fail)
+    assert "0.0%" == cell_text(-0.0001, Kind.SHARE)
 
 
 @pytest.fixture(scope="module")

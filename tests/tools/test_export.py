@@ -9,7 +9,9 @@ import io
 import json
 import re
 import sqlite3
+import subprocess
 import sys
+import xml.etree.ElementTree as ET
 import zlib
 from pathlib import Path
 
@@ -19,16 +21,19 @@ from attrs import evolve
 
 import kdamon
 from kdamon import Snapshot
-from kdamon.names.table import NameTable, changes
+from kdamon.names.table import NAMED_RANGE, NO_OFFSET, NameTable, changes
 from kdamon_tools import cli
 from kdamon_tools.recorded.selection import clipped, select
 from kdamon_tools.recorded.totals import counters_of
 from kdamon_tools.units import parse_span
+from tests.support.capabilities import needs_program
 from tests.support.groups import group_table
 from tests.support.json_schemas import validate
 from tests.support.records import HEAP, LIBRARY, STARTED, names, rows, some_record, writer
 
 MIB = 1 << 20
+#: A part of Debian's package of a profiler for Perl.
+FLAMEGRAPH = "/usr/share/perl5/Devel/NYTProf/flamegraph.pl"
 
 
 @pytest.fixture
@@ -54,7 +59,8 @@ def test_csv(path: Path) -> None:
     found = table(path)
     assert 30 * 4 == len(found)
     first = {"began": "0.0", "time": "0.1", "start": str(HEAP.start), "end": str(HEAP.start + 4 * MIB)}
-    assert first | {"nr_accesses": "20.0", "age": "0", "nr_unknown": "0.0", "name": "[heap]"} == found[0]
+    first |= {"nr_accesses": "20.0", "age": "0", "nr_unknown": "0.0", "mean_accesses": "20.0", "aggr_us": "100000"}
+    assert first | {"name": "[heap]"} == found[0]
     assert ["[heap]"] * 3 + ["a b;c.so .text"] == [row["name"] for row in found[:4]]
 
 
@@ -102,12 +108,12 @@ def test_clipping_keeps_the_rest() -> None:
 
 
 def test_further_columns_are_in_the_table(tmp_path: Path) -> None:
-    """Such as resident bytes."""
+    """Such as resident bytes; what is unknown is an empty cell."""
     record = writer(tmp_path / "a")
-    record.add(Snapshot.of(STARTED + 1, rows(0)), {"resident": np.array([1, 2, 3, 4])})
+    record.add(Snapshot.of(STARTED + 1, rows(0)), {"resident": np.array([1, 2, np.nan, 4])})
     record.close()
     found = table(tmp_path / "a")
-    assert (["1.0", "2.0", "3.0", "4.0"], [""] * 4) == (
+    assert (["1.0", "2.0", "", "4.0"], [""] * 4) == (
         [row["resident"] for row in found],
         [row["name"] for row in found],
     )
@@ -132,8 +138,8 @@ def test_parquet(path: Path) -> None:
         found = db.execute(f"SELECT * FROM '{path.with_name('exported.parquet')}'").fetchall()
         kinds = [str(kind) for _, kind, *_ in db.description]
     assert 30 * 4 == len(found)
-    assert (0.0, 0.1, HEAP.start, HEAP.start + 4 * MIB, 20.0, 0, 0.0, "[heap]") == found[0]
-    assert len(kinds) == 8
+    assert (0.0, 0.1, HEAP.start, HEAP.start + 4 * MIB, 20.0, 0, 0.0, 20.0, 100_000, "[heap]") == found[0]
+    assert len(kinds) == 10
 
 
 def test_parquet_without_duckdb(
@@ -214,6 +220,44 @@ def test_a_pause_is_unknown_for_perfetto(tmp_path: Path) -> None:
         for time, values in counters(tmp_path / "a")["[unnamed]"]
     ]
     assert [(0.9, MIB, 0), (1.0, 0, MIB), (4.9, MIB, 0)] == found
+
+
+def test_no_time_for_perfetto_is_negative(tmp_path: Path) -> None:
+    """It drops such events: a first snapshot that began before the run would lose its values."""
+    record = writer(tmp_path / "a")
+    record.add(Snapshot.of(STARTED + 0.05, [(0, MIB, 20, 0, 0)]))
+    record.close()
+    assert [0.0] == [time for time, _ in counters(tmp_path / "a")["all memory"]]
+
+
+@pytest.mark.real
+@needs_program(FLAMEGRAPH, "libdevel-nytprof-perl")
+def test_flamegraph_draws_all_folded_stacks(tmp_path: Path) -> None:
+    """Whatever the names are: each has its bytes, and the picture is XML."""
+    texts = ("<svg>&\"'", "a;b 12", "# x", "tab\t\x1b[31m\udcff\n", "日本 語", "lib.so .text")
+    record = writer(tmp_path / "a", name="# <comm>;")
+    rows_of = [(at * MIB, (at + 1) * MIB, NO_OFFSET, at) for at in range(len(texts))]
+    record.change_names(changes(None, NameTable(np.array(rows_of, NAMED_RANGE), texts, STARTED)))
+    record.add(Snapshot.of(STARTED + 1, [(at * MIB, (at + 1) * MIB, 20, 0, 0) for at in range(len(texts))]))
+    record.close()
+    drawn = subprocess.run(
+        [FLAMEGRAPH, "--countname", "bytes"], input=exported(tmp_path / "a", "folded"), capture_output=True, check=True
+    )
+    assert b"" == drawn.stderr
+    titles = [one.text for one in ET.fromstring(drawn.stdout).iter() if one.tag.endswith("title")]
+    assert len(texts) == sum(title.startswith("hot (1,048,576 bytes, ") for title in titles if title)
+    shown = "\n".join(filter(None, titles))
+    for text in (
+        "(svg)&\"'",
+        "a:b 12",
+        "# x",
+        r"tab\x09\x1b[31m\xff\x0a",
+        "日本 語",
+        "lib.so",
+        ".text",
+        "# (comm): 12",
+    ):
+        assert f"{text} (" in shown
 
 
 def test_damo_gets_no_unknown_memory(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +343,7 @@ def test_a_terminal_shows_how_far_it_is(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("kdamon_tools.output.progress._REDRAW_S", 0.0)
     exported(path, "csv")
-    shown = re.findall(r"^(?:.*\x1b\[J)?(....) of /", screen.getvalue(), re.MULTILINE)
+    shown = re.findall(r"^(?:.*\x1b\[J)?(....)(?:, .* left)?: /", screen.getvalue(), re.MULTILINE)
     assert [f"{number / 30:4.0%}" for number in range(1, 31)] == shown
     assert screen.getvalue().endswith("\x1b[1F\x1b[J")
     plain = io.StringIO()

@@ -17,7 +17,7 @@ def test_a_row_is_as_hot_as_its_hottest_part() -> None:
     snapshot = Snapshot.of(1.0, [(0, 0x2000, 4, 7, 0), (0x2000, 0x3000, 20, 3, 0)])
     grid = grid_of([[snapshot]], ROWS, CONFIG)
     assert [[0.2], [1.0], [0.0]] == grid.shares.round(6).tolist()
-    assert [[7.0], [3.0], [-1.0]] == grid.age.tolist()
+    assert [[0.7], [0.3], [-1.0]] == grid.age.round(6).tolist()
     assert [[False], [False], [True]] == grid.absent.tolist()
 
 

@@ -3,30 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
 import shlex
-import signal
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Callable, Iterator
 
-import pyte
 import pytest
 
 from tests.support.capabilities import skip_because
-from tests.support.paths import PYTHONPATH
+from tests.support.terminals import Emulator
 
 pytestmark = pytest.mark.real
-
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-ENVIRONMENT |= {"PYTHONPATH": PYTHONPATH, "TERM": "xterm-256color", "PS1": "$ ", "HISTFILE": "/dev/null"}
-#: Generous: a busy machine is no mistake of the table.
-PATIENCE_S = 90.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,56 +45,8 @@ while threading.active_count() > 1:
         yield process.pid
 
 
-class Emulator:
-    """A terminal and what runs in it, from a line of another program's output on.
-
-    :ivar screen: what can be seen, and what was scrolled away.
-    """
-
-    def __init__(self, words: list[str], columns: int, lines: int, reported: tuple[int, int] | None = None) -> None:
-        self.screen = pyte.HistoryScreen(columns, lines, history=1000)
-        # New lines are carriage returns too, as a terminal's driver has it.
-        self._stream = pyte.ByteStream(self.screen)
-        self._stream.feed(b"others' output\r\n")
-        self.pid, self._master = os.forkpty()
-        if not self.pid:
-            if reported is None:
-                termios.tcsetwinsize(2, (lines, columns))
-            else:
-                termios.tcsetwinsize(2, reported)
-            os.execvpe(words[0], words, ENVIRONMENT)
-        self._status: int | None = None
-
-    def type(self, text: str) -> None:
-        """As at a keyboard."""
-        os.write(self._master, text.encode())
-
-    def resize(self, columns: int, lines: int) -> None:
-        """As one drags a corner of a window."""
-        self.screen.resize(lines, columns)
-        termios.tcsetwinsize(self._master, (lines, columns))
-
-    def wait(self, condition: Callable[[], object], what: str) -> None:
-        """Go on until ``condition`` holds."""
-        give_up = time.monotonic() + PATIENCE_S
-        while not condition():
-            assert time.monotonic() < give_up, f"{what} did not come:\n" + "\n".join(self.lines())
-            if select.select([self._master], [], [], 0.1)[0]:
-                try:
-                    self._stream.feed(os.read(self._master, 65536))
-                except OSError:
-                    assert condition(), f"it ended before {what}:\n" + "\n".join(self.lines())
-                    return
-
-    def lines(self) -> list[str]:
-        """What can be seen, without blanks at the ends."""
-        return [line.rstrip() for line in self.screen.display]
-
-    def all_lines(self) -> list[str]:
-        """The same, after what was scrolled away."""
-        columns = range(self.screen.columns)
-        gone = ["".join(line[at].data for at in columns).rstrip() for line in self.screen.history.top]
-        return gone + self.lines()
+class Tables(Emulator):
+    """A terminal with live tables."""
 
     def tables(self) -> list[str]:
         """The times of the tables that can be seen or were scrolled away."""
@@ -126,14 +66,8 @@ class Emulator:
 
         self.wait(enough, "another table")
 
-    def close(self) -> None:
-        """End it."""
-        os.close(self._master)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
 
-
-Start = Callable[..., Emulator]
+Start = Callable[..., Tables]
 
 
 @pytest.fixture
@@ -141,8 +75,8 @@ def start() -> Iterator[Start]:
     """Start programs in terminals; end them afterwards."""
     started = []
 
-    def start_one(words: list[str], columns: int, lines: int, reported: tuple[int, int] | None = None) -> Emulator:
-        started.append(Emulator(words, columns, lines, reported))
+    def start_one(words: list[str], columns: int, lines: int, reported: tuple[int, int] | None = None) -> Tables:
+        started.append(Tables(words, columns, lines, reported))
         return started[-1]
 
     yield start_one

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from PIL import Image
 
+import kdamon
 from kdamon_tools.pictures.colours import DARK, LIGHT, colour_of
 from kdamon_tools.pictures.page import render_page
-from kdamon_tools.snapshot import Recording
+from kdamon_tools.snapshot import Config, Recording
 from tests.support.browser import chromium, console, requests
 from tests.support.capabilities import needs_program
-from tests.support.views import MIB, recording, stairs
+from tests.support.views import MIB, name_table, recording, stairs, write_record
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.real, needs_program("chromium", "chromium"), needs_program("chromedriver", "chromium-driver")]
@@ -189,3 +191,24 @@ def test_addresses_near_the_end_are_exact(driver: Any, tmp_path: Path) -> None:
     of = recording([[(0x1000, 0x2000, 20, 0, 0), (top, top + 0x1000, 20, 0, 0)]] * 20)
     shown(driver, of, tmp_path / "page.html")
     assert f"{top:x}-{top + 0x1000:x}, 4.0 KiB" == move_to(driver, 1.0, top + 0x800, of)[1]
+
+
+def test_a_record_in_a_notebook_is_a_picture(driver: Any, tmp_path: Path) -> None:
+    """Its styles do not reach the page, and nothing of it runs."""
+    attack = '"><img src=x onerror="window.hit=1">'
+    names = name_table((0, MIB, "[heap]"), (MIB, 2 * MIB, "<svg onload='window.hit=1'>"))
+    of = recording([[(0, MIB, 20, 0, 0), (MIB, 2 * MIB, 5, 0, 0)]] * 9, names)
+    write_record(str(tmp_path / "a"), evolve(of, config=Config(pid=1, command=("server", attack))))
+    with kdamon.open(tmp_path / "a") as record:
+        shown = record._repr_html_()
+    (tmp_path / "page.html").write_text(f"<!DOCTYPE html><p class=text>text</p>{shown}", encoding="utf-8")
+    requests(driver), console(driver)
+    driver.get((tmp_path / "page.html").as_uri())
+    eventually(lambda: driver.execute_script("return document.images[0].complete"))
+    script = "const i = document.images; return [i.length, i[0].naturalWidth, i[0].alt, window.hit || 0]"
+    length, width, text, hit = driver.execute_script(script)
+    assert (1, 960, 0) == (length, width, hit)
+    assert text.startswith(f"server {attack}, ")
+    assert [] == console(driver)
+    script = "return getComputedStyle(document.querySelector('p')).fill"
+    assert "rgb(0, 0, 0)" == driver.execute_script(script)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 from PIL import Image
 
 from kdamon_tools.pictures import page
@@ -21,7 +22,7 @@ from kdamon_tools.pictures.page import LARGEST, render_page
 from kdamon_tools.pictures.png import render_png
 from kdamon_tools.pictures.scene import LEVELS, Scene, Text, scene_of
 from kdamon_tools.pictures.svg import render_svg
-from kdamon_tools.snapshot import Recording
+from kdamon_tools.snapshot import Config, Recording
 from tests.support.views import HOSTILE, MIB, name_table, recording, stairs
 
 UNKNOWN, ABSENT = 254, 255
@@ -167,6 +168,13 @@ def test_the_lightness_of_shares_goes_one_way(theme: Theme) -> None:
 
     steps = np.diff([lightness(colour_of(share / 50, theme)) for share in range(1, 51)])
     assert (steps < 0).all() or (steps > 0).all()
+
+
+def test_the_title_of_an_svg_is_that_of_a_hostile_command() -> None:
+    """A control character, which XML cannot have, is escaped."""
+    of = evolve(stairs(), config=Config(pid=42, command=("server", HOSTILE)))
+    root = ET.fromstring("".join(render_svg(scene_of(of))))
+    assert r"server [anon: </script><b>&\x1b[31m\x0a\xff]" == root.find(f"{SVG}title").text  # type: ignore[union-attr]
 
 
 def test_svg_has_no_character_that_xml_has_not() -> None:

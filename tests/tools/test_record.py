@@ -105,6 +105,44 @@ def test_a_command_is_recorded_to_its_end(tmp_path: Path, monitoring: None) -> N
             assert ("the process ended", words[6:]) == (record.run.note, list(record.run.command))
 
 
+def test_what_was_mapped_late_has_a_name(tmp_path: Path, monitoring: None) -> None:
+    """Names and mappings are read once more at the end, and what was read before stays if the process is gone."""
+    (tmp_path / "late.bin").write_bytes(bytes(MIB))
+    script = "import mmap, sys; input(); file = open(sys.argv[1]); area = mmap.mmap(file.fileno(), 0, prot=1); "
+    words = [sys.executable, "-c", f"{script}print(1, flush=True); input()", str(tmp_path / "late.bin")]
+    for gone in (False, True):
+        path = tmp_path / f"{gone}.kdamon"
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as target:
+            assert target.stdin is not None
+            assert target.stdout is not None
+            record = [*KDAMON, "record", "--quiet", "--pid", str(target.pid), "-o", str(path)]
+            with subprocess.Popen(record, env=ENVIRONMENT) as kdamond:
+                eventually(lambda path=path: names_in(path), "names in the record")
+                if gone:
+                    target.kill()
+                else:
+                    target.stdin.write(b"\n")
+                    target.stdin.flush()
+                    assert b"1\n" == target.stdout.readline()
+                    kdamond.send_signal(signal.SIGINT)
+                assert 0 == kdamond.wait(60)
+            target.kill()
+        found = names_in(path)
+        assert any(name.startswith("libc") for name in found)
+        assert gone != ("late.bin" in found)
+        with kdamon.open(path) as opened:
+            assert gone != any(one.mapping.name.endswith("/late.bin") for one in opened.mappings)
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """The names of memory in a record; none before it has some."""
+    try:
+        with kdamon.open(path) as record:
+            return () if record.names is None else record.names.names
+    except OSError:
+        return ()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

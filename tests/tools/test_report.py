@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import sqlite3
 import sys
@@ -53,6 +54,32 @@ def test_the_heatmap_is_that_of_a_run(record: str) -> None:
     assert any("@@@@" in line for line in found.splitlines())
 
 
+def test_the_heatmap_as_json_has_times_ranges_and_shares(record: str) -> None:
+    """One MiB of the heap after the other is hot for 0.4 s; the library is unknown all the time."""
+    found = validate(json.loads(run("report", record, "heatmap", "--json").stdout), "kdamon.report")
+    assert [0.0, 0.1, 4.0] == [found["times"][at] for at in (0, 1, -1)]
+    rows = {row["start"]: row for row in found["ranges"]}
+    heap, library = 0x7F00_0000_0000, 0x7F00_0000_0000 + (1 << 40)
+    for number in range(10):
+        row = rows[heap + number * MIB]
+        assert ("[heap]", heap + (number + 1) * MIB) == (row["name"], row["end"])
+        assert [float(number == column // 4) for column in range(40)] == row["shares"]
+    assert ([None] * 40, [1.0] * 40) == (rows[library]["shares"], rows[library]["unknown_shares"])
+
+
+def test_the_heatmap_as_csv_has_a_row_for_each_cell(record: str, tmp_path: Path) -> None:
+    found = run("report", record, "heatmap", "-o", str(tmp_path / "heat.csv"))
+    assert (0, "", "") == (found.returncode, found.stdout, found.stderr)
+    rows = list(csv.DictReader((tmp_path / "heat.csv").read_text().splitlines()))
+    document = json.loads(run("report", record, "heatmap", "--json").stdout)
+    assert 40 * len(document["ranges"]) == len(rows)
+    hot = [row for row in rows if row["share"] == "1.0"]
+    assert [(str(round(at / 10, 6)), "[heap]") for at in range(40)] == [
+        (row["from_seconds"], row["name"]) for row in sorted(hot, key=lambda row: float(row["from_seconds"]))
+    ]
+    assert {("", "1.0")} == {(row["share"], row["unknown_share"]) for row in rows if "script" in row["name"]}
+
+
 @pytest.mark.parametrize(("end", "begins"), [(".html", b"<!DOCTYPE html>"), (".svg", b"<svg "), (".png", b"\x89PNG")])
 def test_the_file_name_chooses_the_picture(record: str, tmp_path: Path, end: str, begins: bytes) -> None:
     made = run("report", record, "-o", str(tmp_path / f"picture{end}"))
@@ -91,7 +118,6 @@ def test_a_record_without_an_end_is_shown(tmp_path: Path) -> None:
     [
         (["where", "-o", "x.png"], "a .png file holds the heatmap: leave where out, or name a .csv or text file"),
         (["-o", "x.svg", "--json"], "a .svg file is a picture: leave --json and --raw out"),
-        (["heatmap", "--json"], "the heatmap is a picture: for numbers, name the view regions or kdamon export"),
         (["where", "--at", "3"], "--at is a time of the view regions: name it, or use --time"),
         (["regions", "--at", "3", "--time", "2-4"], "--at is a time of the whole record: leave --time out"),
         (["where", "-o", "x.csv", "--json"], "a .csv file is a table: leave --json out"),

@@ -34,6 +34,7 @@ from kdamon.sample_control import READS_UNSEEN
 from kdamon_fs import sysfs_sample
 from kdamon_tools import cli
 from kdamon_tools.commands import run as run_verb
+from kdamon_tools.commands import run_live
 from kdamon_tools.output.terminal import LiveView
 from kdamon_tools.report_files.report_file import RecordingWriter, open_recording
 from tests.support.json_schemas import validate
@@ -132,7 +133,7 @@ def test_the_result_is_a_heatmap_with_a_summary(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines about the present state on standard error, the result on standard output."""
-    monkeypatch.setattr(run_verb, "_LINE_S", 0.5)
+    monkeypatch.setattr(run_live, "_LINE_S", 0.5)
     ends_when_shown(monkeypatch, process, 2)
     assert 0 == cli.main(["run", "--pid", str(process.pid), *QUICK])
     out, err = capsys.readouterr()
@@ -372,7 +373,7 @@ def test_the_first_aggregation_is_shown_at_once(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The interval between two lines does not delay the first one."""
-    monkeypatch.setattr(run_verb, "_LINE_S", float("inf"))
+    monkeypatch.setattr(run_live, "_LINE_S", float("inf"))
     ends_when_shown(monkeypatch, process, 1)
     assert 0 == cli.main(["run", "--pid", str(process.pid), *QUICK])
     assert 1 == capsys.readouterr().err.count(" regions of ")
@@ -382,7 +383,7 @@ def test_an_aggregation_is_shown_once(
     process: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where lines come more often than aggregations, none is shown again."""
-    monkeypatch.setattr(run_verb, "_LINE_S", 0.0)
+    monkeypatch.setattr(run_live, "_LINE_S", 0.0)
     ends_when_shown(monkeypatch, process, 3)
     assert 0 == cli.main(["run", "--pid", str(process.pid), "--sample-us", "50ms", "--aggr-us", "500ms"])
     times = [line.split()[0] for line in capsys.readouterr().err.splitlines()]

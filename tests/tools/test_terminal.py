@@ -44,6 +44,11 @@ class Terminal(io.StringIO):
         ("auto", {"NO_COLOR": "1"}, True, False),
         ("auto", {"NO_COLOR": ""}, True, True),
         ("auto", {"TERM": "dumb"}, True, False),
+        ("auto", {"FORCE_COLOR": "1"}, False, True),
+        ("auto", {"FORCE_COLOR": "1", "TERM": "dumb"}, True, True),
+        ("auto", {"FORCE_COLOR": ""}, False, False),
+        ("auto", {"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ("never", {"FORCE_COLOR": "1"}, True, False),
         ("always", {"NO_COLOR": "1"}, False, True),
         ("never", {}, True, False),
     ],
@@ -51,8 +56,9 @@ class Terminal(io.StringIO):
 def test_colours(
     monkeypatch: pytest.MonkeyPatch, when: str, environment: dict[str, str], terminal: bool, expected: bool
 ) -> None:
-    """On a terminal unless NO_COLOR says otherwise; the option decides before both."""
+    """On a terminal unless NO_COLOR or FORCE_COLOR says otherwise; the option decides before them."""
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

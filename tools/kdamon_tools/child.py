@@ -42,14 +42,19 @@ class Command:
     :param argv: the command and its arguments.
     :param environment: its environment.
     :param faults: monitors its page faults from the first instruction on; None: it is monitored in another way.
+    :param silent: it reads nothing, and nothing that it prints is kept; else it has the streams of this process.
     :ivar released: set it after the command ended by itself: descendants that still run are left alone then.
     :raises OSError: on entering, it cannot be started.
     """
 
-    def __init__(self, argv: Sequence[str], environment: dict[str, str], faults: LinuxMachine | None) -> None:
+    def __init__(
+        self, argv: Sequence[str], environment: dict[str, str], faults: LinuxMachine | None, silent: bool = False
+    ) -> None:
         self._argv = list(argv)
         self._environment = environment
         self._faults = faults
+        #: Its standard streams, None: those of this process.
+        self._stream = subprocess.DEVNULL if silent else None
         self._adopting = False
         self._session = os.getsid(0)
         self.released = False
@@ -77,11 +82,12 @@ class Command:
             self._stop_adopting()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        stream = self._stream
         if self._faults is None:
-            return subprocess.Popen(self._argv, env=self._environment)
+            return subprocess.Popen(self._argv, env=self._environment, stdin=stream, stdout=stream, stderr=stream)
         from kdamon.mm.inject.requests import launch  # noqa: PLC0415 (few need it)
 
-        launched = launch(self._argv, env=self._environment)
+        launched = launch(self._argv, env=self._environment, stdin=stream, stdout=stream, stderr=stream)
         # Otherwise it is opened like any other process, and that error names the obstacle.
         if launched.fd is not None:
             self._faults.adopt_userfaultfd(launched.pid, launched.fd)

@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(options: list[str], command: list[str]) -> argparse.Namespace:
-    parser = make_parser()
-    if not options or (options[0] not in VERBS and options[0] not in parser._option_string_actions):
+    known = bool(options) and options[0] in VERBS
+    parser = make_parser(options[0]) if known else make_parser()
+    if not options or (not known and options[0] not in parser._option_string_actions):
         from kdamon_tools.options.slips import wrong_verb  # noqa: PLC0415 (few lines are wrong)
 
         raise wrong_verb(parser, options, command)

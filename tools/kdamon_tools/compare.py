@@ -16,6 +16,7 @@ from attrs import frozen
 
 from kdamon.arrays import F64Array
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
+from kdamon_tools.views.measures import aggr_seconds
 from kdamon_tools.workloads.truth import Event
 
 __all__ = ["Accuracy", "Phase", "PhaseResult", "compare", "phases"]
@@ -127,7 +128,6 @@ def _judge(
         the hot window was found, None if it never was.
     """
     size = phase.hot[1] - phase.hot[0]
-    settle = max(_SETTLE_AGGRS * recording.config.aggr_us / 1e6, _SAME_MOMENT_S)
     found: list[float] = []
     scores: list[tuple[float, float]] = []
     delay = None
@@ -136,6 +136,7 @@ def _judge(
         watched = _sampled(pauses, phase.begin, snapshot.time)
         if delay is None and right >= size / 2:
             delay = watched
+        settle = max(_SETTLE_AGGRS * aggr_seconds(snapshot, recording.config), _SAME_MOMENT_S)
         if watched >= settle and _sampled(pauses, recording.started, snapshot.time) >= warm_up:
             found.append(total)
             scores.append((right / size, right / total if total else 0.0))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,11 @@ __all__ = ["is_damo_record", "part_of", "read_damo_record"]
 #: Maximum bytes of the JSON: a hostile file may expand a thousandfold.
 _LARGEST: Final = 1 << 30
 _AT_ONCE: Final = 1 << 20
+#: An interval that is longer than so many times its snapshot has another unit.
+_NANOSECONDS: Final = 100
+#: The parts of a time, and their units in microseconds.
+_TIME: Final = re.compile(r"([0-9,]+) (d|h|m|s|ms|us|ns)\b")
+_UNITS: Final = {"d": 86400e6, "h": 3600e6, "m": 60e6, "s": 1e6, "ms": 1e3, "us": 1, "ns": 1e-3}
 
 
 def is_damo_record(path: Path) -> bool:
@@ -98,30 +104,51 @@ def _recording(record: dict[str, Any]) -> Recording:
     )
     if not 0 < config.sample_us <= config.aggr_us:
         raise ValueError("intervals")
-    snapshots = [_snapshot(one) for one in record["snapshots"]]
+    tuned = "intervals_goal" in intervals and _number(intervals["intervals_goal"].get("aggrs") or 0) > 0
+    snapshots = [_snapshot(one, config, tuned=tuned) for one in record["snapshots"]]
     times = np.array([(snapshot.began, snapshot.time) for snapshot in snapshots])
     if (np.diff(times.ravel()) < 0).any():
         raise ValueError("times")
     return Recording(config, snapshots, Counters(), snapshots[0].began, snapshots[-1].time, "this is a record of damo")
 
 
-def _snapshot(one: dict[str, Any]) -> Snapshot:
+def _snapshot(one: dict[str, Any], config: Config, *, tuned: bool) -> Snapshot:
+    began, ended = _number(one["start_time"]) / 1e9, _number(one["end_time"]) / 1e9
+    aggr_us = config.aggr_us
+    if tuned and (sample_us := one.get("sample_interval_us")) is not None:
+        aggr_us = _number(sample_us) * config.max_nr_accesses
+        if aggr_us > _NANOSECONDS * (ended - began) * 1e6:
+            # damo 3.4.3 writes nanoseconds, though it reads microseconds.
+            aggr_us //= 1000
+    if aggr_us <= 0:
+        raise ValueError("intervals")
     rows = [
         (
             _number(region["start"]),
             _number(region["end"]),
             _number(region["nr_accesses"]["samples"]),
-            _number(region["age"]["aggr_intervals"]),
+            _age(region["age"], aggr_us),
             0,
         )
         for region in one["regions"]
     ]
-    began, ended = _number(one["start_time"]) / 1e9, _number(one["end_time"]) / 1e9
-    snapshot = evolve(Snapshot.of(ended, rows), began=began)
+    snapshot = evolve(Snapshot.of(ended, rows), began=began, aggr_us=aggr_us if tuned else 0)
     regions = snapshot.regions
     if (regions["end"] <= regions["start"]).any() or (regions["end"][:-1] > regions["start"][1:]).any():
         raise ValueError("regions")
     return snapshot
+
+
+def _age(age: dict[str, Any], aggr_us: int) -> int:
+    """The age of a region, in aggregation intervals of its snapshot."""
+    usec = age.get("usec")
+    return _number(age["aggr_intervals"]) if usec is None else round(_microseconds(usec) / aggr_us)
+
+
+def _microseconds(text: Any) -> float:
+    """A time as damo writes it: 1600000, or "1 s 600 ms"."""
+    parts = _TIME.findall(str(text))
+    return sum(_number(count) * _UNITS[unit] for count, unit in parts) if parts else _number(text)
 
 
 def part_of(recording: Recording, span: tuple[float | None, float | None] | None, ranges: Sequence[Range]) -> Recording:

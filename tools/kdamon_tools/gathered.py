@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gathered"]
 
-#: Seconds that the first line waits for the list of mappings, which a process can keep locked.
+#: Seconds to wait for the list of mappings, which a process can keep locked, before the first line and at the end.
 _LOOK_S: Final = 1.0
 #: Seconds that a view shows while monitoring.
 _RECENT_S: Final = 10.0
@@ -89,9 +89,10 @@ class Gathered:
         lines = None if self.lines is None else self.lines.error()
         return lines or (None if self.record is None else self.record.error())
 
-    def gather(self) -> None:
-        """Take the snapshots that have arrived."""
-        for snapshot in self.monitor.drain():
+    def gather(self) -> list[Snapshot]:
+        """Take the snapshots that have arrived, and return them, oldest first."""
+        arrived = self.monitor.drain()
+        for snapshot in arrived:
             self.latest = snapshot
             if self.grouping is not None and snapshot.groups is not None:
                 self.grouping.add(snapshot.groups)
@@ -113,6 +114,7 @@ class Gathered:
             self.names.look()
         if self.record is not None:
             self._keep_names(self.record)
+        return arrived
 
     def _keep_names(self, record: RunRecord) -> None:
         if (names := self.present_names()) is not None:
@@ -152,6 +154,7 @@ class Gathered:
         :param note: the reason for the end.
         :param remarks: further sentences for the user.
         """
+        self._look_again()
         self.gather()
         monitor = self.monitor
         counters = Counters(**asdict(monitor.counters(), recurse=False))
@@ -169,6 +172,13 @@ class Gathered:
             None if self.names is None else self.names.whole(),
             looks=self._recent_looks(),
         )
+
+    def _look_again(self) -> None:
+        """Read mappings and names at the end: what was mapped late has a name, unless the process is gone."""
+        if self.mappings is not None:
+            self.mappings.look(_LOOK_S)
+        if self.names is not None:
+            self.names.look_again(_LOOK_S)
 
     def _groups(self, applied: int) -> GroupLog | None:
         """The groups of the run, where ``applied`` reports were counted for regions."""

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from attrs import evolve
 
-from kdamon.arrays import F64Array, Records
-from kdamon.kernel import ULONG_MAX
+from kdamon.arrays import F64Array, Records, U64Array, distinct
+from kdamon.kernel import UINT_MAX, ULONG_MAX
 from kdamon.reports.groups import GROUP_ADDRESS, GROUP_REGION, GroupTable
 from kdamon_tools.snapshot import REGION, Snapshot
 
@@ -23,13 +23,14 @@ MOST_ROWS: Final = 1 << 17
 
 
 def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
-    """The mean of two neighbouring snapshots, weighted by the number of aggregations that each represents.
+    """The mean of two neighbouring snapshots, weighted by the time of the aggregations that each represents.
 
     An address in only one of them keeps the values of that one. The result has at most as many regions as the larger of
-    the two: neighbours that differ least are joined.
+    the two: neighbours that differ least are joined. It has the aggregation interval of the newer one.
     """
+    weight_of = dict(zip((id(older), id(newer)), _weights((older, newer)), strict=True))
     tables = (older.regions, newer.regions)
-    edges = np.unique(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
+    edges = distinct(np.concatenate([column for table in tables for column in (table["start"], table["end"])]))
     starts, ends = edges[:-1], edges[1:]
     pieces = np.zeros(len(starts), dtype=REGION)
     pieces["start"], pieces["end"] = starts, ends
@@ -41,22 +42,41 @@ def merge_snapshots(older: Snapshot, newer: Snapshot) -> Snapshot:
             continue
         at = np.maximum(np.searchsorted(table["start"], starts, side="right"), 1) - 1
         inside = (table["start"][at] <= starts) & (ends <= table["end"][at])
-        weights += inside * snapshot.merged
-        accesses += inside * snapshot.merged * table["nr_accesses"][at]
-        unknown += inside * snapshot.merged * table["nr_unknown"][at]
-        age = table["age"][at]
-        if snapshot.aggr_us != newer.aggr_us:
-            age = age * np.uint64(snapshot.aggr_us) // np.uint64(max(newer.aggr_us, 1))
-        exact += inside * snapshot.merged * table["mean_accesses"][at]
-        pieces["age"] = np.where(inside, age, pieces["age"])
+        weight = inside * weight_of[id(snapshot)]
+        weights += weight
+        accesses += weight * table["nr_accesses"][at]
+        unknown += weight * table["nr_unknown"][at]
+        exact += weight * table["mean_accesses"][at]
+        pieces["age"] = np.where(inside, _ages(snapshot, newer)[at], pieces["age"])
     known = weights > 0
     pieces["nr_accesses"][known] = accesses[known] / weights[known]
     pieces["mean_accesses"][known] = exact[known] / weights[known]
     pieces["nr_unknown"][known] = unknown[known] / weights[known]
     merged = _join_neighbours(pieces[known], max(len(older.regions), len(newer.regions)))
     groups = _merge_groups(older, newer)
-    count = older.merged + newer.merged
+    count = _count((older, newer))
     return Snapshot(older.began, newer.time, merged, count, groups, newer.aggr_us, newer.use, newer.residency)
+
+
+def _weights(snapshots: Sequence[Snapshot]) -> F64Array:
+    """How much each snapshot counts in a mean: its aggregations, in units of the interval of the last one."""
+    merged = np.array([float(snapshot.merged) for snapshot in snapshots])
+    intervals = np.array([float(snapshot.aggr_us) for snapshot in snapshots])
+    # Without one it is that of the configuration, in all of them.
+    return merged * intervals / intervals[-1] if intervals.all() else merged
+
+
+def _count(snapshots: Sequence[Snapshot]) -> int:
+    """The aggregations that all of them stand for, of the last one's interval."""
+    return max(1, round(_weights(snapshots).sum()))
+
+
+def _ages(snapshot: Snapshot, newer: Snapshot) -> U64Array:
+    """The ages of the regions of ``snapshot`` in aggregation intervals of ``newer``, shape (n,)."""
+    ages: U64Array = snapshot.regions["age"].astype(np.uint64)
+    if snapshot.aggr_us in {newer.aggr_us, 0} or not newer.aggr_us:
+        return ages
+    return np.minimum(ages * np.uint64(snapshot.aggr_us) // np.uint64(newer.aggr_us), np.uint64(UINT_MAX))
 
 
 def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
@@ -65,9 +85,10 @@ def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
         return reduce(merge_snapshots, snapshots)
     tables = [snapshot.regions for snapshot in snapshots]
     rows = np.concatenate(tables)
-    merged = np.array([float(snapshot.merged) for snapshot in snapshots])
-    weights = np.repeat(merged, [len(table) for table in tables])
-    edges = np.unique(np.concatenate([rows["start"], rows["end"]]))
+    last = snapshots[-1]
+    weights = np.repeat(_weights(snapshots), [len(table) for table in tables])
+    least = float(weights.min(initial=1.0))
+    edges = distinct(np.concatenate([rows["start"], rows["end"]]))
     first, end = (np.searchsorted(edges, rows[name]) for name in ("start", "end"))
 
     def summed(values: F64Array) -> F64Array:
@@ -75,22 +96,22 @@ def merge_many(snapshots: Sequence[Snapshot]) -> Snapshot:
         return np.cumsum(steps)[:-1]
 
     covered = summed(weights)
-    known = covered > 0.5
+    known = covered > 0.5 * least
     pieces = np.zeros(max(0, len(edges) - 1), dtype=REGION)
     pieces["start"], pieces["end"] = edges[:-1], edges[1:]
     for name in set(REGION.names or ()) - {"start", "end", "age"}:
         # What is left of a sum of doubles is no access.
         sums = summed(weights * rows[name])
-        pieces[name][known] = np.where(sums > 1e-6, sums, 0.0)[known] / covered[known]
-    for table in tables[-2:]:
+        pieces[name][known] = np.where(sums > 1e-6 * least, sums, 0.0)[known] / covered[known]
+    for snapshot in snapshots[-2:]:
         # The newest age; that of memory which is gone is not worth more.
+        table = snapshot.regions
         at = np.maximum(np.searchsorted(table["start"], edges[:-1], side="right"), 1) - 1
         if len(table):
             inside = (table["start"][at] <= edges[:-1]) & (edges[1:] <= table["end"][at])
-            pieces["age"] = np.where(inside, table["age"][at], pieces["age"])
+            pieces["age"] = np.where(inside, _ages(snapshot, last)[at], pieces["age"])
     joined = _join_neighbours(pieces[known], max(map(len, tables)))
-    last = snapshots[-1]
-    whole = Snapshot(snapshots[0].began, last.time, joined, int(merged.sum()))
+    whole = Snapshot(snapshots[0].began, last.time, joined, _count(snapshots), None, last.aggr_us)
     return evolve(whole, use=last.use, residency=last.residency)
 
 
@@ -103,16 +124,17 @@ def _merge_groups(older: Snapshot, newer: Snapshot) -> GroupTable | None:
         return None
     tables = (older.groups.regions, newer.groups.regions)
     rows = np.concatenate(tables)
-    weights = np.repeat([older.merged, newer.merged], [len(table) for table in tables])
+    of_each = _weights((older, newer))
+    weights = np.repeat(of_each, [len(table) for table in tables])
     # Addresses of each group follow those of the one before: so all of them are one row of disjoint pieces.
-    edges, groups = np.unique(np.concatenate([rows["start"], rows["end"]])), np.unique(rows["group"])
+    edges, groups = distinct(np.concatenate([rows["start"], rows["end"]])), distinct(rows["group"])
     base = np.searchsorted(groups, rows["group"]) * len(edges)
-    bounds = np.unique(np.concatenate([base + np.searchsorted(edges, rows[name]) for name in ("start", "end")]))
+    bounds = distinct(np.concatenate([base + np.searchsorted(edges, rows[name]) for name in ("start", "end")]))
     first, end = (np.searchsorted(bounds, base + np.searchsorted(edges, rows[name])) for name in ("start", "end"))
     pieces = np.zeros(len(bounds), dtype=GROUP_REGION)
     pieces["group"], pieces["start"] = groups[bounds // max(1, len(edges))], edges[bounds % max(1, len(edges))]
     pieces["end"][:-1] = pieces["start"][1:]
-    accesses = weights * rows["nr_accesses"] / (older.merged + newer.merged)
+    accesses = weights * rows["nr_accesses"] / of_each.sum()
     steps = np.bincount(first, accesses, len(bounds)) - np.bincount(end, accesses, len(bounds))
     pieces["nr_accesses"] = np.cumsum(steps)
     for name in ("nr_reports", "nr_writes"):

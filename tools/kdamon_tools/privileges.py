@@ -50,9 +50,10 @@ def keep_only(*capabilities: str, new_privileges: bool = False) -> None:
     See :func:`kdamon.lib.capabilities.give_up_capabilities`.
     """
     if _own_process:
-        # Modules that numpy loads lazily may be unreadable then.
-        import numpy.ma  # noqa: PLC0415
-        import numpy.random  # noqa: F401, PLC0415
+        if "CAP_DAC_OVERRIDE" not in capabilities:
+            # Modules that numpy loads lazily may be unreadable then.
+            import numpy.ma  # noqa: PLC0415
+            import numpy.random  # noqa: F401, PLC0415
 
         from kdamon.lib.capabilities import give_up_capabilities  # noqa: PLC0415 (numpy comes with it)
 

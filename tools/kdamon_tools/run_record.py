@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import asdict, evolve, frozen
 
+import kdamon
 from kdamon import __version__
 from kdamon.kernel import PAGE_SIZE
 from kdamon.mm.proc.maps import NamedMapping
@@ -30,12 +31,11 @@ from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes
 
 if TYPE_CHECKING:
-    from kdamon import Monitor
     from kdamon.arrays import Records
     from kdamon.monitoring.residency import Residency
     from kdamon.monitoring.use import MemoryUse
 
-__all__ = ["RecordFile", "RunRecord"]
+__all__ = ["Monitored", "RecordFile", "RunRecord"]
 
 log = logging.getLogger("kdamon")
 
@@ -54,6 +54,17 @@ _RESIDENCY_BYTES: Final = 4096
 _MOST_RESIDENCIES: Final = 2
 #: The name of a record without -o.
 _NAME: Final = "run.kdamon"
+
+
+class Monitored(Protocol):
+    """What a record needs of a monitor, or of the part of a run that it records."""
+
+    @property
+    def started(self) -> float:
+        """CLOCK_MONOTONIC seconds when it began."""
+
+    def counters(self) -> kdamon.Counters:
+        """How well monitoring went since then."""
 
 
 @frozen
@@ -102,7 +113,7 @@ class RunRecord:
         self._clocks_at = float("-inf")
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._monitor: Monitor | None = None
+        self._monitor: Monitored | None = None
         self._process = ExitStack()
         self._data: ProcessData | None = None
         self.lost = self.left_out = 0
@@ -143,7 +154,7 @@ class RunRecord:
         assert self._writer is not None
         return self._earlier + self._writer.snapshots
 
-    def begin(self, monitor: Monitor, config: Config, origin: Origin, birth: int | None = None) -> None:
+    def begin(self, monitor: Monitored, config: Config, origin: Origin, birth: int | None = None) -> None:
         """Write from now on; monitoring has begun.
 
         :param config: the monitoring request.

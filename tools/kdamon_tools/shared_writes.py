@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, I64Array, Indexes, Records, U64Array
+from kdamon.arrays import F64Array, I64Array, Indexes, Records, U64Array, distinct
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, ULONG_MAX
 from kdamon.reports.groups import GROUP_ADDRESS, GroupTable, sum_addresses
 
@@ -226,7 +226,7 @@ def _strongest(rows: Records, names: tuple[str, ...]) -> Records:
 
 def _similar_pieces(rows: Records) -> tuple[U64Array, U64Array]:
     """The written addresses, cut where there is a gap, or many more writes for each byte than before or after."""
-    edges = np.unique(np.concatenate([rows["start"], rows["end"]]))
+    edges = distinct(np.concatenate([rows["start"], rows["end"]]))
     density = rows["nr_writes"] / (rows["end"] - rows["start"])
     steps = np.bincount(np.searchsorted(edges, rows["start"]), density, len(edges))
     steps -= np.bincount(np.searchsorted(edges, rows["end"]), density, len(edges))

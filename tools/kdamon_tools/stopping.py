@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
+
+from kdamon.lib.threads import join_for
 
 __all__ = ["StopSignals"]
 
@@ -83,9 +84,10 @@ class StopSignals:
 
         thread = threading.Thread(target=do, name="kdamon-end", daemon=True)
         thread.start()
-        give_up = time.monotonic() + seconds
-        while thread.is_alive() and time.monotonic() < give_up and not self.urgent:
-            thread.join(_LOOK_S)
+        # Some time after the other, not until a time: this process may be stopped meanwhile, and the machine may be.
+        left = seconds
+        while left > 0 and not self.urgent and not join_for(thread, min(left, _LOOK_S)):
+            left -= _LOOK_S
         if failures:
             raise failures[0]
         return not thread.is_alive()

@@ -18,6 +18,7 @@ __all__ = [
     "parse_file",
     "parse_interval",
     "parse_number",
+    "parse_pids",
     "parse_positive",
     "parse_range",
     "parse_seconds",
@@ -226,3 +227,11 @@ def parse_tids(text: str) -> tuple[int, ...]:
         return tuple(parse_number(word, least=1) for word in text.split(","))
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of threads, such as 12,13") from None
+
+
+def parse_pids(text: str) -> tuple[int, ...]:
+    """Numbers of processes, such as 12,13, from a command line; each as :func:`parse_unsigned` accepts it."""
+    try:
+        return tuple(parse_number(word, least=1) for word in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a process, or a list of them, such as 12,13") from None

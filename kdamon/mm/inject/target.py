@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-from kdamon.lib.process_status import stat_fields, status_fields
+from kdamon.lib.process_status import is_kernel_thread, status_fields
 from kdamon.lib.rights import refusal_to_trace
 from kdamon.mm.proc.cgroup import frozen, memory_left
 from kdamon.mm.proc.maps import NamedMapping
@@ -30,9 +30,6 @@ _FIRST: Final = re.compile(r"/(?:libc[.-]|ld[.-]|ld-linux)[^/]*$|^\[vdso\]$")
 _TEXTS: Final = 4096
 #: As many threads are tried at once; one of them can nearly always be stopped.
 _CANDIDATES: Final = 64
-
-_PF_KTHREAD: Final = 0x00200000
-
 #: Private memory that may be written to, as /proc/PID/maps has it.
 _WRITABLE: Final = ("rw-p", "rwxp")
 #: Bytes that the kernel keeps free below the first thread's stack (stack_guard_gap).
@@ -67,10 +64,10 @@ class Target:
             self.directory = directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, directory)
             status = _status(directory, "status")
-            flags = int(stat_fields(_read(directory, "stat"))[6])
+            of_kernel = is_kernel_thread(_read(directory, "stat"))
         if int(status["Tgid"]) != pid:
             raise OSError(errno.ESRCH, f"{pid} is a thread of process {status['Tgid']}; name the process")
-        if flags & _PF_KTHREAD:
+        if of_kernel:
             raise OSError(errno.ESRCH, f"process {pid} is a kernel thread without memory of its own; name another one")
         with _explained(pid):
             self._stack_limit = _limit(_read(directory, "limits"), b"Max stack size ")

@@ -9,14 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kdamon.lib.file_limit import files_ran_out
 from kdamon.lib.rights import MissingRights, may, needs_linux, refusal
 from kdamon.mm import Faults, Primitive
 from kdamon.mm.actions.madvise import Adviser
 from kdamon.mm.bpf.walker import Walker, shared_walker
-from kdamon.mm.linux.memory_apart import MemoryApart
 from kdamon.mm.linux.task import AccessSource, LinuxTask, Space
 from kdamon.mm.proc import cgroup, metrics
 from kdamon.mm.proc.kpageflags import Folios
@@ -32,6 +31,9 @@ from kdamon.mm.sampling.page_table import PageTableSpace
 from kdamon.mm.sampling.physical import Physical
 from kdamon.mm.sampling.placement import FaultPlacement
 from kdamon.mm.sampling.uffd import reads_fault
+
+if TYPE_CHECKING:
+    from kdamon.mm.linux.memory_apart import MemoryApart
 
 __all__ = ["LinuxMachine", "check_cold", "linux_machine", "make_ready"]
 
@@ -182,6 +184,8 @@ class LinuxMachine:
         needed = ("CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH", "CAP_SYS_NICE")
         if not may(*needed):
             raise refusal("physical addresses need", "looking at all processes", *needed)
+        from kdamon.mm.linux.memory_apart import MemoryApart  # noqa: PLC0415 (not for processes)
+
         return MemoryApart(primitive.name, self._frames(primitive))
 
     def physical_memory_here(self, left_out: Callable[[int], bool]) -> Physical:

@@ -34,8 +34,10 @@ log = logging.getLogger("kdamon")
 #: after which its files are opened again for that, which takes ten times as long.
 _RECHECK: Final = 100_000_000
 _REOPEN: Final = 1_000_000_000
-#: Seconds for which others wait for the lock of a process's memory, before that counts as held for ever.
+#: Seconds for which others wait for the lock of a process's memory, before that counts as held for ever; and the same
+#: before a process is refused: on a busy machine those that wait may get no CPU for a while.
 _LOCKED: Final = 0.02
+_LOCKED_AT_FIRST: Final = 0.5
 #: Lines of /proc/PID/status.
 _RESIDENT: Final = ("RssAnon", "RssFile", "RssShmem", "VmSwap")
 
@@ -288,7 +290,7 @@ class LinuxTask:
                 otherwise=OTHER_PROCESS,
             ) from error
         try:
-            if stays_locked(files.pagemap, _LOCKED):
+            if stays_locked(files.pagemap, _LOCKED_AT_FIRST):
                 raise _held_locked(self._group)
             self._primitive.check(self._pidfd)
         except ProcessLookupError:

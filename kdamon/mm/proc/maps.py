@@ -309,8 +309,8 @@ class VmasReader:
         parts = []
         found = Found.MORE
         while count > 0 and found == Found.MORE:
-            # Without ``held``: a thread that waits for the lock gets it before the program does.
-            records, found = self._reader.read(self._pagemap, self._last, count)
+            # Fewer at once are rarely changed meanwhile.
+            records, found = self._reader.read(self._pagemap, self._last, max(1, count >> self._failures))
             if len(records):
                 parts.append(records)
                 self._last = int(records[-1, 1])
@@ -370,7 +370,7 @@ class RecentMappings:
                 self._step(_AT_ONCE)
             many = len(self._known) > _AT_ONCE or next(_address_spaces) >= _MANY
             if many and self._pagemap >= 0:
-                # Now, because it takes longer than a sampling interval.
+                # Now, because it takes as long as a sampling interval.
                 vma_reader()
         return self._known
 

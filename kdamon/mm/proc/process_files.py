@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+from kdamon.lib import process_status
 from kdamon.lib.process_status import stat_fields, status_fields
 from kdamon.mm.mmap_lock import held
 from kdamon.mm.proc.maps import RecentMappings, read_lines
@@ -30,8 +31,6 @@ def no_such_process(pid: int) -> OSError:
     return OSError(errno.ESRCH, f"there is no process {pid}")
 
 
-#: In the flags of /proc/PID/stat (include/linux/sched.h).
-_PF_KTHREAD: Final = 0x0020_0000
 #: Fields of /proc/PID/stat, as proc_pid_stat(5) counts them.
 _START_CODE: Final = 26
 _START_STACK: Final = 28
@@ -75,14 +74,18 @@ def is_kernel_thread(directory: int) -> bool:
 
     :raises OSError: ESRCH it ended.
     """
-    return bool(_stat_field(directory, 9) & _PF_KTHREAD)
+    return process_status.is_kernel_thread(_stat(directory))
 
 
 def _stat_field(directory: int, number: int) -> int:
     """Field ``number`` of /proc/PID/stat, 3 or more, as proc_pid_stat(5) counts them."""
+    return int(stat_fields(_stat(directory))[number - 3])
+
+
+def _stat(directory: int) -> bytes:
     try:
         with open(open_stat(directory), "rb") as file:
-            return int(stat_fields(file.read())[number - 3])
+            return file.read()
     except ProcessLookupError:
         raise ProcessLookupError(errno.ESRCH, "the process ended") from None
 

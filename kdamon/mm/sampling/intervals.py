@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.arrays import Indexes, U8Array, U32Array, U64Array
+from kdamon.arrays import Indexes, U8Array, U32Array, U64Array, distinct
 from kdamon.kernel import PAGE_SIZE
 from kdamon.lib.file_limit import files_ran_out
 from kdamon.lib.syscalls import NR_FUTEX, NR_GETPID, NR_MADVISE, syscall
@@ -330,7 +330,7 @@ class LinuxIntervals:
         rows = program.hard[: program.words[IntervalWord.HARD]]
         if program.control[Control.SHORT]:
             rows = program.listed[: program.words[IntervalWord.LISTED]]
-        self._clear_rows(np.unique(rows).astype(np.intp), ())
+        self._clear_rows(distinct(rows).astype(np.intp), ())
 
     def _clear(self) -> None:
         """Make the pages old that were young when the sample began."""
@@ -352,7 +352,7 @@ class LinuxIntervals:
             if hard := program.words[IntervalWord.HARD]:
                 rows.append(program.hard[:hard].astype(np.intp))
         if rows:
-            self._clear_rows(np.unique(np.concatenate(rows)), locked)
+            self._clear_rows(distinct(np.concatenate(rows)), locked)
 
     def _clear_listed(self, space: PageTableSpace, at: int, count: int) -> bool:
         """Make ``count`` listed pages of an address space old; returns whether the kernel took all."""

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from kdamon.arrays import Mask, U64Array
+from kdamon.arrays import Mask, U64Array, distinct
 from kdamon.kernel import PAGE_SHIFT
 from kdamon.mm import OLD, UNKNOWN, YOUNG, Answers
 from kdamon.mm.proc.kpageflags import COMPOUND_TAIL, LRU, Folios
@@ -116,8 +116,8 @@ class PageIdleSpace(ProcessSpace):
             if not self._closed and len(pages):
                 self._files.mappings.go_on(self._share())
                 pfns, tracked = self._heads(pages)
-                self._bitmap.set_idle(np.unique(pfns[tracked]))
-                self._unknown = np.unique(pages[(pfns != 0) & ~tracked])
+                self._bitmap.set_idle(distinct(pfns[tracked]))
+                self._unknown = distinct(pages[(pfns != 0) & ~tracked])
             self._sampled = addrs, pages
 
     def end_sample(self, addrs: U64Array) -> Answers:

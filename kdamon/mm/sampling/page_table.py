@@ -19,9 +19,8 @@ import time
 from typing import Final
 
 import numpy as np
-import numpy.ma
 
-from kdamon.arrays import Indexes, Mask, U8Array, U64Array
+from kdamon.arrays import Indexes, Mask, U8Array, U64Array, distinct
 from kdamon.kernel import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from kdamon.mm import UNKNOWN, Answers
 from kdamon.mm.actions.madvise import Adviser, drain_lru
@@ -87,7 +86,7 @@ class PageTableSpace(ProcessSpace):
                 flags, entries = self._walker.walk(self._files.pagemap, pages)
                 young = np.flatnonzero(flags & ACCESSED)
                 if len(young) and stays_locked(self._files.pagemap, LOCKED):
-                    self._unknown = np.unique(pages[young])
+                    self._unknown = distinct(pages[young])
                 elif len(young):
                     self._clear(pages[young], flags[young], entries[young])
             self._sampled = addrs, pages
@@ -214,7 +213,7 @@ class PageTableSpace(ProcessSpace):
             failed = ~self._clearable(pages[again], flags_after[again], entries_after[again])
             self._cold(starts[again], sizes[again], failed)
             refused[again] |= failed
-        self._unknown = np.unique(pages[still & refused])
+        self._unknown = distinct(pages[still & refused])
 
     def _note(self, pages: U64Array) -> None:
         """Note the watched ones among ``pages``, which are young and to be made old."""

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 
@@ -102,6 +104,27 @@ def test_further_columns(tmp_path: Path) -> None:
     assert [0, 4096, 8192, 12288] == snapshots[0].regions["resident"].tolist()
     assert np.isnan([*snapshots[1].regions["resident"], *snapshots[3].regions["sum"]]).all()
     assert (np.arange(4) + (1 << 40)).tolist() == snapshots[2].regions["sum"].tolist()
+
+
+def test_intervals_and_means(tmp_path: Path) -> None:
+    """They are columns where they say something; a record without them is as before."""
+    record = writer(tmp_path / "a")
+    for number, aggr_us in enumerate((0, 100_000, 1_600_000)):
+        snapshot = attrs.evolve(Snapshot.of(STARTED + number + 1, rows(number)), aggr_us=aggr_us)
+        snapshot.regions["mean_accesses"] += [0, number / 4, 1e-3, 0]
+        record.add(snapshot)
+    record.close()
+    with kdamon.open(tmp_path / "a") as found:
+        snapshots = list(found.snapshots())
+        assert [0, 100_000, 1_600_000] == [snapshot.aggr_us for snapshot in snapshots]
+        assert [[20, 1, 0, 0]] * 3 == [snapshot.regions["nr_accesses"].tolist() for snapshot in snapshots]
+        for number, snapshot in enumerate(snapshots):
+            wanted = [20, 1 + number / 4, 1e-3, 0]
+            assert wanted == pytest.approx(snapshot.regions["mean_accesses"].tolist(), rel=2**-12)
+        assert frozenset() == found.columns
+    with sqlite3.connect(some_record(tmp_path / "b")) as db:
+        names = {name for (name,) in db.execute("SELECT DISTINCT name FROM columns")}
+    assert not {"snapshots.aggr_us", "regions.mean_accesses"} & names
 
 
 def test_groups(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kdamon.mm.bpf.vma_reader import AT_ONCE, Found, VmaReader, vma_reader
-from kdamon.mm.proc.maps import Mappings
+from kdamon.mm.proc.maps import Mappings, VmasReader
 from kdamon.mm.proc.process_files import ProcessFiles
 from tests.support.sampling import wait_until
 from tests.support.workload import Workload
@@ -135,3 +135,104 @@ def test_the_address_space_counts_and_not_the_process(reader: VmaReader, program
                     assert expected != everything(reader, own.pagemap).ranges.tolist()
         finally:
             os.kill(child, signal.SIGKILL)
+
+
+#: Changes mappings at random at the first addresses of blocks of 16 pages, of which the last page stays as it is: so
+#: many for each line of its input, or, after an empty one, for ever.
+RANDOM = """
+import ctypes, random, sys
+
+PAGE, BLOCK, BLOCKS = 4096, 16 * 4096, 2500
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PRIVATE, SHARED, FIXED, ANONYMOUS, NORESERVE = 0x2, 0x1, 0x10, 0x20, 0x4000
+chosen = random.Random(int(sys.argv[1]))
+program = open(sys.executable, "rb")
+base = libc.mmap(None, BLOCK * BLOCKS, 0, PRIVATE | ANONYMOUS | NORESERVE, -1, 0)
+for block in range(BLOCKS):
+    # Neither readable alone nor shared is any other, so that it merges with none.
+    libc.mmap(base + block * BLOCK + 15 * PAGE, PAGE, 1, SHARED | FIXED | ANONYMOUS, -1, 0)
+
+def change():
+    first = chosen.randrange(14)
+    place = base + chosen.randrange(BLOCKS) * BLOCK + first * PAGE
+    size = chosen.randint(1, 15 - first) * PAGE
+    kind = chosen.randrange(4)
+    if kind == 0:
+        libc.munmap(place, size)
+    elif kind == 1:
+        libc.mprotect(place, size, chosen.choice((0, 3, 5, 7)))
+    elif kind == 2:
+        libc.mmap(place, size, chosen.choice((0, 3)), PRIVATE | FIXED | ANONYMOUS | NORESERVE, -1, 0)
+    else:
+        offset = chosen.randrange(16) * PAGE
+        libc.mmap(place, size, chosen.choice((1, 3)), PRIVATE | FIXED | NORESERVE, program.fileno(), offset)
+
+print(base, BLOCK, BLOCKS, flush=True)
+for line in sys.stdin:
+    for _ in range(int(line)):
+        change()
+    print("done", flush=True)
+    while not int(line):
+        change()
+"""
+
+
+@contextmanager
+def at_random(seed: int) -> Iterator[tuple[subprocess.Popen[str], list[list[int]]]]:
+    """A process that runs :data:`RANDOM`, and its mappings that stay."""
+    command = [sys.executable, "-c", RANDOM, str(seed)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            base, size, count = map(int, process.stdout.readline().split())
+            yield process, [[base + n * size + 15 * 4096, base + (n + 1) * size] for n in range(count)]
+        finally:
+            process.kill()
+
+
+def let_change(process: subprocess.Popen[str], count: int) -> None:
+    """Let it make so many changes; 0: go on with them."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{count}\n")
+    process.stdin.flush()
+    assert "done\n" == process.stdout.readline()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thousands_at_random(reader: VmaReader, seed: int) -> None:
+    """After each of many changes they are those of the file."""
+    with at_random(seed) as (process, _), files_of(process.pid) as files:
+        for count in (1, 1, 10, 100, 1000, 10_000, 10_000, 1, 1, 1, 100, 10_000):
+            let_change(process, count)
+            found = everything(reader, files.pagemap)
+            expected = Mappings.parse(Path(f"/proc/{process.pid}/maps").read_bytes())
+            assert expected.ranges.tolist() == found.ranges.tolist()
+            assert expected.offsets.tolist() == found.offsets.tolist()
+            for name in ("writable", "shared", "files", "accessible"):
+                assert getattr(expected, name).tolist() == getattr(found, name).tolist()
+    assert len(found) > 10_000
+
+
+def test_while_they_change(reader: VmaReader) -> None:
+    """Each list is in order, and has all that does not change, as it is; what the program cannot read the file has."""
+    wholly = 0
+    with at_random(7) as (process, staying), files_of(process.pid) as files:
+        let_change(process, 10_000)
+        let_change(process, 0)
+        for _ in range(30):
+            reading = VmasReader(reader, files.pagemap)
+            try:
+                while (found := reading.step(1024)) is None:
+                    pass
+            except BlockingIOError:
+                continue
+            wholly += 1
+            assert (found.ranges[:, 0] < found.ranges[:, 1]).all()
+            assert (found.ranges[1:, 0] >= found.ranges[:-1, 1]).all()
+            present = set(map(tuple, found.ranges[found.shared].tolist()))
+            assert [] == [one for one in staying if tuple(one) not in present]
+    assert wholly

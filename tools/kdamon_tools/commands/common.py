@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from kdamon.kernel import INT_MAX
-from kdamon.producers.socket_file import check_socket_path
 from kdamon_tools.errors import CommandError
 from kdamon_tools.output.replacement import same_file
 from kdamon_tools.snapshot import Config
@@ -106,6 +105,8 @@ def check_socket(path: str | None) -> None:
     """
     if not path:
         return
+    from kdamon.producers.socket_file import check_socket_path  # noqa: PLC0415 (few runs serve one)
+
     with refused(f"--reports {path}"):
         check_socket_path(Path(path).absolute())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ import kdamon
 from kdamon_tools.commands.common import check_files, refused
 from kdamon_tools.errors import CommandError
 from kdamon_tools.options.diff import Condition
+from kdamon_tools.output.pager import page, pager
 from kdamon_tools.output.progress import Progress
 from kdamon_tools.output.readable import readable
 from kdamon_tools.output.result import ResultFile
@@ -46,31 +48,33 @@ def run(arguments: argparse.Namespace) -> int:
             result = stack.enter_context(ResultFile(arguments.output))
         records = [stack.enter_context(kdamon.open(path)) for path in (arguments.before, arguments.after)]
         keep_only(*capabilities_for(arguments.output))
-        before, after = (
-            _recording(record, path) for record, path in zip(records, (arguments.before, arguments.after), strict=True)
-        )
+        progress, names = Progress(), [readable(str(path)) for path in (arguments.before, arguments.after)]
+        stack.callback(progress.clear)
+        before = _recording(records[0], arguments.before, lambda done: progress.show_share(done / 2, names[0]))
+        after = _recording(records[1], arguments.after, lambda done: progress.show_share((1 + done) / 2, names[1]))
+        progress.show_last("both are read, the result follows")
         report = difference_view(before, after)
+        words: list[str] = []
         if arguments.json:
             text = render_report_json(report, after.origin, DIFF) + "\n"
         elif csv:
             text = render_csv(report)
         else:
+            words = pager(arguments.output)
             width = terminal_size()[0] if result.isatty() else None
-            text = render_report(report, width=width, height=_ROWS, raw=arguments.raw) + "\n"
+            text = render_report(report, width=width, height=_ROWS, all_names=bool(words), raw=arguments.raw) + "\n"
         figures = figures_of(before, after)
         met = [condition for condition in arguments.fail_if if _is_met(condition, figures[condition.figure])]
-        result.write(lambda: [text])
+        progress.clear()
+        if not page(text, words):
+            result.write(lambda: [text])
         for condition in met:
             print(f"kdamon: {condition.text}: {_change(figures[condition.figure])}", file=sys.stderr)
     return _MET if met else 0
 
 
-def _recording(record: kdamon.Record, path: Path) -> Recording:
-    name, progress = readable(str(path)), Progress()
-    try:
-        recording = recording_of(select(record, None, (), lambda done: progress.show_share(done, f"of {name}")))
-    finally:
-        progress.clear()
+def _recording(record: kdamon.Record, path: Path, progress: Callable[[float], None]) -> Recording:
+    name, recording = readable(str(path)), recording_of(select(record, None, (), progress))
     if not recording.snapshots:
         raise CommandError(f"{name}: the record holds no snapshot: no aggregation interval ended")
     return recording

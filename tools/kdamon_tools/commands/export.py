@@ -46,9 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         record = stack.enter_context(kdamon.open(arguments.file))
         with refused("--output"):
             result = stack.enter_context(ResultFile(arguments.output))
-        selection = select(
-            record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, f"of {name}")
-        )
+        selection = select(record, arguments.time, arguments.ranges, lambda done: progress.show_share(done, name))
         try:
             sentences = export(selection, result.append_bytes)
         finally:

@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         if left_out:
             print(f"kdamon: {name}: {left_out}", file=sys.stderr)
         replay = Replay(tape, configs, arguments.seed, progress.replaying)
+        progress.restart()
         try:
             recordings = replay.in_real_time() if arguments.realtime else replay.in_simulated_time()
         finally:
@@ -159,13 +160,19 @@ class _Progress(Progress):
 
     def reading(self, done: int, size: int) -> None:
         """Show the number of bytes read from a file."""
-        self.show(
-            lambda: f"read {format_bytes(done)}" + (f" of {format_bytes(size)}" if size else "") + f": {self._name}"
-        )
+        if size:
+            self.show_share(done / size, f"reading {self._name}")
+        else:
+            self.show(lambda: f"read {format_bytes(done)}: {self._name}")
 
     def replaying(self, done: int, duration: int) -> None:
         """Show the replayed time, nanoseconds."""
-        self.show(lambda: f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed")
+        self.show(
+            lambda: (
+                f"{format_seconds(done / 1e9)} of {format_seconds(duration / 1e9)} replayed"
+                f"{self.left(done / duration if duration else 1.0)}"
+            )
+        )
 
 
 def _rendered(recordings: Sequence[Recording], result: ResultFile, arguments: argparse.Namespace) -> Iterator[str]:

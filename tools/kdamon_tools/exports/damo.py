@@ -7,11 +7,15 @@ import json
 import zlib
 from typing import Any
 
-from kdamon.arrays import Records
-from kdamon.monitoring.config import Config
+import numpy as np
+
+from kdamon.arrays import Mask
+from kdamon.monitoring.defaults import TUNING_AGGRS, TUNING_BP
 from kdamon_tools.exports import Write
+from kdamon_tools.recorded.recording import config_of
 from kdamon_tools.recorded.selection import Selection
-from kdamon_tools.snapshot import Snapshot
+from kdamon_tools.snapshot import Config, Snapshot
+from kdamon_tools.views.measures import ages_of
 
 __all__ = ["export"]
 
@@ -22,7 +26,7 @@ def export(selection: Selection, write: Write) -> list[str]:
     damo knows no unknown samples and would take their memory for cold: regions whose samples are mostly unknown are
     left out.
     """
-    config = selection.record.run.config
+    config = config_of(selection.record.run)
     packer = zlib.compressobj()
     head = {
         "kdamond_idx": 0,
@@ -31,6 +35,7 @@ def export(selection: Selection, write: Write) -> list[str]:
             "sample_us": str(config.sample_us),
             "aggr_us": str(config.aggr_us),
             "ops_update_us": str(config.update_us),
+            **_goal(config),
         },
         "scheme_idx": None,
         "target_id": config.pid,
@@ -42,7 +47,7 @@ def export(selection: Selection, write: Write) -> list[str]:
     for snapshot in selection.snapshots():
         unknown = snapshot.regions["nr_unknown"] > config.max_nr_accesses / 2
         left_out += int(snapshot.sizes[unknown].sum())
-        text = _snapshot(snapshot, snapshot.regions[~unknown], config)
+        text = _snapshot(snapshot, ~unknown, config)
         if text:
             write(packer.compress((("," if written else "") + text).encode()))
             written += 1
@@ -56,27 +61,40 @@ def export(selection: Selection, write: Write) -> list[str]:
     ]
 
 
-def _snapshot(snapshot: Snapshot, regions: Records, config: Config) -> str:
-    """A snapshot as damo writes it; empty without regions, which damo cannot read."""
+def _goal(config: Config) -> dict[str, Any]:
+    """The goal of tuned intervals: damo looks for those of a snapshot only where there is one."""
+    if config.intervals == "fixed":
+        return {}
+    bounds = {"min_sample_us": str(config.sample_us), "max_sample_us": str(config.longest_sample_us)}
+    return {"intervals_goal": {"access_bp": f"{TUNING_BP / 100:g} %", "aggrs": str(TUNING_AGGRS), **bounds}}
+
+
+def _snapshot(snapshot: Snapshot, kept: Mask, config: Config) -> str:
+    """A snapshot as damo writes it, with the regions ``kept``; empty without regions, which damo cannot read.
+
+    Ages are in both units, because damo takes the one or the other: what counts intervals counts the record's.
+    """
+    regions = snapshot.regions[kept]
     if not len(regions):
         return ""
     rows = zip(
         regions["start"].tolist(),
         regions["end"].tolist(),
         regions["nr_accesses"].round().astype(int).tolist(),
-        regions["age"].tolist(),
+        (ages_of(snapshot, config)[kept] * 1e6).round().astype(np.int64).tolist(),
         strict=True,
     )
+    aggr_us = snapshot.aggr_us or config.aggr_us
     fields: dict[str, Any] = {
         "start_time": str(round(snapshot.began * 1e9)),
         "end_time": str(round(snapshot.time * 1e9)),
         "damos_stats": None,
-        "sample_interval_us": str(config.sample_us),
+        "sample_interval_us": str(aggr_us // config.max_nr_accesses),
         "total_bytes": str(int((regions["end"] - regions["start"]).sum())),
     }
     texts = [
         f'{{"start":"{start}","end":"{end}","nr_accesses":{{"samples":{accesses},"percent":null}},'
-        f'"age":{{"usec":null,"aggr_intervals":{age}}},"probe_hits":[],"sz_filter_passed":"0"}}'
+        f'"age":{{"usec":{age},"aggr_intervals":{age // config.aggr_us}}},"probe_hits":[],"sz_filter_passed":"0"}}'
         for start, end, accesses, age in rows
     ]
     return f'{json.dumps(fields)[:-1]}, "regions": [{",".join(texts)}]}}'

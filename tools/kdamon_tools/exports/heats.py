@@ -10,9 +10,10 @@ from attrs import define, field
 
 from kdamon.arrays import F64Array, I64Array
 from kdamon.names.table import NameTable
+from kdamon.records.tables import NamesOverTime
 from kdamon_tools.output.readable import readable
 from kdamon_tools.recorded.recording import config_of
-from kdamon_tools.recorded.selection import NamesOverTime, Selection
+from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Snapshot
 from kdamon_tools.views.regions import Named, kinds_of
 from kdamon_tools.views.resident import SWAPPED, UNKNOWN, ResidentNames
@@ -31,7 +32,7 @@ class Heats:
 
     def __init__(self, selection: Selection) -> None:
         self._config = config_of(selection.record.run)
-        self._names = NamesOverTime(selection.record)
+        self._names = NamesOverTime(selection.record.name_tables())
         self._table: NameTable | None = None
         self._named = Named(None)
         self._resident = ResidentNames(None)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from kdamon import Record
+from kdamon.records.tables import NamesOverTime
 from kdamon.records.values import Run
 from kdamon_tools.exports import Write
 from kdamon_tools.groups import Grouping
 from kdamon_tools.history import History
 from kdamon_tools.mapping_history import MappingLog
 from kdamon_tools.recorded.recording import config_of, origin_of, with_thread_names
-from kdamon_tools.recorded.selection import NamesOverTime, Selection
+from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.recorded.totals import counters_of
 from kdamon_tools.reporters.json_object import render_aggregation, render_end, render_header
 from kdamon_tools.snapshot import Recording
@@ -29,7 +30,7 @@ def export(selection: Selection, write: Write) -> list[str]:
         write(text.encode("utf-8", "backslashreplace") + b"\n")
 
     line(render_header(config, run.started, origin, mappings))
-    names, history, index = NamesOverTime(record), History(), 0
+    names, history, index = NamesOverTime(record.name_tables()), History(), 0
     grouping = Grouping(config.by) if config.by else None
     for snapshot in selection.snapshots():
         table = names.at(snapshot.time)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counters for Perfetto and chrome://tracing: bytes by heat of each name, and the size of the process.
+"""Counters for Perfetto: bytes by heat of each name, and the size of the process.
 
 The format is the JSON of Chrome's trace events. A counter has its value until the next one, so that only changes are
-written.
+written. Perfetto drops events of negative times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from kdamon_tools.exports import Write
 from kdamon_tools.exports.folded import process_text
 from kdamon_tools.exports.heats import HEAT, Heats, HeatSum
 from kdamon_tools.output.readable import json_text
+from kdamon_tools.recorded.recording import config_of
 from kdamon_tools.recorded.selection import Selection
+from kdamon_tools.views.measures import aggr_seconds
 
 __all__ = ["export"]
 
@@ -55,12 +57,12 @@ def _line(event: dict[str, Any]) -> bytes:
 def _events(selection: Selection, named: frozenset[str]) -> Iterator[dict[str, Any]]:
     """The counters, by time."""
     run = selection.record.run
-    config, heats = run.config, Heats(selection)
+    config, heats = config_of(run), Heats(selection)
     before: dict[str, I64Array] = {}
     there: dict[str, I64Array] = {}
     ended = math.inf
     for snapshot in selection.snapshots(part=0.5, done=0.5):
-        if snapshot.began - ended > _NOTABLE * config.aggr_us / 1e6:
+        if snapshot.began - ended > _NOTABLE * aggr_seconds(snapshot, config):
             # Nothing is known of the time in between.
             yield from (_counter(name, ended, run.started, _all_unknown(sizes)) for name, sizes in before.items())
             before = {}
@@ -91,7 +93,7 @@ def _all_unknown(sizes: I64Array) -> I64Array:
 
 
 def _counter(name: str, time: float, started: float, sizes: I64Array, kinds: tuple[str, ...] = HEAT) -> dict[str, Any]:
-    return {"name": name, "ts": round((time - started) * 1e6, 3), "args": dict(zip(kinds, sizes.tolist(), strict=True))}
+    return {"name": name, "ts": _microseconds(time - started), "args": dict(zip(kinds, sizes.tolist(), strict=True))}
 
 
 def _of_process(selection: Selection) -> Iterator[dict[str, Any]]:
@@ -103,4 +105,8 @@ def _of_process(selection: Selection) -> Iterator[dict[str, Any]]:
     for row in rows[(rows["time"] >= low) & (rows["time"] < high)]:
         sizes = {name: int(row[name]) for name in ("rss_anon", "rss_file", "rss_shmem", "swap") if row[name] >= 0}
         if sizes:
-            yield {"name": "resident", "ts": round((float(row["time"]) - run.started) * 1e6, 3), "args": sizes}
+            yield {"name": "resident", "ts": _microseconds(float(row["time"]) - run.started), "args": sizes}
+
+
+def _microseconds(seconds: float) -> float:
+    return max(0.0, round(seconds * 1e6, 3))

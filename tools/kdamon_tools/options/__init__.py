@@ -8,39 +8,16 @@ generated when kdamon is built (:mod:`kdamon_tools.shells`, :mod:`kdamon_tools.m
 from __future__ import annotations
 
 import argparse
+import importlib
+from types import ModuleType
 
 from kdamon import __version__
-from kdamon_tools.options import (
-    completion,
-    diff,
-    doctor,
-    exec,  # noqa: A004 (named after its verb)
-    export,
-    mount,
-    record,
-    replay,
-    report,
-    run,
-    wss,
-)
 from kdamon_tools.options.parser import About, Parser
 
-__all__ = ["VERBS", "make_parser"]
+__all__ = ["VERBS", "make_parser", "options_of"]
 
-#: The verbs, in the order of the help.
-VERBS = {
-    "run": run,
-    "record": record,
-    "report": report,
-    "diff": diff,
-    "export": export,
-    "wss": wss,
-    "replay": replay,
-    "mount": mount,
-    "exec": exec,
-    "doctor": doctor,
-    "completion": completion,
-}
+#: The verbs, in the order of the help. The options of each are in the module of that name.
+VERBS = ("run", "top", "record", "report", "diff", "export", "wss", "replay", "mount", "exec", "doctor", "completion")
 
 _ABOUT = About(
     examples=(
@@ -67,8 +44,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def make_parser() -> Parser:
-    """Make the parser of the command line up to ``--``."""
+def options_of(verb: str) -> ModuleType:
+    """The module with the options of ``verb``: SUMMARY, USAGE, ABOUT and add_options()."""
+    return importlib.import_module(f"{__name__}.{verb}")
+
+
+def make_parser(*verbs: str) -> Parser:
+    """Make the parser of the command line up to ``--``.
+
+    :param verbs: those that it is to know; all by default. Only their modules are loaded.
+    """
     parser = Parser(
         prog="kdamon",
         description="Monitor which memory is accessed, as the kernel's DAMON does, from user space.",
@@ -79,10 +64,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--debug", action="store_true", help="log each step, and print the traceback of an error; works with each verb"
     )
-    verbs = parser.add_subparsers(dest="verb", prog="kdamon", metavar="VERB", title="verbs", parser_class=Parser)
-    for name, module in VERBS.items():
+    subparsers = parser.add_subparsers(dest="verb", prog="kdamon", metavar="VERB", title="verbs", parser_class=Parser)
+    for name in verbs or VERBS:
+        module = options_of(name)
         module.add_options(
-            verbs.add_parser(
+            subparsers.add_parser(
                 name,
                 help=module.SUMMARY,
                 description=f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",

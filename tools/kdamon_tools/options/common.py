@@ -11,9 +11,14 @@ from kdamon_fs.abi import ABI_VERSIONS, DEFAULT_ABI
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_range, parse_span, parse_tids
 
 __all__ = [
+    "COLOUR_HELP",
+    "COLOUR_VARIABLES",
+    "PAGER_VARIABLES",
     "REPORTS_VARIABLE",
     "TREE_VARIABLES",
     "add_abi",
+    "add_by",
+    "add_density",
     "add_filters",
     "add_form",
     "add_monitor_cpus",
@@ -28,6 +33,21 @@ REPORTS_VARIABLE = (
     "KDAMON_REPORTS",
     "socket to which producers send access reports; kdamon sets it for COMMAND",
 )
+#: The help of the option for colours.
+COLOUR_HELP = "colour the heatmap; default: auto, on a terminal unless NO_COLOR is set, or if FORCE_COLOR is set"
+#: The variables that choose colours.
+COLOUR_VARIABLES = (
+    ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
+    ("FORCE_COLOR", "if set, and NO_COLOR is not, colour also what is not written to a terminal"),
+)
+#: The variables that choose the pager.
+PAGER_VARIABLES = (
+    (
+        "KDAMON_PAGER, PAGER",
+        "pager for text that is longer than the terminal; empty or cat: none; default: less, which root always uses, "
+        "with LESS=FRX unless LESS is set, and without its commands that start programs (LESSSECURE=1, see less(1))",
+    ),
+)
 #: The environment variables that a served tree reads.
 TREE_VARIABLES = (
     ("KDAMON_FUSE", "fusepy or mfusepy, the Python package to mount with; default: the first that works"),
@@ -37,7 +57,7 @@ TREE_VARIABLES = (
 
 
 def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tuple[int, ...]]) -> None:
-    """Add the filters on accesses, and the estimate of density.
+    """Add the filters on accesses.
 
     :param parse_cpus: reads a list of CPUs.
     """
@@ -57,12 +77,20 @@ def add_filters(group: argparse._ArgumentGroup, parse_cpus: Callable[[str], tupl
         metavar="LIST",
         help="count accesses by these threads only, such as 12,13; thread IDs as kdamon's own PID namespace has them",
     )
+
+
+def add_by(group: argparse._ArgumentGroup) -> None:
+    """Add the grouping of accesses."""
     group.add_argument(
         "--by",
         choices=("cpu", "thread", "node"),
         default="",
         help="show the accesses of each CPU, thread or NUMA node, and which memory several of them write",
     )
+
+
+def add_density(group: argparse._ArgumentGroup) -> None:
+    """Add the estimate of density."""
     group.add_argument(
         "--density", action="store_true", help="estimate from access reports how densely each region is accessed"
     )
@@ -131,7 +159,7 @@ def add_form(group: argparse._ArgumentGroup) -> None:
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
-        help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+        help=COLOUR_HELP,
     )
 
 

@@ -8,6 +8,7 @@ import re
 from typing import Final, NamedTuple
 
 from kdamon_tools.defaults import FIGURES
+from kdamon_tools.options.common import PAGER_VARIABLES
 from kdamon_tools.options.parser import STATUSES, About, Parser
 from kdamon_tools.units import parse_file, parse_size
 
@@ -22,6 +23,7 @@ ABOUT: Final = About(
         ("fail if 64 MiB more are hot", "kdamon diff --fail-if 'hot > +64M' before.kdamon after.kdamon"),
     ),
     statuses=(*STATUSES, ("3", "a condition of --fail-if is met"), ("130", "interrupted before there was a result")),
+    environment=PAGER_VARIABLES,
     files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
 )
 _CONDITION: Final = re.compile(r"\s*([a-z]+)\s*([<>])\s*([+-])\s*([0-9.]+)\s*(%|[KMGT]?(?:i?B)?)\s*")

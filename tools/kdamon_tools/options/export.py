@@ -21,7 +21,10 @@ ABOUT: Final = About(
             "for damo report heatmap --input damon.data, and damo's other reports",
             "kdamon export run.kdamon --to damo -o damon.data",
         ),
-        ("a flame graph of the memory by name", "kdamon export run.kdamon --to folded | flamegraph.pl > run.svg"),
+        (
+            "a flame graph of the memory by name",
+            "kdamon export run.kdamon --to folded | flamegraph.pl --countname bytes > run.svg",
+        ),
         ("a table of seconds 10 to 20", "kdamon export run.kdamon --to csv --time 10-20 > regions.csv"),
     ),
     statuses=(*STATUSES, ("130", "interrupted before there was a result")),

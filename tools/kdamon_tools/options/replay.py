@@ -8,7 +8,15 @@ from functools import partial
 from typing import Final
 
 from kdamon_tools.defaults import FORMATS, LACKEY_RATE
-from kdamon_tools.options.common import add_filters, add_form, add_ranges, add_sampling
+from kdamon_tools.options.common import (
+    COLOUR_VARIABLES,
+    add_by,
+    add_density,
+    add_filters,
+    add_form,
+    add_ranges,
+    add_sampling,
+)
 from kdamon_tools.options.parser import STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_number, parse_positive, parse_unsigned
 
@@ -29,7 +37,7 @@ ABOUT: Final = About(
         ),
     ),
     statuses=(*STATUSES, ("130", "interrupted before there was a result")),
-    environment=(("NO_COLOR", "if set, nothing is coloured unless --color always is given"),),
+    environment=COLOUR_VARIABLES,
     files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
 )
 #: An upper bound of the number of CPUs of any machine.
@@ -59,7 +67,10 @@ def add_options(parser: Parser) -> None:
     )
     what.add_argument("--instructions", action="store_true", help="also count instruction fetches of a lackey trace")
     # The CPUs of any machine: the file may come from another one.
-    add_filters(parser.add_argument_group("which accesses count"), partial(parse_cpus, nr_cpus=_MOST_CPUS))
+    which = parser.add_argument_group("which accesses count")
+    add_filters(which, partial(parse_cpus, nr_cpus=_MOST_CPUS))
+    add_by(which)
+    add_density(which)
     how = parser.add_argument_group("intervals and regions")
     add_sampling(how)
     how.add_argument(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from kdamon_tools.defaults import VIEWS
-from kdamon_tools.options.common import add_part
+from kdamon_tools.options.common import COLOUR_HELP, COLOUR_VARIABLES, PAGER_VARIABLES, add_part
 from kdamon_tools.options.parser import STATUSES, About, Parser
 from kdamon_tools.units import parse_file, parse_seconds
 
@@ -21,7 +21,7 @@ ABOUT: Final = About(
         ("the regions one minute after the start, for a program", "kdamon report run.kdamon regions --at 1m --json"),
     ),
     statuses=(*STATUSES, ("130", "interrupted before there was a result")),
-    environment=(("NO_COLOR", "if set, nothing is coloured unless --color always is given"),),
+    environment=(*COLOUR_VARIABLES, *PAGER_VARIABLES),
     files=(("FILE.RANDOM.part", "a result that is not complete; it replaces the file of --output when it is"),),
 )
 
@@ -58,5 +58,5 @@ def add_options(parser: Parser) -> None:
         "--color",
         choices=("auto", "always", "never"),
         default="auto",
-        help="colour the heatmap; default: auto, on a terminal unless NO_COLOR is set",
+        help=COLOUR_HELP,
     )

@@ -9,7 +9,10 @@ from typing import Final
 
 from kdamon_tools.defaults import VIEWS
 from kdamon_tools.options.common import (
+    COLOUR_VARIABLES,
     REPORTS_VARIABLE,
+    add_by,
+    add_density,
     add_filters,
     add_form,
     add_monitor_cpus,
@@ -19,7 +22,7 @@ from kdamon_tools.options.common import (
 from kdamon_tools.options.parser import COMMAND_STATUSES, STATUSES, About, Parser
 from kdamon_tools.units import parse_cpus, parse_file, parse_interval, parse_number, parse_seconds
 
-__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_monitoring", "add_options"]
+__all__ = ["ABOUT", "SUMMARY", "USAGE", "add_monitoring", "add_options", "add_primitive", "add_regions"]
 
 SUMMARY: Final = "monitor a process, a command or physical memory, and show which memory is accessed"
 USAGE: Final = "[OPTION...] (--pid PID | --ops paddr | -- COMMAND [ARG...])"
@@ -37,7 +40,7 @@ ABOUT: Final = About(
     ),
     environment=(
         REPORTS_VARIABLE,
-        ("NO_COLOR", "if set, nothing is coloured unless --color always is given"),
+        *COLOUR_VARIABLES,
         ("TMPDIR", "directory for a result whose own directory cannot be written; default: /tmp"),
     ),
     files=(("FILE.RANDOM.part", "a result, or a file of reports, that is not complete; it replaces FILE when it is"),),
@@ -54,7 +57,7 @@ def add_monitoring(parser: Parser) -> None:
     """Add the options that say what is monitored, and how."""
     _add_target(parser.add_argument_group("what to monitor"))
     _add_counting(parser.add_argument_group("which accesses count"))
-    _add_regions(parser.add_argument_group("intervals and regions"))
+    add_regions(parser.add_argument_group("intervals and regions"))
     add_monitor_cpus(parser)
 
 
@@ -77,14 +80,10 @@ def _add_target(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_counting(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--primitive",
-        choices=("page_table", "page_fault"),
-        help="page_table samples accessed bits; page_fault samples faults, which identify CPU and thread, and see "
-        "writes only before Linux 7.3; default: page_fault with --write-only, --read-only, --cpus, --tids or --by, "
-        "else page_table",
-    )
+    add_primitive(group)
     add_filters(group, parse_cpus)
+    add_by(group)
+    add_density(group)
     group.add_argument(
         "--reports",
         nargs="?",
@@ -94,7 +93,19 @@ def _add_counting(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_regions(group: argparse._ArgumentGroup) -> None:
+def add_primitive(group: argparse._ArgumentGroup) -> None:
+    """Add the choice of what is sampled."""
+    group.add_argument(
+        "--primitive",
+        choices=("page_table", "page_fault"),
+        help="page_table samples accessed bits; page_fault samples faults, which identify CPU and thread, and see "
+        "writes only before Linux 7.3; default: page_fault with --write-only, --read-only, --cpus, --tids or --by, "
+        "else page_table",
+    )
+
+
+def add_regions(group: argparse._ArgumentGroup) -> None:
+    """Add intervals, bounds of the number of regions, and the memory that they cover."""
     group.add_argument(
         "--intervals",
         choices=("tuned", "fixed"),

@@ -33,11 +33,25 @@ class Progress:
             self._view.show(text())
             self._shown_at = time.monotonic()
 
-    def show_share(self, share: float, what: str) -> None:
-        """Show which share of the work is done, 0 to 1, and how long the rest takes."""
-        self.show(lambda: f"{share:4.0%} {what}{self._left(share)}")
+    def restart(self) -> None:
+        """Begin with other work, for the estimate of the time left."""
+        self._began = time.monotonic()
 
-    def _left(self, share: float) -> str:
+    def show_last(self, what: str) -> None:
+        """Show that the rest is under way, of which the share that is done is not known."""
+        if self._view is not None and self._shown_at > self._began:
+            self._view.show(what)
+
+    def show_share(self, share: float, what: str) -> None:
+        """Show which share of the work is done, 0 to 1, and how long the rest takes.
+
+        :param what: the file.
+        """
+        # A narrow terminal cuts a long name rather than the time.
+        self.show(lambda: f"{share:4.0%}{self.left(share)}: {what}")
+
+    def left(self, share: float) -> str:
+        """How long the rest takes, in words after a comma; empty until that can be estimated."""
         taken = time.monotonic() - self._began
         if taken < _FIRST_S or share <= 0:
             return ""

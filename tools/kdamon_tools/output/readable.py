@@ -10,19 +10,11 @@ import json
 import re
 from typing import Any, Final
 
+from kdamon.lib.readable import escaped, readable
+
 __all__ = ["cell_of", "json_text", "readable"]
 
-#: Surrogates, which stand for bytes that are not UTF-8; control characters, and what ends a line for some programs;
-#: and what turns the direction of writing round, so that a line shows other words than it has.
-_UNREADABLE: Final = re.compile(
-    "[\ud800-\udfff\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
-
-
-def readable(text: str) -> str:
-    """``text`` on one line, whatever names it contains."""
-    return _UNREADABLE.sub(_escaped, text)
 
 
 def cell_of(text: str) -> str:
@@ -36,16 +28,9 @@ def json_text(document: Any, **options: Any) -> str:
     return json.dumps(_with_text(document), **options)
 
 
-def _escaped(character: re.Match[str]) -> str:
-    code = ord(character[0])
-    if 0xDC80 <= code <= 0xDCFF:
-        code &= 0xFF
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"
-
-
 def _with_text(value: Any) -> Any:
     if isinstance(value, str):
-        return _SURROGATES.sub(_escaped, value)
+        return _SURROGATES.sub(escaped, value)
     if isinstance(value, dict):
         return {_with_text(key): _with_text(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

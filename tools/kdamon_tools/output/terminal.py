@@ -46,11 +46,14 @@ def _from_environment(name: str, default: int) -> int:
 def use_colour(when: str, stream: Stream) -> bool:
     """Return whether to colour output to ``stream``.
 
-    :param when: ``always``, ``never``, or ``auto``: on a terminal that is not dumb, unless NO_COLOR is set.
+    :param when: ``always``, ``never``, or ``auto``: not if NO_COLOR is set, else if FORCE_COLOR is, else on a terminal
+        that is not dumb; as Python does it.
     """
     if when != "auto":
         return when == "always"
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def cut(text: str, width: int) -> str:

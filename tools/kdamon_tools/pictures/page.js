@@ -331,7 +331,7 @@
       address: address(piece), end: address(piece, sizes[piece]), size: sizes[piece], name: nameOf(piece), others: last - first,
       value: value === ABSENT ? "not monitored" : value === UNKNOWN ? "unknown" : value === 0 ? "not accessed" : value + " %",
       share: value <= 100 ? value : null,
-      age: value === ABSENT || age === 255 ? null : (Math.pow(2, age / D.age_steps) - 1) * D.aggr_seconds,
+      age: value === ABSENT || age === 255 ? null : (Math.pow(2, age / D.age_steps) - 1) * D.age_unit,
       from: from * span, to: Math.min(D.seconds, (to + 1) * span),
     };
   }

@@ -163,11 +163,12 @@ def _data(recording: Recording, most_columns: int, most_pieces: int) -> dict[str
     idle = _idle_runs(axis, grid)
     compact, folded = _compact(axis, sizes, idle)
     labels, names = _labels(recording, axis)
-    ages = np.minimum(_ABSENT - 1, np.rint(_AGE_STEPS * np.log2(1 + np.maximum(grid.age, 0))))
+    unit = recording.config.aggr_us / 1e6
+    ages = np.minimum(_ABSENT - 1, np.rint(_AGE_STEPS * np.log2(1 + np.maximum(grid.age, 0) / unit)))
     return {
         "seconds": float(columns.edges[-1] - columns.edges[0]),
         "columns": len(columns),
-        "aggr_seconds": recording.config.aggr_us / 1e6,
+        "age_unit": unit,
         "levels": levels,
         "ages": _packed(np.where(grid.age < 0, _ABSENT, ages).astype(np.uint8)),
         "age_steps": _AGE_STEPS,

@@ -17,6 +17,7 @@ from kdamon_tools.reporters.areas import choose_areas, line_size, monitored_rang
 from kdamon_tools.snapshot import Range, Recording
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views.grid import Grid, columns_of, grid_of
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import profile_of
 
 __all__ = ["LEVELS", "Scene", "Text", "scene_of"]
@@ -76,7 +77,7 @@ def scene_of(recording: Recording) -> Scene:
     if config.ranges:
         areas = monitored_ranges(profile)
     else:
-        total = sum(snapshot.merged for snapshot in recording.snapshots)
+        total = sum(weight_of(snapshot, config) for snapshot in recording.snapshots)
         areas = choose_areas(profile, total, config, _LINES // 4)
     columns = columns_of(recording, (_WIDTH - _LEFT - _RIGHT) // _COLUMN)
     line = line_size(areas, _LINES)
@@ -84,7 +85,7 @@ def scene_of(recording: Recording) -> Scene:
     rows = np.array([row for of_area in spans for row in of_area], np.uint64)
     grid = grid_of(columns.snapshots, rows, config)
     rest = rests_of(profile, areas, config, together=True)[-1]
-    scene = Scene(_WIDTH, _TOP + _MAP + _BOTTOM + (18 if rest else 0), subject_of(recording))
+    scene = Scene(_WIDTH, _TOP + _MAP + _BOTTOM + (18 if rest else 0), readable(subject_of(recording)))
     scene.texts.append(Text(16, 26, _short(subject_of(recording), _WIDTH - 32, 9.0), size=16, bold=True))
     scene.texts.append(Text(16, 44, _short(description_of(recording), _WIDTH - 32, _SMALL), size=11, faint=True))
     _legend(scene)

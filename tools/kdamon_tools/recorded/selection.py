@@ -11,10 +11,9 @@ from attrs import evolve, frozen
 from kdamon import Record
 from kdamon.arrays import Records
 from kdamon.monitoring.config import Range
-from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Snapshot
 
-__all__ = ["NamesOverTime", "Selection", "clipped", "select"]
+__all__ = ["Selection", "clipped", "select"]
 
 
 @frozen(eq=False)
@@ -98,19 +97,3 @@ def _touching(rows: Records, ranges: Sequence[Range]) -> Records:
     bounds = np.array(ranges, np.uint64)
     first = np.searchsorted(bounds[:, 1], rows["start"], side="right")
     return rows[first < np.searchsorted(bounds[:, 0], rows["end"], side="left")]
-
-
-class NamesOverTime:
-    """What lies where in a record, at times that ascend."""
-
-    def __init__(self, record: Record) -> None:
-        self._tables = record.name_tables()
-        self._table = next(self._tables, NameTable())
-        self._next = next(self._tables, None)
-
-    def at(self, time: float) -> NameTable:
-        """The names at ``time``, or the first ones if it is before those; none where none are recorded."""
-        while self._next is not None and self._next.time <= time:
-            self._table = self._next
-            self._next = next(self._tables, None)
-        return self._table

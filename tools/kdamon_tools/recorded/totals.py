@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from attrs import astuple, evolve, fields_dict
+from attrs import asdict, astuple, evolve, fields_dict
 
+import kdamon
 from kdamon import Record
 from kdamon.mm import Observed, Resident
 from kdamon.monitoring.use import WINDOWS, LookCounts, MemoryUse, WindowUse, estimate
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Counters
 
-__all__ = ["counters_of"]
+__all__ = ["added", "counters_of"]
 
 
 def counters_of(chosen: Selection) -> Counters:
@@ -67,6 +68,15 @@ def _stored_use(found: Any) -> MemoryUse | None:
             return None
         windows.append(WindowUse(**sizes | {"seconds": seconds}))
     return MemoryUse(_number(found.get("time")) or 0.0, resident, tuple(windows))
+
+
+def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:
+    """What was counted between two readings; what is no total is as it was at the second one."""
+    earlier, later = (
+        {name: value for name, value in asdict(one, recurse=False).items() if value is not None}
+        for one in (before, after)
+    )
+    return Counters(**_part(earlier, later, 1.0))
 
 
 def _counters(found: dict[str, Any]) -> Counters:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from kdamon.arrays import F64Array, Mask, U64Array
+from kdamon.arrays import F64Array, Mask, U64Array, distinct
 from kdamon.kernel import PAGE_SIZE
 from kdamon_tools.reporters.rest import describe_rest
 from kdamon_tools.snapshot import Config, Range
@@ -29,14 +29,14 @@ def monitored_ranges(profile: Profile) -> list[Range]:
     return _ranges_where(profile.edges, profile.covered > 0.5)
 
 
-def choose_areas(profile: Profile, total: int, config: Config, most: int) -> list[Range]:
+def choose_areas(profile: Profile, total: float, config: Config, most: int) -> list[Range]:
     """The addresses to show, in order and disjoint, at most ``most`` ranges.
 
     Memory is shown if it was hot for some time, or accessed or unknown during a noticeable share of the run, with some
     of its surroundings; without any such memory everything is shown. If there are more ranges than lines, hot ones come
     first, then those with most accessed bytes.
 
-    :param total: aggregations of the recording.
+    :param total: how long the recording is, as :attr:`Profile.covered` counts.
     """
     possible = config.max_nr_accesses * total
     long_unknown = (profile.covered >= _LONG * total) & _mostly_unknown(profile, config)
@@ -134,7 +134,7 @@ def rests_of(profile: Profile, drawn: list[Range], config: Config, *, together: 
     :param together: the last description covers all of it.
     """
     bounds = np.array(drawn, np.uint64)
-    edges = np.unique(np.concatenate([profile.edges, bounds.ravel()]))
+    edges = distinct(np.concatenate([profile.edges, bounds.ravel()]))
     starts, ends = edges[:-1], edges[1:]
     # The profile's piece that each one belongs to, and the numbers of ranges that begin and end before its end.
     piece = np.searchsorted(profile.edges, starts, side="right") - 1

@@ -18,6 +18,7 @@ from kdamon_tools.reporters.shades import ABSENT, UNKNOWN, legend, level_of, pai
 from kdamon_tools.snapshot import Config, Range, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views.grid import columns_of, grid_of
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import Profile, profile_of
 
 __all__ = ["areas_of", "render_heatmap"]
@@ -53,6 +54,7 @@ def render_heatmap(
     colour: bool = False,
     show_legend: bool = True,
     areas: list[Range] | None = None,
+    until_now: bool = False,
 ) -> str:
     """The recording as a picture: a line is a range of addresses, a column a span of time.
 
@@ -62,6 +64,7 @@ def render_heatmap(
     :param width: maximum columns of a line, at least 28.
     :param height: maximum lines of addresses, at least 4; up to half as many more may describe memory not drawn.
     :param areas: what to draw, as :func:`areas_of` chose it for another recording.
+    :param until_now: monitoring goes on, so that times are counted back from now.
     """
     snapshots = recording.snapshots
     if not any(len(snapshot.regions) for snapshot in snapshots):
@@ -88,7 +91,7 @@ def render_heatmap(
             line = f"{start:{room.label - 2}x}  {paint(next(cells), colour)}"
             lines.append(f"{line}  {name}" if (name := next(named)) else line.rstrip())
     lines += _rest_lines(rests[-1], width, False, room.label)
-    lines.append(" " * room.label + _time_axis(recording.seconds, len(columns)))
+    lines.append(" " * room.label + _time_axis(recording.seconds, len(columns), until_now))
     if show_legend:
         lines += legend(colour, width)
     return "\n".join(lines)
@@ -131,7 +134,7 @@ def _choose(recording: Recording, profile: Profile, height: int) -> list[Range]:
     if recording.config.ranges:
         # Selected addresses are all drawn, and at the same place in all pictures.
         return monitored_ranges(profile)
-    total = sum(snapshot.merged for snapshot in recording.snapshots)
+    total = sum(weight_of(snapshot, recording.config) for snapshot in recording.snapshots)
     return choose_areas(profile, total, recording.config, height)
 
 
@@ -165,13 +168,13 @@ def _rest_lines(rest: str, width: int, separates: bool, label: int) -> list[str]
     return textwrap.wrap(text, max(20, width), initial_indent="... ", subsequent_indent="    ")
 
 
-def _time_axis(seconds: float, columns: int) -> str:
+def _time_axis(seconds: float, columns: int, until_now: bool = False) -> str:
     """Times below the columns: the start, the end, and the middle where there is room."""
-    end = format_seconds(seconds)
-    axis = list(" " * max(columns, len(end) + 4))
-    axis[:3] = "0 s"
+    start, end = ("0 s", format_seconds(seconds)) if not until_now else (f"-{format_seconds(seconds)}", "now")
+    axis = list(" " * max(columns, len(start) + len(end) + 1))
+    axis[: len(start)] = start
     if columns >= 30:
-        middle = format_seconds(seconds / 2)
+        middle = f"{'-' if until_now else ''}{format_seconds(seconds / 2)}"
         axis[columns // 2 : columns // 2 + len(middle)] = middle
     axis[len(axis) - len(end) :] = end
     return "".join(axis)

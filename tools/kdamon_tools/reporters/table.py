@@ -23,6 +23,7 @@ from kdamon_tools.reporters.unknown import explain_unknown
 from kdamon_tools.reporters.use import render_use, render_use_lines
 from kdamon_tools.snapshot import Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
+from kdamon_tools.views.measures import aggr_seconds
 from kdamon_tools.views.regions import HOT
 
 __all__ = ["render_line", "render_summary", "render_table", "summarize"]
@@ -78,8 +79,8 @@ def render_table(
                 break
     shown = snapshot.regions[chosen]
     parts = names.parts_of(shown) if names is not None else [[] for _ in shown]
-    aggr_us = snapshot.aggr_us or config.aggr_us
-    lines += [layout.line(region, config, aggr_us, colour, of) for region, of in zip(shown, parts, strict=True)]
+    interval = aggr_seconds(snapshot, config)
+    lines += [layout.line(region, config, interval, colour, of) for region, of in zip(shown, parts, strict=True)]
     return "\n".join((lines + rest + explained)[: max(1, height)])
 
 
@@ -110,19 +111,19 @@ class _Layout:
         indent = " " * (self._start + 2 if self._age else 0)
         return textwrap.wrap(text, self._width, initial_indent=indent, subsequent_indent=indent)
 
-    def line(self, region: np.void, config: Config, aggr_us: int, colour: bool, parts: list[Part]) -> str:
-        """A row of :data:`kdamon_tools.snapshot.REGION`, whose age counts ``aggr_us``.
+    def line(self, region: np.void, config: Config, interval: float, colour: bool, parts: list[Part]) -> str:
+        """A row of :data:`kdamon_tools.snapshot.REGION`, whose age counts ``interval``, seconds.
 
         :param parts: what lies there.
         """
-        share = min(1.0, float(region["nr_accesses"]) / config.max_nr_accesses)
+        share = min(1.0, float(region["mean_accesses"]) / config.max_nr_accesses)
         unknown = min(1.0, float(region["nr_unknown"]) / config.max_nr_accesses)
         filled = max(1, round(share * self._bar))
         character = UNKNOWN if unknown > 0.5 else level_of(share)
         bar = paint(character * filled, colour and character in LEVELS) + " " * (self._bar - filled)
         start, end = int(region["start"]), int(region["end"])
         columns = [f"{start:{self._start}x}", f"{format_bytes(end - start):>10}", f"{bar} {share:4.0%}"]
-        columns += [f"{format_seconds(int(region['age']) * aggr_us / 1e6):>10}"] if self._age else []
+        columns += [f"{format_seconds(int(region['age']) * interval):>10}"] if self._age else []
         if self._name:
             columns += [f"{unknown:7.0%}" if unknown else " " * 7] if self._unknown else []
             columns += [fitting(parts, self._name)]
@@ -147,7 +148,7 @@ class _NamedLayout(_Layout):
 
 
 def _shares(snapshot: Snapshot, config: Config) -> F64Array:
-    return snapshot.regions["nr_accesses"].astype(np.float64) / config.max_nr_accesses
+    return snapshot.regions["mean_accesses"].astype(np.float64) / config.max_nr_accesses
 
 
 def _choose(snapshot: Snapshot, config: Config, room: int) -> Mask:
@@ -226,7 +227,10 @@ def render_summary(recording: Recording, *, width: int = 80) -> str:
         lines.append(f"{what:<34}{format_bytes(counters.never_mapped):>10}  of the {format_bytes(size)} of the ranges")
     if counters.sparse:
         covered, populated = map(format_bytes, counters.sparse)
-        lines.append(f"the regions covered {covered}, of which {populated} were populated: hardly any access was found")
+        remedy = "use --vaddr-regions mappings" if config.vaddr_regions == "kernel" else "raise --max-regions"
+        lines.append(
+            f"the regions covered {covered}, of which {populated} were populated: hardly any access was found; {remedy}"
+        )
     if (unsampled_s := figures["unsampled_seconds"] or 0.0) > max(_NOTABLE_S, _NOTABLE_AGGRS * config.aggr_us / 1e6):
         unsampled = format_seconds(unsampled_s)
         lines.append(f"nothing was sampled for           {unsampled:>10}  of the {format_seconds(recording.seconds)}")

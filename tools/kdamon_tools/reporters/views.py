@@ -16,13 +16,15 @@ from kdamon_tools.reporters.names import shortened, visible
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views import report_of
-from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.table import Column, Kind, Order, Report, Table, number_or_none
 
-__all__ = ["REPORT", "cell_text", "render_csv", "render_report", "render_report_json", "render_view"]
+__all__ = ["REPORT", "cell_text", "render_csv", "render_fitting", "render_report", "render_report_json", "render_view"]
 
 #: Name and version of the schema.
 REPORT: Final = "kdamon.report/1"
 _UNKNOWN: Final = "unknown"
+#: A change from nothing, which has no share.
+_NEW: Final = "new"
 #: Columns of a figure; of a name, at least.
 _CELL: Final = 11
 _LEAST_NAME: Final = 16
@@ -34,6 +36,8 @@ def cell_text(value: Any, kind: Kind, raw: bool = False) -> str:
     """A value as text: one line, whatever a name contains."""
     if value is None:
         return _UNKNOWN
+    if number_or_none(value) is None:
+        return _NEW
     if kind is Kind.TEXT:
         return visible(str(value))
     if kind is Kind.ADDRESS:
@@ -42,14 +46,22 @@ def cell_text(value: Any, kind: Kind, raw: bool = False) -> str:
         return str(value)
     if kind is Kind.BYTES:
         return format_bytes(value)
-    return format_seconds(value) if kind is Kind.SECONDS else f"{100 * value:.1f}%"
+    return format_seconds(value) if kind is Kind.SECONDS else f"{100 * value:z.1f}%"
 
 
-def render_report(report: Report, *, width: int | None = None, height: int | None = None, raw: bool = False) -> str:
+def render_report(
+    report: Report,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    all_names: bool = False,
+    raw: bool = False,
+) -> str:
     """Figures, tables and notes.
 
     :param width: maximum columns of a line; None: names are whole.
     :param height: maximum rows of a table that has ranks or a course of time, at least 2; None: all.
+    :param all_names: all rows of a table that has ranks, whatever the height.
     :param raw: numbers as in JSON, instead of with units.
     """
     sentences = width or 80
@@ -64,33 +76,35 @@ def render_report(report: Report, *, width: int | None = None, height: int | Non
             if title and (value is not None or kind is not Kind.TEXT)
         ]
         parts += ["\n".join(cut(line, width) for line in lines)] if lines else []
-    parts += [_table(table, width, height, raw) for table in report.tables]
+    for table in report.tables:
+        rows = None if all_names and table.order is Order.RANK else height
+        parts.append(_table(table, width, rows, raw))
     parts += ["\n".join(textwrap.wrap(visible(note), sentences, subsequent_indent="  ")) for note in report.notes]
     return "\n\n".join(parts)
 
 
-def render_view(
-    view: str,
-    recording: Recording,
-    width: int | None,
-    height: int | None,
-    *,
-    at: float | None = None,
-    json: bool = False,
-    raw: bool = False,
-) -> str:
+def render_view(view: str, recording: Recording, width: int | None, height: int | None, *, json: bool = False) -> str:
     """A view of a recording that has snapshots, as text for a terminal, or as JSON.
 
-    :param view: as for :func:`kdamon_tools.views.report_of`, and ``at``, too.
+    :param view: as for :func:`kdamon_tools.views.report_of`.
     :param width: columns of the terminal; None: there is none, so that names are whole and tables long.
     :param height: its lines.
     """
-    report = report_of(view, recording, at)
-    if json:
-        return render_report_json(report, recording.origin)
+    report = report_of(view, recording)
+    return render_report_json(report, recording.origin) if json else render_fitting(report, width, height)
+
+
+def render_fitting(
+    report: Report, width: int | None, height: int | None, *, all_names: bool = False, raw: bool = False
+) -> str:
+    """A view as text for a terminal, see :func:`render_report`.
+
+    :param width: its columns; None: there is none.
+    :param height: its lines.
+    """
     facts = sum(bool(title) for _, title, _, _ in report.facts)
     rows = _MOST_ROWS if height is None else max(2, height - 4 - facts - 2 * len(report.notes))
-    return render_report(report, width=width, height=rows // max(1, len(report.tables)), raw=raw)
+    return render_report(report, width=width, height=rows // max(1, len(report.tables)), all_names=all_names, raw=raw)
 
 
 def _table(table: Table, width: int, height: int | None, raw: bool) -> str:
@@ -175,4 +189,4 @@ def render_csv(report: Report) -> str:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, str):
         return cell_of(value)
-    return "" if value is None else value
+    return "" if number_or_none(value) is None else value

@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, Indexes, Mask, U64Array
+from kdamon.arrays import F64Array, Indexes, Mask, U64Array, distinct
 from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Config, Snapshot
-from kdamon_tools.views.regions import shares_of
+from kdamon_tools.views.measures import shares_of, weight_of
 
 __all__ = ["Axis", "axis_of"]
 
@@ -46,9 +46,9 @@ def axis_of(snapshots: list[Snapshot], config: Config, names: NameTable | None, 
     """
     edges, covered, jumps = _borders(snapshots, config)
     segments = _segments(edges, covered, max(1, most // _PART_FOR_BORDERS))
-    kept = np.unique(segments.ravel())
+    kept = distinct(segments.ravel())
     if names is not None:
-        of_names = np.unique(np.stack([names.rows["start"], names.rows["end"]]))
+        of_names = distinct(np.stack([names.rows["start"], names.rows["end"]]))
         of_names = of_names[(of_names > edges[0]) & (of_names < edges[-1])]
         if len(of_names) <= most // _PART_FOR_BORDERS:
             kept = np.union1d(kept, of_names)
@@ -77,7 +77,9 @@ def _borders(snapshots: list[Snapshot], config: Config) -> tuple[U64Array, Mask,
             continue
         starts = np.concatenate([snapshot.regions["start"] for snapshot in part])
         ends = np.concatenate([snapshot.regions["end"] for snapshot in part])
-        weights = np.repeat([float(snapshot.merged) for snapshot in part], [len(snapshot.regions) for snapshot in part])
+        weights = np.repeat(
+            [weight_of(snapshot, config) for snapshot in part], [len(snapshot.regions) for snapshot in part]
+        )
         shares = weights * np.concatenate([shares_of(snapshot, config) for snapshot in part])
         # Regions of one snapshot touch, or they have a gap; the next snapshot begins below.
         touching = ends[:-1] == starts[1:]
@@ -115,4 +117,4 @@ def _quantiles(weights: F64Array, count: int) -> U64Array:
     """The places at which ``count`` equal parts of the sum of ``weights`` end, ascending."""
     sums = np.cumsum(weights)
     targets = (np.arange(count) + 0.5) / count * sums[-1]
-    return np.unique(np.minimum(np.searchsorted(sums, targets), len(weights) - 1))
+    return distinct(np.minimum(np.searchsorted(sums, targets), len(weights) - 1))

@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 from attrs import frozen
 
-from kdamon.arrays import F64Array, U64Array
+from kdamon.arrays import F64Array, U64Array, distinct
 from kdamon_tools.defaults import FIGURES
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.views.grid import NEGLIGIBLE
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.profile import profile_of
 from kdamon_tools.views.regions import NO_NAME, Named, idle_seconds, kinds_of
 from kdamon_tools.views.resident import known_snapshots
@@ -137,7 +138,7 @@ def difference_view(before: Recording, after: Recording) -> Report:
             figure.before,
             figure.after,
             figure.change,
-            _finite(figure.share),
+            None if figure.share is None else round(figure.share, 6),
             figure.spread,
         )
         for figure in figures_of(before, after).values()
@@ -156,10 +157,6 @@ def difference_view(before: Recording, after: Recording) -> Report:
             "only B: in one of them; at addresses that were accessed in at least 1% of the samples",
         ),
     )
-
-
-def _finite(share: float | None) -> float | None:
-    return None if share is None or np.isinf(share) else round(share, 6)
 
 
 @frozen(eq=False)
@@ -192,12 +189,12 @@ def _by_name(before: Recording, after: Recording) -> tuple[tuple[Any, ...], ...]
 def _means(recording: Recording) -> dict[str, tuple[int, int]]:
     """Accessed and hot bytes by name, means over time."""
     named = Named(recording.names)
-    sums, weight = np.zeros((4, len(named.names))), 0
+    sums, weight = np.zeros((4, len(named.names))), 0.0
     for snapshot in recording.snapshots:
-        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, recording.config))
-        weight += snapshot.merged
+        sums += weight_of(snapshot, recording.config) * named.sums(snapshot, kinds_of(snapshot, recording.config))
+        weight += weight_of(snapshot, recording.config)
     found: dict[str, tuple[int, int]] = {}
-    for name, hot, warm in zip(map(_key, named.names), *np.rint(sums[:2] / max(1, weight)), strict=True):
+    for name, hot, warm in zip(map(_key, named.names), *np.rint(sums[:2] / (weight or 1.0)), strict=True):
         accessed, of_hot = found.get(name, (0, 0))
         found[name] = accessed + int(hot + warm), of_hot + int(hot)
     return found
@@ -216,7 +213,7 @@ def _places(recording: Recording) -> dict[str, _Places]:
     possible = recording.config.max_nr_accesses * np.maximum(profile.covered, 1)
     used = profile.accesses >= NEGLIGIBLE * possible
     table = recording.names
-    edges = np.unique(np.concatenate([profile.edges, table.rows["start"], table.rows["end"]]))
+    edges = distinct(np.concatenate([profile.edges, table.rows["start"], table.rows["end"]]))
     starts, ends = edges[:-1], edges[1:]
     row = np.searchsorted(table.rows["start"], starts, side="right") - 1
     inside = (row >= 0) & (ends <= table.rows["end"][np.maximum(row, 0)])
@@ -245,7 +242,7 @@ def _places(recording: Recording) -> dict[str, _Places]:
 
 def _overlap(one: _Places | None, other: _Places | None) -> tuple[int, int, int]:
     """Bytes that were accessed in both, in the first only, and in the second only."""
-    edges = np.unique(np.concatenate([np.zeros(1, np.uint64), *(part.edges for part in (one, other) if part)]))
+    edges = distinct(np.concatenate([np.zeros(1, np.uint64), *(part.edges for part in (one, other) if part)]))
     sizes = np.diff(edges)
     used = [_used_at(part, edges[:-1]) for part in (one, other)]
     parts = (used[0] & used[1], used[0] & ~used[1], used[1] & ~used[0])

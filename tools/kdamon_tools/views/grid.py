@@ -11,6 +11,7 @@ from attrs import frozen
 
 from kdamon.arrays import F64Array, Mask, U64Array
 from kdamon_tools.snapshot import Config, Recording, Snapshot
+from kdamon_tools.views.measures import aggr_seconds, shares_of, weight_of
 
 __all__ = ["NEGLIGIBLE", "Columns", "Grid", "bytes_in", "columns_of", "grid_of"]
 
@@ -42,11 +43,11 @@ class Grid:
     Sums, so that columns can be joined: :meth:`joined`.
 
     :ivar rows: start and end (exclusive) of each row, bytes, shape (rows, 2).
-    :ivar covered: aggregations in which the row was monitored, each times its monitored bytes.
+    :ivar covered: how long the row was monitored, as :func:`weight_of` counts, each times its monitored bytes.
     :ivar unknown: the same of bytes that were mostly unknown.
-    :ivar hottest: sum over the aggregations of the share, 0 to 1, of the hottest known region in the row.
-    :ivar known: aggregations in which there was a known region.
-    :ivar age: the age, in aggregation intervals, of the hottest known region at the column's end; -1 without one.
+    :ivar hottest: sum over this time of the share, 0 to 1, of the hottest known region in the row.
+    :ivar known: how long there was a known region.
+    :ivar age: the age, seconds, of the hottest known region at the column's end; -1 without one.
     """
 
     rows: U64Array
@@ -112,7 +113,7 @@ def grid_of(columns: Sequence[Sequence[Snapshot]], rows: U64Array, config: Confi
         for snapshot in snapshots:
             if len(snapshot.regions):
                 values, age = _measure(snapshot, rows, config)
-                sums[:, :, column] += snapshot.merged * values
+                sums[:, :, column] += weight_of(snapshot, config) * values
                 ages[:, column] = age
     return Grid(rows, sums[0], sums[1], sums[2], sums[3], ages)
 
@@ -125,7 +126,7 @@ def _measure(snapshot: Snapshot, rows: U64Array, config: Config) -> tuple[F64Arr
     """
     regions = snapshot.regions
     known = regions["nr_unknown"] <= 0.5 * config.max_nr_accesses
-    shares = np.minimum(1.0, regions["nr_accesses"] / config.max_nr_accesses)
+    shares = shares_of(snapshot, config)
     # Share and age in one number: the maximum is the age of the hottest region. -1 is unknown, as is the region that
     # is added to make every end an index.
     both = np.rint(shares * _SHARE_STEPS).astype(np.int64) << 32 | regions["age"]
@@ -137,8 +138,8 @@ def _measure(snapshot: Snapshot, rows: U64Array, config: Config) -> tuple[F64Arr
     covered = bytes_in(snapshot, rows, np.ones(len(regions)))
     unknown = bytes_in(snapshot, rows, (~known).astype(np.float64))
     share = np.where(sampled, (hottest >> 32) / _SHARE_STEPS, 0.0)
-    age = np.where(sampled, hottest & 0xFFFFFFFF, -1)
-    return np.stack([covered, unknown, share, sampled]), age.astype(np.float64)
+    age = np.where(sampled, (hottest & 0xFFFFFFFF) * aggr_seconds(snapshot, config), -1.0)
+    return np.stack([covered, unknown, share, sampled]), age
 
 
 def bytes_in(snapshot: Snapshot, rows: U64Array, factors: F64Array) -> F64Array:

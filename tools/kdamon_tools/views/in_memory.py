@@ -13,6 +13,7 @@ from kdamon.monitoring.use import ACCESSED, CAME, IDLE, UNKNOWN, WINDOWS
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_bytes, format_seconds
 from kdamon_tools.views import resident
+from kdamon_tools.views.measures import weight_of
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
 from kdamon_tools.views.resident import ResidentNames, known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
@@ -85,11 +86,12 @@ def where_in_memory(recording: Recording) -> Report:
     """A row for each name: bytes in memory, and of these hot, warm, cold and unknown ones, on average."""
     config, snapshots = recording.config, known_snapshots(recording)
     named, mapped = ResidentNames(recording.names), Named(recording.names)
-    sums, sizes, weight = np.zeros((4, len(resident.KINDS), len(named.names))), np.zeros(len(named.names)), 0
+    sums, sizes, weight = np.zeros((4, len(resident.KINDS), len(named.names))), np.zeros(len(named.names)), 0.0
     for snapshot in snapshots:
-        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, config))
-        sizes += snapshot.merged * mapped.sums(snapshot, np.ones((1, len(snapshot.regions))))[0]
-        weight += snapshot.merged
+        of_snapshot = weight_of(snapshot, config)
+        sums += of_snapshot * named.sums(snapshot, kinds_of(snapshot, config))
+        sizes += of_snapshot * mapped.sums(snapshot, np.ones((1, len(snapshot.regions))))[0]
+        weight += of_snapshot
     means, sizes = np.rint(sums / weight), np.rint(sizes / weight)
     heat = means[:, resident.ANON] + means[:, resident.FILE]
     heat[3] += means[:, resident.UNKNOWN].sum(axis=0)

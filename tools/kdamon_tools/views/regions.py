@@ -12,19 +12,23 @@ from kdamon.names.table import NameTable
 from kdamon_tools.snapshot import Config, Recording, Snapshot
 from kdamon_tools.units import format_seconds
 from kdamon_tools.views.grid import bytes_in
+from kdamon_tools.views.measures import ages_of, shares_of
 from kdamon_tools.views.table import Column, Kind, Report, Table
 
-__all__ = ["HOT", "NO_NAME", "Named", "idle_seconds", "kinds_of", "regions_view", "shares_of", "unknown_in"]
+__all__ = [
+    "HOT",
+    "NO_NAME",
+    "Named",
+    "idle_seconds",
+    "kinds_of",
+    "regions_view",
+    "unknown_in",
+]
 
 #: Memory that was accessed in at least this share of the sampling intervals is hot.
 HOT: Final = 0.5
 #: The name of memory that has none.
 NO_NAME: Final = "[unnamed]"
-
-
-def shares_of(snapshot: Snapshot, config: Config) -> F64Array:
-    """The share, 0 to 1, of the sampling intervals in which each region was accessed."""
-    return np.minimum(1.0, snapshot.regions["nr_accesses"].astype(np.float64) / config.max_nr_accesses)
 
 
 def unknown_in(snapshot: Snapshot, config: Config) -> Mask:
@@ -42,12 +46,6 @@ def kinds_of(snapshot: Snapshot, config: Config) -> F64Array:
     hot = (shares_of(snapshot, config) >= HOT) & ~unknown
     warm = (snapshot.regions["nr_accesses"] >= 1) & ~hot & ~unknown
     return np.stack([hot, warm, ~(hot | warm | unknown), unknown]).astype(np.float64)
-
-
-def ages_of(snapshot: Snapshot, config: Config) -> F64Array:
-    """The age of each region, seconds, shape (n,)."""
-    # In microseconds it is too large for the integers of the table after 71 minutes.
-    return snapshot.regions["age"].astype(np.float64) * config.aggr_us / 1e6
 
 
 def idle_seconds(snapshot: Snapshot, config: Config) -> F64Array:

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 from attrs import field, frozen
 
-__all__ = ["Column", "Kind", "Order", "Report", "Table"]
+__all__ = ["Column", "Kind", "Order", "Report", "Table", "number_or_none"]
+
+
+def number_or_none(value: Any) -> Any:
+    """``value`` for JSON and CSV, which have no infinite numbers."""
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 class Kind(StrEnum):
@@ -17,7 +23,7 @@ class Kind(StrEnum):
 
     BYTES = "bytes"
     SECONDS = "seconds"
-    #: 0 to 1.
+    #: 0 to 1, or of a change; infinite where there was nothing before.
     SHARE = "share"
     COUNT = "count"
     ADDRESS = "address"
@@ -71,7 +77,7 @@ class Table:
     def records(self) -> list[dict[str, Any]]:
         """The rows as objects."""
         keys = [column.key for column in self.columns]
-        return [dict(zip(keys, row, strict=True)) for row in self.rows]
+        return [dict(zip(keys, map(number_or_none, row), strict=True)) for row in self.rows]
 
 
 @frozen

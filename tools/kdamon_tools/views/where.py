@@ -11,9 +11,11 @@ from attrs import evolve
 from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_seconds
 from kdamon_tools.views.in_memory import idle_in_memory, where_in_memory
+from kdamon_tools.views.measures import ages_of, aggr_seconds, weight_of
 from kdamon_tools.views.regions import HOT, Named, idle_seconds, kinds_of
 from kdamon_tools.views.resident import known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
+from kdamon_tools.views.written import Written
 
 __all__ = ["IDLE_FOR", "idle_view", "where_view"]
 
@@ -30,22 +32,29 @@ _WHERE: Final = (
     Column("unknown_bytes", "unknown", Kind.BYTES, optional=1),
     Column("idle_seconds", "idle for", Kind.SECONDS),
 )
+_ABOUT_WRITTEN: Final = "written: the part of it that was written in an aggregation interval, unknown memory left out"
+_WRITTEN: Final = Column("written_share", "written", Kind.SHARE)
 
 
 def where_view(recording: Recording) -> Report:
     """A row for each name: bytes that were hot, warm, cold and unknown, on average, and how long all of it was idle.
 
-    Bytes are of what was in memory, where that is known, else of what is mapped.
+    Also how much of it was written, if the recording knows. Bytes are of what was in memory, where that is known, else
+    of what is mapped.
     """
     if known_snapshots(recording):
         return where_in_memory(recording)
     named = Named(recording.names)
     config = recording.config
-    sums, weight = np.zeros((4, len(named.names))), 0
+    sums, weight = np.zeros((4, len(named.names))), 0.0
+    writes = Written(recording, named)
     for snapshot in recording.snapshots:
-        sums += snapshot.merged * named.sums(snapshot, kinds_of(snapshot, config))
-        weight += snapshot.merged
-    means = np.rint(sums / max(1, weight))
+        of_snapshot = named.sums(snapshot, kinds_of(snapshot, config))
+        writes.add(snapshot, of_snapshot)
+        sums += weight_of(snapshot, config) * of_snapshot
+        weight += weight_of(snapshot, config)
+    means = np.rint(sums / (weight or 1.0))
+    written = writes.shares()
     idle = np.full(len(named.names), np.nan)
     if recording.snapshots:
         last = recording.snapshots[-1]
@@ -60,9 +69,16 @@ def where_view(recording: Recording) -> Report:
         if means[:, place].sum() > 0
     ]
     rows = tuple(
-        (named.names[place], int(means[:, place].sum()), *map(int, means[:, place]), _known(idle[place]))
+        (
+            named.names[place],
+            int(means[:, place].sum()),
+            *map(int, means[:, place]),
+            *(() if written is None else (written[place],)),
+            _known(idle[place]),
+        )
         for place in order
     )
+    columns = _WHERE if written is None else (*_WHERE[:-1], _WRITTEN, _WHERE[-1])
     kinds = means.sum(axis=1).astype(int).tolist()
     return Report(
         "where",
@@ -73,11 +89,12 @@ def where_view(recording: Recording) -> Report:
                 for key, size in zip(("hot", "warm", "cold", "unknown"), kinds, strict=True)
             ),
         ),
-        (Table("names", _WHERE, rows, "names", Order.RANK),),
+        (Table("names", columns, rows, "names", Order.RANK),),
         (
             f"average of {format_seconds(recording.seconds)}: hot was accessed in at least {HOT:.0%} of the samples of "
             "an aggregation interval, warm in fewer, cold in none; idle for: how long none of it was accessed, at the "
             f"end; {_MAPPED}",
+            *(() if written is None else (_ABOUT_WRITTEN,)),
             *_about_names(recording),
         ),
     )
@@ -94,7 +111,7 @@ def _about_names(recording: Recording) -> tuple[str, ...]:
 def idle_view(recording: Recording) -> Report:
     """Bytes that were not accessed for at least some times, by name, at the end of the recording."""
     config = recording.config
-    covered = max(recording.seconds, _oldest(recording)) + config.aggr_us / 1e6
+    covered = max(recording.seconds, _oldest(recording)) + _last_interval(recording)
     times = [seconds for seconds in IDLE_FOR if seconds <= covered]
     notes = []
     if len(times) < len(IDLE_FOR):
@@ -140,7 +157,11 @@ def _oldest(recording: Recording) -> float:
     """The age of the oldest region at the end, seconds: a part of a run knows what was before it."""
     if not recording.snapshots or not len(recording.snapshots[-1].regions):
         return 0.0
-    return float(recording.snapshots[-1].regions["age"].max()) * recording.config.aggr_us / 1e6
+    return float(ages_of(recording.snapshots[-1], recording.config).max())
+
+
+def _last_interval(recording: Recording) -> float:
+    return aggr_seconds(recording.snapshots[-1], recording.config) if recording.snapshots else 0.0
 
 
 def _span(seconds: int) -> str:

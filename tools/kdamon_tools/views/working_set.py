@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from kdamon.arrays import F64Array
 from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
+from kdamon_tools.views.measures import aggr_seconds, weight_of
 from kdamon_tools.views.regions import kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
 from kdamon_tools.views.use import NOTE, USE_COLUMNS, is_watched, use_columns, use_facts
@@ -29,7 +30,7 @@ class Course:
     :ivar unknown: most samples could not be taken.
     :ivar monitored: all regions.
     :ivar resident: in memory then; NaN where that is not known.
-    :ivar weights: aggregations that each snapshot stands for.
+    :ivar weights: of each snapshot in means over time, see :func:`kdamon_tools.views.measures.weight_of`.
     :ivar cold: in memory and not accessed; NaN where that is not known.
     """
 
@@ -50,7 +51,7 @@ def course_of(recording: Recording) -> Course:
             [
                 snapshot.time - recording.started,
                 *(kinds_of(snapshot, recording.config) @ snapshot.sizes),
-                snapshot.merged,
+                weight_of(snapshot, recording.config),
                 _cold_in_memory(snapshot, recording.config),
             ]
             for snapshot in recording.snapshots
@@ -129,8 +130,9 @@ def wss_view(recording: Recording) -> Report:
 
 
 def _about(recording: Recording) -> str:
-    interval = recording.config.aggr_us / 1e6
-    return f"accessed: the regions that were seen accessed in an aggregation interval of {interval:g} s"
+    found = {aggr_seconds(snapshot, recording.config) for snapshot in recording.snapshots}
+    intervals = " to ".join(f"{seconds:.3g}" for seconds in sorted({min(found), max(found)})) if found else "?"
+    return f"accessed: the regions that were seen accessed in an aggregation interval of {intervals} s"
 
 
 def summary_view(recording: Recording) -> Report:
@@ -145,7 +147,7 @@ def summary_view(recording: Recording) -> Report:
         ("command", "command", Kind.TEXT, " ".join(config.command) or None),
         ("pid", "process", Kind.COUNT, config.pid or None),
         ("seconds", "monitored for", Kind.SECONDS, round(recording.seconds, 6)),
-        ("aggregations", "aggregations", Kind.COUNT, int(course.weights.sum())),
+        ("aggregations", "aggregations", Kind.COUNT, sum(snapshot.merged for snapshot in recording.snapshots)),
         *used,
         *(
             (
