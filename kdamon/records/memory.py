@@ -24,6 +24,8 @@ from kdamon.records.columns import MOST_BYTES, MOST_ROWS, Corrupt, pack_bytes, u
 __all__ = [
     "INSERT",
     "MemoryOverTime",
+    "ResidencyChanges",
+    "last_use",
     "look_rows",
     "looks_of",
     "residencies_of",
@@ -35,6 +37,10 @@ __all__ = [
 #: Rows of :data:`RESIDENT` in a row of the table ``residency`` at most.
 _AT_ONCE: Final = 1 << 16
 _WINDOW: Final = tuple(field.name for field in attrs.fields(WindowUse))
+#: Rows that are read at once.
+_PAGE: Final = 256
+#: Changes of what is in memory after which all of it is written again, so that readers need not begin at the first.
+_WHOLE: Final = 256
 #: Sentences that insert rows, by table.
 INSERT: Final = {
     "resident": "INSERT OR REPLACE INTO resident VALUES (?, ?, ?, ?)",
@@ -75,21 +81,30 @@ def use_rows(use: MemoryUse) -> _Rows:
         yield "windows", (time, *attrs.astuple(window))
 
 
-def uses_of(query: _Query, low: int, high: int) -> list[MemoryUse]:
+def uses_of(query: _Query, low: int, high: int) -> Iterator[MemoryUse]:
     """The estimates from ``low`` on and before ``high``, nanoseconds, oldest first."""
-    windows: dict[int, list[WindowUse]] = {}
     names = ", ".join(_WINDOW)
-    for time, seconds, *sizes in query(
-        f"SELECT time, {names} FROM windows WHERE time >= ? AND time < ? ORDER BY time, seconds", low, high
-    ):
-        windows.setdefault(time, []).append(WindowUse(float(seconds), *map(_size, sizes)))
-    found = []
-    for time, *sizes in query(
-        "SELECT time, anon, file, swapped FROM resident WHERE time >= ? AND time < ? ORDER BY time", low, high
-    ):
-        resident = None if None in sizes else Resident(*map(_size, sizes))
-        found.append(MemoryUse(time / 1e9, resident, tuple(windows.get(time, ()))))
-    return found
+    while True:
+        rows = query(
+            "SELECT time, anon, file, swapped FROM resident WHERE time >= ? AND time < ? ORDER BY time LIMIT ?",
+            *(low, high, _PAGE),
+        )
+        if not rows:
+            return
+        windows: dict[int, list[WindowUse]] = {}
+        between = f"SELECT time, {names} FROM windows WHERE time >= ? AND time <= ? ORDER BY time, seconds"
+        for time, seconds, *sizes in query(between, rows[0][0], rows[-1][0]):
+            windows.setdefault(time, []).append(WindowUse(float(seconds), *map(_size, sizes)))
+        for time, *sizes in rows:
+            resident = None if None in sizes else Resident(*map(_size, sizes))
+            yield MemoryUse(time / 1e9, resident, tuple(windows.get(time, ())))
+        low = rows[-1][0] + 1
+
+
+def last_use(query: _Query, time: int) -> int:
+    """When the last estimate until ``time`` was made, nanoseconds; ``time`` without any."""
+    found = query("SELECT max(time) FROM resident WHERE time <= ?", time)[0][0]
+    return time if found is None else int(found)
 
 
 def _size(value: Any) -> int:
@@ -116,43 +131,55 @@ def look_rows(looks: Records) -> _Rows:
     )
 
 
-def looks_of(query: _Query, low: int, high: int) -> Records:
-    """The looks whose windows ended from ``low`` on and before ``high``, nanoseconds."""
-    parts = [np.empty(0, LOOK)]
-    end = "began + seconds * 1e9"
-    rows = query(
-        f"SELECT began, seconds, bytes, pages, data FROM looks WHERE {end} >= ? AND {end} < ? ORDER BY id", low, high
-    )
-    for began, seconds, total, number, data in rows:
-        if not isinstance(number, int) or not 0 < number <= MOST_ROWS:
-            raise Corrupt("there are too many looks at pages")
-        octets = unpack_bytes(data, 9 * number)
-        answers: U8Array = np.frombuffer(octets[8 * number :], np.uint8)
-        part = np.zeros(number, LOOK)
-        part["addr"] = np.cumsum(_numbers(octets[: 8 * number]), dtype=np.uint64) << np.uint64(PAGE_SHIFT)
-        part["state"], part["kind"] = answers & np.uint8(15), answers >> np.uint8(4)
-        if (part["state"] > ABSENT).any() or (part["kind"] > FILE).any():
-            raise Corrupt("a look at a page has an unknown answer")
-        part["weight"], part["began"], part["window"] = _size(total) / number, began / 1e9, float(seconds)
-        parts.append(part)
-    return np.concatenate(parts)
+def looks_of(query: _Query, low: int, high: int) -> Iterator[Records]:
+    """The looks whose windows ended from ``low`` on and before ``high``, nanoseconds: an array for each row."""
+    last, end = 0, "began + seconds * 1e9"
+    while True:
+        rows = query(
+            "SELECT id, began, seconds, bytes, pages, data FROM looks "
+            f"WHERE id > ? AND {end} >= ? AND {end} < ? ORDER BY id LIMIT ?",
+            *(last, low, high, _PAGE),
+        )
+        if not rows:
+            return
+        for _, *row in rows:
+            yield _looks(*row)
+        last = rows[-1][0]
+
+
+def _looks(began: int, seconds: float, total: int, number: int, data: bytes) -> Records:
+    if not isinstance(number, int) or not 0 < number <= MOST_ROWS:
+        raise Corrupt("there are too many looks at pages")
+    octets = unpack_bytes(data, 9 * number)
+    answers: U8Array = np.frombuffer(octets[8 * number :], np.uint8)
+    looks = np.zeros(number, LOOK)
+    looks["addr"] = np.cumsum(_numbers(octets[: 8 * number]), dtype=np.uint64) << np.uint64(PAGE_SHIFT)
+    looks["state"], looks["kind"] = answers & np.uint8(15), answers >> np.uint8(4)
+    if (looks["state"] > ABSENT).any() or (looks["kind"] > FILE).any():
+        raise Corrupt("a look at a page has an unknown answer")
+    looks["weight"], looks["began"], looks["window"] = _size(total) / number, began / 1e9, float(seconds)
+    return looks
 
 
 # What is in memory.
 
 
 def residency_rows(before: Residency | None, now: Residency) -> _Rows:
-    """Tables and rows for how what is in memory changed."""
-    old = NO_RESIDENCY if before is None else before.rows
-    new = now.rows
-    same_old, same_new = _in_both(old, new)
-    gone, came = old[~same_old], new[~same_new]
-    if before is not None and not len(gone) and not len(came):
-        return
+    """Tables and rows for how what is in memory changed.
+
+    :param before: None: all of it is written.
+    """
+    gone, came = NO_RESIDENCY, now.rows
+    if before is not None:
+        same_old, same_new = _in_both(before.rows, now.rows)
+        gone, came = before.rows[~same_old], now.rows[~same_new]
+        if not len(gone) and not len(came):
+            return
     for first in range(0, max(len(gone), len(came), 1), _AT_ONCE):
         part = slice(first, first + _AT_ONCE)
-        starts = _octets(np.diff(gone["start"][part], prepend=np.uint64(0)))
-        yield "residency", (_ns(now.time), pack_bytes(starts), pack_bytes(_packed(came[part])))
+        starts = pack_bytes(_octets(np.diff(gone["start"][part], prepend=np.uint64(0))))
+        whole = before is None and not first
+        yield "residency", (_ns(now.time), None if whole else starts, pack_bytes(_packed(came[part])))
 
 
 def _in_both(old: Records, new: Records) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -186,24 +213,43 @@ def _unpacked(data: bytes) -> Records:
     return rows
 
 
-def residencies_of(query: _Query) -> Iterator[Residency]:
-    """What was in memory after each change, oldest first."""
-    rows, time, last = NO_RESIDENCY, None, 0
-    while True:
-        found = query("SELECT id, time, gone, new FROM residency WHERE id > ? ORDER BY id LIMIT 1", last)
-        if not found:
-            break
+def residencies_of(query: _Query, since: int) -> Iterator[Residency]:
+    """What was in memory after each change, oldest first, from the last one that is whole and not after ``since``."""
+    first = query("SELECT max(id) FROM residency WHERE gone IS NULL AND time <= ?", since)[0][0]
+    rows, time, last = NO_RESIDENCY, None, 0 if first is None else first - 1
+    while found := query("SELECT id, time, gone, new FROM residency WHERE id > ? ORDER BY id LIMIT 1", last):
         last, at, gone, new = found[0]
         if time is not None and at != time:
             yield _checked(time / 1e9, rows)
         time = at
-        starts = np.cumsum(_numbers(unpack_bytes(gone)), dtype=np.uint64)
-        rows = np.concatenate([rows[~np.isin(rows["start"], starts)], _unpacked(new)])
+        if gone is None:
+            rows = NO_RESIDENCY
+        else:
+            starts = np.cumsum(_numbers(unpack_bytes(gone)), dtype=np.uint64)
+            rows = rows[~np.isin(rows["start"], starts)]
+        rows = np.concatenate([rows, _unpacked(new)])
         rows = rows[np.argsort(rows["start"], kind="stable")]
         if rows.nbytes > 4 * MOST_BYTES:
             raise Corrupt("there is too much memory")
     if time is not None:
         yield _checked(time / 1e9, rows)
+
+
+class ResidencyChanges:
+    """Makes rows of each state of what is in memory; now and then all of it."""
+
+    def __init__(self) -> None:
+        self._before: Residency | None = None
+        self._changes = 0
+
+    def rows(self, now: Residency) -> _Rows:
+        """Tables and rows for ``now``."""
+        before = self._before if self._changes % _WHOLE else None
+        found = list(residency_rows(self._before, now))
+        if found or self._before is None:
+            yield from residency_rows(None, now) if before is None else iter(found)
+            self._changes += 1
+        self._before = now
 
 
 def _checked(time: float, rows: Records) -> Residency:
@@ -218,8 +264,8 @@ def _checked(time: float, rows: Records) -> Residency:
 class MemoryOverTime:
     """How much memory was in use, and what was in memory, at times that ascend."""
 
-    def __init__(self, uses: list[MemoryUse], residencies: Iterator[Residency]) -> None:
-        self._uses = iter(uses)
+    def __init__(self, uses: Iterator[MemoryUse], residencies: Iterator[Residency]) -> None:
+        self._uses = uses
         self._residencies = residencies
         self._use: MemoryUse | None = None
         self._residency: Residency | None = None

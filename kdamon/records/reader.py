@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import attrs
 import numpy as np
@@ -22,11 +22,11 @@ from kdamon.mm.proc.maps import NamedMapping
 from kdamon.monitoring.config import Config
 from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.snapshot import Snapshot
-from kdamon.monitoring.use import LOOK, MemoryUse
+from kdamon.monitoring.use import MemoryUse
 from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overlaid
 from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
 from kdamon.records.files import opened_to_read
-from kdamon.records.memory import MemoryOverTime, looks_of, residencies_of, uses_of
+from kdamon.records.memory import MemoryOverTime, last_use, looks_of, residencies_of, uses_of
 from kdamon.records.schema import CLOCKS, GROUPS, OPTIONAL, PROCESS, REGIONS, SNAPSHOTS, TIMES
 from kdamon.records.tables import NamesOverTime, Table, process_table, region_table, snapshot_table
 from kdamon.records.values import Run, SeenMapping
@@ -34,6 +34,7 @@ from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 
 __all__ = ["Record", "open"]
 
+_Value = TypeVar("_Value")
 _EVER: Final = 1 << 62
 #: Characters of what SQLite says.
 _LONGEST_REASON: Final = 200
@@ -45,7 +46,7 @@ _STORED: Final = frozenset({"gap", "size"})
 #: What such columns may be called: other text in the file of another user could become a part of a sentence of SQL; and
 #: columns that tables of regions have besides.
 _COLUMN: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
-_OTHERS: Final = frozenset({"began", "time", "name", "snapshot"})
+_OTHERS: Final = frozenset({"began", "time", "name", "snapshot", "resident_anon", "resident_file", "swapped"})
 
 
 def open(path: str | os.PathLike[str]) -> Record:  # noqa: A001 (it is kdamon.open)
@@ -186,47 +187,60 @@ class Record:
         :raises KeyError: the record has no such column.
         """
         form = self._form(extra)
-        memory = MemoryOverTime(self.uses(None, until), self.residencies())
+        memory = MemoryOverTime(self.uses(self._last_use(since), until), self.residencies(since))
         for chunk in self._chunks(since, until):
             yield from map(memory.added, self._read(chunk, form, _limits(since, until)))
 
     # Memory besides regions.
 
-    def uses(self, since: float | None = None, until: float | None = None) -> list[MemoryUse]:
+    def uses(self, since: float | None = None, until: float | None = None) -> Iterator[MemoryUse]:
         """The estimates of how much memory was in use, oldest first; none where no pages were watched."""
-        with self._named():
-            return uses_of(self._rows, *_limits(since, until)) if self._has("resident", "windows") else []
+        if self._has("resident", "windows"):
+            yield from self._guarded(uses_of(self._rows, *_limits(since, until)))
 
-    def looks(self, since: float | None = None, until: float | None = None) -> Records:
-        """The looks at watched pages whose windows ended in this time: rows of :data:`kdamon.LOOK`, shape (n,)."""
-        with self._named():
-            return looks_of(self._rows, *_limits(since, until)) if self._has("looks") else np.empty(0, LOOK)
+    def looks(self, since: float | None = None, until: float | None = None) -> Iterator[Records]:
+        """The looks at watched pages whose windows ended in this time: rows of :data:`kdamon.LOOK`, an array for those
+        that were chosen together and each window, oldest first."""
+        if self._has("looks"):
+            yield from self._guarded(looks_of(self._rows, *_limits(since, until)))
 
-    def residencies(self) -> Iterator[Residency]:
-        """What was in memory after each change, oldest first; none where that was not recorded."""
-        if not self._has("residency"):
-            return
-        found = residencies_of(self._rows)
+    def residencies(self, since: float | None = None) -> Iterator[Residency]:
+        """What was in memory after each change, oldest first; none where that was not recorded.
+
+        :param since: begin with that of this time, or an earlier one; None: with the first.
+        """
+        if self._has("residency"):
+            yield from self._guarded(residencies_of(self._rows, _limits(since, None)[0]))
+
+    def _guarded(self, values: Iterator[_Value]) -> Iterator[_Value]:
+        """The same values; errors are those of a damaged file."""
         while True:
             with self._named():
-                one = next(found, None)
-            if one is None:
+                found = next(values, None)
+            if found is None:
                 return
-            yield one
+            yield found
 
     @property
-    def says_resident(self) -> bool:
-        """Whether it says what was in memory."""
+    def has_residency(self) -> bool:
+        """Whether the record says what was in memory."""
         return next(self.residencies(), None) is not None
 
     def residency_at(self, time: float) -> Residency | None:
         """What was in memory at a time, as it was seen last; None where that is not known."""
         found = None
-        for one in self.residencies():
+        for one in self.residencies(time):
             if one.time > time:
                 break
             found = one
         return found
+
+    def _last_use(self, since: float | None) -> float | None:
+        """When the estimate of a time was made, CLOCK_MONOTONIC seconds."""
+        if since is None or not self._has("resident"):
+            return since
+        with self._named():
+            return last_use(self._rows, _limits(since, None)[0]) / 1e9
 
     def _has(self, *tables: str) -> bool:
         return set(tables) <= self._db.tables
@@ -280,7 +294,7 @@ class Record:
                 lambda: NamesOverTime(self.name_tables()),
                 self.run,
                 extra,
-                resident=self.says_resident,
+                resident=self.has_residency,
             )
         if name == "snapshots":
             return snapshot_table(lambda: self.times(since, until), started)

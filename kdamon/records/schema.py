@@ -83,7 +83,7 @@ LATER_TABLES: Final = {
         "bytes INTEGER NOT NULL, pages INTEGER NOT NULL, data BLOB NOT NULL)"
     ),
     "residency": (
-        "CREATE TABLE residency (id INTEGER PRIMARY KEY, time INTEGER NOT NULL, gone BLOB NOT NULL, new BLOB NOT NULL)"
+        "CREATE TABLE residency (id INTEGER PRIMARY KEY, time INTEGER NOT NULL, gone BLOB, new BLOB NOT NULL)"
     ),
 }
 

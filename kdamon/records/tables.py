@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import frozen
 
-from kdamon.arrays import Records
+from kdamon.arrays import F64Array, Records
 from kdamon.lib.readable import readable
 from kdamon.monitoring.snapshot import Snapshot
 from kdamon.names.table import NameTable
@@ -99,8 +99,9 @@ def region_table(
     :param snapshots: begins to read them.
     :param run: the run: times are seconds since it began.
     :param extra: names of further columns that the regions have.
-    :param resident: whether snapshots say what was in memory: bytes of each region, null where not all of it is known.
+    :param resident: whether it is known what was in memory.
     """
+    in_memory = RESIDENT_COLUMNS if resident else {}
 
     def parts() -> Iterator[Columns]:
         found = names()
@@ -114,22 +115,22 @@ def region_table(
                 **{name: regions[name] for name in _FIELDS},
                 "aggr_us": np.full(len(regions), snapshot.aggr_us or run.config.aggr_us, np.uint64),
                 **{name: regions[name] for name in extra},
-                **(_resident(snapshot) if resident else {}),
+                **{name: _in_memory(snapshot, kind) for name, kind in in_memory.items()},
                 "name": np.array(texts, object),
             }
 
     kinds = {"began": "DOUBLE", "time": "DOUBLE", "start": "UBIGINT", "end": "UBIGINT", "nr_accesses": "FLOAT"}
     kinds |= {"age": "UINTEGER", "nr_unknown": "FLOAT", "mean_accesses": "DOUBLE", "aggr_us": "UBIGINT"}
-    further = [*extra, *(RESIDENT_COLUMNS if resident else ())]
-    return Table({**kinds, **dict.fromkeys(further, "DOUBLE"), "name": "VARCHAR"}, parts)
+    kinds |= {**dict.fromkeys((*extra, *in_memory), "DOUBLE"), "name": "VARCHAR"}
+    return Table(kinds, parts)
 
 
-def _resident(snapshot: Snapshot) -> Columns:
+def _in_memory(snapshot: Snapshot, kind: str) -> F64Array:
+    """Bytes of a kind in each region, NaN where not all of it was looked at."""
     if snapshot.residency is None:
-        return {name: np.full(len(snapshot.regions), np.nan) for name in RESIDENT_COLUMNS}
+        return np.full(len(snapshot.regions), np.nan)
     sums = snapshot.residency.sums(snapshot.regions)
-    known = sums["unknown"] == 0
-    return {name: np.where(known, sums[kind].astype(np.float64), np.nan) for name, kind in RESIDENT_COLUMNS.items()}
+    return np.where(sums["unknown"] > 0, np.nan, sums[kind].astype(np.float64))
 
 
 def snapshot_table(rows: Callable[[], Records], started: float) -> Table:

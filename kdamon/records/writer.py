@@ -24,7 +24,7 @@ from kdamon.names.table import NameChanges
 from kdamon.records.columns import pack, pack_bytes, pack_regions
 from kdamon.records.files import create, open_to_write
 from kdamon.records.memory import INSERT as _INSERT_MEMORY
-from kdamon.records.memory import look_rows, residency_rows, use_rows
+from kdamon.records.memory import ResidencyChanges, look_rows, use_rows
 from kdamon.records.schema import GROUPS, PROCESS, SNAPSHOTS
 
 __all__ = ["RecordWriter"]
@@ -93,7 +93,7 @@ class RecordWriter:
         self._writing = threading.Lock()
         self._waiting = _Waiting()
         self._mappings: dict[NamedMapping, int] = {}
-        self._residency: Residency | None = None
+        self._residency = ResidencyChanges()
         self._mapping_ids = 0
         name, self._descriptor, self._earlier = create(path, replace=replace)
         try:
@@ -161,9 +161,7 @@ class RecordWriter:
 
     def change_residency(self, now: Residency) -> int:
         """Add how what is in memory changed since the last call; returns about how many bytes that takes."""
-        size = self._add_rows(residency_rows(self._residency, now))
-        self._residency = now
-        return size
+        return self._add_rows(self._residency.rows(now))
 
     def _add_rows(self, rows: Iterable[tuple[str, tuple[Any, ...]]]) -> int:
         found = list(rows)

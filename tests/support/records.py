@@ -27,6 +27,7 @@ __all__ = [
     "run_values",
     "some_record",
     "times_of",
+    "with_means",
     "writer",
 ]
 

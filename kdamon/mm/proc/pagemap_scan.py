@@ -41,6 +41,7 @@ class PagemapScan:
         self._room = room
         self._returned = returned
         self._found = np.zeros((room, 3), dtype=np.uint64)
+        self._place = self._found.ctypes.data
 
     def runs(self, start: int, end: int) -> tuple[U64Array, int]:
         """The first runs in [start, end): start, end and categories of each, shape (n, 3); and how far the call came.
@@ -62,8 +63,9 @@ class PagemapScan:
 
     def _call(self, start: int, end: int, room: int, most: int) -> int:
         """How many runs, of ``most`` pages at most (0: any number), it found."""
-        place = self._found.ctypes.data
         wanted = PRESENT | SWAPPED
-        argument = _ARGUMENT.pack(_ARGUMENT.size, 0, start, end, 0, place, room, most, 0, 0, wanted, self._returned)
+        argument = _ARGUMENT.pack(
+            _ARGUMENT.size, 0, start, end, 0, self._place, room, most, 0, 0, wanted, self._returned
+        )
         with held.of(self._fd):
             return fcntl.ioctl(self._fd, _PAGEMAP_SCAN, bytearray(argument))

@@ -27,8 +27,8 @@ _FIRST: Final = 16
 _MOST: Final = 512
 #: Runs that one call finds at most.
 _ROOM: Final = 1024
-#: Bytes of anonymous mappings side by side from which on they have calls of their own.
-_LARGE: Final = 1 << 20
+#: Bytes of anonymous mappings side by side from which on they have calls of their own: about what costs as much as one.
+_LARGE: Final = 8 << 20
 #: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
 _LOCKED: Final = 0.001
 

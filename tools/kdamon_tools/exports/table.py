@@ -77,5 +77,5 @@ def _table(selection: Selection) -> Table:
         lambda: NamesOverTime(record.name_tables()),
         record.run,
         extra,
-        resident=record.says_resident,
+        resident=record.has_residency,
     )

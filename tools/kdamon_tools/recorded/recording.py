@@ -12,6 +12,7 @@ from attrs import evolve
 
 from kdamon.arrays import Records
 from kdamon.mm.ranges import inside
+from kdamon.monitoring.use import LOOK
 from kdamon.records.reader import Record
 from kdamon.records.values import Run
 from kdamon_tools.groups import Grouping, GroupLog
@@ -47,7 +48,7 @@ def recording_of(chosen: Selection) -> Recording:
         groups=_groups(record, snapshots),
         names=record.names,
         resident=_resident(record),
-        looks=_within(record.looks(end - KEPT_LOOKS_S, end + 1), chosen),
+        looks=_within(np.concatenate([np.empty(0, LOOK), *record.looks(end - KEPT_LOOKS_S, end + 1)]), chosen),
     )
 
 

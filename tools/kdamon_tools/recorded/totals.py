@@ -7,13 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-import numpy as np
 from attrs import asdict, astuple, evolve, fields_dict
 
 import kdamon
 from kdamon import Record
 from kdamon.mm import Observed, Resident
-from kdamon.monitoring.use import WINDOWS, LookCounts, MemoryUse, estimate
+from kdamon.monitoring.use import WINDOWS, LookCounts, MemoryUse, WindowUse, estimate
 from kdamon_tools.recorded.selection import Selection
 from kdamon_tools.snapshot import Counters
 
@@ -27,9 +26,10 @@ def counters_of(chosen: Selection) -> Counters:
     """
     record, run = chosen.record, chosen.record.run
     since, until = chosen.span
-    use = _use(record, since, until)
     if chosen.since is None and chosen.until is None:
-        return evolve(_counters(record.counters), use=use)
+        found = record.counters
+        return evolve(_counters(found), use=_stored_use(found.get("use")) or _use(record, since, until))
+    use = _use(record, since, until)
     log = record.counter_log()
     begin, before = next(((at, found) for at, found in reversed(log) if at <= since), (run.started, {}))
     later = ((at, found) for at, found in log if at >= until)
@@ -41,19 +41,34 @@ def counters_of(chosen: Selection) -> Counters:
 def _use(record: Record, since: float, until: float) -> MemoryUse | None:
     """How much memory was in use, the mean of that time, from all looks of it."""
     # The last looks may be of the moment of the end.
-    looks, uses = record.looks(since, until + 1), record.uses(since, until + 1)
+    uses = list(record.uses(since, until + 1))
     if not uses:
         return None
     seen = [one.resident for one in uses if one.resident is not None]
     resident = Resident(*(sum(sizes) // len(seen) for sizes in zip(*map(astuple, seen), strict=True))) if seen else None
-    windows = []
-    for window in WINDOWS:
-        of_window = looks[looks["window"] == window]
-        cohorts = np.split(of_window, np.flatnonzero(np.diff(of_window["began"])) + 1) if len(of_window) else []
-        counts = [LookCounts.of(cohort) for cohort in cohorts]
-        one = estimate(counts, window, None if resident is None else resident.total)
-        windows += [one] if one is not None else []
-    return MemoryUse(uses[-1].time, resident, tuple(windows))
+    counts: dict[float, list[LookCounts]] = {window: [] for window in WINDOWS}
+    for looks in record.looks(since, until + 1):
+        counts.setdefault(float(looks["window"][0]), []).append(LookCounts.of(looks))
+    whole = None if resident is None else resident.total
+    found = (estimate(counts[window], window, whole) for window in WINDOWS)
+    return MemoryUse(uses[-1].time, resident, tuple(window for window in found if window is not None))
+
+
+def _stored_use(found: Any) -> MemoryUse | None:
+    """The estimate of a whole run, as it is among its totals; None where it is none."""
+    if not isinstance(found, dict) or not isinstance(found.get("windows"), list):
+        return None
+    memory = _dictionary(found.get("resident"))
+    resident = Resident(**memory) if memory is not None and memory.keys() == fields_dict(Resident).keys() else None
+    names, windows = fields_dict(WindowUse).keys(), []
+    for window in found["windows"]:
+        sizes = _dictionary(window) if isinstance(window, dict) else None
+        seconds = _number(window.get("seconds")) if isinstance(window, dict) else None
+        if sizes is None or seconds not in WINDOWS or {*sizes, "seconds"} != names:
+            return None
+        values: dict[str, Any] = {**sizes, "seconds": seconds}
+        windows.append(WindowUse(**values))
+    return MemoryUse(_number(found.get("time")) or 0.0, resident, tuple(windows))
 
 
 def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:

@@ -88,10 +88,10 @@ def where_in_memory(recording: Recording) -> Report:
     named, mapped = ResidentNames(recording.names), Named(recording.names)
     sums, sizes, weight = np.zeros((4, len(resident.KINDS), len(named.names))), np.zeros(len(named.names)), 0.0
     for snapshot in snapshots:
-        counts = weight_of(snapshot, config)
-        sums += counts * named.sums(snapshot, kinds_of(snapshot, config))
-        sizes += counts * mapped.sums(snapshot, np.ones((1, len(snapshot.regions))))[0]
-        weight += counts
+        of_snapshot = weight_of(snapshot, config)
+        sums += of_snapshot * named.sums(snapshot, kinds_of(snapshot, config))
+        sizes += of_snapshot * mapped.sums(snapshot, np.ones((1, len(snapshot.regions))))[0]
+        weight += of_snapshot
     means, sizes = np.rint(sums / weight), np.rint(sizes / weight)
     heat = means[:, resident.ANON] + means[:, resident.FILE]
     heat[3] += means[:, resident.UNKNOWN].sum(axis=0)
