@@ -259,7 +259,7 @@ def exported(record: str, export: Any) -> str:
 
 def test_tables_of_regions_have_columns(record: str) -> None:
     rows = list(csv.DictReader(io.StringIO(exported(record, table.export_csv))))
-    wanted = [(f"{20 * MIB}.0", "0.0", "0.0"), ("", "", "")]
+    wanted = [(f"{20 * MIB}", "0", "0"), ("", "", "")]
     assert wanted == [(row["resident_anon"], row["resident_file"], row["swapped"]) for row in rows[:2]]
 
 
