@@ -160,6 +160,8 @@ class Target:
             self._gathered.mappings = stack.enter_context(mappings)
             self._part = _Part.of(self.monitor)
             record.begin(self._part, self.config, this_machine(), self._birth)
+            # What has arrived until now is no part of it.
+            self._keep(self._gathered.gather())
             self._gathered.record = record
             self._recording = stack.pop_all()
         return record.path
@@ -172,7 +174,7 @@ class Target:
         gathered, part, record = self._gathered, self._part, self._gathered.record
         if record is None or part is None:
             return ""
-        gathered.gather()
+        self._keep(gathered.gather())
         gathered.record = gathered.mappings = self._part = None
         counters = added(part.before, self.monitor.counters())
         recording = Recording(self.config, [], counters, part.started, time.monotonic(), why)
