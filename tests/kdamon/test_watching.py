@@ -116,6 +116,22 @@ def test_memory_that_cannot_be_read_for_a_moment_stays_watched(monkeypatch: pyte
     assert not log.empty
 
 
+def test_a_process_that_starts_is_watched_anew() -> None:
+    """Of what it had in memory at first little can be said about the rest."""
+    process = spawn(10)
+    watching = Watching(process, seed=1)
+    watching._choose()
+    log = watching._log
+    process.mmap([(BASE, BASE + 100 * MIB)])
+    watching._choose()
+    assert watching._log is not log
+    assert 100 * MIB == int((watching._populated[:, 1] - watching._populated[:, 0]).sum())
+    log = watching._log
+    process.mmap([(BASE, BASE + 110 * MIB)])
+    watching._choose()
+    assert watching._log is log
+
+
 def test_choices_are_of_all_ranges_alike() -> None:
     """Pages of each range are chosen by its size."""
     process = spawn(100)
