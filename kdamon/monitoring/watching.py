@@ -62,6 +62,8 @@ _SHARE: Final = 0.003
 #: what that takes; seconds.
 _LOOK_UP_S: Final = 5.0
 _LOOK_UP_PART: Final = 1000
+#: A process is starting if it has so many times as much in memory as at the choice before.
+_STARTS: Final = 1.5
 #: Windows that end within this time are looked at together, seconds.
 _TOGETHER_S: Final = 0.02
 #: Estimates are from pages whose window ended in this time, or in the last window if that is longer; seconds.
@@ -236,6 +238,7 @@ class Watching:
         self._mm: AddressSpace | None = None
         self._log: CohortLog | None = None
         self._populated, self._look_up_at = NO_RANGES, 0.0
+        self._size = 0
         self._recent: dict[float, deque[LookCounts]] = {window: deque() for window in WINDOWS}
         self._all: dict[float, LookCounts | None] = dict.fromkeys(WINDOWS)
         self._resident = _Mean()
@@ -363,6 +366,9 @@ class Watching:
             return True
         if mm is not self._mm:
             self._begin_anew(mm)
+        before, self._size = self._size, self._memory()
+        if self._size >= _STARTS * before:
+            self._look_up_at = 0.0
         if self._log is None:
             return True
         now = time.monotonic()
@@ -375,12 +381,19 @@ class Watching:
             self._estimate(now)
         return first
 
+    def _memory(self) -> int:
+        """Bytes in memory; 0 where they are not known."""
+        resident = self._task.memory()
+        return 0 if resident is None else resident.total
+
     def _begin_anew(self, mm: AddressSpace) -> None:
         """The process has another address space: what was seen of the old one says nothing."""
         if self._log is not None:
             self._log.close()
         for recent in self._recent.values():
             recent.clear()
+        with self._lock:
+            self._all = dict.fromkeys(WINDOWS)
         watch = mm.watch()
         self._mm, self._log = mm, None if watch is None else CohortLog(watch, self._rng)
         self._residency.reset()

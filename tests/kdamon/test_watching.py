@@ -130,6 +130,16 @@ def test_pages_are_chosen_from_what_is_in_memory_now() -> None:
     assert pytest.approx(0.9, abs=0.05) == (grown >= 2 * BASE).mean()
 
 
+def test_a_process_that_starts_is_looked_up_at_once() -> None:
+    """Where it is not known what is in memory: of what it had at first little can be said about the rest."""
+    process = spawn(10)
+    watching = Watching(process, seed=1)
+    watching._choose()
+    process.mmap([(BASE, BASE + 100 * MIB)])
+    watching._choose()
+    assert 100 * MIB == int((watching._populated[:, 1] - watching._populated[:, 0]).sum())
+
+
 def test_choices_are_of_all_ranges_alike() -> None:
     """Pages of each range are chosen by its size."""
     process = spawn(100)

@@ -27,7 +27,7 @@ _PMD_MASK: Final = ~np.uint64(PMD_SIZE - 1)
 _MADE_OLD: Final = 64
 _LOOKED_AT: Final = 512
 #: Seconds for which others wait for the lock of the process's memory, before that counts as held for ever.
-_LOCKED: Final = 0.001
+_LOCKED: Final = 0.02
 _ANON, _FILE = 1, 2
 
 
