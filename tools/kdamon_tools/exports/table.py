@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import tempfile
-
-import numpy as np
+from typing import Any
 
 from kdamon.arrays import F64Array
 from kdamon.records.tables import NamesOverTime, Table, region_table
@@ -28,7 +28,7 @@ def export_csv(selection: Selection, write: Write) -> list[str]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.kinds)
     for columns in table.parts():
-        lists = [
+        lists: list[list[Any]] = [
             _known(column) if table.kinds[name] == "DOUBLE" else column.tolist() for name, column in columns.items()
         ]
         lists[-1] = [cell_of(name) for name in lists[-1]]
@@ -64,8 +64,7 @@ def export_parquet(selection: Selection, write: Write) -> list[str]:
 
 def _known(column: F64Array) -> list[float | None]:
     """The values; None, an empty cell, where they are unknown."""
-    unknown = np.isnan(column)
-    return np.where(unknown, None, column).tolist() if unknown.any() else column.tolist()
+    return [None if math.isnan(value) else value for value in column.tolist()]
 
 
 def _table(selection: Selection) -> Table:
