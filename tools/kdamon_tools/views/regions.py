@@ -164,7 +164,7 @@ def regions_view(recording: Recording, at: float | None = None) -> Report:
         np.minimum(1.0, regions["nr_unknown"] / config.max_nr_accesses).astype(np.float64).round(6).tolist(),
         names,
     )
-    shown = _COLUMNS
+    shown: tuple[Column, ...] = _COLUMNS
     if snapshot.residency is not None:
         shown, columns = (*_COLUMNS, *_RESIDENT), (*columns, *_in_memory(snapshot))
     began, ended = snapshot.began - recording.started, snapshot.time - recording.started
