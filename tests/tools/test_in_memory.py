@@ -247,7 +247,7 @@ def test_a_record_has_the_views_of_its_run(record: str, view: str) -> None:
         # It also has what the process had in memory.
         found = report_of(view, evolve(recording_of(select(opened, None, ())), resident=None))
     wanted = report_of(view, made)
-    assert wanted.tables == found.tables
+    assert (wanted.tables, wanted.facts) == (found.tables, found.facts)
 
 
 def exported(record: str, export: Any) -> str:

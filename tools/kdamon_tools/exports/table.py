@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import tempfile
 from typing import Any
@@ -66,7 +67,7 @@ def _cells(name: str, kind: str, column: npt.NDArray[Any]) -> list[Any]:
     if kind != "DOUBLE":
         return column.tolist()
     whole = name in RESIDENT_COLUMNS
-    return [None if value != value else int(value) if whole else value for value in column.tolist()]  # noqa: PLR0124
+    return [None if math.isnan(value) else int(value) if whole else value for value in column.tolist()]
 
 
 def _table(selection: Selection) -> Table:

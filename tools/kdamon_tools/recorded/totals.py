@@ -64,10 +64,10 @@ def _stored_use(found: Any) -> MemoryUse | None:
     for window in found["windows"]:
         sizes = _dictionary(window) if isinstance(window, dict) else None
         seconds = _number(window.get("seconds")) if isinstance(window, dict) else None
-        if sizes is None or seconds not in WINDOWS or {*sizes, "seconds"} != names:
+        if sizes is None or seconds is None or seconds not in WINDOWS or {*sizes, "seconds"} != names:
             return None
-        values: dict[str, Any] = {**sizes, "seconds": seconds}
-        windows.append(WindowUse(**values))
+        sizes.pop("seconds", None)
+        windows.append(WindowUse(seconds, **sizes))
     return MemoryUse(_number(found.get("time")) or 0.0, resident, tuple(windows))
 
 
