@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.use import LOOK, MemoryUse, WindowUse
 from kdamon_tools.exports import folded, perfetto, table
 from kdamon_tools.origin import Origin
+from kdamon_tools.pictures.page import render_page
 from kdamon_tools.recorded.recording import recording_of
 from kdamon_tools.recorded.selection import select
 from kdamon_tools.reporters.json_object import render_aggregation
@@ -231,6 +233,27 @@ def test_a_difference_is_of_what_was_in_memory_if_both_know_it() -> None:
     assert (30 * MIB, 20 * MIB) == (figures["idle"].before, figures["idle"].after)
     mapped = figures_of(some_recording(), some_recording(None))
     assert (100 * MIB, 100 * MIB) == (mapped["cold"].before, mapped["idle"].after)
+
+
+def test_a_difference_is_of_what_was_used_within_ten_seconds_if_both_know_it() -> None:
+    """Else of what was accessed in an aggregation interval."""
+    watched, other = with_use(some_recording()), some_recording()
+    titles = [
+        {row["figure"]: row["title"] for row in difference_view(watched, two).tables[0].records()}["wss"]
+        for two in (watched, other)
+    ]
+    assert ["working set, used within 10 s", "working set"] == titles
+    assert (20 * MIB, 20 * MIB) == (figures_of(watched, watched)["wss"].before, figures_of(other, watched)["wss"].after)
+    grown = evolve(watched, snapshots=[evolve(one, use=use(30 * MIB, one.time)) for one in watched.snapshots])
+    assert 30 * MIB == figures_of(watched, grown)["wss"].after
+
+
+def test_the_curve_of_a_page_is_of_what_was_used_within_ten_seconds() -> None:
+    labels = [
+        re.findall(r'"label":\s*"([^"]*)"', "".join(render_page(made)))
+        for made in (with_use(some_recording()), some_recording())
+    ]
+    assert [["used within 10 s", "hot"], ["accessed", "hot"]] == [found[-2:] for found in labels]
 
 
 @pytest.fixture(name="record")

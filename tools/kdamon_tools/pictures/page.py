@@ -243,8 +243,9 @@ def _curves(course: Course, columns: Columns, snapshots: list[Snapshot]) -> list
     rows = np.array([places[id(snapshot)] for of_column in columns.snapshots for snapshot in of_column], np.intp)
     column = np.repeat(np.arange(len(columns)), [len(of_column) for of_column in columns.snapshots])
     curves = []
+    used = ("used within 10 s", course.used) if not np.isnan(course.used).all() else ("accessed", course.accessed)
     for label, values, line, filled, dashed in (
-        ("accessed", course.accessed, 0, True, False),
+        (*used, 0, True, False),
         ("hot", course.hot, 1, False, False),
         ("in memory", course.resident, 2, False, False),
         ("unknown", course.unknown, 3, False, True),

@@ -223,7 +223,7 @@ class Session:
             sizes=_sum(known) if known else None,
             resident=None if None in resident else sum(filter(None, resident)),
             missed=sum(counter.missed_intervals for counter in counters),
-            intervals=sum(int(target.seconds * 1e6 / max(1, target.config.sample_us)) for target in targets),
+            intervals=sum(target.aggregations * target.config.max_nr_accesses for target in targets),
             cpu=None if None in cpu or seconds <= 0 else sum(filter(None, cpu)) / seconds,
         )
 

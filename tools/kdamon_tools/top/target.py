@@ -72,6 +72,7 @@ class Target:
     :ivar gone: whether the process ended, too.
     :ivar sizes: of the last seconds; None before the first aggregation interval ended.
     :ivar resident: bytes in memory, as they were read last; None: unknown.
+    :ivar aggregations: how many ended since monitoring began.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Target:
         self.ended = self.gone = False
         self.sizes: Sizes | None = None
         self.resident: int | None = None
+        self.aggregations = 0
         self._machine = machine
         self._birth = birth
         self._data: ProcessData | None = None
@@ -212,6 +214,7 @@ class Target:
     def _keep(self, arrived: list[Snapshot]) -> None:
         """Keep the last minute with about a snapshot a second."""
         for snapshot in arrived:
+            self.aggregations += snapshot.merged
             self._began.append(snapshot)
             if snapshot.time - self._began[0].began >= _STEP_S:
                 self._heat.append(merge_many(self._began))

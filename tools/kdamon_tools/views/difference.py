@@ -62,12 +62,12 @@ class Figure:
 def figures_of(before: Recording, after: Recording) -> dict[str, Figure]:
     """All :data:`kdamon_tools.defaults.FIGURES` of two recordings."""
     courses = [course_of(recording) for recording in (before, after)]
-    found, in_memory = {}, is_in_memory(before, after)
+    found, in_memory, watched = {}, is_in_memory(before, after), _are_watched(*courses)
     for name in FIGURES:
         if name == "idle":
             found[name] = Figure(name, _idle(before, in_memory), _idle(after, in_memory), None)
             continue
-        columns = [_column(name, course, in_memory) for course in courses]
+        columns = [_column(name, course, in_memory, watched) for course in courses]
         sizes = [percentile_of(column, course.weights, 50) for column, course in zip(columns, courses, strict=True)]
         spreads = [_spread(column, course.weights) for column, course in zip(columns, courses, strict=True)]
         known = [spread for spread in spreads if spread is not None]
@@ -80,7 +80,14 @@ def is_in_memory(before: Recording, after: Recording) -> bool:
     return bool(known_snapshots(before) and known_snapshots(after))
 
 
-def _column(name: str, course: Course, in_memory: bool) -> F64Array:
+def _are_watched(*courses: Course) -> bool:
+    """Whether the working sets are what was used within 10 s: that is known of both."""
+    return not any(np.isnan(course.used).all() for course in courses)
+
+
+def _column(name: str, course: Course, in_memory: bool, watched: bool) -> F64Array:
+    if name == "wss" and watched:
+        return course.used
     if name == "cold":
         return course.cold if in_memory else course.monitored - course.accessed - course.unknown
     return {
@@ -131,10 +138,11 @@ _NAMES: Final = (
 def difference_view(before: Recording, after: Recording) -> Report:
     """What changed from ``before``, A, to ``after``, B; both have snapshots."""
     basis = "memory" if is_in_memory(before, after) else "mapped"
+    watched = _are_watched(course_of(before), course_of(after))
     figures = [
         (
             figure.name,
-            FIGURES[figure.name] + (f" ({_BASIS[basis]})" if figure.name in {"cold", "idle"} else ""),
+            _title(figure.name, basis, watched),
             figure.before,
             figure.after,
             figure.change,
@@ -157,6 +165,12 @@ def difference_view(before: Recording, after: Recording) -> Report:
             "only B: in one of them; at addresses that were accessed in at least 1% of the samples",
         ),
     )
+
+
+def _title(name: str, basis: str, watched: bool) -> str:
+    if name == "wss" and watched:
+        return f"{FIGURES[name]}, used within 10 s"
+    return FIGURES[name] + (f" ({_BASIS[basis]})" if name in {"cold", "idle"} else "")
 
 
 @frozen(eq=False)

@@ -14,7 +14,7 @@ from kdamon_tools.snapshot import Recording
 from kdamon_tools.units import format_bytes
 from kdamon_tools.views.table import Column, Kind
 
-__all__ = ["NOTE", "USE_COLUMNS", "is_watched", "use_columns", "use_facts"]
+__all__ = ["NOTE", "USE_COLUMNS", "is_watched", "use_columns", "use_facts", "used_over_time"]
 
 Fact = tuple[str, str, Kind, Any]
 _TEXTS: Final = {1.0: "1 s", 10.0: "10 s", 60.0: "1 min"}
@@ -123,6 +123,12 @@ def use_columns(recording: Recording) -> list[F64Array]:
         np.array([np.nan if one.use is None else _number(value(one.use)) for one in recording.snapshots])
         for _, value in _OVER_TIME
     ]
+
+
+def used_over_time(recording: Recording, seconds: float = _MIDDLE) -> F64Array:
+    """Bytes that were used within a window, of each snapshot; NaN where unknown."""
+    value = _of_window(seconds, "accessed")
+    return np.array([np.nan if one.use is None else _number(value(one.use)) for one in recording.snapshots], np.float64)
 
 
 def _number(value: float | None) -> float:

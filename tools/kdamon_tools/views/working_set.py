@@ -13,7 +13,7 @@ from kdamon_tools.snapshot import Config, Counters, Recording, Snapshot
 from kdamon_tools.views.measures import aggr_seconds, weight_of
 from kdamon_tools.views.regions import kinds_of
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
-from kdamon_tools.views.use import NOTE, USE_COLUMNS, is_watched, use_columns, use_facts
+from kdamon_tools.views.use import NOTE, USE_COLUMNS, is_watched, use_columns, use_facts, used_over_time
 
 __all__ = ["Course", "course_of", "percentile_of", "summary_view", "wss_view"]
 
@@ -32,6 +32,7 @@ class Course:
     :ivar resident: in memory then; NaN where that is not known.
     :ivar weights: of each snapshot in means over time, see :func:`kdamon_tools.views.measures.weight_of`.
     :ivar cold: in memory and not accessed; NaN where that is not known.
+    :ivar used: used within 10 s, by watched pages; NaN where that is not known.
     """
 
     seconds: F64Array
@@ -42,6 +43,7 @@ class Course:
     resident: F64Array
     weights: F64Array
     cold: F64Array
+    used: F64Array
 
 
 def course_of(recording: Recording) -> Course:
@@ -62,7 +64,8 @@ def course_of(recording: Recording) -> Course:
     if recording.resident is not None and len(recording.resident.times):
         at = np.searchsorted(recording.resident.times, seconds + recording.started, side="right") - 1
         resident = np.where(at >= 0, recording.resident.sizes[np.maximum(at, 0)], np.nan)
-    return Course(seconds, hot + warm, hot, unknown, hot + warm + cold + unknown, resident, weights, in_memory)
+    monitored, used = hot + warm + cold + unknown, used_over_time(recording)
+    return Course(seconds, hot + warm, hot, unknown, monitored, resident, weights, in_memory, used)
 
 
 def _cold_in_memory(snapshot: Snapshot, config: Config) -> float:
