@@ -21,10 +21,14 @@ _PATIENCE = 60
 
 #: Writes to 512 MiB, or as many as it is told, by Zipf's law: 20000 pages a second, any of them, few of them often.
 _ZIPF = """
-import sys, time
+import mmap, sys, time
 import numpy as np
 pages, rng = int(sys.argv[1]) << 8, np.random.default_rng(1)
-memory = np.ones((pages, 4096), np.uint8)
+own = mmap.mmap(-1, pages << 12, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+# A huge page counts as a whole.
+own.madvise(mmap.MADV_NOHUGEPAGE)
+memory = np.frombuffer(own, np.uint8).reshape(pages, 4096)
+memory[:, 0] = 1
 place = rng.permutation(pages)
 share = np.cumsum(1 / np.arange(1, pages + 1))
 print("ready", flush=True)
