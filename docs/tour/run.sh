@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work"; kill %% 2>/dev/null || true' EXIT
 cd "$work"
 cp "$here/shop.py" "$here/visitors.py" .
 
@@ -17,7 +17,7 @@ show() {
 head -c 256M /dev/urandom >pictures.bin
 for how in copied mapped; do
     python visitors.py --wait --seconds 75 &
-    show kdamon record -o "$how.kdamon" --reports --quiet --seconds 75 -- \
+    show kdamon record -o "$how.kdamon" --reports shop.sock --quiet --seconds 75 -- \
         python shop.py --file pictures.bin --pictures "$how"
     wait
 done
@@ -25,8 +25,8 @@ show kdamon report copied.kdamon --time 10-75
 show kdamon report copied.kdamon where --time 10-75
 show kdamon report copied.kdamon idle --time 10-75
 show kdamon report copied.kdamon --time 10-75 -o "$work/copied.html"
-show kdamon diff copied.kdamon mapped.kdamon
-show kdamon diff --fail-if 'resident > +5%' copied.kdamon mapped.kdamon | tail -1
+show kdamon diff --time 10-75 copied.kdamon mapped.kdamon
+show kdamon diff --time 10-75 --fail-if "resident > +5%" mapped.kdamon copied.kdamon | tail -2 || true
 # Chromium refuses its sandbox to root.
 chromium --headless --no-sandbox --disable-gpu --virtual-time-budget=4000 --window-size=1280,1080 \
     --screenshot="$here/copied.png" "file://$work/copied.html" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }

@@ -152,3 +152,20 @@ def test_forms(records: tuple[str, str], tmp_path: Path) -> None:
     assert 0 == run("diff", *records, "-o", str(tmp_path / "diff.csv")).returncode
     assert 2 == len((tmp_path / "diff.csv").read_text().splitlines())
     assert "\x1b" not in run("diff", *records).stdout
+
+
+@pytest.mark.real
+def test_a_part_of_both(tmp_path: Path) -> None:
+    """Such as without the start; a part without snapshots is an error."""
+    path = str(tmp_path / "run.kdamon")
+    early, late = [(0, 8 * MIB, 20, 0, 0)], [(0, 2 * MIB, 20, 0, 0)]
+    write_record(path, recording([early] * 30 + [late] * 20))
+    found = []
+    for words in ([], ["--time", "3.5-"]):
+        document = json.loads(run("diff", "--json", *words, path, path).stdout)
+        [hot] = [row for row in document["figures"] if row["figure"] == "hot"]
+        found.append(hot["before_bytes"])
+    assert [8 * MIB, 2 * MIB] == found
+    late_part = run("diff", "--time", "90-", path, path)
+    assert 1 == late_part.returncode
+    assert "holds no snapshot in --time" in late_part.stderr

@@ -248,6 +248,20 @@ def test_a_difference_is_of_what_was_used_within_ten_seconds_if_both_know_it() -
     assert 30 * MIB == figures_of(watched, grown)["wss"].after
 
 
+def test_a_difference_by_name_is_of_what_was_in_memory_if_both_know_it() -> None:
+    """The largest change comes first, also of memory that nothing accessed."""
+    report = difference_view(some_recording(), some_recording(residency((0, 40, "anon"))))
+    first, *_ = rows = report.tables[1].records()
+    assert ("data.bin", 10 * MIB, 0, -10 * MIB) == tuple(
+        first[key] for key in ("name", "before_resident_bytes", "after_resident_bytes", "resident_change_bytes")
+    )
+    assert (40 * MIB, 40 * MIB, 20 * MIB) == tuple(
+        rows[1][key] for key in ("before_resident_bytes", "after_resident_bytes", "before_accessed_bytes")
+    )
+    validate(json.loads(render_report_json(report, Origin(), "kdamon.diff/1")), "kdamon.diff")
+    assert max(map(len, render_report(report, width=80).splitlines())) <= 80
+
+
 def test_the_curve_of_a_page_is_of_what_was_used_within_ten_seconds() -> None:
     labels = [
         re.findall(r'"label":\s*"([^"]*)"', "".join(render_page(made)))

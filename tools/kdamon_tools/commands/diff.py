@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 import kdamon
@@ -29,6 +29,7 @@ from kdamon_tools.views.difference import Figure, difference_view, figures_of
 
 __all__ = ["DIFF", "run"]
 
+Span = tuple[float | None, float | None] | None
 #: Name and version of the schema.
 DIFF: Final = "kdamon.diff/1"
 #: The exit status if a condition is met.
@@ -50,8 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
         keep_only(*capabilities_for(arguments.output))
         progress, names = Progress(), [readable(str(path)) for path in (arguments.before, arguments.after)]
         stack.callback(progress.clear)
-        before = _recording(records[0], arguments.before, lambda done: progress.show_share(done / 2, names[0]))
-        after = _recording(records[1], arguments.after, lambda done: progress.show_share((1 + done) / 2, names[1]))
+
+        def show(place: int, done: float) -> None:
+            progress.show_share((place + done) / 2, names[place])
+
+        before, after = (
+            _recording(records[place], names[place], arguments.time, partial(show, place)) for place in (0, 1)
+        )
         progress.show_last("both are read, the result follows")
         report = difference_view(before, after)
         words: list[str] = []
@@ -73,10 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     return _MET if met else 0
 
 
-def _recording(record: kdamon.Record, path: Path, progress: Callable[[float], None]) -> Recording:
-    name, recording = readable(str(path)), recording_of(select(record, None, (), progress))
+def _recording(record: kdamon.Record, name: str, span: Span, progress: Callable[[float], None]) -> Recording:
+    recording = recording_of(select(record, span, (), progress))
     if not recording.snapshots:
-        raise CommandError(f"{name}: the record holds no snapshot: no aggregation interval ended")
+        when = "" if span is None else " in --time"
+        raise CommandError(f"{name}: the record holds no snapshot{when}: no aggregation interval ended")
     return recording
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "add_ranges",
     "add_reports",
     "add_sampling",
+    "add_time",
 ]
 
 #: The variable that names the socket of access reports for producers.
@@ -116,13 +117,18 @@ def add_ranges(group: argparse._ArgumentGroup, which: str, default: str = "") ->
 
 def add_part(group: argparse._ArgumentGroup) -> None:
     """Add the options for a part of a record."""
+    add_time(group, "only from A to B")
+    add_ranges(group, "only these addresses", "all")
+
+
+def add_time(group: argparse._ArgumentGroup, what: str) -> None:
+    """Add the option for a part of the time of a record."""
     group.add_argument(
         "--time",
         type=parse_span,
         metavar="A-B",
-        help="only from A to B, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
+        help=f"{what}, seconds after the start or with a unit, such as 10-20, 1m-, -90s; default: all",
     )
-    add_ranges(group, "only these addresses", "all")
 
 
 def add_sampling(group: argparse._ArgumentGroup) -> None:

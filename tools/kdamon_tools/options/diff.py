@@ -8,7 +8,7 @@ import re
 from typing import Final, NamedTuple
 
 from kdamon_tools.defaults import FIGURES
-from kdamon_tools.options.common import PAGER_VARIABLES
+from kdamon_tools.options.common import PAGER_VARIABLES, add_time
 from kdamon_tools.options.parser import STATUSES, About, Parser
 from kdamon_tools.units import parse_file, parse_size
 
@@ -50,6 +50,7 @@ def add_options(parser: Parser) -> None:
     what = parser.add_argument_group("what to compare")
     what.add_argument("before", type=parse_file, metavar="A", help="a record of kdamon record")
     what.add_argument("after", type=parse_file, metavar="B", help="the record to compare with it")
+    add_time(what, "only from A to B of both")
     what.add_argument(
         "--fail-if",
         type=_parse_condition,

@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kdamon.arrays import F64Array, U64Array, distinct
 from kdamon_tools.defaults import FIGURES
@@ -18,7 +18,7 @@ from kdamon_tools.views.profile import profile_of
 from kdamon_tools.views.regions import NO_NAME, Named, idle_seconds, kinds_of
 from kdamon_tools.views.resident import known_snapshots
 from kdamon_tools.views.table import Column, Kind, Order, Report, Table
-from kdamon_tools.views.where import idle_view
+from kdamon_tools.views.where import idle_view, where_view
 from kdamon_tools.views.working_set import Course, course_of, percentile_of
 
 __all__ = ["Figure", "difference_view", "figures_of"]
@@ -135,6 +135,19 @@ _NAMES: Final = (
 )
 
 
+_RESIDENT: Final = (
+    Column("before_resident_bytes", "in memory A", Kind.BYTES),
+    Column("after_resident_bytes", "B", Kind.BYTES),
+    Column("resident_change_bytes", "change", Kind.BYTES),
+)
+#: The columns where it is known what was in memory; on a narrow terminal some are left out.
+_NAMES_IN_MEMORY: Final = (
+    _NAMES[0],
+    *_RESIDENT,
+    *(evolve(column, optional=2 if column.optional else 1) for column in _NAMES[1:]),
+)
+
+
 def difference_view(before: Recording, after: Recording) -> Report:
     """What changed from ``before``, A, to ``after``, B; both have snapshots."""
     basis = "memory" if is_in_memory(before, after) else "mapped"
@@ -156,7 +169,13 @@ def difference_view(before: Recording, after: Recording) -> Report:
         (("basis", "", Kind.TEXT, basis),),
         (
             Table("figures", _FIGURES, tuple(figures)),
-            Table("names", _NAMES, _by_name(before, after), "names", Order.RANK),
+            Table(
+                "names",
+                _NAMES if basis == "mapped" else _NAMES_IN_MEMORY,
+                _by_name(before, after, in_memory=basis == "memory"),
+                "names",
+                Order.RANK,
+            ),
         ),
         (
             "medians; spread: how far apart the middle half of the snapshots of a record is: a smaller change may be "
@@ -185,19 +204,33 @@ class _Places:
     used: Any
 
 
-def _by_name(before: Recording, after: Recording) -> tuple[tuple[Any, ...], ...]:
+def _by_name(before: Recording, after: Recording, *, in_memory: bool) -> tuple[tuple[Any, ...], ...]:
+    """A row for each name that was accessed, or in memory, the largest change first."""
     means = [_means(recording) for recording in (before, after)]
     places = [_places(recording) for recording in (before, after)]
+    there = [_resident(recording) if in_memory else {} for recording in (before, after)]
     rows: list[tuple[Any, ...]] = []
-    for name in dict.fromkeys([*means[0], *means[1]]):
+    for name in dict.fromkeys([*means[0], *means[1], *there[0], *there[1]]):
         (accessed_a, hot_a), (accessed_b, hot_b) = (found.get(name, (0, 0)) for found in means)
         overlap: tuple[int | None, ...] = (None, None, None)
         if name != NO_NAME:
             overlap = _overlap(places[0].get(name), places[1].get(name))
-        if accessed_a or accessed_b or any(overlap):
-            rows.append((name, accessed_a, accessed_b, accessed_b - accessed_a, hot_a, hot_b, *overlap))
-    rows.sort(key=lambda row: -abs(row[3]))
+        sizes = [found.get(name, 0) for found in there]
+        if accessed_a or accessed_b or any(overlap) or any(sizes):
+            of_memory = (*sizes, sizes[1] - sizes[0]) if in_memory else ()
+            rows.append((name, *of_memory, accessed_a, accessed_b, accessed_b - accessed_a, hot_a, hot_b, *overlap))
+    changes = (3, 6) if in_memory else (3,)
+    rows.sort(key=lambda row: [-abs(row[place]) for place in changes])
     return tuple(rows)
+
+
+def _resident(recording: Recording) -> dict[str, int]:
+    """Bytes in memory by name, means over time."""
+    found: dict[str, int] = {}
+    for row in where_view(recording).tables[0].records():
+        name = _key(row["name"])
+        found[name] = found.get(name, 0) + row["resident_bytes"]
+    return found
 
 
 def _means(recording: Recording) -> dict[str, tuple[int, int]]:
