@@ -138,11 +138,12 @@ def kdamon(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
 @pytest.mark.parametrize(
     ("options", "kept", "expected"),
     [
-        (("--pid", "{pid}"), 2, {SERVING}),
+        # Main thread, kdamond, and the one that watches pages.
+        (("--pid", "{pid}"), 3, {SERVING}),
         (("--pid", "{pid}", "--primitive", "page_fault", "--reports-to", "{tmp}/r.npy"), 3, {SERVING, NONE}),
-        (("--pid", "{pid}", "--reports", "{tmp}/r.sock"), 3, {SERVING, LOOKING}),
-        (("--pid", "{pid}", "--output", "{theirs}/result"), 2, {REPLACING}),
-        (("--pid", "{pid}", "--truth", "{theirs}/truth"), 2, {SERVING}),
+        (("--pid", "{pid}", "--reports", "{tmp}/r.sock"), 4, {SERVING, LOOKING}),
+        (("--pid", "{pid}", "--output", "{theirs}/result"), 3, {REPLACING}),
+        (("--pid", "{pid}", "--truth", "{theirs}/truth"), 3, {SERVING}),
         # One waits for the end of the helper process.
         (("--ops", "paddr"), 3, {SERVING}),
         (("--pid", "{pid}", "--ops", "reports", "--range", "0-1M", "--reports", "{tmp}/r.sock"), 3, {NONE, LOOKING}),
