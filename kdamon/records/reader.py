@@ -9,21 +9,19 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
-import attrs
 import numpy as np
 
 from kdamon.arrays import Records
 from kdamon.mm.proc.maps import NamedMapping
-from kdamon.monitoring.config import Config
 from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.snapshot import Snapshot
 from kdamon.monitoring.use import MemoryUse
 from kdamon.names.table import NAMED_RANGE, NameChanges, NameTable, apply, overlaid
+from kdamon.records.checked import EVER, check_regions, checked_names, object_of, run_of, seen_mapping
 from kdamon.records.columns import MOST_ROWS, Corrupt, unpack, unpack_bytes, unpack_regions
 from kdamon.records.files import opened_to_read
 from kdamon.records.memory import MemoryOverTime, last_use, looks_of, residencies_of, uses_of
@@ -35,7 +33,6 @@ from kdamon.reports.groups import GROUP_ADDRESS, GroupTable
 __all__ = ["Record", "open"]
 
 _Value = TypeVar("_Value")
-_EVER: Final = 1 << 62
 #: Characters of what SQLite says.
 _LONGEST_REASON: Final = 200
 #: Names of memory, and characters of one, at most.
@@ -132,20 +129,20 @@ class Record:
             if not values:
                 raise OSError(errno.ENODATA, "the record is empty: monitoring has not begun")
             last = self._rows("SELECT max(ended) FROM chunks")[0][0]
-            return _run(values, None if last is None else last / 1e9)
+            return run_of(values, None if last is None else last / 1e9)
 
     @property
     def counters(self) -> dict[str, Any]:
         """The last totals of monitoring, by the names of :class:`kdamon.Counters`; empty without."""
         with self._named():
             rows = self._rows("SELECT data FROM counters ORDER BY time DESC LIMIT 1")
-            return _object(rows[0][0]) if rows else {}
+            return object_of(rows[0][0]) if rows else {}
 
     def counter_log(self) -> list[tuple[float, dict[str, Any]]]:
         """The totals of monitoring at each time that they were recorded."""
         with self._named():
             return [
-                (at / 1e9, _object(data)) for at, data in self._rows("SELECT time, data FROM counters ORDER BY time")
+                (at / 1e9, object_of(data)) for at, data in self._rows("SELECT time, data FROM counters ORDER BY time")
             ]
 
     def process_data(self) -> Records:
@@ -343,7 +340,7 @@ class Record:
             raise Corrupt("a snapshot has too many regions")
         if (head["time"] < head["began"]).any() or (head["began"] < 0).any() or not head["merged"].all():
             raise Corrupt("the times of a snapshot are none")
-        if (head["aggr_us"] < 0).any() or (head["aggr_us"] > _EVER).any():
+        if (head["aggr_us"] < 0).any() or (head["aggr_us"] > EVER).any():
             raise Corrupt("the interval of a snapshot is none")
         return head
 
@@ -357,7 +354,7 @@ class Record:
             if "nr_accesses" in columns:
                 columns.setdefault("mean_accesses", columns["nr_accesses"])
             regions = unpack_regions(columns, head["regions"], form)
-            _check_regions(regions, head["regions"])
+            check_regions(regions, head["regions"])
             counts = np.maximum(head["groups"], 0)
             groups = self._groups(chunk, int(counts.sum())) if (head["groups"] >= 0).any() else np.empty(0, GROUPS)
         ends, group_ends = np.cumsum(head["regions"]).tolist(), np.cumsum(counts).tolist()
@@ -403,7 +400,7 @@ class Record:
                 "SELECT start_address, end_address, permissions, offset, inode, name, appeared, last_seen "
                 f"FROM mappings {where} ORDER BY start_address, appeared"
             )
-            return [_seen(row, last or 0) for row in self._rows(query, *values)]
+            return [seen_mapping(row, last or 0) for row in self._rows(query, *values)]
 
     def name_changes(self) -> Iterator[NameChanges]:
         """How the names of memory changed, oldest first."""
@@ -428,7 +425,7 @@ class Record:
         table: NameTable | None = None
         for changed in self.name_changes():
             with self._named():
-                table = _checked(apply(table, changed))
+                table = checked_names(apply(table, changed))
             yield table
 
     def names_at(self, time: float) -> NameTable | None:
@@ -448,7 +445,7 @@ class Record:
             with self._named():
                 before = NameTable() if table is None else table
                 names = before.names[: changed.first_name] + changed.names
-                table = _checked(NameTable(overlaid(before.rows, changed.new), names, changed.time))
+                table = checked_names(NameTable(overlaid(before.rows, changed.new), names, changed.time))
         return table
 
     @property
@@ -462,106 +459,10 @@ class Record:
 
 def _limits(since: float | None, until: float | None) -> tuple[int, int]:
     """Nanoseconds."""
-    return -_EVER if since is None else round(since * 1e9), _EVER if until is None else round(until * 1e9)
+    return -EVER if since is None else round(since * 1e9), EVER if until is None else round(until * 1e9)
 
 
 def _between(rows: Records, since: float | None, until: float | None) -> Records:
     """The rows of a time, ``until`` exclusive."""
     low, high = -np.inf if since is None else since, np.inf if until is None else until
     return rows[(rows["time"] >= low) & (rows["time"] < high)]
-
-
-def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise Corrupt("counters are no object")
-    return found
-
-
-def _seen(row: tuple[Any, ...], last: int) -> SeenMapping:
-    start, end, permissions, offset, inode, name, appeared, seen = row
-    numbers = [int(number) % (1 << 64) for number in (start, end, offset, inode)]
-    mapping = NamedMapping(numbers[0], numbers[1], str(permissions), numbers[2], numbers[3], os.fsdecode(name))
-    return SeenMapping(mapping, appeared / 1e9, (max(last, appeared) if seen is None else seen) / 1e9)
-
-
-def _checked(table: NameTable) -> NameTable:
-    """Refuse a table whose rows overlap or have no name."""
-    rows = table.rows
-    if len(rows) > MOST_ROWS:
-        raise Corrupt("there are too many named ranges")
-    numbers = rows["name"]
-    if (rows["end"] <= rows["start"]).any() or (rows["end"][:-1] > rows["start"][1:]).any():
-        raise Corrupt("named ranges overlap")
-    if len(rows) and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(table.names):
-        raise Corrupt("a named range has no name")
-    return table
-
-
-def _check_regions(regions: Records, counts: np.ndarray[Any, Any]) -> None:
-    """Refuse regions that overlap, and counters that are no numbers.
-
-    :param counts: how many of them each snapshot has.
-    """
-    apart = np.ones(len(regions) + 1, np.bool_)
-    apart[np.cumsum(counts)] = False
-    if (regions["end"] <= regions["start"]).any() or ((regions["end"][:-1] > regions["start"][1:]) & apart[1:-1]).any():
-        raise Corrupt("regions overlap")
-    for name in ("nr_accesses", "nr_unknown", "mean_accesses"):
-        if not (regions[name] >= 0).all() or np.isinf(regions[name]).any():
-            raise Corrupt("the accesses of a region are no number")
-
-
-def _run(values: dict[str, Any], last: float | None) -> Run:
-    started = float(values["started"])
-    at = values.get("started_at")
-    ended = values.get("ended")
-    end = float(ended) if ended is not None else started if last is None else last
-    if not 0 <= started <= end < _EVER / 1e9:
-        raise Corrupt("its begin and its end are no times")
-    return Run(
-        config=_config(values["config"]),
-        started=started,
-        ended=end,
-        complete=ended is not None,
-        started_at=None if at is None else datetime.fromisoformat(at).astimezone(UTC),
-        command=tuple(map(str, values.get("command") or ())),
-        remarks=tuple(map(str, values.get("remarks") or ())),
-        note=str(values.get("note") or ""),
-        part=int(values.get("part") or 1),
-        nr_cpus=_known(int, values.get("nr_cpus")),
-        memory_bytes=_known(int, values.get("memory_bytes")),
-        **{
-            name: _known(str, values.get(name))
-            for name in ("name", "host", "kernel_release", "architecture", "boot_id", "kdamon_version")
-        },
-        values=values,
-    )
-
-
-def _known(kind: Any, value: Any) -> Any:
-    return None if value is None else kind(value)
-
-
-def _config(values: dict[str, Any]) -> Config:
-    """The request of a run; fields of a newer kdamon are left out."""
-    given: dict[str, Any] = {}
-    for one in attrs.fields(Config):
-        if one.name not in values:
-            continue
-        value = values[one.name]
-        if one.name == "ranges":
-            given[one.name] = tuple((int(start), int(end)) for start, end in value)
-        elif one.name in {"cpus", "tids"}:
-            given[one.name] = tuple(map(int, value))
-        else:
-            given[one.name] = _kind(one.default)(value)
-    config = Config(**given)
-    if not 1 <= config.sample_us <= _EVER or not 1 <= config.aggr_us <= _EVER:
-        raise Corrupt("its intervals are no times")
-    return config
-
-
-def _kind(default: Any) -> Callable[[Any], Any]:
-    """The type of a field by its default; a field without one is the process."""
-    return bool if isinstance(default, bool) else str if isinstance(default, str) else int

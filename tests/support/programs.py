@@ -19,7 +19,7 @@ __all__ = ["PROGRAMS", "MissingError"]
 #: Seconds until a server answers.
 _PATIENCE = 60
 
-#: Writes to 512 MiB, or as many as it is told, by Zipf's law: 20000 pages a second, any of them, few of them often.
+#: Writes to 512 MiB, or as many as the argument says. Zipf's law: 20000 pages a second, few of them often.
 _ZIPF = """
 import mmap, sys, time
 import numpy as np

@@ -44,7 +44,7 @@ def shown(path: Path) -> Tags:
 
 
 def test_the_heatmap_is_one_image(tmp_path: Path) -> None:
-    """It has the names, as text; the command is in the attribute for those who do not see it."""
+    """It has the names, as text; the command is in the attribute that stands for the picture."""
     of = stairs()
     write_record(str(tmp_path / "a"), attrs.evolve(of, config=Config(pid=42, command=("server", ATTACK, HOSTILE))))
     ((tag, attributes),) = shown(tmp_path / "a").found

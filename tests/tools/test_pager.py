@@ -34,7 +34,7 @@ exec cat -n
 
 @pytest.fixture(scope="module", name="folder")
 def _folder() -> Iterator[Path]:
-    """A directory of a user who is not root, for whom any pager is used."""
+    """A directory of another user than root: any pager is used there."""
     with tempfile.TemporaryDirectory() as name:
         if os.geteuid() == 0:
             os.chown(name, USER, USER)

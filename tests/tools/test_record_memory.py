@@ -25,7 +25,7 @@ from tests.support.json_schemas import validate
 pytestmark = pytest.mark.real
 
 MIB = 1 << 20
-#: It maps 100 MiB and touches 40 MiB of them, and 10 MiB of a file; half of both is idle. Then it does as it is told.
+#: It maps 100 MiB and touches 40 MiB of them, and 10 MiB of a file; half of both is idle. Then it obeys commands.
 TARGET = textwrap.dedent(
     """
     import ctypes, mmap, select, sys
