@@ -72,9 +72,12 @@ def _stored_use(found: Any) -> MemoryUse | None:
 
 
 def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:
-    """What was counted between two readings; what is no total is as it was at the second one."""
+    """What was counted between two readings; what is no total is as it was at the second one.
+
+    How much memory was in use is left out: that is the mean since monitoring began.
+    """
     earlier, later = (
-        {name: value for name, value in asdict(one, recurse=False).items() if value is not None}
+        {name: value for name, value in asdict(one, recurse=False).items() if name in _KINDS and value is not None}
         for one in (before, after)
     )
     return Counters(**_part(earlier, later, 1.0))
