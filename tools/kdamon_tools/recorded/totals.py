@@ -44,7 +44,8 @@ def _use(record: Record, since: float, until: float) -> MemoryUse | None:
     uses = list(record.uses(since, until + 1))
     if not uses:
         return None
-    seen = [one.resident for one in uses if one.resident is not None]
+    # Shares are of what was in memory when windows ended, not before the first one.
+    seen = [one.resident for one in [use for use in uses if use.windows] or uses if one.resident is not None]
     resident = Resident(*(sum(sizes) // len(seen) for sizes in zip(*map(astuple, seen), strict=True))) if seen else None
     counts: dict[float, list[LookCounts]] = {window: [] for window in WINDOWS}
     for looks in record.looks(since, until + 1):
