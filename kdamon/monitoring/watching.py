@@ -203,7 +203,7 @@ class CohortLog:
 
 
 class _Mean:
-    """The mean of what a process had in memory at all looks."""
+    """The mean of what a process had in memory at the looks since the first window ended."""
 
     def __init__(self) -> None:
         self._sums = (0, 0, 0)
@@ -422,5 +422,8 @@ class Watching:
             if one is not None:
                 windows.append(one)
         with self._lock:
+            if windows and self._use is not None and not self._use.windows:
+                # What a program had in memory before the first window ended, as while it starts, is no base of shares.
+                self._resident = _Mean()
             self._resident.add(resident)
             self._use = MemoryUse(now, resident, tuple(windows))

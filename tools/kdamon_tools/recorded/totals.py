@@ -44,7 +44,8 @@ def _use(record: Record, since: float, until: float) -> MemoryUse | None:
     uses = list(record.uses(since, until + 1))
     if not uses:
         return None
-    seen = [one.resident for one in uses if one.resident is not None]
+    # Shares are of what was in memory when windows ended, not before the first one.
+    seen = [one.resident for one in [use for use in uses if use.windows] or uses if one.resident is not None]
     resident = Resident(*(sum(sizes) // len(seen) for sizes in zip(*map(astuple, seen), strict=True))) if seen else None
     counts: dict[float, list[LookCounts]] = {window: [] for window in WINDOWS}
     for looks in record.looks(since, until + 1):
@@ -72,9 +73,12 @@ def _stored_use(found: Any) -> MemoryUse | None:
 
 
 def added(before: kdamon.Counters, after: kdamon.Counters) -> Counters:
-    """What was counted between two readings; what is no total is as it was at the second one."""
+    """What was counted between two readings; what is no total is as it was at the second one.
+
+    How much memory was in use is left out: that is the mean since monitoring began.
+    """
     earlier, later = (
-        {name: value for name, value in asdict(one, recurse=False).items() if value is not None}
+        {name: value for name, value in asdict(one, recurse=False).items() if name in _KINDS and value is not None}
         for one in (before, after)
     )
     return Counters(**_part(earlier, later, 1.0))
