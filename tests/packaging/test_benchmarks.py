@@ -157,8 +157,8 @@ def test_benchmarks_have_names() -> None:
     ("words", "sentence"),
     [
         (["no-such"], "there is no benchmark no-such"),
-        (["--against", "HEAD"], "the benchmarks kdamond and faults compare commits"),
-        (["core", "--against", "HEAD"], "the benchmarks kdamond and faults compare commits"),
+        (["--against", "HEAD"], "the benchmarks kdamond, faults, start compare commits"),
+        (["core", "--against", "HEAD"], "the benchmarks kdamond, faults, start compare commits"),
     ],
 )
 def test_mistakes_are_explained(words: list[str], sentence: str) -> None:

@@ -102,13 +102,19 @@ def render_fitting(
     :param width: its columns; None: there is none.
     :param height: its lines.
     """
-    facts = sum(bool(title) for _, title, _, _ in report.facts)
-    rows = _MOST_ROWS if height is None else max(2, height - 4 - facts - 2 * len(report.notes))
-    return render_report(report, width=width, height=rows // max(1, len(report.tables)), all_names=all_names, raw=raw)
+    tables = max(1, len(report.tables))
+    rows = (_MOST_ROWS if height is None else height) // tables
+    while True:
+        text = render_report(report, width=width, height=rows, all_names=all_names, raw=raw)
+        # The last line is the prompt's.
+        over = 0 if height is None or all_names else text.count("\n") + 2 - height
+        if over <= 0 or rows <= 2:
+            return text
+        rows = max(2, rows - -(-over // tables))
 
 
 def _table(table: Table, width: int, height: int | None, raw: bool) -> str:
-    rows, more = _fitting(table, height)
+    rows, others, more = _fitting(table, height)
     shown = [(place, column) for place, column in enumerate(table.columns) if not column.hidden]
     texts = {
         place: [column.title, *(cell_text(row[place], column.kind, raw) for row in rows)] for place, column in shown
@@ -121,6 +127,13 @@ def _table(table: Table, width: int, height: int | None, raw: bool) -> str:
         shown = [(place, column) for place, column in shown if column.optional < least]
         room = _room_for_names(shown, sizes, width)
     room = max(_LEAST_NAME, room)
+    if others:
+        sums = (
+            f"{format_bytes(sum(row[place] or 0 for row in others))} {column.title}"
+            for place, column in shown
+            if column.kind is Kind.BYTES
+        )
+        more += f": {', '.join(sums)}"
     lines = []
     for number in range(len(rows) + 1):
         line = "  ".join(_aligned(texts[place][number], column, sizes[place], room) for place, column in shown)
@@ -139,21 +152,15 @@ def _aligned(text: str, column: Column, size: int, room: int) -> str:
     return f"{text:>{size}}"
 
 
-def _fitting(table: Table, height: int | None) -> tuple[list[tuple[Any, ...]], str]:
-    """The rows that text has, and a line about the others."""
+def _fitting(table: Table, height: int | None) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], str]:
+    """The rows that text has, those that are summed up, and a line about these."""
     rows = list(table.rows)
     if height is None or len(rows) <= height or table.order is Order.ADDRESS:
-        return rows, ""
+        return rows, [], ""
     if table.order is Order.TIME:
         chosen = [rows[round(place * (len(rows) - 1) / (height - 1))] for place in range(height)]
-        return chosen, f"{height} of {len(rows)} {table.more}"
-    left = len(rows) - height
-    sizes = [
-        f"{format_bytes(sum(row[place] or 0 for row in rows[height:]))} {column.title}"
-        for place, column in enumerate(table.columns)
-        if column.kind is Kind.BYTES and not column.hidden
-    ]
-    return rows[:height], f"and {left} more {table.more}: {', '.join(sizes)}"
+        return chosen, [], f"{height} of {len(rows)} {table.more}"
+    return rows[:height], rows[height:], f"and {len(rows) - height} more {table.more}"
 
 
 def render_report_json(report: Report, origin: Origin, schema: str = REPORT) -> str:

@@ -30,6 +30,8 @@ _HEAT: Final = (
     Column("cold_bytes", "cold", Kind.BYTES),
     _UNKNOWN,
 )
+#: Sums that text has on the line of what is in memory.
+_BESIDE: Final = ("anon_bytes", "file_bytes")
 _IN_MEMORY: Final = "bytes are of what is in memory; what is mapped and not there is in no other column"
 
 
@@ -74,12 +76,18 @@ def _value(column: Column, value: float) -> Any:
 
 
 def _totals(columns: Sequence[Column], values: Sequence[F64Array]) -> tuple[tuple[str, str, Kind, Any], ...]:
-    """The sums of all columns of bytes; those that are hidden have no title."""
+    """The sums of all columns of bytes; those that are hidden, or beside others, have no title."""
     return tuple(
-        (column.key, "" if column.hidden else column.title, Kind.BYTES, int(value.sum()))
+        (column.key, "" if column.hidden or column.key in _BESIDE else column.title, Kind.BYTES, int(value.sum()))
         for column, value in zip(columns, values, strict=True)
         if column.kind is Kind.BYTES
     )
+
+
+def _kinds(sums: F64Array) -> str:
+    """Of what is in memory by name how much is anonymous, and of files."""
+    anon, file = (format_bytes(int(sums[kind].sum())) for kind in (resident.ANON, resident.FILE))
+    return f"{anon} anonymous, {file} of files"
 
 
 def where_in_memory(recording: Recording) -> Report:
@@ -108,6 +116,7 @@ def where_in_memory(recording: Recording) -> Report:
             "accessed, at the end",
             *_about_names(recording),
         ),
+        {"resident_bytes": _kinds(means.sum(axis=0))},
     )
 
 
@@ -140,7 +149,7 @@ def idle_in_memory(recording: Recording, times: Sequence[int], span: Sequence[st
     columns, values = _sizes(np.rint(sums), np.rint(mapped.sums(last, np.ones((1, len(ages))))[0]), 0, 3)
     shorter, by = sums[: resident.SWAPPED], sums[: resident.SWAPPED].sum(axis=0)
     notes = ["at the end, by the age of regions that were not accessed"]
-    beside = {}
+    beside = {"resident_bytes": _kinds(sums)}
     for number, (seconds, text) in enumerate(zip(times, span, strict=True)):
         # It was idle for a shorter time as well.
         idle = np.minimum(all_sums[1 + number, : resident.SWAPPED], shorter)
@@ -160,8 +169,7 @@ def idle_in_memory(recording: Recording, times: Sequence[int], span: Sequence[st
         )
         values += [idle.sum(axis=0), *idle]
         by = idle.sum(axis=0) if number < 2 else by
-        anon, file = (format_bytes(int(part.sum())) for part in idle)
-        beside[f"{key}_bytes"] = f"{anon} anonymous, {file} of files"
+        beside[f"{key}_bytes"] = _kinds(idle)
     columns, values = (*columns, _UNKNOWN), [*values, np.rint(unknown)]
     return Report(
         "idle",
