@@ -24,8 +24,9 @@ _PASS_S: Final = 1.0
 #: Seconds of one step, and the share of a CPU that all take.
 _STEP_S: Final = 0.002
 _SHARE: Final = 0.003
-#: Seconds that the first pass may take without a pause.
-_FIRST_S: Final = 0.02
+#: Seconds that the first pass may take without a pause, and how long the pause after it is at most.
+_FIRST_S: Final = 0.05
+_FIRST_PAUSE_S: Final = 1.0
 #: A part of so many bytes, or more, is looked at only where it is populated: reserved addresses cost time, too.
 _MUCH: Final = 8 << 30
 #: Rows of a block of 2 MiB beyond which they become one: in each call, and once there are so many rows in all.
@@ -48,6 +49,12 @@ class Residency:
 
     time: float
     rows: Records
+
+    @property
+    def unknown_share(self) -> float:
+        """How much of what is or may be in memory was not looked at yet, 0 to 1."""
+        anon, file, unknown = (float(self.rows[name].sum()) for name in ("anon", "file", "unknown"))
+        return unknown / max(1.0, anon + file + unknown)
 
     def sums(self, ranges: Any) -> Records:
         """How much of each range is in memory, in swap and unknown.
@@ -106,6 +113,15 @@ def merged_blocks(rows: Records) -> Records:
     return found
 
 
+def _with_unknown(rows: Records, ranges: U64Array) -> Records:
+    """``rows``, and ``ranges``, which none of them is in, as unknown."""
+    unknown = np.zeros(len(ranges), RESIDENT)
+    unknown["start"], unknown["end"] = ranges.T
+    unknown["unknown"] = ranges[:, 1] - ranges[:, 0]
+    every = np.concatenate([rows, unknown])
+    return every[np.argsort(every["start"], kind="stable")]
+
+
 class ResidencyReader:
     """Looks at all monitored memory again and again: a pass in a second at most, and a small share of a CPU.
 
@@ -125,7 +141,9 @@ class ResidencyReader:
         self._nr_rows = 0
         #: What this pass is about, up to where it looked, and where it would end; what was looked at before.
         self._wanted, self._reached, self._last, self._seen = NO_RANGES, 0, 0, NO_RANGES
-        self._began = self._shown = float("-inf")
+        #: What was mapped since this pass began.
+        self._new = NO_RANGES
+        self._began = self._shown = self._marked = float("-inf")
         #: Seconds that steps took in all, and those that no pause followed yet.
         self._at_once = self._waits = 0.0
         #: When the next step is due.
@@ -134,7 +152,8 @@ class ResidencyReader:
     def reset(self) -> None:
         """The process has another address space: what was seen says nothing."""
         self.latest = self._steps = None
-        self._seen, self._shown, self._at_once = NO_RANGES, float("-inf"), 0.0
+        self._seen, self._new, self._at_once = NO_RANGES, NO_RANGES, 0.0
+        self._shown = self._marked = float("-inf")
 
     def step(self, mm: AddressSpace, ranges: U64Array | None) -> None:
         """Look at some memory; a step is over after some milliseconds.
@@ -154,6 +173,7 @@ class ResidencyReader:
         now = self._clock()
         if self._steps is not None and now >= self._shown + _PASS_S:
             self._show(now)
+        self._mark_new(mm, ranges, now)
         # The next pass begins a second after this one did.
         begin = 0.0 if self._steps is not None else self._began + _PASS_S
         took = self._spent() - before
@@ -162,17 +182,31 @@ class ResidencyReader:
         if self._at_once < _FIRST_S and self._steps is not None and not len(self._seen):
             self.due, self._waits = now, self._waits + took
         else:
-            self.due, self._waits = max(now + (self._waits + took) / _SHARE, begin), 0.0
+            pause = (self._waits + took) / _SHARE
+            if self._waits:
+                pause = min(pause, _FIRST_PAUSE_S)
+            self.due, self._waits = max(now + pause, begin), 0.0
 
     def _begin(self, mm: AddressSpace, ranges: U64Array | None) -> Iterator[tuple[int, Records]]:
         mapped = mm.vmas()
         self._wanted = mapped if ranges is None else intersect(mapped, ranges)
         places = mm.populated(self._wanted) if total(self._wanted) >= _MUCH else self._wanted
         self._began = self._clock()
-        self._parts, self._nr_rows, self._reached = [], 0, 0
+        self._parts, self._nr_rows, self._reached, self._new = [], 0, 0, NO_RANGES
         self._last = int(places[-1, 1]) if len(places) else 0
         self._steps = mm.residency(places)
         return self._steps
+
+    def _mark_new(self, mm: AddressSpace, ranges: U64Array | None, now: float) -> None:
+        """What was mapped since this pass began is unknown, not empty."""
+        if self.latest is None or now < self._marked + _PASS_S:
+            return
+        self._marked = now
+        mapped = mm.vmas()
+        new = subtract(mapped if ranges is None else intersect(mapped, ranges), union(self._wanted, self._new))
+        if len(new):
+            self._new = union(self._new, new)
+            self.latest = Residency(now, _with_unknown(self.latest.rows, new))
 
     def _take(self, reached: int, rows: Records) -> None:
         blocks = 1 + np.count_nonzero(np.diff(rows["start"] // np.uint64(PMD_SIZE)))
@@ -199,10 +233,6 @@ class ResidencyReader:
         above = subtract(self._wanted, np.array([[0, self._reached]], np.uint64)) if self._reached else self._wanted
         if len(above):
             before = NO_RESIDENCY if self.latest is None else cut(self.latest.rows, intersect(above, self._seen))
-            new = subtract(above, self._seen)
-            unknown = np.zeros(len(new), RESIDENT)
-            unknown["start"], unknown["end"] = new.T
-            unknown["unknown"] = new[:, 1] - new[:, 0]
-            rest = np.concatenate([before, unknown])
-            rows = np.concatenate([rows, rest[np.argsort(rest["start"])]])
+            rows = np.concatenate([rows, _with_unknown(before, subtract(above, self._seen))])
+        rows = _with_unknown(rows, self._new) if len(self._new) else rows
         self.latest, self._shown = Residency(now, rows), now

@@ -62,8 +62,12 @@ _SHARE: Final = 0.003
 #: what that takes; seconds.
 _LOOK_UP_S: Final = 5.0
 _LOOK_UP_PART: Final = 1000
+#: Unless more than this share of the memory was not looked at yet, pages are chosen from what is in memory.
+_UNKNOWN_PART: Final = 0.1
 #: A process is starting if it has so many times as much in memory as at the choice before.
 _STARTS: Final = 1.5
+#: For so long after it began to be watched, or after an exec(); seconds.
+_STARTING_S: Final = 30.0
 #: Windows that end within this time are looked at together, seconds.
 _TOGETHER_S: Final = 0.02
 #: Estimates are from pages whose window ended in this time, or in the last window if that is longer; seconds.
@@ -238,7 +242,7 @@ class Watching:
         self._mm: AddressSpace | None = None
         self._log: CohortLog | None = None
         self._populated, self._look_up_at = NO_RANGES, 0.0
-        self._size = 0
+        self._size, self._anew_at = 0, 0.0
         self._recent: dict[float, deque[LookCounts]] = {window: deque() for window in WINDOWS}
         self._all: dict[float, LookCounts | None] = dict.fromkeys(WINDOWS)
         self._resident = _Mean()
@@ -367,12 +371,14 @@ class Watching:
         if mm is not self._mm:
             self._begin_anew(mm)
         before, self._size = self._size, self._memory()
-        if self._size >= _STARTS * before:
-            self._look_up_at = 0.0
+        now = time.monotonic()
+        starts = self._size >= _STARTS * before
+        if starts and before and now < self._anew_at + _STARTING_S:
+            # Of what a program has in its first moment little can be said about the rest.
+            self._watch_anew(mm)
         if self._log is None:
             return True
-        now = time.monotonic()
-        self._look_up(mm, now)
+        self._look_up(mm, now, starts=starts)
         nr_pages = int((self._populated[:, 1] - self._populated[:, 0]).sum()) // PAGE_SIZE
         first = self._log.empty
         most = _FIRST if first else self._count
@@ -388,6 +394,13 @@ class Watching:
 
     def _begin_anew(self, mm: AddressSpace) -> None:
         """The process has another address space: what was seen of the old one says nothing."""
+        self._watch_anew(mm)
+        self._residency.reset()
+        self._look_up_at = 0.0
+        self._size, self._anew_at = 0, time.monotonic()
+
+    def _watch_anew(self, mm: AddressSpace) -> None:
+        """Forget the pages that were watched, and what was seen of them."""
         if self._log is not None:
             self._log.close()
         for recent in self._recent.values():
@@ -396,18 +409,19 @@ class Watching:
             self._all = dict.fromkeys(WINDOWS)
         watch = mm.watch()
         self._mm, self._log = mm, None if watch is None else CohortLog(watch, self._rng)
-        self._residency.reset()
-        self._look_up_at = 0.0
 
-    def _look_up(self, mm: AddressSpace, now: float) -> None:
-        """Find the memory that pages are chosen from: what was in memory at the last look, or else is populated."""
+    def _look_up(self, mm: AddressSpace, now: float, *, starts: bool) -> None:
+        """Find the memory that pages are chosen from: what was in memory at the last look, or else is populated.
+
+        :param starts: whether the last look says little, because the process has much more now.
+        """
         latest = self._residency.latest
-        if latest is not None and not latest.rows["unknown"].any():
+        if latest is not None and latest.unknown_share <= _UNKNOWN_PART and not starts:
             if latest is not self._chosen_from:
-                rows = latest.rows[latest.rows["anon"] + latest.rows["file"] > 0]
+                rows = latest.rows[latest.rows["anon"] + latest.rows["file"] + latest.rows["unknown"] > 0]
                 self._populated = union(np.stack([rows["start"], rows["end"]], axis=1), NO_RANGES)
                 self._chosen_from = latest
-        elif now >= self._look_up_at:
+        elif starts or now >= self._look_up_at:
             mapped = mm.vmas()
             self._populated = mm.populated(mapped if self._ranges is None else intersect(mapped, self._ranges))
             self._look_up_at = now + max(_LOOK_UP_S, _LOOK_UP_PART * (time.monotonic() - now))

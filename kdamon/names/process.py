@@ -58,6 +58,8 @@ class ProcessNames:
         self._labels = labels
         self._thread = threading.Thread()
         self._due = self._interval = 0.0
+        #: CPU time of the last look for what is read once.
+        self._once = 0.0
         self._closed = False
         self._identity: bytes | None = None
         self._sequence: int | None = None
@@ -117,7 +119,7 @@ class ProcessNames:
             self._directory = -1
 
     def _look(self) -> None:
-        began = time.monotonic()
+        began, self._once = time.thread_time(), 0.0
         try:
             # Opened each time: open files refer to the address space before an exec().
             files = ProcessFiles(self._directory)
@@ -127,9 +129,9 @@ class ProcessNames:
                 files.close()
         except OSError as error:
             log.debug("the names of process %d cannot be read: %s", self._pid, error)
-        now = time.monotonic()
         self._interval = min(_INTERVAL_S, 2 * self._interval or _FIRST_S)
-        self._due = now + max(self._interval, _TIMES * (now - began))
+        again = time.thread_time() - began - self._once
+        self._due = time.monotonic() + max(self._interval, _TIMES * again)
 
     def _read(self, files: ProcessFiles) -> None:
         another = self._identity is not None and self._identity != files.identity
@@ -151,7 +153,10 @@ class ProcessNames:
         areas = self._labels.of(self._pid, self._birth)
         if changed or areas is not self._areas:
             self._areas = areas
-            sections = section_rows(mappings, self._sections.look(mappings.files), self._names)
+            before = time.thread_time()
+            found = self._sections.look(mappings.files)
+            self._once = time.thread_time() - before
+            sections = section_rows(mappings, found, self._names)
             stacks = stack_rows(mappings, self._stacks.found(), self._stacks.largest, self._names)
             rows = overlaid(overlaid(joined(mappings.rows), sections), stacks)
             rows = overlaid(rows, label_rows(areas, mappings.rows, self._names))

@@ -129,7 +129,7 @@ def test_steps_take_a_small_share_of_the_time() -> None:
 
 
 def test_the_first_pass_does_not_wait_for_long() -> None:
-    """Steps of 5 ms: four at once, and then the pause for all of them."""
+    """Steps of 5 ms: some at once, and then a pause of a second."""
     now, spent = [0.0], [0.0]
 
     class Slow(InSteps):
@@ -138,15 +138,30 @@ def test_the_first_pass_does_not_wait_for_long() -> None:
                 spent[0] += 0.005
                 yield step
 
-    mm = Slow(spawn(200))
+    mm = Slow(spawn(800))
     reader = ResidencyReader(lambda: now[0], lambda: spent[0])
-    due = []
-    for _ in range(4):
+    while not reader.due:
         reader.step(mm, None)  # type: ignore[arg-type]
-        due.append(round(reader.due, 6))
-    assert [0.0, 0.0, 0.0, round(0.02 / 0.003, 6)] == due
+    assert 1.0 == reader.due
+    assert 0.05 <= spent[0] < 0.065
     reader.step(mm, None)  # type: ignore[arg-type]
     assert pytest.approx(0.005 / 0.003) == reader.due
+
+
+def test_memory_that_is_mapped_after_a_pass_is_unknown_until_the_next() -> None:
+    """Not empty: nothing looked there. What the pass looked at stays as it was."""
+    now = [10.0]
+    process = spawn(400)
+    reader = ResidencyReader(lambda: now[0], lambda: 0.0)
+    reader.step(process, None)
+    assert (400, 0, 0, 0) == mib(reader.latest)
+    now[0] = 11.5
+    process.mmap([(BASE, BASE + 400 * MIB), (BASE + 600 * MIB, BASE + 620 * MIB)])
+    reader._mark_new(process, None, now[0])
+    assert (400, 0, 0, 20) == mib(reader.latest)
+    assert pytest.approx(20 / 420) == reader.latest.unknown_share  # type: ignore[union-attr]
+    reader.step(process, None)
+    assert (420, 0, 0, 0) == mib(reader.latest)
 
 
 def test_another_address_space_is_looked_at_anew() -> None:

@@ -138,6 +138,14 @@ def test_a_process_that_starts_is_looked_up_at_once() -> None:
     process.mmap([(BASE, BASE + 100 * MIB)])
     watching._choose()
     assert 100 * MIB == int((watching._populated[:, 1] - watching._populated[:, 0]).sum())
+    log = watching._log
+    assert log is not None
+    # The pages of its first moment are not watched any more; those of a little growth later are.
+    assert 1 == len(log._cohorts)
+    process.mmap([(BASE, BASE + 120 * MIB)])
+    watching._choose()
+    assert watching._log is log
+    assert 2 == len(log._cohorts)
 
 
 def test_choices_are_of_all_ranges_alike() -> None:

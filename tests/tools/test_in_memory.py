@@ -197,6 +197,29 @@ def with_use(made: Recording) -> Recording:
     return evolve(made, snapshots=snapshots, counters=evolve(made.counters, use=use(20 * MIB)))
 
 
+def test_where_is_the_mean_of_the_time_that_was_looked_at() -> None:
+    """Not of snapshots before the first pass was over, unless there are no others."""
+    early = residency((0, 2, "anon"), (2, 120, "unknown"))
+    made = some_recording(residency((0, 40, "anon")))
+    mixed = evolve(made, snapshots=[evolve(made.snapshots[0], residency=early), *made.snapshots[1:]])
+    found = [facts(where_view(one)) for one in (made, mixed, some_recording(early))]
+    assert [(40 * MIB, 0), (40 * MIB, 0), (2 * MIB, 118 * MIB)] == [
+        (one["resident_bytes"], one["unknown_bytes"]) for one in found
+    ]
+
+
+def test_shares_are_of_what_was_in_memory_in_the_windows(tmp_path: Path) -> None:
+    """A reading before the first window ended, as before a program had its memory, is no base of them."""
+    made = with_use(some_recording())
+    first = evolve(made.snapshots[0], use=MemoryUse(100.03, Resident(MIB, 0, 0)))
+    path = str(tmp_path / "run.kdamon")
+    write_record(path, evolve(made, snapshots=[first, *made.snapshots[1:]]))
+    with kdamon.open(path) as opened:
+        use = recording_of(select(opened, (0.0, 90.0), ())).counters.use
+    assert use is not None
+    assert Resident(40 * MIB, 10 * MIB, MIB) == use.resident
+
+
 def test_windows_have_names_and_bounds() -> None:
     text = render_report(report_of("summary", with_use(some_recording())), width=80)
     assert "used within 10 s" in text

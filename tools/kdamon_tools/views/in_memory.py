@@ -30,6 +30,8 @@ _HEAT: Final = (
     Column("cold_bytes", "cold", Kind.BYTES),
     _UNKNOWN,
 )
+#: A mean of what was in memory is of snapshots that do not know more than this share.
+_NOT_LOOKED_AT: Final = 0.05
 #: Sums that text has on the line of what is in memory.
 _BESIDE: Final = ("anon_bytes", "file_bytes")
 _IN_MEMORY: Final = "bytes are of what is in memory; what is mapped and not there is in no other column"
@@ -90,9 +92,15 @@ def _kinds(sums: F64Array) -> str:
     return f"{anon} anonymous, {file} of files"
 
 
+def _looked_at(snapshots: list[Snapshot]) -> list[Snapshot]:
+    """Those by which nearly all memory had been looked at; all of them if that was never so."""
+    found = [one for one in snapshots if one.residency is not None and one.residency.unknown_share <= _NOT_LOOKED_AT]
+    return found or snapshots
+
+
 def where_in_memory(recording: Recording) -> Report:
     """A row for each name: bytes in memory, and of these hot, warm, cold and unknown ones, on average."""
-    config, snapshots = recording.config, known_snapshots(recording)
+    config, snapshots = recording.config, _looked_at(known_snapshots(recording))
     named, mapped = ResidentNames(recording.names), Named(recording.names)
     sums, sizes, weight = np.zeros((4, len(resident.KINDS), len(named.names))), np.zeros(len(named.names)), 0.0
     for snapshot in snapshots:
