@@ -227,6 +227,7 @@ def test_windows_have_names_and_bounds() -> None:
     assert "idle for 10 s" in text
     assert "17.0 MiB  12.0 MiB anonymous, 5.0 MiB of files" in text
     assert "working set" not in text
+    assert re.search(r"used within 10 s, p95 +21.0 MiB\nin memory, p50", text)
     found = facts(report_of("summary", with_use(some_recording())))
     assert (18 * MIB, None) == (found["used_10s_low_bytes"], found["used_60s_bytes"])
 

@@ -161,6 +161,7 @@ def summary_view(recording: Recording) -> Report:
             )
             for name, title, values in (
                 ("working_set", "working set", course.accessed),
+                *((("used_10s", "used within 10 s", course.used),) if used else ()),
                 ("resident", "in memory", course.resident),
                 ("hot", "hot", course.hot),
             )
