@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import errno
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +104,21 @@ def test_the_running_kernel_is_read() -> None:
     btf = vmlinux()
     assert 0 < btf.offset("mm_struct", "pgd") < btf.size("mm_struct")
     assert 0 < btf.offset("task_struct", "files") < btf.size("task_struct")
+
+
+@needs_path(VMLINUX, "BTF")
+def test_threads_look_types_up_at_once() -> None:
+    """Each finds what it looks for, however far the others have read."""
+    wanted = [("file", "private_data"), ("mm_struct", "mm_mt"), ("task_struct", "mm"), ("page", "_refcount")]
+    blob = Path(VMLINUX).read_bytes()
+    expected = [Btf(blob).offset(*one) for one in wanted]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(10):
+            btf = Btf(blob)
+            with ThreadPoolExecutor(len(wanted)) as pool:
+                found = list(pool.map(lambda one, btf=btf: btf.offset(*one), wanted))  # type: ignore[misc]
+            assert expected == found
+    finally:
+        sys.setswitchinterval(before)
