@@ -26,7 +26,7 @@ CALLBACK: Final = "each"
 _NODE: Final = 128
 _NODE_SIZE: Final = 256
 _VMA: Final = _NODE + _NODE_SIZE
-_MOST_OF_VMA: Final = 128
+_MOST_OF_VMA: Final = 192
 RECORDS: Final = _VMA + _MOST_OF_VMA
 RECORD_WORDS: Final = 5
 #: Steps of a run: one for each entry of a leaf, be it empty, and some to get to each leaf.
