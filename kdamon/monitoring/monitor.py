@@ -48,12 +48,11 @@ from kdamon.monitoring.machines import get_machine, put_machine
 from kdamon.monitoring.process_names import process_names
 from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.sampled_time import SampledTime
-from kdamon.monitoring.snapshot import Counters, Snapshot, region_table
+from kdamon.monitoring.snapshot import Collected, Counters, Snapshot, snapshot_of
 from kdamon.monitoring.task_checks import check_memory, check_threads
 from kdamon.monitoring.use import MemoryUse
 from kdamon.monitoring.watching import Watching
 from kdamon.regions import Regions
-from kdamon.reports.groups import GroupedInterval, GroupTable
 from kdamon.sample_control import check_attribution, check_fault_filters, check_reads, sample_primitive
 
 if TYPE_CHECKING:
@@ -72,10 +71,6 @@ _UNCOUNTED: Final = 16
 _LOOK_S: Final = 1.0
 #: Seconds that the kdamond may take to give everything back after its last sample.
 _END_S: Final = 20.0
-
-#: Begin and end of sampling, clock nanoseconds; regions, groups of reports; the aggregation interval, microseconds; how
-#: much memory was in use; what was in memory.
-_Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None, int, MemoryUse | None, Residency | None]
 
 
 class Monitor:
@@ -119,7 +114,7 @@ class Monitor:
         self._birth = birth
         self._kept = max(kept, 1)
         # None ends it, and stays in it.
-        self._queue: queue.SimpleQueue[_Collected | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Collected | None] = queue.SimpleQueue()
         self._clock = SampledTime(RealClock(), config.max_nr_accesses * config.sample_us * NSEC_PER_USEC)
         self._suspended = _suspended()
         self._cpu_s: float | None = None
@@ -322,7 +317,7 @@ class Monitor:
             raise OSError(errno.EINVAL, "nothing is monitored yet: use 'with kdamon.monitor(...) as m'")
         collected = self._queue.get()
         if collected is not None:
-            return _snapshot(*collected)
+            return snapshot_of(*collected)
         self._queue.put(None)
         error = self.error()
         if isinstance(error, OSError):
@@ -340,7 +335,7 @@ class Monitor:
         snapshots: list[Snapshot] = []
         with contextlib.suppress(queue.Empty):
             while (collected := self._queue.get_nowait()) is not None:
-                snapshots.append(_snapshot(*collected))
+                snapshots.append(snapshot_of(*collected))
             self._queue.put(None)
         return snapshots
 
@@ -493,21 +488,6 @@ class Monitor:
         """Bytes of the ranges that were not mapped at any look; None: there was no look."""
         size = sum(end - start for start, end in self.config.ranges)
         return None if self._mapped is None else size - self._mapped
-
-
-def _snapshot(  # noqa: PLR0917 -- what the kdamond collected
-    began: int,
-    ended: int,
-    regions: Regions,
-    groups: GroupedInterval | GroupTable | None,
-    aggr_us: int,
-    use: MemoryUse | None,
-    residency: Residency | None,
-) -> Snapshot:
-    if isinstance(groups, GroupedInterval):
-        groups = groups.table()
-    table = region_table(regions)
-    return Snapshot(began / 1e9, ended / 1e9, table, groups=groups, aggr_us=aggr_us, use=use, residency=residency)
 
 
 def _suspended() -> float:

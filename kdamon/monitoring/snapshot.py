@@ -17,9 +17,9 @@ from kdamon.mm import Observed
 from kdamon.monitoring.residency import Residency
 from kdamon.monitoring.use import MemoryUse
 from kdamon.regions import Regions
-from kdamon.reports.groups import GROUP_REGION, GroupTable
+from kdamon.reports.groups import GROUP_REGION, GroupedInterval, GroupTable
 
-__all__ = ["REGION", "Counters", "RegionTable", "Snapshot", "region_table"]
+__all__ = ["REGION", "Collected", "Counters", "RegionTable", "Snapshot", "region_table", "snapshot_of"]
 
 #: One region: bytes, accesses and unknown samples per aggregation interval, age in aggregation intervals. The
 #: counters are fractions only where several aggregations were merged into one snapshot. mean_accesses is nr_accesses,
@@ -158,3 +158,24 @@ def region_table(regions: Regions) -> RegionTable:
     for name in REGION.names or ():
         table[name] = regions.exact_accesses() if name == "mean_accesses" else getattr(regions, name)
     return table
+
+
+#: Begin and end of sampling, clock nanoseconds; regions, groups of reports; the aggregation interval, microseconds; how
+#: much memory was in use; what was in memory.
+Collected = tuple[int, int, Regions, GroupedInterval | GroupTable | None, int, MemoryUse | None, Residency | None]
+
+
+def snapshot_of(  # noqa: PLR0917 -- what the kdamond collected
+    began: int,
+    ended: int,
+    regions: Regions,
+    groups: GroupedInterval | GroupTable | None,
+    aggr_us: int,
+    use: MemoryUse | None,
+    residency: Residency | None,
+) -> Snapshot:
+    """The snapshot of what the kdamond collected, fields of :data:`Collected`."""
+    if isinstance(groups, GroupedInterval):
+        groups = groups.table()
+    table = region_table(regions)
+    return Snapshot(began / 1e9, ended / 1e9, table, groups=groups, aggr_us=aggr_us, use=use, residency=residency)

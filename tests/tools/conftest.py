@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdamon_tools.checks import tool_checks
+from tests.support.capabilities import skip_because
 from tests.support.paths import public_directory
 
 
@@ -21,6 +22,17 @@ def fuse() -> None:
     for check in tool_checks():
         if not check.available and not check.name.startswith("damo"):
             pytest.skip(f"{check.name}: {check.why}")
+
+
+@pytest.fixture(scope="module")
+def monitoring() -> None:
+    """Skip where this machine cannot monitor, with its own reason."""
+    from kdamon.mm.linux.machine import linux_machine
+
+    try:
+        linux_machine().close()
+    except OSError as error:
+        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture

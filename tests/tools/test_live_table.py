@@ -11,21 +11,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.support.capabilities import skip_because
 from tests.support.terminals import Emulator
 
-pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module", autouse=True)
-def monitoring() -> None:
-    """Skip where this machine cannot monitor, with its own reason."""
-    from kdamon.mm.linux.machine import linux_machine
-
-    try:
-        linux_machine().close()
-    except OSError as error:
-        skip_because(error, "monitoring is not possible: ")
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("monitoring")]
 
 
 @pytest.fixture(scope="module")

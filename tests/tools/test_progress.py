@@ -31,7 +31,7 @@ class Screen(io.StringIO):
 
 
 def screen_of(monkeypatch: pytest.MonkeyPatch, terminal: bool = True) -> Screen:
-    """Standard error; a second goes by between any two looks at the clock."""
+    """Standard error; the clock is a second further at each look."""
     screen, clock = Screen(), itertools.count()
     screen.terminal = terminal
     monkeypatch.setattr(sys, "stderr", screen)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import kdamon
-from tests.support.capabilities import needs_mount_namespace, needs_root, skip_because
+from tests.support.capabilities import needs_mount_namespace, needs_root
 from tests.support.cli import ENVIRONMENT, KDAMON, run
 from tests.support.records import STARTED, read_all, rows, some_record, with_means
 from tests.support.waiting import eventually
@@ -31,17 +31,6 @@ pytestmark = pytest.mark.real
 REPORTS = ["record", "--ops", "reports", "--range", "1000-9000000", "--sample-us", "1ms", "--aggr-us", "10ms"]
 RECORD = [*REPORTS, "--pid", "1"]
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def monitoring() -> None:
-    """Skip where this machine cannot monitor, with its own reason."""
-    from kdamon.mm.linux.machine import linux_machine
-
-    try:
-        linux_machine().close()
-    except OSError as error:
-        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture

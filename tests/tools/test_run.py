@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from kdamon_tools.workloads.truth import Event, load_truth
-from tests.support.capabilities import needs_program, skip_because
+from tests.support.capabilities import needs_program
 from tests.support.json_schemas import validate
 from tests.support.paths import PYTHONPATH
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("monitoring")]
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "100", "LINES": "30"}
@@ -29,17 +29,6 @@ MIB = 1 << 20
 NO_SUCH_PID = 2**22 + 1  # above the largest number that the kernel gives out
 
 Start = Callable[..., tuple[subprocess.Popen[bytes], Path]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def monitoring() -> None:
-    """Skip where this machine cannot monitor, with its own reason."""
-    from kdamon.mm.linux.machine import linux_machine
-
-    try:
-        linux_machine().close()
-    except OSError as error:
-        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 import kdamon
-from tests.support.capabilities import needs_program, skip_because
+from tests.support.capabilities import needs_program
 from tests.support.cli import ENVIRONMENT, KDAMON, run
 from tests.support.terminals import Emulator
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("monitoring")]
 
 #: Sequences that begin the full screen, and those that end it.
 FULL_SCREEN = b"\x1b[?1049h"
@@ -36,17 +36,6 @@ while threading.active_count() > 1:
         areas[0][page] = 1
     threading.Event().wait(0.001)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def monitoring() -> None:
-    """Skip where this machine cannot monitor, with its own reason."""
-    from kdamon.mm.linux.machine import linux_machine
-
-    try:
-        linux_machine().close()
-    except OSError as error:
-        skip_because(error, "monitoring is not possible: ")
 
 
 @pytest.fixture
